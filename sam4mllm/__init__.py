@@ -1,0 +1,37 @@
+"""SAM4MLLM: a multi-modal language model finds what a phrase means, SAM draws it.
+
+>>> import sam4mllm
+>>> pipeline = sam4mllm.load()
+>>> [answer] = pipeline.segment(image, ["the left cup"])  # image: (H, W, 3) uint8 RGB
+>>> answer.mask.shape == image.shape[:2]
+True
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from sam4mllm.errors import Sam4mllmError
+
+if TYPE_CHECKING:
+    from sam4mllm.pipeline import Options, Pipeline
+
+__version__ = "0.1.0"
+__all__ = ["Sam4mllmError", "__version__", "load"]
+
+
+def load(model: str = "demo", segmenter: str = "demo", device: str | None = None, options: Options | None = None) -> Pipeline:
+    """Load both models and put them into a Pipeline.
+
+    Args:
+        model: ``demo``, a folder, or a hub id of a supported family.
+        segmenter: ``demo``, or ``vit_b|vit_l|vit_h:PATH``.
+        device: ``cpu``, ``cuda``, ``cuda:1``…; by default a GPU if there is one.
+        options: how points are asked.
+
+    Raises:
+        ModelError: with one line on what is wrong and what to do.
+    """
+    from sam4mllm.loading import load_pipeline  # torch and transformers take seconds to import; errors and versions should not
+
+    return load_pipeline(model, segmenter, device, options)

@@ -1,0 +1,218 @@
+"""The command line. Each command prints one clear line and exits with 1 if it fails; wrong usage exits with 2."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+from collections.abc import Iterable
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+
+from sam4mllm.errors import Sam4mllmError
+
+if TYPE_CHECKING:
+    from sam4mllm.pipeline import Pipeline, Segmentation
+
+app = typer.Typer(name="sam4mllm", no_args_is_help=True, add_completion=False, help="Text to mask: an MLLM finds it, SAM draws it.")
+T = TypeVar("T")
+
+
+class StrategyName(StrEnum):
+    """The strategies of the method."""
+
+    BOX = "box"
+    PPG = "ppg"
+    PQPP = "pqpp"
+
+
+class PointsName(StrEnum):
+    """The two ways to ask points."""
+
+    PACKED = "packed"
+    JOINT = "joint"
+
+
+class NounsName(StrEnum):
+    """Which nouns the phrases of demo scenes ask for."""
+
+    KNOWN = "known"
+    NOVEL = "novel"
+
+
+ModelOption = Annotated[str, typer.Option("--model", help="demo, a model folder, or a hub id.")]
+SegmenterOption = Annotated[str, typer.Option("--segmenter", help="demo, or vit_b|vit_l|vit_h:PATH.")]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; a GPU if there is one.")]
+StrategyOption = Annotated[StrategyName, typer.Option("--strategy", help="How to prompt the segmenter.")]
+PointsOption = Annotated[PointsName, typer.Option("--points", help="Ask each point on its own (packed) or all in one answer (joint).")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def main() -> None:
+    """Entry point: turns our own errors into one line on standard error."""
+    try:
+        app()
+    except Sam4mllmError as error:
+        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        sys.exit(1)
+
+
+def _load(model: str, segmenter: str, device: str | None, points: PointsName) -> Pipeline:
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    logging.getLogger("transformers").setLevel(logging.ERROR)
+    from transformers.utils import logging as transformers_logging
+
+    import sam4mllm
+    from sam4mllm.pipeline import Options
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    return sam4mllm.load(model, segmenter, device, Options(joint=points is PointsName.JOINT))
+
+
+def _bar(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
+    """A progress bar on standard error, so that standard output stays clean for --json."""
+    return track(items, description=what, total=total, console=Console(stderr=True), transient=True)
+
+
+@app.command(epilog="Example: sam4mllm predict kitchen.jpg 'the left cup' 'all ripe tomatoes' --out overlay.png")
+def predict(
+    image: Annotated[Path, typer.Argument(help="An image file.")],
+    phrases: Annotated[list[str], typer.Argument(help="What to find; one or more phrases.")],
+    strategy: StrategyOption = StrategyName.PQPP,
+    points: PointsOption = PointsName.PACKED,
+    out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the answer here.")] = None,
+    model: ModelOption = "demo",
+    segmenter: SegmenterOption = "demo",
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Find phrases in an image: boxes, masks and a picture of them."""
+    from sam4mllm.images import load_image
+
+    pixels = load_image(image)
+    answers = _load(model, segmenter, device, points).segment(pixels, phrases, strategy.value)
+    if out is not None:
+        from sam4mllm.overlay import draw
+
+        try:
+            draw(pixels, answers).save(out)
+        except (OSError, ValueError) as error:
+            raise Sam4mllmError(f"{out} could not be written: {error}") from error
+    if as_json:
+        print(json.dumps([_as_json(answer) for answer in answers]))
+        return
+    for answer in answers:
+        print(_as_line(answer))
+    if out is not None:
+        print(f"overlay: {out}")
+
+
+def _as_line(answer: Segmentation) -> str:
+    seconds = sum(answer.timings.values())
+    if not answer.instances:
+        return f"{answer.phrase}: no such object (P = {answer.score:.2f}, {seconds:.2f} s)"
+    boxes = ", ".join("[" + " ".join(f"{side:.0f}" for side in instance.box_px) + f"] {instance.score:.2f}" for instance in answer.instances)
+    return f"{answer.phrase}: {len(answer.instances)} found, {int(answer.mask.sum())} pixels, box and score {boxes} ({seconds:.2f} s)"
+
+
+def _as_json(answer: Segmentation) -> dict[str, Any]:
+    from sam4mllm.masks import to_rle
+
+    return {
+        "phrase": answer.phrase,
+        "score": answer.score,
+        "no_target_probability": answer.no_target_probability,
+        "version": answer.version,
+        "timings": answer.timings,
+        "instances": [
+            {
+                "box": instance.box_px.tolist(),
+                "score": instance.score,
+                "rle": to_rle(instance.mask),
+                "points": instance.points_px.tolist(),
+                "inside": instance.inside.tolist(),
+                "labels": instance.labels.tolist(),
+            }
+            for instance in answer.instances
+        ],
+    }
+
+
+@app.command(epilog="Example: sam4mllm scenes /tmp/scenes --count 120 --seed 7")
+def scenes(
+    folder: Annotated[Path, typer.Argument(help="Where to write the dataset.")],
+    count: Annotated[int, typer.Option("--count", min=1, help="Images; each has five phrases.")] = 20,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same scenes.")] = 0,
+    nouns: Annotated[NounsName, typer.Option("--nouns", help="Ask for nouns that the demo model knows, or for new ones.")] = NounsName.KNOWN,
+) -> None:
+    """Write demo scenes with phrases and exact masks as a dataset."""
+    from sam4mllm.demo.dataset import write_scenes
+    from sam4mllm.demo.glyphs import novel_nouns
+
+    asked = novel_nouns() if nouns is NounsName.NOVEL else None
+    written = write_scenes(folder, count, seed, asked, lambda items: _bar(items, count, "drawing"))
+    print(f"{folder}: {count} images, {written} phrases")
+
+
+@app.command(epilog="Example: sam4mllm evaluate /tmp/scenes --oracle --json")
+def evaluate(
+    dataset: Annotated[Path, typer.Argument(help="A folder in the dataset format.")],
+    strategy: StrategyOption = StrategyName.PQPP,
+    points: PointsOption = PointsName.PACKED,
+    oracle: Annotated[bool, typer.Option("--oracle", help="Also draw from true boxes and points: the upper bound.")] = False,
+    model: ModelOption = "demo",
+    segmenter: SegmenterOption = "demo",
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Measure masks, no-target answers and points on a dataset."""
+    from sam4mllm.evaluation.run import evaluate as run
+
+    pipeline = _load(model, segmenter, device, points)
+    summary, _ = run(pipeline, dataset, strategy.value, oracle, lambda images, total: _bar(images, total, "evaluating"))
+    if as_json:
+        print(json.dumps(summary))
+        return
+    table = Table("metric", "value")
+    for name, value in summary.items():
+        table.add_row(name, "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value))
+    Console().print(table)
+
+
+@app.command(epilog="Example: sam4mllm bench --images 12 --json")
+def bench(
+    images: Annotated[int, typer.Option("--images", min=1, help="Demo scenes to time, five phrases each.")] = 12,
+    strategy: StrategyOption = StrategyName.PQPP,
+    points: PointsOption = PointsName.PACKED,
+    model: ModelOption = "demo",
+    segmenter: SegmenterOption = "demo",
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Time one phrase an image on demo scenes, split by stage, after one warm-up; loading is stated apart."""
+    began = time.perf_counter()
+    pipeline = _load(model, segmenter, device, points)
+    loading = time.perf_counter() - began
+    from sam4mllm.bench import time_phrases
+
+    summary = {"loading": loading, **time_phrases(pipeline, images, strategy.value, lambda items, total: _bar(items, total, "timing"))}
+    if as_json:
+        print(json.dumps(summary))
+        return
+    table = Table("stage", "median seconds a phrase")
+    for name, value in summary.items():
+        table.add_row(name, f"{value:.3f}")
+    Console().print(table)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,113 @@
+"""A reviewer's own points and boxes, and how they join what the MLLM found."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.geometry import box_iou
+from sam4mllm.grounding.protocol import Grounding
+
+SAME_BOX = 0.3
+"""IoU from which a reviewer's box stands for the MLLM's box rather than for another object."""
+REACH = 0.5
+"""How far outside of a box, in sides of it, a click on an object still belongs to it."""
+
+
+def _no_boxes() -> NDArray[np.float32]:
+    return np.zeros((0, 4), np.float32)
+
+
+def _no_points() -> NDArray[np.float32]:
+    return np.zeros((0, 2), np.float32)
+
+
+def _no_labels() -> NDArray[np.int64]:
+    return np.zeros(0, np.int64)
+
+
+@dataclass(frozen=True, eq=False)
+class Clicks:
+    """``points_px`` (K, 2) float32 with ``labels`` (K,) int64, 1 on the object and 0 off it; ``boxes_px`` (N, 4) float32."""
+
+    points_px: NDArray[np.float32] = field(default_factory=_no_points)
+    labels: NDArray[np.int64] = field(default_factory=_no_labels)
+    boxes_px: NDArray[np.float32] = field(default_factory=_no_boxes)
+
+
+@dataclass(frozen=True, eq=False)
+class Target:
+    """What one instance will be prompted with: a box or None, and points (K, 2) with P(inside) (K,) and labels (K,): 1, 0, or -1 for unused."""
+
+    box_px: NDArray[np.float32] | None
+    probability: float
+    points_px: NDArray[np.float32] = field(default_factory=_no_points)
+    inside: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
+    labels: NDArray[np.int64] = field(default_factory=_no_labels)
+
+    def with_points(self, points_px: NDArray[np.float32], inside: NDArray[np.float64], labels: NDArray[np.int64]) -> Target:
+        """The same target with more points."""
+        return replace(
+            self,
+            points_px=np.concatenate([self.points_px, points_px]).astype(np.float32),
+            inside=np.concatenate([self.inside, inside]),
+            labels=np.concatenate([self.labels, labels]).astype(np.int64),
+        )
+
+
+def merge(grounding: Grounding, clicks: Clicks | None) -> list[Target]:
+    """The targets of a phrase: the MLLM's boxes with the points it wrote, corrected and completed by the reviewer.
+
+    A reviewer's box replaces the MLLM's box that it overlaps, or adds an instance. A click goes to the nearest box; a positive one out of reach of
+    every box, or with no box at all, becomes an instance of its own, which the negative ones near it then shape.
+    """
+    targets = [_found(grounding, index) for index in range(len(grounding.boxes_px))]
+    if clicks is None:
+        return targets
+    for box in clicks.boxes_px:
+        targets = _with_box(targets, box)
+    for sign in (1, 0):  # positive clicks first: they may make the instance that a negative one belongs to
+        for point in clicks.points_px[clicks.labels == sign]:
+            targets = _with_click(targets, point, sign)
+    return targets
+
+
+def _found(grounding: Grounding, index: int) -> Target:
+    target = Target(grounding.boxes_px[index], float(grounding.box_probabilities[index]))
+    if not grounding.points:
+        return target
+    spoken = grounding.points[index]
+    points = np.concatenate([spoken.inside_px, spoken.outside_px])
+    labels = np.repeat(np.array([1, 0], np.int64), [len(spoken.inside_px), len(spoken.outside_px)])
+    return target.with_points(points, labels.astype(np.float64), labels)
+
+
+def _with_box(targets: list[Target], box_px: NDArray[np.float32]) -> list[Target]:
+    own = Target(box_px.astype(np.float32), 1.0)
+    overlaps = [float(box_iou(target.box_px[None], own_box[None])[0, 0]) if target.box_px is not None else 0.0 for target in targets for own_box in [box_px]]
+    if overlaps and max(overlaps) >= SAME_BOX:
+        index = int(np.argmax(overlaps))
+        return [*targets[:index], own, *targets[index + 1 :]]
+    return [*targets, own]
+
+
+def _with_click(targets: list[Target], point_px: NDArray[np.float32], label: int) -> list[Target]:
+    clicked = (point_px[None].astype(np.float32), np.array([float(label)]), np.array([label], np.int64))
+    distances = [_distance(target, point_px) for target in targets]
+    if label == 1 and (not distances or min(distances) > REACH):
+        return [*targets, Target(None, 1.0).with_points(*clicked)]
+    if not distances:
+        return targets
+    index = int(np.argmin(distances))
+    return [*targets[:index], targets[index].with_points(*clicked), *targets[index + 1 :]]
+
+
+def _distance(target: Target, point_px: NDArray[np.float32]) -> float:
+    """How far a point is outside of a target's box, in the box's longer side; infinite for a target without one and a point that makes another."""
+    if target.box_px is None:
+        return REACH
+    low, high = target.box_px[:2], target.box_px[2:]
+    outside = np.maximum(np.maximum(low - point_px, point_px - high), 0)
+    return float(np.linalg.norm(outside) / max(1.0, float((high - low).max())))

@@ -1,0 +1,169 @@
+"""Referring expressions for a scene, true by construction: by noun, colour or size, position, plural, and of what is not there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sam4mllm.demo.glyphs import COLOURS
+from sam4mllm.demo.layout import Thing
+
+KINDS = ("noun", "attribute", "position", "plural", "none")
+SHARES = (0.30, 0.20, 0.20, 0.15, 0.15)
+NEAR_MISS_SHARE = 0.5
+SIZE_RATIO = 1.35
+SIDE_MARGIN = 0.08
+IRREGULAR_PLURALS = {"cherry": "cherries", "strawberry": "strawberries", "butterfly": "butterflies", "sheep": "sheep", "fish": "fish"}
+SIBILANTS = ("s", "x", "ch", "sh", "o")
+SIDES = ("left", "right", "top", "bottom")
+RELATIONS = ("left of", "right of", "above", "below")
+
+
+@dataclass(frozen=True)
+class Expression:
+    """A phrase, the indices of the things that it means (empty: no such object), and its kind (one of KINDS).
+
+    ``nouns`` are the words for things in it, asked one first.
+    """
+
+    phrase: str
+    targets: tuple[int, ...]
+    kind: str
+    nouns: tuple[str, ...]
+
+
+def plural(noun: str) -> str:
+    """The English plural of one of the sheet's nouns."""
+    if noun in IRREGULAR_PLURALS:
+        return IRREGULAR_PLURALS[noun]
+    return noun + ("es" if noun.endswith(SIBILANTS) and noun not in ("kiwi", "avocado") else "s")
+
+
+def expressions(rng: np.random.Generator, things: Sequence[Thing], kinds: Sequence[str], nouns: Sequence[str]) -> list[Expression] | None:
+    """One expression of each kind in ``kinds``, all different, about ``nouns``; None if the scene cannot carry them."""
+    makers: dict[str, Callable[..., list[Expression]]] = {
+        "noun": _by_noun,
+        "attribute": _by_attribute,
+        "position": _by_position,
+        "plural": _by_plural,
+        "none": _of_nothing,
+    }
+    chosen: list[Expression] = []
+    for kind in kinds:
+        seen = {expression.phrase for expression in chosen}
+        candidates = [candidate for candidate in makers[kind](rng, things, nouns) if candidate.phrase not in seen]
+        if not candidates:
+            return None
+        chosen.append(candidates[rng.integers(len(candidates))])
+    return chosen
+
+
+def _indices(things: Sequence[Thing], noun: str) -> list[int]:
+    return [index for index, thing in enumerate(things) if thing.noun == noun]
+
+
+def _present(things: Sequence[Thing], nouns: Sequence[str]) -> list[str]:
+    return sorted({thing.noun for thing in things if thing.noun in nouns})
+
+
+def _by_noun(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
+    article = "the " if rng.random() < 0.75 else ""
+    return [
+        Expression(f"{article}{noun}", (indices[0],), "noun", (noun,))
+        for noun in _present(things, nouns)
+        if len(indices := _indices(things, noun)) == 1
+    ]
+
+
+def _by_attribute(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
+    telling, idle = [], []  # an expression is telling where the noun alone would not do
+    for noun in _present(things, nouns):
+        indices = _indices(things, noun)
+        for colour in COLOURS:
+            matches = [index for index in indices if things[index].colour == colour]
+            clear = all(things[index].colour for index in indices)
+            if len(matches) == 1 and clear:
+                (telling if len(indices) > 1 else idle).append(Expression(f"the {colour} {noun}", (matches[0],), "attribute", (noun,)))
+        if len(indices) > 1:
+            order = sorted(indices, key=lambda index: things[index].size)
+            if things[order[-1]].size >= SIZE_RATIO * things[order[-2]].size:
+                word = "big" if rng.random() < 0.5 else "large"
+                telling.append(Expression(f"the {word} {noun}", (order[-1],), "attribute", (noun,)))
+            if things[order[1]].size >= SIZE_RATIO * things[order[0]].size:
+                telling.append(Expression(f"the small {noun}", (order[0],), "attribute", (noun,)))
+    return telling if telling and (not idle or rng.random() < 0.75) else idle
+
+
+def _by_position(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
+    found = []
+    for noun in _present(things, nouns):
+        indices = _indices(things, noun)
+        for side, axis, sign in zip(SIDES, (0, 0, 1, 1), (1, -1, 1, -1), strict=True):
+            order = sorted(indices, key=lambda index: sign * things[index].middle[axis])  # noqa: B023
+            if len(order) > 1 and abs(things[order[0]].middle[axis] - things[order[1]].middle[axis]) >= SIDE_MARGIN:
+                preposition = "on" if axis == 0 else "at"
+                phrase = f"the {side} {noun}" if rng.random() < 0.6 else f"the {noun} {preposition} the {side}"
+                found.append(Expression(phrase, (order[0],), "position", (noun,)))
+        found += _relations(things, noun, indices, holds=True)
+    return found
+
+
+def _relations(things: Sequence[Thing], noun: str, indices: Sequence[int], holds: bool) -> list[Expression]:
+    """ "the cup below the dog": exactly one cup is clearly below the only dog, the others clearly not; with ``holds`` false, none is."""
+    found = []
+    for anchor in range(len(things)):
+        other = things[anchor].noun
+        if not other or other == noun or len(_indices(things, other)) > 1:
+            continue
+        for relation, axis, sign in zip(RELATIONS, (0, 0, 1, 1), (-1, 1, -1, 1), strict=True):
+            along = [sign * (things[index].middle[axis] - things[anchor].middle[axis]) for index in indices]
+            across = [abs(things[index].middle[1 - axis] - things[anchor].middle[1 - axis]) for index in indices]
+            clearly = [a > SIDE_MARGIN and a > b for a, b in zip(along, across, strict=True)]
+            clearly_not = [a < -SIDE_MARGIN for a in along]
+            if sum(clearly) == int(holds) and all(a or b for a, b in zip(clearly, clearly_not, strict=True)):
+                targets = tuple(index for index, flag in zip(indices, clearly, strict=True) if flag)
+                kind = "position" if holds else "none"
+                found.append(Expression(f"the {noun} {relation} the {other}", targets, kind, (noun, other)))
+    return found
+
+
+def _by_plural(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
+    article = "all" if rng.random() < 0.6 else "the"
+    found = []
+    for noun in _present(things, nouns):
+        indices = _indices(things, noun)
+        if len(indices) > 1:
+            found.append(Expression(f"{article} {plural(noun)}", tuple(indices), "plural", (noun,)))
+            for colour in COLOURS:
+                matches = tuple(index for index in indices if things[index].colour == colour)
+                if 1 < len(matches) < len(indices) and all(things[index].colour for index in indices):
+                    found.append(Expression(f"{article} {colour} {plural(noun)}", matches, "plural", (noun,)))
+    return found
+
+
+def _of_nothing(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
+    present = _present(things, nouns)
+    if rng.random() < NEAR_MISS_SHARE:
+        near = []
+        for noun in present:
+            indices = _indices(things, noun)
+            colours = {things[index].colour for index in indices}
+            if "" not in colours:
+                near += [Expression(f"the {colour} {noun}", (), "none", (noun,)) for colour in COLOURS if colour not in colours]
+            near += _relations(things, noun, indices, holds=False)
+        if near:
+            return near
+    absent = [noun for noun in nouns if not _indices(things, noun)]
+    if not absent:
+        return []
+    noun = absent[rng.integers(len(absent))]
+    forms = (
+        f"the {noun}",
+        noun,
+        f"all {plural(noun)}",
+        f"the {COLOURS[rng.integers(len(COLOURS))]} {noun}",
+        f"the {SIDES[rng.integers(4)]} {noun}",
+    )
+    return [Expression(forms[rng.choice(5, p=[0.4, 0.15, 0.15, 0.2, 0.1])], (), "none", (noun,))]

@@ -1,0 +1,144 @@
+"""Dense targets for the vision tower: what lies under each visual token. Used in the base model's own pre-training only."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from sam4mllm.demo.architecture import HIDDEN, MAX_PIXELS, MERGE, PATCH
+from sam4mllm.demo.glyphs import COLOURS, known_nouns, load_glyphs
+from sam4mllm.demo.layout import draw_size
+from sam4mllm.demo.scenes import DemoScene
+
+CELL = PATCH * MERGE
+FINE = 8
+"""Each visual token predicts a FINE × FINE picture of what is thing and what is background under it."""
+COVERED = 0.35
+"""Least share of a cell that a thing must cover for the cell to speak for it."""
+
+
+def model_size(height: int, width: int) -> tuple[int, int]:
+    """The size to which the demo's image processor brings an image of (height, width): multiples of a visual token, at most MAX_PIXELS."""
+    rows, columns = round(height / CELL) * CELL, round(width / CELL) * CELL
+    if rows * columns > MAX_PIXELS:
+        shrink = (height * width / MAX_PIXELS) ** 0.5
+        rows, columns = int(height / shrink / CELL) * CELL, int(width / shrink / CELL) * CELL
+    return rows, columns
+
+
+def batch_size_px(rng: np.random.Generator) -> tuple[int, int]:
+    """(height, width) in model pixels for a batch: all its images share one grid."""
+    return model_size(*draw_size(rng))
+
+
+def patchify(images: NDArray[np.uint8]) -> Tensor:
+    """(B, H, W, 3) uint8 to the (B · patches, 3 · PATCH²) rows of the Qwen-VL image processor, normalised to -1…1."""
+    count, height, width, _ = images.shape
+    pixels = torch.from_numpy(images).float() / 127.5 - 1.0
+    blocks = pixels.reshape(count, height // CELL, MERGE, PATCH, width // CELL, MERGE, PATCH, 3)
+    return blocks.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3 * PATCH * PATCH)
+
+
+@dataclass(frozen=True, eq=False)
+class DenseTargets:
+    """Per visual token, in reading order, T of them: ``owner`` (T,) index of the thing or -1; ``thing`` (T,) class, 0 for background;
+    ``box_milli`` (T, 4); ``centre_milli`` (T, 2) of the cell itself; ``fine`` (T, FINE²) share covered by any thing; ``colour`` (T,) 0 for none;
+    ``cover`` (N, T) share of each cell that each thing covers."""
+
+    owner: NDArray[np.int64]
+    thing: NDArray[np.int64]
+    box_milli: NDArray[np.float32]
+    centre_milli: NDArray[np.float32]
+    fine: NDArray[np.float32]
+    colour: NDArray[np.int64]
+    cover: NDArray[np.float32]
+
+
+def dense_targets(scene: DemoScene) -> DenseTargets:
+    """The targets for a scene whose image has the model's size."""
+    height, width = scene.image.shape[:2]
+    rows, columns = height // CELL, width // CELL
+    cover = np.stack([cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA) for mask in scene.masks])
+    cover = cover.reshape(len(scene.masks), -1)
+    owner = np.where(cover.max(0) >= COVERED, cover.argmax(0), -1)
+    classes = np.array([0, *(thing.glyph.index + 1 for thing in scene.things)])
+    colours = np.array([0, *(COLOURS.index(thing.colour) + 1 if thing.colour else 0 for thing in scene.things)])
+    boxes_milli = np.concatenate([np.zeros((1, 4)), scene.boxes_px * (1000.0 / np.array([width, height, width, height]))])
+    down, across = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
+    foreground = scene.masks.any(0).astype(np.float32)
+    fine = cv2.resize(foreground, (columns * FINE, rows * FINE), interpolation=cv2.INTER_AREA)
+    fine = fine.reshape(rows, FINE, columns, FINE).transpose(0, 2, 1, 3).reshape(-1, FINE * FINE)
+    return DenseTargets(
+        owner=owner,
+        thing=classes[owner + 1],
+        box_milli=boxes_milli[owner + 1].astype(np.float32),
+        centre_milli=np.stack([across, down], -1).reshape(-1, 2).astype(np.float32) * 1000,
+        fine=np.ascontiguousarray(fine),
+        colour=colours[owner + 1],
+        cover=cover.astype(np.float32),
+    )
+
+
+def fourier_coordinates() -> Tensor:
+    """(1000, HIDDEN) starting values of the coordinate tokens' embeddings: neighbours alike, so that a near miss is nearly right."""
+    wavelengths = torch.logspace(np.log10(2000.0), np.log10(12.0), HIDDEN // 2)
+    phase = (torch.arange(1000)[:, None] + 0.5) * (2 * torch.pi / wavelengths)
+    return torch.cat([phase.cos(), phase.sin()], 1) / (HIDDEN // 2) ** 0.5
+
+
+def soft_coordinates(values_milli: Tensor, sigma: float) -> Tensor:
+    """(..., 1000) target distributions, a bell of width ``sigma`` around each value."""
+    grid = torch.arange(1000) + 0.5
+    return torch.softmax(-0.5 * ((grid - values_milli[..., None]) / sigma) ** 2, -1)
+
+
+class DenseHeads(nn.Module):
+    """Linear readers of the visual tokens. Boxes and centres are read through the coordinate tokens' own embeddings."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.thing = nn.Linear(HIDDEN, len(load_glyphs()) + 1)
+        self.coordinates = nn.Linear(HIDDEN, 6 * HIDDEN)
+        self.fine = nn.Linear(HIDDEN, FINE * FINE)
+        self.colour = nn.Linear(HIDDEN, len(COLOURS) + 1)
+
+    def noun_rows(self) -> tuple[list[str], Tensor]:
+        """The known nouns and (N, HIDDEN) weights by which their things are recognised: good first embeddings for the words."""
+        return known_nouns(), self.thing.weight[1 : len(known_nouns()) + 1].detach()
+
+    def losses(self, visual: Tensor, targets: list[DenseTargets], embeddings: Tensor, sigma: float) -> dict[str, Tensor]:
+        """Weighted terms for ``visual`` (B · T, HIDDEN) in reading order, and the logged accuracy and box error (‰)."""
+        visual = F.rms_norm(visual, (HIDDEN,))  # as the language model's first layer will
+        thing = torch.from_numpy(np.concatenate([t.thing for t in targets]))
+        covered = thing > 0
+        weight = torch.where(covered, 1.0, 0.3)
+        logits = self.thing(visual).float()
+        recognised = (F.cross_entropy(logits, thing, reduction="none") * weight).sum() / weight.sum()
+        box = torch.from_numpy(np.concatenate([t.box_milli for t in targets]))
+        centre = torch.from_numpy(np.concatenate([t.centre_milli for t in targets]))
+        read = self.coordinates(visual).reshape(-1, 6, HIDDEN)
+        spots = F.log_softmax((read @ embeddings.T).float(), -1)
+        located = -(soft_coordinates(box[covered], sigma) * spots[covered, :4]).sum(-1).mean()
+        placed = -(soft_coordinates(centre, sigma) * spots[:, 4:]).sum(-1).mean()
+        fine = F.binary_cross_entropy_with_logits(self.fine(visual).float(), torch.from_numpy(np.concatenate([t.fine for t in targets])))
+        colour = F.cross_entropy(
+            self.colour(visual).float()[covered], torch.from_numpy(np.concatenate([t.colour for t in targets]))[covered]
+        )
+        with torch.no_grad():
+            hit = (logits[covered].argmax(-1) == thing[covered]).float().mean()
+            error = (spots[covered, :4].argmax(-1) + 0.5 - box[covered]).abs().mean()
+        return {
+            "thing": recognised,
+            "box": 0.3 * located,
+            "centre": 0.1 * placed,
+            "fine": fine,
+            "colour": 0.3 * colour,
+            "_accuracy": hit,
+            "_box_error": error,
+        }

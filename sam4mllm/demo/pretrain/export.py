@@ -1,0 +1,46 @@
+"""From training checkpoints to the folders that the package ships."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import Qwen2VLImageProcessor
+
+from sam4mllm.demo.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, build_segmenter
+from sam4mllm.demo.pretrain.tower import DemoTrainee
+from sam4mllm.demo.tokenizer import save_tokenizer
+from sam4mllm.prompts.dialects import DEMO, dump_dialect
+
+
+def export_mllm(checkpoint: Path, folder: Path) -> None:
+    """Write a complete model folder (half precision) from a checkpoint of the language stage."""
+    trainee = DemoTrainee()
+    trainee.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    trainee.mllm.to(torch.float16).save_pretrained(folder)
+    save_tokenizer(folder)
+    Qwen2VLImageProcessor(
+        patch_size=PATCH,
+        temporal_patch_size=1,
+        merge_size=MERGE,
+        size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
+        image_mean=[0.5] * 3,
+        image_std=[0.5] * 3,
+    ).save_pretrained(folder)
+    (folder / "dialect.json").write_text(dump_dialect(DEMO), encoding="utf-8")
+
+
+def export_segmenter(checkpoint: Path, folder: Path) -> None:
+    """Write the segmenter's folder (half precision) from a checkpoint of its stage."""
+    model = build_segmenter()
+    model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
+    save_file({name: tensor.contiguous() for name, tensor in halves.items()}, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps({"architecture": "demo"}) + "\n", encoding="utf-8")

@@ -1,0 +1,184 @@
+"""Stage two of the demo MLLM: the language model learns to answer, tower and all.
+
+Losses: cross-entropy on the answers (soft around true coordinates), attention drawn to where the answer lies, and stage one's dense terms. The
+auxiliary terms are for this base model alone; LoRA training uses text cross-entropy on answers, as the paper does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sam4mllm.demo.architecture import HIDDEN, MERGE, PATCH
+from sam4mllm.demo.phrases import IRREGULAR_PLURALS
+from sam4mllm.demo.pretrain.dense import batch_size_px, dense_targets, soft_coordinates
+from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
+from sam4mllm.demo.pretrain.loop import Plan, run
+from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee
+from sam4mllm.demo.scenes import make_scene
+from sam4mllm.demo.tokenizer import COORDINATES, IMAGE, USER, VISION_END, VISION_START, build_tokenizer, vocabulary
+from sam4mllm.grounding.packing import additive, pack
+
+BOXES_ONLY = 500
+"""Steps before the first point questions."""
+SHARPENING, WIDE = 3000, 14.0
+LOOKS = {"noun": (1, slice(0, 2), 0.1), "answer": (3, slice(0, 3), 0.5), "point": (2, slice(3, 5), 0.15)}
+"""Layer, heads and weight of each supervised attention."""
+ALIKE_LAYERS = (1, 2, 3)
+
+
+def start(model: DemoTrainee) -> None:
+    """First values of the language model: nouns as the tower recognises them, keys like queries where attention is to find what looks like a word."""
+    ids = {token: index for index, token in enumerate(vocabulary())}
+    generator = torch.Generator().manual_seed(5)
+    language = model.mllm.model.language_model
+    with torch.no_grad():
+        for name, parameter in language.layers.named_parameters():
+            if name.endswith("proj.weight"):
+                parameter.normal_(0, 0.6 * parameter.shape[1] ** -0.5, generator=generator)
+        for layer in ALIKE_LAYERS:
+            attention = language.layers[layer].self_attn
+            nn.init.orthogonal_(attention.q_proj.weight, gain=0.8, generator=generator)
+            attention.k_proj.weight.copy_(attention.q_proj.weight)
+        embeddings = model.mllm.get_input_embeddings().weight
+        nouns, rows = model.heads.noun_rows()
+        rows = F.normalize(rows, dim=-1)
+        words = [index for token, index in ids.items() if not token.isdigit() or len(token) != 3]
+        embeddings[words] = torch.randn(len(words), HIDDEN, generator=generator) * HIDDEN**-0.5
+        for noun, row in zip(nouns, rows, strict=True):
+            for word in {noun, IRREGULAR_PLURALS.get(noun, noun)}:
+                embeddings[ids[word]] = row
+
+
+def train(
+    folder: Path, tower: Path | None, steps: int, batch: int = 8, threads: int = 2, seed: int = 21, rate: float = 1e-3
+) -> DemoTrainee:
+    """Run or continue the stage from stage one's checkpoint folder ``tower`` and return the model."""
+    torch.manual_seed(seed)
+    model = DemoTrainee()
+    if tower is not None:
+        model.load_state_dict(load_file(tower / "model.safetensors"), strict=False)
+        start(model)
+    model.mllm.model.language_model.config._attn_implementation = "eager"  # the attention weights are needed
+    teacher = Teacher(build_tokenizer())
+    run(Plan(folder, steps, batch, rate=rate, threads=threads, seed=seed), model, batch_losses(model, teacher, seed, batch))
+    return model
+
+
+def batch_losses(model: DemoTrainee, teacher: Teacher, seed: int, batch: int) -> Callable[[int], dict[str, Tensor]]:
+    """The function from a step to its loss terms."""
+
+    def losses(step: int) -> dict[str, Tensor]:
+        rng = np.random.default_rng([seed, step, 5])
+        size = batch_size_px(rng)
+        scenes = [make_scene((seed, step * batch + index), size=size) for index in range(batch)]
+        dense = [dense_targets(scene) for scene in scenes]
+        lessons = [teacher.lesson(scene, targets, rng, step >= BOXES_ONLY) for scene, targets in zip(scenes, dense, strict=True)]
+        visual, grid = model.see(scenes)
+        sigma = float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
+        terms = {f"dense_{name}" if name[0] != "_" else name: term if name[0] == "_" else 0.5 * term for name, term in model.heads.losses(visual.flatten(0, 1), dense, model.coordinate_embeddings(), sigma).items()}  # fmt: skip
+        hidden, attentions, prefix = forward(model, lessons, visual, grid)
+        terms |= answer_losses(model, teacher, lessons, hidden[:, prefix:], sigma)
+        terms |= look_losses(lessons, attentions, prefix, visual.shape[1])
+        return terms
+
+    return losses
+
+
+def forward(model: DemoTrainee, lessons: list[Lesson], visual: Tensor, grid: Tensor) -> tuple[Tensor, tuple[Tensor, ...], int]:
+    """Final hidden states (B, L, HIDDEN), attention weights per layer (B, heads, L, L), and the prefix's length."""
+    ids = {token: index for index, token in enumerate(vocabulary())}
+    tokens = visual.shape[1]
+    prefix = torch.tensor([ids[USER], ids[VISION_START], *[ids[IMAGE]] * tokens, ids[VISION_END]])
+    rows = [pack(lesson.segments) for lesson in lessons]
+    longest = max(len(row.ids) for row in rows)
+    total = len(prefix) + longest
+    row_ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    visible = torch.eye(total, dtype=torch.bool).repeat(len(rows), 1, 1)
+    visible[:, : len(prefix), : len(prefix)] = torch.ones(len(prefix), len(prefix)).tril().bool()
+    positions = prefix_positions(tokens, grid[0])[:, None].repeat(1, len(rows), 1)
+    following = int(positions.max()) + 1
+    offsets = torch.zeros(len(rows), longest, dtype=torch.long)
+    for index, row in enumerate(rows):
+        length = len(row.ids)
+        row_ids[index, :length] = torch.from_numpy(row.ids)
+        offsets[index, :length] = torch.from_numpy(row.offsets)
+        visible[index, len(prefix) :, : len(prefix)] = True
+        visible[index, len(prefix) : len(prefix) + length, len(prefix) : len(prefix) + length] = torch.from_numpy(row.mask)
+    embed = model.mllm.get_input_embeddings()
+    head = embed(prefix)[None].expand(len(rows), -1, -1)
+    inputs = torch.cat([head[:, :2], visual.to(head.dtype), head[:, -1:], embed(row_ids)], 1)
+    output = model.mllm.model.language_model(
+        inputs_embeds=inputs,
+        attention_mask=additive(visible[:, None], torch.bfloat16),
+        position_ids=torch.cat([positions, (following + offsets)[None].expand(3, -1, -1)], 2),
+        use_cache=False,
+        output_attentions=True,
+    )
+    return output.last_hidden_state, output.attentions, len(prefix)
+
+
+def prefix_positions(tokens: int, grid: Tensor) -> Tensor:
+    """(3, 2 + tokens + 1) multimodal positions of "user, vision start, image, vision end"."""
+    rows, columns = int(grid[1]) // MERGE, int(grid[2]) // MERGE
+    down, across = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    image = torch.stack([torch.zeros(tokens, dtype=torch.long), down.flatten(), across.flatten()]) + 2
+    return torch.cat([torch.arange(2).expand(3, -1), image, torch.full((3, 1), 2 + max(rows, columns))], 1)
+
+
+def _gather(hidden: Tensor, places: list[tuple[int, int]]) -> Tensor:
+    index = torch.tensor(places)
+    return hidden[index[:, 0], index[:, 1]]
+
+
+def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], hidden: Tensor, sigma: float) -> dict[str, Tensor]:
+    """Cross-entropy of coordinates (soft), of the words that decide (a box or none, another box or the end), of the rest, and of yes and no."""
+    head = model.mllm.lm_head.weight
+    zero = hidden.sum() * 0
+    places = [(b, position) for b, lesson in enumerate(lessons) for position, _ in lesson.coordinates]
+    values = torch.tensor([value for lesson in lessons for _, value in lesson.coordinates])
+    terms = {"coordinate": zero, "_coordinate_error": zero}
+    if places:
+        logs = F.log_softmax((_gather(hidden, places) @ head.T).float(), -1)[
+            :, teacher.first_coordinate : teacher.first_coordinate + len(COORDINATES)
+        ]
+        terms["coordinate"] = -(soft_coordinates(values, sigma) * logs).sum(-1).mean()
+        terms["_coordinate_error"] = (logs.argmax(-1) + 0.5 - values).abs().median()
+    for name, decides in (("decide", True), ("form", False)):
+        chosen = [
+            (b, position, token) for b, lesson in enumerate(lessons) for position, token, decision in lesson.choices if decision == decides
+        ]
+        logits = (_gather(hidden, [(b, position) for b, position, _ in chosen]) @ head.T).float()
+        answers = torch.tensor([token for *_, token in chosen])
+        terms[name] = F.cross_entropy(logits, answers) * (2.0 if decides else 0.1)
+        if decides:
+            terms["_decided"] = (logits.argmax(-1) == answers).float().mean()
+    asked = [(b, position, token) for b, lesson in enumerate(lessons) for position, token in lesson.verdicts]
+    if asked:
+        logits = (_gather(hidden, [(b, position) for b, position, _ in asked]) @ head.T).float()
+        answers = torch.tensor([token for *_, token in asked])
+        terms["verdict"] = 2.0 * F.cross_entropy(logits, answers)
+        terms["_verdict"] = (logits.argmax(-1) == answers).float().mean()
+    return terms
+
+
+def look_losses(lessons: list[Lesson], attentions: tuple[Tensor, ...], prefix: int, tokens: int) -> dict[str, Tensor]:
+    """-log of the attention that falls on the right visual tokens, in the heads of LOOKS."""
+    terms: dict[str, Tensor] = {}
+    for kind, (layer, heads, weight) in LOOKS.items():
+        looks = [(b, position, where) for b, lesson in enumerate(lessons) for name, position, where in lesson.looks if name == kind]
+        if looks:
+            index = torch.tensor([(b, position + prefix) for b, position, _ in looks])
+            where: NDArray[np.bool_] = np.stack([where for *_, where in looks])
+            seen = attentions[layer][index[:, 0], heads, index[:, 1], 2 : 2 + tokens].float()
+            mass = (seen * torch.from_numpy(where)[:, None]).sum(-1)
+            terms[f"look_{kind}"] = -weight * (mass + 1e-4).log().mean()
+            terms[f"_mass_{kind}"] = mass.mean()
+    return terms

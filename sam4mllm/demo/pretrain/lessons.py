@@ -1,0 +1,238 @@
+"""From a scene to one packed row of conversations, with what each position should answer and where it should look."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerFast
+
+from sam4mllm.demo.phrases import Expression, plural
+from sam4mllm.demo.pretrain.dense import COVERED, DenseTargets
+from sam4mllm.demo.scenes import DemoScene
+from sam4mllm.demo.tokenizer import COORDINATES, END, Speller, vocabulary
+from sam4mllm.geometry import to_milli
+from sam4mllm.grounding.packing import ROOT, Segment
+from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.prompts.conversation import ChatMarkup, SpokenInstance, points_answer, points_body, points_head, prompt_answer, read_markup
+from sam4mllm.prompts.dialects import DEMO
+
+POINTS_PER_BOX = 6
+JOINT_SHARE, PROMPT_SHARE = 0.3, 0.35
+MAX_JOINT = 15
+PROMPT_INSIDE, PROMPT_OUTSIDE = 3, 2
+"""Points of each kind in a PPG answer: the first of the pattern that lie so. The paper samples groups and keeps those that SAM does best with."""
+BOX_SHAKE = 0.04
+
+
+@dataclass
+class Lesson:
+    """One image's row and its targets, by position in the row; a position predicts the token after it.
+
+    ``coordinates``: (position, value in milli); ``choices``: (position, token, is a decision); ``verdicts``: (position, token) of yes and no;
+    ``looks``: (kind, position, visual tokens (T,) bool) where kind is ``noun``, ``answer`` or ``point``.
+    """
+
+    segments: list[Segment] = field(default_factory=list)
+    coordinates: list[tuple[int, float]] = field(default_factory=list)
+    choices: list[tuple[int, int, bool]] = field(default_factory=list)
+    verdicts: list[tuple[int, int]] = field(default_factory=list)
+    looks: list[tuple[str, int, NDArray[np.bool_]]] = field(default_factory=list)
+    length: int = 0
+
+    def add(self, ids: list[int], parent: int) -> tuple[int, int]:
+        """Append a segment; its index and where it starts in the row."""
+        start = self.length
+        self.segments.append(Segment(tuple(ids), parent))
+        self.length += len(ids)
+        return len(self.segments) - 1, start
+
+
+class Teacher:
+    """Writes lessons in the demo's dialect."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast) -> None:
+        ids = {token: index for index, token in enumerate(vocabulary())}
+        self._tokenizer = tokenizer
+        self._speller = Speller(tokenizer)
+        self.markup: ChatMarkup = read_markup(tokenizer)
+        self.first_coordinate = ids[COORDINATES[0]]
+        self.end, self.yes, self.no, self.none, self.open = ids[END], ids[DEMO.yes], ids[DEMO.no], ids[DEMO.no_target], ids["["]
+
+    def encode(self, text: str) -> list[int]:
+        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def lesson(self, scene: DemoScene, dense: DenseTargets, rng: np.random.Generator, with_points: bool) -> Lesson:
+        """All phrases of a scene in one row; with points, questions about one box a phrase, and now and then the other two ways of asking."""
+        lesson = Lesson()
+        regions = [_region(cover) for cover in dense.cover]
+        for expression in scene.expressions:
+            order = sorted(expression.targets, key=lambda index: float(scene.boxes_px[index, 0]))
+            asked = self._ask_boxes(lesson, scene, expression, order, regions, rng)
+            if with_points and order:
+                index = order[rng.integers(len(order))]
+                self._ask_points(lesson, scene, asked, index, dense, rng)
+        if with_points and rng.random() < PROMPT_SHARE:
+            self._ask_prompt(lesson, scene, scene.expressions[rng.integers(len(scene.expressions))], regions, rng)
+        return lesson
+
+    def _question(self, template: str, expression: Expression, rng: np.random.Generator) -> tuple[list[int], dict[str, int]]:
+        before, after = template.split("{phrase}")
+        ids, ends = self._speller.encode(expression.phrase, rng)
+        head = self.encode(before)
+        return head + ids + self.encode(after + self.markup.to_answer), {word: len(head) + end for word, end in ends.items()}
+
+    def _look_at_nouns(
+        self, lesson: Lesson, scene: DemoScene, expression: Expression, ends: dict[str, int], start: int, regions: list[NDArray[np.bool_]]
+    ) -> None:
+        for noun in expression.nouns:
+            places = [regions[index] for index, thing in enumerate(scene.things) if thing.noun == noun]
+            end = ends.get(noun, ends.get(plural(noun)))
+            if places and end is not None:
+                lesson.looks.append(("noun", start + end, np.any(places, axis=0)))
+
+    def _ask_boxes(
+        self,
+        lesson: Lesson,
+        scene: DemoScene,
+        expression: Expression,
+        order: list[int],
+        regions: list[NDArray[np.bool_]],
+        rng: np.random.Generator,
+    ) -> int:
+        question, ends = self._question(DEMO.box_question, expression, rng)
+        height, width = scene.image.shape[:2]
+        spoken = prompt_answer(DEMO, [SpokenInstance(_box(scene, index)) for index in order])
+        answer = [*self.encode(spoken), self.end]
+        segment, start = lesson.add(question + answer, ROOT)
+        self._look_at_nouns(lesson, scene, expression, ends, start, regions)
+        self._answer(
+            lesson,
+            answer,
+            start + len(question),
+            [scene.boxes_px[index] for index in order],
+            [regions[index] for index in order],
+            width,
+            height,
+        )
+        return segment
+
+    def _answer(
+        self,
+        lesson: Lesson,
+        answer: list[int],
+        start: int,
+        boxes: list[NDArray[np.float32]],
+        regions: list[NDArray[np.bool_]],
+        width: int,
+        height: int,
+    ) -> None:
+        """Targets of an answer whose first token stands at ``start``. Points keep their spelled value; boxes the exact one."""
+        instance, within = -1, 0
+        for offset, token in enumerate(answer):
+            position = start + offset - 1
+            if token == self.open:
+                instance, within = instance + 1, 0
+                lesson.looks.append(("answer", position, regions[instance]))
+            if self.first_coordinate <= token < self.first_coordinate + len(COORDINATES):
+                value = float(token - self.first_coordinate) + 0.5
+                if within < 4:
+                    value = float(boxes[instance][within]) / (width, height)[within % 2] * 1000
+                lesson.looks.append(("answer", position, regions[instance]))
+                lesson.coordinates.append((position, value))
+                within += 1
+            else:
+                lesson.choices.append((position, token, token in (self.open, self.none, self.end)))
+
+    def _ask_points(self, lesson: Lesson, scene: DemoScene, asked: int, index: int, dense: DenseTargets, rng: np.random.Generator) -> None:
+        height, width = scene.image.shape[:2]
+        x1, y1, x2, y2 = scene.boxes_px[index]
+        sides = np.array([x2 - x1, y2 - y1, x2 - x1, y2 - y1])
+        shaken = scene.boxes_px[index] + rng.normal(0, BOX_SHAKE * (rng.random() < 0.6), 4) * sides
+        numbers = tuple(to_milli(shaken, width, height).tolist())
+        rest = self.encode(self.markup.to_question)[1:]
+        head, _ = lesson.add(rest + self.encode(points_head(DEMO, numbers)), asked)
+        if rng.random() < JOINT_SHARE:
+            points, inside = _draw_points(scene, index, shaken, int(np.clip(rng.normal(10, 4), 1, MAX_JOINT)), rng)
+            question = self.encode(points_body(DEMO, _numbers(points, width, height)) + self.markup.to_answer)
+            answer = self.encode(points_answer(DEMO, inside))
+            _, start = lesson.add(question + answer, head)
+            for offset, (token, point) in enumerate(zip(answer, points, strict=True)):
+                position = start + len(question) + offset - 1
+                lesson.verdicts.append((position, token))
+                lesson.looks.append(("point", position, _cell(point, scene, dense)))
+        points, inside = _draw_points(scene, index, shaken, POINTS_PER_BOX, rng)
+        for point, flag in zip(points, inside, strict=True):
+            _, start = lesson.add(self.encode(points_body(DEMO, _numbers([point], width, height)) + self.markup.to_answer), head)
+            last = lesson.length - 1
+            lesson.verdicts.append((last, self.yes if flag else self.no))
+            lesson.looks.append(("point", last, _cell(point, scene, dense)))
+
+    def _ask_prompt(
+        self, lesson: Lesson, scene: DemoScene, expression: Expression, regions: list[NDArray[np.bool_]], rng: np.random.Generator
+    ) -> None:
+        question, ends = self._question(DEMO.prompt_question, expression, rng)
+        height, width = scene.image.shape[:2]
+        order = sorted(expression.targets, key=lambda index: float(scene.boxes_px[index, 0]))
+        instances = []
+        for index in order:
+            points = spread(scene.boxes_px[index], PATTERN_SIZE)
+            inside = _lies_on(scene.masks[index], points)
+            instances.append(
+                SpokenInstance(
+                    _box(scene, index),
+                    _numbers(points[inside][:PROMPT_INSIDE], width, height),
+                    _numbers(points[~inside][:PROMPT_OUTSIDE], width, height),
+                )
+            )
+        answer = [*self.encode(prompt_answer(DEMO, instances)), self.end]
+        _, start = lesson.add(question + answer, ROOT)
+        self._look_at_nouns(lesson, scene, expression, ends, start, regions)
+        self._answer(
+            lesson,
+            answer,
+            start + len(question),
+            [scene.boxes_px[index] for index in order],
+            [regions[index] for index in order],
+            width,
+            height,
+        )
+
+
+def _region(cover: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """The visual tokens of a thing: those that it covers well, or the one that it covers best."""
+    region = cover >= COVERED
+    return region if region.any() else np.arange(len(cover)) == cover.argmax()
+
+
+def _cell(point: NDArray[np.float32], scene: DemoScene, dense: DenseTargets) -> NDArray[np.bool_]:
+    """The visual token under a point."""
+    height, width = scene.image.shape[:2]
+    distance = ((dense.centre_milli / 1000 * (width, height) - point) ** 2).sum(-1)
+    return np.asarray(np.arange(len(distance)) == distance.argmin())
+
+
+def _box(scene: DemoScene, index: int) -> tuple[int, int, int, int]:
+    height, width = scene.image.shape[:2]
+    x1, y1, x2, y2 = to_milli(scene.boxes_px[index], width, height).tolist()
+    return x1, y1, x2, y2
+
+
+def _numbers(points: NDArray[np.float32] | list[NDArray[np.float32]], width: int, height: int) -> tuple[tuple[int, int], ...]:
+    return tuple((x, y) for x, y in to_milli(np.reshape(points, (-1, 2)), width, height).tolist())
+
+
+def _lies_on(mask: NDArray[np.bool_], points: NDArray[np.float32]) -> NDArray[np.bool_]:
+    rows = np.clip(points[:, 1].astype(int), 0, mask.shape[0] - 1)
+    columns = np.clip(points[:, 0].astype(int), 0, mask.shape[1] - 1)
+    return mask[rows, columns]
+
+
+def _draw_points(
+    scene: DemoScene, index: int, box_px: NDArray[np.float32], count: int, rng: np.random.Generator
+) -> tuple[list[NDArray[np.float32]], list[bool]]:
+    height, width = scene.image.shape[:2]
+    points = rng.uniform(np.minimum(box_px[:2], box_px[2:]), np.maximum(box_px[:2], box_px[2:]), (count, 2)).astype(np.float32)
+    points = np.clip(points, 0, np.array([width, height], np.float32) - 1)
+    return list(points), _lies_on(scene.masks[index], points).tolist()

@@ -1,0 +1,90 @@
+"""The loop that the three stages of the demo's recipe share: warm-up and cosine decay, clipping, bf16 where it pays, checkpoints, a log."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import torch
+from torch import Tensor, nn
+
+from sam4mllm.training.checkpoint import load_checkpoint, save_checkpoint
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and how fast: ``steps`` of ``batch`` images at a peak rate, restored from and saved to ``folder``."""
+
+    folder: Path
+    steps: int
+    batch: int
+    rate: float
+    warmup: int = 300
+    floor: float = 0.03
+    weight_decay: float = 0.02
+    threads: int = 1
+    seconds_between_saves: float = 240.0
+    seed: int = 1
+
+
+def learning_rate(plan: Plan, step: int) -> float:
+    """Linear warm-up, then a cosine from ``rate`` to ``floor`` of it."""
+    if step < plan.warmup:
+        return plan.rate * (step + 1) / plan.warmup
+    progress = min(1.0, (step - plan.warmup) / max(1, plan.steps - plan.warmup))
+    return plan.rate * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+
+
+def run(plan: Plan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]) -> None:
+    """Train ``model`` to the end of the plan, continuing from the newest checkpoint.
+
+    ``losses(step)`` makes the batch of that step and returns weighted terms whose sum is minimised (a term named with a leading underscore is only
+    logged). Everything random in it must follow from the step, so that a resumed run sees what an unbroken one would have seen.
+    """
+    torch.set_num_threads(plan.threads)
+    cv2.setNumThreads(1)
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
+    state = load_checkpoint(plan.folder, model, optimizer)
+    start = state["step"] if state else 0
+    sums: dict[str, float] = defaultdict(float)
+    began, saved, logged = time.monotonic(), time.monotonic(), start
+    for step in range(start, plan.steps):
+        torch.manual_seed(plan.seed * 1_000_003 + step)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(plan, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            terms = losses(step)
+        total = torch.stack([term for name, term in terms.items() if not name.startswith("_")]).sum()
+        optimizer.zero_grad(set_to_none=True)
+        total.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        for name, term in terms.items():
+            sums[name] += float(term.detach())
+        done = step + 1
+        if done % 50 == 0 or done == plan.steps:
+            means = {name: round(value / (done - logged), 4) for name, value in sums.items()}
+            rate = (done - start) * plan.batch / (time.monotonic() - began)
+            _log(plan.folder, {"step": done, "images": done * plan.batch, "images_per_second": round(rate, 1), **means})
+            sums.clear()
+            logged = done
+        if done == plan.steps or time.monotonic() - saved > plan.seconds_between_saves:
+            save_checkpoint(plan.folder, done, model, optimizer, {})
+            saved = time.monotonic()
+
+
+def _log(folder: Path, record: dict[str, float]) -> None:
+    line = json.dumps(record)
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
+        log.write(line + "\n")
+    print(line, flush=True)

@@ -1,0 +1,82 @@
+"""Stage one of the demo MLLM: the vision tower learns, token by token, what is under it and where that thing's box lies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers import Qwen3VLForConditionalGeneration
+
+from sam4mllm.demo.architecture import HIDDEN, MERGE, PATCH, POSITIONS_PER_SIDE, build_mllm, mllm_config
+from sam4mllm.demo.pretrain.dense import DenseHeads, batch_size_px, dense_targets, fourier_coordinates, patchify
+from sam4mllm.demo.pretrain.loop import Plan, run
+from sam4mllm.demo.scenes import DemoScene, make_crowd
+from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VISION_START, build_tokenizer, vocabulary
+
+SHARPENING = 4000
+"""Steps over which the coordinate targets narrow from WIDE to NARROW (in thousandths of a side)."""
+WIDE, NARROW = 25.0, 4.0
+
+
+class DemoTrainee(nn.Module):
+    """The demo MLLM and the dense heads that teach it; the heads are dropped in the end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ids = {token: index for index, token in enumerate(vocabulary())}
+        self.mllm: Qwen3VLForConditionalGeneration = build_mllm(
+            mllm_config(len(ids), ids[IMAGE], ids[VISION_START], ids[VISION_END], ids[END], ids[PAD])
+        )
+        self.heads = DenseHeads()
+        self.first_coordinate = ids[COORDINATES[0]]
+        with torch.no_grad():
+            self.coordinate_embeddings().copy_(fourier_coordinates())
+            for name, parameter in self.mllm.model.visual.named_parameters():
+                if parameter.ndim == 2 and "pos_embed" not in name:
+                    parameter.normal_(0, 0.7 * parameter.shape[1] ** -0.5)
+            self.mllm.model.visual.pos_embed.weight.copy_(grid_positions())
+
+    def coordinate_embeddings(self) -> Tensor:
+        """(1000, HIDDEN) view of the coordinate tokens' rows."""
+        return self.mllm.get_input_embeddings().weight[self.first_coordinate : self.first_coordinate + len(COORDINATES)]
+
+    def see(self, scenes: list[DemoScene]) -> tuple[Tensor, Tensor]:
+        """Visual tokens (B, T, HIDDEN) of scenes that share a size, and their grids (B, 3)."""
+        images = np.stack([scene.image for scene in scenes])
+        grid = torch.tensor([[1, images.shape[1] // PATCH, images.shape[2] // PATCH]]).expand(len(scenes), -1)
+        visual = self.mllm.model.visual(patchify(images), grid_thw=grid).pooler_output
+        return visual.reshape(len(scenes), int(grid[0].prod()) // MERGE**2, -1), grid
+
+
+def grid_positions() -> Tensor:
+    """(POSITIONS_PER_SIDE², HIDDEN) starting values of the tower's position embeddings: sines and cosines of row and column."""
+    side = torch.arange(POSITIONS_PER_SIDE) / (POSITIONS_PER_SIDE - 1)
+    angles = side[:, None] * torch.linspace(0.5, 18.0, HIDDEN // 4) * torch.pi
+    waves = torch.cat([angles.sin(), angles.cos()], 1)
+    rows = waves[:, None].expand(-1, POSITIONS_PER_SIDE, -1)
+    return 0.5 * torch.cat([rows, rows.transpose(0, 1)], 2).reshape(POSITIONS_PER_SIDE**2, HIDDEN)
+
+
+def sharpness(step: int) -> float:
+    """Width of the coordinate targets at a step, in thousandths."""
+    return float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
+
+
+def train(folder: Path, steps: int, batch: int = 8, threads: int = 1, seed: int = 11) -> DemoTrainee:
+    """Run or continue the stage and return the model with its heads."""
+    build_tokenizer()
+    torch.manual_seed(seed)
+    model = DemoTrainee()
+    plan = Plan(folder, steps, batch, rate=1.2e-3, threads=threads, seed=seed)
+
+    def losses(step: int) -> dict[str, Tensor]:
+        size = batch_size_px(np.random.default_rng([seed, step, 5]))
+        scenes = [make_crowd((seed, step * batch + index), size) for index in range(batch)]
+        visual, _ = model.see(scenes)
+        targets = [dense_targets(scene) for scene in scenes]
+        return model.heads.losses(visual.flatten(0, 1), targets, model.coordinate_embeddings(), sharpness(step))
+
+    run(plan, model, losses)
+    return model

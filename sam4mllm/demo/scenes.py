@@ -1,0 +1,125 @@
+"""Scenes: the demo's images with exact masks and referring expressions. A seed gives the same scene anywhere."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.demo.backgrounds import draw_background
+from sam4mllm.demo.glyphs import known_nouns, rotate_hue
+from sam4mllm.demo.layout import Thing, choose_glyphs, crowd_glyphs, draw_size, place
+from sam4mllm.demo.phrases import KINDS, SHARES, Expression, expressions
+
+PHRASES_PER_SCENE = 5
+MIN_VISIBLE = 0.5
+"""Least visible share of a thing in a scene; a layout that hides more is drawn again."""
+
+CROWD, CROWD_SIZES, CROWD_VISIBLE = 16, (0.10, 0.36), 0.25
+
+
+@dataclass(frozen=True, eq=False)
+class DemoScene:
+    """An image with its things and phrases.
+
+    ``image`` is (H, W, 3) uint8; ``masks`` (N, H, W) bool, the visible pixels of each thing; ``boxes_px`` (N, 4) float32 around them.
+    """
+
+    image: NDArray[np.uint8]
+    masks: NDArray[np.bool_]
+    boxes_px: NDArray[np.float32]
+    things: tuple[Thing, ...]
+    expressions: tuple[Expression, ...]
+
+
+def make_scene(
+    seed: Sequence[int], nouns: Sequence[str] | None = None, size: tuple[int, int] | None = None, kinds: Sequence[str] | None = None
+) -> DemoScene:
+    """The scene of a seed.
+
+    Args:
+        seed: integers that name the scene, (run seed, index) say.
+        nouns: what the phrases may ask for; all known nouns if None.
+        size: (height, width) instead of the drawn one.
+        kinds: the phrases' kinds instead of five drawn ones.
+    """
+    rng = np.random.default_rng(list(seed))
+    asked = known_nouns() if nouns is None else list(nouns)
+    drawn_kinds = [KINDS[index] for index in rng.choice(len(KINDS), PHRASES_PER_SCENE, p=SHARES)]
+    kinds = drawn_kinds if kinds is None else kinds
+    drawn = draw_size(rng)
+    height, width = size or drawn
+    extent = (height / max(height, width), width / max(height, width))
+    while True:
+        things = place(rng, choose_glyphs(rng, nouns, repeat="plural" in kinds or "position" in kinds), extent)
+        if len(things) < 3:
+            continue
+        said = expressions(rng, things, kinds, asked)
+        if said is None:
+            continue
+        image, masks, visible = render(np.random.default_rng([*seed, 1]), things, height, width)
+        if visible.min() >= MIN_VISIBLE:
+            return DemoScene(image, masks, _boxes(masks), tuple(things), tuple(said))
+
+
+def make_crowd(seed: Sequence[int], size: tuple[int, int]) -> DemoScene:
+    """A scene without phrases, more crowded than those that are asked about: more to learn from per image for the vision tower."""
+    rng = np.random.default_rng(list(seed))
+    height, width = size
+    extent = (height / max(size), width / max(size))
+    while True:
+        things = place(rng, crowd_glyphs(rng, int(rng.integers(6, CROWD + 1))), extent, CROWD_SIZES)
+        image, masks, visible = render(np.random.default_rng([*seed, 1]), things, height, width)
+        if visible.min() >= CROWD_VISIBLE:
+            return DemoScene(image, masks, _boxes(masks), tuple(things), ())
+
+
+def render(
+    rng: np.random.Generator, things: Sequence[Thing], height: int, width: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.float64]]:
+    """Paint the things in their order: the image (H, W, 3), the visible masks (N, H, W) and the visible shares (N,)."""
+    canvas = draw_background(rng, height, width)
+    masks = np.zeros((len(things), height, width), np.bool_)
+    whole = np.zeros(len(things))
+    for index, thing in enumerate(things):
+        (top, left), patch = _patch(thing, height, width)
+        rows, columns = slice(top, top + patch.shape[0]), slice(left, left + patch.shape[1])
+        alpha = patch[..., 3:]
+        canvas[rows, columns] = canvas[rows, columns] * (1 - alpha) + patch[..., :3]
+        opaque = alpha[..., 0] > 0.5
+        masks[:index, rows, columns] &= ~opaque
+        masks[index, rows, columns] = opaque
+        whole[index] = opaque.sum()
+    shares = masks.sum((1, 2)) / np.maximum(whole, 1)
+    return np.clip(canvas + 0.5, 0, 255).astype(np.uint8), masks, shares
+
+
+def _patch(thing: Thing, height: int, width: int) -> tuple[tuple[int, int], NDArray[np.float32]]:
+    """The part of the canvas that a thing covers: its (top, left), and (h, w, 4) float32 with colour 0–255 premultiplied by alpha 0–1."""
+    long = max(height, width)
+    side = thing.scale * long
+    glyph = rotate_hue(thing.glyph.rgba, thing.hue, thing.brightness).astype(np.float32)
+    glyph[..., 3] /= 255.0
+    glyph[..., :3] *= glyph[..., 3:]
+    if side < glyph.shape[0]:
+        glyph = cv2.resize(glyph, (max(2, round(side)),) * 2, interpolation=cv2.INTER_AREA)  # type: ignore[assignment]
+    left, top = max(0, int(thing.box[0] * long) - 2), max(0, int(thing.box[1] * long) - 2)
+    right, bottom = min(width, int(thing.box[2] * long) + 3), min(height, int(thing.box[3] * long) + 3)
+    zoom, angle = side / glyph.shape[0], np.deg2rad(thing.rotation)
+    turn = zoom * np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
+    centre = np.array([thing.centre[0] * long - 0.5 - left, thing.centre[1] * long - 0.5 - top])
+    origin = np.full(2, (glyph.shape[0] - 1) / 2)
+    matrix = np.concatenate([turn, (centre - turn @ origin)[:, None]], axis=1)
+    patch = cv2.warpAffine(glyph, matrix, (right - left, bottom - top), flags=cv2.INTER_LINEAR)
+    return (top, left), np.asarray(patch, dtype=np.float32)
+
+
+def _boxes(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    boxes = np.zeros((len(masks), 4), np.float32)
+    for index, mask in enumerate(masks):
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        boxes[index] = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
+    return boxes

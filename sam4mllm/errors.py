@@ -1,0 +1,49 @@
+"""Everything that this package raises on purpose.
+
+::
+
+    Sam4mllmError
+    ├── ImageError          the image cannot be used: broken, too large, too small
+    ├── PhraseError         the phrase cannot be used: empty or too long
+    ├── ModelError          a model or adapter folder cannot be loaded
+    ├── PromptError         a prompt for the segmenter is not well formed
+    ├── DatasetError        a dataset folder is not in the format, or lacks files
+    ├── TemplateError       a dialect or chat template lacks what is needed
+    └── MaskCodecError      an encoded mask is malformed or larger than allowed
+
+Each message is one line that a user can act on.
+"""
+
+from __future__ import annotations
+
+
+class Sam4mllmError(Exception):
+    """Base of all errors of this package; its text is one line, fit to be shown to a user."""
+
+
+class ImageError(Sam4mllmError):
+    """The image cannot be used."""
+
+
+class PhraseError(Sam4mllmError):
+    """The phrase cannot be used."""
+
+
+class ModelError(Sam4mllmError):
+    """A model or an adapter cannot be loaded."""
+
+
+class PromptError(Sam4mllmError):
+    """A segmenter's prompt is not well formed."""
+
+
+class DatasetError(Sam4mllmError):
+    """A dataset folder is not in the format, or lacks files."""
+
+
+class TemplateError(Sam4mllmError):
+    """A dialect or a chat template lacks what is needed."""
+
+
+class MaskCodecError(Sam4mllmError):
+    """An encoded mask is malformed or larger than allowed."""

@@ -1,0 +1,60 @@
+"""Greedy decoding of several answers at once, all below one scene: each step is one packed row with one token a phrase."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam4mllm.grounding.packing import Segment, pack
+
+if TYPE_CHECKING:
+    from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
+
+
+@dataclass(frozen=True, eq=False)
+class Written:
+    """An answer: its text, the text after each token, each token's log-probability, and the logits (vocabulary,) of the first."""
+
+    text: str
+    growing: tuple[str, ...]
+    log_probabilities: tuple[float, ...]
+    first_logits: Tensor
+
+
+def write(grounder: MllmGrounder, scene: MllmScene, questions: Sequence[Sequence[int]], end: int, max_new_tokens: int) -> list[Written]:
+    """Answer each question greedily until its end token. No question sees another; one forward pass a step serves them all."""
+    if not questions:
+        return []
+    row = pack([Segment(tuple(question)) for question in questions])
+    logits, cache = grounder.forward(scene, row.ids, row.offsets, row.mask, row.lasts)
+    first = logits.cpu()
+    owner = np.repeat(np.arange(len(questions)), row.lengths)
+    offsets = row.lengths.copy()
+    ids: list[list[int]] = [[] for _ in questions]
+    logs: list[list[float]] = [[] for _ in questions]
+    active = np.arange(len(questions))
+    for _ in range(max_new_tokens):
+        best = torch.log_softmax(logits, -1).max(-1)
+        tokens, chances = best.indices.tolist(), best.values.tolist()
+        for which, token, chance in zip(active, tokens, chances, strict=True):
+            logs[which].append(chance)
+            if token != end:
+                ids[which].append(token)
+        going = np.array([token != end for token in tokens])
+        active, next_ids = active[going], np.array(tokens, np.int64)[going]
+        if not len(active):
+            break
+        owner = np.concatenate([owner, active])
+        mask = owner[None] == active[:, None]
+        logits, cache = grounder.forward(scene, next_ids, offsets[active], mask, np.arange(len(active)), cache)
+        offsets[active] += 1
+    decode = grounder.checkpoint.tokenizer.decode
+    return [
+        Written(decode(out), tuple(decode(out[: count + 1]) for count in range(len(out))), tuple(log), first[index])
+        for index, (out, log) in enumerate(zip(ids, logs, strict=True))
+    ]

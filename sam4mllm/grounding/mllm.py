@@ -1,0 +1,291 @@
+"""A Hugging Face multi-modal language model as a Grounder: the image is prefilled once, every question is a packed continuation of it."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from transformers import DynamicCache
+
+from sam4mllm.errors import ModelError
+from sam4mllm.geometry import MILLI, order_box
+from sam4mllm.grounding.decoding import Written, write
+from sam4mllm.grounding.families import Checkpoint
+from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
+from sam4mllm.grounding.protocol import Grounding, Inquiry, Scene, SpokenPoints
+from sam4mllm.grounding.verdicts import Verdicts
+from sam4mllm.prompts.conversation import (
+    BoxNumbers,
+    PointNumbers,
+    SpokenInstance,
+    box_answer,
+    box_question,
+    points_body,
+    points_head,
+    prompt_question,
+    read_markup,
+)
+from sam4mllm.prompts.parse import parse_boxes, parse_prompt
+
+
+@dataclass(frozen=True, eq=False)
+class MllmScene(Scene):
+    """The prefix's keys and values; never written to, each use works on a shallow copy."""
+
+    cache: DynamicCache
+    length: int
+    following: int
+    """Position of the first token after the prefix."""
+    resized: tuple[int, int]
+
+
+class MllmGrounder:
+    """Implements :class:`~sam4mllm.grounding.protocol.Grounder`.
+
+    Args:
+        checkpoint: model, tokenizer, image processor and dialect.
+        max_new_tokens: longest answer to a box question; about twenty tokens a box where every digit is one.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, max_new_tokens: int = 400) -> None:
+        self.checkpoint = checkpoint
+        self.dialect = checkpoint.dialect
+        self.markup = read_markup(checkpoint.tokenizer)
+        self.max_new_tokens = max_new_tokens
+        ending = self.encode(self.markup.to_question)
+        if not ending:
+            raise ModelError(f"{checkpoint.source}: the chat template writes nothing after an answer, so answers would not end")
+        self.end, self._next_turn = ending[0], ending[1:]
+        self.verdicts = Verdicts.look_up(self.encode, self.dialect)
+        self._box_start = self.encode(self.dialect.spell_box((0, 0, 0, 0)))[0]
+        self._none_start = self.encode(self.dialect.no_target)[0]
+
+    @property
+    def identity(self) -> str:
+        weights = next(iter(self.checkpoint.model.parameters()))
+        return hashlib.sha256(f"{self.checkpoint.source}|{self.dialect}|{weights.dtype}".encode()).hexdigest()[:8]
+
+    @property
+    def device(self) -> torch.device:
+        device: torch.device = self.checkpoint.model.device
+        return device
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of a piece of the conversation. Pieces are always encoded apart, in training as here, so they meet at the same tokens."""
+        return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    @torch.inference_mode()
+    def open(self, image: NDArray[np.uint8]) -> MllmScene:
+        encoded = self.checkpoint.encode(self.checkpoint, self.markup.opening, Image.fromarray(image))
+        inputs = {name: tensor.to(self.device) for name, tensor in encoded.inputs.items()}
+        cache = DynamicCache(config=self.checkpoint.model.config.get_text_config())
+        self.checkpoint.model.model(
+            **inputs, position_ids=encoded.positions.to(self.device), past_key_values=cache, use_cache=True, return_dict=True
+        )
+        height, width = image.shape[:2]
+        return MllmScene(width, height, cache, inputs["input_ids"].shape[1], int(encoded.positions.max()) + 1, encoded.resized)
+
+    @torch.inference_mode()
+    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+        own = _own(scene)
+        render = prompt_question if with_points else box_question
+        questions = [self.encode(render(self.dialect, phrase) + self.markup.to_answer) for phrase in phrases]
+        answers = write(self, own, questions, self.end, self.max_new_tokens)
+        return [self._read(own, phrase, answer, with_points) for phrase, answer in zip(phrases, answers, strict=True)]
+
+    @torch.inference_mode()
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
+        own = _own(scene)
+        segments, heads = self._heads(own, inquiries)
+        if joint:
+            return self._ask_joint(own, segments, heads, inquiries)
+        asked = []
+        for head, inquiry in zip(heads, inquiries, strict=True):
+            for point in self._point_numbers(own, inquiry.points_px):
+                asked.append(len(segments))
+                segments.append(Segment(tuple(self.point_question(point)), head))
+        if not asked:
+            return [np.zeros(0) for _ in inquiries]
+        row = pack(segments)
+        inside = self.verdicts.inside(self.forward(own, row.ids, row.offsets, row.mask, row.lasts[asked])[0])
+        return np.split(inside, np.cumsum([len(inquiry.points_px) for inquiry in inquiries])[:-1])
+
+    def point_question(self, point: PointNumbers) -> list[int]:
+        """Ids of one point as a question of its own, up to where the answer is read."""
+        return self.encode(points_body(self.dialect, [point])) + self.encode(self.markup.to_answer)
+
+    def history(self, scene: MllmScene, inquiry: Inquiry) -> tuple[list[int], list[int]]:
+        """Ids of the phrase's first turn with its answer, and of the head of the question about one of its boxes."""
+        boxes = self._box_numbers(scene, inquiry.grounding.boxes_px)
+        question = box_question(self.dialect, inquiry.grounding.phrase) + self.markup.to_answer
+        first = [*self.encode(question), *self.encode(box_answer(self.dialect, boxes)), self.end]
+        return first, [*self._next_turn, *self.encode(points_head(self.dialect, boxes[inquiry.index]))]
+
+    def _heads(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> tuple[list[Segment], list[int]]:
+        """One segment a phrase, shared by its boxes, and one a box; the latter's indices in the order of the inquiries."""
+        segments: list[Segment] = []
+        turns: dict[int, int] = {}
+        heads = []
+        for inquiry in inquiries:
+            first, head = self.history(scene, inquiry)
+            key = id(inquiry.grounding)
+            if key not in turns:
+                turns[key] = len(segments)
+                segments.append(Segment(tuple(first), ROOT))
+            heads.append(len(segments))
+            segments.append(Segment(tuple(head), turns[key]))
+        return segments, heads
+
+    def _ask_joint(self, scene: MllmScene, segments: list[Segment], heads: list[int], inquiries: Sequence[Inquiry]) -> list[NDArray[np.float64]]:
+        """All points of a box in one question.
+
+        The answers are first guessed by asking each point alone; then the whole answer is fed and read off at once, as often as it takes to be the
+        answer that greedy decoding gives (every pass settles at least one more).
+        """
+        guesses = [inside > 0.5 for inside in self.ask(scene, inquiries)]
+        results: list[NDArray[np.float64]] = [np.zeros(len(guess)) for guess in guesses]
+        open_inquiries = [index for index, guess in enumerate(guesses) if len(guess)]
+        while open_inquiries:
+            read = self._read_joint(scene, segments, heads, inquiries, guesses, open_inquiries)
+            still_open = []
+            for index, inside in zip(open_inquiries, read, strict=True):
+                results[index] = inside
+                if not np.array_equal(inside > 0.5, guesses[index]):
+                    guesses[index] = inside > 0.5
+                    still_open.append(index)
+            open_inquiries = still_open
+        return results
+
+    def _read_joint(
+        self,
+        scene: MllmScene,
+        segments: list[Segment],
+        heads: list[int],
+        inquiries: Sequence[Inquiry],
+        guesses: list[NDArray[np.bool_]],
+        which: list[int],
+    ) -> list[NDArray[np.float64]]:
+        """P(inside) of each point given the guessed answers before it, for the inquiries in ``which``, in one pass."""
+        row_segments = list(segments)
+        spans = []
+        for index in which:
+            points = self._point_numbers(scene, inquiries[index].points_px)
+            question = self.joint_question(points)
+            spans.append((len(row_segments), len(question), len(points)))
+            row_segments.append(Segment((*question, *self.verdicts.spell(guesses[index][:-1])), heads[index]))
+        row = pack(row_segments)
+        positions = np.concatenate([row.starts[segment] + length - 1 + np.arange(count) for segment, length, count in spans])
+        inside = self.verdicts.inside(self.forward(scene, row.ids, row.offsets, row.mask, positions)[0])
+        return np.split(inside, np.cumsum([count for *_, count in spans])[:-1])
+
+    def joint_question(self, points: Sequence[PointNumbers]) -> list[int]:
+        """Ids of all points in one question, up to where the first answer is read."""
+        return self.encode(points_body(self.dialect, points)) + self.encode(self.markup.to_answer)
+
+    def forward(
+        self,
+        scene: MllmScene,
+        ids: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        mask: NDArray[np.bool_],
+        keep: NDArray[np.int64],
+        cache: DynamicCache | None = None,
+    ) -> tuple[Tensor, DynamicCache]:
+        """Continue the scene with a row and read the logits (K, vocabulary) float32 at the positions ``keep`` (K,) of the row.
+
+        ``mask`` is (T, T + what ``cache`` holds beyond the prefix); without a cache, the scene's own is continued (and left as it is).
+        """
+        past = copy_cache(scene.cache) if cache is None else cache
+        device = self.device
+        visible = torch.from_numpy(np.concatenate([np.ones((len(ids), scene.length), np.bool_), mask], axis=1)).to(device)
+        positions = torch.from_numpy(offsets + scene.following).to(device)
+        output = self.checkpoint.model.model(
+            input_ids=torch.from_numpy(ids)[None].to(device),
+            attention_mask=additive(visible[None, None], self.checkpoint.model.dtype),
+            position_ids=positions.expand(3, 1, -1),
+            past_key_values=past,
+            use_cache=True,
+            return_dict=True,
+        )
+        hidden = output.last_hidden_state[0, torch.from_numpy(keep).to(device)]
+        return self.checkpoint.model.lm_head(hidden).float(), past
+
+    def _read(self, scene: MllmScene, phrase: str, answer: Written, with_points: bool) -> Grounding:
+        """The boxes of an answer, each with the probability of the tokens that wrote it."""
+        limit = self._limit(scene)
+        boxes: list[BoxNumbers] = parse_boxes(self.dialect, answer.text, limit)
+        spoken = parse_prompt(self.dialect, answer.text, limit) if with_points else []
+        if spoken:
+            boxes = [instance.box for instance in spoken]
+        probabilities = np.array([self._box_probability(answer, count, limit) for count in range(len(boxes))])
+        return Grounding(
+            phrase=phrase,
+            boxes_px=np.array([self._box_px(scene, box) for box in boxes], np.float32).reshape(-1, 4),
+            box_probabilities=probabilities.astype(np.float64),
+            no_target_probability=self._no_target(answer, bool(boxes)),
+            points=tuple(self._spoken_points(scene, instance) for instance in spoken),
+        )
+
+    def _no_target(self, answer: Written, found: bool) -> float:
+        if self._box_start == self._none_start:
+            return 0.0 if found else 1.0
+        none, box = answer.first_logits[self._none_start], answer.first_logits[self._box_start]
+        return float(torch.sigmoid(none - box))
+
+    def _box_probability(self, answer: Written, index: int, limit: int) -> float:
+        """Geometric mean over the tokens from where the box before was complete to where this one is."""
+        complete = [len(parse_boxes(self.dialect, text, limit)) for text in answer.growing]
+        start = next((at for at, count in enumerate(complete) if count >= index), 0)
+        end = next((at for at, count in enumerate(complete) if count > index), len(complete) - 1)
+        logs = answer.log_probabilities[start : end + 1] if index == 0 else answer.log_probabilities[start + 1 : end + 1]
+        return float(np.exp(np.mean(logs))) if len(logs) else 0.0
+
+    def _limit(self, scene: MllmScene) -> int:
+        return MILLI - 1 if self.dialect.frame == "milli" else max(scene.resized)
+
+    def _scale(self, scene: MllmScene) -> NDArray[np.float64]:
+        """Pixels of the original image per step of the dialect's frame, (2,) for x and y."""
+        sides = (MILLI, MILLI) if self.dialect.frame == "milli" else scene.resized
+        return np.array([scene.width / sides[0], scene.height / sides[1]])
+
+    def _numbers(self, scene: MllmScene, coordinates_px: NDArray[np.float32]) -> list[list[int]]:
+        scale = np.resize(self._scale(scene), coordinates_px.shape[-1])
+        numbers = np.clip(np.floor(coordinates_px / scale), 0, self._limit(scene)).astype(int)
+        return numbers.tolist()  # type: ignore[no-any-return]
+
+    def _box_numbers(self, scene: MllmScene, boxes_px: NDArray[np.float32]) -> list[BoxNumbers]:
+        return [(x1, y1, x2, y2) for x1, y1, x2, y2 in self._numbers(scene, boxes_px)]
+
+    def _point_numbers(self, scene: MllmScene, points_px: NDArray[np.float32]) -> list[PointNumbers]:
+        return [(x, y) for x, y in self._numbers(scene, points_px)]
+
+    def _box_px(self, scene: MllmScene, box: BoxNumbers) -> NDArray[np.float32]:
+        px = (np.array(box) + 0.5) * np.resize(self._scale(scene), 4)
+        return order_box(px.astype(np.float32), scene.width, scene.height)
+
+    def _spoken_points(self, scene: MllmScene, instance: SpokenInstance) -> SpokenPoints:
+        def px(points: Sequence[PointNumbers]) -> NDArray[np.float32]:
+            return ((np.array(points, np.float64).reshape(-1, 2) + 0.5) * self._scale(scene)).astype(np.float32)
+
+        return SpokenPoints(px(instance.inside), px(instance.outside))
+
+
+def copy_cache(cache: DynamicCache) -> DynamicCache:
+    """A cache that can grow on its own: it shares the tensors, which are never written to, for growing makes new ones."""
+    twin: Any = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin  # type: ignore[no-any-return]
+
+
+def _own(scene: Scene) -> MllmScene:
+    if not isinstance(scene, MllmScene):
+        raise TypeError("this scene was opened by another grounder")
+    return scene

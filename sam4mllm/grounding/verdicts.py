@@ -1,0 +1,59 @@
+"""Yes and no as a model's tokens, and P(inside) from its logits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sam4mllm.errors import TemplateError
+from sam4mllm.prompts.dialects import Dialect
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """Token ids that mean yes and no. The first of each is the dialect's own; ``spoken`` are the ids that follow an earlier answer."""
+
+    yes: tuple[int, ...]
+    no: tuple[int, ...]
+    spoken: tuple[int, int]
+
+    @classmethod
+    def look_up(cls, encode: Callable[[str], list[int]], dialect: Dialect) -> Verdicts:
+        """Find the ids with the model's own tokenizer. Raises TemplateError if a word is not one token, or both are the same."""
+        yes, no = _single(encode, dialect.yes), _single(encode, dialect.no)
+        later_yes, later_no = _single(encode, dialect.answer_separator + dialect.yes), _single(encode, dialect.answer_separator + dialect.no)
+        if not yes or not no or not later_yes or not later_no:
+            word = dialect.no if yes and later_yes else dialect.yes
+            raise TemplateError(f"dialect {dialect.name!r}: {word!r} is not a single token of this model; choose another word for it")
+        every_yes = tuple(dict.fromkeys([yes[0], *_spellings(encode, dialect.yes)]))
+        every_no = tuple(dict.fromkeys([no[0], *_spellings(encode, dialect.no)]))
+        if set(every_yes) & set(every_no):
+            raise TemplateError(f"dialect {dialect.name!r}: {dialect.yes!r} and {dialect.no!r} are the same token of this model")
+        return cls(every_yes, every_no, (later_yes[0], later_no[0]))
+
+    def inside(self, logits: Tensor) -> NDArray[np.float64]:
+        """P(yes) / (P(yes) + P(no)) of (K, vocabulary) logits: (K,) float64."""
+        yes = torch.logsumexp(logits[:, list(self.yes)].double(), -1)
+        no = torch.logsumexp(logits[:, list(self.no)].double(), -1)
+        inside: NDArray[np.float64] = torch.sigmoid(yes - no).cpu().numpy()
+        return inside
+
+    def spell(self, inside: Sequence[bool] | NDArray[np.bool_]) -> list[int]:
+        """Ids of a joint answer."""
+        first = (self.yes[0], self.no[0])
+        return [(first if index == 0 else self.spoken)[0 if flag else 1] for index, flag in enumerate(inside)]
+
+
+def _single(encode: Callable[[str], list[int]], word: str) -> list[int]:
+    ids = encode(word)
+    return ids if len(ids) == 1 else []
+
+
+def _spellings(encode: Callable[[str], list[int]], word: str) -> list[int]:
+    """Single tokens that say the same in another case or after a space."""
+    return [ids[0] for form in (word.lower(), word.capitalize(), word.upper()) for text in (form, f" {form}") if len(ids := encode(text)) == 1]

@@ -1,0 +1,213 @@
+"""Pictures from anywhere to one form: (H, W, 3) uint8 RGB, turned as its EXIF data says.
+
+A picture is foreign data. Its format must be one of a short list, and its size is read from the header and checked before a pixel is
+decoded. The format readers of Pillow are called directly: ``Image.open`` reports a large picture through the warnings filter, which belongs
+to the whole process and cannot be silenced by one thread of a server.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+
+from sam4mllm.errors import ImageError
+
+MAX_PIXELS = 50_000_000
+"""Largest picture that is decoded: above every usual camera, and 150 MB as RGB. A larger cap is bounded by Pillow's own, 89,478,485."""
+MIN_SIDE = 8
+"""Smallest side in pixels, about half a patch of the vision towers in use (14 or 16 pixels): below it there is nothing to see, and 1 x N
+pictures make several image processors round a side to nothing."""
+
+ImageSource = str | Path | bytes | BinaryIO | Image.Image | NDArray[Any]
+
+_READERS: tuple[tuple[tuple[bytes, ...], Callable[[IO[bytes]], ImageFile]], ...] = (
+    ((b"\xff\xd8\xff",), JpegImageFile),
+    ((b"\x89PNG\r\n\x1a\n",), PngImageFile),
+    ((b"RIFF",), WebPImageFile),
+    ((b"GIF87a", b"GIF89a"), GifImageFile),
+    ((b"II*\0", b"MM\0*"), TiffImageFile),
+    ((b"BM",), BmpImageFile),
+)
+_FORMATS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""EXIF 2.32, tag 274 (Orientation): what brings the stored pixels upright."""
+
+
+def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """The picture as a new, writable (H, W, 3) uint8 RGB array in reading order.
+
+    Its EXIF orientation is applied, and everything that speaks of pixels elsewhere means this array. Of an animation or a stack of pages it
+    is the first. Transparent parts become white, 16-bit grey is reduced to its upper 8 bits.
+
+    Args:
+        source: a path, the bytes of a file, an open binary file, a Pillow image, or an array that is already (H, W, 3) uint8 RGB.
+        max_pixels: the most pixels that are decoded; Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``) holds as well.
+
+    Raises:
+        ImageError: it cannot be opened, is of another format, is damaged, or has sides that are not allowed.
+    """
+    if isinstance(source, np.ndarray):
+        check_image(source)
+        _check_sides(source.shape[1], source.shape[0], max_pixels)
+        return np.array(source, np.uint8, order="C")
+    if isinstance(source, Image.Image):
+        return _decode(source, max_pixels)
+    with _opened(source) as file:
+        return _decode(_read_header(file, max_pixels), max_pixels)
+
+
+def check_image(image: NDArray[Any]) -> None:
+    """Raise ImageError unless the array is a picture as ``load_image`` gives it, (H, W, 3) uint8 with sides of at least MIN_SIDE."""
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+        raise ImageError(f"an image array is (height, width, 3) uint8 RGB, not {image.shape} {image.dtype}; convert it first")
+    if min(image.shape[:2]) < MIN_SIDE:
+        raise ImageError(_too_small(image.shape[1], image.shape[0]))
+
+
+def image_sha256(source: str | Path | bytes) -> str:
+    """SHA-256 of a file's bytes as 64 hexadecimal digits, the ``sha256`` of the dataset format.
+
+    Raises:
+        ImageError: the file cannot be read.
+    """
+    if isinstance(source, bytes):
+        return hashlib.sha256(source).hexdigest()
+    with _opened(source) as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[io.BytesIO | io.BufferedReader]:
+    if isinstance(source, bytes):
+        yield io.BytesIO(source)
+    elif isinstance(source, str | os.PathLike):
+        path = Path(source)
+        # a pipe or a device would block or never end
+        if not os.path.isfile(path):
+            raise ImageError(f"{path} is not a file; give the path of an image")
+        try:
+            file = path.open("rb")
+        except OSError as error:
+            raise ImageError(f"{path} cannot be opened ({error.strerror}); check its permissions") from error
+        with file:
+            yield file
+    else:
+        data = source.read() if hasattr(source, "read") else None
+        if not isinstance(data, bytes):
+            raise ImageError(f"an image is given as a path, bytes, a binary file, a Pillow image or an array, not {type(source).__name__}")
+        yield io.BytesIO(data)
+
+
+def _read_header(file: BinaryIO, max_pixels: int) -> ImageFile:
+    """The undecoded picture: its size and mode are known, its pixels are not read yet."""
+    start = file.read(16)
+    if not start:
+        raise ImageError("the image file is empty; send it again")
+    reader = next((reader for signatures, reader in _READERS if start.startswith(signatures)), None)
+    if reader is None:
+        raise ImageError(f"the file is no image of a known format; use {_FORMATS}")
+    try:
+        if reader is GifImageFile:
+            _check_sides(*_first_gif_frame(file), max_pixels)
+        file.seek(0)
+        return reader(file)
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"the image is too large; make it smaller, at most {max_pixels:,} pixels in all") from error
+    except Exception as error:  # foreign bytes make a reader raise almost anything
+        raise ImageError(f"the image's header is damaged ({_brief(error)}); save it again as {_FORMATS}") from error
+
+
+def _first_gif_frame(file: BinaryIO) -> tuple[int, int]:
+    """Width and height that the first frame of a GIF reaches to.
+
+    A frame may be larger than the screen that the header states, and Pillow's reader warns of it before it hands out the size.
+    """
+    file.seek(6)
+    screen = struct.unpack("<HHBxx", file.read(7))
+    if screen[2] & 0x80:
+        file.seek(3 << ((screen[2] & 7) + 1), os.SEEK_CUR)
+    while kind := file.read(1):
+        if kind == b",":
+            left, top, width, height = struct.unpack("<4H", file.read(8))
+            return max(screen[0], left + width), max(screen[1], top + height)
+        if kind == b"!":
+            file.seek(1, os.SEEK_CUR)
+            while length := file.read(1)[0]:
+                file.seek(length, os.SEEK_CUR)
+    raise ImageError("the GIF holds no frame; save it again")
+
+
+def _too_small(width: int, height: int) -> str:
+    return f"the image is {width} x {height} pixels; use one of at least {MIN_SIDE} pixels a side"
+
+
+def _check_sides(width: int, height: int, max_pixels: int) -> None:
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(_too_small(width, height))
+    limit = min(max_pixels, Image.MAX_IMAGE_PIXELS or max_pixels)
+    if width * height > limit:
+        raise ImageError(f"the image is {width} x {height} pixels; make it smaller, at most {limit:,} pixels in all")
+
+
+def _decode(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
+    _check_sides(*image.size, max_pixels)
+    if image.mode in ("I", "F"):
+        raise ImageError("the image has 32 bits a channel and no defined white; save it with 8 or 16 bits")
+    try:
+        image.load()
+        return np.array(_to_rgb(_upright(image)), np.uint8)
+    except Exception as error:  # as above: a decoder on foreign bytes
+        raise ImageError(f"the image is damaged or cut short ({_brief(error)}); send it again") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+    except Exception:  # a broken EXIF block leaves the pixels as they are, as in a browser
+        return image
+    turn = _TURNS.get(orientation)
+    return image if turn is None else image.transpose(turn)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        # Pillow's own conversion to 8 bits is not the same in all of its releases
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.has_transparency_data:
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+    return image.convert("RGB")
+
+
+def _brief(error: Exception) -> str:
+    """An error as the few words of it that fit in a line."""
+    words = " ".join(str(error).split()) or type(error).__name__
+    return words if len(words) <= 120 else words[:117] + "..."

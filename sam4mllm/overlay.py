@@ -1,0 +1,91 @@
+"""A picture of an answer: the mask tinted, the box, and each point by what was answered of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+from matplotlib import font_manager
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+
+from sam4mllm.pipeline import Instance, Segmentation
+
+TINTS = ((255, 92, 56), (46, 134, 255), (24, 178, 107), (214, 72, 214), (240, 178, 0))
+INSIDE, OUTSIDE, UNSURE = (40, 200, 80), (235, 60, 60), (150, 150, 150)
+MIN_LONG_SIDE = 720
+PAPER, INK = (250, 250, 248), (30, 30, 34)
+
+
+def draw(image: NDArray[np.uint8], answers: Sequence[Segmentation]) -> Image.Image:
+    """One panel a phrase, side by side (at most three a row), over a caption and a legend."""
+    panels = [_panel(image, answer) for answer in answers]
+    columns = min(3, len(panels))
+    rows = -(-len(panels) // columns)
+    width, height = panels[0].size
+    legend = _legend(width * columns)
+    sheet = Image.new("RGB", (width * columns, height * rows + legend.height), PAPER)
+    for index, panel in enumerate(panels):
+        sheet.paste(panel, (index % columns * width, index // columns * height))
+    sheet.paste(legend, (0, height * rows))
+    return sheet
+
+
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_manager.findfont("DejaVu Sans"), size)
+
+
+def _panel(image: NDArray[np.uint8], answer: Segmentation) -> Image.Image:
+    zoom = max(1.0, MIN_LONG_SIDE / max(image.shape[:2]))
+    size = (round(image.shape[1] * zoom), round(image.shape[0] * zoom))
+    canvas = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+    for index, instance in enumerate(answer.instances):
+        canvas = _tint(canvas, instance.mask, TINTS[index % len(TINTS)])
+    drawn = np.clip(canvas, 0, 255).astype(np.uint8)
+    unit = max(size) / MIN_LONG_SIDE
+    for index, instance in enumerate(answer.instances):
+        _mark(drawn, instance, TINTS[index % len(TINTS)], zoom, unit)
+    return _caption(Image.fromarray(drawn), answer, unit)
+
+
+def _tint(canvas: NDArray[np.float32], mask: NDArray[np.bool_], tint: tuple[int, int, int]) -> NDArray[np.float32]:
+    large = cv2.resize(mask.astype(np.float32), (canvas.shape[1], canvas.shape[0]), interpolation=cv2.INTER_LINEAR)[..., None]
+    blended = canvas * (1 - 0.5 * large) + np.array(tint, np.float32) * 0.5 * large
+    contours, _ = cv2.findContours((large[..., 0] > 0.5).astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(blended, contours, -1, tint, max(2, canvas.shape[1] // 400), cv2.LINE_AA)
+    return np.asarray(blended, dtype=np.float32)
+
+
+def _mark(drawn: NDArray[np.uint8], instance: Instance, tint: tuple[int, int, int], zoom: float, unit: float) -> None:
+    x1, y1, x2, y2 = np.rint(instance.box_px * zoom).astype(int).tolist()
+    cv2.rectangle(drawn, (x1, y1), (x2, y2), (255, 255, 255), round(4 * unit), cv2.LINE_AA)
+    cv2.rectangle(drawn, (x1, y1), (x2, y2), tint, round(2 * unit), cv2.LINE_AA)
+    for point, label in zip(instance.points_px, instance.labels, strict=True):
+        spot = tuple(np.rint(point * zoom).astype(int).tolist())
+        colour = {1: INSIDE, 0: OUTSIDE}.get(int(label), UNSURE)
+        radius = round((5 if label >= 0 else 3) * unit)
+        cv2.circle(drawn, spot, radius + round(1.5 * unit), (255, 255, 255), -1, cv2.LINE_AA)
+        cv2.circle(drawn, spot, radius, colour, -1, cv2.LINE_AA)
+
+
+def _caption(picture: Image.Image, answer: Segmentation, unit: float) -> Image.Image:
+    size = round(20 * unit)
+    panel = Image.new("RGB", (picture.width, picture.height + 2 * size), PAPER)
+    panel.paste(picture, (0, 0))
+    count = len(answer.instances)
+    found = "no such object" if not count else f"{count} found" if count > 1 else "found"
+    text = f"“{answer.phrase}”  –  {found}, {answer.score:.2f}"
+    ImageDraw.Draw(panel).text((size // 2, picture.height + size // 2), text, fill=INK, font=_font(size))
+    return panel
+
+
+def _legend(width: int) -> Image.Image:
+    strip = Image.new("RGB", (width, 40), PAPER)
+    draw_on, x = ImageDraw.Draw(strip), 14
+    font = _font(15)
+    for colour, text in ((INSIDE, "answered: on the object"), (OUTSIDE, "answered: off it"), (UNSURE, "unsure, not used")):
+        draw_on.ellipse((x, 14, x + 11, 25), fill=colour)
+        draw_on.text((x + 18, 10), text, fill=INK, font=font)
+        x += 34 + round(font.getlength(text))
+    return strip

@@ -1,0 +1,240 @@
+"""The method: image and phrases in, masks out. Read :meth:`Pipeline.segment` from top to bottom.
+
+``box``   the MLLM gives boxes, the segmenter draws each.
+``ppg``   the MLLM gives boxes and points in one answer (paper: prompt-point generation).
+``pqpp``  the MLLM gives boxes; points spread over each box are put to it as yes/no questions; the sure answers join the box (paper: proactive query
+          of prompt points). The default.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.clicks import Clicks, Target, merge
+from sam4mllm.confidence import Features, agreement, score
+from sam4mllm.errors import PhraseError
+from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
+from sam4mllm.images import MIN_SIDE, check_image
+from sam4mllm.masks import clean, union
+from sam4mllm.points import Thresholds, spread
+from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt, Segmenter
+
+Strategy = Literal["box", "ppg", "pqpp"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+MAX_PHRASE = 500
+"""Characters of a phrase. The longest expression in refCOCOg has under 300."""
+
+__all__ = ["MIN_SIDE", "Instance", "Opened", "Options", "Pipeline", "Segmentation"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly), and which answers count."""
+
+    joint: bool = False
+    count: int | None = None
+    thresholds: Thresholds = Thresholds()
+
+    @property
+    def points(self) -> int:
+        return self.count if self.count is not None else 15 if self.joint else 30
+
+
+@dataclass(frozen=True, eq=False)
+class Opened:
+    """An image taken in by both models, for any number of calls."""
+
+    scene: Scene
+    embedding: Embedding
+    seconds: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One object found.
+
+    ``box_px`` (4,) float32; ``points_px`` (K, 2) float32 all points asked or given; ``inside`` (K,) P(on the object); ``labels`` (K,) int64, 1 and 0
+    for those that prompted the segmenter, -1 for those dropped; ``mask`` (H, W) bool; ``score`` in 0–1 with the ``features`` it comes from.
+    """
+
+    box_px: NDArray[np.float32]
+    points_px: NDArray[np.float32]
+    inside: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    score: float
+    features: Features
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What a phrase means in an image; no instances is the answer "no such object", whose probability is then the score.
+
+    ``timings``: seconds for ``image``, ``box``, ``points`` and ``segmenter``, shared by the phrases of one call.
+    """
+
+    phrase: str
+    instances: tuple[Instance, ...]
+    score: float
+    no_target_probability: float
+    version: str
+    size: tuple[int, int]
+    timings: dict[str, float]
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(H, W) bool, all instances together."""
+        return union(np.array([instance.mask for instance in self.instances], np.bool_).reshape(-1, *self.size))
+
+
+class Pipeline:
+    """A grounder, a segmenter and the options between them. Holds no image; safe to call from several threads."""
+
+    def __init__(self, grounder: Grounder, segmenter: Segmenter, options: Options | None = None, slug: str = "custom") -> None:
+        self.grounder = grounder
+        self.segmenter = segmenter
+        self.options = options or Options()
+        self.slug = slug
+
+    def version(self, strategy: Strategy = "pqpp") -> str:
+        """``<slug>-0-<8 hex>``: the hash covers models, dialect, strategy and options."""
+        parts = (self.grounder.identity, self.segmenter.identity, strategy, self.options)
+        return f"{self.slug}-0-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+
+    def open(self, image: NDArray[np.uint8]) -> Opened:
+        """Take in an image (H, W, 3) uint8 RGB, EXIF-rotated. Raises ImageError if it is of another kind, or too small."""
+        check_image(image)
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "image"):
+            scene = self.grounder.open(image)
+        with _timed(seconds, "segmenter"):
+            embedding = self.segmenter.encode(image)
+        return Opened(scene, embedding, seconds)
+
+    def segment(
+        self, image: NDArray[np.uint8] | Opened, phrases: Sequence[str], strategy: Strategy = "pqpp", clicks: Clicks | None = None
+    ) -> list[Segmentation]:
+        """Masks for each phrase, in order.
+
+        Args:
+            image: (H, W, 3) uint8 RGB, or what ``open`` made of it.
+            phrases: referring expressions; may be empty if there are clicks, which then stand alone (one Segmentation with an empty phrase).
+            strategy: ``box``, ``ppg`` or ``pqpp``.
+            clicks: a reviewer's own points and boxes; they join the prompts.
+
+        Raises:
+            ImageError, PhraseError: with one line on what to do.
+        """
+        if strategy not in STRATEGIES:
+            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
+        cleaned = [check_phrase(phrase) for phrase in phrases]
+        opened = image if isinstance(image, Opened) else self.open(image)
+        seconds = dict(opened.seconds) if not isinstance(image, Opened) else {}
+
+        with _timed(seconds, "box"):
+            groundings = self.grounder.ground(opened.scene, cleaned, with_points=strategy == "ppg") if cleaned else []
+        targets = [merge(grounding, clicks) for grounding in groundings]
+        if not cleaned and clicks is not None:
+            groundings, targets = [_nothing("")], [merge(_nothing(""), clicks)]
+        if strategy == "pqpp" and cleaned:
+            with _timed(seconds, "points"):
+                targets = self._question(opened.scene, groundings, targets)
+        with _timed(seconds, "segmenter"):
+            instances = self._draw(opened.embedding, targets)
+        return [
+            self._answer(grounding, found, opened.embedding, strategy, seconds)
+            for grounding, found in zip(groundings, instances, strict=True)
+        ]
+
+    def _question(self, scene: Scene, groundings: Sequence[Grounding], targets: list[list[Target]]) -> list[list[Target]]:
+        """Put points over every box of every phrase to the MLLM in one pass and keep the sure answers."""
+        inquiries = []
+        for grounding, found in zip(groundings, targets, strict=True):
+            boxes = np.array([target.box_px for target in found if target.box_px is not None], np.float32).reshape(-1, 4)
+            asked = replace(grounding, boxes_px=boxes)
+            for index, box in enumerate(boxes):
+                inquiries.append(Inquiry(asked, index, spread(box, self.options.points)))
+        answers = iter(zip(inquiries, self.grounder.ask(scene, inquiries, joint=self.options.joint), strict=True))
+        return [[target if target.box_px is None else self._keep(target, *next(answers)) for target in found] for found in targets]
+
+    def _keep(self, target: Target, inquiry: Inquiry, inside: NDArray[np.float64]) -> Target:
+        kept, labels = self.options.thresholds.select(inside)
+        marks = np.full(len(inside), -1, np.int64)
+        marks[kept] = labels
+        return target.with_points(inquiry.points_px, inside, marks)
+
+    def _draw(self, embedding: Embedding, targets: list[list[Target]]) -> list[list[Instance]]:
+        """Decode all prompts in one batch; of each prompt's candidates the one with the best predicted IoU."""
+        flat = [target for found in targets for target in found]
+        decoded = iter(self.segmenter.decode(embedding, [_prompt(target) for target in flat]) if flat else [])
+        drawn = [[_instance(target, next(decoded)) for target in found] for found in targets]
+        return [[instance for instance in found if instance.mask.any()] for found in drawn]
+
+    def _answer(
+        self, grounding: Grounding, found: list[Instance], embedding: Embedding, strategy: Strategy, seconds: dict[str, float]
+    ) -> Segmentation:
+        return Segmentation(
+            phrase=grounding.phrase,
+            instances=tuple(found),
+            score=min((instance.score for instance in found), default=grounding.no_target_probability),
+            no_target_probability=grounding.no_target_probability,
+            version=self.version(strategy),
+            size=(embedding.height, embedding.width),
+            timings={stage: seconds.get(stage, 0.0) for stage in ("image", "box", "points", "segmenter")},
+        )
+
+
+def check_phrase(phrase: str) -> str:
+    """The phrase with its white space tidied. Raises PhraseError if it is empty or longer than MAX_PHRASE."""
+    tidy = " ".join(phrase.split())
+    if not tidy:
+        raise PhraseError("the phrase is empty; say what to find, for example: the left cup")
+    if len(tidy) > MAX_PHRASE:
+        raise PhraseError(f"the phrase has {len(tidy)} characters; at most {MAX_PHRASE} are allowed")
+    return tidy
+
+
+def _nothing(phrase: str) -> Grounding:
+    return Grounding(phrase, np.zeros((0, 4), np.float32), np.zeros(0), 0.0)
+
+
+def _prompt(target: Target) -> Prompt:
+    used = target.labels >= 0
+    return Prompt(target.box_px, target.points_px[used], target.labels[used])
+
+
+def _instance(target: Target, masks: Masks) -> Instance:
+    best = int(masks.predicted_iou.argmax())
+    mask = clean(masks.masks[best])
+    used = target.labels >= 0
+    features = Features(
+        box_probability=target.probability,
+        sure=float(used.mean()) if len(used) else 1.0,
+        agreement=agreement(mask, target.points_px[used], target.labels[used]),
+        predicted_iou=float(np.clip(masks.predicted_iou[best], 0, 1)),
+        stability=float(np.clip(masks.stability[best], 0, 1)),
+    )
+    box = target.box_px if target.box_px is not None else _bounds(mask)
+    return Instance(box, target.points_px, target.inside, target.labels, mask, score(features), features)
+
+
+def _bounds(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    if not len(rows):
+        return np.zeros(4, np.float32)
+    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

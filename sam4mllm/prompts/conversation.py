@@ -1,0 +1,117 @@
+"""The turns of the three strategies, as text. Training and serving both render through here.
+
+Box only, the first turn of all::
+
+    user       <image> Where is this: the left cup
+    assistant  [281,251,863,999]
+
+PQPP goes on with one turn a box (all points in one question, or each point in its own copy of the turn)::
+
+    user       For each point, say Yes if it lies on the object in [281,251,863,999]: (300,400) (500,600)
+    assistant  YesNo
+
+PPG is one turn that writes the prompt itself::
+
+    user       <image> Mark this: the left cup
+    assistant  [281,251,863,999] inside (300,400) (420,500) outside (290,260)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from sam4mllm.errors import TemplateError
+from sam4mllm.prompts.dialects import Dialect
+
+BoxNumbers = tuple[int, int, int, int]
+PointNumbers = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class SpokenInstance:
+    """One instance in a PPG answer: its box, and points inside and outside of it, in the dialect's numbers."""
+
+    box: BoxNumbers
+    inside: tuple[PointNumbers, ...] = ()
+    outside: tuple[PointNumbers, ...] = ()
+
+
+def box_question(dialect: Dialect, phrase: str) -> str:
+    return dialect.box_question.replace("{phrase}", phrase)
+
+
+def box_answer(dialect: Dialect, boxes: Sequence[BoxNumbers]) -> str:
+    """All boxes, or the no-target words if there are none."""
+    return dialect.box_separator.join(map(dialect.spell_box, boxes)) or dialect.no_target
+
+
+def points_head(dialect: Dialect, box: BoxNumbers) -> str:
+    """What comes before the points of a question about a box; the packed way shares it between all points."""
+    return dialect.points_head.replace("{box}", dialect.spell_box(box))
+
+
+def points_body(dialect: Dialect, points: Sequence[PointNumbers]) -> str:
+    return dialect.point_separator.join(map(dialect.spell_point, points))
+
+
+def points_answer(dialect: Dialect, inside: Sequence[bool]) -> str:
+    return dialect.answer_separator.join(dialect.yes if flag else dialect.no for flag in inside)
+
+
+def prompt_question(dialect: Dialect, phrase: str) -> str:
+    return dialect.prompt_question.replace("{phrase}", phrase)
+
+
+def prompt_answer(dialect: Dialect, instances: Sequence[SpokenInstance]) -> str:
+    """Box and points of every instance, or the no-target words."""
+    spoken = []
+    for instance in instances:
+        parts = [dialect.spell_box(instance.box)]
+        for word, points in ((dialect.inside, instance.inside), (dialect.outside, instance.outside)):
+            if points:
+                parts.append(f"{word} {points_body(dialect, points)}")
+        spoken.append(" ".join(parts))
+    return dialect.box_separator.join(spoken) or dialect.no_target
+
+
+@dataclass(frozen=True)
+class ChatMarkup:
+    """What a chat template writes around the turns.
+
+    ``opening`` comes before the first question and holds the image's placeholder; ``to_answer`` stands between a question and its answer,
+    ``to_question`` between an answer and the next question (its beginning ends the answer).
+    """
+
+    opening: str
+    to_answer: str
+    to_question: str
+
+
+class ChatTemplate(Protocol):
+    """What renders a conversation to text: a processor or a tokenizer of transformers."""
+
+    def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
+
+
+_FIRST, _SECOND, _THIRD = "qqFIRSTqq", "qqSECONDqq", "qqTHIRDqq"
+
+
+def read_markup(template: ChatTemplate) -> ChatMarkup:
+    """Take a chat template apart by rendering marker words. Raises TemplateError if it does not keep the turns apart in order."""
+    conversation = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _FIRST}]},
+        {"role": "assistant", "content": [{"type": "text", "text": _SECOND}]},
+        {"role": "user", "content": [{"type": "text", "text": _THIRD}]},
+    ]
+    rendered = str(template.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
+    try:
+        opening, rest = rendered.split(_FIRST)
+        to_answer, rest = rest.split(_SECOND)
+        to_question, _ = rest.split(_THIRD)
+    except ValueError as error:
+        raise TemplateError(
+            "the chat template does not render an image, a question, an answer and a second question in that order"
+        ) from error
+    return ChatMarkup(opening, to_answer, to_question)

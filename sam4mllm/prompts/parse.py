@@ -1,0 +1,219 @@
+"""A model's answer back to numbers: the inverse of :mod:`sam4mllm.prompts.conversation`, for text that nobody vouches for.
+
+Nothing here raises, whatever the model wrote: what cannot be read is left out. An answer is first made plain: its numbers, words and
+single signs, each followed by one space, without commas. The dialect's spellings are made plain in the same way, so spaces, padding
+and the kind of separator make no difference. As numbers are short by then, a spelling is compared with a bounded stretch of the
+answer at each place, and the time grows with the answer's length only.
+
+Where both could be read, a box comes before points; so a dialect should not spell two points like a box.
+"""
+
+from __future__ import annotations
+
+import enum
+import functools
+import itertools
+import re
+from collections.abc import Iterator
+
+from sam4mllm.prompts.conversation import BoxNumbers, PointNumbers, SpokenInstance
+from sam4mllm.prompts.dialects import Dialect
+
+MAX_INSTANCES = 100
+"""Boxes read from one answer; a model that is stuck in a loop writes more."""
+MAX_POINTS = 100
+"""Points read from one answer, or from one side of one instance."""
+
+
+class _Mark(enum.Enum):
+    INSIDE = "inside"
+    OUTSIDE = "outside"
+    BROKEN = "broken"
+
+
+def parse_boxes(dialect: Dialect, text: str, limit: int = 999) -> list[BoxNumbers]:
+    """The boxes of an answer, in order and without repetitions, at most MAX_INSTANCES.
+
+    A box is spelled as the dialect spells it, or as a list of four numbers. Numbers are in the dialect's frame, rounded down and
+    clipped to 0..limit; corners come in order. A box that is not written to its end is left out; one without area is kept.
+    """
+    boxes = dict.fromkeys(item for item in _read(dialect, _plain(text), limit) if not isinstance(item, _Mark) and len(item) == 4)
+    return list(boxes)[:MAX_INSTANCES]
+
+
+def parse_points(dialect: Dialect, text: str, limit: int = 999) -> list[PointNumbers]:
+    """The points of an answer, in order, at most MAX_POINTS, with numbers as in :func:`parse_boxes`. A box's numbers are no points."""
+    points = (item for item in _read(dialect, _plain(text), limit) if not isinstance(item, _Mark) and len(item) == 2)
+    return list(itertools.islice(points, MAX_POINTS))
+
+
+def parse_prompt(dialect: Dialect, text: str, limit: int = 999) -> list[SpokenInstance]:
+    """The instances of a PPG answer: each box with the points after the words for inside and outside, either of which may be missing.
+
+    The boxes are those of :func:`parse_boxes`, and at most MAX_POINTS points are read for each side. Points before the first box,
+    after a broken box or after neither word belong to nothing and are left out. So are those of a box that was there before, as a
+    model stuck in a loop writes.
+    """
+    spoken: dict[BoxNumbers, dict[_Mark, list[PointNumbers]]] = {}
+    sides: dict[_Mark, list[PointNumbers]] = {}
+    side = _Mark.BROKEN
+    for item in _read(dialect, _plain(text), limit):
+        if isinstance(item, _Mark):
+            side = item
+            sides = {} if item is _Mark.BROKEN else sides
+        elif len(item) == 4:
+            side, sides = _Mark.BROKEN, {_Mark.INSIDE: [], _Mark.OUTSIDE: []}
+            spoken.setdefault(item, sides)
+        elif side in sides and len(sides[side]) < MAX_POINTS:
+            sides[side].append(item)
+    instances = [SpokenInstance(box, tuple(points[_Mark.INSIDE]), tuple(points[_Mark.OUTSIDE])) for box, points in spoken.items()]
+    return instances[:MAX_INSTANCES]
+
+
+def parse_verdicts(dialect: Dialect, text: str, count: int) -> list[bool | None]:
+    """``count`` verdicts: True for the dialect's yes and False for its no, in any case; None where one is missing or unreadable.
+
+    Verdicts may be run together ("YesNoNo") or stand in prose. Of the fields between commas, semicolons and line breaks, each that
+    has at most one verdict counts as one. Between several verdicts in one field, other words count as one that is unreadable, lest
+    they shift those after them. What comes before the first verdict is an introduction if there would otherwise be too many.
+    """
+    fields = re.split(r"[,;\n]++", _fold(text))
+    verdicts = [verdict for field in fields for verdict in _field(_fold(dialect.yes).strip(), _fold(dialect.no).strip(), field)]
+    introduction = len(list(itertools.takewhile(lambda verdict: verdict is None, verdicts)))
+    first = min(introduction, max(0, len(verdicts) - count))
+    wanted = verdicts[first : first + max(0, count)]
+    return wanted + [None] * (count - len(wanted))
+
+
+_ABSENT = re.compile(
+    r"^no\b|^(?:null|n a)$"
+    r"|\b(?:none|nothing|nowhere|absent)\b"
+    r"|\b(?:there is|there are|there s|contains|shows|see|find|found|detected) no\b"
+    r"|\bno such\b"
+    r"|\bnot (?:found|present|visible|there|here|shown|detected|exist|contain|appear|see|find|in the (?:image|picture|photo))\b"
+    r"|\b(?:isn|aren) t (?:there|here|present|visible|shown|any|in the (?:image|picture|photo))\b"
+    r"|\b(?:doesn|don|didn|can|couldn) t (?:exist|contain|appear|see|find|detect|locate)\b"
+    r"|\b(?:cannot|unable to) (?:see|find|detect|locate)\b"
+)
+"""Over an answer's words in lower case, with one space between them."""
+
+
+def says_no_target(dialect: Dialect, text: str) -> bool:
+    """Whether an answer says that nothing in the image fits: by the dialect's words, common English ones, or an empty list or mapping.
+
+    Never True beside a box. An empty answer and the mere beginning of a box say nothing, so they are False: a failure of the model,
+    not a statement about the image.
+    """
+    plain = _plain(text)
+    if any(not isinstance(item, _Mark) and len(item) == 4 for item in _read(dialect, plain)):
+        return False
+    told = any(words and f" {words}" in f" {plain}" for words in (_plain(dialect.no_target), "[ ] ", "{ } "))
+    return told or bool(_ABSENT.search(" ".join(filter(str.isalpha, plain.split(" ")))))
+
+
+_TOKEN = re.compile(r"(?P<number>(?:(?<![\w.])-)?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++))|[^\W\d_]++|[^\s,]")
+_NUMBER = "[0-9]+ "
+_DIGITS = 9
+_SLOT = re.compile(r"(\{(?:x1|y1|x2|y2|x|y)\})")
+_LIST = "[{x1},{y1},{x2},{y2}]"
+"""How families that answer in JSON spell a box, and others when they forget their own spelling."""
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""East Asian models now and then write full-width digits, commas and brackets."""
+
+
+def _fold(text: str) -> str:
+    return text.translate(_FULL_WIDTH).casefold()
+
+
+def _plain(text: str) -> str:
+    """Numbers (whole, from 0 to 999,999,999), words in lower case and single signs, each with a space after it."""
+    return "".join(f"{_whole(match['number']) if match['number'] else match[0]} " for match in _TOKEN.finditer(_fold(text)))
+
+
+def _whole(number: str) -> str:
+    """Rounded down, and brought into the range. Not by int(), which refuses thousands of digits."""
+    whole = number.partition(".")[0].lstrip("0")
+    if not whole or whole.startswith("-"):
+        return "0"
+    return whole if len(whole) <= _DIGITS else "9" * _DIGITS
+
+
+def _spelling(template: str) -> list[str]:
+    """A template's tokens as they stand in plain text, among them its slots as they are."""
+    parts = enumerate(_SLOT.split(template))
+    return [token for index, part in parts for token in ([part] if index % 2 else re.findall("[^ ]+ ", _plain(part)))]
+
+
+def _expressions(spelling: list[str], kind: str = "") -> list[str]:
+    """A regular expression for each token of a spelling; with a ``kind``, the number in a slot is the group ``<kind>_<slot>``."""
+    expressions = []
+    for index, token in enumerate(spelling):
+        if not _SLOT.match(token):
+            expressions.append(re.escape(token))
+        elif kind and token not in spelling[:index]:
+            expressions.append(f"(?P<{kind}_{token[1:-1]}>[0-9]+) ")
+        else:
+            expressions.append(_NUMBER)
+    return expressions
+
+
+def _beginning(spelling: list[str], boxes: str) -> str:
+    """A regular expression for as much of a spelling as there is, at least one number, and for numbers after it.
+
+    It stops where one of the ``boxes`` begins, which may be within. It fits nowhere if the spelling begins with a number, as any
+    number would be the beginning of a box.
+    """
+    tokens = _expressions(spelling)
+    first = tokens.index(_NUMBER)
+    needed, rest = "", ""
+    for index, token in reversed(list(enumerate(tokens))):
+        if index > first:
+            rest = f"(?:(?!{boxes}){token}{rest})?"
+        else:
+            needed = f"(?!{boxes}){token}{needed}"
+    return f"{needed}{rest}(?:{_NUMBER})*+" if first else "(?!)"
+
+
+@functools.lru_cache(maxsize=16)
+def _grammar(dialect: Dialect) -> re.Pattern[str]:
+    """What can stand at a place in plain text, as named groups: a box in either spelling, a word, a point, a broken box; or any token."""
+    box, listed, point = map(_spelling, (dialect.box, _LIST, dialect.point))
+    boxes = "|".join("".join(_expressions(spelling)) for spelling in (box, listed))
+    words = {"inside": _plain(dialect.inside), "outside": _plain(dialect.outside)}
+    kinds = {
+        "box": "".join(_expressions(box, "box")),
+        "list": "".join(_expressions(listed, "list")),
+        **{name: re.escape(word) for name, word in sorted(words.items(), key=lambda item: -len(item[1])) if word},
+        "point": "".join(_expressions(point, "point")),
+        "broken": f"{_beginning(box, boxes)}|{_beginning(listed, boxes)}",
+    }
+    return re.compile("|".join(f"(?P<{kind}>{pattern})" for kind, pattern in kinds.items()) + "|[^ ]+ ")
+
+
+def _read(dialect: Dialect, plain: str, limit: int = 0) -> Iterator[BoxNumbers | PointNumbers | _Mark]:
+    """Boxes (four numbers), points (two), the words for the two sides, and the places where a box begins but does not end."""
+    for match in _grammar(dialect).finditer(plain):
+        kind = match.lastgroup
+        if kind in ("box", "list"):
+            x1, y1, x2, y2 = (min(int(match[f"{kind}_{slot}"]), limit) for slot in ("x1", "y1", "x2", "y2"))
+            yield min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2)
+        elif kind == "point":
+            yield min(int(match["point_x"]), limit), min(int(match["point_y"]), limit)
+        elif kind:
+            yield _Mark(kind)
+
+
+def _field(yes: str, no: str, field: str) -> list[bool | None]:
+    """The verdicts of one field of an answer; one with text but no verdict is a single unreadable one."""
+    either = "|".join(re.escape(word) for word in sorted((yes, no), key=len, reverse=True) if word)
+    if not either or not field.strip():
+        return []
+    found: list[bool | None] = []
+    for match in re.finditer(rf"(?P<run>(?:{either})++)(?P<rest>[^\W\d_]*+)|[^\W\d_]++", field):
+        rest = match["rest"] or ""
+        if match["run"] and (yes.startswith(rest) or no.startswith(rest)):  # the rest is empty, or a verdict cut off
+            found += [piece == yes for piece in re.findall(either, match["run"])]
+        if (rest or not match["run"]) and found[-1:] != [None]:
+            found.append(None)
+    readable = [verdict for verdict in found if verdict is not None]
+    return found if len(readable) > 1 else [readable[0] if readable else None]

@@ -1,0 +1,100 @@
+"""Training checkpoints that survive a kill at any moment: written whole beside the old one, synced, then renamed; safetensors and JSON only.
+
+A checkpoint is a folder ``step-<n>`` with ``model.safetensors``, ``optimizer.safetensors`` and ``state.json``. What lies in a folder without the
+final name was never finished and is ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+_KEEP = 2
+
+
+def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
+    """Write ``folder/step-<step>`` atomically and drop all but the newest two. ``state`` must be JSON."""
+    final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    save_file(_own(model.state_dict()), temporary / "model.safetensors")
+    save_file(_flatten(optimizer), temporary / "optimizer.safetensors")
+    (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
+    sync_tree(temporary)
+    shutil.rmtree(final, ignore_errors=True)
+    os.replace(temporary, final)
+    sync_path(folder)
+    for old in _finished(folder)[:-_KEEP]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Restore the newest finished checkpoint of ``folder`` in place and return its state, or None if there is none."""
+    finished = _finished(folder)
+    if not finished:
+        return None
+    newest = finished[-1]
+    model.load_state_dict(load_file(newest / "model.safetensors"), strict=False)
+    _unflatten(optimizer, load_file(newest / "optimizer.safetensors"))
+    state: dict[str, Any] = json.loads((newest / "state.json").read_text())
+    return state
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file of a folder, then the folder."""
+    for path in sorted(folder.rglob("*")):
+        sync_path(path)
+    sync_path(folder)
+
+
+def _finished(folder: Path) -> list[Path]:
+    return sorted(folder.glob("step-*")) if folder.is_dir() else []
+
+
+def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Detached copies, one per storage: safetensors refuses tensors that share memory, as tied weights do."""
+    seen: set[int] = set()
+    own: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        if tensor.data_ptr() not in seen or tensor.numel() == 0:
+            seen.add(tensor.data_ptr())
+            own[name] = tensor.detach().contiguous().cpu().clone()
+    return own
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterable[tuple[int, nn.Parameter]]:
+    return enumerate(parameter for group in optimizer.param_groups for parameter in group["params"])
+
+
+def _flatten(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    return {
+        f"{index}.{name}": torch.as_tensor(value).detach().cpu().clone()
+        for index, parameter in _parameters(optimizer)
+        for name, value in optimizer.state.get(parameter, {}).items()
+    }
+
+
+def _unflatten(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    parameters = dict(_parameters(optimizer))
+    for name, value in tensors.items():
+        index, key = name.split(".", 1)
+        parameter = parameters[int(index)]
+        optimizer.state[parameter][key] = value if key == "step" else value.to(parameter.device, parameter.dtype)
