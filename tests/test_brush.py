@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.util
+import itertools
 import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
@@ -73,7 +74,7 @@ GOLDEN = {
     "131,076 values, split in three": (_on(3, 10923) * 0, "00020004391bffffff00ffffe01c000c00"),
 }
 
-# SHA-256 of what label_studio_sdk 2.1.2 makes of the benchmark's first samples. To print them again, with the SDK's wheel unpacked in FOLDER:
+# SHA-256 of what label_studio_sdk 2.1.2 makes of the benchmark's first samples. To print them again, with its wheel unpacked in FOLDER:
 # python benchmarks/brush.py --sdk FOLDER --digests
 DIGESTS = [
     "ade1bf32c4be15e53c0c7309f2312fd08d2a844a376620f94dc6952cfaf842d5",
@@ -157,7 +158,7 @@ def test_encode_is_the_plain_writer(mask: NDArray[np.uint8]) -> None:
     values = np.repeat(mask.ravel(), 4).tolist()
     cuts = [0, *(i for i in range(1, len(values)) if values[i] != values[i - 1]), len(values)]
     records: list[Record] = []
-    for begin, end in zip(cuts, cuts[1:], strict=False):
+    for begin, end in itertools.pairwise(cuts):
         records.append((True, sum(end - begin > most for most in (8, 16, 256)), values[begin:end]))
     assert bytes(encode(mask)) == _stream(len(values), records)
 
@@ -311,10 +312,10 @@ def test_wrong_streams(name: str) -> None:
 def _decodes_or_objects(rle: Any, height: int, width: int) -> None:
     try:
         alpha = decode(rle, height, width)
-    except MaskCodecError as error:
-        assert "\n" not in str(error)
-    else:
-        assert (alpha.shape, alpha.dtype) == ((height, width), np.uint8)
+    except MaskCodecError:
+        return
+    assert alpha.shape == (height, width)
+    assert alpha.dtype == np.uint8
 
 
 @quick
@@ -328,9 +329,9 @@ def test_arbitrary_input(rle: Any, height: int, width: int) -> None:
 
 
 @quick
-@given(st.binary(max_size=80), st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**16 - 1))
-def test_arbitrary_records_after_a_right_header(rest: bytes, height: int, width: int, sizes: int) -> None:
-    start = (height * width * 4 << 21 | 7 << 16 | sizes) << 3 | rest[:1].count(1)
+@given(st.binary(max_size=80), st.integers(1, 30), st.integers(1, 30), st.integers(0, 2**19 - 1))
+def test_arbitrary_sizes_and_records(rest: bytes, height: int, width: int, sizes: int) -> None:
+    start = (height * width * 4 << 5 | 7) << 19 | sizes
     _decodes_or_objects(start.to_bytes(7, "big") + rest, height, width)
 
 

@@ -109,7 +109,7 @@ class MllmGrounder:
             return self._ask_joint(own, segments, heads, inquiries)
         asked = []
         for head, inquiry in zip(heads, inquiries, strict=True):
-            for point in self._point_numbers(own, inquiry.points_px):
+            for point in self.point_numbers(own, inquiry.points_px):
                 asked.append(len(segments))
                 segments.append(Segment(tuple(self.point_question(point)), head))
         if not asked:
@@ -177,7 +177,7 @@ class MllmGrounder:
         row_segments = list(segments)
         spans = []
         for index in which:
-            points = self._point_numbers(scene, inquiries[index].points_px)
+            points = self.point_numbers(scene, inquiries[index].points_px)
             question = self.joint_question(points)
             spans.append((len(row_segments), len(question), len(points)))
             row_segments.append(Segment((*question, *self.verdicts.spell(guesses[index][:-1])), heads[index]))
@@ -225,7 +225,8 @@ class MllmGrounder:
         spoken = parse_prompt(self.dialect, answer.text, limit) if with_points else []
         if spoken:
             boxes = [instance.box for instance in spoken]
-        probabilities = np.array([self._box_probability(answer, count, limit) for count in range(len(boxes))])
+        written = [len(parse_boxes(self.dialect, text, limit)) for text in answer.growing]
+        probabilities = np.array([_box_probability(answer, written, index) for index in range(len(boxes))])
         return Grounding(
             phrase=phrase,
             boxes_px=np.array([self._box_px(scene, box) for box in boxes], np.float32).reshape(-1, 4),
@@ -239,14 +240,6 @@ class MllmGrounder:
             return 0.0 if found else 1.0
         none, box = answer.first_logits[self._none_start], answer.first_logits[self._box_start]
         return float(torch.sigmoid(none - box))
-
-    def _box_probability(self, answer: Written, index: int, limit: int) -> float:
-        """Geometric mean over the tokens from where the box before was complete to where this one is."""
-        complete = [len(parse_boxes(self.dialect, text, limit)) for text in answer.growing]
-        start = next((at for at, count in enumerate(complete) if count >= index), 0)
-        end = next((at for at, count in enumerate(complete) if count > index), len(complete) - 1)
-        logs = answer.log_probabilities[start : end + 1] if index == 0 else answer.log_probabilities[start + 1 : end + 1]
-        return float(np.exp(np.mean(logs))) if len(logs) else 0.0
 
     def _limit(self, scene: MllmScene) -> int:
         return MILLI - 1 if self.dialect.frame == "milli" else max(scene.resized)
@@ -264,7 +257,7 @@ class MllmGrounder:
     def _box_numbers(self, scene: MllmScene, boxes_px: NDArray[np.float32]) -> list[BoxNumbers]:
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in self._numbers(scene, boxes_px)]
 
-    def _point_numbers(self, scene: MllmScene, points_px: NDArray[np.float32]) -> list[PointNumbers]:
+    def point_numbers(self, scene: MllmScene, points_px: NDArray[np.float32]) -> list[PointNumbers]:
         return [(x, y) for x, y in self._numbers(scene, points_px)]
 
     def _box_px(self, scene: MllmScene, box: BoxNumbers) -> NDArray[np.float32]:
@@ -276,6 +269,12 @@ class MllmGrounder:
             return ((np.array(points, np.float64).reshape(-1, 2) + 0.5) * self._scale(scene)).astype(np.float32)
 
         return SpokenPoints(px(instance.inside), px(instance.outside))
+
+
+def _box_probability(answer: Written, written: Sequence[int], index: int) -> float:
+    """Geometric mean probability of the tokens of box ``index``; ``written`` is how many boxes are complete after each token."""
+    tokens = [at for at in range(len(written)) if (written[at - 1] if at else 0) == index]
+    return float(np.exp(np.mean([answer.log_probabilities[at] for at in tokens]))) if tokens else 0.0
 
 
 def copy_cache(cache: DynamicCache) -> DynamicCache:

@@ -56,7 +56,7 @@ def parse_prompt(dialect: Dialect, text: str, limit: int = 999) -> list[SpokenIn
     """
     spoken: dict[BoxNumbers, dict[_Mark, list[PointNumbers]]] = {}
     sides: dict[_Mark, list[PointNumbers]] = {}
-    side = _Mark.BROKEN
+    side = _Mark.BROKEN  # as long as no word said which
     for item in _read(dialect, _plain(text), limit):
         if isinstance(item, _Mark):
             side = item

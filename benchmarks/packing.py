@@ -1,0 +1,95 @@
+"""Packed point questions against the other ways of asking, and ten phrases at once against ten calls.
+
+    python benchmarks/packing.py [--model demo] [--images 4] [--json]
+
+Every measurement opens a fresh scene; nothing is cached between them. Prints medians in seconds and the largest difference in probability.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import numpy as np
+
+import sam4mllm
+import sam4mllm.pipeline
+from sam4mllm.demo.phrases import KINDS
+from sam4mllm.demo.scenes import make_scene
+from sam4mllm.grounding.mllm import MllmGrounder
+from sam4mllm.grounding.protocol import Grounding, Inquiry
+from sam4mllm.grounding.reference import ask_expanded, ask_separately
+from sam4mllm.points import PATTERN_SIZE, spread
+
+T = TypeVar("T")
+SEED = 990_002
+PHRASES = 10
+
+
+def timed(work: Callable[[], T]) -> tuple[float, T]:
+    began = time.perf_counter()
+    result = work()
+    return time.perf_counter() - began, result
+
+
+def compare_points(grounder: MllmGrounder, index: int) -> dict[str, float]:
+    """30 points of one box by three ways, each from a fresh scene."""
+    picture = make_scene((SEED, index), kinds=("noun",))
+    [target] = picture.expressions[0].targets
+    boxes = picture.boxes_px[[target]]
+    inquiry = Inquiry(Grounding(picture.expressions[0].phrase, boxes, np.ones(1), 0.0), 0, spread(boxes[0], PATTERN_SIZE))
+    image = picture.image
+    packed_seconds, [packed] = timed(lambda: grounder.ask(grounder.open(image), [inquiry]))
+    separate_seconds, separate = timed(lambda: ask_separately(grounder, image, inquiry))
+    expanded_seconds, expanded = timed(lambda: ask_expanded(grounder, grounder.open(image), inquiry))
+    return {
+        "packed": packed_seconds,
+        "separate": separate_seconds,
+        "expanded": expanded_seconds,
+        "difference": float(np.abs(packed - separate).max()),
+        "expanded_difference": float(np.abs(expanded - separate).max()),
+    }
+
+
+def compare_phrases(pipeline: sam4mllm.pipeline.Pipeline, index: int) -> dict[str, float]:
+    """Ten phrases in one call against ten calls."""
+    picture = make_scene((SEED, index))
+    others = make_scene((SEED, index + 1000), kinds=KINDS)
+    phrases = [expression.phrase for expression in (*picture.expressions, *others.expressions)][:PHRASES]
+    together, _ = timed(lambda: pipeline.segment(picture.image, phrases))
+    apart, _ = timed(lambda: [pipeline.segment(picture.image, [phrase]) for phrase in phrases])
+    return {"together": together, "apart": apart}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--images", type=int, default=4)
+    parser.add_argument("--json", action="store_true")
+    arguments = parser.parse_args()
+    pipeline = sam4mllm.load(arguments.model)
+    grounder = pipeline.grounder
+    if not isinstance(grounder, MllmGrounder):
+        raise SystemExit("only an MLLM of transformers has several ways to ask")
+    compare_points(grounder, -1 % 1000)  # to warm up
+    points = [compare_points(grounder, index) for index in range(arguments.images)]
+    phrases = [compare_phrases(pipeline, index) for index in range(arguments.images)]
+    medians = {name: statistics.median(row[name] for row in points) for name in points[0]}
+    medians |= {name: statistics.median(row[name] for row in phrases) for name in phrases[0]}
+    medians["difference"] = max(row["difference"] for row in points)
+    medians["packed_speedup"] = statistics.median(row["separate"] / row["packed"] for row in points)
+    medians["expanded_over_packed"] = statistics.median(row["expanded"] / row["packed"] for row in points)
+    medians["together_speedup"] = statistics.median(row["apart"] / row["together"] for row in phrases)
+    if arguments.json:
+        print(json.dumps(medians))
+        return
+    for name, value in medians.items():
+        print(f"{name:22}{value:12.6f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,84 @@
+"""The slow ways, kept to check the fast ones against: one prompt a point, a cache copied once a point, one answer token at a time."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import DynamicCache
+
+from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
+from sam4mllm.grounding.packing import additive
+from sam4mllm.grounding.protocol import Inquiry
+
+
+@torch.inference_mode()
+def ask_separately(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: Inquiry) -> NDArray[np.float64]:
+    """P(inside) of each point by a whole prompt of its own, image and all: what the packed pass must equal."""
+    inside = []
+    for point in inquiry.points_px:
+        scene = grounder.open(image)
+        first, head = grounder.history(scene, inquiry)
+        ids = [*first, *head, *grounder.point_question(point_numbers(grounder, scene, point))]
+        inside.append(grounder.verdicts.inside(_continue(grounder, scene, ids)))
+    return np.concatenate(inside) if inside else np.zeros(0)
+
+
+@torch.inference_mode()
+def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> NDArray[np.float64]:
+    """P(inside) of each point as one row of a batch: the prefix with its history is prefilled once and its cache expanded to the batch."""
+    first, head = grounder.history(scene, inquiry)
+    ids = np.array([*first, *head])
+    history, cache = len(ids), _prefill(grounder, scene, ids)
+    questions = [grounder.point_question(point_numbers(grounder, scene, point)) for point in inquiry.points_px]
+    if not questions:
+        return np.zeros(0)
+    width = max(map(len, questions))
+    cache.batch_repeat_interleave(len(questions))
+    tokens = torch.tensor([question + [question[-1]] * (width - len(question)) for question in questions], device=grounder.device)
+    past = scene.length + history
+    visible = torch.ones(width, past + width, dtype=torch.bool, device=grounder.device).tril(past)
+    positions = torch.arange(width, device=grounder.device) + scene.following + history
+    output = grounder.checkpoint.model.model(
+        input_ids=tokens,
+        attention_mask=additive(visible[None, None], grounder.checkpoint.model.dtype).expand(len(questions), 1, -1, -1),
+        position_ids=positions.expand(3, len(questions), -1),
+        past_key_values=cache,
+        use_cache=True,
+        return_dict=True,
+    )
+    lasts = torch.tensor([len(question) - 1 for question in questions], device=grounder.device)
+    hidden = output.last_hidden_state[torch.arange(len(questions), device=grounder.device), lasts]
+    return grounder.verdicts.inside(grounder.checkpoint.model.lm_head(hidden).float())
+
+
+@torch.inference_mode()
+def ask_one_by_one(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> NDArray[np.float64]:
+    """The joint answer as published: all points in one question, the answers decoded greedily, each given those before it."""
+    first, head = grounder.history(scene, inquiry)
+    points = [point_numbers(grounder, scene, point) for point in inquiry.points_px]
+    question = [*first, *head, *grounder.joint_question(points)]
+    inside: list[float] = []
+    for _ in points:
+        answered = grounder.verdicts.spell(np.array(inside) > 0.5)
+        inside.append(float(grounder.verdicts.inside(_continue(grounder, scene, [*question, *answered]))[0]))
+    return np.array(inside)
+
+
+def point_numbers(grounder: MllmGrounder, scene: MllmScene, point_px: NDArray[np.float32]) -> tuple[int, int]:
+    """A point in the dialect's numbers."""
+    [(x, y)] = grounder.point_numbers(scene, point_px[None])
+    return x, y
+
+
+def _continue(grounder: MllmGrounder, scene: MllmScene, ids: list[int]) -> Tensor:
+    """Logits (1, vocabulary) after a plain, unpacked continuation of the prefix."""
+    length = len(ids)
+    causal = np.tril(np.ones((length, length), np.bool_))
+    return grounder.forward(scene, np.array(ids), np.arange(length), causal, np.array([length - 1]))[0]
+
+
+def _prefill(grounder: MllmGrounder, scene: MllmScene, ids: NDArray[np.int64]) -> DynamicCache:
+    causal = np.tril(np.ones((len(ids), len(ids)), np.bool_))
+    return grounder.forward(scene, ids, np.arange(len(ids)), causal, np.array([len(ids) - 1]))[1]

@@ -1,0 +1,71 @@
+"""Models without weights: a grounder that knows what it is told, a segmenter that draws the box."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.grounding.protocol import Grounding, Inquiry, Scene, SpokenPoints
+from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt
+
+
+def grounding(phrase: str, boxes: Sequence[Sequence[float]], no_target: float = 0.1, points: tuple[SpokenPoints, ...] = ()) -> Grounding:
+    array = np.array(boxes, np.float32).reshape(-1, 4)
+    return Grounding(phrase, array, np.full(len(array), 0.8), no_target, points)
+
+
+@dataclass
+class FakeGrounder:
+    """Answers from ``known``; P(inside) of a point is what ``inside`` says of it, or 0.99 in the left half of its box and 0.01 in the right."""
+
+    known: Mapping[str, Grounding]
+    identity: str = "fake"
+    opened: int = 0
+    asked: list[Inquiry] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def open(self, image: NDArray[np.uint8]) -> Scene:
+        with self.lock:
+            self.opened += 1
+        return Scene(image.shape[1], image.shape[0])
+
+    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+        del scene, with_points
+        return [self.known.get(phrase, grounding(phrase, [], 0.95)) for phrase in phrases]
+
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
+        del scene, joint
+        with self.lock:
+            self.asked.extend(inquiries)
+        return [
+            np.where(inquiry.points_px[:, 0] < inquiry.grounding.boxes_px[inquiry.index, ::2].mean(), 0.99, 0.01) for inquiry in inquiries
+        ]
+
+
+@dataclass
+class FakeSegmenter:
+    """Three candidates: nothing, the box, everything; the box is predicted best. Without a box, a square around the first point."""
+
+    identity: str = "fake"
+    prompts: list[Prompt] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def encode(self, image: NDArray[np.uint8]) -> Embedding:
+        return Embedding(image.shape[1], image.shape[0], image.nbytes)
+
+    def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Masks]:
+        with self.lock:
+            self.prompts.extend(prompts)
+        return [self._draw(embedding, prompt) for prompt in prompts]
+
+    def _draw(self, embedding: Embedding, prompt: Prompt) -> Masks:
+        masks = np.zeros((3, embedding.height, embedding.width), np.bool_)
+        box = prompt.box_px if prompt.box_px is not None else np.concatenate([prompt.points_px[0] - 5, prompt.points_px[0] + 5])
+        x1, y1, x2, y2 = np.maximum(np.rint(box), 0).astype(int)
+        masks[1, y1:y2, x1:x2] = True
+        masks[2] = True
+        return Masks(masks, np.array([0.1, 0.9, 0.3]), np.array([0.5, 0.95, 0.9]))

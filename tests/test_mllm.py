@@ -1,0 +1,121 @@
+"""The fast ways of asking against the slow ones, on every family."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from sam4mllm.grounding.families import load_checkpoint
+from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
+from sam4mllm.grounding.protocol import Grounding, Inquiry, Scene
+from sam4mllm.grounding.reference import ask_expanded, ask_one_by_one, ask_separately
+from sam4mllm.points import spread
+
+PHRASES = ["the left cup", "all zebras", "the dog below the car"]
+
+
+@pytest.fixture(scope="module")
+def grounder(tiny_checkpoint: Path) -> MllmGrounder:
+    return MllmGrounder(load_checkpoint(str(tiny_checkpoint), torch.device("cpu")), max_new_tokens=12)
+
+
+def picture(seed: int, height: int = 120, width: int = 90) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def inquiry(phrase: str, boxes: list[list[float]], index: int, count: int) -> Inquiry:
+    array = np.array(boxes, np.float32)
+    return Inquiry(Grounding(phrase, array, np.ones(len(array)), 0.0), index, spread(array[index], count))
+
+
+def cache_sums(scene: MllmScene) -> list[float]:
+    return [float(layer.keys.double().sum() + layer.values.double().sum()) for layer in scene.cache.layers]
+
+
+def test_packed_points_equal_separate_prompts_and_the_expanded_cache(grounder: MllmGrounder) -> None:
+    image = picture(1)
+    question = inquiry("the left cup", [[5, 5, 60, 80], [20, 30, 85, 110]], 1, 30)
+    scene = grounder.open(image)
+    [packed] = grounder.ask(scene, [question])
+    assert packed.std() > 1e-4  # the answers differ between points, or the comparison would say nothing
+    np.testing.assert_allclose(packed, ask_separately(grounder, image, question), atol=1e-4)
+    np.testing.assert_allclose(packed, ask_expanded(grounder, scene, question), atol=1e-4)
+
+
+def test_packed_points_do_not_depend_on_their_order_or_company(grounder: MllmGrounder) -> None:
+    scene = grounder.open(picture(2))
+    question = inquiry("the left cup", [[5, 5, 60, 80]], 0, 8)
+    other = inquiry("all zebras", [[0, 0, 40, 40], [10, 10, 80, 100]], 1, 5)
+    turned = Inquiry(question.grounding, 0, question.points_px[::-1].copy())
+    [alone] = grounder.ask(scene, [question])
+    [_, reversed_points, beside] = grounder.ask(scene, [other, turned, question])
+    np.testing.assert_allclose(reversed_points[::-1], alone, atol=1e-5)
+    np.testing.assert_allclose(beside, alone, atol=1e-5)
+
+
+def test_joint_answers_equal_greedy_decoding_one_by_one(grounder: MllmGrounder) -> None:
+    scene = grounder.open(picture(3))
+    questions = [inquiry("the left cup", [[5, 5, 60, 80]], 0, 15), inquiry("all zebras", [[0, 0, 40, 40], [10, 10, 80, 100]], 1, 9)]
+    for fast, question in zip(grounder.ask(scene, questions, joint=True), questions, strict=True):
+        np.testing.assert_allclose(fast, ask_one_by_one(grounder, scene, question), atol=1e-4)
+
+
+def test_phrases_answered_together_equal_phrases_answered_alone(grounder: MllmGrounder) -> None:
+    scene = grounder.open(picture(4))
+    for together, phrase in zip(grounder.ground(scene, PHRASES), PHRASES, strict=True):
+        [alone] = grounder.ground(scene, [phrase])
+        np.testing.assert_array_equal(together.boxes_px, alone.boxes_px)
+        np.testing.assert_allclose(together.no_target_probability, alone.no_target_probability, atol=1e-5)
+
+
+def test_a_box_answer_equals_generate_of_transformers(grounder: MllmGrounder) -> None:
+    from sam4mllm.grounding.decoding import write
+    from sam4mllm.prompts.conversation import box_question
+
+    image = picture(5)
+    scene = grounder.open(image)
+    question = grounder.encode(box_question(grounder.dialect, PHRASES[0]) + grounder.markup.to_answer)
+    [written] = write(grounder, scene, [question], grounder.end, 10)
+    from PIL import Image
+
+    encoded = grounder.checkpoint.encode(grounder.checkpoint, grounder.markup.opening, Image.fromarray(image))
+    inputs = dict(encoded.inputs)
+    inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([question])], 1)
+    inputs["mm_token_type_ids"] = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, len(question), dtype=torch.int)], 1)
+    generated = grounder.checkpoint.model.generate(
+        **inputs, attention_mask=torch.ones_like(inputs["input_ids"]), max_new_tokens=10, do_sample=False
+    )
+    grounder.checkpoint.model.model.rope_deltas = None
+    ids = generated[0, inputs["input_ids"].shape[1] :].tolist()
+    ids = ids[: ids.index(grounder.end)] if grounder.end in ids else ids
+    assert written.text == grounder.checkpoint.tokenizer.decode(ids)
+
+
+def test_a_scene_is_left_as_it_was_and_survives_another(grounder: MllmGrounder) -> None:
+    question = inquiry("the left cup", [[5, 5, 60, 80]], 0, 6)
+    first = grounder.open(picture(6))
+    before, [answer] = cache_sums(first), grounder.ask(first, [question])
+    grounder.ground(grounder.open(picture(7, 60, 150)), PHRASES)
+    grounder.ground(first, PHRASES, with_points=True)
+    assert cache_sums(first) == before
+    [again] = grounder.ask(first, [question])
+    np.testing.assert_array_equal(again, answer)
+
+
+def test_nothing_to_ask_is_nothing_answered(grounder: MllmGrounder) -> None:
+    scene = grounder.open(picture(8))
+    assert grounder.ask(scene, []) == []
+    assert grounder.ground(scene, []) == []
+    [none] = grounder.ask(scene, [inquiry("the left cup", [[5, 5, 60, 80]], 0, 0)])
+    assert none.shape == (0,)
+    [none] = grounder.ask(scene, [inquiry("the left cup", [[5, 5, 60, 80]], 0, 0)], joint=True)
+    assert none.shape == (0,)
+
+
+def test_a_scene_of_another_grounder_is_refused(grounder: MllmGrounder) -> None:
+    with pytest.raises(TypeError, match="another grounder"):
+        grounder.ground(Scene(10, 10), ["a cup"])
