@@ -120,7 +120,9 @@ def _as_line(answer: Segmentation) -> str:
     seconds = sum(answer.timings.values())
     if not answer.instances:
         return f"{answer.phrase}: no such object (P = {answer.score:.2f}, {seconds:.2f} s)"
-    boxes = ", ".join("[" + " ".join(f"{side:.0f}" for side in instance.box_px) + f"] {instance.score:.2f}" for instance in answer.instances)
+    boxes = ", ".join(
+        "[" + " ".join(f"{side:.0f}" for side in instance.box_px) + f"] {instance.score:.2f}" for instance in answer.instances
+    )
     return f"{answer.phrase}: {len(answer.instances)} found, {int(answer.mask.sum())} pixels, box and score {boxes} ({seconds:.2f} s)"
 
 
@@ -152,7 +154,9 @@ def scenes(
     folder: Annotated[Path, typer.Argument(help="Where to write the dataset.")],
     count: Annotated[int, typer.Option("--count", min=1, help="Images; each has five phrases.")] = 20,
     seed: Annotated[int, typer.Option("--seed", min=0, help="The same seed gives the same scenes.")] = 0,
-    nouns: Annotated[NounsName, typer.Option("--nouns", help="Ask for nouns that the demo model knows, or for new ones.")] = NounsName.KNOWN,
+    nouns: Annotated[
+        NounsName, typer.Option("--nouns", help="Ask for nouns that the demo model knows, or for new ones.")
+    ] = NounsName.KNOWN,
 ) -> None:
     """Write demo scenes with phrases and exact masks as a dataset."""
     from sam4mllm.demo.dataset import write_scenes

@@ -86,7 +86,11 @@ def _found(grounding: Grounding, index: int) -> Target:
 
 def _with_box(targets: list[Target], box_px: NDArray[np.float32]) -> list[Target]:
     own = Target(box_px.astype(np.float32), 1.0)
-    overlaps = [float(box_iou(target.box_px[None], own_box[None])[0, 0]) if target.box_px is not None else 0.0 for target in targets for own_box in [box_px]]
+    overlaps = [
+        float(box_iou(target.box_px[None], own_box[None])[0, 0]) if target.box_px is not None else 0.0
+        for target in targets
+        for own_box in [box_px]
+    ]
     if overlaps and max(overlaps) >= SAME_BOX:
         index = int(np.argmax(overlaps))
         return [*targets[:index], own, *targets[index + 1 :]]

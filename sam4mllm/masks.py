@@ -334,8 +334,8 @@ def to_rle(mask: NDArray[np.bool_]) -> Rle:
 def from_rle(rle: Mapping[str, Any], height: int, width: int, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
     """COCO run lengths as a mask (height, width) bool.
 
-    The counts may be compressed text (str or bytes) or a plain list of numbers. No mask is allocated before all of it is checked, and
-    foreign text never reaches pycocotools: its decoder trusts it, and reads and writes past its memory if it is wrong.
+    The counts may be compressed text (str or bytes) or a plain list of numbers. No mask is allocated before all of it is checked. Foreign
+    text never reaches pycocotools: of counts that add up to too little, its decoder (release 2.0.11) returns memory that nobody wrote.
 
     Raises:
         MaskCodecError: malformed, of another size than height and width, or larger than allowed.

@@ -262,9 +262,6 @@ def test_a_kill_during_the_first_save_leaves_it_whole_or_not_at_all(tmp_path: Pa
     assert set(found) == {False, True}
 
 
-@pytest.mark.xfail(
-    raises=FileNotFoundError, reason="save_checkpoint deletes the finished folder of the same step before the new one takes its place"
-)
 def test_a_kill_while_a_step_is_saved_again_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
     """As when the last step of a run is also one at which it saves anyway."""
     for moment, folder, _ in killed_saves(tmp_path, (3,), 3):

@@ -98,4 +98,6 @@ def build_segmenter() -> Sam:
             iou_head_depth=3,
             iou_head_hidden_dim=128,
         ),
+        pixel_mean=[127.5] * 3,
+        pixel_std=[127.5] * 3,
     )

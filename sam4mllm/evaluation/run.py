@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.data.examples import Example, load_example_image, read_examples
-from sam4mllm.evaluation.metrics import Sample, sample, summarize
+from sam4mllm.evaluation.metrics import Figures, Sample, Tally
 from sam4mllm.grounding.protocol import Grounding, Inquiry
-from sam4mllm.masks import union
+from sam4mllm.masks import mask_iou, union
 from sam4mllm.pipeline import Opened, Pipeline, Strategy
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.segmentation.protocol import Prompt
@@ -22,14 +22,12 @@ from sam4mllm.segmentation.protocol import Prompt
 
 @dataclass(frozen=True, eq=False)
 class Judged:
-    """One example and what came of it: the phrase's sample, the oracle's IoU if asked for, and its points' P(inside) and truth."""
+    """One example and what came of it; ``oracle_iou`` is None if it was not asked for or the phrase has no target."""
 
     example: Example
     sample: Sample
     score: float
     oracle_iou: float | None
-    inside: NDArray[np.float64]
-    truth: NDArray[np.bool_]
 
 
 Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
@@ -42,68 +40,54 @@ def _plain(items: Iterable[list[Example]], total: int) -> Iterable[list[Example]
 
 def evaluate(
     pipeline: Pipeline, folder: Path, strategy: Strategy = "pqpp", oracle: bool = False, track: Track = _plain
-) -> tuple[dict[str, float | int | None], list[Judged]]:
-    """The summary of :func:`~sam4mllm.evaluation.metrics.summarize` and every example's result.
+) -> tuple[Figures, list[Judged]]:
+    """The figures of :func:`~sam4mllm.evaluation.metrics.summarize` and every example's result.
 
-    All phrases of an image are answered in one call. ``track`` wraps the images, for a progress bar. Raises DatasetError.
+    All phrases of an image are answered in one call, whose time they share. ``track`` wraps the images, for a progress bar. Raises DatasetError.
     """
     examples = sorted(read_examples(folder), key=lambda example: example.image)
     images = [list(group) for _, group in groupby(examples, key=lambda example: example.image)]
-    judged: list[Judged] = []
-    seconds = 0.0
+    tally, judged = Tally(), list[Judged]()
     for group in track(images, len(images)):
         image = load_example_image(folder, group[0])
         began = time.perf_counter()
         opened = pipeline.open(image)
         answers = pipeline.segment(opened, [example.phrase for example in group], strategy)
-        seconds += time.perf_counter() - began
-        points = list(ask_true_points(pipeline, opened, group))
-        for example, answer, (inside, truth) in zip(group, answers, points, strict=True):
-            true = example.masks()
-            ideal = draw_oracle(pipeline, opened, example, true) if oracle and len(true) else None
-            judged.append(Judged(example, sample(answer.mask, union(true)), answer.score, ideal, inside, truth))
-    return summarize_judged(judged, seconds), judged
-
-
-def summarize_judged(judged: Sequence[Judged], seconds: float) -> dict[str, float | int | None]:
-    """The metrics of a list of results that took ``seconds`` in all."""
-    return summarize(
-        [one.sample for one in judged],
-        inside=np.concatenate([one.inside for one in judged]) if judged else None,
-        truth=np.concatenate([one.truth for one in judged]) if judged else None,
-        oracle_ious=[one.oracle_iou for one in judged if one.oracle_iou is not None] or None,
-        seconds=seconds,
-    )
+        seconds = (time.perf_counter() - began) / len(group)
+        for inside, truth in ask_true_points(pipeline, opened, group):
+            tally.add_points(inside, truth)
+        for example, answer in zip(group, answers, strict=True):
+            sample = tally.add(answer.mask, example.union(), example.has_target, seconds)
+            ideal = draw_oracle(pipeline, opened, example) if oracle and example.has_target else None
+            if ideal is not None:
+                tally.add_oracle(ideal)
+            judged.append(Judged(example, sample, answer.score, ideal))
+    return tally.figures(), judged
 
 
 def ask_true_points(
     pipeline: Pipeline, opened: Opened, examples: Sequence[Example]
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """For each example P(inside) and the truth of the default pattern in its true boxes; no point is dropped."""
+    """For each true box of the examples, P(inside) and the truth of the default pattern's points; no point is dropped."""
     inquiries = []
     for example in examples:
-        boxes = np.array([instance.box_px for instance in example.instances], np.float32).reshape(-1, 4)
-        known = Grounding(example.phrase, boxes, np.ones(len(boxes)), 0.0)
-        inquiries += [Inquiry(known, index, spread(box, PATTERN_SIZE)) for index, box in enumerate(boxes)]
-    answers = iter(pipeline.grounder.ask(opened.scene, inquiries, joint=False) if inquiries else [])
-    asked = iter(inquiries)
-    for example in examples:
-        inside, truth = [np.zeros(0)], [np.zeros(0, np.bool_)]
-        for mask in example.masks():
-            inside.append(next(answers))
-            truth.append(_lies_on(mask, next(asked).points_px))
-        yield np.concatenate(inside), np.concatenate(truth)
+        known = Grounding(example.phrase, example.boxes_px, np.ones(len(example.instances)), 0.0)
+        inquiries += [Inquiry(known, index, spread(box, PATTERN_SIZE)) for index, box in enumerate(example.boxes_px)]
+    answers = pipeline.grounder.ask(opened.scene, inquiries)
+    masks = [mask for example in examples for mask in example.masks()]
+    for inquiry, inside, mask in zip(inquiries, answers, masks, strict=True):
+        yield inside, _lies_on(mask, inquiry.points_px)
 
 
-def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example, true: NDArray[np.bool_]) -> float:
+def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> float:
     """IoU of the union of what the segmenter draws from the true boxes and the pattern's points with their true labels."""
     prompts = []
-    for instance, mask in zip(example.instances, true, strict=True):
-        points = spread(instance.box_px, PATTERN_SIZE)
-        prompts.append(Prompt(instance.box_px, points, _lies_on(mask, points).astype(np.int64)))
+    for box, mask in zip(example.boxes_px, example.masks(), strict=True):
+        points = spread(box, PATTERN_SIZE)
+        prompts.append(Prompt(box, points, _lies_on(mask, points).astype(np.int64)))
     decoded = pipeline.segmenter.decode(opened.embedding, prompts)
     best = np.stack([masks.masks[int(masks.predicted_iou.argmax())] for masks in decoded])
-    return sample(union(best), union(true)).iou
+    return mask_iou(union(best), example.union())
 
 
 def _lies_on(mask: NDArray[np.bool_], points_px: NDArray[np.float32]) -> NDArray[np.bool_]:

@@ -134,7 +134,9 @@ def _check_folder(name: str, source: str) -> None:
     if missing:
         raise ModelError(f"{source} is not a complete model folder: {', '.join(missing)} is missing")
     if not list(folder.glob("*.safetensors")):
-        raise ModelError(f"{source} has no .safetensors weights; convert them with transformers' save_pretrained, other formats are refused")
+        raise ModelError(
+            f"{source} has no .safetensors weights; convert them with transformers' save_pretrained, other formats are refused"
+        )
     try:
         json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from sam4mllm.errors import ModelError
+from sam4mllm.errors import ImageError, ModelError
 from sam4mllm.geometry import MILLI, order_box
 from sam4mllm.grounding.decoding import Written, write
 from sam4mllm.grounding.families import Checkpoint
@@ -84,7 +84,10 @@ class MllmGrounder:
 
     @torch.inference_mode()
     def open(self, image: NDArray[np.uint8]) -> MllmScene:
-        encoded = self.checkpoint.encode(self.checkpoint, self.markup.opening, Image.fromarray(image))
+        try:
+            encoded = self.checkpoint.encode(self.checkpoint, self.markup.opening, Image.fromarray(image))
+        except ValueError as error:  # image processors refuse extreme aspect ratios
+            raise ImageError(f"the model cannot take an image of {image.shape[1]} x {image.shape[0]} pixels: {error}") from error
         inputs = {name: tensor.to(self.device) for name, tensor in encoded.inputs.items()}
         cache = DynamicCache(config=self.checkpoint.model.config.get_text_config())
         self.checkpoint.model.model(
@@ -144,7 +147,9 @@ class MllmGrounder:
             segments.append(Segment(tuple(head), turns[key]))
         return segments, heads
 
-    def _ask_joint(self, scene: MllmScene, segments: list[Segment], heads: list[int], inquiries: Sequence[Inquiry]) -> list[NDArray[np.float64]]:
+    def _ask_joint(
+        self, scene: MllmScene, segments: list[Segment], heads: list[int], inquiries: Sequence[Inquiry]
+    ) -> list[NDArray[np.float64]]:
         """All points of a box in one question.
 
         The answers are first guessed by asking each point alone; then the whole answer is fed and read off at once, as often as it takes to be the

@@ -26,7 +26,10 @@ class Verdicts:
     def look_up(cls, encode: Callable[[str], list[int]], dialect: Dialect) -> Verdicts:
         """Find the ids with the model's own tokenizer. Raises TemplateError if a word is not one token, or both are the same."""
         yes, no = _single(encode, dialect.yes), _single(encode, dialect.no)
-        later_yes, later_no = _single(encode, dialect.answer_separator + dialect.yes), _single(encode, dialect.answer_separator + dialect.no)
+        later_yes, later_no = (
+            _single(encode, dialect.answer_separator + dialect.yes),
+            _single(encode, dialect.answer_separator + dialect.no),
+        )
         if not yes or not no or not later_yes or not later_no:
             word = dialect.no if yes and later_yes else dialect.yes
             raise TemplateError(f"dialect {dialect.name!r}: {word!r} is not a single token of this model; choose another word for it")
@@ -56,4 +59,6 @@ def _single(encode: Callable[[str], list[int]], word: str) -> list[int]:
 
 def _spellings(encode: Callable[[str], list[int]], word: str) -> list[int]:
     """Single tokens that say the same in another case or after a space."""
-    return [ids[0] for form in (word.lower(), word.capitalize(), word.upper()) for text in (form, f" {form}") if len(ids := encode(text)) == 1]
+    return [
+        ids[0] for form in (word.lower(), word.capitalize(), word.upper()) for text in (form, f" {form}") if len(ids := encode(text)) == 1
+    ]

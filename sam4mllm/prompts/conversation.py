@@ -22,6 +22,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from jinja2 import TemplateError as TemplateFault
+
 from sam4mllm.errors import TemplateError
 from sam4mllm.prompts.dialects import Dialect
 

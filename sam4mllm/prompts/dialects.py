@@ -41,6 +41,13 @@ class Dialect:
     no_target: str = "none"
 
     def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            if field.name != "digits" and not isinstance(getattr(self, field.name), str):
+                raise TemplateError(f"dialect {self.name!r}: {field.name} must be text, not {getattr(self, field.name)!r}")
+        if not isinstance(self.digits, int) or not 0 <= self.digits <= 9:
+            raise TemplateError(f"dialect {self.name!r}: digits must be a number from 0 to 9, not {self.digits!r}")
+        if not self.yes.strip() or not self.no.strip() or self.yes.strip().lower() == self.no.strip().lower():
+            raise TemplateError(f"dialect {self.name!r}: yes and no must be two different words")
         needed = {
             "box_question": ("{phrase}",),
             "prompt_question": ("{phrase}",),
@@ -48,10 +55,10 @@ class Dialect:
             "box": ("{x1}", "{y1}", "{x2}", "{y2}"),
             "point": ("{x}", "{y}"),
         }
-        for field, slots in needed.items():
-            missing = [slot for slot in slots if slot not in getattr(self, field)]
+        for name, slots in needed.items():
+            missing = [slot for slot in slots if slot not in getattr(self, name)]
             if missing:
-                raise TemplateError(f"dialect {self.name!r}: {field} lacks {' and '.join(missing)}")
+                raise TemplateError(f"dialect {self.name!r}: {name} lacks {' and '.join(missing)}")
         if self.frame not in ("milli", "resized"):
             raise TemplateError(f"dialect {self.name!r}: frame must be 'milli' or 'resized', not {self.frame!r}")
 
@@ -97,7 +104,7 @@ def load_dialect(source: str | Path) -> Dialect:
         return Dialect(**fields)
     except OSError as error:
         raise TemplateError(f"no dialect {str(source)!r}: give one of {', '.join(DIALECTS)} or a JSON file") from error
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, TemplateError) as error:
         raise TemplateError(f"{path} is not a dialect: {error}") from error
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 
 import torch
 from safetensors import SafetensorError
@@ -63,7 +64,7 @@ def _load_file(name: str, path: Path, trusted: str) -> Sam:
         state = load_file(path) if path.suffix == ".safetensors" else _read_pickled(name, path, trusted)
         model = BUILDERS[name]()
         model.load_state_dict(state)
-    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
         raise ModelError(f"{path} does not hold {name} weights: {str(error).splitlines()[0]}") from error
     return model
 

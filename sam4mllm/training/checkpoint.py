@@ -17,23 +17,28 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sam4mllm.errors import ModelError
+
 _KEEP = 2
 
 
 def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
     """Write ``folder/step-<step>`` atomically and drop all but the newest two. ``state`` must be JSON."""
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
+    while final.exists():  # a step saved again stands beside the first until that is dropped as an old one
+        final = final.with_name(final.name + "+")
+    for unfinished in folder.glob(".step-*.partial"):
+        shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
     save_file(_own(model.state_dict()), temporary / "model.safetensors")
     save_file(_flatten(optimizer), temporary / "optimizer.safetensors")
     (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
     sync_tree(temporary)
-    shutil.rmtree(final, ignore_errors=True)
     os.replace(temporary, final)
     sync_path(folder)
     for old in _finished(folder)[:-_KEEP]:
-        shutil.rmtree(old, ignore_errors=True)
+        if old != final:
+            shutil.rmtree(old, ignore_errors=True)
     return final
 
 
@@ -43,10 +48,23 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     if not finished:
         return None
     newest = finished[-1]
-    model.load_state_dict(load_file(newest / "model.safetensors"), strict=False)
+    load_weights(newest / "model.safetensors", model)
     _unflatten(optimizer, load_file(newest / "optimizer.safetensors"))
     state: dict[str, Any] = json.loads((newest / "state.json").read_text())
     return state
+
+
+def load_weights(path: Path, model: nn.Module) -> None:
+    """Load weights that were saved without the twins of tied tensors. Raises ModelError if they are another model's."""
+    state = model.state_dict()
+    own = _own(state)
+    loaded = load_file(path)
+    if loaded.keys() != own.keys():
+        different = sorted(loaded.keys() ^ own.keys())
+        raise ModelError(
+            f"{path} holds the weights of another model: {', '.join(different[:3])} and {max(0, len(different) - 3)} more differ"
+        )
+    model.load_state_dict(loaded, strict=False)  # what is missing is tied to what is there
 
 
 def sync_path(path: Path) -> None:
@@ -70,12 +88,13 @@ def _finished(folder: Path) -> list[Path]:
 
 
 def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached copies, one per storage: safetensors refuses tensors that share memory, as tied weights do."""
-    seen: set[int] = set()
+    """Detached copies, one of each set of tied tensors: safetensors refuses tensors that share memory."""
+    seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     own: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        if tensor.data_ptr() not in seen or tensor.numel() == 0:
-            seen.add(tensor.data_ptr())
+        place = (tensor.data_ptr(), tensor.shape, tensor.stride())
+        if place not in seen or tensor.numel() == 0:
+            seen.add(place)
             own[name] = tensor.detach().contiguous().cpu().clone()
     return own
 

@@ -1,9 +1,9 @@
 """The demo models' recipe, stage by stage; each stage continues from its newest checkpoint.
 
-    python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter
-    python -m sam4mllm.demo.pretrain tower RUNS/tower
-    python -m sam4mllm.demo.pretrain language RUNS/language --tower RUNS/tower/step-…
-    python -m sam4mllm.demo.pretrain export RUNS
+python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter
+python -m sam4mllm.demo.pretrain tower RUNS/tower
+python -m sam4mllm.demo.pretrain language RUNS/language --tower RUNS/tower/step-…
+python -m sam4mllm.demo.pretrain export RUNS
 """
 
 from __future__ import annotations
@@ -34,7 +34,9 @@ def train_tower(folder: Path, steps: int = 2500, threads: Threads = 1) -> None:
 
 
 @app.command("language")
-def train_language(folder: Path, tower_checkpoint: Annotated[Path, typer.Option("--tower")], steps: int = 6000, threads: Threads = 2) -> None:
+def train_language(
+    folder: Path, tower_checkpoint: Annotated[Path, typer.Option("--tower")], steps: int = 6000, threads: Threads = 2
+) -> None:
     """Train the whole MLLM on scenes with phrases, from a checkpoint of the tower."""
     language.train(folder, tower_checkpoint, steps, threads=threads)
 

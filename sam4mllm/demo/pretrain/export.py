@@ -7,19 +7,20 @@ import shutil
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from transformers import Qwen2VLImageProcessor
 
 from sam4mllm.demo.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, build_segmenter
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.demo.tokenizer import save_tokenizer
 from sam4mllm.prompts.dialects import DEMO, dump_dialect
+from sam4mllm.training.checkpoint import load_weights
 
 
 def export_mllm(checkpoint: Path, folder: Path) -> None:
     """Write a complete model folder (half precision) from a checkpoint of the language stage."""
     trainee = DemoTrainee()
-    trainee.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    load_weights(checkpoint / "model.safetensors", trainee)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     trainee.mllm.to(torch.float16).save_pretrained(folder)
@@ -38,7 +39,7 @@ def export_mllm(checkpoint: Path, folder: Path) -> None:
 def export_segmenter(checkpoint: Path, folder: Path) -> None:
     """Write the segmenter's folder (half precision) from a checkpoint of its stage."""
     model = build_segmenter()
-    model.load_state_dict(load_file(checkpoint / "model.safetensors"), strict=False)
+    load_weights(checkpoint / "model.safetensors", model)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sam4mllm.demo.architecture import HIDDEN, MERGE, PATCH
@@ -25,6 +24,7 @@ from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee
 from sam4mllm.demo.scenes import make_scene
 from sam4mllm.demo.tokenizer import COORDINATES, IMAGE, USER, VISION_END, VISION_START, build_tokenizer, vocabulary
 from sam4mllm.grounding.packing import additive, pack
+from sam4mllm.training.checkpoint import load_weights
 
 BOXES_ONLY = 500
 """Steps before the first point questions."""
@@ -64,7 +64,7 @@ def train(
     torch.manual_seed(seed)
     model = DemoTrainee()
     if tower is not None:
-        model.load_state_dict(load_file(tower / "model.safetensors"), strict=False)
+        load_weights(tower / "model.safetensors", model)
         start(model)
     model.mllm.model.language_model.config._attn_implementation = "eager"  # the attention weights are needed
     teacher = Teacher(build_tokenizer())

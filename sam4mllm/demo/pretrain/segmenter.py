@@ -19,8 +19,8 @@ from sam4mllm.demo.scenes import make_scene
 
 MASK_SIDE = 128
 PROMPTS_PER_IMAGE = 5
-MAX_POINTS = 10
-BOX_SHARE = 0.85
+FEW_POINTS, MAX_POINTS = 8, 30
+BOX_SHARE = 0.9
 BOX_NOISE = 0.06
 LABEL_NOISE = 0.04
 PAD_LABEL, BOX_LABELS = -1, (2, 3)
@@ -59,7 +59,7 @@ def _example(seed: int, index: int) -> Example:
         image = _resize(image, (round(height * scale), round(width * scale)))
     masks, points, labels = [], [], []
     with_box = rng.random() < BOX_SHARE
-    count = int(rng.integers(0, MAX_POINTS + 1)) if with_box else int(rng.integers(1, 4))
+    count = int(rng.integers(0, (MAX_POINTS if rng.random() < 0.5 else FEW_POINTS) + 1)) if with_box else int(rng.integers(1, 4))
     for pick in rng.permutation(len(scene.masks))[:PROMPTS_PER_IMAGE]:
         masks.append(_soft_mask(scene.masks[pick]))
         coordinates, marks = _prompt(rng, scene.masks[pick], scene.boxes_px[pick], SEGMENTER_SIZE / max(size), with_box, count)

@@ -1,0 +1,213 @@
+"""The strategies on fakes: what is asked, what is kept, what reaches the segmenter."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import cast
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from sam4mllm.clicks import Clicks
+from sam4mllm.errors import ImageError, PhraseError
+from sam4mllm.grounding.protocol import SpokenPoints
+from sam4mllm.pipeline import MAX_PHRASE, Options, Pipeline, Strategy
+from tests.fakes import FakeGrounder, FakeSegmenter, grounding
+
+IMAGE = np.zeros((100, 200, 3), np.uint8)
+CUP = grounding("the cup", [[20, 10, 60, 50]])
+CUPS = grounding("all cups", [[20, 10, 60, 50], [100, 30, 180, 90]])
+SPOKEN = SpokenPoints(np.array([[30, 20]], np.float32), np.array([[55, 45], [58, 12]], np.float32))
+MARKED = grounding("the cup", [[20, 10, 60, 50]], points=(SPOKEN,))
+
+
+def build(*known: object, **options: object) -> tuple[Pipeline, FakeGrounder, FakeSegmenter]:
+    grounder = FakeGrounder({one.phrase: one for one in known})  # type: ignore[attr-defined]
+    segmenter = FakeSegmenter()
+    return Pipeline(grounder, segmenter, Options(**options)), grounder, segmenter  # type: ignore[arg-type]
+
+
+def clicks(points: list[list[float]], labels: list[int], boxes: list[list[float]] | None = None) -> Clicks:
+    return Clicks(np.array(points, np.float32).reshape(-1, 2), np.array(labels, np.int64), np.array(boxes or [], np.float32).reshape(-1, 4))
+
+
+def test_box_prompts_with_the_box_alone() -> None:
+    pipeline, grounder, segmenter = build(CUP)
+    [answer] = pipeline.segment(IMAGE, ["the cup"], "box")
+    assert not grounder.asked
+    assert len(segmenter.prompts[0].labels) == 0
+    assert answer.mask.sum() == 40 * 40
+
+
+def test_pqpp_asks_the_pattern_and_keeps_the_sure_answers() -> None:
+    pipeline, grounder, segmenter = build(CUP)
+    [answer] = pipeline.segment(IMAGE, ["the cup"], "pqpp")
+    [inquiry] = grounder.asked
+    assert inquiry.points_px.shape == (30, 2)
+    prompt = segmenter.prompts[0]
+    assert np.array_equal(prompt.labels == 1, prompt.points_px[:, 0] < 40)  # as the fake answered
+    assert len(answer.instances[0].points_px) == 30
+
+
+@pytest.mark.parametrize(
+    ("inside", "label"),
+    [
+        pytest.param(0.99, 1, id="sure of inside"),
+        pytest.param(0.76, 1, id="just above 0.75"),
+        pytest.param(0.75, -1, id="at the threshold"),
+        pytest.param(0.5, -1, id="unsure"),
+        pytest.param(0.11, -1, id="not sure enough of outside"),
+        pytest.param(0.05, 0, id="sure of outside"),
+    ],
+)
+def test_thresholds_decide_what_prompts(inside: float, label: int) -> None:
+    pipeline, grounder, segmenter = build(CUP)
+    grounder.ask = lambda scene, inquiries, joint=False: [np.full(len(one.points_px), inside) for one in inquiries]  # type: ignore[method-assign]
+    [answer] = pipeline.segment(IMAGE, ["the cup"], "pqpp")
+    assert set(answer.instances[0].labels.tolist()) == {label}
+    assert set(segmenter.prompts[0].labels.tolist()) == ({label} if label >= 0 else set())
+
+
+def test_ppg_prompts_with_the_points_that_the_model_wrote() -> None:
+    pipeline, grounder, segmenter = build(MARKED)
+    pipeline.segment(IMAGE, ["the cup"], "ppg")
+    assert not grounder.asked
+    assert segmenter.prompts[0].labels.tolist() == [1, 0, 0]
+
+
+def test_joint_asks_fifteen_points_as_published() -> None:
+    pipeline, grounder, _ = build(CUP, joint=True)
+    pipeline.segment(IMAGE, ["the cup"])
+    assert len(grounder.asked[0].points_px) == 15
+
+
+@pytest.mark.parametrize("strategy", ["box", "ppg", "pqpp"])
+def test_several_instances_and_no_target(strategy: str) -> None:
+    pipeline, _, _ = build(CUPS)
+    many, none = pipeline.segment(IMAGE, ["all cups", "the dog"], cast("Strategy", strategy))
+    assert len(many.instances) == 2
+    assert many.mask.sum() == 40 * 40 + 80 * 60
+    assert none.instances == ()
+    assert none.score == pytest.approx(0.95)
+    assert none.mask.shape == (100, 200)
+    assert not none.mask.any()
+
+
+def test_all_phrases_share_one_opening_and_one_question() -> None:
+    pipeline, grounder, _ = build(CUP, CUPS)
+    pipeline.segment(IMAGE, ["the cup", "all cups", "the cup"])
+    assert grounder.opened == 1
+    assert len(grounder.asked) == 4
+
+
+def test_an_opened_image_is_not_opened_again() -> None:
+    pipeline, grounder, _ = build(CUP)
+    opened = pipeline.open(IMAGE)
+    pipeline.segment(opened, ["the cup"])
+    pipeline.segment(opened, ["the cup"])
+    assert grounder.opened == 1
+
+
+@pytest.mark.parametrize(
+    ("given", "prompts"),
+    [
+        pytest.param(clicks([[25, 15]], [1]), [("box", [1])], id="a click in the box joins it"),
+        pytest.param(clicks([[55, 45]], [0]), [("box", [0])], id="a negative click in the box"),
+        pytest.param(clicks([[150, 80]], [1]), [("box", []), ("point", [1])], id="a click far away is another object"),
+        pytest.param(clicks([[150, 80], [152, 82]], [1, 0]), [("box", []), ("point", [1, 0])], id="and a negative one beside it shapes it"),
+        pytest.param(clicks([[190, 95]], [0]), [("box", [0])], id="a negative click never makes an object"),
+        pytest.param(clicks([], [], [[22, 12, 62, 52]]), [("box", [])], id="a box over the found one replaces it"),
+        pytest.param(clicks([], [], [[120, 40, 160, 90]]), [("box", []), ("box", [])], id="a box elsewhere is another object"),
+    ],
+)
+def test_clicks_join_the_prompt(given: Clicks, prompts: list[tuple[str, list[int]]]) -> None:
+    pipeline, _, segmenter = build(CUP)
+    pipeline.segment(IMAGE, ["the cup"], "box", clicks=given)
+    assert [("box" if prompt.box_px is not None else "point", prompt.labels.tolist()) for prompt in segmenter.prompts] == prompts
+
+
+def test_a_reviewers_box_is_asked_about_too() -> None:
+    pipeline, grounder, _ = build(CUP)
+    pipeline.segment(IMAGE, ["the cup"], "pqpp", clicks=clicks([], [], [[22, 12, 70, 60]]))
+    assert grounder.asked[0].grounding.boxes_px.tolist() == [[22, 12, 70, 60]]
+
+
+def test_clicks_alone_need_no_phrase() -> None:
+    pipeline, grounder, segmenter = build()
+    [answer] = pipeline.segment(IMAGE, [], clicks=clicks([[50, 50]], [1]))
+    assert answer.phrase == ""
+    assert len(answer.instances) == 1
+    assert segmenter.prompts[0].box_px is None
+    assert not grounder.asked
+
+
+def test_no_phrase_and_no_click_is_no_answer() -> None:
+    pipeline, _, _ = build()
+    assert pipeline.segment(IMAGE, []) == []
+
+
+@pytest.mark.parametrize(
+    "phrase", [pytest.param("", id="empty"), pytest.param(" \n\t", id="blank"), pytest.param("a" * 10_000, id="10,000 letters")]
+)
+def test_bad_phrases_are_refused_before_any_model_runs(phrase: str) -> None:
+    pipeline, grounder, _ = build(CUP)
+    with pytest.raises(PhraseError):
+        pipeline.segment(IMAGE, ["the cup", phrase])
+    assert grounder.opened == 0
+
+
+def test_the_longest_phrase_is_accepted() -> None:
+    pipeline, _, _ = build()
+    pipeline.segment(IMAGE, ["a" * MAX_PHRASE])
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        pytest.param(np.zeros((1, 1, 3), np.uint8), id="one pixel"),
+        pytest.param(np.zeros((100, 100), np.uint8), id="grey"),
+        pytest.param(np.zeros((100, 100, 3), np.float32), id="float"),
+        pytest.param(np.zeros((100, 100, 4), np.uint8), id="with alpha"),
+    ],
+)
+def test_images_of_another_kind_are_refused(image: NDArray[np.uint8]) -> None:
+    pipeline, _, _ = build(CUP)
+    with pytest.raises(ImageError):
+        pipeline.segment(image, ["the cup"])
+
+
+def test_an_unknown_strategy_is_refused() -> None:
+    pipeline, _, _ = build(CUP)
+    with pytest.raises(ValueError, match="box, ppg, pqpp"):
+        pipeline.segment(IMAGE, ["the cup"], cast("Strategy", "magic"))
+
+
+def test_the_version_changes_with_what_shapes_a_prediction() -> None:
+    first, grounder, segmenter = build(CUP)
+    versions = {first.version("pqpp"), first.version("box"), Pipeline(grounder, segmenter, Options(joint=True)).version("pqpp")}
+    grounder.identity = "other"
+    versions.add(first.version("pqpp"))
+    assert len(versions) == 4
+    assert all(version.startswith("custom-0-") and len(version.rsplit("-", 1)[1]) == 8 for version in versions)
+
+
+def test_scores_are_probabilities_and_fall_with_disagreement() -> None:
+    pipeline, _, _ = build(CUP)
+    [good] = pipeline.segment(IMAGE, ["the cup"], "box")
+    [bad] = pipeline.segment(IMAGE, ["the cup"], "pqpp")  # the fake draws the whole box though half its points were denied
+    assert 0 <= bad.score < good.score <= 1
+
+
+def test_threads_do_not_mix_images() -> None:
+    boxes = {f"thing {index}": grounding(f"thing {index}", [[index, index, index + 20, index + 30]]) for index in range(8)}
+    pipeline = Pipeline(FakeGrounder(boxes), FakeSegmenter())
+
+    def work(index: int) -> bool:
+        [answer] = pipeline.segment(IMAGE, [f"thing {index % 8}"])
+        expected = np.zeros((100, 200), np.bool_)
+        expected[index % 8 : index % 8 + 30, index % 8 : index % 8 + 20] = True
+        return bool(np.array_equal(answer.mask, expected))
+
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(work, range(200)))

@@ -1,0 +1,151 @@
+"""The segmenter against segment-anything's own predictor, and its weights against what is not theirs."""
+
+from __future__ import annotations
+
+import pickle
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+from segment_anything import SamPredictor
+from segment_anything.modeling import Sam
+
+from sam4mllm.demo.architecture import build_segmenter
+from sam4mllm.errors import ModelError, PromptError
+from sam4mllm.segmentation.loading import load_segmenter
+from sam4mllm.segmentation.protocol import Prompt
+from sam4mllm.segmentation.sam import SamSegmenter
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model() -> Sam:
+    torch.manual_seed(3)
+    return build_segmenter().eval()
+
+
+def picture(seed: int, height: int = 150, width: int = 210) -> NDArray[np.uint8]:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def prompt(box: list[float] | None, points: list[list[float]], labels: list[int]) -> Prompt:
+    return Prompt(
+        None if box is None else np.array(box, np.float32), np.array(points, np.float32).reshape(-1, 2), np.array(labels, np.int64)
+    )
+
+
+PROMPTS = [
+    prompt([10, 20, 100, 120], [], []),
+    prompt([30, 5, 200, 140], [[50, 60], [120, 100]], [1, 0]),
+    prompt(None, [[80, 70]], [1]),
+    prompt([11, 21, 90, 110], [], []),
+    prompt(None, [[80, 70], [20, 30], [150, 100]], [1, 0, 0]),
+]
+
+
+@pytest.mark.parametrize("size", [(150, 210), (300, 120), (64, 64)], ids=str)
+def test_masks_equal_the_official_predictor(model: Sam, size: tuple[int, int]) -> None:
+    image = picture(1, *size)
+    predictor = SamPredictor(model)
+    predictor.set_image(image)
+    segmenter = SamSegmenter(model, "test")
+    decoded = segmenter.decode(segmenter.encode(image), PROMPTS)
+    for masks, given in zip(decoded, PROMPTS, strict=True):
+        points = (given.points_px, given.labels) if len(given.labels) else (None, None)
+        official, predicted, _ = predictor.predict(*points, box=given.box_px, multimask_output=True)
+        np.testing.assert_array_equal(masks.masks, official)
+        np.testing.assert_allclose(masks.predicted_iou, predicted, atol=1e-5)
+        assert masks.stability.shape == (3,)
+
+
+def test_threads_and_images_do_not_mix(model: Sam) -> None:
+    segmenter = SamSegmenter(model, "test")
+    images = [picture(1), picture(2, 90, 160)]
+    expected = [segmenter.decode(segmenter.encode(image), PROMPTS[:2]) for image in images]
+
+    def work(index: int) -> bool:
+        image = images[index % 2]
+        found = segmenter.decode(segmenter.encode(image), PROMPTS[:2])
+        return all(np.array_equal(one.masks, other.masks) for one, other in zip(found, expected[index % 2], strict=True))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(work, range(16)))
+
+
+def test_no_prompts_give_no_masks(model: Sam) -> None:
+    segmenter = SamSegmenter(model, "test")
+    assert segmenter.decode(segmenter.encode(picture(1)), []) == []
+
+
+@pytest.mark.parametrize(
+    ("box", "points", "labels", "message"),
+    [
+        pytest.param(None, [], [], "needs a box or a point", id="nothing"),
+        pytest.param([1, 2, 3], [], [], "four numbers", id="three numbers"),
+        pytest.param([0, 0, np.nan, 3], [], [], "finite", id="not a number"),
+        pytest.param(None, [[1, np.inf]], [1], "finite", id="infinite point"),
+        pytest.param(None, [[1, 2]], [7], "label is 1", id="unknown label"),
+        pytest.param(None, [[1, 2]], [1, 0], "labels", id="more labels than points"),
+    ],
+)
+def test_malformed_prompts_are_refused(box: list[float] | None, points: list[list[float]], labels: list[int], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        prompt(box, points, labels)
+
+
+class Payload:
+    """Shows whether a pickle was executed."""
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return (Path.touch, (Path("executed"),))  # type: ignore[return-value]
+
+
+def write_pickle(folder: Path) -> str:
+    (folder / "sam.pth").write_bytes(pickle.dumps(Payload(), protocol=2))
+    return f"vit_b:{folder / 'sam.pth'}"
+
+
+def write_wrong_weights(folder: Path) -> str:
+    save_file({"a": torch.zeros(2)}, folder / "sam.safetensors")
+    return f"vit_b:{folder / 'sam.safetensors'}"
+
+
+def write_truncated(folder: Path) -> str:
+    save_file({"a": torch.zeros(2000)}, folder / "sam.safetensors")
+    data = (folder / "sam.safetensors").read_bytes()
+    (folder / "sam.safetensors").write_bytes(data[: len(data) // 2])
+    return f"vit_b:{folder / 'sam.safetensors'}"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        pytest.param(lambda folder: "sam9", "is no segmenter", id="unknown name"),
+        pytest.param(lambda folder: "vit_h", "is no segmenter", id="no path"),
+        pytest.param(lambda folder: f"vit_h:{folder}/none.pth", "there is no file", id="no file"),
+        pytest.param(write_pickle, "not the published vit_b file", id="a pickle that is not the official file"),
+        pytest.param(write_wrong_weights, "does not hold vit_b weights", id="other weights"),
+        pytest.param(write_truncated, "does not hold vit_b weights", id="cut short"),
+    ],
+)
+def test_weights_that_are_not_sam_are_refused(make: object, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ModelError, match=message):
+        load_segmenter(make(tmp_path), CPU)  # type: ignore[operator]
+    assert not (tmp_path / "executed").exists()
+
+
+def test_a_vouched_for_pickle_is_still_read_as_weights_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import hashlib
+
+    monkeypatch.chdir(tmp_path)
+    source = write_pickle(tmp_path)
+    digest = hashlib.sha256((tmp_path / "sam.pth").read_bytes()).hexdigest()
+    with pytest.raises(ModelError):
+        load_segmenter(f"{source}#sha256={digest}", CPU)
+    assert not (tmp_path / "executed").exists()
