@@ -39,7 +39,9 @@ class Clicks:
 
 @dataclass(frozen=True, eq=False)
 class Target:
-    """What one instance will be prompted with: a box or None, and points (K, 2) with P(inside) (K,) and labels (K,): 1, 0, or -1 for unused."""
+    """What one instance will be prompted with: a box or None, and points (K, 2) with P(inside) (K,) and labels (K,): 1, 0, or -1
+    for unused.
+    """
 
     box_px: NDArray[np.float32] | None
     probability: float
@@ -60,8 +62,8 @@ class Target:
 def merge(grounding: Grounding, clicks: Clicks | None) -> list[Target]:
     """The targets of a phrase: the MLLM's boxes with the points it wrote, corrected and completed by the reviewer.
 
-    A reviewer's box replaces the MLLM's box that it overlaps, or adds an instance. A click goes to the nearest box; a positive one out of reach of
-    every box, or with no box at all, becomes an instance of its own, which the negative ones near it then shape.
+    A reviewer's box replaces the MLLM's box that it overlaps, or adds an instance. A click goes to the nearest box; a positive one
+    out of reach of every box, or with no box at all, becomes an instance of its own, which the negative ones near it then shape.
     """
     targets = [_found(grounding, index) for index in range(len(grounding.boxes_px))]
     if clicks is None:
@@ -109,7 +111,9 @@ def _with_click(targets: list[Target], point_px: NDArray[np.float32], label: int
 
 
 def _distance(target: Target, point_px: NDArray[np.float32]) -> float:
-    """How far a point is outside of a target's box, in the box's longer side; infinite for a target without one and a point that makes another."""
+    """How far a point is outside of a target's box, in the box's longer side; infinite for a target without one and a point that
+    makes another.
+    """
     if target.box_px is None:
         return REACH
     low, high = target.box_px[:2], target.box_px[2:]

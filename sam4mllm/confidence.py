@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 class Features:
     """What is known of one instance, each in 0–1.
 
-    ``box_probability``: geometric mean of the box's tokens; ``sure``: share of asked points that passed the thresholds (1 if none was asked);
-    ``agreement``: share of the sure points whose answer the mask bears out (1 if none); ``predicted_iou`` and ``stability``: the segmenter's own.
+    ``box_probability``: geometric mean of the box's tokens; ``sure``: share of asked points that passed the thresholds (1 if none
+    was asked); ``agreement``: share of the sure points whose answer the mask bears out (1 if none); ``predicted_iou`` and
+    ``stability``: the segmenter's own.
     """
 
     box_probability: float

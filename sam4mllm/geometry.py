@@ -1,7 +1,8 @@
 """The two frames of coordinates and the way between them.
 
-``px``: float pixels of the EXIF-rotated image, (0, 0) at the top left corner of the top left pixel. ``milli``: integers 0–999, the thousandth of the
-image's width or height in which a pixel coordinate falls; a milli coordinate stands for the middle of its thousandth.
+``px``: float pixels of the EXIF-rotated image, (0, 0) at the top left corner of the top left pixel. ``milli``: integers 0–999, the
+thousandth of the image's width or height in which a pixel coordinate falls; a milli coordinate stands for the middle of its
+thousandth.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The method: image and phrases in, masks out. Read :meth:`Pipeline.segment` from top to bottom.
 
-``box``   the MLLM gives boxes, the segmenter draws each.
-``ppg``   the MLLM gives boxes and points in one answer (paper: prompt-point generation).
-``pqpp``  the MLLM gives boxes; points spread over each box are put to it as yes/no questions; the sure answers join the box (paper: proactive query
+``box``   the MLLM gives boxes, the segmenter draws each. ``ppg``   the MLLM gives boxes and points in one answer (paper:
+prompt-point generation). ``pqpp``  the MLLM gives boxes; points spread over each box are put to it as yes/no questions; the sure
+answers join the box (paper: proactive query
           of prompt points). The default.
 """
 
@@ -37,11 +37,13 @@ __all__ = ["MIN_SIDE", "Instance", "Opened", "Options", "Pipeline", "Segmentatio
 
 @dataclass(frozen=True)
 class Options:
-    """How points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly), and which answers count."""
+    """How points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly), and which
+    answers count.
+    """
 
     joint: bool = False
     count: int | None = None
-    thresholds: Thresholds = Thresholds()
+    thresholds: Thresholds = field(default_factory=Thresholds)
 
     @property
     def points(self) -> int:
@@ -61,8 +63,9 @@ class Opened:
 class Instance:
     """One object found.
 
-    ``box_px`` (4,) float32; ``points_px`` (K, 2) float32 all points asked or given; ``inside`` (K,) P(on the object); ``labels`` (K,) int64, 1 and 0
-    for those that prompted the segmenter, -1 for those dropped; ``mask`` (H, W) bool; ``score`` in 0–1 with the ``features`` it comes from.
+    ``box_px`` (4,) float32; ``points_px`` (K, 2) float32 all points asked or given; ``inside`` (K,) P(on the object); ``labels``
+    (K,) int64, 1 and 0 for those that prompted the segmenter, -1 for those dropped; ``mask`` (H, W) bool; ``score`` in 0–1 with the
+    ``features`` it comes from.
     """
 
     box_px: NDArray[np.float32]
@@ -125,10 +128,9 @@ class Pipeline:
         """Masks for each phrase, in order.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or what ``open`` made of it.
-            phrases: referring expressions; may be empty if there are clicks, which then stand alone (one Segmentation with an empty phrase).
-            strategy: ``box``, ``ppg`` or ``pqpp``.
-            clicks: a reviewer's own points and boxes; they join the prompts.
+            image: (H, W, 3) uint8 RGB, or what ``open`` made of it. phrases: referring expressions; may be empty if there are
+            clicks, which then stand alone (one Segmentation with an empty phrase). strategy: ``box``, ``ppg`` or ``pqpp``. clicks:
+            a reviewer's own points and boxes; they join the prompts.
 
         Raises:
             ImageError, PhraseError: with one line on what to do.

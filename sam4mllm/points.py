@@ -17,7 +17,9 @@ CANDIDATES = 400
 
 @functools.cache
 def _pattern() -> NDArray[np.float64]:
-    """(PATTERN_SIZE, 2) in the unit square; each point is the farthest of many candidates from those before it, so every beginning is evenly spread."""
+    """(PATTERN_SIZE, 2) in the unit square; each point is the farthest of many candidates from those before it, so every beginning
+    is evenly spread.
+    """
     rng = np.random.default_rng(2024)
     points = np.full((1, 2), 0.5)
     while len(points) < PATTERN_SIZE:

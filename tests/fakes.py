@@ -20,7 +20,9 @@ def grounding(phrase: str, boxes: Sequence[Sequence[float]], no_target: float = 
 
 @dataclass
 class FakeGrounder:
-    """Answers from ``known``; P(inside) of a point is what ``inside`` says of it, or 0.99 in the left half of its box and 0.01 in the right."""
+    """Answers from ``known``; P(inside) of a point is what ``inside`` says of it, or 0.99 in the left half of its box and 0.01 in
+    the right.
+    """
 
     known: Mapping[str, Grounding]
     identity: str = "fake"

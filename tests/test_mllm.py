@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 
+from sam4mllm.grounding.decoding import write
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
 from sam4mllm.grounding.protocol import Grounding, Inquiry, Scene
 from sam4mllm.grounding.reference import ask_expanded, ask_one_by_one, ask_separately
 from sam4mllm.points import spread
+from sam4mllm.prompts.conversation import box_question
 
 PHRASES = ["the left cup", "all zebras", "the dog below the car"]
 
@@ -73,15 +76,10 @@ def test_phrases_answered_together_equal_phrases_answered_alone(grounder: MllmGr
 
 
 def test_a_box_answer_equals_generate_of_transformers(grounder: MllmGrounder) -> None:
-    from sam4mllm.grounding.decoding import write
-    from sam4mllm.prompts.conversation import box_question
-
     image = picture(5)
     scene = grounder.open(image)
     question = grounder.encode(box_question(grounder.dialect, PHRASES[0]) + grounder.markup.to_answer)
     [written] = write(grounder, scene, [question], grounder.end, 10)
-    from PIL import Image
-
     encoded = grounder.checkpoint.encode(grounder.checkpoint, grounder.markup.opening, Image.fromarray(image))
     inputs = dict(encoded.inputs)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([question])], 1)

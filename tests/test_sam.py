@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import pickle
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -141,8 +142,6 @@ def test_weights_that_are_not_sam_are_refused(make: object, message: str, tmp_pa
 
 
 def test_a_vouched_for_pickle_is_still_read_as_weights_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import hashlib
-
     monkeypatch.chdir(tmp_path)
     source = write_pickle(tmp_path)
     digest = hashlib.sha256((tmp_path / "sam.pth").read_bytes()).hexdigest()

@@ -2,7 +2,7 @@
 
     python tools/build_glyph_sheet.py [FONT]
 
-Run only to change the choice of glyphs; the sheet that it writes is committed, so that scenes need no font. Writes ``glyphs.png`` (a grid of
+Run only to change the choice of glyphs; the sheet that it writes is committed, so that scenes need no font. Writes ``glyphs.png`` (a
 square RGBA cells) and ``glyphs.json`` (one entry a cell, in reading order) into ``sam4mllm/demo/assets``.
 """
 
@@ -38,20 +38,21 @@ NOVEL = {
 
 # What a viewer could call by a known or a novel noun, what is text or an abstract sign, and people and faces.
 AMBIGUOUS = """
-apple tomato bread sandwich cake lemon tangerine cherr fruit melon mango peach berries corn maize rice mushroom burger hot teacup cup mug glass
-dog poodle cat horse cow ox buffalo pig boar ram goat sheep rabbit elephant mammoth monkey gorilla orangutan duck swan bird chick rooster turkey
-owl eagle dove dodo frog turtle snake fish blowfish crab lobster butterfly snail shell spider tiger leopard lion penguin octopus squid parrot peacock
-car automobile vehicle taxi bus minibus truck lorry pickup ambulance engine tractor bicycl motorcycle scooter train locomotive railway tram metro
-monorail rail rocket key lock hammer guitar banjo violin drum trumpet horn saxophone camera phone book books notebook ledger umbrella hat cap
-shoe boot sandal slipper shirt clothes ball basketball volleyball football softball billiards balloon bell chair seat flower blossom rose hibiscus
-tulip sunflower rosette lotus bouquet tree cactus crown basket kiwifruit avocado candle robot lamp
-face symbol sign arrow clock hand finger fist person people man woman men women boy girl child adult baby fairy mage elf genie zombie vampire
-hamburger trolleybus station cinema movie sleeping restroom customs passport baggage
-emoji component square circle diamond triangle heart button input mark keycap speech bubble thought notes note couple family kiss lips
-swimmer surfer runner golfer dancer superhero supervillain ninja prince princess police worker guardsman bride santa christmas ogre goblin
-imp selfie cartwheel juggling fencer wrestlers polo handball skier snowboarder pedestrian bicyclist moon globe waxing waning crescent
-mail envelope page calendar chart banknote folder newspaper heads silhouette speaker mirror kneeling standing
-""".split()
+apple tomato bread sandwich cake lemon tangerine cherr fruit melon mango peach berries corn maize rice mushroom burger hot teacup
+cup mug glass dog poodle cat horse cow ox buffalo pig boar ram goat sheep rabbit elephant mammoth monkey gorilla orangutan duck
+swan bird chick rooster turkey owl eagle dove dodo frog turtle snake fish blowfish crab lobster butterfly snail shell spider tiger
+leopard lion penguin octopus squid parrot peacock car automobile vehicle taxi bus minibus truck lorry pickup ambulance engine
+tractor bicycl motorcycle scooter train locomotive railway tram metro monorail rail rocket key lock hammer guitar banjo violin
+drum trumpet horn saxophone camera phone book books notebook ledger umbrella hat cap shoe boot sandal slipper shirt clothes ball
+basketball volleyball football softball billiards balloon bell chair seat flower blossom rose hibiscus tulip sunflower rosette
+lotus bouquet tree cactus crown basket kiwifruit avocado candle robot lamp face symbol sign arrow clock hand finger fist person
+people man woman men women boy girl child adult baby fairy mage elf genie zombie vampire hamburger trolleybus station cinema movie
+sleeping restroom customs passport baggage emoji component square circle diamond triangle heart button input mark keycap speech
+bubble thought notes note couple family kiss lips swimmer surfer runner golfer dancer superhero supervillain ninja prince princess
+police worker guardsman bride santa christmas ogre goblin imp selfie cartwheel juggling fencer wrestlers polo handball skier
+snowboarder pedestrian bicyclist moon globe waxing waning crescent mail envelope page calendar chart banknote folder newspaper
+heads silhouette speaker mirror kneeling standing
+""".split()  # noqa: SIM905
 NAMELESS_RANGES = ((0x1F300, 0x1FAF0),)
 NAMELESS_COUNT = 300
 
@@ -73,7 +74,7 @@ def draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
 
 def nameless_candidates() -> list[str]:
     """Characters whose Unicode names share no word with a noun or an ambiguous word."""
-    stems = tuple([*AMBIGUOUS, *KNOWN, *NOVEL])
+    stems = (*AMBIGUOUS, *KNOWN, *NOVEL)
     found = []
     for start, end in NAMELESS_RANGES:
         for code in range(start, end):

@@ -23,8 +23,8 @@ SEGMENTER_DIM = 128
 def mllm_config(vocabulary: int, image_token: int, vision_start: int, vision_end: int, end: int, pad: int) -> Qwen3VLConfig:
     """The demo MLLM, 5 M parameters.
 
-    Qwen3-VL and not Qwen2-VL: its tower has learned absolute positions, resampled to any grid. Qwen2-VL's has only relative ones, and from scratch
-    its boxes stayed at the blind guess for as long as we looked.
+    Qwen3-VL and not Qwen2-VL: its tower has learned absolute positions, resampled to any grid. Qwen2-VL's has only relative ones,
+    and from scratch its boxes stayed at the blind guess for as long as we looked.
     """
     return Qwen3VLConfig(
         text_config={

@@ -26,7 +26,7 @@ def _gradient(rng: np.random.Generator, height: int, width: int) -> NDArray[np.f
     angle = rng.uniform(0, 2 * np.pi)
     rows, columns = np.linspace(-0.5, 0.5, height)[:, None], np.linspace(-0.5, 0.5, width)[None]
     ramp = np.clip(0.5 + rows * np.sin(angle) + columns * np.cos(angle), 0, 1)[..., None]
-    return (_colour(rng) * ramp + _colour(rng) * (1 - ramp)).astype(np.float32)
+    return np.asarray(_colour(rng) * ramp + _colour(rng) * (1 - ramp), dtype=np.float32)
 
 
 def _clouds(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:

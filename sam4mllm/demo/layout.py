@@ -27,7 +27,8 @@ PLACING_TRIES = 40
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """One placed glyph. ``box`` is (x1, y1, x2, y2) in units of the image's long side; ``hue`` (degrees) and ``brightness`` change its colours.
+    """One placed glyph. ``box`` is (x1, y1, x2, y2) in units of the image's long side; ``hue`` (degrees) and ``brightness`` change
+    its colours.
 
     ``colour`` is the name of the colour that it then has, or empty.
     """
@@ -61,7 +62,7 @@ def _outline(index: int) -> NDArray[np.float64]:
     alpha = load_glyphs()[index].rgba[..., 3]
     points = cv2.findNonZero((alpha > 127).astype(np.uint8))
     hull = cv2.convexHull(points).reshape(-1, 2).astype(np.float64)
-    return (hull + 0.5) / alpha.shape[0] - 0.5
+    return np.asarray((hull + 0.5) / alpha.shape[0] - 0.5)
 
 
 def draw_size(rng: np.random.Generator) -> tuple[int, int]:
@@ -99,7 +100,9 @@ def crowd_glyphs(rng: np.random.Generator, count: int) -> list[Glyph]:
 def place(
     rng: np.random.Generator, glyphs: Sequence[Glyph], extent: tuple[float, float], sizes: tuple[float, float] = SIZE_RANGE
 ) -> list[Thing]:
-    """Give each glyph a colour, a rotation, a size and a free place; those that find none are left out. ``extent`` is (height, width), the longer 1."""
+    """Give each glyph a colour, a rotation, a size and a free place; those that find none are left out. ``extent`` is (height,
+    width), the longer 1.
+    """
     things: list[Thing] = []
     for glyph in glyphs:
         recoloured = rng.random() < RECOLOUR_SHARE

@@ -78,7 +78,8 @@ def _by_noun(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[
 
 
 def _by_attribute(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
-    telling, idle = [], []  # an expression is telling where the noun alone would not do
+    telling: list[Expression] = []  # where the noun alone would not do
+    idle: list[Expression] = []
     for noun in _present(things, nouns):
         indices = _indices(things, noun)
         for colour in COLOURS:
@@ -101,7 +102,7 @@ def _by_position(rng: np.random.Generator, things: Sequence[Thing], nouns: Seque
     for noun in _present(things, nouns):
         indices = _indices(things, noun)
         for side, axis, sign in zip(SIDES, (0, 0, 1, 1), (1, -1, 1, -1), strict=True):
-            order = sorted(indices, key=lambda index: sign * things[index].middle[axis])  # noqa: B023
+            order = sorted(indices, key=lambda index: sign * things[index].middle[axis])
             if len(order) > 1 and abs(things[order[0]].middle[axis] - things[order[1]].middle[axis]) >= SIDE_MARGIN:
                 preposition = "on" if axis == 0 else "at"
                 phrase = f"the {side} {noun}" if rng.random() < 0.6 else f"the {noun} {preposition} the {side}"

@@ -1,4 +1,6 @@
-"""The demo's tokenizer: known nouns whole, any other word spelled from pieces of one or two letters that training has seen, coordinates one token each."""
+"""The demo's tokenizer: known nouns whole, any other word spelled from pieces of one or two letters that training has seen,
+coordinates one token each.
+"""
 
 from __future__ import annotations
 
@@ -56,11 +58,11 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     """The tokenizer with its chat template."""
     ids = {token: index for index, token in enumerate(vocabulary())}
     tokenizer = Tokenizer(models.WordPiece(ids, unk_token=UNKNOWN, max_input_chars_per_word=64))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)  # type: ignore[assignment]
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()  # type: ignore[assignment]
-    tokenizer.decoder = decoders.WordPiece(cleanup=False)  # type: ignore[assignment]
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    tokenizer.decoder = decoders.WordPiece(cleanup=False)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    fast = PreTrainedTokenizerFast(
+    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
         unk_token=UNKNOWN,

@@ -43,7 +43,8 @@ def evaluate(
 ) -> tuple[Figures, list[Judged]]:
     """The figures of :func:`~sam4mllm.evaluation.metrics.summarize` and every example's result.
 
-    All phrases of an image are answered in one call, whose time they share. ``track`` wraps the images, for a progress bar. Raises DatasetError.
+    All phrases of an image are answered in one call, whose time they share. ``track`` wraps the images, for a progress bar. Raises
+    DatasetError.
     """
     examples = sorted(read_examples(folder), key=lambda example: example.image)
     images = [list(group) for _, group in groupby(examples, key=lambda example: example.image)]
@@ -93,4 +94,4 @@ def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> float:
 def _lies_on(mask: NDArray[np.bool_], points_px: NDArray[np.float32]) -> NDArray[np.bool_]:
     rows = np.clip(points_px[:, 1].astype(int), 0, mask.shape[0] - 1)
     columns = np.clip(points_px[:, 0].astype(int), 0, mask.shape[1] - 1)
-    return mask[rows, columns]
+    return np.asarray(mask[rows, columns])

@@ -1,7 +1,7 @@
 """Model families: which folder loads as what, in which dialect, and how positions are counted.
 
-A family is an entry in FAMILIES, keyed by the ``model_type`` of the checkpoint's config.json. Loading is the same for the demo model and for any
-other: ``load_checkpoint(source)``. Only safetensors weights are read and no code from a checkpoint is run.
+A family is an entry in FAMILIES, keyed by the ``model_type`` of the checkpoint's config.json. Loading is the same for the demo
+model and for any other: ``load_checkpoint(source)``. Only safetensors weights are read and no code from a checkpoint is run.
 """
 
 from __future__ import annotations
@@ -98,11 +98,11 @@ def load_checkpoint(source: str, device: torch.device, dtype: torch.dtype | None
         family = FAMILIES.get(config.model_type)
         if family is None:
             raise ModelError(f"{source}: models of type {config.model_type!r} are not supported; use one of {', '.join(FAMILIES)}")
-        model = AutoModelForImageTextToText.from_pretrained(
+        model: Any = AutoModelForImageTextToText.from_pretrained(
             name, dtype=dtype or default_dtype(device), use_safetensors=True, attn_implementation="sdpa"
         )
         tokenizer = AutoTokenizer.from_pretrained(name)
-        image_processor = AutoImageProcessor.from_pretrained(name)
+        image_processor = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
     except ModelError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:

@@ -79,7 +79,9 @@ class MllmGrounder:
         return device
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a piece of the conversation. Pieces are always encoded apart, in training as here, so they meet at the same tokens."""
+        """Token ids of a piece of the conversation. Pieces are always encoded apart, in training as here, so they meet at the same
+        tokens.
+        """
         return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     @torch.inference_mode()
@@ -152,8 +154,8 @@ class MllmGrounder:
     ) -> list[NDArray[np.float64]]:
         """All points of a box in one question.
 
-        The answers are first guessed by asking each point alone; then the whole answer is fed and read off at once, as often as it takes to be the
-        answer that greedy decoding gives (every pass settles at least one more).
+        The answers are first guessed by asking each point alone; then the whole answer is fed and read off at once, as often as it
+        takes to be the answer that greedy decoding gives (every pass settles at least one more).
         """
         guesses = [inside > 0.5 for inside in self.ask(scene, inquiries)]
         results: list[NDArray[np.float64]] = [np.zeros(len(guess)) for guess in guesses]

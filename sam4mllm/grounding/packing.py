@@ -1,8 +1,9 @@
 """Many continuations of one prefix in a single row: the block mask and the restarted positions.
 
-Segments form a tree below a shared prefix (the system prompt and the image, say). A token sees the whole prefix, all of its segment's ancestors, and
-its own segment up to itself; it never sees a sibling. Positions go on from the end of the parent, so every segment stands where it would stand if
-it were alone. One forward pass over the row therefore gives each segment exactly what a separate prompt would give it.
+Segments form a tree below a shared prefix (the system prompt and the image, say). A token sees the whole prefix, all of its
+segment's ancestors, and its own segment up to itself; it never sees a sibling. Positions go on from the end of the parent, so every
+segment stands where it would stand if it were alone. One forward pass over the row therefore gives each segment exactly what a
+separate prompt would give it.
 
 A phrase ``A`` with two questions ``a`` and ``b`` below it, and a second phrase ``B``, after a prefix of three tokens::
 
@@ -42,9 +43,9 @@ class Segment:
 class PackedRow:
     """Segments laid end to end.
 
-    ``ids`` (T,) int64; ``offsets`` (T,) int64, each token's position less the prefix's end; ``mask`` (T, T) bool, True where the row's token (first
-    axis) sees the row's token (second axis), the prefix always being visible; ``starts`` (S,) int64, where each segment begins in the row;
-    ``lengths`` (S,) int64.
+    ``ids`` (T,) int64; ``offsets`` (T,) int64, each token's position less the prefix's end; ``mask`` (T, T) bool, True where the
+    row's token (first axis) sees the row's token (second axis), the prefix always being visible; ``starts`` (S,) int64, where each
+    segment begins in the row; ``lengths`` (S,) int64.
     """
 
     ids: NDArray[np.int64]
@@ -86,5 +87,7 @@ def pack(segments: Sequence[Segment]) -> PackedRow:
 
 
 def additive(mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """A bool mask (True = visible) as the additive mask that transformers passes through unchanged: 0 where visible, the dtype's least value elsewhere."""
+    """A bool mask (True = visible) as the additive mask that transformers passes through unchanged: 0 where visible, the dtype's
+    least value elsewhere.
+    """
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill_(~mask, torch.finfo(dtype).min)

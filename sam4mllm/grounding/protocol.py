@@ -16,7 +16,9 @@ def _no_points() -> NDArray[np.float32]:
 
 @dataclass(frozen=True)
 class Scene:
-    """An image as a grounder keeps it: opaque, immutable, safe to share between threads. ``width`` and ``height`` are the original image's, in pixels."""
+    """An image as a grounder keeps it: opaque, immutable, safe to share between threads. ``width`` and ``height`` are the original
+    image's, in pixels.
+    """
 
     width: int
     height: int
@@ -34,9 +36,9 @@ class SpokenPoints:
 class Grounding:
     """Where a phrase is in a scene.
 
-    ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``box_probabilities`` (N,) float64, the geometric mean probability of each box's tokens;
-    ``no_target_probability``: probability that the answer begins with "none" rather than a box; ``points``: N entries if they were asked for, else
-    none. No box means that the model found no such object, or wrote nothing that could be read as one.
+    ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``box_probabilities`` (N,) float64, the geometric mean probability of each box's
+    tokens; ``no_target_probability``: probability that the answer begins with "none" rather than a box; ``points``: N entries if
+    they were asked for, else none. No box means that the model found no such object, or wrote nothing that could be read as one.
     """
 
     phrase: str
@@ -72,5 +74,7 @@ class Grounder(Protocol):
         ...
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
-        """P(inside) of each inquiry's points, (K,) each: every point on its own (packed), or all of a box in one answer (joint, as published)."""
+        """P(inside) of each inquiry's points, (K,) each: every point on its own (packed), or all of a box in one answer (joint, as
+        published).
+        """
         ...

@@ -107,13 +107,15 @@ def read_markup(template: ChatTemplate) -> ChatMarkup:
         {"role": "assistant", "content": [{"type": "text", "text": _SECOND}]},
         {"role": "user", "content": [{"type": "text", "text": _THIRD}]},
     ]
-    rendered = str(template.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
     try:
+        rendered = str(template.apply_chat_template(conversation, tokenize=False, add_generation_prompt=True))
         opening, rest = rendered.split(_FIRST)
         to_answer, rest = rest.split(_SECOND)
         to_question, _ = rest.split(_THIRD)
-    except ValueError as error:
+    except (ValueError, TypeError, TemplateFault) as error:
         raise TemplateError(
             "the chat template does not render an image, a question, an answer and a second question in that order"
         ) from error
+    if "'type'" in opening:
+        raise TemplateError("the chat template prints a description of the image, not its placeholder; use a multi-modal template")
     return ChatMarkup(opening, to_answer, to_question)

@@ -18,9 +18,9 @@ from sam4mllm.errors import TemplateError
 class Dialect:
     """The words of one family.
 
-    ``box`` is spelled with {x1} {y1} {x2} {y2}, ``point`` with {x} {y}. ``frame`` says what the numbers are: ``milli``, thousandths of the image's
-    sides from 0 to 999, or ``resized``, pixels of the image as the processor resized it. ``digits`` pads numbers with zeros. The questions hold
-    {phrase}; ``points_head`` holds {box} and is followed by one or more points.
+    ``box`` is spelled with {x1} {y1} {x2} {y2}, ``point`` with {x} {y}. ``frame`` says what the numbers are: ``milli``, thousandths
+    of the image's sides from 0 to 999, or ``resized``, pixels of the image as the processor resized it. ``digits`` pads numbers
+    with zeros. The questions hold {phrase}; ``points_head`` holds {box} and is followed by one or more points.
     """
 
     name: str

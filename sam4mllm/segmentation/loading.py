@@ -32,7 +32,8 @@ OFFICIAL_SHA256 = {
 def load_segmenter(source: str, device: torch.device) -> Segmenter:
     """The segmenter that ``source`` names: ``demo``, or ``vit_b|vit_l|vit_h:PATH`` with an official .pth or its weights as .safetensors.
 
-    ``PATH#sha256=<64 hex>`` admits another .pth file, one that the user vouches for. Raises ModelError with one line on what is wrong and what to do.
+    ``PATH#sha256=<64 hex>`` admits another .pth file, one that the user vouches for. Raises ModelError with one line on what is
+    wrong and what to do.
     """
     if source == "demo":
         return SamSegmenter(_load_folder(DEMO_FOLDER).to(device).eval(), f"demo:{_digest(DEMO_FOLDER / 'model.safetensors')}")

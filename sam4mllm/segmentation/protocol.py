@@ -14,7 +14,9 @@ from sam4mllm.errors import PromptError
 
 @dataclass(frozen=True)
 class Embedding:
-    """An image as a segmenter keeps it: opaque, immutable, safe to share between threads. ``nbytes`` is what a cache should count for it."""
+    """An image as a segmenter keeps it: opaque, immutable, safe to share between threads. ``nbytes`` is what a cache should count
+    for it.
+    """
 
     width: int
     height: int
@@ -25,8 +27,8 @@ class Embedding:
 class Prompt:
     """A box, points, or both, in pixels of the original image.
 
-    ``box_px`` (4,) float32 x1, y1, x2, y2 or None; ``points_px`` (K, 2) float32; ``labels`` (K,) int64, 1 on the object, 0 off it. Raises PromptError
-    if there is nothing in it, the shapes do not match, or a number is not finite.
+    ``box_px`` (4,) float32 x1, y1, x2, y2 or None; ``points_px`` (K, 2) float32; ``labels`` (K,) int64, 1 on the object, 0 off it.
+    Raises PromptError if there is nothing in it, the shapes do not match, or a number is not finite.
     """
 
     box_px: NDArray[np.float32] | None

@@ -1,7 +1,8 @@
-"""Training checkpoints that survive a kill at any moment: written whole beside the old one, synced, then renamed; safetensors and JSON only.
+"""Training checkpoints that survive a kill at any moment: written whole beside the old one, synced, then renamed; safetensors and
+JSON only.
 
-A checkpoint is a folder ``step-<n>`` with ``model.safetensors``, ``optimizer.safetensors`` and ``state.json``. What lies in a folder without the
-final name was never finished and is ignored.
+A checkpoint is a folder ``step-<n>`` with ``model.safetensors``, ``optimizer.safetensors`` and ``state.json``. What lies in a
+folder without the final name was never finished and is ignored.
 """
 
 from __future__ import annotations

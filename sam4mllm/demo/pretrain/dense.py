@@ -48,7 +48,8 @@ def patchify(images: NDArray[np.uint8]) -> Tensor:
 @dataclass(frozen=True, eq=False)
 class DenseTargets:
     """Per visual token, in reading order, T of them: ``owner`` (T,) index of the thing or -1; ``thing`` (T,) class, 0 for background;
-    ``box_milli`` (T, 4); ``centre_milli`` (T, 2) of the cell itself; ``fine`` (T, FINE²) share covered by any thing; ``colour`` (T,) 0 for none;
+    ``box_milli`` (T, 4); ``centre_milli`` (T, 2) of the cell itself; ``fine`` (T, FINE²) share covered by any thing; ``colour``
+    (T,) 0 for none;
     ``cover`` (N, T) share of each cell that each thing covers."""
 
     owner: NDArray[np.int64]
@@ -71,7 +72,7 @@ def dense_targets(scene: DemoScene) -> DenseTargets:
     colours = np.array([0, *(COLOURS.index(thing.colour) + 1 if thing.colour else 0 for thing in scene.things)])
     boxes_milli = np.concatenate([np.zeros((1, 4)), scene.boxes_px * (1000.0 / np.array([width, height, width, height]))])
     down, across = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    foreground = scene.masks.any(0).astype(np.float32)
+    foreground = np.asarray(scene.masks.any(0), np.float32)
     fine = cv2.resize(foreground, (columns * FINE, rows * FINE), interpolation=cv2.INTER_AREA)
     fine = fine.reshape(rows, FINE, columns, FINE).transpose(0, 2, 1, 3).reshape(-1, FINE * FINE)
     return DenseTargets(
@@ -89,7 +90,8 @@ def fourier_coordinates() -> Tensor:
     """(1000, HIDDEN) starting values of the coordinate tokens' embeddings: neighbours alike, so that a near miss is nearly right."""
     wavelengths = torch.logspace(np.log10(2000.0), np.log10(12.0), HIDDEN // 2)
     phase = (torch.arange(1000)[:, None] + 0.5) * (2 * torch.pi / wavelengths)
-    return torch.cat([phase.cos(), phase.sin()], 1) / (HIDDEN // 2) ** 0.5
+    waves: Tensor = torch.cat([phase.cos(), phase.sin()], 1) / (HIDDEN // 2) ** 0.5
+    return waves
 
 
 def soft_coordinates(values_milli: Tensor, sigma: float) -> Tensor:

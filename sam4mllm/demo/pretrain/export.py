@@ -6,7 +6,6 @@ import json
 import shutil
 from pathlib import Path
 
-import torch
 from safetensors.torch import save_file
 from transformers import Qwen2VLImageProcessor
 
@@ -23,7 +22,7 @@ def export_mllm(checkpoint: Path, folder: Path) -> None:
     load_weights(checkpoint / "model.safetensors", trainee)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    trainee.mllm.to(torch.float16).save_pretrained(folder)
+    trainee.mllm.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
     save_tokenizer(folder)
     Qwen2VLImageProcessor(
         patch_size=PATCH,

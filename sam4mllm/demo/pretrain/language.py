@@ -1,7 +1,7 @@
 """Stage two of the demo MLLM: the language model learns to answer, tower and all.
 
-Losses: cross-entropy on the answers (soft around true coordinates), attention drawn to where the answer lies, and stage one's dense terms. The
-auxiliary terms are for this base model alone; LoRA training uses text cross-entropy on answers, as the paper does.
+Losses: cross-entropy on the answers (soft around true coordinates), attention drawn to where the answer lies, and stage one's dense
+terms. The auxiliary terms are for this base model alone; LoRA training uses text cross-entropy on answers, as the paper does.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from sam4mllm.demo.architecture import HIDDEN, MERGE, PATCH
+from sam4mllm.demo.architecture import HIDDEN, MERGE
 from sam4mllm.demo.phrases import IRREGULAR_PLURALS
 from sam4mllm.demo.pretrain.dense import batch_size_px, dense_targets, soft_coordinates
 from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
@@ -26,6 +26,7 @@ from sam4mllm.demo.tokenizer import COORDINATES, IMAGE, USER, VISION_END, VISION
 from sam4mllm.grounding.packing import additive, pack
 from sam4mllm.training.checkpoint import load_weights
 
+DENSE_WEIGHT = 0.5
 BOXES_ONLY = 500
 """Steps before the first point questions."""
 SHARPENING, WIDE = 3000, 14.0
@@ -35,7 +36,9 @@ ALIKE_LAYERS = (1, 2, 3)
 
 
 def start(model: DemoTrainee) -> None:
-    """First values of the language model: nouns as the tower recognises them, keys like queries where attention is to find what looks like a word."""
+    """First values of the language model: nouns as the tower recognises them, keys like queries where attention is to find what
+    looks like a word.
+    """
     ids = {token: index for index, token in enumerate(vocabulary())}
     generator = torch.Generator().manual_seed(5)
     language = model.mllm.model.language_model
@@ -47,7 +50,7 @@ def start(model: DemoTrainee) -> None:
             attention = language.layers[layer].self_attn
             nn.init.orthogonal_(attention.q_proj.weight, gain=0.8, generator=generator)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
-        embeddings = model.mllm.get_input_embeddings().weight
+        embeddings = model.words()
         nouns, rows = model.heads.noun_rows()
         rows = F.normalize(rows, dim=-1)
         words = [index for token, index in ids.items() if not token.isdigit() or len(token) != 3]
@@ -83,7 +86,8 @@ def batch_losses(model: DemoTrainee, teacher: Teacher, seed: int, batch: int) ->
         lessons = [teacher.lesson(scene, targets, rng, step >= BOXES_ONLY) for scene, targets in zip(scenes, dense, strict=True)]
         visual, grid = model.see(scenes)
         sigma = float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
-        terms = {f"dense_{name}" if name[0] != "_" else name: term if name[0] == "_" else 0.5 * term for name, term in model.heads.losses(visual.flatten(0, 1), dense, model.coordinate_embeddings(), sigma).items()}  # fmt: skip
+        seen = model.heads.losses(visual.flatten(0, 1), dense, model.coordinate_embeddings(), sigma)
+        terms = {name: term if name.startswith("_") else DENSE_WEIGHT * term for name, term in seen.items()}
         hidden, attentions, prefix = forward(model, lessons, visual, grid)
         terms |= answer_losses(model, teacher, lessons, hidden[:, prefix:], sigma)
         terms |= look_losses(lessons, attentions, prefix, visual.shape[1])
@@ -139,7 +143,9 @@ def _gather(hidden: Tensor, places: list[tuple[int, int]]) -> Tensor:
 
 
 def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], hidden: Tensor, sigma: float) -> dict[str, Tensor]:
-    """Cross-entropy of coordinates (soft), of the words that decide (a box or none, another box or the end), of the rest, and of yes and no."""
+    """Cross-entropy of coordinates (soft), of the words that decide (a box or none, another box or the end), of the rest, and of
+    yes and no.
+    """
     head = model.mllm.lm_head.weight
     zero = hidden.sum() * 0
     places = [(b, position) for b, lesson in enumerate(lessons) for position, _ in lesson.coordinates]

@@ -22,7 +22,9 @@ POINTS_PER_BOX = 6
 JOINT_SHARE, PROMPT_SHARE = 0.3, 0.35
 MAX_JOINT = 15
 PROMPT_INSIDE, PROMPT_OUTSIDE = 3, 2
-"""Points of each kind in a PPG answer: the first of the pattern that lie so. The paper samples groups and keeps those that SAM does best with."""
+"""Points of each kind in a PPG answer: the first of the pattern that lie so. The paper samples groups and keeps those that SAM does
+best with.
+"""
 BOX_SHAKE = 0.04
 
 
@@ -30,8 +32,8 @@ BOX_SHAKE = 0.04
 class Lesson:
     """One image's row and its targets, by position in the row; a position predicts the token after it.
 
-    ``coordinates``: (position, value in milli); ``choices``: (position, token, is a decision); ``verdicts``: (position, token) of yes and no;
-    ``looks``: (kind, position, visual tokens (T,) bool) where kind is ``noun``, ``answer`` or ``point``.
+    ``coordinates``: (position, value in milli); ``choices``: (position, token, is a decision); ``verdicts``: (position, token) of
+    yes and no; ``looks``: (kind, position, visual tokens (T,) bool) where kind is ``noun``, ``answer`` or ``point``.
     """
 
     segments: list[Segment] = field(default_factory=list)
@@ -64,7 +66,9 @@ class Teacher:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def lesson(self, scene: DemoScene, dense: DenseTargets, rng: np.random.Generator, with_points: bool) -> Lesson:
-        """All phrases of a scene in one row; with points, questions about one box a phrase, and now and then the other two ways of asking."""
+        """All phrases of a scene in one row; with points, questions about one box a phrase, and now and then the other two ways of
+        asking.
+        """
         lesson = Lesson()
         regions = [_region(cover) for cover in dense.cover]
         for expression in scene.expressions:
@@ -226,7 +230,7 @@ def _numbers(points: NDArray[np.float32] | list[NDArray[np.float32]], width: int
 def _lies_on(mask: NDArray[np.bool_], points: NDArray[np.float32]) -> NDArray[np.bool_]:
     rows = np.clip(points[:, 1].astype(int), 0, mask.shape[0] - 1)
     columns = np.clip(points[:, 0].astype(int), 0, mask.shape[1] - 1)
-    return mask[rows, columns]
+    return np.asarray(mask[rows, columns])
 
 
 def _draw_points(

@@ -44,8 +44,9 @@ def learning_rate(plan: Plan, step: int) -> float:
 def run(plan: Plan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]) -> None:
     """Train ``model`` to the end of the plan, continuing from the newest checkpoint.
 
-    ``losses(step)`` makes the batch of that step and returns weighted terms whose sum is minimised (a term named with a leading underscore is only
-    logged). Everything random in it must follow from the step, so that a resumed run sees what an unbroken one would have seen.
+    ``losses(step)`` makes the batch of that step and returns weighted terms whose sum is minimised (a term named with a leading
+    underscore is only logged). Everything random in it must follow from the step, so that a resumed run sees what an unbroken one
+    would have seen.
     """
     torch.set_num_threads(plan.threads)
     cv2.setNumThreads(1)

@@ -47,7 +47,9 @@ Example = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32], NDA
 
 
 def _example(seed: int, index: int) -> Example:
-    """A scene in the model's square frame: image, soft masks (K, 128, 128), prompt points (K, P, 2) in pixels of the frame and their labels (K, P)."""
+    """A scene in the model's square frame: image, soft masks (K, 128, 128), prompt points (K, P, 2) in pixels of the frame and
+    their labels (K, P).
+    """
     rng = np.random.default_rng([seed, index, 7])
     height, width = draw_size(rng)
     scale = SEGMENTER_SIZE / max(height, width)
@@ -71,7 +73,9 @@ def _example(seed: int, index: int) -> Example:
 def _prompt(
     rng: np.random.Generator, mask: NDArray[np.bool_], box_px: NDArray[np.float32], scale: float, with_box: bool, count: int
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Labelled points in the box, and the box itself, shaken as the MLLM's answers will be; without a box, the first point is on the thing."""
+    """Labelled points in the box, and the box itself, shaken as the MLLM's answers will be; without a box, the first point is on
+    the thing.
+    """
     width, height = box_px[2] - box_px[0], box_px[3] - box_px[1]
     points = np.zeros((count + (2 if with_box else 1), 2), np.float32)
     labels = np.full(len(points), PAD_LABEL, np.int64)
@@ -140,7 +144,9 @@ def _embed_prompts(model: Sam, points: Tensor, labels: Tensor) -> Tensor:
 
 
 def _mask_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy, weighted towards the thing's surroundings, plus dice: (K, M) from logits (K, M, 128, 128) and weight (K, 1, 128, 128)."""
+    """Cross-entropy, weighted towards the thing's surroundings, plus dice: (K, M) from logits (K, M, 128, 128) and weight (K, 1,
+    128, 128).
+    """
     entropy = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum((2, 3)) / weight.sum((2, 3))
     share = logits.sigmoid()
     dice = 1 - (2 * (share * target).sum((2, 3)) + 1) / ((share**2).sum((2, 3)) + (target**2).sum((2, 3)) + 1)

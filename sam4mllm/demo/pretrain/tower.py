@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import torch
@@ -40,7 +41,11 @@ class DemoTrainee(nn.Module):
 
     def coordinate_embeddings(self) -> Tensor:
         """(1000, HIDDEN) view of the coordinate tokens' rows."""
-        return self.mllm.get_input_embeddings().weight[self.first_coordinate : self.first_coordinate + len(COORDINATES)]
+        return self.words()[self.first_coordinate : self.first_coordinate + len(COORDINATES)]
+
+    def words(self) -> Tensor:
+        """(vocabulary, HIDDEN) embeddings, shared with the output layer."""
+        return cast("Tensor", self.mllm.get_input_embeddings().weight)
 
     def see(self, scenes: list[DemoScene]) -> tuple[Tensor, Tensor]:
         """Visual tokens (B, T, HIDDEN) of scenes that share a size, and their grids (B, 3)."""
