@@ -28,7 +28,9 @@ def dataset(tmp_path: Path) -> Path:
 
 
 def test_perfect_models_are_measured_as_perfect(dataset: Path) -> None:
-    figures, judged = evaluate(Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), FakeSegmenter()), dataset, "box", oracle=True)
+    figures, judged = evaluate(
+        Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), FakeSegmenter()), dataset, "box", oracle=True
+    )
     assert {name: figures[name] for name in ("gIoU", "cIoU", "mIoU", "N-acc", "T-acc", "Pr@0.9", "oracle_mIoU", "count")} == {
         "gIoU": 1, "cIoU": 1, "mIoU": 1, "N-acc": 1, "T-acc": 1, "Pr@0.9": 1, "oracle_mIoU": 1, "count": 2,
     }  # fmt: skip

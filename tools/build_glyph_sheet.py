@@ -2,8 +2,8 @@
 
     python tools/build_glyph_sheet.py [FONT]
 
-Run only to change the choice of glyphs; the sheet that it writes is committed, so that scenes need no font. Writes ``glyphs.png`` (a
-square RGBA cells) and ``glyphs.json`` (one entry a cell, in reading order) into ``sam4mllm/demo/assets``.
+Run only to change the choice of glyphs; the sheet that it writes is committed, so that scenes need no font. Writes ``glyphs.png``
+(a grid of square RGBA cells) and ``glyphs.json`` (one entry a cell, in reading order) into ``sam4mllm/demo/assets``.
 """
 
 from __future__ import annotations

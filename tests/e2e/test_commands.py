@@ -1,0 +1,93 @@
+"""The shipped models through the installed command, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sam4mllm
+from sam4mllm.data.examples import read_examples
+from sam4mllm.demo.scenes import make_scene
+from sam4mllm.pipeline import Pipeline
+
+COMMAND = Path(sys.executable).with_name("sam4mllm")
+SEED = 880_001
+"""Scenes that no training has seen."""
+
+
+def command(*arguments: object, code: int = 0) -> subprocess.CompletedProcess[str]:
+    done = subprocess.run([COMMAND, *map(str, arguments)], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == code, done.stderr
+    return done
+
+
+@pytest.fixture(scope="module")
+def pipeline() -> Pipeline:
+    return sam4mllm.load()
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "data"
+    command("scenes", folder, "--count", 24, "--seed", SEED)
+    return folder
+
+
+def test_predict_finds_and_draws(dataset: Path, tmp_path: Path) -> None:
+    example = next(one for one in read_examples(dataset) if one.source.endswith("noun"))
+    out = tmp_path / "overlay.png"
+    done = command("predict", dataset / example.image, example.phrase, "--out", out)
+    assert done.stdout.startswith(example.phrase)
+    with Image.open(out) as overlay:
+        assert overlay.width >= 360
+
+
+def test_evaluate_reaches_what_the_model_card_promises(dataset: Path) -> None:
+    figures = json.loads(command("evaluate", dataset, "--oracle", "--json").stdout)
+    assert figures["count"] == 120
+    assert figures["gIoU"] > FLOOR["gIoU"]
+    assert figures["oracle_mIoU"] > FLOOR["oracle_mIoU"]
+    assert figures["point_accuracy"] > FLOOR["point_accuracy"]
+
+
+FLOOR = {"gIoU": 0.5, "oracle_mIoU": 0.8, "point_accuracy": 0.8}
+"""Below the model card's figures by what 24 images may deviate."""
+
+
+@pytest.mark.parametrize("strategy", ["box", "ppg", "pqpp"])
+@pytest.mark.parametrize("points", ["packed", "joint"])
+def test_every_strategy_answers(dataset: Path, strategy: str, points: str) -> None:
+    example = read_examples(dataset)[0]
+    [answer] = json.loads(
+        command("predict", dataset / example.image, example.phrase, "--strategy", strategy, "--points", points, "--json").stdout
+    )
+    assert answer["version"].startswith("demo-0-")
+
+
+def test_errors_are_one_line_and_no_traceback(tmp_path: Path) -> None:
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    for arguments in (("predict", tmp_path / "dot.png", "a cup"), ("predict", tmp_path, "a cup"), ("evaluate", tmp_path)):
+        done = command(*arguments, code=1)
+        assert done.stderr.count("\n") == 1
+        assert "Traceback" not in done.stderr
+
+
+def test_eight_threads_and_two_images_do_not_mix(pipeline: Pipeline) -> None:
+    scenes = [make_scene((SEED, index)) for index in range(2)]
+    jobs = [(scene.image, expression.phrase) for scene in scenes for expression in scene.expressions]
+
+    def work(index: int) -> list[np.ndarray]:  # type: ignore[type-arg]
+        image, phrase = jobs[index % len(jobs)]
+        return [answer.mask for answer in pipeline.segment(image, [phrase])]
+
+    alone = [work(index) for index in range(len(jobs))]
+    with ThreadPoolExecutor(8) as pool:
+        together = list(pool.map(work, range(200)))
+    assert all(np.array_equal(found, alone[index % len(jobs)]) for index, found in enumerate(together))
