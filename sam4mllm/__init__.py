@@ -2,7 +2,8 @@
 
 >>> import sam4mllm
 >>> pipeline = sam4mllm.load()
->>> [answer] = pipeline.segment(image, ["the left cup"])  # image: (H, W, 3) uint8 RGB
+>>> image = sam4mllm.load_image("kitchen.jpg")
+>>> [answer] = pipeline.segment(image, ["the left cup"])
 >>> answer.mask.shape == image.shape[:2]
 True
 """
@@ -12,12 +13,13 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from sam4mllm.errors import Sam4mllmError
+from sam4mllm.images import load_image
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Options, Pipeline
 
 __version__ = "0.1.0"
-__all__ = ["Sam4mllmError", "__version__", "load"]
+__all__ = ["Sam4mllmError", "__version__", "load", "load_image"]
 
 
 def load(model: str = "demo", segmenter: str = "demo", device: str | None = None, options: Options | None = None) -> Pipeline:

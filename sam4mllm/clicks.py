@@ -88,11 +88,7 @@ def _found(grounding: Grounding, index: int) -> Target:
 
 def _with_box(targets: list[Target], box_px: NDArray[np.float32]) -> list[Target]:
     own = Target(box_px.astype(np.float32), 1.0)
-    overlaps = [
-        float(box_iou(target.box_px[None], own_box[None])[0, 0]) if target.box_px is not None else 0.0
-        for target in targets
-        for own_box in [box_px]
-    ]
+    overlaps = [0.0 if target.box_px is None else float(box_iou(target.box_px[None], box_px[None])[0, 0]) for target in targets]
     if overlaps and max(overlaps) >= SAME_BOX:
         index = int(np.argmax(overlaps))
         return [*targets[:index], own, *targets[index + 1 :]]
@@ -111,8 +107,9 @@ def _with_click(targets: list[Target], point_px: NDArray[np.float32], label: int
 
 
 def _distance(target: Target, point_px: NDArray[np.float32]) -> float:
-    """How far a point is outside of a target's box, in the box's longer side; infinite for a target without one and a point that
-    makes another.
+    """How far a point is outside of a target's box, in the box's longer side.
+
+    A target made by a click has no box: it is always just within reach, so it takes the clicks that no box is nearer to.
     """
     if target.box_px is None:
         return REACH

@@ -22,8 +22,8 @@ from sam4mllm.clicks import Clicks, Target, merge
 from sam4mllm.confidence import Features, agreement, score
 from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
-from sam4mllm.images import MIN_SIDE, check_image
-from sam4mllm.masks import clean, union
+from sam4mllm.images import check_image
+from sam4mllm.masks import box_of, clean, union
 from sam4mllm.points import Thresholds, spread
 from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt, Segmenter
 
@@ -31,8 +31,6 @@ Strategy = Literal["box", "ppg", "pqpp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 MAX_PHRASE = 500
 """Characters of a phrase. The longest expression in refCOCOg has under 300."""
-
-__all__ = ["MIN_SIDE", "Instance", "Opened", "Options", "Pipeline", "Segmentation"]
 
 
 @dataclass(frozen=True)
@@ -224,15 +222,8 @@ def _instance(target: Target, masks: Masks) -> Instance:
         predicted_iou=float(np.clip(masks.predicted_iou[best], 0, 1)),
         stability=float(np.clip(masks.stability[best], 0, 1)),
     )
-    box = target.box_px if target.box_px is not None else _bounds(mask)
+    box = target.box_px if target.box_px is not None else box_of(mask)
     return Instance(box, target.points_px, target.inside, target.labels, mask, score(features), features)
-
-
-def _bounds(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    if not len(rows):
-        return np.zeros(4, np.float32)
-    return np.array([columns[0], rows[0], columns[-1] + 1, rows[-1] + 1], np.float32)
 
 
 @contextmanager

@@ -12,6 +12,8 @@ PATTERN_SIZE = 30
 """Points of the published pattern (released inference notebook); its first 15 are the ones used there."""
 MARGIN = 0.08
 """Smallest distance of a point from the box's sides, as a share of them; the published pattern spans 8 to 93 %."""
+MIN_GAP = 1.0
+"""Least distance of two points, in pixels."""
 CANDIDATES = 400
 
 
@@ -30,11 +32,20 @@ def _pattern() -> NDArray[np.float64]:
 
 
 def spread(box_px: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """The first ``count`` points of the blue-noise pattern laid over a box (x1, y1, x2, y2): (count, 2) float32 in its frame."""
+    """The first ``count`` points of the blue-noise pattern laid over a box (x1, y1, x2, y2): (count, 2) float32 in its frame.
+
+    In a box of a few pixels, points less than MIN_GAP from an earlier one are left out: they would be the same question again.
+    """
     if not 0 <= count <= PATTERN_SIZE:
         raise ValueError(f"the pattern has {PATTERN_SIZE} points, not {count}")
     low, high = np.asarray(box_px[:2], np.float64), np.asarray(box_px[2:], np.float64)
-    return (low + _pattern()[:count] * (high - low)).astype(np.float32)
+    points = low + _pattern()[:count] * (high - low)
+    near = np.triu(np.linalg.norm(points[:, None] - points[None], axis=-1) < MIN_GAP, 1)
+    kept = np.ones(count, np.bool_)
+    for index in range(count):
+        if kept[index]:
+            kept &= ~near[index]
+    return points[kept].astype(np.float32)
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,12 @@ import pytest
 
 from sam4mllm.points import MARGIN, PATTERN_SIZE, Thresholds, spread
 
-UNIT = np.array([0, 0, 1, 1], np.float32)
+SIDE = 1000.0
+
+
+def pattern(count: int) -> np.ndarray:
+    """The pattern in the unit square, from a box large enough that no two points share a pixel."""
+    return spread(np.array([0, 0, SIDE, SIDE], np.float32), count) / np.float32(SIDE)
 
 
 def least_distance(points: np.ndarray) -> float:
@@ -16,7 +21,7 @@ def least_distance(points: np.ndarray) -> float:
 
 
 def test_pattern_lies_within_its_margin() -> None:
-    points = spread(UNIT, PATTERN_SIZE)
+    points = pattern(PATTERN_SIZE)
     assert points.shape == (PATTERN_SIZE, 2)
     assert points.dtype == np.float32
     assert MARGIN == 0.08
@@ -26,26 +31,26 @@ def test_pattern_lies_within_its_margin() -> None:
 
 @pytest.mark.parametrize(("count", "least"), [(15, 0.149), (30, 0.108)])
 def test_pattern_is_spread_as_well_as_the_published_one(count: int, least: float) -> None:
-    assert least_distance(spread(UNIT, count)) >= least
+    assert least_distance(pattern(count)) >= least
 
 
 @pytest.mark.parametrize("count", range(2, PATTERN_SIZE + 1))
 def test_every_beginning_is_well_spread(count: int) -> None:
     """The side of the square that each point would have to itself, 0.84 / sqrt(count), is as far apart as points on a grid could be."""
-    assert least_distance(spread(UNIT, count)) >= 0.8 * 0.84 / np.sqrt(count)
+    assert least_distance(pattern(count)) >= 0.8 * 0.84 / np.sqrt(count)
 
 
 @pytest.mark.parametrize("count", [4, 8, 15, 30])
 def test_every_beginning_reaches_all_quarters(count: int) -> None:
-    points = spread(UNIT, count)[1:]  # the first one is the middle
+    points = pattern(count)[1:]  # the first one is the middle
     assert len({(bool(x > 0.5), bool(y > 0.5)) for x, y in points}) >= min(4, count - 1)
 
 
 def test_pattern_is_always_the_same() -> None:
     """Training and serving ask at the same places; so do two machines."""
     np.random.default_rng(0).random(5)
-    first = spread(UNIT, 4)
-    assert np.array_equal(first, spread(UNIT, PATTERN_SIZE)[:4])
+    first = pattern(4)
+    assert np.array_equal(first, pattern(PATTERN_SIZE)[:4])
     assert first[0] == pytest.approx([0.5, 0.5])
     assert first[1:] == pytest.approx(np.array(FIRST, np.float32), abs=1e-6)
 
@@ -55,18 +60,21 @@ FIRST = [[0.88456917, 0.08871442], [0.0863413, 0.10075845], [0.11425663, 0.91772
 
 def test_pattern_is_laid_over_the_box() -> None:
     box = np.array([100, 40, 300, 140], np.float32)
-    assert spread(box, 30) == pytest.approx(np.array([100, 40]) + spread(UNIT, 30) * np.array([200, 100]), abs=1e-4)
+    assert spread(box, 30) == pytest.approx(np.array([100, 40]) + pattern(30) * np.array([200, 100]), abs=1e-4)
 
 
-def test_box_without_area_gives_its_point() -> None:
-    assert spread(np.array([7, 8, 7, 8], np.float32), 3).tolist() == [[7, 8]] * 3
+def test_a_tiny_box_is_not_asked_the_same_point_twice() -> None:
+    assert spread(np.array([7, 8, 7, 8], np.float32), 30).tolist() == [[7, 8]]
+    points = spread(np.array([7, 8, 10, 10], np.float32), 30)
+    assert 2 <= len(points) < 12
+    assert least_distance(points) >= 1
 
 
 def test_count() -> None:
-    assert spread(UNIT, 0).shape == (0, 2)
+    assert pattern(0).shape == (0, 2)
     for count in (-1, PATTERN_SIZE + 1):
         with pytest.raises(ValueError, match=f"the pattern has 30 points, not {count}"):
-            spread(UNIT, count)
+            spread(np.array([0, 0, 9, 9], np.float32), count)
 
 
 @pytest.mark.parametrize(

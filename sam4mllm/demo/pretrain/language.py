@@ -20,13 +20,15 @@ from sam4mllm.demo.phrases import IRREGULAR_PLURALS
 from sam4mllm.demo.pretrain.dense import batch_size_px, dense_targets, soft_coordinates
 from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
 from sam4mllm.demo.pretrain.loop import Plan, run
-from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee
+from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
 from sam4mllm.demo.scenes import make_scene
 from sam4mllm.demo.tokenizer import COORDINATES, IMAGE, USER, VISION_END, VISION_START, build_tokenizer, vocabulary
 from sam4mllm.grounding.packing import additive, pack
 from sam4mllm.training.checkpoint import load_weights
 
 DENSE_WEIGHT = 0.5
+CROWD_EVERY = 3
+"""Every third step is one of stage one, without phrases: its crowded scenes teach the tower more per image."""
 BOXES_ONLY = 500
 """Steps before the first point questions."""
 SHARPENING, WIDE = 3000, 14.0
@@ -79,6 +81,8 @@ def batch_losses(model: DemoTrainee, teacher: Teacher, seed: int, batch: int) ->
     """The function from a step to its loss terms."""
 
     def losses(step: int) -> dict[str, Tensor]:
+        if step % CROWD_EVERY == 0:
+            return crowd_losses(model, seed, step, batch, NARROW)
         rng = np.random.default_rng([seed, step, 5])
         size = batch_size_px(rng)
         scenes = [make_scene((seed, step * batch + index), size=size) for index in range(batch)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import signal
 import time
 from collections import defaultdict
 from collections.abc import Callable
@@ -42,7 +43,7 @@ def learning_rate(plan: Plan, step: int) -> float:
 
 
 def run(plan: Plan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]) -> None:
-    """Train ``model`` to the end of the plan, continuing from the newest checkpoint.
+    """Train ``model`` to the end of the plan, continuing from the newest checkpoint; on SIGTERM, save and return.
 
     ``losses(step)`` makes the batch of that step and returns weighted terms whose sum is minimised (a term named with a leading
     underscore is only logged). Everything random in it must follow from the step, so that a resumed run sees what an unbroken one
@@ -56,8 +57,10 @@ def run(plan: Plan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]
     optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
     state = load_checkpoint(plan.folder, model, optimizer)
     start = state["step"] if state else 0
-    sums: dict[str, float] = defaultdict(float)
-    began, saved, logged = time.monotonic(), time.monotonic(), start
+    sums: dict[str, list[float]] = defaultdict(list)
+    asked_to_stop: list[int] = []
+    signal.signal(signal.SIGTERM, lambda number, _: asked_to_stop.append(number))
+    began = saved = time.monotonic()
     for step in range(start, plan.steps):
         torch.manual_seed(plan.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
@@ -70,17 +73,18 @@ def run(plan: Plan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         for name, term in terms.items():
-            sums[name] += float(term.detach())
+            sums[name].append(float(term.detach()))
         done = step + 1
         if done % 50 == 0 or done == plan.steps:
-            means = {name: round(value / (done - logged), 4) for name, value in sums.items()}
+            means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
             rate = (done - start) * plan.batch / (time.monotonic() - began)
             _log(plan.folder, {"step": done, "images": done * plan.batch, "images_per_second": round(rate, 1), **means})
             sums.clear()
-            logged = done
-        if done == plan.steps or time.monotonic() - saved > plan.seconds_between_saves:
+        if done == plan.steps or asked_to_stop or time.monotonic() - saved > plan.seconds_between_saves:
             save_checkpoint(plan.folder, done, model, optimizer, {})
             saved = time.monotonic()
+        if asked_to_stop:
+            break
 
 
 def _log(folder: Path, record: dict[str, float]) -> None:

@@ -76,12 +76,14 @@ def train(folder: Path, steps: int, batch: int = 8, threads: int = 1, seed: int 
     model = DemoTrainee()
     plan = Plan(folder, steps, batch, rate=1.2e-3, threads=threads, seed=seed)
 
-    def losses(step: int) -> dict[str, Tensor]:
-        size = batch_size_px(np.random.default_rng([seed, step, 5]))
-        scenes = [make_crowd((seed, step * batch + index), size) for index in range(batch)]
-        visual, _ = model.see(scenes)
-        targets = [dense_targets(scene) for scene in scenes]
-        return model.heads.losses(visual.flatten(0, 1), targets, model.coordinate_embeddings(), sharpness(step))
-
-    run(plan, model, losses)
+    run(plan, model, lambda step: crowd_losses(model, seed, step, batch, sharpness(step)))
     return model
+
+
+def crowd_losses(model: DemoTrainee, seed: int, step: int, batch: int, sigma: float) -> dict[str, Tensor]:
+    """The dense terms of a batch of crowded scenes; ``sigma`` is the width of the coordinate targets."""
+    size = batch_size_px(np.random.default_rng([seed, step, 5]))
+    scenes = [make_crowd((seed, step * batch + index), size) for index in range(batch)]
+    visual, _ = model.see(scenes)
+    targets = [dense_targets(scene) for scene in scenes]
+    return model.heads.losses(visual.flatten(0, 1), targets, model.coordinate_embeddings(), sigma)
