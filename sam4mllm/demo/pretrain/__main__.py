@@ -1,51 +1,73 @@
-"""The demo models' recipe, stage by stage; each stage continues from its newest checkpoint.
+"""The demo models' recipe, stage by stage; a stage continues from the newest checkpoint in its folder and stops cleanly on SIGTERM.
 
-python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter
-python -m sam4mllm.demo.pretrain tower RUNS/tower
-python -m sam4mllm.demo.pretrain language RUNS/language --tower RUNS/tower/step-…
-python -m sam4mllm.demo.pretrain export RUNS
+    python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter
+    python -m sam4mllm.demo.pretrain tower RUNS/tower
+    python -m sam4mllm.demo.pretrain language RUNS/language --tower RUNS/tower/step-…
+    python -m sam4mllm.demo.pretrain export RUNS
+
+With ``--shipped`` a new run starts from the weights in the package instead.
 """
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from safetensors.torch import load_file
+from segment_anything.modeling import Sam
 
 from sam4mllm.demo.pretrain import export, language, segmenter, tower
 from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
 from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+ASSETS = MLLM_FOLDER.parent
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
+Shipped = Annotated[bool, typer.Option("--shipped", help="Start from the package's weights.")]
+
+from_shipped = partial(export.load_shipped, mllm=MLLM_FOLDER, heads=ASSETS)
 
 
 @app.command("segmenter")
-def train_segmenter(folder: Path, steps: int = 3600, threads: Threads = 1) -> None:
+def train_segmenter(folder: Path, steps: int = 12_000, threads: Threads = 1, shipped: Shipped = False) -> None:
     """Train the segmenter on scenes."""
-    segmenter.train(folder, steps, threads=threads)
+
+    def begin(model: Sam) -> object:
+        return model.load_state_dict(load_file(SEGMENTER_FOLDER / "model.safetensors"))
+
+    segmenter.train(folder, steps, threads=threads, begin=begin if shipped else None)
 
 
 @app.command("tower")
-def train_tower(folder: Path, steps: int = 2500, threads: Threads = 1) -> None:
+def train_tower(folder: Path, steps: int = 7000, threads: Threads = 1, shipped: Shipped = False) -> None:
     """Train the MLLM's vision tower on crowded scenes."""
-    tower.train(folder, steps, threads=threads)
+    tower.train(folder, steps, threads=threads, begin=from_shipped if shipped else None)
 
 
 @app.command("language")
 def train_language(
-    folder: Path, tower_checkpoint: Annotated[Path, typer.Option("--tower")], steps: int = 6000, threads: Threads = 2
+    folder: Path,
+    tower_checkpoint: Annotated[Path | None, typer.Option("--tower", help="A checkpoint of the tower stage.")] = None,
+    steps: int = 9000,
+    threads: Threads = 2,
+    shipped: Shipped = False,
 ) -> None:
-    """Train the whole MLLM on scenes with phrases, from a checkpoint of the tower."""
-    language.train(folder, tower_checkpoint, steps, threads=threads)
+    """Train the whole MLLM on scenes with phrases."""
+    if (tower_checkpoint is None) != shipped:
+        raise typer.BadParameter("give either --tower CHECKPOINT or --shipped")
+    begin = from_shipped if tower_checkpoint is None else partial(language.start, tower=tower_checkpoint)
+    language.train(folder, begin, steps, threads=threads)
 
 
 @app.command("export")
-def write_assets(runs: Path, mllm: Path = MLLM_FOLDER, to_segmenter: Path = SEGMENTER_FOLDER) -> None:
+def write_assets(runs: Path) -> None:
     """Write the newest checkpoints of ``language`` and ``segmenter`` in RUNS as the package's model folders."""
-    export.export_mllm(sorted((runs / "language").glob("step-*"))[-1], mllm)
-    export.export_segmenter(sorted((runs / "segmenter").glob("step-*"))[-1], to_segmenter)
+    newest = sorted((runs / "language").glob("step-*"))[-1]
+    export.export_mllm(newest, MLLM_FOLDER)
+    export.export_heads(newest, ASSETS)
+    export.export_segmenter(sorted((runs / "segmenter").glob("step-*"))[-1], SEGMENTER_FOLDER)
 
 
 if __name__ == "__main__":

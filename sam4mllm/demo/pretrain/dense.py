@@ -137,7 +137,7 @@ class DenseHeads(nn.Module):
             error = (spots[covered, :4].argmax(-1) + 0.5 - box[covered]).abs().mean()
         return {
             "thing": recognised,
-            "box": 0.3 * located,
+            "box": 0.5 * located,
             "centre": 0.1 * placed,
             "fine": fine,
             "colour": 0.3 * colour,

@@ -6,14 +6,33 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLImageProcessor
 
 from sam4mllm.demo.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, build_segmenter
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.demo.tokenizer import save_tokenizer
+from sam4mllm.errors import ModelError
 from sam4mllm.prompts.dialects import DEMO, dump_dialect
 from sam4mllm.training.checkpoint import load_weights
+
+HEADS = "heads.safetensors"
+"""The dense heads, beside the model folders: of no use in serving, but training can go on from them."""
+
+
+def export_heads(checkpoint: Path, folder: Path) -> None:
+    """Write the dense heads of a checkpoint of the tower or the language stage (half precision)."""
+    trainee = DemoTrainee()
+    load_weights(checkpoint / "model.safetensors", trainee)
+    save_file({name: tensor.half() for name, tensor in trainee.heads.state_dict().items()}, folder / HEADS)
+
+
+def load_shipped(trainee: DemoTrainee, mllm: Path, heads: Path) -> None:
+    """Start a trainee from exported weights."""
+    missing, unexpected = trainee.mllm.load_state_dict(load_file(mllm / "model.safetensors"), strict=False)
+    if unexpected or set(missing) - {"lm_head.weight"}:
+        raise ModelError(f"{mllm} holds the weights of another model")
+    trainee.heads.load_state_dict(load_file(heads / HEADS))
 
 
 def export_mllm(checkpoint: Path, folder: Path) -> None:

@@ -37,10 +37,11 @@ LOOKS = {"noun": (1, slice(0, 2), 0.1), "answer": (3, slice(0, 3), 0.5), "point"
 ALIKE_LAYERS = (1, 2, 3)
 
 
-def start(model: DemoTrainee) -> None:
-    """First values of the language model: nouns as the tower recognises them, keys like queries where attention is to find what
-    looks like a word.
+def start(model: DemoTrainee, tower: Path) -> None:
+    """First weights of the stage: the tower from a checkpoint of stage one; in the language model, nouns as the tower recognises
+    them, and keys like queries where attention is to find what looks like a word.
     """
+    load_weights(tower / "model.safetensors", model)
     ids = {token: index for index, token in enumerate(vocabulary())}
     generator = torch.Generator().manual_seed(5)
     language = model.mllm.model.language_model
@@ -63,14 +64,12 @@ def start(model: DemoTrainee) -> None:
 
 
 def train(
-    folder: Path, tower: Path | None, steps: int, batch: int = 8, threads: int = 2, seed: int = 21, rate: float = 1e-3
+    folder: Path, begin: Callable[[DemoTrainee], None], steps: int, batch: int = 8, threads: int = 2, seed: int = 21, rate: float = 1e-3
 ) -> DemoTrainee:
-    """Run or continue the stage from stage one's checkpoint folder ``tower`` and return the model."""
+    """Run or continue the stage and return the model; ``begin`` gives a new run its first weights."""
     torch.manual_seed(seed)
     model = DemoTrainee()
-    if tower is not None:
-        load_weights(tower / "model.safetensors", model)
-        start(model)
+    begin(model)
     model.mllm.model.language_model.config._attn_implementation = "eager"  # the attention weights are needed
     teacher = Teacher(build_tokenizer())
     run(Plan(folder, steps, batch, rate=rate, threads=threads, seed=seed), model, batch_losses(model, teacher, seed, batch))

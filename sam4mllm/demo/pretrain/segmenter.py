@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -26,10 +27,12 @@ LABEL_NOISE = 0.04
 PAD_LABEL, BOX_LABELS = -1, (2, 3)
 
 
-def train(folder: Path, steps: int, batch: int = 4, threads: int = 1, seed: int = 31) -> Sam:
-    """Run or continue the stage and return the model."""
+def train(folder: Path, steps: int, batch: int = 4, threads: int = 1, seed: int = 31, begin: Callable[[Sam], object] | None = None) -> Sam:
+    """Run or continue the stage and return the model; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
     model = build_segmenter()
+    if begin is not None:
+        begin(model)
     plan = Plan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed)
 
     def losses(step: int) -> dict[str, Tensor]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -14,7 +15,7 @@ from sam4mllm.demo.architecture import HIDDEN, MERGE, PATCH, POSITIONS_PER_SIDE,
 from sam4mllm.demo.pretrain.dense import DenseHeads, batch_size_px, dense_targets, fourier_coordinates, patchify
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.scenes import DemoScene, make_crowd
-from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VISION_START, build_tokenizer, vocabulary
+from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VISION_START, vocabulary
 
 SHARPENING = 4000
 """Steps over which the coordinate targets narrow from WIDE to NARROW (in thousandths of a side)."""
@@ -69,13 +70,15 @@ def sharpness(step: int) -> float:
     return float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
 
 
-def train(folder: Path, steps: int, batch: int = 8, threads: int = 1, seed: int = 11) -> DemoTrainee:
-    """Run or continue the stage and return the model with its heads."""
-    build_tokenizer()
+def train(
+    folder: Path, steps: int, batch: int = 8, threads: int = 1, seed: int = 11, begin: Callable[[DemoTrainee], None] | None = None
+) -> DemoTrainee:
+    """Run or continue the stage and return the model with its heads; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
     model = DemoTrainee()
-    plan = Plan(folder, steps, batch, rate=1.2e-3, threads=threads, seed=seed)
-
+    if begin is not None:
+        begin(model)
+    plan = Plan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed)
     run(plan, model, lambda step: crowd_losses(model, seed, step, batch, sharpness(step)))
     return model
 
