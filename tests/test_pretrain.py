@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.demo.pretrain import segmenter
 from sam4mllm.demo.pretrain.dense import dense_targets, model_size, patchify
 from sam4mllm.demo.pretrain.export import export_mllm
@@ -121,6 +122,7 @@ def test_a_resumed_run_is_an_unbroken_run(tmp_path: Path) -> None:
 
 
 def test_the_segmenter_stage_runs(tmp_path: Path) -> None:
-    model = segmenter.train(tmp_path, steps=1, batch=1)
+    model = segmenter.train(tmp_path, steps=1, batch=1, size=segmenter.SMALL)
+    segmenter.grow(build_segmenter(), tmp_path / "step-00000001")
     assert not model.training
     assert (tmp_path / "step-00000001" / "model.safetensors").is_file()

@@ -15,7 +15,7 @@ HEADS = 6
 LANGUAGE_LAYERS = 6
 POSITIONS_PER_SIDE = 18
 
-SEGMENTER_SIZE = 256
+SEGMENTER_SIZE = 384
 SEGMENTER_PATCH = 8
 SEGMENTER_DIM = 128
 
@@ -67,12 +67,12 @@ def build_mllm(config: Qwen3VLConfig) -> Qwen3VLForConditionalGeneration:
     return Qwen3VLForConditionalGeneration(config)
 
 
-def build_segmenter() -> Sam:
-    """The demo segmenter with random weights: segment-anything's own classes, an embedding of 32×32, masks of 128×128."""
-    grid = SEGMENTER_SIZE // SEGMENTER_PATCH
+def build_segmenter(size: int = SEGMENTER_SIZE) -> Sam:
+    """The demo segmenter with random weights: segment-anything's own classes, an embedding of 48×48, masks of 192×192."""
+    grid = size // SEGMENTER_PATCH
     return Sam(
         image_encoder=ImageEncoderViT(
-            img_size=SEGMENTER_SIZE,
+            img_size=size,
             patch_size=SEGMENTER_PATCH,
             embed_dim=144,
             depth=4,
@@ -88,7 +88,7 @@ def build_segmenter() -> Sam:
         prompt_encoder=PromptEncoder(
             embed_dim=SEGMENTER_DIM,
             image_embedding_size=(grid, grid),
-            input_image_size=(SEGMENTER_SIZE, SEGMENTER_SIZE),
+            input_image_size=(size, size),
             mask_in_chans=16,
         ),
         mask_decoder=MaskDecoder(

@@ -1,6 +1,7 @@
 """The demo models' recipe, stage by stage; a stage continues from the newest checkpoint in its folder and stops cleanly on SIGTERM.
 
-    python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter
+    python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter-small --size 256
+    python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter --small RUNS/segmenter-small/step-…
     python -m sam4mllm.demo.pretrain tower RUNS/tower
     python -m sam4mllm.demo.pretrain language RUNS/language --tower RUNS/tower/step-…
     python -m sam4mllm.demo.pretrain export RUNS
@@ -15,9 +16,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from safetensors.torch import load_file
-from segment_anything.modeling import Sam
 
+from sam4mllm.demo.architecture import SEGMENTER_SIZE
 from sam4mllm.demo.pretrain import export, language, segmenter, tower
 from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
 from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
@@ -31,13 +31,17 @@ from_shipped = partial(export.load_shipped, mllm=MLLM_FOLDER, heads=ASSETS)
 
 
 @app.command("segmenter")
-def train_segmenter(folder: Path, steps: int = 12_000, threads: Threads = 1, shipped: Shipped = False) -> None:
-    """Train the segmenter on scenes."""
-
-    def begin(model: Sam) -> object:
-        return model.load_state_dict(load_file(SEGMENTER_FOLDER / "model.safetensors"))
-
-    segmenter.train(folder, steps, threads=threads, begin=begin if shipped else None)
+def train_segmenter(
+    folder: Path,
+    small: Annotated[Path | None, typer.Option("--small", help="Start from a checkpoint at the small size.")] = None,
+    size: int = SEGMENTER_SIZE,
+    steps: int = 3500,
+    threads: Threads = 1,
+    shipped: Shipped = False,
+) -> None:
+    """Train the segmenter on scenes: first with --size 256, then at full size with --small CHECKPOINT."""
+    source = SEGMENTER_FOLDER if shipped else small
+    segmenter.train(folder, steps, threads=threads, size=size, begin=partial(segmenter.grow, small=source) if source else None)
 
 
 @app.command("tower")

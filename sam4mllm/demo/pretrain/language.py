@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from sam4mllm.demo.architecture import HIDDEN, MERGE
 from sam4mllm.demo.phrases import IRREGULAR_PLURALS
-from sam4mllm.demo.pretrain.dense import batch_size_px, dense_targets, soft_coordinates
+from sam4mllm.demo.pretrain.dense import batch_size_px, coordinate_loss, dense_targets
 from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
@@ -158,7 +158,7 @@ def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], h
         logs = F.log_softmax((_gather(hidden, places) @ head.T).float(), -1)[
             :, teacher.first_coordinate : teacher.first_coordinate + len(COORDINATES)
         ]
-        terms["coordinate"] = -(soft_coordinates(values, sigma) * logs).sum(-1).mean()
+        terms["coordinate"] = coordinate_loss(logs, values, sigma)
         terms["_coordinate_error"] = (logs.argmax(-1) + 0.5 - values).abs().median()
     for name, decides in (("decide", True), ("form", False)):
         chosen = [

@@ -1,4 +1,7 @@
-"""The demo segmenter's training: boxes and points drawn from the true masks, the mask and its own IoU as targets."""
+"""The demo segmenter's training: boxes and points drawn from the true masks, the mask and its own IoU as targets.
+
+It learns at SMALL pixels first, where an image costs less than half, and is then grown to its full size.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 from torch import Tensor
 
@@ -18,7 +22,7 @@ from sam4mllm.demo.layout import draw_size
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.scenes import make_scene
 
-MASK_SIDE = 128
+SMALL = 256
 PROMPTS_PER_IMAGE = 5
 FEW_POINTS, MAX_POINTS = 8, 30
 BOX_SHARE = 0.9
@@ -27,16 +31,24 @@ LABEL_NOISE = 0.04
 PAD_LABEL, BOX_LABELS = -1, (2, 3)
 
 
-def train(folder: Path, steps: int, batch: int = 4, threads: int = 1, seed: int = 31, begin: Callable[[Sam], object] | None = None) -> Sam:
+def train(
+    folder: Path,
+    steps: int,
+    batch: int = 4,
+    threads: int = 1,
+    seed: int = 31,
+    size: int = SEGMENTER_SIZE,
+    begin: Callable[[Sam], object] | None = None,
+) -> Sam:
     """Run or continue the stage and return the model; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
-    model = build_segmenter()
+    model = build_segmenter(size)
     if begin is not None:
         begin(model)
-    plan = Plan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed)
+    plan = Plan(folder, steps, batch, rate=1e-3 if begin is None else 6e-4, threads=threads, seed=seed)
 
     def losses(step: int) -> dict[str, Tensor]:
-        scenes = [_example(seed, step * batch + index) for index in range(batch)]
+        scenes = [_example(seed, step * batch + index, size) for index in range(batch)]
         images = torch.from_numpy(np.stack([scene[0] for scene in scenes])).permute(0, 3, 1, 2).float()
         embeddings = model.image_encoder(images / 127.5 - 1.0)
         terms = [_image_losses(model, embeddings[index : index + 1], scenes[index]) for index in range(batch)]
@@ -49,13 +61,25 @@ def train(folder: Path, steps: int, batch: int = 4, threads: int = 1, seed: int 
 Example = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
 
 
-def _example(seed: int, index: int) -> Example:
-    """A scene in the model's square frame: image, soft masks (K, 128, 128), prompt points (K, P, 2) in pixels of the frame and
+def grow(model: Sam, small: Path) -> None:
+    """Load the weights of a model of another size: its grids of positions are resampled, everything else is the same."""
+    weights = load_file(small / "model.safetensors")
+    for name, own in model.state_dict().items():
+        if name.endswith("image_encoder.pos_embed"):
+            moved = F.interpolate(weights[name].float().permute(0, 3, 1, 2), own.shape[1:3], mode="bicubic", align_corners=False)
+            weights[name] = moved.permute(0, 2, 3, 1).contiguous()
+        elif "rel_pos" in name and weights[name].shape != own.shape:
+            weights[name] = F.interpolate(weights[name].float().T[None], len(own), mode="linear", align_corners=False)[0].T.contiguous()
+    model.load_state_dict(weights)
+
+
+def _example(seed: int, index: int, side: int) -> Example:
+    """A scene in the model's square frame: image, soft masks (K, side / 2, side / 2), prompt points (K, P, 2) in pixels of the frame and
     their labels (K, P).
     """
     rng = np.random.default_rng([seed, index, 7])
     height, width = draw_size(rng)
-    scale = SEGMENTER_SIZE / max(height, width)
+    scale = side / max(height, width)
     zoom = 1.0 if rng.random() < 0.7 else float(rng.uniform(1.3, 2.0))
     size = (max(16, round(height * scale * zoom)), max(16, round(width * scale * zoom)))
     scene = make_scene((seed, index), kinds=(), size=size)
@@ -66,11 +90,11 @@ def _example(seed: int, index: int) -> Example:
     with_box = rng.random() < BOX_SHARE
     count = int(rng.integers(0, (MAX_POINTS if rng.random() < 0.5 else FEW_POINTS) + 1)) if with_box else int(rng.integers(1, 4))
     for pick in rng.permutation(len(scene.masks))[:PROMPTS_PER_IMAGE]:
-        masks.append(_soft_mask(scene.masks[pick]))
-        coordinates, marks = _prompt(rng, scene.masks[pick], scene.boxes_px[pick], SEGMENTER_SIZE / max(size), with_box, count)
+        masks.append(_soft_mask(scene.masks[pick], side // 2))
+        coordinates, marks = _prompt(rng, scene.masks[pick], scene.boxes_px[pick], side / max(size), with_box, count)
         points.append(coordinates)
         labels.append(marks)
-    return _square(image, SEGMENTER_SIZE), np.stack(masks), np.stack(points), np.stack(labels)
+    return _square(image, side), np.stack(masks), np.stack(points), np.stack(labels)
 
 
 def _prompt(
@@ -109,12 +133,12 @@ def _square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     return square
 
 
-def _soft_mask(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+def _soft_mask(mask: NDArray[np.bool_], cells: int) -> NDArray[np.float32]:
     """The covered share of each cell of the mask grid, for (H, W) padded to a square."""
     side = max(mask.shape)
     square = np.zeros((side, side), np.float32)
     square[: mask.shape[0], : mask.shape[1]] = mask
-    return np.asarray(cv2.resize(square, (MASK_SIDE, MASK_SIDE), interpolation=cv2.INTER_AREA), dtype=np.float32)
+    return np.asarray(cv2.resize(square, (cells, cells), interpolation=cv2.INTER_AREA), dtype=np.float32)
 
 
 def _image_losses(model: Sam, embedding: Tensor, example: Example) -> dict[str, Tensor]:
@@ -147,9 +171,7 @@ def _embed_prompts(model: Sam, points: Tensor, labels: Tensor) -> Tensor:
 
 
 def _mask_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy, weighted towards the thing's surroundings, plus dice: (K, M) from logits (K, M, 128, 128) and weight (K, 1,
-    128, 128).
-    """
+    """Cross-entropy, weighted towards the thing's surroundings, plus dice: (K, M) from logits (K, M, H, W) and weight (K, 1, H, W)."""
     entropy = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum((2, 3)) / weight.sum((2, 3))
     share = logits.sigmoid()
     dice = 1 - (2 * (share * target).sum((2, 3)) + 1) / ((share**2).sum((2, 3)) + (target**2).sum((2, 3)) + 1)

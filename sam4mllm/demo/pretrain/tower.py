@@ -19,7 +19,7 @@ from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VI
 
 SHARPENING = 4000
 """Steps over which the coordinate targets narrow from WIDE to NARROW (in thousandths of a side)."""
-WIDE, NARROW = 25.0, 4.0
+WIDE, NARROW = 25.0, 6.0
 
 
 class DemoTrainee(nn.Module):
