@@ -333,7 +333,6 @@ VERDICTS = {"y": True, "n": False, "?": None}
         pytest.param(dataclasses.replace(DEFAULT, yes="是", no="不是"), "是不是不是是", "ynny", id="one contains the other"),
         pytest.param(dataclasses.replace(DEFAULT, yes="(+)", no="(-)"), "(+) (-)(-) (+)", "ynny", id="signs with a meaning in regexes"),
         pytest.param(dataclasses.replace(DEFAULT, yes=" yes ", no=" no "), "yes no", "yn", id="padded words"),
-        pytest.param(dataclasses.replace(DEFAULT, yes="", no=""), "yes no", "??", id="no words at all"),
     ],
 )
 def test_verdicts(dialect: Dialect, text: str, verdicts: str) -> None:
