@@ -112,18 +112,19 @@ def predict(
         return
     for answer in answers:
         print(_as_line(answer))
+    print(f"{sum(answers[0].timings.values()):.2f} s for {len(answers)} phrases")
     if out is not None:
         print(f"overlay: {out}")
 
 
 def _as_line(answer: Segmentation) -> str:
-    seconds = sum(answer.timings.values())
     if not answer.instances:
-        return f"{answer.phrase}: no such object (P = {answer.score:.2f}, {seconds:.2f} s)"
+        return f"{answer.phrase}: {answer.note or f'no such object (P = {answer.score:.2f})'}"
     boxes = ", ".join(
         "[" + " ".join(f"{side:.0f}" for side in instance.box_px) + f"] {instance.score:.2f}" for instance in answer.instances
     )
-    return f"{answer.phrase}: {len(answer.instances)} found, {int(answer.mask.sum())} pixels, box and score {boxes} ({seconds:.2f} s)"
+    note = f" ({answer.note})" if answer.note else ""
+    return f"{answer.phrase}: {len(answer.instances)} found, {int(answer.mask.sum())} pixels, box and score {boxes}{note}"
 
 
 def _as_json(answer: Segmentation) -> dict[str, Any]:
@@ -134,6 +135,7 @@ def _as_json(answer: Segmentation) -> dict[str, Any]:
         "score": answer.score,
         "no_target_probability": answer.no_target_probability,
         "version": answer.version,
+        "note": answer.note,
         "timings": answer.timings,
         "instances": [
             {
@@ -157,6 +159,7 @@ def scenes(
     nouns: Annotated[
         NounsName, typer.Option("--nouns", help="Ask for nouns that the demo model knows, or for new ones.")
     ] = NounsName.KNOWN,
+    as_json: JsonOption = False,
 ) -> None:
     """Write demo scenes with phrases and exact masks as a dataset."""
     from sam4mllm.demo.dataset import write_scenes
@@ -164,7 +167,8 @@ def scenes(
 
     asked = novel_nouns() if nouns is NounsName.NOVEL else None
     written = write_scenes(folder, count, seed, asked, lambda items: _bar(items, count, "drawing"))
-    print(f"{folder}: {count} images, {written} phrases")
+    line = f"{folder}: {count} images, {written} phrases"
+    print(json.dumps({"folder": str(folder), "images": count, "phrases": written}) if as_json else line)
 
 
 @app.command(epilog="Example: sam4mllm evaluate /tmp/scenes --oracle --json")
@@ -194,7 +198,7 @@ def evaluate(
 
 @app.command(epilog="Example: sam4mllm bench --images 12 --json")
 def bench(
-    images: Annotated[int, typer.Option("--images", min=1, help="Demo scenes to time, five phrases each.")] = 12,
+    images: Annotated[int, typer.Option("--images", min=1, help="Demo scenes to time, a phrase each.")] = 12,
     strategy: StrategyOption = StrategyName.PQPP,
     points: PointsOption = PointsName.PACKED,
     model: ModelOption = "demo",
@@ -212,7 +216,7 @@ def bench(
     if as_json:
         print(json.dumps(summary))
         return
-    table = Table("stage", "median seconds a phrase")
+    table = Table("stage", "median seconds")
     for name, value in summary.items():
         table.add_row(name, f"{value:.3f}")
     Console().print(table)

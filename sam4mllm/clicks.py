@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sam4mllm.errors import PromptError
 from sam4mllm.geometry import box_iou
 from sam4mllm.grounding.protocol import Grounding
 
@@ -30,11 +31,24 @@ def _no_labels() -> NDArray[np.int64]:
 
 @dataclass(frozen=True, eq=False)
 class Clicks:
-    """``points_px`` (K, 2) float32 with ``labels`` (K,) int64, 1 on the object and 0 off it; ``boxes_px`` (N, 4) float32."""
+    """``points_px`` (K, 2) float32 with ``labels`` (K,) int64, 1 on the object and 0 off it; ``boxes_px`` (N, 4) float32.
+
+    Raises PromptError if the shapes do not match, a number is not finite, or a label is another.
+    """
 
     points_px: NDArray[np.float32] = field(default_factory=_no_points)
     labels: NDArray[np.int64] = field(default_factory=_no_labels)
     boxes_px: NDArray[np.float32] = field(default_factory=_no_boxes)
+
+    def __post_init__(self) -> None:
+        if self.points_px.shape != (len(self.labels), 2) or self.boxes_px.ndim != 2 or self.boxes_px.shape[1] != 4:
+            raise PromptError(
+                f"clicks are (K, 2) points with (K,) labels and (N, 4) boxes, not {self.points_px.shape} and {self.boxes_px.shape}"
+            )
+        if not np.isfinite(self.points_px).all() or not np.isfinite(self.boxes_px).all():
+            raise PromptError("a click's coordinates must be finite numbers")
+        if not np.isin(self.labels, (0, 1)).all():
+            raise PromptError("a click's label is 1 (on the object) or 0 (off it)")
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,8 +82,10 @@ def merge(grounding: Grounding, clicks: Clicks | None) -> list[Target]:
     targets = [_found(grounding, index) for index in range(len(grounding.boxes_px))]
     if clicks is None:
         return targets
+    found = len(targets)
     for box in clicks.boxes_px:
-        targets = _with_box(targets, box)
+        corners = np.concatenate([np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])])
+        targets = _with_box(targets, corners, found)
     for sign in (1, 0):  # positive clicks first: they may make the instance that a negative one belongs to
         for point in clicks.points_px[clicks.labels == sign]:
             targets = _with_click(targets, point, sign)
@@ -86,9 +102,11 @@ def _found(grounding: Grounding, index: int) -> Target:
     return target.with_points(points, labels.astype(np.float64), labels)
 
 
-def _with_box(targets: list[Target], box_px: NDArray[np.float32]) -> list[Target]:
+def _with_box(targets: list[Target], box_px: NDArray[np.float32], found: int) -> list[Target]:
+    """A box replaces only one of the first ``found`` targets, those of the MLLM, never another of the reviewer's."""
     own = Target(box_px.astype(np.float32), 1.0)
-    overlaps = [0.0 if target.box_px is None else float(box_iou(target.box_px[None], box_px[None])[0, 0]) for target in targets]
+    theirs = [target.box_px for target in targets[:found] if target.box_px is not None]
+    overlaps = [float(box_iou(box[None], box_px[None])[0, 0]) for box in theirs]
     if overlaps and max(overlaps) >= SAME_BOX:
         index = int(np.argmax(overlaps))
         return [*targets[:index], own, *targets[index + 1 :]]

@@ -21,6 +21,11 @@ class Sam4mllmError(Exception):
     """Base of all errors of this package; its text is one line, fit to be shown to a user."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of another library's error, or its kind if it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
 class ImageError(Sam4mllmError):
     """The image cannot be used."""
 

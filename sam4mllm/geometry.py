@@ -20,16 +20,30 @@ def _sides(width: float, height: float, coordinates: NDArray[np.float64]) -> NDA
     return np.resize(np.array([width, height], np.float64), coordinates.shape[-1])
 
 
-def to_milli(coordinates_px: ArrayLike, width: float, height: float) -> NDArray[np.int64]:
-    """Pixels (..., 2 or 4: x, y pairs) to milli of the same shape; what lies outside the image is brought to its edge."""
+def to_steps(coordinates_px: ArrayLike, size: tuple[int, int], steps: tuple[int, int]) -> NDArray[np.int64]:
+    """Pixels (..., 2 or 4: x, y pairs) of an image of ``size`` (width, height) to whole steps, ``steps`` of them to a side; of the same
+    shape; what lies outside the image is brought to its edge.
+    """
     px = np.asarray(coordinates_px, np.float64)
-    return np.clip(np.floor(px / _sides(width, height, px) * MILLI), 0, MILLI - 1).astype(np.int64)
+    count = np.resize(np.array(steps, np.float64), px.shape[-1])
+    return np.clip(np.floor(px / _sides(*size, px) * count), 0, count - 1).astype(np.int64)
 
 
-def to_px(coordinates_milli: ArrayLike, width: float, height: float) -> NDArray[np.float32]:
+def from_steps(coordinates: ArrayLike, size: tuple[int, int], steps: tuple[int, int]) -> NDArray[np.float32]:
+    """Steps (..., 2 or 4) to the pixels in the middle of each, float32, inside the image."""
+    numbers = np.asarray(coordinates, np.float64)
+    count = np.resize(np.array(steps, np.float64), numbers.shape[-1])
+    return ((np.clip(numbers, 0, count - 1) + 0.5) / count * _sides(*size, numbers)).astype(np.float32)
+
+
+def to_milli(coordinates_px: ArrayLike, width: int, height: int) -> NDArray[np.int64]:
+    """Pixels (..., 2 or 4: x, y pairs) to milli of the same shape; what lies outside the image is brought to its edge."""
+    return to_steps(coordinates_px, (width, height), (MILLI, MILLI))
+
+
+def to_px(coordinates_milli: ArrayLike, width: int, height: int) -> NDArray[np.float32]:
     """Milli (..., 2 or 4) to the pixels in the middle of each thousandth, float32."""
-    milli = np.asarray(coordinates_milli, np.float64)
-    return ((milli + 0.5) / MILLI * _sides(width, height, milli)).astype(np.float32)
+    return from_steps(coordinates_milli, (width, height), (MILLI, MILLI))
 
 
 def order_box(box_px: NDArray[np.float32], width: float, height: float) -> NDArray[np.float32]:

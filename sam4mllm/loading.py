@@ -22,13 +22,15 @@ def load_pipeline(model: str, segmenter: str, device: str | None, options: Optio
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The named device, or a GPU if there is one. Raises ModelError if the name is unknown or the device is not there."""
+    """The named device, or a GPU if there is one. Raises ModelError if the name is not ``cpu`` or ``cuda``, or there is no such GPU."""
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         place = torch.device(device)
     except RuntimeError as error:
         raise ModelError(f"{device!r} is no device: use cpu, cuda or cuda:0") from error
+    if place.type not in ("cpu", "cuda"):
+        raise ModelError(f"{device!r} is not supported: use cpu, cuda or cuda:0")
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ModelError(f"{device!r} is not there: {torch.cuda.device_count()} CUDA devices were found; use cpu or another number")
     return place

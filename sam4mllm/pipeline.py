@@ -89,6 +89,8 @@ class Segmentation:
     version: str
     size: tuple[int, int]
     timings: dict[str, float]
+    note: str = ""
+    """Why the answer may not be what it seems: unreadable, cut off, nothing drawn. Empty if all is well."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:
@@ -135,6 +137,8 @@ class Pipeline:
         """
         if strategy not in STRATEGIES:
             raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
+        if isinstance(phrases, str):
+            raise PhraseError("phrases is a list of phrases, not one text; write [phrase]")
         cleaned = [check_phrase(phrase) for phrase in phrases]
         opened = image if isinstance(image, Opened) else self.open(image)
         seconds = dict(opened.seconds) if not isinstance(image, Opened) else {}
@@ -181,10 +185,12 @@ class Pipeline:
     def _answer(
         self, grounding: Grounding, found: list[Instance], embedding: Embedding, strategy: Strategy, seconds: dict[str, float]
     ) -> Segmentation:
+        note = grounding.note or ("" if found or not len(grounding.boxes_px) else "the segmenter drew nothing in the box")
         return Segmentation(
             phrase=grounding.phrase,
             instances=tuple(found),
-            score=min((instance.score for instance in found), default=grounding.no_target_probability),
+            score=min((instance.score for instance in found), default=0.0 if note else grounding.no_target_probability),
+            note=note,
             no_target_probability=grounding.no_target_probability,
             version=self.version(strategy),
             size=(embedding.height, embedding.width),
@@ -195,6 +201,10 @@ class Pipeline:
 def check_phrase(phrase: str) -> str:
     """The phrase with its white space tidied. Raises PhraseError if it is empty or longer than MAX_PHRASE."""
     tidy = " ".join(phrase.split())
+    try:
+        tidy.encode()
+    except UnicodeEncodeError as error:
+        raise PhraseError("the phrase is not valid text; it holds half of a character") from error
     if not tidy:
         raise PhraseError("the phrase is empty; say what to find, for example: the left cup")
     if len(tidy) > MAX_PHRASE:

@@ -33,7 +33,7 @@ class FakeGrounder:
     def open(self, image: NDArray[np.uint8]) -> Scene:
         with self.lock:
             self.opened += 1
-        return Scene(image.shape[1], image.shape[0])
+        return Scene(image.shape[1], image.shape[0], image.nbytes)
 
     def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
         del scene, with_points

@@ -57,7 +57,7 @@ def test_predict_prints_a_line_a_phrase_and_writes_the_overlay(image: Path, tmp_
     out = tmp_path / "overlay.png"
     printed = run("predict", image, "all cups", "the dog", "--out", out)
     assert re.search(r"all cups: 2 found, 6400 pixels, box and score \[20 10 60 50\] 0\.\d\d", printed)
-    assert "the dog: no such object (P = 0.95" in printed
+    assert "the dog: no such object (P = 0.95)" in printed
     with Image.open(out) as overlay:
         assert overlay.width == 1440  # two panels
 

@@ -65,7 +65,8 @@ def code_of_its_own(folder: Path) -> None:
         pytest.param(code_of_its_own, "could not be loaded", id="code in the folder"),
     ],
 )
-def test_a_damaged_folder_is_refused(folder: Path, damage: Callable[[Path], None], message: str) -> None:
+def test_a_damaged_folder_is_refused(folder: Path, damage: Callable[[Path], None], message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: "y")  # a library may ask whether to run a model's own code
     damage(folder)
     with pytest.raises(ModelError, match=message) as caught:
         load_checkpoint(str(folder), CPU)
@@ -84,7 +85,10 @@ def test_a_file_is_no_model(tmp_path: Path) -> None:
         load_checkpoint(str(tmp_path / "model.bin"), CPU)
 
 
-@pytest.mark.parametrize("device", [pytest.param("cuda:99", id="not there"), pytest.param("abacus", id="no such kind")])
+@pytest.mark.parametrize(
+    "device",
+    [pytest.param("cuda:99", id="not there"), pytest.param("abacus", id="no such kind"), pytest.param("meta", id="not for computing")],
+)
 def test_devices_that_are_not_there(device: str) -> None:
     with pytest.raises(ModelError):
         pick_device(device)

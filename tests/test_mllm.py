@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
+from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.decoding import write
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
@@ -79,7 +82,7 @@ def test_a_box_answer_equals_generate_of_transformers(grounder: MllmGrounder) ->
     image = picture(5)
     scene = grounder.open(image)
     question = grounder.encode(box_question(grounder.dialect, PHRASES[0]) + grounder.markup.to_answer)
-    [written] = write(grounder, scene, [question], grounder.end, 10)
+    [written] = write(grounder, scene, [question], frozenset({grounder.end}), 10)
     encoded = grounder.checkpoint.encode(grounder.checkpoint, grounder.markup.opening, Image.fromarray(image))
     inputs = dict(encoded.inputs)
     inputs["input_ids"] = torch.cat([inputs["input_ids"], torch.tensor([question])], 1)
@@ -116,4 +119,35 @@ def test_nothing_to_ask_is_nothing_answered(grounder: MllmGrounder) -> None:
 
 def test_a_scene_of_another_grounder_is_refused(grounder: MllmGrounder) -> None:
     with pytest.raises(TypeError, match="another grounder"):
-        grounder.ground(Scene(10, 10), ["a cup"])
+        grounder.ground(Scene(10, 10, 0), ["a cup"])
+
+
+def test_long_rows_are_split_with_the_same_result(grounder: MllmGrounder, monkeypatch: pytest.MonkeyPatch) -> None:
+    scene = grounder.open(picture(9))
+    questions = [inquiry("the left cup", [[5, 5, 60, 80], [20, 30, 85, 110]], index, 6) for index in (0, 1, 0)]
+    whole = [grounder.ask(scene, questions, joint=joint) for joint in (False, True)]
+    monkeypatch.setattr("sam4mllm.grounding.mllm.MAX_ROW", 10)
+    split = [grounder.ask(scene, questions, joint=joint) for joint in (False, True)]
+    for one, other in zip([*whole[0], *whole[1]], [*split[0], *split[1]], strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-5)
+
+
+@pytest.mark.parametrize("word", ["<|end|>", "<|image_pad|>", "<|user|>"])
+def test_control_words_in_a_phrase_are_refused(grounder: MllmGrounder, word: str) -> None:
+    with pytest.raises(PhraseError, match="control word"):
+        grounder.ground(grounder.open(picture(10)), [f"the cup{word}in the middle"])
+
+
+def test_the_identity_follows_the_weights(tiny_checkpoint: Path, grounder: MllmGrounder, tmp_path: Path) -> None:
+    shutil.copytree(tiny_checkpoint, tmp_path / "other")
+    weights = load_file(tmp_path / "other" / "model.safetensors")
+    name = next(iter(weights))
+    save_file({**weights, name: weights[name] + 1}, tmp_path / "other" / "model.safetensors", metadata={"format": "pt"})
+    other = MllmGrounder(load_checkpoint(str(tmp_path / "other"), torch.device("cpu")), max_new_tokens=12)
+    assert other.identity != grounder.identity
+
+
+def test_an_answer_that_cannot_be_read_says_so(grounder: MllmGrounder) -> None:
+    """Random weights ramble until the limit and write no box."""
+    [found] = grounder.ground(grounder.open(picture(11)), ["the left cup"])
+    assert found.note

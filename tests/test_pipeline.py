@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import cast
 
 import numpy as np
@@ -10,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from sam4mllm.clicks import Clicks
-from sam4mllm.errors import ImageError, PhraseError
+from sam4mllm.errors import ImageError, PhraseError, PromptError
 from sam4mllm.grounding.protocol import SpokenPoints
 from sam4mllm.pipeline import MAX_PHRASE, Options, Pipeline, Strategy
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
@@ -119,6 +121,8 @@ def test_an_opened_image_is_not_opened_again() -> None:
         pytest.param(clicks([[190, 95]], [0]), [("box", [0])], id="a negative click never makes an object"),
         pytest.param(clicks([], [], [[22, 12, 62, 52]]), [("box", [])], id="a box over the found one replaces it"),
         pytest.param(clicks([], [], [[120, 40, 160, 90]]), [("box", []), ("box", [])], id="a box elsewhere is another object"),
+        pytest.param(clicks([], [], [[62, 52, 22, 12]]), [("box", [])], id="a box drawn from its other corner"),
+        pytest.param(clicks([], [], [[100, 0, 190, 90], [110, 0, 199, 90]]), 3 * [("box", [])], id="two boxes of the reviewer stay two"),
     ],
 )
 def test_clicks_join_the_prompt(given: Clicks, prompts: list[tuple[str, list[int]]]) -> None:
@@ -131,6 +135,27 @@ def test_a_reviewers_box_is_asked_about_too() -> None:
     pipeline, grounder, _ = build(CUP)
     pipeline.segment(IMAGE, ["the cup"], "pqpp", clicks=clicks([], [], [[22, 12, 70, 60]]))
     assert grounder.asked[0].grounding.boxes_px.tolist() == [[22, 12, 70, 60]]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        pytest.param(lambda: clicks([[1, 2]], [7]), id="unknown label"),
+        pytest.param(lambda: clicks([[1, 2]], [1, 0]), id="more labels than points"),
+        pytest.param(lambda: clicks([[1, float("nan")]], [1]), id="not a number"),
+    ],
+)
+def test_malformed_clicks_are_refused(make: Callable[[], Clicks]) -> None:
+    with pytest.raises(PromptError):
+        make()
+
+
+def test_what_went_wrong_is_said_and_scored_as_unsure() -> None:
+    garbled = replace(grounding("the cup", [], 0.9), note="the model's answer could not be read")
+    pipeline, _, _ = build(garbled)
+    [answer] = pipeline.segment(IMAGE, ["the cup"])
+    assert answer.note == "the model's answer could not be read"
+    assert answer.score == 0
 
 
 def test_clicks_alone_need_no_phrase() -> None:
@@ -148,7 +173,13 @@ def test_no_phrase_and_no_click_is_no_answer() -> None:
 
 
 @pytest.mark.parametrize(
-    "phrase", [pytest.param("", id="empty"), pytest.param(" \n\t", id="blank"), pytest.param("a" * 10_000, id="10,000 letters")]
+    "phrase",
+    [
+        pytest.param("", id="empty"),
+        pytest.param(" \n\t", id="blank"),
+        pytest.param("a" * 10_000, id="10,000 letters"),
+        pytest.param("a \ud800", id="half a character"),
+    ],
 )
 def test_bad_phrases_are_refused_before_any_model_runs(phrase: str) -> None:
     pipeline, grounder, _ = build(CUP)

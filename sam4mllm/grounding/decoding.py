@@ -18,16 +18,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """An answer: its text, the text after each token, each token's log-probability, and the logits (vocabulary,) of the first."""
+    """An answer: its text, the text after each token, each token's log-probability, the logits (vocabulary,) of the first, and
+    whether it came to its end.
+    """
 
     text: str
     growing: tuple[str, ...]
     log_probabilities: tuple[float, ...]
     first_logits: Tensor
+    finished: bool
 
 
-def write(grounder: MllmGrounder, scene: MllmScene, questions: Sequence[Sequence[int]], end: int, max_new_tokens: int) -> list[Written]:
-    """Answer each question greedily until its end token. No question sees another; one forward pass a step serves them all."""
+def write(
+    grounder: MllmGrounder, scene: MllmScene, questions: Sequence[Sequence[int]], ends: frozenset[int], max_new_tokens: int
+) -> list[Written]:
+    """Answer each question greedily until one of the end tokens. No question sees another; one forward pass a step serves them all."""
     if not questions:
         return []
     row = pack([Segment(tuple(question)) for question in questions])
@@ -43,9 +48,9 @@ def write(grounder: MllmGrounder, scene: MllmScene, questions: Sequence[Sequence
         tokens, chances = best.indices.tolist(), best.values.tolist()
         for which, token, chance in zip(active, tokens, chances, strict=True):
             logs[which].append(chance)
-            if token != end:
+            if token not in ends:
                 ids[which].append(token)
-        going = np.array([token != end for token in tokens])
+        going = np.array([token not in ends for token in tokens])
         active, next_ids = active[going], np.array(tokens, np.int64)[going]
         if not len(active):
             break
@@ -55,6 +60,6 @@ def write(grounder: MllmGrounder, scene: MllmScene, questions: Sequence[Sequence
         offsets[active] += 1
     decode = grounder.checkpoint.tokenizer.decode
     return [
-        Written(decode(out), tuple(decode(out[: count + 1]) for count in range(len(out))), tuple(log), first[index])
+        Written(decode(out), tuple(decode(out[: count + 1]) for count in range(len(out))), tuple(log), first[index], index not in active)
         for index, (out, log) in enumerate(zip(ids, logs, strict=True))
     ]

@@ -6,6 +6,7 @@ model and for any other: ``load_checkpoint(source)``. Only safetensors weights a
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
 
-from sam4mllm.errors import ModelError
+from sam4mllm.errors import ModelError, first_line
 from sam4mllm.prompts.dialects import DEFAULT, Dialect, load_dialect
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "assets" / "mllm"
@@ -44,6 +45,8 @@ class Checkpoint:
     encode: Callable[[Checkpoint, str, Any], Encoded]
     """``encode(checkpoint, opening, image)``: tokens, pixels and positions of the text that opens a conversation."""
     source: str
+    fingerprint: str
+    """Hash of the folder's files, weights and all; of a hub model, its name and commit."""
 
 
 @dataclass(frozen=True)
@@ -89,31 +92,46 @@ def resolve(source: str) -> str:
     return str(DEMO_FOLDER) if source == "demo" else source
 
 
-def load_checkpoint(source: str, device: torch.device, dtype: torch.dtype | None = None) -> Checkpoint:
+def load_checkpoint(source: str, device: torch.device) -> Checkpoint:
     """Load a model folder or hub id. Raises ModelError with one line on what is wrong and what to do."""
     name = resolve(source)
     _check_folder(name, source)
     try:
-        config = AutoConfig.from_pretrained(name)
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         family = FAMILIES.get(config.model_type)
         if family is None:
             raise ModelError(f"{source}: models of type {config.model_type!r} are not supported; use one of {', '.join(FAMILIES)}")
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=dtype or default_dtype(device), use_safetensors=True, attn_implementation="sdpa"
+            name, dtype=default_dtype(device), use_safetensors=True, attn_implementation="sdpa", trust_remote_code=False
         )
-        tokenizer = AutoTokenizer.from_pretrained(name)
-        image_processor = AutoImageProcessor.from_pretrained(name)  # type: ignore[no-untyped-call]
+        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        image_processor = AutoImageProcessor.from_pretrained(name, trust_remote_code=False)  # type: ignore[no-untyped-call]
+        model.to(device)
     except ModelError:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{source} could not be loaded as a model: {reason}") from error
-    return Checkpoint(model.to(device).eval(), tokenizer, image_processor, _dialect(name, family), family.encode, source)
+        raise ModelError(f"{source} could not be loaded as a model: {first_line(error)}") from error
+    return Checkpoint(model.eval(), tokenizer, image_processor, _dialect(name, family), family.encode, source, _fingerprint(name, model))
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
-    """bfloat16 on a GPU that has it, else float32: on a CPU bfloat16 costs accuracy and, where unsupported, much time."""
-    return torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    """On a GPU bfloat16, or float16 where that is only emulated; on a CPU float32, for bfloat16 costs accuracy and often time there."""
+    if device.type != "cuda":
+        return torch.float32
+    with torch.cuda.device(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def _fingerprint(name: str, model: Any) -> str:
+    folder = Path(name)
+    if not folder.is_dir():
+        return f"{name}@{getattr(model.config, '_commit_hash', None)}"
+    digest = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".safetensors", ".json", ".jinja"):
+            with path.open("rb") as file:
+                digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _dialect(name: str, family: Family) -> Dialect:
@@ -130,7 +148,8 @@ def _check_folder(name: str, source: str) -> None:
         return
     if not folder.is_dir():
         raise ModelError(f"{source} is a file; give the model's folder")
-    missing = [file for file in ("config.json", "preprocessor_config.json", "tokenizer_config.json") if not (folder / file).is_file()]
+    needed = (("config.json",), ("preprocessor_config.json", "processor_config.json"), ("tokenizer_config.json",))
+    missing = [files[0] for files in needed if not any((folder / file).is_file() for file in files)]
     if missing:
         raise ModelError(f"{source} is not a complete model folder: {', '.join(missing)} is missing")
     if not list(folder.glob("*.safetensors")):

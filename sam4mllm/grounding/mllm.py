@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,8 +15,8 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from sam4mllm.errors import ImageError, ModelError
-from sam4mllm.geometry import MILLI, order_box
+from sam4mllm.errors import ImageError, ModelError, PhraseError
+from sam4mllm.geometry import MILLI, from_steps, order_box, to_steps
 from sam4mllm.grounding.decoding import Written, write
 from sam4mllm.grounding.families import Checkpoint
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
@@ -33,7 +33,11 @@ from sam4mllm.prompts.conversation import (
     prompt_question,
     read_markup,
 )
-from sam4mllm.prompts.parse import parse_boxes, parse_prompt
+from sam4mllm.prompts.parse import parse_boxes, parse_prompt, says_no_target
+
+MAX_ROW = 4096
+"""Tokens of a packed row, whose mask grows with their square; what does not fit goes into another pass, with the same result."""
+PHRASES_AT_ONCE = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,14 +68,16 @@ class MllmGrounder:
         if not ending:
             raise ModelError(f"{checkpoint.source}: the chat template writes nothing after an answer, so answers would not end")
         self.end, self._next_turn = ending[0], ending[1:]
+        self._ends = frozenset({self.end, *_generation_ends(checkpoint.model)})
+        self._control = tuple({*checkpoint.tokenizer.all_special_tokens, *checkpoint.tokenizer.get_added_vocab()})
         self.verdicts = Verdicts.look_up(self.encode, self.dialect)
         self._box_start = self.encode(self.dialect.spell_box((0, 0, 0, 0)))[0]
         self._none_start = self.encode(self.dialect.no_target)[0]
 
     @property
     def identity(self) -> str:
-        weights = next(iter(self.checkpoint.model.parameters()))
-        return hashlib.sha256(f"{self.checkpoint.source}|{self.dialect}|{weights.dtype}".encode()).hexdigest()[:8]
+        parts = (self.checkpoint.fingerprint, self.dialect, self.markup, self.checkpoint.model.dtype, self.max_new_tokens)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
     @property
     def device(self) -> torch.device:
@@ -96,36 +102,62 @@ class MllmGrounder:
             **inputs, position_ids=encoded.positions.to(self.device), past_key_values=cache, use_cache=True, return_dict=True
         )
         height, width = image.shape[:2]
-        return MllmScene(width, height, cache, inputs["input_ids"].shape[1], int(encoded.positions.max()) + 1, encoded.resized)
+        layers: list[Any] = cache.layers
+        nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
+        return MllmScene(width, height, nbytes, cache, inputs["input_ids"].shape[1], int(encoded.positions.max()) + 1, encoded.resized)
 
     @torch.inference_mode()
     def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
         own = _own(scene)
         render = prompt_question if with_points else box_question
+        for phrase in phrases:
+            self._refuse_control(phrase)
         questions = [self.encode(render(self.dialect, phrase) + self.markup.to_answer) for phrase in phrases]
-        answers = write(self, own, questions, self.end, self.max_new_tokens)
+        answers: list[Written] = []
+        for start in range(0, len(questions), PHRASES_AT_ONCE):
+            answers += write(self, own, questions[start : start + PHRASES_AT_ONCE], self._ends, self.max_new_tokens)
         return [self._read(own, phrase, answer, with_points) for phrase, answer in zip(phrases, answers, strict=True)]
+
+    def _refuse_control(self, phrase: str) -> None:
+        """A control token in a phrase would let a task's text forge turns of the conversation."""
+        for token in self._control:
+            if token in phrase:
+                raise PhraseError(f"the phrase contains {token!r}, which is a control word of the model; leave it out")
 
     @torch.inference_mode()
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
         own = _own(scene)
-        segments, heads = self._heads(own, inquiries)
-        if joint:
-            return self._ask_joint(own, segments, heads, inquiries)
+        ask = self._ask_joint if joint else self._ask_packed
+        answers: list[NDArray[np.float64]] = []
+        for start, end in self._rows(own, inquiries):
+            answers += ask(own, inquiries[start:end])
+        return answers
+
+    def _rows(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> Iterator[tuple[int, int]]:
+        """Stretches of inquiries that fit into a row."""
+        start, tokens = 0, 0
+        for index, inquiry in enumerate(inquiries):
+            question = len(self.joint_question(self.point_numbers(scene, inquiry.points_px[:1])))
+            needed = sum(map(len, self.history(scene, inquiry))) + question * len(inquiry.points_px)
+            if index > start and tokens + needed > MAX_ROW:
+                yield start, index
+                start, tokens = index, 0
+            tokens += needed
+        if len(inquiries):
+            yield start, len(inquiries)
+
+    def _ask_packed(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> list[NDArray[np.float64]]:
+        segments, heads = self._heads(scene, inquiries)
         asked = []
         for head, inquiry in zip(heads, inquiries, strict=True):
-            for point in self.point_numbers(own, inquiry.points_px):
+            for point in self.point_numbers(scene, inquiry.points_px):
                 asked.append(len(segments))
-                segments.append(Segment(tuple(self.point_question(point)), head))
+                segments.append(Segment(tuple(self.joint_question([point])), head))
         if not asked:
             return [np.zeros(0) for _ in inquiries]
         row = pack(segments)
-        inside = self.verdicts.inside(self.forward(own, row.ids, row.offsets, row.mask, row.lasts[asked])[0])
+        inside = self.verdicts.inside(self.forward(scene, row.ids, row.offsets, row.mask, row.lasts[asked])[0])
         return np.split(inside, np.cumsum([len(inquiry.points_px) for inquiry in inquiries])[:-1])
-
-    def point_question(self, point: PointNumbers) -> list[int]:
-        """Ids of one point as a question of its own, up to where the answer is read."""
-        return self.encode(points_body(self.dialect, [point])) + self.encode(self.markup.to_answer)
 
     def history(self, scene: MllmScene, inquiry: Inquiry) -> tuple[list[int], list[int]]:
         """Ids of the phrase's first turn with its answer, and of the head of the question about one of its boxes."""
@@ -149,15 +181,14 @@ class MllmGrounder:
             segments.append(Segment(tuple(head), turns[key]))
         return segments, heads
 
-    def _ask_joint(
-        self, scene: MllmScene, segments: list[Segment], heads: list[int], inquiries: Sequence[Inquiry]
-    ) -> list[NDArray[np.float64]]:
+    def _ask_joint(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> list[NDArray[np.float64]]:
         """All points of a box in one question.
 
         The answers are first guessed by asking each point alone; then the whole answer is fed and read off at once, as often as it
         takes to be the answer that greedy decoding gives (every pass settles at least one more).
         """
-        guesses = [inside > 0.5 for inside in self.ask(scene, inquiries)]
+        segments, heads = self._heads(scene, inquiries)
+        guesses = [inside > 0.5 for inside in self._ask_packed(scene, inquiries)]
         results: list[NDArray[np.float64]] = [np.zeros(len(guess)) for guess in guesses]
         open_inquiries = [index for index, guess in enumerate(guesses) if len(guess)]
         while open_inquiries:
@@ -194,7 +225,7 @@ class MllmGrounder:
         return np.split(inside, np.cumsum([count for *_, count in spans])[:-1])
 
     def joint_question(self, points: Sequence[PointNumbers]) -> list[int]:
-        """Ids of all points in one question, up to where the first answer is read."""
+        """Ids of one point or several as one question, up to where the first answer is read."""
         return self.encode(points_body(self.dialect, points)) + self.encode(self.markup.to_answer)
 
     def forward(
@@ -227,20 +258,32 @@ class MllmGrounder:
 
     def _read(self, scene: MllmScene, phrase: str, answer: Written, with_points: bool) -> Grounding:
         """The boxes of an answer, each with the probability of the tokens that wrote it."""
-        limit = self._limit(scene)
+        limit = max(self._steps(scene)) - 1
         boxes: list[BoxNumbers] = parse_boxes(self.dialect, answer.text, limit)
         spoken = parse_prompt(self.dialect, answer.text, limit) if with_points else []
         if spoken:
             boxes = [instance.box for instance in spoken]
         written = [len(parse_boxes(self.dialect, text, limit)) for text in answer.growing]
-        probabilities = np.array([_box_probability(answer, written, index) for index in range(len(boxes))])
+        probabilities = np.array([self._box_probability(answer, written, index, box) for index, box in enumerate(boxes)])
         return Grounding(
             phrase=phrase,
             boxes_px=np.array([self._box_px(scene, box) for box in boxes], np.float32).reshape(-1, 4),
             box_probabilities=probabilities.astype(np.float64),
             no_target_probability=self._no_target(answer, bool(boxes)),
             points=tuple(self._spoken_points(scene, instance) for instance in spoken),
+            note=self._note(answer, bool(boxes)),
         )
+
+    def _note(self, answer: Written, found: bool) -> str:
+        if not found and not says_no_target(self.dialect, answer.text):
+            return "the model's answer could not be read"
+        return "" if answer.finished else "the model's answer was cut off; there may be more"
+
+    def _box_probability(self, answer: Written, written: Sequence[int], index: int, box: BoxNumbers) -> float:
+        """Geometric mean probability of the tokens of box ``index``; ``written`` is how many boxes are complete after each token."""
+        end = next((at for at, count in enumerate(written) if count > index), len(written) - 1)
+        length = len(self.encode(self.dialect.spell_box(box)))
+        return float(np.exp(np.mean(answer.log_probabilities[max(0, end + 1 - length) : end + 1])))
 
     def _no_target(self, answer: Written, found: bool) -> float:
         if self._box_start == self._none_start:
@@ -248,40 +291,35 @@ class MllmGrounder:
         none, box = answer.first_logits[self._none_start], answer.first_logits[self._box_start]
         return float(torch.sigmoid(none - box))
 
-    def _limit(self, scene: MllmScene) -> int:
-        return MILLI - 1 if self.dialect.frame == "milli" else max(scene.resized)
-
-    def _scale(self, scene: MllmScene) -> NDArray[np.float64]:
-        """Pixels of the original image per step of the dialect's frame, (2,) for x and y."""
-        sides = (MILLI, MILLI) if self.dialect.frame == "milli" else scene.resized
-        return np.array([scene.width / sides[0], scene.height / sides[1]])
+    def _steps(self, scene: MllmScene) -> tuple[int, int]:
+        """How many steps the dialect's frame has along x and y."""
+        return (MILLI, MILLI) if self.dialect.frame == "milli" else scene.resized
 
     def _numbers(self, scene: MllmScene, coordinates_px: NDArray[np.float32]) -> list[list[int]]:
-        scale = np.resize(self._scale(scene), coordinates_px.shape[-1])
-        numbers = np.clip(np.floor(coordinates_px / scale), 0, self._limit(scene)).astype(int)
-        return numbers.tolist()  # type: ignore[no-any-return]
+        numbers: list[list[int]] = to_steps(coordinates_px, (scene.width, scene.height), self._steps(scene)).tolist()
+        return numbers
 
     def _box_numbers(self, scene: MllmScene, boxes_px: NDArray[np.float32]) -> list[BoxNumbers]:
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in self._numbers(scene, boxes_px)]
 
     def point_numbers(self, scene: MllmScene, points_px: NDArray[np.float32]) -> list[PointNumbers]:
+        """Points (K, 2) in the dialect's numbers."""
         return [(x, y) for x, y in self._numbers(scene, points_px)]
 
     def _box_px(self, scene: MllmScene, box: BoxNumbers) -> NDArray[np.float32]:
-        px = (np.array(box) + 0.5) * np.resize(self._scale(scene), 4)
-        return order_box(px.astype(np.float32), scene.width, scene.height)
+        return order_box(from_steps(box, (scene.width, scene.height), self._steps(scene)), scene.width, scene.height)
 
     def _spoken_points(self, scene: MllmScene, instance: SpokenInstance) -> SpokenPoints:
         def px(points: Sequence[PointNumbers]) -> NDArray[np.float32]:
-            return ((np.array(points, np.float64).reshape(-1, 2) + 0.5) * self._scale(scene)).astype(np.float32)
+            return from_steps(np.array(points, np.float64).reshape(-1, 2), (scene.width, scene.height), self._steps(scene))
 
         return SpokenPoints(px(instance.inside), px(instance.outside))
 
 
-def _box_probability(answer: Written, written: Sequence[int], index: int) -> float:
-    """Geometric mean probability of the tokens of box ``index``; ``written`` is how many boxes are complete after each token."""
-    tokens = [at for at in range(len(written)) if (written[at - 1] if at else 0) == index]
-    return float(np.exp(np.mean([answer.log_probabilities[at] for at in tokens]))) if tokens else 0.0
+def _generation_ends(model: Any) -> list[int]:
+    """The ids at which the model's own generation config stops."""
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
 
 
 def copy_cache(cache: DynamicCache) -> DynamicCache:

@@ -22,6 +22,8 @@ class Scene:
 
     width: int
     height: int
+    nbytes: int
+    """What a cache should count for it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -46,6 +48,8 @@ class Grounding:
     box_probabilities: NDArray[np.float64]
     no_target_probability: float
     points: tuple[SpokenPoints, ...] = ()
+    note: str = ""
+    """What a user should know of the answer: that it was cut off or could not be read. Empty if all is well."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ def ask_separately(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: In
     for point in inquiry.points_px:
         scene = grounder.open(image)
         first, head = grounder.history(scene, inquiry)
-        ids = [*first, *head, *grounder.point_question(point_numbers(grounder, scene, point))]
+        ids = [*first, *head, *grounder.joint_question([point_numbers(grounder, scene, point)])]
         inside.append(grounder.verdicts.inside(_continue(grounder, scene, ids)))
     return np.concatenate(inside) if inside else np.zeros(0)
 
@@ -31,7 +31,7 @@ def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> 
     first, head = grounder.history(scene, inquiry)
     ids = np.array([*first, *head])
     history, cache = len(ids), _prefill(grounder, scene, ids)
-    questions = [grounder.point_question(point_numbers(grounder, scene, point)) for point in inquiry.points_px]
+    questions = [grounder.joint_question([point_numbers(grounder, scene, point)]) for point in inquiry.points_px]
     if not questions:
         return np.zeros(0)
     width = max(map(len, questions))

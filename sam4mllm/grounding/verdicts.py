@@ -41,9 +41,9 @@ class Verdicts:
 
     def inside(self, logits: Tensor) -> NDArray[np.float64]:
         """P(yes) / (P(yes) + P(no)) of (K, vocabulary) logits: (K,) float64."""
-        yes = torch.logsumexp(logits[:, list(self.yes)].double(), -1)
-        no = torch.logsumexp(logits[:, list(self.no)].double(), -1)
-        inside: NDArray[np.float64] = torch.sigmoid(yes - no).cpu().numpy()
+        yes = torch.logsumexp(logits[:, list(self.yes)].cpu().double(), -1)
+        no = torch.logsumexp(logits[:, list(self.no)].cpu().double(), -1)
+        inside: NDArray[np.float64] = torch.sigmoid(yes - no).numpy()
         return inside
 
     def spell(self, inside: Sequence[bool] | NDArray[np.bool_]) -> list[int]:

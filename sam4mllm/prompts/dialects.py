@@ -46,6 +46,8 @@ class Dialect:
                 raise TemplateError(f"dialect {self.name!r}: {field.name} must be text, not {getattr(self, field.name)!r}")
         if not isinstance(self.digits, int) or not 0 <= self.digits <= 9:
             raise TemplateError(f"dialect {self.name!r}: digits must be a number from 0 to 9, not {self.digits!r}")
+        if not self.no_target.strip():
+            raise TemplateError(f"dialect {self.name!r}: no_target must be a word")
         if not self.yes.strip() or not self.no.strip() or self.yes.strip().lower() == self.no.strip().lower():
             raise TemplateError(f"dialect {self.name!r}: yes and no must be two different words")
         needed = {

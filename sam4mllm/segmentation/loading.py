@@ -14,7 +14,7 @@ from segment_anything import sam_model_registry
 from segment_anything.modeling import Sam
 
 from sam4mllm.demo.architecture import build_segmenter
-from sam4mllm.errors import ModelError
+from sam4mllm.errors import ModelError, first_line
 from sam4mllm.segmentation.protocol import Segmenter
 from sam4mllm.segmentation.sam import SamSegmenter
 
@@ -36,13 +36,24 @@ def load_segmenter(source: str, device: torch.device) -> Segmenter:
     wrong and what to do.
     """
     if source == "demo":
-        return SamSegmenter(_load_folder(DEMO_FOLDER).to(device).eval(), f"demo:{_digest(DEMO_FOLDER / 'model.safetensors')}")
+        return _place(_load_folder(DEMO_FOLDER), device, f"demo:{_digest(DEMO_FOLDER / 'model.safetensors')}")
     name, _, path = source.partition(":")
     if name not in BUILDERS or name == "demo" or not path:
         raise ModelError(f"{source!r} is no segmenter: use demo, vit_b:PATH, vit_l:PATH or vit_h:PATH")
     file, _, trusted = path.partition("#sha256=")
-    model = _load_file(name, Path(file), trusted.lower() or OFFICIAL_SHA256[name])
-    return SamSegmenter(model.to(device).eval(), f"{name}:{_digest(Path(file))}")
+    if not Path(file).is_file():
+        raise ModelError(f"there is no file {file}; give the path of the {name} weights")
+    digest = _digest(Path(file))
+    if trusted and digest != trusted.lower():
+        raise ModelError(f"{file} is not the file you named: its SHA-256 is {digest}")
+    return _place(_load_file(name, Path(file), digest, bool(trusted)), device, f"{name}:{digest}")
+
+
+def _place(model: Sam, device: torch.device, source: str) -> SamSegmenter:
+    try:
+        return SamSegmenter(model.to(device).eval(), source)
+    except RuntimeError as error:
+        raise ModelError(f"the segmenter does not fit on {device}: {first_line(error)}") from error
 
 
 def _load_folder(folder: Path) -> Sam:
@@ -54,30 +65,27 @@ def _load_folder(folder: Path) -> Sam:
         model = BUILDERS[name]()
         model.load_state_dict(load_file(weights))
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        raise ModelError(f"{folder} could not be loaded as a segmenter: {str(error).splitlines()[0]}") from error
+        raise ModelError(f"{folder} could not be loaded as a segmenter: {first_line(error)}") from error
     return model
 
 
-def _load_file(name: str, path: Path, trusted: str) -> Sam:
-    if not path.is_file():
-        raise ModelError(f"there is no file {path}; give the path of the {name} weights")
-    try:
-        state = load_file(path) if path.suffix == ".safetensors" else _read_pickled(name, path, trusted)
-        model = BUILDERS[name]()
-        model.load_state_dict(state)
-    except (OSError, RuntimeError, ValueError, SafetensorError, UnpicklingError) as error:
-        raise ModelError(f"{path} does not hold {name} weights: {str(error).splitlines()[0]}") from error
-    return model
-
-
-def _read_pickled(name: str, path: Path, trusted: str) -> dict[str, torch.Tensor]:
-    """The one place where a pickle-based file is read: weights only, and only a file of a known hash."""
-    digest = _digest(path)
-    if digest != trusted:
+def _load_file(name: str, path: Path, digest: str, trusted: bool) -> Sam:
+    if path.suffix != ".safetensors" and not trusted and digest != OFFICIAL_SHA256[name]:
         raise ModelError(
             f"{path} is not the published {name} file (its SHA-256 is {digest}); use that file, convert yours to .safetensors, "
             "or add #sha256=<its hash> to the path if you trust it"
         )
+    try:
+        state = load_file(path) if path.suffix == ".safetensors" else _read_pickled(path)
+        model = BUILDERS[name]()
+        model.load_state_dict(state)
+    except (OSError, RuntimeError, ValueError, TypeError, EOFError, SafetensorError, UnpicklingError) as error:
+        raise ModelError(f"{path} does not hold {name} weights: {first_line(error)}") from error
+    return model
+
+
+def _read_pickled(path: Path) -> dict[str, torch.Tensor]:
+    """The one place where a pickle-based file is read: weights only, and only a file of a known hash."""
     state: dict[str, torch.Tensor] = torch.load(path, map_location="cpu", weights_only=True)
     return state
 

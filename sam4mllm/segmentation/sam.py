@@ -85,8 +85,8 @@ class SamSegmenter:
             results.append(
                 Masks(
                     masks=(full[0] > self.model.mask_threshold).cpu().numpy(),
-                    predicted_iou=predicted[index].double().cpu().numpy(),
-                    stability=stability[index].double().cpu().numpy(),
+                    predicted_iou=predicted[index].cpu().double().numpy(),
+                    stability=stability[index].cpu().double().numpy(),
                 )
             )
         return results

@@ -31,7 +31,8 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     for unfinished in folder.glob(".step-*.partial"):
         shutil.rmtree(unfinished)
     temporary.mkdir(parents=True)
-    save_file(_own(model.state_dict()), temporary / "model.safetensors")
+    weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _untied(model.state_dict()).items()}
+    save_file(weights, temporary / "model.safetensors")
     save_file(_flatten(optimizer), temporary / "optimizer.safetensors")
     (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
     sync_tree(temporary)
@@ -57,14 +58,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load weights that were saved without the twins of tied tensors. Raises ModelError if they are another model's."""
-    state = model.state_dict()
-    own = _own(state)
+    own = {name: tensor.shape for name, tensor in _untied(model.state_dict()).items()}
     loaded = load_file(path)
-    if loaded.keys() != own.keys():
-        different = sorted(loaded.keys() ^ own.keys())
-        raise ModelError(
-            f"{path} holds the weights of another model: {', '.join(different[:3])} and {max(0, len(different) - 3)} more differ"
-        )
+    different = sorted(name for name in own.keys() | loaded.keys() if name not in loaded or own.get(name) != loaded[name].shape)
+    if different:
+        raise ModelError(f"{path} holds the weights of another model: {', '.join(different[:3])} differ ({len(different)} in all)")
     model.load_state_dict(loaded, strict=False)  # what is missing is tied to what is there
 
 
@@ -88,15 +86,15 @@ def _finished(folder: Path) -> list[Path]:
     return sorted(folder.glob("step-*")) if folder.is_dir() else []
 
 
-def _own(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Detached copies, one of each set of tied tensors: safetensors refuses tensors that share memory."""
+def _untied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """One of each set of tied tensors: safetensors refuses tensors that share memory."""
     seen: set[tuple[int, torch.Size, tuple[int, ...]]] = set()
     own: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         place = (tensor.data_ptr(), tensor.shape, tensor.stride())
         if place not in seen or tensor.numel() == 0:
             seen.add(place)
-            own[name] = tensor.detach().contiguous().cpu().clone()
+            own[name] = tensor
     return own
 
 

@@ -34,7 +34,8 @@ BOXES_ONLY = 500
 SHARPENING, WIDE = 3000, 14.0
 LOOKS = {"noun": (1, slice(0, 2), 0.1), "answer": (3, slice(0, 3), 0.5), "point": (2, slice(3, 5), 0.15)}
 """Layer, heads and weight of each supervised attention."""
-ALIKE_LAYERS = (1, 2, 3)
+ALIKE_LAYERS, SHARPNESS = (1, 2, 3), 2.0
+"""Layers whose keys start like their queries, and how much sharper than usual they look."""
 
 
 def start(model: DemoTrainee, tower: Path) -> None:
@@ -53,6 +54,7 @@ def start(model: DemoTrainee, tower: Path) -> None:
             attention = language.layers[layer].self_attn
             nn.init.orthogonal_(attention.q_proj.weight, gain=0.8, generator=generator)
             attention.k_proj.weight.copy_(attention.q_proj.weight)
+            attention.q_norm.weight.fill_(SHARPNESS)
         embeddings = model.words()
         nouns, rows = model.heads.noun_rows()
         rows = F.normalize(rows, dim=-1)
