@@ -75,7 +75,7 @@ def main() -> None:
     grounder = pipeline.grounder
     if not isinstance(grounder, MllmGrounder):
         raise SystemExit("only an MLLM of transformers has several ways to ask")
-    compare_points(grounder, -1 % 1000)  # to warm up
+    compare_points(grounder, 999)  # to warm up
     points = [compare_points(grounder, index) for index in range(arguments.images)]
     phrases = [compare_phrases(pipeline, index) for index in range(arguments.images)]
     medians = {name: statistics.median(row[name] for row in points) for name in points[0]}

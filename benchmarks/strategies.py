@@ -49,7 +49,7 @@ def main() -> None:
         return
     print(f"| strategy | {' | '.join(COLUMNS)} |\n|---|{'---|' * len(COLUMNS)}")
     for name, figures in table.items():
-        print(f"| {name} | {' | '.join(f'{figures[column]:.3f}' for column in COLUMNS)} |")
+        print(f"| {name} | {' | '.join('–' if figures[column] is None else f'{figures[column]:.3f}' for column in COLUMNS)} |")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from sam4mllm.masks import lies_on
+
 
 @dataclass(frozen=True)
 class Features:
@@ -28,9 +30,7 @@ def agreement(mask: NDArray[np.bool_], points_px: NDArray[np.float32], labels: N
     """Share of labelled points (K, 2) that lie in the mask (H, W) as their labels (K,) say; 1.0 without points."""
     if not len(labels):
         return 1.0
-    rows = np.clip(points_px[:, 1].astype(int), 0, mask.shape[0] - 1)
-    columns = np.clip(points_px[:, 0].astype(int), 0, mask.shape[1] - 1)
-    return float((mask[rows, columns] == (labels == 1)).mean())
+    return float((lies_on(mask, points_px) == (labels == 1)).mean())
 
 
 def score(features: Features) -> float:

@@ -120,6 +120,13 @@ def union(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray(np.asarray(masks, np.bool_).any(axis=0))
 
 
+def lies_on(mask: NDArray[np.bool_], points_px: NDArray[np.float32]) -> NDArray[np.bool_]:
+    """(K,) bool: whether the pixel under each of (K, 2) points is in the mask (H, W); points outside count as on its edge."""
+    rows = np.clip(points_px[:, 1].astype(int), 0, mask.shape[0] - 1)
+    columns = np.clip(points_px[:, 0].astype(int), 0, mask.shape[1] - 1)
+    return np.asarray(mask[rows, columns])
+
+
 def box_of(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
     """The box around a mask (H, W): (4,) float32 px, x1, y1, x2, y2 with the right and bottom sides exclusive; zeros of an empty mask."""
     rows, columns = _window(_as_mask(mask))

@@ -14,12 +14,14 @@ from sam4mllm.pipeline import Instance, Segmentation
 
 TINTS = ((255, 92, 56), (46, 134, 255), (24, 178, 107), (214, 72, 214), (240, 178, 0))
 INSIDE, OUTSIDE, UNSURE = (40, 200, 80), (235, 60, 60), (150, 150, 150)
-MIN_LONG_SIDE = 720
+MIN_LONG_SIDE, MAX_LONG_SIDE = 720, 1600
 PAPER, INK = (250, 250, 248), (30, 30, 34)
 
 
 def draw(image: NDArray[np.uint8], answers: Sequence[Segmentation]) -> Image.Image:
-    """One panel a phrase, side by side (at most three a row), over a caption and a legend."""
+    """One panel a phrase, side by side (at most three a row), over a legend. Raises ValueError if there is no answer to draw."""
+    if not answers:
+        raise ValueError("there is no answer to draw")
     panels = [_panel(image, answer) for answer in answers]
     columns = min(3, len(panels))
     rows = -(-len(panels) // columns)
@@ -37,9 +39,10 @@ def _font(size: int) -> ImageFont.FreeTypeFont:
 
 
 def _panel(image: NDArray[np.uint8], answer: Segmentation) -> Image.Image:
-    zoom = max(1.0, MIN_LONG_SIDE / max(image.shape[:2]))
+    long = max(image.shape[:2])
+    zoom = min(max(1.0, MIN_LONG_SIDE / long), MAX_LONG_SIDE / long)
     size = (round(image.shape[1] * zoom), round(image.shape[0] * zoom))
-    canvas = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC), dtype=np.float32)
+    canvas = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if zoom > 1 else cv2.INTER_AREA), dtype=np.float32)
     for index, instance in enumerate(answer.instances):
         canvas = _tint(canvas, instance.mask, TINTS[index % len(TINTS)])
     drawn = np.clip(canvas, 0, 255).astype(np.uint8)

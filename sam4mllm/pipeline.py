@@ -1,9 +1,9 @@
 """The method: image and phrases in, masks out. Read :meth:`Pipeline.segment` from top to bottom.
 
-``box``   the MLLM gives boxes, the segmenter draws each. ``ppg``   the MLLM gives boxes and points in one answer (paper:
-prompt-point generation). ``pqpp``  the MLLM gives boxes; points spread over each box are put to it as yes/no questions; the sure
-answers join the box (paper: proactive query
-          of prompt points). The default.
+- ``box``: the MLLM gives boxes, the segmenter draws each.
+- ``ppg``: the MLLM gives boxes and points in one answer (paper: prompt-point generation).
+- ``pqpp``: the MLLM gives boxes; points spread over each box are put to it as yes/no questions; the sure answers join the box
+  (paper: proactive query of prompt points). The default.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt, Segmenter
 
 Strategy = Literal["box", "ppg", "pqpp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+PROMPTS_AT_ONCE = 16
+"""Prompts of one decoding batch: each holds three masks of the image's size until the best is chosen."""
 MAX_PHRASE = 500
 """Characters of a phrase. The longest expression in refCOCOg has under 300."""
 
@@ -128,9 +130,11 @@ class Pipeline:
         """Masks for each phrase, in order.
 
         Args:
-            image: (H, W, 3) uint8 RGB, or what ``open`` made of it. phrases: referring expressions; may be empty if there are
-            clicks, which then stand alone (one Segmentation with an empty phrase). strategy: ``box``, ``ppg`` or ``pqpp``. clicks:
-            a reviewer's own points and boxes; they join the prompts.
+            image: (H, W, 3) uint8 RGB, or what ``open`` made of it.
+            phrases: referring expressions; may be empty if there are clicks, which then stand alone (one Segmentation with an empty
+                phrase).
+            strategy: ``box``, ``ppg`` or ``pqpp``.
+            clicks: a reviewer's own points and boxes; they join the prompts.
 
         Raises:
             ImageError, PhraseError: with one line on what to do.
@@ -176,10 +180,15 @@ class Pipeline:
         return target.with_points(inquiry.points_px, inside, marks)
 
     def _draw(self, embedding: Embedding, targets: list[list[Target]]) -> list[list[Instance]]:
-        """Decode all prompts in one batch; of each prompt's candidates the one with the best predicted IoU."""
+        """Decode the prompts in batches; of each prompt's candidates keep the one with the best predicted IoU."""
         flat = [target for found in targets for target in found]
-        decoded = iter(self.segmenter.decode(embedding, [_prompt(target) for target in flat]) if flat else [])
-        drawn = [[_instance(target, next(decoded)) for target in found] for found in targets]
+        instances: list[Instance] = []
+        for start in range(0, len(flat), PROMPTS_AT_ONCE):
+            some = flat[start : start + PROMPTS_AT_ONCE]
+            decoded = self.segmenter.decode(embedding, [_prompt(target) for target in some])
+            instances += [_instance(target, masks) for target, masks in zip(some, decoded, strict=True)]
+        following = iter(instances)
+        drawn = [[next(following) for _ in found] for found in targets]
         return [[instance for instance in found if instance.mask.any()] for found in drawn]
 
     def _answer(

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sam4mllm.data.examples import Example, load_example_image, read_examples
 from sam4mllm.evaluation.metrics import Figures, Sample, Tally
 from sam4mllm.grounding.protocol import Grounding, Inquiry
-from sam4mllm.masks import mask_iou, union
+from sam4mllm.masks import lies_on, mask_iou, union
 from sam4mllm.pipeline import Opened, Pipeline, Strategy
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.segmentation.protocol import Prompt
@@ -73,11 +73,11 @@ def ask_true_points(
     inquiries = []
     for example in examples:
         known = Grounding(example.phrase, example.boxes_px, np.ones(len(example.instances)), 0.0)
-        inquiries += [Inquiry(known, index, spread(box, PATTERN_SIZE)) for index, box in enumerate(example.boxes_px)]
-    answers = pipeline.grounder.ask(opened.scene, inquiries)
+        inquiries += [Inquiry(known, index, spread(box, pipeline.options.points)) for index, box in enumerate(example.boxes_px)]
+    answers = pipeline.grounder.ask(opened.scene, inquiries, joint=pipeline.options.joint)
     masks = [mask for example in examples for mask in example.masks()]
     for inquiry, inside, mask in zip(inquiries, answers, masks, strict=True):
-        yield inside, _lies_on(mask, inquiry.points_px)
+        yield inside, lies_on(mask, inquiry.points_px)
 
 
 def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> float:
@@ -85,13 +85,7 @@ def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> float:
     prompts = []
     for box, mask in zip(example.boxes_px, example.masks(), strict=True):
         points = spread(box, PATTERN_SIZE)
-        prompts.append(Prompt(box, points, _lies_on(mask, points).astype(np.int64)))
+        prompts.append(Prompt(box, points, lies_on(mask, points).astype(np.int64)))
     decoded = pipeline.segmenter.decode(opened.embedding, prompts)
     best = np.stack([masks.masks[int(masks.predicted_iou.argmax())] for masks in decoded])
     return mask_iou(union(best), example.union())
-
-
-def _lies_on(mask: NDArray[np.bool_], points_px: NDArray[np.float32]) -> NDArray[np.bool_]:
-    rows = np.clip(points_px[:, 1].astype(int), 0, mask.shape[0] - 1)
-    columns = np.clip(points_px[:, 0].astype(int), 0, mask.shape[1] - 1)
-    return np.asarray(mask[rows, columns])

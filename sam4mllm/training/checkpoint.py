@@ -56,6 +56,11 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     return state
 
 
+def has_checkpoint(folder: Path) -> bool:
+    """Whether there is a finished checkpoint to go on from."""
+    return bool(_finished(folder))
+
+
 def load_weights(path: Path, model: nn.Module) -> None:
     """Load weights that were saved without the twins of tied tensors. Raises ModelError if they are another model's."""
     own = {name: tensor.shape for name, tensor in _untied(model.state_dict()).items()}

@@ -48,10 +48,12 @@ def patchify(images: NDArray[np.uint8]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class DenseTargets:
-    """Per visual token, in reading order, T of them: ``owner`` (T,) index of the thing or -1; ``thing`` (T,) class, 0 for background;
-    ``box_milli`` (T, 4); ``centre_milli`` (T, 2) of the cell itself; ``fine`` (T, FINE²) share covered by any thing; ``colour``
-    (T,) 0 for none;
-    ``cover`` (N, T) share of each cell that each thing covers."""
+    """Per visual token, in reading order, T of them.
+
+    ``owner`` (T,): index of the thing under it, or -1; ``thing`` (T,): its class, 0 for background; ``box_milli`` (T, 4): its box;
+    ``centre_milli`` (T, 2): the middle of the token's own cell; ``fine`` (T, FINE²): share covered by any thing; ``colour`` (T,): 0
+    for none; ``cover`` (N, T): share of each cell that each thing covers.
+    """
 
     owner: NDArray[np.int64]
     thing: NDArray[np.int64]

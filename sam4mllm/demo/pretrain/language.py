@@ -24,7 +24,7 @@ from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
 from sam4mllm.demo.scenes import make_scene
 from sam4mllm.demo.tokenizer import COORDINATES, IMAGE, USER, VISION_END, VISION_START, build_tokenizer, vocabulary
 from sam4mllm.grounding.packing import additive, pack
-from sam4mllm.training.checkpoint import load_weights
+from sam4mllm.training.checkpoint import has_checkpoint, load_weights
 
 DENSE_WEIGHT = 0.5
 CROWD_EVERY = 3
@@ -71,7 +71,8 @@ def train(
     """Run or continue the stage and return the model; ``begin`` gives a new run its first weights."""
     torch.manual_seed(seed)
     model = DemoTrainee()
-    begin(model)
+    if not has_checkpoint(folder):
+        begin(model)
     model.mllm.model.language_model.config._attn_implementation = "eager"  # the attention weights are needed
     teacher = Teacher(build_tokenizer())
     run(Plan(folder, steps, batch, rate=rate, threads=threads, seed=seed), model, batch_losses(model, teacher, seed, batch))

@@ -14,6 +14,7 @@ from sam4mllm.demo.scenes import DemoScene
 from sam4mllm.demo.tokenizer import COORDINATES, END, Speller, vocabulary
 from sam4mllm.geometry import to_milli
 from sam4mllm.grounding.packing import ROOT, Segment
+from sam4mllm.masks import lies_on
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.conversation import ChatMarkup, SpokenInstance, points_answer, points_body, points_head, prompt_answer, read_markup
 from sam4mllm.prompts.dialects import DEMO
@@ -182,7 +183,7 @@ class Teacher:
         instances = []
         for index in order:
             points = spread(scene.boxes_px[index], PATTERN_SIZE)
-            inside = _lies_on(scene.masks[index], points)
+            inside = lies_on(scene.masks[index], points)
             instances.append(
                 SpokenInstance(
                     _box(scene, index),
@@ -227,16 +228,10 @@ def _numbers(points: NDArray[np.float32] | list[NDArray[np.float32]], width: int
     return tuple((x, y) for x, y in to_milli(np.reshape(points, (-1, 2)), width, height).tolist())
 
 
-def _lies_on(mask: NDArray[np.bool_], points: NDArray[np.float32]) -> NDArray[np.bool_]:
-    rows = np.clip(points[:, 1].astype(int), 0, mask.shape[0] - 1)
-    columns = np.clip(points[:, 0].astype(int), 0, mask.shape[1] - 1)
-    return np.asarray(mask[rows, columns])
-
-
 def _draw_points(
     scene: DemoScene, index: int, box_px: NDArray[np.float32], count: int, rng: np.random.Generator
 ) -> tuple[list[NDArray[np.float32]], list[bool]]:
     height, width = scene.image.shape[:2]
     points = rng.uniform(np.minimum(box_px[:2], box_px[2:]), np.maximum(box_px[:2], box_px[2:]), (count, 2)).astype(np.float32)
     points = np.clip(points, 0, np.array([width, height], np.float32) - 1)
-    return list(points), _lies_on(scene.masks[index], points).tolist()
+    return list(points), lies_on(scene.masks[index], points).tolist()

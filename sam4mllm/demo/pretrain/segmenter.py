@@ -21,6 +21,7 @@ from sam4mllm.demo.architecture import SEGMENTER_SIZE, build_segmenter
 from sam4mllm.demo.layout import draw_size
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.scenes import make_scene
+from sam4mllm.training.checkpoint import has_checkpoint
 
 SMALL = 256
 PROMPTS_PER_IMAGE = 5
@@ -43,7 +44,7 @@ def train(
     """Run or continue the stage and return the model; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
     model = build_segmenter(size)
-    if begin is not None:
+    if begin is not None and not has_checkpoint(folder):
         begin(model)
     plan = Plan(folder, steps, batch, rate=1e-3 if begin is None else 6e-4, threads=threads, seed=seed)
 
@@ -117,8 +118,8 @@ def _prompt(
         points[index] = (x, y)
         labels[index] = int(inside) ^ int(with_box and rng.random() < LABEL_NOISE)
     if with_box:
-        noise = rng.normal(0, BOX_NOISE * (rng.random() < 0.75), 4) * np.array([width, height, width, height])
-        points[-2:] = (box_px + np.clip(noise, -0.15 * width, 0.15 * width)).reshape(2, 2)
+        noise = np.clip(rng.normal(0, BOX_NOISE * (rng.random() < 0.75), 4), -0.15, 0.15)
+        points[-2:] = (box_px + noise * np.array([width, height, width, height])).reshape(2, 2)
         labels[-2:] = BOX_LABELS
     return points * scale, labels
 

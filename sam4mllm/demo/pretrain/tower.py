@@ -16,6 +16,7 @@ from sam4mllm.demo.pretrain.dense import DenseHeads, batch_size_px, dense_target
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.scenes import DemoScene, make_crowd
 from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VISION_START, vocabulary
+from sam4mllm.training.checkpoint import has_checkpoint
 
 SHARPENING = 4000
 """Steps over which the coordinate targets narrow from WIDE to NARROW (in thousandths of a side)."""
@@ -76,7 +77,7 @@ def train(
     """Run or continue the stage and return the model with its heads; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
     model = DemoTrainee()
-    if begin is not None:
+    if begin is not None and not has_checkpoint(folder):
         begin(model)
     plan = Plan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed)
     run(plan, model, lambda step: crowd_losses(model, seed, step, batch, sharpness(step)))
