@@ -14,8 +14,8 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: install
 	rm -rf out/scenes
-	$(BIN)/sam4mllm scenes out/scenes --count 1 --seed 2026
-	$(BIN)/sam4mllm predict "$$(ls out/scenes/images/*.png)" "the left turtle" "all turtles" "the cup" --out out/overlay.png
+	$(BIN)/sam4mllm scenes out/scenes --count 1 --seed 2014
+	$(BIN)/sam4mllm predict "$$(ls out/scenes/images/*.png)" "the horse" "all burgers" "the drum" --out out/overlay.png
 
 test: install
 	$(BIN)/python -m pytest --ignore tests/e2e

@@ -57,7 +57,7 @@ def test_evaluate_reaches_what_the_model_card_promises(dataset: Path) -> None:
     assert figures["point_accuracy"] > FLOOR["point_accuracy"]
 
 
-FLOOR = {"gIoU": 0.5, "oracle_mIoU": 0.8, "point_accuracy": 0.8}
+FLOOR = {"gIoU": 0.2, "oracle_mIoU": 0.84, "point_accuracy": 0.5}
 """Below the model card's figures by what 24 images may deviate."""
 
 
