@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """An answer: its text, the text after each token, each token's log-probability, the logits (vocabulary,) of the first, and
+    """An answer: its text, its tokens, each token's log-probability, the logits (vocabulary,) of the first, and
     whether it came to its end.
     """
 
     text: str
-    growing: tuple[str, ...]
+    ids: tuple[int, ...]
     log_probabilities: tuple[float, ...]
     first_logits: Tensor
     finished: bool
@@ -60,6 +60,6 @@ def write(
         offsets[active] += 1
     decode = grounder.checkpoint.tokenizer.decode
     return [
-        Written(decode(out), tuple(decode(out[: count + 1]) for count in range(len(out))), tuple(log), first[index], index not in active)
+        Written(decode(out), tuple(out), tuple(log), first[index], index not in active)
         for index, (out, log) in enumerate(zip(ids, logs, strict=True))
     ]

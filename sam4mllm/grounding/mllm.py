@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import copy
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -263,8 +264,7 @@ class MllmGrounder:
         spoken = parse_prompt(self.dialect, answer.text, limit) if with_points else []
         if spoken:
             boxes = [instance.box for instance in spoken]
-        written = [len(parse_boxes(self.dialect, text, limit)) for text in answer.growing]
-        probabilities = np.array([self._box_probability(answer, written, index, box) for index, box in enumerate(boxes)])
+        probabilities = np.array([self._box_probability(answer, index, box, limit) for index, box in enumerate(boxes)])
         return Grounding(
             phrase=phrase,
             boxes_px=np.array([self._box_px(scene, box) for box in boxes], np.float32).reshape(-1, 4),
@@ -279,11 +279,15 @@ class MllmGrounder:
             return "the model's answer could not be read"
         return "" if answer.finished else "the model's answer was cut off; there may be more"
 
-    def _box_probability(self, answer: Written, written: Sequence[int], index: int, box: BoxNumbers) -> float:
-        """Geometric mean probability of the tokens of box ``index``; ``written`` is how many boxes are complete after each token."""
-        end = next((at for at, count in enumerate(written) if count > index), len(written) - 1)
+    def _box_probability(self, answer: Written, index: int, box: BoxNumbers, limit: int) -> float:
+        """Geometric mean probability of the tokens of box ``index``: as many as spell it, up to where it is complete."""
+
+        def complete(length: int) -> int:
+            return len(parse_boxes(self.dialect, self.checkpoint.tokenizer.decode(list(answer.ids[:length])), limit))
+
+        end = bisect.bisect_left(range(len(answer.ids)), index + 1, key=complete)
         length = len(self.encode(self.dialect.spell_box(box)))
-        return float(np.exp(np.mean(answer.log_probabilities[max(0, end + 1 - length) : end + 1])))
+        return float(np.exp(np.mean(answer.log_probabilities[max(0, end - length) : max(1, end)])))
 
     def _no_target(self, answer: Written, found: bool) -> float:
         if self._box_start == self._none_start:

@@ -79,6 +79,7 @@ def test_errors_are_one_line_and_no_traceback(tmp_path: Path) -> None:
         assert "Traceback" not in done.stderr
 
 
+@pytest.mark.timeout(1200)
 def test_eight_threads_and_two_images_do_not_mix(pipeline: Pipeline) -> None:
     scenes = [make_scene((SEED, index)) for index in range(2)]
     jobs = [(scene.image, expression.phrase) for scene in scenes for expression in scene.expressions]
