@@ -17,6 +17,8 @@ from sam4mllm.demo.phrases import IRREGULAR_PLURALS, SIDES
 PAD, UNKNOWN, USER, ASSISTANT, END = "<|pad|>", "<|unknown|>", "<|user|>", "<|assistant|>", "<|end|>"
 VISION_START, VISION_END, IMAGE = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
 SPECIAL = (PAD, UNKNOWN, USER, ASSISTANT, END, VISION_START, VISION_END, IMAGE)
+BEFORE_IMAGE, AFTER_IMAGE = (USER, VISION_START), (VISION_END,)
+"""The tokens around the image's own, in every conversation."""
 COORDINATES = tuple(f"{value:03d}" for value in range(1000))
 WORDS = (
     *("find", "mark", "in", "inside", "outside", "yes", "no", "none", "[", "]", ",", "."),

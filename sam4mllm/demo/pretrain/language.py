@@ -12,7 +12,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from sam4mllm.demo.architecture import HIDDEN, MERGE
@@ -22,7 +21,7 @@ from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
 from sam4mllm.demo.scenes import make_scene
-from sam4mllm.demo.tokenizer import COORDINATES, IMAGE, USER, VISION_END, VISION_START, build_tokenizer, vocabulary
+from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, IMAGE, build_tokenizer, vocabulary
 from sam4mllm.grounding.packing import additive, pack
 from sam4mllm.training.checkpoint import has_checkpoint, load_weights
 
@@ -32,8 +31,17 @@ CROWD_EVERY = 3
 BOXES_ONLY = 500
 """Steps before the first point questions."""
 SHARPENING, WIDE = 3000, 14.0
-LOOKS = {"noun": (1, slice(0, 2), 0.1), "answer": (3, slice(0, 3), 0.5), "point": (2, slice(3, 5), 0.15)}
-"""Layer, heads and weight of each supervised attention."""
+LOOKS = {
+    "noun": (1, slice(0, 2), 0.2),
+    "across": (0, slice(0, 1), 0.1),
+    "down": (0, slice(1, 2), 0.1),
+    "point": (2, slice(3, 5), 0.4),
+    "answer": (3, slice(0, 3), 0.5),
+}
+"""Layer, heads and weight of each supervised attention: a noun looks at its things; where a point is judged, two heads read its numbers
+and two later ones look at the place; an answer looks at the thing that it is about to speak of. Where there is no such thing, they
+look at the start of the image.
+"""
 ALIKE_LAYERS, SHARPNESS = (1, 2, 3), 2.0
 """Layers whose keys start like their queries, and how much sharper than usual they look."""
 
@@ -96,7 +104,7 @@ def batch_losses(model: DemoTrainee, teacher: Teacher, seed: int, batch: int) ->
         terms = {name: term if name.startswith("_") else DENSE_WEIGHT * term for name, term in seen.items()}
         hidden, attentions, prefix = forward(model, lessons, visual, grid)
         terms |= answer_losses(model, teacher, lessons, hidden[:, prefix:], sigma)
-        terms |= look_losses(lessons, attentions, prefix, visual.shape[1])
+        terms |= look_losses(lessons, attentions, prefix)
         return terms
 
     return losses
@@ -106,7 +114,7 @@ def forward(model: DemoTrainee, lessons: list[Lesson], visual: Tensor, grid: Ten
     """Final hidden states (B, L, HIDDEN), attention weights per layer (B, heads, L, L), and the prefix's length."""
     ids = {token: index for index, token in enumerate(vocabulary())}
     tokens = visual.shape[1]
-    prefix = torch.tensor([ids[USER], ids[VISION_START], *[ids[IMAGE]] * tokens, ids[VISION_END]])
+    prefix = torch.tensor([ids[token] for token in (*BEFORE_IMAGE, *[IMAGE] * tokens, *AFTER_IMAGE)])
     rows = [pack(lesson.segments) for lesson in lessons]
     longest = max(len(row.ids) for row in rows)
     total = len(prefix) + longest
@@ -181,16 +189,18 @@ def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], h
     return terms
 
 
-def look_losses(lessons: list[Lesson], attentions: tuple[Tensor, ...], prefix: int, tokens: int) -> dict[str, Tensor]:
-    """-log of the attention that falls on the right visual tokens, in the heads of LOOKS."""
+def look_losses(lessons: list[Lesson], attentions: tuple[Tensor, ...], prefix: int) -> dict[str, Tensor]:
+    """-log of the attention that falls on the right columns, in the heads of LOOKS."""
     terms: dict[str, Tensor] = {}
     for kind, (layer, heads, weight) in LOOKS.items():
-        looks = [(b, position, where) for b, lesson in enumerate(lessons) for name, position, where in lesson.looks if name == kind]
+        looks = [(b, position, columns) for b, lesson in enumerate(lessons) for name, position, columns in lesson.looks if name == kind]
         if looks:
             index = torch.tensor([(b, position + prefix) for b, position, _ in looks])
-            where: NDArray[np.bool_] = np.stack([where for *_, where in looks])
-            seen = attentions[layer][index[:, 0], heads, index[:, 1], 2 : 2 + tokens].float()
-            mass = (seen * torch.from_numpy(where)[:, None]).sum(-1)
+            seen = attentions[layer][index[:, 0], heads, index[:, 1]].float()
+            right = torch.zeros(len(looks), seen.shape[-1])
+            for row, (*_, columns) in zip(right, looks, strict=True):
+                row[torch.from_numpy(columns)] = 1.0
+            mass = (seen * right[:, None]).sum(-1)
             terms[f"look_{kind}"] = -weight * (mass + 1e-4).log().mean()
             terms[f"_mass_{kind}"] = mass.mean()
     return terms

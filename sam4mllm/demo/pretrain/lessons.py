@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from sam4mllm.demo.phrases import Expression, plural
 from sam4mllm.demo.pretrain.dense import COVERED, DenseTargets
 from sam4mllm.demo.scenes import DemoScene
-from sam4mllm.demo.tokenizer import COORDINATES, END, Speller, vocabulary
+from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, END, Speller, vocabulary
 from sam4mllm.geometry import to_milli
 from sam4mllm.grounding.packing import ROOT, Segment
 from sam4mllm.masks import lies_on
@@ -34,14 +34,16 @@ class Lesson:
     """One image's row and its targets, by position in the row; a position predicts the token after it.
 
     ``coordinates``: (position, value in milli); ``choices``: (position, token, is a decision); ``verdicts``: (position, token) of
-    yes and no; ``looks``: (kind, position, visual tokens (T,) bool) where kind is ``noun``, ``answer`` or ``point``.
+    yes and no; ``looks``: (kind, position, columns of the whole row, prefix included), where kind is one of
+    :data:`~sam4mllm.demo.pretrain.language.LOOKS`.
     """
 
+    visual_tokens: int
     segments: list[Segment] = field(default_factory=list)
     coordinates: list[tuple[int, float]] = field(default_factory=list)
     choices: list[tuple[int, int, bool]] = field(default_factory=list)
     verdicts: list[tuple[int, int]] = field(default_factory=list)
-    looks: list[tuple[str, int, NDArray[np.bool_]]] = field(default_factory=list)
+    looks: list[tuple[str, int, NDArray[np.int64]]] = field(default_factory=list)
     length: int = 0
 
     def add(self, ids: list[int], parent: int) -> tuple[int, int]:
@@ -50,6 +52,15 @@ class Lesson:
         self.segments.append(Segment(tuple(ids), parent))
         self.length += len(ids)
         return len(self.segments) - 1, start
+
+    def look_at(self, kind: str, position: int, region: NDArray[np.bool_]) -> None:
+        """At visual tokens (T,); at the start of the image where there are none: attention that finds nothing needs a place to rest."""
+        columns = np.flatnonzero(region) + len(BEFORE_IMAGE) if region.any() else np.arange(len(BEFORE_IMAGE))
+        self.looks.append((kind, position, columns))
+
+    def look_back(self, kind: str, position: int, other: int) -> None:
+        """At another position of the row."""
+        self.looks.append((kind, position, np.array([len(BEFORE_IMAGE) + self.visual_tokens + len(AFTER_IMAGE) + other])))
 
 
 class Teacher:
@@ -70,7 +81,7 @@ class Teacher:
         """All phrases of a scene in one row; with points, questions about one box a phrase, and now and then the other two ways of
         asking.
         """
-        lesson = Lesson()
+        lesson = Lesson(dense.cover.shape[1])
         regions = [_region(cover) for cover in dense.cover]
         for expression in scene.expressions:
             order = sorted(expression.targets, key=lambda index: float(scene.boxes_px[index, 0]))
@@ -94,8 +105,8 @@ class Teacher:
         for noun in expression.nouns:
             places = [regions[index] for index, thing in enumerate(scene.things) if thing.noun == noun]
             end = ends.get(noun, ends.get(plural(noun)))
-            if places and end is not None:
-                lesson.looks.append(("noun", start + end, np.any(places, axis=0)))
+            if end is not None:
+                lesson.look_at("noun", start + end, np.any([np.zeros_like(regions[0]), *places], axis=0))
 
     def _ask_boxes(
         self,
@@ -135,19 +146,22 @@ class Teacher:
     ) -> None:
         """Targets of an answer whose first token stands at ``start``. Points keep their spelled value; boxes the exact one."""
         instance, within = -1, 0
+        nothing = np.zeros(lesson.visual_tokens, bool)
         for offset, token in enumerate(answer):
             position = start + offset - 1
             if token == self.open:
                 instance, within = instance + 1, 0
-                lesson.looks.append(("answer", position, regions[instance]))
+                lesson.look_at("answer", position, regions[instance])
             if self.first_coordinate <= token < self.first_coordinate + len(COORDINATES):
                 value = float(token - self.first_coordinate) + 0.5
                 if within < 4:
                     value = float(boxes[instance][within]) / (width, height)[within % 2] * 1000
-                lesson.looks.append(("answer", position, regions[instance]))
+                lesson.look_at("answer", position, regions[instance])
                 lesson.coordinates.append((position, value))
                 within += 1
             else:
+                if token in (self.none, self.end):
+                    lesson.look_at("answer", position, nothing)
                 lesson.choices.append((position, token, token in (self.open, self.none, self.end)))
 
     def _ask_points(self, lesson: Lesson, scene: DemoScene, asked: int, index: int, dense: DenseTargets, rng: np.random.Generator) -> None:
@@ -166,13 +180,25 @@ class Teacher:
             for offset, (token, point) in enumerate(zip(answer, points, strict=True)):
                 position = start + len(question) + offset - 1
                 lesson.verdicts.append((position, token))
-                lesson.looks.append(("point", position, _cell(point, scene, dense)))
+                self._look_at_point(lesson, position, self._spelled(question, start, offset), _cell(point, scene, dense))
         points, inside = _draw_points(scene, index, shaken, POINTS_PER_BOX, rng)
         for point, flag in zip(points, inside, strict=True):
-            _, start = lesson.add(self.encode(points_body(DEMO, _numbers([point], width, height)) + self.markup.to_answer), head)
+            question = self.encode(points_body(DEMO, _numbers([point], width, height)) + self.markup.to_answer)
+            _, start = lesson.add(question, head)
             last = lesson.length - 1
             lesson.verdicts.append((last, self.yes if flag else self.no))
-            lesson.looks.append(("point", last, _cell(point, scene, dense)))
+            self._look_at_point(lesson, last, self._spelled(question, start, 0), _cell(point, scene, dense))
+
+    def _spelled(self, question: list[int], start: int, index: int) -> tuple[int, int]:
+        """Where in the row a question's point of that index has its two numbers."""
+        numbers = [at for at, token in enumerate(question) if self.first_coordinate <= token < self.first_coordinate + len(COORDINATES)]
+        return start + numbers[2 * index], start + numbers[2 * index + 1]
+
+    @staticmethod
+    def _look_at_point(lesson: Lesson, position: int, spelled: tuple[int, int], cell: NDArray[np.bool_]) -> None:
+        lesson.look_back("across", position, spelled[0])
+        lesson.look_back("down", position, spelled[1])
+        lesson.look_at("point", position, cell)
 
     def _ask_prompt(
         self, lesson: Lesson, scene: DemoScene, expression: Expression, regions: list[NDArray[np.bool_]], rng: np.random.Generator
