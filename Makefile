@@ -3,7 +3,12 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install demo test check e2e bench clean
+LABEL_STUDIO := .venv-label-studio
+LABEL_STUDIO_ML := .venv-label-studio-ml
+# label-studio-ml 1.0.9 pins a Flask of 2020 but runs on ours: its packages stand alone in a folder
+LABEL_STUDIO_ML_PACKAGES := label-studio-ml==1.0.9 label-studio-tools redis rq croniter attrs appdirs colorama lxml requests urllib3 idna charset-normalizer
+
+.PHONY: install label-studio label-studio-ml demo predict test check e2e bench clean
 
 install: $(STAMP)
 
@@ -12,7 +17,23 @@ $(STAMP): pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
-demo: install
+label-studio: $(LABEL_STUDIO)/.installed
+
+$(LABEL_STUDIO)/.installed:
+	$(PYTHON) -m venv $(LABEL_STUDIO)
+	$(LABEL_STUDIO)/bin/pip install --quiet label-studio==1.23.2
+	touch $@
+
+label-studio-ml: $(LABEL_STUDIO_ML)/.installed
+
+$(LABEL_STUDIO_ML)/.installed: $(STAMP)
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LABEL_STUDIO_ML) $(LABEL_STUDIO_ML_PACKAGES)
+	touch $@
+
+demo: install label-studio
+	$(BIN)/sam4mllm demo out/demo
+
+predict: install
 	rm -rf out/scenes
 	$(BIN)/sam4mllm scenes out/scenes --count 1 --seed 2014
 	$(BIN)/sam4mllm predict "$$(ls out/scenes/images/*.png)" "the horse" "all burgers" "the drum" --out out/overlay.png
@@ -25,7 +46,7 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-e2e: install
+e2e: install label-studio label-studio-ml
 	$(BIN)/python -m pytest tests/e2e
 
 bench: install
@@ -33,4 +54,4 @@ bench: install
 	$(BIN)/python benchmarks/packing.py
 
 clean:
-	rm -rf out build .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf out/scenes out/overlay.png build .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -62,3 +62,13 @@ def box_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float6
     area_a, area_b = (a[:, 2:] - a[:, :2]).prod(-1), (b[:, 2:] - b[:, :2]).prod(-1)
     union = area_a[:, None] + area_b[None] - inner
     return np.asarray(np.where(union > 0, inner / np.where(union > 0, union, 1), 0.0), np.float64)
+
+
+def distinct(boxes_px: NDArray[np.float32], most_iou: float) -> list[int]:
+    """Indices of the boxes (N, 4) that overlap no earlier kept one by more than ``most_iou``."""
+    overlaps = box_iou(boxes_px, boxes_px)
+    kept: list[int] = []
+    for index in range(len(boxes_px)):
+        if not (overlaps[index, kept] > most_iou).any():
+            kept.append(index)
+    return kept

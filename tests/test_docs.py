@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from sam4mllm.cli import app
+from backend.cli import app
+from backend.settings import Settings
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "sam4mllm" / "demo" / "MODEL_CARD.md"]
@@ -38,3 +39,12 @@ def test_every_make_target_of_the_readme_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in re.findall(r"^make (\w+)", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+
+
+def test_every_setting_is_in_the_readme_as_it_is_in_the_code() -> None:
+    rows = []
+    for name, field in Settings.model_fields.items():
+        variable = field.validation_alias or f"SAM4MLLM_{name.upper()}"
+        shown = "" if field.default in (None, "", ()) or "Secret" in repr(field.default) else f"`{field.default}`"
+        rows.append(f"| `{variable}` | {shown} | {(field.description or '').replace('|', chr(92) + '|')} |")
+    assert "\n".join(rows) in PAGES[0].read_text(encoding="utf-8"), "\n".join(["the table should be:", *rows])

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam4mllm.geometry import MILLI, box_iou, order_box, to_milli, to_px
+from sam4mllm.geometry import MILLI, box_iou, distinct, order_box, to_milli, to_px
 
 QUICK = settings(max_examples=150, deadline=None, database=None)
 SIDES = st.integers(1, 20_000)
@@ -133,3 +133,9 @@ def test_iou_of_nothing() -> None:
     some = np.zeros((3, 4), np.float32)
     assert box_iou(np.zeros((0, 4), np.float32), some).shape == (0, 3)
     assert box_iou(some, np.zeros((0, 4), np.float32)).shape == (3, 0)
+
+
+def test_a_box_that_repeats_an_earlier_one_is_left_out() -> None:
+    boxes = np.array([[0, 0, 100, 100], [1, 0, 100, 100], [50, 0, 150, 100], [0, 0, 100, 100], [51, 0, 150, 100]], np.float32)
+    assert distinct(boxes, 0.9) == [0, 2]
+    assert distinct(boxes[:0], 0.9) == []

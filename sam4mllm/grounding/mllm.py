@@ -17,7 +17,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sam4mllm.errors import ImageError, ModelError, PhraseError
-from sam4mllm.geometry import MILLI, from_steps, order_box, to_steps
+from sam4mllm.geometry import MILLI, distinct, from_steps, order_box, to_steps
 from sam4mllm.grounding.decoding import Written, write
 from sam4mllm.grounding.families import Checkpoint
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
@@ -39,6 +39,8 @@ from sam4mllm.prompts.parse import parse_boxes, parse_prompt, says_no_target
 MAX_ROW = 4096
 """Tokens of a packed row, whose mask grows with their square; what does not fit goes into another pass, with the same result."""
 PHRASES_AT_ONCE = 32
+SAME_OBJECT = 0.9
+"""IoU above which a box repeats an earlier one: a model that loops writes an object twice with a step's difference."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,13 +266,14 @@ class MllmGrounder:
         spoken = parse_prompt(self.dialect, answer.text, limit) if with_points else []
         if spoken:
             boxes = [instance.box for instance in spoken]
-        probabilities = np.array([self._box_probability(answer, index, box, limit) for index, box in enumerate(boxes)])
+        boxes_px = np.array([self._box_px(scene, box) for box in boxes], np.float32).reshape(-1, 4)
+        kept = distinct(boxes_px, SAME_OBJECT)
         return Grounding(
             phrase=phrase,
-            boxes_px=np.array([self._box_px(scene, box) for box in boxes], np.float32).reshape(-1, 4),
-            box_probabilities=probabilities.astype(np.float64),
+            boxes_px=boxes_px[kept],
+            box_probabilities=np.array([self._box_probability(answer, index, boxes[index], limit) for index in kept], np.float64),
             no_target_probability=self._no_target(answer, bool(boxes)),
-            points=tuple(self._spoken_points(scene, instance) for instance in spoken),
+            points=tuple(self._spoken_points(scene, spoken[index]) for index in kept) if spoken else (),
             note=self._note(answer, bool(boxes)),
         )
 

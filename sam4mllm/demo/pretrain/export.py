@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors.torch import load_file, save_file
@@ -39,27 +41,40 @@ def export_mllm(checkpoint: Path, folder: Path) -> None:
     """Write a complete model folder (half precision) from a checkpoint of the language stage."""
     trainee = DemoTrainee()
     load_weights(checkpoint / "model.safetensors", trainee)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
-    trainee.mllm.half().save_pretrained(folder)  # type: ignore[no-untyped-call]
-    save_tokenizer(folder)
-    Qwen2VLImageProcessor(
+    processor = Qwen2VLImageProcessor(
         patch_size=PATCH,
         temporal_patch_size=1,
         merge_size=MERGE,
         size={"shortest_edge": MIN_PIXELS, "longest_edge": MAX_PIXELS},
         image_mean=[0.5] * 3,
         image_std=[0.5] * 3,
-    ).save_pretrained(folder)
-    (folder / "dialect.json").write_text(dump_dialect(DEMO), encoding="utf-8")
+    )
+    with _replacing(folder) as new:
+        trainee.mllm.half().save_pretrained(new)  # type: ignore[no-untyped-call]
+        save_tokenizer(new)
+        processor.save_pretrained(new)
+        (new / "dialect.json").write_text(dump_dialect(DEMO), encoding="utf-8")
 
 
 def export_segmenter(checkpoint: Path, folder: Path) -> None:
     """Write the segmenter's folder (half precision) from a checkpoint of its stage."""
     model = build_segmenter()
     load_weights(checkpoint / "model.safetensors", model)
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir(parents=True)
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
-    save_file({name: tensor.contiguous() for name, tensor in halves.items()}, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps({"architecture": "demo"}) + "\n", encoding="utf-8")
+    with _replacing(folder) as new:
+        save_file({name: tensor.contiguous() for name, tensor in halves.items()}, new / "model.safetensors")
+        (new / "config.json").write_text(json.dumps({"architecture": "demo"}) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _replacing(folder: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the old one's place when it is complete."""
+    new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
+    for left in (new, old):
+        shutil.rmtree(left, ignore_errors=True)
+    new.mkdir(parents=True)
+    yield new
+    if folder.exists():
+        folder.rename(old)
+    new.rename(folder)
+    shutil.rmtree(old, ignore_errors=True)

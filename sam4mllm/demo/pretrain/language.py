@@ -184,7 +184,7 @@ def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], h
     if asked:
         logits = (_gather(hidden, [(b, position) for b, position, _ in asked]) @ head.T).float()
         answers = torch.tensor([token for *_, token in asked])
-        terms["verdict"] = 2.0 * F.cross_entropy(logits, answers)
+        terms["verdict"] = 3.0 * F.cross_entropy(logits, answers)
         terms["_verdict"] = (logits.argmax(-1) == answers).float().mean()
     return terms
 

@@ -19,8 +19,8 @@ from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.conversation import ChatMarkup, SpokenInstance, points_answer, points_body, points_head, prompt_answer, read_markup
 from sam4mllm.prompts.dialects import DEMO
 
-POINTS_PER_BOX = 6
-JOINT_SHARE, PROMPT_SHARE = 0.3, 0.35
+POINTS_PER_BOX = 8
+JOINT_SHARE, PROMPT_SHARE = 0.1, 0.3
 MAX_JOINT = 15
 PROMPT_INSIDE, PROMPT_OUTSIDE = 3, 2
 """Points of each kind in a PPG answer: the first of the pattern that lie so. The paper samples groups and keeps those that SAM does

@@ -1,0 +1,49 @@
+"""The commands that need a server, beside those of :mod:`sam4mllm.cli`."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from backend.demo import run_demo
+from backend.process import serve_command
+from backend.settings import read_settings
+from sam4mllm.cli import DeviceOption, ModelOption, SegmenterOption, app
+from sam4mllm.cli import main as run
+
+
+def main() -> None:
+    """Entry point of ``sam4mllm``."""
+    run()
+
+
+@app.command(epilog="Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm serve")
+def serve(
+    host: Annotated[str | None, typer.Option("--host", help="Address to listen on; any but loopback needs SAM4MLLM_AUTH_PASSWORD.")] = None,
+    port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 9090.")] = None,
+    model: ModelOption = "demo",
+    segmenter: SegmenterOption = "demo",
+    device: DeviceOption = None,
+) -> None:
+    """Serve Label Studio. Every other setting is an environment variable; the README lists them."""
+    given = {"HOST": host, "PORT": port, "MODEL": model, "SEGMENTER": segmenter, "DEVICE": device}
+    for name, value in given.items():
+        if value is not None and (name not in ("MODEL", "SEGMENTER") or value != "demo"):
+            os.environ[f"SAM4MLLM_{name}"] = str(value)
+    read_settings()
+    os.execv(sys.executable, serve_command())
+
+
+@app.command(epilog="Example: sam4mllm demo out/demo --port 8080")
+def demo(
+    folder: Annotated[Path, typer.Argument(help="Where the demo keeps its data for the next time.")] = Path("out/demo"),
+    port: Annotated[int, typer.Option("--port", help="Label Studio's port.")] = 8080,
+    backend_port: Annotated[int, typer.Option("--backend-port", help="The backend's port.")] = 9090,
+    browser: Annotated[bool, typer.Option("--browser", help="Open the page when it is ready.")] = False,
+) -> None:
+    """A real Label Studio with described pictures and their masks, until Ctrl-C."""
+    run_demo(folder, port, backend_port, open_browser=browser)

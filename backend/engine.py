@@ -1,0 +1,153 @@
+"""One thread owns the models; everyone else asks it. Annotators before batches, never more waiting than agreed."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+from backend.errors import DeadlineError, NotReadyError, QueueFullError
+from sam4mllm.errors import Sam4mllmError
+
+log = logging.getLogger(__name__)
+
+M = TypeVar("M")
+R = TypeVar("R")
+State = Literal["loading", "ready", "failed", "draining"]
+
+
+@dataclass(order=True)
+class _Job:
+    """``rank`` 0 for an annotator who waits, 1 for a batch; ``deadline`` by the monotonic clock."""
+
+    rank: int
+    sequence: int
+    deadline: float = field(compare=False)
+    work: Callable[[Any], Any] = field(compare=False)
+    answer: Future[Any] = field(compare=False)
+
+
+class Engine(Generic[M]):
+    """Loads a model in its own thread and runs work on it, one piece at a time.
+
+    A request first takes a place (:meth:`place`): of either kind, interactive and batch, at most ``places`` may be in the house. Its
+    pieces of work are then queued by :meth:`run`, which waits no longer than the deadline; what is past its deadline when its turn
+    comes is not begun.
+    """
+
+    def __init__(self, load: Callable[[], M], places: int) -> None:
+        self._load = load
+        self._places = {True: places, False: places}
+        self._jobs: list[_Job] = []
+        self._sequence = itertools.count()
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self.state: State = "loading"
+        self.failure = ""
+        self.model: M | None = None
+
+    def start(self) -> None:
+        """Begin to load; returns at once."""
+        self._thread.start()
+
+    @contextmanager
+    def place(self, interactive: bool) -> Iterator[None]:
+        """Hold a place for one request. Raises QueueFullError if there is none, NotReadyError when the server ends."""
+        with self._changed:
+            if self.state == "draining":
+                raise NotReadyError("the server is shutting down; ask again in a minute")
+            if self._places[interactive] == 0:
+                raise QueueFullError("too many requests are waiting; ask again in a few seconds")
+            self._places[interactive] -= 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._places[interactive] += 1
+                self._changed.notify_all()
+
+    def run(self, work: Callable[[M], R], interactive: bool, deadline: float) -> R:
+        """What ``work`` makes of the model; errors of the work come through.
+
+        Raises DeadlineError if the time ends first (work that has begun goes on, for nobody), NotReadyError if there is no model.
+        """
+        job = _Job(0 if interactive else 1, next(self._sequence), deadline, work, Future())
+        with self._changed:
+            if self.state == "failed":
+                raise NotReadyError(self.failure)
+            heapq.heappush(self._jobs, job)
+            self._changed.notify_all()
+        try:
+            result: R = job.answer.result(max(0.0, deadline - time.monotonic()))
+        except TimeoutError as error:
+            if job.answer.done():
+                raise  # the work's own
+            job.answer.cancel()
+            raise DeadlineError("there was no time left for this task in this request; it is asked again later") from error
+        return result
+
+    @property
+    def waiting(self) -> int:
+        """Pieces of work in the queue."""
+        return len(self._jobs)
+
+    def drain(self) -> None:
+        """From now on no request gets a place; those that have one are still served."""
+        with self._changed:
+            self.state = "draining"
+            self._changed.notify_all()
+
+    def close(self, seconds: float) -> None:
+        """Drain, finish what is queued, and end the thread, within a time."""
+        self.drain()
+        if self._thread.is_alive():
+            self._thread.join(seconds)
+
+    def _serve(self) -> None:
+        try:
+            self.model = self._load()
+        except Exception as error:
+            self._fail(error)
+            return
+        with self._changed:
+            if self.state == "loading":
+                self.state = "ready"
+        while (job := self._next()) is not None:
+            _perform(job, self.model)
+
+    def _fail(self, error: Exception) -> None:
+        known = isinstance(error, Sam4mllmError)
+        log.error("the models could not be loaded: %s", error, exc_info=None if known else error)
+        with self._changed:
+            self.state = "failed"
+            self.failure = f"the models could not be loaded: {error}" if known else "the models could not be loaded; see the server's log"
+            for job in self._jobs:
+                job.answer.set_exception(NotReadyError(self.failure))
+            self._jobs.clear()
+
+    def _next(self) -> _Job | None:
+        """The first job in order, or None when the engine has drained."""
+        with self._changed:
+            while not self._jobs:
+                if self.state == "draining":
+                    return None
+                self._changed.wait()
+            return heapq.heappop(self._jobs)
+
+
+def _perform(job: _Job, model: Any) -> None:
+    if time.monotonic() > job.deadline or not job.answer.set_running_or_notify_cancel():
+        return
+    try:
+        result = job.work(model)
+    except BaseException as error:
+        job.answer.set_exception(error)
+    else:
+        job.answer.set_result(result)

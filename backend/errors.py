@@ -1,0 +1,82 @@
+"""What the backend raises on purpose; the tree of :mod:`sam4mllm.errors` goes on here.
+
+::
+
+    Sam4mllmError
+    └── BackendError         base; ``reason`` is a short word for logs and metrics
+        ├── SettingsError    a setting cannot be used
+        ├── ConfigError      the labelling config lacks what is needed, or is no XML
+        ├── WireError        a request is not what Label Studio sends
+        ├── TaskError        a task has no data to work on
+        ├── FetchError       an image could not be had, or must not be
+        ├── LabelStudioError Label Studio refused or did not answer
+        ├── QueueFullError   too much is waiting already
+        ├── NotReadyError    the models are loading, or could not be loaded
+        └── DeadlineError    no time is left for this task in this request
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from sam4mllm.errors import Sam4mllmError
+
+
+class BackendError(Sam4mllmError):
+    """Base of the backend's errors; its text is one line, fit to be shown to a user."""
+
+    reason: ClassVar[str] = "error"
+
+
+class SettingsError(BackendError):
+    """A setting cannot be used."""
+
+    reason = "settings"
+
+
+class ConfigError(BackendError):
+    """The labelling config lacks what is needed, or is no XML."""
+
+    reason = "config"
+
+
+class WireError(BackendError):
+    """A request is not what Label Studio sends."""
+
+    reason = "request"
+
+
+class TaskError(BackendError):
+    """A task has no data to work on."""
+
+    reason = "task"
+
+
+class FetchError(BackendError):
+    """An image could not be had, or must not be."""
+
+    reason = "fetch"
+
+
+class LabelStudioError(BackendError):
+    """Label Studio refused or did not answer."""
+
+    reason = "label_studio"
+
+
+class QueueFullError(BackendError):
+    """Too much is waiting already; ask again later."""
+
+    reason = "queue_full"
+
+
+class NotReadyError(BackendError):
+    """The models are loading, or could not be loaded."""
+
+    reason = "not_ready"
+
+
+class DeadlineError(BackendError):
+    """No time is left for this task in this request."""
+
+    reason = "deadline"

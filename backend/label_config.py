@@ -1,0 +1,159 @@
+"""A project's labelling config (XML): which controls it has, and which of its labels a phrase means.
+
+The XML is foreign data: document types and entities are refused, size and depth are bounded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from xml.parsers import expat
+
+from backend.errors import ConfigError
+
+MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 64
+MASK_TAGS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels")
+"""The controls that can show a mask, the most faithful first: a config with several gets the first of these."""
+ANSWER_NAME = "answer"
+"""The name of a second TextArea, in which an annotator reads what a prompt found."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label's value, and other names that its ``alias`` attribute gives it, comma-separated."""
+
+    value: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.value, *self.aliases)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control tag that works on the image. ``type`` is what its regions are called."""
+
+    tag: str
+    name: str
+    labels: tuple[Label, ...] = ()
+
+    @property
+    def type(self) -> str:
+        return self.tag.lower()
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """``image`` is the Image tag's name and ``image_key`` where a task's data holds it; ``mask`` gets the answers; the rest may lack."""
+
+    image: str
+    image_key: str
+    mask: Control
+    prompt: Control | None = None
+    answer: Control | None = None
+    keypoint: Control | None = None
+    box: Control | None = None
+
+    def label_for(self, phrase: str) -> str | None:
+        """The label that a phrase means: the same name, an alias, the longest name whose words the phrase holds, or the only one.
+
+        None if several labels are left and none of them fits: the region then comes without, for the reviewer to choose.
+        """
+        words = phrase.casefold().split()
+        for label in self.mask.labels:
+            if any(words == name.casefold().split() for name in label.names):
+                return label.value
+        held = [(len(name), label.value) for label in self.mask.labels for name in label.names if _holds(words, name.casefold().split())]
+        if held:
+            return max(held)[1]
+        return self.mask.labels[0].value if len(self.mask.labels) == 1 else None
+
+
+def _holds(words: list[str], name: list[str]) -> bool:
+    """Whether the name's words stand in the phrase, one after the other; the last may be a plural."""
+    if not name:
+        return False
+    last = {name[-1], name[-1] + "s", name[-1] + "es", name[-1].removesuffix("y") + "ies"}
+    starts = range(len(words) - len(name) + 1)
+    return any(words[start : start + len(name) - 1] == name[:-1] and words[start + len(name) - 1] in last for start in starts)
+
+
+@dataclass(frozen=True)
+class _Tag:
+    name: str
+    attributes: dict[str, str]
+    parent: _Tag | None
+
+
+def read_label_config(xml: str) -> LabelConfig:
+    """The controls of a config. Raises ConfigError: one line that says what to add."""
+    tags = _tags(xml)
+    images = {tag.attributes.get("name", ""): tag for tag in tags if tag.name == "Image"}
+    if not images:
+        raise ConfigError('the labelling config has no <Image name="image" value="$image"/>; add one')
+    controls = [_control(tag, tags) for tag in tags if tag.attributes.get("toName", "").split(",")[0] in images]
+    masks = sorted((control for control in controls if control.tag in MASK_TAGS), key=lambda control: MASK_TAGS.index(control.tag))
+    if not masks:
+        raise ConfigError(f"the labelling config has none of {', '.join(MASK_TAGS)} for the image; add one to show masks")
+    mask = masks[0]
+    image = next(tag.attributes["toName"] for tag in tags if tag.attributes.get("name") == mask.name).split(",")[0]
+    value = images[image].attributes.get("value", "")
+    if not value.startswith("$") or len(value) == 1:
+        raise ConfigError(f'the <Image> tag has value="{value[:40]}"; it must name a key of the task\'s data, such as "$image"')
+    texts = [control for control in controls if control.tag == "TextArea"]
+    return LabelConfig(
+        image=image,
+        image_key=value[1:],
+        mask=mask,
+        prompt=next((control for control in texts if control.name != ANSWER_NAME), None),
+        answer=next((control for control in texts if control.name == ANSWER_NAME), None),
+        keypoint=next((control for control in controls if control.tag == "KeyPointLabels"), None),
+        box=next((control for control in controls if control.tag == "RectangleLabels" and control != mask), None),
+    )
+
+
+def _control(tag: _Tag, tags: list[_Tag]) -> Control:
+    labels = tuple(
+        Label(value, tuple(alias.strip() for alias in child.attributes.get("alias", "").split(",") if alias.strip()))
+        for child in tags
+        if child.name == "Label" and tag in _ancestors(child) and (value := child.attributes.get("value", "").strip())
+    )
+    return Control(tag.name, tag.attributes.get("name", ""), labels)
+
+
+def _ancestors(tag: _Tag) -> Iterator[_Tag]:
+    parent = tag.parent
+    while parent is not None:
+        yield parent
+        parent = parent.parent
+
+
+def _tags(xml: str) -> list[_Tag]:
+    """Every element in document order."""
+    if len(xml) > MAX_CHARACTERS:
+        raise ConfigError(f"the labelling config has {len(xml):,} characters; at most {MAX_CHARACTERS:,} are read")
+    tags: list[_Tag] = []
+    open_tags: list[_Tag] = []
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        if len(open_tags) >= MAX_DEPTH:
+            raise ConfigError(f"the labelling config is nested deeper than {MAX_DEPTH} tags")
+        tags.append(_Tag(name, attributes, open_tags[-1] if open_tags else None))
+        open_tags.append(tags[-1])
+
+    def refuse(*_: object) -> None:
+        raise ConfigError("the labelling config has a DOCTYPE; remove it, entities are not read")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda _: open_tags.pop()
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(xml, True)
+    except expat.ExpatError as error:
+        raise ConfigError(f"the labelling config is no valid XML (line {error.lineno}): {expat.ErrorString(error.code)}") from error
+    except UnicodeEncodeError as error:
+        raise ConfigError("the labelling config is not valid text") from error
+    return tags

@@ -1,0 +1,211 @@
+"""Label Studio's API as far as it is used here, and its two kinds of token.
+
+A legacy token is sent as it is. A personal access token is a refresh token of 200 years that no route takes: it buys access tokens of five
+minutes each.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+
+from backend.errors import FetchError, LabelStudioError
+from backend.fetch import parse_url
+
+TIMEOUT = httpx.Timeout(10.0, connect=3.0)
+"""Seconds to connect, and the longest silence of a server that is trusted not to drip."""
+ACCESS_SECONDS = 300.0
+"""What Label Studio gives an access token to live."""
+SPARE_SECONDS = 60.0
+"""An access token is renewed when it has this long to live, so that it lasts through a slow download."""
+
+_PERSONAL = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+_TOKEN = re.compile(r"[!-~]*")
+_NEW_TOKEN = "make a personal access token in Label Studio (Account & Settings) and set it as LABEL_STUDIO_API_KEY"
+_REFUSALS = {
+    403: "use the token of a user who is a member of the project",
+    404: "what was asked for is deleted, or LABEL_STUDIO_URL is another server or lacks its sub-path",
+}
+
+
+class LabelStudio:
+    """A client that threads may share; no error and no repr of it shows a token.
+
+    Args:
+        url: where Label Studio is reached from here, with its sub-path if it has one.
+        token: legacy or personal; empty for none.
+        clock: seconds that only go forward.
+        transport: takes the place of the network in tests.
+
+    Raises:
+        LabelStudioError: the address or the token cannot be one.
+    """
+
+    def __init__(
+        self, url: str, token: str, *, clock: Callable[[], float] = time.monotonic, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        try:
+            parse_url(url)
+        except FetchError:
+            raise LabelStudioError("LABEL_STUDIO_URL is no address of a server; write it as http://label-studio:8080") from None
+        token = token.strip()
+        if not _TOKEN.fullmatch(token):
+            raise LabelStudioError(f"LABEL_STUDIO_API_KEY is no token; {_NEW_TOKEN}")
+        self.url = url.rstrip("/")
+        self._token = token
+        self._personal = _PERSONAL.fullmatch(token) is not None
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._access, self._renew_at = "", 0.0
+        self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=False, transport=transport)
+
+    def __repr__(self) -> str:
+        return f"LabelStudio({self.url!r})"
+
+    def close(self) -> None:
+        """Close the connections that are kept open."""
+        self._client.close()
+
+    def authorization(self) -> dict[str, str]:
+        """The header that lets a request in; empty without a token. Raises LabelStudioError where a personal token buys no access."""
+        if not self._token:
+            return {}
+        if not self._personal:
+            return {"Authorization": f"Token {self._token}"}
+        with self._lock:
+            if not self._access or self._clock() >= self._renew_at:
+                began = self._clock()
+                self._access = self._buy_access()
+                self._renew_at = began + ACCESS_SECONDS - SPARE_SECONDS
+            return {"Authorization": f"Bearer {self._access}"}
+
+    def forget(self, refused: Mapping[str, str]) -> bool:
+        """Drop the access token of a header that got 401; whether it makes sense to ask again with a new one."""
+        with self._lock:
+            if refused.get("Authorization") == f"Bearer {self._access}":
+                self._access = ""
+        return self._personal
+
+    def request(self, method: str, path: str, json: object = None) -> Any:
+        """What a route answers, None if nothing. ``path`` begins with a slash, which is the root of Label Studio.
+
+        Raises:
+            LabelStudioError: no answer, or another than success; one line that says what to do.
+        """
+        return _content(self._send(method, path, json), path, self._personal)
+
+    def task(self, task_id: int) -> dict[str, Any]:
+        """A task with its data and annotations. Raises LabelStudioError."""
+        path = f"/api/tasks/{task_id:d}/"
+        found = self.request("GET", path)
+        if not isinstance(found, dict):
+            raise _unexpected(path)
+        return found
+
+    def predictions(self, task_id: int) -> list[dict[str, Any]]:
+        """All predictions of a task, of whatever version. Raises LabelStudioError."""
+        path = f"/api/predictions/?task={task_id:d}"
+        found = self.request("GET", path)
+        if not isinstance(found, list) or not all(isinstance(entry, dict) and isinstance(entry.get("id"), int) for entry in found):
+            raise _unexpected(path)
+        return found
+
+    def delete_prediction(self, prediction_id: int) -> bool:
+        """Delete a prediction; False if there was none. Raises LabelStudioError."""
+        path = f"/api/predictions/{prediction_id:d}/"
+        response = self._send("DELETE", path)
+        if response.status_code == 404:
+            return False
+        _content(response, path, self._personal)
+        return True
+
+    def drop_duplicates(self, task_id: int, model_version: str) -> int:
+        """Keep the earliest of a task's predictions with this version and the same result; how many later ones were deleted.
+
+        Label Studio stores the answer of each request that it made, also when it asked the same twice at once. Raises LabelStudioError.
+        """
+        kept: set[str] = set()
+        dropped = 0
+        for prediction in sorted(self.predictions(task_id), key=lambda entry: int(entry["id"])):
+            if prediction.get("model_version") != model_version:
+                continue
+            result = json.dumps(prediction.get("result"), sort_keys=True)
+            if result in kept:
+                dropped += self.delete_prediction(prediction["id"])
+            kept.add(result)
+        return dropped
+
+    def _send(self, method: str, path: str, json: object = None) -> httpx.Response:
+        if not path.startswith("/"):
+            raise ValueError("a path of Label Studio's API begins with a slash")
+        headers = self.authorization()
+        response = self._exchange(method, path, json, headers)
+        if response.status_code == 401 and self.forget(headers):
+            response = self._exchange(method, path, json, self.authorization())
+        return response
+
+    def _exchange(self, method: str, path: str, json: object, headers: Mapping[str, str]) -> httpx.Response:
+        try:
+            return self._client.request(method, path, json=json, headers=headers)
+        except httpx.TimeoutException as error:
+            raise LabelStudioError(f"Label Studio at {self.url} does not answer; check LABEL_STUDIO_URL, and that it runs") from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise LabelStudioError(f"Label Studio at {self.url} cannot be reached ({reason}); check LABEL_STUDIO_URL") from error
+
+    def _buy_access(self) -> str:
+        path = "/api/token/refresh/"
+        response = self._exchange("POST", path, {"refresh": self._token}, {})
+        if response.status_code in (400, 401, 403):
+            raise LabelStudioError(f"Label Studio does not take the personal access token, which may be revoked or another's; {_NEW_TOKEN}")
+        answer = _content(response, path, True)
+        access = answer.get("access") if isinstance(answer, dict) else None
+        if not isinstance(access, str) or not access or not _TOKEN.fullmatch(access):
+            raise _unexpected(path)
+        return access
+
+
+def _content(response: httpx.Response, path: str, personal: bool) -> Any:
+    """The JSON of a success. Raises LabelStudioError for all else."""
+    if response.is_success:
+        try:
+            return response.json() if response.content else None
+        except ValueError:
+            raise _unexpected(path) from None
+    raise LabelStudioError(_advice(response, path.partition("?")[0], personal))
+
+
+def _advice(response: httpx.Response, path: str, personal: bool) -> str:
+    """What a failure means and what to do, in one line."""
+    status, detail = response.status_code, _detail(response)
+    if status == 401 and "legacy token" in detail.lower():
+        return f"Label Studio has legacy tokens disabled for this organization (401); {_NEW_TOKEN}"
+    if status == 401:
+        return (
+            f"Label Studio does not take the token (401): it is wrong{'' if personal else ', or legacy tokens are disabled'}; {_NEW_TOKEN}"
+        )
+    if response.is_redirect:
+        return f"Label Studio redirects {path} ({status}); set LABEL_STUDIO_URL to its final address"
+    if response.is_server_error:
+        return f"Label Studio failed at {path} ({status}); see its log, and try again"
+    advice = _REFUSALS.get(status, "check that its version is supported")
+    return f"Label Studio refused {path} ({status}{': ' if detail else ''}{detail}); {advice}"
+
+
+def _detail(response: httpx.Response) -> str:
+    try:
+        answer = response.json()
+    except ValueError:
+        return ""
+    detail = answer.get("detail") if isinstance(answer, dict) else None
+    return " ".join(detail.split())[:160] if isinstance(detail, str) else ""
+
+
+def _unexpected(path: str) -> LabelStudioError:
+    return LabelStudioError(f"what answers at {path.partition('?')[0]} is not Label Studio's API; check LABEL_STUDIO_URL")

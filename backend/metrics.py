@@ -1,0 +1,69 @@
+"""What is counted, for Prometheus and for the status page."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+
+RECENT = 50
+STAGE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A task that got no answer: when (seconds since 1970), which, and why in one line."""
+
+    when: float
+    task: str
+    reason: str
+    message: str
+
+
+class Metrics:
+    """Counters with a registry of their own, so that two apps in one process do not meet."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._tasks = Counter("sam4mllm_tasks", "Tasks by outcome.", ("outcome",), registry=self.registry)
+        self._failures = Counter("sam4mllm_failed_tasks", "Tasks without an answer, by reason.", ("reason",), registry=self.registry)
+        self._events = Counter("sam4mllm_events", "Webhook events stored, by action.", ("action",), registry=self.registry)
+        self._requests = Counter("sam4mllm_refused_requests", "Requests refused, by reason.", ("reason",), registry=self.registry)
+        self._stages = Histogram(
+            "sam4mllm_stage_seconds", "Seconds of a task's stages.", ("stage",), buckets=STAGE_BUCKETS, registry=self.registry
+        )
+        self._recent: deque[Failure] = deque(maxlen=RECENT)
+        self._lock = threading.Lock()
+
+    def served(self, regions: int) -> None:
+        self._tasks.labels("served" if regions else "nothing_found").inc()
+
+    def failed(self, task: object, reason: str, message: str) -> None:
+        self._tasks.labels("failed").inc()
+        self._failures.labels(reason).inc()
+        with self._lock:
+            self._recent.append(Failure(time.time(), str(task), reason, message))
+
+    def stored(self, action: str) -> None:
+        self._events.labels(action).inc()
+
+    def refused(self, reason: str) -> None:
+        self._requests.labels(reason).inc()
+
+    def spent(self, seconds: Mapping[str, float]) -> None:
+        for stage, spent in seconds.items():
+            self._stages.labels(stage).observe(spent)
+
+    @property
+    def recent(self) -> list[Failure]:
+        """The last failures, newest first."""
+        with self._lock:
+            return list(reversed(self._recent))
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self.registry)

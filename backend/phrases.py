@@ -1,0 +1,150 @@
+"""What to find in a task, and what the annotator pointed at: phrases with their labels, and clicks in pixels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from backend.errors import TaskError
+from backend.label_config import LabelConfig
+from backend.wire import Region, Task
+from sam4mllm.clicks import Clicks
+
+MAX_PHRASES = 32
+MAX_CLICKS = 200
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A phrase and the label that its regions get; None leaves the choice to the reviewer."""
+
+    phrase: str
+    label: str | None
+
+
+@dataclass(frozen=True)
+class Pointed:
+    """An annotator's points and boxes in percent of the image, as they come; they become pixels once the image is there.
+
+    ``points`` are (x, y, positive), ``boxes`` (x, y, width, height, rotation in degrees); ``label`` is the last one's.
+    """
+
+    points: tuple[tuple[float, float, bool], ...] = ()
+    boxes: tuple[tuple[float, float, float, float, float], ...] = ()
+    label: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.points or self.boxes)
+
+    def clicks(self, width: int, height: int) -> Clicks:
+        """In pixels of an image of that size."""
+        scale = np.array([width, height]) / 100
+        points = (np.array([(x, y) for x, y, _ in self.points]).reshape(-1, 2) * scale).astype(np.float32)
+        labels = np.array([int(positive) for *_, positive in self.points], np.int64)
+        boxes = [_turned_box(np.array(box) * [*scale, *scale, 1]) for box in self.boxes]
+        return Clicks(points, labels, np.array(boxes, np.float32).reshape(-1, 4))
+
+
+def _turned_box(box: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
+    """The upright box around (x, y, width, height) turned clockwise about its top left corner."""
+    x, y, width, height, degrees = box
+    cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
+    xs = [x + right * width * cos - down * height * sin for right in (0, 1) for down in (0, 1)]
+    ys = [y + right * width * sin + down * height * cos for right in (0, 1) for down in (0, 1)]
+    return [min(xs), min(ys), max(xs), max(ys)]
+
+
+def typed_text(regions: Iterable[Region], config: LabelConfig) -> str:
+    """The last text in the prompt's control, or nothing."""
+    if config.prompt is None:
+        return ""
+    for region in reversed(list(regions)):
+        if region.get("from_name") == config.prompt.name and region.get("type") == "textarea":
+            value = region.get("value")
+            text = value.get("text") if isinstance(value, dict) else None
+            lines = [line for line in text if isinstance(line, str)] if isinstance(text, list) else [text] if isinstance(text, str) else []
+            if lines and lines[-1].strip():
+                return lines[-1].strip()
+    return ""
+
+
+def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, remembered: str) -> list[Wanted]:
+    """The phrases of a task: what was typed, else its data field, else the remembered phrase, else the config's label names.
+
+    The field holds one phrase, a list of them, or {label: phrase or list}. Raises TaskError if it holds anything else.
+    """
+    if typed:
+        return [Wanted(typed, config.label_for(typed))]
+    value = task.data.get(phrase_field)
+    if value is None or value in ("", [], {}):
+        if remembered:
+            return [Wanted(remembered, config.label_for(remembered))]
+        return [Wanted(label.value, label.value) for label in config.mask.labels][:MAX_PHRASES]
+    found = _from_field(value, config)
+    if not found or len(found) > MAX_PHRASES:
+        raise TaskError(f"the task's {phrase_field!r} holds {len(found)} phrases; 1 to {MAX_PHRASES} are answered")
+    return found
+
+
+def _from_field(value: object, config: LabelConfig) -> list[Wanted]:
+    if isinstance(value, str):
+        return [Wanted(value, config.label_for(value))] if value.strip() else []
+    if isinstance(value, Sequence):
+        return [one for entry in value for one in _from_field(_text_only(entry), config)]
+    if isinstance(value, Mapping):
+        known = {label.value for label in config.mask.labels}
+        return [
+            Wanted(text, str(label) if label in known else config.label_for(str(label)))
+            for label, entry in value.items()
+            for text in map(_text_only, entry if isinstance(entry, list) else [entry])
+            if text.strip()
+        ]
+    raise TaskError("a task's phrase is a text, a list of texts, or an object {label: text}")
+
+
+def _text_only(value: object) -> str:
+    if not isinstance(value, str):
+        raise TaskError("a task's phrase is a text, a list of texts, or an object {label: text}")
+    return value
+
+
+def pointed(regions: Sequence[Region], config: LabelConfig) -> Pointed:
+    """The keypoints and rectangles among an annotator's regions; those that are not well formed are left out."""
+    points: list[tuple[float, float, bool]] = []
+    boxes: list[tuple[float, float, float, float, float]] = []
+    label: str | None = None
+    for region in regions[:MAX_CLICKS]:
+        value = region.get("value")
+        if not isinstance(value, dict):
+            continue
+        if config.keypoint and region.get("from_name") == config.keypoint.name:
+            numbers = _numbers(value, "x", "y")
+            if numbers is not None:
+                points.append((numbers[0], numbers[1], bool(region.get("is_positive", True))))
+        elif config.box and region.get("from_name") == config.box.name:
+            numbers = _numbers(value, "x", "y", "width", "height")
+            turn = _numbers(value, "rotation") or (0.0,)
+            if numbers is not None and numbers[2] > 0 and numbers[3] > 0:
+                boxes.append((numbers[0], numbers[1], numbers[2], numbers[3], turn[0]))
+        else:
+            continue
+        label = _label(region, value, config) or label
+    return Pointed(tuple(points), tuple(boxes), label)
+
+
+def _label(region: Region, value: Mapping[str, Any], config: LabelConfig) -> str | None:
+    names = value.get(str(region.get("type"))) or value.get("labels")
+    known = {label.value for label in config.mask.labels}
+    return next((name for name in names if name in known), None) if isinstance(names, list) else None
+
+
+def _numbers(value: Mapping[str, Any], *names: str) -> tuple[float, ...] | None:
+    """Finite percentages, or None. A click may be dragged past the border; far outside is no click."""
+    found = [value.get(name) for name in names]
+    if all(isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= 1000 for number in found):
+        return tuple(float(number) for number in found if number is not None)
+    return None

@@ -1,0 +1,97 @@
+"""The same backend as a class for label-studio-ml's own server: 1.0.9 from PyPI, or 2.x.
+
+::
+
+    from backend.plugin import Sam4mllmBackend  # a subclass of whichever LabelStudioMLBase is installed
+
+    app = init_app(model_class=Sam4mllmBackend)
+
+Those servers make an object a request or a project, and 1.0.9 runs ``fit`` in a process of its own. So the models live in this module,
+once a process, and ``fit`` does no more than write to the log. Settings come from the environment, as always.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from backend.corrections import CorrectionLog
+from backend.service import Service, build
+from backend.settings import read_settings
+from backend.wire import PredictRequest
+
+_lock = threading.Lock()
+
+
+def service() -> Service:
+    """The one service of this process, started at the first call."""
+    with _lock:
+        return _service()
+
+
+@lru_cache(maxsize=1)
+def _service() -> Service:
+    built = build(read_settings())
+    built.start()
+    return built
+
+
+class _Backend:
+    """What both generations call. ``label_config`` is theirs."""
+
+    label_config: str | None
+    _new: bool
+    """Whether the base class is of 2.x, which keeps values by ``set`` and asks ``setup`` for the version."""
+
+    def setup(self) -> None:
+        """2.x, for every object: tell it the version, or Label Studio would predict all tasks again at each view."""
+        if self._new and service().version:
+            self.set("model_version", service().version)  # type: ignore[attr-defined]
+
+    def predict(self, tasks: Sequence[Any], context: Mapping[str, Any] | None = None, **_: Any) -> list[Any]:
+        """One prediction a task, or ``[]`` for one that failed."""
+        regions = context.get("result") if isinstance(context, Mapping) else None
+        found = tuple(region for region in regions if isinstance(region, dict)) if isinstance(regions, list) else None
+        request = PredictRequest(tasks, "", self.label_config or "", found)
+        answers = [json.loads(answer) for answer in service().predictor.predict(request)]
+        return answers if self._new else [_without_version(answer) for answer in answers]
+
+    def fit(self, *args: Any, event: str = "", data: Mapping[str, Any] | None = None, workdir: str | None = None, **_: Any) -> None:
+        """Keep the event. 1.x calls ``fit((), event=…, data=…)``, 2.x ``fit(event, data)``."""
+        if args and isinstance(args[0], str):
+            event, data = args[0], args[1] if len(args) > 1 else data
+        log = CorrectionLog(read_settings().home / "corrections.sqlite")  # 1.x is in a process of its own here
+        try:
+            log.store({**(data or {}), "action": event})
+        finally:
+            log.close()
+        if workdir is not None:
+            _leave_no_job(Path(workdir))
+
+
+def _without_version(answer: Any) -> Any:
+    """1.x names versions after its jobs, in ``/setup``; a prediction that names another would be made again at each view."""
+    return {key: value for key, value in answer.items() if key != "model_version"} if isinstance(answer, dict) else answer
+
+
+def _leave_no_job(folder: Path) -> None:
+    """1.x takes a job without a result for a failed training, and logs it at each ``/setup``; the event is in our log."""
+    with contextlib.suppress(OSError):
+        (folder / "event.json").unlink()
+        folder.rmdir()
+
+
+def __getattr__(name: str) -> Any:
+    """``Sam4mllmBackend``, made when it is asked for, so that this module can be read without label-studio-ml."""
+    if name != "Sam4mllmBackend":
+        raise AttributeError(name)
+    from label_studio_ml.model import LabelStudioMLBase
+
+    made = type(name, (_Backend, LabelStudioMLBase), {"__module__": __name__, "_new": hasattr(LabelStudioMLBase, "set")})
+    globals()[name] = made  # so that a process of 1.x finds it by name
+    return made

@@ -1,0 +1,87 @@
+"""Every setting of the server, in one object, read once from the environment."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from backend.errors import SettingsError
+from sam4mllm.images import MAX_PIXELS
+from sam4mllm.pipeline import Strategy
+
+LOOPBACK = ("127.0.0.1", "::1", "localhost")
+
+
+class Settings(BaseSettings):
+    """``SAM4MLLM_<NAME>`` in the environment sets ``<name>``; Label Studio's own two have no prefix."""
+
+    model_config = SettingsConfigDict(env_prefix="SAM4MLLM_", extra="ignore", frozen=True, populate_by_name=True)
+
+    model: str = Field("demo", description="MLLM: `demo`, a checkpoint folder, or a hub id")
+    segmenter: str = Field("demo", description="`demo`, or `vit_b|vit_l|vit_h:PATH`")
+    device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`…; a GPU if there is one")
+    strategy: Strategy = Field("pqpp", description="`box`, `ppg` or `pqpp`")
+    points: Literal["packed", "joint"] = Field("packed", description="points asked each on its own, or in one answer as published")
+    home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
+    host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password")
+    port: int = Field(9090, ge=1, le=65535, description="port to listen on")
+    queue: int = Field(16, ge=1, le=256, description="requests that may wait or run at once; more are answered 503")
+    deadline: float = Field(85.0, gt=0, le=95, description="seconds in which a request is answered; Label Studio gives up after 100")
+    cache_mb: int = Field(1024, ge=0, description="memory for images taken in, and a quarter of it for answers")
+    max_pixels: int = Field(MAX_PIXELS, ge=64, le=89_000_000, description="largest image that is decoded")
+    max_image_mb: int = Field(64, ge=1, le=1024, description="largest image file that is fetched")
+    allow_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="further image hosts, comma-separated: `images.example.com` (public addresses only) or `http://minio:9000` "
+        "(an origin trusted as it is, private too)",
+    )
+    phrase_field: str = Field("description", description="the key of a task's data that holds its phrase")
+    remember_phrase: bool = Field(False, description="use a project's last typed phrase for tasks that have none")
+    show_prompts: bool = Field(False, description="send the MLLM's own box and points along where the config has controls for them")
+    auth_user: str = Field("sam4mllm", description="user name of the password")
+    auth_password: SecretStr = Field(SecretStr(""), description="password (HTTP Basic) of all routes but `/health` and the webhook")
+    webhook_secret: SecretStr = Field(
+        SecretStr(""), description="asked of webhooks: header `X-Webhook-Secret`, or the path `/webhook/<secret>`"
+    )
+    label_studio_url: str = Field("", validation_alias="LABEL_STUDIO_URL", description="Label Studio as this server reaches it")
+    label_studio_api_key: SecretStr = Field(
+        SecretStr(""), validation_alias="LABEL_STUDIO_API_KEY", description="legacy token or personal access token"
+    )
+
+    @field_validator("allow_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: object) -> object:
+        return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("home")
+    @classmethod
+    def _expand(cls, value: Path) -> Path:
+        return value.expanduser()
+
+    @field_validator("label_studio_url")
+    @classmethod
+    def _tidy(cls, value: str) -> str:
+        if value and not value.startswith(("http://", "https://")):
+            raise ValueError("it must start with http:// or https://")
+        return value.rstrip("/")
+
+    def lines(self) -> list[str]:
+        """One line a setting, secrets masked, for the log."""
+        return [f"{name} = {value}" for name, value in self.model_dump().items()]
+
+
+def read_settings() -> Settings:
+    """The settings of the environment. Raises SettingsError: one line that names the variable."""
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0]) if first["loc"] else "settings"
+        variable = name if name.isupper() else f"SAM4MLLM_{name.upper()}"
+        raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from error
+    if settings.host not in LOOPBACK and not settings.auth_password.get_secret_value():
+        raise SettingsError(f"SAM4MLLM_HOST={settings.host} is open to others: set SAM4MLLM_AUTH_PASSWORD, or listen on 127.0.0.1")
+    return settings

@@ -1,0 +1,141 @@
+"""Label Studio's requests as types, and the shape of an answer. A foreign body never raises anything but WireError or TaskError."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.errors import TaskError, WireError
+
+MAX_BODY = 128 * 1024 * 1024
+"""An interactive request carries all masks of its task's drafts, annotations and predictions: megabytes are usual."""
+MAX_DEPTH = 200
+MAX_TASKS = 10_000
+PROJECT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
+
+Region = dict[str, Any]
+
+
+def read_json(body: bytes) -> dict[str, Any]:
+    """A JSON object. Raises WireError for anything else, for NaN and infinities, and for nesting deeper than MAX_DEPTH."""
+    try:
+        value = json.loads(body or b"{}", parse_constant=_refuse_constant)
+    except RecursionError as error:
+        raise WireError("the request's JSON is nested too deep") from error
+    except ValueError as error:
+        raise WireError("the request's body is no JSON") from error
+    if not isinstance(value, dict):
+        raise WireError("the request's body must be a JSON object")
+    _check_depth(value)
+    return value
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
+
+
+def _check_depth(value: object) -> None:
+    level: list[Any] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            child
+            for parent in level
+            for child in (parent.values() if isinstance(parent, dict) else parent)
+            if isinstance(child, dict) or (isinstance(child, list) and not (child and isinstance(child[0], int)))
+        ]
+        if not level:
+            return
+    raise WireError("the request's JSON is nested too deep")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One image to work on. ``drafts`` are the results that the annotator has not submitted yet; interactive requests have them."""
+
+    id: int | None
+    data: Mapping[str, Any]
+    drafts: tuple[Region, ...] = ()
+
+
+@dataclass(frozen=True)
+class PredictRequest:
+    """``tasks`` are raw, so that a bad one spoils only itself; ``context`` is None in a batch, the annotator's regions otherwise."""
+
+    tasks: Sequence[object]
+    project: str = ""
+    label_config: str = ""
+    context: tuple[Region, ...] | None = None
+
+    @property
+    def interactive(self) -> bool:
+        return self.context is not None
+
+
+@dataclass(frozen=True)
+class SetupRequest:
+    """What Label Studio says of a project before it asks for predictions. Its host name and token are not used: anyone could send them."""
+
+    project: str
+    label_config: str = field(repr=False)
+
+
+def read_predict(body: Mapping[str, Any]) -> PredictRequest:
+    """The body of ``POST /predict``. Raises WireError."""
+    tasks = body.get("tasks")
+    if not isinstance(tasks, list):
+        raise WireError("the request has no list of tasks")
+    if len(tasks) > MAX_TASKS:
+        raise WireError(f"the request has {len(tasks):,} tasks; send at most {MAX_TASKS:,} at once")
+    params = body.get("params")
+    context = params.get("context") if isinstance(params, dict) else None
+    regions = _regions(context.get("result")) if isinstance(context, dict) else None
+    return PredictRequest(tasks, _project(body.get("project")), _text(body.get("label_config"), "label_config"), regions)
+
+
+def read_setup(body: Mapping[str, Any]) -> SetupRequest:
+    """The body of ``POST /setup``. Raises WireError."""
+    return SetupRequest(_project(body.get("project")), _text(body.get("schema"), "schema"))
+
+
+def read_task(raw: object) -> Task:
+    """One entry of ``tasks``. Raises TaskError if it has no data."""
+    if not isinstance(raw, dict):
+        raise TaskError("the task is no JSON object")
+    data = raw.get("data")
+    if not isinstance(data, dict) or not data:
+        raise TaskError("the task has no data")
+    number = raw.get("id")
+    drafts = raw.get("drafts")
+    found: list[Region] = []
+    for draft in drafts if isinstance(drafts, list) else []:
+        found += _regions(draft.get("result")) if isinstance(draft, dict) else ()
+    return Task(number if isinstance(number, int) and not isinstance(number, bool) else None, data, tuple(found))
+
+
+def prediction(regions: Sequence[Region], score: float, version: str) -> dict[str, Any]:
+    """One prediction as Label Studio stores it: a score that is no number would cost it the whole batch."""
+    return {"result": list(regions), "score": float(score) if math.isfinite(score) else 0.0, "model_version": version}
+
+
+def _regions(value: object) -> tuple[Region, ...]:
+    return tuple(region for region in value if isinstance(region, dict)) if isinstance(value, list) else ()
+
+
+def _project(value: object) -> str:
+    """``"<id>.<created>"`` as sent, or empty; it becomes part of keys, so nothing else is let in."""
+    text = str(value) if isinstance(value, str | int) else ""
+    if text and not PROJECT.fullmatch(text):
+        raise WireError("the project is not of the form <number>.<number>")
+    return text
+
+
+def _text(value: object, name: str) -> str:
+    if value is None:
+        return ""
+    if not isinstance(value, str):
+        raise WireError(f"{name} must be text")
+    return value

@@ -1,0 +1,91 @@
+"""One-task ``/predict`` requests over HTTP, warm: the median, split by stage as the server measured it.
+
+    python benchmarks/predict.py [--count 30] [--seed 990003]
+
+Every request is another demo scene with one phrase, its picture in the task itself, so that no other server takes part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import os
+import re
+import statistics
+import subprocess
+import tempfile
+import time
+
+import httpx
+from PIL import Image
+
+from backend.process import serve_command
+from sam4mllm.demo.scenes import make_scene
+
+CONFIG = (
+    '<View><Image name="image" value="$image"/><BrushLabels name="mask" toName="image"><Label value="Object"/></BrushLabels>'
+    '<TextArea name="prompt" toName="image"/></View>'
+)
+PORT = 9391
+
+
+def body(seed: int) -> dict[str, object]:
+    """A batch request of one task."""
+    scene = make_scene((seed,))
+    file = io.BytesIO()
+    Image.fromarray(scene.image).save(file, "PNG")
+    image = "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
+    task = {"id": seed, "data": {"image": image, "description": scene.expressions[0].phrase}}
+    return {"tasks": [task], "project": "1.1", "label_config": CONFIG}
+
+
+def stages(url: str) -> dict[str, float]:
+    """Seconds spent so far in each stage."""
+    text = httpx.get(url + "/metrics").text
+    return {name: float(value) for name, value in re.findall(r'sam4mllm_stage_seconds_sum{stage="(\w+)"} (\S+)', text)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=30)
+    parser.add_argument("--seed", type=int, default=990_003)
+    arguments = parser.parse_args()
+    url = f"http://127.0.0.1:{PORT}"
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "SAM4MLLM_PORT": str(PORT), "SAM4MLLM_HOME": home}
+        server = subprocess.Popen(serve_command(), env=environment, stderr=subprocess.DEVNULL)
+        try:
+            _wait(url)
+            _ask(url, arguments.seed - 1)
+            before = stages(url)
+            spent = [_ask(url, arguments.seed + index) for index in range(arguments.count)]
+            after = stages(url)
+        finally:
+            server.terminate()
+            server.wait()
+    print(f"median {statistics.median(spent):.3f} s, slowest {max(spent):.3f} s, {arguments.count} requests")
+    for stage in after:
+        print(f"  {stage:10} {(after[stage] - before.get(stage, 0.0)) / arguments.count:.3f} s a task, mean")
+
+
+def _ask(url: str, seed: int) -> float:
+    request = body(seed)
+    began = time.perf_counter()
+    answer = httpx.post(url + "/predict", json=request, timeout=100)
+    assert answer.json()["results"][0], answer.text
+    return time.perf_counter() - began
+
+
+def _wait(url: str) -> None:
+    while True:
+        try:
+            if httpx.get(url + "/ready").status_code == 200:
+                return
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+
+
+if __name__ == "__main__":
+    main()

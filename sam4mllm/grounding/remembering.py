@@ -1,0 +1,76 @@
+"""A grounder that answers a question about a scene only once: what a reviewer changes next to it costs the segmenter alone."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+MAX_QUESTIONS = 64
+"""Questions remembered of a scene; the longest unused is forgotten first."""
+
+
+@dataclass(frozen=True, eq=False)
+class RememberingScene(Scene):
+    """A scene and what was asked of it."""
+
+    scene: Scene
+    groundings: OrderedDict[tuple[str, bool], Grounding] = field(default_factory=OrderedDict)
+    answers: OrderedDict[tuple[str, bytes, bytes, bool], NDArray[np.float64]] = field(default_factory=OrderedDict)
+
+
+class RememberingGrounder:
+    """Wraps a grounder; answers are the wrapped one's own. For one thread at a time, as an engine's is."""
+
+    def __init__(self, grounder: Grounder) -> None:
+        self._grounder = grounder
+
+    @property
+    def identity(self) -> str:
+        return self._grounder.identity
+
+    def open(self, image: NDArray[np.uint8]) -> RememberingScene:
+        scene = self._grounder.open(image)
+        return RememberingScene(scene.width, scene.height, scene.nbytes, scene)
+
+    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+        assert isinstance(scene, RememberingScene)
+        new = [phrase for phrase in dict.fromkeys(phrases) if (phrase, with_points) not in scene.groundings]
+        if new:
+            found = zip(new, self._grounder.ground(scene.scene, new, with_points), strict=True)
+            answers = {(phrase, with_points): grounding for phrase, grounding in found}
+        else:
+            answers = {}
+        answers |= {(phrase, with_points): scene.groundings[phrase, with_points] for phrase in phrases if phrase not in new}
+        _keep(scene.groundings, answers)
+        return [answers[phrase, with_points] for phrase in phrases]
+
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
+        assert isinstance(scene, RememberingScene)
+        keys = [
+            (inquiry.grounding.phrase, inquiry.grounding.boxes_px[inquiry.index].tobytes(), inquiry.points_px.tobytes(), joint)
+            for inquiry in inquiries
+        ]
+        new = {key: inquiry for key, inquiry in zip(keys, inquiries, strict=True) if key not in scene.answers}
+        answers = {key: scene.answers[key] for key in keys if key not in new}
+        if new:
+            answers |= dict(zip(new, self._grounder.ask(scene.scene, list(new.values()), joint), strict=True))
+        _keep(scene.answers, answers)
+        return [answers[key] for key in keys]
+
+
+def _keep(memory: OrderedDict[K, V], answers: dict[K, V]) -> None:
+    for key, answer in answers.items():
+        memory[key] = answer
+        memory.move_to_end(key)
+    while len(memory) > MAX_QUESTIONS:
+        memory.popitem(last=False)

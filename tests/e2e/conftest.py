@@ -1,0 +1,73 @@
+"""A real Label Studio, this backend with the shipped models, and a browser; each started once and only if a test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+import pytest
+
+from backend.demo import READY_TIMEOUT, find_label_studio, is_ready, start_backend
+from backend.errors import SettingsError
+from backend.local_label_studio import LocalLabelStudio
+from backend.process import HOST, check_port
+
+if TYPE_CHECKING:
+    from tests.e2e.editor import Editor
+
+START_SECONDS = 1200
+"""For a test that may be the first to start Label Studio: a new database is migrated, on a machine that may be busy."""
+
+
+class BackendServer(NamedTuple):
+    """The running backend: its address, and the folder with its data and ``backend.log``."""
+
+    url: str
+    home: Path
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The start of the servers counts as time of the test that comes first."""
+    for item in items:
+        if "label_studio" in getattr(item, "fixturenames", ()) and item.get_closest_marker("timeout") is None:
+            item.add_marker(pytest.mark.timeout(START_SECONDS))
+
+
+@pytest.fixture(scope="session")
+def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalLabelStudio]:
+    """Label Studio with an empty database."""
+    try:
+        executable = find_label_studio()
+    except SettingsError as error:
+        pytest.skip(str(error))
+    files = tmp_path_factory.mktemp("local-files")
+    with LocalLabelStudio(executable, tmp_path_factory.mktemp("label-studio"), local_files=files) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def backend_server(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackendServer]:
+    """The backend with the demo models, ready, and with access to ``label_studio``."""
+    port, home = check_port(0), tmp_path_factory.mktemp("backend")
+    url = f"http://{HOST}:{port}"
+    child = start_backend(home, port, label_studio)
+    try:
+        child.wait_until(lambda: is_ready(url), READY_TIMEOUT, lambda _: None)
+        yield BackendServer(url, home)
+    finally:
+        child.stop()
+
+
+@pytest.fixture(scope="module")
+def editor(label_studio: LocalLabelStudio) -> Iterator[Editor]:
+    """A browser, logged in; nothing but loopback is let through, and afterwards nothing else may have been asked for."""
+    pytest.importorskip("playwright", reason="playwright is not installed: pip install playwright")
+    from tests.e2e.editor import Editor, find_chromium  # noqa: PLC0415
+
+    if find_chromium() is None:
+        pytest.skip("there is no Chromium: install your system's package chromium")
+    with Editor.launch(label_studio.url) as opened:
+        opened.log_in(label_studio.user, label_studio.password)
+        yield opened
+        assert not opened.blocked

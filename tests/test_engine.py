@@ -1,0 +1,170 @@
+"""One thread owns the model: order, bounds, deadlines, failures, and equal questions worked on once."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from backend.cache import ByteCache
+from backend.engine import Engine
+from backend.errors import DeadlineError, NotReadyError, QueueFullError
+from backend.flights import Flights
+from sam4mllm.errors import ModelError
+
+
+def soon(seconds: float = 5.0) -> float:
+    return time.monotonic() + seconds
+
+
+def until(true: Callable[[], bool]) -> None:
+    end = soon()
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.002)
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine[str]]:
+    engine: Engine[str] = Engine(lambda: "model", places=2)
+    engine.start()
+    until(lambda: engine.state == "ready")
+    yield engine
+    engine.close(5.0)
+
+
+class Gate:
+    """Work that begins and then waits to be let go."""
+
+    def __init__(self) -> None:
+        self.begun, self.go = threading.Event(), threading.Event()
+
+    def __call__(self, model: str) -> str:
+        self.begun.set()
+        assert self.go.wait(5)
+        return model
+
+
+def test_work_gets_the_model_and_its_errors_come_through(engine: Engine[str]) -> None:
+    assert engine.run(str.upper, True, soon()) == "MODEL"
+    for error in (ValueError("no"), TimeoutError("its own")):
+        with pytest.raises(type(error)):
+            engine.run(lambda _, error=error: (_ for _ in ()).throw(error), True, soon())
+    assert engine.run(str.upper, True, soon()) == "MODEL"
+
+
+def test_annotators_come_before_batches(engine: Engine[str]) -> None:
+    gate, order = Gate(), []
+    with ThreadPoolExecutor(6) as pool:
+        first = pool.submit(engine.run, gate, False, soon())
+        gate.begun.wait(5)
+        for name, interactive in (("batch 1", False), ("batch 2", False), ("click 1", True), ("click 2", True)):
+            before = engine.waiting
+            pool.submit(engine.run, lambda _, name=name: order.append(name), interactive, soon())
+            until(lambda before=before: engine.waiting == before + 1)
+        gate.go.set()
+        assert first.result() == "model"
+    assert order == ["click 1", "click 2", "batch 1", "batch 2"]
+
+
+def test_what_is_past_its_deadline_is_not_begun(engine: Engine[str]) -> None:
+    gate, ran = Gate(), []
+    with ThreadPoolExecutor(1) as pool:
+        blocked = pool.submit(engine.run, gate, False, soon())
+        gate.begun.wait(5)
+        with pytest.raises(DeadlineError):
+            engine.run(lambda _: ran.append(1), True, soon(0.02))
+        gate.go.set()
+        blocked.result()
+    engine.run(lambda _: None, True, soon())
+    assert not ran
+
+
+def test_places_are_bounded_for_each_kind(engine: Engine[str]) -> None:
+    with engine.place(False), engine.place(False):
+        with pytest.raises(QueueFullError), engine.place(False):
+            pass
+        with engine.place(True):
+            pass
+    with engine.place(False):
+        pass
+
+
+def test_draining_serves_what_is_in_the_house(engine: Engine[str]) -> None:
+    gate = Gate()
+    with engine.place(False), ThreadPoolExecutor(1) as pool:
+        running = pool.submit(engine.run, gate, False, soon())
+        gate.begun.wait(5)
+        engine.drain()
+        with pytest.raises(NotReadyError), engine.place(True):
+            pass
+        gate.go.set()
+        assert running.result() == "model"
+
+
+@pytest.mark.parametrize("error", [ModelError("the folder is empty"), RuntimeError("a secret")])
+def test_a_model_that_does_not_load_is_said_and_nothing_hangs(error: Exception) -> None:
+    def load() -> str:
+        time.sleep(0.05)
+        raise error
+
+    engine: Engine[str] = Engine(load, 1)
+    engine.start()
+    with pytest.raises(NotReadyError):
+        engine.run(str.upper, True, soon())
+    with pytest.raises(NotReadyError):
+        engine.run(str.upper, True, soon())
+    assert engine.state == "failed"
+    assert "a secret" not in engine.failure
+    assert ("the folder is empty" in engine.failure) == isinstance(error, ModelError)
+
+
+def test_equal_questions_at_once_are_worked_on_once() -> None:
+    flights = Flights(ByteCache(100, len))
+    made, go = [], threading.Event()
+
+    def make() -> bytes:
+        made.append(1)
+        go.wait(5)
+        return b"answer"
+
+    with ThreadPoolExecutor(4) as pool:
+        asked = [pool.submit(flights.answer, "key", make, soon()) for _ in range(4)]
+        until(lambda: len(made) == 1)
+        go.set()
+        answers = [one.result() for one in asked]
+    assert sorted(answers) == [(b"answer", False), *[(b"answer", True)] * 3]
+    assert flights.answer("key", make, soon()) == (b"answer", True)
+    assert len(made) == 1
+
+
+def test_an_error_is_shared_but_not_kept() -> None:
+    flights = Flights(ByteCache(100, len))
+
+    def fail() -> bytes:
+        raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        flights.answer("key", fail, soon())
+    assert flights.answer("key", lambda: b"yes", soon()) == (b"yes", False)
+
+
+def test_who_has_more_time_than_the_first_asks_again() -> None:
+    flights = Flights(ByteCache(100, len))
+    begun = threading.Event()
+
+    def too_late() -> bytes:
+        begun.set()
+        time.sleep(0.05)
+        raise DeadlineError("no time")
+
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(flights.answer, "key", too_late, soon(0.05))
+        begun.wait(5)
+        second = pool.submit(flights.answer, "key", lambda: b"yes", soon())
+        assert second.result()[0] == b"yes"
+        with pytest.raises(DeadlineError):
+            first.result()

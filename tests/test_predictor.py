@@ -1,0 +1,342 @@
+"""From tasks to predictions: phrases, labels, clicks, regions of each kind, and nothing that spoils a batch."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+from PIL import Image
+
+from backend import brush
+from backend.errors import QueueFullError
+from backend.wire import PredictRequest
+from sam4mllm.grounding.remembering import RememberingGrounder
+from tests.backend_fakes import CONFIG, House, house, task
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Iterator[Callable[..., House]]:
+    opened: list[House] = []
+
+    def make(**given: Any) -> House:
+        opened.append(house(tmp_path, **given))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.service.close(5.0)
+
+
+def ask(where: House, *tasks: object, context: list[dict[str, Any]] | None = None, config: str = CONFIG) -> list[Any]:
+    request = PredictRequest(list(tasks), "3.1", config, None if context is None else tuple(context))
+    return [json.loads(answer) for answer in where.service.predictor.predict(request)]
+
+
+def text(phrase: str) -> dict[str, Any]:
+    return {"type": "textarea", "from_name": "prompt", "to_name": "image", "value": {"text": [phrase]}}
+
+
+def keypoint(x: float, y: float, positive: bool = True, label: str = "Cup") -> dict[str, Any]:
+    value = {"x": x, "y": y, "width": 0.2, "keypointlabels": [label]}
+    return {"type": "keypointlabels", "from_name": "click", "to_name": "image", "is_positive": positive, "value": value}
+
+
+def rectangle(x: float, y: float, width: float, height: float, label: str = "Dog", rotation: float = 0.0) -> dict[str, Any]:
+    value = {"x": x, "y": y, "width": width, "height": height, "rotation": rotation, "rectanglelabels": [label]}
+    return {"type": "rectanglelabels", "from_name": "box", "to_name": "image", "value": value}
+
+
+def drawn(answer: dict[str, Any]) -> list[dict[str, Any]]:
+    """The regions but the line for the annotator."""
+    return [region for region in answer["result"] if region["type"] != "textarea"]
+
+
+def mask(region: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    return brush.decode(region["value"]["rle"], region["original_height"], region["original_width"]) > 127
+
+
+def test_a_described_task_gets_a_brush_mask(home: Callable[..., House]) -> None:
+    where = home()
+    [answer] = ask(where, task(description="the left cup"))
+    [region] = answer["result"]
+    assert region["value"]["brushlabels"] == ["Cup"]
+    assert {key: region[key] for key in ("type", "from_name", "to_name", "origin", "original_width", "original_height")} == {
+        "type": "brushlabels",
+        "from_name": "mask",
+        "to_name": "image",
+        "origin": "prediction",
+        "original_width": 100,
+        "original_height": 80,
+    }
+    expected = np.zeros((80, 100), bool)
+    expected[10:30, 10:30] = True
+    assert (mask(region) == expected).all()
+    assert answer["model_version"] == where.service.version
+    assert answer["score"] == region["score"]
+
+
+@pytest.mark.parametrize(
+    ("description", "labels"),
+    [
+        pytest.param("all cups", [["Cup"], ["Cup"]], id="several instances"),
+        pytest.param(["the left cup", "the thing"], [["Cup"]], id="a phrase that finds nothing"),
+        pytest.param(["the left cup", "the dog"], [["Cup"], ["Dog"]], id="list"),
+        pytest.param({"Dog": "the left cup"}, [["Dog"]], id="label named"),
+        pytest.param({"Cup": ["the left cup", "all cups"]}, [["Cup"]] * 3, id="several phrases of a label"),
+        pytest.param(None, [["Cup"]], id="none: the label names are phrases"),
+        pytest.param("", [["Cup"]], id="empty: the same"),
+    ],
+)
+def test_phrases_of_the_task_field(home: Callable[..., House], description: object, labels: list[list[str]]) -> None:
+    [answer] = ask(home(), task(description=description))
+    assert [region["value"]["brushlabels"] for region in answer["result"]] == labels
+    assert answer["score"] == min(region["score"] for region in answer["result"])
+
+
+def test_the_field_is_a_setting(home: Callable[..., House]) -> None:
+    [answer] = ask(home(phrase_field="what"), task(what="the dog", description="the left cup"))
+    assert answer["result"][0]["value"]["brushlabels"] == ["Dog"]
+
+
+def test_no_such_object_is_an_empty_result_with_its_probability(home: Callable[..., House]) -> None:
+    [answer] = ask(home(), task(description="the moon"))
+    assert answer["result"] == []
+    assert answer["score"] == 0.95
+
+
+def test_an_annotator_reads_that_nothing_was_found(home: Callable[..., House]) -> None:
+    [answer] = ask(home(), task(), context=[text("the moon")])
+    [region] = answer["result"]
+    assert (region["from_name"], region["value"]["text"]) == ("answer", ["the moon: no such object"])
+
+
+def test_typed_text_comes_before_the_field_and_is_remembered_for_clicks(home: Callable[..., House]) -> None:
+    where = home()
+    [typed] = ask(where, task(description="the dog"), context=[text("the left cup")])
+    assert typed["result"][0]["value"]["brushlabels"] == ["Cup"]
+    [clicked] = ask(where, task(description="the dog"), context=[keypoint(20, 20)])
+    prompt = where.segmenter.prompts[-1]
+    assert prompt.box_px is not None
+    assert prompt.box_px.tolist() == [10, 10, 30, 30]
+    assert [20.0, 16.0] in prompt.points_px.tolist()
+    assert len(prompt.points_px) > 10
+    assert len(drawn(clicked)) == 1
+
+
+def test_an_annotator_reads_how_many_were_found(home: Callable[..., House]) -> None:
+    [answer] = ask(home(), task(), context=[text("all cups")])
+    assert answer["result"][-1]["value"]["text"] == ["all cups: 2 found"]
+
+
+def test_an_empty_context_asks_for_nothing(home: Callable[..., House]) -> None:
+    where = home()
+    [answer] = ask(where, task(description="the dog"), context=[])
+    assert answer["result"] == []
+    assert where.grounder.opened == 0
+
+
+def test_a_draft_holds_the_current_phrase_too(home: Callable[..., House]) -> None:
+    where = home()
+    drafted = {**task(description="the dog"), "drafts": [{"result": [text("the left cup")]}]}
+    ask(where, drafted, context=[keypoint(20, 20)])
+    assert where.segmenter.prompts[-1].box_px.tolist() == [10, 10, 30, 30]  # type: ignore[union-attr]
+
+
+def test_a_click_with_no_phrase_stands_alone(home: Callable[..., House]) -> None:
+    where = home()
+    [answer] = ask(where, task(), context=[keypoint(50, 50, label="Dog"), keypoint(90, 90, positive=False, label="Dog")])
+    prompt = where.segmenter.prompts[-1]
+    assert prompt.box_px is None
+    assert prompt.points_px.tolist() == [[50.0, 40.0], [90.0, 72.0]]
+    assert prompt.labels.tolist() == [1, 0]
+    assert answer["result"][0]["value"]["brushlabels"] == ["Dog"]
+
+
+def test_a_click_answers_with_the_instance_that_it_touched(home: Callable[..., House]) -> None:
+    [answer] = ask(home(), task(description="all cups"), context=[keypoint(70, 20)])
+    [region] = drawn(answer)
+    assert mask(region)[20, 70]
+    assert not mask(region)[20, 20]
+
+
+def test_a_rectangle_is_a_prompt_of_its_own(home: Callable[..., House]) -> None:
+    where = home()
+    [answer] = ask(where, task(), context=[rectangle(40, 50, 10, 20)])
+    [region] = drawn(answer)
+    assert mask(region)[40:56, 40:50].all()
+    assert mask(region).sum() == 160
+    assert region["value"]["brushlabels"] == ["Dog"]
+
+
+def test_a_turned_rectangle_is_boxed(home: Callable[..., House]) -> None:
+    where = home()
+    ask(where, task(size="100x100"), context=[rectangle(50, 50, 20, 10, rotation=90)])
+    assert np.allclose(where.segmenter.prompts[-1].box_px, [40, 50, 50, 70])  # type: ignore[arg-type]
+
+
+def test_a_second_click_costs_no_language_model(home: Callable[..., House]) -> None:
+    where = home()
+    assert where.service.engine.model is not None
+    where.service.engine.model.grounder = RememberingGrounder(where.grounder)
+    ask(where, task(description="the dog"), context=[keypoint(50, 60)])
+    asked = len(where.grounder.asked)
+    ask(where, task(description="the dog"), context=[keypoint(50, 60), keypoint(52, 62, positive=False)])
+    assert len(where.grounder.asked) == asked > 0
+    assert where.grounder.opened == 1
+
+
+@pytest.mark.parametrize("tag", ["BitmaskLabels", "PolygonLabels", "RectangleLabels"])
+def test_regions_follow_the_config(home: Callable[..., House], tag: str) -> None:
+    config = f'<View><Image name="i" value="$image"/><{tag} name="m" toName="i"><Label value="Cup"/></{tag}></View>'
+    [answer] = ask(home(), task(description="the left cup"), config=config)
+    [region] = answer["result"]
+    assert region["type"] == tag.lower()
+    value = region["value"]
+    assert value[tag.lower()] == ["Cup"]
+    if tag == "BitmaskLabels":
+        alpha = np.asarray(Image.open(io.BytesIO(base64.b64decode(value["imageDataURL"].split(",")[1]))))[..., 3]
+        assert (alpha > 0).sum() == 400
+        assert (alpha[10:30, 10:30] == 255).all()
+    elif tag == "PolygonLabels":
+        assert value["closed"]
+        assert sorted(map(tuple, value["points"])) == [(10, 12.5), (10, 37.5), (30, 12.5), (30, 37.5)]
+    else:
+        assert [value[side] for side in ("x", "y", "width", "height")] == [10, 12.5, 20, 25]
+
+
+def test_box_and_points_come_along_where_a_setting_says_so(home: Callable[..., House]) -> None:
+    [answer] = ask(home(show_prompts=True), task(description="the left cup"))
+    kinds = [region["type"] for region in answer["result"]]
+    assert kinds[:2] == ["brushlabels", "rectanglelabels"]
+    assert set(kinds[2:]) == {"keypointlabels"}
+    assert len({region["id"] for region in answer["result"]}) == len(kinds)
+
+
+def test_a_projects_last_phrase_serves_tasks_without_one_where_a_setting_says_so(home: Callable[..., House]) -> None:
+    where = home(remember_phrase=True)
+    ask(where, task(1), context=[text("the dog")])
+    [answer] = ask(where, task(2))
+    assert answer["result"][0]["value"]["brushlabels"] == ["Dog"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        pytest.param(None, id="no object"),
+        pytest.param({"id": 9}, id="no data"),
+        pytest.param({"id": 9, "data": {"description": "the dog"}}, id="no image"),
+        pytest.param({"id": 9, "data": {"image": "s3://dead/image.png"}}, id="dead host"),
+        pytest.param(task(9, description={"Cup": 3}), id="phrase no text"),
+        pytest.param(task(9, description=["a"] * 33), id="too many phrases"),
+        pytest.param(task(9, description="x" * 501), id="phrase too long"),
+        pytest.param(task(9, description="\ud800"), id="half a character"),
+        pytest.param(task(9, size="3x3", description="the dog"), id="image too small"),
+    ],
+)
+def test_a_bad_task_spoils_only_itself(home: Callable[..., House], bad: object) -> None:
+    where = home()
+    answers = ask(where, task(1, description="the dog"), bad, task(2, description="the dog"))
+    assert answers[1] == []
+    assert answers[0]["result"]
+    assert answers[2]["result"]
+    assert where.service.metrics.recent[0].message
+    assert b'sam4mllm_tasks_total{outcome="failed"} 1.0' in where.service.metrics.text()
+
+
+@pytest.mark.parametrize("config", ["", "<View/>", '<View><Image name="image" value="$image"/></View>'])
+def test_a_bad_config_fails_each_task_and_an_annotator_still_gets_a_prediction(home: Callable[..., House], config: str) -> None:
+    where = home()
+    assert ask(where, task(1), task(2), config=config) == [[], []]
+    [answer] = ask(where, task(1), context=[text("the dog")], config=config)
+    assert answer["result"] == []
+
+
+def test_an_annotator_reads_what_went_wrong(home: Callable[..., House]) -> None:
+    [answer] = ask(home(), {"id": 1, "data": {"image": "dead"}}, context=[text("the dog")])
+    assert answer["result"][0]["value"]["text"] == ["the image host does not answer"]
+
+
+def test_two_requests_at_once_for_a_task_are_one_inference(home: Callable[..., House], tmp_path: Path) -> None:
+    repeated: list[tuple[int, str]] = []
+    where = home()
+    where.service.predictor._repeated = lambda number, version: repeated.append((number, version))
+    where.images.delay = 0.1
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(lambda _: ask(where, task(description="the dog")), range(2))
+    assert first == second
+    assert (where.grounder.opened, where.images.loads) == (1, 1)
+    assert ask(where, task(description="the dog")) == first
+    assert where.grounder.opened == 1
+    assert repeated == [(1, where.service.version)] * 2
+
+
+def test_what_is_not_ready_in_time_is_left_to_be_asked_again_and_is_then_there(home: Callable[..., House]) -> None:
+    where = home(deadline=0.3)
+    slow, segment = threading.Event(), where.segmenter.encode
+
+    def encode(image: Any) -> Any:
+        if image.shape[1] == 90:
+            slow.wait(5)
+        return segment(image)
+
+    where.segmenter.encode = encode  # type: ignore[method-assign]
+    tasks = [task(1, description="the dog"), task(2, size="90x90", description="the dog"), task(3, description="the dog")]
+    began = time.monotonic()
+    answers = ask(where, *tasks)
+    assert time.monotonic() - began < 2
+    assert len(answers) == 3
+    assert answers[1] == []
+    slow.set()
+    assert all(one["result"] for one in ask(where, *tasks))
+    assert where.grounder.opened == 3
+
+
+def test_more_requests_than_places_are_refused_at_once(home: Callable[..., House]) -> None:
+    where = home(queue=2)
+    where.images.delay = 0.3
+    with ThreadPoolExecutor(7) as pool:
+        asked = [pool.submit(ask, where, task(number, description="the dog")) for number in range(7)]
+        refused = [isinstance(one.exception(), QueueFullError) for one in asked]
+    assert sum(refused) == 5
+
+
+@examples(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(fails=st.lists(st.sampled_from(["fine", "dead", "small", "model", "phrase"]), min_size=1, max_size=12))
+def test_one_result_a_task_in_order_whatever_fails(home: Callable[..., House], fails: list[str]) -> None:
+    where = home()
+    segment, ran = where.segmenter.decode, []
+
+    def decode(embedding: Any, prompts: Any) -> Any:
+        ran.append(embedding.width)
+        if embedding.width == 77:
+            raise RuntimeError("the model broke")
+        return segment(embedding, prompts)
+
+    where.segmenter.decode = decode  # type: ignore[method-assign]
+    made = {
+        "fine": lambda number: task(number, size=f"{100 + number}x80", description="the dog"),
+        "dead": lambda number: task(number, size="dead", description="the dog"),
+        "small": lambda number: task(number, size="2x2", description="the dog"),
+        "model": lambda number: task(number, size="77x80", description="the dog"),
+        "phrase": lambda number: task(number, description=[" "]),
+    }
+    answers = ask(where, *(made[kind](number) for number, kind in enumerate(fails)))
+    assert len(answers) == len(fails)
+    for number, (kind, answer) in enumerate(zip(fails, answers, strict=True)):
+        if kind == "fine":
+            assert answer["result"][0]["original_width"] == 100 + number
+        else:
+            assert answer == []
+    where.service.close(5.0)

@@ -1,0 +1,136 @@
+"""A real process: what SIGTERM ends, and what ``kill -9`` cannot take."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from backend.corrections import CorrectionLog
+from backend.process import check_port, serve_command
+from tests.backend_fakes import CONFIG, task
+
+ROOT = Path(__file__).parents[1]
+
+
+class Server:
+    """gunicorn with our configuration and fake models."""
+
+    def __init__(self, home: Path, **environment: str) -> None:
+        self.port = check_port(0)
+        variables = {"SAM4MLLM_PORT": str(self.port), "SAM4MLLM_HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
+        self.process = subprocess.Popen(
+            serve_command("tests.serve_fakes:app"), env={**os.environ, **variables}, cwd=home, stderr=subprocess.PIPE, text=True
+        )
+        self.url = f"http://127.0.0.1:{self.port}"
+
+    def wait(self) -> None:
+        end = time.monotonic() + 60
+        while time.monotonic() < end:
+            assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
+            try:
+                if httpx.get(self.url + "/ready").status_code == 200:
+                    return
+            except httpx.TransportError:
+                pass
+            time.sleep(0.05)
+        raise AssertionError("the server did not get ready")
+
+    def predict(self, number: int) -> Any:
+        body = {"tasks": [task(number, description="the dog")], "project": "1.1", "label_config": CONFIG}
+        return httpx.post(self.url + "/predict", json=body, timeout=30)
+
+    def stop(self) -> None:
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.communicate()
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
+    started: list[Server] = []
+
+    def start(**environment: str) -> Server:
+        started.append(Server(tmp_path, **environment))
+        started[-1].wait()
+        return started[-1]
+
+    yield start
+    for server in started:
+        server.stop()
+
+
+def test_sigterm_finishes_what_is_in_flight_and_takes_nothing_new(serve: Callable[..., Server]) -> None:
+    server = serve(FAKE_SECONDS="1.5")
+    with ThreadPoolExecutor(1) as pool:
+        in_flight = pool.submit(server.predict, 1)
+        time.sleep(0.5)
+        server.process.send_signal(signal.SIGTERM)
+        time.sleep(0.3)
+        try:
+            ready = httpx.get(server.url + "/ready", timeout=2).status_code == 200
+        except httpx.TransportError:
+            ready = False
+        assert not ready
+        assert in_flight.result().json()["results"][0]["result"]
+    assert server.process.wait(20) == 0
+
+
+def test_kill_9_loses_no_acknowledged_webhook(serve: Callable[..., Server], tmp_path: Path) -> None:
+    server = serve()
+    acknowledged: list[int] = []
+
+    def send(number: int) -> None:
+        try:
+            answer = httpx.post(server.url + "/webhook", json={"action": "ANNOTATION_CREATED", "number": number}, timeout=5)
+        except httpx.TransportError:
+            return
+        if answer.status_code == 201:
+            acknowledged.append(number)
+
+    with ThreadPoolExecutor(4) as pool:
+        sent = [pool.submit(send, number) for number in range(300)]
+        while len(acknowledged) < 60:
+            time.sleep(0.005)
+        for child in subprocess.run(
+            ["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True, check=True
+        ).stdout.split():
+            os.kill(int(child), signal.SIGKILL)
+        server.process.kill()
+        for one in sent:
+            one.result()
+    stored = {event.body["number"] for event in CorrectionLog(tmp_path / "corrections.sqlite").events()}
+    assert len(acknowledged) < 300
+    assert set(acknowledged) <= stored
+
+
+def test_a_body_that_is_too_large_is_refused_unread(serve: Callable[..., Server]) -> None:
+    server = serve()
+    with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
+        connection.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {10**10}\r\n\r\n{{".encode())
+        assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+@pytest.mark.parametrize(
+    ("environment", "says"),
+    [
+        pytest.param({"SAM4MLLM_HOST": "0.0.0.0"}, "SAM4MLLM_AUTH_PASSWORD", id="open to others without a password"),
+        pytest.param({"SAM4MLLM_QUEUE": "many"}, "SAM4MLLM_QUEUE", id="no number"),
+        pytest.param({"LABEL_STUDIO_URL": "localhost:8080"}, "LABEL_STUDIO_URL", id="no scheme"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path: Path, environment: dict[str, str], says: str) -> None:
+    server = Server(tmp_path, **environment)
+    _, errors = server.process.communicate(timeout=60)
+    assert server.process.returncode != 0
+    assert says in errors
+    assert "Traceback" not in errors
