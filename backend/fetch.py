@@ -8,20 +8,18 @@ its DNS changes nothing. Each redirect begins again with the checks. All waiting
 from __future__ import annotations
 
 import functools
-import ipaddress
-import re
 import socket
 import ssl
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import httpcore
-import httpx
 
+from backend.addresses import PORTS, Target, is_address, is_public, parse_url
 from backend.errors import FetchError, SettingsError
 
 Resolve = Callable[[str, int], list[str]]
@@ -29,18 +27,8 @@ Resolve = Callable[[str, int], list[str]]
 Connect = Callable[[str, int, float], httpcore.NetworkStream]
 """An address, a port and a limit in seconds to a connection; raises httpcore's ConnectError and ConnectTimeout."""
 
-_PORTS = {"http": 80, "https": 443}
 _REDIRECTS = (301, 302, 303, 307, 308)
-_ODD = re.compile(r"[\s\x00-\x1f\x7f-\x9f\\]")
-_LABEL = r"[a-z0-9_](?:[a-z0-9_-]{0,61}[a-z0-9_])?"
-_NAME = re.compile(rf"(?!.{{254}}){_LABEL}(?:\.{_LABEL})*")
-_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ALLOW = "SAM4MLLM_ALLOW_HOSTS"
-
-_UNICAST = ipaddress.ip_network("2000::/3")
-_NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# RFC 7526 and RFC 9637, which ipaddress counts as global
-_SPECIAL = (ipaddress.ip_network("192.88.99.0/24"), ipaddress.ip_network("3fff::/20"))
 
 
 @dataclass(frozen=True)
@@ -59,70 +47,6 @@ class StatusError(FetchError):
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
         self.status = status
-
-
-@dataclass(frozen=True)
-class Target:
-    """An http(s) address that is written properly; whether it may be fetched is another question."""
-
-    url: httpx.URL = field(repr=False)  # its query may be a secret
-    host: str
-    port: int
-
-    @property
-    def origin(self) -> str:
-        """Scheme, host and port in one spelling, to be compared as a whole."""
-        return f"{self.url.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
-
-
-def parse_url(text: str, base: httpx.URL | None = None) -> Target:
-    """An http(s) address, or a redirect's relative to ``base``. Raises FetchError, whose text never shows the address."""
-    if _ODD.search(text):
-        raise FetchError("the image address holds white space, a control character or a backslash; write it percent-encoded")
-    try:
-        url = httpx.URL(text) if base is None else base.join(text)
-    except (httpx.InvalidURL, ValueError):
-        raise FetchError("the image address cannot be read as a URL; correct the task's data") from None
-    if url.scheme not in _PORTS or not url.host:
-        raise FetchError("the image address does not begin with http:// or https:// and a host; correct the task's data")
-    if url.userinfo:
-        raise FetchError("the image address holds a user name; take it out, and serve the image without")
-    port = _PORTS[url.scheme] if url.port is None else url.port
-    if not 0 < port < 1 << 16:
-        raise FetchError("the image address has a port that does not exist; correct the task's data")
-    return Target(url, _host(url.raw_host.decode("ascii")), port)
-
-
-def _host(host: str) -> str:
-    """A name or an address in its one spelling: what C libraries take for an address besides (``127.1``, ``0x7f.1``) is refused."""
-    try:
-        if "%" not in host:
-            return str(ipaddress.ip_address(host))
-    except ValueError:
-        if _NAME.fullmatch(host) and not _NUMBER.fullmatch(host.rpartition(".")[2]):
-            return host
-    raise FetchError("the image address has an odd host; write a plain host name, or an address as 192.0.2.1 or [2001:db8::1]")
-
-
-def is_public(address: str) -> bool:
-    """Whether an address belongs to the public internet, and so does an IPv4 address that it carries inside."""
-    try:
-        ip = ipaddress.ip_address(address)
-    except ValueError:
-        return False
-    if isinstance(ip, ipaddress.IPv4Address):
-        return ip.is_global and not ip.is_multicast and ip not in _SPECIAL[0]
-    inside = _carried(ip)
-    if inside:
-        return all(is_public(str(carried)) for carried in inside)
-    return ip in _UNICAST and ip.is_global and ip not in _SPECIAL[1]
-
-
-def _carried(ip: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...]:
-    """Of a local NAT64 prefix (64:ff9b:1::/48) nobody outside knows where the IPv4 address is; it stays IPv6, and not public."""
-    if ip in _NAT64:
-        return (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF),)
-    return ip.teredo or tuple(carried for carried in (ip.ipv4_mapped, ip.sixtofour) if carried)
 
 
 def resolve_host(host: str, port: int) -> list[str]:
@@ -193,10 +117,6 @@ class _Pinned(httpcore.NetworkBackend):
             except (httpcore.ConnectError, httpcore.ConnectTimeout) as error:
                 failure = error
         raise failure
-
-
-def _is_address(host: str) -> bool:
-    return ":" in host or _NUMBER.fullmatch(host.rpartition(".")[2]) is not None
 
 
 def _private(target: Target) -> FetchError:
@@ -296,16 +216,16 @@ class Fetcher:
         """Whether the target is trusted as it is. Raises FetchError where it is not to be asked at all."""
         if target.origin in self._origins:
             return True
-        if _is_address(target.host) and not is_public(target.host):
+        if is_address(target.host) and not is_public(target.host):
             raise _private(target)
-        usual = target.port in _PORTS.values()
+        usual = target.port in PORTS.values()
         if not usual or not (anywhere or target.host in self._hosts):
             entry = target.host if usual else target.origin
             raise FetchError(f"images of {target.origin} are not fetched; add {entry} to {_ALLOW} if you trust it")
         return False
 
     def _addresses(self, target: Target, private: bool, deadline: _Deadline) -> list[str]:
-        found = [target.host] if _is_address(target.host) else self._look_up(target, deadline)
+        found = [target.host] if is_address(target.host) else self._look_up(target, deadline)
         if not private and not all(map(is_public, found)):
             raise _private(target)
         return found

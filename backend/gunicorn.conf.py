@@ -27,7 +27,8 @@ limit_request_line = 8190
 control_socket_disable = True
 accesslog = None
 logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-logging.getLogger("httpx").setLevel(logging.WARNING)  # it writes whole addresses, presigned ones too
+for name in ("httpx", "httpcore"):  # they write whole addresses, presigned ones too
+    logging.getLogger(name).setLevel(logging.WARNING)
 
 
 def when_ready(server: Any) -> None:

@@ -17,9 +17,10 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.addresses import parse_url
 from backend.cache import ByteCache
 from backend.errors import FetchError, LabelStudioError
-from backend.fetch import Fetcher, StatusError, parse_url
+from backend.fetch import Fetcher, StatusError
 from backend.label_studio import LabelStudio
 from sam4mllm.images import image_sha256, load_image
 

@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +49,8 @@ class Service:
     predictor: Predictor
     corrections: CorrectionLog
     metrics: Metrics
-    background: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "background"))
+    label_studio: LabelStudio | None
+    background: ThreadPoolExecutor
 
     @property
     def version(self) -> str:
@@ -70,6 +71,8 @@ class Service:
         self.engine.close(seconds)
         self.background.shutdown(wait=False, cancel_futures=True)
         self.corrections.close()
+        if self.label_studio is not None:
+            self.label_studio.close()
 
 
 def build(settings: Settings, load: Callable[[Settings], Pipeline] = load_pipeline, images: Images | None = None) -> Service:
@@ -86,7 +89,7 @@ def build(settings: Settings, load: Callable[[Settings], Pipeline] = load_pipeli
             background.submit(_drop_duplicates, label_studio, task, version)
 
     predictor = Predictor(engine, images or image_store(settings, label_studio), corrections, settings, metrics, repeated)
-    return Service(settings, engine, predictor, corrections, metrics, background)
+    return Service(settings, engine, predictor, corrections, metrics, label_studio, background)
 
 
 def image_store(settings: Settings, label_studio: LabelStudio | None) -> ImageStore:

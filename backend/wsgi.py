@@ -1,6 +1,6 @@
 """``gunicorn --config backend/gunicorn.conf.py backend.wsgi:app``: the app of the environment's settings.
 
-The models are loaded by ``service.start()`` in the worker, after the fork: a GPU must not be touched before it.
+gunicorn's worker then starts the service, after the fork: a GPU must not be touched before it.
 """
 
 from __future__ import annotations
@@ -8,13 +8,11 @@ from __future__ import annotations
 import sys
 
 from backend.app import create_app
-from backend.errors import SettingsError
 from backend.service import build
 from backend.settings import read_settings
+from sam4mllm.errors import Sam4mllmError
 
 try:
-    settings = read_settings()
-except SettingsError as error:
+    app = create_app(build(read_settings()))
+except Sam4mllmError as error:
     sys.exit(f"error: {error}")
-service = build(settings)
-app = create_app(service)

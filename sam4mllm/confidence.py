@@ -36,8 +36,10 @@ def agreement(mask: NDArray[np.bool_], points_px: NDArray[np.float32], labels: N
 def score(features: Features) -> float:
     """A first, fixed formula: agreement, sureness and the segmenter's estimate weigh alike, the box's probability half.
 
-    It orders; it is not calibrated. A fit on reviewers' decisions takes its place once there are enough of them.
+    A mask without one sure point counts as half sure: its box alone still says where it is. The score orders; it is not calibrated. A fit
+    on reviewers' decisions takes its place once there are enough of them.
     """
-    parts = np.clip([features.agreement, features.sure, features.predicted_iou, features.box_probability], 1e-3, 1.0)
+    sure = (1 + features.sure) / 2
+    parts = np.clip([features.agreement, sure, features.predicted_iou, features.box_probability], 1e-3, 1.0)
     weights = np.array([1.0, 1.0, 1.0, 0.5])
     return float(np.exp((weights * np.log(parts)).sum() / weights.sum()))

@@ -65,6 +65,11 @@ def save(image: Any, path: Path, **options: Any) -> Path:
     return path
 
 
+def drawn(regions: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The regions but the line for the annotator."""
+    return [region for region in regions if region["type"] == "brushlabels"]
+
+
 def mask_of(region: dict[str, Any]) -> Mask:
     return brush.decode(region["value"]["rle"], region["original_height"], region["original_width"]) > 127
 
@@ -153,14 +158,15 @@ def test_phrase_click_and_rectangle_of_an_annotator(project: Project, tmp_path: 
     target = one.masks[expression.targets[0]]
     height, width = target.shape
     [number] = fill(project, (save(one.image, tmp_path / "a.png"), ""))
-    [*_, region] = project.interactive(number, texts(expression.phrase))
-    assert region["type"] in ("brushlabels", "textarea")
-    [boxed] = project.interactive(number, rectangle(one.boxes_px[expression.targets[0]], width, height))
+    *_, line = project.interactive(number, texts(expression.phrase))
+    assert line["value"]["text"][0].startswith(f"{expression.phrase}: ")
+    [boxed] = drawn(project.interactive(number, rectangle(one.boxes_px[expression.targets[0]], width, height)))
     overlap = mask_of(boxed) & target
     assert overlap.sum() / (mask_of(boxed) | target).sum() > 0.6
     ys, xs = np.nonzero(target)
-    clicked = project.interactive(number, keypoint(float(xs.mean()) / width * 100, float(ys.mean()) / height * 100))
-    assert all(region["type"] == "brushlabels" for region in clicked)
+    clicked = drawn(project.interactive(number, keypoint(float(xs.mean()) / width * 100, float(ys.mean()) / height * 100)))
+    assert clicked
+    assert all(region["origin"] == "prediction" for region in clicked)
 
 
 def test_turned_and_large_images_have_masks_of_their_shown_size(project: Project, tmp_path: Path) -> None:

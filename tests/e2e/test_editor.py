@@ -1,0 +1,112 @@
+"""What an annotator sees and does in Label Studio's own editor. Screenshots are left in ``out/e2e``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend.corrections import CorrectionLog
+from backend.demo import ROOT
+from tests.e2e.conftest import BackendServer
+from tests.e2e.test_backend import Mask, Project, fill, mask_of, project, save, scene, until
+
+if TYPE_CHECKING:
+    from tests.e2e.editor import Editor
+
+__all__ = ["project"]
+SHOTS = ROOT / "out" / "e2e"
+
+
+@pytest.fixture(autouse=True)
+def _shots() -> None:
+    SHOTS.mkdir(parents=True, exist_ok=True)
+
+
+def iou(a: Mask, b: Mask) -> float:
+    return float((a & b).sum() / (a | b).sum())
+
+
+def test_the_mask_of_a_description_is_drawn_where_it_was_served(project: Project, editor: Editor, tmp_path: Path) -> None:
+    one = scene(100)
+    [number] = fill(project, (save(one.image, tmp_path / "a.png"), one.expressions[0].phrase))
+    project.studio.retrieve_predictions(project.id)
+    [prediction] = project.predictions(number)
+    served = np.any([mask_of(region) for region in prediction["result"]], axis=0)
+    editor.open_task(project.id, number, regions=len(prediction["result"]))
+    editor.screenshot(SHOTS / "description.png")
+    assert iou(editor.drawn()[..., 3] > 0, served) > 0.85
+    assert editor.blocked == []
+
+
+@pytest.mark.parametrize("kind", ["turned", "large"])
+def test_turned_and_large_images_have_their_masks_in_place(project: Project, editor: Editor, tmp_path: Path, kind: str) -> None:
+    one = scene(101)
+    path = tmp_path / f"{kind}.jpg"
+    if kind == "turned":
+        exif = Image.Exif()
+        exif[0x0112] = 6
+        Image.fromarray(one.image).transpose(Image.Transpose.ROTATE_90).save(path, exif=exif, quality=95)
+    else:
+        Image.fromarray(one.image).resize((4000, 3000), Image.Resampling.BILINEAR).save(path, quality=90)
+    [number] = fill(project, (path, one.expressions[0].phrase))
+    project.studio.retrieve_predictions(project.id)
+    [prediction] = project.predictions(number)
+    served = np.any([mask_of(region) for region in prediction["result"]], axis=0)
+    editor.open_task(project.id, number, regions=len(prediction["result"]))
+    editor.screenshot(SHOTS / f"{kind}.png")
+    drawn = editor.drawn()[..., 3] > 0
+    assert drawn.shape == served.shape
+    assert iou(drawn, served) > 0.85
+
+
+def test_an_annotator_types_clicks_boxes_accepts_and_submits(
+    project: Project, editor: Editor, backend_server: BackendServer, tmp_path: Path
+) -> None:
+    one = scene(102)
+    expression = one.expressions[0]
+    target = one.masks[expression.targets[0]]
+    height, width = target.shape
+    [number] = fill(project, (save(one.image, tmp_path / "a.png"), ""))
+    editor.open_task(project.id, number)
+    editor.auto_annotate()
+    typed = editor.prompt(expression.phrase)["data"]
+    assert typed["result"][-1]["from_name"] == "answer"
+    assert any(line.startswith(f"{expression.phrase}:") for line in editor.texts())
+    editor.screenshot(SHOTS / "typed.png")
+    if editor.suggestions():
+        editor.reject()
+    x1, y1, x2, y2 = one.boxes_px[expression.targets[0]] / np.array([width, height, width, height]) * 100
+    boxed = editor.box(float(x1), float(y1), float(x2 - x1), float(y2 - y1))["data"]
+    drawn = next(region for region in boxed["result"] if region["type"] == "brushlabels")
+    assert iou(mask_of(drawn), target) > 0.5
+    ys, xs = np.nonzero(target)
+    clicked = editor.click(float(xs.mean() / width * 100), float(ys.mean() / height * 100))["data"]
+    assert clicked["result"]
+    editor.screenshot(SHOTS / "clicked.png")
+    editor.accept()
+    annotation = editor.submit()
+    masks = [region for region in annotation["result"] if region["type"] == "brushlabels"]
+    assert masks
+    editor.screenshot(SHOTS / "submitted.png")
+
+    def stored() -> bool:
+        events = CorrectionLog(backend_server.home / "corrections.sqlite").events()
+        return any(event.action == "ANNOTATION_CREATED" and event.body["annotation"]["id"] == annotation["id"] for event in events)
+
+    until(stored)
+
+
+def test_an_annotator_reads_that_nothing_was_found(project: Project, editor: Editor, tmp_path: Path) -> None:
+    one = scene(103)
+    [number] = fill(project, (save(one.image, tmp_path / "a.png"), ""))
+    editor.open_task(project.id, number)
+    editor.auto_annotate()
+    asked = len(editor.asked)
+    editor.prompt("x" * 600)
+    assert len(editor.asked) == asked + 1
+    assert any("at most 500" in line for line in editor.texts())
+    editor.screenshot(SHOTS / "nothing.png")
