@@ -50,9 +50,17 @@ class Server:
         return httpx.post(self.url + "/predict", json=body, timeout=30)
 
     def stop(self) -> None:
+        """Without ceremony, and without leaving the worker behind."""
         if self.process.poll() is None:
+            for child in self.workers():
+                os.kill(child, signal.SIGKILL)
             self.process.kill()
-        self.process.communicate()
+        if self.process.stderr is not None and not self.process.stderr.closed:
+            self.process.communicate()
+
+    def workers(self) -> list[int]:
+        listed = subprocess.run(["ps", "-o", "pid=", "--ppid", str(self.process.pid)], capture_output=True, text=True, check=False)
+        return [int(number) for number in listed.stdout.split()]
 
 
 @pytest.fixture
@@ -67,6 +75,31 @@ def serve(tmp_path: Path) -> Iterator[Callable[..., Server]]:
     yield start
     for server in started:
         server.stop()
+
+
+def test_health_and_setup_answer_while_every_place_is_taken(serve: Callable[..., Server]) -> None:
+    server = serve(FAKE_SECONDS="60", SAM4MLLM_QUEUE="4")
+    with ThreadPoolExecutor(4) as pool:
+        waiting = [pool.submit(_unanswered, server.predict, number) for number in range(4)]
+        time.sleep(1.0)
+        began = time.monotonic()
+        assert httpx.get(server.url + "/health").status_code == 200
+        healthy = time.monotonic()
+        assert httpx.post(server.url + "/setup", json={"project": "1.1", "schema": CONFIG}).status_code == 200
+        assert time.monotonic() - healthy < 1.0
+        assert healthy - began < 0.2
+        refused = server.predict(9)
+        assert (refused.status_code, refused.headers["Retry-After"]) == (503, "5")
+        server.stop()
+        assert all(one.result() for one in waiting)
+
+
+def _unanswered(predict: Callable[[int], Any], number: int) -> bool:
+    try:
+        predict(number)
+    except httpx.TransportError:
+        return True
+    return False
 
 
 def test_sigterm_finishes_what_is_in_flight_and_takes_nothing_new(serve: Callable[..., Server]) -> None:
@@ -101,11 +134,7 @@ def test_kill_9_loses_no_acknowledged_webhook(serve: Callable[..., Server], tmp_
         sent = [pool.submit(send, number) for number in range(300)]
         while len(acknowledged) < 60:
             time.sleep(0.005)
-        for child in subprocess.run(
-            ["ps", "-o", "pid=", "--ppid", str(server.process.pid)], capture_output=True, text=True, check=True
-        ).stdout.split():
-            os.kill(int(child), signal.SIGKILL)
-        server.process.kill()
+        server.stop()
         for one in sent:
             one.result()
     stored = {event.body["number"] for event in CorrectionLog(tmp_path / "corrections.sqlite").events()}

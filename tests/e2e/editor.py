@@ -95,7 +95,12 @@ class Editor:
         self.page.wait_for_url(lambda address: "/user/login" not in address)
 
     def open_task(self, project: int, task: int, regions: int = 0) -> None:
-        """Open a task in the data manager; wait for its image, and until at least so many regions are drawn."""
+        """Open a task in the data manager; wait for its image, and until at least so many regions are drawn.
+
+        The list is opened first: a task's link alone, opened before any other page of a project, at times shows no pre-annotation.
+        """
+        self.page.goto(f"{self.url}/projects/{project}/data")
+        self.page.wait_for_load_state("networkidle")
         self.page.goto(f"{self.url}/projects/{project}/data?task={task}")
         self.page.wait_for_function(f"window.Htx && {_SELECTED} && {_IMAGE}?.naturalWidth > 1")
         self.page.wait_for_selector(".konvajs-content canvas")
@@ -132,8 +137,12 @@ class Editor:
         """The switch Auto-Annotation."""
         switch = self.page.get_by_test_id("bottombar-auto-annotation-toggle")
         switch.wait_for(state="attached")
-        switch.set_checked(on, force=True)
-        self.page.wait_for_timeout(300)
+        for _ in range(20):  # a page that still settles takes a click and forgets it
+            if switch.is_checked() == on:
+                return
+            switch.click(force=True)
+            self.page.wait_for_timeout(500)
+        raise AssertionError("the switch Auto-Annotation does not move")
 
     def prompt(self, text: str, control: str = "prompt") -> dict[str, Any]:
         """Type a phrase into a TextArea and add it, in place of the one given before, if any; returns the server's answer.

@@ -79,14 +79,15 @@ def test_an_annotator_types_clicks_boxes_accepts_and_submits(
     editor.screenshot(SHOTS / "typed.png")
     if editor.suggestions():
         editor.reject()
-    x1, y1, x2, y2 = one.boxes_px[expression.targets[0]] / np.array([width, height, width, height]) * 100
-    boxed = editor.box(float(x1), float(y1), float(x2 - x1), float(y2 - y1))["data"]
-    drawn = next(region for region in boxed["result"] if region["type"] == "brushlabels")
-    assert iou(mask_of(drawn), target) > 0.5
     ys, xs = np.nonzero(target)
     clicked = editor.click(float(xs.mean() / width * 100), float(ys.mean() / height * 100))["data"]
     assert clicked["result"]
     editor.screenshot(SHOTS / "clicked.png")
+    x1, y1, x2, y2 = one.boxes_px[expression.targets[0]] / np.array([width, height, width, height]) * 100
+    boxed = editor.box(float(x1), float(y1), float(x2 - x1), float(y2 - y1))["data"]
+    drawn = next(region for region in boxed["result"] if region["type"] == "brushlabels")
+    assert iou(mask_of(drawn), target) > 0.5
+    editor.screenshot(SHOTS / "boxed.png")
     editor.accept()
     annotation = editor.submit()
     masks = [region for region in annotation["result"] if region["type"] == "brushlabels"]

@@ -67,6 +67,5 @@ def test_setup_predict_and_fit(label_studio: LocalLabelStudio, server: str, tmp_
     label_studio.api("POST", f"/api/tasks/{one}/annotations/", json={"result": prediction["result"]})
     log = tmp_path / "home" / "corrections.sqlite"
     until(lambda: any(event.action == "ANNOTATION_CREATED" for event in CorrectionLog(log).events()))
-    until(lambda: not list((tmp_path / "jobs").glob("*")), 20)
     label_studio.retrieve_predictions(number)
     assert len(project.predictions(one)) == 1, "a stored annotation must not look like a new version"

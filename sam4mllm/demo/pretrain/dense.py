@@ -20,6 +20,7 @@ CELL = PATCH * MERGE
 FINE = 8
 """Each visual token predicts a FINE × FINE picture of what is thing and what is background under it."""
 DISTANCE_WEIGHT = 20.0
+OFFSET_PLACES, OFFSET_SIZE = 8, 2.0
 COVERED = 0.35
 """Least share of a cell that a thing must cover for the cell to speak for it."""
 
@@ -121,6 +122,9 @@ class DenseHeads(nn.Module):
         self.coordinates = nn.Linear(HIDDEN, 6 * HIDDEN)
         self.fine = nn.Linear(HIDDEN, FINE * FINE)
         self.colour = nn.Linear(HIDDEN, len(COLOURS) + 1)
+        self.point = nn.Linear(HIDDEN, 2 * HIDDEN)
+        self.beneath = nn.Linear(HIDDEN, FINE * FINE)
+        self.column = nn.Linear(HIDDEN, FINE)
 
     def noun_rows(self) -> tuple[list[str], Tensor]:
         """The known nouns and (N, HIDDEN) weights by which their things are recognised: good first embeddings for the words."""
@@ -155,4 +159,29 @@ class DenseHeads(nn.Module):
             "colour": 0.3 * colour,
             "_accuracy": hit,
             "_box_error": error,
+        }
+
+    def point_losses(self, hidden: Tensor, points: Tensor, embeddings: Tensor, sigma: float) -> dict[str, Tensor]:
+        """A point's two numbers (P, 2), read from the language model's ``hidden`` (P, HIDDEN) through the numbers' embeddings."""
+        read = self.point(F.rms_norm(hidden, (HIDDEN,))).reshape(-1, 2, HIDDEN)
+        logs = F.log_softmax((read @ embeddings.T).float(), -1)
+        error = (logs.argmax(-1) + 0.5 - points).detach().abs().mean()
+        return {"read": 0.2 * coordinate_loss(logs, points, sigma), "_read_error": error}
+
+    def spot_losses(self, early: Tensor, late: Tensor, offsets: Tensor, beneath: Tensor) -> dict[str, Tensor]:
+        """Weighted terms for the language model where points are judged: a point must be looked up in the picture of its visual token.
+
+        Three steps lead there, each asked for where it can be ready. ``early`` (P, HIDDEN) is after the layer that looks at the token: it
+        holds the token's picture ``beneath`` (P, FINE²) and, written large into fixed places, the point's ``offsets`` (P, 2) from the
+        token's middle, -1 to 1. ``late``, a layer on, holds the picture's column under the point.
+        """
+        early, late = F.rms_norm(early, (HIDDEN,)).float(), F.rms_norm(late, (HIDDEN,))
+        written = early[:, : 2 * OFFSET_PLACES].reshape(-1, 2, OFFSET_PLACES).mean(-1) / OFFSET_SIZE
+        across = ((offsets[:, 0] + 1) / 2 * FINE).long().clamp(0, FINE - 1)
+        column = beneath.reshape(-1, FINE, FINE)[torch.arange(len(across)), :, across]
+        return {
+            "offset": F.smooth_l1_loss(written, offsets),
+            "beneath": F.binary_cross_entropy_with_logits(self.beneath(early.to(late.dtype)).float(), beneath),
+            "column": F.binary_cross_entropy_with_logits(self.column(late).float(), column),
+            "_offset_error": (written - offsets).detach().abs().mean(),
         }

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4mllm.demo.architecture import HIDDEN, MERGE
+from sam4mllm.demo.architecture import HEADS, HIDDEN, MERGE
 from sam4mllm.demo.phrases import IRREGULAR_PLURALS
-from sam4mllm.demo.pretrain.dense import batch_size_px, coordinate_loss, dense_targets
+from sam4mllm.demo.pretrain.dense import DenseTargets, batch_size_px, coordinate_loss, dense_targets
 from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
@@ -31,15 +32,16 @@ CROWD_EVERY = 3
 BOXES_ONLY = 500
 """Steps before the first point questions."""
 SHARPENING, WIDE = 3000, 14.0
+JUDGING_LAYER = 2
 LOOKS = {
     "noun": (1, slice(0, 2), 0.2),
-    "across": (0, slice(0, 1), 0.1),
-    "down": (0, slice(1, 2), 0.1),
-    "point": (2, slice(3, 5), 0.4),
+    "across": (0, slice(0, HEADS // 2), 0.1),
+    "down": (0, slice(HEADS // 2, HEADS), 0.1),
+    "point": (JUDGING_LAYER, slice(0, HEADS), 0.4),
     "answer": (3, slice(0, 3), 0.5),
 }
-"""Layer, heads and weight of each supervised attention: a noun looks at its things; where a point is judged, two heads read its numbers
-and two later ones look at the place; an answer looks at the thing that it is about to speak of. Where there is no such thing, they
+"""Layer, heads and weight of each supervised attention: a noun looks at its things; where a point is judged, one layer reads the point's
+numbers and a later one looks at the place; an answer looks at the thing that it is about to speak of. Where there is no such thing, they
 look at the start of the image.
 """
 ALIKE_LAYERS, SHARPNESS = (1, 2, 3), 2.0
@@ -102,16 +104,30 @@ def batch_losses(model: DemoTrainee, teacher: Teacher, seed: int, batch: int) ->
         sigma = float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
         seen = model.heads.losses(visual.flatten(0, 1), dense, model.coordinate_embeddings(), sigma)
         terms = {name: term if name.startswith("_") else DENSE_WEIGHT * term for name, term in seen.items()}
-        hidden, attentions, prefix = forward(model, lessons, visual, grid)
-        terms |= answer_losses(model, teacher, lessons, hidden[:, prefix:], sigma)
-        terms |= look_losses(lessons, attentions, prefix)
+        read = forward(model, lessons, visual, grid)
+        terms |= answer_losses(model, teacher, lessons, read.hidden[:, read.prefix :], sigma)
+        terms |= look_losses(lessons, read.attentions, read.prefix)
+        terms |= spot_losses(model, lessons, dense, read, sigma)
         return terms
 
     return losses
 
 
-def forward(model: DemoTrainee, lessons: list[Lesson], visual: Tensor, grid: Tensor) -> tuple[Tensor, tuple[Tensor, ...], int]:
-    """Final hidden states (B, L, HIDDEN), attention weights per layer (B, heads, L, L), and the prefix's length."""
+class Read(NamedTuple):
+    """What the language model made of rows: final ``hidden`` states (B, L, HIDDEN), those after the ``first`` layer, ``early`` after the
+    judging layer and ``late`` after the next, attention weights a layer (B, heads, L, L), and the length of the prefix that all rows share.
+    """
+
+    hidden: Tensor
+    first: Tensor
+    early: Tensor
+    late: Tensor
+    attentions: tuple[Tensor, ...]
+    prefix: int
+
+
+def forward(model: DemoTrainee, lessons: list[Lesson], visual: Tensor, grid: Tensor) -> Read:
+    """Run the lessons' rows."""
     ids = {token: index for index, token in enumerate(vocabulary())}
     tokens = visual.shape[1]
     prefix = torch.tensor([ids[token] for token in (*BEFORE_IMAGE, *[IMAGE] * tokens, *AFTER_IMAGE)])
@@ -139,8 +155,10 @@ def forward(model: DemoTrainee, lessons: list[Lesson], visual: Tensor, grid: Ten
         position_ids=torch.cat([positions, (following + offsets)[None].expand(3, -1, -1)], 2),
         use_cache=False,
         output_attentions=True,
+        output_hidden_states=True,
     )
-    return output.last_hidden_state, output.attentions, len(prefix)
+    early, late = output.hidden_states[JUDGING_LAYER + 1 : JUDGING_LAYER + 3]
+    return Read(output.last_hidden_state, output.hidden_states[1], early, late, output.attentions, len(prefix))
 
 
 def prefix_positions(tokens: int, grid: Tensor) -> Tensor:
@@ -187,6 +205,21 @@ def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], h
         terms["verdict"] = 3.0 * F.cross_entropy(logits, answers)
         terms["_verdict"] = (logits.argmax(-1) == answers).float().mean()
     return terms
+
+
+def spot_losses(model: DemoTrainee, lessons: list[Lesson], dense: list[DenseTargets], read: Read, sigma: float) -> dict[str, Tensor]:
+    """Where points are judged: which numbers were given, what lies beneath, and where in it the point is."""
+    spots = [(b, *spot) for b, lesson in enumerate(lessons) for spot in lesson.spots]
+    if not spots:
+        return {}
+    places = [(b, position + read.prefix) for b, position, *_ in spots]
+    beneath = torch.from_numpy(np.stack([dense[b].fine[cell] for b, _, cell, *_ in spots]))
+    offsets = torch.tensor([offset for *_, offset, _ in spots])
+    points = torch.tensor([point for *_, point in spots])
+    return {
+        **model.heads.point_losses(_gather(read.first, places), points, model.coordinate_embeddings(), sigma),
+        **model.heads.spot_losses(_gather(read.early, places), _gather(read.late, places), offsets, beneath),
+    }
 
 
 def look_losses(lessons: list[Lesson], attentions: tuple[Tensor, ...], prefix: int) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerFast
 
 from sam4mllm.demo.phrases import Expression, plural
-from sam4mllm.demo.pretrain.dense import COVERED, DenseTargets
+from sam4mllm.demo.pretrain.dense import CELL, COVERED, DenseTargets
 from sam4mllm.demo.scenes import DemoScene
 from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, END, Speller, vocabulary
 from sam4mllm.geometry import to_milli
@@ -33,8 +33,9 @@ BOX_SHAKE = 0.04
 class Lesson:
     """One image's row and its targets, by position in the row; a position predicts the token after it.
 
-    ``coordinates``: (position, value in milli); ``choices``: (position, token, is a decision); ``verdicts``: (position, token) of
-    yes and no; ``looks``: (kind, position, columns of the whole row, prefix included), where kind is one of
+    ``coordinates``: (position, value in milli). ``choices``: (position, token, is a decision). ``verdicts``: (position, token) of yes and
+    no. ``spots``: (position of a verdict, the visual token under its point, the point's place in it from -1 to 1, and in the image in
+    milli). ``looks``: (kind, position, columns of the whole row, prefix included), where kind is one of
     :data:`~sam4mllm.demo.pretrain.language.LOOKS`.
     """
 
@@ -43,6 +44,7 @@ class Lesson:
     coordinates: list[tuple[int, float]] = field(default_factory=list)
     choices: list[tuple[int, int, bool]] = field(default_factory=list)
     verdicts: list[tuple[int, int]] = field(default_factory=list)
+    spots: list[tuple[int, int, tuple[float, float], tuple[float, float]]] = field(default_factory=list)
     looks: list[tuple[str, int, NDArray[np.int64]]] = field(default_factory=list)
     length: int = 0
 
@@ -88,7 +90,7 @@ class Teacher:
             asked = self._ask_boxes(lesson, scene, expression, order, regions, rng)
             if with_points and order:
                 index = order[rng.integers(len(order))]
-                self._ask_points(lesson, scene, asked, index, dense, rng)
+                self._ask_points(lesson, scene, asked, index, rng)
         if with_points and rng.random() < PROMPT_SHARE:
             self._ask_prompt(lesson, scene, scene.expressions[rng.integers(len(scene.expressions))], regions, rng)
         return lesson
@@ -164,7 +166,7 @@ class Teacher:
                     lesson.look_at("answer", position, nothing)
                 lesson.choices.append((position, token, token in (self.open, self.none, self.end)))
 
-    def _ask_points(self, lesson: Lesson, scene: DemoScene, asked: int, index: int, dense: DenseTargets, rng: np.random.Generator) -> None:
+    def _ask_points(self, lesson: Lesson, scene: DemoScene, asked: int, index: int, rng: np.random.Generator) -> None:
         height, width = scene.image.shape[:2]
         x1, y1, x2, y2 = scene.boxes_px[index]
         sides = np.array([x2 - x1, y2 - y1, x2 - x1, y2 - y1])
@@ -180,14 +182,14 @@ class Teacher:
             for offset, (token, point) in enumerate(zip(answer, points, strict=True)):
                 position = start + len(question) + offset - 1
                 lesson.verdicts.append((position, token))
-                self._look_at_point(lesson, position, self._spelled(question, start, offset), _cell(point, scene, dense))
+                self._look_at_point(lesson, position, self._spelled(question, start, offset), point, scene)
         points, inside = _draw_points(scene, index, shaken, POINTS_PER_BOX, rng)
         for point, flag in zip(points, inside, strict=True):
             question = self.encode(points_body(DEMO, _numbers([point], width, height)) + self.markup.to_answer)
             _, start = lesson.add(question, head)
             last = lesson.length - 1
             lesson.verdicts.append((last, self.yes if flag else self.no))
-            self._look_at_point(lesson, last, self._spelled(question, start, 0), _cell(point, scene, dense))
+            self._look_at_point(lesson, last, self._spelled(question, start, 0), point, scene)
 
     def _spelled(self, question: list[int], start: int, index: int) -> tuple[int, int]:
         """Where in the row a question's point of that index has its two numbers."""
@@ -195,10 +197,13 @@ class Teacher:
         return start + numbers[2 * index], start + numbers[2 * index + 1]
 
     @staticmethod
-    def _look_at_point(lesson: Lesson, position: int, spelled: tuple[int, int], cell: NDArray[np.bool_]) -> None:
+    def _look_at_point(lesson: Lesson, position: int, spelled: tuple[int, int], point: NDArray[np.float32], scene: DemoScene) -> None:
+        cell, offset = _spot(point, scene)
+        across, down = (point / scene.image.shape[1::-1] * 1000).tolist()
         lesson.look_back("across", position, spelled[0])
         lesson.look_back("down", position, spelled[1])
-        lesson.look_at("point", position, cell)
+        lesson.look_at("point", position, np.arange(lesson.visual_tokens) == cell)
+        lesson.spots.append((position, cell, offset, (across, down)))
 
     def _ask_prompt(
         self, lesson: Lesson, scene: DemoScene, expression: Expression, regions: list[NDArray[np.bool_]], rng: np.random.Generator
@@ -237,11 +242,12 @@ def _region(cover: NDArray[np.float32]) -> NDArray[np.bool_]:
     return region if region.any() else np.arange(len(cover)) == cover.argmax()
 
 
-def _cell(point: NDArray[np.float32], scene: DemoScene, dense: DenseTargets) -> NDArray[np.bool_]:
-    """The visual token under a point."""
-    height, width = scene.image.shape[:2]
-    distance = ((dense.centre_milli / 1000 * (width, height) - point) ** 2).sum(-1)
-    return np.asarray(np.arange(len(distance)) == distance.argmin())
+def _spot(point: NDArray[np.float32], scene: DemoScene) -> tuple[int, tuple[float, float]]:
+    """The visual token under a point of the image, and the point's place in it, -1 to 1."""
+    columns = scene.image.shape[1] // CELL
+    column, row = (int(side // CELL) for side in point)
+    across, down = (float(side % CELL) / CELL * 2 - 1 for side in point)
+    return row * columns + column, (across, down)
 
 
 def _box(scene: DemoScene, index: int) -> tuple[int, int, int, int]:
