@@ -4,6 +4,8 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
 LABEL_STUDIO := .venv-label-studio
+# none of our own where SAM4MLLM_LABEL_STUDIO names another's command
+STUDIO := $(if $(SAM4MLLM_LABEL_STUDIO),,label-studio)
 LABEL_STUDIO_ML := .venv-label-studio-ml
 # label-studio-ml 1.0.9 pins a Flask of 2020 but runs on ours: its packages stand alone in a folder
 LABEL_STUDIO_ML_PACKAGES := label-studio-ml==1.0.9 label-studio-tools redis rq croniter attrs appdirs colorama lxml requests urllib3 idna charset-normalizer
@@ -30,7 +32,8 @@ $(LABEL_STUDIO_ML)/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LABEL_STUDIO_ML) $(LABEL_STUDIO_ML_PACKAGES)
 	touch $@
 
-demo: install label-studio
+demo:
+	$(MAKE) --no-print-directory -j2 install $(STUDIO)
 	$(BIN)/sam4mllm demo out/demo
 
 predict: install
@@ -46,7 +49,9 @@ check: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-e2e: install label-studio label-studio-ml
+e2e:
+	$(MAKE) --no-print-directory -j2 install $(STUDIO)
+	$(MAKE) --no-print-directory label-studio-ml
 	$(BIN)/python -m pytest tests/e2e
 
 bench: install

@@ -7,13 +7,15 @@ import logging
 import secrets
 from http import HTTPStatus
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from flask import Flask, Response, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from backend.errors import BackendError, NotReadyError, QueueFullError
+from backend.errors import BackendError, NotReadyError, QueueFullError, WireError, where
 from backend.label_config import read_label_config
 from backend.service import Service
+from backend.settings import LOOPBACK
 from backend.wire import MAX_BODY, read_json, read_predict, read_setup
 from sam4mllm.errors import Sam4mllmError
 
@@ -21,7 +23,14 @@ log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5
 OPEN_ENDPOINTS = ("health", "webhook", "webhook_by_path")
-"""Routes without the password: Label Studio sends none with webhooks, which have a secret of their own."""
+"""Routes that do not ask for the password: Label Studio sends none with most webhooks, which have a secret of their own."""
+ACTIONS = frozenset(
+    (
+        *("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "START_TRAINING"),
+        *("PROJECT_UPDATED", "TASKS_CREATED", "TASKS_DELETED"),
+    )
+)
+"""The events that are counted by name; any other is counted as OTHER."""
 
 
 def create_app(service: Service) -> Flask:
@@ -31,17 +40,23 @@ def create_app(service: Service) -> Flask:
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     settings, engine = service.settings, service.engine
 
-    @app.before_request
-    def ask_for_password() -> Response | None:
-        password = settings.auth_password.get_secret_value()
-        if not password or request.endpoint in OPEN_ENDPOINTS:
-            return None
+    password = settings.auth_password.get_secret_value()
+
+    def knows_password() -> bool:
         try:
             given = request.authorization
         except ValueError:  # werkzeug on a header that is not ASCII
-            given = None
-        same = given is not None and _same(given.username or "", settings.auth_user) & _same(given.password or "", password)
-        return None if same else _refusal(HTTPStatus.UNAUTHORIZED, "a user name and a password are needed", {"WWW-Authenticate": "Basic"})
+            return False
+        return given is not None and _same(given.username or "", settings.auth_user) & _same(given.password or "", password)
+
+    @app.before_request
+    def ask_who() -> Response | None:
+        if not password and _host_name() not in LOOPBACK:
+            # a page in somebody's browser may call us by a name of its own that leads to loopback
+            return _refusal(HTTPStatus.FORBIDDEN, "without a password this server is called 127.0.0.1 or localhost")
+        if not password or request.endpoint in OPEN_ENDPOINTS or knows_password():
+            return None
+        return _refusal(HTTPStatus.UNAUTHORIZED, "a user name and a password are needed", {"WWW-Authenticate": "Basic"})
 
     @app.get("/health")
     def health() -> Response:
@@ -76,12 +91,12 @@ def create_app(service: Service) -> Flask:
 
     def _store(secret: str) -> Response:
         wanted = settings.webhook_secret.get_secret_value()
-        if wanted and not _same(secret, wanted):
+        if wanted and not _same(secret, wanted) and not (password and knows_password()):  # START_TRAINING comes with the password
             return _refusal(HTTPStatus.UNAUTHORIZED, "the webhook's secret is wrong; send it as X-Webhook-Secret or in the path")
         body = _body()
         action = str(body.get("action", ""))
         event = service.corrections.store(body)
-        service.metrics.stored(action if action.isupper() and len(action) <= 32 else "OTHER")
+        service.metrics.stored(action if action in ACTIONS else "OTHER")
         answer = jsonify(status="stored", event=event)
         answer.status_code = HTTPStatus.CREATED
         return answer
@@ -118,19 +133,31 @@ def create_app(service: Service) -> Flask:
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
-        return _refusal(HTTPStatus(error.code or 500), error.name)
+        kept = {name: value for name, value in error.get_headers() if name == "Allow"}
+        return _refusal(HTTPStatus(error.code or 500), error.name, kept)
 
     @app.errorhandler(Exception)
     def unknown(error: Exception) -> Response:
         number = secrets.token_hex(4)
-        log.error("request %s to %s failed", number, request.path, exc_info=error)
+        log.error("request %s to %s failed: %s", number, request.endpoint, where(error))
+        log.debug("the traceback", exc_info=error)
         return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"internal error {number}; see the server's log")
 
     return app
 
 
 def _body() -> dict[str, object]:
+    """A form or plain text is what a stranger's page could make a browser send."""
+    if request.mimetype != "application/json":
+        raise WireError("send application/json")
     return read_json(request.get_data(cache=False))
+
+
+def _host_name() -> str:
+    try:
+        return urlsplit(f"//{request.host}").hostname or ""
+    except ValueError:
+        return ""
 
 
 def _same(given: str, wanted: str) -> bool:

@@ -12,7 +12,7 @@ import typer
 from backend.demo import run_demo
 from backend.process import serve_command
 from backend.settings import read_settings
-from sam4mllm.cli import DeviceOption, ModelOption, SegmenterOption, app
+from sam4mllm.cli import DeviceOption, app
 from sam4mllm.cli import main as run
 
 
@@ -25,14 +25,14 @@ def main() -> None:
 def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; any but loopback needs SAM4MLLM_AUTH_PASSWORD.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 9090.")] = None,
-    model: ModelOption = "demo",
-    segmenter: SegmenterOption = "demo",
+    model: Annotated[str | None, typer.Option("--model", help="demo, a model folder, or a hub id.")] = None,
+    segmenter: Annotated[str | None, typer.Option("--segmenter", help="demo, or vit_b|vit_l|vit_h:PATH.")] = None,
     device: DeviceOption = None,
 ) -> None:
     """Serve Label Studio. Every other setting is an environment variable; the README lists them."""
     given = {"HOST": host, "PORT": port, "MODEL": model, "SEGMENTER": segmenter, "DEVICE": device}
     for name, value in given.items():
-        if value is not None and (name not in ("MODEL", "SEGMENTER") or value != "demo"):
+        if value is not None:
             os.environ[f"SAM4MLLM_{name}"] = str(value)
     read_settings()
     os.execv(sys.executable, serve_command())

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
-from backend.errors import DeadlineError, NotReadyError, QueueFullError
+from backend.errors import DeadlineError, NotReadyError, QueueFullError, where
 from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)
@@ -25,12 +25,12 @@ State = Literal["loading", "ready", "failed", "draining"]
 
 @dataclass(order=True)
 class _Job:
-    """``rank`` 0 for an annotator who waits, 1 for a batch; ``deadline`` by the monotonic clock."""
+    """``rank`` 0 for an annotator who waits, 1 for a batch; ``deadline`` by the monotonic clock. ``work`` is None once nobody waits."""
 
     rank: int
     sequence: int
     deadline: float = field(compare=False)
-    work: Callable[[Any], Any] = field(compare=False)
+    work: Callable[[Any], Any] | None = field(compare=False)
     answer: Future[Any] = field(compare=False)
 
 
@@ -44,11 +44,13 @@ class Engine(Generic[M]):
 
     def __init__(self, load: Callable[[], M], places: int) -> None:
         self._load = load
-        self._places = {True: places, False: places}
+        self._free = {True: places, False: places}
+        self._all_places = 2 * places
         self._jobs: list[_Job] = []
         self._sequence = itertools.count()
         self._changed = threading.Condition()
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
+        self._ended = False
         self.state: State = "loading"
         self.failure = ""
         self.model: M | None = None
@@ -63,14 +65,14 @@ class Engine(Generic[M]):
         with self._changed:
             if self.state == "draining":
                 raise NotReadyError("the server is shutting down; ask again in a minute")
-            if self._places[interactive] == 0:
+            if self._free[interactive] == 0:
                 raise QueueFullError("too many requests are waiting; ask again in a few seconds")
-            self._places[interactive] -= 1
+            self._free[interactive] -= 1
         try:
             yield
         finally:
             with self._changed:
-                self._places[interactive] += 1
+                self._free[interactive] += 1
                 self._changed.notify_all()
 
     def run(self, work: Callable[[M], R], interactive: bool, deadline: float) -> R:
@@ -80,8 +82,10 @@ class Engine(Generic[M]):
         """
         job = _Job(0 if interactive else 1, next(self._sequence), deadline, work, Future())
         with self._changed:
-            if self.state == "failed":
+            if self.failure:
                 raise NotReadyError(self.failure)
+            if self._ended:
+                raise NotReadyError("the server is shutting down; ask again in a minute")
             heapq.heappush(self._jobs, job)
             self._changed.notify_all()
         try:
@@ -89,14 +93,16 @@ class Engine(Generic[M]):
         except TimeoutError as error:
             if job.answer.done():
                 raise  # the work's own
-            job.answer.cancel()
+            if job.answer.cancel():
+                job.work = None  # with the image that it holds; the job itself is dropped when its turn comes
             raise DeadlineError("there was no time left for this task in this request; it is asked again later") from error
         return result
 
     @property
     def waiting(self) -> int:
-        """Pieces of work in the queue."""
-        return len(self._jobs)
+        """Pieces of work in the queue that somebody waits for."""
+        with self._changed:
+            return sum(job.work is not None for job in self._jobs)
 
     def drain(self) -> None:
         """From now on no request gets a place; those that have one are still served."""
@@ -105,7 +111,7 @@ class Engine(Generic[M]):
             self._changed.notify_all()
 
     def close(self, seconds: float) -> None:
-        """Drain, finish what is queued, and end the thread, within a time."""
+        """Drain, serve what is in the house, and end the thread, within a time."""
         self.drain()
         if self._thread.is_alive():
             self._thread.join(seconds)
@@ -113,7 +119,7 @@ class Engine(Generic[M]):
     def _serve(self) -> None:
         try:
             self.model = self._load()
-        except Exception as error:
+        except BaseException as error:
             self._fail(error)
             return
         with self._changed:
@@ -122,31 +128,34 @@ class Engine(Generic[M]):
         while (job := self._next()) is not None:
             _perform(job, self.model)
 
-    def _fail(self, error: Exception) -> None:
+    def _fail(self, error: BaseException) -> None:
         known = isinstance(error, Sam4mllmError)
-        log.error("the models could not be loaded: %s", error, exc_info=None if known else error)
+        log.error("the models could not be loaded: %s", error if known else where(error))
         with self._changed:
-            self.state = "failed"
+            self.state = "draining" if self.state == "draining" else "failed"
             self.failure = f"the models could not be loaded: {error}" if known else "the models could not be loaded; see the server's log"
             for job in self._jobs:
-                job.answer.set_exception(NotReadyError(self.failure))
+                if job.answer.set_running_or_notify_cancel():
+                    job.answer.set_exception(NotReadyError(self.failure))
             self._jobs.clear()
 
     def _next(self) -> _Job | None:
-        """The first job in order, or None when the engine has drained."""
+        """The first job in order, or None when the engine has drained and every request has left."""
         with self._changed:
             while not self._jobs:
-                if self.state == "draining":
+                if self.state == "draining" and sum(self._free.values()) == self._all_places:
+                    self._ended = True
                     return None
                 self._changed.wait()
             return heapq.heappop(self._jobs)
 
 
 def _perform(job: _Job, model: Any) -> None:
-    if time.monotonic() > job.deadline or not job.answer.set_running_or_notify_cancel():
+    work = job.work
+    if work is None or time.monotonic() > job.deadline or not job.answer.set_running_or_notify_cancel():
         return
     try:
-        result = job.work(model)
+        result = work(model)
     except BaseException as error:
         job.answer.set_exception(error)
     else:

@@ -17,9 +17,17 @@
 
 from __future__ import annotations
 
+import traceback
 from typing import ClassVar
 
 from sam4mllm.errors import Sam4mllmError
+
+
+def where(error: BaseException) -> str:
+    """An unexpected error as one line for the log: its kind and the place in the code, none of its text, which may hold foreign words."""
+    frames = traceback.extract_tb(error.__traceback__)
+    place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
+    return f"{type(error).__name__}{place}"
 
 
 class BackendError(Sam4mllmError):

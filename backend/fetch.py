@@ -169,19 +169,22 @@ class Fetcher:
         for number, entry in enumerate(allow_hosts, 1):
             self._allow(entry, number)
 
-    def get(self, url: str, headers: Mapping[str, str] | None = None, redirects_public: bool = False) -> bytes:
+    def get(
+        self, url: str, headers: Mapping[str, str] | None = None, redirects_public: bool = False, seconds: float = float("inf")
+    ) -> bytes:
         """The body of the answer to a GET.
 
         Args:
             url: absolute, http or https.
             headers: sent to the origin of ``url`` only.
             redirects_public: a redirect may lead to any public host, as Label Studio's to a cloud's storage does.
+            seconds: what is left for it, if that is less than the limit.
 
         Raises:
             StatusError: the answer is neither 200 nor a redirect.
             FetchError: the address is refused, a limit is passed, or the transfer failed; one line, without the address's path and query.
         """
-        here, sent, deadline = parse_url(url), dict(headers or {}), _Deadline(time.monotonic() + self.limits.total)
+        here, sent, deadline = parse_url(url), dict(headers or {}), _Deadline(time.monotonic() + min(seconds, self.limits.total))
         private = self._may_be_private(here, False)
         for _ in range(self.limits.redirects + 1):
             answer = self._ask(here, self._addresses(here, private, deadline), sent, deadline)

@@ -20,7 +20,7 @@ class Flights:
         self._lock = threading.Lock()
 
     def answer(self, key: str, make: Callable[[], bytes], deadline: float) -> tuple[bytes, bool]:
-        """The answer, and whether another request made it.
+        """The answer, and whether another request made it at the same time.
 
         Raises what ``make`` raises, and DeadlineError (by the monotonic clock) while waiting for another's.
         """
@@ -28,7 +28,7 @@ class Flights:
             with self._lock:
                 kept = self._cache.get(key)
                 if kept is not None:
-                    return kept, True
+                    return kept, False
                 flight = self._flying.get(key)
                 if flight is None:
                     mine = self._flying[key] = Future()

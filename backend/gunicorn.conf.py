@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import logging
+import signal
+import socket
 import sys
+import threading
 from typing import Any
 
 from backend.errors import SettingsError
 from backend.settings import read_settings
+
+STOP_LISTENING_SECONDS = 0.2
+"""After SIGTERM, gunicorn needs a moment to take its hands off the socket, and would otherwise leave new connections waiting."""
 
 try:
     settings = read_settings()
@@ -20,7 +26,7 @@ worker_class = "gthread"
 # every place of the queue may hold a thread, of both kinds; the others keep /health and /setup fast
 threads = 2 * settings.queue + 8
 timeout = 0
-graceful_timeout = int(settings.deadline) + 10
+graceful_timeout = int(settings.deadline) + 15
 keepalive = 5
 preload_app = False
 limit_request_line = 8190
@@ -38,10 +44,30 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Begin to load the models, in the worker."""
-    worker.wsgi.extensions["service"].start()
+    """Begin to load the models, in the worker; from SIGTERM on, be not ready and refuse connections while requests are finished."""
+    service = worker.wsgi.extensions["service"]
+    finish = signal.getsignal(signal.SIGTERM)
+
+    def end(number: int, frame: Any) -> None:
+        service.engine.drain()
+        threading.Timer(STOP_LISTENING_SECONDS, _stop_listening, (worker,)).start()
+        if callable(finish):
+            finish(number, frame)
+
+    signal.signal(signal.SIGTERM, end)
+    service.start()
+
+
+def _stop_listening(worker: Any) -> None:
+    for listener in worker.sockets:
+        try:
+            listener.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:  # closed already
+            continue
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """All requests are answered by now."""
-    worker.wsgi.extensions["service"].close(seconds=5.0)
+    """All requests are answered by now. A worker that could not start has no app."""
+    app = getattr(worker, "wsgi", None)
+    if app is not None:
+        app.extensions["service"].close(seconds=5.0)

@@ -82,12 +82,13 @@ class ImageStore:
         self._max_pixels = max_pixels
         self._files: ByteCache[tuple[str, int | None], bytes] = ByteCache(memory_bytes, len, seconds_to_live, clock)
 
-    def load(self, reference: object, task_id: int | None) -> LoadedImage:
+    def load(self, reference: object, task_id: int | None, seconds: float = float("inf")) -> LoadedImage:
         """The picture that a task's data refers to.
 
         Args:
             reference: a path or an address as Label Studio writes it, a cloud URI, an http(s) address, or a ``data:`` URI.
             task_id: needed for cloud URIs only.
+            seconds: what is left for fetching it, if that is less than the fetcher's limit.
 
         Raises:
             FetchError: the reference is refused, or the file cannot be had.
@@ -95,7 +96,8 @@ class ImageStore:
         """
         if not isinstance(reference, str) or not reference.strip():
             raise FetchError("the task has no image address; check the value of the config's Image tag")
-        data = self._decoded(reference) if reference[:5].lower() == "data:" else self._file(reference.strip(), task_id)
+        inline = reference[:5].lower() == "data:"
+        data = self._decoded(reference) if inline else self._file(reference.strip(), task_id, time.monotonic() + seconds)
         return LoadedImage(load_image(data, self._max_pixels), image_sha256(data))
 
     def _decoded(self, reference: str) -> bytes:
@@ -114,7 +116,7 @@ class ImageStore:
             raise FetchError(f"the task's data: image is over {limit:,} bytes; make it smaller, or give its address")
         return data
 
-    def _file(self, reference: str, task_id: int | None) -> bytes:
+    def _file(self, reference: str, task_id: int | None, deadline: float) -> bytes:
         if _climbs(reference):
             raise FetchError("the image's path climbs up with '..'; write it without")
         cloud = _scheme(reference) in _CLOUDS
@@ -122,7 +124,10 @@ class ImageStore:
         data = self._files.get(key)
         if data is None:
             source = self._presigned(reference, task_id) if cloud else self._locate(reference)
-            data = self._from_label_studio(source) if source.from_label_studio else self._fetcher.get(source.url)
+            if source.from_label_studio:
+                data = self._from_label_studio(source, deadline)
+            else:
+                data = self._fetcher.get(source.url, seconds=deadline - time.monotonic())
             self._files.put(key, data)
         return data
 
@@ -149,16 +154,16 @@ class ImageStore:
             return _Source(reference)
         return _Source(self._root() + own["tail"], True, own["signed"] is not None)
 
-    def _from_label_studio(self, source: _Source) -> bytes:
+    def _from_label_studio(self, source: _Source, deadline: float) -> bytes:
         assert self._label_studio is not None
         try:
             headers = self._label_studio.authorization()
             try:
-                return self._fetcher.get(source.url, headers, source.signed)
+                return self._fetcher.get(source.url, headers, source.signed, deadline - time.monotonic())
             except StatusError as error:
                 if error.status != 401 or not self._label_studio.forget(headers):
                     raise
-                return self._fetcher.get(source.url, self._label_studio.authorization(), source.signed)
+                return self._fetcher.get(source.url, self._label_studio.authorization(), source.signed, deadline - time.monotonic())
         except StatusError as error:
             advice = _ADVICE.get(error.status, "see its log, and open the task there to see whether the image shows")
             raise FetchError(f"Label Studio answered {error.status} instead of the image; {advice}") from error

@@ -5,16 +5,18 @@ The XML is foreign data: document types and entities are refused, size and depth
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import string
+from dataclasses import dataclass, field
 from xml.parsers import expat
 
 from backend.errors import ConfigError
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 64
+MAX_LABELS = 10_000
 MASK_TAGS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels")
 """The controls that can show a mask, the most faithful first: a config with several gets the first of these."""
+CONTROL_TAGS = (*MASK_TAGS, "KeyPointLabels", "TextArea")
 ANSWER_NAME = "answer"
 """The name of a second TextArea, in which an annotator reads what a prompt found."""
 
@@ -33,10 +35,11 @@ class Label:
 
 @dataclass(frozen=True)
 class Control:
-    """A control tag that works on the image. ``type`` is what its regions are called."""
+    """A control tag and the object that it works on. ``type`` is what its regions are called."""
 
     tag: str
     name: str
+    to_name: str
     labels: tuple[Label, ...] = ()
 
     @property
@@ -61,14 +64,18 @@ class LabelConfig:
 
         None if several labels are left and none of them fits: the region then comes without, for the reviewer to choose.
         """
-        words = phrase.casefold().split()
+        words = _words(phrase)
         for label in self.mask.labels:
-            if any(words == name.casefold().split() for name in label.names):
+            if any(words == _words(name) for name in label.names):
                 return label.value
-        held = [(len(name), label.value) for label in self.mask.labels for name in label.names if _holds(words, name.casefold().split())]
+        held = [(len(name), label.value) for label in self.mask.labels for name in label.names if _holds(words, _words(name))]
         if held:
             return max(held)[1]
         return self.mask.labels[0].value if len(self.mask.labels) == 1 else None
+
+
+def _words(text: str) -> list[str]:
+    return [word for part in text.casefold().split() if (word := part.strip(string.punctuation))]
 
 
 def _holds(words: list[str], name: list[str]) -> bool:
@@ -80,68 +87,76 @@ def _holds(words: list[str], name: list[str]) -> bool:
     return any(words[start : start + len(name) - 1] == name[:-1] and words[start + len(name) - 1] in last for start in starts)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Tag:
+    """An element that matters; ``labels`` are those anywhere inside of it."""
+
     name: str
     attributes: dict[str, str]
-    parent: _Tag | None
+    labels: list[Label] = field(default_factory=list)
+
+    @property
+    def target(self) -> str:
+        return self.attributes.get("toName", "").split(",")[0].strip()
 
 
 def read_label_config(xml: str) -> LabelConfig:
     """The controls of a config. Raises ConfigError: one line that says what to add."""
     tags = _tags(xml)
-    images = {tag.attributes.get("name", ""): tag for tag in tags if tag.name == "Image"}
+    images = {name: tag.attributes.get("value", "") for tag in tags if tag.name == "Image" and (name := tag.attributes.get("name"))}
     if not images:
         raise ConfigError('the labelling config has no <Image name="image" value="$image"/>; add one')
-    controls = [_control(tag, tags) for tag in tags if tag.attributes.get("toName", "").split(",")[0] in images]
-    masks = sorted((control for control in controls if control.tag in MASK_TAGS), key=lambda control: MASK_TAGS.index(control.tag))
+    masks = [_control(tag) for wanted in MASK_TAGS for tag in tags if tag.name == wanted and tag.target in images]
     if not masks:
         raise ConfigError(f"the labelling config has none of {', '.join(MASK_TAGS)} for the image; add one to show masks")
     mask = masks[0]
-    image = next(tag.attributes["toName"] for tag in tags if tag.attributes.get("name") == mask.name).split(",")[0]
-    value = images[image].attributes.get("value", "")
+    value = images[mask.to_name]
     if not value.startswith("$") or len(value) == 1:
         raise ConfigError(f'the <Image> tag has value="{value[:40]}"; it must name a key of the task\'s data, such as "$image"')
-    texts = [control for control in controls if control.tag == "TextArea"]
+    others = [_control(tag) for tag in tags if tag.target == mask.to_name and tag.name in ("TextArea", "KeyPointLabels", "RectangleLabels")]
+    texts = [control for control in others if control.tag == "TextArea"]
     return LabelConfig(
-        image=image,
+        image=mask.to_name,
         image_key=value[1:],
         mask=mask,
         prompt=next((control for control in texts if control.name != ANSWER_NAME), None),
         answer=next((control for control in texts if control.name == ANSWER_NAME), None),
-        keypoint=next((control for control in controls if control.tag == "KeyPointLabels"), None),
-        box=next((control for control in controls if control.tag == "RectangleLabels" and control != mask), None),
+        keypoint=next((control for control in others if control.tag == "KeyPointLabels"), None),
+        box=next((control for control in others if control.tag == "RectangleLabels" and control != mask), None),
     )
 
 
-def _control(tag: _Tag, tags: list[_Tag]) -> Control:
-    labels = tuple(
-        Label(value, tuple(alias.strip() for alias in child.attributes.get("alias", "").split(",") if alias.strip()))
-        for child in tags
-        if child.name == "Label" and tag in _ancestors(child) and (value := child.attributes.get("value", "").strip())
-    )
-    return Control(tag.name, tag.attributes.get("name", ""), labels)
-
-
-def _ancestors(tag: _Tag) -> Iterator[_Tag]:
-    parent = tag.parent
-    while parent is not None:
-        yield parent
-        parent = parent.parent
+def _control(tag: _Tag) -> Control:
+    name = tag.attributes.get("name", "")
+    if not name:
+        raise ConfigError(f"a <{tag.name}> of the labelling config has no name; give it one")
+    return Control(tag.name, name, tag.target, tuple(tag.labels))
 
 
 def _tags(xml: str) -> list[_Tag]:
-    """Every element in document order."""
+    """The Image tags and the controls that can matter, in document order."""
     if len(xml) > MAX_CHARACTERS:
         raise ConfigError(f"the labelling config has {len(xml):,} characters; at most {MAX_CHARACTERS:,} are read")
     tags: list[_Tag] = []
     open_tags: list[_Tag] = []
+    count = 0
 
     def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal count
         if len(open_tags) >= MAX_DEPTH:
             raise ConfigError(f"the labelling config is nested deeper than {MAX_DEPTH} tags")
-        tags.append(_Tag(name, attributes, open_tags[-1] if open_tags else None))
-        open_tags.append(tags[-1])
+        tag = _Tag(name, attributes)
+        if name == "Image" or (name in CONTROL_TAGS and attributes.get("perRegion", "").lower() != "true"):
+            tags.append(tag)
+        if name == "Label" and (value := attributes.get("value", "").strip()):
+            count += 1
+            if count > MAX_LABELS:
+                raise ConfigError(f"the labelling config has more than {MAX_LABELS:,} labels")
+            aliases = tuple(alias.strip() for alias in attributes.get("alias", "").split(",") if alias.strip())
+            owner = next((one for one in reversed(open_tags) if one.name in CONTROL_TAGS), None)
+            if owner is not None:
+                owner.labels.append(Label(value, aliases))
+        open_tags.append(tag)
 
     def refuse(*_: object) -> None:
         raise ConfigError("the labelling config has a DOCTYPE; remove it, entities are not read")

@@ -13,6 +13,7 @@ from backend.errors import TaskError
 from backend.label_config import LabelConfig
 from backend.wire import Region, Task
 from sam4mllm.clicks import Clicks
+from sam4mllm.pipeline import check_phrase
 
 MAX_PHRASES = 32
 MAX_CLICKS = 200
@@ -75,41 +76,42 @@ def typed_text(regions: Iterable[Region], config: LabelConfig) -> str:
 def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, remembered: str) -> list[Wanted]:
     """The phrases of a task: what was typed, else its data field, else the remembered phrase, else the config's label names.
 
-    The field holds one phrase, a list of them, or {label: phrase or list}. Raises TaskError if it holds anything else.
+    The field holds one phrase, a list of them, or {label: phrase or list}. Raises TaskError if it holds anything else, or there is
+    nothing to look for, and PhraseError for a phrase that cannot be used.
     """
     if typed:
         return [Wanted(typed, config.label_for(typed))]
-    value = task.data.get(phrase_field)
-    if value is None or value in ("", [], {}):
-        if remembered:
-            return [Wanted(remembered, config.label_for(remembered))]
-        return [Wanted(label.value, label.value) for label in config.mask.labels][:MAX_PHRASES]
-    found = _from_field(value, config)
-    if not found or len(found) > MAX_PHRASES:
-        raise TaskError(f"the task's {phrase_field!r} holds {len(found)} phrases; 1 to {MAX_PHRASES} are answered")
-    return found
+    found = _from_field(task.data.get(phrase_field), config)
+    if len(found) > MAX_PHRASES:
+        raise TaskError(f"the task's {phrase_field!r} holds {len(found)} phrases; at most {MAX_PHRASES} are answered")
+    if found:
+        return found
+    if remembered:
+        return [Wanted(remembered, config.label_for(remembered))]
+    named = [Wanted(label.value, label.value) for label in config.mask.labels][:MAX_PHRASES]
+    if not named:
+        raise TaskError(f"there is nothing to look for: write a phrase into the task's {phrase_field!r}, or labels into the config")
+    return named
 
 
 def _from_field(value: object, config: LabelConfig) -> list[Wanted]:
-    if isinstance(value, str):
-        return [Wanted(value, config.label_for(value))] if value.strip() else []
-    if isinstance(value, Sequence):
-        return [one for entry in value for one in _from_field(_text_only(entry), config)]
     if isinstance(value, Mapping):
         known = {label.value for label in config.mask.labels}
         return [
-            Wanted(text, str(label) if label in known else config.label_for(str(label)))
+            Wanted(phrase, str(label) if label in known else config.label_for(str(label)))
             for label, entry in value.items()
-            for text in map(_text_only, entry if isinstance(entry, list) else [entry])
-            if text.strip()
+            for phrase in _phrases(entry)
         ]
-    raise TaskError("a task's phrase is a text, a list of texts, or an object {label: text}")
+    return [Wanted(phrase, config.label_for(phrase)) for phrase in _phrases(value)]
 
 
-def _text_only(value: object) -> str:
-    if not isinstance(value, str):
+def _phrases(value: object) -> list[str]:
+    """A phrase, or several, tidied; nothing for none and for blanks. Raises TaskError and PhraseError."""
+    entries = value if isinstance(value, list) else [] if value is None else [value]
+    texts = [entry for entry in entries if isinstance(entry, str)]
+    if len(texts) != len(entries):
         raise TaskError("a task's phrase is a text, a list of texts, or an object {label: text}")
-    return value
+    return list(dict.fromkeys(check_phrase(text) for text in texts if text.strip()))
 
 
 def pointed(regions: Sequence[Region], config: LabelConfig) -> Pointed:

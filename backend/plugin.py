@@ -57,7 +57,7 @@ class _Backend:
         """One prediction a task, or ``[]`` for one that failed."""
         regions = context.get("result") if isinstance(context, Mapping) else None
         found = tuple(region for region in regions if isinstance(region, dict)) if isinstance(regions, list) else None
-        request = PredictRequest(tasks, "", self.label_config or "", found)
+        request = PredictRequest(tasks, str(getattr(self, "project_id", None) or ""), self.label_config or "", found)
         answers = [json.loads(answer) for answer in service().predictor.predict(request)]
         return answers if self._new else [_without_version(answer) for answer in answers]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import threading
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Protocol
@@ -17,12 +19,12 @@ from numpy.typing import NDArray
 
 from backend.cache import ByteCache
 from backend.engine import Engine
-from backend.errors import BackendError, DeadlineError
+from backend.errors import BackendError, ConfigError, DeadlineError, TaskError, where
 from backend.flights import Flights
 from backend.images import LoadedImage
 from backend.label_config import LabelConfig, read_label_config
 from backend.metrics import Metrics
-from backend.phrases import MAX_PHRASES, Pointed, Wanted, pointed, typed_text, wanted
+from backend.phrases import Pointed, Wanted, pointed, typed_text, wanted
 from backend.regions import answer_line, to_regions
 from backend.settings import Settings
 from backend.wire import PredictRequest, Region, Task, prediction, read_task
@@ -32,10 +34,13 @@ from sam4mllm.pipeline import Instance, Opened, Pipeline, Segmentation, check_ph
 
 log = logging.getLogger(__name__)
 
-NOTHING: list[Any] = []
+LEFT_OUT = b"[]"
 """What Label Studio stores nothing for, and asks again."""
+NO_TIME = "there was no time left for this task in this request; it is asked again later"
 WORKERS = 4
 """Tasks of batches that are fetched or worked on at once; the models still take one at a time."""
+DECODED_AT_ONCE = 4
+"""Decoded images that may wait for the models, of annotators and of batches each: at the largest size 150 MB apiece."""
 ANSWER_SECONDS = 600.0
 """How long an answer is kept: long enough for all that a page asks twice, short enough for an image that changes behind its address."""
 
@@ -46,19 +51,17 @@ read_config = lru_cache(maxsize=64)(read_label_config)
 class Images(Protocol):
     """Where pictures come from."""
 
-    def load(self, reference: object, task_id: int | None) -> LoadedImage:
+    def load(self, reference: object, task_id: int | None, seconds: float) -> LoadedImage:
         """Raises FetchError or ImageError."""
         ...
 
 
 class Phrases(Protocol):
-    """Where typed phrases are kept."""
+    """Where typed phrases are kept, by project."""
 
     def remember(self, project: str, task: int | None, phrase: str) -> None: ...
-
-    def remembered(self, project: str, task: int | None) -> str:
-        """The last phrase typed for the task, or with None for any of the project; empty if none."""
-        ...
+    def task_phrase(self, project: str, task: int) -> str: ...
+    def project_phrase(self, project: str) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,7 @@ class Question:
 
 
 class Predictor:
-    """Answers requests by the engine's pipeline. ``repeated`` is called with (task, version) when a batch gets an answer once more."""
+    """Answers requests by the engine's pipeline. ``shared`` is called with (task, version) when two batches got one answer at once."""
 
     def __init__(
         self,
@@ -86,18 +89,24 @@ class Predictor:
         phrases: Phrases,
         settings: Settings,
         metrics: Metrics,
-        repeated: Callable[[int, str], None] = lambda task, version: None,
+        shared: Callable[[int, str], None] = lambda task, version: None,
     ) -> None:
         self.engine = engine
         self._images = images
         self._phrases = phrases
         self._settings = settings
         self._metrics = metrics
-        self._repeated = repeated
+        self._shared = shared
         cache_bytes = settings.cache_mb * 1024 * 1024
         self._opened: ByteCache[str, Opened] = ByteCache(cache_bytes, lambda opened: opened.scene.nbytes + opened.embedding.nbytes)
         self._flights = Flights(ByteCache(cache_bytes // 4, len, ANSWER_SECONDS))
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
+        self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
+
+    @property
+    def version(self) -> str:
+        """The version that predictions carry; empty while there is no model."""
+        return self.engine.model.version(self._settings.strategy) if self.engine.model is not None else ""
 
     def predict(self, request: PredictRequest) -> list[bytes]:
         """One JSON text a task, in order: a prediction, or ``[]`` for a task that failed or ran out of time.
@@ -106,83 +115,108 @@ class Predictor:
         """
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(request.interactive):
-            answers = [self._pool.submit(self._answer, raw, request, deadline) for raw in request.tasks[1:]]
-            first = [self._answer(raw, request, deadline) for raw in request.tasks[:1]]
-            return first + [answer.result() for answer in answers]
+            try:
+                config: LabelConfig | ConfigError = read_config(request.label_config)
+            except ConfigError as error:
+                config = error
+            # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
+            others = [self._pool.submit(self._answer, raw, request, config, deadline) for raw in request.tasks[1:]]
+            first = [self._answer(raw, request, config, deadline) for raw in request.tasks[:1]]
+            return first + [_in_time(answer, deadline) for answer in others]
 
-    def _answer(self, raw: object, request: PredictRequest, deadline: float) -> bytes:
+    def close(self) -> None:
+        """Begin no more tasks."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(self, raw: object, request: PredictRequest, config: LabelConfig | ConfigError, deadline: float) -> bytes:
         """Whatever is wrong with a task stays with that task."""
-        task = raw.get("id") if isinstance(raw, dict) else None
+        number = raw.get("id") if isinstance(raw, dict) else None
+        name = str(number) if isinstance(number, int) else ascii(number)[:40]
         try:
             if time.monotonic() > deadline:
-                raise DeadlineError("there was no time left for this task in this request; it is asked again later")
-            question = self._question(read_task(raw), request)
-            if not question.wanted and not question.pointed and question.interactive:
+                raise DeadlineError(NO_TIME)
+            if isinstance(config, ConfigError):
+                raise config
+            question = self._question(read_task(raw), config, request)
+            if not question.wanted and not question.pointed:
                 return _dump(prediction([], 0.0, self.version or "none"))
-            answer = self._ask(question, request, deadline)
+            return self._ask(question, request, deadline)
         except Sam4mllmError as error:
-            reason = error.reason if isinstance(error, BackendError) else type(error).__name__
-            message = str(error)
-            log.warning("task %s: %s", task, message)
-        except Exception:
+            reason, message = error.reason if isinstance(error, BackendError) else type(error).__name__, str(error)
+            log.warning("task %s: %s", name, message)
+        except Exception as error:
             reason, message = "internal", "internal error; see the server's log"
-            log.exception("task %s failed", task)
-        else:
-            return answer
-        self._metrics.failed(task, reason, message)
-        return self._apology(request, message) if request.interactive else b"[]"
+            log.error("task %s failed: %s", name, where(error))
+            log.debug("the traceback", exc_info=True)
+        self._metrics.failed(name, reason, message)
+        return self._apology(config, message) if request.interactive else LEFT_OUT
 
-    def _apology(self, request: PredictRequest, message: str) -> bytes:
+    def _apology(self, config: LabelConfig | ConfigError, message: str) -> bytes:
         """An annotator who waits gets an answer in any case: where the config has a place for it, what went wrong."""
-        try:
-            regions = answer_line(read_config(request.label_config), message, message)
-        except Sam4mllmError:
-            regions = []
+        regions = answer_line(config, message, message) if isinstance(config, LabelConfig) else []
         return _dump(prediction(regions, 0.0, self.version or "none"))
 
-    @property
-    def version(self) -> str:
-        """The version that predictions carry; empty while there is no model."""
-        return self.engine.model.version(self._settings.strategy) if self.engine.model is not None else ""
-
-    def _question(self, task: Task, request: PredictRequest) -> Question:
-        config = read_config(request.label_config)
+    def _question(self, task: Task, config: LabelConfig, request: PredictRequest) -> Question:
+        """Nothing wanted and nothing pointed at: the annotator took the last prompt back, or accepted its mask."""
         context = request.context or ()
         typed, pointing = typed_text(context, config), pointed(context, config)
-        project = request.project.split(".")[0]
         if typed:
             typed = check_phrase(typed)
-            self._phrases.remember(project, task.id, typed)
-        elif pointing:  # a click's context never holds the phrase, and drafts are seconds late
-            typed = self._phrases.remembered(project, task.id) or typed_text(task.drafts, config)
-        elif request.interactive:  # the annotator took the last prompt back, or accepted its mask
+            self._phrases.remember(request.project, task.id, typed)
+        elif pointing:
+            return Question(task, config, self._spoken_of(task, config, pointing, request.project), pointing, True)
+        elif request.interactive:
             return Question(task, config, (), pointing, True)
-        remembered = self._phrases.remembered(project, None) if self._settings.remember_phrase else ""
-        phrases = wanted(task, config, typed, self._settings.phrase_field, remembered)
-        if pointing:
-            phrases = _spoken_of(phrases, pointing)
-        return Question(task, config, tuple(phrases[:MAX_PHRASES]), pointing, request.interactive)
+        return Question(task, config, tuple(self._wanted(task, config, typed, request.project)), pointing, request.interactive)
+
+    def _wanted(self, task: Task, config: LabelConfig, typed: str, project: str) -> list[Wanted]:
+        remembered = self._phrases.project_phrase(project) if self._settings.remember_phrase and not typed else ""
+        return wanted(task, config, typed, self._settings.phrase_field, remembered)
+
+    def _spoken_of(self, task: Task, config: LabelConfig, pointing: Pointed, project: str) -> tuple[Wanted, ...]:
+        """The one phrase that a click is about: the task's only one, or the only one of the click's label; else the click stands alone.
+
+        A click's context never holds the phrase that was typed before, and drafts are seconds late.
+        """
+        typed = (self._phrases.task_phrase(project, task.id) if task.id is not None else "") or typed_text(task.drafts, config)
+        try:
+            phrases = self._wanted(task, config, typed, project)
+        except Sam4mllmError:
+            return ()
+        same = [one for one in phrases if one.label == pointing.label] if len(phrases) > 1 else phrases
+        return tuple(same) if len(same) == 1 else ()
 
     def _ask(self, question: Question, request: PredictRequest, deadline: float) -> bytes:
         version = self.version or self.engine.run(lambda model: model.version(self._settings.strategy), question.interactive, deadline)
         key = question.key(version, request.project)
 
         def make() -> bytes:
-            began = time.perf_counter()
-            image = self._images.load(question.task.data.get(question.config.image_key), question.task.id)
-            fetched = time.perf_counter() - began
+            with self._one_of_few(question.interactive, deadline):
+                began = time.perf_counter()
+                reference = question.task.data.get(question.config.image_key)
+                image = self._images.load(reference, question.task.id, deadline - time.monotonic())
+                fetched = time.perf_counter() - began
 
-            def work(pipeline: Pipeline) -> bytes:
-                answer = self._segment(pipeline, image, question, key, fetched)
-                self._flights.keep(key, answer)
-                return answer
+                def work(pipeline: Pipeline) -> bytes:
+                    answer = self._segment(pipeline, image, question, key, fetched)
+                    self._flights.keep(key, answer)
+                    return answer
 
-            return self.engine.run(work, question.interactive, deadline)
+                return self.engine.run(work, question.interactive, deadline)
 
-        answer, known = self._flights.answer(key, make, deadline)
-        if known and question.task.id is not None and not question.interactive:
-            self._repeated(question.task.id, version)
+        answer, shared = self._flights.answer(key, make, deadline)
+        if shared and question.task.id is not None and not question.interactive:
+            self._shared(question.task.id, version)
         return answer
+
+    @contextmanager
+    def _one_of_few(self, interactive: bool, deadline: float) -> Iterator[None]:
+        if not self._decoding[interactive].acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise DeadlineError(NO_TIME)
+        try:
+            yield
+        finally:
+            self._decoding[interactive].release()
 
     def _segment(self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float) -> bytes:
         """The engine's thread comes here with the models."""
@@ -194,20 +228,23 @@ class Predictor:
         strategy = self._settings.strategy
         found = pipeline.segment(opened, [one.phrase for one in question.wanted], strategy, clicks)
         drawing = time.perf_counter()
-        labels = [one.label for one in question.wanted] or [question.pointed.label]
-        if clicks is not None and question.pointed.label is not None:
+        labels = [one.label for one in question.wanted] or [None]
+        if question.pointed.label is not None:
             labels = [question.pointed.label] * len(found)
+        kept = [_touched(one, clicks) for one in found]
         regions: list[Region] = []
-        kept: list[tuple[Instance, ...]] = [_touched(one, clicks) for one in found]
-        for one, label, instances in zip(found, labels, kept, strict=True):
-            regions += to_regions(one, question.config, label, key, instances, self._settings.show_prompts)
+        for index, (label, instances) in enumerate(zip(labels, kept, strict=True)):
+            regions += to_regions(instances, question.config, label, f"{key} {index}", self._settings.show_prompts)
+        notes = sorted({one.note for one in found if one.note})
+        if notes and not regions and not question.interactive:
+            raise TaskError("; ".join(notes))  # not the same as "no such object"
         if question.interactive:
             regions += answer_line(question.config, _summary(found), key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
         answer = _dump(prediction(regions, min(scores, default=0.0), pipeline.version(strategy)))
-        timings = {stage: spent for stage, spent in found[0].timings.items() if stage != "image"} if found else {}
-        self._metrics.spent({**seconds, **timings, "regions": time.perf_counter() - drawing})
-        self._metrics.served(len(scores) if any(kept) else 0)
+        seconds |= {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
+        self._metrics.spent({**seconds, "regions": time.perf_counter() - drawing})
+        self._metrics.served(sum(map(len, kept)))
         return answer
 
     def _open(self, pipeline: Pipeline, image: LoadedImage) -> Opened:
@@ -218,10 +255,13 @@ class Predictor:
         return opened
 
 
-def _spoken_of(phrases: list[Wanted], pointing: Pointed) -> list[Wanted]:
-    """The one phrase that a click is about: the only one, or the only one of its label. Otherwise the click stands alone."""
-    same = [one for one in phrases if one.label == pointing.label] if len(phrases) > 1 else phrases
-    return same if len(same) == 1 else []
+def _in_time(answer: Future[bytes], deadline: float) -> bytes:
+    """A second beyond the deadline is for those that notice it themselves, and say why."""
+    try:
+        return answer.result(max(0.0, deadline - time.monotonic()) + 1.0)
+    except TimeoutError:
+        answer.cancel()
+        return LEFT_OUT
 
 
 def _touched(found: Segmentation, clicks: Clicks | None) -> tuple[Instance, ...]:

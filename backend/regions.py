@@ -16,7 +16,7 @@ from backend import brush
 from backend.label_config import Control, LabelConfig
 from backend.wire import Region
 from sam4mllm.masks import box_of, components, to_polygons
-from sam4mllm.pipeline import Instance, Segmentation
+from sam4mllm.pipeline import Instance
 
 POLYGON_TOLERANCE_PX = 1.5
 """How far a polygon may be from the mask's outline: below what a reviewer sees, and few enough points to drag."""
@@ -25,22 +25,20 @@ PROMPT_POINT_WIDTH = 0.5
 """Size of a shown prompt point, in percent of the image's width."""
 
 
-def to_regions(
-    found: Segmentation, config: LabelConfig, label: str | None, key: str, instances: Sequence[Instance], show_prompts: bool = False
-) -> list[Region]:
+def to_regions(instances: Sequence[Instance], config: LabelConfig, label: str | None, key: str, show_prompts: bool = False) -> list[Region]:
     """Regions of a phrase's instances for the config's mask control; with ``show_prompts`` the box and the points that led there, too.
 
-    ``key`` makes the regions' ids: the same answer has the same ids, in whatever request it is asked for.
+    ``key``, the phrase's own, makes the regions' ids: the same answer has the same ids, in whatever request it is asked for.
     """
-    height, width = found.size
     regions: list[Region] = []
     for index, instance in enumerate(instances):
+        height, width = instance.mask.shape
         drawn = [(config.mask, value) for value in _DRAW[config.mask.tag](instance.mask)]
         drawn += _prompts(instance, config, width, height) if show_prompts else []
         for piece, (control, value) in enumerate(drawn):
             regions.append(
                 {
-                    "id": region_id(key, found.phrase, index, piece),
+                    "id": region_id(key, index, piece),
                     "type": control.type,
                     "from_name": control.name,
                     "to_name": config.image,
@@ -61,7 +59,7 @@ def answer_line(config: LabelConfig, text: str, key: str) -> list[Region]:
         return []
     return [
         {
-            "id": region_id(key, text, 0, 0),
+            "id": region_id(key, "answer"),
             "type": "textarea",
             "from_name": config.answer.name,
             "to_name": config.image,

@@ -69,6 +69,7 @@ class Service:
     def close(self, seconds: float) -> None:
         """Serve what is in the house, then end."""
         self.engine.close(seconds)
+        self.predictor.close()
         self.background.shutdown(wait=False, cancel_futures=True)
         self.corrections.close()
         if self.label_studio is not None:
@@ -84,11 +85,11 @@ def build(settings: Settings, load: Callable[[Settings], Pipeline] = load_pipeli
     engine: Engine[Pipeline] = Engine(lambda: _noted(load(settings), settings), settings.queue)
     background = ThreadPoolExecutor(1, "background")
 
-    def repeated(task: int, version: str) -> None:
+    def shared(task: int, version: str) -> None:
         if label_studio is not None and token:
             background.submit(_drop_duplicates, label_studio, task, version)
 
-    predictor = Predictor(engine, images or image_store(settings, label_studio), corrections, settings, metrics, repeated)
+    predictor = Predictor(engine, images or image_store(settings, label_studio), corrections, settings, metrics, shared)
     return Service(settings, engine, predictor, corrections, metrics, label_studio, background)
 
 

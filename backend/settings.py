@@ -26,9 +26,11 @@ class Settings(BaseSettings):
     strategy: Strategy = Field("pqpp", description="`box`, `ppg` or `pqpp`")
     points: Literal["packed", "joint"] = Field("packed", description="points asked each on its own, or in one answer as published")
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
-    host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password")
+    host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password and a webhook secret")
     port: int = Field(9090, ge=1, le=65535, description="port to listen on")
-    queue: int = Field(16, ge=1, le=256, description="requests that may wait or run at once; more are answered 503")
+    queue: int = Field(
+        16, ge=1, le=256, description="batch requests, and as many interactive ones, that may wait or run at once; more are answered 503"
+    )
     deadline: float = Field(85.0, gt=0, le=95, description="seconds in which a request is answered; Label Studio gives up after 100")
     cache_mb: int = Field(1024, ge=0, description="memory for images taken in, and a quarter of it for answers")
     max_pixels: int = Field(MAX_PIXELS, ge=64, le=89_000_000, description="largest image that is decoded")
@@ -44,7 +46,7 @@ class Settings(BaseSettings):
     auth_user: str = Field("sam4mllm", description="user name of the password")
     auth_password: SecretStr = Field(SecretStr(""), description="password (HTTP Basic) of all routes but `/health` and the webhook")
     webhook_secret: SecretStr = Field(
-        SecretStr(""), description="asked of webhooks: header `X-Webhook-Secret`, or the path `/webhook/<secret>`"
+        SecretStr(""), description="asked of webhooks (or the password): header `X-Webhook-Secret`, or the path `/webhook/<secret>`"
     )
     label_studio_url: str = Field("", validation_alias="LABEL_STUDIO_URL", description="Label Studio as this server reaches it")
     label_studio_api_key: SecretStr = Field(
@@ -66,6 +68,8 @@ class Settings(BaseSettings):
     def _tidy(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("it must start with http:// or https://")
+        if "@" in value:
+            raise ValueError("it must not hold a user name; put the token into LABEL_STUDIO_API_KEY")
         return value.rstrip("/")
 
     def lines(self) -> list[str]:
@@ -82,6 +86,8 @@ def read_settings() -> Settings:
         name = str(first["loc"][0]) if first["loc"] else "settings"
         variable = name if name.isupper() else f"SAM4MLLM_{name.upper()}"
         raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from error
-    if settings.host not in LOOPBACK and not settings.auth_password.get_secret_value():
-        raise SettingsError(f"SAM4MLLM_HOST={settings.host} is open to others: set SAM4MLLM_AUTH_PASSWORD, or listen on 127.0.0.1")
+    if settings.host not in LOOPBACK:
+        for secret, variable in ((settings.auth_password, "SAM4MLLM_AUTH_PASSWORD"), (settings.webhook_secret, "SAM4MLLM_WEBHOOK_SECRET")):
+            if not secret.get_secret_value():
+                raise SettingsError(f"SAM4MLLM_HOST={settings.host} is open to others: set {variable}, or listen on 127.0.0.1")
     return settings

@@ -23,7 +23,7 @@ Region = dict[str, Any]
 def read_json(body: bytes) -> dict[str, Any]:
     """A JSON object. Raises WireError for anything else, for NaN and infinities, and for nesting deeper than MAX_DEPTH."""
     try:
-        value = json.loads(body or b"{}", parse_constant=_refuse_constant)
+        value = json.loads(body or b"{}", parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
         raise WireError("the request's JSON is nested too deep") from error
     except ValueError as error:
@@ -38,6 +38,13 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is out of range")
+    return number
+
+
 def _check_depth(value: object) -> None:
     level: list[Any] = [value]
     for _ in range(MAX_DEPTH):
@@ -45,7 +52,7 @@ def _check_depth(value: object) -> None:
             child
             for parent in level
             for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, dict) or (isinstance(child, list) and not (child and isinstance(child[0], int)))
+            if isinstance(child, dict | list)
         ]
         if not level:
             return
@@ -113,7 +120,12 @@ def read_task(raw: object) -> Task:
     found: list[Region] = []
     for draft in drafts if isinstance(drafts, list) else []:
         found += _regions(draft.get("result")) if isinstance(draft, dict) else ()
-    return Task(number if isinstance(number, int) and not isinstance(number, bool) else None, data, tuple(found))
+    return Task(number if is_row_id(number) else None, data, tuple(found))
+
+
+def is_row_id(value: object) -> bool:
+    """Whether a value can be the number of a row of Label Studio's database."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def prediction(regions: Sequence[Region], score: float, version: str) -> dict[str, Any]:

@@ -12,7 +12,11 @@ from backend.service import build
 from backend.settings import read_settings
 from sam4mllm.errors import Sam4mllmError
 
+BOOT_FAILED = 3
+"""The code at which gunicorn ends instead of trying again."""
+
 try:
     app = create_app(build(read_settings()))
 except Sam4mllmError as error:
-    sys.exit(f"error: {error}")
+    print(f"error: {error}", file=sys.stderr)
+    sys.exit(BOOT_FAILED)

@@ -9,6 +9,7 @@
     ├── PromptError         a prompt for the segmenter is not well formed
     ├── DatasetError        a dataset folder is not in the format, or lacks files
     ├── TemplateError       a dialect or chat template lacks what is needed
+    ├── RegistryError       an adapter version is not whole or not safe, or cannot be stored
     └── MaskCodecError      an encoded mask is malformed or larger than allowed
 
 Each message is one line that a user can act on.
@@ -48,6 +49,10 @@ class DatasetError(Sam4mllmError):
 
 class TemplateError(Sam4mllmError):
     """A dialect or a chat template lacks what is needed."""
+
+
+class RegistryError(Sam4mllmError):
+    """An adapter version is not whole or not safe to load, or it cannot be stored."""
 
 
 class MaskCodecError(Sam4mllmError):

@@ -42,10 +42,12 @@ class FakeImages:
     delay: float = 0.0
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def load(self, reference: object, task_id: int | None) -> LoadedImage:
+    def load(self, reference: object, task_id: int | None, seconds: float = 60.0) -> LoadedImage:
         with self.lock:
             self.loads += 1
-        time.sleep(self.delay)
+        time.sleep(max(0.0, min(self.delay, seconds)))
+        if self.delay > seconds:
+            raise FetchError("the image host took too long")
         size = re.search(r"(\d+)x(\d+)", str(reference))
         if size is None or "dead" in str(reference):
             raise FetchError("the image host does not answer")
@@ -73,7 +75,8 @@ def house(home: Path, **given: Any) -> House:
     grounder, segmenter, images = FakeGrounder(KNOWN), FakeSegmenter(), FakeImages()
     service = build(settings(home, **given), lambda _: Pipeline(grounder, segmenter, slug="fake"), images)
     service.start()
-    while service.engine.state == "loading":
+    end = time.monotonic() + 30
+    while service.engine.state == "loading" and time.monotonic() < end:
         time.sleep(0.002)
     return House(service, grounder, segmenter, images)
 

@@ -137,11 +137,12 @@ def test_the_password_guards_all_but_health_and_webhook(home: Callable[..., tupl
         pytest.param("/webhook", {"X-Webhook-Secret": "wrong"}, 401, id="wrong"),
         pytest.param("/webhook", {"X-Webhook-Secret": SECRET}, 201, id="header"),
         pytest.param("/webhook/wrong", {}, 401, id="wrong path"),
+        pytest.param("/webhook", {"Authorization": "Basic c2FtNG1sbG06cGFzcw=="}, 201, id="the password, as START_TRAINING has it"),
         pytest.param(f"/webhook/{SECRET}", {}, 201, id="path"),
     ],
 )
 def test_the_webhooks_secret(home: Callable[..., tuple[House, FlaskClient]], path: str, headers: dict[str, str], status: int) -> None:
-    where, client = home(webhook_secret=SECRET)
+    where, client = home(webhook_secret=SECRET, auth_password="pass")
     assert client.post(path, json={"action": "ANNOTATION_CREATED"}, headers=headers).status_code == status
     assert len(where.service.corrections.events()) == (status == 201)
 
@@ -164,9 +165,30 @@ def test_bad_requests_are_one_line(
     home: Callable[..., tuple[House, FlaskClient]], method: str, path: str, body: bytes, status: int
 ) -> None:
     _, client = home()
-    answer = client.open(path, method=method, data=body)
+    answer = client.open(path, method=method, data=body, content_type="application/json")
     assert answer.status_code == status
     assert "\n" not in answer.get_json()["error"]
+
+
+def test_what_a_strangers_page_can_send_is_refused(home: Callable[..., tuple[House, FlaskClient]]) -> None:
+    where, client = home()
+    assert client.post("/webhook", data=b"{}", content_type="text/plain").status_code == 400
+    assert client.post("/webhook", json={}, headers={"Host": "evil.example"}).status_code == 403
+    assert client.get("/health", headers={"Host": "[::1"}).status_code in (400, 403)
+    assert where.service.corrections.events() == []
+
+
+def test_odd_events_are_stored_and_counted_under_few_names(home: Callable[..., tuple[House, FlaskClient]]) -> None:
+    where, client = home()
+    odd = [{"action": "\ud800"}, {"project": {"id": 10**23}}, {"project": {"id": True}}, *({"action": f"A{number}"} for number in range(9))]
+    assert [client.post("/webhook", json=body).status_code for body in odd] == [201] * len(odd)
+    assert [event.body for event in where.service.corrections.events()] == odd
+    assert client.get("/metrics").text.count("sam4mllm_events_total{") == 1
+
+
+def test_a_wrong_method_says_which_are_right(home: Callable[..., tuple[House, FlaskClient]]) -> None:
+    _, client = home()
+    assert "POST" in client.get("/predict").headers["Allow"]
 
 
 def test_an_error_of_ours_shows_no_traceback_and_no_secret(
@@ -191,8 +213,9 @@ def test_settings_are_logged_without_their_secrets(home: Callable[..., tuple[Hou
 
 def test_the_status_page_escapes_what_is_foreign(home: Callable[..., tuple[House, FlaskClient]]) -> None:
     _, client = home()
-    predict(client, {"id": "<script>alert(1)</script>", "data": {"image": "dead"}})
+    predict(client, {"id": "<script>alert(1)</script>", "data": {"image": "dead"}}, {"id": "\ud800", "data": {"image": "dead"}})
     page = client.get("/")
+    assert page.status_code == 200
     assert "&lt;script&gt;" in page.text
     assert "<script>" not in page.text
     assert "script-src" not in page.headers["Content-Security-Policy"]

@@ -122,6 +122,36 @@ def test_a_model_that_does_not_load_is_said_and_nothing_hangs(error: Exception) 
     assert ("the folder is empty" in engine.failure) == isinstance(error, ModelError)
 
 
+def test_a_request_in_the_house_is_served_while_the_engine_drains() -> None:
+    engine: Engine[str] = Engine(lambda: "model", 1)
+    engine.start()
+    with engine.place(False):
+        engine.drain()
+        time.sleep(0.05)
+        assert engine.run(str.upper, False, soon()) == "MODEL"
+    engine.close(5.0)
+    with pytest.raises(NotReadyError):
+        engine.run(str.upper, False, soon())
+
+
+def test_a_load_that_fails_after_somebody_gave_up_still_tells_the_others() -> None:
+    go = threading.Event()
+
+    def load() -> str:
+        go.wait(5)
+        raise SystemExit("no")
+
+    engine: Engine[str] = Engine(load, 2)
+    engine.start()
+    with pytest.raises(DeadlineError):
+        engine.run(str.upper, True, soon(0.02))
+    with ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(engine.run, str.upper, True, soon(20))
+        until(lambda: engine.waiting == 1)
+        go.set()
+        assert isinstance(waiting.exception(timeout=2), NotReadyError)
+
+
 def test_equal_questions_at_once_are_worked_on_once() -> None:
     flights = Flights(ByteCache(100, len))
     made, go = [], threading.Event()
@@ -137,7 +167,7 @@ def test_equal_questions_at_once_are_worked_on_once() -> None:
         go.set()
         answers = [one.result() for one in asked]
     assert sorted(answers) == [(b"answer", False), *[(b"answer", True)] * 3]
-    assert flights.answer("key", make, soon()) == (b"answer", True)
+    assert flights.answer("key", make, soon()) == (b"answer", False)
     assert len(made) == 1
 
 

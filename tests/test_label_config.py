@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,7 @@ def test_masks_go_to_the_most_faithful_control(tags: tuple[str, ...], mask: str)
         pytest.param("the left cup", "Cup", id="a word of the phrase"),
         pytest.param("the paper cup", "Paper cup", id="the longest name wins"),
         pytest.param("all cups", "Cup", id="plural"),
+        pytest.param("the cup, on the left.", "Cup", id="punctuation"),
         pytest.param("the cupboard", None, id="part of a word is no word"),
         pytest.param("a dog", None, id="none fits"),
     ],
@@ -79,6 +81,8 @@ def test_labels_may_be_nested_in_other_tags() -> None:
     ("xml", "says"),
     [
         pytest.param("", "no valid XML", id="empty"),
+        pytest.param(config('<BrushLabels toName="image"/>'), "no name", id="a control without a name"),
+        pytest.param("<View>" + "<Label value='a'/>" * 10_001 + "</View>", "labels", id="too many labels"),
         pytest.param("<View>", "no valid XML", id="cut off"),
         pytest.param("\ud800", "not valid text", id="half a character"),
         pytest.param(config("", image=""), "<Image", id="no image"),
@@ -97,6 +101,25 @@ def test_refused(xml: str, says: str) -> None:
     with pytest.raises(ConfigError, match=says) as caught:
         read_label_config(xml)
     assert "\n" not in str(caught.value)
+
+
+def test_controls_of_another_image_and_of_regions_are_left_alone() -> None:
+    found = read_label_config(
+        '<View><Image name="other" value="$other"/><Image name="image" value="$image"/>'
+        '<KeyPointLabels name="k" toName="other"/><TextArea name="ocr" toName="image" perRegion="true"/>'
+        '<Header name="m" value="x"/><BrushLabels name="m" toName="image"/><TextArea name="prompt" toName="image"/></View>'
+    )
+    assert (found.image_key, found.keypoint) == ("image", None)
+    assert found.prompt is not None
+    assert found.prompt.name == "prompt"
+
+
+def test_a_large_config_is_read_in_no_time() -> None:
+    labels = "".join(f'<Label value="label {number}"/>' for number in range(9000))
+    many = "".join(f'<Choices name="c{number}" toName="image"/>' for number in range(3000))
+    began = time.monotonic()
+    assert len(read_label_config(config(many + f'<BrushLabels name="m" toName="image">{labels}</BrushLabels>')).mask.labels) == 9000
+    assert time.monotonic() - began < 2.0
 
 
 def test_billion_laughs_are_refused_before_they_grow() -> None:

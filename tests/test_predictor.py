@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
 import threading
@@ -24,6 +25,7 @@ from backend.errors import QueueFullError
 from backend.wire import PredictRequest
 from sam4mllm.grounding.remembering import RememberingGrounder
 from tests.backend_fakes import CONFIG, House, house, task
+from tests.fakes import grounding
 
 
 @pytest.fixture
@@ -97,12 +99,16 @@ def test_a_described_task_gets_a_brush_mask(home: Callable[..., House]) -> None:
         pytest.param({"Cup": ["the left cup", "all cups"]}, [["Cup"]] * 3, id="several phrases of a label"),
         pytest.param(None, [["Cup"]], id="none: the label names are phrases"),
         pytest.param("", [["Cup"]], id="empty: the same"),
+        pytest.param(" ", [["Cup"]], id="blank: the same"),
+        pytest.param(["the left cup", "the left cup"], [["Cup"]], id="twice the same"),
+        pytest.param({"Cup": "the left cup", "Dog": "the left cup"}, [["Cup"], ["Dog"]], id="one phrase for two labels"),
     ],
 )
 def test_phrases_of_the_task_field(home: Callable[..., House], description: object, labels: list[list[str]]) -> None:
     [answer] = ask(home(), task(description=description))
     assert [region["value"]["brushlabels"] for region in answer["result"]] == labels
     assert answer["score"] == min(region["score"] for region in answer["result"])
+    assert len({region["id"] for region in answer["result"]}) == len(answer["result"])
 
 
 def test_the_field_is_a_setting(home: Callable[..., House]) -> None:
@@ -239,7 +245,7 @@ def test_a_projects_last_phrase_serves_tasks_without_one_where_a_setting_says_so
         pytest.param({"id": 9, "data": {"description": "the dog"}}, id="no image"),
         pytest.param({"id": 9, "data": {"image": "s3://dead/image.png"}}, id="dead host"),
         pytest.param(task(9, description={"Cup": 3}), id="phrase no text"),
-        pytest.param(task(9, description=["a"] * 33), id="too many phrases"),
+        pytest.param(task(9, description=list(map(str, range(33)))), id="too many phrases"),
         pytest.param(task(9, description="x" * 501), id="phrase too long"),
         pytest.param(task(9, description="\ud800"), id="half a character"),
         pytest.param(task(9, size="3x3", description="the dog"), id="image too small"),
@@ -269,9 +275,9 @@ def test_an_annotator_reads_what_went_wrong(home: Callable[..., House]) -> None:
 
 
 def test_two_requests_at_once_for_a_task_are_one_inference(home: Callable[..., House], tmp_path: Path) -> None:
-    repeated: list[tuple[int, str]] = []
+    shared: list[tuple[int, str]] = []
     where = home()
-    where.service.predictor._repeated = lambda number, version: repeated.append((number, version))
+    where.service.predictor._shared = lambda number, version: shared.append((number, version))
     where.images.delay = 0.1
     with ThreadPoolExecutor(2) as pool:
         first, second = pool.map(lambda _: ask(where, task(description="the dog")), range(2))
@@ -279,7 +285,7 @@ def test_two_requests_at_once_for_a_task_are_one_inference(home: Callable[..., H
     assert (where.grounder.opened, where.images.loads) == (1, 1)
     assert ask(where, task(description="the dog")) == first
     assert where.grounder.opened == 1
-    assert repeated == [(1, where.service.version)] * 2
+    assert shared == [(1, where.service.version)]
 
 
 def test_what_is_not_ready_in_time_is_left_to_be_asked_again_and_is_then_there(home: Callable[..., House]) -> None:
@@ -301,6 +307,71 @@ def test_what_is_not_ready_in_time_is_left_to_be_asked_again_and_is_then_there(h
     slow.set()
     assert all(one["result"] for one in ask(where, *tasks))
     assert where.grounder.opened == 3
+
+
+def test_a_slow_image_host_does_not_break_the_deadline(home: Callable[..., House]) -> None:
+    where = home(deadline=0.4)
+    where.images.delay = 5.0
+    began = time.monotonic()
+    assert ask(where, *(task(number, description="the dog") for number in range(9))) == [[]] * 9
+    assert time.monotonic() - began < 2.5
+
+
+def test_a_failing_model_fails_its_task_and_serves_the_next(home: Callable[..., House]) -> None:
+    where = home()
+    encode = where.segmenter.encode
+
+    def broken(image: Any) -> Any:
+        raise MemoryError("a secret that nobody may read")
+
+    where.segmenter.encode = broken  # type: ignore[method-assign]
+    assert ask(where, task(description="the dog")) == [[]]
+    where.segmenter.encode = encode  # type: ignore[method-assign]
+    assert ask(where, task(description="the dog"))[0]["result"]
+
+
+def test_a_failure_leaves_one_line_in_the_log_without_its_text(home: Callable[..., House], caplog: pytest.LogCaptureFixture) -> None:
+    where = home()
+
+    def broken(image: Any) -> Any:
+        raise RuntimeError("a secret that nobody may read")
+
+    where.segmenter.encode = broken  # type: ignore[method-assign]
+    ask(where, {"id": "1\nforged", "data": {"image": "/100x80", "description": "the dog"}})
+    [line] = [record.getMessage() for record in caplog.records if "failed" in record.getMessage()]
+    assert "RuntimeError at " in line
+    assert "secret" not in caplog.text
+    assert "\nforged" not in line
+
+
+def test_an_unreadable_answer_is_not_stored_as_no_such_object(home: Callable[..., House]) -> None:
+    where = home()
+    where.grounder.known = {"the dog": dataclasses.replace(grounding("the dog", []), note="the model's answer could not be read")}
+    assert ask(where, task(description="the dog")) == [[]]
+    [answer] = ask(where, task(), context=[text("the dog")])
+    assert answer["result"][0]["value"]["text"] == ["the dog: the model's answer could not be read"]
+
+
+def test_a_typed_phrase_stays_with_its_task_and_project(home: Callable[..., House]) -> None:
+    where = home()
+    ask(where, task(1), context=[text("the dog")])
+    for other in (task(2), {"data": {"image": "/100x80"}}):
+        ask(where, other, context=[keypoint(90, 90)])
+        assert where.segmenter.prompts[-1].box_px is None or where.segmenter.prompts[-1].box_px.tolist() != [40, 40, 60, 60]
+
+
+def test_a_click_on_a_task_with_a_bad_description_stands_alone(home: Callable[..., House]) -> None:
+    [answer] = ask(home(), task(description="x" * 501), context=[keypoint(50, 50)])
+    assert len(drawn(answer)) == 1
+
+
+def test_a_config_without_labels_and_a_task_without_a_phrase(home: Callable[..., House]) -> None:
+    where = home()
+    config = '<View><Image name="i" value="$image"/><BrushLabels name="m" toName="i" value="$labels"/></View>'
+    assert ask(where, task(), config=config) == [[]]
+    assert "nothing to look for" in where.service.metrics.recent[0].message
+    [answer] = ask(where, task(description="the dog"), config=config)
+    assert answer["result"][0]["value"]["brushlabels"] == []
 
 
 def test_more_requests_than_places_are_refused_at_once(home: Callable[..., House]) -> None:
@@ -330,7 +401,7 @@ def test_one_result_a_task_in_order_whatever_fails(home: Callable[..., House], f
         "dead": lambda number: task(number, size="dead", description="the dog"),
         "small": lambda number: task(number, size="2x2", description="the dog"),
         "model": lambda number: task(number, size="77x80", description="the dog"),
-        "phrase": lambda number: task(number, description=[" "]),
+        "phrase": lambda number: task(number, description=["x" * 501]),
     }
     answers = ask(where, *(made[kind](number) for number, kind in enumerate(fails)))
     assert len(answers) == len(fails)

@@ -25,12 +25,10 @@ ROOT = Path(__file__).parents[1]
 class Server:
     """gunicorn with our configuration and fake models."""
 
-    def __init__(self, home: Path, **environment: str) -> None:
+    def __init__(self, home: Path, app: str = "tests.serve_fakes:app", **environment: str) -> None:
         self.port = check_port(0)
         variables = {"SAM4MLLM_PORT": str(self.port), "SAM4MLLM_HOME": str(home), "PYTHONPATH": str(ROOT), **environment}
-        self.process = subprocess.Popen(
-            serve_command("tests.serve_fakes:app"), env={**os.environ, **variables}, cwd=home, stderr=subprocess.PIPE, text=True
-        )
+        self.process = subprocess.Popen(serve_command(app), env={**os.environ, **variables}, cwd=home, stderr=subprocess.PIPE, text=True)
         self.url = f"http://127.0.0.1:{self.port}"
 
     def wait(self) -> None:
@@ -106,14 +104,16 @@ def test_sigterm_finishes_what_is_in_flight_and_takes_nothing_new(serve: Callabl
     server = serve(FAKE_SECONDS="1.5")
     with ThreadPoolExecutor(1) as pool:
         in_flight = pool.submit(server.predict, 1)
+        kept = httpx.Client(base_url=server.url)
+        assert kept.get("/ready").status_code == 200
         time.sleep(0.5)
         server.process.send_signal(signal.SIGTERM)
-        time.sleep(0.3)
-        try:
-            ready = httpx.get(server.url + "/ready", timeout=2).status_code == 200
-        except httpx.TransportError:
-            ready = False
-        assert not ready
+        time.sleep(0.1)
+        assert kept.get("/ready").status_code == 503
+        kept.close()
+        time.sleep(0.4)
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(server.url + "/ready", timeout=1)
         assert in_flight.result().json()["results"][0]["result"]
     assert server.process.wait(20) == 0
 
@@ -145,7 +145,9 @@ def test_kill_9_loses_no_acknowledged_webhook(serve: Callable[..., Server], tmp_
 def test_a_body_that_is_too_large_is_refused_unread(serve: Callable[..., Server]) -> None:
     server = serve()
     with socket.create_connection(("127.0.0.1", server.port), 5) as connection:
-        connection.sendall(f"POST /predict HTTP/1.1\r\nHost: x\r\nContent-Length: {10**10}\r\n\r\n{{".encode())
+        connection.sendall(
+            f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {10**10}\r\n\r\n{{".encode()
+        )
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
 
 
@@ -155,11 +157,18 @@ def test_a_body_that_is_too_large_is_refused_unread(serve: Callable[..., Server]
         pytest.param({"SAM4MLLM_HOST": "0.0.0.0"}, "SAM4MLLM_AUTH_PASSWORD", id="open to others without a password"),
         pytest.param({"SAM4MLLM_QUEUE": "many"}, "SAM4MLLM_QUEUE", id="no number"),
         pytest.param({"LABEL_STUDIO_URL": "localhost:8080"}, "LABEL_STUDIO_URL", id="no scheme"),
+        pytest.param({"LABEL_STUDIO_URL": "http://user:hunter2@host"}, "user name", id="user name"),
+        pytest.param({"SAM4MLLM_ALLOW_HOSTS": "http://minio:9000/bucket"}, "SAM4MLLM_ALLOW_HOSTS", id="an origin with a path"),
+        pytest.param({"SAM4MLLM_HOME": "/proc/nowhere"}, "SAM4MLLM_HOME", id="a home that cannot be written"),
+        pytest.param(
+            {"SAM4MLLM_HOST": "0.0.0.0", "SAM4MLLM_AUTH_PASSWORD": "x"}, "SAM4MLLM_WEBHOOK_SECRET", id="open without a webhook secret"
+        ),
     ],
 )
 def test_bad_settings_are_one_line(tmp_path: Path, environment: dict[str, str], says: str) -> None:
-    server = Server(tmp_path, **environment)
+    server = Server(tmp_path, "backend.wsgi:app", **environment)
     _, errors = server.process.communicate(timeout=60)
     assert server.process.returncode != 0
     assert says in errors
     assert "Traceback" not in errors
+    assert "hunter2" not in errors

@@ -55,6 +55,8 @@ def test_drafts_are_read() -> None:
         pytest.param(b"[]", id="a list"),
         pytest.param(b"\xff", id="no text"),
         pytest.param(b'{"a": NaN}', id="not a number"),
+        pytest.param(b'{"a": 1e999}', id="infinite"),
+        pytest.param(b'{"a":' + b"[1," * 300 + b"1" + b"]" * 300 + b"}", id="deep behind numbers"),
         pytest.param(b'{"a":' * 100_000, id="deep and cut off"),
         pytest.param(b'{"a":' * 100_000 + b"1" + b"}" * 100_000, id="very deep"),
         pytest.param(b'{"a":' * 300 + b"1" + b"}" * 300, id="deep objects"),

@@ -111,3 +111,16 @@ def test_an_annotator_reads_that_nothing_was_found(project: Project, editor: Edi
     assert len(editor.asked) == asked + 1
     assert any("at most 500" in line for line in editor.texts())
     editor.screenshot(SHOTS / "nothing.png")
+
+
+def test_a_task_that_was_predicted_on_opening_can_be_submitted_after_its_duplicate_is_gone(
+    project: Project, editor: Editor, tmp_path: Path
+) -> None:
+    one = scene(104)
+    [number] = fill(project, (save(one.image, tmp_path / "a.png"), one.expressions[0].phrase))
+    editor.open_task(project.id, number, regions=1)
+    editor.page.wait_for_timeout(8_000)
+    assert len(project.predictions(number)) == 1
+    annotation = editor.submit()
+    assert annotation["parent_prediction"] == project.predictions(number)[0]["id"]
+    assert annotation["result"]

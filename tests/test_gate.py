@@ -1,0 +1,227 @@
+"""Every rule of the gate at its boundary, the exact test against all signs written out, and what must hold for any figures."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import random
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import ArrayLike
+
+from backend import gate
+from backend.gate import Checks, Decision, Pair, decide, lower_bounds, sign_flip_p
+
+GOOD = Checks(golden_champion=0.8, golden_challenger=0.8, finite=True, smoke=True)
+SHARE = st.floats(0, 1)
+PAIRS = st.lists(st.builds(Pair, st.sampled_from(["cup", "dog"]), SHARE, SHARE), max_size=45)
+
+
+def shifted(count: int, by: float, label: str = "cup", champion: float = 0.5) -> list[Pair]:
+    """Pairs that all differ by the same."""
+    return [Pair(label, champion, champion + by)] * count
+
+
+def mixed(better: int, worse: int, same: int = 0) -> list[Pair]:
+    """So many pairs that are better by 0.1, worse by 0.1, or the same."""
+    return shifted(better, 0.1) + shifted(worse, -0.1) + shifted(same, 0)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict", "method"),
+    [
+        pytest.param([], "wait", "none", id="no pairs"),
+        pytest.param(shifted(7, 0.4), "wait", "none", id="7 that are better are too few"),
+        pytest.param(shifted(7, -0.4), "wait", "none", id="7 that are worse are too few"),
+        pytest.param(shifted(8, 0.01), "promote", "sign-flip", id="8 better"),
+        pytest.param(mixed(7, 1), "promote", "sign-flip", id="7 better of 8, p = 9/256"),
+        pytest.param(mixed(6, 2), "keep", "sign-flip", id="6 better of 8, p = 37/256"),
+        pytest.param(mixed(5, 0, 3), "promote", "sign-flip", id="5 better and 3 the same, p = 1/32"),
+        pytest.param(mixed(4, 0, 4), "keep", "sign-flip", id="4 better and 4 the same, p = 1/16"),
+        pytest.param(shifted(8, 0), "keep", "sign-flip", id="8 the same"),
+        pytest.param(shifted(29, 0.01), "promote", "sign-flip", id="29 better"),
+        pytest.param(shifted(29, -0.01), "keep", "sign-flip", id="29 worse"),
+        pytest.param(shifted(30, 0.01), "promote", "bootstrap", id="30 better"),
+        pytest.param(shifted(30, 0), "keep", "bootstrap", id="30 the same"),
+        pytest.param(shifted(30, -0.01), "keep", "bootstrap", id="30 worse"),
+        pytest.param(mixed(2, 0, 28), "keep", "bootstrap", id="2 better of 30: 13 % of draws have neither"),
+        pytest.param(mixed(17, 13), "keep", "bootstrap", id="17 better of 30"),
+        pytest.param(mixed(24, 6), "promote", "bootstrap", id="24 better of 30"),
+        pytest.param(mixed(100, 100), "keep", "bootstrap", id="as many better as worse"),
+        pytest.param([Pair("dog", 0.0, 1.0)] * 40, "promote", "bootstrap", id="phrases without a target, all fixed"),
+    ],
+)
+def test_the_pairs_decide(pairs: list[Pair], verdict: str, method: str) -> None:
+    decision = decide(pairs, GOOD)
+    assert (decision.verdict, decision.method) == (verdict, method)
+    assert len(decision.reasons) == 1
+    assert decision.figures["pairs"] == len(pairs)
+    assert (decision.figures["p"] is not None) == (method == "sign-flip")
+    assert (decision.figures["lower_bound"] is not None) == (method == "bootstrap")
+
+
+@pytest.mark.parametrize(
+    ("extra", "verdict"),
+    [
+        pytest.param(shifted(20, -0.031, "dog"), "keep", id="20 pairs lose more than 0.03"),
+        pytest.param(shifted(20, -0.03, "dog", champion=0.8), "promote", id="20 pairs lose 0.03"),
+        pytest.param(shifted(20, -0.03, "dog", champion=0.3), "promote", id="20 pairs lose 0.03, which rounds the other way"),
+        pytest.param(shifted(19, -0.5, "dog"), "promote", id="19 pairs are no judge"),
+        pytest.param(shifted(10, -0.06, "dog") + shifted(10, 0, "dog"), "promote", id="the mean of the label counts"),
+        pytest.param(shifted(10, -0.07, "dog") + shifted(10, 0, "dog"), "keep", id="the mean of the label counts too much"),
+    ],
+)
+def test_no_label_pays_for_the_others(extra: list[Pair], verdict: str) -> None:
+    decision = decide(shifted(200, 0.2) + extra, GOOD)
+    assert decision.verdict == verdict
+    assert ("“dog”" in decision.reasons[0]) == (verdict == "keep")
+    assert decision.labels["dog"]["pairs"] == len(extra)
+    assert decision.labels["cup"]["difference"] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "verdict", "word"),
+    [
+        pytest.param({}, "promote", "95 %", id="all is well"),
+        pytest.param({"golden_challenger": 0.79}, "promote", "95 %", id="the golden set loses 0.01"),
+        pytest.param({"golden_champion": 0.3, "golden_challenger": 0.29}, "promote", "95 %", id="0.01, which rounds the other way"),
+        pytest.param({"golden_challenger": 0.7899}, "keep", "golden set", id="the golden set loses more than 0.01"),
+        pytest.param({"golden_challenger": 0.9}, "promote", "95 %", id="the golden set gains"),
+        pytest.param({"finite": False}, "keep", "not finite", id="not finite"),
+        pytest.param({"smoke": False}, "keep", "fresh process", id="no smoke answer"),
+    ],
+)
+def test_checks_overrule_a_gain(changes: dict[str, Any], verdict: str, word: str) -> None:
+    decision = decide(shifted(40, 0.1), dataclasses.replace(GOOD, **changes))
+    assert decision.verdict == verdict
+    assert len(decision.reasons) == 1
+    assert word in decision.reasons[0]
+
+
+def test_every_reason_to_keep_is_told() -> None:
+    pairs = shifted(30, -0.1) + shifted(20, -0.2, "dog") + shifted(20, 0.1, "red\nfox\u202e" + "x" * 100)
+    decision = decide(pairs, Checks(0.8, 0.7, finite=False, smoke=False))
+    assert decision.verdict == "keep"
+    assert [next(word for word in ("cup", "dog", "golden", "finite", "fresh", "95 %") if word in line) for line in decision.reasons] == [
+        "cup", "dog", "golden", "finite", "fresh", "95 %",
+    ]  # fmt: skip
+    assert decision.reasons[1] == (
+        "the label “dog” falls from a mean IoU of 0.5000 to 0.3000 over 20 holdout samples; it may lose at most 0.03"
+    )
+
+
+def test_a_label_stays_in_its_line() -> None:
+    [reason] = decide(shifted(200, 0.2) + shifted(20, -0.2, "red\nfox\u202e" + "x" * 100), GOOD).reasons
+    assert reason.isprintable()
+    assert "“red fox xxx" in reason
+    assert len(reason) < 200
+
+
+def test_a_broken_adapter_is_not_waited_for() -> None:
+    decision = decide([], dataclasses.replace(GOOD, golden_challenger=0.0, finite=False, smoke=False))
+    assert decision.verdict == "keep"
+    assert len(decision.reasons) == 3
+
+
+def test_reasons_name_the_figures() -> None:
+    assert decide(mixed(7, 1), GOOD).reasons == (
+        "the mean IoU of 8 holdout samples changes by +0.0750; if both were equally good, chance would do as much in 3.52 % of cases",
+    )
+    assert decide(shifted(30, 0.25), GOOD).reasons == (
+        "the mean IoU of 30 holdout samples changes by +0.2500, with 95 % confidence by at least +0.2500",
+    )
+    assert decide(shifted(3, 0.25), GOOD).reasons == ("the holdout has 3 corrected samples so far; a decision takes 8",)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.01, 1.01, 65.0])
+def test_what_is_no_share_is_refused(value: float) -> None:
+    for pair in (Pair("cup", value, 0.5), Pair("cup", 0.5, value)):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            decide([*shifted(40, 0.1), pair], GOOD)
+    for checks in (dataclasses.replace(GOOD, golden_champion=value), dataclasses.replace(GOOD, golden_challenger=value)):
+        with pytest.raises(ValueError, match="golden"):
+            decide(shifted(40, 0.1), checks)
+
+
+def test_tables_of_another_shape_are_refused() -> None:
+    lists: list[ArrayLike] = [[], [0.1] * 30, [math.nan], [[0.1]]]
+    for differences in lists:
+        with pytest.raises(ValueError, match="sign-flip"):
+            sign_flip_p(differences)
+    tables: list[ArrayLike] = [[0.1], [[]], [[math.inf]]]
+    for table in tables:
+        with pytest.raises(ValueError, match="differences"):
+            lower_bounds(table)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.integers(-12, 12), min_size=1, max_size=12))
+def test_sign_flip_is_the_count_of_all_signs(hundredths: list[int]) -> None:
+    sums = np.array(list(itertools.product((1, -1), repeat=len(hundredths)))) @ np.array(hundredths)
+    assert sign_flip_p([number / 100 for number in hundredths]) == np.count_nonzero(sums >= sum(hundredths)) / 2 ** len(hundredths)
+
+
+@pytest.mark.parametrize("count", [8, 13, 20, 28, 29])
+def test_sign_flip_of_equal_sizes_is_the_sign_test(count: int) -> None:
+    for better in (0, count // 2, count - 3, count):
+        expected = sum(math.comb(count, number) for number in range(better, count + 1)) / 2**count
+        assert sign_flip_p([0.1] * better + [-0.1] * (count - better)) == expected
+
+
+def test_lower_bound_is_that_of_theory() -> None:
+    """Of many normal differences the bound is the mean less 1.645 standard errors."""
+    differences = np.random.default_rng(0).normal(0.05, 0.1, (3, 1000))
+    expected = differences.mean(1) - 1.645 * differences.std(1) / math.sqrt(1000)
+    assert lower_bounds(differences) == pytest.approx(expected, abs=2e-4)
+
+
+def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
+    differences = np.random.default_rng(0).normal(0, 0.1, (2, 50))
+    whole = lower_bounds(differences)
+    monkeypatch.setattr(gate, "BLOCK", 7_777)
+    assert lower_bounds(differences) == pytest.approx(whole)
+    monkeypatch.setattr(gate, "BLOCK", 10)
+    assert lower_bounds(differences) == pytest.approx(whole)
+
+
+@settings(max_examples=50, deadline=None)
+@given(PAIRS)
+def test_a_challenger_that_is_nowhere_better_is_never_promoted(pairs: list[Pair]) -> None:
+    same = [Pair(pair.label, pair.champion, pair.champion) for pair in pairs]
+    worse = [Pair(pair.label, max(pair.champion, pair.challenger), min(pair.champion, pair.challenger)) for pair in pairs]
+    expected = {"wait", "keep"} if len(pairs) < 8 else {"keep"}
+    assert decide(same, GOOD).verdict in expected
+    assert decide(worse, GOOD).verdict in expected
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.floats(0, 0.95), min_size=30, max_size=60))
+def test_a_challenger_that_is_better_everywhere_is_promoted(champions: list[float]) -> None:
+    assert decide([Pair("cup", champion, min(1.0, champion + 0.05)) for champion in champions], GOOD).verdict == "promote"
+
+
+@settings(max_examples=50, deadline=None)
+@given(PAIRS, st.randoms(use_true_random=False))
+def test_the_order_of_pairs_does_not_matter(pairs: list[Pair], order: random.Random) -> None:
+    shuffled = pairs.copy()
+    order.shuffle(shuffled)
+    assert decide(shuffled, GOOD) == decide(pairs, GOOD)
+
+
+@settings(max_examples=50, deadline=None)
+@given(PAIRS, st.builds(Checks, SHARE, SHARE, st.booleans(), st.booleans()))
+def test_every_decision_is_json_with_reasons_of_one_line(pairs: list[Pair], checks: Checks) -> None:
+    decision = decide(pairs, checks)
+    stored = json.loads(json.dumps(dataclasses.asdict(decision), allow_nan=False))
+    assert Decision(**{**stored, "reasons": tuple(stored["reasons"])}) == decision
+    assert decision.reasons
+    assert all(line.isprintable() and line for line in decision.reasons)
+    if decision.verdict == "promote":
+        assert checks.finite
+        assert checks.smoke

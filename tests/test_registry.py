@@ -1,0 +1,743 @@
+"""What serves must go on serving: through kills, full disks and adapters that are broken or hostile."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import multiprocessing
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, TypedDict
+
+import pytest
+import torch
+from safetensors.torch import save
+
+from sam4mllm import registry
+from sam4mllm.errors import RegistryError
+from sam4mllm.registry import CONFIG, FILES, MANIFEST, STEPS, WEIGHTS, Manifest, Registry
+
+SHA = "ab" * 32
+LORA: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": True}
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["sam4mllm.registry", "tests.test_registry"])  # each child would import torch again
+
+
+class Origin(TypedDict):
+    slug: str
+    identity: str
+    base_model: str
+    base_sha256: str
+    template_sha256: str
+    data_sha256: str
+    metrics: dict[str, float]
+    parent: str | None
+
+
+ORIGIN: Origin = {
+    "slug": "demo",
+    "identity": "vit_h pqpp",
+    "base_model": "demo",
+    "base_sha256": SHA,
+    "template_sha256": "cd" * 32,
+    "data_sha256": "ef" * 32,
+    "metrics": {"gIoU": 0.5},
+    "parent": None,
+}
+
+
+def weights(value: float = 0.5, dtype: torch.dtype = torch.float32) -> bytes:
+    return save({"layer.lora_A.weight": torch.full((4, 8), value).to(dtype), "layer.lora_B.weight": torch.zeros(8, 4).to(dtype)})
+
+
+def adapter(value: float = 0.5, config: dict[str, object] | None = None) -> dict[str, Path | bytes]:
+    return {CONFIG: json.dumps(LORA | (config or {})).encode(), WEIGHTS: weights(value)}
+
+
+def add(home: Registry, value: float = 0.5, slug: str = "demo") -> str:
+    origin = ORIGIN.copy()
+    origin["slug"] = slug
+    return home.add(adapter(value), **origin).version
+
+
+def serving(home: Registry) -> str | None:
+    """What a server would load after a restart, verified as it would."""
+    champion = home.champion()
+    if champion is not None:
+        home.verify(champion.version)
+    return None if champion is None else champion.version
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Registry:
+    return Registry(tmp_path)
+
+
+# -- storing and reading -------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_comes_back_as_it_was(home: Registry, tmp_path: Path) -> None:
+    source = tmp_path / "trained.safetensors"
+    source.write_bytes(weights())
+    manifest = home.add({CONFIG: json.dumps(LORA).encode(), WEIGHTS: source}, **ORIGIN)
+
+    assert manifest.version.startswith("demo-1-")
+    assert manifest.metrics == {"gIoU": 0.5}
+    assert manifest.files[WEIGHTS] == hashlib.sha256(source.read_bytes()).hexdigest()
+    again = Registry(tmp_path)
+    assert again.versions() == [manifest]
+    assert again.show(manifest.version) == manifest
+    again.verify(manifest.version)
+    folder = again.path(manifest.version)
+    assert {path.name for path in folder.iterdir()} == {*FILES, MANIFEST}
+    assert (folder / WEIGHTS).read_bytes() == source.read_bytes()
+    assert Manifest.from_json(manifest.to_json()) == manifest
+
+
+def test_an_empty_home_is_read_without_being_made(home: Registry, tmp_path: Path) -> None:
+    assert home.versions() == []
+    assert home.broken() == []
+    assert home.history() == []
+    assert home.champion() is None
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("field", ["identity", "base_sha256", "template_sha256", "files"])
+def test_the_hash_covers_what_shapes_a_prediction(field: str, tmp_path: Path) -> None:
+    changed: dict[str, Any] = {**ORIGIN} if field == "files" else {**ORIGIN, field: "12" * 32}
+    first = Registry(tmp_path / "a").add(adapter(), **ORIGIN).version
+    assert Registry(tmp_path / "b").add(adapter(), **ORIGIN).version == first
+    assert Registry(tmp_path / "c").add(adapter(0.6 if field == "files" else 0.5), **changed).version != first
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_weights_of_each_precision(dtype: torch.dtype, home: Registry) -> None:
+    home.verify(home.add({**adapter(), WEIGHTS: weights(dtype=dtype)}, **ORIGIN).version)
+
+
+def test_what_peft_saves_is_taken(home: Registry, tmp_path: Path) -> None:
+    peft = pytest.importorskip("peft")
+    config = peft.LoraConfig(r=4, target_modules=["q_proj"], base_model_name_or_path="demo", inference_mode=True)
+    mapping = {"base_model_class": "Qwen2VLForConditionalGeneration", "parent_library": "transformers.models.qwen2_vl.modeling_qwen2_vl"}
+    config.save_pretrained(tmp_path / "saved", auto_mapping_dict=mapping)
+    home.add({CONFIG: tmp_path / "saved" / CONFIG, WEIGHTS: weights()}, **ORIGIN)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"extra": 1}, id="unknown key"),
+        pytest.param({"data_sha256": None}, id="null hash"),
+        pytest.param({"base_sha256": SHA.upper()}, id="hash in capitals"),
+        pytest.param({"version": "../demo-1-00000000"}, id="version"),
+        pytest.param({"created": "yesterday"}, id="time"),
+        pytest.param({"created": "2026-01-01T00:00:00"}, id="time without zone"),
+        pytest.param({"metrics": {"gIoU": float("nan")}}, id="NaN metric"),
+        pytest.param({"metrics": {"gIoU": "high"}}, id="text metric"),
+        pytest.param({"metrics": []}, id="metrics"),
+        pytest.param({"parent": "../demo"}, id="parent"),
+        pytest.param({"base_model": ""}, id="base model"),
+        pytest.param({"files": {CONFIG: SHA}}, id="a file without a hash"),
+        pytest.param({"files": {CONFIG: SHA, WEIGHTS: SHA, "../../x": SHA}}, id="a file elsewhere"),
+        pytest.param({"files": None}, id="files"),
+    ],
+)
+def test_a_manifest_with_a_wrong_field_is_refused(change: dict[str, object], home: Registry) -> None:
+    manifest = json.loads(home.show(add(home)).to_json())
+    with pytest.raises(RegistryError) as caught:
+        Manifest.from_json(json.dumps(manifest | change))
+    assert next(iter(change)) in str(caught.value) or "metric" in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "[" * 100_000, '{"version": "x"}'], ids=["empty", "list", "deep", "keys missing"])
+def test_a_manifest_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(RegistryError, match=r"manifest\.json"):
+        Manifest.from_json(text)
+
+
+def test_unreadable_versions_are_listed_apart(home: Registry, caplog: pytest.LogCaptureFixture) -> None:
+    good, bad = add(home), add(home)
+    (home.path(bad) / MANIFEST).write_text("{")
+    (home.root / "not-a-version").mkdir()
+    with caplog.at_level(logging.WARNING):
+        assert [manifest.version for manifest in home.versions()] == [good]
+    assert bad in caplog.text
+    assert {broken.name for broken in home.broken()} == {bad, "not-a-version"}
+
+
+def test_versions_are_in_the_order_of_their_numbers(home: Registry) -> None:
+    added = [add(home, 0.01 * count) for count in range(11)]
+    assert [manifest.version for manifest in home.versions()] == added
+    assert [manifest.number for manifest in home.versions()] == list(range(1, 12))
+
+
+def test_a_number_is_never_used_again(home: Registry) -> None:
+    add(home)
+    shutil.rmtree(home.path(add(home)))
+    third = add(home, slug="other.model-2")
+    assert third.startswith("other.model-2-3-")
+    shutil.rmtree(home.path(third))
+    (home.root / "highest").unlink()
+    (home.root / "demo-7-00000000").mkdir()
+    assert add(home).startswith("demo-8-")
+    (home.root / "highest").write_text("many")
+    with pytest.raises(RegistryError, match="highest is not a number"):
+        add(home)
+
+
+@pytest.mark.parametrize("slug", ["", "Demo", "a" * 33, "a/b", "..", "a\n", "ü", "a_b"])
+def test_slugs(slug: str, home: Registry) -> None:
+    if slug == "..":  # odd, but nothing more than the start of a name
+        assert home.path(add(home, slug=slug)).parent == home.root
+        return
+    with pytest.raises(RegistryError, match="slug"):
+        add(home, slug=slug)
+
+
+def test_export_is_whole_and_overwrites_nothing(home: Registry, tmp_path: Path) -> None:
+    version = add(home)
+    (tmp_path / "empty").mkdir()
+    for folder in (tmp_path / "new" / "er", tmp_path / "empty"):
+        home.export(version, folder)
+        assert {path.name: path.read_bytes() for path in folder.iterdir()} == {
+            path.name: path.read_bytes() for path in home.path(version).iterdir()
+        }
+        with pytest.raises(RegistryError, match="not empty"):
+            home.export(version, folder)
+    (home.path(version) / WEIGHTS).write_bytes(b"")
+    with pytest.raises(RegistryError, match="SHA-256"):
+        home.export(version, tmp_path / "broken")
+    assert not (tmp_path / "broken").exists()
+
+
+# -- promotion -----------------------------------------------------------------------------------------------------------------------------
+
+
+def test_rollback_goes_back_one_by_one_and_never_forth(home: Registry) -> None:
+    a, b, c = (add(home, value) for value in (0.1, 0.2, 0.3))
+    for version in (a, b, a, c):
+        assert home.promote(version).version == version
+        assert serving(home) == version
+    assert home.promote(c).version == c  # serves already: nothing to go back to
+    for expected in (a, b, a, None):
+        manifest = home.rollback()
+        assert (manifest.version if manifest else None) == expected == serving(home)
+    with pytest.raises(RegistryError, match="nothing to roll back"):
+        home.rollback()
+    home.promote(b)
+    assert home.rollback() is None
+    assert [line.version for line in home.history()] == [a, b, a, c, a, b, a, None, b, None]
+    assert [line.number for line in home.history()] == list(range(1, 11))
+
+
+@pytest.mark.parametrize("stray", [b'{"number": 3, "vers', b"\xff\xfe", b"[]\n", b"\n\n", b'{"number": "3"}\n', b"null"])
+def test_a_damaged_line_of_history_does_no_harm(stray: bytes, home: Registry) -> None:
+    a, b, c = (add(home, value) for value in (0.1, 0.2, 0.3))
+    home.promote(a)
+    home.promote(b)
+    with (home.root / "history.jsonl").open("ab") as file:
+        file.write(stray)
+    home.promote(c)
+    for expected in (b, a):
+        rolled = home.rollback()
+        assert rolled is not None
+        assert rolled.version == expected
+
+
+def test_a_promotion_that_never_came_to_serve_is_not_gone_back_to(home: Registry) -> None:
+    a, b, c = (add(home, value) for value in (0.1, 0.2, 0.3))
+    home.promote(a)
+    home.promote(b)
+    line = {"number": 3, "version": a, "former": 2, "time": "2026-01-01T00:00:00+00:00"}
+    with (home.root / "history.jsonl").open("a") as file:
+        file.write(json.dumps(line) + "\n")
+    home.promote(c)
+    found = [home.rollback() for _ in range(3)]
+    assert [manifest.version if manifest else None for manifest in found] == [b, a, None]
+
+
+def test_a_broken_version_is_not_promoted_or_rolled_back_to(home: Registry) -> None:
+    a, b = add(home, 0.1), add(home, 0.2)
+    home.promote(a)
+    home.promote(b)
+    (home.path(a) / WEIGHTS).write_bytes(weights(0.9))
+    for change in (lambda: home.promote(a), home.rollback):
+        with pytest.raises(RegistryError, match=f"{a}: .*SHA-256"):
+            change()
+        assert serving(home) == b
+
+
+def test_a_lost_history_is_said(home: Registry) -> None:
+    a = add(home)
+    home.promote(a)
+    (home.root / "history.jsonl").unlink()
+    with pytest.raises(RegistryError, match="promote a version instead"):
+        home.rollback()
+    assert serving(home) == a
+
+
+@pytest.mark.parametrize("text", ["", "../../etc", "demo-1", "x" * 10_000])
+def test_a_damaged_champion_is_said_and_mended_by_promoting(text: str, home: Registry) -> None:
+    a = add(home)
+    home.promote(a)
+    (home.root / "champion").write_text(text)
+    with pytest.raises(RegistryError, match="promote one"):
+        home.champion()
+    home.promote(a)
+    assert serving(home) == a
+
+
+# -- kills ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def kill_at(name: str) -> None:
+    def killed(now: str) -> None:
+        if now == name:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    registry.step = killed
+
+
+def add_and_promote(folder: Path, name: str) -> None:
+    kill_at(name)
+    Registry(folder).promote(add(Registry(folder), 0.3))
+
+
+def roll_back(folder: Path, name: str) -> None:
+    kill_at(name)
+    Registry(folder).rollback()
+
+
+def add_many(folder: Path, value: float) -> None:
+    for count in range(8):
+        Registry(folder).promote(add(Registry(folder), value + count))
+
+
+def fill_up(folder: Path, version: str) -> None:
+    """Real short writes: the system refuses to let a file grow, as a full disk does."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (64, resource.RLIM_INFINITY))
+    for change in (lambda: add(Registry(folder)), lambda: Registry(folder).promote(version), Registry(folder).rollback):
+        with pytest.raises(RegistryError, match="cannot be written"):
+            change()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+
+
+def run(target: Callable[..., None], *arguments: object) -> int | None:
+    process = PROCESSES.Process(target=target, args=arguments)
+    process.start()
+    process.join(60)
+    code = process.exitcode
+    process.close()
+    return code
+
+
+def test_the_list_of_steps_is_what_happens(home: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[str] = []
+    monkeypatch.setattr(registry, "step", names.append)
+    home.promote(add(home))
+    assert tuple(names) == STEPS
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_kill_leaves_the_champion(name: str, home: Registry, tmp_path: Path) -> None:
+    a, b = add(home, 0.1), add(home, 0.2)
+    home.promote(a)
+    home.promote(b)
+
+    assert run(add_and_promote, tmp_path, name) == -signal.SIGKILL
+
+    after = Registry(tmp_path)
+    served = serving(after)
+    assert served is not None
+    assert (served != b) == (name == "settle champion")
+    versions = [manifest.version for manifest in after.versions()]
+    assert after.broken() == []
+    for version in versions:
+        after.verify(version)
+    newest = after.show(add(after, 0.4))
+    assert newest.number == (4 if STEPS.index(name) > STEPS.index("replace highest") else 3)
+    assert not list(after.root.glob(".*.partial"))
+    after.promote(newest.version)
+    expected = [b, a, None] if served == b else [served, b, a, None]
+    found = [after.rollback() for _ in expected]
+    assert [manifest.version if manifest else None for manifest in found] == expected
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_a_kill_in_a_new_home_leaves_the_base_model_or_the_champion(name: str, tmp_path: Path) -> None:
+    assert run(add_and_promote, tmp_path, name) == -signal.SIGKILL
+    after = Registry(tmp_path)
+    assert (serving(after) is not None) == (name == "settle champion")
+    version = add(after)
+    after.promote(version)
+    assert serving(after) == version
+
+
+@pytest.mark.parametrize("name", STEPS[STEPS.index("append history") :])
+def test_a_kill_of_a_rollback(name: str, home: Registry, tmp_path: Path) -> None:
+    a, b, c = (add(home, value) for value in (0.1, 0.2, 0.3))
+    for version in (a, b, c):
+        home.promote(version)
+    assert run(roll_back, tmp_path, name) == -signal.SIGKILL
+    after = Registry(tmp_path)
+    expected = [c, b, a, None] if name != "settle champion" else [b, a, None]
+    assert serving(after) == expected[0]
+    found = [after.rollback() for _ in expected[1:]]
+    assert [manifest.version if manifest else None for manifest in found] == expected[1:]
+
+
+def test_two_processes_use_one_home(tmp_path: Path) -> None:
+    both = [PROCESSES.Process(target=add_many, args=(tmp_path, value)) for value in (1.0, 2.0)]
+    for process in both:
+        process.start()
+    for process in both:
+        process.join(60)
+        assert process.exitcode == 0
+        process.close()
+    home = Registry(tmp_path)
+    assert [manifest.number for manifest in home.versions()] == list(range(1, 17))
+    assert [line.number for line in home.history()] == list(range(1, 17))
+    for manifest in home.versions():
+        home.verify(manifest.version)
+    assert serving(home) is not None
+
+
+# -- disks that refuse ---------------------------------------------------------------------------------------------------------------------
+
+
+class Refusing:
+    """Lets ``calls`` changes of the disk pass and refuses every later one, as a disk does that is full or was mounted read-only."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, code: int, calls: int) -> None:
+        self.left, self.code, self.refused = calls, code, ""
+        for name in ("mkdir", "fsync", "replace"):
+            patch.setattr(os, name, self._wrap(name, getattr(os, name)))
+
+    def _wrap(self, name: str, function: Callable[..., object]) -> Callable[..., object]:
+        def wrapped(*args: Any, **kwargs: Any) -> object:
+            self.left -= 1
+            if self.left < 0:
+                self.refused = self.refused or name
+                raise OSError(self.code, os.strerror(self.code))
+            return function(*args, **kwargs)
+
+        return wrapped
+
+
+def refusal(home: Registry, version: str) -> str:
+    try:
+        home.add(adapter(0.3), **ORIGIN)
+        home.promote(version)
+    except RegistryError as error:
+        return str(error)
+    return ""
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO], ids=errno.errorcode.get)
+def test_the_champion_goes_on_serving_from_a_disk_that_refuses(code: int, home: Registry, tmp_path: Path) -> None:
+    old = add(home, 0.1)
+    home.promote(old)
+    new = add(home, 0.2)
+    served, calls = [old], 0
+    while True:
+        with pytest.MonkeyPatch.context() as patch:
+            refusing = Refusing(patch, code, calls)
+            message = refusal(home, new)
+            assert not message or ("cannot be written" in message and os.strerror(code) in message)
+            assert bool(message) == bool(refusing.refused)
+            served.append(str(serving(Registry(tmp_path))))
+        if not refusing.refused:
+            break
+        assert home.broken() == []
+        assert not (home.root / ".version.partial").exists(), "a full disk is not filled further"
+        assert served[-1] == old or calls >= 14, calls
+        home.promote(old)
+        calls += 1
+    assert calls == 15, "each mkdir, fsync and replace was refused once"
+    assert served[-1] == new
+    assert set(served) == {old, new}
+
+
+def test_the_champion_goes_on_serving_when_writes_are_cut_short(home: Registry, tmp_path: Path) -> None:
+    a, b, c = (add(home, value) for value in (0.1, 0.2, 0.3))
+    home.promote(a)
+    home.promote(b)
+    assert run(fill_up, tmp_path, c) == 0
+    assert serving(home) == b
+    assert len(home.versions()) == 3
+    home.promote(c)
+    assert [manifest.version for manifest in (home.rollback(), home.rollback()) if manifest] == [b, a]
+
+
+def test_a_home_that_may_not_be_written(home: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    a, b = add(home, 0.1), add(home, 0.2)
+    home.promote(a)
+
+    real = os.open
+
+    def read_only(path: Any, flags: int, *args: Any, **kwargs: Any) -> int:
+        if flags & (os.O_WRONLY | os.O_RDWR):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return real(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", read_only)
+    for change in (lambda: add(home), lambda: home.promote(b), home.rollback):
+        with pytest.raises(RegistryError, match="Permission denied"):
+            change()
+    assert serving(home) == a
+    assert len(home.versions()) == 2
+
+
+def test_a_source_that_is_missing(home: Registry, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match=r"lost\.safetensors cannot be read"):
+        home.add({**adapter(), WEIGHTS: tmp_path / "lost.safetensors"}, **ORIGIN)
+    assert home.versions() == []
+
+
+# -- adapters that are broken or hostile ---------------------------------------------------------------------------------------------------
+
+
+def bad_tensor(value: float) -> bytes:
+    return save({"a": torch.zeros(3, 3), "layer.lora_B.weight": torch.tensor([0.0, value])})
+
+
+BAD_WEIGHTS: dict[str, bytes] = {
+    "empty": b"",
+    "truncated": weights()[:-1],
+    "header only": weights()[:60],
+    "longer": weights() + b"\0",
+    "header of 2^63 bytes": (2**63).to_bytes(8, "little") + b"{}",
+    "no tensors": save({}),
+    "NaN": bad_tensor(float("nan")),
+    "infinity": bad_tensor(float("-inf")),
+    "NaN in bfloat16": save({"a": torch.tensor([float("nan")], dtype=torch.bfloat16)}),
+    "whole numbers": save({"a": torch.ones(2, dtype=torch.int64)}),
+    "8 bit floats": save({"a": torch.ones(2).to(torch.float8_e4m3fn)}),
+    "zip": b"PK\x03\x04" + bytes(60),
+}
+
+HOSTILE: dict[str, dict[str, object]] = {
+    "unknown key": {"trust_remote_code": True},
+    "runtime_config": {"runtime_config": {"ephemeral_gpu_offload": True}},
+    "imports a module": {"megatron_config": {"a": 1}, "megatron_core": "os"},
+    "imports a module when off": {"megatron_core": "antigravity"},
+    "imports a class": {"auto_mapping": {"base_model_class": "system", "parent_library": "os"}},
+    "imports a neighbour": {"auto_mapping": {"base_model_class": "system", "parent_library": "transformersx"}},
+    "imports a class by path": {"auto_mapping": {"base_model_class": "a.b", "parent_library": "transformers"}},
+    "auto_mapping with more": {"auto_mapping": {"base_model_class": "A", "parent_library": "transformers", "x": 1}},
+    "reads a file": {"corda_config": {"cache_file": "/tmp/x.pt"}},
+    "eva": {"eva_config": {"rho": 2.0}},
+    "loftq": {"loftq_config": {"loftq_bits": 4}},
+    "changes the base": {"init_lora_weights": "pissa"},
+    "repeats layers": {"layer_replication": [[0, 1000]]},
+    "other method": {"peft_type": "ADALORA"},
+    "no method": {"peft_type": None},
+    "rank 0": {"r": 0},
+    "rank true": {"r": True},
+    "rank text": {"r": "4"},
+    "no rank": {"r": None},
+    "huge rank": {"r": 10**9},
+    "alpha NaN": {"lora_alpha": float("nan")},
+    "alpha without end": {"lora_alpha": 10**400},
+    "pattern": {"rank_pattern": {"a": "b"}},
+    "modules": {"target_modules": [["a"]]},
+    "long pattern": {"target_modules": "(a+)+" * 1_000},
+    "bias": {"bias": "some"},
+}
+
+
+@pytest.mark.parametrize("case", BAD_WEIGHTS)
+def test_bad_weights_are_refused(case: str, home: Registry) -> None:
+    old = add(home)
+    home.promote(old)
+    with pytest.raises(RegistryError, match=r"adapter_model\.safetensors"):
+        home.add({**adapter(), WEIGHTS: BAD_WEIGHTS[case]}, **ORIGIN)
+    version = plant(home, WEIGHTS, BAD_WEIGHTS[case])
+    with pytest.raises(RegistryError, match=rf"{version}: .*adapter_model\.safetensors"):
+        home.promote(version)
+    assert serving(home) == old
+    assert len(home.versions()) == 2
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_configurations_are_refused(case: str, home: Registry) -> None:
+    with pytest.raises(RegistryError, match=r"adapter_config\.json"):
+        home.add(adapter(config=HOSTILE[case]), **ORIGIN)
+    version = plant(home, CONFIG, json.dumps(LORA | HOSTILE[case]).encode())
+    with pytest.raises(RegistryError, match=r"adapter_config\.json"):
+        home.verify(version)
+
+
+@pytest.mark.parametrize(
+    "text", [b"", b"[]", b"{", b"\xff", b"[" * 100_000, b" " * 2_000_000], ids=["empty", "list", "cut", "bytes", "deep", "long"]
+)
+def test_configurations_that_are_no_object_are_refused(text: bytes, home: Registry) -> None:
+    with pytest.raises(RegistryError, match=r"adapter_config\.json"):
+        home.add({**adapter(), CONFIG: text}, **ORIGIN)
+
+
+def plant(home: Registry, name: str, data: bytes) -> str:
+    """A version with another file in it and a manifest that agrees, as someone makes it who can write there."""
+    version = add(home)
+    folder = home.path(version)
+    (folder / name).write_bytes(data)
+    manifest = home.show(version)
+    files = manifest.files | {name: hashlib.sha256(data).hexdigest()}
+    (folder / MANIFEST).write_text(replace(manifest, files=files).to_json())
+    return version
+
+
+def test_a_changed_file_is_refused(home: Registry) -> None:
+    for name, data in ((WEIGHTS, weights(0.9)), (CONFIG, json.dumps(LORA | {"r": 8}).encode())):
+        version = add(home)
+        (home.path(version) / name).write_bytes(data)
+        with pytest.raises(RegistryError, match=f"{name} is not the file"):
+            home.verify(version)
+
+
+@pytest.mark.parametrize("name", ["adapter_model.bin", "optimizer.pt", "x.PKL", "a.pth", "README.md", ".hidden", "folder"])
+def test_other_files_are_refused(name: str, home: Registry) -> None:
+    version = add(home)
+    if name == "folder":
+        (home.path(version) / name).mkdir()
+    else:
+        (home.path(version) / name).write_bytes(b"x")
+        with pytest.raises(RegistryError, match=name):
+            home.add({**adapter(), name: b"x"}, **ORIGIN)
+    with pytest.raises(RegistryError, match=name):
+        home.verify(version)
+
+
+@pytest.mark.parametrize("name", [*FILES, MANIFEST])
+def test_a_missing_file_a_link_or_a_pipe_is_refused(name: str, home: Registry, tmp_path: Path) -> None:
+    version = add(home)
+    path = home.path(version) / name
+    path.rename(tmp_path / name)
+    with pytest.raises(RegistryError, match=name):
+        home.verify(version)
+    path.symlink_to(tmp_path / name)
+    with pytest.raises(RegistryError, match=f"{name} is missing or not a plain file"):
+        home.verify(version)
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(RegistryError, match=f"{name} is missing or not a plain file"):
+        home.verify(version)
+
+
+@pytest.mark.parametrize("change", ["incomplete", "too much", "not an adapter"])
+def test_other_sets_of_files_are_refused(change: str, home: Registry) -> None:
+    sets: dict[str, dict[str, Path | bytes]] = {
+        "incomplete": {CONFIG: b"{}"},
+        "too much": {**adapter(), MANIFEST: b"{}"},
+        "not an adapter": {"../x": b""},
+    }
+    with pytest.raises(RegistryError, match="an adapter is"):
+        home.add(sets[change], **ORIGIN)
+    assert not home.root.exists()
+
+
+def test_renamed_weights_are_refused_unread(home: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = add(home)
+    folder = home.path(version)
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+
+    def opened(*_: Any, **__: Any) -> Any:
+        raise AssertionError("it was opened")
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(RegistryError, match=r"adapter_model\.bin may run code when it is opened, and was not"):
+        home.verify(version)
+
+
+def test_a_pickle_does_not_run(home: Registry, tmp_path: Path) -> None:
+    """CVE-2025-5173: weights that are a pickle, under a name that is expected or beside it."""
+    marker = tmp_path / "ran"
+    payload = f"cos\nsystem\n(S'touch {marker}'\ntR.".encode()
+    subprocess.run([sys.executable, "-c", "import pickle, sys; pickle.load(sys.stdin.buffer)"], input=payload, check=True)
+    assert marker.exists(), "the payload works where it is loaded"
+    marker.unlink()
+
+    for files in ({**adapter(), WEIGHTS: payload}, {CONFIG: adapter()[CONFIG], "adapter_model.bin": payload}):
+        with pytest.raises(RegistryError):
+            home.add(files, **ORIGIN)
+    beside = add(home)
+    (home.path(beside) / "adapter_model.bin").write_bytes(payload)
+    for version in (plant(home, WEIGHTS, payload), plant(home, CONFIG, payload), beside):
+        for change in (home.verify, home.promote, lambda version: home.export(version, tmp_path / "out")):
+            with pytest.raises(RegistryError):
+                change(version)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    "version",
+    [
+        "..",
+        ".",
+        "",
+        "../demo-1-00000000",
+        "demo-1-00000000/..",
+        "/etc",
+        "demo-0-00000000",
+        "demo-1-0000000G",
+        "demo-1-00000000\n",
+        "demo-١-00000000",
+        "demo-1-00000000\0",
+        "demo-01-00000000",
+        "DEMO-1-00000000",
+        "champion",
+        f"{'a' * 33}-1-00000000",
+        "..\\demo-1-00000000",
+    ],
+)
+def test_names_that_are_no_version_are_refused(version: str, home: Registry, tmp_path: Path) -> None:
+    add(home)
+    calls: tuple[Callable[[], object], ...] = (
+        lambda: home.path(version),
+        lambda: home.show(version),
+        lambda: home.verify(version),
+        lambda: home.promote(version),
+        lambda: home.export(version, tmp_path / "out"),
+    )
+    for call in calls:
+        with pytest.raises(RegistryError, match="is no version"):
+            call()
+
+
+def test_links_and_renamed_folders_are_no_versions(home: Registry, tmp_path: Path) -> None:
+    version = add(home)
+    shutil.copytree(home.path(version), tmp_path / "outside")
+    (home.root / "demo-5-00000000").symlink_to(tmp_path / "outside")
+    with pytest.raises(RegistryError, match="leads out of"):
+        home.verify("demo-5-00000000")
+    (home.root / "demo-6-00000000").symlink_to(home.path(version))
+    shutil.copytree(home.path(version), home.root / "demo-7-00000000")
+    for name in ("demo-6-00000000", "demo-7-00000000"):
+        with pytest.raises(RegistryError, match="cannot be renamed"):
+            home.verify(name)
+    with pytest.raises(RegistryError, match="there is no version"):
+        home.verify("demo-8-00000000")
+    assert [manifest.version for manifest in home.versions()] == [version]
+    assert len(home.broken()) == 3
+
+
+def test_leftovers_are_swept_and_links_not_followed(home: Registry, tmp_path: Path) -> None:
+    add(home)
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("x")
+    (home.root / ".version.partial").symlink_to(tmp_path / "precious")
+    (home.root / ".champion.partial").write_text("x")
+    (home.root / ".other.partial").mkdir()
+    (home.root / ".other.partial" / "file").write_text("x")
+    add(home)
+    assert not list(home.root.glob(".*.partial"))
+    assert (tmp_path / "precious" / "file").read_text() == "x"
