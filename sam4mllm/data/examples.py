@@ -35,6 +35,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
+from sam4mllm.durable import publish, replace_file
 from sam4mllm.errors import DatasetError, ImageError, MaskCodecError
 from sam4mllm.images import MAX_PIXELS, check_image, image_sha256, load_image
 from sam4mllm.masks import Rle, box_of, from_rle, rle_area, to_rle, union
@@ -306,12 +307,9 @@ class ExampleWriter:
         file, self._file = self._opened(), None
         try:
             with self._writing():
-                with file:
-                    if kind is None:
-                        _flush(file)
+                file.close()
                 if kind is None:
-                    os.replace(self._temporary, self._target)
-                    _flush_folder(self.folder)
+                    publish(self._temporary, self._target)
         finally:
             with suppress(OSError):
                 self._temporary.unlink()
@@ -393,24 +391,5 @@ class ExampleWriter:
         target = self.folder / name
         with self._writing():
             if not target.is_file() or target.stat().st_size != len(data):
-                temporary = target.with_name(f".{target.name}.tmp")
-                with temporary.open("wb") as file:
-                    file.write(data)
-                    _flush(file)
-                os.replace(temporary, target)
-                _flush_folder(target.parent)
+                replace_file(target, data)
         return ImageRecord(name, sha256, width, height)
-
-
-def _flush(file: IO[bytes]) -> None:
-    file.flush()
-    os.fsync(file.fileno())
-
-
-def _flush_folder(folder: Path) -> None:
-    """Make a rename last through a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -18,6 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sam4mllm.durable import sync_path, sync_tree
 from sam4mllm.errors import ModelError
 
 _KEEP = 2
@@ -69,22 +70,6 @@ def load_weights(path: Path, model: nn.Module) -> None:
     if different:
         raise ModelError(f"{path} holds the weights of another model: {', '.join(different[:3])} differ ({len(different)} in all)")
     model.load_state_dict(loaded, strict=False)  # what is missing is tied to what is there
-
-
-def sync_path(path: Path) -> None:
-    """Flush a file or a folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def sync_tree(folder: Path) -> None:
-    """Flush every file of a folder, then the folder."""
-    for path in sorted(folder.rglob("*")):
-        sync_path(path)
-    sync_path(folder)
 
 
 def _finished(folder: Path) -> list[Path]:

@@ -1,0 +1,101 @@
+"""Writing that survives a kill and a power cut: whole beside its place, flushed to the disk, then renamed.
+
+What is not finished is named ``.<name>.partial``; a killed process leaves it behind, and the next writer removes it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+PARTIAL = ".*.partial"
+"""Matches the names that ``partial`` gives."""
+
+Step = Callable[[str], None]
+"""Called with a name before the disk changes; a test stops the process there."""
+
+
+def no_step(name: str) -> None:
+    """Nothing happens between the steps."""
+
+
+def partial(path: Path) -> Path:
+    """Where a file or folder is written before it has its name."""
+    return path.with_name(f".{path.name}.partial")
+
+
+def sync_path(path: Path) -> None:
+    """Flush a file or a folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file of a folder, then the folder."""
+    for path in sorted(folder.rglob("*")):
+        sync_path(path)
+    sync_path(folder)
+
+
+def publish(temporary: Path, final: Path, step: Step = no_step, name: str = "") -> None:
+    """Give a finished file or folder its name; a reader finds the former one or the new one at any moment."""
+    step(f"sync {name}")
+    sync_tree(temporary)
+    step(f"replace {name}")
+    os.replace(temporary, final)
+    step(f"settle {name}")
+    sync_path(final.parent)
+
+
+def replace_file(path: Path, data: bytes, step: Step = no_step) -> None:
+    """Write a small file anew."""
+    step(f"write {path.stem}")
+    temporary = partial(path)
+    temporary.write_bytes(data)
+    publish(temporary, path, step, path.stem)
+
+
+def append_line(path: Path, line: bytes, step: Step = no_step) -> None:
+    """Add a line to a file, apart from one that a killed process left half written."""
+    step(f"append {path.stem}")
+    with path.open("a+b") as file:
+        file.write(_line_end(file) + line + b"\n")
+        file.flush()
+        step(f"sync {path.stem}")
+        os.fsync(file.fileno())
+    step(f"settle {path.stem}")
+    sync_path(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a folder, if it is there; a link is not followed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path``; the kernel frees it when the process ends, however it ends."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _line_end(file: IO[bytes]) -> bytes:
+    if file.seek(0, os.SEEK_END) == 0:
+        return b""
+    file.seek(-1, os.SEEK_END)
+    return b"" if file.read(1) == b"\n" else b"\n"
