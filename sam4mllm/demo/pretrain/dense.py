@@ -21,6 +21,7 @@ FINE = 8
 """Each visual token predicts a FINE × FINE picture of what is thing and what is background under it."""
 DISTANCE_WEIGHT = 20.0
 OFFSET_PLACES, OFFSET_SIZE = 8, 2.0
+"""Places of the hidden state that hold each of a point's two offsets, and how large: too small, and later layers cannot tell eighths."""
 COVERED = 0.35
 """Least share of a cell that a thing must cover for the cell to speak for it."""
 
