@@ -61,6 +61,11 @@ def find_chromium() -> str | None:
     return shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def _asks_something(request: Request) -> bool:
+    """Whether it is an interactive request with a phrase or a click: at times the editor sends one with neither, too."""
+    return "/interactive-annotating" in request.url and bool((request.post_data_json or {})["context"]["result"])
+
+
 class Editor:
     """One browser page with a logged-in annotator.
 
@@ -216,7 +221,7 @@ class Editor:
         self.page.screenshot(path=path)
 
     def _answer_to(self, action: Callable[[], object]) -> dict[str, Any]:
-        with self.page.expect_response(lambda answer: "/interactive-annotating" in answer.url) as got:
+        with self.page.expect_response(lambda answer: _asks_something(answer.request)) as got:
             action()
         answer = dict(got.value.json())
         self.page.wait_for_timeout(700)

@@ -111,7 +111,7 @@ def test_an_annotator_reads_that_nothing_was_found(project: Project, editor: Edi
     requests = [request["context"]["result"] for request in editor.asked[asked:]]
     assert len([result for result in requests if result]) == 1
     assert len(requests) <= 2, "the answer's text may make the editor ask with an empty context, once"
-    assert any("at most 500" in line for line in editor.texts())
+    until(lambda: any("at most 500" in line for line in editor.texts()), 20)
     editor.screenshot(SHOTS / "nothing.png")
 
 
