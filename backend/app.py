@@ -1,4 +1,4 @@
-"""The routes, nothing else."""
+"""The routes, nothing else; those of versions and runs are in :mod:`backend.learning_routes`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,19 @@ from urllib.parse import urlsplit
 from flask import Flask, Response, jsonify, render_template, request
 from werkzeug.exceptions import HTTPException
 
-from backend.errors import BackendError, NotReadyError, QueueFullError, WireError, where
+from backend.errors import BackendError, NotReadyError, QueueFullError, where
+from backend.http_parts import json_body, refusal
 from backend.label_config import read_label_config
+from backend.learning_routes import PAGE_POLICY, add_learning_routes, shown
 from backend.service import Service
 from backend.settings import LOOPBACK
-from backend.wire import MAX_BODY, read_json, read_predict, read_setup
+from backend.wire import MAX_BODY, read_predict, read_setup
 from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)
 
 RETRY_SECONDS = 5
+SHOWN_RUNS = 10
 OPEN_ENDPOINTS = ("health", "webhook", "webhook_by_path")
 """Routes that do not ask for the password: Label Studio sends none with most webhooks, which have a secret of their own."""
 ACTIONS = frozenset(
@@ -53,10 +56,10 @@ def create_app(service: Service) -> Flask:
     def ask_who() -> Response | None:
         if not password and _host_name() not in LOOPBACK:
             # a page in somebody's browser may call us by a name of its own that leads to loopback
-            return _refusal(HTTPStatus.FORBIDDEN, "without a password this server is called 127.0.0.1 or localhost")
+            return refusal(HTTPStatus.FORBIDDEN, "without a password this server is called 127.0.0.1 or localhost")
         if not password or request.endpoint in OPEN_ENDPOINTS or knows_password():
             return None
-        return _refusal(HTTPStatus.UNAUTHORIZED, "a user name and a password are needed", {"WWW-Authenticate": "Basic"})
+        return refusal(HTTPStatus.UNAUTHORIZED, "a user name and a password are needed", {"WWW-Authenticate": "Basic"})
 
     @app.get("/health")
     def health() -> Response:
@@ -70,7 +73,7 @@ def create_app(service: Service) -> Flask:
 
     @app.post("/setup")
     def setup() -> Response:
-        asked = read_setup(_body())
+        asked = read_setup(json_body())
         read_label_config(asked.label_config)
         if not service.version:
             raise NotReadyError(engine.failure or "the models are loading; ask again in a few seconds")
@@ -78,7 +81,7 @@ def create_app(service: Service) -> Flask:
 
     @app.post("/predict")
     def predict() -> Response:
-        results = service.predictor.predict(read_predict(_body()))
+        results = service.predictor.predict(read_predict(json_body()))
         return Response(b'{"results":[' + b",".join(results) + b"]}", mimetype="application/json")
 
     @app.post("/webhook")
@@ -92,65 +95,50 @@ def create_app(service: Service) -> Flask:
     def _store(secret: str) -> Response:
         wanted = settings.webhook_secret.get_secret_value()
         if wanted and not _same(secret, wanted) and not (password and knows_password()):  # START_TRAINING comes with the password
-            return _refusal(HTTPStatus.UNAUTHORIZED, "the webhook's secret is wrong; send it as X-Webhook-Secret or in the path")
-        body = _body()
+            return refusal(HTTPStatus.UNAUTHORIZED, "the webhook's secret is wrong; send it as X-Webhook-Secret or in the path")
+        body = json_body()
         action = str(body.get("action", ""))
         event = service.corrections.store(body)
         service.metrics.stored(action if action in ACTIONS else "OTHER")
+        service.learner.heard(action)
         answer = jsonify(status="stored", event=event)
         answer.status_code = HTTPStatus.CREATED
         return answer
-
-    @app.route("/versions", methods=["GET", "POST"])
-    def versions() -> Response:
-        return jsonify(versions=[service.version] if service.version else [])
 
     @app.get("/metrics")
     def metrics() -> Response:
         return Response(service.metrics.text(), mimetype="text/plain; version=0.0.4")
 
-    @app.get("/api/runs")
-    def runs() -> Response:
-        return jsonify(runs=[])
-
-    @app.post("/api/runs")
-    @app.delete("/api/runs/<run>")
-    @app.post("/api/versions/<version>/promote")
-    def learning(**_: str) -> Response:
-        return _refusal(HTTPStatus.NOT_IMPLEMENTED, "this version collects corrections but does not learn from them yet")
+    add_learning_routes(app, service)
 
     @app.get("/")
     def status() -> Response:
-        page = render_template("status.html", service=service, engine=engine, failures=service.metrics.recent)
-        return Response(page, headers={"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'"})
+        runs = [shown(run, service) for run in service.learner.runs.all()[:SHOWN_RUNS]]
+        page = render_template(
+            "status.html", service=service, engine=engine, failures=service.metrics.recent, runs=runs, learner=service.learner
+        )
+        return Response(page, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.errorhandler(Sam4mllmError)
     def known(error: Sam4mllmError) -> Response:
         service.metrics.refused(error.reason if isinstance(error, BackendError) else "request")
         if isinstance(error, QueueFullError | NotReadyError):
-            return _refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_SECONDS)})
-        return _refusal(HTTPStatus.BAD_REQUEST, str(error))
+            return refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_SECONDS)})
+        return refusal(HTTPStatus.BAD_REQUEST, str(error))
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:
         kept = {name: value for name, value in error.get_headers() if name == "Allow"}
-        return _refusal(HTTPStatus(error.code or 500), error.name, kept)
+        return refusal(HTTPStatus(error.code or 500), error.name, kept)
 
     @app.errorhandler(Exception)
     def unknown(error: Exception) -> Response:
         number = secrets.token_hex(4)
         log.error("request %s to %s failed: %s", number, request.endpoint, where(error))
         log.debug("the traceback", exc_info=error)
-        return _refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"internal error {number}; see the server's log")
+        return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"internal error {number}; see the server's log")
 
     return app
-
-
-def _body() -> dict[str, object]:
-    """A form or plain text is what a stranger's page could make a browser send."""
-    if request.mimetype != "application/json":
-        raise WireError("send application/json")
-    return read_json(request.get_data(cache=False))
 
 
 def _host_name() -> str:
@@ -162,10 +150,3 @@ def _host_name() -> str:
 
 def _same(given: str, wanted: str) -> bool:
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
-
-
-def _refusal(status: HTTPStatus, line: str, headers: dict[str, str] | None = None) -> Response:
-    answer = jsonify(error=line)
-    answer.status_code = status
-    answer.headers.update(headers or {})
-    return answer

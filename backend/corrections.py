@@ -1,42 +1,38 @@
-"""The durable log (SQLite): every webhook event, on disk before it is acknowledged, and the phrases that annotators typed.
+"""The durable log (SQLite): every webhook event, on disk before it is acknowledged, what it says of tasks and annotations, what was
+served, and the phrases that annotators typed.
 
-Learning reads it later; here it is only kept.
+Learning reads it later; here it is only kept. How events become rows is :mod:`backend.fold`'s.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import sqlite3
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from backend.errors import SettingsError
+from backend.fold import SCHEMA, VERSION, Pulled, bury_project, fold, fold_project, upgrade
 from backend.wire import is_row_id
 from sam4mllm.errors import first_line
+from sam4mllm.masks import Rle
 
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (
-    id INTEGER PRIMARY KEY,
-    received REAL NOT NULL,
-    action TEXT NOT NULL,
-    project INTEGER,
-    body TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS phrases (
-    project TEXT NOT NULL,
-    task INTEGER NOT NULL,
-    phrase TEXT NOT NULL,
-    typed REAL NOT NULL,
-    PRIMARY KEY (project, task)
-);
-"""
 ANY_TASK = -1
 """The row that holds a project's last phrase, whichever task it was typed for."""
+AT_ONCE = 20
+"""Annotations that are read from the file at once: each may hold megabytes."""
+
+_ANNOTATIONS = """
+SELECT a.id, a.project, a.task, a.updated, a.changed, a.state, a.body, coalesce(t.body, '{}'), coalesce(p.label_config, '')
+FROM annotations a LEFT JOIN tasks t ON t.id = a.task LEFT JOIN projects p ON p.id = a.project
+WHERE a.id > ? AND a.state != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY a.id LIMIT ?
+"""
 
 
 @dataclass(frozen=True)
@@ -50,39 +46,190 @@ class Event:
     body: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Served:
+    """A mask that was served for a phrase of a task, or that there is none.
+
+    ``time`` is the answer's, seconds since 1970, the same for all of its records. ``region`` is the id of the region in Label Studio, one
+    record for each region of the mask control, and empty for "no such object", which has no mask. ``box_px`` is (x1, y1, x2, y2), or
+    empty. ``width`` and ``height`` are the image's in pixels, ``interactive`` says that an annotator asked.
+    """
+
+    time: float
+    project: int
+    task: int
+    version: str
+    phrase: str
+    label: str | None
+    region: str
+    mask: Rle | None
+    box_px: tuple[float, ...]
+    features: dict[str, float]
+    score: float
+    interactive: bool
+    width: int
+    height: int
+    image_sha256: str
+
+
+@dataclass(frozen=True)
+class StoredAnnotation:
+    """An annotation that is not deleted, as Label Studio last told it.
+
+    ``body`` has the fields of :data:`backend.fold.KEPT`, of any type: it is foreign. ``data`` is the task's, ``label_config`` the
+    project's; both are empty where the log has not heard of them. ``updated`` is Label Studio's time and ``changed`` ours, in seconds
+    since 1970. ``digest`` follows from all the rest but ``changed``.
+    """
+
+    id: int
+    project: int
+    task: int
+    updated: float
+    changed: float
+    state: Literal["submitted", "skipped"]
+    body: Mapping[str, Any]
+    data: Mapping[str, Any]
+    label_config: str
+    digest: str
+
+
 class CorrectionLog:
     """One file, one writer at a time; safe to share between threads, and the file between processes."""
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or make one that only its owner can read: events carry tokens. Raises SettingsError if it cannot be written."""
+        """Open the file, or make one that only its owner can read: events carry tokens. An older file's events are read once more.
+
+        Raises SettingsError if it cannot be written, or a newer release made it.
+        """
         self._lock = threading.Lock()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.touch(0o600)
             self._connection = sqlite3.connect(path, check_same_thread=False, timeout=10.0)
+        except (OSError, sqlite3.Error) as error:
+            raise _unusable(path, error) from error
+        try:
+            self._open(path)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def _open(self, path: Path) -> None:
+        try:
             self._connection.execute("PRAGMA journal_mode=WAL")
             self._connection.execute("PRAGMA synchronous=FULL")
+            [[version]] = self._connection.execute("PRAGMA user_version").fetchall()
+            if version > VERSION:
+                raise SettingsError(f"SAM4MLLM_HOME: {path} is of a newer release; use that, or choose another folder")
             self._connection.executescript(SCHEMA)
-        except (OSError, sqlite3.Error) as error:
-            raise SettingsError(f"SAM4MLLM_HOME: {path} cannot be written ({first_line(error)}); choose another folder") from error
+            with self._writing() as connection:
+                upgrade(connection)
+        except sqlite3.Error as error:
+            raise _unusable(path, error) from error
+
+    # -- events ----------------------------------------------------------------------------------------------------------------------------
 
     def store(self, body: Mapping[str, Any]) -> int:
-        """Keep an event; on disk when this returns. Its number, which only grows."""
+        """Keep an event, and what it says of tasks and annotations; on disk when this returns. Its number, which only grows.
+
+        An event that comes again, late, or malformed is kept like any other and changes nothing else.
+        """
         project = body.get("project")
         number = project.get("id") if isinstance(project, dict) else None
         action = str(body.get("action", ""))[:64].encode("ascii", "replace").decode()
+        received = time.time()
         with self._writing() as connection:
             cursor = connection.execute(
                 "INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)",
-                (time.time(), action, number if is_row_id(number) else None, json.dumps(body)),
+                (received, action, number if is_row_id(number) else None, json.dumps(body)),
             )
+            fold(connection, body, received)
         return int(cursor.lastrowid or 0)
 
     def events(self, after: int = 0) -> list[Event]:
         """What has come since an event, in order."""
-        with self._lock:
-            rows = self._connection.execute("SELECT id, received, action, project, body FROM events WHERE id > ? ORDER BY id", (after,))
-            return [Event(number, received, action, project, json.loads(body)) for number, received, action, project, body in rows]
+        rows = self._read("SELECT id, received, action, project, body FROM events WHERE id > ? ORDER BY id", (after,))
+        return [Event(number, received, action, project, json.loads(body)) for number, received, action, project, body in rows]
+
+    # -- annotations -----------------------------------------------------------------------------------------------------------------------
+
+    def annotations(self) -> list[StoredAnnotation]:
+        """All annotations that are not deleted, skipped ones included, by number."""
+        return list(self.each_annotation())
+
+    def each_annotation(self) -> Iterator[StoredAnnotation]:
+        """The same, some at a time: masks take memory. What is stored meanwhile may or may not be among them."""
+        last = -1
+        while True:
+            rows = self._read(_ANNOTATIONS, (last, AT_ONCE))
+            if not rows:
+                return
+            last = rows[-1][0]
+            yield from (_stored(row) for row in rows)
+
+    def count_new(self, since: float) -> int:
+        """Annotations, neither deleted nor skipped, that came or changed after a time of this server, in seconds since 1970."""
+        [[count]] = self._read(
+            "SELECT count(*) FROM annotations a LEFT JOIN tasks t ON t.id = a.task "
+            "WHERE a.changed > ? AND a.state = 'submitted' AND coalesce(t.state, 'live') != 'deleted'",
+            (since,),
+        )
+        return int(count)
+
+    def projects(self) -> list[int]:
+        """The projects that events or pulls told of, and those that were served."""
+        return [number for (number,) in self._read("SELECT id FROM projects UNION SELECT DISTINCT project FROM served ORDER BY 1")]
+
+    def reconcile(self, project: int, title: str, label_config: str, tasks: Sequence[Mapping[str, Any]], began: float) -> Pulled:
+        """Take over what Label Studio holds of a project, all or nothing: what it does not have is dropped, what it has comes back.
+
+        Args:
+            project: its number, and its ``title`` and ``label_config``.
+            tasks: all of them, each with ``id``, ``data``, ``updated_at`` and its ``annotations`` in full.
+            began: when the pull began, by this server's clock: what events told since then stands.
+        """
+        with self._writing() as connection:
+            return fold_project(connection, project, title, label_config, tasks, began, time.time())
+
+    def drop(self, project: int, began: float) -> Pulled:
+        """Let all of a project's tasks and annotations go but those that events told of since a time of this server."""
+        with self._writing() as connection:
+            return bury_project(connection, project, began, time.time())
+
+    # -- what was served -------------------------------------------------------------------------------------------------------------------
+
+    def serve(self, records: Sequence[Served]) -> None:
+        """Keep what was served, all or nothing. A record that is there already stays as it is; a "none" of a batch is one for good."""
+        rows = [
+            (one.project, one.task, one.version, one.phrase, one.region, one.time, int(one.interactive), json.dumps(_rest(one)))
+            for one in records
+        ]
+        with self._writing() as connection:
+            connection.executemany(
+                "INSERT INTO served (project, task, version, phrase, region, time, interactive, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
+                "ON CONFLICT DO UPDATE SET interactive = min(interactive, excluded.interactive)",
+                rows,
+            )
+
+    def served(self, project: int, task: int) -> list[Served]:
+        """What was served for a task, in order of time."""
+        rows = self._read(
+            "SELECT time, version, phrase, region, interactive, body FROM served WHERE project = ? AND task = ? "
+            "ORDER BY time, version, phrase, region",
+            (project, task),
+        )
+        return [_served(project, task, row) for row in rows]
+
+    def withhold(self, project: int, task: int) -> None:
+        """Note that a task gets no pre-annotation, on purpose."""
+        with self._writing() as connection:
+            connection.execute("INSERT OR IGNORE INTO withheld (project, task) VALUES (?, ?)", (project, task))
+
+    def withheld(self, project: int, task: int) -> bool:
+        """Whether a task gets no pre-annotation, on purpose."""
+        return bool(self._read("SELECT 1 FROM withheld WHERE project = ? AND task = ?", (project, task)))
+
+    # -- phrases ---------------------------------------------------------------------------------------------------------------------------
 
     def remember(self, project: str, task: int | None, phrase: str) -> None:
         """Keep a typed phrase, for its task if it has a number, and as the project's last."""
@@ -99,15 +246,68 @@ class CorrectionLog:
         return self._phrase(project, ANY_TASK)
 
     def _phrase(self, project: str, key: int) -> str:
+        rows = self._read("SELECT phrase FROM phrases WHERE project = ? AND task = ?", (project, key))
+        return str(rows[0][0]) if rows else ""
+
+    # -- the file --------------------------------------------------------------------------------------------------------------------------
+
+    def _read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
         with self._lock:
-            row = self._connection.execute("SELECT phrase FROM phrases WHERE project = ? AND task = ?", (project, key)).fetchone()
-        return str(row[0]) if row else ""
+            return self._connection.execute(query, values).fetchall()
 
     @contextmanager
     def _writing(self) -> Iterator[sqlite3.Connection]:
         with self._lock, self._connection:
+            # at once, not at the first change: what is read in between must not be another process's past
+            self._connection.execute("BEGIN IMMEDIATE")
             yield self._connection
 
     def close(self) -> None:
         with self._lock:
             self._connection.close()
+
+
+def _unusable(path: Path, error: Exception) -> SettingsError:
+    return SettingsError(f"SAM4MLLM_HOME: {path} cannot be written ({first_line(error)}); choose another folder")
+
+
+def _stored(row: Sequence[Any]) -> StoredAnnotation:
+    number, project, task, updated, changed, state, body, data, config = row
+    home = -1 if project is None else project
+    digest = hashlib.sha256(repr((number, home, task, updated, state, body, data, config)).encode()).hexdigest()
+    return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), config, digest)
+
+
+def _rest(one: Served) -> dict[str, Any]:
+    """What of a record is in no column of its own."""
+    return {
+        "label": one.label,
+        "mask": one.mask,
+        "box_px": [float(side) for side in one.box_px],
+        "features": {name: float(value) for name, value in one.features.items()},
+        "score": float(one.score),
+        "size": [one.width, one.height],
+        "image_sha256": one.image_sha256,
+    }
+
+
+def _served(project: int, task: int, row: Sequence[Any]) -> Served:
+    when, version, phrase, region, interactive, text = row
+    body = json.loads(text)
+    return Served(
+        time=when,
+        project=project,
+        task=task,
+        version=version,
+        phrase=phrase,
+        label=body["label"],
+        region=region,
+        mask=body["mask"],
+        box_px=tuple(body["box_px"]),
+        features=body["features"],
+        score=body["score"],
+        interactive=bool(interactive),
+        width=body["size"][0],
+        height=body["size"][1],
+        image_sha256=body["image_sha256"],
+    )

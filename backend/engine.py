@@ -20,7 +20,7 @@ log = logging.getLogger(__name__)
 
 M = TypeVar("M")
 R = TypeVar("R")
-State = Literal["loading", "ready", "failed", "draining"]
+State = Literal["loading", "ready", "paused", "failed", "draining"]
 
 
 @dataclass(order=True)
@@ -53,6 +53,7 @@ class Engine(Generic[M]):
         self._ended = False
         self.state: State = "loading"
         self.failure = ""
+        self._pause = ""
         self.model: M | None = None
 
     def start(self) -> None:
@@ -65,6 +66,8 @@ class Engine(Generic[M]):
         with self._changed:
             if self.state == "draining":
                 raise NotReadyError("the server is shutting down; ask again in a minute")
+            if self._pause:
+                raise NotReadyError(self._pause)
             if self._free[interactive] == 0:
                 raise QueueFullError("too many requests are waiting; ask again in a few seconds")
             self._free[interactive] -= 1
@@ -103,6 +106,26 @@ class Engine(Generic[M]):
         """Pieces of work in the queue that somebody waits for."""
         with self._changed:
             return sum(job.work is not None for job in self._jobs)
+
+    def pause(self, message: str, seconds: float) -> None:
+        """Give no more places, and wait until the requests that have one are answered: the models are then free for a while.
+
+        Raises DeadlineError if that takes longer; the engine then goes on as before.
+        """
+        with self._changed:
+            self._pause = message
+            if not self._changed.wait_for(lambda: sum(self._free.values()) == self._all_places, seconds):
+                self._pause = ""
+                raise DeadlineError("requests did not come to an end, so the models cannot pause")
+            if self.state == "ready":
+                self.state = "paused"
+
+    def resume(self) -> None:
+        """Give places again."""
+        with self._changed:
+            self._pause = ""
+            if self.state == "paused":
+                self.state = "ready"
 
     def drain(self) -> None:
         """From now on no request gets a place; those that have one are still served."""

@@ -12,6 +12,7 @@
         ├── LabelStudioError Label Studio refused or did not answer
         ├── QueueFullError   too much is waiting already
         ├── NotReadyError    the models are loading, or could not be loaded
+        ├── LearningError    a run cannot be started, or failed
         └── DeadlineError    no time is left for this task in this request
 """
 
@@ -82,6 +83,12 @@ class NotReadyError(BackendError):
     """The models are loading, or could not be loaded."""
 
     reason = "not_ready"
+
+
+class LearningError(BackendError):
+    """A training run cannot be started, or failed."""
+
+    reason = "learning"
 
 
 class DeadlineError(BackendError):

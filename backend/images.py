@@ -94,11 +94,16 @@ class ImageStore:
             FetchError: the reference is refused, or the file cannot be had.
             ImageError: the file is no picture that can be used.
         """
+        data = self.read(reference, task_id, seconds)
+        return LoadedImage(load_image(data, self._max_pixels), image_sha256(data))
+
+    def read(self, reference: object, task_id: int | None, seconds: float = float("inf")) -> bytes:
+        """The picture's file, not decoded. Raises FetchError."""
         if not isinstance(reference, str) or not reference.strip():
             raise FetchError("the task has no image address; check the value of the config's Image tag")
-        inline = reference[:5].lower() == "data:"
-        data = self._decoded(reference) if inline else self._file(reference.strip(), task_id, time.monotonic() + seconds)
-        return LoadedImage(load_image(data, self._max_pixels), image_sha256(data))
+        if reference[:5].lower() == "data:":
+            return self._decoded(reference)
+        return self._file(reference.strip(), task_id, time.monotonic() + seconds)
 
     def _decoded(self, reference: str) -> bytes:
         head = _DATA.match(reference)

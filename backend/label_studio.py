@@ -6,11 +6,12 @@ minutes each.
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -20,6 +21,10 @@ from backend.errors import FetchError, LabelStudioError
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 """Seconds to connect, and the longest silence of a server that is trusted not to drip."""
+LIST_TIMEOUT = httpx.Timeout(120.0, connect=3.0)
+"""A page of tasks holds all of their masks; and Label Studio may ask its backend, which it gives 100 s, before it answers."""
+TASKS_A_PAGE = 50
+PROJECTS_A_PAGE = 100
 ACCESS_SECONDS = 300.0
 """What Label Studio gives an access token to live."""
 SPARE_SECONDS = 60.0
@@ -68,6 +73,11 @@ class LabelStudio:
     def __repr__(self) -> str:
         return f"LabelStudio({self.url!r})"
 
+    @property
+    def has_token(self) -> bool:
+        """Whether there is a key to ask with; Label Studio tells nobody without one of its projects."""
+        return bool(self._token)
+
     def close(self) -> None:
         """Close the connections that are kept open."""
         self._client.close()
@@ -108,6 +118,45 @@ class LabelStudio:
             raise _unexpected(path)
         return found
 
+    def project(self, project_id: int) -> dict[str, Any]:
+        """A project with its ``title`` and ``label_config``. Raises LabelStudioError."""
+        path = f"/api/projects/{project_id:d}/"
+        found = self.request("GET", path)
+        if not isinstance(found, dict) or not isinstance(found.get("label_config"), str):
+            raise _unexpected(path)
+        return found
+
+    def projects(self) -> list[int]:
+        """The numbers of all projects that the token's user sees. Raises LabelStudioError."""
+        return [entry["id"] for entry in self._entries("/api/projects/?include=id", "results", "count", PROJECTS_A_PAGE)]
+
+    def tasks_with_annotations(self, project_id: int) -> Iterator[dict[str, Any]]:
+        """A project's tasks by number, each with its ``annotations`` in full, skipped ones among them; some are asked for at a time.
+
+        Data are as they were imported, no signed addresses. A task that comes or goes meanwhile may be missed, or shift another out of
+        sight. Raises LabelStudioError.
+        """
+        path = f"/api/tasks/?project={project_id:d}&fields=all&resolve_uri=false"
+        yield from self._entries(path, "tasks", "total", TASKS_A_PAGE)
+
+    def _entries(self, path: str, name: str, total: str, size: int) -> Iterator[dict[str, Any]]:
+        """The entries of all pages of a list, each once."""
+        seen: set[int] = set()
+        for page in itertools.count(1):
+            response = self._send("GET", f"{path}&page={page}&page_size={size}", timeout=LIST_TIMEOUT)
+            if page > 1 and response.status_code == 404:
+                return
+            found = _content(response, path, self._personal)
+            entries = found.get(name) if isinstance(found, dict) else None
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("id"), int) for entry in entries):
+                raise _unexpected(path)
+            new = [entry for entry in entries if entry["id"] not in seen]
+            yield from new
+            seen.update(entry["id"] for entry in new)
+            end = found.get(total)
+            if not new or (isinstance(end, int) and len(seen) >= end):
+                return
+
     def predictions(self, task_id: int) -> list[dict[str, Any]]:
         """All predictions of a task, of whatever version. Raises LabelStudioError."""
         path = f"/api/predictions/?task={task_id:d}"
@@ -141,18 +190,33 @@ class LabelStudio:
             kept.add(result)
         return dropped
 
-    def _send(self, method: str, path: str, json: object = None) -> httpx.Response:
+    def rename_backends(self, project: int, former: str, version: str) -> int:
+        """Give the backends of a project that served ``former`` the title of a version, which makes Label Studio ask for it; how many."""
+        listed = self.request("GET", f"/api/ml?project={project:d}")
+        ours = [one for one in listed if isinstance(one, dict) and one.get("model_version") == former] if isinstance(listed, list) else []
+        for one in ours:
+            # the title alone is answered with an internal error
+            self.request("PATCH", f"/api/ml/{one['id']:d}", {"title": version, "url": one["url"], "project": project})
+        return len(ours)
+
+    def drop_version(self, project: int, version: str) -> None:
+        """Delete all predictions of a version in a project. Raises LabelStudioError."""
+        self.request("DELETE", f"/api/projects/{project:d}/model-versions/", {"model_version": version})
+
+    def _send(self, method: str, path: str, json: object = None, timeout: httpx.Timeout = TIMEOUT) -> httpx.Response:
         if not path.startswith("/"):
             raise ValueError("a path of Label Studio's API begins with a slash")
         headers = self.authorization()
-        response = self._exchange(method, path, json, headers)
+        response = self._exchange(method, path, json, headers, timeout)
         if response.status_code == 401 and self.forget(headers):
-            response = self._exchange(method, path, json, self.authorization())
+            response = self._exchange(method, path, json, self.authorization(), timeout)
         return response
 
-    def _exchange(self, method: str, path: str, json: object, headers: Mapping[str, str]) -> httpx.Response:
+    def _exchange(
+        self, method: str, path: str, json: object, headers: Mapping[str, str], timeout: httpx.Timeout = TIMEOUT
+    ) -> httpx.Response:
         try:
-            return self._client.request(method, path, json=json, headers=headers)
+            return self._client.request(method, path, json=json, headers=headers, timeout=timeout)
         except httpx.TimeoutException as error:
             raise LabelStudioError(f"Label Studio at {self.url} does not answer; check LABEL_STUDIO_URL, and that it runs") from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:

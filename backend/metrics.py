@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 RECENT = 50
 STAGE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
@@ -36,6 +36,9 @@ class Metrics:
         self._stages = Histogram(
             "sam4mllm_stage_seconds", "Seconds of a task's stages.", ("stage",), buckets=STAGE_BUCKETS, registry=self.registry
         )
+        self._annotations = Gauge(
+            "sam4mllm_refused_annotations", "Annotations in the log that nothing is learned from.", registry=self.registry
+        )
         self._recent: deque[Failure] = deque(maxlen=RECENT)
         self._lock = threading.Lock()
 
@@ -50,6 +53,9 @@ class Metrics:
 
     def stored(self, action: str) -> None:
         self._events.labels(action).inc()
+
+    def refused_annotations(self, count: int) -> None:
+        self._annotations.set(count)
 
     def refused(self, reason: str) -> None:
         self._requests.labels(reason).inc()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.cache import ByteCache
+from backend.corrections import Served
 from backend.engine import Engine
 from backend.errors import BackendError, ConfigError, DeadlineError, TaskError, where
 from backend.flights import Flights
@@ -25,11 +27,13 @@ from backend.images import LoadedImage
 from backend.label_config import LabelConfig, read_label_config
 from backend.metrics import Metrics
 from backend.phrases import Pointed, Wanted, pointed, typed_text, wanted
+from backend.record import Drawn, served_records
 from backend.regions import answer_line, to_regions
+from backend.roster import Lease, Roster
 from backend.settings import Settings
 from backend.wire import PredictRequest, Region, Task, prediction, read_task
 from sam4mllm.clicks import Clicks
-from sam4mllm.errors import Sam4mllmError
+from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.pipeline import Instance, Opened, Pipeline, Segmentation, check_phrase
 
 log = logging.getLogger(__name__)
@@ -55,13 +59,19 @@ class Images(Protocol):
         """Raises FetchError or ImageError."""
         ...
 
+    def read(self, reference: object, task_id: int | None) -> bytes:
+        """The file, not decoded. Raises FetchError."""
+        ...
 
-class Phrases(Protocol):
-    """Where typed phrases are kept, by project."""
+
+class Notes(Protocol):
+    """Where typed phrases are kept, by project, and what was served or held back."""
 
     def remember(self, project: str, task: int | None, phrase: str) -> None: ...
     def task_phrase(self, project: str, task: int) -> str: ...
     def project_phrase(self, project: str) -> str: ...
+    def serve(self, records: Sequence[Served]) -> None: ...
+    def withhold(self, project: int, task: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -84,21 +94,23 @@ class Predictor:
 
     def __init__(
         self,
-        engine: Engine[Pipeline],
+        engine: Engine[Roster],
         images: Images,
-        phrases: Phrases,
+        notes: Notes,
         settings: Settings,
         metrics: Metrics,
         shared: Callable[[int, str], None] = lambda task, version: None,
     ) -> None:
         self.engine = engine
         self._images = images
-        self._phrases = phrases
+        self._notes = notes
         self._settings = settings
         self._metrics = metrics
         self._shared = shared
         cache_bytes = settings.cache_mb * 1024 * 1024
-        self._opened: ByteCache[str, Opened] = ByteCache(cache_bytes, lambda opened: opened.scene.nbytes + opened.embedding.nbytes)
+        self._opened: ByteCache[tuple[str, str], Opened] = ByteCache(
+            cache_bytes, lambda opened: opened.scene.nbytes + opened.embedding.nbytes
+        )
         self._flights = Flights(ByteCache(cache_bytes // 4, len, ANSWER_SECONDS))
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
         self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
@@ -106,7 +118,7 @@ class Predictor:
     @property
     def version(self) -> str:
         """The version that predictions carry; empty while there is no model."""
-        return self.engine.model.version(self._settings.strategy) if self.engine.model is not None else ""
+        return self.engine.model.current.version(self._settings.strategy) if self.engine.model is not None else ""
 
     def predict(self, request: PredictRequest) -> list[bytes]:
         """One JSON text a task, in order: a prediction, or ``[]`` for a task that failed or ran out of time.
@@ -114,21 +126,21 @@ class Predictor:
         Raises QueueFullError or NotReadyError for the request as a whole.
         """
         deadline = time.monotonic() + self._settings.deadline
-        with self.engine.place(request.interactive):
+        with self.engine.place(request.interactive), Lease(self.engine, request.interactive, deadline) as lease:
             try:
                 config: LabelConfig | ConfigError = read_config(request.label_config)
             except ConfigError as error:
                 config = error
             # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
-            others = [self._pool.submit(self._answer, raw, request, config, deadline) for raw in request.tasks[1:]]
-            first = [self._answer(raw, request, config, deadline) for raw in request.tasks[:1]]
+            others = [self._pool.submit(self._answer, raw, request, config, lease, deadline) for raw in request.tasks[1:]]
+            first = [self._answer(raw, request, config, lease, deadline) for raw in request.tasks[:1]]
             return first + [_in_time(answer, deadline) for answer in others]
 
     def close(self) -> None:
         """Begin no more tasks."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, raw: object, request: PredictRequest, config: LabelConfig | ConfigError, deadline: float) -> bytes:
+    def _answer(self, raw: object, request: PredictRequest, config: LabelConfig | ConfigError, lease: Lease, deadline: float) -> bytes:
         """Whatever is wrong with a task stays with that task."""
         number = raw.get("id") if isinstance(raw, dict) else None
         name = str(number) if isinstance(number, int) else ascii(number)[:40]
@@ -138,9 +150,11 @@ class Predictor:
             if isinstance(config, ConfigError):
                 raise config
             question = self._question(read_task(raw), config, request)
+            if self._withheld(question, request):
+                return LEFT_OUT
             if not question.wanted and not question.pointed:
-                return _dump(prediction([], 0.0, self.version or "none"))
-            return self._ask(question, request, deadline)
+                return _dump(prediction([], 0.0, lease.version(self._settings.strategy)))
+            return self._ask(question, request, lease, deadline)
         except Sam4mllmError as error:
             reason, message = error.reason if isinstance(error, BackendError) else type(error).__name__, str(error)
             log.warning("task %s: %s", name, message)
@@ -149,12 +163,12 @@ class Predictor:
             log.error("task %s failed: %s", name, where(error))
             log.debug("the traceback", exc_info=True)
         self._metrics.failed(name, reason, message)
-        return self._apology(config, message) if request.interactive else LEFT_OUT
+        return self._apology(config, message, lease) if request.interactive else LEFT_OUT
 
-    def _apology(self, config: LabelConfig | ConfigError, message: str) -> bytes:
+    def _apology(self, config: LabelConfig | ConfigError, message: str, lease: Lease) -> bytes:
         """An annotator who waits gets an answer in any case: where the config has a place for it, what went wrong."""
         regions = answer_line(config, message, message) if isinstance(config, LabelConfig) else []
-        return _dump(prediction(regions, 0.0, self.version or "none"))
+        return _dump(prediction(regions, 0.0, lease.version(self._settings.strategy)))
 
     def _question(self, task: Task, config: LabelConfig, request: PredictRequest) -> Question:
         """Nothing wanted and nothing pointed at: the annotator took the last prompt back, or accepted its mask."""
@@ -162,15 +176,28 @@ class Predictor:
         typed, pointing = typed_text(context, config), pointed(context, config)
         if typed:
             typed = check_phrase(typed)
-            self._phrases.remember(request.project, task.id, typed)
+            self._notes.remember(request.project, task.id, typed)
         elif pointing:
             return Question(task, config, self._spoken_of(task, config, pointing, request.project), pointing, True)
         elif request.interactive:
             return Question(task, config, (), pointing, True)
         return Question(task, config, tuple(self._wanted(task, config, typed, request.project)), pointing, request.interactive)
 
+    def _withheld(self, question: Question, request: PredictRequest) -> bool:
+        """A small share of the tasks that are opened, always the same ones, is drawn without our help: the yardstick of its worth. Bulk
+        runs and whatever an annotator asks are answered.
+        """
+        number, share = question.task.id, self._settings.unassisted_share
+        if not share or question.interactive or number is None or len(request.tasks) > 1 or not request.project:
+            return False
+        project = int(request.project.partition(".")[0])
+        drawn = int(hashlib.sha256(f"{project} {number}".encode()).hexdigest(), 16) % 10_000 < share * 10_000
+        if drawn:
+            self._notes.withhold(project, number)
+        return drawn
+
     def _wanted(self, task: Task, config: LabelConfig, typed: str, project: str) -> list[Wanted]:
-        remembered = self._phrases.project_phrase(project) if self._settings.remember_phrase and not typed else ""
+        remembered = self._notes.project_phrase(project) if self._settings.remember_phrase and not typed else ""
         return wanted(task, config, typed, self._settings.phrase_field, remembered)
 
     def _spoken_of(self, task: Task, config: LabelConfig, pointing: Pointed, project: str) -> tuple[Wanted, ...]:
@@ -178,7 +205,7 @@ class Predictor:
 
         A click's context never holds the phrase that was typed before, and drafts are seconds late.
         """
-        typed = (self._phrases.task_phrase(project, task.id) if task.id is not None else "") or typed_text(task.drafts, config)
+        typed = (self._notes.task_phrase(project, task.id) if task.id is not None else "") or typed_text(task.drafts, config)
         try:
             phrases = self._wanted(task, config, typed, project)
         except Sam4mllmError:
@@ -186,8 +213,9 @@ class Predictor:
         same = [one for one in phrases if one.label == pointing.label] if len(phrases) > 1 else phrases
         return tuple(same) if len(same) == 1 else ()
 
-    def _ask(self, question: Question, request: PredictRequest, deadline: float) -> bytes:
-        version = self.version or self.engine.run(lambda model: model.version(self._settings.strategy), question.interactive, deadline)
+    def _ask(self, question: Question, request: PredictRequest, lease: Lease, deadline: float) -> bytes:
+        pipeline = lease.pipeline()
+        version = pipeline.version(self._settings.strategy)
         key = question.key(version, request.project)
 
         def make() -> bytes:
@@ -197,12 +225,14 @@ class Predictor:
                 image = self._images.load(reference, question.task.id, deadline - time.monotonic())
                 fetched = time.perf_counter() - began
 
-                def work(pipeline: Pipeline) -> bytes:
-                    answer = self._segment(pipeline, image, question, key, fetched)
+                def work(_: Roster) -> tuple[bytes, list[Drawn]]:
+                    answer, drawn = self._segment(pipeline, image, question, key, fetched)
                     self._flights.keep(key, answer)
-                    return answer
+                    return answer, drawn
 
-                return self.engine.run(work, question.interactive, deadline)
+                answer, drawn = self.engine.run(work, question.interactive, deadline)
+                self._record(drawn, image, question, request.project, version)
+                return answer
 
         answer, shared = self._flights.answer(key, make, deadline)
         if shared and question.task.id is not None and not question.interactive:
@@ -218,7 +248,16 @@ class Predictor:
         finally:
             self._decoding[interactive].release()
 
-    def _segment(self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float) -> bytes:
+    def _record(self, drawn: Sequence[Drawn], image: LoadedImage, question: Question, project: str, version: str) -> None:
+        """An answer is given even if it cannot be noted."""
+        if question.task.id is None or not project:
+            return
+        try:
+            self._notes.serve(served_records(drawn, image, project, question.task.id, version, question.interactive))
+        except sqlite3.Error as error:
+            log.error("what was served for task %d could not be noted: %s", question.task.id, first_line(error))
+
+    def _segment(self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float) -> tuple[bytes, list[Drawn]]:
         """The engine's thread comes here with the models."""
         height, width = image.pixels.shape[:2]
         clicks = question.pointed.clicks(width, height) if question.pointed else None
@@ -233,8 +272,15 @@ class Predictor:
             labels = [question.pointed.label] * len(found)
         kept = [_touched(one, clicks) for one in found]
         regions: list[Region] = []
-        for index, (label, instances) in enumerate(zip(labels, kept, strict=True)):
-            regions += to_regions(instances, question.config, label, f"{key} {index}", self._settings.show_prompts)
+        drawn: list[Drawn] = []
+        for place, (one, label, instances) in enumerate(zip(found, labels, kept, strict=True)):
+            made = [
+                to_regions(instance, index, question.config, label, f"{key} {place}", self._settings.show_prompts)
+                for index, instance in enumerate(instances)
+            ]
+            regions += [region for some in made for region in some]
+            masks = [tuple(region for region in some if region["from_name"] == question.config.mask.name) for some in made]
+            drawn.append(Drawn(one, label, tuple(zip(instances, masks, strict=True))))
         notes = sorted({one.note for one in found if one.note})
         if notes and not regions and not question.interactive:
             raise TaskError("; ".join(notes))  # not the same as "no such object"
@@ -245,13 +291,14 @@ class Predictor:
         seconds |= {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
         self._metrics.spent({**seconds, "regions": time.perf_counter() - drawing})
         self._metrics.served(sum(map(len, kept)))
-        return answer
+        return answer, drawn
 
     def _open(self, pipeline: Pipeline, image: LoadedImage) -> Opened:
-        opened = self._opened.get(image.sha256)
+        key = (pipeline.version(self._settings.strategy), image.sha256)
+        opened = self._opened.get(key)
         if opened is None:
             opened = pipeline.open(image.pixels)
-            self._opened.put(image.sha256, opened)
+            self._opened.put(key, opened)
         return opened
 
 

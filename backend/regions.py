@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -25,32 +25,32 @@ PROMPT_POINT_WIDTH = 0.5
 """Size of a shown prompt point, in percent of the image's width."""
 
 
-def to_regions(instances: Sequence[Instance], config: LabelConfig, label: str | None, key: str, show_prompts: bool = False) -> list[Region]:
-    """Regions of a phrase's instances for the config's mask control; with ``show_prompts`` the box and the points that led there, too.
+def to_regions(
+    instance: Instance, index: int, config: LabelConfig, label: str | None, key: str, show_prompts: bool = False
+) -> list[Region]:
+    """Regions of a phrase's instance for the config's mask control; with ``show_prompts`` the box and the points that led there, too.
 
-    ``key``, the phrase's own, makes the regions' ids: the same answer has the same ids, in whatever request it is asked for.
+    ``key``, the phrase's own, and the instance's ``index`` make the regions' ids: the same answer has the same ids, in whatever request it
+    is asked for.
     """
-    regions: list[Region] = []
-    for index, instance in enumerate(instances):
-        height, width = instance.mask.shape
-        drawn = [(config.mask, value) for value in _DRAW[config.mask.tag](instance.mask)]
-        drawn += _prompts(instance, config, width, height) if show_prompts else []
-        for piece, (control, value) in enumerate(drawn):
-            regions.append(
-                {
-                    "id": region_id(key, index, piece),
-                    "type": control.type,
-                    "from_name": control.name,
-                    "to_name": config.image,
-                    "origin": "prediction",
-                    "original_width": width,
-                    "original_height": height,
-                    "image_rotation": 0,
-                    "score": instance.score,
-                    "value": {**value, control.type: [label] if label is not None else []},
-                }
-            )
-    return regions
+    height, width = instance.mask.shape
+    drawn = [(config.mask, value) for value in _DRAW[config.mask.tag](instance.mask)]
+    drawn += _prompts(instance, config, width, height) if show_prompts else []
+    return [
+        {
+            "id": region_id(key, index, piece),
+            "type": control.type,
+            "from_name": control.name,
+            "to_name": config.image,
+            "origin": "prediction",
+            "original_width": width,
+            "original_height": height,
+            "image_rotation": 0,
+            "score": instance.score,
+            "value": {**value, control.type: [label] if label is not None else []},
+        }
+        for piece, (control, value) in enumerate(drawn)
+    ]
 
 
 def answer_line(config: LabelConfig, text: str, key: str) -> list[Region]:

@@ -5,39 +5,45 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
-import sam4mllm
+from backend.conduct import TRAINER
 from backend.corrections import CorrectionLog
 from backend.engine import Engine
 from backend.errors import LabelStudioError
 from backend.fetch import Fetcher, FetchLimits
 from backend.images import ImageStore
 from backend.label_studio import LabelStudio
+from backend.learning import Learner
 from backend.metrics import Metrics
 from backend.predictor import Images, Predictor
+from backend.roster import Roster, remembering
+from backend.scoring import Scorer
 from backend.settings import Settings
-from sam4mllm.grounding.remembering import RememberingGrounder
-from sam4mllm.pipeline import Options, Pipeline
+from backend.versions import Versions, warm_up
+from sam4mllm.durable import replace_file
+from sam4mllm.loading import load_variants
+from sam4mllm.pipeline import Options
+from sam4mllm.registry import Registry
 
 log = logging.getLogger(__name__)
 
 IMAGE_MEMORY = 256 * 1024 * 1024
+LEARNER_SECONDS = 5.0
+"""For a run to notice that the server ends; its process then writes a checkpoint on its own."""
 DUPLICATE_SECONDS = 3.0
 """After an answer was given twice, Label Studio needs a moment to store both."""
 
 
-def load_pipeline(settings: Settings) -> Pipeline:
-    """The pipeline of the settings, warmed up; of what it is asked about an image, nothing is worked out twice."""
-    loaded = sam4mllm.load(settings.model, settings.segmenter, settings.device, Options(joint=settings.points == "joint"))
-    pipeline = Pipeline(RememberingGrounder(loaded.grounder), loaded.segmenter, loaded.options, loaded.slug)
-    pipeline.segment(np.full((64, 64, 3), 127, np.uint8), ["object"], settings.strategy)
-    return pipeline
+def load_roster(settings: Settings) -> Roster:
+    """The base models of the settings, warmed up."""
+    variants = load_variants(settings.model, settings.segmenter, settings.device, Options(joint=settings.points == "joint"))
+    roster = Roster(remembering(variants.base), variants)
+    warm_up(roster.current, settings.strategy)
+    return roster
 
 
 @dataclass
@@ -45,12 +51,14 @@ class Service:
     """Everything that a request needs."""
 
     settings: Settings
-    engine: Engine[Pipeline]
+    engine: Engine[Roster]
     predictor: Predictor
     corrections: CorrectionLog
     metrics: Metrics
     label_studio: LabelStudio | None
     background: ThreadPoolExecutor
+    versions: Versions
+    learner: Learner
 
     @property
     def version(self) -> str:
@@ -63,11 +71,13 @@ class Service:
             return ""
 
     def start(self) -> None:
-        """Begin to load the models; returns at once."""
+        """Begin to load the models and to look for what there is to learn; returns at once."""
         self.engine.start()
+        self.learner.start()
 
     def close(self, seconds: float) -> None:
         """Serve what is in the house, then end."""
+        self.learner.close(LEARNER_SECONDS)
         self.engine.close(seconds)
         self.predictor.close()
         self.background.shutdown(wait=False, cancel_futures=True)
@@ -76,21 +86,44 @@ class Service:
             self.label_studio.close()
 
 
-def build(settings: Settings, load: Callable[[Settings], Pipeline] = load_pipeline, images: Images | None = None) -> Service:
-    """The service of the settings, not yet started; tests give it other models and pictures."""
+def build(
+    settings: Settings,
+    load: Callable[[Settings], Roster] = load_roster,
+    images: Images | None = None,
+    trainer: Sequence[str] | None = None,
+) -> Service:
+    """The service of the settings, not yet started; tests give it other models, pictures and another training process."""
     metrics = Metrics()
     token = settings.label_studio_api_key.get_secret_value()
     label_studio = LabelStudio(settings.label_studio_url, token) if settings.label_studio_url else None
     corrections = CorrectionLog(settings.home / "corrections.sqlite")
-    engine: Engine[Pipeline] = Engine(lambda: _noted(load(settings), settings), settings.queue)
+    scorer = Scorer(settings.home / "score.json")
+
+    def begin() -> Roster:
+        roster = versions.begin(load(settings))
+        roster.calibrate(scorer.calibration)
+        return roster
+
+    engine: Engine[Roster] = Engine(begin, settings.queue)
     background = ThreadPoolExecutor(1, "background")
+
+    def noted(version: str) -> None:
+        former = _note(version, settings)
+        if settings.refresh and former and former != version and label_studio is not None and token:
+            background.submit(_refresh, label_studio, corrections.projects(), former, version)
+
+    versions = Versions(engine, Registry(settings.home), settings.strategy, noted)
 
     def shared(task: int, version: str) -> None:
         if label_studio is not None and token:
             background.submit(_drop_duplicates, label_studio, task, version)
 
-    predictor = Predictor(engine, images or image_store(settings, label_studio), corrections, settings, metrics, shared)
-    return Service(settings, engine, predictor, corrections, metrics, label_studio, background)
+    pictures = images or image_store(settings, label_studio)
+    predictor = Predictor(engine, pictures, corrections, settings, metrics, shared)
+    learner = Learner(
+        settings, engine, versions, corrections, pictures, metrics, label_studio=label_studio, scorer=scorer, trainer=trainer or TRAINER
+    )
+    return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner)
 
 
 def image_store(settings: Settings, label_studio: LabelStudio | None) -> ImageStore:
@@ -106,11 +139,23 @@ def version_file(settings: Settings) -> Path:
     return settings.home / f"version-{hashlib.sha256(repr(shaping).encode()).hexdigest()[:12]}.txt"
 
 
-def _noted(pipeline: Pipeline, settings: Settings) -> Pipeline:
-    version = pipeline.version(settings.strategy)
-    version_file(settings).write_text(version, encoding="utf-8")
-    log.info("ready: %s", version)
-    return pipeline
+def _note(version: str, settings: Settings) -> str:
+    """Write down which version serves; the one before, or nothing."""
+    path = version_file(settings)
+    former = path.read_text(encoding="utf-8") if path.exists() else ""
+    replace_file(path, version.encode())
+    log.info("%s serves", version)
+    return former
+
+
+def _refresh(label_studio: LabelStudio, projects: Sequence[int], former: str, version: str) -> None:
+    """Label Studio predicts by itself only what is opened; with the former predictions gone, bulk runs do the rest."""
+    for project in projects:
+        try:
+            if label_studio.rename_backends(project, former, version):
+                label_studio.drop_version(project, former)
+        except LabelStudioError as error:
+            log.warning("project %d still shows predictions of %s: %s", project, former, error)
 
 
 def _drop_duplicates(label_studio: LabelStudio, task: int, version: str) -> None:

@@ -12,6 +12,8 @@ from backend.errors import SettingsError
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.pipeline import Strategy
 
+UNASSISTED = 0.05
+"""Share of unassisted tasks where nothing else is set: enough to notice an anchoring bias, few enough to bear."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -43,6 +45,24 @@ class Settings(BaseSettings):
     phrase_field: str = Field("description", description="the key of a task's data that holds its phrase")
     remember_phrase: bool = Field(False, description="use a project's last typed phrase for tasks that have none")
     show_prompts: bool = Field(False, description="send the MLLM's own box and points along where the config has controls for them")
+    train_after: int = Field(0, ge=0, description="new corrections after which a run starts by itself; 0: only when it is asked for")
+    train_mode: str = Field(
+        "beside",
+        pattern=r"^(beside|pause|device:[0-9]+)$",
+        description="`beside` the serving models, on another GPU (`device:1`), or `pause` serving while training",
+    )
+    train_steps: int = Field(300, ge=1, description="steps of a run; four images each")
+    train_rate: float = Field(1e-3, gt=0, lt=1, description="peak learning rate of a run; for models of billions of parameters 1e-4")
+    train_minutes: float = Field(120.0, gt=0, description="time budget of a run's training; the steps are cut to it")
+    replay: Path | None = Field(None, description="dataset that is mixed in so that the model keeps what it knows; demo scenes for `demo`")
+    golden: Path | None = Field(None, description="dataset on which no version may get worse; 200 demo scenes if unset")
+    unassisted: float | None = Field(
+        None, ge=0, le=0.5, description="share of tasks that are opened without a pre-annotation; 0.05 if runs start by themselves, else 0"
+    )
+    reconcile_minutes: float = Field(10.0, gt=0, description="minutes between two looks at Label Studio's API for what webhooks missed")
+    refresh: bool = Field(
+        False, description="after a promotion, name the backend in Label Studio after the version and delete the former one's predictions"
+    )
     auth_user: str = Field("sam4mllm", description="user name of the password")
     auth_password: SecretStr = Field(SecretStr(""), description="password (HTTP Basic) of all routes but `/health` and the webhook")
     webhook_secret: SecretStr = Field(
@@ -71,6 +91,17 @@ class Settings(BaseSettings):
         if "@" in value:
             raise ValueError("it must not hold a user name; put the token into LABEL_STUDIO_API_KEY")
         return value.rstrip("/")
+
+    @property
+    def unassisted_share(self) -> float:
+        """Of the tasks that are opened; what reviewers draw there is not anchored on a mask of ours."""
+        return self.unassisted if self.unassisted is not None else UNASSISTED if self.train_after else 0.0
+
+    @property
+    def train_device(self) -> str | None:
+        """The device of the training process."""
+        number = self.train_mode.removeprefix("device:")
+        return self.device if number == self.train_mode else f"cuda:{number}"
 
     def lines(self) -> list[str]:
         """One line a setting, secrets masked, for the log."""

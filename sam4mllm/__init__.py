@@ -22,7 +22,13 @@ __version__ = "0.1.0"
 __all__ = ["Sam4mllmError", "__version__", "load", "load_image"]
 
 
-def load(model: str = "demo", segmenter: str = "demo", device: str | None = None, options: Options | None = None) -> Pipeline:
+def load(
+    model: str = "demo",
+    segmenter: str = "demo",
+    device: str | None = None,
+    options: Options | None = None,
+    adapter: str | None = None,
+) -> Pipeline:
     """Load both models and put them into a Pipeline.
 
     Args:
@@ -30,10 +36,11 @@ def load(model: str = "demo", segmenter: str = "demo", device: str | None = None
         segmenter: ``demo``, or ``vit_b|vit_l|vit_h:PATH``.
         device: ``cpu``, ``cuda``, ``cuda:1``…; by default a GPU if there is one.
         options: how points are asked.
+        adapter: a folder with a LoRA adapter, or a version in the registry; the base model alone if None.
 
     Raises:
-        ModelError: with one line on what is wrong and what to do.
+        ModelError, RegistryError: with one line on what is wrong and what to do.
     """
     from sam4mllm.loading import load_pipeline  # torch and transformers take seconds to import; errors and versions should not
 
-    return load_pipeline(model, segmenter, device, options)
+    return load_pipeline(model, segmenter, device, options, adapter)

@@ -72,6 +72,12 @@ class Manifest:
         """The ``n`` of the version."""
         return int(self.version.rsplit("-", 2)[1])
 
+    def version_for(self, identity: str) -> str:
+        """The version's name where something else shapes its predictions, too: its own under the settings that it was added with."""
+        slug = self.version.rsplit("-", 2)[0]
+        digest = version_digest(identity, self.base_sha256, self.template_sha256, self.files)
+        return f"{slug}-{self.number}-{digest}"
+
     def to_json(self) -> str:
         """As text for ``manifest.json``."""
         return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
@@ -84,6 +90,11 @@ class Manifest:
         if wrong:
             raise RegistryError(f"{MANIFEST} lacks these keys or should not have them: {listed(wrong)}; add the adapter again")
         return cls(**values)
+
+
+def version_digest(identity: str, base_sha256: str, template_sha256: str, files: Mapping[str, str]) -> str:
+    """The last part of a version: eight hexadecimal digits that follow from all that shapes its predictions."""
+    return hashlib.sha256(repr((identity, base_sha256, template_sha256, sorted(files.items()))).encode()).hexdigest()[:8]
 
 
 def check_names(found: set[str], wanted: set[str]) -> None:

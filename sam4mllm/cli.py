@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
 import sys
 import time
 from collections.abc import Iterable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -17,43 +14,31 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
+from sam4mllm import adapter_cli
+from sam4mllm.cli_options import (
+    AdapterOption,
+    DeviceOption,
+    JsonOption,
+    ModelOption,
+    NounsName,
+    PointsName,
+    PointsOption,
+    SegmenterOption,
+    StrategyName,
+    StrategyOption,
+    hush,
+)
 from sam4mllm.errors import Sam4mllmError
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Pipeline, Segmentation
 
+__all__ = ["DeviceOption", "app", "main"]
+
 app = typer.Typer(name="sam4mllm", no_args_is_help=True, add_completion=False, help="Text to mask: an MLLM finds it, SAM draws it.")
+app.command(epilog=adapter_cli.TRAIN_EXAMPLE)(adapter_cli.train)
+app.add_typer(adapter_cli.adapters)
 T = TypeVar("T")
-
-
-class StrategyName(StrEnum):
-    """The strategies of the method."""
-
-    BOX = "box"
-    PPG = "ppg"
-    PQPP = "pqpp"
-
-
-class PointsName(StrEnum):
-    """The two ways to ask points."""
-
-    PACKED = "packed"
-    JOINT = "joint"
-
-
-class NounsName(StrEnum):
-    """Which nouns the phrases of demo scenes ask for."""
-
-    KNOWN = "known"
-    NOVEL = "novel"
-
-
-ModelOption = Annotated[str, typer.Option("--model", help="demo, a model folder, or a hub id.")]
-SegmenterOption = Annotated[str, typer.Option("--segmenter", help="demo, or vit_b|vit_l|vit_h:PATH.")]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; a GPU if there is one.")]
-StrategyOption = Annotated[StrategyName, typer.Option("--strategy", help="How to prompt the segmenter.")]
-PointsOption = Annotated[PointsName, typer.Option("--points", help="Ask each point on its own (packed) or all in one answer (joint).")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
 def main() -> None:
@@ -65,17 +50,12 @@ def main() -> None:
         sys.exit(1)
 
 
-def _load(model: str, segmenter: str, device: str | None, points: PointsName) -> Pipeline:
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
-    from transformers.utils import logging as transformers_logging
-
+def _load(model: str, segmenter: str, device: str | None, points: PointsName, adapter: str | None) -> Pipeline:
+    hush()
     import sam4mllm
     from sam4mllm.pipeline import Options
 
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    return sam4mllm.load(model, segmenter, device, Options(joint=points is PointsName.JOINT))
+    return sam4mllm.load(model, segmenter, device, Options(joint=points is PointsName.JOINT), adapter)
 
 
 def _bar(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
@@ -91,6 +71,7 @@ def predict(
     points: PointsOption = PointsName.PACKED,
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the answer here.")] = None,
     model: ModelOption = "demo",
+    adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -99,7 +80,7 @@ def predict(
     from sam4mllm.images import load_image
 
     pixels = load_image(image)
-    answers = _load(model, segmenter, device, points).segment(pixels, phrases, strategy.value)
+    answers = _load(model, segmenter, device, points, adapter).segment(pixels, phrases, strategy.value)
     if out is not None:
         from sam4mllm.overlay import draw
 
@@ -178,6 +159,7 @@ def evaluate(
     points: PointsOption = PointsName.PACKED,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also draw from true boxes and points: the upper bound.")] = False,
     model: ModelOption = "demo",
+    adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -185,7 +167,7 @@ def evaluate(
     """Measure masks, no-target answers and points on a dataset."""
     from sam4mllm.evaluation.run import evaluate as run
 
-    pipeline = _load(model, segmenter, device, points)
+    pipeline = _load(model, segmenter, device, points, adapter)
     summary, _ = run(pipeline, dataset, strategy.value, oracle, lambda images, total: _bar(images, total, "evaluating"))
     if as_json:
         print(json.dumps(summary))
@@ -202,13 +184,14 @@ def bench(
     strategy: StrategyOption = StrategyName.PQPP,
     points: PointsOption = PointsName.PACKED,
     model: ModelOption = "demo",
+    adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time one phrase an image on demo scenes, split by stage, after one warm-up; loading is stated apart."""
     began = time.perf_counter()
-    pipeline = _load(model, segmenter, device, points)
+    pipeline = _load(model, segmenter, device, points, adapter)
     loading = time.perf_counter() - began
     from sam4mllm.bench import time_phrases
 

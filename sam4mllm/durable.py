@@ -6,6 +6,7 @@ What is not finished is named ``.<name>.partial``; a killed process leaves it be
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -53,6 +54,12 @@ def publish(temporary: Path, final: Path, step: Step = no_step, name: str = "") 
     os.replace(temporary, final)
     step(f"settle {name}")
     sync_path(final.parent)
+
+
+def file_sha256(path: Path) -> str:
+    """The SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def replace_file(path: Path, data: bytes, step: Step = no_step) -> None:

@@ -2,23 +2,157 @@
 
 from __future__ import annotations
 
+import gc
+import hashlib
+import os
 import re
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from sam4mllm.errors import ModelError
-from sam4mllm.grounding.families import load_checkpoint
+from sam4mllm.adapters import MANIFEST, Manifest, hash_files, read_text, version_digest
+from sam4mllm.errors import ModelError, RegistryError
+from sam4mllm.grounding.families import Checkpoint, load_checkpoint
+from sam4mllm.grounding.lora import BASE, Adapters
 from sam4mllm.grounding.mllm import MllmGrounder
-from sam4mllm.pipeline import Options, Pipeline
+from sam4mllm.pipeline import Options, Pipeline, Versioned
+from sam4mllm.prompts.conversation import read_markup
+from sam4mllm.registry import Registry
 from sam4mllm.segmentation.loading import load_segmenter
+from sam4mllm.segmentation.protocol import Segmenter
+from sam4mllm.segmentation.sam import SamSegmenter
+
+HOME = Path("~/.local/share/sam4mllm").expanduser()
+"""Where versions are kept unless SAM4MLLM_HOME says otherwise."""
 
 
-def load_pipeline(model: str, segmenter: str, device: str | None, options: Options | None) -> Pipeline:
+def find_home() -> Path:
+    """The folder of all that is kept: SAM4MLLM_HOME, or HOME."""
+    return Path(os.environ.get("SAM4MLLM_HOME") or HOME).expanduser()
+
+
+def load_pipeline(model: str, segmenter: str, device: str | None, options: Options | None, adapter: str | None = None) -> Pipeline:
     """See :func:`sam4mllm.load`."""
+    if adapter is None:
+        return load_variants(model, segmenter, device, options).base
+    folder = find_adapter(adapter)
+    described = describe_adapter(folder, slug(model))  # before the seconds that loading takes
+    return load_variants(model, segmenter, device, options).load(folder, described)
+
+
+def load_variants(model: str, segmenter: str, device: str | None, options: Options | None) -> Variants:
+    """Load both models; adapters can then be loaded beside each other. Raises ModelError."""
     place = pick_device(device)
-    grounder = MllmGrounder(load_checkpoint(model, place))
-    return Pipeline(grounder, load_segmenter(segmenter, place), options, slug(model))
+    return Variants(load_checkpoint(model, place), load_segmenter(segmenter, place), options, slug(model))
+
+
+class Variants:
+    """Pipelines that share one base model and one segmenter, each with its own adapter. For one thread at a time, as an engine's is."""
+
+    def __init__(self, checkpoint: Checkpoint, segmenter: Segmenter, options: Options | None, slug: str) -> None:
+        self.checkpoint = checkpoint
+        self._segmenter = segmenter
+        self._options = options
+        self._slug = slug
+        self._adapters = Adapters(checkpoint)
+        self._device: torch.device = checkpoint.model.device
+        self.base = self._pipeline(BASE, None)
+
+    def load(self, folder: Path, adapter: Manifest | LooseAdapter) -> Pipeline:
+        """A pipeline with the adapter in a folder. Raises RegistryError if it is not safe, ModelError if it is another base model's."""
+        if isinstance(adapter, Manifest):
+            self._check_base(adapter)
+        self._adapters.load(adapter.version, folder)
+        return self._pipeline(adapter.version, adapter)
+
+    def drop(self, version: str) -> None:
+        """Free the adapter of a version whose pipeline is used no more."""
+        self._adapters.use(BASE)
+        self._adapters.drop(version)
+
+    @property
+    def nbytes(self) -> int:
+        """Memory of both models' weights."""
+        models = [self.checkpoint.model, *([self._segmenter.model] if isinstance(self._segmenter, SamSegmenter) else [])]
+        return sum(weight.nbytes for model in models for weight in model.parameters())
+
+    def away(self) -> None:
+        """Move both models to the CPU, and free the device for another process. Scenes and embeddings that are kept stay valid."""
+        self._move(torch.device("cpu"))
+        gc.collect()
+        if self._device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def back(self) -> None:
+        """Move both models to their device again."""
+        self._move(self._device)
+
+    def _move(self, device: torch.device) -> None:
+        self.checkpoint.model.to(device)
+        if isinstance(self._segmenter, SamSegmenter):
+            self._segmenter.model.to(device)
+
+    def _check_base(self, adapter: Manifest) -> None:
+        for what, stored, own in (
+            ("base model", adapter.base_sha256, self.base_sha256),
+            ("set of prompts", adapter.template_sha256, self.template_sha256),
+        ):
+            if stored != own:
+                raise ModelError(f"the adapter {adapter.version} was trained on another {what}; train again, or start with its own")
+
+    @property
+    def base_sha256(self) -> str:
+        """The hash of the base model."""
+        return hashlib.sha256(self.checkpoint.fingerprint.encode()).hexdigest()
+
+    @property
+    def template_sha256(self) -> str:
+        """The hash of what is said to it."""
+        return hashlib.sha256(repr((self.checkpoint.dialect, read_markup(self.checkpoint.tokenizer))).encode()).hexdigest()
+
+    def _pipeline(self, version: str, adapter: Versioned | None) -> Pipeline:
+        grounder = MllmGrounder(self.checkpoint, activate=lambda: self._adapters.use(version))
+        return Pipeline(grounder, self._segmenter, self._options, self._slug, adapter)
+
+
+@dataclass(frozen=True)
+class LooseAdapter:
+    """An adapter in a folder of its own, not in the registry: ``version`` says which it is."""
+
+    version: str
+
+    def version_for(self, identity: str) -> str:
+        slug, _, digest = self.version.rsplit("-", 2)
+        return f"{slug}-0-{hashlib.sha256((identity + digest).encode()).hexdigest()[:8]}"
+
+
+def find_adapter(name: str, home: Path | None = None) -> Path:
+    """The folder of an adapter that is given as a path or as a version in ``home``. Raises RegistryError if there is none."""
+    folder = Path(name)
+    if folder.is_dir():
+        return folder
+    if folder.name != name:
+        raise RegistryError(f"there is no folder {name}; give an adapter's folder or a version")
+    return Registry(find_home() if home is None else home).path(name)
+
+
+def describe_adapter(folder: Path, slug: str) -> Manifest | LooseAdapter:
+    """What is known of an adapter: its manifest, whatever the folder is called, or the hash of its files. Raises RegistryError if the
+    files are not those of the manifest; whether they are safe is seen when they are loaded.
+    """
+    try:
+        hashes = hash_files(folder)
+        if not (folder / MANIFEST).exists():
+            return LooseAdapter(f"{slug}-0-{version_digest('', '', '', hashes)}")
+        manifest = Manifest.from_json(read_text(folder / MANIFEST))
+    except OSError as error:
+        raise RegistryError(f"{folder} cannot be read ({error.strerror})") from error
+    except RegistryError as error:
+        raise RegistryError(f"{folder}: {error}") from error
+    if manifest.files != hashes:
+        raise RegistryError(f"{folder}: its files are not those that its manifest names (SHA-256); restore them or export it again")
+    return manifest
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -10,20 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from functools import partial
+from typing import Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.clicks import Clicks, Target, merge
-from sam4mllm.confidence import Features, agreement, score
+from sam4mllm.confidence import Calibration, Features, agreement, entropy, score
 from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
 from sam4mllm.images import check_image
-from sam4mllm.masks import box_of, clean, union
+from sam4mllm.masks import box_of, clean, mask_iou, union
 from sam4mllm.points import Thresholds, spread
 from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt, Segmenter
 
@@ -100,19 +101,40 @@ class Segmentation:
         return union(np.array([instance.mask for instance in self.instances], np.bool_).reshape(-1, *self.size))
 
 
+class Versioned(Protocol):
+    """An adapter that the grounder serves with."""
+
+    def version_for(self, identity: str) -> str: ...
+
+
 class Pipeline:
     """A grounder, a segmenter and the options between them. Holds no image; safe to call from several threads."""
 
-    def __init__(self, grounder: Grounder, segmenter: Segmenter, options: Options | None = None, slug: str = "custom") -> None:
+    def __init__(
+        self,
+        grounder: Grounder,
+        segmenter: Segmenter,
+        options: Options | None = None,
+        slug: str = "custom",
+        adapter: Versioned | None = None,
+    ) -> None:
         self.grounder = grounder
         self.segmenter = segmenter
         self.options = options or Options()
         self.slug = slug
+        self.adapter = adapter
+        self.calibration: Calibration | None = None
+        """May be replaced at any time, from any thread: each call of ``segment`` scores all its masks by one. No part of the version."""
+
+    def identity(self, strategy: Strategy = "pqpp") -> str:
+        """What shapes predictions besides an adapter: models, dialect, strategy and options, as a hash."""
+        parts = (self.grounder.identity, self.segmenter.identity, strategy, self.options)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()
 
     def version(self, strategy: Strategy = "pqpp") -> str:
-        """``<slug>-0-<8 hex>``: the hash covers models, dialect, strategy and options."""
-        parts = (self.grounder.identity, self.segmenter.identity, strategy, self.options)
-        return f"{self.slug}-0-{hashlib.sha256(repr(parts).encode()).hexdigest()[:8]}"
+        """``<slug>-<n>-<8 hex>``; n is 0 without an adapter."""
+        identity = self.identity(strategy)
+        return f"{self.slug}-0-{identity[:8]}" if self.adapter is None else self.adapter.version_for(identity)
 
     def open(self, image: NDArray[np.uint8]) -> Opened:
         """Take in an image (H, W, 3) uint8 RGB, EXIF-rotated. Raises ImageError if it is of another kind, or too small."""
@@ -156,7 +178,9 @@ class Pipeline:
             with _timed(seconds, "points"):
                 targets = self._question(opened.scene, groundings, targets)
         with _timed(seconds, "segmenter"):
-            instances = self._draw(opened.embedding, targets)
+            # what is pointed at is there; and who points waits for the mask, so that what only the score wants is left undrawn
+            present = [1.0 if clicks is not None else 1.0 - grounding.no_target_probability for grounding in groundings]
+            instances = self._draw(opened.embedding, targets, present, compared=strategy != "box" and clicks is None)
         return [
             self._answer(grounding, found, opened.embedding, strategy, seconds)
             for grounding, found in zip(groundings, instances, strict=True)
@@ -179,17 +203,32 @@ class Pipeline:
         marks[kept] = labels
         return target.with_points(inquiry.points_px, inside, marks)
 
-    def _draw(self, embedding: Embedding, targets: list[list[Target]]) -> list[list[Instance]]:
-        """Decode the prompts in batches; of each prompt's candidates keep the one with the best predicted IoU."""
-        flat = [target for found in targets for target in found]
+    def _draw(self, embedding: Embedding, targets: list[list[Target]], present: Sequence[float], compared: bool) -> list[list[Instance]]:
+        """Decode the prompts in batches; of each prompt's candidates keep the one with the best predicted IoU.
+
+        ``present``: for each phrase, the probability that it has a target. ``compared``: a box with points is drawn without them too, to
+        see how much hangs on them.
+        """
+        judge = partial(score, calibration=self.calibration)
+        flat = [(target, chance) for found, chance in zip(targets, present, strict=True) for target in found]
+        at_once = PROMPTS_AT_ONCE // 2 if compared else PROMPTS_AT_ONCE
         instances: list[Instance] = []
-        for start in range(0, len(flat), PROMPTS_AT_ONCE):
-            some = flat[start : start + PROMPTS_AT_ONCE]
-            decoded = self.segmenter.decode(embedding, [_prompt(target) for target in some])
-            instances += [_instance(target, masks) for target, masks in zip(some, decoded, strict=True)]
+        for start in range(0, len(flat), at_once):
+            some = flat[start : start + at_once]
+            drawn = self._decode(embedding, [target for target, _ in some], compared)
+            instances += [_instance(target, chance, *masks, judge) for (target, chance), masks in zip(some, drawn, strict=True)]
         following = iter(instances)
-        drawn = [[next(following) for _ in found] for found in targets]
-        return [[instance for instance in found if instance.mask.any()] for found in drawn]
+        by_phrase = [[next(following) for _ in found] for found in targets]
+        return [[instance for instance in found if instance.mask.any()] for found in by_phrase]
+
+    def _decode(self, embedding: Embedding, targets: Sequence[Target], compared: bool) -> list[tuple[Masks, Masks | None]]:
+        """For each target its masks, and those of its box alone if they are compared and there is a difference in the prompts."""
+        prompts = [_prompt(target) for target in targets]
+        compared_to = [index for index, prompt in enumerate(prompts) if compared and prompt.box_px is not None and len(prompt.labels)]
+        bare = [Prompt(prompts[index].box_px, np.zeros((0, 2), np.float32), np.zeros(0, np.int64)) for index in compared_to]
+        decoded = self.segmenter.decode(embedding, [*prompts, *bare])
+        of_box = dict(zip(compared_to, decoded[len(prompts) :], strict=True))
+        return [(masks, of_box.get(index)) for index, masks in enumerate(decoded[: len(prompts)])]
 
     def _answer(
         self, grounding: Grounding, found: list[Instance], embedding: Embedding, strategy: Strategy, seconds: dict[str, float]
@@ -230,8 +269,12 @@ def _prompt(target: Target) -> Prompt:
     return Prompt(target.box_px, target.points_px[used], target.labels[used])
 
 
-def _instance(target: Target, masks: Masks) -> Instance:
-    best = int(masks.predicted_iou.argmax())
+def _best(masks: Masks) -> int:
+    return int(masks.predicted_iou.argmax())
+
+
+def _instance(target: Target, present: float, masks: Masks, of_box: Masks | None, judge: Callable[[Features], float]) -> Instance:
+    best = _best(masks)
     mask = clean(masks.masks[best])
     used = target.labels >= 0
     features = Features(
@@ -240,9 +283,12 @@ def _instance(target: Target, masks: Masks) -> Instance:
         agreement=agreement(mask, target.points_px[used], target.labels[used]),
         predicted_iou=float(np.clip(masks.predicted_iou[best], 0, 1)),
         stability=float(np.clip(masks.stability[best], 0, 1)),
+        entropy=entropy(target.inside),
+        box_agreement=mask_iou(masks.masks[best], of_box.masks[_best(of_box)]) if of_box is not None else 1.0,
+        target_probability=present,
     )
     box = target.box_px if target.box_px is not None else box_of(mask)
-    return Instance(box, target.points_px, target.inside, target.labels, mask, score(features), features)
+    return Instance(box, target.points_px, target.inside, target.labels, mask, judge(features), features)
 
 
 @contextmanager

@@ -14,7 +14,6 @@ A process may be killed at any moment, and what served before it serves after it
 
 from __future__ import annotations
 
-import hashlib
 import io
 import json
 import logging
@@ -119,9 +118,9 @@ class Registry:
                 for name in FILES:
                     _store(files[name], temporary / name)
                 hashes = adapters.hash_files(temporary)  # of the copies: a source may change meanwhile
-                digest = hashlib.sha256(repr((identity, base_sha256, template_sha256, sorted(hashes.items()))).encode()).hexdigest()
+                digest = adapters.version_digest(identity, base_sha256, template_sha256, hashes)
                 manifest = Manifest(
-                    version=f"{slug}-{number}-{digest[:8]}",
+                    version=f"{slug}-{number}-{digest}",
                     created=_now(),
                     base_model=base_model,
                     base_sha256=base_sha256,

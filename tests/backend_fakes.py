@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import re
 import threading
 import time
@@ -11,10 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from pydantic import SecretStr
 
 from backend.errors import FetchError
 from backend.images import LoadedImage
+from backend.roster import Roster
 from backend.service import Service, build
 from backend.settings import Settings
 from sam4mllm.pipeline import Pipeline
@@ -54,6 +57,11 @@ class FakeImages:
         width, height = map(int, size.groups())
         return LoadedImage(np.zeros((height, width, 3), np.uint8), hashlib.sha256(str(reference).encode()).hexdigest())
 
+    def read(self, reference: object, task_id: int | None) -> bytes:
+        packed = io.BytesIO()
+        Image.fromarray(self.load(reference, task_id).pixels).save(packed, "PNG")
+        return packed.getvalue()
+
 
 @dataclass
 class House:
@@ -73,7 +81,7 @@ def settings(home: Path, **given: Any) -> Settings:
 def house(home: Path, **given: Any) -> House:
     """A started service; its model is there when this returns."""
     grounder, segmenter, images = FakeGrounder(KNOWN), FakeSegmenter(), FakeImages()
-    service = build(settings(home, **given), lambda _: Pipeline(grounder, segmenter, slug="fake"), images)
+    service = build(settings(home, **given), lambda _: Roster(Pipeline(grounder, segmenter, slug="fake")), images)
     service.start()
     end = time.monotonic() + 30
     while service.engine.state == "loading" and time.monotonic() < end:

@@ -7,6 +7,7 @@ import time
 from typing import Any
 
 from backend.app import create_app
+from backend.roster import Roster
 from backend.service import build
 from backend.settings import read_settings
 from sam4mllm.pipeline import Pipeline
@@ -22,4 +23,4 @@ class SlowSegmenter(FakeSegmenter):
         return super().encode(image)
 
 
-app = create_app(build(read_settings(), lambda _: Pipeline(FakeGrounder(KNOWN), SlowSegmenter(), slug="fake"), FakeImages()))
+app = create_app(build(read_settings(), lambda _: Roster(Pipeline(FakeGrounder(KNOWN), SlowSegmenter(), slug="fake")), FakeImages()))

@@ -158,7 +158,10 @@ def test_the_webhooks_secret(home: Callable[..., tuple[House, FlaskClient]], pat
         pytest.param("GET", "/../../etc/passwd", b"", 404, id="path traversal"),
         pytest.param("GET", "/static/../app.py", b"", 404, id="static traversal"),
         pytest.param("GET", "/predict", b"", 405, id="wrong method"),
-        pytest.param("POST", "/api/runs", b"", 501, id="not there yet"),
+        pytest.param("DELETE", "/api/runs/run-000009", b"", 404, id="no such run"),
+        pytest.param("DELETE", "/api/runs/..%2f..%2fx", b"", 404, id="a run that is a path"),
+        pytest.param("GET", "/api/runs/run-000009/report", b"", 404, id="no such report"),
+        pytest.param("POST", "/api/versions/demo-9-0123abcd/promote", b"", 503, id="promotion without adapters"),
     ],
 )
 def test_bad_requests_are_one_line(

@@ -195,7 +195,7 @@ def test_a_turned_rectangle_is_boxed(home: Callable[..., House]) -> None:
 def test_a_second_click_costs_no_language_model(home: Callable[..., House]) -> None:
     where = home()
     assert where.service.engine.model is not None
-    where.service.engine.model.grounder = RememberingGrounder(where.grounder)
+    where.service.engine.model.current.grounder = RememberingGrounder(where.grounder)
     ask(where, task(description="the dog"), context=[keypoint(50, 60)])
     asked = len(where.grounder.asked)
     ask(where, task(description="the dog"), context=[keypoint(50, 60), keypoint(52, 62, positive=False)])

@@ -328,6 +328,11 @@ class ExampleWriter:
         suffix = path.suffix.lower()
         return self._store(path.read_bytes(), suffix if suffix in _SUFFIXES else "", image.shape[1], image.shape[0])
 
+    def add_image_data(self, data: bytes, max_pixels: int = MAX_PIXELS) -> ImageRecord:
+        """Store a picture's file that is in memory, as it is. Raises ImageError if it cannot be read."""
+        height, width = load_image(data, max_pixels).shape[:2]
+        return self._store(data, "", width, height)
+
     def add(
         self,
         record: ImageRecord,

@@ -15,17 +15,19 @@ def write_scenes(
     seed: int,
     nouns: Sequence[str] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
+    phrases: int | None = None,
 ) -> int:
     """Write ``count`` scenes (images) of a seed; each phrase of a scene is an example. Returns the number of examples.
 
-    ``track`` wraps the loop, for a progress bar. Raises DatasetError if the folder already holds a dataset.
+    ``track`` wraps the loop, for a progress bar; ``phrases`` are taken of each scene, all if None. Raises DatasetError if the folder
+    already holds a dataset.
     """
     written = 0
     with ExampleWriter(folder) as writer:
         for index in track(range(count)):
             scene = make_scene((seed, index), nouns)
             record = writer.add_image(scene.image)
-            for expression in scene.expressions:
+            for expression in scene.expressions[:phrases]:
                 targets = list(expression.targets)
                 writer.add(
                     record,

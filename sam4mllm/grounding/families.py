@@ -44,6 +44,7 @@ class Checkpoint:
     dialect: Dialect
     encode: Callable[[Checkpoint, str, Any], Encoded]
     """``encode(checkpoint, opening, image)``: tokens, pixels and positions of the text that opens a conversation."""
+    lora_targets: str
     source: str
     fingerprint: str
     """Hash of the folder's files, weights and all; of a hub model, its name and commit."""
@@ -55,6 +56,9 @@ class Family:
 
     dialect: Dialect
     encode: Callable[[Checkpoint, str, Any], Encoded]
+    lora_targets: str
+    """Matches the full names of the linear layers that LoRA changes: the language model's and the projector's. The vision tower stays as
+    it is (paper, section 3)."""
 
 
 def _encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
@@ -80,10 +84,14 @@ def _encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded
     return Encoded(inputs, positions, (int(grid[0, 2]) * patch, int(grid[0, 1]) * patch))
 
 
+_LANGUAGE = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+_MERGER_2 = r"model\.visual\.merger\.mlp\.[02]"
+_MERGER_3 = r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
+
 FAMILIES = {
-    "qwen2_vl": Family(DEFAULT, _encode_qwen_vl),
-    "qwen2_5_vl": Family(DEFAULT, _encode_qwen_vl),
-    "qwen3_vl": Family(DEFAULT, _encode_qwen_vl),
+    "qwen2_vl": Family(DEFAULT, _encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_2}"),
+    "qwen2_5_vl": Family(DEFAULT, _encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_2}"),
+    "qwen3_vl": Family(DEFAULT, _encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_3}"),
 }
 
 
@@ -111,7 +119,16 @@ def load_checkpoint(source: str, device: torch.device) -> Checkpoint:
         raise
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{source} could not be loaded as a model: {first_line(error)}") from error
-    return Checkpoint(model.eval(), tokenizer, image_processor, _dialect(name, family), family.encode, source, _fingerprint(name, model))
+    return Checkpoint(
+        model.eval(),
+        tokenizer,
+        image_processor,
+        _dialect(name, family),
+        family.encode,
+        family.lora_targets,
+        source,
+        _fingerprint(name, model),
+    )
 
 
 def default_dtype(device: torch.device) -> torch.dtype:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import bisect
 import copy
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -43,6 +43,17 @@ SAME_OBJECT = 0.9
 """IoU above which a box repeats an earlier one: a model that loops writes an object twice with a step's difference."""
 
 
+class Framed(Protocol):
+    """What numbers of an image refer to: its sides in pixels, and those of the image as the processor resized it."""
+
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+    @property
+    def resized(self) -> tuple[int, int]: ...
+
+
 @dataclass(frozen=True, eq=False)
 class MllmScene(Scene):
     """The prefix's keys and values; never written to, each use works on a shallow copy."""
@@ -60,10 +71,12 @@ class MllmGrounder:
     Args:
         checkpoint: model, tokenizer, image processor and dialect.
         max_new_tokens: longest answer to a box question; about twenty tokens a box where every digit is one.
+        activate: called before each use of the model, where several grounders share one with an adapter each.
     """
 
-    def __init__(self, checkpoint: Checkpoint, max_new_tokens: int = 400) -> None:
+    def __init__(self, checkpoint: Checkpoint, max_new_tokens: int = 400, activate: Callable[[], None] = lambda: None) -> None:
         self.checkpoint = checkpoint
+        self._activate = activate
         self.dialect = checkpoint.dialect
         self.markup = read_markup(checkpoint.tokenizer)
         self.max_new_tokens = max_new_tokens
@@ -95,6 +108,7 @@ class MllmGrounder:
 
     @torch.inference_mode()
     def open(self, image: NDArray[np.uint8]) -> MllmScene:
+        self._activate()
         try:
             encoded = self.checkpoint.encode(self.checkpoint, self.markup.opening, Image.fromarray(image))
         except ValueError as error:  # image processors refuse extreme aspect ratios
@@ -112,10 +126,10 @@ class MllmGrounder:
     @torch.inference_mode()
     def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
         own = _own(scene)
-        render = prompt_question if with_points else box_question
+        self._activate()
         for phrase in phrases:
             self._refuse_control(phrase)
-        questions = [self.encode(render(self.dialect, phrase) + self.markup.to_answer) for phrase in phrases]
+        questions = [self.question(phrase, with_points) for phrase in phrases]
         answers: list[Written] = []
         for start in range(0, len(questions), PHRASES_AT_ONCE):
             answers += write(self, own, questions[start : start + PHRASES_AT_ONCE], self._ends, self.max_new_tokens)
@@ -130,6 +144,7 @@ class MllmGrounder:
     @torch.inference_mode()
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
         own = _own(scene)
+        self._activate()
         ask = self._ask_joint if joint else self._ask_packed
         answers: list[NDArray[np.float64]] = []
         for start, end in self._rows(own, inquiries):
@@ -164,10 +179,22 @@ class MllmGrounder:
 
     def history(self, scene: MllmScene, inquiry: Inquiry) -> tuple[list[int], list[int]]:
         """Ids of the phrase's first turn with its answer, and of the head of the question about one of its boxes."""
-        boxes = self._box_numbers(scene, inquiry.grounding.boxes_px)
-        question = box_question(self.dialect, inquiry.grounding.phrase) + self.markup.to_answer
-        first = [*self.encode(question), *self.encode(box_answer(self.dialect, boxes)), self.end]
-        return first, [*self._next_turn, *self.encode(points_head(self.dialect, boxes[inquiry.index]))]
+        boxes_px = inquiry.grounding.boxes_px
+        first = [*self.question(inquiry.grounding.phrase), *self.box_answer(scene, boxes_px)]
+        return first, self.points_head(scene, boxes_px[inquiry.index])
+
+    def question(self, phrase: str, with_points: bool = False) -> list[int]:
+        """Ids of the first turn, up to where its answer begins; with points, that of PPG."""
+        render = prompt_question if with_points else box_question
+        return self.encode(render(self.dialect, phrase) + self.markup.to_answer)
+
+    def box_answer(self, scene: Framed, boxes_px: NDArray[np.float32]) -> list[int]:
+        """Ids of the answer that gives boxes (N, 4), its end included; of none, the no-target words."""
+        return [*self.encode(box_answer(self.dialect, self.box_numbers(scene, boxes_px))), self.end]
+
+    def points_head(self, scene: Framed, box_px: NDArray[np.float32]) -> list[int]:
+        """Ids of the turn that asks about points in a box (4,), up to the first point."""
+        return [*self._next_turn, *self.encode(points_head(self.dialect, self.box_numbers(scene, box_px[None])[0]))]
 
     def _heads(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> tuple[list[Segment], list[int]]:
         """One segment a phrase, shared by its boxes, and one a box; the latter's indices in the order of the inquiries."""
@@ -298,18 +325,18 @@ class MllmGrounder:
         none, box = answer.first_logits[self._none_start], answer.first_logits[self._box_start]
         return float(torch.sigmoid(none - box))
 
-    def _steps(self, scene: MllmScene) -> tuple[int, int]:
+    def _steps(self, scene: Framed) -> tuple[int, int]:
         """How many steps the dialect's frame has along x and y."""
         return (MILLI, MILLI) if self.dialect.frame == "milli" else scene.resized
 
-    def _numbers(self, scene: MllmScene, coordinates_px: NDArray[np.float32]) -> list[list[int]]:
+    def _numbers(self, scene: Framed, coordinates_px: NDArray[np.float32]) -> list[list[int]]:
         numbers: list[list[int]] = to_steps(coordinates_px, (scene.width, scene.height), self._steps(scene)).tolist()
         return numbers
 
-    def _box_numbers(self, scene: MllmScene, boxes_px: NDArray[np.float32]) -> list[BoxNumbers]:
+    def box_numbers(self, scene: Framed, boxes_px: NDArray[np.float32]) -> list[BoxNumbers]:
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in self._numbers(scene, boxes_px)]
 
-    def point_numbers(self, scene: MllmScene, points_px: NDArray[np.float32]) -> list[PointNumbers]:
+    def point_numbers(self, scene: Framed, points_px: NDArray[np.float32]) -> list[PointNumbers]:
         """Points (K, 2) in the dialect's numbers."""
         return [(x, y) for x, y in self._numbers(scene, points_px)]
 

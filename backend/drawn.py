@@ -1,0 +1,120 @@
+"""From a region that Label Studio sends to its mask: the inverse of :mod:`backend.regions`. A region is foreign data."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL.PngImagePlugin import PngImageFile
+
+from backend import brush
+from backend.errors import TaskError
+from backend.label_config import LabelConfig
+from sam4mllm.errors import MaskCodecError
+from sam4mllm.images import MAX_PIXELS
+from sam4mllm.masks import from_polygons
+
+OPAQUE = 127
+"""Alpha above this is in the mask: the editor draws antialiased edges, and keeps their alpha."""
+PNG_URL = "data:image/png;base64,"
+MAX_POINTS = 100_000
+MAX_PERCENT = 1000.0
+"""Coordinates may be dragged past the border; far outside is no drawing."""
+
+Mask = NDArray[np.bool_]
+
+
+def from_region(region: Mapping[str, Any], config: LabelConfig, max_pixels: int = MAX_PIXELS) -> tuple[Mask, int, int]:
+    """The mask (height, width) bool of a region of the config's mask control, with its height and width; it may be empty.
+
+    Nothing of the mask's size is allocated before the size is found allowed and the encoding whole.
+
+    Raises:
+        TaskError: one line; the region has no size or too large a one, was drawn on a turned image, or its mask is malformed, cut short, or
+            of another size than the region says.
+    """
+    height, width = _size(region, max_pixels)
+    if region.get("image_rotation") not in (None, 0, 360):
+        raise TaskError("a region was drawn on a turned image; turn it back and draw again")
+    value = region.get("value")
+    if not isinstance(value, dict):
+        raise TaskError("a region has no value")
+    try:
+        return _READ[config.mask.tag](value, height, width), height, width
+    except MaskCodecError as error:
+        raise TaskError(str(error)) from error
+
+
+def _size(region: Mapping[str, Any], max_pixels: int) -> tuple[int, int]:
+    height, width = _side(region.get("original_height")), _side(region.get("original_width"))
+    if height * width > max_pixels:
+        raise TaskError(f"a region's image of {width} x {height} pixels is too large; at most {max_pixels:,} are read")
+    return height, width
+
+
+def _side(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
+        raise TaskError("a region does not say how large its image is")
+    return value
+
+
+def _brush(value: Mapping[str, Any], height: int, width: int) -> Mask:
+    return brush.decode(value.get("rle"), height, width) > OPAQUE  # type: ignore[arg-type]  # it looks for itself
+
+
+def _bitmask(value: Mapping[str, Any], height: int, width: int) -> Mask:
+    url = value.get("imageDataURL")
+    if not isinstance(url, str) or not url.startswith(PNG_URL):
+        raise TaskError("a bitmask region holds no PNG image")
+    try:
+        image = PngImageFile(io.BytesIO(base64.b64decode(url[len(PNG_URL) :], validate=True)))
+        if image.size == (width, height) and image.has_transparency_data:
+            return np.asarray(np.asarray(image.convert("RGBA").getchannel("A")) > OPAQUE)
+    except Exception as error:  # a decoder on foreign bytes raises almost anything
+        raise TaskError("a bitmask region's PNG image is damaged or cut short") from error
+    if image.size != (width, height):
+        raise TaskError(f"a bitmask is of {image.size[0]} x {image.size[1]} pixels, and its image of {width} x {height}")
+    raise TaskError("a bitmask region's PNG image has no alpha channel, which is to tell what is in the mask")
+
+
+def _polygon(value: Mapping[str, Any], height: int, width: int) -> Mask:
+    points = value.get("points")
+    if not isinstance(points, list) or len(points) > MAX_POINTS or not all(isinstance(point, list) and len(point) == 2 for point in points):
+        raise TaskError(f"a polygon is a list of x, y pairs, at most {MAX_POINTS:,}")
+    percent = np.array([_percents(*point) for point in points]).reshape(-1, 2)
+    return _filled(percent * [width / 100, height / 100], height, width)
+
+
+def _rectangle(value: Mapping[str, Any], height: int, width: int) -> Mask:
+    """Turned clockwise about its upper left corner, in pixels, not in percent."""
+    x, y, wide, high = _percents(*(value.get(name) for name in ("x", "y", "width", "height")))
+    [degrees] = _percents(value.get("rotation") or 0)
+    scale = np.array([width, height]) / 100
+    right = np.array([math.cos(math.radians(degrees)), math.sin(math.radians(degrees))]) * wide * scale[0]
+    down = np.array([-math.sin(math.radians(degrees)), math.cos(math.radians(degrees))]) * high * scale[1]
+    corner_px = np.array([x, y]) * scale
+    return _filled(np.array([corner_px, corner_px + right, corner_px + right + down, corner_px + down]), height, width)
+
+
+def _filled(polygon_px: NDArray[np.float64], height: int, width: int) -> Mask:
+    return from_polygons([polygon_px], height, width, max_pixels=height * width)
+
+
+def _percents(*values: object) -> list[float]:
+    numbers = [value for value in values if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MAX_PERCENT]
+    if len(numbers) != len(values):
+        raise TaskError("a region's coordinates are numbers, in percent of its image")
+    return [float(number) for number in numbers]
+
+
+_READ: dict[str, Callable[[Mapping[str, Any], int, int], Mask]] = {
+    "BrushLabels": _brush,
+    "BitmaskLabels": _bitmask,
+    "PolygonLabels": _polygon,
+    "RectangleLabels": _rectangle,
+}

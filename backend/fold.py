@@ -1,0 +1,344 @@
+"""What the correction log's tables hold, and how Label Studio's words become their rows: an event, or the whole of a project.
+
+Events come late, twice, in any order, or never, so a row is only ever replaced by a later state of the same thing: by Label Studio's own
+``updated_at``, not by the order of arrival. What was deleted stays deleted, whatever an older event says. Only what Label Studio itself
+holds, asked after the row was written, overrides all of this.
+
+All functions work on a connection that is in a transaction; times are seconds since 1970.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from backend.errors import where
+from backend.wire import is_row_id
+
+log = logging.getLogger(__name__)
+
+VERSION = 1
+"""Of the tables, in the file's ``user_version``; 0 had ``events`` and ``phrases`` alone."""
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY,
+    received REAL NOT NULL,
+    action TEXT NOT NULL,
+    project INTEGER,
+    body TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS phrases (
+    project TEXT NOT NULL,
+    task INTEGER NOT NULL,
+    phrase TEXT NOT NULL,
+    typed REAL NOT NULL,
+    PRIMARY KEY (project, task)
+);
+CREATE TABLE IF NOT EXISTS served (
+    project INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    phrase TEXT NOT NULL,
+    region TEXT NOT NULL,
+    time REAL NOT NULL,
+    interactive INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (project, task, version, phrase, region)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS withheld (
+    project INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    PRIMARY KEY (project, task)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS projects (
+    id INTEGER PRIMARY KEY,
+    title TEXT NOT NULL,
+    label_config TEXT NOT NULL,
+    updated REAL NOT NULL,
+    changed REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS tasks (
+    id INTEGER PRIMARY KEY,
+    project INTEGER,
+    task INTEGER,
+    updated REAL NOT NULL,
+    changed REAL NOT NULL,
+    state TEXT NOT NULL,
+    body TEXT NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS annotations (
+    id INTEGER PRIMARY KEY,
+    project INTEGER,
+    task INTEGER,
+    updated REAL NOT NULL,
+    changed REAL NOT NULL,
+    state TEXT NOT NULL,
+    body TEXT NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS annotations_by_task ON annotations (task);
+CREATE INDEX IF NOT EXISTS annotations_by_change ON annotations (changed);
+"""
+"""``updated`` is Label Studio's time, ``changed`` that of this server when the row was last written. ``tasks.body`` is the task's data,
+``tasks.task`` its own number; of what is deleted only the row is left, with the reason."""
+KEPT = (
+    *("id", "task", "project", "result", "was_cancelled", "ground_truth", "lead_time", "completed_by", "updated_by"),
+    *("parent_prediction", "parent_annotation", "last_action", "import_id", "created_at", "updated_at"),
+)
+"""What is kept of an annotation: what events and the API's lists both have."""
+
+State = Literal["submitted", "skipped", "live", "deleted"]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A task or an annotation on its way into its table; ``body`` is JSON."""
+
+    id: int
+    project: int | None
+    task: int | None
+    updated: float
+    state: State
+    body: str = ""
+    reason: str = ""
+
+
+def fold(connection: sqlite3.Connection, body: Mapping[str, Any], received: float) -> None:
+    """Bring the tables up to an event. What is malformed in it is passed over; nothing but a failing disk raises (sqlite3's error)."""
+    connection.execute("SAVEPOINT fold")
+    try:
+        _fold(connection, body, received)
+    except sqlite3.OperationalError:
+        raise
+    except Exception as error:  # the event itself is kept, and the next pull from Label Studio mends the tables
+        connection.execute("ROLLBACK TO fold")
+        log.error("an event could not be read: %s", where(error))
+    connection.execute("RELEASE fold")
+
+
+def _fold(connection: sqlite3.Connection, body: Mapping[str, Any], received: float) -> None:
+    action, project = body.get("action"), body.get("project")
+    number = None
+    if isinstance(project, dict):
+        number = row_id(project.get("id"))
+        _fold_config(connection, project, received)
+    if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "TASKS_CREATED"):
+        for raw in _objects(body, "task"):
+            _fold_row(connection, "tasks", _task(raw, number), received)
+        for raw in _objects(body, "annotation"):
+            _fold_row(connection, "annotations", _annotation(raw, number), received)
+    elif action == "ANNOTATIONS_DELETED":
+        for raw in _objects(body, "annotation"):
+            _bury(connection, "annotations", raw.get("id"), number, received, "deleted in Label Studio")
+    elif action == "TASKS_DELETED":
+        for raw in _objects(body, "task"):
+            _bury(connection, "tasks", raw.get("id"), number, received, "deleted in Label Studio")
+            _bury_annotations_of(connection, raw.get("id"), received)
+
+
+def _objects(body: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
+    """The objects under a key or its plural, be it one or a list of them."""
+    for value in (body.get(name), body.get(name + "s")):
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, dict):
+                yield entry
+
+
+def _fold_config(connection: sqlite3.Connection, raw: Mapping[str, Any], received: float) -> None:
+    """A config that came with an older event than the one before does not replace it."""
+    number, config = row_id(raw.get("id")), raw.get("label_config")
+    if number is None or not isinstance(config, str):
+        return
+    known = connection.execute("SELECT updated FROM projects WHERE id = ?", (number,)).fetchone()
+    updated = instant(raw.get("updated_at"))
+    if known is None or updated > known[0]:
+        _put_project(connection, number, raw.get("title"), config, updated, received)
+
+
+def _put_project(connection: sqlite3.Connection, number: int, title: object, config: str, updated: float, changed: float) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO projects (id, title, label_config, updated, changed) VALUES (?, ?, ?, ?, ?)",
+        (number, _storable(title if isinstance(title, str) else ""), _storable(config), updated, changed),
+    )
+
+
+def _task(raw: Mapping[str, Any], project: int | None) -> _Row | None:
+    number, data = row_id(raw.get("id")), raw.get("data")
+    if number is None or not isinstance(data, dict):
+        return None
+    return _Row(number, _first_id(project, raw.get("project")), number, instant(raw.get("updated_at")), "live", _json(data))
+
+
+def _annotation(raw: Mapping[str, Any], project: int | None, task: int | None = None) -> _Row | None:
+    number, home = row_id(raw.get("id")), _first_id(task, raw.get("task"))
+    if number is None or home is None:
+        return None
+    kept: dict[str, Any] = {name: raw.get(name) for name in KEPT}
+    kept |= {"task": home, "project": _first_id(project, raw.get("project"))}
+    kept |= {name: _user(raw.get(name)) for name in ("completed_by", "updated_by")}
+    state: State = "skipped" if raw.get("was_cancelled") is True else "submitted"
+    return _Row(number, kept["project"], home, instant(raw.get("updated_at")), state, _json(kept))
+
+
+def _fold_row(connection: sqlite3.Connection, table: str, row: _Row | None, received: float) -> None:
+    if row is None:
+        return
+    known = connection.execute(f"SELECT updated, state FROM {table} WHERE id = ?", (row.id,)).fetchone()
+    if known is None or (known[1] != "deleted" and row.updated > known[0]):
+        _put(connection, table, row, received)
+
+
+def _put(connection: sqlite3.Connection, table: str, row: _Row, changed: float) -> None:
+    connection.execute(
+        f"INSERT OR REPLACE INTO {table} (id, project, task, updated, changed, state, body, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (row.id, row.project, row.task, row.updated, changed, row.state, row.body, row.reason),
+    )
+
+
+def _bury(connection: sqlite3.Connection, table: str, raw_id: object, project: int | None, changed: float, reason: str) -> None:
+    """Leave a row that says it is gone, also for one that was never seen: the event that made it may still be on its way."""
+    number = row_id(raw_id)
+    if number is None:
+        return
+    known = connection.execute(f"SELECT project, task, state FROM {table} WHERE id = ?", (number,)).fetchone() or (project, None, "")
+    if known[2] != "deleted":
+        _put(connection, table, _Row(number, known[0], known[1], 0.0, "deleted", reason=reason), changed)
+
+
+def _bury_annotations_of(connection: sqlite3.Connection, raw_id: object, changed: float) -> None:
+    number = row_id(raw_id)
+    if number is not None:
+        connection.execute(
+            "UPDATE annotations SET state = 'deleted', changed = ?, body = '', reason = 'its task was deleted in Label Studio' "
+            "WHERE task = ? AND state != 'deleted'",
+            (changed, number),
+        )
+
+
+# -- the whole of a project ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull changed: ``annotations`` that the log lacked or had in another state, and those it had that are ``dropped`` now."""
+
+    annotations: int
+    dropped: int
+
+
+def fold_project(
+    connection: sqlite3.Connection,
+    project: int,
+    title: str,
+    label_config: str,
+    tasks: Sequence[Mapping[str, Any]],
+    began: float,
+    now: float,
+) -> Pulled:
+    """Make the tables say what Label Studio says of a project, but for what events told since the pull ``began``."""
+    updated, changed = connection.execute("SELECT updated, changed FROM projects WHERE id = ?", (project,)).fetchone() or (0.0, 0.0)
+    if changed < began:
+        # the API does not say when a config was saved: the last time that is known stays
+        _put_project(connection, project, title, label_config, updated, now)
+    pulled_tasks = [row for raw in tasks if (row := _task({**raw, "project": project}, project))]
+    pulled = [
+        row
+        for raw in tasks
+        for entry in _listed(raw.get("annotations"))
+        if (row := _annotation(entry, project, row_id(raw.get("id")))) is not None
+    ]
+    _pull(connection, "tasks", project, pulled_tasks, began, now)
+    return _pull(connection, "annotations", project, pulled, began, now)
+
+
+def bury_project(connection: sqlite3.Connection, project: int, began: float, now: float) -> Pulled:
+    """The same for a project that Label Studio no longer has."""
+    _pull(connection, "tasks", project, [], began, now)
+    return _pull(connection, "annotations", project, [], began, now)
+
+
+def _listed(value: object) -> Iterator[Mapping[str, Any]]:
+    yield from (entry for entry in value if isinstance(entry, dict)) if isinstance(value, list) else ()
+
+
+def _pull(connection: sqlite3.Connection, table: str, project: int, pulled: Sequence[_Row], began: float, now: float) -> Pulled:
+    """Take over the server's rows of a table, and bury the project's others."""
+    taken = sum(_take(connection, table, row, began, now) for row in pulled)
+    theirs = {row.id for row in pulled}
+    query = f"SELECT id FROM {table} WHERE project = ? AND state != 'deleted' AND changed < ?"
+    gone = [number for (number,) in connection.execute(query, (project, began)).fetchall() if number not in theirs]
+    for number in gone:
+        _bury(connection, table, number, project, now, "Label Studio no longer has it")
+    return Pulled(taken, len(gone))
+
+
+def _take(connection: sqlite3.Connection, table: str, row: _Row, began: float, now: float) -> bool:
+    """Whether the server's row was news. One that is as it was keeps its time of change: nothing new is to be learnt from it."""
+    known = connection.execute(f"SELECT updated, changed, state, project, body FROM {table} WHERE id = ?", (row.id,)).fetchone()
+    if known is not None:
+        updated, changed, state, project, kept = known
+        if changed >= began and (state == "deleted" or updated >= row.updated):
+            return False
+        if (updated, state, project, kept) == (row.updated, row.state, row.project, row.body):
+            return False
+    _put(connection, table, row, now)
+    return True
+
+
+# -- older files ---------------------------------------------------------------------------------------------------------------------------
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Fill the tables of a file from before they were there, from its events; in a transaction, so that it is done once or not at all."""
+    [[version]] = connection.execute("PRAGMA user_version").fetchall()
+    if version >= VERSION:
+        return
+    for received, text in connection.execute("SELECT received, body FROM events ORDER BY id"):
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(body, dict):
+            fold(connection, body, received)
+    connection.execute(f"PRAGMA user_version = {VERSION:d}")
+
+
+# -- values --------------------------------------------------------------------------------------------------------------------------------
+
+
+def instant(value: object) -> float:
+    """Label Studio's time of day as seconds since 1970; 0 for anything else, so that whatever has a time comes later."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(0, UTC)
+        return max(0.0, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def row_id(value: object) -> int | None:
+    """The number of a row of Label Studio's database, or None."""
+    return value if is_row_id(value) and isinstance(value, int) else None
+
+
+def _first_id(*values: object) -> int | None:
+    return next((number for value in values if (number := row_id(value)) is not None), None)
+
+
+def _user(value: object) -> int | None:
+    """A user's number; some routes give the whole user."""
+    return row_id(value.get("id") if isinstance(value, dict) else value)
+
+
+def _storable(text: str) -> str:
+    """Text that SQLite takes: halves of characters are replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"), sort_keys=True)

@@ -1,0 +1,185 @@
+"""When to learn: on Label Studio's button, on request, and after so many new corrections. One run at a time.
+
+Webhooks wake the thread here and never wait for it. Twice asked before a run has begun is once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+
+from backend.conduct import TRAINER, Conductor
+from backend.corrections import CorrectionLog
+from backend.engine import Engine
+from backend.errors import LearningError, where
+from backend.label_studio import LabelStudio
+from backend.metrics import Metrics
+from backend.reconcile import reconcile
+from backend.reviews import read_reviews
+from backend.roster import Roster
+from backend.runs import Run, Runs
+from backend.scoring import Scorer
+from backend.settings import Settings
+from backend.snapshot import Files
+from backend.versions import Versions
+from backend.watch import Watch
+from sam4mllm.errors import Sam4mllmError
+
+log = logging.getLogger(__name__)
+
+TICK_SECONDS = 2.0
+LOOK_SECONDS = 20.0
+"""Between two looks at the reviews, all of which are read."""
+
+
+class Learner:
+    """Starts runs, follows them, and lets the better version serve."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine[Roster],
+        versions: Versions,
+        corrections: CorrectionLog,
+        files: Files,
+        metrics: Metrics,
+        *,
+        label_studio: LabelStudio | None,
+        scorer: Scorer,
+        trainer: Sequence[str] = TRAINER,
+    ) -> None:
+        self.runs = Runs(settings.home)
+        self.watch = Watch(versions.registry.champion, versions.rollback)
+        self._settings = settings
+        self._engine = engine
+        self._versions = versions
+        self._log = corrections
+        self._metrics = metrics
+        self._scorer = scorer
+        self._files = files
+        self._label_studio = label_studio
+        self._conductor = Conductor(
+            settings, engine, versions, corrections, files, self.runs, metrics, reconcile=self._reconcile, command=trainer
+        )
+        self._asked = ""
+        self._closed = False
+        self._changed = threading.Condition()
+        self._ticker = threading.Thread(target=self._tick_until_closed, name="learning", daemon=True)
+        self._worker: threading.Thread | None = None
+        self._reconciled = 0.0
+        self._next_look, self._looked = 0.0, 0.0
+        self.reconciliation = ""
+        """What the last look at Label Studio's API said; empty before."""
+
+    def start(self) -> None:
+        """Begin to look; returns at once. A run that a restart broke off goes on when the models are there."""
+        self._ticker.start()
+
+    def close(self, seconds: float) -> None:
+        """Stop a run with a checkpoint, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._conductor.interrupt()
+        deadline = time.monotonic() + seconds
+        for thread in (self._ticker, self._worker):
+            if thread is not None and thread.is_alive():
+                thread.join(max(0.1, deadline - time.monotonic()))
+
+    def ask(self, reason: str) -> Run:
+        """Start a run as soon as the former one is over; the one that waits or runs, if it has all corrections. Raises LearningError if the
+        disk refuses.
+        """
+        with self._changed:
+            try:
+                run = self._same() or self.runs.create(reason)
+            except OSError as error:
+                raise LearningError(f"the run could not be written ({error.strerror}); free space in {self._settings.home}") from error
+            self._changed.notify_all()
+            return run
+
+    def _look_at_reviews(self) -> None:
+        """What reviewers made of the masks changes the score, and at worst the version."""
+        if time.monotonic() < self._next_look or not self._log.count_new(self._looked):
+            return
+        self._next_look, self._looked = time.monotonic() + LOOK_SECONDS, time.time()
+        found = read_reviews(self._log, self._settings.phrase_field)
+        self._metrics.refused_annotations(len(found.refused))
+        roster = self._engine.model
+        if roster is not None and self._scorer.refit(found.reviews, roster.current.version(self._settings.strategy)):
+            roster.calibrate(self._scorer.calibration)
+        self.watch.look(found.reviews)
+
+    def _same(self) -> Run | None:
+        """A run that would do what another one would."""
+        pending = [run for run in self.runs.all() if not run.over]
+        return next((run for run in pending if run.state == "waiting" or not self._log.count_new(run.created)), None)
+
+    def heard(self, action: str) -> None:
+        """A webhook came and is in the log. Returns at once: what it means is worked out later."""
+        if action == "START_TRAINING":
+            with self._changed:
+                self._asked = "Label Studio's Start Training"
+                self._changed.notify_all()
+
+    def stop(self, run: str) -> Run | None:
+        """Stop a run for good, if it is not over; None if there is no such run."""
+        found = self.runs.load(run)
+        if found is None or found.over:
+            return found
+        if found.state == "waiting":
+            return self.runs.save(found, state="stopped", message="stopped before it began")
+        self._conductor.cancel(run)
+        return found
+
+    # -- the thread that looks -------------------------------------------------------------------------------------------------------------
+
+    def _tick_until_closed(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait(TICK_SECONDS)
+                if self._closed:
+                    return
+                reason, self._asked = self._asked, ""
+            try:
+                self._tick(reason)
+            except Sam4mllmError as error:
+                log.error("%s", error)
+            except Exception as error:
+                log.error("learning: %s", where(error))
+                log.debug("the traceback", exc_info=True)
+
+    def _tick(self, reason: str) -> None:
+        if reason:
+            self.ask(reason)
+        self._versions.sync()
+        self._look_at_reviews()
+        self._reconcile_in_time()
+        after = self._settings.train_after
+        if after and not reason:
+            last = max((run.created for run in self.runs.all()), default=0.0)
+            new = self._log.count_new(last)
+            if new >= after:
+                self.ask(f"{new} new corrections")
+        self._begin_next()
+
+    def _reconcile_in_time(self) -> None:
+        if time.monotonic() - self._reconciled > 60 * self._settings.reconcile_minutes or not self._reconciled:
+            self._reconcile()
+
+    def _reconcile(self) -> None:
+        self._reconciled = time.monotonic()
+        found = reconcile(self._log, self._label_studio, self._log.projects())
+        if found.problem and found.problem != self.reconciliation:
+            log.warning("%s", found.problem)
+        self.reconciliation = found.problem or f"{found.projects} projects compared with Label Studio"
+
+    def _begin_next(self) -> None:
+        if self._engine.state != "ready" or (self._worker is not None and self._worker.is_alive()):
+            return
+        pending = [run for run in self.runs.all() if not run.over]
+        if pending:
+            self._worker = threading.Thread(target=self._conductor.perform, args=(pending[-1],), name="run", daemon=True)
+            self._worker.start()

@@ -1,0 +1,325 @@
+"""What reviewers decided, phrase by phrase, worked out from the log alone: the learning data.
+
+Nothing is guessed. An annotation whose regions do not say which phrase they belong to, or whose masks cannot be trusted, is refused with a
+reason and stays in the log. An empty annotation proves nothing by itself, for Label Studio at times shows no pre-annotation: that a phrase
+means nothing in an image takes a served mask that the reviewer deleted, or a served "no such object" that the reviewer let stand.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from backend.cache import ByteCache
+from backend.cases import Answer, Case, Drawn, quoted, read_case
+from backend.corrections import CorrectionLog, Served, StoredAnnotation
+from backend.drawn import Mask
+from backend.errors import TaskError, where
+from backend.fold import row_id
+from backend.phrases import wanted
+from backend.wire import Task
+from sam4mllm.errors import Sam4mllmError
+from sam4mllm.images import MAX_PIXELS
+from sam4mllm.masks import Rle, from_rle, mask_iou
+
+log = logging.getLogger(__name__)
+
+MEMORY = 64 * 1024 * 1024
+"""Bytes of reviews that are kept: the log is read again and again, and most of it is as it was."""
+DRAWING_TYPES = frozenset(("brushlabels", "bitmasklabels", "polygonlabels", "ellipselabels", "rectanglelabels"))
+
+Outcome = Literal["accepted", "edited", "drawn", "none"]
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a reviewer made of a phrase in a task's image.
+
+    ``instances``: a mask a region, none for the outcome "none". ``outcome``: "accepted" as served, "edited", "drawn" by hand, or "none":
+    there is no such object. ``iou``: of all that stands against all that was served for the phrase; None if nothing was. ``version``: what
+    served it, or empty. ``features``: those of its least sure region. ``lead_time``: seconds; ``reviewer``: the user who was last to save;
+    ``updated``: seconds since 1970. ``image``: the reference in the task's data. ``unassisted``: no pre-annotation was shown, on purpose.
+    """
+
+    annotation: int
+    project: int
+    task: int
+    phrase: str
+    label: str | None
+    instances: tuple[Rle, ...]
+    width: int
+    height: int
+    outcome: Outcome
+    iou: float | None
+    version: str
+    features: dict[str, float]
+    lead_time: float | None
+    reviewer: int | None
+    updated: float
+    image: str
+    unassisted: bool
+
+
+@dataclass(frozen=True)
+class Refused:
+    """An annotation that nothing is learnt from, and why, in one line."""
+
+    annotation: int
+    project: int
+    task: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Reviews:
+    """One review at most for each phrase of a task, in order of project, task and phrase; and what was refused."""
+
+    reviews: list[Review]
+    refused: list[Refused]
+
+
+def _bytes(found: tuple[Review, ...] | str) -> int:
+    return 200 if isinstance(found, str) else 1000 + sum(1000 + len(mask["counts"]) for review in found for mask in review.instances)
+
+
+_memory: ByteCache[str, tuple[Review, ...] | str] = ByteCache(MEMORY, _bytes)
+
+
+def read_reviews(corrections: CorrectionLog, phrase_field: str, max_pixels: int = MAX_PIXELS) -> Reviews:
+    """All that the log's annotations teach; skipped and deleted ones teach nothing.
+
+    Of several reviews of a phrase in a task a ground truth comes first, then the newest. ``phrase_field`` is the key of a task's data that
+    holds its phrase; masks of more than ``max_pixels`` are refused.
+    """
+    best: dict[tuple[int, int, str], tuple[tuple[bool, float, int], Review]] = {}
+    refused: list[Refused] = []
+    for stored in corrections.each_annotation():
+        if stored.state == "skipped":
+            continue
+        rank = (stored.body.get("ground_truth") is True, stored.updated, stored.id)
+        found = _remembered(stored, corrections, phrase_field, max_pixels)
+        if isinstance(found, str):
+            refused.append(Refused(stored.id, stored.project, stored.task, found))
+            continue
+        for review in found:
+            key = (review.project, review.task, review.phrase)
+            if key not in best or rank > best[key][0]:
+                best[key] = rank, review
+    return Reviews([best[key][1] for key in sorted(best)], refused)
+
+
+def _remembered(stored: StoredAnnotation, corrections: CorrectionLog, phrase_field: str, max_pixels: int) -> tuple[Review, ...] | str:
+    """The reviews of an annotation, or why it is refused; worked out once for as long as nothing that they hang on has changed."""
+    served, unassisted = corrections.served(stored.project, stored.task), corrections.withheld(stored.project, stored.task)
+    key = hashlib.sha256(repr((stored.digest, served, unassisted, phrase_field, max_pixels)).encode()).hexdigest()
+    known = _memory.get(key)
+    if known is None:
+        try:
+            known = tuple(_reviews(stored, served, unassisted, phrase_field, max_pixels))
+        except Sam4mllmError as error:
+            known = str(error)
+        except Exception as error:  # an annotation is foreign: one must not keep the others from being learnt
+            known = f"internal error ({where(error)})"
+            log.error("annotation %d: %s", stored.id, known)
+        _memory.put(key, known)
+    return known
+
+
+def _reviews(stored: StoredAnnotation, served: Sequence[Served], unassisted: bool, phrase_field: str, max_pixels: int) -> Iterator[Review]:
+    """Raises Sam4mllmError: why the annotation is refused."""
+    case = read_case(stored, served, max_pixels)
+    image = stored.data.get(case.config.image_key)
+    if not isinstance(image, str) or not image:
+        raise TaskError(f"the task's data has no image at {case.config.image_key!r}")
+    phrases = _phrases(case, phrase_field)
+    shares = _share_out(case, phrases)
+    for phrase, label in phrases.items():
+        drawn = shares[phrase]
+        decided = _decide_masks(case, phrase, drawn) if drawn else _decide_none(case, phrase)
+        if decided is not None:
+            labels = {name for region in drawn for name in region.labels}
+            yield _review(case, phrase, labels.pop() if len(labels) == 1 else label, drawn, decided, image, unassisted)
+
+
+# -- regions to phrases --------------------------------------------------------------------------------------------------------------------
+
+
+def _phrases(case: Case, phrase_field: str) -> dict[str, str | None]:
+    """The phrases that the annotation may be about, with their labels.
+
+    These are what was typed or else the task's own, what the reviewer had been shown, and whatever the regions were served for.
+    """
+    batch = case.answers_to(None, interactive=False)
+    shown = [answer for answer in batch if answer.time == batch[-1].time and case.was_seen(answer)]
+    if case.typed:
+        # whoever typed something else for want of an answer speaks of that
+        shown = [answer for answer in shown if answer.regions]
+    shown += [answer for answer in case.answers if case.present & answer.regions.keys()]
+    phrases = {answer.phrase: answer.records[0].label for answer in shown if answer.phrase}
+    task = Task(case.stored.task, case.stored.data)
+    asked = wanted(task, case.config, case.typed, phrase_field, next(iter(phrases), ""))
+    return phrases | {one.phrase: one.label for one in asked}
+
+
+def _share_out(case: Case, phrases: Mapping[str, str | None]) -> dict[str, list[Drawn]]:
+    """Each phrase's regions: by what they were served for, else by their label. Raises TaskError where that does not decide."""
+    served = {region: (answer.phrase, answer.records[0].label) for answer in case.answers for region in answer.regions if answer.phrase}
+    shares: dict[str, list[Drawn]] = {phrase: [] for phrase in phrases}
+    for region in case.drawn:
+        if region.id in served:
+            phrase, label = served[region.id]
+            moved = [name for name in region.labels if label is not None and name != label and name in phrases.values()]
+            if moved:
+                raise TaskError(f"a region was served for {quoted(phrase)} and is now labelled {quoted(moved[0])}")
+        else:
+            phrase = _phrase_of(region, phrases)
+        shares[phrase].append(region)
+    _check_other_controls(case, phrases)
+    return shares
+
+
+def _phrase_of(region: Drawn, phrases: Mapping[str, str | None]) -> str:
+    if not region.labels:
+        raise TaskError("a region has no label that would tell its phrase")
+    fit = [phrase for phrase, label in phrases.items() if label is None or label in region.labels]
+    if len(fit) != 1:
+        which = f"{len(fit)} phrases" if fit else "none of the task's phrases"
+        raise TaskError(f"a region's label {quoted(region.labels[0])} fits {which}")
+    return fit[0]
+
+
+def _check_other_controls(case: Case, phrases: Mapping[str, str | None]) -> None:
+    """What was drawn with another control is not read, so that a phrase which it may be about is not known as a whole."""
+    own = [control.name for control in (case.config.mask, case.config.box) if control is not None]
+    for region in case.regions:
+        kind, value = region.get("type"), region.get("value")
+        names = value.get(kind) if isinstance(kind, str) and kind in DRAWING_TYPES and isinstance(value, dict) else None
+        if region.get("from_name") not in own and isinstance(names, list) and any(label in names for label in phrases.values()):
+            raise TaskError(f"a region was drawn with {quoted(region.get('from_name'))}; only {case.config.mask.name!r} is read")
+
+
+# -- decisions -----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """``base`` is what was served for the phrase, as the reviewer saw it or, unseen, as it would have been; ``size`` (height, width)."""
+
+    outcome: Outcome
+    iou: float | None
+    base: tuple[Answer, ...]
+    size: tuple[int, int]
+
+
+def _decide_none(case: Case, phrase: str) -> _Decision | None:
+    """Whether the reviewer said that the phrase means nothing here; None if that is not known.
+
+    Of a phrase in whose place another one was typed it is not: the same thing may have been found by better words.
+    """
+    if case.typed and case.typed != phrase:
+        return None
+    proof = [answer for answer in case.answers_to(phrase, interactive=False)[-1:] if case.was_seen(answer)]
+    if not proof and case.typed:
+        proof = [answer for answer in case.answers_to(phrase, interactive=True)[-1:] if not answer.regions]
+    if not proof:
+        return None
+    return _Decision("none", 0.0 if proof[0].regions else 1.0, tuple(proof), _one_size(case, proof))
+
+
+def _decide_masks(case: Case, phrase: str, drawn: Sequence[Drawn]) -> _Decision:
+    kept = {region.id for region in drawn}
+    base = _base(case, phrase, kept)
+    size = _one_size(case, base)
+    served = {region: mask for answer in base for region, mask in answer.regions.items()}
+    kinds = {_kind(case, phrase, region, served.get(region.id)) for region in drawn}
+    missing = served.keys() - kept and any(case.was_loaded(answer) for answer in base)
+    outcome: Outcome = kinds.pop() if len(kinds) == 1 else "edited"
+    if outcome == "accepted" and missing:
+        outcome = "edited"
+    # outlines that were not touched stand for the masks that they were made from
+    final = [served.get(region.id, region.mask) if outcome == "accepted" else region.mask for region in drawn]
+    return _Decision(outcome, _iou(final, list(served.values()), size) if base else None, tuple(base), size)
+
+
+def _base(case: Case, phrase: str, kept: set[str]) -> list[Answer]:
+    """The answers that the final regions are compared with: a batch's before an annotator's, in which clicks may have a part."""
+    taken = [answer for answer in case.answers if answer.phrase == phrase and kept & answer.regions.keys()]
+    batch = case.answers_to(phrase, interactive=False)[-1:]
+    return (
+        [answer for answer in taken if not answer.interactive]
+        or [answer for answer in batch if not taken or case.was_seen(answer)]
+        or taken
+        or case.answers_to(phrase, interactive=True)[-1:]
+    )
+
+
+def _kind(case: Case, phrase: str, region: Drawn, served: Rle | None) -> Outcome:
+    """What happened to a region, given the mask that was served under its id for its phrase."""
+    if served is None:
+        others = [answer.phrase for answer in case.answers if region.id in answer.regions]
+        if others:
+            return "edited" if phrase in others else "drawn"  # asked for anew, with clicks; or with clicks alone
+        origins: dict[str, Outcome] = {"prediction": "accepted", "prediction-changed": "edited"}
+        return origins.get(region.origin, "drawn")
+    if region.origin == "prediction-changed":
+        return "edited"
+    exact = case.config.mask.tag in ("BrushLabels", "BitmaskLabels")
+    return "accepted" if (region.mask["counts"] == served["counts"] if exact else region.origin == "prediction") else "edited"
+
+
+def _one_size(case: Case, base: Sequence[Answer]) -> tuple[int, int]:
+    sizes = {(record.height, record.width) for answer in base for record in answer.records} | ({case.size} if case.size else set())
+    if len(sizes) != 1:
+        raise TaskError("the annotation's masks are of another size than what was served")
+    return sizes.pop()
+
+
+def _iou(final: Sequence[Rle], served: Sequence[Rle], size: tuple[int, int]) -> float:
+    if {mask["counts"] for mask in final} == {mask["counts"] for mask in served}:
+        return 1.0
+    return mask_iou(_union(final, size), _union(served, size))
+
+
+def _union(masks: Iterable[Rle], size: tuple[int, int]) -> Mask:
+    """One at a time: decoded, each is as large as the image."""
+    union = np.zeros(size, np.bool_)
+    for mask in masks:
+        union |= from_rle(mask, *size, max_pixels=size[0] * size[1])
+    return union
+
+
+def _review(case: Case, phrase: str, label: str | None, drawn: Sequence[Drawn], decided: _Decision, image: str, unassisted: bool) -> Review:
+    stored, body = case.stored, case.stored.body
+    records = [record for answer in decided.base for record in answer.records]
+    least = min(records, key=lambda record: record.score, default=None)
+    users = (row_id(body.get(name)) for name in ("updated_by", "completed_by"))
+    return Review(
+        annotation=stored.id,
+        project=stored.project,
+        task=stored.task,
+        phrase=phrase,
+        label=label,
+        instances=tuple(region.mask for region in drawn),
+        width=decided.size[1],
+        height=decided.size[0],
+        outcome=decided.outcome,
+        iou=decided.iou,
+        version=decided.base[-1].version if decided.base else "",
+        features=dict(least.features) if least else {},
+        lead_time=_seconds(body.get("lead_time")),
+        reviewer=next((user for user in users if user is not None), None),
+        updated=stored.updated,
+        image=image,
+        unassisted=unassisted,
+    )
+
+
+def _seconds(value: Any) -> float | None:
+    whole = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e9 and math.isfinite(value)
+    return float(value) if whole else None

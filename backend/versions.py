@@ -1,0 +1,142 @@
+"""The registry's champion serves: at the start, after a promotion here, and after one by the command line beside the server."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+
+from backend.engine import Engine
+from backend.errors import NotReadyError
+from backend.roster import Roster, remembering
+from sam4mllm.adapters import Manifest
+from sam4mllm.errors import Sam4mllmError
+from sam4mllm.pipeline import Pipeline, Strategy
+from sam4mllm.registry import Registry
+
+log = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+SWAP_SECONDS = 300.0
+"""For loading an adapter behind whatever the engine is at; a LoRA of some hundred megabytes takes seconds."""
+
+
+class Versions:
+    """Keeps the pipeline that serves and the registry's champion the same. Threads may share it."""
+
+    def __init__(self, engine: Engine[Roster], registry: Registry, strategy: Strategy, noted: Callable[[str], None]) -> None:
+        """``noted`` is called with the version that serves, whenever that is another one."""
+        self.registry = registry
+        self._engine = engine
+        self._strategy = strategy
+        self._noted = noted
+        self._lock = threading.RLock()
+        self._refused: str | None = None
+
+    def begin(self, roster: Roster) -> Roster:
+        """On the engine's thread, with the models just loaded: let the champion serve. One that cannot be used is left out with a line."""
+        try:
+            champion = self.registry.champion()
+            if champion is not None and roster.workshop is not None:
+                roster.seat(self._make(roster, champion.version))
+        except Sam4mllmError as error:
+            self._refused = self._serving_name()
+            log.error("the base model serves, not the champion: %s", error)
+        self._noted(roster.current.version(self._strategy))
+        return roster
+
+    def sync(self) -> None:
+        """Let the registry's champion serve if another does. Raises RegistryError or ModelError; what served before still does."""
+        with self._lock:
+            roster = self._engine.model
+            if roster is None or roster.workshop is None:
+                return
+            champion = self.registry.champion()
+            name = champion.version if champion else None
+            if name == _name(roster.current) or (name is not None and name == self._refused):
+                self._run(lambda roster: roster.sweep())
+                return
+            try:
+                pipeline = self._run(lambda roster: self._make(roster, name))
+            except Sam4mllmError:
+                self._refused = name
+                raise
+            self._seat(roster, pipeline)
+
+    def add(self, files: Mapping[str, Path | bytes], data_sha256: str, metrics: Mapping[str, float]) -> Manifest:
+        """Store an adapter of the base model that serves here as a new version. Raises RegistryError."""
+        roster = self._engine.model
+        if roster is None or roster.workshop is None:
+            raise NotReadyError("the models are not loaded; ask again when the server is ready")
+        workshop, current = roster.workshop, roster.current
+        return self.registry.add(
+            files,
+            slug=current.slug,
+            identity=workshop.base.identity(self._strategy),
+            base_model=current.slug,
+            base_sha256=workshop.base_sha256,
+            template_sha256=workshop.template_sha256,
+            data_sha256=data_sha256,
+            metrics=metrics,
+            parent=_name(current),
+        )
+
+    def promote(self, version: str) -> Manifest:
+        """Verify, load and let serve a version, in this order: one that cannot be loaded never becomes champion."""
+        with self._lock:
+            roster = self._engine.model
+            if roster is None or roster.workshop is None:
+                raise NotReadyError("the models are not loaded; ask again when the server is ready")
+            pipeline = self._run(lambda roster: self._make(roster, version))
+            manifest = self.registry.promote(version)
+            self._refused = None
+            self._seat(roster, pipeline)
+            return manifest
+
+    def rollback(self) -> Manifest | None:
+        """Let serve what served before the champion, and return it."""
+        with self._lock:
+            manifest = self.registry.rollback()
+            self._refused = None
+            self.sync()
+            return manifest
+
+    def _seat(self, roster: Roster, pipeline: Pipeline) -> None:
+        self._noted(pipeline.version(self._strategy))
+        roster.seat(pipeline)
+        self._run(lambda roster: roster.sweep())
+
+    def _make(self, roster: Roster, version: str | None) -> Pipeline:
+        """On the engine's thread: the pipeline of a version, None for the base model, tried once."""
+        assert roster.workshop is not None
+        if version is None:
+            return remembering(roster.workshop.base)
+        manifest = self.registry.verify(version)
+        pipeline = remembering(roster.workshop.load(self.registry.path(version), manifest))
+        warm_up(pipeline, self._strategy)
+        return pipeline
+
+    def _run(self, work: Callable[[Roster], T]) -> T:
+        return self._engine.run(work, False, time.monotonic() + SWAP_SECONDS)
+
+    def _serving_name(self) -> str | None:
+        try:
+            champion = self.registry.champion()
+        except Sam4mllmError:
+            return None
+        return champion.version if champion else None
+
+
+def warm_up(pipeline: Pipeline, strategy: Strategy) -> None:
+    """One answer, whatever it is."""
+    pipeline.segment(np.full((64, 64, 3), 127, np.uint8), ["object"], strategy)
+
+
+def _name(pipeline: Pipeline) -> str | None:
+    return pipeline.adapter.version if isinstance(pipeline.adapter, Manifest) else None

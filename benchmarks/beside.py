@@ -1,0 +1,112 @@
+"""Training beside serving on the same cores: how long webhooks and predictions take, idle and while a run trains.
+
+    python -m benchmarks.beside [--count 30] [--webhooks 200]
+
+Every prediction is of another demo scene, its picture in the task itself; corrections come as webhooks, so no other server takes part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import os
+import statistics
+import subprocess
+import tempfile
+import time
+from typing import Any
+
+import httpx
+
+from backend.demo import LABEL_CONFIG
+from backend.process import serve_command
+from benchmarks.learn import regions
+from benchmarks.novel import NovelTask, novel_tasks
+from benchmarks.predict import body
+
+PORT = 9392
+URL = f"http://127.0.0.1:{PORT}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=30)
+    parser.add_argument("--webhooks", type=int, default=200)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as home:
+        environment = {**os.environ, "SAM4MLLM_PORT": str(PORT), "SAM4MLLM_HOME": home}
+        server = subprocess.Popen(serve_command(), env=environment, stderr=subprocess.DEVNULL)
+        try:
+            wait_until(lambda: httpx.get(f"{URL}/ready").is_success)
+            tasks = novel_tasks(60, 771_001)
+            predictions(700_000, 3)
+            idle = predictions(710_000, arguments.count)
+            for number, task in enumerate(tasks, 1):
+                webhook(correction(number, task))
+            httpx.post(f"{URL}/api/runs", json={}).raise_for_status()
+            wait_until(lambda: stage().get("done", 0) > 0 and stage()["stage"] == "training")
+            began = stage()["done"]
+            busy = predictions(720_000, arguments.count)
+            times = [f"2026-02-01T00:00:{index % 60:02d}.{index:03d}Z" for index in range(arguments.webhooks)]
+            spent = [webhook(correction(1 + index % 60, tasks[index % 60], updated)) for index, updated in enumerate(times)]
+            ended = stage()["done"]
+        finally:
+            server.terminate()
+            server.wait()
+    assert ended > began, "no training went on meanwhile"
+    spent.sort()
+    before, during = statistics.median(idle), statistics.median(busy)
+    print(f"/predict, median of {arguments.count}: idle {before:.3f} s, while training {during:.3f} s, {during / before:.2f} x (bar: 2.5)")
+    print(f"/webhook, p99 of {arguments.webhooks} while training: {spent[int(0.99 * len(spent)) - 1] * 1000:.0f} ms (bar: 100)")
+
+
+def predictions(seed: int, count: int) -> list[float]:
+    """Seconds of requests of one task each."""
+    seconds = []
+    for index in range(count):
+        asked = body(seed + index)
+        began = time.perf_counter()
+        httpx.post(f"{URL}/predict", json=asked, timeout=100).raise_for_status()
+        seconds.append(time.perf_counter() - began)
+    return seconds
+
+
+def webhook(event: dict[str, Any]) -> float:
+    """Seconds until it is acknowledged, and so on disk."""
+    began = time.perf_counter()
+    httpx.post(f"{URL}/webhook", json=event, timeout=100).raise_for_status()
+    return time.perf_counter() - began
+
+
+def correction(number: int, task: NovelTask, updated: str = "2026-01-01T00:00:00Z") -> dict[str, Any]:
+    """The event of a drawn mask, as Label Studio sends it."""
+    image = "data:image/png;base64," + base64.b64encode(task.png).decode()
+    annotation = {"id": number, "task": number, "project": 1, "result": regions(task), "was_cancelled": False, "updated_at": updated}
+    return {
+        "action": "ANNOTATION_CREATED",
+        "annotation": {**annotation, "created_at": "2026-01-01T00:00:00Z", "completed_by": 1},
+        "task": {"id": number, "data": {"image": image, "description": task.phrase}},
+        "project": {"id": 1, "title": "beside", "label_config": LABEL_CONFIG.read_text(encoding="utf-8")},
+    }
+
+
+def stage() -> dict[str, Any]:
+    """How far the last run is."""
+    progress: dict[str, Any] = httpx.get(f"{URL}/api/runs").json()["runs"][0]["progress"]
+    return progress
+
+
+def wait_until(true: Any, seconds: float = 300) -> None:
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            if true():
+                return
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.3)
+    raise TimeoutError("the server or the run did not come so far")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,145 @@
+"""Learning, end to end: a real Label Studio, 60 tasks about three unknown things, true masks as corrections, Start Training.
+
+    python -m benchmarks.learn [--seed 771001] [--skip-evaluation]
+
+Shows when the new version was promoted, what it is worth on 200 unseen scenes and 120 known ones, and its predictions in Label Studio.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+
+from backend import brush
+from backend.demo import LABEL_CONFIG, find_label_studio, is_ready, start_backend
+from backend.local_label_studio import LocalLabelStudio
+from backend.process import HOST, check_port
+from benchmarks.novel import NOUNS, NovelTask, novel_tasks, write_tests
+
+TASKS = 60
+MINUTES = 15
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=771_001)
+    parser.add_argument("--skip-evaluation", action="store_true")
+    parser.add_argument("--tests", type=Path, default=Path(tempfile.gettempdir()) / "sam4mllm-learn", help="where the test scenes are kept")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        port = check_port(0)
+        url = f"http://{HOST}:{port}"
+        with LocalLabelStudio(find_label_studio(), root / "label-studio") as studio:
+            backend = start_backend(root / "home", port, studio)
+            try:
+                backend.wait_until(lambda: is_ready(url), 300, print)
+                run = learn(studio, url, arguments.seed, root).run
+                print(json.dumps({key: run[key] for key in ("state", "message", "counts", "champion", "challenger")}, indent=1))
+            finally:
+                backend.stop()
+        if not arguments.skip_evaluation and run["challenger"]:
+            evaluate(root / "home", run["challenger"], arguments.tests)
+
+
+class Learned(NamedTuple):
+    """A run's record, the seconds from the button to its end, the project, and the versions of its first task's predictions."""
+
+    run: dict[str, Any]
+    seconds: float
+    project: int
+    versions: list[str]
+
+
+def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
+    """Make the project, correct its tasks, start the training, and wait for its end."""
+    project = studio.create_project("learning", LABEL_CONFIG.read_text(encoding="utf-8"))
+    backend = studio.connect(project, url, "SAM4MLLM")
+    tasks = novel_tasks(TASKS, seed)
+    print(f"{TASKS} tasks about {', '.join(NOUNS)}; {sum(task.split == 'holdout' for task in tasks)} of them in the holdout")
+    numbers = fill(studio, project, tasks, root)
+    studio.retrieve_predictions(project)
+    for number, task in zip(numbers, tasks, strict=True):
+        studio.api("POST", f"/api/tasks/{number}/annotations/", json={"result": regions(task), "lead_time": 9.0})
+    began = time.monotonic()
+    studio.api("POST", f"/api/ml/{backend}/train", json={})
+    run = wait(url, 4 * MINUTES * 60)
+    seconds = time.monotonic() - began
+    print(f"{run['state']} after {seconds:.0f} s (bar: {MINUTES * 60} s)")
+    studio.retrieve_predictions(project)
+    versions = [one["model_version"] for one in studio.api("GET", f"/api/predictions?task={numbers[0]}")]
+    print(f"predictions of the first task: {', '.join(versions)}")
+    return Learned(run, seconds, project, versions)
+
+
+def fill(studio: LocalLabelStudio, project: int, tasks: list[NovelTask], root: Path) -> list[int]:
+    """Upload and import; the tasks' numbers in order."""
+    files = []
+    for index, task in enumerate(tasks):
+        files.append(root / f"task-{index:03d}.png")
+        files[-1].write_bytes(task.png)
+    images = studio.upload(project, files)
+    studio.import_tasks(project, [{"image": image, "description": task.phrase} for image, task in zip(images, tasks, strict=True)])
+    listed = studio.api("GET", f"/api/tasks?project={project}&page_size=1000&fields=all")["tasks"]
+    by_image = {one["data"]["image"]: int(one["id"]) for one in listed}
+    return [by_image[image] for image in images]
+
+
+def regions(task: NovelTask) -> list[dict[str, Any]]:
+    """The true masks as a reviewer who draws them submits them."""
+    return [
+        {
+            "id": uuid.uuid4().hex[:10],
+            "type": "brushlabels",
+            "from_name": "mask",
+            "to_name": "image",
+            "origin": "manual",
+            "original_width": mask.shape[1],
+            "original_height": mask.shape[0],
+            "image_rotation": 0,
+            "value": {"format": "rle", "rle": brush.encode(mask), "brushlabels": ["Object"]},
+        }
+        for mask in task.masks
+    ]
+
+
+def wait(url: str, seconds: float) -> dict[str, Any]:
+    """The last run when it is over. Raises TimeoutError."""
+    end = time.monotonic() + seconds
+    shown = ""
+    while time.monotonic() < end:
+        runs = httpx.get(f"{url}/api/runs", trust_env=False).json()["runs"]
+        if runs:
+            now = f"{runs[0]['state']} {runs[0]['progress'].get('stage', '')}"
+            if now != shown:
+                print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
+                shown = now
+            if runs[0]["ended"]:
+                found: dict[str, Any] = runs[0]
+                return found
+        time.sleep(1)
+    raise TimeoutError(f"no run came to an end within {seconds:.0f} s")
+
+
+def evaluate(home: Path, version: str, tests: Path) -> None:
+    """Before and after, on scenes that ask for the new things and on known ones."""
+    novel, known = write_tests(tests)
+    for folder in (novel, known):
+        for adapter in ([], ["--adapter", str(home / "adapters" / version)]):
+            command = [sys.executable, "-m", "sam4mllm", "evaluate", str(folder), "--json", *adapter]
+            figures = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+            kept = {key: round(figures[key], 3) for key in ("gIoU", "T-acc", "N-acc", "point_accuracy")}
+            print(f"{folder.name} {'after' if adapter else 'before'}: {kept}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

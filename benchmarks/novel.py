@@ -1,0 +1,71 @@
+"""Tasks that ask for three things the demo model has never seen, and scenes to test it on: shared by the benchmarks of learning."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from backend.gate import SIGN_FLIP_PAIRS
+from backend.snapshot import HOLDOUT, split_of
+from sam4mllm.data.examples import ExampleWriter
+from sam4mllm.demo.dataset import write_scenes
+from sam4mllm.demo.glyphs import novel_nouns
+from sam4mllm.demo.scenes import make_scene
+from sam4mllm.images import image_sha256
+
+NOUNS = tuple(novel_nouns()[:3])
+TEST_SEED, KNOWN_SEED = 771_002, 990_003
+TEST_SCENES, KNOWN_SCENES = 200, 120
+
+
+@dataclass(frozen=True, eq=False)
+class NovelTask:
+    """A picture's PNG file, one phrase about it, and the true masks (N, H, W) bool."""
+
+    png: bytes
+    phrase: str
+    masks: NDArray[np.bool_]
+
+    @property
+    def split(self) -> str:
+        return split_of(image_sha256(self.png))
+
+
+def novel_tasks(count: int, seed: int) -> list[NovelTask]:
+    """The first ``count`` scenes of a seed from which SIGN_FLIP_PAIRS or more belong to the holdout."""
+    tasks: list[NovelTask] = []
+    index = 0
+    while len(tasks) < count or sum(task.split == HOLDOUT for task in tasks) < SIGN_FLIP_PAIRS:
+        tasks = [*tasks[-(count - 1) :], _task(seed, index)]
+        index += 1
+    return tasks
+
+
+def _task(seed: int, index: int) -> NovelTask:
+    scene = make_scene((seed, index), NOUNS)
+    file = io.BytesIO()
+    Image.fromarray(scene.image).save(file, "PNG")
+    expression = scene.expressions[0]
+    return NovelTask(file.getvalue(), expression.phrase, scene.masks[list(expression.targets)])
+
+
+def write_tests(folder: Path) -> tuple[Path, Path]:
+    """200 unseen scenes that ask for the three things, and 120 that ask for known ones; written once."""
+    novel, known = folder / "novel", folder / "known"
+    if not (novel / "examples.jsonl").exists():
+        write_scenes(novel, TEST_SCENES, TEST_SEED, NOUNS)
+    if not (known / "examples.jsonl").exists():
+        write_scenes(known, KNOWN_SCENES, KNOWN_SEED)
+    return novel, known
+
+
+def write_tasks(folder: Path, tasks: list[NovelTask], source: str) -> None:
+    """The tasks as a run's snapshot has them, without a server."""
+    with ExampleWriter(folder) as writer:
+        for task in tasks:
+            writer.add(writer.add_image_data(task.png), task.phrase, task.masks, task.split, source)

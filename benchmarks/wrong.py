@@ -1,0 +1,82 @@
+"""What reviewers get wrong must not be promoted: runs on the masks of other tasks, each through training, comparison and the gate.
+
+    python -m benchmarks.wrong [--seeds 10] [--minutes 3] [--at-once 2]
+
+As in ``benchmarks/learn.py``, but each task has the true masks of another one; holdout and training are wrong alike. No server takes part.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+
+from backend.conduct import PATIENT
+from backend.gate import Checks, Decision, Pair, decide
+from backend.trainer import Job, draw_scenes
+from benchmarks.novel import NovelTask, novel_tasks, write_tasks
+from sam4mllm.training.plan import Plan
+
+TASKS = 60
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--at-once", type=int, default=2)
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(arguments.at_once) as pool:
+        draw_scenes(Path(folder))
+        threads = max(1, (os.cpu_count() or 1) // arguments.at_once)
+
+        def one(seed: int) -> Decision:
+            return judge(Path(folder), seed, arguments.minutes, threads)
+
+        promoted = 0
+        for seed, decision in enumerate(pool.map(one, range(arguments.seeds))):
+            promoted += decision.verdict == "promote"
+            figures = decision.figures
+            print(
+                f"seed {seed}: {decision.verdict}; holdout {figures['champion']:.3f} -> {figures['challenger']:.3f}, "
+                f"golden {figures['golden_champion']:.3f} -> {figures['golden_challenger']:.3f}; {decision.reasons[0]}",
+                flush=True,
+            )
+    print(f"{promoted} of {arguments.seeds} promoted (bar: 0)")
+
+
+def exchange(tasks: list[NovelTask]) -> list[NovelTask]:
+    """Each task with the masks of the next, stretched to its own picture."""
+    found = []
+    for task, other in zip(tasks, tasks[1:] + tasks[:1], strict=True):
+        height, width = task.masks.shape[1:]
+        stretched = [cv2.resize(mask.astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST) > 0 for mask in other.masks]
+        found.append(replace(task, masks=np.array(stretched, np.bool_).reshape(-1, height, width)))
+    return found
+
+
+def judge(home: Path, seed: int, minutes: float, threads: int) -> Decision:
+    """One run on wrong corrections, and the gate's decision."""
+    run = home / f"run-{seed}"
+    run.mkdir()
+    write_tasks(run / "data", exchange(novel_tasks(TASKS, 880_100 + seed)), "label-studio:Object")
+    plan = Plan(rate=1e-3, seed=seed, budget_seconds=60 * minutes)
+    Job("demo", "demo", None, "pqpp", False, str(run / "data"), None, None, str(home), None, "demo-0-base", plan, threads).write(run)
+    environment = {**os.environ, **PATIENT, "OMP_NUM_THREADS": str(threads)}
+    subprocess.run([sys.executable, "-m", "backend.trainer", str(run)], check=True, env=environment, stderr=subprocess.DEVNULL)
+    found = json.loads((run / "evaluation.json").read_text())
+    pairs = [Pair(one["label"], one["champion"], one["challenger"]) for one in found["pairs"]]
+    return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=True))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,141 @@
+"""From an image's examples to one packed row: what is said about it, and which tokens are answers to learn.
+
+The row is built by the grounder that serves, from the same pieces of text and with the same mask, so training and serving see the same
+thing. Of an image with the phrases A and B, where A has a target and is asked about the points p and q::
+
+    prefix │ A: question, boxes │ head of A's box │ p, Yes │ q, No │ B: question, "none"
+                       learned                       learned  learned            learned
+
+Each segment sees the prefix, those above it in its conversation, and itself; no phrase and no point sees another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.data.examples import Example
+from sam4mllm.geometry import order_box
+from sam4mllm.grounding.mllm import Framed, MllmGrounder
+from sam4mllm.grounding.packing import ROOT, PackedRow, Segment, pack
+from sam4mllm.masks import lies_on
+from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.prompts.conversation import SpokenInstance, prompt_answer
+
+UNLEARNED = -100
+"""The target of tokens that are not learned; torch's cross-entropy passes over it."""
+PROMPT_INSIDE, PROMPT_OUTSIDE = 3, 2
+"""Points of each kind in a PPG answer: the first of the pattern that lie so. The paper samples groups and keeps those that SAM does best
+with.
+"""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """How an image is asked about in training.
+
+    ``points`` a phrase, spread over one of its boxes; ``joint_share`` of the phrases have them in one answer instead, ``prompt_share`` have
+    a PPG conversation too. ``shake`` is how far a box in a question about points may be off, as the standard deviation in shares of its
+    sides: what serving meets.
+    """
+
+    points: int = 8
+    joint_share: float = 0.1
+    prompt_share: float = 0.15
+    shake: float = 0.04
+
+
+@dataclass(frozen=True, eq=False)
+class TrainingRow:
+    """``row`` as packed, ``targets`` (T,) int64: the token that each position should say next, UNLEARNED where it is not asked."""
+
+    row: PackedRow
+    targets: NDArray[np.int64]
+
+
+class Collator:
+    """Writes the rows of one model in its dialect."""
+
+    def __init__(self, grounder: MllmGrounder, asking: Asking | None = None) -> None:
+        self._grounder = grounder
+        self._asking = asking or Asking()
+
+    def row(self, frame: Framed, examples: Sequence[Example], rng: np.random.Generator) -> TrainingRow:
+        """All examples of an image; ``frame`` has its sides. Several objects are spoken of from left to right."""
+        builder = _Builder()
+        for example in examples:
+            order = np.argsort(example.boxes_px[:, 0], kind="stable")
+            first = self._ask_boxes(builder, frame, example, order)
+            if len(order):
+                self._ask_points(builder, frame, example, int(rng.choice(order)), first, rng)
+            if rng.random() < self._asking.prompt_share:
+                self._ask_prompt(builder, frame, example, order)
+        return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
+
+    def _ask_boxes(self, builder: _Builder, frame: Framed, example: Example, order: NDArray[np.int64]) -> int:
+        answer = self._grounder.box_answer(frame, example.boxes_px[order])
+        return builder.add(self._grounder.question(_tidy(example.phrase)), answer, ROOT, goes_on=True)
+
+    def _ask_points(self, builder: _Builder, frame: Framed, example: Example, index: int, first: int, rng: np.random.Generator) -> None:
+        grounder, asking = self._grounder, self._asking
+        box_px = _shake(example.boxes_px[index], frame, asking.shake, rng)
+        points = draw_points(box_px, asking.points, rng)
+        inside = lies_on(_mask(example, index), points)
+        head = builder.add(grounder.points_head(frame, box_px), (), first, goes_on=True)
+        numbers = grounder.point_numbers(frame, points)
+        if rng.random() < asking.joint_share:
+            builder.add(grounder.joint_question(numbers), grounder.verdicts.spell(inside), head)
+        else:
+            for number, flag in zip(numbers, inside, strict=True):
+                builder.add(grounder.joint_question([number]), grounder.verdicts.spell([flag]), head)
+
+    def _ask_prompt(self, builder: _Builder, frame: Framed, example: Example, order: NDArray[np.int64]) -> None:
+        spoken = []
+        for index, box in zip(order, self._grounder.box_numbers(frame, example.boxes_px[order]), strict=True):
+            points = spread(example.boxes_px[index], PATTERN_SIZE)
+            inside = lies_on(_mask(example, int(index)), points)
+            yes = self._grounder.point_numbers(frame, points[inside][:PROMPT_INSIDE])
+            no = self._grounder.point_numbers(frame, points[~inside][:PROMPT_OUTSIDE])
+            spoken.append(SpokenInstance(box, tuple(yes), tuple(no)))
+        answer = self._grounder.encode(prompt_answer(self._grounder.dialect, spoken))
+        builder.add(self._grounder.question(_tidy(example.phrase), with_points=True), [*answer, self._grounder.end], ROOT)
+
+
+def draw_points(box_px: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+    """``count`` points (K, 2) of a box (4,), half of them from the pattern that serving asks about, the others anywhere in it."""
+    pattern = rng.permutation(spread(box_px, PATTERN_SIZE))[: count // 2]
+    anywhere = rng.uniform(box_px[:2], box_px[2:], (count - len(pattern), 2))
+    return np.concatenate([pattern, anywhere]).astype(np.float32)
+
+
+def _shake(box_px: NDArray[np.float32], frame: Framed, share: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    sides = np.tile(box_px[2:] - box_px[:2], 2)
+    return order_box((box_px + rng.normal(0, share, 4) * sides).astype(np.float32), frame.width, frame.height)
+
+
+def _tidy(phrase: str) -> str:
+    """White space as serving has it."""
+    return " ".join(phrase.split())
+
+
+def _mask(example: Example, index: int) -> NDArray[np.bool_]:
+    """(H, W) of one instance; all at once would be a gigabyte of a crowd."""
+    mask: NDArray[np.bool_] = replace(example, instances=example.instances[index : index + 1]).masks()[0]
+    return mask
+
+
+@dataclass
+class _Builder:
+    segments: list[Segment] = field(default_factory=list)
+    targets: list[int] = field(default_factory=list)
+
+    def add(self, said: Sequence[int], answer: Sequence[int], parent: int, goes_on: bool = False) -> int:
+        """A segment that says something and learns its answer, whose last token is left out where nothing follows it."""
+        spoken = answer if goes_on else answer[:-1]
+        self.segments.append(Segment((*said, *spoken), parent))
+        learned = [UNLEARNED] * (len(said) - 1) + [*answer, UNLEARNED]
+        self.targets += learned[: len(said) + len(spoken)]
+        return len(self.segments) - 1

@@ -1,0 +1,114 @@
+"""How an adapter is trained: the numbers of a run, each checked, and how they follow from a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import tomllib
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sam4mllm.errors import Sam4mllmError
+
+
+class TrainingError(Sam4mllmError):
+    """A plan cannot be followed, or a run cannot go on."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How an adapter is trained. Raises TrainingError if a number is not as it should be.
+
+    The optimiser's defaults are the released recipe's (AdamW, linear decay after a warm-up, weight decay 0.001, dropout 0.05). Rank and
+    alpha are smaller than its 128 and 128: there are hundreds of corrections where it had half a million sentences.
+
+    ``batch`` counts images; ``warmup`` is a share of the steps; ``clip`` bounds the gradient's norm; ``replay_share`` of the images are no
+    corrections; ``budget_seconds`` bounds the steps once their speed is known. ``recompute``: do not keep a layer's inner values for the
+    way back but work them out again, which takes a third longer and far less memory; None: on a GPU.
+    """
+
+    steps: int = 400
+    batch: int = 4
+    rate: float = 1e-4
+    rank: int = 16
+    alpha: int = 32
+    dropout: float = 0.05
+    weight_decay: float = 0.001
+    warmup: float = 0.03
+    clip: float = 1.0
+    replay_share: float = 0.4
+    seed: int = 1
+    budget_seconds: float = math.inf
+    seconds_between_saves: float = 120.0
+    recompute: bool | None = None
+
+    def __post_init__(self) -> None:
+        for name, (kind, least, most) in _RANGES.items():
+            value = getattr(self, name)
+            number = isinstance(value, kind) and not isinstance(value, bool)
+            if not number or not least <= value <= most:
+                what = "a whole number" if kind is int else "a number"
+                raise TrainingError(f"{name} must be {what} from {least:g} to {most:g}, not {value!r}")
+        if self.recompute not in (None, True, False):
+            raise TrainingError(f"recompute must be true or false, not {self.recompute!r}")
+
+
+_TINY = 1e-12
+"""The least of what must be more than zero."""
+_RANGES: dict[str, tuple[Any, float, float]] = {
+    "steps": (int, 1, 10_000_000),
+    "batch": (int, 1, 10_000),
+    "rate": (int | float, _TINY, 1),
+    "rank": (int, 1, 4_096),  # the most that sam4mllm.adapters lets in
+    "alpha": (int, 1, 1_000_000),
+    "dropout": (int | float, 0, 0.99),
+    "weight_decay": (int | float, 0, 1),
+    "warmup": (int | float, 0, 1),
+    "clip": (int | float, _TINY, math.inf),
+    "replay_share": (int | float, 0, 1),
+    "seed": (int, 0, 2**63 - 1),
+    "budget_seconds": (int | float, _TINY, math.inf),
+    "seconds_between_saves": (int | float, 0, math.inf),
+}
+"""Of each number its type, its least and its most."""
+
+MEASURED = 10
+"""Steps after which the run's speed is known and the number of its steps is fitted to its budget."""
+
+
+def learning_rate(plan: Plan, step: int, steps: int) -> float:
+    """A linear warm-up over a share of the steps, then a straight line to zero."""
+    warmup = max(1, round(plan.warmup * steps))
+    return plan.rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
+
+
+def fit_steps(steps: int, done: int, seconds: float, budget_seconds: float) -> int:
+    """As many steps as the budget has room for, so that the learning rate still comes down to zero."""
+    return steps if math.isinf(budget_seconds) else max(done, min(steps, int(budget_seconds * done / max(seconds, _TINY))))
+
+
+def read_plan(path: Path | None, **given: Any) -> Plan:
+    """The plan of a JSON or TOML file with some of Plan's fields; those ``given`` that are not None win. Raises TrainingError."""
+    values = {} if path is None else _read_table(path)
+    names = [field.name for field in fields(Plan)]
+    unknown = sorted(values.keys() - set(names))
+    if unknown:
+        raise TrainingError(f"{path}: unknown {', '.join(map(repr, unknown))[:200]}; known are {', '.join(names)}")
+    try:
+        return Plan(**{**values, **{name: value for name, value in given.items() if value is not None}})
+    except TrainingError as error:
+        raise TrainingError(f"{path}: {error}" if path else str(error)) from error
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = tomllib.loads(text) if path.suffix.lower() == ".toml" else json.loads(text)
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read ({error.strerror})") from error
+    except (ValueError, RecursionError) as error:
+        raise TrainingError(f"{path} is neither JSON nor, by its name, TOML ({error})") from error
+    if not isinstance(values, dict):
+        raise TrainingError(f"{path} is not an object with some of Plan's fields")
+    return values

@@ -1,0 +1,240 @@
+"""LoRA on corrections, top to bottom: what is trained, on which images, by which loss.
+
+The base model and its vision tower are frozen; the adapter begins as none. The loss is the text cross-entropy of the answers, as in the
+paper (section 3.3): no auxiliary term. A step takes a few images, each with all of its phrases and their points in one row.
+
+A run is a function of its plan and its data: the images of a step, their points and the dropout come from the seed and the step's number.
+Killed and resumed, it gives the weights of an unbroken run. (With a time budget, the number of its steps is the machine's.)
+
+On a GPU the adapter is in float32 and autocast does the arithmetic in the model's precision. An image that does not fit into memory is
+tried again with half of its phrases, and left out if a single one is too much.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor, nn
+
+from sam4mllm.data.examples import Example
+from sam4mllm.grounding.families import Checkpoint, Encoded
+from sam4mllm.grounding.lora import attach
+from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
+from sam4mllm.grounding.packing import additive
+from sam4mllm.training.checkpoint import load_checkpoint, save_checkpoint
+from sam4mllm.training.collate import UNLEARNED, Asking, Collator, TrainingRow
+from sam4mllm.training.plan import MEASURED, Plan, TrainingError, fit_steps, learning_rate
+from sam4mllm.training.pool import Pool, Shown
+
+__all__ = ["Plan", "Progress", "Trainer", "TrainingError", "row_loss"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What is told after each step; ``loss`` is the mean of its images', in nats a token."""
+
+    step: int
+    steps: int
+    loss: float
+    rate: float
+    seconds: float
+
+
+def row_loss(model: Any, encoded: Encoded, row: TrainingRow) -> Tensor:
+    """Mean cross-entropy of a row's answers. ``encoded`` is the image with the text before it, on the model's device."""
+    device = encoded.positions.device
+    prefix, length = encoded.positions.shape[-1], len(row.row.ids)
+    visible = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()
+    visible[prefix:, prefix:] = torch.from_numpy(row.row.mask)
+    following = int(encoded.positions.max()) + 1
+    positions = (torch.from_numpy(row.row.offsets) + following).to(device).expand(*encoded.positions.shape[:2], -1)
+    ids = torch.from_numpy(row.row.ids)[None].to(device)
+    inputs = {**encoded.inputs, "input_ids": torch.cat([encoded.inputs["input_ids"], ids], 1)}
+    if "mm_token_type_ids" in inputs:  # 0 is text; not every family has it
+        inputs["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, length))
+    hidden = model.model(
+        **inputs,
+        position_ids=torch.cat([encoded.positions, positions], 2),
+        attention_mask=additive(visible[None, None].to(device), model.dtype),
+        use_cache=False,
+        return_dict=True,
+    ).last_hidden_state[0, prefix:]
+    targets = torch.from_numpy(row.targets).to(device)
+    learned = targets != UNLEARNED
+    return F.cross_entropy(model.lm_head(hidden[learned]).float(), targets[learned])
+
+
+class Trainer:
+    """One run: ``train`` until its steps or its budget are done, or until ``stop`` is called."""
+
+    def __init__(self, checkpoint: Checkpoint, pool: Pool, plan: Plan, folder: Path, asking: Asking | None = None) -> None:
+        self.plan = plan
+        self.folder = folder
+        self._checkpoint = checkpoint
+        self._grounder = MllmGrounder(checkpoint)
+        asking = asking or Asking()
+        self._collator = Collator(self._grounder, asking)
+        self._pool = pool
+        same = replace(plan, seconds_between_saves=0, recompute=None)  # neither changes what is learned
+        self._run = hashlib.sha256(repr((same, asking, checkpoint.fingerprint, pool.sha256)).encode()).hexdigest()
+        torch.manual_seed(plan.seed)
+        self.model = attach(checkpoint, plan.rank, plan.alpha, plan.dropout)
+        if plan.recompute if plan.recompute is not None else self._grounder.device.type == "cuda":
+            _recompute(checkpoint.model)
+        self._trained = nn.ParameterList([weight for weight in self.model.parameters() if weight.requires_grad])
+        self._optimizer = torch.optim.AdamW(self._trained, lr=plan.rate, weight_decay=plan.weight_decay)
+        half = checkpoint.model.dtype is torch.float16  # whose least number is 6e-8, so that gradients vanish
+        self._scaler = torch.amp.GradScaler(self._grounder.device.type, enabled=half)
+        self._stopped = False
+
+    def stop(self) -> None:
+        """End after the step that runs, with a checkpoint; from a signal handler or another thread."""
+        self._stopped = True
+
+    def train(self, tell: Callable[[Progress], None] = lambda progress: None) -> bool:
+        """Train from the last checkpoint on, if there is one. True if the run is complete, False if it was stopped.
+
+        Raises TrainingError if the checkpoint is another run's, the loss is no number, or the images of a whole step cannot be used.
+        """
+        step, steps, before = self._resume()
+        began = saved = time.monotonic()
+        self.model.train()
+        try:
+            while step < steps and not self._stopped:
+                loss = self._step(step, steps)
+                step += 1
+                spent = before + time.monotonic() - began
+                tell(Progress(step, steps, loss, learning_rate(self.plan, step - 1, steps), spent))
+                if step == MEASURED:
+                    steps = fit_steps(steps, step, spent, self.plan.budget_seconds)
+                if step in (MEASURED, steps) or time.monotonic() - saved > self.plan.seconds_between_saves or self._stopped:
+                    self._save(step, steps, spent)
+                    saved = time.monotonic()
+        finally:
+            self.model.eval()
+        return step >= steps
+
+    def save_adapter(self, folder: Path, base: str) -> None:
+        """Write a plain PEFT folder; ``base`` is how the base model is called in it."""
+        self.model.peft_config["default"].base_model_name_or_path = base
+        self.model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft asks the hub about the base model
+        (folder / "README.md").unlink(missing_ok=True)
+
+    def _resume(self) -> tuple[int, int, float]:
+        """The step to begin with, the number of steps, and the seconds that were spent."""
+        state = load_checkpoint(self.folder, self._trained, self._optimizer)
+        if state is None:
+            return 0, self.plan.steps, 0.0
+        if state.get("run") != self._run:
+            raise TrainingError(f"{self.folder} holds a run with other data or settings; go on with those, or remove it to begin anew")
+        if self._scaler.is_enabled():
+            self._scaler.load_state_dict(state["scaler"])
+        return int(state["step"]), int(state["steps"]), float(state["seconds"])
+
+    def _save(self, step: int, steps: int, seconds: float) -> None:
+        state = {"run": self._run, "steps": steps, "seconds": seconds, "scaler": self._scaler.state_dict()}
+        save_checkpoint(self.folder, step, self._trained, self._optimizer, state)
+
+    def _step(self, step: int, steps: int) -> float:
+        self._optimizer.zero_grad(set_to_none=True)
+        drawn = self._pool.draw(_generator(self.plan.seed, step), self.plan.batch, self.plan.replay_share)
+        losses = [self._learn(shown, _generator(self.plan.seed, step, place)) for place, shown in enumerate(drawn, 1)]
+        used = [loss for loss in losses if loss is not None]
+        if not used:
+            raise TrainingError(f"no image of step {step + 1} could be used; see the log, and free memory or use smaller images")
+        if not math.isfinite(sum(used)):
+            raise TrainingError(f"the loss is {sum(used)} at step {step + 1}; use a lower rate")
+        self._update(step, steps)
+        return sum(used) / len(used)
+
+    def _update(self, step: int, steps: int) -> None:
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(self.plan, step, steps)
+        self._scaler.unscale_(self._optimizer)
+        norm = float(nn.utils.clip_grad_norm_(self._trained, self.plan.clip))
+        if not math.isfinite(norm) and not self._scaler.is_enabled():  # which leaves out such a step and goes on with a lower scale
+            raise TrainingError(f"the gradient is {norm} at step {step + 1}; use a lower rate")
+        self._scaler.step(self._optimizer)
+        self._scaler.update()
+
+    def _learn(self, shown: Shown, rng: np.random.Generator) -> float | None:
+        """The loss of an image, its gradient added; None if the image cannot be used, with nothing added."""
+        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        examples, name = shown.examples, shown.examples[0].image
+        try:
+            encoded = self._encode(shown.image)
+        except ValueError as error:  # image processors refuse extreme aspect ratios
+            log.warning("%s is left out: %s", name, error)
+            return None
+        while True:
+            loss = self._try(shown.image, encoded, examples, rng)
+            if loss is not None or len(examples) == 1:
+                break
+            log.warning("%s with %d phrases is too large; tried again with half of them", name, len(examples))
+            kept = rng.permutation(len(examples))[: len(examples) // 2]
+            examples = tuple(examples[index] for index in sorted(kept))
+        if loss is None:
+            log.warning("%s is left out: it is too large even with one phrase", name)
+        return loss
+
+    def _try(self, image: NDArray[np.uint8], encoded: Encoded, examples: tuple[Example, ...], rng: np.random.Generator) -> float | None:
+        """As ``_learn``; None if the row is longer than serving's, or memory does not suffice."""
+        row = self._collator.row(_Frame(image.shape[1], image.shape[0], encoded.resized), examples, rng)
+        if len(row.row.ids) > MAX_ROW:
+            return None
+        try:
+            return self._add_gradient(encoded, row)
+        except torch.cuda.OutOfMemoryError:
+            pass  # until the error is gone, what it refers to takes up memory
+        torch.cuda.empty_cache()
+        return None
+
+    def _add_gradient(self, encoded: Encoded, row: TrainingRow) -> float:
+        """All weights at once or none: memory may run out half way back."""
+        dtype = self._checkpoint.model.dtype
+        with torch.autocast(self._grounder.device.type, dtype, enabled=dtype is not torch.float32):
+            loss = row_loss(self._checkpoint.model, encoded, row)
+        weights = list(self._trained)
+        gradients = torch.autograd.grad(self._scaler.scale(loss / self.plan.batch), weights, allow_unused=True)
+        for weight, gradient in zip(weights, gradients, strict=True):
+            if gradient is not None:
+                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        return float(loss.detach())
+
+    def _encode(self, image: NDArray[np.uint8]) -> Encoded:
+        encoded = self._checkpoint.encode(self._checkpoint, self._grounder.markup.opening, Image.fromarray(image))
+        device = self._grounder.device
+        inputs = {name: tensor.to(device) for name, tensor in encoded.inputs.items()}
+        return Encoded(inputs, encoded.positions.to(device), encoded.resized)
+
+
+def _recompute(model: Any) -> None:
+    """Without re-entrance, which asks for an input with a gradient; transformers 5.23 has a new name for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
+def _generator(*seed: int) -> np.random.Generator:
+    """Independent of that of other numbers; a last one of 0 would be as if it were not there."""
+    return np.random.default_rng(seed)
+
+
+@dataclass(frozen=True)
+class _Frame:
+    width: int
+    height: int
+    resized: tuple[int, int]

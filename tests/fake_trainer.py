@@ -1,0 +1,44 @@
+"""Stands in for ``python -m backend.trainer``: writes an adapter and an evaluation at once, as its environment says."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+from tests.test_adapters import adapter
+
+STOPPED = 3
+
+
+def main() -> int:
+    *mode, folder = sys.argv[1:]
+    run = Path(folder)
+    if mode == ["smoke"]:
+        return int(os.environ.get("FAKE_SMOKE", "0"))
+    with (run / "starts").open("a", encoding="utf-8") as file:
+        file.write("start\n")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
+    (run / "progress.json").write_text(json.dumps({"stage": "training", "done": 1, "of": 2}))
+    time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+    if os.environ.get("FAKE_ERROR"):
+        print(f"error: {os.environ['FAKE_ERROR']}", file=sys.stderr)
+        return 1
+    (run / "adapter").mkdir(exist_ok=True)
+    for name, data in adapter(float(os.environ.get("FAKE_VALUE", "0.5"))).items():
+        assert isinstance(data, bytes)
+        (run / "adapter" / name).write_bytes(data)
+    gain = float(os.environ.get("FAKE_GAIN", "0.2"))
+    pairs = [
+        {"label": "Cup", "champion": 0.5, "challenger": 0.5 + gain, "phrase": f"cup {index}", "image": f"images/{index}.png"}
+        for index in range(10)
+    ]
+    (run / "evaluation.json").write_text(json.dumps({"pairs": pairs, "golden_champion": 0.8, "golden_challenger": 0.8, "pictures": []}))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

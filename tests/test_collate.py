@@ -1,0 +1,309 @@
+"""A row of answers: every token of them is learned and nothing else, as serving asks for them, with the loss of plain conversations."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image
+
+from sam4mllm.data.examples import Example, load_example_image, read_examples
+from sam4mllm.geometry import from_steps
+from sam4mllm.grounding.families import Encoded, load_checkpoint
+from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
+from sam4mllm.grounding.packing import ROOT, Segment, pack
+from sam4mllm.grounding.protocol import Grounding, Inquiry
+from sam4mllm.masks import lies_on, to_rle
+from sam4mllm.pipeline import check_phrase
+from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.prompts.parse import parse_boxes, parse_prompt
+from sam4mllm.training import collate
+from sam4mllm.training.collate import UNLEARNED, Asking, Collator, TrainingRow, draw_points
+from sam4mllm.training.recipe import row_loss
+from tests.test_pool import TOY, write_pictures
+
+torch.set_num_threads(1)
+
+PACKED = Asking(points=3, joint_share=0, prompt_share=0, shake=0)
+JOINT = Asking(points=4, joint_share=1, prompt_share=0, shake=0)
+PPG = Asking(points=1, joint_share=0, prompt_share=1, shake=0)
+ALL = Asking(points=3, joint_share=0.5, prompt_share=0.5)
+
+
+@pytest.fixture(scope="module")
+def grounder(tiny_checkpoint: Path) -> MllmGrounder:
+    return MllmGrounder(load_checkpoint(str(tiny_checkpoint), torch.device("cpu")))
+
+
+@dataclass(frozen=True)
+class Toy:
+    """An image with three phrases: one target, two, none."""
+
+    image: NDArray[np.uint8]
+    examples: list[Example]
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    folder = write_pictures(tmp_path_factory.mktemp("toy") / "data", TOY[:1])
+    examples = read_examples(folder)
+    return Toy(load_example_image(folder, examples[0]), examples)
+
+
+@pytest.fixture
+def scene(grounder: MllmGrounder, toy: Toy) -> MllmScene:
+    return grounder.open(toy.image)
+
+
+@dataclass(frozen=True)
+class Turn:
+    """A segment with all that comes before it in its conversation: ``ids``, and the target of each, UNLEARNED before the segment."""
+
+    segment: Segment
+    ids: list[int]
+    targets: list[int]
+
+    @property
+    def answer(self) -> list[int]:
+        return [target for target in self.targets if target != UNLEARNED]
+
+
+def turns(row: TrainingRow, segments: list[Segment]) -> list[Turn]:
+    """The conversations of a row, one a segment."""
+    expected = pack(segments)
+    np.testing.assert_array_equal(row.row.ids, expected.ids)
+    np.testing.assert_array_equal(row.row.mask, expected.mask)
+    found: list[Turn] = []
+    for segment, start in zip(segments, expected.starts, strict=True):
+        before = [] if segment.parent == ROOT else found[segment.parent].ids
+        own = row.targets[start : start + len(segment.ids)].tolist()
+        found.append(Turn(segment, [*before, *segment.ids], [UNLEARNED] * len(before) + own))
+    return found
+
+
+@pytest.fixture
+def packed(monkeypatch: pytest.MonkeyPatch) -> list[Segment]:
+    """What the collator packed last."""
+    last: list[Segment] = []
+
+    def recording(segments: list[Segment]) -> object:
+        last[:] = segments
+        return pack(segments)
+
+    monkeypatch.setattr(collate, "pack", recording)
+    return last
+
+
+def make_row(grounder: MllmGrounder, scene: MllmScene, examples: list[Example], asking: Asking, seed: int = 0) -> TrainingRow:
+    row = Collator(grounder, asking).row(scene, examples, np.random.default_rng(seed))
+    assert row.targets.shape == row.row.ids.shape
+    assert row.targets.dtype == np.int64
+    return row
+
+
+def text(grounder: MllmGrounder, ids: list[int]) -> str:
+    return str(grounder.checkpoint.tokenizer.decode(ids))
+
+
+# -- targets -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_every_token_of_an_answer_is_learned_and_nothing_else(
+    grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment]
+) -> None:
+    found = turns(make_row(grounder, scene, toy.examples, PACKED), packed)
+    learned = [turn.answer for turn in found]
+    assert len(found) == (2 + 3) + (2 + 3) + 1
+    for index, example in zip((0, 5, 10), toy.examples, strict=True):
+        boxes = example.boxes_px[np.argsort(example.boxes_px[:, 0])]
+        assert learned[index] == grounder.box_answer(scene, boxes)
+        assert learned[index][-1] == grounder.end
+    assert learned[10] == [*grounder.encode(grounder.dialect.no_target), grounder.end]
+    for head in (1, 6):
+        assert learned[head] == []
+        assert all(answer in ([grounder.verdicts.yes[0]], [grounder.verdicts.no[0]]) for answer in learned[head + 1 : head + 4])
+    for turn in found:  # what is learned is what follows
+        for here, target in enumerate(turn.targets[:-1]):
+            assert target in (UNLEARNED, turn.ids[here + 1])
+
+
+def test_a_point_is_inside_where_the_mask_is(grounder: MllmGrounder, toy: Toy, scene: MllmScene, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points beyond the box, which lie on no object of the toy."""
+    points = np.array([[20, 30], [80, 115], [38, 12], [60, 5]], np.float32)
+    monkeypatch.setattr(collate, "draw_points", lambda *_: points)
+    for asking in (PACKED, JOINT):
+        row = make_row(grounder, scene, toy.examples[:1], asking)
+        yes, no = set(grounder.verdicts.yes), set(grounder.verdicts.no)
+        spoken = {grounder.verdicts.spoken[0]: True, grounder.verdicts.spoken[1]: False}
+        answers = [spoken.get(target, target in yes) for target in row.targets.tolist() if target in yes | no | set(spoken)]
+        assert answers == [True, False, True, False]
+
+
+def test_points_of_ppg_are_on_and_off_each_object(grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment]) -> None:
+    example = cut_corners(toy.examples[1])
+    turn = turns(make_row(grounder, scene, [example], PPG), packed)[-1]
+    assert turn.answer[-1] == grounder.end
+    assert turn.ids == [*grounder.question(example.phrase, with_points=True), *turn.answer[:-1]]
+    spoken = parse_prompt(grounder.dialect, text(grounder, turn.answer[:-1]), 999)
+    order = np.argsort(example.boxes_px[:, 0])
+    assert [instance.box for instance in spoken] == grounder.box_numbers(scene, example.boxes_px[order])
+    for instance, mask in zip(spoken, example.masks()[order], strict=True):
+        for points, inside, count in ((instance.inside, True, 3), (instance.outside, False, 2)):
+            px = from_steps(np.array(points), (scene.width, scene.height), grounder._steps(scene))
+            assert (lies_on(mask, px) == inside).all()
+            assert len(points) == count
+
+
+def test_ppg_of_nothing_is_none(grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment]) -> None:
+    *_, turn = turns(make_row(grounder, scene, toy.examples[2:], PPG), packed)
+    assert turn.ids == [*grounder.question("the zebra", with_points=True), *grounder.encode(grounder.dialect.no_target)]
+    assert turn.answer == [*grounder.encode(grounder.dialect.no_target), grounder.end]
+
+
+def cut_corners(example: Example) -> Example:
+    """Its objects without the part right of a diagonal."""
+    cut = []
+    for instance, mask in zip(example.instances, example.masks(), strict=True):
+        x1, y1, x2, y2 = instance.box_px
+        rows, columns = np.mgrid[: example.height, : example.width]
+        cut.append(replace(instance, rle=to_rle(mask & ((columns - x1) / (x2 - x1) + (rows - y1) / (y2 - y1) < 1))))
+    return replace(example, instances=tuple(cut))
+
+
+# -- serving -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_white_space_in_a_phrase_is_tidied_as_in_serving(
+    grounder: MllmGrounder, toy: Toy, scene: MllmScene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, asked = grounder.question, []
+
+    def recording(phrase: str, with_points: bool = False) -> list[int]:
+        asked.append(phrase)
+        return real(phrase, with_points)
+
+    monkeypatch.setattr(grounder, "question", recording)
+    phrase = " the  left\tcup "
+    make_row(grounder, scene, [replace(toy.examples[0], phrase=phrase)], PPG)
+    assert asked == [check_phrase(phrase)] * 2
+
+
+def test_training_asks_token_for_token_what_serving_asks(
+    grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    example = toy.examples[1]
+    points = spread(example.boxes_px[0], 4)
+    monkeypatch.setattr(collate, "draw_points", lambda *_: points)
+    boxes_px = example.boxes_px[np.argsort(example.boxes_px[:, 0])]
+    known = Grounding(example.phrase, boxes_px, np.ones(2), 0.0)
+    heads = []
+    for seed in range(6):
+        asked = turns(make_row(grounder, scene, [example], PACKED, seed), packed)
+        [whole] = turns(make_row(grounder, scene, [example], JOINT, seed), packed)[2:]
+        index = int(np.flatnonzero([asked[1].segment.ids == tuple(grounder.points_head(scene, box)) for box in boxes_px])[0])
+        first, head = grounder.history(scene, Inquiry(known, index, points))
+        assert asked[0].ids == first
+        assert asked[1].ids == [*first, *head]
+        numbers = grounder.point_numbers(scene, points)
+        for turn, number in zip(asked[2:], numbers, strict=True):
+            assert turn.ids == [*first, *head, *grounder.joint_question([number])]
+        inside = lies_on(example.masks()[np.argsort(example.boxes_px[:, 0])][index], points)
+        assert whole.ids == [*first, *head, *grounder.joint_question(numbers), *grounder.verdicts.spell(inside[:-1])]
+        assert whole.answer == grounder.verdicts.spell(inside)
+        heads.append(index)
+    assert set(heads) == {0, 1}  # each of several objects is asked about at times
+
+
+def test_a_shaken_box_stays_near_and_inside_the_image(grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment]) -> None:
+    example = toy.examples[0]
+    exact = np.array(grounder.box_numbers(scene, example.boxes_px)[0])
+    off = []
+    for seed in range(20):
+        head = turns(make_row(grounder, scene, [example], ALL, seed), packed)[1].segment.ids
+        [box] = parse_boxes(grounder.dialect, text(grounder, list(head)), 999)
+        off.append(np.abs(np.array(box) - exact).max())
+    assert 0 < np.mean(off) < 60
+    assert max(off) < 200
+
+
+def test_points_are_of_the_pattern_and_of_anywhere() -> None:
+    box = np.array([10, 20, 50, 100], np.float32)
+    points = draw_points(box, 9, np.random.default_rng(0))
+    assert points.shape == (9, 2)
+    assert points.dtype == np.float32
+    pattern = spread(box, PATTERN_SIZE)
+    assert [bool((np.abs(pattern - point).max(1) < 1e-5).any()) for point in points] == [True] * 4 + [False] * 5
+    assert ((points >= box[:2]) & (points <= box[2:])).all()
+    assert draw_points(np.array([0, 0, 1, 1], np.float32), 8, np.random.default_rng(0)).shape == (8, 2)  # a pattern of one point
+
+
+# -- loss ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def encode(grounder: MllmGrounder, image: NDArray[np.uint8]) -> Encoded:
+    return grounder.checkpoint.encode(grounder.checkpoint, grounder.markup.opening, Image.fromarray(image))
+
+
+def slow_loss(grounder: MllmGrounder, encoded: Encoded, found: list[Turn]) -> float:
+    """Each conversation as a plain causal sequence of its own, image and all, with positions as the model counts them."""
+    losses = []
+    for turn in found:
+        ids = torch.cat([encoded.inputs["input_ids"], torch.tensor([turn.ids])], 1)
+        kinds = F.pad(encoded.inputs["mm_token_type_ids"], (0, len(turn.ids)))
+        grounder.checkpoint.model.model.rope_deltas = None
+        output = grounder.checkpoint.model(**{**encoded.inputs, "input_ids": ids, "mm_token_type_ids": kinds})
+        losses.append(F.cross_entropy(output.logits[0, -len(turn.ids) :], torch.tensor(turn.targets), reduction="none", ignore_index=-100))
+    learned = [loss[torch.tensor(turn.targets) != UNLEARNED] for loss, turn in zip(losses, found, strict=True)]
+    return float(torch.cat(learned).mean())
+
+
+CASES = [
+    pytest.param(PACKED, slice(0, 1), id="packed"),
+    pytest.param(JOINT, slice(0, 1), id="joint"),
+    pytest.param(PPG, slice(0, 1), id="PPG"),
+    pytest.param(PACKED, slice(1, 2), id="several instances"),
+    pytest.param(PPG, slice(1, 2), id="several instances, PPG"),
+    pytest.param(PPG, slice(2, 3), id="no target"),
+    pytest.param(ALL, slice(None), id="all of it"),
+]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("asking", "which"), CASES)
+def test_the_loss_of_a_row_is_that_of_plain_conversations(
+    asking: Asking, which: slice, grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment]
+) -> None:
+    row = make_row(grounder, scene, toy.examples[which], asking)
+    encoded = encode(grounder, toy.image)
+    fast = float(row_loss(grounder.checkpoint.model, encoded, row))
+    assert fast == pytest.approx(slow_loss(grounder, encoded, turns(row, packed)), abs=1e-5)
+    assert fast > 1
+
+
+def test_a_family_without_token_types() -> None:
+    """Its inputs are passed on as they are."""
+    given = {}
+
+    class Plain(torch.nn.Module):
+        dtype = torch.float32
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.lm_head = torch.nn.Linear(4, 9)
+
+        def model(self, **inputs: torch.Tensor) -> object:
+            given.update(inputs)
+            return SimpleNamespace(last_hidden_state=torch.ones(1, inputs["input_ids"].shape[1], 4))
+
+    encoded = Encoded({"input_ids": torch.tensor([[1, 2, 3]]), "pixels": torch.ones(1)}, torch.arange(3).expand(3, 1, 3), (28, 28))
+    row = TrainingRow(pack([Segment((4, 5))]), np.array([5, UNLEARNED]))
+    assert torch.isfinite(row_loss(Plain(), encoded, row))
+    assert set(given) == {"input_ids", "pixels", "position_ids", "attention_mask", "use_cache", "return_dict"}
+    assert given["input_ids"].tolist() == [[1, 2, 3, 4, 5]]
+    assert given["position_ids"].tolist() == [[[0, 1, 2, 3, 4]]] * 3

@@ -1,0 +1,473 @@
+"""The log: nothing acknowledged is lost, whatever comes late, twice or malformed, and an older file is read once more."""
+
+from __future__ import annotations
+
+import json
+import random
+import sqlite3
+import stat
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from backend import corrections, fold
+from backend.corrections import CorrectionLog
+from backend.errors import SettingsError
+from tests.review_fakes import CONFIG, CREATED, PROJECT, TASK, annotation, as_json, blob, created, event, recorded, region, served, when
+from tests.test_wire import JSON, RECORDED, requests
+
+OLD_SCHEMA = """
+CREATE TABLE events (id INTEGER PRIMARY KEY, received REAL NOT NULL, action TEXT NOT NULL, project INTEGER, body TEXT NOT NULL);
+CREATE TABLE phrases (project TEXT NOT NULL, task INTEGER NOT NULL, phrase TEXT NOT NULL, typed REAL NOT NULL, PRIMARY KEY (project, task));
+"""
+DELETED = {"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 1}]}
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[CorrectionLog]:
+    opened = CorrectionLog(tmp_path / "corrections.sqlite")
+    yield opened
+    opened.close()
+
+
+def updated(number: int = 1, after: float = 60.0, **fields: Any) -> dict[str, Any]:
+    return event("ANNOTATION_UPDATED", annotation(number=number, updated=CREATED + after, **fields), description="the cup")
+
+
+def state(log: CorrectionLog) -> dict[int, tuple[str, str]]:
+    """Each annotation's state and time by its number."""
+    return {one.id: (one.state, one.body["updated_at"]) for one in log.annotations()}
+
+
+# -- folding -------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_annotation_has_its_tasks_data_and_its_projects_config(log: CorrectionLog) -> None:
+    began = time.time()
+    log.store(created(region("a", blob(4)), lead_time=3.5))
+    [kept] = log.annotations()
+    assert (kept.id, kept.project, kept.task, kept.state, kept.updated) == (1, PROJECT, TASK, "submitted", CREATED)
+    assert kept.data == {"image": "/data/upload/3/a.png", "description": "the cup"}
+    assert kept.label_config == CONFIG
+    assert kept.body["result"] == [as_json(region("a", blob(4)))]
+    assert (kept.body["lead_time"], kept.body["parent_prediction"]) == (3.5, 41)
+    assert began <= kept.changed <= time.time()
+    assert log.projects() == [PROJECT]
+
+
+def test_the_recorded_events(log: CorrectionLog) -> None:
+    bodies = [request["body"] for path in RECORDED for request in requests(path) if request["path"] == "/webhook"]
+    for body in bodies:
+        log.store(body)
+    assert {one.id: one.state for one in log.annotations()} == dict.fromkeys((6, 7, 9, 10, 11), "submitted") | {2: "skipped"}
+    assert log.projects() == [1, 13, 14, 21, 22]
+    assert log.count_new(0.0) == 5
+    assert [kept.body for kept in log.events()] == bodies
+
+
+def test_no_token_of_a_project_is_in_the_tables(log: CorrectionLog) -> None:
+    log.store(created())
+    dump = [line for line in log._connection.iterdump() if 'INSERT INTO "events"' not in line]
+    assert recorded("08")["project"]["token"] not in "".join(dump)
+
+
+@pytest.mark.parametrize("bodies", [[created(), updated()], [updated(), created()], [updated(), created(), updated(), created()]])
+def test_the_newest_stays_whatever_comes_last(log: CorrectionLog, bodies: list[dict[str, Any]]) -> None:
+    for body in bodies:
+        log.store(body)
+    assert state(log) == {1: ("submitted", when(CREATED + 60))}
+    assert len(log.events()) == len(bodies)
+
+
+def test_times_are_compared_as_times(log: CorrectionLog) -> None:
+    """Label Studio leaves out the fraction of a whole second, and "Z" sorts after "."."""
+    log.store(event("ANNOTATION_UPDATED", {**annotation(), "updated_at": "2026-11-23T01:18:08Z"}))
+    log.store(event("ANNOTATION_UPDATED", {**annotation(lead_time=9.0), "updated_at": "2026-11-23T01:18:08.500000Z"}))
+    log.store(event("ANNOTATION_UPDATED", {**annotation(lead_time=1.0), "updated_at": "2026-11-23T02:18:08.200000+01:00"}))
+    assert [one.body["lead_time"] for one in log.annotations()] == [9.0]
+
+
+def test_an_event_that_comes_again_is_no_change(log: CorrectionLog) -> None:
+    log.store(created())
+    [before] = log.annotations()
+    log.store(created(lead_time=99.0))
+    assert log.annotations() == [before]
+    assert log.count_new(before.changed) == 0
+    assert log.count_new(before.changed - 1) == 1
+
+
+def test_a_skip_is_kept_and_not_counted(log: CorrectionLog) -> None:
+    log.store(created(was_cancelled=True))
+    assert state(log) == {1: ("skipped", when(CREATED))}
+    assert log.count_new(0.0) == 0
+    log.store(updated())
+    assert log.count_new(0.0) == 1
+
+
+@pytest.mark.parametrize("bodies", [[created(), DELETED], [DELETED, created()], [DELETED, created(), updated(), DELETED]])
+def test_what_was_deleted_stays_deleted(log: CorrectionLog, bodies: list[dict[str, Any]]) -> None:
+    for body in bodies:
+        log.store(body)
+    assert log.annotations() == []
+    assert log.count_new(0.0) == 0
+
+
+@pytest.mark.parametrize("again", [created(), updated(number=2), created(number=3)])
+def test_a_deleted_task_takes_its_annotations_along(log: CorrectionLog, again: dict[str, Any]) -> None:
+    log.store(created())
+    log.store({"action": "TASKS_DELETED", "tasks": [{"id": TASK}]})
+    log.store(again)
+    assert log.annotations() == []
+    assert log.count_new(0.0) == 0
+
+
+def test_of_what_was_deleted_only_the_row_is_left(log: CorrectionLog) -> None:
+    for number in (1, 2, 3):
+        log.store(created(number=number, task=number))
+    log.store(DELETED)
+    log.store({"action": "TASKS_DELETED", "tasks": [{"id": 2}]})
+    pull(log)
+    assert log._read("SELECT id, state, body, reason FROM annotations ORDER BY id") == [
+        (1, "deleted", "", "deleted in Label Studio"),
+        (2, "deleted", "", "its task was deleted in Label Studio"),
+        (3, "deleted", "", "Label Studio no longer has it"),
+    ]
+
+
+def test_several_annotations_at_once(log: CorrectionLog) -> None:
+    """As Label Studio sends them when predictions are made to annotations: the tasks are a list beside them."""
+    tasks = [{"id": 7, "data": {"image": "7"}, "updated_at": when(CREATED)}, {"id": 8, "data": {"image": "8"}}]
+    log.store(
+        {
+            **created(),
+            "action": "ANNOTATIONS_CREATED",
+            "annotation": [annotation(number=1, task=7), annotation(number=2, task=8)],
+            "task": tasks,
+        }
+    )
+    assert [(one.id, one.data) for one in log.annotations()] == [(1, {"image": "7"}), (2, {"image": "8"})]
+
+
+def test_a_config_is_replaced_by_a_later_one_only(log: CorrectionLog) -> None:
+    later = CONFIG.replace("Dog", "Cat")
+    project = {"id": PROJECT, "title": "t", "label_config": later, "updated_at": when(CREATED + 60)}
+    log.store(created())
+    log.store({"action": "PROJECT_UPDATED", "project": project})
+    log.store(updated(after=120.0))
+    log.store({"action": "PROJECT_UPDATED", "project": {**project, "label_config": "<older/>", "updated_at": when(CREATED)}})
+    assert [one.label_config for one in log.annotations()] == [later]
+
+
+def test_a_tasks_data_are_replaced_by_later_ones_only(log: CorrectionLog) -> None:
+    body = created()
+    log.store({**body, "task": {**body["task"], "data": {"image": "new"}, "updated_at": when(CREATED + 60)}})
+    log.store({**body, "task": {**body["task"], "data": {"image": "old"}, "updated_at": when(CREATED - 60)}})
+    log.store({"action": "TASKS_CREATED", "tasks": [{"id": TASK, "data": {"image": "oldest"}, "updated_at": when(0)}]})
+    assert [one.data for one in log.annotations()] == [{"image": "new"}]
+
+
+def test_an_annotation_whose_task_never_came_is_kept(log: CorrectionLog) -> None:
+    log.store({**created(), "task": None, "project": 7})
+    assert [(one.data, one.label_config) for one in log.annotations()] == [({}, "")]
+
+
+ACTIONS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED", "TASKS_DELETED", "PROJECT_UPDATED")
+FIELDS = st.sampled_from(
+    ("id", "project", "task", "result", "updated_at", "was_cancelled", "data", "label_config", "title", "completed_by", "updated_by")
+)
+ODD = JSON | st.sampled_from((-1, 1 << 64, 0, 5, "\ud800", "2026-11-23T01:18:08Z", "0001-01-01", "9999-12-31T23:59:59-24:00", True, []))
+THINGS = st.dictionaries(FIELDS, ODD | st.dictionaries(FIELDS, ODD, max_size=4), max_size=8)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(ACTIONS) | JSON,
+    st.dictionaries(st.sampled_from(("annotation", "annotations", "task", "tasks", "project")), THINGS | ODD | st.lists(THINGS)),
+)
+def test_a_malformed_event_is_kept_and_hurts_nobody(log: CorrectionLog, action: object, parts: dict[str, Any]) -> None:
+    body = {**parts, "action": action}
+    number = log.store(body)
+    assert [kept.body for kept in log.events(after=number - 1)] == [body]
+    for one in log.annotations():
+        assert isinstance(one.id, int)
+    log.store(updated(number=1 << 40, after=random.random()))
+
+
+def test_an_event_that_breaks_the_reader_is_kept_alone(
+    log: CorrectionLog, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("secret")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fold, "_annotation", broken)
+        assert log.store(created(number=2)) == 1
+    assert log.annotations() == []
+    assert log.projects() == []
+    assert "KeyError" in caplog.text
+    assert "secret" not in caplog.text
+    assert log.store(created()) == 2
+    assert [kept.id for kept in log.events()] == [1, 2]
+    assert [one.id for one in log.annotations()] == [1]
+
+
+def test_a_disk_that_fails_is_no_acknowledgement(log: CorrectionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fold, "_fold", full)
+        with pytest.raises(sqlite3.OperationalError):
+            log.store(created())
+    assert log.events() == []
+    log.store(created())
+    assert len(log.annotations()) == 1
+
+
+def test_many_annotations_are_read_some_at_a_time(log: CorrectionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(corrections, "AT_ONCE", 2)
+    for number in range(5):
+        log.store(created(number=number))
+    assert [one.id for one in log.each_annotation()] == [0, 1, 2, 3, 4]
+
+
+def test_a_digest_tells_whether_anything_changed(log: CorrectionLog) -> None:
+    def digest() -> str:
+        return log.annotations()[0].digest
+
+    log.store(created())
+    digests = [digest()]
+    log.store(created())
+    assert digest() == digests[0]
+    later = {**updated()["project"], "label_config": "<View/>", "updated_at": when(CREATED + 3600)}
+    for body in (updated(), {"action": "PROJECT_UPDATED", "project": later}):
+        log.store(body)
+        digests.append(digest())
+    assert len(set(digests)) == 3
+
+
+# -- Label Studio's own word ---------------------------------------------------------------------------------------------------------------
+
+
+def task(*annotations: dict[str, Any], number: int = TASK, **fields: Any) -> dict[str, Any]:
+    data = {"image": "/data/upload/3/a.png", "description": "the cup"}
+    return {"id": number, "data": data, "updated_at": when(CREATED), "annotations": list(annotations), **fields}
+
+
+def pull(log: CorrectionLog, *tasks: dict[str, Any], began: float | None = None, config: str = CONFIG) -> tuple[int, int]:
+    found = log.reconcile(PROJECT, "a title", config, tasks, time.time() if began is None else began)
+    return found.annotations, found.dropped
+
+
+def test_what_the_server_has_is_taken_over(log: CorrectionLog) -> None:
+    log.store(created(number=1))
+    log.store(created(number=2))
+    assert pull(log, task(annotation(number=2, updated=CREATED + 9), annotation(number=3, was_cancelled=True))) == (2, 1)
+    assert state(log) == {2: ("submitted", when(CREATED + 9)), 3: ("skipped", when(CREATED))}
+    assert pull(log, task(annotation(number=2, updated=CREATED + 9), annotation(number=3, was_cancelled=True))) == (0, 0)
+
+
+def test_what_an_event_told_already_is_not_new(log: CorrectionLog) -> None:
+    """The API's lists have other fields beside, and at times the whole user."""
+    log.store(created(region("a", blob(4)), completed_by=8))
+    [before] = log.annotations()
+    listed = {**annotation(region("a", blob(4))), "created_username": "x", "completed_by": {"id": 8, "email": "x"}}
+    assert pull(log, task(listed)) == (0, 0)
+    assert [one.changed for one in log.annotations()] == [before.changed]
+
+
+def test_the_server_brings_back_what_an_event_deleted(log: CorrectionLog) -> None:
+    """The event was false, or Label Studio was restored from a backup."""
+    log.store(created())
+    log.store(DELETED)
+    log.store({"action": "TASKS_DELETED", "tasks": [{"id": TASK}]})
+    assert pull(log, task(annotation())) == (1, 0)
+    assert list(state(log)) == [1]
+
+
+def test_a_task_that_the_server_lacks_is_dropped_with_its_annotations(log: CorrectionLog) -> None:
+    log.store(created(number=1))
+    assert pull(log, task(number=TASK + 1)) == (0, 1)
+    log.store(updated(number=2))
+    assert log.annotations() == []
+
+
+def test_other_projects_are_left_alone(log: CorrectionLog) -> None:
+    body = created(number=1)
+    log.store({**body, "project": {**body["project"], "id": 99}, "annotation": {**body["annotation"], "project": 99, "task": 50}})
+    assert pull(log, task()) == (0, 0)
+    assert list(state(log)) == [1]
+
+
+def test_what_events_told_during_the_pull_stands(log: CorrectionLog) -> None:
+    log.store(created(number=1))
+    log.store(created(number=2))
+    began = time.time()
+    log.store({"action": "ANNOTATIONS_DELETED", "annotations": [{"id": 1}]})
+    log.store(updated(number=2))
+    log.store(created(number=3))
+    assert pull(log, task(annotation(number=1), annotation(number=2)), began=began) == (0, 0)
+    assert state(log) == {2: ("submitted", when(CREATED + 60)), 3: ("submitted", when(CREATED))}
+
+
+def test_a_config_that_an_event_told_during_the_pull_stands(log: CorrectionLog) -> None:
+    began = time.time()
+    later = {"id": PROJECT, "label_config": "<later/>", "updated_at": when(CREATED + 60)}
+    log.store({"action": "PROJECT_UPDATED", "project": later})
+    log.store(created())
+    log.reconcile(PROJECT, "t", CONFIG, [task(annotation())], began)
+    assert [one.label_config for one in log.annotations()] == ["<later/>"]
+    log.reconcile(PROJECT, "t", CONFIG, [task(annotation())], time.time())
+    assert [one.label_config for one in log.annotations()] == [CONFIG]
+
+
+def test_malformed_tasks_are_passed_over(log: CorrectionLog) -> None:
+    good = task(annotation())
+    odd = [{}, {"id": "x"}, {"id": 6, "data": [], "annotations": 7}, {"id": 7, "data": {}, "annotations": [3, {"id": None}]}]
+    assert pull(log, *odd, good) == (1, 0)
+    assert list(state(log)) == [1]
+
+
+def test_a_project_can_be_dropped(log: CorrectionLog) -> None:
+    log.store(created())
+    assert log.drop(PROJECT, time.time()).dropped == 1
+    assert log.annotations() == []
+    assert log.projects() == [PROJECT]
+
+
+# -- what was served -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_what_was_served_comes_back_in_order_of_time(log: CorrectionLog) -> None:
+    late, early = served("b", blob(4), time=2.0, interactive=True), served("a", blob(8), time=1.0)
+    none = served("", None, "a fork", None, time=3.0)
+    log.serve([late, early, none, served("x", blob(4), task=TASK + 1)])
+    log.serve([late])
+    assert log.served(PROJECT, TASK) == [early, late, none]
+    assert log.served(PROJECT + 1, TASK) == []
+
+
+def test_a_record_that_is_there_stays(log: CorrectionLog) -> None:
+    first = served("", None, time=1.0, interactive=True)
+    log.serve([first])
+    log.serve([replace(first, time=9.0, score=0.1, interactive=False)])
+    assert log.served(PROJECT, TASK) == [replace(first, interactive=False)]
+    log.serve([first])
+    assert log.served(PROJECT, TASK) == [replace(first, interactive=False)]
+
+
+def test_records_are_kept_together_or_not_at_all(log: CorrectionLog) -> None:
+    with pytest.raises(sqlite3.Error):
+        log.serve([served("a", blob(4)), replace(served("b", blob(4)), version=None)])  # type: ignore[arg-type]
+    assert log.served(PROJECT, TASK) == []
+
+
+def test_withheld_tasks(log: CorrectionLog) -> None:
+    log.withhold(PROJECT, TASK)
+    log.withhold(PROJECT, TASK)
+    assert log.withheld(PROJECT, TASK)
+    assert not log.withheld(PROJECT, TASK + 1)
+
+
+# -- the file ------------------------------------------------------------------------------------------------------------------------------
+
+
+def old_file(path: Path, *texts: str) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.executescript(OLD_SCHEMA)
+        rows = [(1000.0 + number, "X", PROJECT, text) for number, text in enumerate(texts)]
+        connection.executemany("INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)", rows)
+        connection.execute("INSERT INTO phrases VALUES ('3.1', 5, 'the cup', 1)")
+    connection.close()
+
+
+def test_an_older_file_is_read_once_more(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "corrections.sqlite"
+    texts = [json.dumps(body) for body in (created(number=2), DELETED, created(), updated(number=2))]
+    old_file(path, *texts, "no json", "[]", '{"action": "ANNOTATION_CREATED", "annotation": {"id": "x"}}')
+    log = CorrectionLog(path)
+    assert state(log) == {2: ("submitted", when(CREATED + 60))}
+    assert log.annotations()[0].changed == 1003.0
+    assert log.task_phrase("3.1", 5) == "the cup"
+    assert log.events(after=6)[0].body["annotation"] == {"id": "x"}
+    log.close()
+
+    def never(*_: object) -> None:
+        raise AssertionError("read twice")
+
+    monkeypatch.setattr(fold, "_fold", never)
+    again = CorrectionLog(path)
+    assert list(state(again)) == [2]
+    again.close()
+
+
+def test_an_older_files_bad_event_does_not_hide_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "corrections.sqlite"
+    old_file(path, *[json.dumps(created(number=number)) for number in range(6)])
+    honest = fold._annotation
+
+    def picky(raw: Any, *rest: Any) -> Any:
+        if raw["id"] == 3:
+            raise KeyError
+        return honest(raw, *rest)
+
+    monkeypatch.setattr(fold, "_annotation", picky)
+    log = CorrectionLog(path)
+    assert list(state(log)) == [0, 1, 2, 4, 5]
+    log.close()
+
+
+def test_an_upgrade_that_was_cut_off_begins_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "corrections.sqlite"
+    old_file(path, json.dumps(created()))
+
+    def full(*_: object) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fold, "_fold", full)
+        with pytest.raises(SettingsError, match="disk is full"):
+            CorrectionLog(path)
+    log = CorrectionLog(path)
+    assert list(state(log)) == [1]
+    log.close()
+
+
+def test_a_newer_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "corrections.sqlite"
+    with sqlite3.connect(path) as connection:
+        connection.execute(f"PRAGMA user_version = {fold.VERSION + 1}")
+    connection.close()
+    with pytest.raises(SettingsError, match="newer release"):
+        CorrectionLog(path)
+
+
+def test_the_file_is_its_owners_alone(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "corrections.sqlite"
+    CorrectionLog(path).close()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_threads_and_two_openings_of_one_file(tmp_path: Path) -> None:
+    logs = [CorrectionLog(tmp_path / "corrections.sqlite") for _ in range(2)]
+
+    def work(which: int) -> None:
+        for number in range(10):
+            logs[which % 2].store(created(number=100 * which + number))
+            logs[which % 2].serve([served(f"{which} {number}", blob(4))])
+
+    threads = [threading.Thread(target=work, args=(which,)) for which in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for log in logs:
+        assert len(log.annotations()) == len(log.events()) == len(log.served(PROJECT, TASK)) == 40
+        log.close()

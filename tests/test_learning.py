@@ -1,0 +1,279 @@
+"""From corrections to a version that serves: when a run starts, what it says, and what happens to it when the server is killed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backend import brush
+from backend.app import create_app
+from backend.runs import Run
+from backend.service import Service
+from backend.snapshot import HOLDOUT, split_of
+from sam4mllm.images import image_sha256
+from tests.backend_fakes import CONFIG, FakeImages
+from tests.learning_fakes import School, school
+
+FAKE_TRAINER = (sys.executable, "-m", "tests.fake_trainer")
+Start = Callable[..., School]
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """A service with a training process that takes no time; closed at the end."""
+    started: list[School] = []
+
+    def make(**given: Any) -> School:
+        started.append(school(tmp_path, FAKE_TRAINER, **given))
+        return started[-1]
+
+    yield make
+    for place in started:
+        place.service.close(5)
+
+
+def event(number: int, action: str = "ANNOTATION_CREATED", **annotation: Any) -> dict[str, Any]:
+    """A correction of the task of that number: a mask drawn by hand."""
+    mask = np.zeros((80, 100), np.bool_)
+    mask[10:40, 10:40] = True
+    region = {
+        "id": f"r{number}",
+        "type": "brushlabels",
+        "from_name": "mask",
+        "to_name": "image",
+        "origin": "manual",
+        "original_width": 100,
+        "original_height": 80,
+        "value": {"format": "rle", "rle": brush.encode(mask), "brushlabels": ["Cup"]},
+    }
+    body = {
+        "action": action,
+        "annotation": {
+            "id": number,
+            "task": number,
+            "project": 1,
+            "result": [region],
+            "was_cancelled": False,
+            "updated_at": "2026-01-01T00:00:00Z",
+            "created_at": "2026-01-01T00:00:00Z",
+            "completed_by": 1,
+            **annotation,
+        },
+        "task": {"id": number, "data": {"image": f"/data/upload/{number}-100x80.png", "description": "the left cup"}},
+        "project": {"id": 1, "title": "cups", "label_config": CONFIG},
+    }
+    return copy.deepcopy(body)
+
+
+def tell(service: Service, body: dict[str, Any]) -> None:
+    """As Label Studio does."""
+    answer = create_app(service).test_client().post("/webhook", json=body, base_url="http://127.0.0.1")
+    assert answer.status_code == 201, answer.json
+
+
+def correct(service: Service, count: int) -> None:
+    """So many corrections on images of either side; the fake's pictures of one size are all alike, so sizes tell them apart."""
+    for number in range(1, count + 1):
+        body = event(number)
+        body["task"]["data"]["image"] = f"/data/upload/{number}-100x80.png"
+        tell(service, body)
+
+
+class ManyImages(FakeImages):
+    """Each reference is another picture."""
+
+    def read(self, reference: object, task_id: int | None) -> bytes:
+        import io  # noqa: PLC0415
+
+        from PIL import Image  # noqa: PLC0415
+
+        pixels = np.full((80, 100, 3), task_id or 0, np.uint8)
+        file = io.BytesIO()
+        Image.fromarray(pixels).save(file, "PNG")
+        return file.getvalue()
+
+
+@pytest.fixture(autouse=True)
+def many_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.learning_fakes.FakeImages", ManyImages)
+
+
+def ended(service: Service, number: int = 1, seconds: float = 60) -> Run:
+    """The run of that number when it is over."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        run = service.learner.runs.load(f"run-{number:06d}")
+        if run is not None and run.over:
+            return run
+        time.sleep(0.05)
+    raise AssertionError(f"the run did not end: {service.learner.runs.all()}")
+
+
+def test_the_button_trains_and_the_better_version_serves(start: Start) -> None:
+    place = start()
+    correct(place.service, 60)
+    tell(place.service, {"action": "START_TRAINING", "project": {"id": 1}})
+    run = ended(place.service)
+
+    assert run.state == "promoted", run
+    assert run.counts["train"] + run.counts[HOLDOUT] == 60
+    assert run.counts[HOLDOUT] == sum(split_of(image_sha256(ManyImages().read("", number))) == HOLDOUT for number in range(1, 61))
+    assert place.serving == run.challenger == place.service.version
+    assert place.service.versions.registry.show(run.challenger).version == run.challenger
+    page = create_app(place.service).test_client().get(f"/api/runs/{run.id}/report", base_url="http://127.0.0.1")
+    assert page.status_code == 200
+
+
+def test_a_version_that_is_no_better_is_kept_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_GAIN", "-0.01")
+    place = start()
+    correct(place.service, 60)
+    place.service.learner.ask("test")
+    run = ended(place.service)
+    assert run.state == "kept"
+    assert run.decision is not None
+    assert run.decision["verdict"] == "keep"
+    assert place.serving is None
+
+
+def test_a_version_without_a_voice_is_kept_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SMOKE", "1")
+    place = start()
+    correct(place.service, 60)
+    place.service.learner.ask("test")
+    assert ended(place.service).state == "kept"
+    assert place.serving is None
+
+
+@pytest.mark.parametrize(
+    ("count", "says"), [pytest.param(0, "no correction to learn from", id="none"), pytest.param(4, "needed to judge", id="few")]
+)
+def test_too_few_corrections_cost_no_training(start: Start, count: int, says: str) -> None:
+    place = start()
+    correct(place.service, count)
+    place.service.learner.ask("test")
+    run = ended(place.service)
+    assert run.state == "postponed"
+    assert says in run.message
+    assert not (place.service.learner.runs.folder(run.id) / "starts").exists()
+
+
+def test_runs_start_by_themselves_after_so_many_corrections(start: Start) -> None:
+    place = start(train_after=50)
+    correct(place.service, 49)
+    time.sleep(2.5)
+    assert place.service.learner.runs.all() == []
+    tell(place.service, event(50))
+    run = ended(place.service)
+    assert run.reason == "50 new corrections"
+    time.sleep(2.5)
+    assert len(place.service.learner.runs.all()) == 1
+
+
+def test_asked_twice_is_one_run(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "1")
+    place = start()
+    correct(place.service, 60)
+    for _ in range(3):
+        tell(place.service, {"action": "START_TRAINING", "project": {"id": 1}})
+        time.sleep(0.3)
+    assert ended(place.service).state == "promoted"
+    assert len(place.service.learner.runs.all()) == 1
+
+
+def test_a_run_is_stopped_on_request(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "60")
+    place = start()
+    correct(place.service, 60)
+    run = place.service.learner.ask("test")
+    client = create_app(place.service).test_client()
+    end = time.monotonic() + 30
+    while not place.service.learner.runs.progress(run.id) and time.monotonic() < end:
+        time.sleep(0.05)
+    assert client.delete(f"/api/runs/{run.id}", base_url="http://127.0.0.1").status_code == 200
+    assert ended(place.service).state == "stopped"
+    assert place.serving is None
+
+
+def test_a_failed_process_says_why(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_ERROR", "out of memory; use another device")
+    place = start()
+    correct(place.service, 60)
+    place.service.learner.ask("test")
+    run = ended(place.service)
+    assert (run.state, run.message) == ("failed", "out of memory; use another device")
+
+
+def test_a_run_that_the_servers_end_broke_off_goes_on_after_the_next_start(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "60")
+    place = start()
+    correct(place.service, 60)
+    run = place.service.learner.ask("test")
+    starts = place.service.learner.runs.folder(run.id) / "starts"
+    end = time.monotonic() + 30
+    while not starts.exists() and time.monotonic() < end:
+        time.sleep(0.05)
+    place.service.close(10)
+    left = place.service.learner.runs.load(run.id)
+    assert left is not None
+    assert left.state == "training"
+
+    monkeypatch.setenv("FAKE_SECONDS", "0")
+    again = start()
+    assert ended(again.service).state == "promoted"
+    assert len(starts.read_text().splitlines()) == 2
+
+
+def test_a_run_that_never_ends_fails_in_the_end(start: Start, tmp_path: Path) -> None:
+    place = start()
+    correct(place.service, 60)
+    place.service.close(5)
+    run = place.service.learner.runs.create("test")
+    place.service.learner.runs.save(run, state="training", attempts=3, counts={"train": 48, HOLDOUT: 12})
+    again = start()
+    assert ended(again.service).state == "failed"
+
+
+def test_pause_takes_the_models_away_and_brings_them_back(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "1.5")
+    place = start(train_mode="pause")
+    correct(place.service, 60)
+    run = place.service.learner.ask("test")
+    client = create_app(place.service).test_client()
+    end = time.monotonic() + 30
+    while not place.service.learner.runs.progress(run.id) and time.monotonic() < end:
+        time.sleep(0.02)
+    body = {"tasks": [{"id": 1, "data": {"image": "1-100x80.png"}}], "project": "1.1", "label_config": CONFIG}
+    refused = client.post("/predict", json=body, base_url="http://127.0.0.1")
+    assert refused.status_code == 503
+    assert "Retry-After" in refused.headers
+    assert place.workshop.away_from_device
+    assert client.get("/health", base_url="http://127.0.0.1").status_code == 200
+
+    assert ended(place.service).state == "promoted"
+    assert not place.workshop.away_from_device
+    assert client.post("/predict", json=body, base_url="http://127.0.0.1").status_code == 200
+
+
+def test_what_cannot_be_learned_from_is_counted_with_its_reason(start: Start) -> None:
+    place = start()
+    correct(place.service, 60)
+    broken = event(61)
+    broken["annotation"]["result"][0]["value"]["rle"] = [1, 2, 3]
+    other = event(62)
+    other["annotation"]["result"][0]["value"]["brushlabels"] = ["Unheard"]
+    for body in (broken, other):
+        tell(place.service, body)
+    place.service.learner.ask("test")
+    run = ended(place.service)
+    assert run.counts["refused"] == 2
+    refused = json.loads((place.service.learner.runs.folder(run.id) / "refused.json").read_text())
+    assert {number for number, _ in refused} == {61, 62}

@@ -1,0 +1,461 @@
+"""A run is a function of its plan and its data: killed and resumed it is an unbroken one, and it learns; memory and numbers may fail."""
+
+from __future__ import annotations
+
+import functools
+import multiprocessing
+import os
+import signal
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sam4mllm.adapters import CONFIG, WEIGHTS, check_adapter
+from sam4mllm.data.examples import read_examples
+from sam4mllm.grounding.families import load_checkpoint
+from sam4mllm.training import recipe
+from sam4mllm.training.collate import Asking, TrainingRow
+from sam4mllm.training.plan import MEASURED, fit_steps, learning_rate, read_plan
+from sam4mllm.training.pool import Pool
+from sam4mllm.training.recipe import Plan, Progress, Trainer, TrainingError
+from tests.conftest import make_checkpoint
+from tests.test_pool import TOY, Box, make_pool, write_pictures
+
+torch.set_num_threads(1)
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["sam4mllm.training.recipe", "tests.test_recipe"])
+CPU = torch.device("cpu")
+PLAN = Plan(steps=6, batch=2, rate=1e-2, rank=4, alpha=8, dropout=0.3, replay_share=0.5)
+ASKING = Asking(points=2)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """``corrections`` and ``replay``."""
+    folder = tmp_path_factory.mktemp("data")
+    write_pictures(folder / "corrections", TOY)
+    write_pictures(folder / "replay", TOY[:1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One family, where it makes no difference which."""
+    return make_checkpoint("qwen3_vl", tmp_path_factory.mktemp("single"))
+
+
+def make_trainer(source: Path, data: Path, folder: Path, plan: Plan = PLAN, asking: Asking = ASKING) -> Trainer:
+    pool = make_pool(data / "corrections", data / "replay")
+    return Trainer(load_checkpoint(str(source), CPU), pool, plan, folder, asking)
+
+
+def weights(trainer: Trainer) -> list[Tensor]:
+    return [weight.detach().clone() for weight in trainer.model.parameters() if weight.requires_grad]
+
+
+def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
+def losses(trainer: Trainer) -> list[float]:
+    told: list[Progress] = []
+    assert trainer.train(told.append)
+    return [progress.loss for progress in told]
+
+
+# -- numbers -------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "warmup", "expected"),
+    [
+        pytest.param(1, 0.03, [1.0], id="one step"),
+        pytest.param(4, 0.0, [1.0, 1.0, 2 / 3, 1 / 3], id="no warm-up but the first step"),
+        pytest.param(6, 0.5, [1 / 3, 2 / 3, 1.0, 1.0, 2 / 3, 1 / 3], id="half"),
+        pytest.param(3, 1.0, [1 / 3, 2 / 3, 1.0], id="warm-up alone"),
+    ],
+)
+def test_learning_rate(steps: int, warmup: float, expected: list[float]) -> None:
+    plan = Plan(steps=steps, warmup=warmup, rate=0.5)
+    assert [learning_rate(plan, step, steps) for step in range(steps)] == pytest.approx([0.5 * share for share in expected])
+
+
+@pytest.mark.parametrize(
+    ("seconds", "budget", "expected"),
+    [
+        pytest.param(20.0, float("inf"), 400, id="no budget"),
+        pytest.param(20.0, 5000.0, 400, id="room for all"),
+        pytest.param(20.0, 100.0, 50, id="room for some"),
+        pytest.param(20.0, 1.0, 10, id="spent already"),
+        pytest.param(0.0, 100.0, 400, id="no time passed"),
+    ],
+)
+def test_steps_are_fitted_to_a_budget(seconds: float, budget: float, expected: int) -> None:
+    assert fit_steps(400, 10, seconds, budget) == expected
+
+
+def test_a_budget_ends_a_run_with_its_rate_near_zero(single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(100_000))
+    monkeypatch.setattr("sam4mllm.training.recipe.time.monotonic", lambda: float(next(ticks)))
+    trainer = make_trainer(single, data, tmp_path, replace(PLAN, steps=500, budget_seconds=40.0))
+    told: list[Progress] = []
+    assert trainer.train(told.append)
+    assert MEASURED < told[-1].step == told[-1].steps < 50
+    assert told[-1].rate < 0.1 * PLAN.rate
+    resumed = make_trainer(single, data, tmp_path, trainer.plan)
+    assert resumed.train(lambda progress: pytest.fail("it was complete"))
+    assert_same(weights(resumed), weights(trainer))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"steps": 0}, {"steps": 2.0}, {"steps": True}, {"batch": -1}, {"rate": 0}, {"rate": float("nan")}, {"rank": 5000}, {"dropout": 1},
+        {"rate": "1e-4"}, {"replay_share": 1.5}, {"seed": -1}, {"budget_seconds": 0}, {"recompute": "yes"}, {"clip": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_plan_that_cannot_be(changes: dict[str, Any]) -> None:
+    with pytest.raises(TrainingError, match=f"{next(iter(changes))} must be"):
+        Plan(**changes)
+
+
+def test_plans_in_files(tmp_path: Path) -> None:
+    (tmp_path / "plan.json").write_text('{"steps": 7, "rate": 0.5}')
+    (tmp_path / "plan.toml").write_text("steps = 7\nrate = 0.5\n")
+    for name in ("plan.json", "plan.toml"):
+        assert read_plan(tmp_path / name) == Plan(steps=7, rate=0.5)
+        assert read_plan(tmp_path / name, steps=3, seed=None) == Plan(steps=3, rate=0.5)
+    assert read_plan(None, steps=None, seed=5) == Plan(seed=5)
+
+
+# -- kills ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_that_was_stopped_and_resumed_is_an_unbroken_one(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    unbroken = make_trainer(tiny_checkpoint, data, tmp_path / "unbroken")
+    start = weights(unbroken)
+    expected = losses(unbroken)
+    assert len(expected) == PLAN.steps
+    assert max(float((one - other).abs().max()) for one, other in zip(weights(unbroken), start, strict=True)) > 1e-3
+
+    found: list[float] = []
+    for stop_at in (1, 4, None):
+        trainer = make_trainer(tiny_checkpoint, data, tmp_path / "broken")
+
+        def tell(progress: Progress, trainer: Trainer = trainer, stop_at: int | None = stop_at) -> None:
+            found.append(progress.loss)
+            if progress.step == stop_at:
+                trainer.stop()
+
+        assert trainer.train(tell) == (stop_at is None)
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert_same(weights(trainer), weights(unbroken))
+
+
+def train_and_die(source: Path, data: Path, folder: Path, plan: Plan) -> None:
+    def tell(progress: Progress) -> None:
+        if progress.step == MEASURED + 3:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    make_trainer(source, data, folder, plan).train(tell)
+
+
+def test_a_run_killed_between_two_saves_is_an_unbroken_one(single: Path, data: Path, tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=MEASURED + 5)
+    process = PROCESSES.Process(target=train_and_die, args=(single, data, tmp_path / "killed", plan))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    assert [path.name for path in (tmp_path / "killed").iterdir()] == [f"step-{MEASURED:08d}"]
+    resumed, unbroken = make_trainer(single, data, tmp_path / "killed", plan), make_trainer(single, data, tmp_path / "unbroken", plan)
+    expected = losses(unbroken)
+    assert losses(resumed) == pytest.approx(expected[MEASURED:], abs=1e-6)
+    assert_same(weights(resumed), weights(unbroken))
+
+
+def test_saves_come_at_their_time(single: Path, data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(single, data, tmp_path, replace(PLAN, seconds_between_saves=0))
+    saved: list[int] = []
+
+    def tell(progress: Progress) -> None:
+        saved.append(len(list(tmp_path.glob("step-*"))))
+
+    trainer.train(tell)
+    assert saved == [0, 1, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"plan": replace(PLAN, seed=2)}, id="seed"),
+        pytest.param({"plan": replace(PLAN, steps=7)}, id="steps"),
+        pytest.param({"asking": Asking(points=3)}, id="points"),
+        pytest.param({"data": TOY[:2]}, id="data"),
+    ],
+)
+def test_another_run_does_not_go_on_from_this_one(change: dict[str, Any], single: Path, data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(single, data, tmp_path / "run")
+    trainer.train(lambda progress: trainer.stop())
+    if "data" in change:
+        write_pictures(tmp_path / "corrections", change.pop("data"))
+        write_pictures(tmp_path / "replay", TOY[:1])
+        data = tmp_path
+    with pytest.raises(TrainingError, match="other data or settings"):
+        make_trainer(single, data, tmp_path / "run", **change).train()
+
+
+def test_how_often_a_run_saves_may_change(single: Path, data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(single, data, tmp_path)
+    trainer.train(lambda progress: trainer.stop())
+    assert make_trainer(single, data, tmp_path, replace(PLAN, seconds_between_saves=1)).train()
+
+
+# -- learning ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    found = losses(make_trainer(tiny_checkpoint, data, tmp_path, replace(PLAN, steps=40, rate=2e-2, dropout=0.0)))
+    assert np.mean(found[-5:]) < 0.5 * np.mean(found[:5])
+
+
+def test_the_base_model_is_as_it_was(single: Path, data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(single, data, tmp_path / "run")
+    before = {name: weight.clone() for name, weight in trainer.model.named_parameters() if not weight.requires_grad}
+    trainer.train()
+    for name, weight in trainer.model.named_parameters():
+        assert weight.requires_grad or torch.equal(weight, before[name])
+    assert not any(module.training for module in trainer.model.modules())
+
+
+def test_the_adapter_is_written_as_plain_lora(single: Path, data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(single, data, tmp_path / "run")
+    trainer.train()
+    trainer.save_adapter(tmp_path / "adapter", "a/base")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {CONFIG, WEIGHTS}
+    check_adapter(tmp_path / "adapter")
+    assert '"base_model_name_or_path": "a/base"' in (tmp_path / "adapter" / CONFIG).read_text()
+    assert len(load_file(tmp_path / "adapter" / WEIGHTS)) == len(weights(trainer))
+
+
+def test_the_gradient_of_a_step_is_the_mean_of_its_images(single: Path, data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(single, data, tmp_path, replace(PLAN, batch=2, dropout=0.0))
+    trained = [weight for weight in trainer.model.parameters() if weight.requires_grad]
+    shown = trainer._pool.draw(np.random.default_rng(0), 2, 0.0)
+    found = []
+    for some in (shown[:1], shown[1:], shown):
+        for weight in trained:
+            weight.grad = None
+        for one in some:
+            assert trainer._learn(one, np.random.default_rng(shown.index(one))) is not None
+        found.append([torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained])
+    assert max(float(gradient.abs().max()) for gradient in found[0]) > 0
+    assert_same([one + other for one, other in zip(*found[:2], strict=True)], found[2])
+
+
+def test_recomputing_gives_the_same_weights(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
+    """With dropout, whose draws must be the same the second time."""
+    found, calls = [], {False: 0, True: 0}
+    for recompute in (False, True):
+        trainer = make_trainer(tiny_checkpoint, data, tmp_path / str(recompute), replace(PLAN, steps=2, recompute=recompute))
+
+        def count(*_: object, recompute: bool = recompute) -> None:
+            calls[recompute] += 1
+
+        trainer._checkpoint.model.model.language_model.layers[0].self_attn.register_forward_hook(count)
+        trainer.train()
+        found.append(weights(trainer))
+    assert calls[True] == 2 * calls[False] > 0
+    assert_same(*found)
+
+
+def make_half(source: Path, data: Path, folder: Path, plan: Plan, dtype: torch.dtype) -> Trainer:
+    """As on a GPU: autocast in the base model's precision."""
+    checkpoint = load_checkpoint(str(source), CPU)
+    checkpoint.model.to(dtype)
+    return Trainer(checkpoint, make_pool(data / "corrections", data / "replay"), plan, folder, ASKING)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
+def test_half_precision_trains_an_adapter_in_float32(dtype: torch.dtype, single: Path, data: Path, tmp_path: Path) -> None:
+    plan = replace(PLAN, steps=40, rate=2e-2, dropout=0.0)
+    trainer = make_half(single, data, tmp_path, plan, dtype)
+    assert {weight.dtype for weight in weights(trainer)} == {torch.float32}
+    assert {weight.dtype for weight in trainer.model.parameters() if not weight.requires_grad} == {dtype}
+    found = losses(trainer)
+    assert np.mean(found[-5:]) < 0.6 * np.mean(found[:5])
+
+
+def test_the_scale_of_float16_gradients_survives_a_stop(single: Path, data: Path, tmp_path: Path) -> None:
+    """Steps whose gradients overflow are passed over while the scale comes down, so it is part of the run."""
+    unbroken = make_half(single, data, tmp_path / "unbroken", PLAN, torch.float16)
+    unbroken._scaler._init_scale = 2.0**40
+    expected = losses(unbroken)
+    first = make_half(single, data, tmp_path / "broken", PLAN, torch.float16)
+    first._scaler._init_scale = 2.0**40
+    found: list[float] = []
+
+    def tell(progress: Progress) -> None:
+        found.append(progress.loss)
+        if progress.step == 2:
+            first.stop()
+
+    first.train(tell)
+    resumed = make_half(single, data, tmp_path / "broken", PLAN, torch.float16)
+    assert found + losses(resumed) == pytest.approx(expected, abs=1e-6)
+    assert resumed._scaler.get_scale() == unbroken._scaler.get_scale() < 2.0**40
+    assert_same(weights(resumed), weights(unbroken))
+
+
+# -- failures ------------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_ends_the_run(
+    value: float, single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = recipe.row_loss
+    monkeypatch.setattr(recipe, "row_loss", lambda *given: real(*given) * value)
+    trainer = make_trainer(single, data, tmp_path)
+    before = weights(trainer)
+    with pytest.raises(TrainingError, match="at step 1; use a lower rate"):
+        trainer.train()
+    assert_same(weights(trainer), before)
+    assert not list(tmp_path.iterdir())
+
+
+class Overflow(torch.autograd.Function):
+    """A finite loss whose gradient is not."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor) -> Tensor:
+        del ctx
+        return value.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        del ctx
+        return gradient * torch.inf
+
+
+def test_a_gradient_that_is_no_number_ends_the_run(single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = recipe.row_loss
+    monkeypatch.setattr(recipe, "row_loss", lambda *given: Overflow.apply(real(*given)))
+    trainer = make_trainer(single, data, tmp_path)
+    before = weights(trainer)
+    with pytest.raises(TrainingError, match="the gradient is"):
+        trainer.train()
+    assert_same(weights(trainer), before)
+
+
+def exhaust(gradient: Tensor) -> Tensor:
+    """Memory that runs out on the way back."""
+    raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+
+
+Loss = Callable[..., Tensor]
+
+
+def out_of_memory(most: int, on_the_way_back: bool, real: Loss = recipe.row_loss) -> Loss:
+    """A GPU whose memory takes rows of ``most`` tokens."""
+
+    @functools.wraps(real)
+    def loss(model: Any, encoded: Any, row: TrainingRow) -> Tensor:
+        if len(row.row.ids) <= most:
+            return real(model, encoded, row)
+        if not on_the_way_back:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        found = real(model, encoded, row)
+        first = model.model.language_model.layers[0].self_attn.q_proj.lora_A["default"].weight
+        handle = first.register_hook(exhaust)  # reached when most other gradients are there
+        weakref.finalize(found, handle.remove)
+        return found
+
+    return loss
+
+
+def pool_of(folder: Path, pictures: list[Picture]) -> Pool:
+    write_pictures(folder, pictures)
+    return Pool([(folder, read_examples(folder))], label=lambda example: 1)
+
+
+Picture = dict[str, list[Box]]
+ONE: Picture = {"the left cup": [(5, 10, 40, 60)]}
+NONE: Picture = {"the zebra": []}
+MANY: Picture = {f"the {name}": [] for name in ("cup", "dog", "car", "cat", "bus")}
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["forth", "back"])
+def test_an_image_that_does_not_fit_into_memory_is_tried_with_fewer_phrases(
+    back: bool, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asking = Asking(prompt_share=0.0)
+    pool = pool_of(tmp_path / "data", [MANY])
+    tokens: list[int] = []
+    loss = out_of_memory(16, back)
+
+    def recording(model: Any, encoded: Any, row: TrainingRow) -> Tensor:
+        tokens.append(len(row.row.ids))
+        return loss(model, encoded, row)
+
+    monkeypatch.setattr(recipe, "row_loss", recording)
+    trainer = Trainer(load_checkpoint(str(single), CPU), pool, replace(PLAN, steps=3, batch=1), tmp_path / "run", asking)
+    before = weights(trainer)
+    assert all(np.isfinite(losses(trainer)))
+    assert "5 phrases is too large; tried again with half of them" in caplog.text
+    assert max(tokens) > 16 >= min(tokens)
+    assert max(float((one - other).abs().max()) for one, other in zip(weights(trainer), before, strict=True)) > 0
+
+
+@pytest.mark.parametrize("how", ["forth", "back", "longer than a row of serving"])
+def test_an_image_left_out_leaves_no_trace(
+    how: str, single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The weights are those of a run that passes over it."""
+    plan, asking = replace(PLAN, steps=4, batch=3), Asking(points=2, prompt_share=0.0)
+    pool = pool_of(tmp_path / "data", [ONE, NONE])
+    trainer, passing = (Trainer(load_checkpoint(str(single), CPU), pool, plan, tmp_path / name, asking) for name in "ab")
+    real = passing._learn
+    monkeypatch.setattr(passing, "_learn", lambda shown, rng: None if shown.examples[0].has_target else real(shown, rng))
+    passing.train()
+    if how == "longer than a row of serving":
+        monkeypatch.setattr(recipe, "MAX_ROW", 16)
+    else:
+        monkeypatch.setattr(recipe, "row_loss", out_of_memory(16, how == "back"))
+    trainer.train()
+    assert "left out: it is too large even with one phrase" in caplog.text
+    assert_same(weights(trainer), weights(passing))
+
+
+def test_nothing_fits(single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe, "row_loss", out_of_memory(0, False))
+    trainer = make_trainer(single, data, tmp_path)
+    with pytest.raises(TrainingError, match="no image of step 1 could be used"):
+        trainer.train()
+
+
+def test_an_image_that_the_model_cannot_take_is_left_out(
+    single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    trainer = make_trainer(single, data, tmp_path, replace(PLAN, steps=3, batch=4))
+    real, calls = trainer._encode, []
+
+    def refuse_some(image: np.ndarray) -> Any:
+        calls.append(image.shape)
+        if len(calls) % 3 == 0:
+            raise ValueError("absolute aspect ratio must be smaller than 200")
+        return real(image)
+
+    monkeypatch.setattr(trainer, "_encode", refuse_some)
+    assert all(np.isfinite(losses(trainer)))
+    assert "is left out: absolute aspect ratio" in caplog.text

@@ -1,0 +1,519 @@
+"""What is learnt from an annotation, and what is refused."""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from backend.cases import read_case
+from backend.corrections import Served
+from backend.regions import _DRAW
+from backend.reviews import Review, read_reviews
+from sam4mllm.masks import from_rle, mask_iou
+from tests.review_fakes import (
+    CONFIG,
+    CREATED,
+    HEIGHT,
+    PROJECT,
+    TASK,
+    WIDTH,
+    annotation,
+    blob,
+    created,
+    decoded,
+    event,
+    log_of,
+    recorded,
+    region,
+    served,
+    typed,
+)
+from tests.test_wire import JSON
+
+ONE_LABEL = CONFIG.replace('<Label value="Dog"/>', "")
+BAD_RLE = {"format": "rle", "rle": [0, 0, 1], "brushlabels": ["Cup"]}
+
+
+def read(folder: Path, *events: dict[str, Any], given: list[Served] | None = None, withheld: bool = False) -> list[Review]:
+    log = log_of(folder, *events, served=given or [])
+    if withheld:
+        log.withhold(PROJECT, TASK)
+    found = read_reviews(log, "description")
+    log.close()
+    assert found.refused == []
+    return found.reviews
+
+
+def reasons(folder: Path, *events: dict[str, Any], given: list[Served] | None = None) -> list[str]:
+    log = log_of(folder, *events, served=given or [])
+    found = read_reviews(log, "description")
+    kept = log.annotations()
+    log.close()
+    assert found.reviews == []
+    assert [one.id for one in kept] == [one.annotation for one in found.refused]
+    assert all(len(one.reason.splitlines()) == 1 and one.reason for one in found.refused)
+    return [one.reason for one in found.refused]
+
+
+# -- accepted, edited, drawn ---------------------------------------------------------------------------------------------------------------
+
+
+def test_an_untouched_region_is_accepted(tmp_path: Path) -> None:
+    record = served("a", blob(4), score=0.7, features={"stability": 0.6, "sure": 1.0})
+    [review] = read(tmp_path, created(region("a", blob(4)), lead_time=3.2, updated_by=8), given=[record])
+    assert review == Review(
+        annotation=1,
+        project=PROJECT,
+        task=TASK,
+        phrase="the cup",
+        label="Cup",
+        instances=(review.instances[0],),
+        width=WIDTH,
+        height=HEIGHT,
+        outcome="accepted",
+        iou=1.0,
+        version="demo-0-00000000",
+        features={"stability": 0.6, "sure": 1.0},
+        lead_time=3.2,
+        reviewer=8,
+        updated=CREATED,
+        image="/data/upload/3/a.png",
+        unassisted=False,
+    )
+    assert (decoded(review.instances[0]) == blob(4)).all()
+
+
+@pytest.mark.parametrize(
+    ("mask", "origin", "outcome"),
+    [
+        pytest.param(blob(6), "prediction-changed", "edited", id="edited in the page"),
+        pytest.param(blob(4), "prediction-changed", "edited", id="touched, and as it was"),
+        pytest.param(blob(6), "prediction", "edited", id="edited over the API"),
+        pytest.param(blob(6), None, "edited", id="edited, and its origin lost"),
+        pytest.param(blob(4), None, "accepted", id="as it was, and its origin lost"),
+    ],
+)
+def test_a_served_region_that_came_back(tmp_path: Path, mask: Any, origin: str | None, outcome: str) -> None:
+    [review] = read(tmp_path, created(region("a", mask, origin=origin)), given=[served("a", blob(4))])
+    assert review.outcome == outcome
+    assert review.iou == pytest.approx(mask_iou(mask, blob(4)))
+
+
+def test_a_region_by_hand_is_drawn_and_compared_with_what_was_served(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(region("h", blob(8), origin="manual")), given=[served("a", blob(4))])
+    assert (review.outcome, review.version) == ("drawn", "demo-0-00000000")
+    assert review.iou == pytest.approx(1 / 3)
+
+
+def test_a_region_by_hand_where_none_was_served(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(region("h", blob(8), origin="manual")), given=[served("", None)])
+    assert (review.outcome, review.iou, review.features) == ("drawn", 0.0, {})
+
+
+def test_without_a_served_record_there_is_nothing_to_compare_with(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(region("h", blob(8), origin="manual")))
+    assert (review.outcome, review.iou, review.version, review.features) == ("drawn", None, "", {})
+
+
+@pytest.mark.parametrize(
+    ("result", "outcome", "iou", "left"),
+    [
+        pytest.param([region("a", blob(0)), region("b", blob(16))], "accepted", 1.0, 2, id="both"),
+        pytest.param([region("a", blob(0))], "edited", 0.5, 1, id="one deleted"),
+        pytest.param(
+            [region("a", blob(0)), region("b", blob(16)), region("h", blob(8), origin="manual")], "edited", 2 / 3, 3, id="one added"
+        ),
+        pytest.param([region("h", blob(0), origin="manual"), region("i", blob(16), origin="manual")], "drawn", 1.0, 2, id="both anew"),
+        pytest.param([region("a", blob(0)), region("b", np.zeros((HEIGHT, WIDTH), np.bool_))], "edited", 0.5, 1, id="one rubbed out"),
+    ],
+)
+def test_several_instances(tmp_path: Path, result: list[Any], outcome: str, iou: float, left: int) -> None:
+    [review] = read(tmp_path, created(*result), given=[served("a", blob(0), score=0.9), served("b", blob(16), score=0.2)])
+    assert (review.outcome, review.iou, len(review.instances)) == (outcome, pytest.approx(iou), left)
+
+
+def test_the_recorded_corrected_and_unchanged_annotations(tmp_path: Path) -> None:
+    corrected, unchanged = recorded("46"), recorded("47")
+    final = read(tmp_path, corrected, unchanged)
+    assert [(one.phrase, one.outcome, one.iou, one.width, one.height) for one in final] == [
+        ("second", "accepted", None, 640, 480),
+        ("third", "edited", None, 640, 480),
+    ]
+    assert [one.lead_time for one in final] == [9.367, 10.129]
+    size = {"project": 21, "width": 640, "height": 480, "label": None}
+    records = [
+        served("m36", from_rle(final[0].instances[0], 480, 640), "second", **size | {"task": 36}),
+        served("m37", from_rle(final[0].instances[0], 480, 640), "third", **size | {"task": 37}),
+    ]
+    (tmp_path / "again").mkdir()
+    again = read(tmp_path / "again", corrected, unchanged, given=records)
+    assert [(one.outcome, one.version) for one in again] == [("accepted", "demo-0-00000000"), ("edited", "demo-0-00000000")]
+    assert again[0].iou == 1.0
+    assert again[1].iou is not None
+    assert 0.0 < again[1].iou < 1.0
+
+
+# -- no such object ------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_empty_annotation_alone_proves_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, created()) == []
+
+
+def test_a_deleted_region_is_the_answer_no_such_object(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(), given=[served("a", blob(4), score=0.6)])
+    assert (review.outcome, review.iou, review.instances, review.label) == ("none", 0.0, (), "Cup")
+    assert (review.width, review.height, review.features) == (WIDTH, HEIGHT, {"stability": 0.9})
+
+
+def test_a_region_that_was_rubbed_out_is_deleted(tmp_path: Path) -> None:
+    empty = region("a", np.zeros((HEIGHT, WIDTH), np.bool_), origin="prediction-changed")
+    [review] = read(tmp_path, created(empty, parent_prediction=None), given=[served("a", blob(4))])
+    assert (review.outcome, review.iou) == ("none", 0.0)
+
+
+def test_where_no_pre_annotation_was_loaded_nothing_was_deleted(tmp_path: Path) -> None:
+    assert read(tmp_path, created(parent_prediction=None), given=[served("a", blob(4))]) == []
+
+
+@pytest.mark.parametrize("parent", [41, None])
+def test_a_served_none_that_stands_is_confirmed(tmp_path: Path, parent: int | None) -> None:
+    [review] = read(tmp_path, created(parent_prediction=parent), given=[served("", None, score=0.9)])
+    assert (review.outcome, review.iou, review.version) == ("none", 1.0, "demo-0-00000000")
+
+
+def test_what_was_served_after_the_annotation_proves_nothing(tmp_path: Path) -> None:
+    late = served("", None, time=CREATED + 3600)
+    assert read(tmp_path, created(parent_prediction=None), given=[late]) == []
+
+
+def test_a_later_version_is_not_what_the_reviewer_saw(tmp_path: Path) -> None:
+    late = served("", None, version="demo-1-00000000", time=CREATED + 3600)
+    [review] = read(tmp_path, created(), given=[served("a", blob(4)), late])
+    assert (review.outcome, review.iou, review.version) == ("none", 0.0, "demo-0-00000000")
+
+
+def test_clocks_that_differ_by_an_hour_do_not_hide_what_was_shown(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(), given=[served("a", blob(4), time=CREATED + 3600)])
+    assert (review.outcome, review.iou) == ("none", 0.0)
+
+
+def test_a_suggestion_that_was_not_taken_proves_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, created(typed("the cup")), given=[served("a", blob(4), interactive=True)]) == []
+
+
+def test_a_none_to_a_typed_phrase_that_stands_is_confirmed(tmp_path: Path) -> None:
+    given = [
+        served("", None, "the saucer", None, interactive=True, time=CREATED - 1),
+        served("", None, "the plate", None, interactive=True),
+    ]
+    [review] = read(tmp_path, created(typed("the saucer"), parent_prediction=None), given=given)
+    assert (review.phrase, review.outcome, review.iou) == ("the saucer", "none", 1.0)
+
+
+def test_of_two_phrases_one_may_be_there_and_one_not(tmp_path: Path) -> None:
+    given = [served("a", blob(4)), served("b", blob(16), "the dog", "Dog"), served("", None, "a fork", None)]
+    reviews = read(tmp_path, created(region("a", blob(4)), phrase=["the cup", "the dog", "a fork"]), given=given)
+    assert [(one.phrase, one.outcome, one.iou) for one in reviews] == [
+        ("a fork", "none", 1.0),
+        ("the cup", "accepted", 1.0),
+        ("the dog", "none", 0.0),
+    ]
+
+
+def test_a_skipped_annotation_teaches_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, created(was_cancelled=True), given=[served("a", blob(4))]) == []
+
+
+# -- regions and phrases -------------------------------------------------------------------------------------------------------------------
+
+
+def test_regions_by_hand_go_to_the_phrase_of_their_label(tmp_path: Path) -> None:
+    body = created(
+        region("h", blob(4), "Cup", "manual"), region("i", blob(16), "Dog", "manual"), phrase={"Cup": "the left one", "Dog": "a hound"}
+    )
+    reviews = read(tmp_path, body)
+    assert [(one.phrase, one.label, (decoded(one.instances[0]) == blob(x)).all()) for one, x in zip(reviews, (16, 4), strict=True)] == [
+        ("a hound", "Dog", True),
+        ("the left one", "Cup", True),
+    ]
+
+
+def test_an_alias_is_written_in_the_place_of_its_label(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(region("h", blob(4), "mug, beaker", "manual")))
+    assert review.label == "Cup"
+
+
+def test_a_phrase_that_fits_no_label_takes_what_the_reviewer_chose(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(region("h", blob(4), "Dog", "manual"), phrase="the thing"))
+    assert (review.phrase, review.label) == ("the thing", "Dog")
+
+
+def test_the_served_id_comes_before_the_label(tmp_path: Path) -> None:
+    """Two phrases of one label: only the ids tell which is which."""
+    given = [served("a", blob(4), "the left cup"), served("b", blob(16), "the right cup")]
+    reviews = read(tmp_path, created(region("b", blob(16)), region("a", blob(4)), phrase=["the left cup", "the right cup"]), given=given)
+    assert [(one.phrase, one.outcome) for one in reviews] == [("the left cup", "accepted"), ("the right cup", "accepted")]
+
+
+def test_a_label_that_was_changed_by_accident_does_not_matter(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(region("a", blob(4), "Dog")), given=[served("a", blob(4))])
+    assert (review.phrase, review.label, review.outcome) == ("the cup", "Dog", "accepted")
+
+
+def test_a_typed_phrase_takes_the_place_of_the_tasks_own(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(region("h", blob(4), "Cup", "manual"), typed(" the  left cup "), parent_prediction=None))
+    assert review.phrase == "the left cup"
+
+
+def test_a_pre_annotation_that_was_not_loaded_does_not_compete_with_a_typed_phrase(tmp_path: Path) -> None:
+    body = created(region("h", blob(4), "Cup", "manual"), typed("the spoon"), parent_prediction=None, config=ONE_LABEL)
+    assert [one.phrase for one in read(tmp_path, body, given=[served("a", blob(16))])] == ["the spoon"]
+
+
+def test_a_phrase_that_the_task_no_longer_has_does_not_compete_with_its_new_one(tmp_path: Path) -> None:
+    given = [served("", None, "the old cup", time=CREATED - 99), served("", None, "the cup")]
+    [review] = read(tmp_path, created(region("h", blob(4), "Cup", "manual")), given=given)
+    assert (review.phrase, review.outcome) == ("the cup", "drawn")
+
+
+def test_what_was_served_for_the_tasks_phrase_stays_beside_a_typed_one(tmp_path: Path) -> None:
+    given = [served("a", blob(4)), served("b", blob(16), "the spoon", None, interactive=True, time=CREATED - 5)]
+    reviews = read(tmp_path, created(region("a", blob(4)), region("b", blob(16)), typed("the spoon")), given=given)
+    assert [(one.phrase, one.outcome, one.iou) for one in reviews] == [("the cup", "accepted", 1.0), ("the spoon", "accepted", 1.0)]
+
+
+@pytest.mark.parametrize(
+    ("first", "final", "outcome"),
+    [
+        pytest.param(served("a", blob(4)), region("b", blob(16)), "accepted", id="deleted and taken"),
+        pytest.param(served("", None), region("b", blob(16)), "accepted", id="not found and taken"),
+        pytest.param(served("", None), region("h", blob(16), origin="manual"), "drawn", id="not found and drawn"),
+    ],
+)
+def test_a_phrase_that_was_put_in_other_words_is_not_missing(tmp_path: Path, first: Served, final: dict[str, Any], outcome: str) -> None:
+    """The reviewer had no answer, or a wrong one, and found the same thing by better words or drew it."""
+    given = [first, served("b", blob(16), "the mug", interactive=True, time=CREATED - 5)]
+    [review] = read(tmp_path, created(final, typed("the mug")), given=given)
+    assert (review.phrase, review.outcome, review.iou) == ("the mug", outcome, 1.0)
+
+
+@pytest.mark.parametrize(("first", "iou"), [(served("a", blob(4)), 1 / 3), (served("", None), 0.0)], ids=["wrong", "none"])
+def test_what_took_clicks_is_compared_with_what_was_served_without(tmp_path: Path, first: Served, iou: float) -> None:
+    given = [first, served("b", blob(8), interactive=True, time=CREATED - 5, version="v2")]
+    [review] = read(tmp_path, created(region("b", blob(8))), given=given)
+    assert (review.outcome, review.iou, review.version) == ("edited", pytest.approx(iou), "demo-0-00000000")
+
+
+def test_an_instance_that_was_added_by_clicks_is_an_edit(tmp_path: Path) -> None:
+    given = [served("a", blob(0)), served("b", blob(16), interactive=True, time=CREATED - 5)]
+    [review] = read(tmp_path, created(region("a", blob(0)), region("b", blob(16))), given=given)
+    assert (review.outcome, review.iou, len(review.instances)) == ("edited", 0.5, 2)
+
+
+def test_a_phrase_that_only_the_served_records_know(tmp_path: Path) -> None:
+    """The project's last phrase was used for a task that has none."""
+    [review] = read(tmp_path, created(region("h", blob(4), "Dog", "manual"), phrase=None), given=[served("a", blob(4), "a hound", "Dog")])
+    assert review.phrase == "a hound"
+
+
+def test_without_any_phrase_the_labels_are_the_phrases(tmp_path: Path) -> None:
+    [review] = read(tmp_path, created(region("h", blob(4), "Dog", "manual"), phrase=None))
+    assert (review.phrase, review.outcome) == ("Dog", "drawn")
+
+
+def test_a_region_of_clicks_alone_is_the_reviewers_own(tmp_path: Path) -> None:
+    given = [served("a", blob(4)), served("k", blob(8), "", None, interactive=True, time=CREATED - 5)]
+    [review] = read(tmp_path, created(region("k", blob(8))), given=given)
+    assert (review.phrase, review.outcome, review.version) == ("the cup", "drawn", "demo-0-00000000")
+    assert review.iou == pytest.approx(1 / 3)
+
+
+def test_the_answer_that_was_taken_is_the_one_compared_with(tmp_path: Path) -> None:
+    first = served("a", blob(0), interactive=True, time=CREATED - 9, version="v1")
+    second = served("b", blob(8), interactive=True, time=CREATED - 5, version="v2")
+    [review] = read(tmp_path, created(region("b", blob(8))), given=[first, second])
+    assert (review.outcome, review.iou, review.version) == ("accepted", 1.0, "v2")
+
+
+def test_other_controls_are_not_read(tmp_path: Path) -> None:
+    others = [
+        {"id": "p", "type": "textarea", "from_name": "answer", "origin": "prediction", "value": {"text": ["the cup: 1 found"]}},
+        {"id": "k", "type": "keypointlabels", "from_name": "click", "value": {"x": 1, "y": 1, "keypointlabels": ["Cup"]}},
+        {"id": "b", "type": "rectanglelabels", "from_name": "box", "value": {"x": 1, "y": 1, "rectanglelabels": ["Cup"]}},
+        {"id": "c", "type": "choices", "from_name": "quality", "value": {"choices": ["good"]}},
+        {"type": "relation", "from_id": "a", "to_id": "b"},
+        {"id": "e", "type": "ellipselabels", "from_name": "spots", "value": {"ellipselabels": ["Stain"]}},
+        "no region",
+    ]
+    [review] = read(tmp_path, created(region("a", blob(4)), *others), given=[served("a", blob(4))])
+    assert (review.outcome, len(review.instances)) == ("accepted", 1)
+
+
+@pytest.mark.parametrize("tag", ["BitmaskLabels", "PolygonLabels", "RectangleLabels"])
+def test_other_mask_controls_are_accepted_and_edited_too(tmp_path: Path, tag: str) -> None:
+    kind, mask = tag.lower(), blob(4, 6) | blob(4, 10)
+    box = {"x": 12.5, "y": 25.0, "width": 25.0, "height": 50.0, "rotation": 0}
+    value: dict[str, Any] = {"points": [[12.5, 25], [37.5, 25], [37.5, 75], [12.5, 75]], "closed": True} if tag == "PolygonLabels" else box
+    if tag == "BitmaskLabels":
+        [value] = _DRAW[tag](mask)
+    drawn = {**region("a", blob(4)), "type": kind, "value": {**value, kind: ["Cup"]}}
+    config = CONFIG.replace("BrushLabels", tag)
+    [review] = read(tmp_path, created(drawn, config=config), given=[served("a", mask)])
+    assert (review.outcome, review.iou) == ("accepted", 1.0)
+    (tmp_path / "again").mkdir()
+    changed = created({**drawn, "origin": "prediction-changed"}, config=config)
+    [review] = read(tmp_path / "again", changed, given=[served("a", blob(4, 6))])
+    assert (review.outcome, review.iou) == ("edited", pytest.approx(64 / 96))
+    assert (decoded(review.instances[0]) == mask).all()
+
+
+def test_an_outline_that_was_not_touched_is_as_good_as_the_mask_it_was_made_from(tmp_path: Path) -> None:
+    """A rectangle cannot show an object's shape."""
+    [value] = _DRAW["RectangleLabels"](blob(4))
+    drawn = {**region("a", blob(4)), "type": "rectanglelabels", "value": {**value, "rectanglelabels": ["Cup"]}}
+    shape = blob(4) & ~blob(4, 4, 3)
+    [review] = read(tmp_path, created(drawn, config=CONFIG.replace("BrushLabels", "RectangleLabels")), given=[served("a", shape)])
+    assert (review.outcome, review.iou) == ("accepted", 1.0)
+
+
+# -- several annotations -------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "winner"),
+    [
+        pytest.param({"updated": CREATED}, {"updated": CREATED + 9}, 2, id="the newest"),
+        pytest.param({"updated": CREATED, "ground_truth": True}, {"updated": CREATED + 9}, 1, id="the ground truth"),
+        pytest.param({"updated": CREATED}, {"updated": CREATED + 9, "was_cancelled": True}, 1, id="not the skipped one"),
+        pytest.param({"updated": CREATED}, {"updated": CREATED + 9, "result": "x"}, 1, id="not the refused one"),
+    ],
+)
+def test_of_several_annotations_one_counts(tmp_path: Path, first: Any, second: Any, winner: int) -> None:
+    given = [region("h", blob(4), "Cup", "manual")]
+    log = log_of(tmp_path, created(*given, number=1, **first), created(*given, number=2, **second))
+    [review] = read_reviews(log, "description").reviews
+    assert review.annotation == winner
+
+
+def test_a_task_that_was_served_unassisted_is_marked(tmp_path: Path) -> None:
+    body = created(region("h", blob(8), "Cup", "manual"), parent_prediction=None)
+    [review] = read(tmp_path, body, given=[served("a", blob(4))], withheld=True)
+    assert (review.unassisted, review.outcome) == (True, "drawn")
+    assert review.iou == pytest.approx(1 / 3)
+
+
+# -- refused -------------------------------------------------------------------------------------------------------------------------------
+
+MANUAL = region("h", blob(4), "Cup", "manual")
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        pytest.param(created(MANUAL, phrase=["a cup", "the cup"]), "'Cup' fits 2 phrases", id="several phrases"),
+        pytest.param(created(region("h", blob(4), "Dog", "manual")), "'Dog' fits none of the task's phrases", id="no phrase"),
+        pytest.param(created(region("h", blob(4), None, "manual")), "no label", id="no label"),
+        pytest.param(created(region("h", blob(4), "Bird", "manual")), "'Bird' is not in the labelling config", id="unknown label"),
+        pytest.param(created(region("h", blob(4), "Bird\ud800\n", "manual")), "is not in the labelling config", id="hostile label"),
+        pytest.param(created({**MANUAL, "value": BAD_RLE}), "rle is cut short", id="truncated"),
+        pytest.param(created({**MANUAL, "value": [1]}), "no value", id="no value"),
+        pytest.param(created({**MANUAL, "original_width": WIDTH + 1}), "rle counts", id="wrong size"),
+        pytest.param(created({**MANUAL, "original_width": 1 << 30}), "too large", id="huge"),
+        pytest.param(created({**MANUAL, "original_height": None}), "how large", id="no size"),
+        pytest.param(created({**MANUAL, "image_rotation": 90}), "turned image", id="turned"),
+        pytest.param(created(MANUAL, region("i", blob(4)[:, :16])), "different sizes", id="two sizes"),
+        pytest.param(created(*[MANUAL] * 201), "at most 200", id="too many"),
+        pytest.param(created(result={"a": 1}), "no list of regions", id="no list"),
+        pytest.param(created(MANUAL, config="<View/>"), "labelling config", id="no image tag"),
+        pytest.param(created(MANUAL, config=""), "not known", id="no config"),
+        pytest.param(created(MANUAL, phrase=[1]), "phrase is a text", id="no phrase but a number"),
+        pytest.param(created(MANUAL, typed("x" * 501)), "at most 500", id="too long a phrase"),
+        pytest.param(created(MANUAL, last_action="prediction"), "not by a reviewer", id="made by an action"),
+        pytest.param(
+            created({**MANUAL, "from_name": "poly", "type": "polygonlabels", "value": {"polygonlabels": ["Cup"]}}),
+            "drawn with 'poly'",
+            id="another control",
+        ),
+        pytest.param(event("ANNOTATION_CREATED", annotation(MANUAL), image=""), "no image at 'image'", id="no image"),
+        pytest.param(event("ANNOTATION_CREATED", annotation(MANUAL), image=["a", "b"]), "no image at 'image'", id="images"),
+    ],
+)
+def test_what_cannot_be_trusted_is_refused_and_kept(tmp_path: Path, body: dict[str, Any], reason: str) -> None:
+    [found] = reasons(tmp_path, body)
+    assert reason in found
+
+
+def test_a_mask_of_another_size_than_was_served_is_refused(tmp_path: Path) -> None:
+    [reason] = reasons(tmp_path, created(region("a", blob(4)[:, :16])), given=[served("a", blob(4))])
+    assert "another size" in reason
+
+
+def test_a_region_that_moved_to_another_phrases_label_is_refused(tmp_path: Path) -> None:
+    given = [served("a", blob(4)), served("b", blob(16), "the dog", "Dog")]
+    [reason] = reasons(tmp_path, created(region("a", blob(4), "Dog"), phrase=["the cup", "the dog"]), given=given)
+    assert reason == "a region was served for 'the cup' and is now labelled 'Dog'"
+
+
+def test_a_region_by_hand_beside_a_deleted_one_and_a_typed_phrase_is_refused(tmp_path: Path) -> None:
+    """It may be the deleted one drawn anew, or what was typed."""
+    [reason] = reasons(tmp_path, created(MANUAL, typed("the spoon"), config=ONE_LABEL), given=[served("a", blob(16))])
+    assert "fits 2 phrases" in reason
+
+
+FIELDS = ("id", "type", "from_name", "origin", "value", "original_width", "original_height", "image_rotation")
+PARTS = st.dictionaries(st.sampled_from(("text", "rle", "brushlabels", "labels", "format")), JSON | st.lists(JSON, max_size=3), max_size=4)
+NAMES = st.sampled_from(("mask", "prompt", "box", "poly", "textarea", "polygonlabels", "a", "manual", "\ud800"))
+REGIONS = st.dictionaries(st.sampled_from(FIELDS), JSON | PARTS | NAMES | st.sampled_from((HEIGHT, WIDTH, 0)), max_size=8)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(REGIONS | st.fixed_dictionaries({"base": st.just(region("a", blob(4)))}, optional={"over": REGIONS}) | JSON, max_size=3),
+    st.dictionaries(st.sampled_from(("image", "description")), JSON | NAMES, max_size=2),
+    st.dictionaries(st.sampled_from(("lead_time", "completed_by", "parent_prediction", "created_at", "ground_truth")), JSON, max_size=4),
+)
+def test_a_hostile_annotation_is_read_or_refused(regions: list[Any], data: dict[str, Any], fields: dict[str, Any]) -> None:
+    result = [{**one["base"], **one.get("over", {})} if isinstance(one, dict) and "base" in one else one for one in regions]
+    with tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as folder:
+        log = log_of(Path(folder), event("ANNOTATION_CREATED", annotation(*result, **fields), **data), served=[served("a", blob(4))])
+        found = read_reviews(log, "description")
+        log.close()
+    assert all(len(one.reason.splitlines()) == 1 and "internal" not in one.reason for one in found.refused)
+    assert len({one.annotation for one in found.reviews} | {one.annotation for one in found.refused}) <= 1
+
+
+def test_an_annotation_that_breaks_the_reader_is_refused_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    log = log_of(tmp_path, created(region("a", blob(4)), number=1, lead_time=77.0), created(region("a", blob(4)), number=2, lead_time=78.0))
+
+    def picky(stored: Any, *rest: Any) -> Any:
+        if stored.id == 1:
+            raise KeyError("secret")
+        return read_case(stored, *rest)
+
+    monkeypatch.setattr("backend.reviews.read_case", picky)
+    found = read_reviews(log, "description")
+    log.close()
+    assert [one.annotation for one in found.reviews] == [2]
+    assert [one.reason.startswith("internal error (KeyError at") for one in found.refused] == [True]
+    assert "annotation 1: internal error" in caplog.text
+    assert "secret" not in caplog.text
+
+
+def test_the_dataset_is_worked_out_anew_when_anything_changes(tmp_path: Path) -> None:
+    log = log_of(tmp_path, created(region("a", blob(4))))
+    assert [one.iou for one in read_reviews(log, "description").reviews] == [None]
+    log.serve([served("a", blob(4))])
+    assert [one.iou for one in read_reviews(log, "description").reviews] == [1.0]
+    log.withhold(PROJECT, TASK)
+    assert [one.unassisted for one in read_reviews(log, "description").reviews] == [True]
+    assert read_reviews(log, "description", max_pixels=99).refused
+    log.close()

@@ -1,0 +1,59 @@
+"""The calibration follows the reviews, is kept, and a damaged file costs nothing but itself."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backend.reviews import Review
+from backend.scoring import Scorer
+from sam4mllm.confidence import FIT_FROM, NAMES, Features
+from tests.test_watch import review
+
+
+def judged(count: int, seed: int = 1) -> list[Review]:
+    """Reviews whose agreement follows one of the features."""
+    rng = np.random.default_rng(seed)
+    listed = []
+    for index in range(count):
+        features = {name: float(rng.uniform(0.2, 1)) for name in NAMES}
+        changes: dict[str, Any] = {"features": features}
+        listed.append(Review(**{**asdict(review("demo-0-00000000", features["agreement"] ** 0.5, float(index))), **changes}))
+    return listed
+
+
+def test_it_is_fitted_from_so_many_reviews_on_and_kept(tmp_path: Path) -> None:
+    path = tmp_path / "score.json"
+    scorer = Scorer(path)
+    assert not scorer.refit(judged(FIT_FROM - 1), "demo-0-00000000")
+    assert scorer.calibration is None
+    assert scorer.refit(judged(200), "demo-0-00000000")
+    assert scorer.calibration is not None
+    sure, unsure = (Features(**{**dict.fromkeys(NAMES, 0.6), "agreement": value}) for value in (1.0, 0.2))
+    assert scorer.calibration.probability(sure) > scorer.calibration.probability(unsure)
+    assert Scorer(path).calibration == scorer.calibration
+
+
+def test_it_is_fitted_anew_only_when_there_is_clearly_more(tmp_path: Path) -> None:
+    scorer = Scorer(tmp_path / "score.json")
+    assert scorer.refit(judged(100), "a")
+    assert not scorer.refit(judged(119), "a")
+    assert scorer.refit(judged(120), "a")
+
+
+def test_reviews_without_features_or_agreement_do_not_count(tmp_path: Path) -> None:
+    none = [review("demo-0-00000000", 1.0, float(index)) for index in range(100)]
+    assert not Scorer(tmp_path / "score.json").refit(none, "a")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"version": "a"}', "\x00"], ids=["empty", "half", "a list", "keys missing", "binary"])
+def test_a_damaged_file_counts_as_none(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "score.json"
+    path.write_text(text)
+    scorer = Scorer(path)
+    assert scorer.calibration is None
+    assert scorer.refit(judged(100), "a")

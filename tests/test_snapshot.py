@@ -1,0 +1,108 @@
+"""Reviews as a dataset: the side of an image is its content's, for ever, and what does not fit is left out with its reason."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from backend.errors import FetchError
+from backend.reviews import Review
+from backend.snapshot import HOLDOUT, TRAIN, split_of, write_snapshot
+from sam4mllm.data.examples import read_examples
+from sam4mllm.masks import to_rle
+
+
+def picture(grey: int, width: int = 40, height: int = 30) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(np.full((height, width, 3), grey, np.uint8)).save(file, "PNG")
+    return file.getvalue()
+
+
+class Files:
+    """A grey picture by its number; ``dead`` cannot be had."""
+
+    def read(self, reference: object, task_id: int | None) -> bytes:
+        if reference == "dead":
+            raise FetchError("the image host does not answer")
+        return picture(int(str(reference)))
+
+
+def review(annotation: int, image: str, width: int = 40, height: int = 30, **changes: Any) -> Review:
+    mask = np.zeros((height, width), np.bool_)
+    mask[5:20, 5:20] = True
+    fields: dict[str, Any] = {
+        "annotation": annotation,
+        "project": 1,
+        "task": annotation,
+        "phrase": "the cup",
+        "label": "Cup",
+        "instances": (to_rle(mask),),
+        "width": width,
+        "height": height,
+        "outcome": "drawn",
+        "iou": None,
+        "version": "",
+        "features": {},
+        "lead_time": None,
+        "reviewer": None,
+        "updated": 0.0,
+        "image": image,
+        "unassisted": False,
+    }
+    return Review(**{**fields, **changes})
+
+
+def test_what_is_written_is_read_again(tmp_path: Path) -> None:
+    none = review(2, "20", instances=(), outcome="none", phrase="the dog", label=None)
+    snapshot = write_snapshot([review(1, "10"), none], Files(), tmp_path / "data")
+    examples = read_examples(tmp_path / "data")
+    assert [(one.phrase, len(one.instances)) for one in examples] == [("the cup", 1), ("the dog", 0)]
+    assert examples[0].source == "label-studio:1:1:1:drawn:Cup"
+    assert sum(snapshot.counts.values()) == 2
+    assert snapshot.refused == []
+
+
+def test_the_same_picture_is_on_one_side_whatever_its_address(tmp_path: Path) -> None:
+    class Same(Files):
+        def read(self, reference: object, task_id: int | None) -> bytes:
+            return picture(7)
+
+    write_snapshot([review(number, f"{number}") for number in range(20)], Same(), tmp_path / "data")
+    assert len({one.split for one in read_examples(tmp_path / "data")}) == 1
+
+
+def test_a_fifth_is_held_out() -> None:
+    sides = [split_of(f"{number:064x}") for number in range(5_000)]
+    assert sides.count(HOLDOUT) + sides.count(TRAIN) == 5_000
+    assert 0.18 < sides.count(HOLDOUT) / 5_000 < 0.22
+
+
+@pytest.mark.parametrize(
+    ("bad", "says"),
+    [
+        pytest.param(review(9, "dead"), "does not answer", id="no image"),
+        pytest.param(review(9, "10", width=41), "41 x 30", id="a mask of another size"),
+    ],
+)
+def test_what_does_not_fit_is_left_out_with_its_reason(tmp_path: Path, bad: Review, says: str) -> None:
+    snapshot = write_snapshot([bad, review(1, "10")], Files(), tmp_path / "data")
+    assert len(read_examples(tmp_path / "data")) == 1
+    [(number, reason)] = snapshot.refused
+    assert number == 9
+    assert says in reason
+
+
+def test_a_snapshot_that_is_broken_off_leaves_no_dataset(tmp_path: Path) -> None:
+    def stop() -> None:
+        if (tmp_path / "data" / "images").is_dir() and any((tmp_path / "data" / "images").iterdir()):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_snapshot([review(number, f"{number}") for number in range(5)], Files(), tmp_path / "data", stop)
+    assert not (tmp_path / "data" / "examples.jsonl").exists()
+    assert sum(write_snapshot([review(1, "1")], Files(), tmp_path / "data").counts.values()) == 1

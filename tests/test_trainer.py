@@ -1,0 +1,152 @@
+"""The training process on a tiny checkpoint: it trains, compares, can be stopped and gone on with, and says in a line what is wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from backend.snapshot import HOLDOUT
+from backend.trainer import STOPPED, Job, label_of, main, read_curve
+from sam4mllm.adapters import check_adapter
+from sam4mllm.data.examples import Example, ExampleWriter
+from sam4mllm.training.plan import Plan
+from tests.conftest import make_checkpoint
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("qwen3_vl", tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six pictures with a square each, two of them held out; a seventh without."""
+    folder = tmp_path_factory.mktemp("corrections") / "data"
+    rng = np.random.default_rng(3)
+    with ExampleWriter(folder) as writer:
+        for index in range(7):
+            image = rng.integers(0, 255, (64, 80, 3), dtype=np.uint8)
+            mask = np.zeros((1, 64, 80), np.bool_)
+            mask[0, 10:40, 10 + index : 50] = True
+            masks = mask if index < 6 else mask[:0]
+            split = HOLDOUT if index in (1, 4, 6) else "train"
+            writer.add(writer.add_image(image), f"the cup {index}", masks, split, f"label-studio:1:{index}:{index}:drawn:Cup")
+    return folder
+
+
+@pytest.fixture
+def job(tmp_path: Path, model: Path, dataset: Path) -> Job:
+    """Three steps on the tiny model; the corrections themselves are the golden set."""
+    return Job(
+        model=str(model),
+        segmenter="demo",
+        device="cpu",
+        strategy="box",
+        joint=False,
+        dataset=str(dataset),
+        replay=None,
+        golden=str(dataset),
+        home=str(tmp_path),
+        champion=None,
+        champion_version="tiny-0-00000000",
+        plan=Plan(steps=3, batch=2, rate=1e-3, rank=2),
+        threads=2,
+    )
+
+
+def start(tmp_path: Path, job: Job) -> Path:
+    run = tmp_path / "run"
+    run.mkdir(exist_ok=True)
+    job.write(run)
+    return run
+
+
+def evaluation(run: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+    return found
+
+
+def test_a_job_is_read_as_it_was_written(tmp_path: Path, job: Job) -> None:
+    assert Job.read(start(tmp_path, job)) == job
+
+
+def test_a_run_gives_an_adapter_and_a_comparison(tmp_path: Path, job: Job) -> None:
+    run = start(tmp_path, job)
+    assert main([str(run)]) == 0
+    check_adapter(run / "adapter")
+    assert [step for step, _ in read_curve(run)] == [1, 2, 3]
+    found = evaluation(run)
+    assert {pair["phrase"] for pair in found["pairs"]} == {"the cup 1", "the cup 4", "the cup 6"}
+    assert {pair["label"] for pair in found["pairs"]} == {"Cup"}
+    assert all(0 <= pair[who] <= 1 for pair in found["pairs"] for who in ("champion", "challenger"))
+    assert 0 <= found["golden_champion"] <= 1
+    for index in found["pictures"]:
+        assert {path.name for path in (run / "pictures").glob(f"{index}-*")} == {f"{index}-before.png", f"{index}-after.png"}
+    assert main(["smoke", str(run)]) == 0
+
+    trained = (run / "adapter" / "adapter_model.safetensors").read_bytes()
+    (run / "evaluation.json").unlink()
+    assert main([str(run)]) == 0  # killed after training: only the comparison is done again
+    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == trained
+    assert evaluation(run) == found
+
+    again = tmp_path / "again"
+    again.mkdir()
+    replace(job, champion=str(run / "adapter"), champion_version="tiny-1-00000000").write(again)
+    assert main([str(again)]) == 0
+    assert [pair["champion"] for pair in evaluation(again)["pairs"]] == [pair["challenger"] for pair in found["pairs"]]
+
+
+def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Path, job: Job) -> None:
+    run = start(tmp_path, replace(job, plan=replace(job.plan, steps=100_000)))
+    process = subprocess.Popen([sys.executable, "-m", "backend.trainer", str(run)])
+    end = time.monotonic() + 120
+    while not read_curve(run) and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == STOPPED
+    done = len(read_curve(run))
+    assert done > 0
+    assert not (run / "adapter").exists()
+
+    process = subprocess.Popen([sys.executable, "-m", "backend.trainer", str(run)])
+    while len(read_curve(run)) <= done and time.monotonic() < end:
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == STOPPED
+    assert [step for step, _ in read_curve(run)] == list(range(1, len(read_curve(run)) + 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        pytest.param({"dataset": "/nowhere"}, "cannot be read", id="no dataset"),
+        pytest.param({"model": "/nowhere"}, "no such folder", id="no model"),
+        pytest.param({"golden": "/nowhere"}, "cannot be read", id="no golden set"),
+    ],
+)
+def test_failures_are_one_line(tmp_path: Path, job: Job, changes: dict[str, str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main([str(start(tmp_path, replace(job, **changes)))]) == 1  # type: ignore[arg-type]
+    errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert says in errors[0]
+
+
+def test_the_label_of_a_correction() -> None:
+    example = Example("i.png", "0" * 64, 1, 1, "cup", (), "train", "label-studio:1:2:3:edited:Coffee cup")
+    assert label_of(example) == "Coffee cup"
+
+
+def test_a_curve_that_a_kill_cut_off(tmp_path: Path) -> None:
+    (tmp_path / "curve.jsonl").write_text("[1, 2.5]\n[2, 2.0]\n[2, 2.1]\n[3, 1.")
+    assert read_curve(tmp_path) == [(1, 2.5), (2, 2.1)]
+    assert read_curve(tmp_path / "nowhere") == []
