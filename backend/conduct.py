@@ -7,6 +7,7 @@ it found weighed.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -48,6 +49,7 @@ ATTEMPTS = 3
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
 """What a process that was asked to stop has for its checkpoint."""
+DISK_REFUSES = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO))
 SMOKE_SECONDS = 600.0
 RETRY_SECONDS = 60.0
 """Before a run is taken up again that a full disk broke off."""
@@ -63,6 +65,10 @@ PATIENT = {"OMP_WAIT_POLICY": "passive"}
 
 class _InterruptedError(Exception):
     """The server ends; the run goes on after its next start."""
+
+
+class _DiskError(Exception):
+    """Nothing can be written, the run's own record least of all."""
 
 
 class _CancelledError(Exception):
@@ -111,8 +117,8 @@ class Conductor:
             self._perform(run)
         except _InterruptedError:
             log.info("%s goes on after the next start", run.id)
-        except OSError as error:
-            log.error("%s: its record cannot be written (%s); tried again in %.0f s", run.id, error.strerror, RETRY_SECONDS)
+        except _DiskError as error:
+            log.error("%s: the disk refuses (%s); tried again in %.0f s", run.id, error, RETRY_SECONDS)
             self._interrupted.wait(RETRY_SECONDS)
 
     def _perform(self, run: Run) -> None:
@@ -130,6 +136,8 @@ class Conductor:
         except Sam4mllmError as error:
             run = self._end(run, "failed", str(error))
         except Exception as error:
+            if isinstance(error, OSError) and error.errno in DISK_REFUSES:
+                raise _DiskError(error.strerror) from error
             log.error("%s: %s", run.id, where(error))
             log.debug("the traceback", exc_info=True)
             run = self._end(run, "failed", "internal error; see the server's log")

@@ -1,12 +1,14 @@
-"""What the routes share: a request's body, and a refusal."""
+"""What the routes share: a request's body, who sends it, and a refusal."""
 
 from __future__ import annotations
 
+import hmac
 from http import HTTPStatus
 
 from flask import Response, jsonify, request
 
 from backend.errors import WireError
+from backend.settings import Settings
 from backend.wire import read_json
 
 
@@ -22,3 +24,18 @@ def refusal(status: HTTPStatus, line: str, headers: dict[str, str] | None = None
     answer.status_code = status
     answer.headers.update(headers or {})
     return answer
+
+
+def knows_password(settings: Settings) -> bool:
+    """Whether the request comes with the settings' user name and password."""
+    try:
+        given = request.authorization
+    except ValueError:  # werkzeug on a header that is not ASCII
+        return False
+    password = settings.auth_password.get_secret_value()
+    return given is not None and same(given.username or "", settings.auth_user) & same(given.password or "", password)
+
+
+def same(given: str, wanted: str) -> bool:
+    """Compared in a time that tells nothing."""
+    return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())

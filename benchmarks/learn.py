@@ -69,7 +69,10 @@ def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
     numbers = fill(studio, project, tasks, root)
     studio.retrieve_predictions(project)
     for number, task in zip(numbers, tasks, strict=True):
-        studio.api("POST", f"/api/tasks/{number}/annotations/", json={"result": regions(task), "lead_time": 9.0})
+        served = studio.api("GET", f"/api/predictions?task={number}")
+        # as the editor does: a "none" counts only where a prediction was seen and taken back
+        seen = {"parent_prediction": served[-1]["id"]} if served else {}
+        studio.api("POST", f"/api/tasks/{number}/annotations/", json={"result": regions(task), "lead_time": 9.0, **seen})
     began = time.monotonic()
     studio.api("POST", f"/api/ml/{backend}/train", json={})
     run = wait(url, 4 * MINUTES * 60)

@@ -9,6 +9,7 @@
     ├── PromptError         a prompt for the segmenter is not well formed
     ├── DatasetError        a dataset folder is not in the format, or lacks files
     ├── TemplateError       a dialect or chat template lacks what is needed
+    ├── TrainingError       a training plan cannot be followed, or a run cannot go on
     ├── RegistryError       an adapter version is not whole or not safe, or cannot be stored
     └── MaskCodecError      an encoded mask is malformed or larger than allowed
 
@@ -49,6 +50,10 @@ class DatasetError(Sam4mllmError):
 
 class TemplateError(Sam4mllmError):
     """A dialect or a chat template lacks what is needed."""
+
+
+class TrainingError(Sam4mllmError):
+    """A training plan cannot be followed, or a run cannot go on."""
 
 
 class RegistryError(Sam4mllmError):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import sys
 import time
@@ -277,3 +278,38 @@ def test_what_cannot_be_learned_from_is_counted_with_its_reason(start: Start) ->
     assert run.counts["refused"] == 2
     refused = json.loads((place.service.learner.runs.folder(run.id) / "refused.json").read_text())
     assert {number for number, _ in refused} == {61, 62}
+
+
+def test_a_full_disk_costs_neither_the_server_nor_what_it_acknowledged(start: Start) -> None:
+    place = start()
+    correct(place.service, 3)
+    connection = place.service.corrections._connection
+    connection.execute(f"PRAGMA max_page_count = {connection.execute('PRAGMA page_count').fetchone()[0]}")
+    client = create_app(place.service).test_client()
+    refused = 0
+    for number in range(4, 60):
+        answer = client.post("/webhook", json=event(number), base_url="http://127.0.0.1")
+        assert answer.status_code in (201, 507)
+        refused += answer.status_code == 507
+    assert refused
+    assert len(place.service.corrections.events()) == 59 - refused
+    body = {"tasks": [{"id": 1, "data": {"image": "1-100x80.png"}}], "project": "1.1", "label_config": CONFIG}
+    assert client.post("/predict", json=body, base_url="http://127.0.0.1").status_code == 200
+
+
+def test_a_run_whose_record_cannot_be_written_is_taken_up_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.conduct.RETRY_SECONDS", 0.1)
+    place = start()
+    correct(place.service, 60)
+    runs, failures = place.service.learner.runs, [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only")]
+    save = runs.save
+
+    def full(run: Run, **changes: Any) -> Run:
+        if failures and changes.get("state") in ("training", "preparing"):
+            raise failures.pop()
+        return save(run, **changes)
+
+    monkeypatch.setattr(runs, "save", full)
+    place.service.learner.ask("test")
+    assert ended(place.service).state == "promoted"
+    assert failures == []

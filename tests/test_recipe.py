@@ -20,12 +20,13 @@ from torch import Tensor
 
 from sam4mllm.adapters import CONFIG, WEIGHTS, check_adapter
 from sam4mllm.data.examples import read_examples
+from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.training import recipe
 from sam4mllm.training.collate import Asking, TrainingRow
 from sam4mllm.training.plan import MEASURED, fit_steps, learning_rate, read_plan
 from sam4mllm.training.pool import Pool
-from sam4mllm.training.recipe import Plan, Progress, Trainer, TrainingError
+from sam4mllm.training.recipe import Plan, Progress, Trainer
 from tests.conftest import make_checkpoint
 from tests.test_pool import TOY, Box, make_pool, write_pictures
 

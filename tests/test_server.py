@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -17,7 +18,10 @@ import pytest
 
 from backend.corrections import CorrectionLog
 from backend.process import check_port, serve_command
+from sam4mllm.registry import Registry
 from tests.backend_fakes import CONFIG, task
+from tests.learning_fakes import FakeWorkshop
+from tests.test_adapters import ORIGIN, adapter
 
 ROOT = Path(__file__).parents[1]
 
@@ -172,3 +176,38 @@ def test_bad_settings_are_one_line(tmp_path: Path, environment: dict[str, str], 
     assert says in errors
     assert "Traceback" not in errors
     assert "hunter2" not in errors
+
+
+def test_kill_9_in_the_middle_of_promotions_leaves_a_champion_that_serves(tmp_path: Path) -> None:
+    """Killed at random moments while versions are promoted one after the other; each start serves what the registry names, verified."""
+    registry = Registry(tmp_path)
+    origin: Any = {**ORIGIN, "identity": FakeWorkshop().base.identity()}
+    versions = [registry.add(adapter(0.01 * number), **origin).version for number in range(1, 9)]
+    rng = random.Random(4)
+    for _ in range(5):
+        server = Server(tmp_path, "tests.swap_fakes:app")
+        try:
+            server.wait()
+            champion = registry.champion()
+            assert httpx.get(server.url + "/ready").json()["version"] == (champion.version if champion else FakeWorkshop().base.version())
+            with ThreadPoolExecutor(1) as pool:
+                promoting = pool.submit(_promote_until_it_dies, server.url, versions)
+                time.sleep(rng.uniform(0.02, 0.4))
+                for worker in server.workers():
+                    os.kill(worker, signal.SIGKILL)
+                server.process.kill()
+                promoting.result()
+        finally:
+            server.stop()
+        champion = registry.champion()
+        assert champion is not None
+        registry.verify(champion.version)
+
+
+def _promote_until_it_dies(url: str, versions: list[str]) -> None:
+    while True:
+        for version in versions:
+            try:
+                httpx.post(f"{url}/api/versions/{version}/promote", json={})
+            except httpx.TransportError:
+                return

@@ -19,6 +19,7 @@ from sam4mllm.adapters import WEIGHTS
 from sam4mllm.errors import ModelError, RegistryError
 from tests.backend_fakes import CONFIG, task
 from tests.learning_fakes import PHRASE, School, mask_width, school, width
+from tests.test_watch import review
 
 
 @pytest.fixture
@@ -167,8 +168,11 @@ def test_a_hundred_swaps_and_ten_rollbacks_under_load(place: School) -> None:
         asking = [pool.submit(ask, 100_000 * (worker + 1)) for worker in range(3)]
         for number, version in enumerate(versions, 1):
             place.service.versions.promote(version)
-            if number % 10 == 0:
-                place.service.versions.rollback()
+            if number % 10 == 0:  # reviewers find it much worse than the base model, after which it was trained
+                base = [review(place.workshop.base.version(), 0.9, float(index)) for index in range(30)]
+                worse = [review(version, 0.3, 1000.0 + index) for index in range(10)]
+                assert place.service.learner.watch.look([*base, *worse])
+                assert place.serving != version
         time.sleep(0.2)
         over.set()
         for one in asking:

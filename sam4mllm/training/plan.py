@@ -9,11 +9,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sam4mllm.errors import Sam4mllmError
-
-
-class TrainingError(Sam4mllmError):
-    """A plan cannot be followed, or a run cannot go on."""
+from sam4mllm.errors import TrainingError
 
 
 @dataclass(frozen=True)

@@ -29,16 +29,17 @@ from PIL import Image
 from torch import Tensor, nn
 
 from sam4mllm.data.examples import Example
+from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import Checkpoint, Encoded
 from sam4mllm.grounding.lora import attach
 from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
 from sam4mllm.grounding.packing import additive
 from sam4mllm.training.checkpoint import load_checkpoint, save_checkpoint
 from sam4mllm.training.collate import UNLEARNED, Asking, Collator, TrainingRow
-from sam4mllm.training.plan import MEASURED, Plan, TrainingError, fit_steps, learning_rate
+from sam4mllm.training.plan import MEASURED, Plan, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool, Shown
 
-__all__ = ["Plan", "Progress", "Trainer", "TrainingError", "row_loss"]
+__all__ = ["Plan", "Progress", "Trainer", "row_loss"]
 
 log = logging.getLogger(__name__)
 

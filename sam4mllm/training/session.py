@@ -11,9 +11,10 @@ from pathlib import Path
 from sam4mllm.adapters import check_adapter
 from sam4mllm.data.examples import Example, read_examples
 from sam4mllm.durable import partial, publish, remove
+from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.loading import pick_device
-from sam4mllm.training.plan import Plan, TrainingError
+from sam4mllm.training.plan import Plan
 from sam4mllm.training.pool import Pool, phrase_of
 from sam4mllm.training.recipe import Progress, Trainer
 

@@ -1,0 +1,42 @@
+"""What goes wrong in a route becomes one line; no traceback leaves the server."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from http import HTTPStatus
+
+from flask import Flask, Response, request
+from werkzeug.exceptions import HTTPException
+
+from backend.errors import BackendError, NotReadyError, QueueFullError, where
+from backend.http_parts import refusal
+from backend.service import Service
+from sam4mllm.errors import Sam4mllmError
+
+log = logging.getLogger(__name__)
+
+RETRY_SECONDS = 5
+
+
+def add_error_handlers(app: Flask, service: Service) -> None:
+    """Our own errors say what to do, others get a number that the log explains."""
+
+    @app.errorhandler(Sam4mllmError)
+    def known(error: Sam4mllmError) -> Response:
+        service.metrics.refused(error.reason if isinstance(error, BackendError) else "request")
+        if isinstance(error, QueueFullError | NotReadyError):
+            return refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_SECONDS)})
+        return refusal(HTTPStatus.BAD_REQUEST, str(error))
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        kept = {name: value for name, value in error.get_headers() if name == "Allow"}
+        return refusal(HTTPStatus(error.code or 500), error.name, kept)
+
+    @app.errorhandler(Exception)
+    def unknown(error: Exception) -> Response:
+        number = secrets.token_hex(4)
+        log.error("request %s to %s failed: %s", number, request.endpoint, where(error))
+        log.debug("the traceback", exc_info=error)
+        return refusal(HTTPStatus.INTERNAL_SERVER_ERROR, f"internal error {number}; see the server's log")

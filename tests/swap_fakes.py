@@ -1,0 +1,13 @@
+"""The WSGI app of a service on fakes whose versions can be swapped, for tests that kill its process."""
+
+from __future__ import annotations
+
+from backend.app import create_app
+from backend.roster import Roster
+from backend.service import build
+from backend.settings import read_settings
+from tests.backend_fakes import FakeImages
+from tests.learning_fakes import FakeWorkshop
+
+workshop = FakeWorkshop()
+app = create_app(build(read_settings(), lambda _: Roster(workshop.base, workshop), FakeImages()))
