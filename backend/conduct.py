@@ -38,7 +38,7 @@ from backend.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
 from backend.trainer import STOPPED, Job, read_curve
 from backend.versions import Versions
 from sam4mllm.adapters import CONFIG, WEIGHTS
-from sam4mllm.durable import file_sha256
+from sam4mllm.durable import file_sha256, remove
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.training.plan import Plan
 
@@ -151,7 +151,8 @@ class Conductor:
         reviews = read_reviews(self._log, self._settings.phrase_field)
         folder = self._runs.folder(run.id)
         dataset = folder / "data"
-        if not (dataset / "examples.jsonl").exists():
+        if not run.counts:
+            remove(dataset)  # of a start that was killed before it could say what it had written
             written = write_snapshot(reviews.reviews, self._files, dataset, lambda: self._check_halted(run))
             self._metrics.refused_annotations(len(reviews.refused))
             refused = [(one.annotation, one.reason) for one in reviews.refused] + written.refused
@@ -162,8 +163,7 @@ class Conductor:
         if run.counts[HOLDOUT] < SIGN_FLIP_PAIRS:
             missing = f"{run.counts[HOLDOUT]} of the {SIGN_FLIP_PAIRS} corrections that are needed to judge a new version"
             return self._end(run, "postponed", f"there are {missing}, about a fifth of all; correct more masks first")
-        champion = self._versions.registry.champion()
-        self._job(champion.version if champion else None, dataset).write(folder)
+        self._job(self._versions.serving, dataset).write(folder)
         return self._runs.save(run, state="training", champion=self._serving(), message=self._needs())
 
     def _train(self, run: Run) -> Run:

@@ -28,7 +28,7 @@ from backend.snapshot import HOLDOUT
 from sam4mllm.adapters import check_adapter
 from sam4mllm.data.examples import EXAMPLES, Example, read_examples
 from sam4mllm.demo.dataset import write_scenes
-from sam4mllm.durable import file_sha256, replace_file
+from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.loading import LooseAdapter, Variants, load_variants
 from sam4mllm.overlay import draw
@@ -88,7 +88,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         job = Job.read(run)
         torch.set_num_threads(job.threads)
-        return _smoke(run, job) if mode == ["smoke"] else _run(run, job)
+        if mode == ["smoke"]:
+            return _smoke(run, job)
+        with locked(run / ".lock"):  # a process whose server was killed may be at its last step
+            return _run(run, job)
     except Sam4mllmError as error:
         print(f"error: {error}", file=sys.stderr)
     except (torch.cuda.OutOfMemoryError, MemoryError):
@@ -101,6 +104,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(run: Path, job: Job) -> int:
     if not (run / "adapter").exists() and not _train(run, job):
         return STOPPED
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # a comparison is begun anew
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -114,7 +118,14 @@ def _run(run: Path, job: Job) -> int:
 def _train(run: Path, job: Job) -> bool:
     session = Session(Path(job.dataset), run / "adapter", job.plan, job.model, job.device, _replay(job), label_of)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
-    return session.run(Teller(run))
+    tell, parent = Teller(run), os.getppid()
+
+    def follow(progress: Progress) -> None:
+        tell(progress)
+        if os.getppid() != parent:  # the server is gone; the next one takes the run up
+            session.trainer.stop()
+
+    return session.run(follow)
 
 
 def _replay(job: Job) -> Path | None:

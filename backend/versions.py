@@ -39,6 +39,12 @@ class Versions:
         self._lock = threading.RLock()
         self._refused: str | None = None
 
+    @property
+    def serving(self) -> str | None:
+        """The version in the registry that serves, None for the base model."""
+        roster = self._engine.model
+        return _name(roster.current) if roster is not None else None
+
     def begin(self, roster: Roster) -> Roster:
         """On the engine's thread, with the models just loaded: let the champion serve. One that cannot be used is left out with a line."""
         try:
