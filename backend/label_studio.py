@@ -191,9 +191,16 @@ class LabelStudio:
         return dropped
 
     def rename_backends(self, project: int, former: str, version: str) -> int:
-        """Give the backends of a project that served ``former`` the title of a version, which makes Label Studio ask for it; how many."""
+        """Give the backends of a project that served ``former`` the title of a version, which makes Label Studio ask for it; how many.
+
+        Label Studio may have asked already: listing them makes it look.
+        """
         listed = self.request("GET", f"/api/ml?project={project:d}")
-        ours = [one for one in listed if isinstance(one, dict) and one.get("model_version") == former] if isinstance(listed, list) else []
+        ours = (
+            [one for one in listed if isinstance(one, dict) and one.get("model_version") in (former, version)]
+            if isinstance(listed, list)
+            else []
+        )
         for one in ours:
             # the title alone is answered with an internal error
             self.request("PATCH", f"/api/ml/{one['id']:d}", {"title": version, "url": one["url"], "project": project})

@@ -254,3 +254,22 @@ def test_a_duplicate_that_is_gone_already_is_not_counted() -> None:
 
     assert client(stale).drop_duplicates(7, "v1") == 0
     assert not client(server).delete_prediction(2)
+
+
+def test_backends_of_the_former_version_get_the_new_ones_name() -> None:
+    sent: list[tuple[str, str, object]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append((request.method, request.url.path, json.loads(request.content) if request.content else None))
+        listed = [{"id": number, "url": "http://b:9090", "model_version": version} for number, version in ((1, "a"), (2, "b"), (3, "c"))]
+        return httpx.Response(200, json=listed if request.method == "GET" else {})
+
+    client = LabelStudio("http://ls:8080", "a" * 40, transport=httpx.MockTransport(answer))
+    assert client.rename_backends(7, "a", "b") == 2
+    client.drop_version(7, "a")
+    named = {"title": "b", "url": "http://b:9090", "project": 7}
+    assert sent[1:] == [
+        ("PATCH", "/api/ml/1", named),
+        ("PATCH", "/api/ml/2", named),
+        ("DELETE", "/api/projects/7/model-versions/", {"model_version": "a"}),
+    ]

@@ -20,7 +20,7 @@ PROMOTION_SECONDS = 900
 def test_corrections_make_a_better_version(label_studio: LocalLabelStudio, tmp_path: Path) -> None:
     port = check_port(0)
     url = f"http://{HOST}:{port}"
-    backend = start_backend(tmp_path / "home", port, label_studio, SAM4MLLM_REFRESH="true")
+    backend = start_backend(tmp_path / "home", port, label_studio)
     try:
         backend.wait_until(lambda: is_ready(url), READY_TIMEOUT, print)
         learned = learn(label_studio, url, SEED, tmp_path)
@@ -33,7 +33,5 @@ def test_corrections_make_a_better_version(label_studio: LocalLabelStudio, tmp_p
         page = httpx.get(f"{url}/api/runs/{run['id']}/report", trust_env=False)
         assert page.status_code == 200
         assert run["challenger"] in page.text
-        [connected] = label_studio.api("GET", f"/api/ml?project={learned.project}")
-        assert connected["title"] == connected["model_version"] == run["challenger"]
     finally:
         backend.stop()
