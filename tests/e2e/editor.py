@@ -33,6 +33,7 @@ TIMEOUT = 120_000
 """Milliseconds for whatever the editor or the backend does: a model on a busy machine takes its time."""
 
 _SELECTED = "Htx.annotationStore.selected"
+_PREDICTIONS = "Htx.annotationStore.predictions"
 _REGIONS = f"JSON.parse(JSON.stringify({_SELECTED}.serializeAnnotation()))"
 _SUGGESTED = f"[...{_SELECTED}.suggestions.values()].flatMap(one => one.results)"
 _SUGGESTIONS = f"JSON.parse(JSON.stringify({_SUGGESTED}.map(one => one.serialize())))"
@@ -102,12 +103,16 @@ class Editor:
     def open_task(self, project: int, task: int, regions: int = 0) -> None:
         """Open a task in the data manager; wait for its image, and until at least so many regions are drawn.
 
-        The list is opened first: a task's link alone, opened before any other page of a project, at times shows no pre-annotation.
+        The list is opened first: a task's link alone, opened before any other page of a project, at times shows no pre-annotation. The
+        editor shows the list's task until the task itself comes, predicted meanwhile; what was typed before is gone then.
         """
         self.page.goto(f"{self.url}/projects/{project}/data")
         self.page.wait_for_load_state("networkidle")
-        self.page.goto(f"{self.url}/projects/{project}/data?task={task}")
+        with self.page.expect_response(lambda answer: urlsplit(answer.url).path == f"/api/tasks/{task}") as got:
+            self.page.goto(f"{self.url}/projects/{project}/data?task={task}")
+        served = len(got.value.json()["predictions"])
         self.page.wait_for_function(f"window.Htx && {_SELECTED} && {_IMAGE}?.naturalWidth > 1")
+        self.page.wait_for_function(f"served => {_PREDICTIONS}.length === served", arg=served)
         self.page.wait_for_selector(".konvajs-content canvas")
         self.wait_for_regions(regions)
 

@@ -107,7 +107,8 @@ def test_an_annotator_reads_that_nothing_was_found(project: Project, editor: Edi
     editor.open_task(project.id, number)
     editor.auto_annotate()
     asked = len(editor.asked)
-    editor.prompt("x" * 600)
+    answer = editor.prompt("x" * 600)["data"]
+    assert "at most 500" in answer["result"][-1]["value"]["text"][0]
     requests = [request["context"]["result"] for request in editor.asked[asked:]]
     assert len([result for result in requests if result]) == 1
     assert len(requests) <= 2, "the answer's text may make the editor ask with an empty context, once"

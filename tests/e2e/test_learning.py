@@ -2,27 +2,71 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from backend.demo import READY_TIMEOUT, is_ready, start_backend
+from backend.demo import LABEL_CONFIG, READY_TIMEOUT, is_ready, start_backend
 from backend.local_label_studio import LocalLabelStudio
 from backend.process import HOST, check_port
 from benchmarks.learn import learn
+from sam4mllm.adapters import CONFIG, WEIGHTS, Manifest
+from sam4mllm.grounding.lora import attach
+from sam4mllm.loading import load_variants
+from sam4mllm.registry import Registry
+from tests.e2e.test_backend import Project, fill, save, scene, until
 
 SEED = 771_001
 PROMOTION_SECONDS = 900
 
 
-@pytest.mark.timeout(3600)
-def test_corrections_make_a_better_version(label_studio: LocalLabelStudio, tmp_path: Path) -> None:
+@contextlib.contextmanager
+def serving(home: Path, label_studio: LocalLabelStudio, **settings: str) -> Iterator[str]:
+    """The address of a backend of one's own, ready."""
     port = check_port(0)
     url = f"http://{HOST}:{port}"
-    backend = start_backend(tmp_path / "home", port, label_studio)
+    backend = start_backend(home, port, label_studio, **settings)
     try:
         backend.wait_until(lambda: is_ready(url), READY_TIMEOUT, print)
+        yield url
+    finally:
+        backend.stop()
+
+
+def store_adapter(home: Path, folder: Path) -> Manifest:
+    """A new adapter of the demo model in the registry; it changes nothing yet."""
+    variants = load_variants("demo", "demo", "cpu", None)
+    base, identity = variants.base.slug, variants.base.identity("pqpp")
+    origin = {"base_sha256": variants.base_sha256, "template_sha256": variants.template_sha256, "data_sha256": "0" * 64}
+    attach(variants.checkpoint, 1, 1, 0.0).save_pretrained(str(folder), save_embedding_layers=False)
+    files = {name: folder / name for name in (CONFIG, WEIGHTS)}
+    return Registry(home).add(files, slug=base, identity=identity, base_model=base, metrics={}, **origin)
+
+
+def test_after_a_promotion_label_studio_has_no_predictions_of_the_former_version(label_studio: LocalLabelStudio, tmp_path: Path) -> None:
+    version = store_adapter(tmp_path / "home", tmp_path / "adapter").version
+    with serving(tmp_path / "home", label_studio, SAM4MLLM_REFRESH="true") as url:
+        number = label_studio.create_project("refreshed", LABEL_CONFIG.read_text(encoding="utf-8"))
+        project = Project(label_studio, number, label_studio.connect(number, url, "SAM4MLLM"))
+        one = scene(105)
+        [task] = fill(project, (save(one.image, tmp_path / "a.png"), one.expressions[0].phrase))
+        label_studio.retrieve_predictions(number)
+        former = httpx.get(f"{url}/ready", trust_env=False).json()["version"]
+        assert [prediction["model_version"] for prediction in project.predictions(task)] == [former]
+        httpx.post(f"{url}/api/versions/{version}/promote", json={}, trust_env=False, timeout=60).raise_for_status()
+        until(lambda: not project.predictions(task))
+        [connected] = label_studio.api("GET", f"/api/ml?project={number}")
+        assert connected["title"] == connected["model_version"] == version
+        label_studio.retrieve_predictions(number)
+        assert [prediction["model_version"] for prediction in project.predictions(task)] == [version]
+
+
+@pytest.mark.timeout(3600)
+def test_corrections_make_a_better_version(label_studio: LocalLabelStudio, tmp_path: Path) -> None:
+    with serving(tmp_path / "home", label_studio) as url:
         learned = learn(label_studio, url, SEED, tmp_path)
         run = learned.run
         assert run["state"] == "promoted", run
@@ -33,5 +77,3 @@ def test_corrections_make_a_better_version(label_studio: LocalLabelStudio, tmp_p
         page = httpx.get(f"{url}/api/runs/{run['id']}/report", trust_env=False)
         assert page.status_code == 200
         assert run["challenger"] in page.text
-    finally:
-        backend.stop()
