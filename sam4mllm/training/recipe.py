@@ -152,7 +152,8 @@ class Trainer:
 
     def _step(self, step: int, steps: int) -> float:
         self._optimizer.zero_grad(set_to_none=True)
-        drawn = self._pool.draw(_generator(self.plan.seed, step), self.plan.batch, self.plan.replay_share)
+        shares = self.plan.replay_share, self.plan.paste_share
+        drawn = self._pool.draw(_generator(self.plan.seed, step), self.plan.batch, *shares)
         losses = [self._learn(shown, _generator(self.plan.seed, step, place)) for place, shown in enumerate(drawn, 1)]
         used = [loss for loss in losses if loss is not None]
         if not used:
