@@ -20,9 +20,8 @@ class Plan:
     dropout 0.05; for dozens of corrections, not half a million sentences, half the rank and twice the dropout did best on demo scenes.
 
     ``batch`` counts images; ``warmup`` is a share of the steps; ``clip`` bounds the gradient's norm; ``replay_share`` of the images are no
-    corrections, and ``paste_share`` of the others show corrected objects in another picture (:mod:`sam4mllm.training.paste`);
-    ``budget_seconds`` bounds the steps once their speed is known. ``recompute``: do not keep a layer's inner values for the way back but
-    work them out again, which takes a third longer and far less memory; None: on a GPU.
+    corrections; ``budget_seconds`` bounds the steps once their speed is known. ``recompute``: do not keep a layer's inner values for the
+    way back but work them out again, which takes a third longer and far less memory; None: on a GPU.
     """
 
     steps: int = 500
@@ -35,7 +34,6 @@ class Plan:
     warmup: float = 0.03
     clip: float = 1.0
     replay_share: float = 0.45
-    paste_share: float = 0.5
     seed: int = 1
     budget_seconds: float = math.inf
     seconds_between_saves: float = 120.0
@@ -65,7 +63,6 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "warmup": (int | float, 0, 1),
     "clip": (int | float, _TINY, math.inf),
     "replay_share": (int | float, 0, 1),
-    "paste_share": (int | float, 0, 1),
     "seed": (int, 0, 2**63 - 1),
     "budget_seconds": (int | float, _TINY, math.inf),
     "seconds_between_saves": (int | float, 0, math.inf),

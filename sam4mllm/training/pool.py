@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,16 +13,9 @@ from numpy.typing import NDArray
 
 from sam4mllm.data.examples import Example, load_example_image
 from sam4mllm.errors import DatasetError
-from sam4mllm.training.paste import can_be_pasted, paste, words
 
 BYTES_KEPT = 256 << 20
 """Of decoded images in memory; at 640 × 480, 290 of them."""
-
-ABSENT_SHARE = 0.3
-"""Of the phrases that could be pasted; with none, the share of right answers to phrases without a target falls from 0.88 to 0.63 on demo
-scenes.
-"""
-ARTICLES = frozenset({"a", "an", "the", "all", "every", "each"})
 
 
 def phrase_of(example: Example) -> str:
@@ -81,37 +74,17 @@ class Pool:
                 digest.update(repr((example.sha256, example.phrase, objects)).encode())
         return digest.hexdigest()
 
-    def draw(self, rng: np.random.Generator, count: int, replay_share: float, paste_share: float = 0.0) -> list[Shown]:
-        """``count`` images, about ``replay_share`` of them from the replay; of the others ``paste_share`` with one phrase's objects in a
-        picture of the replay, where that can be.
-        """
+    def draw(self, rng: np.random.Generator, count: int, replay_share: float) -> list[Shown]:
+        """``count`` images, about ``replay_share`` of them from the replay."""
         drawn = []
         for _ in range(count):
             if self._replay and rng.random() < replay_share:
                 picture = self._replay[rng.integers(len(self._replay))]
-                drawn.append(Shown(self._image(picture), picture.examples))
-                continue
-            stratum = self._strata[rng.integers(len(self._strata))]
-            picture = self._pictures[stratum[rng.integers(len(stratum))]]
-            pasted = self._pasted(picture, rng) if rng.random() < paste_share else None
-            drawn.append(pasted or Shown(self._image(picture), picture.examples))
+            else:
+                stratum = self._strata[rng.integers(len(self._strata))]
+                picture = self._pictures[stratum[rng.integers(len(stratum))]]
+            drawn.append(Shown(self._image(picture), picture.examples))
         return drawn
-
-    def _pasted(self, picture: _Picture, rng: np.random.Generator) -> Shown | None:
-        """A phrase's objects in another picture; at times the phrase without them, lest it be learned that it always means something."""
-        fit = [example for example in picture.examples if can_be_pasted(example)]
-        if not fit or not self._replay:
-            return None
-        example = fit[rng.integers(len(fit))]
-        other = self._replay[rng.integers(len(self._replay))]
-        if any(_related(example, there) for there in other.examples):
-            return None
-        background = self._image(other)
-        if rng.random() < ABSENT_SHARE:
-            height, width = background.shape[:2]
-            return Shown(background, (replace(example, width=width, height=height, instances=()),))
-        made = paste(self._image(picture), example, background, rng)
-        return None if made is None else Shown(made[0], (made[1],))
 
     def _image(self, picture: _Picture) -> NDArray[np.uint8]:
         key = (picture.folder, picture.examples[0].image)
@@ -122,12 +95,6 @@ class Pool:
         while self._bytes > BYTES_KEPT and len(self._images) > 1:
             self._bytes -= self._images.popitem(last=False)[1].nbytes
         return self._images[key]
-
-
-def _related(example: Example, other: Example) -> bool:
-    """Whether two phrases may mean the same thing: they share a word that is no article, in the singular or the plural."""
-    mine, others = ({word.rstrip("s") for word in words(one.phrase) - ARTICLES} for one in (example, other))
-    return not mine.isdisjoint(others)
 
 
 def _pictures(datasets: Sequence[tuple[Path, Sequence[Example]]]) -> Iterator[_Picture]:

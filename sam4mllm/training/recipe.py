@@ -152,8 +152,7 @@ class Trainer:
 
     def _step(self, step: int, steps: int) -> float:
         self._optimizer.zero_grad(set_to_none=True)
-        shares = self.plan.replay_share, self.plan.paste_share
-        drawn = self._pool.draw(_generator(self.plan.seed, step), self.plan.batch, *shares)
+        drawn = self._pool.draw(_generator(self.plan.seed, step), self.plan.batch, self.plan.replay_share)
         losses = [self._learn(shown, _generator(self.plan.seed, step, place)) for place, shown in enumerate(drawn, 1)]
         used = [loss for loss in losses if loss is not None]
         if not used:
