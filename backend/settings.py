@@ -51,7 +51,7 @@ class Settings(BaseSettings):
         pattern=r"^(beside|pause|device:[0-9]+)$",
         description="`beside` the serving models, on another GPU (`device:1`), or `pause` serving while training",
     )
-    train_steps: int = Field(500, ge=1, description="steps of a run; four images each")
+    train_steps: int = Field(400, ge=1, description="steps of a run; four images each")
     train_rate: float = Field(1e-3, gt=0, lt=1, description="peak learning rate of a run; for models of billions of parameters 1e-4")
     train_minutes: float = Field(120.0, gt=0, description="time budget of a run's training; the steps are cut to it")
     replay: Path | None = Field(None, description="dataset that is mixed in so that the model keeps what it knows; demo scenes for `demo`")

@@ -24,7 +24,7 @@ class Plan:
     way back but work them out again, which takes a third longer and far less memory; None: on a GPU.
     """
 
-    steps: int = 500
+    steps: int = 400
     batch: int = 4
     rate: float = 1e-4
     rank: int = 64
@@ -33,7 +33,7 @@ class Plan:
     weight_decay: float = 0.001
     warmup: float = 0.03
     clip: float = 1.0
-    replay_share: float = 0.45
+    replay_share: float = 0.3
     seed: int = 1
     budget_seconds: float = math.inf
     seconds_between_saves: float = 120.0
