@@ -38,6 +38,8 @@ PICTURE = png()
 class Server(ThreadingHTTPServer):
     """Stands for Label Studio and for other hosts: answers 200 with a picture unless told otherwise, and keeps what it was asked."""
 
+    request_queue_size = 64  # with five, what a dozen threads ask at once waits for a second try
+
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[tuple[str, str | None]] = []
