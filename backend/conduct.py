@@ -185,7 +185,9 @@ class Conductor:
         found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
         pairs = [Pair(one["label"], one["champion"], one["challenger"]) for one in found["pairs"]]
         if not run.challenger:
-            metrics = {"golden": found["golden_challenger"], "holdout": sum(pair.challenger for pair in pairs) / max(1, len(pairs))}
+            metrics = {"holdout": sum(pair.challenger for pair in pairs) / max(1, len(pairs))}
+            if found["golden_challenger"] is not None:
+                metrics["golden"] = found["golden_challenger"]
             files = {name: folder / "adapter" / name for name in (CONFIG, WEIGHTS)}
             added = self._versions.add(files, file_sha256(folder / "data" / "examples.jsonl"), metrics)
             run = self._runs.save(run, challenger=added.version)

@@ -9,6 +9,7 @@ below 8   nothing is decided: wait for more
 
 Whatever the pairs say, the champion stays if a label that is asked for often gets clearly worse, if the golden set does, if the adapter
 holds numbers that are not finite, or if a fresh process had no answer from it. That goes before waiting: no further pair heals it.
+Where the pairs already keep the champion, the golden set need not be asked.
 """
 
 from __future__ import annotations
@@ -61,12 +62,12 @@ class Pair:
 class Checks:
     """What is asked besides the holdout.
 
-    ``golden_champion`` and ``golden_challenger`` are the mean gIoU on the frozen set, ``finite`` says that all tensors of the adapter are
-    finite, ``smoke`` that a fresh process loaded it and answered.
+    ``golden_champion`` and ``golden_challenger`` are the mean gIoU on the frozen set, None where ``is_kept`` made it needless to ask;
+    ``finite`` says that all tensors of the adapter are finite, ``smoke`` that a fresh process loaded it and answered.
     """
 
-    golden_champion: float
-    golden_challenger: float
+    golden_champion: float | None
+    golden_challenger: float | None
     finite: bool
     smoke: bool
 
@@ -101,9 +102,11 @@ def decide(pairs: Sequence[Pair], checks: Checks) -> Decision:
     """Compare a challenger with the champion; the order of the pairs does not matter, and the same input gives the same decision.
 
     Raises:
-        ValueError: an IoU or gIoU is not a number from 0 to 1.
+        ValueError: an IoU or gIoU is not a number from 0 to 1, or the golden set was not asked though the pairs leave it open.
     """
     _require_shares(pairs, checks)
+    if not _asked(checks) and not is_kept(pairs):
+        raise ValueError("without the golden set nothing is promoted")
     labels = compare_labels(pairs)
     evidence = _weigh(_differences(pairs))
     vetoes = _vetoes(labels, checks)
@@ -111,9 +114,9 @@ def decide(pairs: Sequence[Pair], checks: Checks) -> Decision:
         **_compare(pairs),
         "lower_bound": evidence.lower_bound,
         "p": evidence.p,
-        "golden_champion": float(checks.golden_champion),
-        "golden_challenger": float(checks.golden_challenger),
-        "golden_difference": float(checks.golden_challenger - checks.golden_champion),
+        "golden_champion": checks.golden_champion,
+        "golden_challenger": checks.golden_challenger,
+        "golden_difference": _golden_difference(checks),
         "finite": int(checks.finite),
         "smoke": int(checks.smoke),
     }
@@ -121,6 +124,11 @@ def decide(pairs: Sequence[Pair], checks: Checks) -> Decision:
         reasons = (*vetoes, evidence.reason) if evidence.verdict == "keep" else tuple(vetoes)
         return Decision("keep", reasons, figures, evidence.method, labels)
     return Decision(evidence.verdict, (evidence.reason,), figures, evidence.method, labels)
+
+
+def is_kept(pairs: Sequence[Pair]) -> bool:
+    """Whether the pairs alone keep the champion, so that the golden set, the longest part of a comparison, need not be asked."""
+    return _weigh(_differences(pairs)).verdict == "keep" or bool(losing_labels(compare_labels(pairs)))
 
 
 def compare_labels(pairs: Sequence[Pair]) -> dict[str, Figures]:
@@ -222,8 +230,8 @@ def _weigh_few(differences: NDArray[np.float64], change: str) -> _Evidence:
 def _vetoes(labels: dict[str, Figures], checks: Checks) -> list[str]:
     """One line for each reason to keep the champion that no gain elsewhere makes up for."""
     vetoes = [_explain_label(label, labels[label]) for label in losing_labels(labels)]
-    before, after = checks.golden_champion, checks.golden_challenger
-    if before - after > GOLDEN_LOSS + TIE:
+    if (_golden_difference(checks) or 0.0) < -GOLDEN_LOSS - TIE:
+        before, after = checks.golden_champion, checks.golden_challenger
         vetoes.append(f"the golden set falls from a gIoU of {before:.4f} to {after:.4f}; it may lose at most {GOLDEN_LOSS}")
     if not checks.finite:
         vetoes.append("the new adapter holds numbers that are not finite (NaN or infinity)")
@@ -266,8 +274,19 @@ def _require_shares(pairs: Sequence[Pair], checks: Checks) -> None:
     for pair in pairs:
         if not (0 <= pair.champion <= 1 and 0 <= pair.challenger <= 1):
             raise ValueError(f"an IoU lies between 0 and 1, not {pair.champion} and {pair.challenger} (label {_printable(pair.label)})")
-    if not (0 <= checks.golden_champion <= 1 and 0 <= checks.golden_challenger <= 1):
+    if _asked(checks) and not all(0 <= value <= 1 for value in (checks.golden_champion, checks.golden_challenger) if value is not None):
         raise ValueError(f"the golden gIoU lies between 0 and 1, not {checks.golden_champion} and {checks.golden_challenger}")
+
+
+def _asked(checks: Checks) -> bool:
+    """Whether the golden set was asked."""
+    return checks.golden_champion is not None and checks.golden_challenger is not None
+
+
+def _golden_difference(checks: Checks) -> float | None:
+    if checks.golden_champion is None or checks.golden_challenger is None:
+        return None
+    return checks.golden_challenger - checks.golden_champion
 
 
 def _number(figures: Figures, name: str) -> float:

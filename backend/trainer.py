@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from backend.comparison import answer_all, score
+from backend.gate import Pair, is_kept
 from backend.report import choose_changes
 from backend.snapshot import HOLDOUT
 from sam4mllm.adapters import check_adapter
@@ -193,7 +194,7 @@ def _evaluate(run: Path, job: Job) -> None:
     challenger = variants.load(run / "adapter", LooseAdapter("challenger-0-00000000"))
     dataset, tell = Path(job.dataset), Teller(run)
     holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
-    pairs = []
+    pairs: list[dict[str, Any]] = []
     for index, found in enumerate(answer_all([champion, challenger], dataset, holdout, job.strategy)):
         tell.say("comparing", index, len(holdout))
         before, after = (score(answer, found.example) for answer in found.answers)
@@ -201,7 +202,8 @@ def _evaluate(run: Path, job: Job) -> None:
         pairs.append(
             {"label": label_of(example), "champion": before, "challenger": after, "phrase": example.phrase, "image": example.image}
         )
-    golden = _golden(job, champion, challenger, tell)
+    kept = is_kept([Pair(one["label"], one["champion"], one["challenger"]) for one in pairs])
+    golden = (None, None) if kept else _golden(job, champion, challenger, tell)
     pictures = _picture_changes(run, job, champion, challenger, holdout, pairs)
     result = {"pairs": pairs, "golden_champion": golden[0], "golden_challenger": golden[1], "pictures": pictures}
     replace_file(run / "evaluation.json", json.dumps(result).encode())

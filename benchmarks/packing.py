@@ -20,6 +20,7 @@ import sam4mllm
 import sam4mllm.pipeline
 from sam4mllm.demo.phrases import KINDS
 from sam4mllm.demo.scenes import make_scene
+from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounding, Inquiry
 from sam4mllm.grounding.reference import ask_expanded, ask_separately
@@ -72,7 +73,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     pipeline = sam4mllm.load(arguments.model)
-    grounder = pipeline.grounder
+    grounder = pipeline.grounder.whole if isinstance(pipeline.grounder, CloserGrounder) else pipeline.grounder
     if not isinstance(grounder, MllmGrounder):
         raise SystemExit("only an MLLM of transformers has several ways to ask")
     compare_points(grounder, 999)  # to warm up

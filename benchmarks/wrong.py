@@ -47,8 +47,8 @@ def main() -> None:
             promoted += decision.verdict == "promote"
             figures = decision.figures
             print(
-                f"seed {seed}: {decision.verdict}; holdout {figures['champion']:.3f} -> {figures['challenger']:.3f}, "
-                f"golden {figures['golden_champion']:.3f} -> {figures['golden_challenger']:.3f}; {decision.reasons[0]}",
+                f"seed {seed}: {decision.verdict}; holdout {figures['champion']:.3f} -> {figures['challenger']:.3f}; "
+                f"{'; '.join(decision.reasons)}",
                 flush=True,
             )
     print(f"{promoted} of {arguments.seeds} promoted (bar: 0)")

@@ -13,6 +13,7 @@ import torch
 
 from sam4mllm.adapters import MANIFEST, Manifest, hash_files, read_text, version_digest
 from sam4mllm.errors import ModelError, RegistryError
+from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import Checkpoint, load_checkpoint
 from sam4mllm.grounding.lora import BASE, Adapters
 from sam4mllm.grounding.mllm import MllmGrounder
@@ -112,7 +113,8 @@ class Variants:
         return hashlib.sha256(repr((self.checkpoint.dialect, read_markup(self.checkpoint.tokenizer))).encode()).hexdigest()
 
     def _pipeline(self, version: str, adapter: Versioned | None) -> Pipeline:
-        grounder = MllmGrounder(self.checkpoint, activate=lambda: self._adapters.use(version))
+        whole = MllmGrounder(self.checkpoint, activate=lambda: self._adapters.use(version))
+        grounder = CloserGrounder(whole) if self.checkpoint.dialect.points_view == "close-up" else whole
         return Pipeline(grounder, self._segmenter, self._options, self._slug, adapter)
 
 

@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
+from sam4mllm.closeup import window_around
 from sam4mllm.data.examples import Example, load_example_image, read_examples
 from sam4mllm.geometry import from_steps
 from sam4mllm.grounding.families import Encoded, load_checkpoint
@@ -24,7 +25,7 @@ from sam4mllm.pipeline import check_phrase
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt
 from sam4mllm.training import collate
-from sam4mllm.training.collate import UNLEARNED, Asking, Collator, TrainingRow, draw_points
+from sam4mllm.training.collate import UNLEARNED, Asking, CloseUp, Collator, TrainingRow, draw_points
 from sam4mllm.training.recipe import row_loss
 from tests.test_pool import TOY, write_pictures
 
@@ -38,7 +39,8 @@ ALL = Asking(points=3, joint_share=0.5, prompt_share=0.5)
 
 @pytest.fixture(scope="module")
 def grounder(tiny_checkpoint: Path) -> MllmGrounder:
-    return MllmGrounder(load_checkpoint(str(tiny_checkpoint), torch.device("cpu")))
+    checkpoint = load_checkpoint(str(tiny_checkpoint), torch.device("cpu"))
+    return MllmGrounder(replace(checkpoint, dialect=replace(checkpoint.dialect, points_view="image")))
 
 
 @dataclass(frozen=True)
@@ -241,6 +243,72 @@ def test_points_are_of_the_pattern_and_of_anywhere() -> None:
     assert [bool((np.abs(pattern - point).max(1) < 1e-5).any()) for point in points] == [True] * 4 + [False] * 5
     assert ((points >= box[:2]) & (points <= box[2:])).all()
     assert draw_points(np.array([0, 0, 1, 1], np.float32), 8, np.random.default_rng(0)).shape == (8, 2)  # a pattern of one point
+
+
+# -- close-ups -----------------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def closer(grounder: MllmGrounder) -> MllmGrounder:
+    """The same model, asked about points in close-ups."""
+    return MllmGrounder(replace(grounder.checkpoint, dialect=replace(grounder.dialect, points_view="close-up")))
+
+
+def see_closer(grounder: MllmGrounder, image: NDArray[np.uint8], examples: list[Example], seed: int = 0, **asking: float) -> CloseUp | None:
+    collator = Collator(grounder, replace(PACKED, close_share=1, **asking))
+    return collator.close_up(image, examples, np.random.default_rng(seed))
+
+
+def test_the_row_of_an_image_leaves_out_the_points_of_close_ups(
+    closer: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = [turn.answer for turn in turns(make_row(closer, scene, toy.examples, PACKED), packed)]
+    order = [np.argsort(example.boxes_px[:, 0]) for example in toy.examples]
+    boxes = [closer.box_answer(scene, example.boxes_px[places]) for example, places in zip(toy.examples, order, strict=True)]
+    assert answers == boxes
+    monkeypatch.setattr(collate, "window_around", lambda *_: None)  # as if they were too large for one
+    assert len(turns(make_row(closer, scene, toy.examples, PACKED), packed)) == 3 + 2 * (1 + PACKED.points)
+
+
+def test_a_close_up_asks_what_serving_asks(closer: MllmGrounder, toy: Toy, packed: list[Segment]) -> None:
+    example = toy.examples[0]
+    seen = see_closer(closer, toy.image, [example])
+    assert seen is not None
+    window = window_around(example.boxes_px[0], toy.image.shape[1], toy.image.shape[0])
+    assert window is not None
+    np.testing.assert_array_equal(seen.image, window.cut(toy.image))
+    scene = closer.open(seen.image)
+    found = turns(Collator(closer, PACKED).close_row(scene, seen, np.random.default_rng(0)), packed)
+    known = Grounding(example.phrase, window.inner(example.boxes_px), np.ones(1), 0.0)
+    first, head = closer.history(scene, Inquiry(known, 0, seen.points_px))
+    assert [turn.ids for turn in found[:2]] == [first, [*first, *head]]
+    numbers = closer.point_numbers(scene, seen.points_px)
+    assert [turn.ids for turn in found[2:]] == [[*first, *head, *closer.joint_question([number])] for number in numbers]
+    assert [turn.answer for turn in found] == [[], [], *(closer.verdicts.spell([flag]) for flag in seen.inside)]
+
+
+def test_a_close_ups_points_are_judged_by_the_whole_mask(closer: MllmGrounder, toy: Toy) -> None:
+    """The picture's things have one colour each: what is bright in the close-up is the thing."""
+    seen = [see_closer(closer, toy.image, toy.examples[1:2], seed, shake=0.15, close_points=40) for seed in range(20)]
+    views = [view for view in seen if view is not None]
+    assert len(views) > 10
+    bright, inside = [], []
+    for view in views:
+        columns, rows = np.clip(view.points_px, 0, view.image.shape[0] - 1).astype(int).T
+        bright += (view.image[rows, columns].max(1) > 100).tolist()
+        inside += view.inside.tolist()
+    assert 0.5 < np.mean(inside) < 0.98
+    assert np.mean(np.equal(bright, inside)) > 0.95
+
+
+def test_when_there_is_no_close_up(grounder: MllmGrounder, closer: MllmGrounder, toy: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert see_closer(grounder, toy.image, toy.examples) is None  # the dialect has none
+    assert see_closer(closer, toy.image, toy.examples[2:]) is None  # nothing there
+    rng = np.random.default_rng(0)
+    due = [Collator(closer, replace(PACKED, close_share=0.3)).close_up(toy.image, toy.examples, rng) is not None for _ in range(300)]
+    assert np.mean(due) == pytest.approx(0.3, abs=0.1)
+    monkeypatch.setattr(collate, "window_around", lambda *_: None)
+    assert see_closer(closer, toy.image, toy.examples) is None  # too large
 
 
 # -- loss ----------------------------------------------------------------------------------------------------------------------------------

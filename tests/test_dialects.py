@@ -56,6 +56,11 @@ def test_unknown_frame_is_refused() -> None:
         dataclasses.replace(DEFAULT, frame="px")  # type: ignore[arg-type]
 
 
+def test_unknown_view_is_refused() -> None:
+    with pytest.raises(TemplateError, match="points_view must be 'image' or 'close-up', not 'box'"):
+        dataclasses.replace(DEFAULT, points_view="box")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("digits", "value", "spelled"),
     [

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from backend import gate
-from backend.gate import Checks, Decision, Pair, decide, lower_bounds, sign_flip_p
+from backend.gate import Checks, Decision, Pair, decide, is_kept, lower_bounds, sign_flip_p
 
 GOOD = Checks(golden_champion=0.8, golden_challenger=0.8, finite=True, smoke=True)
 SHARE = st.floats(0, 1)
@@ -102,6 +102,31 @@ def test_checks_overrule_a_gain(changes: dict[str, Any], verdict: str, word: str
     assert decision.verdict == verdict
     assert len(decision.reasons) == 1
     assert word in decision.reasons[0]
+
+
+UNASKED = dataclasses.replace(GOOD, golden_champion=None, golden_challenger=None)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "kept"),
+    [
+        pytest.param(shifted(30, -0.1), True, id="worse"),
+        pytest.param(shifted(8, 0.0), True, id="few, and equal"),
+        pytest.param(shifted(200, 0.2) + shifted(20, -0.2, "dog"), True, id="a label pays"),
+        pytest.param(shifted(30, 0.1), False, id="better"),
+        pytest.param(shifted(3, -0.1), False, id="too few to say"),
+    ],
+)
+def test_the_golden_set_is_asked_unless_the_pairs_decide(pairs: list[Pair], kept: bool) -> None:
+    assert is_kept(pairs) == kept
+    if kept:
+        decision = decide(pairs, UNASKED)
+        assert decision.verdict == decide(pairs, GOOD).verdict == "keep"
+        assert decision.reasons == decide(pairs, GOOD).reasons
+        assert decision.figures["golden_difference"] is None
+    else:
+        with pytest.raises(ValueError, match="golden"):
+            decide(pairs, UNASKED)
 
 
 def test_every_reason_to_keep_is_told() -> None:

@@ -12,9 +12,17 @@ from PIL import Image
 from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.demo.pretrain import segmenter
 from sam4mllm.demo.pretrain.dense import dense_targets, model_size, patchify
-from sam4mllm.demo.pretrain.export import export_mllm
-from sam4mllm.demo.pretrain.language import BOXES_ONLY, batch_losses, forward, prefix_positions
-from sam4mllm.demo.pretrain.lessons import Teacher
+from sam4mllm.demo.pretrain.export import average, export_mllm, read_trainee
+from sam4mllm.demo.pretrain.language import (
+    BOXES_ONLY,
+    CLOSE_PER_SCENE,
+    CLOSE_SIDE,
+    batch_losses,
+    draw_close_ups,
+    forward,
+    prefix_positions,
+)
+from sam4mllm.demo.pretrain.lessons import POINTS_CLOSE, Teacher
 from sam4mllm.demo.pretrain.loop import Plan, learning_rate, run
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.demo.scenes import make_scene
@@ -37,7 +45,7 @@ def trainee() -> DemoTrainee:
 def exported(trainee: DemoTrainee, tmp_path_factory: pytest.TempPathFactory) -> MllmGrounder:
     folder = tmp_path_factory.mktemp("demo")
     save_checkpoint(folder / "runs", 1, trainee, torch.optim.AdamW(trainee.parameters()), {})
-    export_mllm(folder / "runs" / "step-00000001", folder / "model")
+    export_mllm(read_trainee(folder / "runs" / "step-00000001"), folder / "model")
     return MllmGrounder(load_checkpoint(str(folder / "model"), torch.device("cpu")))
 
 
@@ -81,7 +89,38 @@ def test_lessons_speak_as_serving_does(exported: MllmGrounder) -> None:
     assert len(lesson.coordinates) == 4
 
 
-@pytest.mark.parametrize("step", [1, 10_000], ids=["boxes only", "with points"])
+def test_close_ups_show_what_the_phrase_means() -> None:
+    scenes = draw_close_ups(np.random.default_rng(0), seed=1, step=3, batch=3)
+    assert len(scenes) == 3 * CLOSE_PER_SCENE
+    for scene in scenes:
+        [expression] = scene.expressions
+        [index] = expression.targets
+        assert scene.image.shape == (CLOSE_SIDE, CLOSE_SIDE, 3)
+        assert scene.masks.shape == (len(scene.things), CLOSE_SIDE, CLOSE_SIDE)
+        assert scene.masks.any((1, 2)).all()
+        assert scene.things[index].noun in expression.nouns or not expression.nouns
+        x1, y1, x2, y2 = scene.boxes_px[index] / CLOSE_SIDE
+        assert max(x2 - x1, y2 - y1) > 0.45
+    assert {len(scene.things) for scene in scenes} != {1}
+
+
+def test_close_ups_are_spoken_of_as_in_serving(exported: MllmGrounder) -> None:
+    [scene, *_] = draw_close_ups(np.random.default_rng(0), seed=1, step=3, batch=1)
+    teacher = Teacher(build_tokenizer())
+    lesson = teacher.close_up(scene, dense_targets(scene).cover.shape[1], np.random.default_rng(0))
+    first, head, *points = (exported.checkpoint.tokenizer.decode(segment.ids) for segment in lesson.segments)
+    index = scene.expressions[0].targets[0]
+    told = exported.checkpoint.tokenizer.decode(exported.box_answer(exported.open(scene.image), scene.boxes_px[[index]]))
+    assert first.startswith("find ")
+    assert first.endswith(told)
+    assert head.rstrip().startswith("in [") or " in [" in head
+    assert len(points) in (POINTS_CLOSE, POINTS_CLOSE + 1)  # now and then all at once too
+    assert len(lesson.verdicts) >= POINTS_CLOSE
+    assert not lesson.coordinates
+    assert not lesson.choices
+
+
+@pytest.mark.parametrize("step", [1, 10_001, 10_000], ids=["boxes only", "with points", "close-ups"])
 def test_every_loss_is_finite_and_reaches_the_weights(step: int) -> None:
     torch.manual_seed(2)
     model = DemoTrainee()
@@ -93,6 +132,15 @@ def test_every_loss_is_finite_and_reaches_the_weights(step: int) -> None:
     silent = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     of_points = {f"heads.{head}.{kind}" for head in ("point", "beneath", "column") for kind in ("weight", "bias")}
     assert silent == (of_points if step < BOXES_ONLY else set())
+
+
+def test_the_mean_of_two_trainees() -> None:
+    torch.manual_seed(3)
+    one, other = DemoTrainee(), DemoTrainee()
+    expected = {name: (weight + other.state_dict()[name]) / 2 for name, weight in one.state_dict().items()}
+    average(one, other)
+    for name, weight in one.state_dict().items():
+        torch.testing.assert_close(weight, expected[name])
 
 
 def test_spelling_uses_pieces_that_exist_and_make_up_the_word() -> None:

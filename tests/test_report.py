@@ -105,6 +105,7 @@ def test_the_page_tells_the_verdict_first_and_why(tmp_path: Path) -> None:
     ("decision", "title"),
     [
         pytest.param(None, "no decision", id="none"),
+        pytest.param(decide([Pair("cup", 0.5, 0.4)] * 30, Checks(None, None, finite=True, smoke=True)), "not asked", id="no golden set"),
         pytest.param(decide([], Checks(0.8, 0.8, finite=True, smoke=True)), "Too few corrections", id="wait"),
         pytest.param(decide(PAIRS, Checks(0.8, 0.7, finite=False, smoke=False)), "The old version stays", id="keep"),
         pytest.param(decide(PAIRS[:10], Checks(0.8, 0.8, finite=True, smoke=True)), "By chance alone", id="few pairs"),

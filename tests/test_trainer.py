@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend.gate import Pair
 from backend.snapshot import HOLDOUT
 from backend.trainer import STOPPED, Job, label_of, main, read_curve
 from sam4mllm.adapters import check_adapter
@@ -92,6 +93,16 @@ def test_a_run_gives_an_adapter_and_a_comparison(tmp_path: Path, job: Job) -> No
     assert main([str(run)]) == 0  # killed after training: only the comparison is done again
     assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == trained
     assert evaluation(run) == found
+
+
+def test_the_golden_set_is_left_out_where_the_holdout_decides(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[Pair] = []
+    monkeypatch.setattr("backend.trainer.is_kept", lambda pairs: judged.extend(pairs) or True)
+    run = start(tmp_path, job)
+    assert main([str(run)]) == 0
+    found = evaluation(run)
+    assert (found["golden_champion"], found["golden_challenger"]) == (None, None)
+    assert [(pair.label, pair.champion) for pair in judged] == [(one["label"], one["champion"]) for one in found["pairs"]]
 
 
 def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Path, job: Job) -> None:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sam4mllm.closeup import Window
 from sam4mllm.demo.backgrounds import draw_background
 from sam4mllm.demo.glyphs import known_nouns, rotate_hue
 from sam4mllm.demo.layout import Thing, choose_glyphs, crowd_glyphs, draw_size, place
@@ -75,6 +76,18 @@ def make_crowd(seed: Sequence[int], size: tuple[int, int]) -> DemoScene:
         image, masks, visible = render(np.random.default_rng([*seed, 1]), things, height, width)
         if visible.min() >= CROWD_VISIBLE:
             return DemoScene(image, masks, _boxes(masks), tuple(things), ())
+
+
+def close_up(scene: DemoScene, expression: Expression, index: int, window: Window, side: int) -> DemoScene:
+    """What a window shows of a scene, the thing ``index`` at least, ``side`` pixels wide. Its one expression means that thing alone."""
+    image = cv2.resize(window.cut(scene.image), (side, side), interpolation=cv2.INTER_AREA)
+    part = scene.masks[:, window.top : window.top + window.side, window.left : window.left + window.side]
+    masks = np.array([cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST) for mask in part], np.bool_)
+    shown = [place for place, mask in enumerate(masks) if place == index or mask.any()]
+    told = replace(expression, targets=(shown.index(index),))
+    return DemoScene(
+        np.asarray(image, np.uint8), masks[shown], _boxes(masks[shown]), tuple(scene.things[place] for place in shown), (told,)
+    )
 
 
 def render(

@@ -20,7 +20,8 @@ class Dialect:
 
     ``box`` is spelled with {x1} {y1} {x2} {y2}, ``point`` with {x} {y}. ``frame`` says what the numbers are: ``milli``, thousandths
     of the image's sides from 0 to 999, or ``resized``, pixels of the image as the processor resized it. ``digits`` pads numbers
-    with zeros. The questions hold {phrase}; ``points_head`` holds {box} and is followed by one or more points.
+    with zeros. The questions hold {phrase}; ``points_head`` holds {box} and is followed by one or more points, of the whole image or, with
+    the ``points_view`` "close-up", of a close-up of the box (:mod:`sam4mllm.closeup`).
     """
 
     name: str
@@ -30,6 +31,7 @@ class Dialect:
     box: str = "[{x1},{y1},{x2},{y2}]"
     point: str = "({x},{y})"
     frame: Literal["milli", "resized"] = "milli"
+    points_view: Literal["image", "close-up"] = "image"
     digits: int = 3
     box_separator: str = " "
     point_separator: str = " "
@@ -63,6 +65,8 @@ class Dialect:
                 raise TemplateError(f"dialect {self.name!r}: {name} lacks {' and '.join(missing)}")
         if self.frame not in ("milli", "resized"):
             raise TemplateError(f"dialect {self.name!r}: frame must be 'milli' or 'resized', not {self.frame!r}")
+        if self.points_view not in ("image", "close-up"):
+            raise TemplateError(f"dialect {self.name!r}: points_view must be 'image' or 'close-up', not {self.points_view!r}")
 
     def spell_number(self, value: int) -> str:
         return f"{value:0{self.digits}d}"
@@ -89,6 +93,7 @@ DEMO = Dialect(
     points_head="in {box} ",
     box="[{x1} {y1} {x2} {y2}]",
     point="{x} {y}",
+    points_view="close-up",
     answer_separator=" ",
     yes="yes",
     no="no",

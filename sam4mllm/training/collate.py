@@ -7,6 +7,9 @@ thing. Of an image with the phrases A and B, where A has a target and is asked a
                        learned                       learned  learned            learned
 
 Each segment sees the prefix, those above it in its conversation, and itself; no phrase and no point sees another.
+
+Where the dialect asks about points in close-ups, the row of the whole image asks only about boxes that are too large for one; the points of
+another box have a row of their own, with the close-up before it, in which the phrase and its box are said but not learned.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from sam4mllm.closeup import window_around
 from sam4mllm.data.examples import Example
 from sam4mllm.geometry import order_box
 from sam4mllm.grounding.mllm import Framed, MllmGrounder
@@ -39,13 +43,28 @@ class Asking:
 
     ``points`` a phrase, spread over one of its boxes; ``joint_share`` of the phrases have them in one answer instead, ``prompt_share`` have
     a PPG conversation too. ``shake`` is how far a box in a question about points may be off, as the standard deviation in shares of its
-    sides: what serving meets.
+    sides: what serving meets. Where points are asked in close-ups, ``close_share`` of the images come with one of ``close_points``.
     """
 
     points: int = 8
     joint_share: float = 0.1
     prompt_share: float = 0.15
     shake: float = 0.04
+    close_share: float = 0.5
+    close_points: int = 16
+
+
+@dataclass(frozen=True, eq=False)
+class CloseUp:
+    """A box of an image seen closer: ``image`` (S, S, 3) uint8, and in its pixels ``box_px`` (4,) and ``points_px`` (K, 2), of which those
+    of ``inside`` (K,) lie on what the phrase means there.
+    """
+
+    image: NDArray[np.uint8]
+    phrase: str
+    box_px: NDArray[np.float32]
+    points_px: NDArray[np.float32]
+    inside: NDArray[np.bool_]
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +81,7 @@ class Collator:
     def __init__(self, grounder: MllmGrounder, asking: Asking | None = None) -> None:
         self._grounder = grounder
         self._asking = asking or Asking()
+        self._closer = grounder.dialect.points_view == "close-up"
 
     def row(self, frame: Framed, examples: Sequence[Example], rng: np.random.Generator) -> TrainingRow:
         """All examples of an image; ``frame`` has its sides. Several objects are spoken of from left to right."""
@@ -70,23 +90,56 @@ class Collator:
             order = np.argsort(example.boxes_px[:, 0], kind="stable")
             first = self._ask_boxes(builder, frame, example, order)
             if len(order):
-                self._ask_points(builder, frame, example, int(rng.choice(order)), first, rng)
+                index = int(rng.choice(order))
+                box_px = _shake(example.boxes_px[index], frame.width, frame.height, self._asking.shake, rng)
+                if not self._closer or window_around(box_px, frame.width, frame.height) is None:
+                    points = draw_points(box_px, self._asking.points, rng)
+                    self._ask_points(builder, frame, box_px, points, lies_on(_mask(example, index), points), first, rng)
             if rng.random() < self._asking.prompt_share:
                 self._ask_prompt(builder, frame, example, order)
+        return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
+
+    def close_up(self, image: NDArray[np.uint8], examples: Sequence[Example], rng: np.random.Generator) -> CloseUp | None:
+        """One of an image's boxes seen closer; None where the dialect has no close-ups, none is due, or the box drawn is too large."""
+        found = [(example, index) for example in examples for index in range(len(example.instances))]
+        if not self._closer or not found or rng.random() >= self._asking.close_share:
+            return None
+        example, index = found[rng.integers(len(found))]
+        height, width = image.shape[:2]
+        box_px = _shake(example.boxes_px[index], width, height, self._asking.shake, rng)
+        window = window_around(box_px, width, height)
+        if window is None:
+            return None
+        points = draw_points(box_px, self._asking.close_points, rng)
+        inside = lies_on(_mask(example, index), points)
+        return CloseUp(window.cut(image), example.phrase, window.inner(box_px), window.inner(points), inside)
+
+    def close_row(self, frame: Framed, seen: CloseUp, rng: np.random.Generator) -> TrainingRow:
+        """The points of a close-up; ``frame`` has its sides."""
+        builder = _Builder()
+        said = [*self._grounder.question(_tidy(seen.phrase)), *self._grounder.box_answer(frame, seen.box_px[None])]
+        first = builder.add(said, (), ROOT, goes_on=True)
+        self._ask_points(builder, frame, seen.box_px, seen.points_px, seen.inside, first, rng)
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
 
     def _ask_boxes(self, builder: _Builder, frame: Framed, example: Example, order: NDArray[np.int64]) -> int:
         answer = self._grounder.box_answer(frame, example.boxes_px[order])
         return builder.add(self._grounder.question(_tidy(example.phrase)), answer, ROOT, goes_on=True)
 
-    def _ask_points(self, builder: _Builder, frame: Framed, example: Example, index: int, first: int, rng: np.random.Generator) -> None:
-        grounder, asking = self._grounder, self._asking
-        box_px = _shake(example.boxes_px[index], frame, asking.shake, rng)
-        points = draw_points(box_px, asking.points, rng)
-        inside = lies_on(_mask(example, index), points)
+    def _ask_points(
+        self,
+        builder: _Builder,
+        frame: Framed,
+        box_px: NDArray[np.float32],
+        points_px: NDArray[np.float32],
+        inside: NDArray[np.bool_],
+        first: int,
+        rng: np.random.Generator,
+    ) -> None:
+        grounder = self._grounder
         head = builder.add(grounder.points_head(frame, box_px), (), first, goes_on=True)
-        numbers = grounder.point_numbers(frame, points)
-        if rng.random() < asking.joint_share:
+        numbers = grounder.point_numbers(frame, points_px)
+        if rng.random() < self._asking.joint_share:
             builder.add(grounder.joint_question(numbers), grounder.verdicts.spell(inside), head)
         else:
             for number, flag in zip(numbers, inside, strict=True):
@@ -111,9 +164,9 @@ def draw_points(box_px: NDArray[np.float32], count: int, rng: np.random.Generato
     return np.concatenate([pattern, anywhere]).astype(np.float32)
 
 
-def _shake(box_px: NDArray[np.float32], frame: Framed, share: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def _shake(box_px: NDArray[np.float32], width: int, height: int, share: float, rng: np.random.Generator) -> NDArray[np.float32]:
     sides = np.tile(box_px[2:] - box_px[:2], 2)
-    return order_box((box_px + rng.normal(0, share, 4) * sides).astype(np.float32), frame.width, frame.height)
+    return order_box((box_px + rng.normal(0, share, 4) * sides).astype(np.float32), width, height)
 
 
 def _tidy(phrase: str) -> str:

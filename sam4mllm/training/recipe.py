@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from sam4mllm.data.examples import Example
 from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import Checkpoint, Encoded
 from sam4mllm.grounding.lora import attach
@@ -130,8 +129,10 @@ class Trainer:
         return step >= steps
 
     def save_adapter(self, folder: Path, base: str) -> None:
-        """Write a plain PEFT folder; ``base`` is how the base model is called in it."""
-        self.model.peft_config["default"].base_model_name_or_path = base
+        """Write a plain PEFT folder, at the plan's strength; ``base`` is how the base model is called in it."""
+        config: Any = self.model.peft_config["default"]
+        config.base_model_name_or_path = base
+        config.lora_alpha = self.plan.alpha * self.plan.strength
         self.model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft asks the hub about the base model
         (folder / "README.md").unlink(missing_ok=True)
 
@@ -153,8 +154,7 @@ class Trainer:
     def _step(self, step: int, steps: int) -> float:
         self._optimizer.zero_grad(set_to_none=True)
         drawn = self._pool.draw(_generator(self.plan.seed, step), self.plan.batch, self.plan.replay_share)
-        losses = [self._learn(shown, _generator(self.plan.seed, step, place)) for place, shown in enumerate(drawn, 1)]
-        used = [loss for loss in losses if loss is not None]
+        used = [loss for place, shown in enumerate(drawn, 1) for loss in self._learn(shown, _generator(self.plan.seed, step, place))]
         if not used:
             raise TrainingError(f"no image of step {step + 1} could be used; see the log, and free memory or use smaller images")
         if not math.isfinite(sum(used)):
@@ -172,17 +172,22 @@ class Trainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
 
-    def _learn(self, shown: Shown, rng: np.random.Generator) -> float | None:
-        """The loss of an image, its gradient added; None if the image cannot be used, with nothing added."""
+    def _learn(self, shown: Shown, rng: np.random.Generator) -> list[float]:
+        """The losses of an image and of what is seen of it closer, their gradients added; none if the image cannot be used."""
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        whole = self._learn_whole(shown, rng)
+        closer = None if whole is None else self._learn_closer(shown, rng)
+        return [loss for loss in (whole, closer) if loss is not None]
+
+    def _learn_whole(self, shown: Shown, rng: np.random.Generator) -> float | None:
         examples, name = shown.examples, shown.examples[0].image
         try:
-            encoded = self._encode(shown.image)
+            encoded, frame = self._encode(shown.image)
         except ValueError as error:  # image processors refuse extreme aspect ratios
             log.warning("%s is left out: %s", name, error)
             return None
         while True:
-            loss = self._try(shown.image, encoded, examples, rng)
+            loss = self._try(encoded, self._collator.row(frame, examples, rng))
             if loss is not None or len(examples) == 1:
                 break
             log.warning("%s with %d phrases is too large; tried again with half of them", name, len(examples))
@@ -192,9 +197,15 @@ class Trainer:
             log.warning("%s is left out: it is too large even with one phrase", name)
         return loss
 
-    def _try(self, image: NDArray[np.uint8], encoded: Encoded, examples: tuple[Example, ...], rng: np.random.Generator) -> float | None:
-        """As ``_learn``; None if the row is longer than serving's, or memory does not suffice."""
-        row = self._collator.row(_Frame(image.shape[1], image.shape[0], encoded.resized), examples, rng)
+    def _learn_closer(self, shown: Shown, rng: np.random.Generator) -> float | None:
+        seen = self._collator.close_up(shown.image, shown.examples, rng)
+        if seen is None:
+            return None
+        encoded, frame = self._encode(seen.image)
+        return self._try(encoded, self._collator.close_row(frame, seen, rng))
+
+    def _try(self, encoded: Encoded, row: TrainingRow) -> float | None:
+        """The loss; None if the row is longer than serving's, or memory does not suffice."""
         if len(row.row.ids) > MAX_ROW:
             return None
         try:
@@ -216,11 +227,11 @@ class Trainer:
                 weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         return float(loss.detach())
 
-    def _encode(self, image: NDArray[np.uint8]) -> Encoded:
+    def _encode(self, image: NDArray[np.uint8]) -> tuple[Encoded, _Frame]:
         encoded = self._checkpoint.encode(self._checkpoint, self._grounder.markup.opening, Image.fromarray(image))
         device = self._grounder.device
         inputs = {name: tensor.to(device) for name, tensor in encoded.inputs.items()}
-        return Encoded(inputs, encoded.positions.to(device), encoded.resized)
+        return Encoded(inputs, encoded.positions.to(device), encoded.resized), _Frame(image.shape[1], image.shape[0], encoded.resized)
 
 
 def _recompute(model: Any) -> None:

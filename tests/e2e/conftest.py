@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -46,17 +47,25 @@ def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalLabe
         yield running
 
 
-@pytest.fixture(scope="session")
-def backend_server(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackendServer]:
-    """The backend with the demo models, ready, and with access to ``label_studio``."""
-    port, home = check_port(0), tmp_path_factory.mktemp("backend")
+@contextlib.contextmanager
+def serving(home: Path, label_studio: LocalLabelStudio, **settings: str) -> Iterator[str]:
+    """The address of a backend with the demo models, ready, and with access to ``label_studio``."""
+    port = check_port(0)
     url = f"http://{HOST}:{port}"
-    child = start_backend(home, port, label_studio)
+    child = start_backend(home, port, label_studio, **settings)
     try:
         child.wait_until(lambda: is_ready(url), READY_TIMEOUT, lambda _: None)
-        yield BackendServer(url, home)
+        yield url
     finally:
         child.stop()
+
+
+@pytest.fixture(scope="session")
+def backend_server(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[BackendServer]:
+    """The one that the tests share."""
+    home = tmp_path_factory.mktemp("backend")
+    with serving(home, label_studio) as url:
+        yield BackendServer(url, home)
 
 
 @pytest.fixture(scope="module")

@@ -1,39 +1,24 @@
-"""Sixty corrections in a real Label Studio, Start Training, and a version that knows three new things serves by itself."""
+"""Versions in a real Label Studio: sixty corrections make one that serves by itself, and a promotion clears away the former one's masks."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
 import pytest
 
-from backend.demo import LABEL_CONFIG, READY_TIMEOUT, is_ready, start_backend
+from backend.demo import LABEL_CONFIG
 from backend.local_label_studio import LocalLabelStudio
-from backend.process import HOST, check_port
 from benchmarks.learn import learn
 from sam4mllm.adapters import CONFIG, WEIGHTS, Manifest
 from sam4mllm.grounding.lora import attach
 from sam4mllm.loading import load_variants
 from sam4mllm.registry import Registry
+from tests.e2e.conftest import serving
 from tests.e2e.test_backend import Project, fill, save, scene, until
 
 SEED = 771_001
 PROMOTION_SECONDS = 900
-
-
-@contextlib.contextmanager
-def serving(home: Path, label_studio: LocalLabelStudio, **settings: str) -> Iterator[str]:
-    """The address of a backend of one's own, ready."""
-    port = check_port(0)
-    url = f"http://{HOST}:{port}"
-    backend = start_backend(home, port, label_studio, **settings)
-    try:
-        backend.wait_until(lambda: is_ready(url), READY_TIMEOUT, print)
-        yield url
-    finally:
-        backend.stop()
 
 
 def store_adapter(home: Path, folder: Path) -> Manifest:

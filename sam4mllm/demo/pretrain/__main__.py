@@ -6,7 +6,7 @@
     python -m sam4mllm.demo.pretrain language RUNS/language --tower RUNS/tower/step-…
     python -m sam4mllm.demo.pretrain export RUNS
 
-With ``--shipped`` a new run starts from the weights in the package instead.
+With ``--shipped`` a new run starts from the weights in the package instead, and with ``--mean`` its mean with them is written.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import typer
 
 from sam4mllm.demo.architecture import SEGMENTER_SIZE
 from sam4mllm.demo.pretrain import export, language, segmenter, tower
+from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
 from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
 
@@ -66,12 +67,21 @@ def train_language(
 
 
 @app.command("export")
-def write_assets(runs: Path) -> None:
-    """Write the newest checkpoints of ``language`` and ``segmenter`` in RUNS as the package's model folders."""
-    newest = sorted((runs / "language").glob("step-*"))[-1]
-    export.export_mllm(newest, MLLM_FOLDER)
-    export.export_heads(newest, ASSETS)
-    export.export_segmenter(sorted((runs / "segmenter").glob("step-*"))[-1], SEGMENTER_FOLDER)
+def write_assets(
+    runs: Path,
+    mean: Annotated[bool, typer.Option("--mean", help="Of the MLLM, write the mean of the new weights and the package's.")] = False,
+) -> None:
+    """Write the newest checkpoints of ``language`` and ``segmenter`` in RUNS, those that there are, as the package's model folders."""
+    for newest in sorted((runs / "language").glob("step-*"))[-1:]:
+        trainee = export.read_trainee(newest)
+        if mean:
+            shipped = DemoTrainee()
+            from_shipped(shipped)
+            export.average(trainee, shipped)
+        export.export_mllm(trainee, MLLM_FOLDER)
+        export.export_heads(trainee, ASSETS)
+    for newest in sorted((runs / "segmenter").glob("step-*"))[-1:]:
+        export.export_segmenter(newest, SEGMENTER_FOLDER)
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLImageProcessor
 
@@ -22,10 +23,26 @@ HEADS = "heads.safetensors"
 """The dense heads, beside the model folders: of no use in serving, but training can go on from them."""
 
 
-def export_heads(checkpoint: Path, folder: Path) -> None:
-    """Write the dense heads of a checkpoint of the tower or the language stage (half precision)."""
+def read_trainee(checkpoint: Path) -> DemoTrainee:
+    """The trainee of a checkpoint of the tower or the language stage."""
     trainee = DemoTrainee()
     load_weights(checkpoint / "model.safetensors", trainee)
+    return trainee
+
+
+def average(trainee: DemoTrainee, other: DemoTrainee) -> None:
+    """Give a trainee the mean of both weights.
+
+    Of a model before and after it was trained further, the mean keeps what that would have cost, and most of what it brought (Wortsman et
+    al. 2022, "Robust fine-tuning of zero-shot models").
+    """
+    with torch.no_grad():
+        for own, others in zip(trainee.parameters(), other.parameters(), strict=True):
+            own.lerp_(others, 0.5)
+
+
+def export_heads(trainee: DemoTrainee, folder: Path) -> None:
+    """Write the dense heads (half precision)."""
     save_file({name: tensor.half() for name, tensor in trainee.heads.state_dict().items()}, folder / HEADS)
 
 
@@ -37,10 +54,8 @@ def load_shipped(trainee: DemoTrainee, mllm: Path, heads: Path) -> None:
     trainee.heads.load_state_dict(load_file(heads / HEADS))
 
 
-def export_mllm(checkpoint: Path, folder: Path) -> None:
-    """Write a complete model folder (half precision) from a checkpoint of the language stage."""
-    trainee = DemoTrainee()
-    load_weights(checkpoint / "model.safetensors", trainee)
+def export_mllm(trainee: DemoTrainee, folder: Path) -> None:
+    """Write a complete model folder (half precision)."""
     processor = Qwen2VLImageProcessor(
         patch_size=PATCH,
         temporal_patch_size=1,

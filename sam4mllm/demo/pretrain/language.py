@@ -6,6 +6,7 @@ terms. The auxiliary terms are for this base model alone; LoRA training uses tex
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,20 +16,29 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4mllm.demo.architecture import HEADS, HIDDEN, MERGE
+from sam4mllm.closeup import window_around
+from sam4mllm.demo.architecture import HEADS, HIDDEN, MAX_PIXELS, MERGE
+from sam4mllm.demo.layout import draw_size
 from sam4mllm.demo.phrases import IRREGULAR_PLURALS
 from sam4mllm.demo.pretrain.dense import DenseTargets, batch_size_px, coordinate_loss, dense_targets
 from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
-from sam4mllm.demo.scenes import make_scene
+from sam4mllm.demo.scenes import DemoScene, close_up, make_scene
 from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, IMAGE, build_tokenizer, vocabulary
+from sam4mllm.geometry import order_box
 from sam4mllm.grounding.packing import additive, pack
 from sam4mllm.training.checkpoint import has_checkpoint, load_weights
 
 DENSE_WEIGHT = 0.5
 CROWD_EVERY = 3
 """Every third step is one of stage one, without phrases: its crowded scenes teach the tower more per image."""
+CLOSE_EVERY = 2
+"""Every second of the other steps is of close-ups: points alone, in the windows in which serving asks about them."""
+CLOSE_ZOOM, CLOSE_SHAKE = (1.2, 1.8), 0.05
+"""A close-up's side in long sides of a box, and how far that box is off, in sides of its own: what serving meets."""
+CLOSE_PER_SCENE = 2
+CLOSE_SIDE = math.isqrt(MAX_PIXELS)
 BOXES_ONLY = 500
 """Steps before the first point questions."""
 SHARPENING, WIDE = 3000, 14.0
@@ -96,10 +106,15 @@ def batch_losses(model: DemoTrainee, teacher: Teacher, seed: int, batch: int) ->
         if step % CROWD_EVERY == 0:
             return crowd_losses(model, seed, step, batch, NARROW)
         rng = np.random.default_rng([seed, step, 5])
-        size = batch_size_px(rng)
-        scenes = [make_scene((seed, step * batch + index), size=size) for index in range(batch)]
-        dense = [dense_targets(scene) for scene in scenes]
-        lessons = [teacher.lesson(scene, targets, rng, step >= BOXES_ONLY) for scene, targets in zip(scenes, dense, strict=True)]
+        if step >= BOXES_ONLY and step % CLOSE_EVERY == 0:
+            scenes = draw_close_ups(rng, seed, step, batch)
+            dense = [dense_targets(scene) for scene in scenes]
+            lessons = [teacher.close_up(scene, targets.cover.shape[1], rng) for scene, targets in zip(scenes, dense, strict=True)]
+        else:
+            size = batch_size_px(rng)
+            scenes = [make_scene((seed, step * batch + index), size=size) for index in range(batch)]
+            dense = [dense_targets(scene) for scene in scenes]
+            lessons = [teacher.lesson(scene, targets, rng, step >= BOXES_ONLY) for scene, targets in zip(scenes, dense, strict=True)]
         visual, grid = model.see(scenes)
         sigma = float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
         seen = model.heads.losses(visual.flatten(0, 1), dense, model.coordinate_embeddings(), sigma)
@@ -111,6 +126,25 @@ def batch_losses(model: DemoTrainee, teacher: Teacher, seed: int, batch: int) ->
         return terms
 
     return losses
+
+
+def draw_close_ups(rng: np.random.Generator, seed: int, step: int, batch: int) -> list[DemoScene]:
+    """CLOSE_PER_SCENE close-ups of each of ``batch`` scenes that were drawn at a size of their own, as images come to the model."""
+    shown: list[DemoScene] = []
+    index = 0
+    while len(shown) < CLOSE_PER_SCENE * batch:
+        scene = make_scene((seed, step * batch + index % batch, index // batch), size=draw_size(rng))
+        index += 1
+        things = [(expression, target) for expression in scene.expressions for target in expression.targets]
+        for place in rng.permutation(len(things))[:CLOSE_PER_SCENE]:
+            expression, target = things[place]
+            x1, y1, x2, y2 = scene.boxes_px[target]
+            shaken = scene.boxes_px[target] + rng.normal(0, CLOSE_SHAKE, 4) * np.tile([x2 - x1, y2 - y1], 2)
+            height, width = scene.image.shape[:2]
+            window = window_around(order_box(shaken, width, height), width, height, rng.uniform(*CLOSE_ZOOM))
+            if window is not None:
+                shown.append(close_up(scene, expression, target, window, CLOSE_SIDE))
+    return shown[: CLOSE_PER_SCENE * batch]
 
 
 class Read(NamedTuple):
@@ -193,6 +227,8 @@ def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], h
         chosen = [
             (b, position, token) for b, lesson in enumerate(lessons) for position, token, decision in lesson.choices if decision == decides
         ]
+        if not chosen:
+            continue
         logits = (_gather(hidden, [(b, position) for b, position, _ in chosen]) @ head.T).float()
         answers = torch.tensor([token for *_, token in chosen])
         terms[name] = F.cross_entropy(logits, answers) * (2.0 if decides else 0.1)

@@ -19,7 +19,7 @@ from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.conversation import ChatMarkup, SpokenInstance, points_answer, points_body, points_head, prompt_answer, read_markup
 from sam4mllm.prompts.dialects import DEMO
 
-POINTS_PER_BOX = 8
+POINTS_PER_BOX, POINTS_CLOSE = 8, 24
 JOINT_SHARE, PROMPT_SHARE = 0.1, 0.3
 MAX_JOINT = 15
 PROMPT_INSIDE, PROMPT_OUTSIDE = 3, 2
@@ -95,6 +95,16 @@ class Teacher:
             self._ask_prompt(lesson, scene, scene.expressions[rng.integers(len(scene.expressions))], regions, rng)
         return lesson
 
+    def close_up(self, scene: DemoScene, visual_tokens: int, rng: np.random.Generator) -> Lesson:
+        """Points alone: the phrase and the box are said as serving says them, for it has them from the whole image."""
+        lesson = Lesson(visual_tokens)
+        expression = scene.expressions[0]
+        index = expression.targets[0]
+        question, _ = self._question(DEMO.box_question, expression, rng)
+        asked, _ = lesson.add([*question, *self.encode(prompt_answer(DEMO, [SpokenInstance(_box(scene, index))])), self.end], ROOT)
+        self._ask_points(lesson, scene, asked, index, rng, POINTS_CLOSE)
+        return lesson
+
     def _question(self, template: str, expression: Expression, rng: np.random.Generator) -> tuple[list[int], dict[str, int]]:
         before, after = template.split("{phrase}")
         ids, ends = self._speller.encode(expression.phrase, rng)
@@ -166,7 +176,9 @@ class Teacher:
                     lesson.look_at("answer", position, nothing)
                 lesson.choices.append((position, token, token in (self.open, self.none, self.end)))
 
-    def _ask_points(self, lesson: Lesson, scene: DemoScene, asked: int, index: int, rng: np.random.Generator) -> None:
+    def _ask_points(
+        self, lesson: Lesson, scene: DemoScene, asked: int, index: int, rng: np.random.Generator, count: int = POINTS_PER_BOX
+    ) -> None:
         height, width = scene.image.shape[:2]
         x1, y1, x2, y2 = scene.boxes_px[index]
         sides = np.array([x2 - x1, y2 - y1, x2 - x1, y2 - y1])
@@ -183,7 +195,7 @@ class Teacher:
                 position = start + len(question) + offset - 1
                 lesson.verdicts.append((position, token))
                 self._look_at_point(lesson, position, self._spelled(question, start, offset), point, scene)
-        points, inside = _draw_points(scene, index, shaken, POINTS_PER_BOX, rng)
+        points, inside = _draw_points(scene, index, shaken, count, rng)
         for point, flag in zip(points, inside, strict=True):
             question = self.encode(points_body(DEMO, _numbers([point], width, height)) + self.markup.to_answer)
             _, start = lesson.add(question, head)
