@@ -105,7 +105,7 @@ def decide(pairs: Sequence[Pair], checks: Checks) -> Decision:
         ValueError: an IoU or gIoU is not a number from 0 to 1, or the golden set was not asked though the pairs leave it open.
     """
     _require_shares(pairs, checks)
-    if not _asked(checks) and not is_kept(pairs):
+    if _golden_difference(checks) is None and not is_kept(pairs):
         raise ValueError("without the golden set nothing is promoted")
     labels = compare_labels(pairs)
     evidence = _weigh(_differences(pairs))
@@ -274,13 +274,8 @@ def _require_shares(pairs: Sequence[Pair], checks: Checks) -> None:
     for pair in pairs:
         if not (0 <= pair.champion <= 1 and 0 <= pair.challenger <= 1):
             raise ValueError(f"an IoU lies between 0 and 1, not {pair.champion} and {pair.challenger} (label {_printable(pair.label)})")
-    if _asked(checks) and not all(0 <= value <= 1 for value in (checks.golden_champion, checks.golden_challenger) if value is not None):
+    if not all(0 <= value <= 1 for value in (checks.golden_champion, checks.golden_challenger) if value is not None):
         raise ValueError(f"the golden gIoU lies between 0 and 1, not {checks.golden_champion} and {checks.golden_challenger}")
-
-
-def _asked(checks: Checks) -> bool:
-    """Whether the golden set was asked."""
-    return checks.golden_champion is not None and checks.golden_challenger is not None
 
 
 def _golden_difference(checks: Checks) -> float | None:
