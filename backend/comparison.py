@@ -1,7 +1,11 @@
-"""Champion and challenger on the same examples: both see each image through one segmenter embedding."""
+"""Champion and challenger on the same examples: both see each image through one segmenter embedding.
+
+What no pipeline would be served (an image too long for the model, a phrase with a control word of it) is left out, with a line in the log.
+"""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -11,8 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.data.examples import Example, load_example_image
+from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.evaluation.metrics import compare
 from sam4mllm.pipeline import Opened, Pipeline, Segmentation, Strategy
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,11 +37,31 @@ def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[E
     for _, group in groupby(ordered, key=lambda example: example.image):
         some = list(group)
         image = load_example_image(folder, some[0])
-        embedding = pipelines[0].segmenter.encode(image)
-        phrases = [example.phrase for example in some]
-        answered = [pipeline.segment(Opened(pipeline.grounder.open(image), embedding), phrases, strategy) for pipeline in pipelines]
-        for example, answers in zip(some, zip(*answered, strict=True), strict=True):
-            yield Answers(image, example, answers)
+        try:
+            embedding = pipelines[0].segmenter.encode(image)
+            opened = [Opened(pipeline.grounder.open(image), embedding) for pipeline in pipelines]
+        except ImageError as error:
+            log.warning("%s is left out: %s", some[0].image, error)
+            continue
+        yield from _answer(pipelines, opened, some, strategy, image)
+
+
+def _answer(
+    pipelines: Sequence[Pipeline], opened: Sequence[Opened], some: Sequence[Example], strategy: Strategy, image: NDArray[np.uint8]
+) -> Iterator[Answers]:
+    """The answers to an image's examples together; each alone if one of the phrases is refused."""
+    phrases = [example.phrase for example in some]
+    try:
+        answered = [pipeline.segment(seen, phrases, strategy) for pipeline, seen in zip(pipelines, opened, strict=True)]
+    except PhraseError as error:
+        if len(some) == 1:
+            log.warning("a phrase about %s is left out: %s", some[0].image, error)
+            return
+        for example in some:
+            yield from _answer(pipelines, opened, [example], strategy, image)
+        return
+    for example, answers in zip(some, zip(*answered, strict=True), strict=True):
+        yield Answers(image, example, answers)
 
 
 def score(answer: Segmentation, example: Example) -> float:

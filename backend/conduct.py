@@ -25,7 +25,7 @@ from typing import Any
 
 from backend.corrections import CorrectionLog
 from backend.engine import Engine
-from backend.errors import LearningError, where
+from backend.errors import LearningError, NotReadyError, where
 from backend.gate import SIGN_FLIP_PAIRS, Checks, Decision, Pair, decide
 from backend.metrics import Metrics
 from backend.process import Child
@@ -38,8 +38,9 @@ from backend.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
 from backend.trainer import STOPPED, Job, read_curve
 from backend.versions import Versions
 from sam4mllm.adapters import CONFIG, WEIGHTS
+from sam4mllm.data.examples import read_examples
 from sam4mllm.durable import file_sha256, remove
-from sam4mllm.errors import Sam4mllmError
+from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.training.plan import Plan
 
 log = logging.getLogger(__name__)
@@ -51,6 +52,8 @@ STOP_SECONDS = 60.0
 """What a process that was asked to stop has for its checkpoint."""
 DISK_REFUSES = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO))
 SMOKE_SECONDS = 600.0
+OVERTIME, COMPARISON_SECONDS = 2.0, 3600.0
+"""What a run's process may take: its budget so many times, and time for the comparison. One that hangs does not hold up all later runs."""
 RETRY_SECONDS = 60.0
 """Before a run is taken up again that a full disk broke off."""
 PAUSE_SECONDS = 120.0
@@ -116,7 +119,7 @@ class Conductor:
         try:
             self._perform(run)
         except _InterruptedError:
-            log.info("%s goes on after the next start", run.id)
+            log.info("%s was stopped and goes on later", run.id)
         except _DiskError as error:
             log.error("%s: the disk refuses (%s); tried again in %.0f s", run.id, error, RETRY_SECONDS)
             self._interrupted.wait(RETRY_SECONDS)
@@ -134,8 +137,10 @@ class Conductor:
         except _CancelledError:
             run = self._end(run, "stopped", "stopped on request")
         except Sam4mllmError as error:
+            self._check_ending(error)
             run = self._end(run, "failed", str(error))
         except Exception as error:
+            self._check_ending(error)
             if isinstance(error, OSError) and error.errno in DISK_REFUSES:
                 raise _DiskError(error.strerror) from error
             log.error("%s: %s", run.id, where(error))
@@ -154,14 +159,17 @@ class Conductor:
         if not run.counts:
             remove(dataset)  # of a start that was killed before it could say what it had written
             written = write_snapshot(reviews.reviews, self._files, dataset, lambda: self._check_halted(run))
-            self._metrics.refused_annotations(len(reviews.refused))
-            refused = [(one.annotation, one.reason) for one in reviews.refused] + written.refused
-            (folder / "refused.json").write_text(json.dumps(refused))
+            self._log.note_refusals("reviews", {one.annotation: one.reason for one in reviews.refused}, time.time())
+            self._log.note_refusals("snapshot", dict(written.refused), time.time())
+            refused = self._log.refusals()
+            self._metrics.refused_annotations(len(refused))
+            (folder / "refused.json").write_text(json.dumps(list(refused.items())))
             run = self._runs.save(run, counts={**written.counts, "refused": len(refused)})
         if not run.counts[TRAIN]:
             return self._end(run, "postponed", "there is no correction to learn from; correct some masks first")
-        if run.counts[HOLDOUT] < SIGN_FLIP_PAIRS:
-            missing = f"{run.counts[HOLDOUT]} of the {SIGN_FLIP_PAIRS} corrections that are needed to judge a new version"
+        images = len({example.image for example in read_examples(dataset) if example.split == HOLDOUT}) if run.counts[HOLDOUT] else 0
+        if images < SIGN_FLIP_PAIRS:
+            missing = f"{images} of the {SIGN_FLIP_PAIRS} corrected images that are needed to judge a new version"
             return self._end(run, "postponed", f"there are {missing}, about a fifth of all; correct more masks first")
         self._job(self._versions.serving, dataset).write(folder)
         return self._runs.save(run, state="training", champion=self._serving(), message=self._needs())
@@ -171,10 +179,15 @@ class Conductor:
         if run.attempts >= ATTEMPTS:
             raise LearningError(f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id)}")
         run = self._runs.save(run, attempts=run.attempts + 1)
-        with self._room():
-            code = self._run_process("training", run, [str(self._runs.folder(run.id))])
-        if code == STOPPED:
-            raise LearningError("its process was stopped by somebody else; start it again")
+        limit = OVERTIME * 60 * self._settings.train_minutes + COMPARISON_SECONDS
+        try:
+            with self._room():
+                code = self._run_process("training", run, [str(self._runs.folder(run.id))], limit)
+        except _InterruptedError:
+            self._runs.save(run, attempts=run.attempts - 1)  # that the server ends is no fault of the run
+            raise
+        if code == STOPPED:  # by somebody else; it has a checkpoint
+            raise _InterruptedError
         if code:
             raise LearningError(self._last_line(run, "training"))
         return self._runs.save(run, state="deciding")
@@ -183,15 +196,17 @@ class Conductor:
         """Weigh champion and challenger; the better one serves."""
         folder = self._runs.folder(run.id)
         found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        pairs = [Pair(one["label"], one["champion"], one["challenger"]) for one in found["pairs"]]
+        pairs = [Pair(one["label"], one["champion"], one["challenger"], one["image"]) for one in found["pairs"]]
         if not run.challenger:
+            self._check_champion(run)
             metrics = {"holdout": sum(pair.challenger for pair in pairs) / max(1, len(pairs))}
             if found["golden_challenger"] is not None:
                 metrics["golden"] = found["golden_challenger"]
             files = {name: folder / "adapter" / name for name in (CONFIG, WEIGHTS)}
             added = self._versions.add(files, file_sha256(folder / "data" / "examples.jsonl"), metrics)
             run = self._runs.save(run, challenger=added.version)
-        smoke = self._run_process("smoke", run, ["smoke", str(folder)], SMOKE_SECONDS) == 0
+        with self._room():
+            smoke = self._run_process("smoke", run, ["smoke", str(folder)], SMOKE_SECONDS) == 0
         decision = decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=smoke))
         state: State = "kept" if decision.verdict == "keep" else "postponed"
         message = "; ".join(decision.reasons)
@@ -201,6 +216,8 @@ class Conductor:
 
     def _promote(self, run: Run, version: str, message: str) -> tuple[State, str]:
         """The comparison holds only with the champion that was compared; a kill may have come just after the promotion."""
+        with contextlib.suppress(RegistryError, ModelError):
+            self._versions.sync()  # somebody may have promoted another just now
         serving = self._serving()
         if serving not in (run.champion, version):
             return "kept", f"{serving} was promoted meanwhile, and this version was not compared with it"
@@ -255,6 +272,16 @@ class Conductor:
         finally:
             _stop(child)
 
+    def _check_champion(self, run: Run) -> None:
+        """A run that was resumed with other models has an adapter of the former ones."""
+        if self._serving().rsplit("-", 2)[0] != run.champion.rsplit("-", 2)[0]:
+            raise LearningError(f"it was trained beside {run.champion}, and {self._serving()} serves now; start another")
+
+    def _check_ending(self, error: Exception) -> None:
+        """While the server ends, the engine refuses much; the run goes on after the next start."""
+        if self._interrupted.is_set() or self._engine.state == "draining":
+            raise _InterruptedError from error
+
     def _check_halted(self, run: Run) -> None:
         if self._cancelled == run.id:
             raise _CancelledError
@@ -274,6 +301,9 @@ class Conductor:
         finally:
             try:
                 self._engine.run(lambda roster: roster.back(), True, time.monotonic() + PAUSE_SECONDS)
+            except NotReadyError as error:
+                self._check_ending(error)
+                raise
             finally:
                 self._engine.resume()
 

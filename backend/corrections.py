@@ -1,5 +1,5 @@
 """The durable log (SQLite): every webhook event, on disk before it is acknowledged, what it says of tasks and annotations, what was
-served, and the phrases that annotators typed.
+served, the phrases that annotators typed, and why nothing is learnt from some annotations.
 
 Learning reads it later; here it is only kept. How events become rows is :mod:`backend.fold`'s.
 """
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from backend.errors import SettingsError
-from backend.fold import SCHEMA, VERSION, Pulled, bury_project, fold, fold_project, upgrade
+from backend.fold import SCHEMA, VERSION, Pulled, bury_project, fold, fold_project, project_rows, storable, upgrade
 from backend.wire import is_row_id
 from sam4mllm.errors import first_line
 from sam4mllm.masks import Rle
@@ -32,6 +32,10 @@ _ANNOTATIONS = """
 SELECT a.id, a.project, a.task, a.updated, a.changed, a.state, a.body, coalesce(t.body, '{}'), coalesce(p.label_config, '')
 FROM annotations a LEFT JOIN tasks t ON t.id = a.task LEFT JOIN projects p ON p.id = a.project
 WHERE a.id > ? AND a.state != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY a.id LIMIT ?
+"""
+_REFUSALS = """
+SELECT r.annotation, r.reason FROM refusals r LEFT JOIN annotations a ON a.id = r.annotation LEFT JOIN tasks t ON t.id = a.task
+WHERE coalesce(a.state, '') != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY r.annotation, r.noted, r.stage
 """
 
 
@@ -137,11 +141,11 @@ class CorrectionLog:
         project = body.get("project")
         number = project.get("id") if isinstance(project, dict) else None
         action = str(body.get("action", ""))[:64].encode("ascii", "replace").decode()
-        received = time.time()
+        received, text = time.time(), json.dumps(body)
         with self._writing() as connection:
             cursor = connection.execute(
                 "INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)",
-                (received, action, number if is_row_id(number) else None, json.dumps(body)),
+                (received, action, number if is_row_id(number) else None, text),
             )
             fold(connection, body, received)
         return int(cursor.lastrowid or 0)
@@ -150,6 +154,11 @@ class CorrectionLog:
         """What has come since an event, in order."""
         rows = self._read("SELECT id, received, action, project, body FROM events WHERE id > ? ORDER BY id", (after,))
         return [Event(number, received, action, project, json.loads(body)) for number, received, action, project, body in rows]
+
+    def last(self, action: str) -> float:
+        """When the last event of an action came, in seconds since 1970; 0 if none did."""
+        [[received]] = self._read("SELECT max(received) FROM events WHERE action = ?", (action,))
+        return float(received or 0.0)
 
     # -- annotations -----------------------------------------------------------------------------------------------------------------------
 
@@ -188,13 +197,37 @@ class CorrectionLog:
             tasks: all of them, each with ``id``, ``data``, ``updated_at`` and its ``annotations`` in full.
             began: when the pull began, by this server's clock: what events told since then stands.
         """
+        # first, and not with the lock: events and what is served are not to wait for it
+        rows = project_rows(project, title, label_config, tasks)
         with self._writing() as connection:
-            return fold_project(connection, project, title, label_config, tasks, began, time.time())
+            return fold_project(connection, rows, began, time.time())
 
     def drop(self, project: int, began: float) -> Pulled:
         """Let all of a project's tasks and annotations go but those that events told of since a time of this server."""
         with self._writing() as connection:
             return bury_project(connection, project, began, time.time())
+
+    # -- what nothing is learnt from -------------------------------------------------------------------------------------------------------
+
+    def note_refusals(self, stage: str, reasons: Mapping[int, str], now: float) -> None:
+        """Keep why a stage of the learning refused annotations, in the place of all that it said before; all or nothing.
+
+        Args:
+            stage: its name.
+            reasons: by the annotation's number, one line each.
+            now: seconds since 1970; a reason that was known already keeps its time.
+        """
+        with self._writing() as connection:
+            known = dict(connection.execute("SELECT annotation, reason FROM refusals WHERE stage = ?", (stage,)).fetchall())
+            said = {annotation: storable(reason) for annotation, reason in reasons.items()}
+            over = [(stage, annotation) for annotation in known.keys() - said.keys()]
+            connection.executemany("DELETE FROM refusals WHERE stage = ? AND annotation = ?", over)
+            news = [(stage, annotation, reason, now) for annotation, reason in said.items() if known.get(annotation) != reason]
+            connection.executemany("INSERT OR REPLACE INTO refusals (stage, annotation, reason, noted) VALUES (?, ?, ?, ?)", news)
+
+    def refusals(self) -> dict[int, str]:
+        """Why nothing is learnt from annotations that are not deleted, by number; of several stages' reasons the newest."""
+        return dict(self._read(_REFUSALS))
 
     # -- what was served -------------------------------------------------------------------------------------------------------------------
 

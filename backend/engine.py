@@ -22,6 +22,8 @@ M = TypeVar("M")
 R = TypeVar("R")
 State = Literal["loading", "ready", "paused", "failed", "draining"]
 
+BUSY = "requests did not come to an end, so the models cannot pause"
+
 
 @dataclass(order=True)
 class _Job:
@@ -55,6 +57,8 @@ class Engine(Generic[M]):
         self.failure = ""
         self._pause = ""
         self.model: M | None = None
+        self.let_go: Callable[[], None] = lambda: None
+        """Called on the engine's thread before it pauses, to free what is kept of former work on the models' device."""
 
     def start(self) -> None:
         """Begin to load; returns at once."""
@@ -108,17 +112,26 @@ class Engine(Generic[M]):
             return sum(job.work is not None for job in self._jobs)
 
     def pause(self, message: str, seconds: float) -> None:
-        """Give no more places, and wait until the requests that have one are answered: the models are then free for a while.
+        """Give no more places, and wait until the requests that have one are answered: the models are then free for a while, and what was
+        kept beside them is let go.
 
-        Raises DeadlineError if that takes longer; the engine then goes on as before.
+        Raises DeadlineError if that takes longer, NotReadyError if there is no model; the engine then goes on as before.
         """
+        deadline = time.monotonic() + seconds
         with self._changed:
             self._pause = message
             if not self._changed.wait_for(lambda: sum(self._free.values()) == self._all_places, seconds):
                 self._pause = ""
-                raise DeadlineError("requests did not come to an end, so the models cannot pause")
+                raise DeadlineError(BUSY)
             if self.state == "ready":
                 self.state = "paused"
+        try:
+            self.run(lambda _: self.let_go(), True, deadline)  # behind work that goes on for nobody, and may keep something still
+        except BaseException as error:
+            self.resume()
+            if isinstance(error, DeadlineError):
+                raise DeadlineError(BUSY) from error
+            raise
 
     def resume(self) -> None:
         """Give places again."""

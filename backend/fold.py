@@ -9,11 +9,12 @@ All functions work on a connection that is in a transaction; times are seconds s
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import sqlite3
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS events (
     project INTEGER,
     body TEXT NOT NULL
 );
+CREATE INDEX IF NOT EXISTS events_by_action ON events (action, received);
 CREATE TABLE IF NOT EXISTS phrases (
     project TEXT NOT NULL,
     task INTEGER NOT NULL,
@@ -82,11 +84,26 @@ CREATE TABLE IF NOT EXISTS annotations (
     body TEXT NOT NULL,
     reason TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS digests (
+    kind TEXT NOT NULL,
+    id INTEGER NOT NULL,
+    changed REAL NOT NULL,
+    digest TEXT NOT NULL,
+    PRIMARY KEY (kind, id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refusals (
+    stage TEXT NOT NULL,
+    annotation INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    noted REAL NOT NULL,
+    PRIMARY KEY (stage, annotation)
+) WITHOUT ROWID;
 CREATE INDEX IF NOT EXISTS annotations_by_task ON annotations (task);
 CREATE INDEX IF NOT EXISTS annotations_by_change ON annotations (changed);
 """
 """``updated`` is Label Studio's time, ``changed`` that of this server when the row was last written. ``tasks.body`` is the task's data,
-``tasks.task`` its own number; of what is deleted only the row is left, with the reason."""
+``tasks.task`` its own number; of what is deleted only the row is left, with the reason. ``digests`` are of the bodies of the tables
+``kind``, and say nothing of a row whose ``changed`` is another: a release that did not know them wrote it."""
 KEPT = (
     *("id", "task", "project", "result", "was_cancelled", "ground_truth", "lead_time", "completed_by", "updated_by"),
     *("parent_prediction", "parent_annotation", "last_action", "import_id", "created_at", "updated_at"),
@@ -107,6 +124,8 @@ class _Row:
     state: State
     body: str = ""
     reason: str = ""
+    digest: str = ""
+    """The body's."""
 
 
 def fold(connection: sqlite3.Connection, body: Mapping[str, Any], received: float) -> None:
@@ -164,7 +183,7 @@ def _fold_config(connection: sqlite3.Connection, raw: Mapping[str, Any], receive
 def _put_project(connection: sqlite3.Connection, number: int, title: object, config: str, updated: float, changed: float) -> None:
     connection.execute(
         "INSERT OR REPLACE INTO projects (id, title, label_config, updated, changed) VALUES (?, ?, ?, ?, ?)",
-        (number, _storable(title if isinstance(title, str) else ""), _storable(config), updated, changed),
+        (number, storable(title if isinstance(title, str) else ""), storable(config), updated, changed),
     )
 
 
@@ -172,7 +191,7 @@ def _task(raw: Mapping[str, Any], project: int | None) -> _Row | None:
     number, data = row_id(raw.get("id")), raw.get("data")
     if number is None or not isinstance(data, dict):
         return None
-    return _Row(number, _first_id(project, raw.get("project")), number, instant(raw.get("updated_at")), "live", _json(data))
+    return _whole(_Row(number, _first_id(project, raw.get("project")), number, instant(raw.get("updated_at")), "live"), data)
 
 
 def _annotation(raw: Mapping[str, Any], project: int | None, task: int | None = None) -> _Row | None:
@@ -183,7 +202,13 @@ def _annotation(raw: Mapping[str, Any], project: int | None, task: int | None = 
     kept |= {"task": home, "project": _first_id(project, raw.get("project"))}
     kept |= {name: _user(raw.get(name)) for name in ("completed_by", "updated_by")}
     state: State = "skipped" if raw.get("was_cancelled") is True else "submitted"
-    return _Row(number, kept["project"], home, instant(raw.get("updated_at")), state, _json(kept))
+    return _whole(_Row(number, kept["project"], home, instant(raw.get("updated_at")), state), kept)
+
+
+def _whole(row: _Row, content: Mapping[str, Any]) -> _Row:
+    """The row with its body."""
+    body = _json(content)
+    return replace(row, body=body, digest=hashlib.sha256(body.encode()).hexdigest())
 
 
 def _fold_row(connection: sqlite3.Connection, table: str, row: _Row | None, received: float) -> None:
@@ -198,6 +223,13 @@ def _put(connection: sqlite3.Connection, table: str, row: _Row, changed: float) 
     connection.execute(
         f"INSERT OR REPLACE INTO {table} (id, project, task, updated, changed, state, body, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
         (row.id, row.project, row.task, row.updated, changed, row.state, row.body, row.reason),
+    )
+    _put_digest(connection, table, row, changed)
+
+
+def _put_digest(connection: sqlite3.Connection, table: str, row: _Row, changed: float) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO digests (kind, id, changed, digest) VALUES (?, ?, ?, ?)", (table, row.id, changed, row.digest)
     )
 
 
@@ -232,20 +264,19 @@ class Pulled:
     dropped: int
 
 
-def fold_project(
-    connection: sqlite3.Connection,
-    project: int,
-    title: str,
-    label_config: str,
-    tasks: Sequence[Mapping[str, Any]],
-    began: float,
-    now: float,
-) -> Pulled:
-    """Make the tables say what Label Studio says of a project, but for what events told since the pull ``began``."""
-    updated, changed = connection.execute("SELECT updated, changed FROM projects WHERE id = ?", (project,)).fetchone() or (0.0, 0.0)
-    if changed < began:
-        # the API does not say when a config was saved: the last time that is known stays
-        _put_project(connection, project, title, label_config, updated, now)
+@dataclass(frozen=True)
+class ProjectRows:
+    """A project of Label Studio's on its way into the tables."""
+
+    project: int
+    title: str
+    label_config: str
+    tasks: Sequence[_Row]
+    annotations: Sequence[_Row]
+
+
+def project_rows(project: int, title: str, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> ProjectRows:
+    """What Label Studio says of a project, as rows. To write out all of its masks takes long: it is not for a transaction."""
     pulled_tasks = [row for raw in tasks if (row := _task({**raw, "project": project}, project))]
     pulled = [
         row
@@ -253,8 +284,18 @@ def fold_project(
         for entry in _listed(raw.get("annotations"))
         if (row := _annotation(entry, project, row_id(raw.get("id")))) is not None
     ]
-    _pull(connection, "tasks", project, pulled_tasks, began, now)
-    return _pull(connection, "annotations", project, pulled, began, now)
+    return ProjectRows(project, title, label_config, pulled_tasks, pulled)
+
+
+def fold_project(connection: sqlite3.Connection, rows: ProjectRows, began: float, now: float) -> Pulled:
+    """Make the tables say what Label Studio says of a project, but for what events told since the pull ``began``."""
+    project = rows.project
+    updated, changed = connection.execute("SELECT updated, changed FROM projects WHERE id = ?", (project,)).fetchone() or (0.0, 0.0)
+    if changed < began:
+        # the API does not say when a config was saved: the last time that is known stays
+        _put_project(connection, project, rows.title, rows.label_config, updated, now)
+    _pull(connection, "tasks", project, rows.tasks, began, now)
+    return _pull(connection, "annotations", project, rows.annotations, began, now)
 
 
 def bury_project(connection: sqlite3.Connection, project: int, began: float, now: float) -> Pulled:
@@ -280,14 +321,26 @@ def _pull(connection: sqlite3.Connection, table: str, project: int, pulled: Sequ
 
 def _take(connection: sqlite3.Connection, table: str, row: _Row, began: float, now: float) -> bool:
     """Whether the server's row was news. One that is as it was keeps its time of change: nothing new is to be learnt from it."""
-    known = connection.execute(f"SELECT updated, changed, state, project, body FROM {table} WHERE id = ?", (row.id,)).fetchone()
+    known = connection.execute(f"SELECT updated, changed, state, project FROM {table} WHERE id = ?", (row.id,)).fetchone()
     if known is not None:
-        updated, changed, state, project, kept = known
+        updated, changed, state, project = known
         if changed >= began and (state == "deleted" or updated >= row.updated):
             return False
-        if (updated, state, project, kept) == (row.updated, row.state, row.project, row.body):
+        if (updated, state, project) == (row.updated, row.state, row.project) and _has_body(connection, table, row, changed):
             return False
     _put(connection, table, row, now)
+    return True
+
+
+def _has_body(connection: sqlite3.Connection, table: str, row: _Row, changed: float) -> bool:
+    """Whether the table's row, last written at ``changed``, has this body. It is not read for that if its digest is known."""
+    known = connection.execute("SELECT digest FROM digests WHERE kind = ? AND id = ? AND changed = ?", (table, row.id, changed)).fetchone()
+    if known is not None:
+        return bool(known[0] == row.digest)
+    [[body]] = connection.execute(f"SELECT body FROM {table} WHERE id = ?", (row.id,)).fetchall()
+    if body != row.body:
+        return False
+    _put_digest(connection, table, row, changed)
     return True
 
 
@@ -335,7 +388,7 @@ def _user(value: object) -> int | None:
     return row_id(value.get("id") if isinstance(value, dict) else value)
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Text that SQLite takes: halves of characters are replaced."""
     return text.encode("utf-8", "replace").decode()
 

@@ -1,7 +1,7 @@
 """Whether a challenger adapter may take the champion's place: figures in, a decision with its reasons out; no model is loaded here.
 
-The two are compared on the same holdout samples, in pairs, so that easy and hard images weigh on both alike. What counts as better depends
-on how many pairs there are:
+The two are compared on the same holdout samples, in pairs, so that easy and hard images weigh on both alike. Phrases of one image stand or
+fall together, so an image counts once, with the mean of its pairs. What counts as better depends on how many images there are:
 
 from 30   the one-sided 95 % lower bound of the mean difference, by the paired percentile bootstrap, lies above 0
 8 to 29   the exact one-sided paired sign-flip test gives p ≤ 0.05; a bootstrap of so few is too sure of itself
@@ -51,11 +51,14 @@ Method = Literal["bootstrap", "sign-flip", "none"]
 
 @dataclass(frozen=True)
 class Pair:
-    """One holdout sample under both adapters: IoU, or 1 or 0 for a phrase without a target."""
+    """One holdout sample under both adapters: IoU, or 1 or 0 for a phrase without a target. ``image`` names its image, empty if no other
+    sample is of the same.
+    """
 
     label: str
     champion: float
     challenger: float
+    image: str = ""
 
 
 @dataclass(frozen=True)
@@ -208,8 +211,8 @@ def _weigh(differences: NDArray[np.float64]) -> _Evidence:
     """What (N,) differences say by themselves."""
     count = len(differences)
     if count < SIGN_FLIP_PAIRS:
-        return _Evidence("wait", "none", f"the holdout has {count} corrected samples so far; a decision takes {SIGN_FLIP_PAIRS}")
-    change = f"the mean IoU of {count} holdout samples changes by {math.fsum(differences) / count:+.4f}"
+        return _Evidence("wait", "none", f"the holdout has {count} corrected images so far; a decision takes {SIGN_FLIP_PAIRS}")
+    change = f"the mean IoU of {count} holdout images changes by {math.fsum(differences) / count:+.4f}"
     if count < BOOTSTRAP_PAIRS:
         return _weigh_few(differences, change)
     bound = float(lower_bounds(differences[None])[0])
@@ -266,8 +269,11 @@ def _compare(pairs: Sequence[Pair]) -> Figures:
 
 
 def _differences(pairs: Sequence[Pair]) -> NDArray[np.float64]:
-    """(N,) challenger minus champion, sorted: the bootstrap draws by place, and the order of the pairs must not matter."""
-    return np.sort(np.array([pair.challenger - pair.champion for pair in pairs], np.float64))
+    """(N,) challenger minus champion of each image, sorted: the bootstrap draws by place, and the order of the pairs must not matter."""
+    grouped: defaultdict[str | int, list[float]] = defaultdict(list)
+    for index, pair in enumerate(pairs):
+        grouped[pair.image or index].append(pair.challenger - pair.champion)
+    return np.sort(np.array([math.fsum(found) / len(found) for found in grouped.values()], np.float64))
 
 
 def _require_shares(pairs: Sequence[Pair], checks: Checks) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from backend.conduct import TRAINER, Conductor
 from backend.corrections import CorrectionLog
@@ -29,6 +29,7 @@ from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)
 
+BUTTON = "START_TRAINING"
 TICK_SECONDS = 2.0
 LOOK_SECONDS = 20.0
 """Between two looks at the reviews, all of which are read."""
@@ -51,7 +52,7 @@ class Learner:
         trainer: Sequence[str] = TRAINER,
     ) -> None:
         self.runs = Runs(settings.home)
-        self.watch = Watch(versions.registry.champion, versions.rollback)
+        self.watch = Watch(versions.registry.tenure, versions.rollback)
         self._settings = settings
         self._engine = engine
         self._versions = versions
@@ -63,7 +64,8 @@ class Learner:
         self._conductor = Conductor(
             settings, engine, versions, corrections, files, self.runs, metrics, reconcile=self._reconcile, command=trainer
         )
-        self._asked = ""
+        self._heeded = 0.0
+        self._problems: dict[str, str] = {}
         self._closed = False
         self._changed = threading.Condition()
         self._ticker = threading.Thread(target=self._tick_until_closed, name="learning", daemon=True)
@@ -102,15 +104,17 @@ class Learner:
 
     def _look_at_reviews(self) -> None:
         """What reviewers made of the masks changes the score, and at worst the version."""
-        if time.monotonic() < self._next_look or not self._log.count_new(self._looked):
+        roster, now = self._engine.model, time.time()
+        if roster is None or time.monotonic() < self._next_look or not self._log.count_new(self._looked):
             return
-        self._next_look, self._looked = time.monotonic() + LOOK_SECONDS, time.time()
+        self._next_look = time.monotonic() + LOOK_SECONDS
         found = read_reviews(self._log, self._settings.phrase_field)
-        self._metrics.refused_annotations(len(found.refused))
-        roster = self._engine.model
-        if roster is not None and self._scorer.refit(found.reviews, roster.current.version(self._settings.strategy)):
-            roster.calibrate(self._scorer.calibration)
+        self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused}, now)
+        self._metrics.refused_annotations(len(self._log.refusals()))
         self.watch.look(found.reviews)
+        if self._scorer.refit(found.reviews, roster.current.version(self._settings.strategy)):
+            roster.calibrate(self._scorer.calibration)
+        self._looked = now
 
     def _same(self) -> Run | None:
         """A run that would do what another one would."""
@@ -119,9 +123,8 @@ class Learner:
 
     def heard(self, action: str) -> None:
         """A webhook came and is in the log. Returns at once: what it means is worked out later."""
-        if action == "START_TRAINING":
+        if action == BUTTON:
             with self._changed:
-                self._asked = "Label Studio's Start Training"
                 self._changed.notify_all()
 
     def stop(self, run: str) -> Run | None:
@@ -129,9 +132,9 @@ class Learner:
         found = self.runs.load(run)
         if found is None or found.over:
             return found
+        self._conductor.cancel(run)  # even if it waits: it may begin just now
         if found.state == "waiting":
             return self.runs.save(found, state="stopped", message="stopped before it began")
-        self._conductor.cancel(run)
         return found
 
     # -- the thread that looks -------------------------------------------------------------------------------------------------------------
@@ -142,28 +145,45 @@ class Learner:
                 self._changed.wait(TICK_SECONDS)
                 if self._closed:
                     return
-                reason, self._asked = self._asked, ""
-            try:
-                self._tick(reason)
-            except Sam4mllmError as error:
-                log.error("%s", error)
-            except Exception as error:
-                log.error("learning: %s", where(error))
-                log.debug("the traceback", exc_info=True)
+            for step in (
+                self._heed_button,
+                self._versions.sync,
+                self._look_at_reviews,
+                self._reconcile_in_time,
+                self._count,
+                self._begin_next,
+            ):
+                self._try(step)
 
-    def _tick(self, reason: str) -> None:
-        if reason:
-            self.ask(reason)
-        self._versions.sync()
-        self._look_at_reviews()
-        self._reconcile_in_time()
-        after = self._settings.train_after
-        if after and not reason:
-            last = max((run.created for run in self.runs.all()), default=0.0)
-            new = self._log.count_new(last)
+    def _try(self, step: Callable[[], object]) -> None:
+        """One step that fails does not keep the others from their work; it says so once, not at every tick."""
+        problem = ""
+        try:
+            step()
+        except Sam4mllmError as error:
+            problem = str(error)
+        except Exception as error:
+            problem = f"learning: {where(error)}"
+            log.debug("the traceback", exc_info=True)
+        if problem and problem != self._problems.get(step.__name__):
+            log.error("%s", problem)
+        self._problems[step.__name__] = problem
+
+    def _heed_button(self) -> None:
+        """Start Training is in the log, so a restart does not lose it, and other processes may write it there."""
+        pressed = self._log.last(BUTTON)
+        if pressed <= self._heeded:
+            return
+        newest = next(iter(self.runs.all()), None)
+        if newest is None or pressed > max(newest.created, newest.ended or 0.0) or not newest.over:
+            self.ask("Label Studio's Start Training")
+        self._heeded = pressed
+
+    def _count(self) -> None:
+        if after := self._settings.train_after:
+            new = self._log.count_new(max((run.created for run in self.runs.all()), default=0.0))
             if new >= after:
                 self.ask(f"{new} new corrections")
-        self._begin_next()
 
     def _reconcile_in_time(self) -> None:
         if time.monotonic() - self._reconciled > 60 * self._settings.reconcile_minutes or not self._reconciled:

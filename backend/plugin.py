@@ -6,14 +6,17 @@
 
     app = init_app(model_class=Sam4mllmBackend)
 
-Those servers make an object a request or a project, and 1.0.9 runs ``fit`` in a process of its own. So the models live in this module,
-once a process, and ``fit`` does no more than write to the log. Settings come from the environment, as always.
+Those servers make an object a request or a project, so the models live in this module, once a process. 2.x calls ``fit`` in that process,
+and an event goes the way of our own webhook. 1.0.9 calls it in a process of its own, without models: there it writes to the log, where the
+process with the models finds it. Settings come from the environment, as always.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
+import logging
+import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -21,9 +24,15 @@ from pathlib import Path
 from typing import Any
 
 from backend.corrections import CorrectionLog
+from backend.errors import where
+from backend.learning import BUTTON
 from backend.service import Service, build
 from backend.settings import read_settings
+from backend.webhook_routes import ACTIONS
 from backend.wire import PredictRequest
+from sam4mllm.errors import Sam4mllmError, first_line
+
+log = logging.getLogger(__name__)
 
 _lock = threading.Lock()
 
@@ -61,17 +70,45 @@ class _Backend:
         answers = [json.loads(answer) for answer in service().predictor.predict(request)]
         return answers if self._new else [_without_version(answer) for answer in answers]
 
-    def fit(self, *args: Any, event: str = "", data: Mapping[str, Any] | None = None, workdir: str | None = None, **_: Any) -> None:
-        """Keep the event. 1.x calls ``fit((), event=…, data=…)``, 2.x ``fit(event, data)``."""
+    def fit(self, *args: Any, event: object = "", data: object = None, workdir: str | None = None, **_: Any) -> None:
+        """Keep the event; Start Training starts a run. 1.x calls ``fit((), event=…, data=…)``, 2.x ``fit(event, data)``.
+
+        Whatever goes wrong is a line in the log: the servers have no answer for it.
+        """
         if args and isinstance(args[0], str):
             event, data = args[0], args[1] if len(args) > 1 else data
-        log = CorrectionLog(read_settings().home / "corrections.sqlite")  # 1.x is in a process of its own here
+        if not isinstance(event, str) or not isinstance(data, Mapping | None):
+            kinds = type(event).__name__, type(data).__name__
+            log.error("an event is a name and an object, as Label Studio sends them, not %s and %s; nothing is kept of it", *kinds)
+            return
         try:
-            log.store({**(data or {}), "action": event})
-        finally:
-            log.close()
-        if workdir is not None:
-            _leave_no_job(Path(workdir))
+            (_hear if self._new else _leave_to_the_server)(event, {**(data or {}), "action": event})
+            if workdir is not None:
+                _leave_no_job(Path(workdir))
+        except (Sam4mllmError, sqlite3.Error, OSError) as error:
+            log.error("an event could not be kept: %s", first_line(error))
+        except Exception as error:
+            log.error("an event could not be kept: %s", where(error))
+            log.debug("the traceback", exc_info=True)
+
+
+def _hear(action: str, body: Mapping[str, Any]) -> None:
+    """2.x: as the webhook of our own server does."""
+    ours = service()
+    ours.corrections.store(body)
+    ours.metrics.stored(action if action in ACTIONS else "OTHER")
+    ours.learner.heard(action)
+
+
+def _leave_to_the_server(action: str, body: Mapping[str, Any]) -> None:
+    """1.x: the process with the models looks into the log, once it has been asked to predict."""
+    corrections = CorrectionLog(read_settings().home / "corrections.sqlite")
+    try:
+        corrections.store(body)
+        if action == BUTTON:
+            log.info("the training begins once the server has been asked for a prediction")
+    finally:
+        corrections.close()
 
 
 def _without_version(answer: Any) -> Any:
@@ -92,6 +129,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     from label_studio_ml.model import LabelStudioMLBase
 
-    made = type(name, (_Backend, LabelStudioMLBase), {"__module__": __name__, "_new": hasattr(LabelStudioMLBase, "set")})
+    heard = dict.fromkeys((*getattr(LabelStudioMLBase, "TRAIN_EVENTS", ()), BUTTON))  # 1.x knows no Start Training
+    attributes = {"__module__": __name__, "_new": hasattr(LabelStudioMLBase, "set"), "TRAIN_EVENTS": tuple(heard)}
+    made = type(name, (_Backend, LabelStudioMLBase), attributes)
     globals()[name] = made  # so that a process of 1.x finds it by name
     return made

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import logging
@@ -16,6 +17,7 @@ from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from backend.cache import ByteCache
@@ -41,6 +43,7 @@ log = logging.getLogger(__name__)
 LEFT_OUT = b"[]"
 """What Label Studio stores nothing for, and asks again."""
 NO_TIME = "there was no time left for this task in this request; it is asked again later"
+NO_ROOM = "out of memory, even for one phrase at a time; use a smaller model, another device, or a lower SAM4MLLM_MAX_PIXELS"
 WORKERS = 4
 """Tasks of batches that are fetched or worked on at once; the models still take one at a time."""
 DECODED_AT_ONCE = 4
@@ -72,6 +75,7 @@ class Notes(Protocol):
     def project_phrase(self, project: str) -> str: ...
     def serve(self, records: Sequence[Served]) -> None: ...
     def withhold(self, project: int, task: int) -> None: ...
+    def withheld(self, project: int, task: int) -> bool: ...
 
 
 @dataclass(frozen=True)
@@ -108,12 +112,12 @@ class Predictor:
         self._metrics = metrics
         self._shared = shared
         cache_bytes = settings.cache_mb * 1024 * 1024
-        self._opened: ByteCache[tuple[str, str], Opened] = ByteCache(
-            cache_bytes, lambda opened: opened.scene.nbytes + opened.embedding.nbytes
-        )
-        self._flights = Flights(ByteCache(cache_bytes // 4, len, ANSWER_SECONDS))
+        self._opened = _no_images(cache_bytes)
+        self._answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
+        self._flights = Flights(self._answers)
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
         self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
+        engine.let_go = self._forget_images
 
     @property
     def version(self) -> str:
@@ -176,7 +180,8 @@ class Predictor:
         typed, pointing = typed_text(context, config), pointed(context, config)
         if typed:
             typed = check_phrase(typed)
-            self._notes.remember(request.project, task.id, typed)
+            with _noting(f"the phrase that was typed for task {task.id}"):
+                self._notes.remember(request.project, task.id, typed)
         elif pointing:
             return Question(task, config, self._spoken_of(task, config, pointing, request.project), pointing, True)
         elif request.interactive:
@@ -185,16 +190,20 @@ class Predictor:
 
     def _withheld(self, question: Question, request: PredictRequest) -> bool:
         """A small share of the tasks that are opened, always the same ones, is drawn without our help: the yardstick of its worth. Bulk
-        runs and whatever an annotator asks are answered.
+        runs and whatever an annotator asks are answered, and so is a task of which that cannot be noted.
         """
         number, share = question.task.id, self._settings.unassisted_share
         if not share or question.interactive or number is None or len(request.tasks) > 1 or not request.project:
             return False
         project = int(request.project.partition(".")[0])
         drawn = int(hashlib.sha256(f"{project} {number}".encode()).hexdigest(), 16) % 10_000 < share * 10_000
-        if drawn:
-            self._notes.withhold(project, number)
-        return drawn
+        if not drawn:
+            return False
+        with _noting(f"that task {number} is drawn without our help"):
+            if not self._notes.withheld(project, number):  # one that is noted stays so, also on a full disk
+                self._notes.withhold(project, number)
+            return True
+        return False
 
     def _wanted(self, task: Task, config: LabelConfig, typed: str, project: str) -> list[Wanted]:
         remembered = self._notes.project_phrase(project) if self._settings.remember_phrase and not typed else ""
@@ -225,14 +234,17 @@ class Predictor:
                 image = self._images.load(reference, question.task.id, deadline - time.monotonic())
                 fetched = time.perf_counter() - began
 
-                def work(_: Roster) -> tuple[bytes, list[Drawn]]:
+                def work(_: Roster) -> bytes:
+                    late = self._answers.get(key)  # for who asked before, and asked again while that was worked on
+                    if late is not None:
+                        return late
                     answer, drawn = self._segment(pipeline, image, question, key, fetched)
+                    # before it is kept, and not by who waits: a late answer is served from memory when it is asked for again
+                    self._record(drawn, image, question, request.project, version)
                     self._flights.keep(key, answer)
-                    return answer, drawn
+                    return answer
 
-                answer, drawn = self.engine.run(work, question.interactive, deadline)
-                self._record(drawn, image, question, request.project, version)
-                return answer
+                return self.engine.run(work, question.interactive, deadline)
 
         answer, shared = self._flights.answer(key, make, deadline)
         if shared and question.task.id is not None and not question.interactive:
@@ -249,23 +261,17 @@ class Predictor:
             self._decoding[interactive].release()
 
     def _record(self, drawn: Sequence[Drawn], image: LoadedImage, question: Question, project: str, version: str) -> None:
-        """An answer is given even if it cannot be noted."""
+        """On the engine's thread, once an answer: a write of some milliseconds next to a model's work."""
         if question.task.id is None or not project:
             return
-        try:
+        with _noting(f"what was served for task {question.task.id}"):
             self._notes.serve(served_records(drawn, image, project, question.task.id, version, question.interactive))
-        except sqlite3.Error as error:
-            log.error("what was served for task %d could not be noted: %s", question.task.id, first_line(error))
 
     def _segment(self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float) -> tuple[bytes, list[Drawn]]:
         """The engine's thread comes here with the models."""
         height, width = image.pixels.shape[:2]
         clicks = question.pointed.clicks(width, height) if question.pointed else None
-        began = time.perf_counter()
-        opened = self._open(pipeline, image)
-        seconds = {"fetch": fetched, "open": time.perf_counter() - began}
-        strategy = self._settings.strategy
-        found = pipeline.segment(opened, [one.phrase for one in question.wanted], strategy, clicks)
+        found, seconds = self._find(pipeline, image, [one.phrase for one in question.wanted], clicks)
         drawing = time.perf_counter()
         labels = [one.label for one in question.wanted] or [None]
         if question.pointed.label is not None:
@@ -287,11 +293,50 @@ class Predictor:
         if question.interactive:
             regions += answer_line(question.config, _summary(found), key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
-        answer = _dump(prediction(regions, min(scores, default=0.0), pipeline.version(strategy)))
-        seconds |= {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
-        self._metrics.spent({**seconds, "regions": time.perf_counter() - drawing})
+        answer = _dump(prediction(regions, min(scores, default=0.0), pipeline.version(self._settings.strategy)))
+        self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
         self._metrics.served(sum(map(len, kept)))
         return answer, drawn
+
+    def _find(
+        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
+    ) -> tuple[list[Segmentation], dict[str, float]]:
+        """What is found, by phrase, and the seconds of each stage. Where memory does not suffice for all phrases at once, no other image
+        stays open and each phrase is asked by itself. Raises TaskError if that is too much still.
+        """
+        try:
+            return self._find_at_once(pipeline, image, phrases, clicks)
+        except torch.cuda.OutOfMemoryError:
+            pass  # until the error is gone, what it refers to takes up memory
+        log.warning("out of memory: all opened images are closed, and the task is tried again phrase by phrase")
+        self._forget_images()
+        found: list[Segmentation] = []
+        seconds: dict[str, float] = {}
+        try:
+            for some in [[phrase] for phrase in phrases] or [[]]:
+                more, spent = self._find_at_once(pipeline, image, some, clicks)
+                found += more
+                seconds = {stage: seconds.get(stage, 0.0) + value for stage, value in spent.items()}
+            return found, seconds
+        except torch.cuda.OutOfMemoryError:
+            pass  # as above
+        self._forget_images()
+        raise TaskError(NO_ROOM)
+
+    def _find_at_once(
+        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
+    ) -> tuple[list[Segmentation], dict[str, float]]:
+        began = time.perf_counter()
+        opened = self._open(pipeline, image)
+        seconds = {"open": time.perf_counter() - began}
+        found = pipeline.segment(opened, phrases, self._settings.strategy, clicks)
+        return found, seconds | {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
+
+    def _forget_images(self) -> None:
+        """On the engine's thread: give back the memory of all opened images."""
+        self._opened = _no_images(self._settings.cache_mb * 1024 * 1024)
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def _open(self, pipeline: Pipeline, image: LoadedImage) -> Opened:
         key = (pipeline.version(self._settings.strategy), image.sha256)
@@ -300,6 +345,20 @@ class Predictor:
             opened = pipeline.open(image.pixels)
             self._opened.put(key, opened)
         return opened
+
+
+def _no_images(max_bytes: int) -> ByteCache[tuple[str, str], Opened]:
+    """Opened images by version and SHA-256, none yet."""
+    return ByteCache(max_bytes, lambda opened: opened.scene.nbytes + opened.embedding.nbytes)
+
+
+@contextmanager
+def _noting(what: str) -> Iterator[None]:
+    """An answer is given even if something cannot be noted, on a full disk for example."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        log.error("%s could not be noted: %s", what, first_line(error))
 
 
 def _in_time(answer: Future[bytes], deadline: float) -> bytes:

@@ -41,10 +41,11 @@ Outcome = Literal["accepted", "edited", "drawn", "none"]
 class Review:
     """What a reviewer made of a phrase in a task's image.
 
-    ``instances``: a mask a region, none for the outcome "none". ``outcome``: "accepted" as served, "edited", "drawn" by hand, or "none":
-    there is no such object. ``iou``: of all that stands against all that was served for the phrase; None if nothing was. ``version``: what
-    served it, or empty. ``features``: those of its least sure region. ``lead_time``: seconds; ``reviewer``: the user who was last to save;
-    ``updated``: seconds since 1970. ``image``: the reference in the task's data. ``unassisted``: no pre-annotation was shown, on purpose.
+    ``instances``: its regions' masks, each once, and none for the outcome "none". ``outcome``: "accepted" as served, "edited", "drawn" by
+    hand, or "none": there is no such object. ``iou``: of all that stands against all that was served for the phrase; None if nothing was.
+    ``version``: what served it, or empty. ``features``: those of its least sure region. ``lead_time``: seconds; ``reviewer``: the user who
+    was last to save; ``updated``: seconds since 1970. ``image``: the reference in the task's data. ``unassisted``: no pre-annotation was
+    shown, on purpose.
     """
 
     annotation: int
@@ -209,12 +210,15 @@ def _check_other_controls(case: Case, phrases: Mapping[str, str | None]) -> None
 
 @dataclass(frozen=True)
 class _Decision:
-    """``base`` is what was served for the phrase, as the reviewer saw it or, unseen, as it would have been; ``size`` (height, width)."""
+    """``base`` is what was served for the phrase, as the reviewer saw it or, unseen, as it would have been; ``size`` (height, width);
+    ``masks`` are what stands.
+    """
 
     outcome: Outcome
     iou: float | None
     base: tuple[Answer, ...]
     size: tuple[int, int]
+    masks: tuple[Rle, ...] = ()
 
 
 def _decide_none(case: Case, phrase: str) -> _Decision | None:
@@ -242,9 +246,8 @@ def _decide_masks(case: Case, phrase: str, drawn: Sequence[Drawn]) -> _Decision:
     outcome: Outcome = kinds.pop() if len(kinds) == 1 else "edited"
     if outcome == "accepted" and missing:
         outcome = "edited"
-    # outlines that were not touched stand for the masks that they were made from
-    final = [served.get(region.id, region.mask) if outcome == "accepted" else region.mask for region in drawn]
-    return _Decision(outcome, _iou(final, list(served.values()), size) if base else None, tuple(base), size)
+    final = _final(case, drawn, base, size)
+    return _Decision(outcome, _iou(final, list(served.values()), size) if base else None, tuple(base), size, final)
 
 
 def _base(case: Case, phrase: str, kept: set[str]) -> list[Answer]:
@@ -269,8 +272,30 @@ def _kind(case: Case, phrase: str, region: Drawn, served: Rle | None) -> Outcome
         return origins.get(region.origin, "drawn")
     if region.origin == "prediction-changed":
         return "edited"
-    exact = case.config.mask.tag in ("BrushLabels", "BitmaskLabels")
-    return "accepted" if (region.mask["counts"] == served["counts"] if exact else region.origin == "prediction") else "edited"
+    same = region.mask["counts"] == served["counts"] if _is_exact(case) else region.origin == "prediction"
+    return "accepted" if same else "edited"
+
+
+def _is_exact(case: Case) -> bool:
+    """Whether a region shows its mask as it is, not as an outline."""
+    return case.config.mask.tag in ("BrushLabels", "BitmaskLabels")
+
+
+def _final(case: Case, drawn: Sequence[Drawn], base: Sequence[Answer], size: tuple[int, int]) -> tuple[Rle, ...]:
+    """The masks that the regions stand for, each once. An outline that was not touched stands for the mask that it was made from."""
+    made_from: dict[str, Rle] = {}
+    untouched = set() if _is_exact(case) else {region.id for region in drawn if region.origin == "prediction"}
+    for answer in (*case.answers, *base):
+        # several outlines may be of one mask: where one of them was changed or deleted, the others are all that is left of it
+        pieces: dict[str, set[str]] = {}
+        for region, mask in answer.regions.items():
+            pieces.setdefault(mask["counts"], set()).add(region)
+        for region, mask in answer.regions.items():
+            made_from.pop(region, None)
+            if pieces[mask["counts"]] <= untouched and mask["size"] == [*size]:
+                made_from[region] = mask
+    final = [made_from.get(region.id, region.mask) for region in drawn]
+    return tuple({mask["counts"]: mask for mask in final}.values())
 
 
 def _one_size(case: Case, base: Sequence[Answer]) -> tuple[int, int]:
@@ -305,7 +330,7 @@ def _review(case: Case, phrase: str, label: str | None, drawn: Sequence[Drawn], 
         task=stored.task,
         phrase=phrase,
         label=label,
-        instances=tuple(region.mask for region in drawn),
+        instances=decided.masks,
         width=decided.size[1],
         height=decided.size[0],
         outcome=decided.outcome,

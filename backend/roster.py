@@ -78,6 +78,13 @@ class Roster:
             if self.workshop is not None and version is not None:
                 self.workshop.drop(version)
 
+    def discard(self, version: str) -> None:
+        """On the engine's thread: free an adapter that did not come to serve."""
+        with self._lock:
+            used = {_adapter_of(pipeline) for pipeline in (*self._retired, self.current)}
+        if self.workshop is not None and version not in used:
+            self.workshop.drop(version)
+
     def away(self) -> None:
         """On the engine's thread: take the models off their device, for a training that needs it."""
         if self.workshop is not None:

@@ -143,7 +143,10 @@ def _note(version: str, settings: Settings) -> str:
     """Write down which version serves; the one before, or nothing."""
     path = version_file(settings)
     former = path.read_text(encoding="utf-8") if path.exists() else ""
-    replace_file(path, version.encode())
+    try:
+        replace_file(path, version.encode())
+    except OSError as error:
+        log.warning("%s could not be written (%s); until the models are there, a restart will not know its version", path, error.strerror)
     log.info("%s serves", version)
     return former
 

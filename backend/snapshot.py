@@ -13,10 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from backend.reviews import Review
-from sam4mllm.data.examples import ExampleWriter, ImageRecord
+from sam4mllm.data.examples import ExampleWriter, FolderError, ImageRecord
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import image_sha256
 from sam4mllm.masks import from_rle
@@ -49,7 +47,9 @@ def split_of(image_sha256: str) -> str:
 
 
 def write_snapshot(reviews: Sequence[Review], files: Files, folder: Path, check: Callable[[], None] = lambda: None) -> Snapshot:
-    """Write the reviews whose images can be had, all or nothing: ``check`` is called before each and may raise.
+    """Write the reviews that make an example, all or nothing: ``check`` is called before each and may raise.
+
+    One whose image cannot be had, or that the dataset's format does not allow, is refused alone.
 
     Raises DatasetError if the folder cannot be written.
     """
@@ -58,18 +58,27 @@ def write_snapshot(reviews: Sequence[Review], files: Files, folder: Path, check:
         for review in reviews:
             check()
             try:
-                data = files.read(review.image, review.task)
-                record = writer.add_image_data(data)
-                _check_size(review, record)
+                split = _write(review, files, writer)
+            except FolderError:
+                raise
             except Sam4mllmError as error:
                 snapshot.refused.append((review.annotation, str(error)))
-                continue
-            split = split_of(image_sha256(data))
-            masks = [from_rle(rle, record.height, record.width) for rle in review.instances]
-            source = f"label-studio:{review.project}:{review.task}:{review.annotation}:{review.outcome}:{review.label or ''}"
-            writer.add(record, review.phrase, np.array(masks, np.bool_).reshape(-1, record.height, record.width), split, source)
-            snapshot.counts[split] += 1
+            else:
+                snapshot.counts[split] += 1
     return snapshot
+
+
+def _write(review: Review, files: Files, writer: ExampleWriter) -> str:
+    """The side that the review is written to. Raises Sam4mllmError: why it is refused, or FolderError."""
+    data = files.read(review.image, review.task)
+    record = writer.add_image_data(data)
+    _check_size(review, record)
+    split = split_of(image_sha256(data))
+    # one at a time: decoded, each is as large as the image
+    masks = (from_rle(rle, record.height, record.width) for rle in review.instances)
+    source = f"label-studio:{review.project}:{review.task}:{review.annotation}:{review.outcome}:{review.label or ''}"
+    writer.add(record, review.phrase, masks, split, source)
+    return split
 
 
 def _check_size(review: Review, record: ImageRecord) -> None:

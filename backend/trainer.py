@@ -178,8 +178,8 @@ def read_curve(run: Path) -> list[tuple[int, float]]:
 
 
 def label_of(example: Example) -> str:
-    """The label of a correction: the last part of its source."""
-    return example.source.rsplit(":", 1)[-1]
+    """The label of a correction: the last part of its source, which may hold colons."""
+    return example.source.split(":", 5)[-1]
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------------------------------
@@ -202,7 +202,7 @@ def _evaluate(run: Path, job: Job) -> None:
         pairs.append(
             {"label": label_of(example), "champion": before, "challenger": after, "phrase": example.phrase, "image": example.image}
         )
-    kept = is_kept([Pair(one["label"], one["champion"], one["challenger"]) for one in pairs])
+    kept = is_kept([Pair(one["label"], one["champion"], one["challenger"], one["image"]) for one in pairs])
     golden = (None, None) if kept else _golden(job, champion, challenger, tell)
     pictures = _picture_changes(run, job, champion, challenger, holdout, pairs)
     result = {"pairs": pairs, "golden_champion": golden[0], "golden_challenger": golden[1], "pictures": pictures}

@@ -12,10 +12,10 @@ from typing import TypeVar
 import numpy as np
 
 from backend.engine import Engine
-from backend.errors import NotReadyError
+from backend.errors import NotReadyError, where
 from backend.roster import Roster, remembering
 from sam4mllm.adapters import Manifest
-from sam4mllm.errors import Sam4mllmError
+from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.pipeline import Pipeline, Strategy
 from sam4mllm.registry import Registry
 
@@ -46,14 +46,23 @@ class Versions:
         return _name(roster.current) if roster is not None else None
 
     def begin(self, roster: Roster) -> Roster:
-        """On the engine's thread, with the models just loaded: let the champion serve. One that cannot be used is left out with a line."""
+        """On the engine's thread, with the models just loaded: let the champion serve; if it cannot be used, the version that served before
+        it, and so on.
+        """
         try:
-            champion = self.registry.champion()
-            if champion is not None and roster.workshop is not None:
-                roster.seat(self._make(roster, champion.version))
-        except Sam4mllmError as error:
-            self._refused = self._serving_name()
-            log.error("the base model serves, not the champion: %s", error)
+            champion = self.registry.serving()
+            names = [champion, *self.registry.before()] if roster.workshop is not None else []
+        except RegistryError as error:
+            log.error("the base model serves: %s", error)
+            names = []
+        for name in names:
+            try:
+                if name is not None:
+                    roster.seat(self._make(roster, name))
+                break
+            except Sam4mllmError as error:
+                self._refused = champion
+                log.error("%s cannot serve, what served before it does: %s", name, error)
         self._noted(roster.current.version(self._strategy))
         return roster
 
@@ -63,14 +72,13 @@ class Versions:
             roster = self._engine.model
             if roster is None or roster.workshop is None:
                 return
-            champion = self.registry.champion()
-            name = champion.version if champion else None
+            name = self.registry.serving()
             if name == _name(roster.current) or (name is not None and name == self._refused):
                 self._run(lambda roster: roster.sweep())
                 return
             try:
                 pipeline = self._run(lambda roster: self._make(roster, name))
-            except Sam4mllmError:
+            except (RegistryError, ModelError):  # any other reason, such as a busy engine, passes
                 self._refused = name
                 raise
             self._seat(roster, pipeline)
@@ -106,11 +114,16 @@ class Versions:
             return manifest
 
     def rollback(self) -> Manifest | None:
-        """Let serve what served before the champion, and return it."""
+        """Let serve what served before the champion, and return it. As with a promotion, nothing changes if it cannot be loaded."""
         with self._lock:
+            roster = self._engine.model
+            if roster is None or roster.workshop is None:
+                return self.registry.rollback()
+            former = self.registry.before()[0]
+            pipeline = self._run(lambda roster: self._make(roster, former))
             manifest = self.registry.rollback()
             self._refused = None
-            self.sync()
+            self._seat(roster, pipeline)
             return manifest
 
     def _seat(self, roster: Roster, pipeline: Pipeline) -> None:
@@ -119,24 +132,23 @@ class Versions:
         self._run(lambda roster: roster.sweep())
 
     def _make(self, roster: Roster, version: str | None) -> Pipeline:
-        """On the engine's thread: the pipeline of a version, None for the base model, tried once."""
+        """On the engine's thread: the pipeline of a version, None for the base model, tried once. Raises RegistryError or ModelError."""
         assert roster.workshop is not None
         if version is None:
             return remembering(roster.workshop.base)
         manifest = self.registry.verify(version)
-        pipeline = remembering(roster.workshop.load(self.registry.path(version), manifest))
-        warm_up(pipeline, self._strategy)
+        try:
+            pipeline = remembering(roster.workshop.load(self.registry.path(version), manifest))
+            warm_up(pipeline, self._strategy)
+        except Exception as error:
+            roster.discard(version)
+            if isinstance(error, Sam4mllmError):
+                raise
+            raise ModelError(f"the adapter {version} has no answer ({where(error)})") from error
         return pipeline
 
     def _run(self, work: Callable[[Roster], T]) -> T:
         return self._engine.run(work, False, time.monotonic() + SWAP_SECONDS)
-
-    def _serving_name(self) -> str | None:
-        try:
-            champion = self.registry.champion()
-        except Sam4mllmError:
-            return None
-        return champion.version if champion else None
 
 
 def warm_up(pipeline: Pipeline, strategy: Strategy) -> None:

@@ -1,6 +1,10 @@
-"""A run's process killed with SIGKILL at random times and started again: it must end with the weights of an unbroken run.
+"""The server and the run in it killed with SIGKILL at 20 random times, and started again each time.
 
-python -m benchmarks.kills [--kills 20] [--steps 60]
+    python -m benchmarks.kills [--kills 20] [--seed 1]
+
+A real server with the demo models and a champion trains on corrections while more webhooks come. After each kill the champion must verify
+and the log must hold every event that was acknowledged; after each start the champion must serve, and the run goes on or is marked failed,
+in which case another is asked for. (That a resumed run gives the weights of an unbroken one: tests/test_recipe.py.)
 """
 
 from __future__ import annotations
@@ -12,68 +16,180 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from safetensors.torch import load_file
-from torch import Tensor
+import httpx
+import torch
 
-from backend.trainer import Job, read_curve
-from benchmarks.novel import novel_tasks, write_tasks
-from sam4mllm.adapters import WEIGHTS, check_adapter
-from sam4mllm.training.plan import Plan
+from backend.corrections import CorrectionLog
+from backend.process import serve_command
+from benchmarks.beside import correction
+from benchmarks.novel import NovelTask, novel_tasks
+from benchmarks.random_adapter import write_random_adapter
+from sam4mllm.adapters import CONFIG, WEIGHTS
+from sam4mllm.loading import load_variants
+from sam4mllm.pipeline import Options
+from sam4mllm.registry import Registry
+
+PORT = 9394
+URL = f"http://127.0.0.1:{PORT}"
+LONGEST = 20.0
+"""Seconds after the server is ready within which it is killed: its run is then prepared, training or, the fewest times, writing."""
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
+    rng = random.Random(arguments.seed)
     with tempfile.TemporaryDirectory() as folder:
-        root = Path(folder)
-        write_tasks(root / "data", novel_tasks(10, 771_001), "label-studio:Object")
-        plan = Plan(steps=arguments.steps, batch=1, rate=1e-3, seconds_between_saves=2.0)
-        data = str(root / "data")
-        job = Job("demo", "demo", None, "box", False, data, data, data, str(root), None, "demo-0-base", plan, os.cpu_count() or 1)
-        unbroken = weights(run_through(root / "unbroken", job))
-        killed = root / "killed"
-        kills = kill(killed, job, arguments.kills, random.Random(1))
-        resumed = weights(run_through(killed, job))
-    difference = max(float((unbroken[name] - resumed[name]).abs().max()) for name in unbroken)
-    print(f"{kills} kills of a run of {arguments.steps} steps: its weights differ by {difference:.1e} at most (bar: 1e-6)")
+        home = Path(folder)
+        champion = add_champion(home)
+        writer = Writer(novel_tasks(60, 771_001))
+        found: Counter[str] = Counter()
+        for _ in range(arguments.kills):
+            process = start(home)
+            try:
+                found["another champion served"] += wait_until_ready() != champion
+                if all(run["ended"] for run in runs()):
+                    writer.send_all()
+                    httpx.post(f"{URL}/api/runs", json={}, timeout=30).raise_for_status()
+                    found["runs asked for"] += 1
+                with writer.writing():
+                    time.sleep(rng.uniform(0, LONGEST))
+                    found[f"killed while {stage()}"] += 1
+                    os.killpg(process.pid, signal.SIGKILL)
+            finally:
+                kill_all(process, home)
+            Registry(home).verify(champion)
+            found["acknowledged events lost"] += writer.lost(home)
+        process = start(home)
+        try:
+            found["another champion served"] += wait_until_ready() != champion
+            found.update(f"runs {run['state']} at the end" for run in runs())
+        finally:
+            kill_all(process, home)
+    for what, number in sorted(found.items()):
+        print(f"{what}: {number}")
+    print(f"{arguments.kills} kills, {len(writer.acknowledged)} events acknowledged; lost events and other champions: bars 0")
+    sys.exit(found["another champion served"] + found["acknowledged events lost"] > 0)
 
 
-def start(run: Path, job: Job) -> subprocess.Popen[bytes]:
-    run.mkdir(exist_ok=True)
-    job.write(run)
-    return subprocess.Popen([sys.executable, "-m", "backend.trainer", str(run)], stderr=subprocess.DEVNULL)
+def add_champion(home: Path) -> str:
+    """A version of random weights that serves."""
+    base = load_variants("demo", "demo", "cpu", Options())
+    adapter = write_random_adapter(home / "adapter", 1)
+    identity: Any = {
+        "slug": base.base.slug,
+        "identity": base.base.identity("pqpp"),
+        "base_model": base.base.slug,
+        "base_sha256": base.base_sha256,
+        "template_sha256": base.template_sha256,
+        "data_sha256": "00" * 32,
+        "metrics": {},
+    }
+    registry = Registry(home)
+    version = registry.add({name: adapter / name for name in (CONFIG, WEIGHTS)}, **identity).version
+    registry.promote(version)
+    return version
 
 
-def run_through(run: Path, job: Job) -> Path:
-    assert start(run, job).wait() == 0
-    check_adapter(run / "adapter")
-    return run / "adapter"
+class Writer:
+    """Sends corrections as webhooks, and remembers which were acknowledged."""
+
+    def __init__(self, tasks: list[NovelTask]) -> None:
+        self.acknowledged: list[int] = []
+        self._tasks = tasks
+
+    def send_all(self) -> None:
+        for number in range(len(self._tasks)):
+            self.send(number)
+
+    def send(self, number: int) -> None:
+        """The ``number`` counts on; tasks come again and again, as edits do."""
+        updated = f"2026-01-{1 + number // 86400:02d}T{number // 3600 % 24:02d}:{number // 60 % 60:02d}:{number % 60:02d}Z"
+        index = number % len(self._tasks)
+        body = {**correction(1 + index, self._tasks[index], updated), "number": number}
+        if httpx.post(f"{URL}/webhook", json=body, timeout=30).status_code == 201:
+            self.acknowledged.append(number)
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Meanwhile, five a second until the server is gone."""
+
+        def write() -> None:
+            try:
+                while True:
+                    self.send(max(self.acknowledged, default=0) + 1)
+                    time.sleep(0.2)
+            except httpx.HTTPError:
+                pass
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        yield
+        thread.join()
+
+    def lost(self, home: Path) -> int:
+        """How many acknowledged events the log does not hold."""
+        log = CorrectionLog(home / "corrections.sqlite")
+        try:
+            return len(set(self.acknowledged) - {event.body.get("number") for event in log.events()})
+        finally:
+            log.close()
 
 
-def weights(adapter: Path) -> dict[str, Tensor]:
-    return dict(load_file(adapter / WEIGHTS))
+def start(home: Path) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "SAM4MLLM_PORT": str(PORT), "SAM4MLLM_HOME": str(home), "SAM4MLLM_TRAIN_STEPS": "60"}
+    return subprocess.Popen(serve_command(), env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
 
 
-def kill(run: Path, job: Job, times: int, rng: random.Random) -> int:
-    """Kill the process so often, each time a random moment after it has begun to train, or to write, or to compare."""
-    done = 0
-    for _ in range(times):
-        process = start(run, job)
-        told = len(read_curve(run))
-        while process.poll() is None and len(read_curve(run)) == told and not (run / "adapter").exists():
-            time.sleep(0.02)
-        time.sleep(rng.uniform(0, 3))
-        if process.poll() is None:
-            process.send_signal(signal.SIGKILL)
-            done += 1
-        process.wait()
-    return done
+def wait_until_ready(seconds: float = 120) -> str:
+    """The version that serves."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        try:
+            answer = httpx.get(f"{URL}/ready")
+            if answer.is_success:
+                return str(answer.json()["version"])
+        except httpx.TransportError:
+            pass
+        time.sleep(0.2)
+    raise TimeoutError("the server did not get ready")
+
+
+def runs() -> list[dict[str, Any]]:
+    found: list[dict[str, Any]] = httpx.get(f"{URL}/api/runs", timeout=30).json()["runs"]
+    return found
+
+
+def stage() -> str:
+    """What the newest run is at."""
+    newest = runs()[0]
+    return f"{newest['state']} {newest['progress'].get('stage', '')}".strip()
+
+
+def kill_all(process: subprocess.Popen[bytes], home: Path) -> None:
+    """The server, its worker, and the training process, which is of a group of its own."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    for entry in Path("/proc").iterdir():
+        try:
+            words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0") if entry.name.isdigit() else []
+        except OSError:
+            continue
+        if "backend.trainer" in words and any(word.startswith(str(home)) for word in words):
+            os.kill(int(entry.name), signal.SIGKILL)
 
 
 if __name__ == "__main__":
+    torch.set_num_threads(1)
     main()

@@ -36,11 +36,11 @@ class NovelTask:
         return split_of(image_sha256(self.png))
 
 
-def novel_tasks(count: int, seed: int) -> list[NovelTask]:
-    """The first ``count`` scenes of a seed from which SIGN_FLIP_PAIRS or more belong to the holdout."""
+def novel_tasks(count: int, seed: int, holdout: int = SIGN_FLIP_PAIRS) -> list[NovelTask]:
+    """The first ``count`` scenes of a seed of which ``holdout`` or more belong to the holdout."""
     tasks: list[NovelTask] = []
     index = 0
-    while len(tasks) < count or sum(task.split == HOLDOUT for task in tasks) < SIGN_FLIP_PAIRS:
+    while len(tasks) < count or sum(task.split == HOLDOUT for task in tasks) < holdout:
         tasks = [*tasks[-(count - 1) :], _task(seed, index)]
         index += 1
     return tasks

@@ -70,7 +70,7 @@ class Manifest:
     @property
     def number(self) -> int:
         """The ``n`` of the version."""
-        return int(self.version.rsplit("-", 2)[1])
+        return number_of(self.version)
 
     def version_for(self, identity: str) -> str:
         """The version's name where something else shapes its predictions, too: its own under the settings that it was added with."""
@@ -90,6 +90,11 @@ class Manifest:
         if wrong:
             raise RegistryError(f"{MANIFEST} lacks these keys or should not have them: {listed(wrong)}; add the adapter again")
         return cls(**values)
+
+
+def number_of(version: str) -> int:
+    """The ``n`` of a version, 0 of the base model; in one home it names an adapter whatever else shapes the version's predictions."""
+    return int(version.rsplit("-", 2)[1])
 
 
 def version_digest(identity: str, base_sha256: str, template_sha256: str, files: Mapping[str, str]) -> str:

@@ -28,11 +28,11 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sam4mllm import adapters
-from sam4mllm.adapters import CONFIG, FILES, MANIFEST, SLUG, VERSION, WEIGHTS, Manifest, matches, shown
+from sam4mllm.adapters import CONFIG, FILES, MANIFEST, SLUG, VERSION, WEIGHTS, Manifest, matches, number_of, shown
 from sam4mllm.durable import PARTIAL, Step, append_line, locked, no_step, partial, publish, remove, replace_file, sync_path
 from sam4mllm.errors import RegistryError, first_line
 
-__all__ = ["STEPS", "Broken", "Manifest", "Promotion", "Registry", "step"]
+__all__ = ["STEPS", "Broken", "Manifest", "Promotion", "Registry", "Tenure", "step"]
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,21 @@ class Promotion:
     version: str | None
     former: int | None
     time: str
+
+
+@dataclass(frozen=True)
+class Tenure:
+    """That a version serves since a time, in seconds since 1970, and the number of the version that a rollback goes back to, 0 of the base
+    model.
+    """
+
+    version: str
+    since: float
+    former: int
+
+    @property
+    def number(self) -> int:
+        return number_of(self.version)
 
 
 @dataclass(frozen=True)
@@ -172,9 +187,21 @@ class Registry:
         with _reading(version):
             return adapters.check_folder(folder)
 
+    def serving(self) -> str | None:
+        """The name of the version that serves, whether it can be used or not; None if the base model serves."""
+        if not os.path.lexists(self._champion):
+            return None
+        with _reading(self._champion):
+            version = adapters.read_text(self._champion).strip()
+        if version == _NOBODY:
+            return None
+        if not matches(VERSION, version):
+            raise RegistryError(f"{self._champion} names no version but {shown(version)}; promote one")
+        return version
+
     def champion(self) -> Manifest | None:
         """The version that serves, or None if the base model does."""
-        version = self._serving()
+        version = self.serving()
         return None if version is None else self.show(version)
 
     def history(self) -> list[Promotion]:
@@ -182,6 +209,26 @@ class Registry:
         with _reading(self._history):
             lines = self._history.read_bytes().splitlines() if self._history.exists() else []
         return [promotion for line in lines if (promotion := _promotion(line)) is not None]
+
+    def tenure(self) -> Tenure | None:
+        """Since when the champion serves and what served before; None if the base model serves, or the history does not say."""
+        version = self.serving()
+        history = self.history()
+        own = _last(history, version)
+        if version is None or own is None:
+            return None
+        former = _line(history, own.former)
+        number = number_of(former.version) if former and former.version else 0
+        return Tenure(version, datetime.fromisoformat(own.time).timestamp(), number)
+
+    def before(self) -> list[str | None]:
+        """What served before the champion, the last first, as rollbacks would go; None is the base model, with which every list ends."""
+        history = self.history()
+        line = _last(history, self.serving())
+        found: list[str | None] = []
+        while line is not None and (line := _line(history, line.former)) is not None and line.version is not None:
+            found.append(line.version)
+        return [*found, None]
 
     def promote(self, version: str) -> Manifest:
         """Let a verified version serve; nothing changes if it does already.
@@ -191,7 +238,7 @@ class Registry:
         with self._writing():
             manifest = self.verify(version)
             try:
-                current = self._serving()
+                current = self.serving()
             except RegistryError as error:  # a damaged file is mended by promoting
                 log.warning("replaced: %s", error)
                 current = None
@@ -206,12 +253,12 @@ class Registry:
         Rolled back again, it goes one further back, not forth.
         """
         with self._writing():
-            current = self._serving()
+            current = self.serving()
             if current is None:
                 raise RegistryError("no adapter serves, only the base model; there is nothing to roll back")
             history = self.history()
             own = _last(history, current)
-            former = own and next((line for line in history if line.number == own.former), None)
+            former = own and _line(history, own.former)
             if own is None or (former is None and own.former is not None):
                 raise RegistryError(f"{self._history} does not say what served before {current}; promote a version instead")
             if former is None or former.version is None:
@@ -273,18 +320,6 @@ class Registry:
                     bad.append(Broken(path.name, str(error)))
         return sorted(good, key=lambda manifest: manifest.number), bad
 
-    def _serving(self) -> str | None:
-        """The champion's name, None for the base model."""
-        if not os.path.lexists(self._champion):
-            return None
-        with _reading(self._champion):
-            version = adapters.read_text(self._champion).strip()
-        if version == _NOBODY:
-            return None
-        if not matches(VERSION, version):
-            raise RegistryError(f"{self._champion} names no version but {shown(version)}; promote one")
-        return version
-
     def _appoint(self, version: str | None, former: int | None) -> None:
         """The history first: a champion without a line could not be rolled back, a line that never came to serve does no harm."""
         number = max((line.number for line in self.history()), default=0) + 1
@@ -331,6 +366,10 @@ def _promotion(line: bytes) -> Promotion | None:
     numbers = adapters.is_whole(promotion.number) and (promotion.former is None or adapters.is_whole(promotion.former))
     named = promotion.version is None or matches(VERSION, promotion.version)
     return promotion if numbers and named and adapters.is_time(promotion.time) else None
+
+
+def _line(history: list[Promotion], number: int | None) -> Promotion | None:
+    return next((line for line in history if line.number == number), None)
 
 
 def _last(history: list[Promotion], version: str | None) -> Promotion | None:

@@ -24,6 +24,8 @@ def main() -> int:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     (run / "progress.json").write_text(json.dumps({"stage": "training", "done": 1, "of": 2}))
     time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
+    if os.environ.get("FAKE_EXIT_ONCE") and len((run / "starts").read_text().splitlines()) == 1:
+        return int(os.environ["FAKE_EXIT_ONCE"])
     if os.environ.get("FAKE_ERROR"):
         print(f"error: {os.environ['FAKE_ERROR']}", file=sys.stderr)
         return 1

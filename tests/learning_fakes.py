@@ -50,7 +50,7 @@ class FakeWorkshop:
         return pipeline(adapter.number, adapter)
 
     def drop(self, version: str) -> None:
-        self.loaded.remove(version)
+        self.loaded.discard(version)
 
     def away(self) -> None:
         self.away_from_device = True

@@ -20,7 +20,22 @@ from hypothesis import strategies as st
 from backend import corrections, fold
 from backend.corrections import CorrectionLog
 from backend.errors import SettingsError
-from tests.review_fakes import CONFIG, CREATED, PROJECT, TASK, annotation, as_json, blob, created, event, recorded, region, served, when
+from tests.review_fakes import (
+    CONFIG,
+    CREATED,
+    PROJECT,
+    TASK,
+    annotation,
+    as_json,
+    blob,
+    created,
+    event,
+    log_of,
+    recorded,
+    region,
+    served,
+    when,
+)
 from tests.test_wire import JSON, RECORDED, requests
 
 OLD_SCHEMA = """
@@ -335,11 +350,129 @@ def test_malformed_tasks_are_passed_over(log: CorrectionLog) -> None:
     assert list(state(log)) == [1]
 
 
+def test_masks_are_written_out_before_the_file_is_locked(log: CorrectionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That may take many seconds, in which events and requests go on."""
+    honest = fold._json
+    written: list[int] = []
+
+    def slow(value: Any) -> str:
+        if "result" in value and value["id"] < 100:
+            store = threading.Thread(target=lambda: written.append(log.store(created(number=100 + value["id"]))))
+            store.start()
+            store.join(5.0)
+            assert len(written) == value["id"]
+        return honest(value)
+
+    began = time.time()
+    monkeypatch.setattr(fold, "_json", slow)
+    assert pull(log, task(annotation(number=1), annotation(number=2)), began=began) == (2, 0)
+    assert list(state(log)) == [1, 2, 101, 102]
+
+
+class Touched:
+    """What the log's connection reads and writes of the rows of annotations and tasks while it is watched."""
+
+    def __init__(self, log: CorrectionLog) -> None:
+        self.bodies_read = self.rows_written = 0
+        self._connection = log._connection
+
+    def _note(self, action: int, table: str | None, column: str | None, *_: str | None) -> int:
+        if table in ("annotations", "tasks", "digests"):
+            self.bodies_read += action == sqlite3.SQLITE_READ and column == "body"
+            self.rows_written += action in (sqlite3.SQLITE_INSERT, sqlite3.SQLITE_UPDATE)
+        return sqlite3.SQLITE_OK
+
+    def __enter__(self) -> Touched:
+        self._connection.set_authorizer(self._note)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._connection.set_authorizer(None)
+
+
+def test_what_is_as_it_was_is_neither_read_nor_written(log: CorrectionLog) -> None:
+    log.store(created(region("a", blob(4)), number=1))
+    tasks = task(annotation(region("a", blob(4)), number=1), annotation(number=2))
+    assert pull(log, tasks) == (1, 0)
+    with Touched(log) as touched:
+        assert pull(log, tasks) == (0, 0)
+    assert (touched.bodies_read, touched.rows_written) == (0, 0)
+    with Touched(log) as touched:
+        assert pull(log, task(annotation(region("a", blob(8)), number=1), annotation(number=2))) == (1, 0)
+    assert (touched.bodies_read, touched.rows_written > 0) == (0, True)
+
+
+def test_a_file_that_knows_no_digests_is_compared_all_the_same(tmp_path: Path) -> None:
+    path = tmp_path / "corrections.sqlite"
+    older = log_of(tmp_path, created(number=1), created(number=2))
+    older._connection.execute("DROP TABLE digests")
+    older.close()
+    log = CorrectionLog(path)
+    same, other = annotation(number=1), annotation(number=2, lead_time=99.0)
+    assert pull(log, task(same, other)) == (1, 0)
+    with Touched(log) as touched:
+        assert pull(log, task(same, other)) == (0, 0)
+    assert (touched.bodies_read, touched.rows_written) == (0, 0)
+    log.close()
+
+
+def test_a_digest_of_what_an_older_release_wrote_over_is_none(log: CorrectionLog) -> None:
+    assert pull(log, task(annotation())) == (1, 0)
+    with log._writing() as connection:
+        connection.execute("UPDATE annotations SET body = replace(body, '\"lead_time\":', '\"lead_time\":1'), changed = changed + 1e-3")
+    assert pull(log, task(annotation())) == (1, 0)
+    assert pull(log, task(annotation())) == (0, 0)
+
+
 def test_a_project_can_be_dropped(log: CorrectionLog) -> None:
     log.store(created())
     assert log.drop(PROJECT, time.time()).dropped == 1
     assert log.annotations() == []
     assert log.projects() == [PROJECT]
+
+
+# -- what nothing is learnt from -----------------------------------------------------------------------------------------------------------
+
+
+def test_reasons_are_kept_by_stage_until_it_says_others(tmp_path: Path) -> None:
+    log = log_of(tmp_path, *[created(number=number) for number in (1, 2, 3)])
+    log.note_refusals("reviews", {3: "an unknown label", 1: "no label"}, 10.0)
+    log.note_refusals("snapshot", {2: "the image host does not answer"}, 11.0)
+    log.close()
+    again = CorrectionLog(tmp_path / "corrections.sqlite")
+    assert again.refusals() == {1: "no label", 2: "the image host does not answer", 3: "an unknown label"}
+    again.note_refusals("reviews", {3: "another size"}, 12.0)
+    assert again.refusals() == {2: "the image host does not answer", 3: "another size"}
+    again.note_refusals("snapshot", {}, 13.0)
+    assert list(again.refusals().items()) == [(3, "another size")]
+    again.close()
+
+
+def test_of_two_stages_reasons_the_newest_is_told(log: CorrectionLog) -> None:
+    log.note_refusals("snapshot", {1: "the image host does not answer"}, 10.0)
+    log.note_refusals("reviews", {1: "no label"}, 11.0)
+    log.note_refusals("snapshot", {1: "the image host does not answer"}, 12.0)
+    assert log.refusals() == {1: "no label"}
+    log.note_refusals("snapshot", {1: "another size \ud800"}, 13.0)
+    assert log.refusals() == {1: "another size ?"}
+
+
+def test_a_reason_goes_with_its_annotation_and_changes_none(log: CorrectionLog) -> None:
+    for number in (1, 2, 3):
+        log.store(created(number=number, task=7 if number == 2 else TASK))
+    before = log.annotations()
+    log.note_refusals("reviews", {1: "no label", 2: "no label", 3: "no label"}, time.time())
+    assert log.annotations() == before
+    log.store(DELETED)
+    log.store({"action": "TASKS_DELETED", "tasks": [{"id": 7}]})
+    assert log.refusals() == {3: "no label"}
+
+
+def test_reasons_are_kept_together_or_not_at_all(log: CorrectionLog) -> None:
+    log.note_refusals("reviews", {1: "no label"}, 10.0)
+    with pytest.raises(sqlite3.Error):
+        log.note_refusals("reviews", {2: "no label", None: "no label"}, 11.0)  # type: ignore[dict-item]
+    assert log.refusals() == {1: "no label"}
 
 
 # -- what was served -----------------------------------------------------------------------------------------------------------------------

@@ -105,6 +105,46 @@ def test_draining_serves_what_is_in_the_house(engine: Engine[str]) -> None:
         assert running.result() == "model"
 
 
+def test_a_pause_lets_go_of_what_late_work_kept(engine: Engine[str]) -> None:
+    gate, kept = Gate(), []
+
+    def work(model: str) -> None:
+        gate(model)
+        kept.append(threading.current_thread())
+
+    engine.let_go = lambda: kept.remove(threading.current_thread())
+    with pytest.raises(DeadlineError), engine.place(False):
+        engine.run(work, False, soon(0.05))
+    with ThreadPoolExecutor(1) as pool:
+        paused = pool.submit(engine.pause, "a training needs the room", 5.0)
+        until(lambda: engine.state == "paused")
+        assert not paused.done()
+        gate.go.set()
+        paused.result()
+    assert kept == []
+    engine.resume()
+    assert engine.run(str.upper, True, soon()) == "MODEL"
+
+
+def test_a_pause_that_cannot_be_is_none(engine: Engine[str]) -> None:
+    gate = Gate()
+    with pytest.raises(DeadlineError), engine.place(False):
+        engine.run(gate, False, soon(0.02))
+    with pytest.raises(DeadlineError, match="cannot pause"):
+        engine.pause("a training needs the room", 0.05)
+    gate.go.set()
+
+    def broken() -> None:
+        raise RuntimeError("no")
+
+    engine.let_go = broken
+    with pytest.raises(RuntimeError, match="no"):
+        engine.pause("a training needs the room", 5.0)
+    assert engine.state == "ready"
+    with engine.place(True):
+        assert engine.run(str.upper, True, soon()) == "MODEL"
+
+
 @pytest.mark.parametrize("error", [ModelError("the folder is empty"), RuntimeError("a secret")])
 def test_a_model_that_does_not_load_is_said_and_nothing_hangs(error: Exception) -> None:
     def load() -> str:

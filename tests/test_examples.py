@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -378,6 +378,20 @@ def test_what_could_not_be_read_is_not_written(tmp_path: Path, arguments: dict[s
         writer.add(record, "nothing", np.zeros((0, 12, 16), np.bool_), "train", "", boxes=np.zeros((0, 4)))
     (example,) = read_examples(tmp_path)
     assert example.phrase == "nothing"
+
+
+def test_masks_may_be_made_as_they_are_asked_for(tmp_path: Path) -> None:
+    def failing() -> Iterator[NDArray[np.bool_]]:
+        yield CUPS[0]
+        raise Sam4mllmError("the second is damaged")
+
+    for name, masks in (("array", CUPS), ("one by one", iter(CUPS))):
+        with ExampleWriter(tmp_path / name) as writer:
+            record = writer.add_image(PICTURE)
+            writer.add(record, "the cups", masks, "train", "")
+            with pytest.raises(Sam4mllmError, match="the second is damaged"):
+                writer.add(record, "the cups", failing(), "train", "")
+    assert (tmp_path / "one by one" / EXAMPLES).read_bytes() == (tmp_path / "array" / EXAMPLES).read_bytes()
 
 
 def test_a_dataset_is_not_written_over(tmp_path: Path) -> None:

@@ -156,12 +156,12 @@ def test_a_broken_adapter_is_not_waited_for() -> None:
 
 def test_reasons_name_the_figures() -> None:
     assert decide(mixed(7, 1), GOOD).reasons == (
-        "the mean IoU of 8 holdout samples changes by +0.0750; if both were equally good, chance would do as much in 3.52 % of cases",
+        "the mean IoU of 8 holdout images changes by +0.0750; if both were equally good, chance would do as much in 3.52 % of cases",
     )
     assert decide(shifted(30, 0.25), GOOD).reasons == (
-        "the mean IoU of 30 holdout samples changes by +0.2500, with 95 % confidence by at least +0.2500",
+        "the mean IoU of 30 holdout images changes by +0.2500, with 95 % confidence by at least +0.2500",
     )
-    assert decide(shifted(3, 0.25), GOOD).reasons == ("the holdout has 3 corrected samples so far; a decision takes 8",)
+    assert decide(shifted(3, 0.25), GOOD).reasons == ("the holdout has 3 corrected images so far; a decision takes 8",)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.01, 1.01, 65.0])
@@ -250,3 +250,21 @@ def test_every_decision_is_json_with_reasons_of_one_line(pairs: list[Pair], chec
     if decision.verdict == "promote":
         assert checks.finite
         assert checks.smoke
+
+
+def test_phrases_of_one_image_count_once() -> None:
+    """Eight copies of a picture that got better are one picture; a label's pairs are still each a pair."""
+    copies = [dataclasses.replace(pair, image="one.png") for pair in shifted(8, 0.2)]
+    assert decide(copies, GOOD).verdict == "wait"
+    assert decide([*copies, *shifted(7, 0.2)], GOOD).verdict == "promote"
+    assert decide(copies, GOOD).labels["cup"]["pairs"] == 8
+
+
+def test_an_equal_challenger_is_rarely_promoted_though_phrases_go_together() -> None:
+    rng = np.random.default_rng(3)
+    promoted = 0
+    for _ in range(60):
+        differences = rng.normal(0, 0.1, (40, 1)) + rng.normal(0, 0.02, (40, 5))
+        pairs = [Pair("cup", 0.5, float(np.clip(0.5 + by, 0, 1)), f"{image}.png") for image, row in enumerate(differences) for by in row]
+        promoted += decide(pairs, GOOD).verdict == "promote"
+    assert promoted <= 8

@@ -16,9 +16,12 @@ import pytest
 
 from backend import brush
 from backend.app import create_app
+from backend.conduct import Conductor
+from backend.corrections import CorrectionLog
 from backend.runs import Run
 from backend.service import Service
 from backend.snapshot import HOLDOUT, split_of
+from sam4mllm.durable import remove
 from sam4mllm.images import image_sha256
 from tests.backend_fakes import CONFIG, FakeImages
 from tests.learning_fakes import School, school
@@ -313,3 +316,97 @@ def test_a_run_whose_record_cannot_be_written_is_taken_up_again(start: Start, mo
     place.service.learner.ask("test")
     assert ended(place.service).state == "promoted"
     assert failures == []
+
+
+def test_the_button_outlives_a_kill(start: Start) -> None:
+    """It was pressed, acknowledged, and the server was gone before it began anything."""
+    place = start()
+    correct(place.service, 60)
+    place.service.close(5)
+    log = CorrectionLog(place.service.settings.home / "corrections.sqlite")
+    log.store({"action": "START_TRAINING", "project": {"id": 1}})
+    log.close()
+    again = start()
+    run = ended(again.service)
+    assert (run.state, run.reason) == ("promoted", "Label Studio's Start Training")
+    time.sleep(2.5)
+    assert len(again.service.learner.runs.all()) == 1
+
+
+def test_a_champion_whose_folder_is_gone_stops_no_run(start: Start, caplog: pytest.LogCaptureFixture) -> None:
+    place = start()
+    version = place.add()
+    place.service.versions.registry.promote(version)
+    remove(place.service.versions.registry.path(version))
+    correct(place.service, 60)
+    place.service.learner.ask("test")
+    assert ended(place.service).state == "promoted"
+    assert sum(f"no version {version}" in line for line in caplog.messages) <= 2
+
+
+def test_a_stopped_process_is_started_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever stops a service stops its training process, too, perhaps first."""
+    monkeypatch.setenv("FAKE_EXIT_ONCE", "3")
+    place = start()
+    correct(place.service, 60)
+    run = place.service.learner.ask("test")
+    assert ended(place.service).state == "promoted"
+    assert len((place.service.learner.runs.folder(run.id) / "starts").read_text().splitlines()) == 2
+
+
+def test_restarts_are_no_attempts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    for count in range(4):
+        monkeypatch.setenv("FAKE_SECONDS", "60")
+        place = start(train_mode="pause")
+        if not count:
+            correct(place.service, 60)
+            run = place.service.learner.ask("test")
+        starts = place.service.learner.runs.folder(run.id) / "starts"
+        end = time.monotonic() + 30
+        while (not starts.exists() or len(starts.read_text().splitlines()) <= count) and time.monotonic() < end:
+            time.sleep(0.02)
+        place.service.close(10)
+        left = place.service.learner.runs.load(run.id)
+        assert left is not None
+        assert (left.state, left.attempts) == ("training", 0)
+
+
+def test_the_models_are_away_while_the_new_version_is_tried(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = start(train_mode="pause")
+    seen: list[bool] = []
+    run_process = Conductor._run_process
+
+    def watched(self: Conductor, name: str, *arguments: Any) -> int:
+        if name == "smoke":
+            seen.append(place.workshop.away_from_device)
+        return run_process(self, name, *arguments)
+
+    monkeypatch.setattr(Conductor, "_run_process", watched)
+    correct(place.service, 60)
+    place.service.learner.ask("test")
+    assert ended(place.service).state == "promoted"
+    assert seen == [True]
+
+
+def test_a_process_that_hangs_is_ended(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_SECONDS", "60")
+    monkeypatch.setattr("backend.conduct.COMPARISON_SECONDS", 0.5)
+    place = start(train_minutes=0.01)
+    correct(place.service, 60)
+    place.service.learner.ask("test")
+    run = ended(place.service)
+    assert run.state == "failed"
+    assert "took longer than" in run.message
+
+
+def test_copies_of_one_picture_are_too_few_to_judge(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Thirty tasks of the same held-out picture are one picture."""
+    held_out = next(number for number in range(1, 100) if split_of(image_sha256(ManyImages().read("", number))) == HOLDOUT)
+    read = ManyImages.read
+    monkeypatch.setattr(ManyImages, "read", lambda self, reference, task: read(self, reference, held_out if (task or 0) > 10 else task))
+    place = start()
+    correct(place.service, 40)
+    place.service.learner.ask("test")
+    run = ended(place.service)
+    assert run.state == "postponed"
+    assert "needed to judge" in run.message

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sqlite3
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -12,6 +14,7 @@ import pytest
 
 from backend import plugin
 from backend.corrections import CorrectionLog
+from backend.runs import Run, Runs
 from tests.backend_fakes import CONFIG, House, house, task
 
 CONTEXT = {"result": [{"type": "textarea", "from_name": "prompt", "value": {"text": ["the dog"]}}]}
@@ -19,6 +22,8 @@ CONTEXT = {"result": [{"type": "textarea", "from_name": "prompt", "value": {"tex
 
 class OldBase:
     """1.0.9: made once a setup, ``fit`` in another process."""
+
+    TRAIN_EVENTS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATION_DELETED", "PROJECT_UPDATED")
 
     def __init__(self, label_config: str | None = None, train_output: object = None, **_: Any) -> None:
         self.label_config = label_config
@@ -82,6 +87,72 @@ def test_old_generation(where: House, tmp_path: Path, monkeypatch: pytest.Monkey
     [event] = CorrectionLog(tmp_path / "corrections.sqlite").events()
     assert event.action == "ANNOTATION_UPDATED"
     assert not job.exists()
+
+
+def ended(home: Path) -> list[Run]:
+    """The runs of a home, once one is there and none goes on."""
+    end = time.monotonic() + 15
+    while not (runs := Runs(home).all()) or not all(run.over for run in runs):
+        assert time.monotonic() < end
+        time.sleep(0.02)
+    return runs
+
+
+def test_start_training_in_the_process_with_the_models(where: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend = install(NewBase, monkeypatch)(project_id="1", label_config=CONFIG)
+    backend.fit("START_TRAINING", {"project": {"id": 1}})
+    [run] = ended(tmp_path)
+    assert (run.reason, run.state) == ("Label Studio's Start Training", "postponed")
+    assert b'sam4mllm_events_total{action="START_TRAINING"} 1.0' in where.service.metrics.text()
+
+
+def test_start_training_in_a_process_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM4MLLM_HOME", str(tmp_path))
+    monkeypatch.setattr(plugin, "_service", lambda: pytest.fail("a process of its own has no models"))
+    backend = install(OldBase, monkeypatch)(label_config=CONFIG)
+    assert "START_TRAINING" in backend.TRAIN_EVENTS
+    assert "PROJECT_UPDATED" in backend.TRAIN_EVENTS
+    for _ in range(2):
+        backend.fit((), event="START_TRAINING", data={"project": {"id": 1}}, job_id="1")
+    server = house(tmp_path)
+    try:
+        assert [one.state for one in ended(tmp_path)] == ["postponed"]
+    finally:
+        server.service.close(5.0)
+
+
+@pytest.mark.parametrize("base", [OldBase, NewBase])
+@pytest.mark.parametrize(
+    ("event", "data"),
+    [
+        pytest.param("ANNOTATION_CREATED", [{"id": 1}], id="a list"),
+        pytest.param("ANNOTATION_CREATED", "text", id="text"),
+        pytest.param("ANNOTATION_CREATED", {"annotation": {1, 2}}, id="no JSON"),
+        pytest.param(3, {}, id="no name"),
+    ],
+)
+def test_what_is_no_event_is_a_line_in_the_log(
+    where: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, base: type, event: object, data: object
+) -> None:
+    backend = install(base, monkeypatch)(label_config=CONFIG)
+    backend.fit((), event=event, data=data)
+    if isinstance(event, str):
+        backend.fit(event, data)
+    lines = [record.getMessage() for record in caplog.records if record.name == "backend.plugin"]
+    assert len(lines) == 1 + isinstance(event, str)
+    assert not any("\n" in line for line in lines)
+    assert where.service.corrections.events() == []
+
+
+def test_an_event_that_the_disk_refuses_is_a_line_in_the_log(
+    where: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def full(_: object) -> int:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    monkeypatch.setattr(where.service.corrections, "store", full)
+    install(NewBase, monkeypatch)(label_config=CONFIG).fit("START_TRAINING", {})
+    assert "an event could not be kept: database or disk is full" in caplog.text
 
 
 def test_another_name_is_an_attribute_error() -> None:

@@ -8,6 +8,7 @@ import io
 import json
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -309,6 +311,40 @@ def test_what_is_not_ready_in_time_is_left_to_be_asked_again_and_is_then_there(h
     assert where.grounder.opened == 3
 
 
+@pytest.mark.parametrize("meanwhile", [False, True], ids=["asked again when it is there", "asked again before it is there"])
+def test_what_comes_late_is_noted_once(home: Callable[..., House], monkeypatch: pytest.MonkeyPatch, meanwhile: bool) -> None:
+    where = home(deadline=0.5)
+    slow, encode, noted = threading.Event(), where.segmenter.encode, []
+    notes = where.service.corrections
+    serve = notes.serve
+
+    def late(image: Any) -> Any:
+        slow.wait(5)
+        return encode(image)
+
+    def note(records: Any) -> None:
+        noted.append([one.phrase for one in records])
+        serve(records)
+
+    monkeypatch.setattr(where.segmenter, "encode", late)
+    monkeypatch.setattr(notes, "serve", note)
+    asked = task(description=["the dog", "the moon"])
+    assert ask(where, asked) == [[]]
+    assert notes.served(3, 1) == []
+    engine = where.service.engine
+    with ThreadPoolExecutor(1) as pool:
+        again = pool.submit(ask, where, asked) if meanwhile else None
+        while again is not None and not again.done() and not engine.waiting:
+            time.sleep(0.002)
+        slow.set()
+    engine.run(lambda _: None, False, time.monotonic() + 5)
+    answers = ask(where, asked)
+    assert {one.region for one in notes.served(3, 1)} == {answers[0]["result"][0]["id"], ""}
+    assert ask(where, asked) == answers
+    assert noted == [["the dog", "the moon"]]
+    assert where.grounder.opened == 1
+
+
 def test_a_slow_image_host_does_not_break_the_deadline(home: Callable[..., House]) -> None:
     where = home(deadline=0.4)
     where.images.delay = 5.0
@@ -328,6 +364,105 @@ def test_a_failing_model_fails_its_task_and_serves_the_next(home: Callable[..., 
     assert ask(where, task(description="the dog")) == [[]]
     where.segmenter.encode = encode  # type: ignore[method-assign]
     assert ask(where, task(description="the dog"))[0]["result"]
+
+
+@dataclasses.dataclass
+class Device:
+    """Memory for so many phrases at once, next to so many images; what does not fit is an error that keeps its tensors."""
+
+    where: House
+    phrases: int
+    images: int = 9
+    refused: list[weakref.ref[Any]] = dataclasses.field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._ground = self.where.grounder.ground
+        self.where.grounder.ground = self.ground  # type: ignore[method-assign]
+
+    def ground(self, scene: Any, phrases: Any, with_points: bool = False) -> Any:
+        if len(phrases) > self.phrases or self.where.service.predictor._opened.nbytes > self.images * 2 * scene.nbytes:
+            tensor = torch.zeros(1)
+            self.refused.append(weakref.ref(tensor))
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        assert all(one() is None for one in self.refused), "what was refused takes up memory still"
+        return self._ground(scene, phrases, with_points)
+
+
+def test_phrases_that_do_not_fit_together_are_asked_one_by_one(home: Callable[..., House]) -> None:
+    where = home()
+    [answer] = ask(where, task(description=["the left cup", "the dog", "the moon"]))
+    device = Device(where, phrases=1)
+    [again] = ask(where, task(2, description=["the left cup", "the dog", "the moon"]))
+    assert [region["value"] for region in again["result"]] == [region["value"] for region in answer["result"]]
+    assert len(device.refused) == 1
+    assert {one.phrase for one in where.service.corrections.served(3, 2)} == {"the left cup", "the dog", "the moon"}
+    assert where.service.metrics.recent == []
+
+
+def test_images_that_are_open_make_room_for_another(home: Callable[..., House]) -> None:
+    where = home()
+    device = Device(where, phrases=9, images=2)
+    for number in range(1, 4):
+        assert ask(where, task(number, description=["the left cup", "the dog"]))[0]["result"]
+    assert len(device.refused) == 1
+    assert where.grounder.opened == 4
+    assert len(where.service.predictor._opened) == 1
+
+
+def test_a_phrase_that_does_not_fit_fails_its_task_with_advice_and_the_next_is_served(home: Callable[..., House]) -> None:
+    where = home()
+    device = Device(where, phrases=0)
+    assert ask(where, task(description=["the left cup", "the dog"])) == [[]]
+    [failure] = where.service.metrics.recent
+    assert failure.message.startswith("out of memory")
+    assert "SAM4MLLM_MAX_PIXELS" in failure.message
+    assert len(where.service.predictor._opened) == 0
+    [read] = ask(where, task(), context=[text("the dog")])
+    assert read["result"][0]["value"]["text"] == [failure.message]
+    device.phrases = 1
+    assert ask(where, task(description="the dog"))[0]["result"]
+
+
+def test_a_click_that_does_not_fit_at_first_is_tried_again_alone(home: Callable[..., House]) -> None:
+    where = home()
+    decode, failing = where.segmenter.decode, [torch.cuda.OutOfMemoryError("CUDA out of memory")]
+
+    def once(embedding: Any, prompts: Any) -> Any:
+        if failing:
+            raise failing.pop()
+        return decode(embedding, prompts)
+
+    where.segmenter.decode = once  # type: ignore[method-assign]
+    [answer] = ask(where, task(), context=[keypoint(50, 50)])
+    assert len(drawn(answer)) == 1
+
+
+def test_a_pause_closes_all_images(home: Callable[..., House]) -> None:
+    where = home()
+    ask(where, task(description="the dog"))
+    assert len(where.service.predictor._opened) == 1
+    where.service.engine.pause("a training needs the room", 5.0)
+    assert len(where.service.predictor._opened) == 0
+    where.service.engine.resume()
+
+
+@pytest.mark.parametrize("context", [None, [text("the dog")]], ids=["a task that is to be withheld", "a typed phrase"])
+def test_on_a_full_disk_there_is_an_answer_and_a_line(
+    home: Callable[..., House], caplog: pytest.LogCaptureFixture, context: list[dict[str, Any]] | None
+) -> None:
+    where = home(unassisted=0.5)
+    notes = where.service.corrections
+    noted, new, *_ = [number for number in range(1, 20) if ask(where, task(number, description="the dog")) == [[]]]
+    notes._connection.execute("DELETE FROM withheld WHERE task = ?", (new,))
+    notes._connection.commit()
+    notes._connection.execute("PRAGMA query_only = ON")
+    [answer] = ask(where, task(new, description="the dog"), context=context)
+    assert drawn(answer)
+    lines = [record.getMessage() for record in caplog.records if "could not be noted" in record.getMessage()]
+    assert len(lines) == 2
+    assert all(f"task {new}" in line for line in lines)
+    assert where.service.metrics.recent == []
+    assert ask(where, task(noted, description="the dog")) == [[]], "what was noted before holds"
 
 
 def test_a_failure_leaves_one_line_in_the_log_without_its_text(home: Callable[..., House], caplog: pytest.LogCaptureFixture) -> None:

@@ -25,6 +25,7 @@ from sam4mllm.data.examples import read_examples
 from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.lora import Adapters
+from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.training import recipe
 from sam4mllm.training.collate import Asking, TrainingRow
 from sam4mllm.training.plan import MEASURED, fit_steps, learning_rate, read_plan
@@ -480,3 +481,39 @@ def test_an_image_that_the_model_cannot_take_is_left_out(
     monkeypatch.setattr(trainer, "_encode", refuse_some)
     assert all(np.isfinite(losses(trainer)))
     assert "is left out: absolute aspect ratio" in caplog.text
+
+
+def test_a_phrase_with_a_control_word_is_not_learned(
+    single: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Serving would refuse it, and a task's text must not forge turns."""
+    checkpoint = load_checkpoint(str(single), CPU)
+    forged = f"the cup {next(iter(MllmGrounder(checkpoint)._control))}"
+    phrases: dict[str, list[Box]] = {"the left cup": [(5, 10, 40, 60)], forged: [(50, 20, 85, 50)]}
+    pool = pool_of(tmp_path / "data", [phrases, {forged: []}])
+    trainer = Trainer(checkpoint, pool, replace(PLAN, steps=3, batch=4), tmp_path / "run", ASKING)
+    row, asked = trainer._collator.row, set[str]()
+
+    def watched(frame: Any, examples: Any, rng: Any) -> TrainingRow:
+        asked.update(example.phrase for example in examples)
+        return row(frame, examples, rng)
+
+    monkeypatch.setattr(trainer._collator, "row", watched)
+    assert trainer.train()
+    assert asked == {"the left cup"}
+    assert "which is a control word of the model" in caplog.text
+
+
+def test_a_machine_that_gets_slower_ends_a_run_in_time(single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spent = [0.0]
+
+    def slower() -> float:
+        spent[0] += 0.1 if spent[0] < 5 else 10.0
+        return spent[0]
+
+    monkeypatch.setattr("sam4mllm.training.recipe.time.monotonic", slower)
+    trainer = make_trainer(single, data, tmp_path, replace(PLAN, steps=200, budget_seconds=60.0))
+    told: list[Progress] = []
+    assert trainer.train(told.append)
+    assert MEASURED < told[-1].step < 100
+    assert make_trainer(single, data, tmp_path, trainer.plan).train(lambda progress: pytest.fail("it was complete"))

@@ -23,6 +23,7 @@ from tests.review_fakes import (
     PROJECT,
     TASK,
     WIDTH,
+    Mask,
     annotation,
     blob,
     created,
@@ -381,6 +382,66 @@ def test_an_outline_that_was_not_touched_is_as_good_as_the_mask_it_was_made_from
     shape = blob(4) & ~blob(4, 4, 3)
     [review] = read(tmp_path, created(drawn, config=CONFIG.replace("BrushLabels", "RectangleLabels")), given=[served("a", shape)])
     assert (review.outcome, review.iou) == ("accepted", 1.0)
+    assert [(decoded(mask) == shape).all() for mask in review.instances] == [True]
+
+
+def rectangle(number: str, mask: Mask, origin: str = "prediction") -> dict[str, Any]:
+    [value] = _DRAW["RectangleLabels"](mask)
+    return {**region(number, mask, origin=origin), "type": "rectanglelabels", "value": {**value, "rectanglelabels": ["Cup"]}}
+
+
+def polygons(number: str, mask: Mask) -> list[dict[str, Any]]:
+    """A polygon for each piece."""
+    return [
+        {**region(f"{number}{index}", mask), "type": "polygonlabels", "value": {**value, "polygonlabels": ["Cup"]}}
+        for index, value in enumerate(_DRAW["PolygonLabels"](mask))
+    ]
+
+
+def test_an_outline_that_was_not_touched_stands_for_its_mask_beside_one_that_was(tmp_path: Path) -> None:
+    first, second = blob(0) & ~blob(0, 4, 3), blob(16) & ~blob(16, 4, 3)
+    regions = [rectangle("a", first), rectangle("b", blob(18), "prediction-changed"), rectangle("h", blob(0, 14), "manual")]
+    body = created(*regions, config=CONFIG.replace("BrushLabels", "RectangleLabels"))
+    [review] = read(tmp_path, body, given=[served("a", first), served("b", second)])
+    assert review.outcome == "edited"
+    assert [(decoded(one) == mask).all() for one, mask in zip(review.instances, (first, blob(18), blob(0, 14)), strict=True)] == [True] * 3
+    assert review.iou == pytest.approx(mask_iou(first | blob(18) | blob(0, 14), first | second))
+
+
+def test_a_suggestion_that_was_taken_untouched_stands_for_its_mask(tmp_path: Path) -> None:
+    shape = blob(8) & ~blob(8, 4, 3)
+    given = [served("a", blob(4)), served("b", shape, interactive=True, time=CREATED - 5)]
+    body = created(rectangle("b", shape), config=CONFIG.replace("BrushLabels", "RectangleLabels"))
+    [review] = read(tmp_path, body, given=given)
+    assert review.outcome == "edited"
+    assert review.iou == pytest.approx(mask_iou(shape, blob(4)))
+    assert [(decoded(mask) == shape).all() for mask in review.instances] == [True]
+
+
+def test_the_outlines_of_one_masks_pieces_are_one_instance(tmp_path: Path) -> None:
+    shape = (blob(0) & ~blob(3, 7, 2)) | blob(16)
+    pieces = polygons("p", shape)
+    given = [served(piece["id"], shape) for piece in pieces]
+    config = CONFIG.replace("BrushLabels", "PolygonLabels")
+    assert len(pieces) == 2
+    [review] = read(tmp_path, created(*pieces, config=config), given=given)
+    assert (review.outcome, review.iou) == ("accepted", 1.0)
+    assert [(decoded(mask) == shape).all() for mask in review.instances] == [True]
+
+
+@pytest.mark.parametrize("changed", [True, False], ids=["changed", "deleted"])
+def test_a_piece_that_was_changed_or_deleted_does_not_come_back_with_another(tmp_path: Path, changed: bool) -> None:
+    """The mask that both were made from still has it."""
+    shape = blob(0) | blob(16)
+    pieces = polygons("p", shape)
+    [final] = polygons("q", blob(20, 8, 4))
+    left = [pieces[0], {**final, "id": pieces[1]["id"], "origin": "prediction-changed"}] if changed else pieces[:1]
+    config = CONFIG.replace("BrushLabels", "PolygonLabels")
+    [review] = read(tmp_path, created(*left, config=config), given=[served(piece["id"], shape) for piece in pieces])
+    assert review.outcome == "edited"
+    union = np.any([decoded(mask) for mask in review.instances], axis=0)
+    [kept] = [mask for mask in (blob(0), blob(16)) if (decoded(review.instances[0]) == mask).all()]
+    assert (union == (kept | blob(20, 8, 4) if changed else kept)).all()
 
 
 # -- several annotations -------------------------------------------------------------------------------------------------------------------

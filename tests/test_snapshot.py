@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from backend.errors import FetchError
 from backend.reviews import Review
 from backend.snapshot import HOLDOUT, TRAIN, split_of, write_snapshot
 from sam4mllm.data.examples import read_examples
+from sam4mllm.errors import DatasetError
 from sam4mllm.masks import to_rle
 
 
@@ -87,6 +89,10 @@ def test_a_fifth_is_held_out() -> None:
     [
         pytest.param(review(9, "dead"), "does not answer", id="no image"),
         pytest.param(review(9, "10", width=41), "41 x 30", id="a mask of another size"),
+        pytest.param(review(9, "10", phrase="half \ud800"), "phrase", id="a phrase that no file can hold"),
+        pytest.param(review(9, "10", label="half \ud800"), "source", id="a label that no file can hold"),
+        pytest.param(review(9, "10", instances=(to_rle(np.zeros((30, 40), np.bool_)),)), "no area", id="an empty mask"),
+        pytest.param(review(9, "10", instances=({"size": [30, 40], "counts": "~"},)), "counts", id="a damaged mask"),
     ],
 )
 def test_what_does_not_fit_is_left_out_with_its_reason(tmp_path: Path, bad: Review, says: str) -> None:
@@ -95,6 +101,37 @@ def test_what_does_not_fit_is_left_out_with_its_reason(tmp_path: Path, bad: Revi
     [(number, reason)] = snapshot.refused
     assert number == 9
     assert says in reason
+    assert sum(snapshot.counts.values()) == 1
+
+
+def test_masks_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
+    """A photo's two hundred would be gigabytes."""
+    side, masks = 1_000, []
+    for row in range(40):
+        mask = np.zeros((side, side), np.bool_)
+        mask[row * 20 : row * 20 + 15, 10:500] = True
+        masks.append(to_rle(mask))
+
+    class Large(Files):
+        def read(self, reference: object, task_id: int | None) -> bytes:
+            return picture(7, side, side)
+
+    tracemalloc.start()
+    write_snapshot([review(1, "7", side, side, instances=tuple(masks))], Large(), tmp_path / "data")
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 20 * side * side
+    [example] = read_examples(tmp_path / "data")
+    assert [one.rle for one in example.instances] == masks
+
+
+def test_a_disk_that_is_full_refuses_no_annotation(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("sam4mllm.data.examples.replace_file", full)
+    with pytest.raises(DatasetError, match="No space left on device"):
+        write_snapshot([review(1, "10")], Files(), tmp_path / "data")
 
 
 def test_a_snapshot_that_is_broken_off_leaves_no_dataset(tmp_path: Path) -> None:

@@ -141,8 +141,8 @@ def test_failures_are_one_line(tmp_path: Path, job: Job, changes: dict[str, str]
 
 
 def test_the_label_of_a_correction() -> None:
-    example = Example("i.png", "0" * 64, 1, 1, "cup", (), "train", "label-studio:1:2:3:edited:Coffee cup")
-    assert label_of(example) == "Coffee cup"
+    example = Example("i.png", "0" * 64, 1, 1, "cup", (), "train", "label-studio:1:2:3:edited:Coffee: cup")
+    assert label_of(example) == "Coffee: cup"
 
 
 def test_a_curve_that_a_kill_cut_off(tmp_path: Path) -> None:

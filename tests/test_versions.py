@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import threading
 import time
@@ -13,7 +14,7 @@ from typing import Any
 import pytest
 
 from backend import brush
-from backend.errors import NotReadyError
+from backend.errors import DeadlineError, NotReadyError
 from backend.wire import read_predict
 from sam4mllm.adapters import WEIGHTS
 from sam4mllm.errors import ModelError, RegistryError
@@ -79,17 +80,83 @@ def test_what_cannot_be_loaded_never_becomes_champion(place: School) -> None:
     assert drawn_by(answers(place, 1)[0]) == (good, width(1))
 
 
+def damage(place: School, version: str) -> None:
+    weights = place.service.versions.registry.path(version) / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-3])
+
+
 def test_a_damaged_champion_is_left_out_at_the_start(place: School, tmp_path: Path) -> None:
     version = place.add()
     place.service.versions.promote(version)
     place.service.close(5)
-    weights = place.service.versions.registry.path(version) / WEIGHTS
-    weights.write_bytes(weights.read_bytes()[:-3])
+    damage(place, version)
 
     again = school(tmp_path)
     assert again.service.engine.state == "ready"
     assert drawn_by(answers(again, 1)[0]) == (again.workshop.base.version(), width(0))
     again.service.close(5)
+
+
+def test_what_served_before_a_damaged_champion_serves_after_a_restart(place: School, tmp_path: Path) -> None:
+    first, second, third = place.add(0.1), place.add(0.2), place.add(0.3)
+    for version in (first, second, third):
+        place.service.versions.promote(version)
+    place.service.close(5)
+    damage(place, second)
+    damage(place, third)
+
+    again = school(tmp_path)
+    assert drawn_by(answers(again, 1)[0]) == (first, width(1))
+    again.service.versions.sync()
+    assert drawn_by(answers(again, 2)[0]) == (first, width(1))
+    again.service.close(5)
+
+
+def test_a_rollback_to_what_cannot_be_loaded_changes_nothing(place: School) -> None:
+    first, second = place.add(0.1), place.add(0.2)
+    place.service.versions.promote(first)
+    place.service.versions.promote(second)
+    damage(place, first)
+    with pytest.raises(RegistryError):
+        place.service.versions.rollback()
+    assert place.serving == second == place.service.versions.serving
+
+
+def test_an_adapter_that_breaks_the_engine_is_refused_and_freed(place: School, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = place.add()
+
+    def no_memory(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr("backend.versions.warm_up", no_memory)
+    with pytest.raises(ModelError, match="has no answer"):
+        place.service.versions.promote(version)
+    assert place.workshop.loaded == set()
+    assert place.serving is None
+
+
+def test_a_busy_engine_refuses_no_version(place: School, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = place.add()
+    place.service.versions.registry.promote(version)
+    with monkeypatch.context() as patch:
+        patch.setattr("backend.versions.SWAP_SECONDS", -1.0)
+        with pytest.raises(DeadlineError):
+            place.service.versions.sync()
+    place.service.versions.sync()
+    assert drawn_by(answers(place, 1)[0]) == (version, width(1))
+
+
+def test_a_full_disk_does_not_stop_a_swap(place: School, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The champion's file is written; the note of which version serves is not, nor needed."""
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("backend.service.replace_file", full)
+    version = place.add()
+    place.service.versions.promote(version)
+    assert place.serving == version
+    assert drawn_by(answers(place, 1)[0]) == (version, width(1))
 
 
 def test_a_promotion_by_the_command_line_is_noticed(place: School) -> None:
@@ -166,15 +233,18 @@ def test_a_hundred_swaps_and_ten_rollbacks_under_load(place: School) -> None:
 
     with ThreadPoolExecutor(3) as pool:
         asking = [pool.submit(ask, 100_000 * (worker + 1)) for worker in range(3)]
-        for number, version in enumerate(versions, 1):
-            place.service.versions.promote(version)
-            if number % 10 == 0:  # reviewers find it much worse than the base model, after which it was trained
-                base = [review(place.workshop.base.version(), 0.9, float(index)) for index in range(30)]
-                worse = [review(version, 0.3, 1000.0 + index) for index in range(10)]
-                assert place.service.learner.watch.look([*base, *worse])
-                assert place.serving != version
-        time.sleep(0.2)
-        over.set()
+        try:
+            for number, version in enumerate(versions, 1):
+                former = place.serving or place.workshop.base.version()
+                place.service.versions.promote(version)
+                if number % 10 == 0:  # reviewers find it much worse than the one before
+                    base = [review(former, 0.9, float(index)) for index in range(30)]
+                    worse = [review(version, 0.3, time.time() + index) for index in range(10)]
+                    assert place.service.learner.watch.look([*base, *worse])
+                    assert place.serving == former
+            time.sleep(0.2)
+        finally:
+            over.set()
         for one in asking:
             one.result()
     assert all(known[version] == wide for version, wide in seen)

@@ -24,7 +24,7 @@ import io
 import json
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -278,6 +278,10 @@ def _relative(image: str) -> str:
 # -- writing -------------------------------------------------------------------------------------------------------------------------------
 
 
+class FolderError(DatasetError):
+    """A dataset's folder cannot be written, whatever is written to it."""
+
+
 class ExampleWriter:
     """Writes a dataset into a folder, as a context manager.
 
@@ -286,7 +290,8 @@ class ExampleWriter:
     folder has no ``examples.jsonl``, and writing it again uses the images that are there. One writer to a folder at a time.
 
     Raises:
-        DatasetError: the folder already holds a dataset (on entering), or cannot be written (at any time).
+        DatasetError: the folder already holds a dataset (on entering).
+        FolderError: it cannot be written (at any time).
     """
 
     def __init__(self, folder: Path) -> None:
@@ -337,7 +342,7 @@ class ExampleWriter:
         self,
         record: ImageRecord,
         phrase: str,
-        masks: NDArray[np.bool_] | Sequence[NDArray[np.bool_]],
+        masks: Iterable[NDArray[np.bool_]],
         split: str,
         source: str,
         *,
@@ -348,28 +353,26 @@ class ExampleWriter:
         Args:
             record: what ``add_image`` or ``add_image_file`` returned.
             phrase: the referring expression.
-            masks: (N, H, W) bool, none of them empty; N = 0 says that the phrase has no target.
+            masks: N of (H, W) bool, none of them empty; N = 0 says that the phrase has no target. They are taken one at a time, and may
+                be made as they are asked for: hundreds of a large picture are gigabytes.
             split: ``train``, ``val``, ``test`` and the like.
             source: where the example comes from; may be empty.
             boxes: (N, 4) px; those around the masks if None.
 
         Raises:
-            DatasetError: what ``read_examples`` would refuse is not written.
+            DatasetError: what ``read_examples`` would refuse is not written; what ``masks`` raises passes, and nothing is written either.
         """
-        shape = (len(masks), record.height, record.width)
-        stack = np.asarray(masks, np.bool_) if len(masks) else np.zeros(shape, np.bool_)
-        if stack.shape != shape:
-            raise DatasetError(f"masks are (N, {record.height}, {record.width}) as their image, not {stack.shape}")
-        boxes_px = np.array([box_of(mask) for mask in stack], np.float32) if boxes is None else np.asarray(boxes, np.float32)
-        if boxes_px.shape != (len(stack), 4) and (len(stack) or boxes_px.size):
-            raise DatasetError(f"boxes are one row of four numbers for each of {len(stack)} masks, not {boxes_px.shape}")
+        encoded = [_encoded(mask, record) for mask in masks]
+        boxes_px = np.array([box for box, _ in encoded], np.float32) if boxes is None else np.asarray(boxes, np.float32)
+        if boxes_px.shape != (len(encoded), 4) and (encoded or boxes_px.size):
+            raise DatasetError(f"boxes are one row of four numbers for each of {len(encoded)} masks, not {boxes_px.shape}")
         fields = {
             "image": record.image,
             "sha256": record.sha256,
             "width": record.width,
             "height": record.height,
             "phrase": phrase,
-            "instances": [{"box": box.tolist(), "rle": to_rle(mask)} for box, mask in zip(boxes_px, stack, strict=True)],
+            "instances": [{"box": box.tolist(), "rle": rle} for box, (_, rle) in zip(boxes_px, encoded, strict=True)],
             "split": split,
             "source": source,
         }
@@ -382,7 +385,7 @@ class ExampleWriter:
         try:
             yield
         except OSError as error:
-            raise DatasetError(f"{self.folder} cannot be written ({error.strerror}); free space or choose another folder") from error
+            raise FolderError(f"{self.folder} cannot be written ({error.strerror}); free space or choose another folder") from error
 
     def _opened(self) -> IO[bytes]:
         if self._file is None:
@@ -398,3 +401,11 @@ class ExampleWriter:
             if not target.is_file() or target.stat().st_size != len(data):
                 replace_file(target, data)
         return ImageRecord(name, sha256, width, height)
+
+
+def _encoded(mask: ArrayLike, record: ImageRecord) -> tuple[NDArray[np.float32], Rle]:
+    """A mask's box (4,) px and its run lengths. Raises DatasetError unless it is of the image's size."""
+    array = np.asarray(mask, np.bool_)
+    if array.shape != (record.height, record.width):
+        raise DatasetError(f"masks are (N, {record.height}, {record.width}) as their image, and one of them is {array.shape}")
+    return box_of(array), to_rle(array)

@@ -128,15 +128,15 @@ class MllmGrounder:
         own = _own(scene)
         self._activate()
         for phrase in phrases:
-            self._refuse_control(phrase)
+            self.check_phrase(phrase)
         questions = [self.question(phrase, with_points) for phrase in phrases]
         answers: list[Written] = []
         for start in range(0, len(questions), PHRASES_AT_ONCE):
             answers += write(self, own, questions[start : start + PHRASES_AT_ONCE], self._ends, self.max_new_tokens)
         return [self._read(own, phrase, answer, with_points) for phrase, answer in zip(phrases, answers, strict=True)]
 
-    def _refuse_control(self, phrase: str) -> None:
-        """A control token in a phrase would let a task's text forge turns of the conversation."""
+    def check_phrase(self, phrase: str) -> None:
+        """Raises PhraseError: a control token in a phrase would let a task's text forge turns of the conversation."""
         for token in self._control:
             if token in phrase:
                 raise PhraseError(f"the phrase contains {token!r}, which is a control word of the model; leave it out")

@@ -91,7 +91,7 @@ class Collator:
             first = self._ask_boxes(builder, frame, example, order)
             if len(order):
                 index = int(rng.choice(order))
-                box_px = _shake(example.boxes_px[index], frame.width, frame.height, self._asking.shake, rng)
+                box_px = shake_box(example.boxes_px[index], frame.width, frame.height, self._asking.shake, rng)
                 if not self._closer or window_around(box_px, frame.width, frame.height) is None:
                     points = draw_points(box_px, self._asking.points, rng)
                     self._ask_points(builder, frame, box_px, points, lies_on(_mask(example, index), points), first, rng)
@@ -106,7 +106,7 @@ class Collator:
             return None
         example, index = found[rng.integers(len(found))]
         height, width = image.shape[:2]
-        box_px = _shake(example.boxes_px[index], width, height, self._asking.shake, rng)
+        box_px = shake_box(example.boxes_px[index], width, height, self._asking.shake, rng)
         window = window_around(box_px, width, height)
         if window is None:
             return None
@@ -164,7 +164,8 @@ def draw_points(box_px: NDArray[np.float32], count: int, rng: np.random.Generato
     return np.concatenate([pattern, anywhere]).astype(np.float32)
 
 
-def _shake(box_px: NDArray[np.float32], width: int, height: int, share: float, rng: np.random.Generator) -> NDArray[np.float32]:
+def shake_box(box_px: NDArray[np.float32], width: int, height: int, share: float, rng: np.random.Generator) -> NDArray[np.float32]:
+    """A box (4,) that is off as a model's is: its sides moved by normal shares of its size, and inside the image."""
     sides = np.tile(box_px[2:] - box_px[:2], 2)
     return order_box((box_px + rng.normal(0, share, 4) * sides).astype(np.float32), width, height)
 

@@ -28,7 +28,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from sam4mllm.errors import TrainingError
+from sam4mllm.data.examples import Example
+from sam4mllm.errors import PhraseError, TrainingError
 from sam4mllm.grounding.families import Checkpoint, Encoded
 from sam4mllm.grounding.lora import attach
 from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
@@ -41,6 +42,9 @@ from sam4mllm.training.pool import Pool, Shown
 __all__ = ["Plan", "Progress", "Trainer", "row_loss"]
 
 log = logging.getLogger(__name__)
+
+LATE = 1.25
+"""Of its budget, after which a run ends at whatever step it is."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +125,8 @@ class Trainer:
                 tell(Progress(step, steps, loss, learning_rate(self.plan, step - 1, steps), spent))
                 if step == MEASURED:
                     steps = fit_steps(steps, step, spent, self.plan.budget_seconds)
+                elif spent > LATE * self.plan.budget_seconds:  # the machine got slower; what is learned is worth a comparison
+                    steps = step
                 if step in (MEASURED, steps) or time.monotonic() - saved > self.plan.seconds_between_saves or self._stopped:
                     self._save(step, steps, spent)
                     saved = time.monotonic()
@@ -175,9 +181,20 @@ class Trainer:
     def _learn(self, shown: Shown, rng: np.random.Generator) -> list[float]:
         """The losses of an image and of what is seen of it closer, their gradients added; none if the image cannot be used."""
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        shown = replace(shown, examples=tuple(example for example in shown.examples if self._may_be_asked(example)))
+        if not shown.examples:
+            return []
         whole = self._learn_whole(shown, rng)
         closer = None if whole is None else self._learn_closer(shown, rng)
         return [loss for loss in (whole, closer) if loss is not None]
+
+    def _may_be_asked(self, example: Example) -> bool:
+        try:
+            self._grounder.check_phrase(example.phrase)
+        except PhraseError as error:
+            log.warning("a phrase about %s is left out: %s", example.image, error)
+            return False
+        return True
 
     def _learn_whole(self, shown: Shown, rng: np.random.Generator) -> float | None:
         examples, name = shown.examples, shown.examples[0].image
@@ -202,7 +219,10 @@ class Trainer:
         if seen is None:
             return None
         encoded, frame = self._encode(seen.image)
-        return self._try(encoded, self._collator.close_row(frame, seen, rng))
+        loss = self._try(encoded, self._collator.close_row(frame, seen, rng))
+        if loss is None:
+            log.warning("a close-up of %s is left out: it is too large", shown.examples[0].image)
+        return loss
 
     def _try(self, encoded: Encoded, row: TrainingRow) -> float | None:
         """The loss; None if the row is longer than serving's, or memory does not suffice."""

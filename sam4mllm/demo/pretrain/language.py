@@ -26,9 +26,9 @@ from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
 from sam4mllm.demo.scenes import DemoScene, close_up, make_scene
 from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, IMAGE, build_tokenizer, vocabulary
-from sam4mllm.geometry import order_box
 from sam4mllm.grounding.packing import additive, pack
 from sam4mllm.training.checkpoint import has_checkpoint, load_weights
+from sam4mllm.training.collate import shake_box
 
 DENSE_WEIGHT = 0.5
 CROWD_EVERY = 3
@@ -138,10 +138,9 @@ def draw_close_ups(rng: np.random.Generator, seed: int, step: int, batch: int) -
         things = [(expression, target) for expression in scene.expressions for target in expression.targets]
         for place in rng.permutation(len(things))[:CLOSE_PER_SCENE]:
             expression, target = things[place]
-            x1, y1, x2, y2 = scene.boxes_px[target]
-            shaken = scene.boxes_px[target] + rng.normal(0, CLOSE_SHAKE, 4) * np.tile([x2 - x1, y2 - y1], 2)
             height, width = scene.image.shape[:2]
-            window = window_around(order_box(shaken, width, height), width, height, rng.uniform(*CLOSE_ZOOM))
+            shaken = shake_box(scene.boxes_px[target], width, height, CLOSE_SHAKE, rng)
+            window = window_around(shaken, width, height, rng.uniform(*CLOSE_ZOOM))
             if window is not None:
                 shown.append(close_up(scene, expression, target, window, CLOSE_SIDE))
     return shown[: CLOSE_PER_SCENE * batch]

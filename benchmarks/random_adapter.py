@@ -1,0 +1,27 @@
+"""An adapter of random weights for the demo model: it draws otherwise, and costs no training."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sam4mllm.grounding.families import load_checkpoint
+from sam4mllm.grounding.lora import attach
+
+SPREAD = 0.002
+"""Standard deviation of the factor that begins as zero: boxes and points move, and still are some."""
+
+
+def write_random_adapter(folder: Path, seed: int) -> Path:
+    """A plain PEFT folder."""
+    torch.manual_seed(seed)
+    model: Any = attach(load_checkpoint("demo", torch.device("cpu")), 64, 128, 0.0)
+    for name, weight in model.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(weight, std=SPREAD)
+    model.peft_config["default"].base_model_name_or_path = "demo"
+    model.save_pretrained(str(folder), save_embedding_layers=False)
+    (folder / "README.md").unlink(missing_ok=True)
+    return folder

@@ -1,0 +1,214 @@
+"""Swaps of real adapters under load, over HTTP: 100 promotions, and 10 rollbacks that reviewers' corrections in the log bring about.
+
+    python -m benchmarks.swaps [--swaps 100] [--rollbacks 10] [--load 3]
+
+Two adapters of random weights and the base model of the demo draw differently. Each draws every picture once in quiet; then, while
+they are swapped, each answer must be the very one of the version that it names. The server is threaded, in this process, so that its
+memory can be measured here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import httpx
+import numpy as np
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from backend import brush
+from backend.app import create_app
+from backend.reviews import read_reviews
+from backend.service import Service, build
+from backend.settings import Settings
+from backend.watch import BASELINE, LEAST
+from benchmarks.beside import correction
+from benchmarks.novel import novel_tasks
+from benchmarks.predict import body
+from benchmarks.random_adapter import write_random_adapter
+from sam4mllm.adapters import CONFIG, WEIGHTS
+
+PICTURES = 3
+A_REQUEST = 2
+"""Tasks in a request, of two pictures: a swap may come between them."""
+PORT = 9393
+URL = f"http://127.0.0.1:{PORT}"
+MIB = 1 << 20
+
+
+class Drawn(NamedTuple):
+    """What tells answers apart: the version that an answer names, its picture, and its score and masks."""
+
+    version: str
+    picture: int
+    masks: str
+
+
+class Silent(WSGIRequestHandler):
+    """Without a line a request."""
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        pass
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--swaps", type=int, default=100)
+    parser.add_argument("--rollbacks", type=int, default=10)
+    parser.add_argument("--load", type=int, default=3, help="clients that ask without a pause")
+    arguments = parser.parse_args()
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as home, serving(Path(home)) as service:
+        trial = Trial(service, [add_adapter(service, Path(home) / f"adapter-{seed}", seed) for seed in (1, 2)])
+        trial.draw_in_quiet()
+        with trial.load(arguments.load):
+            first = trial.swap(arguments.swaps // 10)
+            last = trial.swap(arguments.swaps - arguments.swaps // 10)
+            rolled_back = trial.roll_back(arguments.rollbacks)
+    answers, versions = len(trial.seen), len({one.version for one in trial.seen})
+    print(
+        f"{arguments.swaps} swaps and {rolled_back} of {arguments.rollbacks} rollbacks; {answers} answers by {versions} versions meanwhile"
+    )
+    print(
+        f"failed requests: {trial.failed}; requests with two versions: {trial.mixed}; answers of another version: {trial.strange} (bars: 0)"
+    )
+    print(f"memory after {arguments.swaps // 10} swaps {first:.0f} MiB, after {arguments.swaps} swaps {last:.0f} MiB")
+    sys.exit(trial.failed + trial.mixed + trial.strange > 0 or rolled_back < arguments.rollbacks)
+
+
+@contextmanager
+def serving(home: Path) -> Iterator[Service]:
+    """The demo models behind HTTP, ready, with little room for images taken in: memory is to be seen."""
+    service = build(Settings(home=home, cache_mb=64))
+    service.start()
+    while service.engine.state == "loading":
+        time.sleep(0.1)
+    server = make_server("127.0.0.1", PORT, create_app(service), threaded=True, request_handler=Silent)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    try:
+        yield service
+    finally:
+        server.shutdown()
+        service.close(10)
+
+
+def add_adapter(service: Service, folder: Path, seed: int) -> str:
+    """A new version of random weights."""
+    write_random_adapter(folder, seed)
+    return service.versions.add({name: folder / name for name in (CONFIG, WEIGHTS)}, "00" * 32, {}).version
+
+
+def cornered(region: dict[str, Any]) -> dict[str, Any]:
+    """The region with another mask, as the editor sends a mask that was painted over."""
+    mask = np.zeros((region["original_height"], region["original_width"]), np.bool_)
+    mask[:9, :9] = True
+    return {**region, "origin": "prediction-changed", "value": {**region["value"], "rle": brush.encode(mask)}}
+
+
+class Trial:
+    """Asks, swaps, and keeps account."""
+
+    def __init__(self, service: Service, versions: list[str]) -> None:
+        self.service, self.versions = service, versions
+        self.known: dict[tuple[str, int], str] = {}
+        self.seen: list[Drawn] = []
+        self.failed = self.mixed = self.strange = 0
+        self._bodies = [body(730_000 + picture) for picture in range(PICTURES)]
+        self._tasks = count(1)
+
+    def draw_in_quiet(self) -> None:
+        for promote in (None, *self.versions):
+            if promote:
+                self.service.versions.promote(promote)
+            for picture in range(PICTURES):
+                [drawn] = self.ask([picture])
+                self.known[drawn.version, picture] = drawn.masks
+        assert len(set(self.known.values())) == len(self.known), "the versions draw alike, so nothing would be seen"
+
+    def ask(self, pictures: list[int]) -> list[Drawn]:
+        """One request, its tasks of new numbers so that no answer comes from memory."""
+        tasks: Any = [{**self._bodies[picture]["tasks"][0], "id": next(self._tasks)} for picture in pictures]  # type: ignore[index]
+        answer = httpx.post(f"{URL}/predict", json={**self._bodies[0], "tasks": tasks}, timeout=100).raise_for_status()
+        found = []
+        for picture, one in zip(pictures, answer.json()["results"], strict=True):
+            if not one:
+                raise ValueError("a task got no answer")
+            masks = [region["value"]["rle"] for region in one["result"] if region["type"] == "brushlabels"]
+            found.append(Drawn(one["model_version"], picture, json.dumps([round(one["score"], 6), masks])))
+        return found
+
+    @contextmanager
+    def load(self, clients: int) -> Iterator[None]:
+        over = threading.Event()
+
+        def ask_on(first: int) -> None:
+            for number in count(first):
+                if over.is_set():
+                    return
+                self._account([(number + step) % PICTURES for step in range(A_REQUEST)])
+
+        with ThreadPoolExecutor(clients) as pool:
+            asking = [pool.submit(ask_on, client) for client in range(clients)]
+            try:
+                yield
+            finally:
+                over.set()
+                for one in asking:
+                    one.result()
+
+    def _account(self, pictures: list[int]) -> None:
+        try:
+            found = self.ask(pictures)
+        except (httpx.HTTPError, ValueError):
+            self.failed += 1
+            return
+        self.mixed += len({one.version for one in found}) > 1
+        self.strange += sum(self.known.get((one.version, one.picture)) != one.masks for one in found)
+        self.seen += found
+
+    def swap(self, times: int) -> float:
+        """Promote one and the other in turn; the memory of this process afterwards, in MiB."""
+        for number in range(times):
+            self.service.versions.promote(self.versions[number % 2])
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / MIB
+
+    def roll_back(self, times: int) -> int:
+        """Reviewers accept what the first version draws, and draw anew what the second does; how often the first one serves again."""
+        good, worse = self.versions
+        self.service.versions.promote(good)
+        self._review(BASELINE, accept=True)
+        rolled_back = 0
+        for _ in range(times):
+            self.service.versions.promote(worse)
+            time.sleep(1.1)  # promotions are dated to the second
+            self._review(LEAST, accept=False)
+            self.service.learner.watch.look(read_reviews(self.service.corrections, "description").reviews)
+            rolled_back += self.service.versions.serving == good
+        return rolled_back
+
+    def _review(self, times: int, accept: bool) -> None:
+        """Corrections as webhooks, of tasks served just before: the masks are taken as they are, or drawn anew in a corner."""
+        [task_like] = novel_tasks(1, 771_001, holdout=0)
+        for _ in range(times):
+            number = next(self._tasks)
+            task: Any = {**self._bodies[0]["tasks"][0], "id": number}  # type: ignore[index]
+            served = httpx.post(f"{URL}/predict", json={**self._bodies[0], "tasks": [task]}, timeout=100).json()["results"][0]
+            event = correction(number, task_like, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
+            event["task"]["data"] = task["data"]
+            event["annotation"]["result"] = served["result"] if accept else [cornered(region) for region in served["result"]]
+            httpx.post(f"{URL}/webhook", json=event).raise_for_status()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""Both versions answer the same examples; what neither would be served is left out, and the rest is compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from backend.comparison import answer_all
+from sam4mllm.data.examples import ExampleWriter, read_examples
+from sam4mllm.errors import ImageError, PhraseError
+from sam4mllm.grounding.protocol import Grounding, Scene
+from sam4mllm.pipeline import Pipeline
+from tests.fakes import FakeGrounder, FakeSegmenter, grounding
+
+FORGED = "the cup <|end|> yes"
+
+
+@dataclass
+class Particular(FakeGrounder):
+    """Refuses a forged phrase, and wide images."""
+
+    def open(self, image: NDArray[np.uint8]) -> Scene:
+        if image.shape[1] > 2 * image.shape[0]:
+            raise ImageError("the model cannot take it")
+        return super().open(image)
+
+    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+        if FORGED in phrases:
+            raise PhraseError("the phrase contains a control word")
+        return super().ground(scene, phrases, with_points)
+
+
+@pytest.fixture
+def dataset(tmp_path: Path) -> Path:
+    with ExampleWriter(tmp_path / "data") as writer:
+        for width, phrases in ((60, ("the cup", FORGED, "the dog")), (61, (FORGED,)), (300, ("the cup",))):
+            record = writer.add_image(np.full((50, width, 3), width % 256, np.uint8))
+            for phrase in phrases:
+                writer.add(record, phrase, np.ones((1, 50, width), np.bool_), "holdout", "test")
+    return tmp_path / "data"
+
+
+def test_what_cannot_be_asked_is_left_out(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
+    known = {phrase: grounding(phrase, [[5, 5, 30, 30]]) for phrase in ("the cup", "the dog")}
+    pipelines = [Pipeline(Particular(known), FakeSegmenter()) for _ in range(2)]
+    found = list(answer_all(pipelines, dataset, read_examples(dataset), "box"))
+    assert [(answers.example.phrase, answers.image.shape[1]) for answers in found] == [("the cup", 60), ("the dog", 60)]
+    assert all(len(answers.answers) == 2 for answers in found)
+    assert caplog.text.count("is left out") == 3
