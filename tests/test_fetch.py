@@ -22,6 +22,7 @@ from backend.fetch import Fetcher, FetchLimits, StatusError, connect_tcp
 
 PUBLIC = "93.184.216.34"
 SMALL = FetchLimits(connect=0.3, total=0.4, max_bytes=1000)
+USUAL = FetchLimits(max_bytes=1000)
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nbody"
 
 Answer = Callable[[str, socket.socket], None]
@@ -101,7 +102,7 @@ class _Stream(httpcore.MockStream):
         return self
 
 
-def fetcher(wire: Wire, trusted: tuple[str, ...] = (), allow_hosts: tuple[str, ...] = (), limits: FetchLimits = SMALL) -> Fetcher:
+def fetcher(wire: Wire, trusted: tuple[str, ...] = (), allow_hosts: tuple[str, ...] = (), limits: FetchLimits = USUAL) -> Fetcher:
     return Fetcher(trusted, allow_hosts, limits, resolve=wire.resolve, connect=wire.connect)
 
 
