@@ -14,6 +14,7 @@ from backend.process import serve_command
 from backend.settings import read_settings
 from sam4mllm.cli import DeviceOption, app
 from sam4mllm.cli import main as run
+from sam4mllm.cli_options import DeviceMapOption, DtypeName, QuantizeName
 from sam4mllm.data_cli import other_readers
 
 if TYPE_CHECKING:
@@ -43,9 +44,13 @@ def serve(
         str | None, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
     ] = None,
     device: DeviceOption = None,
+    dtype: Annotated[DtypeName | None, typer.Option("--dtype", help="Numbers of the model; auto.")] = None,
+    quantize: Annotated[QuantizeName | None, typer.Option("--quantize", help="8 or 4 bit weights of the language model.")] = None,
+    device_map: DeviceMapOption = None,
 ) -> None:
     """Serve Label Studio. Every other setting is an environment variable; the README lists them."""
     given = {"HOST": host, "PORT": port, "MODEL": model, "SEGMENTER": segmenter, "DEVICE": device}
+    given |= {"DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map}
     for name, value in given.items():
         if value is not None:
             os.environ[f"SAM4MLLM_{name}"] = str(value)

@@ -243,6 +243,7 @@ class Conductor:
             champion_version=self._serving(),
             plan=Plan(steps=settings.train_steps, rate=settings.train_rate, budget_seconds=60 * settings.train_minutes),
             threads=max(1, (os.cpu_count() or 2)),
+            precision=settings.precision,
         )
 
     def _needs(self) -> str:

@@ -41,7 +41,8 @@ DUPLICATE_SECONDS = 3.0
 def load_roster(settings: Settings) -> Roster:
     """The base models of the settings, warmed up."""
     options = Options(joint=settings.points == "joint")
-    variants = load_variants(settings.model, settings.segmenter, settings.device, options, settings.trust_remote_code)
+    models = (settings.model, settings.segmenter, settings.device)
+    variants = load_variants(*models, options, settings.precision, trust_remote_code=settings.trust_remote_code)
     roster = Roster(remembering(variants.base), variants)
     warm_up(roster.current, settings.strategy)
     return roster

@@ -11,6 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import SettingsError
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.pipeline import Strategy
+from sam4mllm.precision import DtypeName, Precision, QuantizeName
 
 UNASSISTED = 0.05
 """Share of unassisted tasks where nothing else is set: enough to notice an anchoring bias, few enough to bear."""
@@ -29,6 +30,9 @@ class Settings(BaseSettings):
     )
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`…; a GPU if there is one")
     trust_remote_code: bool = Field(False, description="allow a model family whose code comes with its weights (Qwen-VL-Chat)")
+    dtype: DtypeName = Field("auto", description="numbers of the MLLM: `bf16`, `fp16`, `fp32`; `auto`: `bf16` on a GPU, `fp32` on a CPU")
+    quantize: QuantizeName = Field("none", description="`8bit` or `4bit` weights of the MLLM's language model; needs the extra `quant`")
+    device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")
     strategy: Strategy = Field("pqpp", description="`box`, `ppg` or `pqpp`")
     points: Literal["packed", "joint"] = Field("packed", description="points asked each on its own, or in one answer as published")
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
@@ -107,6 +111,11 @@ class Settings(BaseSettings):
         number = self.train_mode.removeprefix("device:")
         return self.device if number == self.train_mode else f"cuda:{number}"
 
+    @property
+    def precision(self) -> Precision:
+        """In which numbers the MLLM is held, in serving as in training."""
+        return Precision(self.dtype, self.quantize, self.device_map)
+
     def lines(self) -> list[str]:
         """One line a setting, secrets masked, for the log."""
         return [f"{name} = {value}" for name, value in self.model_dump().items()]
@@ -121,6 +130,8 @@ def read_settings() -> Settings:
         name = str(first["loc"][0]) if first["loc"] else "settings"
         variable = name if name.isupper() else f"SAM4MLLM_{name.upper()}"
         raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from error
+    if settings.device_map is not None and settings.train_mode == "pause":
+        raise SettingsError("SAM4MLLM_TRAIN_MODE=pause cannot move a model that SAM4MLLM_DEVICE_MAP=auto has spread; use beside")
     if settings.host not in LOOPBACK:
         for secret, variable in ((settings.auth_password, "SAM4MLLM_AUTH_PASSWORD"), (settings.webhook_secret, "SAM4MLLM_WEBHOOK_SECRET")):
             if not secret.get_secret_value():

@@ -34,6 +34,7 @@ from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.loading import LooseAdapter, Variants, load_variants
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Options, Pipeline, Strategy
+from sam4mllm.precision import AUTO, Precision
 from sam4mllm.training.plan import Plan
 from sam4mllm.training.recipe import Progress
 from sam4mllm.training.session import Session
@@ -70,6 +71,7 @@ class Job:
     champion_version: str
     plan: Plan
     threads: int
+    precision: Precision = AUTO
 
     def write(self, run: Path) -> None:
         replace_file(run / "job.json", json.dumps(asdict(self), indent=2).encode())
@@ -77,7 +79,7 @@ class Job:
     @classmethod
     def read(cls, run: Path) -> Job:
         fields = json.loads((run / "job.json").read_text(encoding="utf-8"))
-        return cls(**{**fields, "plan": Plan(**fields["plan"])})
+        return cls(**{**fields, "plan": Plan(**fields["plan"]), "precision": Precision(**fields.get("precision", {}))})
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -96,7 +98,10 @@ def main(arguments: Sequence[str]) -> int:
     except Sam4mllmError as error:
         print(f"error: {error}", file=sys.stderr)
     except (torch.cuda.OutOfMemoryError, MemoryError):
-        print("error: out of memory; use SAM4MLLM_TRAIN_MODE=pause, another device, or a smaller model", file=sys.stderr)
+        print(
+            "error: out of memory; use SAM4MLLM_TRAIN_MODE=pause, SAM4MLLM_QUANTIZE=4bit, another device, or a smaller model",
+            file=sys.stderr,
+        )
     except (FloatingPointError, OSError) as error:
         print(f"error: {first_line(error)}", file=sys.stderr)
     return 1
@@ -117,7 +122,7 @@ def _run(run: Path, job: Job) -> int:
 
 
 def _train(run: Path, job: Job) -> bool:
-    session = Session(Path(job.dataset), run / "adapter", job.plan, job.model, job.device, _replay(job), label_of)
+    session = Session(Path(job.dataset), run / "adapter", job.plan, job.model, job.device, _replay(job), label_of, precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
     tell, parent = Teller(run), os.getppid()
 
@@ -187,7 +192,7 @@ def label_of(example: Example) -> str:
 
 def _evaluate(run: Path, job: Job) -> None:
     check_adapter(run / "adapter")
-    variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint))
+    variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint), job.precision)
     champion = variants.base
     if job.champion is not None:
         champion = variants.load(Path(job.champion), LooseAdapter(job.champion_version))
@@ -252,7 +257,7 @@ def _shrunk(picture: Image.Image) -> Image.Image:
 
 def _smoke(run: Path, job: Job) -> int:
     """One answer by the new adapter, in a process that knows nothing else."""
-    variants: Variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint))
+    variants: Variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint), job.precision)
     pipeline = variants.load(run / "adapter", LooseAdapter("challenger-0-00000000"))
     [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"], job.strategy)
     return 0 if np.isfinite(answer.score) else 1

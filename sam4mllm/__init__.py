@@ -10,13 +10,15 @@ True
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import load_image
+from sam4mllm.precision import Precision
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Options, Pipeline
+    from sam4mllm.precision import DtypeName, QuantizeName
 
 __version__ = "0.1.0"
 __all__ = ["Sam4mllmError", "__version__", "load", "load_image"]
@@ -28,6 +30,10 @@ def load(
     device: str | None = None,
     options: Options | None = None,
     adapter: str | None = None,
+    *,
+    dtype: DtypeName = "auto",
+    quantize: QuantizeName = "none",
+    device_map: Literal["auto"] | None = None,
     trust_remote_code: bool = False,
 ) -> Pipeline:
     """Load both models and put them into a Pipeline.
@@ -38,6 +44,9 @@ def load(
         device: ``cpu``, ``cuda``, ``cuda:1``…; by default a GPU if there is one.
         options: how points are asked.
         adapter: a folder with a LoRA adapter, or a version in the registry; the base model alone if None.
+        dtype: ``bf16``, ``fp16`` or ``fp32``; what the device does well if ``auto``.
+        quantize: ``8bit`` or ``4bit`` weights of the language model; needs the extra ``quant``.
+        device_map: ``auto`` spreads the language model over all GPUs.
         trust_remote_code: allow a family whose code comes with its weights (Qwen-VL-Chat); no other runs such code.
 
     Raises:
@@ -45,4 +54,5 @@ def load(
     """
     from sam4mllm.loading import load_pipeline  # torch and transformers take seconds to import; errors and versions should not
 
-    return load_pipeline(model, segmenter, device, options, adapter, trust_remote_code)
+    precision = Precision(dtype, quantize, device_map)
+    return load_pipeline(model, segmenter, device, options, adapter, precision, trust_remote_code=trust_remote_code)

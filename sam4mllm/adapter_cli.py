@@ -16,7 +16,18 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn, track
 from rich.progress import Progress as Bar
 
-from sam4mllm.cli_options import DeviceOption, JsonOption, ModelOption, hush
+from sam4mllm.cli_options import (
+    DeviceMapOption,
+    DeviceOption,
+    DtypeName,
+    DtypeOption,
+    JsonOption,
+    ModelOption,
+    QuantizeName,
+    QuantizeOption,
+    as_precision,
+    hush,
+)
 from sam4mllm.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -51,6 +62,9 @@ def train(
     wandb: Annotated[str | None, typer.Option("--wandb", help="Send the curve to this project at Weights & Biases.")] = None,
     model: ModelOption = "demo",
     device: DeviceOption = None,
+    dtype: DtypeOption = DtypeName.AUTO,
+    quantize: QuantizeOption = QuantizeName.NONE,
+    device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Train a LoRA adapter. Stopped with Ctrl-C, by SIGTERM or by a kill, the same command goes on from its last checkpoint.
@@ -65,7 +79,8 @@ def train(
     check_trackers(tensorboard, wandb)
     settings = read_config(config, steps=steps, seed=seed)
     extras = Extras(settings.asking, segmenter, conversations, images, _prompting_bar)
-    session = Session(dataset, out, settings.plan, model, device, replay, extras=extras)
+    precision = as_precision(dtype, quantize, device_map)
+    session = Session(dataset, out, settings.plan, model, device, replay, extras=extras, precision=precision)
     plan, first = session.trainer.plan, session.processes.first
     curves = tracking(plan, out.name, tensorboard, wandb) if first else nullcontext()
     with _stopping(session.trainer.stop), _training_bar(plan.steps) as (show, last), curves as note:

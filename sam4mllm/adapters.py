@@ -21,6 +21,8 @@ from torch import Tensor
 
 from sam4mllm.errors import RegistryError, first_line
 
+BASE = ""
+"""The version of no adapter: the base model alone."""
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 FILES = (CONFIG, WEIGHTS)

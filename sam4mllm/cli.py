@@ -17,21 +17,27 @@ from rich.table import Table
 from sam4mllm import adapter_cli, data_cli, evaluate_cli
 from sam4mllm.cli_options import (
     AdapterOption,
+    DeviceMapOption,
     DeviceOption,
+    DtypeName,
+    DtypeOption,
     JsonOption,
     ModelOption,
     NounsName,
     PointsName,
     PointsOption,
+    QuantizeName,
+    QuantizeOption,
     SegmenterOption,
     StrategyName,
     StrategyOption,
-    hush,
+    as_precision,
+    load,
 )
 from sam4mllm.errors import Sam4mllmError
 
 if TYPE_CHECKING:
-    from sam4mllm.pipeline import Pipeline, Segmentation
+    from sam4mllm.pipeline import Segmentation
 
 __all__ = ["DeviceOption", "app", "main"]
 
@@ -53,14 +59,6 @@ def main() -> None:
         sys.exit(1)
 
 
-def _load(model: str, segmenter: str, device: str | None, points: PointsName, adapter: str | None) -> Pipeline:
-    hush()
-    import sam4mllm
-    from sam4mllm.pipeline import Options
-
-    return sam4mllm.load(model, segmenter, device, Options(joint=points is PointsName.JOINT), adapter)
-
-
 def _bar(items: Iterable[T], total: int | None, what: str) -> Iterable[T]:
     """A progress bar on standard error, so that standard output stays clean for --json."""
     return track(items, description=what, total=total, console=Console(stderr=True), transient=True)
@@ -77,13 +75,19 @@ def predict(
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
+    dtype: DtypeOption = DtypeName.AUTO,
+    quantize: QuantizeOption = QuantizeName.NONE,
+    device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find phrases in an image: boxes, masks and a picture of them."""
     from sam4mllm.images import load_image
+    from sam4mllm.pipeline import Options
 
     pixels = load_image(image)
-    answers = _load(model, segmenter, device, points, adapter).segment(pixels, phrases, strategy.value)
+    options = Options(joint=points is PointsName.JOINT)
+    pipeline = load(model, segmenter, device, options, adapter, as_precision(dtype, quantize, device_map))
+    answers = pipeline.segment(pixels, phrases, strategy.value)
     if out is not None:
         from sam4mllm.overlay import draw
 
@@ -164,11 +168,17 @@ def bench(
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
+    dtype: DtypeOption = DtypeName.AUTO,
+    quantize: QuantizeOption = QuantizeName.NONE,
+    device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Time one phrase an image on demo scenes, split by stage, after one warm-up; loading is stated apart."""
+    from sam4mllm.pipeline import Options
+
     began = time.perf_counter()
-    pipeline = _load(model, segmenter, device, points, adapter)
+    options = Options(joint=points is PointsName.JOINT)
+    pipeline = load(model, segmenter, device, options, adapter, as_precision(dtype, quantize, device_map))
     loading = time.perf_counter() - began
     from sam4mllm.bench import time_phrases
 

@@ -5,9 +5,14 @@ from __future__ import annotations
 import logging
 import os
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+from sam4mllm.precision import Precision
+
+if TYPE_CHECKING:
+    from sam4mllm.pipeline import Options, Pipeline
 
 
 class StrategyName(StrEnum):
@@ -23,6 +28,29 @@ class PointsName(StrEnum):
 
     PACKED = "packed"
     JOINT = "joint"
+
+
+class DtypeName(StrEnum):
+    """In which numbers a model is held."""
+
+    AUTO = "auto"
+    BF16 = "bf16"
+    FP16 = "fp16"
+    FP32 = "fp32"
+
+
+class QuantizeName(StrEnum):
+    """How many bits the language model's weights have."""
+
+    NONE = "none"
+    EIGHT = "8bit"
+    FOUR = "4bit"
+
+
+class DeviceMapName(StrEnum):
+    """How a model is spread over devices."""
+
+    AUTO = "auto"
 
 
 class NounsName(StrEnum):
@@ -54,16 +82,44 @@ SegmenterOption = Annotated[
     str, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; a GPU if there is one.")]
+DtypeOption = Annotated[DtypeName, typer.Option("--dtype", help="Numbers of the model; auto: bf16 on a GPU, fp32 on a CPU.")]
+QuantizeOption = Annotated[
+    QuantizeName,
+    typer.Option("--quantize", help="8 or 4 bit weights of the language model; needs bitsandbytes."),
+]
+DeviceMapOption = Annotated[DeviceMapName | None, typer.Option("--device-map", help="auto: spread the model over all GPUs.")]
 StrategyOption = Annotated[StrategyName, typer.Option("--strategy", help="How to prompt the segmenter.")]
 PointsOption = Annotated[PointsName, typer.Option("--points", help="Ask each point on its own (packed) or all in one answer (joint).")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
+
+
+def as_precision(dtype: DtypeName, quantize: QuantizeName, device_map: DeviceMapName | None) -> Precision:
+    """The three options in one value."""
+    return Precision(dtype.value, quantize.value, None if device_map is None else "auto")
 
 
 def hush() -> None:
     """Keep other libraries' bars and notices off the terminal, before models are loaded."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    logging.getLogger("transformers").setLevel(logging.ERROR)
+    for library in ("transformers", "bitsandbytes"):
+        logging.getLogger(library).setLevel(logging.ERROR)
+    _say_needs()
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415 – takes seconds
 
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def load(model: str, segmenter: str, device: str | None, options: Options, adapter: str | None, precision: Precision) -> Pipeline:
+    """The models behind the commands."""
+    hush()
+    from sam4mllm.loading import load_pipeline  # noqa: PLC0415 – an error or a help text should not wait
+
+    return load_pipeline(model, segmenter, device, options, adapter, precision)
+
+
+def _say_needs() -> None:
+    """What models need is said on standard error, which other notices are not."""
+    log = logging.getLogger("sam4mllm.memory")
+    log.setLevel(logging.INFO)
+    log.handlers = [logging.StreamHandler()]

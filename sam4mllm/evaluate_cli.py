@@ -16,15 +16,21 @@ from rich.table import Column, Table
 
 from sam4mllm.cli_options import (
     AdapterOption,
+    DeviceMapOption,
     DeviceOption,
+    DtypeName,
+    DtypeOption,
     JsonOption,
     ModelOption,
     PointsName,
     PointsOption,
+    QuantizeName,
+    QuantizeOption,
     SegmenterOption,
     StrategyName,
     StrategyOption,
-    hush,
+    as_precision,
+    load,
 )
 from sam4mllm.errors import EvaluationError
 
@@ -32,7 +38,6 @@ if TYPE_CHECKING:
     from sam4mllm.evaluation.ablation_table import Row
     from sam4mllm.evaluation.metrics import Figures
     from sam4mllm.evaluation.run import Judged
-    from sam4mllm.pipeline import Options, Pipeline
 
 EVALUATE_EXAMPLE = "Example: sam4mllm evaluate /tmp/scenes --oracle --report /tmp/report"
 ABLATE_EXAMPLE = "Example: sam4mllm ablate /tmp/scenes --over strategy,points,count --values count=5,15,30 --out /tmp/ablation"
@@ -45,14 +50,6 @@ SplitOption = Annotated[str | None, typer.Option("--split", help="val, testA, te
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many images, drawn by --seed.")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other images.")]
 MinPixelsOption = Annotated[int, typer.Option("--min-pixels", min=0, help="Take a predicted mask of fewer pixels for none.")]
-
-
-def load(model: str, segmenter: str, device: str | None, options: Options, adapter: str | None) -> Pipeline:
-    """The models behind the commands."""
-    hush()
-    import sam4mllm  # noqa: PLC0415 – an error or a help text should not wait
-
-    return sam4mllm.load(model, segmenter, device, options, adapter)
 
 
 def _bar(items: Iterable[T], total: int, what: str) -> Iterable[T]:
@@ -76,6 +73,9 @@ def evaluate(
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
+    dtype: DtypeOption = DtypeName.AUTO,
+    quantize: QuantizeOption = QuantizeName.NONE,
+    device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure masks, no-target answers and points on a dataset, with 95 % intervals."""
@@ -84,7 +84,8 @@ def evaluate(
     from sam4mllm.pipeline import Options  # noqa: PLC0415
 
     examples = choose(dataset, split, limit, seed)
-    pipeline = load(model, segmenter, device, Options(joint=points is PointsName.JOINT), adapter)
+    precision = as_precision(dtype, quantize, device_map)
+    pipeline = load(model, segmenter, device, Options(joint=points is PointsName.JOINT), adapter, precision)
     bar = lambda images, total: _bar(images, total, "evaluating")  # noqa: E731
     figures, judged = run(pipeline, dataset, strategy.value, oracle, bar, examples=examples, min_pixels=min_pixels)
     ends = intervals_of(judged)
@@ -150,6 +151,9 @@ def ablate(
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
+    dtype: DtypeOption = DtypeName.AUTO,
+    quantize: QuantizeOption = QuantizeName.NONE,
+    device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compare settings on the same images: each differs from the base in one thing. The published setting and the upper bound stand beside
@@ -166,9 +170,9 @@ def ablate(
     settings = plan(Setting(("base",), strategy.value, options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
-    rows = tabulate(
-        run(settings, dataset, examples, lambda seg, version: load(model, seg, device, options, version), journal, _bar, min_pixels)
-    )
+    precision = as_precision(dtype, quantize, device_map)
+    open_pipeline = lambda seg, version: load(model, seg, device, options, version, precision)  # noqa: E731
+    rows = tabulate(run(settings, dataset, examples, open_pipeline, journal, _bar, min_pixels))
     _write(out, rows, len(examples))
     _print(rows, out, as_json)
 

@@ -7,21 +7,27 @@ import hashlib
 import os
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from sam4mllm.adapters import MANIFEST, Manifest, hash_files, read_text, version_digest
+from sam4mllm.adapters import BASE, MANIFEST, Manifest, hash_files, read_text, version_digest
 from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import Checkpoint, load_checkpoint
-from sam4mllm.grounding.lora import BASE, Adapters
 from sam4mllm.grounding.mllm import MllmGrounder
+from sam4mllm.memory import announce
 from sam4mllm.pipeline import Options, Pipeline, Versioned
+from sam4mllm.precision import AUTO, Precision, movable, move
 from sam4mllm.prompts.conversation import read_markup
 from sam4mllm.registry import Registry
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Segmenter
+
+if TYPE_CHECKING:
+    from sam4mllm.grounding.lora import Adapters
 
 HOME = Path("~/.local/share/sam4mllm").expanduser()
 """Where versions are kept unless SAM4MLLM_HOME says otherwise."""
@@ -38,20 +44,32 @@ def load_pipeline(
     device: str | None,
     options: Options | None,
     adapter: str | None = None,
+    precision: Precision = AUTO,
+    *,
     trust_remote_code: bool = False,
 ) -> Pipeline:
     """See :func:`sam4mllm.load`."""
+    load = partial(load_variants, model, segmenter, device, options, precision, trust_remote_code=trust_remote_code)
     if adapter is None:
-        return load_variants(model, segmenter, device, options, trust_remote_code).base
+        return load().base
     folder = find_adapter(adapter)
     described = describe_adapter(folder, slug(model))  # before the seconds that loading takes
-    return load_variants(model, segmenter, device, options, trust_remote_code).load(folder, described)
+    return load().load(folder, described)
 
 
-def load_variants(model: str, segmenter: str, device: str | None, options: Options | None, trust_remote_code: bool = False) -> Variants:
-    """Load both models; adapters can then be loaded beside each other. Raises ModelError."""
+def load_variants(
+    model: str,
+    segmenter: str,
+    device: str | None,
+    options: Options | None,
+    precision: Precision = AUTO,
+    *,
+    trust_remote_code: bool = False,
+) -> Variants:
+    """Load both models; adapters can then be loaded beside each other. Raises ModelError, before loading if they cannot fit."""
     place = pick_device(device)
-    checkpoint = load_checkpoint(model, place, trust_remote_code)
+    announce(model, place, precision, segmenter=segmenter)
+    checkpoint = load_checkpoint(model, place, precision, trust_remote_code=trust_remote_code)
     return Variants(checkpoint, load_segmenter(segmenter, place), options, slug(model))
 
 
@@ -63,7 +81,7 @@ class Variants:
         self._segmenter = segmenter
         self._options = options
         self._slug = slug
-        self._adapters = Adapters(checkpoint)
+        self._adapters: Adapters | None = None
         self._device: torch.device = checkpoint.model.device
         self.base = self._pipeline(BASE, None)
 
@@ -71,13 +89,18 @@ class Variants:
         """A pipeline with the adapter in a folder. Raises RegistryError if it is not safe, ModelError if it is another base model's."""
         if isinstance(adapter, Manifest):
             self._check_base(adapter)
+        if self._adapters is None:
+            from sam4mllm.grounding.lora import Adapters  # noqa: PLC0415 – peft takes seconds, and the base model does without
+
+            self._adapters = Adapters(self.checkpoint)
         self._adapters.load(adapter.version, folder)
         return self._pipeline(adapter.version, adapter)
 
     def drop(self, version: str) -> None:
         """Free the adapter of a version whose pipeline is used no more."""
-        self._adapters.use(BASE)
-        self._adapters.drop(version)
+        if self._adapters is not None:
+            self._adapters.use(BASE)
+            self._adapters.drop(version)
 
     @property
     def nbytes(self) -> int:
@@ -86,7 +109,12 @@ class Variants:
         return weights + self._segmenter.nbytes
 
     def away(self) -> None:
-        """Move both models to the CPU, and free the device for another process. Scenes and embeddings that are kept stay valid."""
+        """Move both models to the CPU, and free the device for another process. Scenes and embeddings that are kept stay valid.
+
+        Raises ModelError if the model is spread over several devices.
+        """
+        if not movable(self.checkpoint.model):
+            raise ModelError("a model that is spread by SAM4MLLM_DEVICE_MAP=auto cannot leave its devices; use another SAM4MLLM_TRAIN_MODE")
         self._move(torch.device("cpu"))
         gc.collect()
         if self._device.type == "cuda":
@@ -97,8 +125,13 @@ class Variants:
         self._move(self._device)
 
     def _move(self, device: torch.device) -> None:
-        self.checkpoint.model.to(device)
+        if movable(self.checkpoint.model):
+            move(self.checkpoint.model, device)
         self._segmenter.to(device)
+
+    def _activate(self, version: str) -> None:
+        if self._adapters is not None:
+            self._adapters.use(version)
 
     def _check_base(self, adapter: Manifest) -> None:
         for what, stored, own in (
@@ -119,7 +152,7 @@ class Variants:
         return hashlib.sha256(repr((self.checkpoint.dialect, read_markup(self.checkpoint.tokenizer))).encode()).hexdigest()
 
     def _pipeline(self, version: str, adapter: Versioned | None) -> Pipeline:
-        whole = MllmGrounder(self.checkpoint, activate=lambda: self._adapters.use(version))
+        whole = MllmGrounder(self.checkpoint, activate=lambda: self._activate(version))
         grounder = CloserGrounder(whole) if self.checkpoint.dialect.points_view == "close-up" else whole
         return Pipeline(grounder, self._segmenter, self._options, self._slug, adapter)
 

@@ -25,7 +25,7 @@ CUPS = grounding("all cups", [[20, 10, 60, 50], [100, 30, 180, 90]])
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline(FakeGrounder({"all cups": CUPS}), FakeSegmenter())
-    monkeypatch.setattr(cli, "_load", lambda *_: pipeline)
+    monkeypatch.setattr(cli, "load", lambda *_: pipeline)
     monkeypatch.setattr(evaluate_cli, "load", lambda *_: pipeline)
 
 

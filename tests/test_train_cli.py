@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner, Result
 
-import sam4mllm
-from sam4mllm import cli
+from sam4mllm import cli, loading
 from sam4mllm.adapters import CONFIG, FILES, WEIGHTS, check_adapter
 from sam4mllm.pipeline import Pipeline
+from sam4mllm.precision import AUTO, Precision
 from sam4mllm.registry import Registry
 from sam4mllm.training import session
 from sam4mllm.training.recipe import Trainer
@@ -272,20 +272,25 @@ def test_adapters_fail_with_one_line(
 # -- options -------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_adapter_reaches_the_pipeline(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_adapter_and_precision_reach_the_pipeline(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given = []
 
     def load(*arguments: object) -> Pipeline:
-        given.append(arguments[-1])
+        given.append(arguments[-2:])
         return Pipeline(FakeGrounder({}), FakeSegmenter())
 
-    monkeypatch.setattr(sam4mllm, "load", load)
+    monkeypatch.setattr(loading, "load_pipeline", load)
     Image.fromarray(np.full((100, 200, 3), 90, np.uint8)).save(tmp_path / "image.png")
-    run("predict", tmp_path / "image.png", "a cup", "--adapter", "demo-1-0f3a9c12")
-    run("evaluate", data, "--adapter", tmp_path)
-    run("bench", "--images", 1, "--adapter", "x")
+    run("predict", tmp_path / "image.png", "a cup", "--adapter", "demo-1-0f3a9c12", "--dtype", "bf16")
+    run("evaluate", data, "--adapter", tmp_path, "--quantize", "4bit")
+    run("bench", "--images", 1, "--adapter", "x", "--device-map", "auto")
     run("predict", tmp_path / "image.png", "a cup")
-    assert given == ["demo-1-0f3a9c12", str(tmp_path), "x", None]
+    assert given == [
+        ("demo-1-0f3a9c12", Precision("bf16")),
+        (str(tmp_path), Precision(quantize="4bit")),
+        ("x", Precision(device_map="auto")),
+        (None, AUTO),
+    ]
 
 
 def test_an_adapter_that_is_not_there(

@@ -20,6 +20,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextTo
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.grounding.encoders import TALK, Encoded, encode_internvl, encode_llava, encode_qwen_vl
 from sam4mllm.grounding.qwen_vl_chat import is_qwen_vl_chat, refusal
+from sam4mllm.precision import AUTO, Precision, refuse_twice
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, load_dialect
 
 __all__ = ["FAMILIES", "Checkpoint", "Encoded", "Family", "load_checkpoint"]
@@ -44,6 +45,7 @@ class Checkpoint:
     """Hash of the folder's files, weights and all; of a hub model, its name and commit."""
     window: int | None = None
     """How many tokens back the model was made to see; None for all of them."""
+    precision: Precision = AUTO
 
 
 @dataclass(frozen=True)
@@ -79,7 +81,7 @@ def resolve(source: str) -> str:
     return str(DEMO_FOLDER) if source == "demo" else source
 
 
-def load_checkpoint(source: str, device: torch.device, trust_remote_code: bool = False) -> Checkpoint:
+def load_checkpoint(source: str, device: torch.device, precision: Precision = AUTO, *, trust_remote_code: bool = False) -> Checkpoint:
     """Load a model folder or hub id. Raises ModelError with one line on what is wrong and what to do.
 
     ``trust_remote_code`` allows a family whose code comes with its weights; the others never run such code.
@@ -90,16 +92,22 @@ def load_checkpoint(source: str, device: torch.device, trust_remote_code: bool =
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         window = see_everything(config.get_text_config(), source)
+        refuse_twice(config, precision, source)
+        options = precision.options(device)
         model: Any = AutoModelForImageTextToText.from_pretrained(
-            name, config=config, dtype=default_dtype(device), use_safetensors=True, attn_implementation="sdpa", trust_remote_code=False
+            name, config=config, use_safetensors=True, attn_implementation="sdpa", trust_remote_code=False, **options
         )
+        precision.check(model, source)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         image_processor = family.processor.from_pretrained(name, trust_remote_code=False)
         if getattr(image_processor, "chat_template", None):  # the tokenizer's own may be that of its text model
             tokenizer.chat_template = image_processor.chat_template
-        model.to(device)
+        if "device_map" not in options:
+            model.to(device)
     except ModelError:
         raise
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        raise ModelError(f"{source} does not fit into the memory of {device}; {precision.advice}") from error
     except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
         raise ModelError(f"{source} could not be loaded as a model: {first_line(error)}") from error
     return Checkpoint(
@@ -112,15 +120,8 @@ def load_checkpoint(source: str, device: torch.device, trust_remote_code: bool =
         source,
         _fingerprint(name, model),
         window,
+        precision,
     )
-
-
-def default_dtype(device: torch.device) -> torch.dtype:
-    """On a GPU bfloat16, or float16 where that is only emulated; on a CPU float32, for bfloat16 costs accuracy and often time there."""
-    if device.type != "cuda":
-        return torch.float32
-    with torch.cuda.device(device):
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
 
 
 def _fingerprint(name: str, model: Any) -> str:

@@ -13,12 +13,9 @@ from peft import LoraConfig, LoraModel, PeftModel
 from peft.tuners.lora import LoraLayer
 from safetensors import SafetensorError
 
-from sam4mllm.adapters import check_adapter
+from sam4mllm.adapters import BASE, check_adapter
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.grounding.families import Checkpoint
-
-BASE = ""
-"""The name of no adapter: the base model alone."""
 
 
 def attach(checkpoint: Checkpoint, rank: int, alpha: int, dropout: float) -> PeftModel:

@@ -82,7 +82,15 @@ class MllmGrounder:
 
     @property
     def identity(self) -> str:
-        parts = (self.checkpoint.fingerprint, self.dialect, self.markup, self.checkpoint.model.dtype, self.max_new_tokens)
+        parts: tuple[object, ...] = (
+            self.checkpoint.fingerprint,
+            self.dialect,
+            self.markup,
+            self.checkpoint.model.dtype,
+            self.max_new_tokens,
+        )
+        if self.checkpoint.precision.quantize != "none":
+            parts = (*parts, self.checkpoint.precision.quantize)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
 
     @property

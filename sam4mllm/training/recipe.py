@@ -117,7 +117,7 @@ class Trainer:
         if plan.batch < self._processes.count:
             raise TrainingError(f"batch is {plan.batch}, fewer images than the {self._processes.count} processes; use a larger batch")
         same = replace(plan, seconds_between_saves=0, recompute=None, feature_megabytes=0)  # none changes what is learned
-        parts = (same, asking, targets.identity, checkpoint.fingerprint, pool.sha256)
+        parts = (same, asking, targets.identity, checkpoint.fingerprint, checkpoint.precision, pool.sha256)
         self._run = hashlib.sha256(repr(parts).encode()).hexdigest()
         torch.manual_seed(plan.seed)
         self.model = attach(checkpoint, plan.rank, plan.alpha, plan.dropout)

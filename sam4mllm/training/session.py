@@ -15,11 +15,13 @@ from sam4mllm.data.examples import Example, read_examples
 from sam4mllm.durable import partial, publish, remove
 from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import load_checkpoint
+from sam4mllm.memory import announce
+from sam4mllm.precision import AUTO, Precision
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import Plan
 from sam4mllm.training.pool import Pool, phrase_of
-from sam4mllm.training.processes import join_processes
+from sam4mllm.training.processes import Processes, join_processes
 from sam4mllm.training.recipe import Progress, Trainer
 from sam4mllm.training.targets import NO_TARGETS, Targets, Track, make_targets
 
@@ -59,21 +61,25 @@ class Session:
         device: str | None,
         replay: Path | None,
         label: Callable[[Example], Hashable] = phrase_of,
+        *,
         extras: Extras | None = None,
+        precision: Precision = AUTO,
     ) -> None:
         extras = extras or Extras()
         self.out = Path(os.path.abspath(out))
         self.runs = self.out.with_name(f".{self.out.name}.run")
         _refuse_taken(self.out)
         self.processes = join_processes(device)
+        _refuse_precision(precision, self.processes)
         self.examples = select_examples(dataset)
         datasets = [(dataset, self.examples)]
         replayed = [] if replay is None else [(replay, select_examples(replay))]
         talks = [] if extras.conversations is None else read_conversations(extras.conversations, extras.images)
         pool = Pool(datasets, replayed, label, talks, plan.phrases)
         self._model = model
+        announce(model, self.processes.device, precision, rank=plan.rank)
         targets = self._make_targets([*datasets, *replayed], extras)
-        checkpoint = load_checkpoint(model, self.processes.device)
+        checkpoint = load_checkpoint(model, self.processes.device, precision)
         self.trainer = Trainer(checkpoint, pool, plan, self.runs, extras.asking, targets, self.processes)
 
     def run(self, tell: Callable[[Progress], None]) -> bool:
@@ -112,6 +118,13 @@ class Session:
             yield
         except OSError as error:
             raise TrainingError(f"{self.out.parent} cannot be written ({error.strerror}); free space or choose another folder") from error
+
+
+def _refuse_precision(precision: Precision, processes: Processes) -> None:
+    if precision.device_map is not None and processes.count > 1:
+        raise TrainingError("--device-map spreads a model in one process; leave it out under accelerate launch, or use FSDP2 there")
+    if precision.quantize != "none" and processes.sharded:
+        raise TrainingError("FSDP cannot shard quantised weights; leave --quantize out, or train without FSDP")
 
 
 def select_examples(folder: Path) -> list[Example]:

@@ -1,0 +1,122 @@
+"""Qwen2.5-VL of any size with random weights, made where it is to be used: what takes time and memory does not ask what the weights say.
+
+It has the demo's tokenizer and, unless told otherwise, our default dialect; the vocabulary is as wide as published, so that embeddings and
+head weigh what they weigh.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+
+from sam4mllm.demo.tokenizer import END, IMAGE, PAD, VISION_END, VISION_START, save_tokenizer, vocabulary
+from sam4mllm.grounding.families import FAMILIES, Checkpoint
+from sam4mllm.prompts.dialects import DEMO, Dialect, dump_dialect
+
+
+@dataclass(frozen=True)
+class Size:
+    """The numbers of a model's config; ``side_px`` bounds the processor's image, as the side of a square."""
+
+    hidden: int
+    intermediate: int
+    layers: int
+    heads: int
+    key_value_heads: int
+    vocabulary: int
+    sections: tuple[int, int, int]
+    vision_depth: int
+    vision_hidden: int
+    vision_intermediate: int
+    vision_heads: int
+    window: int
+    whole_blocks: tuple[int, ...]
+    side_px: int
+    spread: float = 0.02
+
+
+SEVEN_B = Size(3584, 18944, 28, 28, 4, 152_064, (16, 24, 24), 32, 1280, 3420, 16, 112, (7, 15, 23, 31), 3584)
+"""config.json and preprocessor_config.json of Qwen/Qwen2.5-VL-7B-Instruct."""
+TINY = Size(64, 128, 2, 2, 1, 1536, (4, 6, 6), 2, 32, 48, 2, 56, (1,), 112, spread=0.3)
+"""For tests; its sides suit the blocks of bitsandbytes: 64 inputs, 32 outputs."""
+
+
+def make_config(size: Size) -> Any:
+    """The model's config, with the ids of the demo's tokenizer."""
+    ids = {token: index for index, token in enumerate(vocabulary())}
+    text = {
+        "hidden_size": size.hidden,
+        "intermediate_size": size.intermediate,
+        "num_hidden_layers": size.layers,
+        "num_attention_heads": size.heads,
+        "num_key_value_heads": size.key_value_heads,
+        "vocab_size": max(size.vocabulary, len(ids)),
+        "max_position_embeddings": 32_768,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": list(size.sections)},
+        "tie_word_embeddings": False,
+        "initializer_range": size.spread,
+        "eos_token_id": ids[END],
+        "pad_token_id": ids[PAD],
+        "bos_token_id": None,
+    }
+    vision = {
+        "depth": size.vision_depth,
+        "hidden_size": size.vision_hidden,
+        "out_hidden_size": size.hidden,
+        "intermediate_size": size.vision_intermediate,
+        "num_heads": size.vision_heads,
+        "patch_size": 14,
+        "window_size": size.window,
+        "fullatt_block_indexes": list(size.whole_blocks),
+    }
+    return Qwen2_5_VLConfig(
+        text_config=text,
+        vision_config=vision,
+        image_token_id=ids[IMAGE],
+        video_token_id=ids[PAD],
+        vision_start_token_id=ids[VISION_START],
+        vision_end_token_id=ids[VISION_END],
+        tie_word_embeddings=False,
+    )
+
+
+def make_checkpoint(size: Size, device: torch.device, dtype: torch.dtype, dialect: Dialect | None = None, seed: int = 7) -> Checkpoint:
+    """The model on its device, as ``load_checkpoint`` would give it; nothing is read or written but a tokenizer in a temporary folder."""
+    torch.manual_seed(seed)
+    with torch.device(device):
+        model: Any = Qwen2_5_VLForConditionalGeneration._from_config(make_config(size), dtype=dtype, attn_implementation="sdpa")
+    with tempfile.TemporaryDirectory() as folder:
+        save_tokenizer(Path(folder))
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    family = FAMILIES["qwen2_5_vl"]
+    return Checkpoint(
+        model=model.eval(),
+        tokenizer=tokenizer,
+        image_processor=make_processor(size),
+        dialect=dialect or family.dialect,
+        encode=family.encode,
+        lora_targets=family.lora_targets,
+        source=f"random-{seed}",
+        fingerprint=repr((size, seed)),
+    )
+
+
+def make_processor(size: Size) -> Any:
+    """The family's image processor."""
+    bounds = {"shortest_edge": 56 * 56, "longest_edge": size.side_px**2}
+    return Qwen2VLImageProcessor(patch_size=14, temporal_patch_size=2, merge_size=2, size=bounds)
+
+
+def write_checkpoint(size: Size, folder: Path, seed: int = 7) -> Path:
+    """The same as a folder, with the demo's dialect."""
+    made = make_checkpoint(size, torch.device("cpu"), torch.float32, seed=seed)
+    made.model.save_pretrained(folder)
+    made.tokenizer.save_pretrained(folder)
+    made.image_processor.save_pretrained(folder)
+    (folder / "dialect.json").write_text(dump_dialect(DEMO))
+    return folder

@@ -1,0 +1,236 @@
+"""What models need against what there is, said before loading.
+
+Parameters are counted from the headers of the safetensors files, a few kilobytes each; of a hub model that is not on this machine yet, the
+headers alone are fetched. To the weights comes room to work in: the keys and values of an image and a full row of questions, and what one
+layer holds while it works on the row. Larger images and more kept scenes need more; so the figure is where to begin, not a bound.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+from huggingface_hub import get_safetensors_metadata, snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import AutoConfig
+
+from sam4mllm.errors import ModelError
+from sam4mllm.grounding.families import resolve
+from sam4mllm.grounding.mllm import MAX_ROW
+from sam4mllm.precision import AUTO, QUANTISED, Precision
+
+log = logging.getLogger(__name__)
+
+IMAGE_TOKENS = 2048
+"""Of an image that there is room for: 1,536 x 1,024 pixels in Qwen2.5-VL, whose tokens are 28 pixels wide."""
+ADAPTER_BYTES = 16
+"""A LoRA parameter in training: the weight, its gradient and AdamW's two moments, each in float32."""
+ABSMAX_BLOCK, SCALES_BLOCK = 64, 256
+"""nf4: a scale for 64 weights, in 8 bit itself, and a float32 for 256 of those scales (QLoRA, Dettmers et al. 2023, section 3)."""
+TABLES = 4 * (16 + 256 + 1)
+"""Bytes of a 4 bit layer's two code books and its offset, in float32."""
+WORTH_SAYING = 1e9
+"""Bytes below which nothing is said: such a model fits anywhere."""
+UNLIMITED = 2**60
+"""Above this, a limit of control groups (version 1) means none."""
+SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
+FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor as a header describes it."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def count(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def is_quantised(self) -> bool:
+        """Whether it is a linear layer's weight in the language model."""
+        return len(self.shape) == 2 and self.name.endswith(".weight") and re.match(QUANTISED, self.name) is not None
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes: of the weights, and of room to work in."""
+
+    weights: int
+    working: int
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.working
+
+
+def read_headers(source: str) -> list[Stored] | None:
+    """The tensors of a model folder or hub id; None if they cannot be known, of which loading then says why."""
+    folder = Path(resolve(source))
+    try:
+        here = folder if folder.exists() else Path(snapshot_download(source, local_files_only=True))
+        stored = [tensor for file in sorted(here.glob("*.safetensors")) for tensor in _read_file(file)]
+    except LocalEntryNotFoundError:
+        stored = []
+    except (OSError, ValueError, SafetensorError):
+        return None
+    return stored or (None if folder.exists() else _fetch_headers(source))
+
+
+def weight_bytes(tensors: Iterable[Stored], precision: Precision, dtype: torch.dtype) -> int:
+    """Bytes of the weights once they are loaded. What a checkpoint holds quantised stays as it is."""
+    return sum(_tensor_bytes(tensor, precision, dtype.itemsize) for tensor in tensors)
+
+
+def _tensor_bytes(tensor: Stored, precision: Precision, size: int) -> int:
+    if tensor.kind not in FLOATS:
+        return tensor.count * SIZES.get(tensor.kind, 1)
+    if precision.quantize == "none" or not tensor.is_quantised:
+        return tensor.count * size
+    if precision.quantize == "8bit":
+        return tensor.count + 4 * tensor.shape[0]  # and a float32 scale a row
+    blocks = math.ceil(tensor.count / ABSMAX_BLOCK)
+    return math.ceil(tensor.count / 2) + blocks + 4 * math.ceil(blocks / SCALES_BLOCK) + TABLES
+
+
+def working_bytes(config: Any, dtype: torch.dtype) -> int:
+    """Room to answer in: keys and values of an image and a full row, the row's mask, and a layer's inner values over the row."""
+    text = config.get_text_config()
+    heads, hidden = text.num_attention_heads, text.hidden_size
+    head = getattr(text, "head_dim", None) or hidden // heads
+    tokens = IMAGE_TOKENS + MAX_ROW
+    cache = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * head * tokens
+    layer = MAX_ROW * (4 * hidden + 3 * text.intermediate_size)
+    return int((cache + layer + MAX_ROW * tokens) * dtype.itemsize)
+
+
+def training_bytes(tensors: Iterable[Stored], config: Any, rank: int, dtype: torch.dtype) -> int:
+    """What training adds: an adapter with its optimiser, and each layer's input, kept for the way back."""
+    text = config.get_text_config()
+    adapter = sum(rank * sum(tensor.shape) for tensor in tensors if tensor.is_quantised)
+    kept = text.num_hidden_layers * text.hidden_size * (IMAGE_TOKENS + MAX_ROW) * dtype.itemsize
+    return int(adapter * ADAPTER_BYTES + kept)
+
+
+def estimate(source: str, device: torch.device, precision: Precision = AUTO, rank: int | None = None) -> Need | None:
+    """What a model needs, with ``rank`` to train an adapter of that rank; None if it cannot be known."""
+    tensors = read_headers(source)
+    if tensors is None:
+        return None
+    dtype = precision.torch_dtype(device)
+    try:
+        config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=False)
+        working = working_bytes(config, dtype)
+        if rank is not None:
+            working += training_bytes(tensors, config, rank, dtype)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        working = 0
+    return Need(weight_bytes(tensors, precision, dtype), working)
+
+
+def free_bytes(device: torch.device, precision: Precision = AUTO) -> int:
+    """Memory that a model could take: of the device; with ``device_map``, of all GPUs."""
+    if device.type != "cuda":
+        return free_ram()
+    spread = precision.device_map is not None
+    return sum(_free_on(torch.device("cuda", index)) for index in range(torch.cuda.device_count())) if spread else _free_on(device)
+
+
+def _free_on(device: torch.device) -> int:
+    """Free, or kept by this process's allocator for nothing."""
+    return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def free_ram(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
+    """Memory that this process could take: what the machine has available, or the room in a control group above it that is less."""
+    available: int = psutil.virtual_memory().available
+    return min([available, *_group_rooms(groups, root)])
+
+
+def _group_rooms(groups: Path, root: Path) -> list[int]:
+    """The room in each control group with a limit, this process's and those around it. Files that can be dropped count as free."""
+    try:
+        lines = [line.split(":", 2) for line in groups.read_text(encoding="utf-8").splitlines()]
+    except OSError:  # not Linux
+        return []
+    rooms = []
+    for _, controllers, path in (line for line in lines if len(line) == 3):
+        if controllers == "":
+            top, names = root, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            top, names = root / "memory", ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        group = top / path.lstrip("/")
+        inner = [group, *(parent for parent in group.parents if parent.is_relative_to(top))]
+        rooms += [room for folder in inner if (room := _room_in(folder, *names)) is not None]
+    return rooms
+
+
+def _room_in(folder: Path, limit: str, usage: str, droppable: str) -> int | None:
+    """None if a control group has no limit, or is not to be seen from here."""
+    try:
+        most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
+        statistics = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
+        return None if most > UNLIMITED else max(0, most - used + int(statistics.get(droppable, 0)))
+    except (OSError, ValueError):  # "max" is no number
+        return None
+
+
+def announce(
+    source: str, device: torch.device, precision: Precision = AUTO, *, segmenter: str | None = None, rank: int | None = None
+) -> None:
+    """Say what a model and a segmenter need and what there is. Raises ModelError if their weights alone do not fit."""
+    need = estimate(source, device, precision, rank)
+    if need is None:
+        return
+    masks = 0 if segmenter is None else segmenter_bytes(segmenter)
+    free = free_bytes(device, precision)
+    place = "the GPUs have" if device.type == "cuda" and precision.device_map else f"{device} has"
+    name = f"{Path(source).name or source} in {precision.describe(device)}"
+    if need.weights + masks > free and not (precision.device_map and precision.quantize == "none"):  # else the CPU holds the rest
+        raise ModelError(f"{name} needs {_gb(need.weights + masks)} for weights alone, and {place} {_gb(free)} free; {precision.advice}")
+    if need.total + masks >= WORTH_SAYING:
+        beside = f" and its segmenter {_gb(masks)}" if masks else ""
+        tight = "; that is tight, large images may not fit" if need.total + masks > free else ""
+        training = " to train" if rank is not None else ""
+        log.info("%s needs about %s%s%s, %s %s free%s", name, _gb(need.total), training, beside, place, _gb(free), tight)
+
+
+def segmenter_bytes(segmenter: str) -> int:
+    """Bytes of a segmenter's weights, which are loaded as they are stored; 0 if they cannot be known."""
+    _, _, path = segmenter.partition(":")
+    file = Path((path or segmenter).partition("#")[0])
+    if file.is_file():
+        return file.stat().st_size
+    tensors = None if segmenter == "demo" or path else read_headers(segmenter)
+    return sum(tensor.count * SIZES.get(tensor.kind, 1) for tensor in tensors or ())
+
+
+def _read_file(path: Path) -> list[Stored]:
+    with safe_open(path, framework="pt") as file:
+        slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 – it is no dict
+        return [Stored(name, one.get_dtype(), tuple(one.get_shape())) for name, one in slices.items()]
+
+
+def _fetch_headers(source: str) -> list[Stored] | None:
+    try:
+        files = get_safetensors_metadata(source).files_metadata
+    except Exception:  # the hub's client lets through whatever its HTTP library raises
+        return None
+    return [Stored(name, one.dtype, tuple(one.shape)) for file in files.values() for name, one in file.tensors.items()]
+
+
+def _gb(count: int) -> str:
+    return f"{count / 1e9:.1f} GB"

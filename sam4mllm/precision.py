@@ -1,0 +1,169 @@
+"""In which numbers a model is held: its dtype, quantised or not, on one device or spread over several.
+
+What is quantised is the language model's linear layers, which are nine tenths of a model and more. The rest stays in the dtype: the vision
+tower and the projector, for an error there moves every coordinate; the embeddings, which are looked up, not multiplied; and the head, whose
+logits of yes and no are what the thresholds compare. LLM.int8 keeps the head for the same reason (Dettmers et al. 2022, section 3), and
+LoRA trains the projector, so it gains from exact weights.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+from sam4mllm.errors import ModelError
+
+if TYPE_CHECKING:
+    import torch
+
+DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
+QuantizeName = Literal["none", "8bit", "4bit"]
+
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
+"""torch's names."""
+
+QUANTISED = r"(?!.*vis(?:ual|ion)).*\b(?:layers|h)\.\d+\."
+"""Matches the beginning of the full name of a module or tensor inside a language model's layers, as transformers calls them now
+(``model.language_model.layers.0``), as older checkpoints do (``language_model.model.layers.0``), or Qwen-VL-Chat (``transformer.h.0``).
+"""
+KEPT = rf"(?!{QUANTISED}).*"
+"""All other names; transformers reads it as a pattern of the modules to leave alone."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a model is held. Raises ModelError if a value is not one of those named.
+
+    ``dtype`` auto: on a GPU bfloat16, or float16 where that is only emulated; on a CPU float32. ``quantize``: weights of the language
+    model in 8 bit (LLM.int8) or 4 bit (nf4 with double quantisation, as QLoRA), multiplied in the dtype. ``device_map`` auto: a
+    model that no GPU holds alone is spread over all of them.
+    """
+
+    dtype: DtypeName = "auto"
+    quantize: QuantizeName = "none"
+    device_map: Literal["auto"] | None = None
+
+    def __post_init__(self) -> None:
+        for value, known, setting in (
+            (self.dtype, get_args(DtypeName), "SAM4MLLM_DTYPE"),
+            (self.quantize, get_args(QuantizeName), "SAM4MLLM_QUANTIZE"),
+            (self.device_map, (None, "auto"), "SAM4MLLM_DEVICE_MAP"),
+        ):
+            if value not in known:
+                choices = ", ".join(choice for choice in known if choice is not None)
+                raise ModelError(f"{setting}: {value!r} is not known; use {choices}{' or leave it out' if None in known else ''}")
+
+    def torch_dtype(self, device: torch.device) -> torch.dtype:
+        """The dtype of all that is not quantised, and of the arithmetic."""
+        import torch
+
+        named: torch.dtype = default_dtype(device) if self.dtype == "auto" else getattr(torch, DTYPES[self.dtype])
+        return named
+
+    def describe(self, device: torch.device) -> str:
+        """``bf16``, or ``4bit (bf16)``."""
+        named = str(self.torch_dtype(device))
+        name = next(short for short, long in DTYPES.items() if named == f"torch.{long}")
+        return name if self.quantize == "none" else f"{self.quantize} ({name})"
+
+    def options(self, device: torch.device) -> dict[str, Any]:
+        """Arguments of ``from_pretrained``. Raises ModelError if bitsandbytes is needed and not there."""
+        options: dict[str, Any] = {"dtype": self.torch_dtype(device)}
+        if self.device_map is not None:
+            options["device_map"] = self.device_map
+        elif device.type == "cuda" or self.quantize != "none":
+            options["device_map"] = {"": device}  # straight to it: the CPU need not have room for the whole model
+        if self.quantize != "none":
+            options["quantization_config"] = _quantization(self.quantize, options["dtype"])
+        return options
+
+    def check(self, model: Any, source: str) -> None:
+        """Raises ModelError if the model was to be quantised and nothing in it was.
+
+        On a CPU with AVX512-BF16, bitsandbytes 0.50 packs 4 bit weights anew at their first use outside training, with coarser scales:
+        serving would see other weights than training. It is told not to.
+        """
+        layers = quantised_layers(model)
+        if self.quantize != "none" and not layers:
+            raise ModelError(f"{source} has no layers that can be quantised; use SAM4MLLM_QUANTIZE=none")
+        for layer in layers:
+            if hasattr(layer, "support_avx512bf16_for_cpu"):
+                layer.support_avx512bf16_for_cpu = False
+
+    @property
+    def advice(self) -> str:
+        """What to change where a model does not fit."""
+        smaller = {"none": "set SAM4MLLM_QUANTIZE=8bit or 4bit (--quantize)", "8bit": "set SAM4MLLM_QUANTIZE=4bit (--quantize)"}
+        return f"{smaller.get(self.quantize, 'free memory')}, or use a smaller model or another device"
+
+
+AUTO = Precision()
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """On a GPU bfloat16, or float16 where that is only emulated; on a CPU float32, for bfloat16 costs accuracy and often time there."""
+    import torch
+
+    if device.type != "cuda":
+        return torch.float32
+    with torch.cuda.device(device):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+
+
+def refuse_twice(config: Any, precision: Precision, source: str) -> None:
+    """Raises ModelError if a checkpoint is quantised on disk and is to be quantised again."""
+    if precision.quantize != "none" and getattr(config, "quantization_config", None) is not None:
+        raise ModelError(f"{source} is quantised already; use SAM4MLLM_QUANTIZE=none, and it loads as it is")
+
+
+def quantised_layers(model: Any) -> list[Any]:
+    """The layers of a model that bitsandbytes holds; peft's around them have the same names, but are no linear layers."""
+    import torch
+
+    return [
+        module
+        for module in model.modules()
+        if isinstance(module, torch.nn.Linear) and type(module).__name__ in ("Linear8bitLt", "Linear4bit")
+    ]
+
+
+def movable(model: Any) -> bool:
+    """Whether a model is on one device; what is spread over several cannot leave them."""
+    return len(set((getattr(model, "hf_device_map", None) or {"": ""}).values())) == 1
+
+
+def move(model: Any, device: torch.device) -> None:
+    """Put a model on a device, the scales of its 8 bit layers too.
+
+    After a layer's first use bitsandbytes 0.50 keeps its weights and scales outside the weight, where ``Module.to`` does not find them.
+    """
+    model.to(device)
+    for layer in quantised_layers(model):
+        state = getattr(layer, "state", None)
+        if state is None:  # 4 bit: the weight takes its scales along
+            continue
+        for holder in (layer.weight, state):
+            if getattr(holder, "CB", None) is not None:
+                holder.CB = layer.weight.data
+            if getattr(holder, "SCB", None) is not None:
+                holder.SCB = holder.SCB.to(device)
+
+
+def _quantization(kind: QuantizeName, dtype: torch.dtype) -> Any:
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise ModelError(f"SAM4MLLM_QUANTIZE={kind} needs bitsandbytes: pip install 'sam4mllm[quant]'")
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its casts at every call of every layer
+    from transformers import BitsAndBytesConfig
+
+    config: Any = BitsAndBytesConfig
+    if kind == "8bit":
+        return config(load_in_8bit=True, llm_int8_skip_modules=[KEPT])
+    return config(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=dtype,
+        llm_int8_skip_modules=[KEPT],
+    )
