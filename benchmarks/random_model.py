@@ -1,22 +1,22 @@
 """Qwen2.5-VL of any size with random weights, made where it is to be used: what takes time and memory does not ask what the weights say.
 
-It has the demo's tokenizer and, unless told otherwise, our default dialect; the vocabulary is as wide as published, so that embeddings and
-head weigh what they weigh.
+It speaks the family's dialect in the tokens of a small tokenizer; the vocabulary is as wide as published, so that embeddings and head weigh
+what they weigh.
 """
 
 from __future__ import annotations
 
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
-from sam4mllm.demo.tokenizer import END, IMAGE, PAD, VISION_END, VISION_START, save_tokenizer, vocabulary
 from sam4mllm.grounding.families import FAMILIES, Checkpoint
-from sam4mllm.prompts.dialects import DEMO, Dialect, dump_dialect
+from tests.family_models import KINDS, build_tokenizer
+
+KIND = KINDS["Qwen2.5-VL"]
 
 
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ TINY = Size(64, 128, 2, 2, 1, 1536, (4, 6, 6), 2, 32, 48, 2, 56, (1,), 112, spre
 """For tests; its sides suit the blocks of bitsandbytes: 64 inputs, 32 outputs."""
 
 
-def make_config(size: Size) -> Any:
-    """The model's config, with the ids of the demo's tokenizer."""
-    ids = {token: index for index, token in enumerate(vocabulary())}
+def make_config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
+    """The model's config, with the ids of a tokenizer."""
+    ids = tokenizer.get_vocab()
     text = {
         "hidden_size": size.hidden,
         "intermediate_size": size.intermediate,
@@ -60,8 +60,8 @@ def make_config(size: Size) -> Any:
         "rope_parameters": {"rope_type": "default", "rope_theta": 1_000_000.0, "mrope_section": list(size.sections)},
         "tie_word_embeddings": False,
         "initializer_range": size.spread,
-        "eos_token_id": ids[END],
-        "pad_token_id": ids[PAD],
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": None,
     }
     vision = {
@@ -77,28 +77,26 @@ def make_config(size: Size) -> Any:
     return Qwen2_5_VLConfig(
         text_config=text,
         vision_config=vision,
-        image_token_id=ids[IMAGE],
-        video_token_id=ids[PAD],
-        vision_start_token_id=ids[VISION_START],
-        vision_end_token_id=ids[VISION_END],
+        image_token_id=ids["<|image_pad|>"],
+        video_token_id=ids["<|video_pad|>"],
+        vision_start_token_id=ids["<|vision_start|>"],
+        vision_end_token_id=ids["<|vision_end|>"],
         tie_word_embeddings=False,
     )
 
 
-def make_checkpoint(size: Size, device: torch.device, dtype: torch.dtype, dialect: Dialect | None = None, seed: int = 7) -> Checkpoint:
-    """The model on its device, as ``load_checkpoint`` would give it; nothing is read or written but a tokenizer in a temporary folder."""
+def make_checkpoint(size: Size, device: torch.device, dtype: torch.dtype, seed: int = 7) -> Checkpoint:
+    """The model on its device, as ``load_checkpoint`` would give it; nothing is read or written."""
     torch.manual_seed(seed)
+    tokenizer = build_tokenizer(KIND)
     with torch.device(device):
-        model: Any = Qwen2_5_VLForConditionalGeneration._from_config(make_config(size), dtype=dtype, attn_implementation="sdpa")
-    with tempfile.TemporaryDirectory() as folder:
-        save_tokenizer(Path(folder))
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    family = FAMILIES["qwen2_5_vl"]
+        model: Any = Qwen2_5_VLForConditionalGeneration._from_config(make_config(size, tokenizer), dtype=dtype, attn_implementation="sdpa")
+    family = FAMILIES[KIND.model_type]
     return Checkpoint(
         model=model.eval(),
         tokenizer=tokenizer,
         image_processor=make_processor(size),
-        dialect=dialect or family.dialect,
+        dialect=family.dialect,
         encode=family.encode,
         lora_targets=family.lora_targets,
         source=f"random-{seed}",
@@ -113,10 +111,8 @@ def make_processor(size: Size) -> Any:
 
 
 def write_checkpoint(size: Size, folder: Path, seed: int = 7) -> Path:
-    """The same as a folder, with the demo's dialect."""
+    """The same as a folder."""
     made = make_checkpoint(size, torch.device("cpu"), torch.float32, seed=seed)
-    made.model.save_pretrained(folder)
-    made.tokenizer.save_pretrained(folder)
-    made.image_processor.save_pretrained(folder)
-    (folder / "dialect.json").write_text(dump_dialect(DEMO))
+    for part in (made.model, made.tokenizer, made.image_processor):
+        part.save_pretrained(folder)
     return folder

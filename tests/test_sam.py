@@ -55,12 +55,14 @@ def test_masks_equal_the_official_predictor(model: Sam, size: tuple[int, int]) -
     predictor = SamPredictor(model)
     predictor.set_image(image)
     segmenter = SamSegmenter(model, "test")
-    decoded = segmenter.decode(segmenter.encode(image), PROMPTS)
-    for masks, given in zip(decoded, PROMPTS, strict=True):
+    embedding = segmenter.encode(image)
+    for masks, given in zip(segmenter.decode(embedding, PROMPTS), PROMPTS, strict=True):
         points = (given.points_px, given.labels) if len(given.labels) else (None, None)
-        official, predicted, _ = predictor.predict(*points, box=given.box_px, multimask_output=True)
+        official, predicted, low = predictor.predict(*points, box=given.box_px, multimask_output=True)
         np.testing.assert_array_equal(masks.masks, official)
         np.testing.assert_allclose(masks.predicted_iou, predicted, atol=1e-5)
+        with torch.inference_mode():
+            np.testing.assert_allclose(segmenter.logits(embedding, [given])[0][0].numpy(), low, atol=1e-4)
         assert masks.stability.shape == (3,)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -20,6 +21,15 @@ class Framed(Protocol):
     def height(self) -> int: ...
     @property
     def resized(self) -> tuple[int, int]: ...
+
+
+@dataclass(frozen=True)
+class Frame:
+    """No more than that."""
+
+    width: int
+    height: int
+    resized: tuple[int, int]
 
 
 def highest(dialect: Dialect, image: Framed) -> int:

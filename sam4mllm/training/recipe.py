@@ -36,6 +36,7 @@ from sam4mllm.data.examples import Example
 from sam4mllm.errors import PhraseError, TrainingError
 from sam4mllm.grounding.encoders import Encoded, position_ids
 from sam4mllm.grounding.families import Checkpoint
+from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.lora import attach
 from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
 from sam4mllm.grounding.packing import additive
@@ -350,11 +351,11 @@ class Trainer:
         with torch.autocast(self._grounder.device.type, dtype, enabled=dtype is not torch.float32):
             return row_loss(self._checkpoint.model, encoded, row)
 
-    def _encode(self, image: NDArray[np.uint8]) -> tuple[Encoded, _Frame]:
+    def _encode(self, image: NDArray[np.uint8]) -> tuple[Encoded, Frame]:
         encoded = self._checkpoint.encode(self._checkpoint, self._grounder.markup.opening, Image.fromarray(image))
         device = self._grounder.device
         inputs = {name: tensor.to(device) for name, tensor in encoded.inputs.items()}
-        return Encoded(inputs, encoded.positions.to(device), encoded.resized), _Frame(image.shape[1], image.shape[0], encoded.resized)
+        return Encoded(inputs, encoded.positions.to(device), encoded.resized), Frame(image.shape[1], image.shape[0], encoded.resized)
 
 
 def _recompute(model: Any) -> None:
@@ -366,10 +367,3 @@ def _recompute(model: Any) -> None:
 def _generator(*seed: int) -> np.random.Generator:
     """Independent of that of other numbers; a last one of 0 would be as if it were not there."""
     return np.random.default_rng(seed)
-
-
-@dataclass(frozen=True)
-class _Frame:
-    width: int
-    height: int
-    resized: tuple[int, int]
