@@ -235,6 +235,7 @@ class Conductor:
             device=settings.train_device,
             strategy=settings.strategy,
             joint=settings.points == "joint",
+            pattern=settings.pattern,
             dataset=str(dataset.resolve()),
             replay=str(settings.replay.resolve()) if settings.replay else None,
             golden=str(settings.golden.resolve()) if settings.golden else None,

@@ -40,7 +40,7 @@ DUPLICATE_SECONDS = 3.0
 
 def load_roster(settings: Settings) -> Roster:
     """The base models of the settings, warmed up."""
-    options = Options(joint=settings.points == "joint")
+    options = Options(joint=settings.points == "joint", pattern=settings.pattern)
     models = (settings.model, settings.segmenter, settings.device)
     variants = load_variants(*models, options, settings.precision, trust_remote_code=settings.trust_remote_code)
     roster = Roster(remembering(variants.base), variants)
@@ -137,7 +137,8 @@ def image_store(settings: Settings, label_studio: LabelStudio | None) -> ImageSt
 
 def version_file(settings: Settings) -> Path:
     """Where the version of these settings is noted, so that it is known again before the models are."""
-    shaping = (settings.model, settings.segmenter, settings.strategy, settings.points)
+    pattern = () if settings.pattern == "spread" else (settings.pattern,)  # the file was there before the setting
+    shaping = (settings.model, settings.segmenter, settings.strategy, settings.points, *pattern)
     return settings.home / f"version-{hashlib.sha256(repr(shaping).encode()).hexdigest()[:12]}.txt"
 
 

@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.pipeline import Strategy
+from sam4mllm.pipeline import Pattern, Strategy
 from sam4mllm.precision import DtypeName, Precision, QuantizeName
 
 UNASSISTED = 0.05
@@ -35,6 +35,9 @@ class Settings(BaseSettings):
     device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")
     strategy: Strategy = Field("pqpp", description="`box`, `ppg` or `pqpp`")
     points: Literal["packed", "joint"] = Field("packed", description="points asked each on its own, or in one answer as published")
+    pattern: Pattern = Field(
+        "spread", description="where points fall: `spread`, `interior`, `unsure` or `second-look` ([docs](docs/points.md))"
+    )
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password and a webhook secret")
     port: int = Field(9090, ge=1, le=65535, description="port to listen on")

@@ -33,7 +33,7 @@ from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.loading import LooseAdapter, Variants, load_variants
 from sam4mllm.overlay import draw
-from sam4mllm.pipeline import Options, Pipeline, Strategy
+from sam4mllm.pipeline import Options, Pattern, Pipeline, Strategy
 from sam4mllm.precision import AUTO, Precision
 from sam4mllm.training.plan import Plan
 from sam4mllm.training.recipe import Progress
@@ -71,6 +71,8 @@ class Job:
     champion_version: str
     plan: Plan
     threads: int
+    # of these two an older server's jobs say nothing
+    pattern: Pattern = "spread"
     precision: Precision = AUTO
 
     def write(self, run: Path) -> None:
@@ -192,7 +194,7 @@ def label_of(example: Example) -> str:
 
 def _evaluate(run: Path, job: Job) -> None:
     check_adapter(run / "adapter")
-    variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint), job.precision)
+    variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
     champion = variants.base
     if job.champion is not None:
         champion = variants.load(Path(job.champion), LooseAdapter(job.champion_version))
@@ -257,7 +259,7 @@ def _shrunk(picture: Image.Image) -> Image.Image:
 
 def _smoke(run: Path, job: Job) -> int:
     """One answer by the new adapter, in a process that knows nothing else."""
-    variants: Variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint), job.precision)
+    variants: Variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
     pipeline = variants.load(run / "adapter", LooseAdapter("challenger-0-00000000"))
     [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"], job.strategy)
     return 0 if np.isfinite(answer.score) else 1

@@ -24,6 +24,8 @@ from sam4mllm.cli_options import (
     JsonOption,
     ModelOption,
     NounsName,
+    PatternName,
+    PatternOption,
     PointsName,
     PointsOption,
     QuantizeName,
@@ -70,6 +72,7 @@ def predict(
     phrases: Annotated[list[str], typer.Argument(help="What to find; one or more phrases.")],
     strategy: StrategyOption = StrategyName.PQPP,
     points: PointsOption = PointsName.PACKED,
+    pattern: PatternOption = PatternName.SPREAD,
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the answer here.")] = None,
     model: ModelOption = "demo",
     adapter: AdapterOption = None,
@@ -85,7 +88,7 @@ def predict(
     from sam4mllm.pipeline import Options
 
     pixels = load_image(image)
-    options = Options(joint=points is PointsName.JOINT)
+    options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
     pipeline = load(model, segmenter, device, options, adapter, as_precision(dtype, quantize, device_map))
     answers = pipeline.segment(pixels, phrases, strategy.value)
     if out is not None:
@@ -164,6 +167,7 @@ def bench(
     images: Annotated[int, typer.Option("--images", min=1, help="Demo scenes to time, a phrase each.")] = 12,
     strategy: StrategyOption = StrategyName.PQPP,
     points: PointsOption = PointsName.PACKED,
+    pattern: PatternOption = PatternName.SPREAD,
     model: ModelOption = "demo",
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
@@ -177,7 +181,7 @@ def bench(
     from sam4mllm.pipeline import Options
 
     began = time.perf_counter()
-    options = Options(joint=points is PointsName.JOINT)
+    options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
     pipeline = load(model, segmenter, device, options, adapter, as_precision(dtype, quantize, device_map))
     loading = time.perf_counter() - began
     from sam4mllm.bench import time_phrases

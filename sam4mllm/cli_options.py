@@ -30,6 +30,15 @@ class PointsName(StrEnum):
     JOINT = "joint"
 
 
+class PatternName(StrEnum):
+    """Where points fall."""
+
+    SPREAD = "spread"
+    INTERIOR = "interior"
+    UNSURE = "unsure"
+    SECOND_LOOK = "second-look"
+
+
 class DtypeName(StrEnum):
     """In which numbers a model is held."""
 
@@ -90,6 +99,10 @@ QuantizeOption = Annotated[
 DeviceMapOption = Annotated[DeviceMapName | None, typer.Option("--device-map", help="auto: spread the model over all GPUs.")]
 StrategyOption = Annotated[StrategyName, typer.Option("--strategy", help="How to prompt the segmenter.")]
 PointsOption = Annotated[PointsName, typer.Option("--points", help="Ask each point on its own (packed) or all in one answer (joint).")]
+PatternOption = Annotated[
+    PatternName,
+    typer.Option("--pattern", help="Where points fall: spread as published, or by the box's mask, by the first answers, or asked again."),
+]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 

@@ -22,6 +22,8 @@ from sam4mllm.cli_options import (
     DtypeOption,
     JsonOption,
     ModelOption,
+    PatternName,
+    PatternOption,
     PointsName,
     PointsOption,
     QuantizeName,
@@ -62,6 +64,7 @@ def evaluate(
     *,
     strategy: StrategyOption = StrategyName.PQPP,
     points: PointsOption = PointsName.PACKED,
+    pattern: PatternOption = PatternName.SPREAD,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also draw from true boxes and points: the upper bound.")] = False,
     split: SplitOption = None,
     limit: LimitOption = None,
@@ -85,7 +88,7 @@ def evaluate(
 
     examples = choose(dataset, split, limit, seed)
     precision = as_precision(dtype, quantize, device_map)
-    pipeline = load(model, segmenter, device, Options(joint=points is PointsName.JOINT), adapter, precision)
+    pipeline = load(model, segmenter, device, Options(joint=points is PointsName.JOINT, pattern=pattern.value), adapter, precision)
     bar = lambda images, total: _bar(images, total, "evaluating")  # noqa: E731
     figures, judged = run(pipeline, dataset, strategy.value, oracle, bar, examples=examples, min_pixels=min_pixels)
     ends = intervals_of(judged)
@@ -134,7 +137,7 @@ def _parts_table(name: str, found: Mapping[str, Figures]) -> Table:
 def ablate(
     dataset: DatasetArgument,
     *,
-    over: Annotated[str, typer.Option("--over", help="What to vary: strategy,points,count,pattern,thresholds,segmenter,rank.")],
+    over: Annotated[str, typer.Option("--over", help="What to vary: strategy,points,count,pattern,choice,thresholds,segmenter,rank.")],
     out: Annotated[Path, typer.Option("--out", help="The folder for table, CSV, plot and journal; there again, it goes on.")],
     values: Annotated[
         list[str] | None, typer.Option("--values", help="Values of an axis instead of the usual: count=5,10,30. May be repeated.")
@@ -143,6 +146,7 @@ def ablate(
     grid: Annotated[bool, typer.Option("--grid", help="Every combination, instead of one thing at a time.")] = False,
     strategy: StrategyOption = StrategyName.PQPP,
     points: PointsOption = PointsName.PACKED,
+    pattern: PatternOption = PatternName.SPREAD,
     split: SplitOption = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -166,7 +170,7 @@ def ablate(
     from sam4mllm.evaluation.settings import Setting, plan  # noqa: PLC0415
     from sam4mllm.pipeline import Options  # noqa: PLC0415
 
-    options = Options(joint=points is PointsName.JOINT)
+    options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
     settings = plan(Setting(("base",), strategy.value, options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")

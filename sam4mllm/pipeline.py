@@ -12,7 +12,7 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from typing import Literal, Protocol, get_args
 
@@ -25,26 +25,52 @@ from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou, union
-from sam4mllm.points import Thresholds, spread
+from sam4mllm.points import Answers, Thresholds, beside, disputed, interior, settle, spread, unsure
 from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt, Segmenter
 
 Strategy = Literal["box", "ppg", "pqpp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+Pattern = Literal["spread", "interior", "unsure", "second-look"]
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+Choice = Literal["predicted", "single", "agreement"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
 PROMPTS_AT_ONCE = 16
 """Prompts of one decoding batch: each holds three masks of the image's size until the best is chosen."""
+CLEAR = 2
+"""Points that, with a box, leave no doubt what is meant: SAM's authors take its single mask where there is more than one prompt."""
 MAX_PHRASE = 500
 """Characters of a phrase. The longest expression in refCOCOg has under 300."""
+LATER = {"pattern": "spread", "choice": "predicted"}
+"""Options that came after the first versions, with the values that those had. They enter a version's hash at other values only: an update
+must not rename the versions that users keep, whatever the defaults become."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """How points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly), and which
-    answers count.
+    """How points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly), which answers
+    count, where points fall, and which mask is drawn.
+
+    ``pattern``: ``spread`` over the box (published); ``interior``, half of them deep in the mask that the box alone gives, half deep in the
+    rest of the box; ``unsure``, half of them spread, half where those answers leave it open; ``second-look``, spread, and asked again
+    beside where the mask contradicts an answer. ``choice``: of the segmenter's candidates, the best by its ``predicted`` IoU (published),
+    or by that times the ``agreement`` with all answers; or a ``single`` one where a box has two points or more. docs/points.md measures
+    them.
     """
 
     joint: bool = False
     count: int | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
+    pattern: Pattern = "spread"
+    choice: Choice = "predicted"
+
+    def __post_init__(self) -> None:
+        for name, known in (("pattern", PATTERNS), ("choice", CHOICES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+
+    def __repr__(self) -> str:
+        values = [(one.name, getattr(self, one.name)) for one in fields(self)]
+        return f"Options({', '.join(f'{name}={value!r}' for name, value in values if name not in LATER or LATER[name] != value)})"
 
     @property
     def points(self) -> int:
@@ -176,7 +202,7 @@ class Pipeline:
             groundings, targets = [_nothing("")], [merge(_nothing(""), clicks)]
         if strategy == "pqpp" and cleaned:
             with _timed(seconds, "points"):
-                targets = self._question(opened.scene, groundings, targets)
+                targets = self._question(opened, groundings, targets)
         with _timed(seconds, "segmenter"):
             # what is pointed at is there; and who points waits for the mask, so that what only the score wants is left undrawn
             present = [1.0 if clicks is not None else 1.0 - grounding.no_target_probability for grounding in groundings]
@@ -186,25 +212,64 @@ class Pipeline:
             for grounding, found in zip(groundings, instances, strict=True)
         ]
 
-    def _question(self, scene: Scene, groundings: Sequence[Grounding], targets: list[list[Target]]) -> list[list[Target]]:
-        """Put points over every box of every phrase to the MLLM in one pass and keep the sure answers."""
-        inquiries = []
+    def _question(self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[Target]]) -> list[list[Target]]:
+        """Put points in every box of every phrase to the MLLM, each round in one pass, and keep the sure answers."""
+        asked: list[tuple[Grounding, int]] = []
         for grounding, found in zip(groundings, targets, strict=True):
-            boxes = np.array([target.box_px for target in found if target.box_px is not None], np.float32).reshape(-1, 4)
-            asked = replace(grounding, boxes_px=boxes)
-            for index, box in enumerate(boxes):
-                inquiries.append(Inquiry(asked, index, spread(box, self.options.points)))
-        answers = iter(zip(inquiries, self.grounder.ask(scene, inquiries, joint=self.options.joint), strict=True))
-        return [[target if target.box_px is None else self._keep(target, *next(answers)) for target in found] for found in targets]
+            known = np.array([target.box_px for target in found if target.box_px is not None], np.float32).reshape(-1, 4)
+            asked += [(replace(grounding, boxes_px=known), index) for index in range(len(known))]
+        answers = iter(self._ask_pattern(opened, asked))
+        return [[target if target.box_px is None else self._keep(target, next(answers)) for target in found] for found in targets]
 
-    def _keep(self, target: Target, inquiry: Inquiry, inside: NDArray[np.float64]) -> Target:
-        kept, labels = self.options.thresholds.select(inside)
-        marks = np.full(len(inside), -1, np.int64)
+    def _ask_pattern(self, opened: Opened, asked: Sequence[tuple[Grounding, int]]) -> list[Answers]:
+        """The answers about points in each box of ``asked``, a grounding and which of its boxes."""
+        boxes, count = [grounding.boxes_px[index] for grounding, index in asked], self.options.points
+        # a reviewer's clicks decide none of these masks: if they moved the points, each click would cost the MLLM's time, too
+        bare = [Target(box, 1.0) for box in boxes]
+
+        def ask(points: list[NDArray[np.float32]]) -> list[Answers]:
+            inquiries = [Inquiry(*one, points_px) for one, points_px in zip(asked, points, strict=True)]
+            inside = self.grounder.ask(opened.scene, inquiries, joint=self.options.joint)
+            return list(map(Answers, points, inside))
+
+        match self.options.pattern:
+            case "interior":
+                return ask([interior(box, mask, count) for box, mask in zip(boxes, self._masks(opened.embedding, bare), strict=True)])
+            case "unsure":
+                first = ask([spread(box, count // 2) for box in boxes])
+                second = ask([unsure(box, known, count - count // 2) for box, known in zip(boxes, first, strict=True)])
+                return [known.and_then(later) for known, later in zip(first, second, strict=True)]
+            case "second-look":
+                first = ask([spread(box, count) for box in boxes])
+                drawn = self._masks(opened.embedding, [self._keep(target, known) for target, known in zip(bare, first, strict=True)])
+                doubted = [disputed(known, mask) for known, mask in zip(first, drawn, strict=True)]
+                second = ask([beside(box, known.points_px[which]) for box, known, which in zip(boxes, first, doubted, strict=True)])
+                return [settle(known, which, again.inside) for known, which, again in zip(first, doubted, second, strict=True)]
+            case "spread":
+                return ask([spread(box, count) for box in boxes])
+
+    def _keep(self, target: Target, answers: Answers) -> Target:
+        kept, labels = self.options.thresholds.select(answers.inside)
+        marks = np.full(len(answers.inside), -1, np.int64)
         marks[kept] = labels
-        return target.with_points(inquiry.points_px, inside, marks)
+        return target.with_points(answers.points_px, answers.inside, marks)
+
+    def _masks(self, embedding: Embedding, targets: Sequence[Target]) -> Iterator[NDArray[np.bool_]]:
+        """The mask of each target, as it would be drawn, to ask by."""
+        for start in range(0, len(targets), PROMPTS_AT_ONCE):
+            some = targets[start : start + PROMPTS_AT_ONCE]
+            for target, (masks, _) in zip(some, self._decode(embedding, some, compared=False), strict=True):
+                yield masks.masks[self._choose(target, masks)]
+
+    def _choose(self, target: Target, masks: Masks) -> int:
+        """Which of the segmenter's candidates answers a target best."""
+        if self.options.choice != "agreement":
+            return _best(masks)
+        said = (target.inside >= 0.5).astype(np.int64)
+        return int((masks.predicted_iou * [agreement(mask, target.points_px, said) for mask in masks.masks]).argmax())
 
     def _draw(self, embedding: Embedding, targets: list[list[Target]], present: Sequence[float], compared: bool) -> list[list[Instance]]:
-        """Decode the prompts in batches; of each prompt's candidates keep the one with the best predicted IoU.
+        """Decode the prompts in batches; of each prompt's candidates keep the one that the options choose.
 
         ``present``: for each phrase, the probability that it has a target. ``compared``: a box with points is drawn without them too, to
         see how much hangs on them.
@@ -216,14 +281,15 @@ class Pipeline:
         for start in range(0, len(flat), at_once):
             some = flat[start : start + at_once]
             drawn = self._decode(embedding, [target for target, _ in some], compared)
-            instances += [_instance(target, chance, *masks, judge) for (target, chance), masks in zip(some, drawn, strict=True)]
+            for (target, chance), (masks, of_box) in zip(some, drawn, strict=True):
+                instances.append(_instance(target, chance, masks, self._choose(target, masks), of_box, judge))
         following = iter(instances)
         by_phrase = [[next(following) for _ in found] for found in targets]
         return [[instance for instance in found if instance.mask.any()] for found in by_phrase]
 
     def _decode(self, embedding: Embedding, targets: Sequence[Target], compared: bool) -> list[tuple[Masks, Masks | None]]:
         """For each target its masks, and those of its box alone if they are compared and there is a difference in the prompts."""
-        prompts = [_prompt(target) for target in targets]
+        prompts = [_prompt(target, self.options.choice) for target in targets]
         compared_to = [index for index, prompt in enumerate(prompts) if compared and prompt.box_px is not None and len(prompt.labels)]
         bare = [Prompt(prompts[index].box_px, np.zeros((0, 2), np.float32), np.zeros(0, np.int64)) for index in compared_to]
         decoded = self.segmenter.decode(embedding, [*prompts, *bare])
@@ -264,17 +330,19 @@ def _nothing(phrase: str) -> Grounding:
     return Grounding(phrase, np.zeros((0, 4), np.float32), np.zeros(0), 0.0)
 
 
-def _prompt(target: Target) -> Prompt:
+def _prompt(target: Target, choice: Choice) -> Prompt:
     used = target.labels >= 0
-    return Prompt(target.box_px, target.points_px[used], target.labels[used])
+    single = choice == "single" and target.box_px is not None and int(used.sum()) >= CLEAR
+    return Prompt(target.box_px, target.points_px[used], target.labels[used], single)
 
 
 def _best(masks: Masks) -> int:
     return int(masks.predicted_iou.argmax())
 
 
-def _instance(target: Target, present: float, masks: Masks, of_box: Masks | None, judge: Callable[[Features], float]) -> Instance:
-    best = _best(masks)
+def _instance(
+    target: Target, present: float, masks: Masks, best: int, of_box: Masks | None, judge: Callable[[Features], float]
+) -> Instance:
     mask = clean(masks.masks[best])
     used = target.labels >= 0
     features = Features(

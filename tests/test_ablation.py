@@ -22,7 +22,7 @@ from sam4mllm.evaluation.ablation_table import Row, describe, find_best, tabulat
 from sam4mllm.evaluation.run import choose, evaluate
 from sam4mllm.evaluation.settings import Setting, plan, published, vary
 from sam4mllm.grounding.protocol import Grounding, Scene
-from sam4mllm.pipeline import Options, Pipeline
+from sam4mllm.pipeline import CHOICES, PATTERNS, Options, Pipeline
 from sam4mllm.points import Thresholds
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
@@ -71,7 +71,9 @@ def rows_of(dataset: Path, axes: Mapping[str, Sequence[str]], journal: Journal |
         pytest.param({"strategy": ()}, ["base", "published", "strategy=box", "strategy=ppg", "oracle"], id="strategies"),
         pytest.param({"points": ()}, ["base", "published, points=joint", "oracle"], id="what is the same is one row"),
         pytest.param({"count": ("5", "30")}, ["base", "published", "count=5", "oracle"], id="given values"),
-        pytest.param({"pattern": ("spread",)}, ["base", "published", "oracle"], id="a pattern there is"),
+        pytest.param({"pattern": ("spread",)}, ["base", "published", "oracle"], id="the base's own value"),
+        pytest.param({"pattern": ()}, ["base", "published", *[f"pattern={name}" for name in PATTERNS[1:]], "oracle"], id="patterns"),
+        pytest.param({"choice": ()}, ["base", "published", *[f"choice={name}" for name in CHOICES[1:]], "oracle"], id="choices"),
         pytest.param(
             {"segmenter": ("demo", "other")},
             ["base", "published", "segmenter=other", "oracle", "oracle segmenter=other"],
@@ -89,6 +91,16 @@ def test_a_grid_is_every_combination() -> None:
         f"count={count} thresholds={pair}" for count in (5, 10) for pair in ("0.5/0.5", "0.75/0.9")
     ]
     assert settings[2].options == Options(count=5, thresholds=Thresholds(0.5, 0.5))
+
+
+def test_what_a_strategy_does_not_use_makes_no_row() -> None:
+    """A pattern is for asked points, a choice for points of any kind."""
+    grid = plan(BASE, {"strategy": ("box", "ppg"), "pattern": ("spread", "unsure"), "choice": ("predicted", "single")}, grid=True)
+    assert [describe(setting) for setting in grid[2:-1]] == [
+        "box, segmenter demo",
+        "ppg, choice predicted, segmenter demo",
+        "ppg, choice single, segmenter demo",
+    ]
 
 
 def test_ranks_are_adapters_by_name() -> None:
@@ -110,7 +122,8 @@ def test_the_published_setting_is_that_of_the_notebook() -> None:
         ("count", "0", "1 to 30"),
         ("count", "many", "1 to 30"),
         ("count", "²", "1 to 30"),
-        ("pattern", "stripes", "spread"),
+        ("pattern", "stripes", "spread, interior, unsure, second-look"),
+        ("choice", "largest", "predicted, single, agreement"),
         ("thresholds", "0.5", "0.75/0.9"),
         ("thresholds", "0.5/2", "0.75/0.9"),
         ("thresholds", "nan/0.5", "0.75/0.9"),
@@ -262,6 +275,14 @@ def test_the_command_writes_table_csv_and_plot(command: Any, tmp_path: Path) -> 
     assert names == {"ablation.csv", "ablation.md", "ablation.json", "ablation.png", "journal.jsonl"}
     printed = json.loads(command("--over", "strategy,points", "--json").stdout)
     assert printed["rows"] == json.loads((tmp_path / "out" / "ablation.json").read_text())
+
+
+@pytest.mark.parametrize(("axis", "values"), [("pattern", PATTERNS), ("choice", CHOICES)])
+def test_the_command_compares_patterns_and_choices(command: Any, axis: str, values: tuple[str, ...]) -> None:
+    rows = json.loads(command("--over", axis, "--json").stdout)["rows"]
+    said = {row["setting"]: row["is"] for row in rows if row["setting"].startswith(axis)}
+    assert list(said) == [f"{axis}={value}" for value in values[1:]]
+    assert all(f"{axis} {value}," in text for value, text in zip(values[1:], said.values(), strict=True))
 
 
 @pytest.mark.parametrize(

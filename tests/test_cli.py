@@ -15,7 +15,7 @@ from sam4mllm import cli, evaluate_cli
 from sam4mllm.data.examples import read_examples
 from sam4mllm.masks import from_rle
 from sam4mllm.overlay import draw
-from sam4mllm.pipeline import Pipeline
+from sam4mllm.pipeline import PATTERNS, Options, Pattern, Pipeline
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 COMMANDS = ("predict", "scenes", "evaluate", "ablate", "bench")
@@ -112,6 +112,38 @@ def test_failures_are_one_line(image: Path, tmp_path: Path, capsys: pytest.Captu
     assert "the phrase is empty" in fail(capsys, monkeypatch, "predict", image, " ")
     assert "could not be written" in fail(capsys, monkeypatch, "predict", image, "a cup", "--out", tmp_path / "no" / "folder.png")
     assert "error:" in fail(capsys, monkeypatch, "evaluate", tmp_path / "no-dataset")
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(("predict", "{image}", "the cup"), id="predict"),
+        pytest.param(("bench", "--images", "1"), id="bench"),
+        pytest.param(("evaluate", "{scenes}"), id="evaluate"),
+        pytest.param(("ablate", "{scenes}", "--over", "points", "--out", "{scenes}/out"), id="ablate"),
+    ],
+)
+def test_the_pattern_reaches_the_options(
+    arguments: tuple[str, ...], pattern: Pattern, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Options] = []
+
+    def load(model: str, segmenter: str, device: str | None, options: Options, *_: object) -> Pipeline:
+        loaded.append(options)
+        return Pipeline(FakeGrounder({}), FakeSegmenter(), options)
+
+    monkeypatch.setattr(cli, "load", load)
+    monkeypatch.setattr(evaluate_cli, "load", load)
+    if "{scenes}" in arguments:
+        run("scenes", tmp_path / "scenes", "--count", 1)
+    run(*(one.format(image=image, scenes=tmp_path / "scenes") for one in arguments), "--pattern", pattern)
+    assert [options.pattern for options in loaded] == [pattern]
+
+
+@pytest.mark.parametrize("command", ["predict", "evaluate", "ablate", "bench"])
+def test_an_unknown_pattern_is_wrong_usage(command: str) -> None:
+    run(command, "a", "b", "--pattern", "magic", code=2)
 
 
 def test_overlays_of_every_kind_of_answer_can_be_drawn() -> None:

@@ -11,10 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+import sam4mllm
 from sam4mllm.clicks import Clicks
 from sam4mllm.errors import ImageError, PhraseError, PromptError
 from sam4mllm.grounding.protocol import SpokenPoints
-from sam4mllm.pipeline import MAX_PHRASE, Options, Pipeline, Strategy
+from sam4mllm.grounding.remembering import RememberingGrounder
+from sam4mllm.pipeline import MAX_PHRASE, PATTERNS, Choice, Options, Pattern, Pipeline, Strategy
+from sam4mllm.points import Answers, beside, interior, spread, unsure
+from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 IMAGE = np.zeros((100, 200, 3), np.uint8)
@@ -221,6 +225,154 @@ def test_the_version_changes_with_what_shapes_a_prediction() -> None:
     versions.add(first.version("pqpp"))
     assert len(versions) == 4
     assert all(version.startswith("custom-0-") and len(version.rsplit("-", 1)[1]) == 8 for version in versions)
+
+
+@pytest.mark.parametrize(
+    ("options", "identity"),
+    [
+        pytest.param(Options(pattern="spread", choice="predicted"), "78fd9fd154dfa532", id="plain"),
+        pytest.param(Options(joint=True, count=7, pattern="spread", choice="predicted"), "ec7ee2a0affead24", id="joint"),
+    ],
+)
+def test_versions_from_before_there_were_patterns_keep_their_names(options: Options, identity: str) -> None:
+    """As the commit before patterns gave them: an update must not rename what users keep."""
+    assert Pipeline(FakeGrounder({}), FakeSegmenter(), options).identity().startswith(identity)
+
+
+def test_the_demo_keeps_its_version() -> None:
+    pipeline = sam4mllm.load(device="cpu", options=Options(pattern="spread", choice="predicted"))
+    assert pipeline.version() == "demo-0-63158861"
+
+
+def test_patterns_and_choices_are_part_of_the_version() -> None:
+    options = [Options(pattern=pattern) for pattern in PATTERNS] + [Options(choice="single"), Options(choice="agreement")]
+    assert len({Pipeline(FakeGrounder({}), FakeSegmenter(), one).version() for one in options}) == len(options)
+    assert repr(Options(pattern="unsure")).endswith("pattern='unsure')")
+
+
+@pytest.mark.parametrize("given", [{"pattern": "magic"}, {"choice": "magic"}], ids=str)
+def test_unknown_options_are_refused(given: dict[str, str]) -> None:
+    with pytest.raises(ValueError, match=r"must be one of .*, not 'magic'"):
+        Options(**given)  # type: ignore[arg-type]
+
+
+# -- where points fall ---------------------------------------------------------------------------------------------------------------------
+
+
+class RoundSegmenter(FakeSegmenter):
+    """Draws the middle half of the box, whatever the points say."""
+
+    def _draw(self, embedding: Embedding, prompt: Prompt) -> Masks:
+        masks = super()._draw(embedding, prompt)
+        assert prompt.box_px is not None
+        middle, side = (prompt.box_px[:2] + prompt.box_px[2:]) / 2, (prompt.box_px[2:] - prompt.box_px[:2]) / 4
+        (left, top), (right, bottom) = (middle - side).astype(int), (middle + side).astype(int)
+        masks.masks[1] = False
+        masks.masks[1, top:bottom, left:right] = True
+        return masks
+
+
+@pytest.mark.parametrize("joint", [False, True], ids=["packed", "joint"])
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_every_pattern_asks_every_box_of_every_phrase(pattern: Pattern, joint: bool) -> None:
+    pipeline, grounder, segmenter = build(CUP, CUPS, pattern=pattern, joint=joint)
+    one, many, none = pipeline.segment(IMAGE, ["the cup", "all cups", "the dog"])
+    assert (len(one.instances), len(many.instances), len(none.instances)) == (1, 2, 0)
+    for instance, inquiry in zip([*one.instances, *many.instances], grounder.asked, strict=False):
+        assert len(instance.points_px) == (15 if joint else 30)
+        low, high = instance.box_px[:2], instance.box_px[2:]
+        assert ((instance.points_px >= low) & (instance.points_px <= high)).all()
+        assert np.array_equal(inquiry.points_px, instance.points_px[: len(inquiry.points_px)])
+        assert np.array_equal(inquiry.grounding.boxes_px[inquiry.index], instance.box_px)
+        answered = np.where(instance.points_px[:, 0] < (low[0] + high[0]) / 2, 0.99, 0.01)
+        sure = np.abs(instance.inside - answered) < 0.01
+        assert sure.all() if pattern != "second-look" else sure.mean() > 0.8
+    assert {len(prompt.points_px) for prompt in segmenter.prompts[-6:]} <= {0, *range(10, 31)}
+
+
+def test_interior_points_follow_the_mask_of_the_box_alone() -> None:
+    pipeline, grounder, _ = build(CUP, pattern="interior", count=10)
+    segmenter = RoundSegmenter()
+    pipeline.segmenter = segmenter
+    pipeline.segment(IMAGE, ["the cup"])
+    first = segmenter.prompts[0]
+    assert len(first.labels) == 0
+    box = CUP.boxes_px[0]
+    [drawn] = segmenter.decode(segmenter.encode(IMAGE), [Prompt(box, np.zeros((0, 2), np.float32), np.zeros(0, np.int64))])
+    assert np.array_equal(grounder.asked[0].points_px, interior(box, drawn.masks[1], 10))
+
+
+def test_unsure_points_follow_the_first_answers() -> None:
+    pipeline, grounder, _ = build(CUP, pattern="unsure", count=9)
+    [answer] = pipeline.segment(IMAGE, ["the cup"])
+    first, second = (inquiry.points_px for inquiry in grounder.asked)
+    box = CUP.boxes_px[0]
+    assert np.array_equal(first, spread(box, 4))
+    assert np.array_equal(second, unsure(box, Answers(first, np.where(first[:, 0] < 40, 0.99, 0.01)), 5))
+    assert np.abs(second[:, 0] - 40).mean() < np.abs(first[:, 0] - 40).mean()  # the fake's answers change there
+    assert np.array_equal(answer.instances[0].points_px, np.concatenate([first, second]))
+
+
+def test_a_second_look_is_taken_beside_what_the_mask_contradicts() -> None:
+    pipeline, grounder, _ = build(CUP, pattern="second-look")
+    pipeline.segmenter = RoundSegmenter()
+    [answer] = pipeline.segment(IMAGE, ["the cup"])
+    first, second = (inquiry.points_px for inquiry in grounder.asked)
+    x, y = first.T
+    contradicted = (x < 40) != ((x >= 30) & (x < 50) & (y >= 20) & (y < 40))
+    assert 0 < contradicted.sum() < 30
+    assert np.array_equal(second, beside(CUP.boxes_px[0], first[contradicted]))
+    assert np.array_equal(answer.instances[0].points_px, first)
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_click_does_not_move_the_points(pattern: Pattern) -> None:
+    """What is remembered of a scene answers for them, so that a click costs the segmenter alone."""
+    pipeline, grounder, _ = build(CUP, pattern=pattern)
+    remembering = Pipeline(RememberingGrounder(grounder), RoundSegmenter(), pipeline.options)
+    opened = remembering.open(IMAGE)
+    remembering.segment(opened, ["the cup"])
+    asked = len(grounder.asked)
+    remembering.segment(opened, ["the cup"], clicks=clicks([[25, 15], [55, 45]], [1, 0]))
+    assert len(grounder.asked) == asked
+
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_a_box_of_no_extent_is_asked_about_once(pattern: Pattern) -> None:
+    pipeline, grounder, _ = build(grounding("the dot", [[20, 10, 20, 10]]), pattern=pattern)
+    pipeline.segment(IMAGE, ["the dot"])
+    assert grounder.asked[0].points_px.tolist() == [[20, 10]]
+
+
+# -- which mask ----------------------------------------------------------------------------------------------------------------------------
+
+
+class HalvesSegmenter(FakeSegmenter):
+    """The left half of the image predicted at 0.8, all of it at 0.9; of a clear prompt only the upper half."""
+
+    def _draw(self, embedding: Embedding, prompt: Prompt) -> Masks:
+        left, whole, upper = np.zeros((3, embedding.height, embedding.width), np.bool_)
+        left[:, :40], whole[:], upper[:30] = True, True, True
+        if prompt.single:
+            return Masks(upper[None], np.array([0.5]), np.array([1.0]))
+        return Masks(np.stack([left, whole]), np.array([0.8, 0.9]), np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("choice", "strategy", "columns", "rows"),
+    [
+        pytest.param("predicted", "pqpp", 200, 100, id="predicted IoU"),
+        pytest.param("agreement", "pqpp", 40, 100, id="the answers say yes on the left only"),
+        pytest.param("agreement", "box", 200, 100, id="no answers, no say"),
+        pytest.param("single", "pqpp", 200, 30, id="a box with points is clear"),
+        pytest.param("single", "box", 200, 100, id="a box alone is not"),
+    ],
+)
+def test_the_choice_of_the_mask(choice: Choice, strategy: Strategy, columns: int, rows: int) -> None:
+    pipeline, _, _ = build(CUP, choice=choice)
+    pipeline.segmenter = HalvesSegmenter()
+    [answer] = pipeline.segment(IMAGE, ["the cup"], strategy)
+    assert (answer.mask.any(0).sum(), answer.mask.any(1).sum()) == (columns, rows)
 
 
 def test_scores_are_probabilities_and_fall_with_disagreement() -> None:

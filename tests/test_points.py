@@ -2,10 +2,32 @@
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from numpy.typing import NDArray
 
-from sam4mllm.points import MARGIN, PATTERN_SIZE, Thresholds, spread
+from sam4mllm.masks import lies_on
+from sam4mllm.points import (
+    EDGE_WEIGHT,
+    GRID,
+    MARGIN,
+    MIN_GAP,
+    NEARNESS,
+    PATTERN_SIZE,
+    SURE_WEIGHT,
+    Answers,
+    Thresholds,
+    beside,
+    disputed,
+    interior,
+    settle,
+    spread,
+    unsure,
+)
 
 SIDE = 1000.0
 
@@ -115,3 +137,207 @@ def test_thresholds_can_be_set() -> None:
 def test_no_answers() -> None:
     kept, labels = Thresholds().select(np.zeros(0))
     assert kept.shape == labels.shape == (0,)
+
+
+# -- places that follow a mask or earlier answers ------------------------------------------------------------------------------------------
+
+HEIGHT, WIDTH = 30, 40
+
+
+@st.composite
+def boxes(draw: st.DrawFn) -> NDArray[np.float32]:
+    """In an image of HEIGHT by WIDTH, of any size down to none."""
+    x1, x2 = sorted(draw(st.floats(0, WIDTH, width=32)) for _ in range(2))
+    y1, y2 = sorted(draw(st.floats(0, HEIGHT, width=32)) for _ in range(2))
+    return np.array([x1, y1, x2, y2], np.float32)
+
+
+@st.composite
+def masks(draw: st.DrawFn) -> NDArray[np.bool_]:
+    """Empty, full, noise, or a rectangle that may touch the image's border."""
+    kind = draw(st.sampled_from(["constant", "noise", "rectangle"]))
+    if kind == "constant":
+        return np.full((HEIGHT, WIDTH), draw(st.booleans()))
+    if kind == "noise":
+        return np.random.default_rng(draw(st.integers(0, 99))).random((HEIGHT, WIDTH)) < draw(st.floats(0.01, 0.99))
+    mask = np.zeros((HEIGHT, WIDTH), np.bool_)
+    (left, right), (top, bottom) = (sorted(draw(st.integers(0, side)) for _ in range(2)) for side in (WIDTH, HEIGHT))
+    mask[top:bottom, left:right] = True
+    return mask
+
+
+def check_spread(points: NDArray[np.float32], box: NDArray[np.float32], count: int) -> None:
+    assert points.dtype == np.float32
+    assert points.shape[1:] == (2,)
+    assert len(points) <= count
+    assert (points >= box[:2] - 1e-4).all()
+    assert (points <= box[2:] + 1e-4).all()
+    if len(points) > 1:
+        assert least_distance(points) >= MIN_GAP - 1e-4
+
+
+@given(boxes(), masks(), st.integers(0, PATTERN_SIZE))
+def test_interior_points_lie_in_the_box_apart_from_each_other_and_on_both_sides(box: NDArray, mask: NDArray, count: int) -> None:
+    points = interior(box, mask, count)
+    check_spread(points, box, count)
+    assert len(points) > 0 or count == 0  # however small the box and whatever the mask
+    on = lies_on(mask, points)
+    if not mask.any():
+        assert not on.any()
+    if mask.all():
+        assert on.all()
+
+
+@given(boxes(), arrays(np.float64, 8, elements=st.floats(0, 1)), st.integers(0, 20))
+def test_unsure_points_lie_in_the_box_apart_from_all_others(box: NDArray, inside: NDArray, count: int) -> None:
+    first = spread(box, 8)
+    points = unsure(box, Answers(first, inside[: len(first)]), count)
+    check_spread(points, box, count)
+    assert all(np.linalg.norm(first - point, axis=1).min() >= MIN_GAP - 1e-4 for point in points)
+
+
+def slow_interior(box: NDArray[np.float32], mask: NDArray[np.bool_], count: int) -> list[tuple[float, float]]:
+    """Word for word: depth by looking at every pixel of the other side, every gap anew for every point."""
+    steps = [MARGIN + (1 - 2 * MARGIN) * step / (GRID - 1) for step in range(GRID)]
+    (x1, y1, x2, y2), chosen = box.tolist(), []
+    for side, upto in ((mask, count - count // 2), (~mask, count), (mask, count)):
+        outline = np.argwhere(~np.pad(side, 1)) - 1
+        places = []
+        for x, y in [(x1 + (x2 - x1) * across, y1 + (y2 - y1) * down) for down in steps for across in steps]:
+            row, column = min(int(y), HEIGHT - 1), min(int(x), WIDTH - 1)
+            if side[row, column]:
+                places.append((x, y, float(np.sqrt(((outline - (row, column)) ** 2).sum(1).min()))))
+        while len(chosen) < upto:
+            gaps = [min((np.hypot(x - a, y - b) for a, b in chosen), default=np.inf) for x, y, _ in places]
+            worths = [min(gap, EDGE_WEIGHT * place[2]) if gap >= MIN_GAP else -1 for gap, place in zip(gaps, places, strict=True)]
+            if max(worths, default=-1) < 0:
+                break
+            chosen.append(places[worths.index(max(worths))][:2])
+    return chosen
+
+
+@pytest.mark.parametrize(
+    ("box", "seed"), [((3, 2, 37, 28), 0), ((0, 0, 40, 30), 1), ((10.3, 5.1, 19.9, 26.4), 2), ((30, 20, 40, 30), 3), ((9, 9, 9, 9), 4)]
+)
+def test_interior_points_are_those_of_the_slow_reference(box: tuple[float, ...], seed: int) -> None:
+    mask = cv2.blur(np.random.default_rng(seed).random((HEIGHT, WIDTH)), (9, 9)) > 0.5
+    points = interior(np.array(box, np.float32), mask, 6)
+    assert points == pytest.approx(np.array(slow_interior(np.array(box, np.float32), mask, 6)), abs=1e-3)
+
+
+def slow_unsure(box: NDArray[np.float32], answers: Answers, count: int) -> list[tuple[float, float]]:
+    steps = [MARGIN + (1 - 2 * MARGIN) * step / (GRID - 1) for step in range(GRID)]
+    x1, y1, x2, y2 = box.tolist()
+    known, chosen = list(zip(answers.points_px.tolist(), answers.inside.tolist(), strict=True)), []
+
+    def apart(x: float, y: float, a: float, b: float) -> float:
+        return float(np.hypot((x - a) / (x2 - x1), (y - b) / (y2 - y1)))
+
+    for _ in range(count):
+        best = (-1.0, (0.0, 0.0))
+        for x, y in [(x1 + (x2 - x1) * across, y1 + (y2 - y1) * down) for down in steps for across in steps]:
+            taken = [*(point for point, _ in known), *chosen]
+            if min(np.hypot(x - a, y - b) for a, b in taken) < MIN_GAP:
+                continue
+            weights = [max(apart(x, y, *point), 1 / GRID) ** -NEARNESS for point, _ in known]
+            chance = sum(weight * inside for weight, (_, inside) in zip(weights, known, strict=True)) / sum(weights)
+            doubt = SURE_WEIGHT + 1 - 2 * abs(chance - 0.5)
+            best = max(best, (doubt * min(apart(x, y, a, b) for a, b in taken), (x, y)), key=lambda one: one[0])
+        chosen.append(best[1])
+    return chosen
+
+
+@pytest.mark.parametrize(("box", "seed"), [((3, 2, 37, 28), 0), ((10.3, 5.1, 19.9, 26.4), 1)])
+def test_unsure_points_are_those_of_the_slow_reference(box: tuple[float, ...], seed: int) -> None:
+    box_px = np.array(box, np.float32)
+    first = spread(box_px, 5)
+    answers = Answers(first, np.random.default_rng(seed).random(len(first)))
+    assert unsure(box_px, answers, 4) == pytest.approx(np.array(slow_unsure(box_px, answers, 4)), abs=1e-3)
+
+
+def disc(radius: int, x: int = 50, y: int = 50) -> NDArray[np.bool_]:
+    rows, columns = np.mgrid[:100, :100] + 0.5
+    return np.asarray((columns - x) ** 2 + (rows - y) ** 2 < radius**2, np.bool_)
+
+
+WHOLE = np.array([0, 0, 100, 100], np.float32)
+
+
+def test_interior_points_are_deep_and_the_deepest_is_first() -> None:
+    points = interior(WHOLE, disc(30), 10)
+    from_middle = np.linalg.norm(points - 50, axis=1)
+    assert lies_on(disc(30), points).tolist() == [True] * 5 + [False] * 5
+    assert from_middle[0] < 2
+    assert from_middle[:5].max() < 25  # five pixels off the outline, where the pattern's nearest is less than one off
+    assert from_middle[5:].min() > 35
+    assert least_distance(points[:5]) > 10
+
+
+def test_a_side_without_room_leaves_its_points_to_the_other() -> None:
+    assert lies_on(disc(30), interior(np.array([40, 40, 60, 60], np.float32), disc(30), 10)).tolist() == [True] * 10
+    thin = np.zeros((100, 100), np.bool_)
+    thin[50, 50:52] = True
+    assert lies_on(thin, interior(WHOLE, thin, 10)).sum() <= 2
+    assert len(interior(WHOLE, thin, 10)) == len(interior(WHOLE, np.zeros((100, 100), np.bool_), 10)) == 10
+
+
+def test_a_mask_at_the_border_of_the_image_is_no_deeper_there() -> None:
+    """Nobody sees where the object ends that the image cuts off."""
+    half = np.zeros((100, 100), np.bool_)
+    half[:, :40] = True
+    first = interior(WHOLE, half, 2)[0]
+    assert first[0] == pytest.approx(20, abs=2)
+
+
+def test_unsure_points_follow_the_outline() -> None:
+    """Of a disc that fifteen answers know only roughly, further points lie nearer to its outline than the pattern's do."""
+    mask, first = disc(30), spread(WHOLE, 15)
+    answers = Answers(first, np.where(lies_on(mask, first), 0.95, 0.05))
+
+    def off(points: NDArray[np.float32]) -> float:
+        return float(np.abs(np.linalg.norm(points - 50, axis=1) - 30).mean())
+
+    assert off(unsure(WHOLE, answers, 15)) < 0.7 * off(spread(WHOLE, 30)[15:])
+
+
+def test_unsure_points_go_to_where_an_answer_was_open() -> None:
+    first = spread(WHOLE, 15)
+    inside = np.full(15, 0.98)
+    inside[3] = 0.5
+    next_one = unsure(WHOLE, Answers(first, inside), 1)[0]
+    assert np.linalg.norm(first - next_one, axis=1).argmin() == 3
+
+
+def test_sure_answers_all_alike_leave_the_rest_of_the_box_to_be_asked() -> None:
+    first = spread(WHOLE, 4)
+    assert len(unsure(WHOLE, Answers(first, np.ones(4)), 10)) == 10
+    assert np.array_equal(unsure(WHOLE, Answers(first[:0], np.zeros(0)), 5), spread(WHOLE, 5))
+
+
+def test_a_second_look_is_the_mean_of_five_answers_about_the_disputed() -> None:
+    points = np.array([[50, 50], [90, 90], [10, 10]], np.float32)
+    answers = Answers(points, np.array([0.9, 0.6, 0.1]))
+    which = disputed(answers, disc(30))
+    assert which.tolist() == [False, True, False]
+    asked = beside(WHOLE, points[which])
+    assert asked.tolist() == [[92, 90], [88, 90], [90, 92], [90, 88]]
+    settled = settle(answers, which, np.array([0.0, 0.1, 0.0, 0.1]))
+    assert settled.inside == pytest.approx([0.9, 0.16, 0.1])
+    assert settled.points_px is points
+    assert answers.inside[1] == 0.6
+
+
+@given(boxes(), st.integers(0, 30))
+def test_places_beside_points_lie_in_the_box(box: NDArray, count: int) -> None:
+    points = spread(box, count)
+    around = beside(box, points)
+    assert around.shape == (4 * len(points), 2)
+    assert (around >= box[:2]).all()
+    assert (around <= box[2:]).all()
+
+
+def test_nothing_disputed_settles_nothing() -> None:
+    answers = Answers(np.array([[50, 50]], np.float32), np.array([0.9]))
+    which = disputed(answers, disc(30))
+    assert beside(WHOLE, answers.points_px[which]).shape == (0, 2)
+    assert settle(answers, which, np.zeros(0)).inside.tolist() == [0.9]

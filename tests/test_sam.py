@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import pickle
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,20 @@ def test_masks_equal_the_official_predictor(model: Sam, size: tuple[int, int]) -
         with torch.inference_mode():
             np.testing.assert_allclose(segmenter.logits(embedding, [given])[0][0].numpy(), low, atol=1e-4)
         assert masks.stability.shape == (3,)
+
+
+def test_a_clear_prompt_has_the_official_single_mask_beside_others_with_three(model: Sam) -> None:
+    image, given = picture(1), PROMPTS[1]
+    predictor = SamPredictor(model)
+    predictor.set_image(image)
+    segmenter = SamSegmenter(model, "test")
+    clear = replace(given, single=True)
+    three, one = segmenter.decode(segmenter.encode(image), [given, clear])
+    official, predicted, _ = predictor.predict(given.points_px, given.labels, box=given.box_px, multimask_output=False)
+    assert len(three.masks) == 3
+    np.testing.assert_array_equal(one.masks, official)
+    np.testing.assert_allclose(one.predicted_iou, predicted, atol=1e-5)
+    assert one.stability.shape == (1,)
 
 
 def test_threads_and_images_do_not_mix(model: Sam) -> None:

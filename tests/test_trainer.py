@@ -74,6 +74,14 @@ def test_a_job_is_read_as_it_was_written(tmp_path: Path, job: Job) -> None:
     assert Job.read(start(tmp_path, job)) == job
 
 
+def test_a_job_of_a_server_before_patterns_asks_as_that_did(tmp_path: Path, job: Job) -> None:
+    run = start(tmp_path, job)
+    fields = json.loads((run / "job.json").read_text())
+    del fields["pattern"]
+    (run / "job.json").write_text(json.dumps(fields))
+    assert Job.read(run).pattern == "spread"
+
+
 def test_a_run_gives_an_adapter_and_a_comparison(tmp_path: Path, job: Job) -> None:
     run = start(tmp_path, job)
     assert main([str(run)]) == 0

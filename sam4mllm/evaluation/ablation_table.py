@@ -48,9 +48,11 @@ def describe(setting: Setting) -> str:
     if setting.oracle:
         return f"true boxes and points, segmenter {setting.segmenter}"
     words: list[str] = [setting.strategy]
+    options = setting.options
+    if setting.strategy == "ppg":
+        words.append(f"choice {options.choice}")
     if setting.strategy == "pqpp":
-        options = setting.options
-        named = [f"{name} {getattr(options, name)}" for name in choices() if hasattr(options, name)]
+        named = [f"{name} {getattr(options, name)}" for name in choices()]
         words += ["joint" if options.joint else "packed", f"{options.points} points", *named]
         words.append(f"thresholds {options.thresholds.positive:g}/{options.thresholds.negative:g}")
     words.append(f"segmenter {setting.segmenter}")

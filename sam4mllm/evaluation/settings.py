@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -23,7 +23,7 @@ PUBLISHED: Mapping[str, Any] = {
     "choice": "predicted",
 }
 """The released inference notebook: 15 points of the blue-noise pattern in one question, P(yes) > 0.75 and P(no) > 0.9, of three masks
-the one of best predicted IoU. What the options do not have yet is passed over."""
+the one of best predicted IoU."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,12 @@ class Setting:
         """What it comes to: settings of which this is equal draw the same masks."""
         if self.oracle:
             return ("oracle", self.segmenter)
-        asked = replace(self.options, count=self.options.points) if self.strategy == "pqpp" else None
-        return (self.strategy, asked, self.segmenter, self.adapter)
+        match self.strategy:  # a box alone leaves the choice nothing to go by
+            case "pqpp":
+                return (self.strategy, replace(self.options, count=self.options.points), self.segmenter, self.adapter)
+            case "ppg":
+                return (self.strategy, self.options.choice, self.segmenter, self.adapter)
+        return (self.strategy, self.segmenter, self.adapter)
 
 
 def plan(base: Setting, axes: Mapping[str, Sequence[str]], adapters: Mapping[str, str] | None = None, grid: bool = False) -> list[Setting]:
@@ -99,8 +103,7 @@ def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | Non
         case _ if axis in OPTIONS:
             return replace(base, options=replace(base.options, **OPTIONS[axis](value)))
         case _ if axis in choices():
-            chosen = {axis: _one_of(axis, value, choices()[axis])}
-            return replace(base, options=replace(base.options, **{name: one for name, one in chosen.items() if name in _names()}))
+            return replace(base, options=replace(base.options, **{axis: _one_of(axis, value, choices()[axis])}))
     raise EvaluationError(_unknown(axis))
 
 
@@ -127,14 +130,13 @@ def defaults(axis: str, base: Setting, adapters: Mapping[str, str] | None = None
 
 
 def choices() -> dict[str, tuple[str, ...]]:
-    """The options of a few named values, as their types have them; the published pattern is one of them in any case."""
-    named = {name: get_args(kind) for name, kind in get_type_hints(Options).items() if get_origin(kind) is Literal}
-    return {"pattern": ("spread",), **named}
+    """The options of a few named values, as their types have them."""
+    return {name: get_args(kind) for name, kind in get_type_hints(Options).items() if get_origin(kind) is Literal}
 
 
 def published(options: Options) -> Options:
-    """Options as the method was published, as far as there are such."""
-    return replace(options, **{name: value for name, value in PUBLISHED.items() if name in _names()})
+    """Options as the method was published."""
+    return replace(options, **PUBLISHED)
 
 
 # -- the options of the points -------------------------------------------------------------------------------------------------------------
@@ -165,10 +167,6 @@ OPTIONS: Mapping[str, Callable[[str], dict[str, Any]]] = {
     "count": _count,
     "thresholds": _thresholds,
 }
-
-
-def _names() -> set[str]:
-    return {field.name for field in fields(Options)}
 
 
 def _unknown(axis: str) -> str:

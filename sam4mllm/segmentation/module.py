@@ -61,10 +61,12 @@ class ModuleSegmenter:
 
 
 def decode_alike(prompts: Sequence[Prompt], decode: Callable[[Sequence[Prompt]], list[Masks]]) -> list[Masks]:
-    """Masks of prompts, in order, from batches of those that have as many points, and a box or none: no padding, so each is as if alone."""
-    alike: dict[tuple[bool, int], list[int]] = defaultdict(list)
+    """Masks of prompts, in order, from batches of those that have as many points, a box or none, and one candidate or several: no padding,
+    so each is as if alone.
+    """
+    alike: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
-        alike[prompt.box_px is not None, len(prompt.labels)].append(index)
+        alike[prompt.box_px is not None, len(prompt.labels), prompt.single].append(index)
     found: dict[int, Masks] = {}
     for indices in alike.values():
         for start in range(0, len(indices), AT_ONCE):

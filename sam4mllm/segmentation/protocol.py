@@ -28,13 +28,15 @@ class Embedding:
 class Prompt:
     """A box, points, or both, in pixels of the original image.
 
-    ``box_px`` (4,) float32 x1, y1, x2, y2 or None; ``points_px`` (K, 2) float32; ``labels`` (K,) int64, 1 on the object, 0 off it.
+    ``box_px`` (4,) float32 x1, y1, x2, y2 or None; ``points_px`` (K, 2) float32; ``labels`` (K,) int64, 1 on the object, 0 off it;
+    ``single``: the prompt leaves no doubt, so one candidate is enough (a segmenter that always has several may give them all).
     Raises PromptError if there is nothing in it, the shapes do not match, or a number is not finite.
     """
 
     box_px: NDArray[np.float32] | None
     points_px: NDArray[np.float32]
     labels: NDArray[np.int64]
+    single: bool = False
 
     def __post_init__(self) -> None:
         if self.points_px.ndim != 2 or self.points_px.shape[1] != 2 or self.labels.shape != (len(self.points_px),):

@@ -75,7 +75,7 @@ class SamSegmenter(ModuleSegmenter):
         return results
 
     def logits(self, embedding: SamEmbedding, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Logits (P, 3, h, w) and predicted IoU (P, 3) of prompts that are alike."""
+        """Logits (P, N, h, w) and predicted IoU (P, N) of prompts that are alike."""
         sparse, dense = self.model.prompt_encoder(
             points=self._points(embedding, prompts), boxes=self._boxes(embedding, prompts), masks=None
         )
@@ -84,7 +84,7 @@ class SamSegmenter(ModuleSegmenter):
             image_pe=self.model.prompt_encoder.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense,
-            multimask_output=True,
+            multimask_output=not prompts[0].single,
         )
         return logits, predicted
 

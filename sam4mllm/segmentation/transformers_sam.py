@@ -81,7 +81,7 @@ class TransformersSegmenter(ModuleSegmenter):
         ]
 
     def logits(self, embedding: TransformersEmbedding, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Logits (P, 3, h, w) and predicted IoU (P, 3) of prompts that are alike."""
+        """Logits (P, N, h, w) and predicted IoU (P, N) of prompts that are alike."""
         asked: dict[str, Tensor] = {}
         if len(prompts[0].labels):
             asked["input_points"] = self._moved(embedding, np.stack([prompt.points_px for prompt in prompts]))
@@ -90,7 +90,7 @@ class TransformersSegmenter(ModuleSegmenter):
         if boxes:
             asked["input_boxes"] = self._moved(embedding, np.stack(boxes)).flatten(2)
         features = {name: _cast(kept, torch.float32) for name, kept in embedding.features.items()}
-        answer = self.model(**features, **asked, multimask_output=True)
+        answer = self.model(**features, **asked, multimask_output=not prompts[0].single)
         return answer.pred_masks[0], answer.iou_scores[0]
 
     def _moved(self, embedding: TransformersEmbedding, points_px: NDArray[np.float32]) -> Tensor:
