@@ -23,8 +23,8 @@ MIN_GAP = 1.0
 """Least distance of two points, in pixels."""
 CANDIDATES = 400
 GRID = 40
-"""Places a side of a box among which points are chosen that follow a mask or earlier answers: 1,600 of them cost a millisecond, and the
-published pattern's nearest points are four of them apart."""
+"""Places a side of a box among which points are chosen that follow a mask or earlier answers: 1,600 of them cost a few milliseconds, and
+the published pattern's nearest points are four of them apart."""
 EDGE_WEIGHT = 2.0
 """How many pixels of distance to another point one pixel of distance to the mask's outline is worth. The deepest point comes first, and the
 middle of two outlines is as good as half of the way between two points: neither outline nor neighbours decide alone (after PinPoint, arXiv
@@ -90,21 +90,26 @@ def interior(box_px: NDArray[np.float32], mask: NDArray[np.bool_], count: int) -
 
     A side without room for its half leaves it to the other; fewer than ``count`` are found where no more are MIN_GAP apart.
     """
-    points = np.zeros((0, 2), np.float32)
-    for side, upto in ((mask, count - count // 2), (~mask, count), (mask, count)):
-        points = np.concatenate([points, _deep(box_px, side, upto - len(points), points)])
+    places, points = _places(box_px), np.zeros((0, 2), np.float32)
+    on, off = _depths(places, mask), _depths(places, ~mask)
+    for depths, upto in ((on, count - count // 2), (off, count), (on, count)):
+        points = np.concatenate([points, _deep(places, depths, upto - len(points), points)])
     return points
 
 
-def _deep(box_px: NDArray[np.float32], mask: NDArray[np.bool_], count: int, asked_px: NDArray[np.float32]) -> NDArray[np.float32]:
-    """At most ``count`` points (K, 2) of a box that lie in a mask, off those that are asked already."""
-    places = _places(box_px)
-    # what the image cuts off counts as outline, too: nobody sees what is beyond
+def _depths(places_px: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
+    """(N,) how far each of (N, 2) places is within a mask, in pixels; 0 off it. What the image cuts off counts as outline, too: nobody sees
+    what is beyond.
+    """
     depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
-    columns, rows = np.clip(places.astype(int), 0, [mask.shape[1] - 1, mask.shape[0] - 1]).T
-    depths = depth[rows, columns].astype(np.float64)
-    places, depths = places[depths > 0], depths[depths > 0]
-    return _scatter(places, lambda gaps: np.minimum(gaps, EDGE_WEIGHT * depths), count, asked_px)
+    columns, rows = np.clip(places_px.astype(int), 0, [mask.shape[1] - 1, mask.shape[0] - 1]).T
+    return np.asarray(depth[rows, columns], np.float64)
+
+
+def _deep(places_px: NDArray[np.float64], depths: NDArray[np.float64], count: int, asked_px: NDArray[np.float32]) -> NDArray[np.float32]:
+    """At most ``count`` of (N, 2) places that have a depth (N,), off those that are asked already."""
+    places_px, depths = places_px[depths > 0], depths[depths > 0]
+    return _scatter(places_px, lambda gaps: np.minimum(gaps, EDGE_WEIGHT * depths), count, asked_px)
 
 
 def unsure(box_px: NDArray[np.float32], answers: Answers, count: int) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -64,7 +65,9 @@ def own(folders: Callable[[str], Path]) -> Callable[[str], tuple[Any, Any]]:
 
 
 @torch.inference_mode()
-def as_documented(model: Any, processor: Any, image: NDArray[np.uint8], given: Prompt) -> tuple[Any, NDArray[np.bool_]]:
+def as_documented(
+    model: Any, processor: Any, image: NDArray[np.uint8], given: Prompt, several: bool = True
+) -> tuple[Any, NDArray[np.bool_]]:
     """The model's answer and its masks at the image's size, by the steps of its page in transformers' documentation."""
     asked: dict[str, Any] = {}
     if len(given.labels):
@@ -72,7 +75,7 @@ def as_documented(model: Any, processor: Any, image: NDArray[np.uint8], given: P
     if given.box_px is not None:
         asked["input_boxes"] = [[given.box_px.tolist()]]
     inputs = processor(images=image, **asked, return_tensors="pt")
-    answer = model(**inputs, multimask_output=True)
+    answer = model(**inputs, multimask_output=several)
     sizes = [inputs[key] for key in ("original_sizes", "reshaped_input_sizes") if key in inputs]
     return answer, processor.post_process_masks(answer.pred_masks, *sizes)[0][0].numpy()
 
@@ -93,6 +96,18 @@ def test_masks_equal_those_of_the_model_and_its_own_processor(
         np.testing.assert_allclose(logits[0], answer.pred_masks[0, 0], atol=1e-4)
         np.testing.assert_allclose(masks.predicted_iou, answer.iou_scores[0, 0], atol=1e-4)
         np.testing.assert_array_equal(masks.masks, expected)
+
+
+@pytest.mark.parametrize("name", ["sam", "sam2"])
+def test_a_clear_prompt_has_the_single_mask_of_the_model(
+    name: str, own: Callable[[str], tuple[Any, Any]], load: Callable[[str], TransformersSegmenter]
+) -> None:
+    image, segmenter, given = picture(1), load(name), PROMPTS[1]
+    several, single = segmenter.decode(segmenter.encode(image), [given, replace(given, single=True)])
+    answer, expected = as_documented(*own(name), image, given, several=False)
+    assert (len(several.masks), len(single.masks)) == (3, 1)
+    np.testing.assert_allclose(single.predicted_iou, answer.iou_scores[0, 0], atol=1e-4)
+    np.testing.assert_array_equal(single.masks, expected)
 
 
 @pytest.mark.parametrize("name", [*PROMPTABLE, *PROPOSING])
