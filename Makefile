@@ -42,7 +42,7 @@ predict: install
 	$(BIN)/sam4mllm predict "$$(ls out/scenes/images/*.png)" "the horse" "all burgers" "the drum" --out out/overlay.png
 
 test: install
-	$(BIN)/python -m pytest --ignore tests/e2e
+	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/e2e
 
 check: install
 	$(BIN)/ruff check .

@@ -54,7 +54,7 @@ def job(tmp_path: Path, dataset: Path) -> Job:
         champion=None,
         champion_version="demo-0-00000000",
         plan=Plan(steps=3, batch=2, rate=1e-3, rank=2),
-        threads=2,
+        threads=1,
     )
 
 
