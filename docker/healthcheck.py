@@ -13,4 +13,4 @@ try:
 except (OSError, ValueError, TypeError, KeyError) as problem:
     sys.exit(f"error: {address}: {problem}")
 print(state)
-sys.exit(error)
+sys.exit(error or 0)

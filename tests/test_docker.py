@@ -83,8 +83,8 @@ def test_requirements_are_the_packages_own() -> None:
 @pytest.mark.parametrize(
     ("health", "code"),
     [
-        pytest.param({"state": "ready", "error": None}, 0, id="ready"),
-        pytest.param({"state": "loading", "error": None}, 0, id="loading"),
+        pytest.param({"state": "ready", "error": ""}, 0, id="ready"),
+        pytest.param({"state": "loading", "error": ""}, 0, id="loading"),
         pytest.param({"state": "failed", "error": "no such folder"}, 1, id="failed"),
         pytest.param([], 1, id="somebody else"),
     ],
