@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import signal
 import socket
@@ -60,10 +61,10 @@ def post_worker_init(worker: Any) -> None:
 
 def _stop_listening(worker: Any) -> None:
     for listener in worker.sockets:
-        try:
-            listener.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:  # closed already
+        if listener.sock is None:  # gunicorn has closed it
             continue
+        with contextlib.suppress(OSError):  # as it does now
+            listener.sock.shutdown(socket.SHUT_RDWR)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
