@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -83,15 +83,14 @@ def base(image: str, root: Path) -> None:
 
 
 @contextmanager
-def mounted(root: Path) -> Iterator[None]:
-    """With /proc and /dev, as in any container."""
-    with ExitStack() as stack:
-        for name in ("proc", "dev"):
-            place = root / name
-            place.mkdir(parents=True, exist_ok=True)
-            subprocess.run(["mount", "--rbind", f"/{name}", str(place)], check=True)
-            stack.callback(subprocess.run, ["umount", "--recursive", "--lazy", str(place)], check=True)
+def with_proc(root: Path) -> Iterator[None]:
+    """With a /proc of its own; nothing of this machine is mounted inside, so that removing the system cannot reach out of it."""
+    place = str(root / "proc")
+    subprocess.run(["mount", "-t", "proc", "proc", place], check=True)
+    try:
         yield
+    finally:
+        subprocess.run(["umount", "--lazy", place], check=True)
 
 
 def follow(system: System, name: str, rest: str) -> None:
@@ -186,7 +185,7 @@ def main() -> None:
         system = System(arguments.keep or Path(temporary) / "system")
         (_, image), *steps = instructions(HERE / "Dockerfile")
         timed(base, image, system.root)
-        with mounted(system.root):
+        with with_proc(system.root):
             for name, rest in steps:
                 timed(follow, system, name, rest)
             serve(system)
