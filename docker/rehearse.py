@@ -181,6 +181,7 @@ def main() -> None:
     arguments = parser.parse_args()
     if os.geteuid() or shutil.which("debootstrap") is None:
         sys.exit("error: this needs root and debootstrap")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("error: stopped"))  # so that what was mounted is taken away
     with tempfile.TemporaryDirectory() as temporary:
         system = System(arguments.keep or Path(temporary) / "system")
         (_, image), *steps = instructions(HERE / "Dockerfile")
