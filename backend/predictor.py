@@ -35,6 +35,8 @@ log = logging.getLogger(__name__)
 
 LEFT_OUT = b"[]"
 """What Label Studio stores nothing for, and asks again."""
+TOO_LATE = bytes(bytearray(LEFT_OUT))
+"""The same, known by identity: there was no time for the task."""
 NO_TIME = "there was no time left for this task in this request; it is asked again later"
 WORKERS = 4
 """Tasks of batches that are fetched or worked on at once; the models still take one at a time."""
@@ -70,7 +72,9 @@ class Notes(Protocol):
 
 
 class Predictor:
-    """Answers requests by the engine's pipeline. ``shared`` is called with (task, version) when two batches got one answer at once."""
+    """Answers requests by the engine's pipeline. ``shared`` is called with (task, version) when two batches got one answer at once, and
+    ``missed`` with a batch's task that ran out of time.
+    """
 
     def __init__(
         self,
@@ -80,6 +84,7 @@ class Predictor:
         settings: Settings,
         metrics: Metrics,
         shared: Callable[[int, str], None] = lambda task, version: None,
+        missed: Callable[[object, PredictRequest], None] = lambda task, request: None,
     ) -> None:
         self.engine = engine
         self._images = images
@@ -87,6 +92,7 @@ class Predictor:
         self._settings = settings
         self._metrics = metrics
         self._shared = shared
+        self._missed = missed
         cache_bytes = settings.cache_mb * 1024 * 1024
         self.answerer = Answerer(settings, metrics)
         self._answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
@@ -114,7 +120,21 @@ class Predictor:
             # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
             others = [self._pool.submit(self._answer, raw, request, config, lease, deadline) for raw in request.tasks[1:]]
             first = [self._answer(raw, request, config, lease, deadline) for raw in request.tasks[:1]]
-            return first + [_in_time(answer, deadline) for answer in others]
+            answers = first + [_in_time(answer, deadline) for answer in others]
+        if not request.interactive:
+            for raw, answer in zip(request.tasks, answers, strict=True):
+                if answer is TOO_LATE:
+                    self._missed(raw, request)
+        return answers
+
+    def predict_late(self, raw: object, request: PredictRequest) -> bytes:
+        """The prediction of a task that a batch had no time for, from memory if it was worked on meanwhile.
+
+        Raises Sam4mllmError: QueueFullError, NotReadyError and DeadlineError where it may be tried again.
+        """
+        deadline = time.monotonic() + self._settings.deadline
+        with self.engine.place(False), Lease(self.engine, False, deadline) as lease:
+            return self._ask(self._question(read_task(raw), read_config(request.label_config), request), request, lease, deadline)
 
     def close(self) -> None:
         """Begin no more tasks."""
@@ -124,6 +144,7 @@ class Predictor:
         """Whatever is wrong with a task stays with that task."""
         number = raw.get("id") if isinstance(raw, dict) else None
         name = str(number) if isinstance(number, int) else ascii(number)[:40]
+        late = False
         try:
             if time.monotonic() > deadline:
                 raise DeadlineError(NO_TIME)
@@ -135,6 +156,9 @@ class Predictor:
             if not question.wanted and not question.pointed:
                 return dump(prediction([], 0.0, lease.version(self._settings.strategy)))
             return self._ask(question, request, lease, deadline)
+        except DeadlineError as error:
+            late, reason, message = True, error.reason, str(error)
+            log.warning("task %s: %s", name, message)
         except Sam4mllmError as error:
             reason, message = error.reason if isinstance(error, BackendError) else type(error).__name__, str(error)
             log.warning("task %s: %s", name, message)
@@ -143,7 +167,7 @@ class Predictor:
             log.error("task %s failed: %s", name, where(error))
             log.debug("the traceback", exc_info=True)
         self._metrics.failed(name, reason, message)
-        return self._apology(config, message, lease) if request.interactive else LEFT_OUT
+        return self._apology(config, message, lease) if request.interactive else TOO_LATE if late else LEFT_OUT
 
     def _apology(self, config: LabelConfig | ConfigError, message: str, lease: Lease) -> bytes:
         """An annotator who waits gets an answer in any case: where the config has a place for it, what went wrong."""
@@ -258,4 +282,4 @@ def _in_time(answer: Future[bytes], deadline: float) -> bytes:
         return answer.result(max(0.0, deadline - time.monotonic()) + 1.0)
     except TimeoutError:
         answer.cancel()
-        return LEFT_OUT
+        return TOO_LATE

@@ -5,9 +5,8 @@ from __future__ import annotations
 from backend.engine import Engine
 from backend.roster import remembering
 from backend.scoring import Scorer
-from backend.service import load_roster
 from backend.settings import Settings
-from backend.versions import Versions
+from backend.versions import Versions, load_cold
 from sam4mllm.loading import describe_adapter, find_adapter, slug
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.registry import Registry
@@ -20,7 +19,7 @@ def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:
     """
     folder = None if adapter is None else find_adapter(adapter, settings.home)
     described = None if folder is None else describe_adapter(folder, slug(settings.model))  # before the seconds that loading takes
-    roster = load_roster(settings)
+    roster = load_cold(settings)
     if folder is not None and described is not None and roster.workshop is not None:
         roster.seat(remembering(roster.workshop.load(folder, described)))
     else:

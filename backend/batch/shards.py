@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,7 @@ def _models(plan: Plan, settings: Settings, work: Work, source: Source) -> tuple
     if plan.ray:
         from backend.batch.on_ray import ray_stages  # noqa: PLC0415 – may not be installed
 
-        return ray_stages(settings, plan.adapter, work, source)
+        return ray_stages(partial(load_serving, settings, plan.adapter), settings, work)
     pipeline = load_serving(settings, plan.adapter)
     return pipeline.version(settings.strategy), local_stages(pipeline, work, source)
 

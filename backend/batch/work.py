@@ -19,13 +19,12 @@ from typing import Any, Protocol
 from backend.answering import Answerer, bulk_question
 from backend.corrections import Served
 from backend.errors import BackendError, BatchError, LabelStudioError, where
-from backend.images import LoadedImage
+from backend.images import LoadedImage, image_store
 from backend.label_config import read_label_config
 from backend.label_studio import LabelStudio
 from backend.metrics import Metrics
 from backend.pushing import patiently, tasks_without
 from backend.record import served_records
-from backend.service import image_store
 from backend.settings import Settings
 from backend.wire import Task, is_row_id, read_task
 from sam4mllm.data.examples import EXAMPLES, each_example
