@@ -22,6 +22,8 @@ from sam4mllm.errors import Sam4mllmError
 log = logging.getLogger(__name__)
 
 PUSHED_TOGETHER = 20
+SENT_SECONDS = 600.0
+"""How long a request may have begun before a push that it does not know of; Label Studio itself gives one 100 s."""
 PAUSE_SECONDS = 5.0
 """Before a busy or paused engine is asked again."""
 
@@ -40,23 +42,35 @@ class Late:
     predict: Predict
     label_studio: LabelStudio
     _tasks: dict[Key, tuple[object, PredictRequest]] = field(default_factory=dict)
+    _ready: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    _sent: dict[Key, float] = field(default_factory=dict)
     _changed: threading.Condition = field(default_factory=threading.Condition)
     _stop: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
 
     def add(self, raw: object, request: PredictRequest) -> None:
         """Take a task; the same one again replaces it. Returns at once."""
-        number = raw.get("id") if isinstance(raw, dict) else None
-        if not is_row_id(number) or not request.project:
-            return
+        key = _key(raw, request)
         with self._changed:
-            if self._stop.is_set() or len(self._tasks) >= MAX_TASKS:
+            if key is None or self._stop.is_set() or len(self._tasks) >= MAX_TASKS:
                 return
-            self._tasks[int(request.project.partition(".")[0]), int(str(number))] = (raw, request)
+            self._tasks[key] = (raw, request)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="late", daemon=True)
                 self._thread.start()
             self._changed.notify_all()
+
+    def withdraw(self, raw: object, request: PredictRequest) -> int | None:
+        """Forget a task that another request answered in time; its number if its prediction was sent in the last minutes, so that Label
+        Studio may store both.
+        """
+        key = _key(raw, request)
+        with self._changed:
+            if key is None:
+                return None
+            self._tasks.pop(key, None)
+            self._ready.pop(key, None)
+            return key[1] if time.monotonic() < self._sent.get(key, -SENT_SECONDS) + SENT_SECONDS else None
 
     @property
     def waiting(self) -> int:
@@ -71,23 +85,28 @@ class Late:
             self._changed.notify_all()
 
     def _work(self) -> None:
-        ready: dict[int, dict[int, dict[str, Any]]] = {}
         while not self._stop.is_set():
             with self._changed:
                 self._changed.wait_for(lambda: self._tasks or self._stop.is_set())
                 found = next(iter(self._tasks.items()), None)
             if found is None:
                 return
-            (project, task), (raw, request) = found
-            answer = self._answer(task, raw, request)
-            if answer is not None:
-                ready.setdefault(project, {})[task] = answer
+            key, (raw, request) = found
+            answer = self._answer(key[1], raw, request)
             with self._changed:
-                if self._tasks.get((project, task)) == (raw, request):
-                    del self._tasks[project, task]
-                idle = not self._tasks
-            for other in [one for one, answers in ready.items() if idle or len(answers) >= PUSHED_TOGETHER]:
-                self._push(other, ready.pop(other))
+                if self._tasks.pop(key, None) is not None and answer is not None:  # else it was withdrawn meanwhile
+                    self._ready[key] = answer
+                due = len(self._ready) if not self._tasks or len(self._ready) >= PUSHED_TOGETHER else 0
+            if due:
+                self._push_ready()
+
+    def _push_ready(self) -> None:
+        with self._changed:
+            ready, self._ready = self._ready, {}
+            now = time.monotonic()
+            self._sent = {key: when for key, when in self._sent.items() if now < when + SENT_SECONDS} | dict.fromkeys(ready, now)
+        for project in sorted({key[0] for key in ready}):
+            self._push(project, {task: answer for (of, task), answer in ready.items() if of == project})
 
     def _answer(self, task: int, raw: object, request: PredictRequest) -> dict[str, Any] | None:
         while not self._stop.is_set():
@@ -116,3 +135,10 @@ class Late:
                 log.warning("%d late predictions of project %d were not pushed: %s", len(some), project, error)
                 continue
             log.info("project %d: %d late predictions pushed in %.1f s", project, done.new, time.monotonic() - began)
+
+
+def _key(raw: object, request: PredictRequest) -> Key | None:
+    number = raw.get("id") if isinstance(raw, dict) else None
+    if not is_row_id(number) or not request.project:
+        return None
+    return int(request.project.partition(".")[0]), int(str(number))

@@ -71,10 +71,17 @@ class Notes(Protocol):
     def withheld(self, project: int, task: int) -> bool: ...
 
 
+class Backlog(Protocol):
+    """Tasks that are worked on after their request's answer."""
+
+    def add(self, raw: object, request: PredictRequest) -> None: ...
+    def withdraw(self, raw: object, request: PredictRequest) -> int | None:
+        """Forget a task that another request answered in time; its number if its prediction was sent already."""
+        ...
+
+
 class Predictor:
-    """Answers requests by the engine's pipeline. ``shared`` is called with (task, version) when two batches got one answer at once, and
-    ``missed`` with a batch's task that ran out of time.
-    """
+    """Answers requests by the engine's pipeline. ``shared`` is called with (task, version) when two batches got one answer at once."""
 
     def __init__(
         self,
@@ -84,7 +91,6 @@ class Predictor:
         settings: Settings,
         metrics: Metrics,
         shared: Callable[[int, str], None] = lambda task, version: None,
-        missed: Callable[[object, PredictRequest], None] = lambda task, request: None,
     ) -> None:
         self.engine = engine
         self._images = images
@@ -92,7 +98,8 @@ class Predictor:
         self._settings = settings
         self._metrics = metrics
         self._shared = shared
-        self._missed = missed
+        self.backlog: Backlog | None = None
+        """Takes what a batch has no time for."""
         cache_bytes = settings.cache_mb * 1024 * 1024
         self.answerer = Answerer(settings, metrics)
         self._answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
@@ -121,10 +128,12 @@ class Predictor:
             others = [self._pool.submit(self._answer, raw, request, config, lease, deadline) for raw in request.tasks[1:]]
             first = [self._answer(raw, request, config, lease, deadline) for raw in request.tasks[:1]]
             answers = first + [_in_time(answer, deadline) for answer in others]
-        if not request.interactive:
+        if self.backlog is not None and not request.interactive:
             for raw, answer in zip(request.tasks, answers, strict=True):
                 if answer is TOO_LATE:
-                    self._missed(raw, request)
+                    self.backlog.add(raw, request)
+                elif answer != LEFT_OUT and (task := self.backlog.withdraw(raw, request)) is not None:
+                    self._shared(task, self.version)
         return answers
 
     def predict_late(self, raw: object, request: PredictRequest) -> bytes:

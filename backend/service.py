@@ -24,7 +24,6 @@ from backend.roster import Roster
 from backend.scoring import Scorer
 from backend.settings import Settings
 from backend.versions import Versions, load_roster
-from backend.wire import PredictRequest
 from sam4mllm.durable import replace_file
 from sam4mllm.registry import Registry
 
@@ -112,16 +111,13 @@ def build(
             background.submit(_drop_duplicates, label_studio, task, version)
 
     pictures = images or image_store(settings, label_studio)
-    late = Late(lambda raw, request: predictor.predict_late(raw, request), label_studio) if label_studio is not None and token else None
-    predictor = Predictor(engine, pictures, corrections, settings, metrics, shared, late.add if late is not None else _forget)
+    predictor = Predictor(engine, pictures, corrections, settings, metrics, shared)
+    late = Late(predictor.predict_late, label_studio) if label_studio is not None and token else None
+    predictor.backlog = late
     learner = Learner(
         settings, engine, versions, corrections, pictures, metrics, label_studio=label_studio, scorer=scorer, trainer=trainer or TRAINER
     )
     return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, late)
-
-
-def _forget(raw: object, request: PredictRequest) -> None:
-    """Label Studio asks again; without its address and a key nothing can be pushed."""
 
 
 def version_file(settings: Settings) -> Path:

@@ -294,7 +294,8 @@ def local_stages(pipeline: Pipeline, work: Work, source: Source) -> Stages:
                     pending[pool.submit(loaded, job)] = job
                 if not pending:
                     return
-                future = wait(pending, return_when=FIRST_COMPLETED).done.pop()
+                done = wait(pending, return_when=FIRST_COMPLETED).done
+                future = next(future for future in pending if future in done)
                 yield _outcome(pipeline, pending.pop(future), future, answer)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
