@@ -89,6 +89,8 @@ class Bulk:
         print(f"first task taken up after {', '.join(f'{seconds:.1f}' for seconds in taken_up)} s the last time")
         took = time.monotonic() - began
         print(f"last run: {len(self.rows()) - before} tasks in {took:.1f} s; {sum(one['rate'] for one in summaries):.2f} tasks a second")
+        busy = sum(one["models"] for one in summaries) / sum(one["seconds"] for one in summaries)
+        print(f"the models were at work for {busy:.1%} of the time")
         print(f"summaries: {json.dumps(summaries)}")
         return self.check(summaries[0]["version"])
 

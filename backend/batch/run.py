@@ -57,6 +57,8 @@ class Tally:
     first_task: float = 0.0
     """Seconds since 1970 when the first task was taken up; 0 if there was none."""
     stopped: bool = False
+    models: float = 0.0
+    """Seconds in which the models were at work here."""
 
     @property
     def rate(self) -> float:
@@ -212,6 +214,7 @@ def _keep(outcome: Outcome, work: Work, store: Store, sink: Sink, notes: Notes |
         notes.serve(answered.served)  # before it can be corrected
     part = store.add(job.id, work.key(job), answered.result)
     tally.done += 1
+    tally.models += outcome.seconds
     if part is not None:
         sink.put(part)
 
@@ -306,7 +309,9 @@ def local_stages(pipeline: Pipeline, work: Work, source: Source) -> Stages:
 def _outcome(pipeline: Pipeline, job: Job, future: Future[tuple[LoadedImage, float]], answer: Any) -> Outcome:
     try:
         image, seconds = future.result()
-        return Outcome(job, answer(pipeline, job, image, seconds))
+        began = time.perf_counter()
+        answered = answer(pipeline, job, image, seconds)
+        return Outcome(job, answered, seconds=time.perf_counter() - began)
     except LabelStudioError:
         raise  # from the source: it holds for all tasks
     except Exception as error:

@@ -150,6 +150,7 @@ def _summary(plan: Plan, version: str, tally: Tally, joined: Path | None, source
         "repeated": tally.pushed.repeated,
         "seconds": (tally.ended or time.monotonic()) - tally.began,
         "rate": tally.rate,
+        "models": tally.models,
         "first_task_after": tally.first_task - began if tally.first_task else None,
         "stopped": tally.stopped,
         "results": str(joined or plan.out / version / plan.shard.name),

@@ -314,12 +314,15 @@ def _plain(part: object) -> object:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a task: an answer, or why there is none, with a short word for the kind of reason."""
+    """What became of a task: an answer and the ``seconds`` that the models took for it, or why there is none, with a short word for the
+    kind of reason.
+    """
 
     job: Job
     answered: Answered | None = None
     reason: str = ""
     message: str = ""
+    seconds: float = 0.0
 
 
 def failed(job: Job, error: Exception) -> Outcome:
