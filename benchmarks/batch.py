@@ -67,7 +67,7 @@ class Bulk:
         self.label_studio, self.project, self.shards = label_studio, project, shards
         self.out = folder / "out"
         own = {"LABEL_STUDIO_URL": label_studio.url, "LABEL_STUDIO_API_KEY": label_studio.token, "SAM4MLLM_HOME": str(folder / "home")}
-        self.environment = os.environ | own
+        self.environment = os.environ | own | threads(shards)
 
     def run(self, kills: int, rng: random.Random) -> bool:
         """Whether all is as it must be."""
@@ -146,6 +146,11 @@ class Bulk:
         return len(having) == tasks and not several and not repeated
 
 
+def threads(processes: int) -> dict[str, str]:
+    """The machine's cores shared between processes: threads of several that wait for each other cost many times that."""
+    return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
+
+
 def draw(folder: Path, count: int) -> list[str]:
     """The scenes' files, and a phrase for each."""
     folder.mkdir()
@@ -170,7 +175,9 @@ def engine_rates(folder: Path, shards: int) -> list[float]:
     """Tasks a second of each of the processes that run at once."""
     command = [sys.executable, "-m", "benchmarks.batch", "--engine", str(folder)]
     with ThreadPoolExecutor(shards) as pool:
-        runs = [pool.submit(subprocess.check_output, [*command, str(index), str(shards)], text=True) for index in range(shards)]
+        environment = os.environ | threads(shards)
+        commands = [[*command, str(index), str(shards)] for index in range(shards)]
+        runs = [pool.submit(subprocess.check_output, one, text=True, env=environment) for one in commands]
         return [float(run.result().split()[-1]) for run in runs]
 
 

@@ -25,7 +25,7 @@ from backend.batch.view import View, duration
 from backend.batch.work import FolderSource, Job, ProjectSource, ProjectWork, Shard
 from backend.cli import app
 from backend.corrections import CorrectionLog
-from backend.errors import BatchError, LabelStudioError
+from backend.errors import BatchError, FetchError, LabelStudioError
 from backend.wire import PredictRequest
 from sam4mllm.data.examples import EXAMPLES, read_examples
 from tests.backend_fakes import CONFIG, FakeImages, house, settings
@@ -156,6 +156,25 @@ def test_label_studio_refuses_in_the_middle(tmp_path: Path, status: int, line: s
     server.fail = lambda now, request: None
     bulk(tmp_path, server, asked)
     assert server.having(VERSION) == dict.fromkeys(range(1, 10), 1)
+    assert sorted(asked.worked) == list(range(1, 10))
+
+
+def test_a_revoked_key_does_not_fail_task_after_task(tmp_path: Path) -> None:
+    server, asked = BulkServer.of(9), PlainWork()
+    server.fail = lambda line, request: httpx.Response(401) if line == f"GET /api/projects/{PROJECT}/" else None
+
+    class NoImages(PlainWork):
+        def loader(self) -> Callable[[Job], Any]:
+            def load(job: Job) -> Any:
+                raise FetchError("Label Studio answered 401 instead of the image")
+
+            return load
+
+    with pytest.raises(LabelStudioError, match="does not take the token"):
+        bulk(tmp_path, server, NoImages())
+    server.fail = lambda line, request: None
+    assert sum(bulk(tmp_path, server, NoImages()).failed.values()) == 9  # Label Studio is well: it is the images
+    bulk(tmp_path, server, asked)
     assert sorted(asked.worked) == list(range(1, 10))
 
 
