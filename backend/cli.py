@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from backend.batch_cli import EXAMPLE, batch
 from backend.demo import run_demo
 from backend.process import serve_command
 from backend.settings import read_settings
@@ -33,6 +34,9 @@ def _label_studio() -> Reader:
 
 
 other_readers["label-studio"] = _label_studio
+
+
+app.command(epilog=EXAMPLE)(batch)
 
 
 @app.command(epilog="Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm serve")

@@ -13,6 +13,7 @@
         ├── QueueFullError   too much is waiting already
         ├── NotReadyError    the models are loading, or could not be loaded
         ├── LearningError    a run cannot be started, or failed
+        ├── BatchError       a bulk run cannot go on, or left tasks without an answer
         └── DeadlineError    no time is left for this task in this request
 """
 
@@ -68,9 +69,17 @@ class FetchError(BackendError):
 
 
 class LabelStudioError(BackendError):
-    """Label Studio refused or did not answer."""
+    """Label Studio refused or did not answer.
+
+    ``status`` is the answer's, 0 without one; ``passing``: the same may succeed later, as after a restart of Label Studio.
+    """
 
     reason = "label_studio"
+
+    def __init__(self, message: str, status: int = 0, passing: bool = False) -> None:
+        super().__init__(message)
+        self.status = status
+        self.passing = passing
 
 
 class QueueFullError(BackendError):
@@ -89,6 +98,12 @@ class LearningError(BackendError):
     """A training run cannot be started, or failed."""
 
     reason = "learning"
+
+
+class BatchError(BackendError):
+    """A bulk run cannot go on, or left tasks without an answer."""
+
+    reason = "batch"
 
 
 class DeadlineError(BackendError):

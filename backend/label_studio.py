@@ -102,13 +102,13 @@ class LabelStudio:
                 self._access = ""
         return self._personal
 
-    def request(self, method: str, path: str, json: object = None) -> Any:
+    def request(self, method: str, path: str, json: object = None, timeout: httpx.Timeout = TIMEOUT) -> Any:
         """What a route answers, None if nothing. ``path`` begins with a slash, which is the root of Label Studio.
 
         Raises:
             LabelStudioError: no answer, or another than success; one line that says what to do.
         """
-        return _content(self._send(method, path, json), path, self._personal)
+        return _content(self._send(method, path, json, timeout), path, self._personal)
 
     def task(self, task_id: int) -> dict[str, Any]:
         """A task with its data and annotations. Raises LabelStudioError."""
@@ -225,10 +225,14 @@ class LabelStudio:
         try:
             return self._client.request(method, path, json=json, headers=headers, timeout=timeout)
         except httpx.TimeoutException as error:
-            raise LabelStudioError(f"Label Studio at {self.url} does not answer; check LABEL_STUDIO_URL, and that it runs") from error
+            raise LabelStudioError(
+                f"Label Studio at {self.url} does not answer; check LABEL_STUDIO_URL, and that it runs", passing=True
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = " ".join(str(error).split())[:120]
-            raise LabelStudioError(f"Label Studio at {self.url} cannot be reached ({reason}); check LABEL_STUDIO_URL") from error
+            raise LabelStudioError(
+                f"Label Studio at {self.url} cannot be reached ({reason}); check LABEL_STUDIO_URL", passing=True
+            ) from error
 
     def _buy_access(self) -> str:
         path = "/api/token/refresh/"
@@ -249,7 +253,8 @@ def _content(response: httpx.Response, path: str, personal: bool) -> Any:
             return response.json() if response.content else None
         except ValueError:
             raise _unexpected(path) from None
-    raise LabelStudioError(_advice(response, path.partition("?")[0], personal))
+    status = response.status_code
+    raise LabelStudioError(_advice(response, path.partition("?")[0], personal), status, response.is_server_error or status == 429)
 
 
 def _advice(response: httpx.Response, path: str, personal: bool) -> str:

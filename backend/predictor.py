@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gc
 import hashlib
-import json
 import logging
 import sqlite3
 import threading
@@ -12,38 +10,34 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Protocol
+from typing import Protocol
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-
+from backend.answering import Answerer, Question, dump
 from backend.cache import ByteCache
 from backend.corrections import Served
 from backend.engine import Engine
-from backend.errors import BackendError, ConfigError, DeadlineError, TaskError, where
+from backend.errors import BackendError, ConfigError, DeadlineError, where
 from backend.flights import Flights
 from backend.images import LoadedImage
 from backend.label_config import LabelConfig, read_label_config
 from backend.metrics import Metrics
 from backend.phrases import Pointed, Wanted, pointed, typed_text, wanted
 from backend.record import Drawn, served_records
-from backend.regions import answer_line, to_regions
+from backend.regions import answer_line
 from backend.roster import Lease, Roster
 from backend.settings import Settings
-from backend.wire import PredictRequest, Region, Task, prediction, read_task
-from sam4mllm.clicks import Clicks
+from backend.wire import PredictRequest, Task, prediction, read_task
 from sam4mllm.errors import Sam4mllmError, first_line
-from sam4mllm.pipeline import Instance, Opened, Pipeline, Segmentation, check_phrase
+from sam4mllm.pipeline import check_phrase
 
 log = logging.getLogger(__name__)
 
 LEFT_OUT = b"[]"
 """What Label Studio stores nothing for, and asks again."""
+TOO_LATE = bytes(bytearray(LEFT_OUT))
+"""The same, known by identity: there was no time for the task."""
 NO_TIME = "there was no time left for this task in this request; it is asked again later"
-NO_ROOM = "out of memory, even for one phrase at a time; use a smaller model, another device, or a lower SAM4MLLM_MAX_PIXELS"
 WORKERS = 4
 """Tasks of batches that are fetched or worked on at once; the models still take one at a time."""
 DECODED_AT_ONCE = 4
@@ -51,7 +45,6 @@ DECODED_AT_ONCE = 4
 ANSWER_SECONDS = 600.0
 """How long an answer is kept: long enough for all that a page asks twice, short enough for an image that changes behind its address."""
 
-Prediction = dict[str, Any]
 read_config = lru_cache(maxsize=64)(read_label_config)
 
 
@@ -78,19 +71,13 @@ class Notes(Protocol):
     def withheld(self, project: int, task: int) -> bool: ...
 
 
-@dataclass(frozen=True)
-class Question:
-    """What is asked of one task: with the version, all that its answer depends on."""
+class Backlog(Protocol):
+    """Tasks that are worked on after their request's answer."""
 
-    task: Task
-    config: LabelConfig
-    wanted: tuple[Wanted, ...]
-    pointed: Pointed
-    interactive: bool
-
-    def key(self, version: str, project: str) -> str:
-        parts = (version, project, self.task.id, json.dumps(self.task.data, sort_keys=True), self.config, self.wanted, self.pointed)
-        return hashlib.sha256(repr((*parts, self.interactive)).encode()).hexdigest()
+    def add(self, raw: object, request: PredictRequest) -> None: ...
+    def withdraw(self, raw: object, request: PredictRequest) -> int | None:
+        """Forget a task that another request answered in time; its number if its prediction was sent already."""
+        ...
 
 
 class Predictor:
@@ -111,13 +98,15 @@ class Predictor:
         self._settings = settings
         self._metrics = metrics
         self._shared = shared
+        self.backlog: Backlog | None = None
+        """Takes what a batch has no time for."""
         cache_bytes = settings.cache_mb * 1024 * 1024
-        self._opened = _no_images(cache_bytes)
+        self.answerer = Answerer(settings, metrics)
         self._answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
         self._flights = Flights(self._answers)
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
         self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
-        engine.let_go = self._forget_images
+        engine.let_go = self.answerer.forget_images
 
     @property
     def version(self) -> str:
@@ -138,7 +127,23 @@ class Predictor:
             # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
             others = [self._pool.submit(self._answer, raw, request, config, lease, deadline) for raw in request.tasks[1:]]
             first = [self._answer(raw, request, config, lease, deadline) for raw in request.tasks[:1]]
-            return first + [_in_time(answer, deadline) for answer in others]
+            answers = first + [_in_time(answer, deadline) for answer in others]
+        if self.backlog is not None and not request.interactive:
+            for raw, answer in zip(request.tasks, answers, strict=True):
+                if answer is TOO_LATE:
+                    self.backlog.add(raw, request)
+                elif answer != LEFT_OUT and (task := self.backlog.withdraw(raw, request)) is not None:
+                    self._shared(task, self.version)
+        return answers
+
+    def predict_late(self, raw: object, request: PredictRequest) -> bytes:
+        """The prediction of a task that a batch had no time for, from memory if it was worked on meanwhile.
+
+        Raises Sam4mllmError: QueueFullError, NotReadyError and DeadlineError where it may be tried again.
+        """
+        deadline = time.monotonic() + self._settings.deadline
+        with self.engine.place(False), Lease(self.engine, False, deadline) as lease:
+            return self._ask(self._question(read_task(raw), read_config(request.label_config), request), request, lease, deadline)
 
     def close(self) -> None:
         """Begin no more tasks."""
@@ -148,6 +153,7 @@ class Predictor:
         """Whatever is wrong with a task stays with that task."""
         number = raw.get("id") if isinstance(raw, dict) else None
         name = str(number) if isinstance(number, int) else ascii(number)[:40]
+        late = False
         try:
             if time.monotonic() > deadline:
                 raise DeadlineError(NO_TIME)
@@ -157,8 +163,11 @@ class Predictor:
             if self._withheld(question, request):
                 return LEFT_OUT
             if not question.wanted and not question.pointed:
-                return _dump(prediction([], 0.0, lease.version(self._settings.strategy)))
+                return dump(prediction([], 0.0, lease.version(self._settings.strategy)))
             return self._ask(question, request, lease, deadline)
+        except DeadlineError as error:
+            late, reason, message = True, error.reason, str(error)
+            log.warning("task %s: %s", name, message)
         except Sam4mllmError as error:
             reason, message = error.reason if isinstance(error, BackendError) else type(error).__name__, str(error)
             log.warning("task %s: %s", name, message)
@@ -167,12 +176,12 @@ class Predictor:
             log.error("task %s failed: %s", name, where(error))
             log.debug("the traceback", exc_info=True)
         self._metrics.failed(name, reason, message)
-        return self._apology(config, message, lease) if request.interactive else LEFT_OUT
+        return self._apology(config, message, lease) if request.interactive else TOO_LATE if late else LEFT_OUT
 
     def _apology(self, config: LabelConfig | ConfigError, message: str, lease: Lease) -> bytes:
         """An annotator who waits gets an answer in any case: where the config has a place for it, what went wrong."""
         regions = answer_line(config, message, message) if isinstance(config, LabelConfig) else []
-        return _dump(prediction(regions, 0.0, lease.version(self._settings.strategy)))
+        return dump(prediction(regions, 0.0, lease.version(self._settings.strategy)))
 
     def _question(self, task: Task, config: LabelConfig, request: PredictRequest) -> Question:
         """Nothing wanted and nothing pointed at: the annotator took the last prompt back, or accepted its mask."""
@@ -230,15 +239,14 @@ class Predictor:
         def make() -> bytes:
             with self._one_of_few(question.interactive, deadline):
                 began = time.perf_counter()
-                reference = question.task.data.get(question.config.image_key)
-                image = self._images.load(reference, question.task.id, deadline - time.monotonic())
+                image = self._images.load(question.image, question.task.id, deadline - time.monotonic())
                 fetched = time.perf_counter() - began
 
                 def work(_: Roster) -> bytes:
                     late = self._answers.get(key)  # for who asked before, and asked again while that was worked on
                     if late is not None:
                         return late
-                    answer, drawn = self._segment(pipeline, image, question, key, fetched)
+                    answer, drawn = self.answerer.answer(pipeline, image, question, key, fetched)
                     # before it is kept, and not by who waits: a late answer is served from memory when it is asked for again
                     self._record(drawn, image, question, request.project, version)
                     self._flights.keep(key, answer)
@@ -267,90 +275,6 @@ class Predictor:
         with _noting(f"what was served for task {question.task.id}"):
             self._notes.serve(served_records(drawn, image, project, question.task.id, version, question.interactive))
 
-    def _segment(self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float) -> tuple[bytes, list[Drawn]]:
-        """The engine's thread comes here with the models."""
-        height, width = image.pixels.shape[:2]
-        clicks = question.pointed.clicks(width, height) if question.pointed else None
-        found, seconds = self._find(pipeline, image, [one.phrase for one in question.wanted], clicks)
-        drawing = time.perf_counter()
-        labels = [one.label for one in question.wanted] or [None]
-        if question.pointed.label is not None:
-            labels = [question.pointed.label] * len(found)
-        kept = [_touched(one, clicks) for one in found]
-        regions: list[Region] = []
-        drawn: list[Drawn] = []
-        for place, (one, label, instances) in enumerate(zip(found, labels, kept, strict=True)):
-            made = [
-                to_regions(instance, index, question.config, label, f"{key} {place}", self._settings.show_prompts)
-                for index, instance in enumerate(instances)
-            ]
-            regions += [region for some in made for region in some]
-            masks = [tuple(region for region in some if region["from_name"] == question.config.mask.name) for some in made]
-            drawn.append(Drawn(one, label, tuple(zip(instances, masks, strict=True))))
-        notes = sorted({one.note for one in found if one.note})
-        if notes and not regions and not question.interactive:
-            raise TaskError("; ".join(notes))  # not the same as "no such object"
-        if question.interactive:
-            regions += answer_line(question.config, _summary(found), key)
-        scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
-        answer = _dump(prediction(regions, min(scores, default=0.0), pipeline.version(self._settings.strategy)))
-        self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
-        self._metrics.served(sum(map(len, kept)))
-        return answer, drawn
-
-    def _find(
-        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
-    ) -> tuple[list[Segmentation], dict[str, float]]:
-        """What is found, by phrase, and the seconds of each stage. Where memory does not suffice for all phrases at once, no other image
-        stays open and each phrase is asked by itself. Raises TaskError if that is too much still.
-        """
-        try:
-            return self._find_at_once(pipeline, image, phrases, clicks)
-        except torch.cuda.OutOfMemoryError:
-            pass  # until the error is gone, what it refers to takes up memory
-        log.warning("out of memory: all opened images are closed, and the task is tried again phrase by phrase")
-        self._forget_images()
-        found: list[Segmentation] = []
-        seconds: dict[str, float] = {}
-        try:
-            for some in [[phrase] for phrase in phrases] or [[]]:
-                more, spent = self._find_at_once(pipeline, image, some, clicks)
-                found += more
-                seconds = {stage: seconds.get(stage, 0.0) + value for stage, value in spent.items()}
-            return found, seconds
-        except torch.cuda.OutOfMemoryError:
-            pass  # as above
-        self._forget_images()
-        raise TaskError(NO_ROOM)
-
-    def _find_at_once(
-        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
-    ) -> tuple[list[Segmentation], dict[str, float]]:
-        began = time.perf_counter()
-        opened = self._open(pipeline, image)
-        seconds = {"open": time.perf_counter() - began}
-        found = pipeline.segment(opened, phrases, self._settings.strategy, clicks)
-        return found, seconds | {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
-
-    def _forget_images(self) -> None:
-        """On the engine's thread: give back the memory of all opened images."""
-        self._opened = _no_images(self._settings.cache_mb * 1024 * 1024)
-        gc.collect()
-        torch.cuda.empty_cache()
-
-    def _open(self, pipeline: Pipeline, image: LoadedImage) -> Opened:
-        key = (pipeline.version(self._settings.strategy), image.sha256)
-        opened = self._opened.get(key)
-        if opened is None:
-            opened = pipeline.open(image.pixels)
-            self._opened.put(key, opened)
-        return opened
-
-
-def _no_images(max_bytes: int) -> ByteCache[tuple[str, str], Opened]:
-    """Opened images by version and SHA-256, none yet."""
-    return ByteCache(max_bytes, lambda opened: opened.scene.nbytes + opened.embedding.nbytes)
-
 
 @contextmanager
 def _noting(what: str) -> Iterator[None]:
@@ -367,34 +291,4 @@ def _in_time(answer: Future[bytes], deadline: float) -> bytes:
         return answer.result(max(0.0, deadline - time.monotonic()) + 1.0)
     except TimeoutError:
         answer.cancel()
-        return LEFT_OUT
-
-
-def _touched(found: Segmentation, clicks: Clicks | None) -> tuple[Instance, ...]:
-    """The instances that the clicks are part of; all if there is no click, or none of them reached an instance."""
-    if clicks is None:
-        return found.instances
-    touched = tuple(instance for instance in found.instances if _has_any(instance, clicks))
-    return touched or found.instances
-
-
-def _has_any(instance: Instance, clicks: Clicks) -> bool:
-    point = any(_is_row(one, instance.points_px) for one in clicks.points_px)
-    return point or _is_row(instance.box_px, np.concatenate([clicks.boxes_px, clicks.boxes_px[:, [2, 3, 0, 1]]]))
-
-
-def _is_row(row: NDArray[np.float32], rows: NDArray[np.float32]) -> bool:
-    return bool(len(rows)) and bool(np.isclose(rows, row, atol=0.5).all(-1).any())
-
-
-def _summary(found: Sequence[Segmentation]) -> str:
-    """What the annotator reads: an answer without a line would leave the last one's standing."""
-    lines = []
-    for one in found:
-        count = f"{len(one.instances)} found" if one.instances else one.note or "no such object"
-        lines.append(f"{one.phrase or 'click'}: {count}")
-    return "; ".join(lines)
-
-
-def _dump(value: Prediction) -> bytes:
-    return json.dumps(value, separators=(",", ":")).encode()
+        return TOO_LATE

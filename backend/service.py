@@ -14,38 +14,25 @@ from backend.conduct import TRAINER
 from backend.corrections import CorrectionLog
 from backend.engine import Engine
 from backend.errors import LabelStudioError
-from backend.fetch import Fetcher, FetchLimits
-from backend.images import ImageStore
+from backend.images import image_store
 from backend.label_studio import LabelStudio
+from backend.late import Late
 from backend.learning import Learner
 from backend.metrics import Metrics
 from backend.predictor import Images, Predictor
-from backend.roster import Roster, remembering
+from backend.roster import Roster
 from backend.scoring import Scorer
 from backend.settings import Settings
-from backend.versions import Versions, warm_up
+from backend.versions import Versions, load_roster
 from sam4mllm.durable import replace_file
-from sam4mllm.loading import load_variants
-from sam4mllm.pipeline import Options
 from sam4mllm.registry import Registry
 
 log = logging.getLogger(__name__)
 
-IMAGE_MEMORY = 256 * 1024 * 1024
 LEARNER_SECONDS = 5.0
 """For a run to notice that the server ends; its process then writes a checkpoint on its own."""
 DUPLICATE_SECONDS = 3.0
 """After an answer was given twice, Label Studio needs a moment to store both."""
-
-
-def load_roster(settings: Settings) -> Roster:
-    """The base models of the settings, warmed up."""
-    options = Options(joint=settings.points == "joint", pattern=settings.pattern)
-    models = (settings.model, settings.segmenter, settings.device)
-    variants = load_variants(*models, options, settings.precision, trust_remote_code=settings.trust_remote_code)
-    roster = Roster(remembering(variants.base), variants)
-    warm_up(roster.current, settings.strategy)
-    return roster
 
 
 @dataclass
@@ -61,6 +48,7 @@ class Service:
     background: ThreadPoolExecutor
     versions: Versions
     learner: Learner
+    late: Late | None = None
 
     @property
     def version(self) -> str:
@@ -79,6 +67,8 @@ class Service:
 
     def close(self, seconds: float) -> None:
         """Serve what is in the house, then end."""
+        if self.late is not None:
+            self.late.close()
         self.learner.close(LEARNER_SECONDS)
         self.engine.close(seconds)
         self.predictor.close()
@@ -122,17 +112,12 @@ def build(
 
     pictures = images or image_store(settings, label_studio)
     predictor = Predictor(engine, pictures, corrections, settings, metrics, shared)
+    late = Late(predictor.predict_late, label_studio) if label_studio is not None and token else None
+    predictor.backlog = late
     learner = Learner(
         settings, engine, versions, corrections, pictures, metrics, label_studio=label_studio, scorer=scorer, trainer=trainer or TRAINER
     )
-    return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner)
-
-
-def image_store(settings: Settings, label_studio: LabelStudio | None) -> ImageStore:
-    """Pictures from Label Studio and from the hosts that the settings allow."""
-    trusted = [settings.label_studio_url] if settings.label_studio_url else []
-    limits = FetchLimits(max_bytes=settings.max_image_mb * 1024 * 1024)
-    return ImageStore(Fetcher(trusted, settings.allow_hosts, limits), label_studio, settings.max_pixels, IMAGE_MEMORY)
+    return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, late)
 
 
 def version_file(settings: Settings) -> Path:

@@ -14,9 +14,11 @@ import numpy as np
 from backend.engine import Engine
 from backend.errors import NotReadyError, where
 from backend.roster import Roster, remembering
+from backend.settings import Settings
 from sam4mllm.adapters import Manifest
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
-from sam4mllm.pipeline import Pipeline, Strategy
+from sam4mllm.loading import load_variants
+from sam4mllm.pipeline import Options, Pipeline, Strategy
 from sam4mllm.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -149,6 +151,21 @@ class Versions:
 
     def _run(self, work: Callable[[Roster], T]) -> T:
         return self._engine.run(work, False, time.monotonic() + SWAP_SECONDS)
+
+
+def load_roster(settings: Settings) -> Roster:
+    """The base models of the settings, warmed up."""
+    roster = load_cold(settings)
+    warm_up(roster.current, settings.strategy)
+    return roster
+
+
+def load_cold(settings: Settings) -> Roster:
+    """The same, for who has work at once."""
+    options = Options(joint=settings.points == "joint", pattern=settings.pattern)
+    models = (settings.model, settings.segmenter, settings.device)
+    variants = load_variants(*models, options, settings.precision, trust_remote_code=settings.trust_remote_code)
+    return Roster(remembering(variants.base), variants)
 
 
 def warm_up(pipeline: Pipeline, strategy: Strategy) -> None:

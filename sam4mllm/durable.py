@@ -111,11 +111,14 @@ def remove(path: Path) -> None:
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold the lock file ``path``; the kernel frees it when the process ends, however it ends."""
+def locked(path: Path, wait: bool = True) -> Iterator[None]:
+    """Hold the lock file ``path``; the kernel frees it when the process ends, however it ends.
+
+    Raises BlockingIOError if another holds it and this one is not to ``wait``.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield
     finally:
         os.close(descriptor)

@@ -380,7 +380,7 @@ class Device:
         self.where.grounder.ground = self.ground  # type: ignore[method-assign]
 
     def ground(self, scene: Any, phrases: Any, with_points: bool = False) -> Any:
-        if len(phrases) > self.phrases or self.where.service.predictor._opened.nbytes > self.images * 2 * scene.nbytes:
+        if len(phrases) > self.phrases or self.where.service.predictor.answerer.opened.nbytes > self.images * 2 * scene.nbytes:
             tensor = torch.zeros(1)
             self.refused.append(weakref.ref(tensor))
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
@@ -406,7 +406,7 @@ def test_images_that_are_open_make_room_for_another(home: Callable[..., House]) 
         assert ask(where, task(number, description=["the left cup", "the dog"]))[0]["result"]
     assert len(device.refused) == 1
     assert where.grounder.opened == 4
-    assert len(where.service.predictor._opened) == 1
+    assert len(where.service.predictor.answerer.opened) == 1
 
 
 def test_a_phrase_that_does_not_fit_fails_its_task_with_advice_and_the_next_is_served(home: Callable[..., House]) -> None:
@@ -416,7 +416,7 @@ def test_a_phrase_that_does_not_fit_fails_its_task_with_advice_and_the_next_is_s
     [failure] = where.service.metrics.recent
     assert failure.message.startswith("out of memory")
     assert "SAM4MLLM_MAX_PIXELS" in failure.message
-    assert len(where.service.predictor._opened) == 0
+    assert len(where.service.predictor.answerer.opened) == 0
     [read] = ask(where, task(), context=[text("the dog")])
     assert read["result"][0]["value"]["text"] == [failure.message]
     device.phrases = 1
@@ -440,9 +440,9 @@ def test_a_click_that_does_not_fit_at_first_is_tried_again_alone(home: Callable[
 def test_a_pause_closes_all_images(home: Callable[..., House]) -> None:
     where = home()
     ask(where, task(description="the dog"))
-    assert len(where.service.predictor._opened) == 1
+    assert len(where.service.predictor.answerer.opened) == 1
     where.service.engine.pause("a training needs the room", 5.0)
-    assert len(where.service.predictor._opened) == 0
+    assert len(where.service.predictor.answerer.opened) == 0
     where.service.engine.resume()
 
 

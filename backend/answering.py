@@ -1,0 +1,187 @@
+"""From one question about a picture to its prediction: what the server and bulk runs have in common. Knows no deadline and no queue."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from backend.cache import ByteCache
+from backend.errors import TaskError
+from backend.images import LoadedImage
+from backend.label_config import LabelConfig
+from backend.metrics import Metrics
+from backend.phrases import Pointed, Wanted, wanted
+from backend.record import Drawn
+from backend.regions import answer_line, to_regions
+from backend.settings import Settings
+from backend.wire import Region, Task, prediction
+from sam4mllm.clicks import Clicks
+from sam4mllm.pipeline import Instance, Opened, Pipeline, Segmentation
+
+log = logging.getLogger(__name__)
+
+NO_ROOM = "out of memory, even for one phrase at a time; use a smaller model, another device, or a lower SAM4MLLM_MAX_PIXELS"
+
+Prediction = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of one task: with the version, all that its answer depends on."""
+
+    task: Task
+    config: LabelConfig
+    wanted: tuple[Wanted, ...]
+    pointed: Pointed
+    interactive: bool
+
+    def key(self, version: str, project: str) -> str:
+        parts = (version, project, self.task.id, json.dumps(self.task.data, sort_keys=True), self.config, self.wanted, self.pointed)
+        return hashlib.sha256(repr((*parts, self.interactive)).encode()).hexdigest()
+
+    @property
+    def image(self) -> object:
+        """The reference of the picture."""
+        return self.task.data.get(self.config.image_key)
+
+
+def bulk_question(task: Task, config: LabelConfig, phrase_field: str, remembered: str = "") -> Question:
+    """What a bulk run asks of a task. Raises TaskError or PhraseError."""
+    return Question(task, config, tuple(wanted(task, config, "", phrase_field, remembered)), Pointed(), False)
+
+
+class Answerer:
+    """Answers questions by a pipeline, and keeps the images it took in. For one thread at a time."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self.opened = _no_images(settings.cache_mb * 1024 * 1024)
+
+    def answer(self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float) -> tuple[bytes, list[Drawn]]:
+        """A prediction's JSON text, and what was drawn for it; ``fetched`` are the seconds that the image took.
+
+        Raises TaskError where the answer says nothing of the picture.
+        """
+        height, width = image.pixels.shape[:2]
+        clicks = question.pointed.clicks(width, height) if question.pointed else None
+        found, seconds = self.find(pipeline, image, [one.phrase for one in question.wanted], clicks)
+        drawing = time.perf_counter()
+        labels = [one.label for one in question.wanted] or [None]
+        if question.pointed.label is not None:
+            labels = [question.pointed.label] * len(found)
+        kept = [_touched(one, clicks) for one in found]
+        regions: list[Region] = []
+        drawn: list[Drawn] = []
+        for place, (one, label, instances) in enumerate(zip(found, labels, kept, strict=True)):
+            made = [
+                to_regions(instance, index, question.config, label, f"{key} {place}", self._settings.show_prompts)
+                for index, instance in enumerate(instances)
+            ]
+            regions += [region for some in made for region in some]
+            masks = [tuple(region for region in some if region["from_name"] == question.config.mask.name) for some in made]
+            drawn.append(Drawn(one, label, tuple(zip(instances, masks, strict=True))))
+        notes = sorted({one.note for one in found if one.note})
+        if notes and not regions and not question.interactive:
+            raise TaskError("; ".join(notes))  # not the same as "no such object"
+        if question.interactive:
+            regions += answer_line(question.config, _summary(found), key)
+        scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
+        answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version(self._settings.strategy)))
+        self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
+        self._metrics.served(sum(map(len, kept)))
+        return answer, drawn
+
+    def find(
+        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
+    ) -> tuple[list[Segmentation], dict[str, float]]:
+        """What is found, by phrase, and the seconds of each stage. Where memory does not suffice for all phrases at once, no other image
+        stays open and each phrase is asked by itself. Raises TaskError if that is too much still.
+        """
+        try:
+            return self._find_at_once(pipeline, image, phrases, clicks)
+        except torch.cuda.OutOfMemoryError:
+            pass  # until the error is gone, what it refers to takes up memory
+        log.warning("out of memory: all opened images are closed, and the task is tried again phrase by phrase")
+        self.forget_images()
+        found: list[Segmentation] = []
+        seconds: dict[str, float] = {}
+        try:
+            for some in [[phrase] for phrase in phrases] or [[]]:
+                more, spent = self._find_at_once(pipeline, image, some, clicks)
+                found += more
+                seconds = {stage: seconds.get(stage, 0.0) + value for stage, value in spent.items()}
+            return found, seconds
+        except torch.cuda.OutOfMemoryError:
+            pass  # as above
+        self.forget_images()
+        raise TaskError(NO_ROOM)
+
+    def _find_at_once(
+        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
+    ) -> tuple[list[Segmentation], dict[str, float]]:
+        began = time.perf_counter()
+        opened = self._open(pipeline, image)
+        seconds = {"open": time.perf_counter() - began}
+        found = pipeline.segment(opened, phrases, self._settings.strategy, clicks)
+        return found, seconds | {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
+
+    def forget_images(self) -> None:
+        """Give back the memory of all opened images."""
+        self.opened = _no_images(self._settings.cache_mb * 1024 * 1024)
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def _open(self, pipeline: Pipeline, image: LoadedImage) -> Opened:
+        key = (pipeline.version(self._settings.strategy), image.sha256)
+        opened = self.opened.get(key)
+        if opened is None:
+            opened = pipeline.open(image.pixels)
+            self.opened.put(key, opened)
+        return opened
+
+
+def _no_images(max_bytes: int) -> ByteCache[tuple[str, str], Opened]:
+    """Opened images by version and SHA-256, none yet."""
+    return ByteCache(max_bytes, lambda opened: opened.scene.nbytes + opened.embedding.nbytes)
+
+
+def _touched(found: Segmentation, clicks: Clicks | None) -> tuple[Instance, ...]:
+    """The instances that the clicks are part of; all if there is no click, or none of them reached an instance."""
+    if clicks is None:
+        return found.instances
+    touched = tuple(instance for instance in found.instances if _has_any(instance, clicks))
+    return touched or found.instances
+
+
+def _has_any(instance: Instance, clicks: Clicks) -> bool:
+    point = any(_is_row(one, instance.points_px) for one in clicks.points_px)
+    return point or _is_row(instance.box_px, np.concatenate([clicks.boxes_px, clicks.boxes_px[:, [2, 3, 0, 1]]]))
+
+
+def _is_row(row: NDArray[np.float32], rows: NDArray[np.float32]) -> bool:
+    return bool(len(rows)) and bool(np.isclose(rows, row, atol=0.5).all(-1).any())
+
+
+def _summary(found: Sequence[Segmentation]) -> str:
+    """What the annotator reads: an answer without a line would leave the last one's standing."""
+    lines = []
+    for one in found:
+        count = f"{len(one.instances)} found" if one.instances else one.note or "no such object"
+        lines.append(f"{one.phrase or 'click'}: {count}")
+    return "; ".join(lines)
+
+
+def dump(value: Prediction) -> bytes:
+    """A prediction as JSON text."""
+    return json.dumps(value, separators=(",", ":")).encode()

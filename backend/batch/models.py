@@ -1,0 +1,29 @@
+"""The models of a bulk run: those of the server with the same settings and the same home, so that both give one version."""
+
+from __future__ import annotations
+
+from backend.engine import Engine
+from backend.roster import remembering
+from backend.scoring import Scorer
+from backend.settings import Settings
+from backend.versions import Versions, load_cold
+from sam4mllm.loading import describe_adapter, find_adapter, slug
+from sam4mllm.pipeline import Pipeline
+from sam4mllm.registry import Registry
+
+
+def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:
+    """The pipeline that a server of these settings has: the registry's champion, or ``adapter``, a folder or a version, in its place.
+
+    Raises Sam4mllmError if a model cannot be loaded.
+    """
+    folder = None if adapter is None else find_adapter(adapter, settings.home)
+    described = None if folder is None else describe_adapter(folder, slug(settings.model))  # before the seconds that loading takes
+    roster = load_cold(settings)
+    if folder is not None and described is not None and roster.workshop is not None:
+        roster.seat(remembering(roster.workshop.load(folder, described)))
+    else:
+        never = Engine(lambda: roster, 1)  # there are no requests here
+        Versions(never, Registry(settings.home), settings.strategy, lambda version: None).begin(roster)
+    roster.calibrate(Scorer(settings.home / "score.json").calibration)
+    return roster.current

@@ -1,0 +1,160 @@
+"""The same run on a Ray cluster: Ray Data gets images on CPUs and asks a pool of actors that hold the models; answers come back here.
+
+What is done here, results on disk and pushes, is that of a run without Ray. The driver needs no GPU and loads no model.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from backend.batch.run import Stages
+from backend.batch.work import Answered, Job, Outcome, Work, failed
+from backend.corrections import Served
+from backend.errors import BatchError
+from backend.images import LoadedImage
+from backend.settings import Settings
+from sam4mllm.cli_options import hush
+from sam4mllm.errors import first_line
+from sam4mllm.pipeline import Pipeline
+
+ROWS_A_BLOCK = 8
+"""Tasks that go through the cluster together: what a kill of this process costs, for each of the workers."""
+QUIET = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "RAY_BACKEND_LOG_LEVEL": "fatal",
+}
+
+Row = dict[str, Any]
+
+
+class Loader:
+    """On a CPU: a task's image, decoded."""
+
+    def __init__(self, work: Work) -> None:
+        self._load = work.loader()
+
+    def __call__(self, row: Row) -> Row:
+        job = _job(row)
+        began = time.perf_counter()
+        try:
+            image = self._load(job)
+        except Exception as error:
+            return _row(failed(job, error))
+        height, width = image.pixels.shape[:2]
+        taken = {"sha256": image.sha256, "seconds": time.perf_counter() - began, "reason": "", "message": "", "answer": ""}
+        return {"job": row["job"], "pixels": image.pixels.tobytes(), "height": height, "width": width, **taken}
+
+
+class Model:
+    """An actor that holds the models. Its version must be that of the run."""
+
+    def __init__(self, load: Callable[[], Pipeline], settings: Settings, work: Work, version: str) -> None:
+        hush()
+        self._pipeline = load()
+        self._answer = work.answerer()
+        own = self._pipeline.version(settings.strategy)
+        if own != version:
+            raise BatchError(f"a worker has the version {own} and another {version}; give all the same models and SAM4MLLM_HOME")
+
+    def __call__(self, row: Row) -> Row:
+        job = _job(row)
+        if row["reason"]:
+            return _row(Outcome(job, None, row["reason"], row["message"]))
+        pixels = np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], 3).copy()
+        try:
+            return _row(Outcome(job, self._answer(self._pipeline, job, LoadedImage(pixels, row["sha256"]), row["seconds"])))
+        except Exception as error:
+            return _row(failed(job, error))
+
+
+def ray_stages(load: Callable[[], Pipeline], settings: Settings, work: Work) -> tuple[str, Stages]:
+    """The version that the cluster's models have, and the stages; ``load`` is called on each machine that holds models.
+
+    The cluster is RAY_ADDRESS, or one that runs on this machine, or is started here for this run. Raises BatchError.
+    """
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
+    try:
+        ray: Any = import_module("ray")
+        data: Any = import_module("ray.data")
+    except ImportError as error:
+        raise BatchError(f"--ray needs Ray ({first_line(error)}): pip install 'sam4mllm[ray]'") from error
+    try:
+        ray.init(include_dashboard=None if os.environ.get("RAY_ADDRESS") else False, log_to_driver=False, logging_level=logging.ERROR)
+        gpus, cpus = (int(ray.cluster_resources().get(kind, 0)) for kind in ("GPU", "CPU"))
+        models: Any = {"num_gpus": 1, "num_cpus": 1} if gpus and settings.device != "cpu" else {"num_cpus": 1}
+        actors = gpus if "num_gpus" in models else max(1, cpus - 1)
+        version = str(ray.get(ray.remote(_version).options(**models).remote(load, settings)))
+    except Exception as error:
+        raise _told(error) from error
+
+    def stages(jobs: Iterator[Job]) -> Iterator[Outcome]:
+        rows = [{"job": json.dumps([job.id, job.data])} for job in jobs]
+        if not rows:
+            return
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        context = data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        try:
+            dataset = data.from_items(rows, override_num_blocks=-(-len(rows) // ROWS_A_BLOCK))
+            loaded = dataset.map(
+                Loader,
+                fn_constructor_args=[work],
+                compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus - actors)),
+                num_cpus=0.25,
+            )
+            answered = loaded.map(
+                Model,
+                fn_constructor_args=[load, settings, work, version],
+                compute=data.ActorPoolStrategy(min_size=1, max_size=actors),
+                **models,
+            )
+            for row in answered.iter_rows():
+                yield _outcome(row)
+        except Exception as error:
+            raise _told(error) from error
+
+    return version, stages
+
+
+def _version(load: Callable[[], Pipeline], settings: Settings) -> str:
+    hush()
+    return load().version(settings.strategy)
+
+
+def _told(error: Exception) -> BatchError:
+    """One line of what Ray tells in many."""
+    cause: BaseException = getattr(error, "cause", None) or error
+    lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
+    return BatchError(f"the Ray cluster could not do it: {lines[-1] if lines else type(cause).__name__}")
+
+
+def _job(row: Row) -> Job:
+    number, data = json.loads(row["job"])
+    return Job(number, data)
+
+
+def _row(outcome: Outcome) -> Row:
+    """The last stage's row. Every stage's has the same columns, whatever became of the task."""
+    answer = "" if outcome.answered is None else json.dumps([outcome.answered.result, [asdict(one) for one in outcome.answered.served]])
+    job = json.dumps([outcome.job.id, outcome.job.data])
+    nothing = {"pixels": b"", "height": 0, "width": 0, "sha256": "", "seconds": 0.0}
+    return {"job": job, **nothing, "reason": outcome.reason, "message": outcome.message, "answer": answer}
+
+
+def _outcome(row: Row) -> Outcome:
+    if row["reason"]:
+        return Outcome(_job(row), None, row["reason"], row["message"])
+    result, served = json.loads(row["answer"])
+    return Outcome(_job(row), Answered(result, [Served(**{**one, "box_px": tuple(one["box_px"])}) for one in served]))

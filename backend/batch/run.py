@@ -1,0 +1,318 @@
+"""A shard's run: from the tasks to results on disk and in Label Studio, with three things under way at once.
+
+One thread asks for pages of tasks, some get images, this one holds the models, and one pushes what is finished.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import closing, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from backend.batch.store import Store, read_part
+from backend.batch.work import Job, Outcome, Source, Work, failed
+from backend.corrections import Served
+from backend.errors import FetchError, LabelStudioError
+from backend.images import LoadedImage
+from backend.label_studio import LabelStudio
+from backend.pushing import Pushed, drop_repeated, patiently, push
+from sam4mllm.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+LOADERS = 4
+"""Images that are fetched and decoded ahead of the models; at the largest size 150 MB apiece."""
+LISTED_AHEAD = 1000
+"""Tasks that are listed ahead; their data may hold a picture each."""
+
+Stages = Callable[[Iterator[Job]], Iterator[Outcome]]
+"""From tasks to what becomes of them, in any order."""
+
+
+class Notes(Protocol):
+    """Where it is written down what was served."""
+
+    def serve(self, records: Sequence[Served]) -> None: ...
+
+
+@dataclass
+class Tally:
+    """What a run did. ``kept`` tasks were found done, ``failed`` has reasons with how many tasks each, ``first`` a task of each."""
+
+    kept: int = 0
+    done: int = 0
+    failed: Counter[str] = field(default_factory=Counter)
+    first: dict[str, int] = field(default_factory=dict)
+    pushed: Pushed = field(default_factory=Pushed)
+    began: float = field(default_factory=time.monotonic)
+    ended: float = 0.0
+    first_task: float = 0.0
+    """Seconds since 1970 when the first task was taken up; 0 if there was none."""
+    stopped: bool = False
+    models: float = 0.0
+    """Seconds in which the models were at work here."""
+
+    @property
+    def rate(self) -> float:
+        """Tasks a second."""
+        return (self.done + sum(self.failed.values())) / max((self.ended or time.monotonic()) - self.began, 1e-9)
+
+    def fail(self, task: int, message: str) -> None:
+        self.failed[message] += 1
+        self.first.setdefault(message, task)
+
+
+class Sink(Protocol):
+    """Where finished parts go."""
+
+    def put(self, part: Path) -> None:
+        """Take a part."""
+        ...
+
+    def check(self) -> None:
+        """Raises what a part came to."""
+        ...
+
+    def close(self) -> Pushed:
+        """Wait for all parts. Raises Sam4mllmError."""
+        ...
+
+    def abandon(self) -> None:
+        """Begin no other part."""
+        ...
+
+
+class Nowhere:
+    """For results that stay files."""
+
+    def put(self, part: Path) -> None:
+        """It is where it belongs."""
+
+    def check(self) -> None:
+        """Nothing can fail."""
+
+    def close(self) -> Pushed:
+        return Pushed()
+
+    def abandon(self) -> None:
+        """Nothing is under way."""
+
+
+class Pusher:
+    """Pushes parts into a project, in a thread of its own; the first error that does not pass ends it."""
+
+    def __init__(self, label_studio: LabelStudio, project: int, version: str, store: Store, stop: threading.Event) -> None:
+        self._label_studio, self._project, self._version, self._store, self._stop = label_studio, project, version, store, stop
+        self._parts: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._doubtful: list[int] = []
+        self._abandoned = False
+        self._pushed = Pushed()
+        self._thread = threading.Thread(target=self._work, name="pusher", daemon=True)
+        for part in list(store.waiting):
+            self._parts.put(part)
+        self._thread.start()
+
+    def put(self, part: Path) -> None:
+        self._parts.put(part)
+
+    def check(self) -> None:
+        if self._error is not None:
+            raise self._error
+
+    def close(self) -> Pushed:
+        self._parts.put(None)
+        self._thread.join()
+        self.check()
+        return self._pushed
+
+    def abandon(self) -> None:
+        self._abandoned = True
+        self._stop.set()
+        self._parts.put(None)
+        self._thread.join()
+
+    def _work(self) -> None:
+        try:
+            while (part := self._parts.get()) is not None and not self._abandoned:
+                self._push(part)
+            if self._doubtful:  # long enough ago for an import of a killed run to be over
+                more = patiently(lambda: drop_repeated(self._label_studio, self._project, self._version, self._doubtful), stop=self._stop)
+                self._pushed += Pushed(repeated=more)
+        except BaseException as error:
+            self._error = error
+
+    def _push(self, part: Path) -> None:
+        answers = {row["task"]: row["result"] for row in read_part(part) or ()}
+        doubts = [self._store.begin_push(part)]
+
+        def attempt() -> Pushed:
+            in_doubt = doubts.pop() if doubts else True
+            self._doubtful += answers if in_doubt else []
+            return push(self._label_studio, self._project, self._version, answers, in_doubt)
+
+        self._pushed += patiently(attempt, stop=self._stop)
+        self._store.end_push(part)
+
+
+def run(
+    source: Source,
+    version: str,
+    work: Work,
+    stages: Stages,
+    store: Store,
+    sink: Sink,
+    *,
+    notes: Notes | None,
+    show: Callable[[Tally, int], None],
+    stop: threading.Event,
+) -> Tally:
+    """Answer what the store does not hold yet. ``show`` is told how it goes and how many tasks are to come.
+
+    When ``stop`` is set the run ends after the task that it is at. Raises Sam4mllmError where it cannot go on; results are kept.
+    """
+    tally = Tally(kept=len(store.done))
+    # what was pushed and is asked for again was deleted in Label Studio
+    feed = Feed(source, version, lambda job: job.id in store.settled or store.done.get(job.id) != work.key(job))
+    try:
+        with closing(feed), closing(stages(_timed(feed.jobs(), tally))) as outcomes:  # type: ignore[type-var]
+            for outcome in outcomes:
+                _keep(outcome, work, store, sink, notes, tally)
+                if outcome.reason == FetchError.reason:
+                    source.check()  # a key that was revoked would fail all others, one by one
+                sink.check()
+                show(tally, feed.left())
+                if stop.is_set():
+                    tally.stopped = True
+                    break
+        part = store.close_part()
+        if part is not None:
+            sink.put(part)
+        tally.ended = time.monotonic()
+        tally.pushed = sink.close()
+    except BaseException:
+        sink.abandon()
+        raise
+    return tally
+
+
+def _keep(outcome: Outcome, work: Work, store: Store, sink: Sink, notes: Notes | None, tally: Tally) -> None:
+    job, answered = outcome.job, outcome.answered
+    if answered is None:
+        log.warning("task %s: %s", job.id, outcome.message)
+        tally.fail(job.id, outcome.message)
+        return
+    if notes is not None:
+        notes.serve(answered.served)  # before it can be corrected
+    part = store.add(job.id, work.key(job), answered.result)
+    tally.done += 1
+    tally.models += outcome.seconds
+    if part is not None:
+        sink.put(part)
+
+
+def _timed(jobs: Iterator[Job], tally: Tally) -> Iterator[Job]:
+    for job in jobs:
+        if not tally.first_task:
+            tally.first_task, tally.began = time.time(), time.monotonic()
+        yield job
+
+
+class Feed:
+    """Tasks that a thread lists ahead of their use."""
+
+    def __init__(self, source: Source, version: str, wanted: Callable[[Job], bool]) -> None:
+        self._source, self._version, self._wanted = source, version, wanted
+        self._queue: queue.Queue[Job | BaseException | None] = queue.Queue(LISTED_AHEAD)
+        self._closed = False
+        self._thread = threading.Thread(target=self._list, name="feed", daemon=True)
+        self._thread.start()
+
+    def jobs(self) -> Iterator[Job]:
+        """The wanted tasks. Raises what the source raises, in its place."""
+        while (found := self._queue.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+
+    def left(self) -> int:
+        """About how many are still to come."""
+        return self._queue.qsize() + self._source.left()
+
+    def close(self) -> None:
+        """List no more; does not wait for a page that is being asked for."""
+        self._closed = True
+        while True:
+            try:
+                self._queue.get_nowait()
+            except queue.Empty:
+                return
+
+    def _list(self) -> None:
+        try:
+            for job in self._source.jobs(self._version):
+                if self._wanted(job):
+                    self._put(job)
+                if self._closed:
+                    return
+            self._put(None)
+        except BaseException as error:
+            self._put(error)
+
+    def _put(self, found: Job | BaseException | None) -> None:
+        while not self._closed:
+            with suppress(queue.Full):
+                self._queue.put(found, timeout=0.5)
+                return
+
+
+def local_stages(pipeline: Pipeline, work: Work, source: Source) -> Stages:
+    """Images ahead in threads, the models in the caller's."""
+    load, answer = work.loader(), work.answerer()
+
+    def loaded(job: Job) -> tuple[LoadedImage, float]:
+        began = time.perf_counter()
+        try:
+            image = load(job)
+        except FetchError:
+            if not source.check():
+                raise
+            image = load(job)
+        return image, time.perf_counter() - began
+
+    def stages(jobs: Iterator[Job]) -> Iterator[Outcome]:
+        pool = ThreadPoolExecutor(LOADERS, "load")
+        pending: dict[Future[tuple[LoadedImage, float]], Job] = {}
+        try:
+            while True:
+                while len(pending) < LOADERS and (job := next(jobs, None)) is not None:
+                    pending[pool.submit(loaded, job)] = job
+                if not pending:
+                    return
+                done = wait(pending, return_when=FIRST_COMPLETED).done
+                future = next(future for future in pending if future in done)
+                yield _outcome(pipeline, pending.pop(future), future, answer)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return stages
+
+
+def _outcome(pipeline: Pipeline, job: Job, future: Future[tuple[LoadedImage, float]], answer: Any) -> Outcome:
+    try:
+        image, seconds = future.result()
+        began = time.perf_counter()
+        answered = answer(pipeline, job, image, seconds)
+        return Outcome(job, answered, seconds=time.perf_counter() - began)
+    except LabelStudioError:
+        raise  # from the source: it holds for all tasks
+    except Exception as error:
+        return failed(job, error)

@@ -1,0 +1,182 @@
+"""One call of ``sam4mllm batch``: a shard of a project or a folder, from the settings to the summary."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from backend.batch.models import load_serving
+from backend.batch.run import Nowhere, Pusher, Sink, Stages, Tally, local_stages, run
+from backend.batch.store import Store, opened
+from backend.batch.view import View
+from backend.batch.work import FolderSource, FolderWork, ProjectSource, ProjectWork, Shard, Source, Work, project_uid
+from backend.corrections import CorrectionLog
+from backend.errors import BatchError
+from backend.label_config import read_label_config
+from backend.label_studio import LabelStudio
+from backend.settings import Settings
+from sam4mllm.durable import replace_file
+
+TASKS_A_PART = 50
+"""Few enough to be seen soon in Label Studio, and enough that asking it what it has costs little beside the work."""
+GOES_ON = "the same command goes on"
+
+_SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a call asks for. ``target`` is a project's number or a folder; ``adapter`` a version or a folder, None for the champion."""
+
+    target: int | Path
+    out: Path
+    shard: Shard = field(default_factory=Shard)
+    phrases: tuple[str, ...] = ()
+    adapter: str | None = None
+    part: int = TASKS_A_PART
+    ray: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"project {self.target}" if isinstance(self.target, int) else self.target.name
+
+
+def read_shard(text: str) -> Shard:
+    """``2/8``: the second of eight. Raises ValueError."""
+    found = _SHARD.fullmatch(text)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise ValueError(f"{text!r} is no shard; write 2/8 for the second of eight")
+    return Shard(int(found[1]), int(found[2]))
+
+
+def run_batch(plan: Plan, settings: Settings) -> dict[str, Any]:
+    """Work on the plan's shard to its end, or until a signal comes.
+
+    Returns what was done, for a machine. Raises Sam4mllmError where it cannot go on.
+    """
+    source, work, label_studio = _open_target(plan, settings)
+    version, stages = _models(plan, settings, work, source)
+    folder = plan.out / version
+    notes = CorrectionLog(settings.home / "corrections.sqlite") if label_studio is not None else None
+    try:
+        with View(plan.name) as view, _stopping() as stop, opened(folder / plan.shard.name, plan.part) as store:
+            sink = _sink(plan, label_studio, version, store, stop)
+            tally = run(source, version, work, stages, store, sink, notes=notes, show=view.show, stop=stop)
+            joined = None if label_studio is not None or tally.stopped else _join(folder / f"{plan.shard.name}.jsonl", store)
+    finally:
+        if notes is not None:
+            notes.close()
+    return _summary(plan, version, tally, joined, source)
+
+
+def _open_target(plan: Plan, settings: Settings) -> tuple[Source, Work, LabelStudio | None]:
+    """Where tasks come from and what is asked of them; what is wrong with either is said before the models are loaded."""
+    if not isinstance(plan.target, int):
+        if not plan.target.is_dir():
+            raise BatchError(f"{plan.target} is no folder; give a folder, or the number of a project")
+        return FolderSource(plan.target, plan.shard, plan.phrases), FolderWork(settings, plan.target.absolute()), None
+    token = settings.label_studio_api_key.get_secret_value()
+    if not settings.label_studio_url or not token:
+        raise BatchError("a project is asked of Label Studio: set LABEL_STUDIO_URL, and LABEL_STUDIO_API_KEY to a token")
+    if plan.phrases:
+        raise BatchError(f"--phrase is for folders of pictures; a project's phrases are its tasks' {settings.phrase_field!r}")
+    label_studio = LabelStudio(settings.label_studio_url, token)
+    project = label_studio.project(plan.target)
+    read_label_config(project["label_config"])
+    uid = project_uid(project)
+    work = ProjectWork(settings, uid, project["label_config"], _remembered(settings, uid))
+    return ProjectSource(label_studio, plan.target, plan.shard), work, label_studio
+
+
+def _remembered(settings: Settings, uid: str) -> str:
+    if not settings.remember_phrase:
+        return ""
+    log = CorrectionLog(settings.home / "corrections.sqlite")
+    try:
+        return log.project_phrase(uid)
+    finally:
+        log.close()
+
+
+def _models(plan: Plan, settings: Settings, work: Work, source: Source) -> tuple[str, Stages]:
+    if plan.ray:
+        from backend.batch.on_ray import ray_stages  # noqa: PLC0415 – may not be installed
+
+        return ray_stages(partial(load_serving, settings, plan.adapter), settings, work)
+    pipeline = load_serving(settings, plan.adapter)
+    return pipeline.version(settings.strategy), local_stages(pipeline, work, source)
+
+
+def _sink(plan: Plan, label_studio: LabelStudio | None, version: str, store: Store, stop: threading.Event) -> Sink:
+    if label_studio is None or not isinstance(plan.target, int):
+        return Nowhere()
+    return Pusher(label_studio, plan.target, version, store, stop)
+
+
+def _join(path: Path, store: Store) -> Path:
+    """All results of a shard as one file of examples, sorted by picture."""
+    examples = [example for result in store.results().values() if isinstance(result, list) for example in result]
+    lines = [json.dumps(example, ensure_ascii=False).encode() + b"\n" for example in sorted(examples, key=lambda one: str(one["image"]))]
+    try:
+        replace_file(path, b"".join(lines))
+    except OSError as error:
+        raise BatchError(f"{path} cannot be written ({error.strerror}); free space; {GOES_ON}") from error
+    return path
+
+
+def _summary(plan: Plan, version: str, tally: Tally, joined: Path | None, source: Source) -> dict[str, Any]:
+    began = psutil.Process().create_time()
+    return {
+        "version": version,
+        "shard": f"{plan.shard.index}/{plan.shard.count}",
+        "done": tally.done,
+        "kept": tally.kept,
+        "failed": sum(tally.failed.values()),
+        "reasons": [{"reason": text, "tasks": count, "first": tally.first[text]} for text, count in tally.failed.most_common()],
+        "pushed": tally.pushed.new,
+        "already": tally.pushed.already,
+        "gone": tally.pushed.gone,
+        "repeated": tally.pushed.repeated,
+        "seconds": (tally.ended or time.monotonic()) - tally.began,
+        "rate": tally.rate,
+        "models": tally.models,
+        "first_task_after": tally.first_task - began if tally.first_task else None,
+        "stopped": tally.stopped,
+        "results": str(joined or plan.out / version / plan.shard.name),
+    }
+
+
+@contextmanager
+def _stopping() -> Iterator[threading.Event]:
+    """Set by Ctrl-C or SIGTERM; a second one ends the process at once, which costs no more than the task that it is at."""
+    stop = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        with nullcontext():
+            yield stop
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    former: list[Callable[..., Any] | int | None] = [signal.getsignal(number) for number in numbers]
+
+    def end(number: int, frame: object) -> None:
+        del frame
+        signal.signal(number, signal.SIG_DFL)
+        stop.set()
+
+    for number in numbers:
+        signal.signal(number, end)
+    try:
+        yield stop
+    finally:
+        for number, handler in zip(numbers, former, strict=True):
+            signal.signal(number, handler)

@@ -1,0 +1,332 @@
+"""What is asked of each task, and where the tasks come from: a project of Label Studio, a dataset, or a folder of pictures.
+
+A :class:`Work` can be sent to another machine; the workers that it makes stay where they were made.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Protocol
+
+from backend.answering import Answerer, bulk_question
+from backend.corrections import Served
+from backend.errors import BackendError, BatchError, LabelStudioError, where
+from backend.images import LoadedImage, image_store
+from backend.label_config import read_label_config
+from backend.label_studio import LabelStudio
+from backend.metrics import Metrics
+from backend.pushing import patiently, tasks_without
+from backend.record import served_records
+from backend.settings import Settings
+from backend.wire import Task, is_row_id, read_task
+from sam4mllm.data.examples import EXAMPLES, each_example
+from sam4mllm.errors import Sam4mllmError
+from sam4mllm.images import image_sha256, load_image
+from sam4mllm.masks import box_of, to_rle
+from sam4mllm.pipeline import Pipeline, Segmentation, check_phrase
+
+TASKS_A_PAGE = 100
+PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
+CHECK_SECONDS = 10.0
+"""Between two looks whether Label Studio is there, however many images cannot be had."""
+OPENED_MB = 256
+"""Most memory for images that are taken in: tasks that share one usually follow each other."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One task: its number, and the data that its answer depends on."""
+
+    id: int
+    data: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Answered:
+    """``result`` is what is kept and pushed; ``served`` what the log of corrections has to know of it."""
+
+    result: Any
+    served: Sequence[Served] = ()
+
+
+Load = Callable[[Job], LoadedImage]
+Answer = Callable[[Pipeline, Job, LoadedImage, float], Answered]
+
+
+class Work(Protocol):
+    """What is asked of each task."""
+
+    def key(self, job: Job) -> str:
+        """Of all that shapes an answer but the version."""
+        ...
+
+    def loader(self) -> Load:
+        """Gets a task's image; for several threads. It raises Sam4mllmError."""
+        ...
+
+    def answerer(self) -> Answer:
+        """Answers a task by a pipeline, given its image and the seconds that it took; for one thread. It raises Sam4mllmError."""
+        ...
+
+
+class Source(Protocol):
+    """The tasks of a shard, by number."""
+
+    def jobs(self, version: str) -> Iterator[Job]:
+        """Those that have no answer of a version yet, as far as the source knows. Raises Sam4mllmError."""
+        ...
+
+    def left(self) -> int:
+        """About how many are still to come."""
+        ...
+
+    def check(self) -> bool:
+        """Whether the source was away a moment ago, so that what failed may be tried again; waits while it is.
+
+        Raises LabelStudioError if there is no more to be had from it.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class Shard:
+    """Number ``index`` of ``count``, from 1. A task is of the same one for ever, whatever tasks are added or deleted."""
+
+    index: int = 1
+    count: int = 1
+
+    def has(self, number: int) -> bool:
+        return number % self.count == self.index % self.count
+
+    @property
+    def name(self) -> str:
+        return f"shard-{self.index}-of-{self.count}"
+
+
+# -- a project -----------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ProjectWork:
+    """Predictions as the server makes them: the same regions with the same ids. ``uid`` is the project as Label Studio names it there."""
+
+    settings: Settings
+    uid: str
+    label_config: str
+    remembered: str = ""
+
+    def key(self, job: Job) -> str:
+        return _digest(self.uid, self.label_config, self.settings.phrase_field, self.settings.show_prompts, self.remembered, job)
+
+    def loader(self) -> Load:
+        token = self.settings.label_studio_api_key.get_secret_value()
+        store = image_store(self.settings, LabelStudio(self.settings.label_studio_url, token))
+        key = read_label_config(self.label_config).image_key
+        return lambda job: store.load(job.data.get(key), job.id)
+
+    def answerer(self) -> Answer:
+        answerer = _answerer(self.settings)
+        config = read_label_config(self.label_config)
+
+        def answer(pipeline: Pipeline, job: Job, image: LoadedImage, seconds: float) -> Answered:
+            task: Task = read_task({"id": job.id, "data": job.data})
+            question = bulk_question(task, config, self.settings.phrase_field, self.remembered)
+            version = pipeline.version(self.settings.strategy)
+            text, drawn = answerer.answer(pipeline, image, question, question.key(version, self.uid), seconds)
+            return Answered(json.loads(text), served_records(drawn, image, self.uid, job.id, version, False))
+
+        return answer
+
+
+@dataclass
+class ProjectSource:
+    """A project's tasks, page by page."""
+
+    label_studio: LabelStudio
+    project: int
+    shard: Shard
+    _unseen: int = 0
+    _checked: float = float("-inf")
+    _back: float = float("-inf")
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def jobs(self, version: str) -> Iterator[Job]:
+        after = -1
+        while True:
+            page, total = patiently(lambda after=after: tasks_without(self.label_studio, self.project, version, after, TASKS_A_PAGE))  # type: ignore[misc]
+            if not page:
+                self._unseen = 0
+                return
+            own = [Job(task["id"], _data(task)) for task in page if is_row_id(task["id"]) and self.shard.has(task["id"])]
+            self._unseen = max(0, total - len(page)) // self.shard.count + len(own)
+            for job in own:
+                self._unseen -= 1
+                yield job
+            after = page[-1]["id"]
+
+    def left(self) -> int:
+        return self._unseen
+
+    def check(self) -> bool:
+        with self._lock:
+            if time.monotonic() > self._checked + CHECK_SECONDS:
+                try:
+                    self.label_studio.project(self.project)
+                except LabelStudioError as error:
+                    if not error.passing:
+                        raise
+                    patiently(lambda: self.label_studio.project(self.project))
+                    self._back = time.monotonic()
+                self._checked = time.monotonic()
+            return time.monotonic() < self._back + 2 * CHECK_SECONDS
+
+
+def _data(task: Mapping[str, Any]) -> Mapping[str, Any]:
+    data = task.get("data")
+    return data if isinstance(data, dict) else {}
+
+
+def project_uid(project: Mapping[str, Any]) -> str:
+    """A project as Label Studio names it to its backends, ``<id>.<created>``. Raises LabelStudioError."""
+    try:
+        return f"{project['id']:d}.{int(datetime.fromisoformat(project['created_at']).timestamp())}"
+    except (KeyError, TypeError, ValueError) as error:
+        raise LabelStudioError("what answers at /api/projects/ is not Label Studio's API; check LABEL_STUDIO_URL") from error
+
+
+# -- a folder ------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FolderWork:
+    """Examples in the dataset format, with ``score`` and ``version``: one for each phrase of a picture."""
+
+    settings: Settings
+    folder: Path
+
+    def key(self, job: Job) -> str:
+        try:
+            state = os.stat(self.folder / job.data["image"])
+        except OSError:
+            return ""
+        return _digest(job, state.st_size, state.st_mtime_ns)
+
+    def loader(self) -> Load:
+        def load(job: Job) -> LoadedImage:
+            path = self.folder / job.data["image"]
+            return LoadedImage(load_image(path, self.settings.max_pixels), image_sha256(path))
+
+        return load
+
+    def answerer(self) -> Answer:
+        answerer = _answerer(self.settings)
+
+        def answer(pipeline: Pipeline, job: Job, image: LoadedImage, seconds: float) -> Answered:
+            phrases = job.data["phrases"]
+            found, _ = answerer.find(pipeline, image, [one["phrase"] for one in phrases], None)
+            return Answered([_example(job, image, one, answer) for one, answer in zip(phrases, found, strict=True)])
+
+        return answer
+
+
+def _example(job: Job, image: LoadedImage, asked: Mapping[str, str], found: Segmentation) -> dict[str, Any]:
+    height, width = image.pixels.shape[:2]
+    instances = [
+        {"box": box_of(instance.mask).tolist(), "rle": to_rle(instance.mask), "score": instance.score} for instance in found.instances
+    ]
+    where = {"image": job.data["image"], "sha256": image.sha256, "width": width, "height": height}
+    what = {"phrase": found.phrase, "instances": instances, "split": asked["split"], "source": f"sam4mllm:{found.version}"}
+    return {**where, **what, "score": found.score, "note": found.note, "version": found.version}
+
+
+@dataclass
+class FolderSource:
+    """The pictures of a dataset, each with its phrases, or of any folder, each with the same ones."""
+
+    folder: Path
+    shard: Shard
+    phrases: Sequence[str] = ()
+    _jobs: list[Job] = field(default_factory=list)
+    _given: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises BatchError, DatasetError or PhraseError where there is nothing to ask."""
+        if self.phrases:
+            asked = [{"phrase": check_phrase(phrase), "split": "predicted"} for phrase in self.phrases]
+            pictures = {str(path.relative_to(self.folder)): asked for path in _pictures(self.folder)}
+        elif (self.folder / EXAMPLES).is_file():
+            pictures = {}
+            for example in each_example(self.folder):
+                phrases = pictures.setdefault(example.image, [])
+                if example.phrase not in [one["phrase"] for one in phrases]:
+                    phrases.append({"phrase": example.phrase, "split": example.split})
+        else:
+            raise BatchError(f"{self.folder} is no dataset: it has no {EXAMPLES}; say what to find in its pictures by --phrase")
+        if not pictures:
+            raise BatchError(f"{self.folder} has no picture")
+        jobs = [Job(_number(name), {"image": name, "phrases": phrases}) for name, phrases in pictures.items()]
+        self._jobs = sorted((job for job in jobs if self.shard.has(job.id)), key=lambda job: job.id)
+
+    def jobs(self, version: str) -> Iterator[Job]:
+        del version  # what is done is in the shard's own files
+        for job in self._jobs:
+            self._given += 1
+            yield job
+
+    def left(self) -> int:
+        return len(self._jobs) - self._given
+
+    def check(self) -> bool:
+        return False  # a folder does not go away
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+
+
+def _number(name: str) -> int:
+    """A number that a picture has for ever, of 60 bits."""
+    return int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:15], 16)
+
+
+def _answerer(settings: Settings) -> Answerer:
+    return Answerer(settings.model_copy(update={"cache_mb": min(settings.cache_mb, OPENED_MB)}), Metrics())
+
+
+def _digest(*parts: object) -> str:
+    return hashlib.sha256(json.dumps([_plain(part) for part in parts], sort_keys=True).encode()).hexdigest()
+
+
+def _plain(part: object) -> object:
+    return [part.id, part.data] if isinstance(part, Job) else part
+
+
+# -- one task ------------------------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a task: an answer and the ``seconds`` that the models took for it, or why there is none, with a short word for the
+    kind of reason.
+    """
+
+    job: Job
+    answered: Answered | None = None
+    reason: str = ""
+    message: str = ""
+    seconds: float = 0.0
+
+
+def failed(job: Job, error: Exception) -> Outcome:
+    """An error that stays with its task."""
+    if isinstance(error, Sam4mllmError):
+        return Outcome(job, None, error.reason if isinstance(error, BackendError) else type(error).__name__, str(error))
+    return Outcome(job, None, "internal", f"internal error ({where(error)})")

@@ -1,0 +1,392 @@
+"""Bulk runs on fakes: what is answered equals what the server gives, and no task twice, whatever happens in between."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+from typer.testing import CliRunner
+
+from backend import pushing
+from backend.batch import shards, work
+from backend.batch.run import Nowhere, Pusher, Tally, local_stages, run
+from backend.batch.shards import Plan, read_shard, run_batch
+from backend.batch.store import opened
+from backend.batch.view import View, duration
+from backend.batch.work import FolderSource, Job, ProjectSource, ProjectWork, Shard
+from backend.cli import app
+from backend.corrections import CorrectionLog
+from backend.errors import BatchError, FetchError, LabelStudioError
+from backend.wire import PredictRequest
+from sam4mllm.data.examples import EXAMPLES, read_examples
+from tests.backend_fakes import CONFIG, FakeImages, house, settings
+from tests.bulk_fakes import PROJECT, UID, VERSION, BulkServer, PlainWork, fake_pipeline, write_pictures
+
+IMPORT = f"POST /api/projects/{PROJECT}/import/predictions"
+KEY = SecretStr("a-token")
+WHOLE = Shard()
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pushing, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(pushing, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(work, "CHECK_SECONDS", 0.0)
+
+
+@pytest.fixture
+def fake_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards, "load_serving", lambda *_: fake_pipeline())
+
+
+def bulk(folder: Path, server: BulkServer, asked: Any = None, shard: Shard = WHOLE, part: int = 2, stop_after: int = 10**9) -> Tally:
+    """A run over the server's tasks; ``stop_after`` so many results it is asked to stop."""
+    asked = asked or PlainWork()
+    stop = threading.Event()
+
+    def show(tally: Tally, left: int) -> None:
+        assert left >= 0
+        if tally.done >= stop_after:
+            stop.set()
+
+    source = ProjectSource(server.client(), PROJECT, shard)
+    with opened(folder / shard.name, part) as store:
+        sink = Pusher(server.client(), PROJECT, VERSION, store, stop)
+        stages = local_stages(fake_pipeline(), asked, source)
+        return run(source, VERSION, asked, stages, store, sink, notes=None, show=show, stop=stop)
+
+
+def test_every_task_gets_one_prediction(tmp_path: Path) -> None:
+    server, asked = BulkServer.of(7), PlainWork()
+    tally = bulk(tmp_path, server, asked)
+    assert (tally.done, tally.pushed.new) == (7, 7)
+    assert server.having(VERSION) == dict.fromkeys(range(1, 8), 1)
+    again = bulk(tmp_path, server, asked)
+    assert (again.kept, again.done, again.pushed.new) == (7, 0, 0)
+    assert sorted(asked.worked) == list(range(1, 8))
+
+
+def test_shards_share_the_tasks_whatever_is_added(tmp_path: Path) -> None:
+    server = BulkServer.of(10)
+    works = [PlainWork(), PlainWork(), PlainWork()]
+    for index in range(3):
+        bulk(tmp_path, server, works[index], Shard(index + 1, 3))
+    server.tasks |= BulkServer.of(5, 11).tasks
+    for index in range(3):
+        bulk(tmp_path, server, works[index], Shard(index + 1, 3))
+    assert server.having(VERSION) == dict.fromkeys(range(1, 16), 1)
+    assert [sorted(one.worked) for one in works] == [[1, 4, 7, 10, 13], [2, 5, 8, 11, 14], [3, 6, 9, 12, 15]]
+
+
+def test_who_is_stopped_goes_on(tmp_path: Path) -> None:
+    server, asked = BulkServer.of(9), PlainWork()
+    assert bulk(tmp_path, server, asked, stop_after=5).stopped
+    assert server.having(VERSION) == dict.fromkeys(asked.worked, 1)
+    assert not bulk(tmp_path, server, asked).stopped
+    assert sorted(asked.worked) == list(range(1, 10))
+    assert server.having(VERSION) == dict.fromkeys(range(1, 10), 1)
+
+
+KILLS = ("POST answered", "POST not answered", "GET /api/tasks/", "publish", "append_line", "replace_file")
+
+
+@pytest.mark.parametrize("where", KILLS)
+@pytest.mark.parametrize("time", [1, 2, 3])
+def test_killed_anywhere_no_task_is_repeated(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, time: int) -> None:
+    """The process ends at a step; what it had asked of Label Studio may have happened or not."""
+    server, asked = BulkServer.of(9), PlainWork()
+    passes = [time]
+
+    class Killed(BaseException):
+        pass
+
+    def here(name: str) -> None:
+        if name == where:
+            passes[0] -= 1
+            if passes[0] == 0:
+                raise Killed
+
+    def fail(line: str, request: httpx.Request) -> httpx.Response | None:
+        if line == IMPORT:
+            here("POST not answered")
+        here(line)
+        return None
+
+    server.fail = fail
+    server.after = lambda line: here("POST answered") if line == IMPORT else None
+    from backend.batch import store as module  # noqa: PLC0415
+
+    with monkeypatch.context() as patch:
+        for name in ("publish", "append_line", "replace_file"):
+            real = getattr(module, name)
+
+            def step(*arguments: Any, name: str = name, real: Callable[..., None] = real) -> None:
+                here(name)
+                real(*arguments)
+
+            patch.setattr(module, name, step)
+        try:
+            bulk(tmp_path, server, asked)
+        except Killed:
+            pass
+        else:
+            assert passes[0] > 0  # it did not come to that
+    server.fail, server.after = (lambda line, request: None), (lambda line: None)
+    bulk(tmp_path, server, asked)
+    assert server.having(VERSION) == dict.fromkeys(range(1, 10), 1)
+    assert sorted(asked.worked) == list(range(1, 10))
+
+
+@pytest.mark.parametrize("status", [401, 404], ids=["the token was revoked", "the project was deleted"])
+@pytest.mark.parametrize("line", [IMPORT, "GET /api/tasks/"])
+def test_label_studio_refuses_in_the_middle(tmp_path: Path, status: int, line: str) -> None:
+    server, asked = BulkServer.of(9), PlainWork()
+    server.fail = lambda now, request: httpx.Response(status, json={"detail": "no"}) if now == line and server.asked[line] > 1 else None
+    with pytest.raises(LabelStudioError, match=str(status)):
+        bulk(tmp_path, server, asked)
+    server.fail = lambda now, request: None
+    bulk(tmp_path, server, asked)
+    assert server.having(VERSION) == dict.fromkeys(range(1, 10), 1)
+    assert sorted(asked.worked) == list(range(1, 10))
+
+
+def test_a_revoked_key_does_not_fail_task_after_task(tmp_path: Path) -> None:
+    server, asked = BulkServer.of(9), PlainWork()
+    server.fail = lambda line, request: httpx.Response(401) if line == f"GET /api/projects/{PROJECT}/" else None
+
+    class NoImages(PlainWork):
+        def loader(self) -> Callable[[Job], Any]:
+            def load(job: Job) -> Any:
+                raise FetchError("Label Studio answered 401 instead of the image")
+
+            return load
+
+    with pytest.raises(LabelStudioError, match="does not take the token"):
+        bulk(tmp_path, server, NoImages())
+    server.fail = lambda line, request: None
+    assert sum(bulk(tmp_path, server, NoImages()).failed.values()) == 9  # Label Studio is well: it is the images
+    bulk(tmp_path, server, asked)
+    assert sorted(asked.worked) == list(range(1, 10))
+
+
+def test_a_restart_of_label_studio_is_waited_for(tmp_path: Path) -> None:
+    server = BulkServer.of(6)
+    server.fail = lambda line, request: httpx.Response(502) if sum(server.asked.values()) % 3 == 0 else None
+    assert bulk(tmp_path, server).done == 6
+    assert server.having(VERSION) == dict.fromkeys(range(1, 7), 1)
+
+
+def test_a_part_that_was_cut_short_is_not_pushed_twice(tmp_path: Path) -> None:
+    server = BulkServer.of(6)
+    bulk(tmp_path, server)
+    part = next((tmp_path / "shard-1-of-1").glob("part-000002.jsonl"))
+    part.write_bytes(part.read_bytes()[:-30])
+    bulk(tmp_path, server)
+    assert server.having(VERSION) == dict.fromkeys(range(1, 7), 1)
+
+
+def test_what_was_deleted_in_label_studio_is_asked_again(tmp_path: Path) -> None:
+    server, asked = BulkServer.of(4), PlainWork()
+    bulk(tmp_path, server, asked)
+    server.predictions = [one for one in server.predictions if one["task"] != 3]
+    bulk(tmp_path, server, asked)
+    assert server.having(VERSION) == dict.fromkeys(range(1, 5), 1)
+    assert sorted(asked.worked) == [1, 2, 3, 3, 4]
+
+
+def test_a_task_that_fails_stays_open(tmp_path: Path) -> None:
+    server = BulkServer.of(5)
+    tally = bulk(tmp_path, server, PlainWork(dead=(2, 4)))
+    assert (tally.done, sum(tally.failed.values()), list(tally.first.values())) == (3, 2, [2])
+    assert bulk(tmp_path, server).done == 2
+    assert server.having(VERSION) == dict.fromkeys(range(1, 6), 1)
+
+
+def test_another_question_is_another_answer(tmp_path: Path) -> None:
+    """A key that was not pushed yet: the task's data was edited after it was worked out."""
+    server, asked = BulkServer.of(2), PlainWork()
+    bulk(tmp_path, server, asked)
+    server.predictions.clear()
+    server.tasks[1] = {"image": "/data/upload/1-100x80.png", "description": "the dog"}
+    bulk(tmp_path, server, asked)
+    assert server.having(VERSION) == {1: 1, 2: 1}
+
+
+@pytest.mark.parametrize("description", ["the left cup", ["the left cup", "the dog"], {"Dog": "all cups"}, "the moon", None], ids=str)
+def test_a_prediction_is_that_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, description: Any) -> None:
+    where = house(tmp_path / "server", show_prompts=True)
+    raw = {"id": 5, "data": {"image": "/data/upload/5-100x80.png", "description": description}}
+    try:
+        [answer] = where.service.predictor.predict(PredictRequest([raw], UID, CONFIG))
+        [*served] = where.service.corrections.served(PROJECT, 5)
+    finally:
+        where.service.close(5.0)
+    monkeypatch.setattr(work, "image_store", lambda *_: FakeImages())
+    given = settings(tmp_path, show_prompts=True, label_studio_url="http://ls:8080", label_studio_api_key=KEY)
+    asked = ProjectWork(given, UID, CONFIG)
+    job = Job(5, raw["data"])
+    found = asked.answerer()(fake_pipeline(), job, asked.loader()(job), 0.0)
+    assert found.result == json.loads(answer)
+    assert {one.region: replace(one, time=0.0) for one in found.served} == {one.region: replace(one, time=0.0) for one in served}
+
+
+def test_a_project_from_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fake_models: None) -> None:
+    server = BulkServer.of(3)
+    server.tasks[2]["image"] = "dead"
+    monkeypatch.setattr(shards, "LabelStudio", lambda url, token: server.client(token))
+    monkeypatch.setattr(work, "image_store", lambda *_: FakeImages())
+    for name, value in {"LABEL_STUDIO_URL": "http://ls:8080", "LABEL_STUDIO_API_KEY": "key", "SAM4MLLM_HOME": str(tmp_path)}.items():
+        monkeypatch.setenv(name, value)
+    result = CliRunner().invoke(app, ["batch", str(PROJECT), "--part", "1", "--json"])
+    assert isinstance(result.exception, BatchError)
+    assert "1 task without an answer; the same command goes on" in str(result.exception)
+    summary = json.loads(result.stdout)
+    assert (summary["done"], summary["failed"], summary["pushed"], summary["reasons"][0]["first"]) == (2, 1, 2, 2)
+    assert server.having(summary["version"]) == {1: 1, 3: 1}
+    log = CorrectionLog(tmp_path / "corrections.sqlite")
+    assert [one.phrase for one in log.served(PROJECT, 1)] == ["the left cup"]
+    log.close()
+    server.tasks[2]["image"] = "/data/upload/2-100x80.png"
+    result = CliRunner().invoke(app, ["batch", str(PROJECT), "--part", "1"])
+    assert result.exit_code == 0
+    assert "2 tasks done before" in result.stdout
+
+
+def test_a_folder_of_pictures(tmp_path: Path, fake_models: None) -> None:
+    write_pictures(tmp_path / "pictures", 5)
+    lines: list[str] = []
+    for shard in ("1/2", "2/2"):
+        plan = Plan(tmp_path / "pictures", tmp_path / "out", read_shard(shard), ("the left cup", " the  moon "))
+        lines += Path(run_batch(plan, settings(tmp_path))["results"]).read_text().splitlines()
+    assert len(lines) == 10
+    (tmp_path / "pictures" / EXAMPLES).write_text("\n".join(lines))
+    examples = read_examples(tmp_path / "pictures")
+    assert {(one.phrase, len(one.instances), one.split) for one in examples} == {
+        ("the left cup", 1, "predicted"),
+        ("the moon", 0, "predicted"),
+    }
+    assert {one.image for one in examples} == {"0.png", "2.png", "4.png", "more/1.png", "more/3.png"}
+    # it is a dataset now: its own phrases are asked
+    summary = run_batch(Plan(tmp_path / "pictures", tmp_path / "again"), settings(tmp_path))
+    assert sorted(Path(summary["results"]).read_text().splitlines()) == sorted(lines)
+
+
+def test_a_picture_that_changed_is_asked_again(tmp_path: Path, fake_models: None) -> None:
+    write_pictures(tmp_path / "pictures", 3)
+    plan = Plan(tmp_path / "pictures", tmp_path / "out", phrases=("the dog",))
+    assert run_batch(plan, settings(tmp_path))["done"] == 3
+    (tmp_path / "pictures" / "0.png").write_bytes((tmp_path / "pictures" / "2.png").read_bytes())
+    summary = run_batch(plan, settings(tmp_path))
+    assert summary["done"] == 1
+    assert len(Path(summary["results"]).read_text().splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("target", "phrases", "given", "message"),
+    [
+        pytest.param("missing", (), {}, "is no folder", id="no folder"),
+        pytest.param("plain", (), {}, "no dataset: .* --phrase", id="no phrase"),
+        pytest.param("plain", (" ",), {}, "phrase is empty", id="empty phrase"),
+        pytest.param("empty", ("cup",), {}, "has no picture", id="no picture"),
+        pytest.param(3, (), {}, "set LABEL_STUDIO_URL", id="no address"),
+        pytest.param(3, (), {"label_studio_url": "http://127.0.0.1:9"}, "set LABEL_STUDIO_URL", id="no key"),
+        pytest.param(
+            3, (), {"label_studio_url": "http://127.0.0.1:9", "label_studio_api_key": KEY}, "cannot be reached", id="wrong address"
+        ),
+        pytest.param(
+            3, ("a",), {"label_studio_url": "http://127.0.0.1:9", "label_studio_api_key": KEY}, "for folders", id="phrase of a project"
+        ),
+    ],
+)
+def test_what_cannot_be_is_said_before_models_are_loaded(
+    tmp_path: Path, target: str | int, phrases: tuple[str, ...], given: dict[str, Any], message: str
+) -> None:
+    write_pictures(tmp_path / "plain", 1)
+    (tmp_path / "empty").mkdir()
+    where = target if isinstance(target, int) else tmp_path / target
+    with pytest.raises(Exception, match=message) as caught:
+        run_batch(Plan(where, tmp_path / "out", phrases=phrases), settings(tmp_path, **given))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/2/3", "a/b", "-1/2", "1/0"])
+def test_a_shard_that_is_none(tmp_path: Path, text: str) -> None:
+    result = CliRunner().invoke(app, ["batch", str(tmp_path), "--shard", text, "--phrase", "cup"])
+    assert result.exit_code == 2
+    assert "no shard" in result.stderr
+
+
+def test_tasks_are_in_one_shard_each(tmp_path: Path) -> None:
+    write_pictures(tmp_path / "p", 20)
+    sources = [FolderSource(tmp_path / "p", Shard(index, 3), ("cup",)) for index in (1, 2, 3)]
+    names = [job.data["image"] for source in sources for job in source.jobs(VERSION)]
+    assert len(names) == len(set(names)) == 20
+    assert all(source.left() == 0 for source in sources)
+
+
+@pytest.mark.parametrize(("seconds", "text"), [(0, "0 s"), (89, "89 s"), (90, "2 min"), (3599, "1 h 00 min"), (7500, "2 h 05 min")])
+def test_durations(seconds: float, text: str) -> None:
+    assert duration(seconds) == text
+
+
+def test_a_log_gets_a_line_now_and_then(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("backend.batch.view.LINE_SECONDS", -1.0)
+    with View("project 7") as view:
+        view.show(Tally(kept=10, done=20, began=-1.0), 70)
+    assert "project 7: 30 of 100 tasks" in capsys.readouterr().err
+
+
+def test_without_ray_there_is_a_cure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from backend.batch import on_ray  # noqa: PLC0415
+
+    def missing(name: str) -> None:
+        raise ImportError(f"No module named {name!r}")
+
+    monkeypatch.setattr(on_ray, "import_module", missing)
+    with pytest.raises(BatchError, match=r"pip install 'sam4mllm\[ray\]'"):
+        on_ray.ray_stages(fake_pipeline, settings(tmp_path), PlainWork())
+
+
+@pytest.fixture
+def ray(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    if importlib.util.find_spec("ray") is None:
+        pytest.skip("ray is not installed")
+    monkeypatch.setenv("RAY_ADDRESS", "local")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))
+    import ray as module  # noqa: PLC0415
+
+    yield module
+    module.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore")  # Ray's own
+def test_ray_gives_the_same(tmp_path: Path, ray: Any) -> None:
+    from backend.batch.on_ray import ray_stages  # noqa: PLC0415
+
+    write_pictures(tmp_path / "pictures", 9)
+    (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
+    given = settings(tmp_path)
+    asked = work.FolderWork(given, tmp_path / "pictures")
+
+    def results(name: str, make: Callable[[FolderSource], tuple[str, Any]]) -> tuple[str, dict[int, object], dict[str, int]]:
+        source = FolderSource(tmp_path / "pictures", Shard(), ("the left cup", "the moon"))
+        version, stages = make(source)
+        with opened(tmp_path / name, 4) as store:
+            stop = threading.Event()
+            tally = run(source, version, asked, stages, store, Nowhere(), notes=None, show=lambda *_: None, stop=stop)
+            return version, store.results(), dict(tally.failed)
+
+    here = results("here", lambda source: (fake_pipeline().version(given.strategy), local_stages(fake_pipeline(), asked, source)))
+    there = results("there", lambda source: ray_stages(partial(fake_pipeline), given, asked))
+    assert there == here
+    assert len(there[1]) == 9
+    assert sum(there[2].values()) == 1
