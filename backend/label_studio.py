@@ -102,13 +102,17 @@ class LabelStudio:
                 self._access = ""
         return self._personal
 
-    def request(self, method: str, path: str, json: object = None) -> Any:
+    def request(self, method: str, path: str, json: object = None, timeout: httpx.Timeout = TIMEOUT) -> Any:
         """What a route answers, None if nothing. ``path`` begins with a slash, which is the root of Label Studio.
 
         Raises:
             LabelStudioError: no answer, or another than success; one line that says what to do.
         """
-        return _content(self._send(method, path, json), path, self._personal)
+        return _content(self._send(method, path, json, timeout), path, self._personal)
+
+    def open(self, path: str) -> Any:
+        """What a route that needs no token answers to a GET, asked without one. Raises LabelStudioError."""
+        return _content(self._exchange("GET", path, None, {}), path, self._personal)
 
     def task(self, task_id: int) -> dict[str, Any]:
         """A task with its data and annotations. Raises LabelStudioError."""
@@ -225,10 +229,14 @@ class LabelStudio:
         try:
             return self._client.request(method, path, json=json, headers=headers, timeout=timeout)
         except httpx.TimeoutException as error:
-            raise LabelStudioError(f"Label Studio at {self.url} does not answer; check LABEL_STUDIO_URL, and that it runs") from error
+            raise LabelStudioError(
+                f"Label Studio at {self.url} does not answer; check LABEL_STUDIO_URL, and that it runs", passing=True
+            ) from error
         except (httpx.HTTPError, httpx.InvalidURL) as error:
             reason = " ".join(str(error).split())[:120]
-            raise LabelStudioError(f"Label Studio at {self.url} cannot be reached ({reason}); check LABEL_STUDIO_URL") from error
+            raise LabelStudioError(
+                f"Label Studio at {self.url} cannot be reached ({reason}); check LABEL_STUDIO_URL", passing=True
+            ) from error
 
     def _buy_access(self) -> str:
         path = "/api/token/refresh/"
@@ -249,7 +257,9 @@ def _content(response: httpx.Response, path: str, personal: bool) -> Any:
             return response.json() if response.content else None
         except ValueError:
             raise _unexpected(path) from None
-    raise LabelStudioError(_advice(response, path.partition("?")[0], personal))
+    status = response.status_code
+    advice = _advice(response, path.partition("?")[0], personal)
+    raise LabelStudioError(advice, status, response.is_server_error or status == 429, _said(response))
 
 
 def _advice(response: httpx.Response, path: str, personal: bool) -> str:
@@ -270,12 +280,27 @@ def _advice(response: httpx.Response, path: str, personal: bool) -> str:
 
 
 def _detail(response: httpx.Response) -> str:
+    return _said(response)[:160]
+
+
+def _said(response: httpx.Response) -> str:
+    """What Label Studio says of a failure, in one line: the first thing that is wrong with a field, else the general reason."""
     try:
         answer = response.json()
     except ValueError:
         return ""
-    detail = answer.get("detail") if isinstance(answer, dict) else None
-    return " ".join(detail.split())[:160] if isinstance(detail, str) else ""
+    if not isinstance(answer, dict):
+        return ""
+    said = _first_text(answer.get("validation_errors")) or answer.get("detail") or answer.get("error")
+    return " ".join(said.split())[:1000] if isinstance(said, str) else ""
+
+
+def _first_text(value: object) -> str:
+    """The first text in lists and objects of them."""
+    if isinstance(value, str):
+        return value
+    children = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next(filter(None, map(_first_text, children)), "")
 
 
 def _unexpected(path: str) -> LabelStudioError:
