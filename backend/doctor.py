@@ -14,6 +14,7 @@ import httpx
 from backend.connection import is_loopback, server_url
 from backend.errors import LabelStudioError, SettingsError
 from backend.finding import Finding, as_finding
+from backend.images import image_store
 from backend.label_config import LabelConfig
 from backend.label_studio import LabelStudio
 from backend.machine_checks import (
@@ -41,7 +42,6 @@ from backend.project_checks import (
     read_link,
     sample_tasks,
 )
-from backend.service import image_store
 from backend.settings import Settings
 from sam4mllm.errors import Sam4mllmError
 

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 
 from backend.settings import read_settings
-from sam4mllm.cli_options import JsonOption, hush
+from sam4mllm.cli_options import JsonOption
 
 DOCTOR_EXAMPLE = "Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm doctor 1"
 CONNECT_EXAMPLE = "Example: sam4mllm connect 1 --url http://sam4mllm.internal:9090 --config default"
@@ -36,7 +36,6 @@ def doctor(
     settings = read_settings()
     errors = Console(stderr=True)
     with errors.status("looking") as status:
-        hush()
         from backend.doctor import examine  # noqa: PLC0415 – takes seconds to import
 
         report = examine(settings, project, url, lambda what: status.update(f"looking at {what}"))

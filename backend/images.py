@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from backend.addresses import parse_url
 from backend.cache import ByteCache
 from backend.errors import FetchError, LabelStudioError
-from backend.fetch import Fetcher, StatusError
+from backend.fetch import Fetcher, FetchLimits, StatusError
 from backend.label_studio import LabelStudio
+from backend.settings import Settings
 from sam4mllm.images import image_sha256, load_image
 
 _OWN = r"/(?:data/upload/|data/local-files/|storage-data/|(?P<signed>(?:tasks|projects)/[0-9]+/(?:presign|resolve)/))"
@@ -32,6 +33,8 @@ _DATA = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASC
 _CLIMB = re.compile(r"(?:^|[/\\?&=])\.\.(?:[/\\?&#]|$)")
 _LAYERS = 6
 _CLOUDS = ("s3", "gs", "azure-blob")
+_KEPT_BYTES = 256 * 1024 * 1024
+"""Of the last files."""
 
 _ADVICE = {
     401: "check LABEL_STUDIO_API_KEY; where legacy tokens are disabled, it must be a personal access token",
@@ -182,6 +185,13 @@ class ImageStore:
 
     def _sub_path(self) -> str:
         return "" if self._label_studio is None else parse_url(self._label_studio.url).url.path.rstrip("/")
+
+
+def image_store(settings: Settings, label_studio: LabelStudio | None) -> ImageStore:
+    """Pictures from Label Studio and from the hosts that the settings allow."""
+    trusted = [settings.label_studio_url] if settings.label_studio_url else []
+    limits = FetchLimits(max_bytes=settings.max_image_mb * 1024 * 1024)
+    return ImageStore(Fetcher(trusted, settings.allow_hosts, limits), label_studio, settings.max_pixels, _KEPT_BYTES)
 
 
 def _scheme(reference: str) -> str:

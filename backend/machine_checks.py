@@ -163,7 +163,15 @@ def carries_secret(settings: Settings, headers: dict[str, str], path: str) -> bo
 
 
 def check_models(settings: Settings, running: bool) -> list[Finding]:
-    """Model, segmenter and memory. Of a running server only the memory that a run beside it needs; the rest it has shown by running."""
+    """Model, segmenter and memory. Of a running server only the memory that a run beside it needs; the rest it has shown by running.
+
+    The demo's few million parameters fit anywhere, so that a small set-up is not made to wait for imports.
+    """
+    if running and settings.model == "demo":
+        return []
+    from sam4mllm.cli_options import hush  # noqa: PLC0415
+
+    hush()
     from sam4mllm.loading import pick_device  # noqa: PLC0415 – torch takes seconds to import
     from sam4mllm.memory import announce  # noqa: PLC0415
 

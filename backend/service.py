@@ -14,8 +14,7 @@ from backend.conduct import TRAINER
 from backend.corrections import CorrectionLog
 from backend.engine import Engine
 from backend.errors import LabelStudioError
-from backend.fetch import Fetcher, FetchLimits
-from backend.images import ImageStore
+from backend.images import image_store
 from backend.label_studio import LabelStudio
 from backend.learning import Learner
 from backend.metrics import Metrics
@@ -31,7 +30,6 @@ from sam4mllm.registry import Registry
 
 log = logging.getLogger(__name__)
 
-IMAGE_MEMORY = 256 * 1024 * 1024
 LEARNER_SECONDS = 5.0
 """For a run to notice that the server ends; its process then writes a checkpoint on its own."""
 DUPLICATE_SECONDS = 3.0
@@ -126,13 +124,6 @@ def build(
         settings, engine, versions, corrections, pictures, metrics, label_studio=label_studio, scorer=scorer, trainer=trainer or TRAINER
     )
     return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner)
-
-
-def image_store(settings: Settings, label_studio: LabelStudio | None) -> ImageStore:
-    """Pictures from Label Studio and from the hosts that the settings allow."""
-    trusted = [settings.label_studio_url] if settings.label_studio_url else []
-    limits = FetchLimits(max_bytes=settings.max_image_mb * 1024 * 1024)
-    return ImageStore(Fetcher(trusted, settings.allow_hosts, limits), label_studio, settings.max_pixels, IMAGE_MEMORY)
 
 
 def version_file(settings: Settings) -> Path:
