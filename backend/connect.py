@@ -21,6 +21,7 @@ from backend.connection import (
     pick_hook,
     read_entries,
     read_hooks,
+    require_label_studio,
     tidy,
 )
 from backend.errors import ConfigError, LabelStudioError
@@ -72,6 +73,7 @@ def connect(
     """
     if (refusal := hook_refusal("webhook", url)) is not None:
         raise _refused(refusal)
+    require_label_studio(label_studio)
     project = _project(label_studio, project_id)
     return [
         _set_config(label_studio, settings, project, config, force),

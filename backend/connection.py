@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -64,6 +65,19 @@ class Hook:
     def missing(self) -> list[str]:
         """The events that it does not bring."""
         return [] if self.everything else [event for event in EVENTS if event not in self.actions]
+
+
+def require_label_studio(label_studio: LabelStudio) -> None:
+    """Raise LabelStudioError if nothing answers at its address, or something else than a Label Studio."""
+    try:
+        said = label_studio.open("/api/version")
+    except LabelStudioError as error:
+        if error.status not in (401, 403, 404, 405):
+            raise
+        said = None
+    if not isinstance(said, dict) or "label-studio-os-package" not in said:
+        line = "is not Label Studio, or LABEL_STUDIO_URL lacks its sub-path; check LABEL_STUDIO_URL"
+        raise LabelStudioError(f"what answers at {label_studio.url} {line}", HTTPStatus.NOT_FOUND)
 
 
 def read_entries(label_studio: LabelStudio, project: int) -> list[Entry]:

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from backend.connection import is_loopback, server_url
+from backend.connection import is_loopback, require_label_studio, server_url
 from backend.errors import LabelStudioError, SettingsError
 from backend.finding import Finding, as_finding
 from backend.images import image_store
@@ -121,9 +121,7 @@ def _label_studio(settings: Settings, report: Report) -> LabelStudio | None:
 def _answers(label_studio: LabelStudio, report: Report) -> bool:
     """Whether it is a Label Studio, and takes the token."""
     try:
-        said = label_studio.open("/api/version")
-        if not isinstance(said, dict) or "label-studio-os-package" not in said:
-            raise LabelStudioError(f"what answers at {label_studio.url} is not Label Studio; check LABEL_STUDIO_URL")
+        require_label_studio(label_studio)
     except LabelStudioError as error:
         finding = as_finding("Label Studio", error, "check LABEL_STUDIO_URL")
         if not error.status and is_loopback(label_studio.url):

@@ -34,6 +34,7 @@ class Server:
         self.entries: list[dict[str, Any]] = []
         self.hooks: list[dict[str, Any]] = []
         self.changes: list[str] = []
+        self.is_label_studio = True
         self.refusal: httpx.Response | None = None
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -43,6 +44,8 @@ class Server:
             self.changes.append(f"{method} {path}")
             if self.refusal is not None:
                 return self.refusal
+        if path == "/api/version":
+            return httpx.Response(200 if self.is_label_studio else 401, json={"label-studio-os-package": {"version": "1.23.2"}})
         if path == "/api/projects/7/":
             self.project |= body
             return httpx.Response(200, json=self.project)
@@ -189,6 +192,14 @@ def test_refusals_are_one_line_with_a_cure(status: int, answer: dict[str, Any], 
         run(server, tmp_path)
     assert line in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_another_server_is_not_taken_for_label_studio(tmp_path: Path) -> None:
+    server = Server()
+    server.is_label_studio = False
+    with pytest.raises(LabelStudioError, match="is not Label Studio"):
+        run(server, tmp_path)
+    assert server.changes == []
 
 
 def test_a_host_that_gets_no_webhooks_is_refused_before_anything_is_made(tmp_path: Path) -> None:

@@ -267,7 +267,8 @@ def test_bad_input_of_connect_is_one_line(team: Team, arguments: tuple[object, .
 def test_another_server_is_not_taken_for_label_studio(team: Team) -> None:
     check, problem, _ = team.finding(1, LABEL_STUDIO_URL=team.url)
     assert check == "Label Studio"
-    assert "not Label Studio" in problem or "refused" in problem
+    assert "is not Label Studio" in problem
+    assert "is not Label Studio" in team.run("connect", 1, code=1, LABEL_STUDIO_URL=team.url).stderr
 
 
 def test_a_project_that_is_not_there(team: Team) -> None:
