@@ -71,15 +71,17 @@ class FetchError(BackendError):
 class LabelStudioError(BackendError):
     """Label Studio refused or did not answer.
 
-    ``status`` is the answer's, 0 without one; ``passing``: the same may succeed later, as after a restart of Label Studio.
+    ``status`` is the answer's, 0 without one; ``passing``: the same may succeed later, as after a restart of Label Studio; ``detail`` is
+    what Label Studio said of it.
     """
 
     reason = "label_studio"
 
-    def __init__(self, message: str, status: int = 0, passing: bool = False) -> None:
+    def __init__(self, message: str, status: int = 0, passing: bool = False, detail: str = "") -> None:
         super().__init__(message)
         self.status = status
         self.passing = passing
+        self.detail = detail
 
 
 class QueueFullError(BackendError):

@@ -33,8 +33,8 @@ _DATA = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASC
 _CLIMB = re.compile(r"(?:^|[/\\?&=])\.\.(?:[/\\?&#]|$)")
 _LAYERS = 6
 _CLOUDS = ("s3", "gs", "azure-blob")
-
 IMAGE_MEMORY = 256 * 1024 * 1024
+"""Bytes that are kept of the last files."""
 
 _ADVICE = {
     401: "check LABEL_STUDIO_API_KEY; where legacy tokens are disabled, it must be a personal access token",

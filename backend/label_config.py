@@ -5,6 +5,7 @@ The XML is foreign data: document types and entities are refused, size and depth
 
 from __future__ import annotations
 
+import re
 import string
 from dataclasses import dataclass, field
 from xml.parsers import expat
@@ -20,6 +21,8 @@ CONTROL_TAGS = (*MASK_TAGS, "KeyPointLabels", "TextArea")
 ANSWER_NAME = "answer"
 """The name of a second TextArea, in which an annotator reads what a prompt found."""
 
+_CODE = re.compile(r"\S*_\S*|[A-Za-z]*[-.]?[0-9]+|[A-Za-z]|[^\w]*")
+
 
 @dataclass(frozen=True)
 class Label:
@@ -31,6 +34,11 @@ class Label:
     @property
     def names(self) -> tuple[str, ...]:
         return (self.value, *self.aliases)
+
+    @property
+    def phrase(self) -> str | None:
+        """What the label is asked for by: the first of its names that is words and no code, as ``cls_03``, ``7`` and ``A`` are."""
+        return next((name for name in self.names if not _CODE.fullmatch(name.strip())), None)
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,17 @@ def read_label_config(xml: str) -> LabelConfig:
         keypoint=next((control for control in others if control.tag == "KeyPointLabels"), None),
         box=next((control for control in others if control.tag == "RectangleLabels" and control != mask), None),
     )
+
+
+def salvage(xml: str) -> tuple[list[Label], str]:
+    """The labels of all controls of a config, each value once, and the key of its pictures, which may be empty. Raises ConfigError."""
+    tags = _tags(xml)
+    labels: dict[str, Label] = {}
+    for tag in tags:
+        for label in tag.labels:
+            labels.setdefault(label.value, label)
+    values = [tag.attributes.get("value", "") for tag in tags if tag.name == "Image"]
+    return list(labels.values()), next((value[1:] for value in values if value.startswith("$")), "")
 
 
 def _control(tag: _Tag) -> Control:

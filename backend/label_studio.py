@@ -110,6 +110,10 @@ class LabelStudio:
         """
         return _content(self._send(method, path, json, timeout), path, self._personal)
 
+    def open(self, path: str) -> Any:
+        """What a route that needs no token answers to a GET, asked without one. Raises LabelStudioError."""
+        return _content(self._exchange("GET", path, None, {}), path, self._personal)
+
     def task(self, task_id: int) -> dict[str, Any]:
         """A task with its data and annotations. Raises LabelStudioError."""
         path = f"/api/tasks/{task_id:d}/"
@@ -254,7 +258,8 @@ def _content(response: httpx.Response, path: str, personal: bool) -> Any:
         except ValueError:
             raise _unexpected(path) from None
     status = response.status_code
-    raise LabelStudioError(_advice(response, path.partition("?")[0], personal), status, response.is_server_error or status == 429)
+    advice = _advice(response, path.partition("?")[0], personal)
+    raise LabelStudioError(advice, status, response.is_server_error or status == 429, _said(response))
 
 
 def _advice(response: httpx.Response, path: str, personal: bool) -> str:
@@ -275,12 +280,27 @@ def _advice(response: httpx.Response, path: str, personal: bool) -> str:
 
 
 def _detail(response: httpx.Response) -> str:
+    return _said(response)[:160]
+
+
+def _said(response: httpx.Response) -> str:
+    """What Label Studio says of a failure, in one line: the first thing that is wrong with a field, else the general reason."""
     try:
         answer = response.json()
     except ValueError:
         return ""
-    detail = answer.get("detail") if isinstance(answer, dict) else None
-    return " ".join(detail.split())[:160] if isinstance(detail, str) else ""
+    if not isinstance(answer, dict):
+        return ""
+    said = _first_text(answer.get("validation_errors")) or answer.get("detail") or answer.get("error")
+    return " ".join(said.split())[:1000] if isinstance(said, str) else ""
+
+
+def _first_text(value: object) -> str:
+    """The first text in lists and objects of them."""
+    if isinstance(value, str):
+        return value
+    children = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next(filter(None, map(_first_text, children)), "")
 
 
 def _unexpected(path: str) -> LabelStudioError:

@@ -88,7 +88,7 @@ def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, remem
         return found
     if remembered:
         return [Wanted(remembered, config.label_for(remembered))]
-    named = [Wanted(label.value, label.value) for label in config.mask.labels][:MAX_PHRASES]
+    named = [Wanted(label.phrase or label.value, label.value) for label in config.mask.labels][:MAX_PHRASES]
     if not named:
         raise TaskError(f"there is nothing to look for: write a phrase into the task's {phrase_field!r}, or labels into the config")
     return named

@@ -41,6 +41,7 @@ class Settings(BaseSettings):
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password and a webhook secret")
     port: int = Field(9090, ge=1, le=65535, description="port to listen on")
+    url: str = Field("", description="this server as Label Studio reaches it, for `connect` and `doctor`")
     queue: int = Field(
         16, ge=1, le=256, description="batch requests, and as many interactive ones, that may wait or run at once; more are answered 503"
     )
@@ -94,13 +95,13 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser()
 
-    @field_validator("label_studio_url")
+    @field_validator("label_studio_url", "url")
     @classmethod
     def _tidy(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
             raise ValueError("it must start with http:// or https://")
         if "@" in value:
-            raise ValueError("it must not hold a user name; put the token into LABEL_STUDIO_API_KEY")
+            raise ValueError("it must not hold a user name or password; those have settings of their own")
         return value.rstrip("/")
 
     @property

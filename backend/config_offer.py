@@ -1,0 +1,57 @@
+"""A labelling config to offer a project: label_config.xml of this release, with the project's own labels and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.sax.saxutils import quoteattr
+
+from backend.errors import ConfigError
+from backend.label_config import Label, salvage
+
+COLOURS = {
+    "mask": ("#ff5c38", "#e0a100", "#8e44ad", "#00796b", "#c2185b", "#5d4037"),
+    "click": ("#18b26b",),
+    "box": ("#2e86ff",),
+}
+"""Of a control's labels in turn; clicks and boxes are one colour each, told apart from masks."""
+
+
+def offer_config(xml: str, phrase_field: str = "description") -> str:
+    """A config with every control, for the labels and the key of pictures that ``xml`` has; ``Object`` if it has none, or is no XML."""
+    try:
+        labels, image_key = salvage(xml)
+    except ConfigError:
+        labels, image_key = [], ""
+    return make_config(labels or [Label("Object")], image_key or "image", phrase_field)
+
+
+def make_config(labels: Sequence[Label], image_key: str = "image", phrase_field: str = "description") -> str:
+    """The config of these labels; a task's data holds its picture and its phrase under these keys."""
+    return f"""<View>
+  <Header value={quoteattr(f"${phrase_field}")}/>
+  <TextArea name="prompt" toName="image" placeholder="Another description, for example: the left cup" maxSubmissions="1" editable="true"/>
+  <TextArea name="answer" toName="image" smart="false" editable="false" maxSubmissions="0"/>
+  <Image name="image" value={quoteattr(f"${image_key}")} zoomControl="true"/>
+  <BrushLabels name="mask" toName="image" smart="false">
+{_labels(labels, "mask")}
+  </BrushLabels>
+  <KeyPointLabels name="click" toName="image" smart="true">
+{_labels(labels, "click")}
+  </KeyPointLabels>
+  <RectangleLabels name="box" toName="image" smart="true">
+{_labels(labels, "box")}
+  </RectangleLabels>
+</View>
+"""
+
+
+def _labels(labels: Sequence[Label], control: str) -> str:
+    colours = COLOURS[control]
+    return "\n".join(
+        f"    <Label value={quoteattr(label.value)}{_alias(label)} background={quoteattr(colours[index % len(colours)])}/>"
+        for index, label in enumerate(labels)
+    )
+
+
+def _alias(label: Label) -> str:
+    return f" alias={quoteattr(', '.join(label.aliases))}" if label.aliases else ""

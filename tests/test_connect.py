@@ -1,0 +1,223 @@
+"""Connecting a project against a Label Studio in memory that keeps entries and webhooks as the real one does."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from backend.config_offer import make_config, offer_config
+from backend.connect import UnfitConfigError, connect
+from backend.connection import EVENTS
+from backend.errors import LabelStudioError
+from backend.label_config import Label, read_label_config
+from backend.label_studio import LabelStudio
+from tests.backend_fakes import CONFIG, settings
+
+SHIPPED = (Path(__file__).parents[1] / "label_config.xml").read_text(encoding="utf-8")
+URL = "http://sam4mllm.internal:9090"
+NO_MASK = (
+    '<View><Image name="i" value="$img"/><Choices name="c" toName="i"/>'
+    '<KeyPointLabels name="k" toName="i"><Label value="Cup"/></KeyPointLabels></View>'
+)
+
+
+class Server:
+    """One project; an entry that is made brings its webhook, and a webhook that is changed without events loses them."""
+
+    def __init__(self, config: str = CONFIG, annotations: int = 0) -> None:
+        self.project: dict[str, Any] = {"id": 7, "label_config": config, "total_annotations_number": annotations}
+        self.entries: list[dict[str, Any]] = []
+        self.hooks: list[dict[str, Any]] = []
+        self.changes: list[str] = []
+        self.is_label_studio = True
+        self.refusal: httpx.Response | None = None
+
+    def __call__(self, request: httpx.Request) -> httpx.Response:
+        path, method = request.url.path, request.method
+        body = json.loads(request.content) if request.content else {}
+        if method != "GET":
+            self.changes.append(f"{method} {path}")
+            if self.refusal is not None:
+                return self.refusal
+        if path == "/api/version":
+            return httpx.Response(200 if self.is_label_studio else 401, json={"label-studio-os-package": {"version": "1.23.2"}})
+        if path == "/api/projects/7/":
+            self.project |= body
+            return httpx.Response(200, json=self.project)
+        kind = re.match(r"/api/(ml|webhooks)\b", path)
+        if kind is None:
+            return httpx.Response(404, json={"detail": "No Project matches the given query."})
+        kept = self.entries if kind[1] == "ml" else self.hooks
+        if method == "GET":
+            return httpx.Response(200, json=kept)
+        if method == "POST":
+            kept.append({"id": len(kept) + 1})
+            one = kept[-1]
+        else:
+            one = next(one for one in kept if one["id"] == int(path.rstrip("/").rpartition("/")[2]))
+        one |= self._stored(kind[1], body)
+        if kind[1] == "ml" and not any(hook["url"] == body["url"] + "/webhook" for hook in self.hooks) and method == "POST":
+            hook = {"id": len(self.hooks) + 1, "url": body["url"] + "/webhook", "send_for_all_actions": True, "headers": {}}
+            self.hooks.append({**hook, "actions": [], "is_active": True, "send_payload": True})
+        return httpx.Response(200, json=one)
+
+    @staticmethod
+    def _stored(kind: str, body: dict[str, Any]) -> dict[str, Any]:
+        if kind == "webhooks":
+            return {**body, "actions": body.get("actions", [])}
+        return {**body, "state": "CO", "basic_auth_pass_is_set": bool(body.get("basic_auth_pass")), "model_version": "v1"}
+
+
+def run(server: Server, tmp_path: Path, url: str = URL, config: str | None = None, force: bool = False, **given: Any) -> list[bool]:
+    """What was changed: config, entry, webhook."""
+    client = LabelStudio("http://ls:8080", "a" * 40, transport=httpx.MockTransport(server))
+    return [step.changed for step in connect(client, settings(tmp_path, **given), 7, url, ["v1"], config, force)]
+
+
+GUARDED = {"auth_password": "pw", "webhook_secret": "s"}
+
+
+def test_a_new_project_gets_entry_password_header_and_events_and_then_stays(tmp_path: Path) -> None:
+    server = Server()
+    assert run(server, tmp_path, **GUARDED) == [False, True, True]
+    [entry], [hook] = server.entries, server.hooks
+    assert (entry["url"], entry["is_interactive"], entry["basic_auth_user"], entry["basic_auth_pass"]) == (URL, True, "sam4mllm", "pw")
+    assert hook["headers"] == {"X-Webhook-Secret": "s"}
+    assert hook["actions"] == list(EVENTS)
+    before = len(server.changes)
+    assert run(server, tmp_path, **GUARDED) == [False, False, False]
+    assert len(server.changes) == before
+
+
+def test_what_label_studio_makes_by_itself_is_enough_without_secrets(tmp_path: Path) -> None:
+    server = Server()
+    assert run(server, tmp_path) == [False, True, False]
+    assert server.changes == ["POST /api/ml/"]
+
+
+@pytest.mark.parametrize(
+    ("damage", "changed"),
+    [
+        pytest.param(lambda server: server.entries[0].update(is_interactive=False), [False, True, False], id="not interactive"),
+        pytest.param(lambda server: server.entries[0].update(state="ER"), [False, True, False], id="password changed"),
+        pytest.param(lambda server: server.entries[0].update(auth_method="NONE"), [False, True, False], id="no password"),
+        pytest.param(lambda server: server.hooks[0].update(headers={"x-webhook-secret": "old"}), [False, False, True], id="old secret"),
+        pytest.param(lambda server: server.hooks[0].update(is_active=False), [False, False, True], id="switched off"),
+        pytest.param(lambda server: server.hooks[0].update(actions=["TASKS_CREATED"]), [False, False, True], id="events"),
+        pytest.param(lambda server: server.hooks[0].update(send_payload=False), [False, False, True], id="no payload"),
+        pytest.param(lambda server: server.hooks.clear(), [False, False, True], id="no webhook"),
+    ],
+)
+def test_what_is_wrong_is_mended_and_nothing_else(damage: Any, changed: list[bool], tmp_path: Path) -> None:
+    server = Server()
+    run(server, tmp_path, **GUARDED)
+    server.hooks[0]["headers"]["X-Team"] = "kept"
+    damage(server)
+    assert run(server, tmp_path, **GUARDED) == changed
+    assert run(server, tmp_path, **GUARDED) == [False, False, False]
+    assert len(server.entries) == len(server.hooks) == 1
+    assert server.hooks[0]["headers"]["X-Webhook-Secret"] == "s"
+    assert set(server.hooks[0]["headers"]) <= {"X-Webhook-Secret", "X-Team"}
+
+
+def test_a_new_address_moves_the_entry_and_keeps_its_title(tmp_path: Path) -> None:
+    server = Server()
+    run(server, tmp_path)
+    server.entries[0]["title"] = "v1"
+    assert run(server, tmp_path, url="http://10.0.0.7:9090") == [False, True, True]
+    [entry] = server.entries
+    assert (entry["url"], entry["title"]) == ("http://10.0.0.7:9090", "v1")
+    assert [hook["url"] for hook in server.hooks] == [f"{URL}/webhook", "http://10.0.0.7:9090/webhook"]
+
+
+def test_entries_and_webhooks_of_others_are_left_alone(tmp_path: Path) -> None:
+    server = Server()
+    server.entries.append({"id": 1, "url": "http://yolo.internal:9090", "title": "YOLO", "state": "DI", "model_version": "y"})
+    server.hooks.append({"id": 1, "url": "http://chat.example.com/hook", "headers": {}})
+    others = json.dumps([server.entries[0], server.hooks[0]])
+    run(server, tmp_path, **GUARDED)
+    assert json.dumps([server.entries[0], server.hooks[0]]) == others
+    assert len(server.entries) == len(server.hooks) == 2
+
+
+def test_a_config_that_will_not_do_is_refused_with_one_to_set(tmp_path: Path) -> None:
+    server = Server(NO_MASK)
+    with pytest.raises(UnfitConfigError, match=r"has none of BrushLabels.*--config default") as caught:
+        run(server, tmp_path)
+    assert server.changes == []
+    assert run(server, tmp_path, config="default") == [True, True, False]
+    assert server.project["label_config"] == caught.value.offered
+    found = read_label_config(caught.value.offered)
+    assert found.mask.labels == (Label("Cup"),)
+    assert found.image_key == "img"
+    assert run(server, tmp_path, config="default") == [False, False, False]
+
+
+def test_the_config_of_annotations_is_changed_only_by_force(tmp_path: Path) -> None:
+    server = Server(annotations=3)
+    with pytest.raises(LabelStudioError, match=r"has 3 annotations.*--force"):
+        run(server, tmp_path, config=SHIPPED)
+    assert server.changes == []
+    assert run(server, tmp_path, config=SHIPPED, force=True)[0]
+    assert server.project["label_config"] == SHIPPED
+    assert not run(server, tmp_path, config=SHIPPED)[0]
+
+
+@pytest.mark.parametrize(
+    ("status", "answer", "line"),
+    [
+        pytest.param(403, {"detail": "URL resolves to a reserved network address (block: 10.0.0.0/8)"}, "USE_DEFAULT_BANNED", id="gate"),
+        pytest.param(
+            400,
+            {"validation_errors": {"non_field_errors": ["Successfully connected … Reason: 503 Server Error: Service Unavailable"]}},
+            "models are not loaded",
+            id="loading",
+        ),
+        pytest.param(
+            400, {"validation_errors": {"non_field_errors": ["Can't connect: [Errno 111] Connection refused"]}}, "(Conn", id="down"
+        ),
+        pytest.param(403, {"detail": "You do not have permission"}, "member of the project", id="no right"),
+        pytest.param(502, {}, "see its log", id="broken"),
+    ],
+)
+def test_refusals_are_one_line_with_a_cure(status: int, answer: dict[str, Any], line: str, tmp_path: Path) -> None:
+    server = Server()
+    server.refusal = httpx.Response(status, json=answer)
+    with pytest.raises(LabelStudioError) as caught:
+        run(server, tmp_path)
+    assert line in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_another_server_is_not_taken_for_label_studio(tmp_path: Path) -> None:
+    server = Server()
+    server.is_label_studio = False
+    with pytest.raises(LabelStudioError, match="is not Label Studio"):
+        run(server, tmp_path)
+    assert server.changes == []
+
+
+def test_a_host_that_gets_no_webhooks_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    server = Server()
+    with pytest.raises(LabelStudioError, match="host name without a dot"):
+        run(server, tmp_path, url="http://backend:9090")
+    assert server.changes == []
+
+
+def test_the_shipped_config_is_the_one_that_is_offered() -> None:
+    assert make_config([Label("Object")]) == SHIPPED
+    assert offer_config("no xml") == offer_config("<View/>") == SHIPPED
+
+
+def test_an_offered_config_keeps_labels_aliases_and_odd_characters() -> None:
+    labels = (Label('A "big" <cup> & co', ("mug", "beaker")), *(Label(f"Thing {index}") for index in range(9)))
+    found = read_label_config(make_config(labels, "img", "what"))
+    assert found.mask.labels == labels
+    assert found.keypoint is not None
+    assert found.prompt is not None
+    assert offer_config(make_config(labels, "img", "what"), "what") == make_config(labels, "img", "what")

@@ -1,0 +1,399 @@
+"""Doctor's checks on recorded answers of Label Studio 1.23.2: each fault has its line, and a healthy set-up none."""
+
+from __future__ import annotations
+
+import base64
+import errno
+import json
+import os
+from collections import namedtuple
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from backend import machine_checks
+from backend.connection import EVENTS, Entry, Hook, call_failure, hook_refusal, is_loopback, own_url, pick_entry, pick_hook, server_url
+from backend.doctor import examine
+from backend.errors import SettingsError
+from backend.finding import Finding, as_finding
+from backend.label_config import read_label_config
+from backend.label_studio import LabelStudio
+from backend.machine_checks import (
+    Server,
+    ask_server,
+    carries_secret,
+    check_adapters,
+    check_disk,
+    check_models,
+    check_secrets,
+    check_server,
+    check_token,
+    require_token,
+    webhook_refused,
+)
+from backend.project_checks import Link, check_config, check_entry, check_gate, check_hook, check_images, check_phrases, hook_path
+from sam4mllm.errors import ImageError
+from tests.backend_fakes import CONFIG, FakeImages, settings
+
+NOW = 1_795_000_000.0
+DAY = 86_400
+URL = "http://sam4mllm.internal:9090"
+BLOCKED = "URL resolves to a reserved network address (block: 172.16.0.0/12)"
+REFUSED = (
+    "_SsrfGuardedHTTPConnectionPool(host='127.0.0.1', port=8790): Max retries exceeded with url: /versions (Caused by NewConnectionError("
+    "\"_SsrfGuardedHTTPConnection(host='127.0.0.1', port=8790): Failed to establish a new connection: [Errno 111] Connection refused\"))"
+)
+Usage = namedtuple("Usage", "free")
+
+
+def token(**claims: object) -> str:
+    parts = ({"alg": "HS256", "typ": "JWT"}, {"token_type": "refresh", "exp": NOW + 3000 * DAY, **claims})
+    return ".".join(base64.urlsafe_b64encode(json.dumps(part).encode()).rstrip(b"=").decode() for part in parts) + ".c2lnbmVk"
+
+
+def entry(**given: Any) -> Entry:
+    kept = {"id": 3, "url": URL, "title": "SAM4MLLM", "state": "CO", "error": "", "interactive": True}
+    return Entry(**{**kept, "user": "", "has_password": False, "version": "demo-0-aaaaaaaa", **given})
+
+
+def hook(**given: Any) -> Hook:
+    kept = {"id": 5, "url": f"{URL}/webhook", "active": True, "payload": True, "everything": False, "actions": frozenset(EVENTS)}
+    return Hook(**{**kept, "headers": {}, **given})
+
+
+def link(own: Entry | None, *hooks: Hook, others: tuple[Entry, ...] = ()) -> Link:
+    return Link(7, own, others, hooks)
+
+
+def studio(answer: Callable[[httpx.Request], httpx.Response]) -> LabelStudio:
+    return LabelStudio("http://ls:8080", "a" * 40, transport=httpx.MockTransport(answer))
+
+
+def only(found: list[Finding]) -> Finding:
+    assert len(found) == 1
+    assert found[0].problem
+    assert found[0].cure
+    assert "\n" not in found[0].line
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"),
+    [
+        pytest.param("", "is not set", id="none"),
+        pytest.param(f"Bearer {token()}", "personal access token used directly", id="personal with its header"),
+        pytest.param(f"Token {token()}", "personal access token used directly", id="personal as a legacy one"),
+        pytest.param("Token " + "a" * 40, "written as a header", id="legacy with its header"),
+        pytest.param(token().rpartition(".")[0], "without its last part", id="cut short"),
+        pytest.param(token(token_type="access"), "access token, which lasts five minutes", id="access token"),
+        pytest.param(token(exp=NOW - 1), "expired on 2026-11-18", id="expired"),
+        pytest.param(token(exp=NOW + 2 * DAY), "expires on 2026-11-20", id="expires soon"),
+    ],
+)
+def test_tokens_that_will_not_do(key: str, problem: str) -> None:
+    found = only(check_token(key, NOW))
+    assert problem in found.problem
+    assert found.passing is (problem.startswith("expires"))
+
+
+@pytest.mark.parametrize("key", ["a" * 40, f" {token()}\n", token(exp=1e300), token(exp=None), "not.a.token", "ä.ö.ü", "a.!!.c", "." * 9])
+def test_other_tokens_are_left_to_label_studio(key: str) -> None:
+    assert check_token(key, NOW) == []
+
+
+def test_connect_stops_where_the_token_cannot_work(tmp_path: Path) -> None:
+    given = settings(tmp_path, label_studio_url="http://ls:8080")
+    with pytest.raises(SettingsError, match="LABEL_STUDIO_API_KEY is not set; make"):
+        require_token(given, NOW)
+    with pytest.raises(SettingsError, match="LABEL_STUDIO_URL is not set; set it"):
+        require_token(settings(tmp_path), NOW)
+    require_token(given.model_copy(update={"label_studio_api_key": SecretStr(token(exp=NOW + DAY))}), NOW)
+
+
+def test_a_disk_with_room_is_silent_and_holds_nothing_afterwards(tmp_path: Path) -> None:
+    assert check_disk(tmp_path, lambda _: Usage(3e9)) == []
+    assert list(tmp_path.iterdir()) == []
+    assert check_disk(tmp_path / "not" / "yet", lambda _: Usage(3e9)) == []
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("code", "problem"),
+    [(errno.ENOSPC, "is full"), (errno.EDQUOT, "is full"), (errno.EROFS, "cannot be written"), (errno.EACCES, "cannot be written")],
+)
+def test_a_disk_that_does_not_take_a_file(code: int, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(machine_checks.os, "fsync", refuse)
+    assert problem in only(check_disk(tmp_path, lambda _: Usage(3e9))).problem
+
+
+def test_a_disk_that_is_nearly_full(tmp_path: Path) -> None:
+    assert "has 1.2 GB free" in only(check_disk(tmp_path, lambda _: Usage(1.2e9))).problem
+
+
+@pytest.mark.parametrize(
+    ("server", "problem"),
+    [
+        pytest.param(Server(), "no server of these settings answers at http://127.0.0.1:9090", id="none"),
+        pytest.param(Server("failed", "there is no file x; give the path"), "there is no file x", id="failed"),
+        pytest.param(Server("loading"), "not ready (loading)", id="loading"),
+        pytest.param(Server("ready"), None, id="ready"),
+    ],
+)
+def test_what_the_server_says_of_itself(server: Server, problem: str | None, tmp_path: Path) -> None:
+    found = check_server(settings(tmp_path), server)
+    assert (found == []) if problem is None else problem in only(found).problem
+
+
+def test_the_server_is_asked_with_its_password_and_only_its_own_answers_count(tmp_path: Path) -> None:
+    def answer(request: httpx.Request) -> httpx.Response:
+        if request.headers.get("authorization") != "Basic c2FtNG1sbG06cHc=":
+            return httpx.Response(401, json={"error": "no"})
+        return httpx.Response(200, json={"state": "ready", "version": "v1", "error": None, "versions": ["v1", "v0"]})
+
+    client = httpx.Client(transport=httpx.MockTransport(answer))
+    assert ask_server(settings(tmp_path, auth_password="pw"), client) == Server("ready", "", "v1", ("v1", "v0"))
+    assert ask_server(settings(tmp_path), client) == Server()
+    for other in ("<html>", "[1]", '{"status": "UP"}'):
+        stranger = httpx.Client(transport=httpx.MockTransport(lambda _, other=other: httpx.Response(200, text=other)))
+        assert ask_server(settings(tmp_path), stranger) == Server()
+
+
+def test_a_secret_without_a_password_stops_start_training(tmp_path: Path) -> None:
+    assert "Start Training" in only(check_secrets(settings(tmp_path, webhook_secret="s"))).problem
+    assert check_secrets(settings(tmp_path, webhook_secret="s", auth_password="p")) == check_secrets(settings(tmp_path)) == []
+
+
+def test_the_secret_of_a_webhook(tmp_path: Path) -> None:
+    given = settings(tmp_path, webhook_secret="s")
+    assert carries_secret(given, {"x-webhook-SECRET": "s"}, "/webhook")
+    assert carries_secret(given, {}, "/webhook/s")
+    assert not carries_secret(given, {"X-Webhook-Secret": "t"}, "/webhook")
+    assert carries_secret(settings(tmp_path), {}, "/webhook")
+    for status, refused in ((401, True), (400, False)):
+        client = httpx.Client(transport=httpx.MockTransport(lambda _, status=status: httpx.Response(status)))
+        assert webhook_refused(given, {}, "/webhook", client) is refused
+
+
+def test_models_that_are_not_there(tmp_path: Path) -> None:
+    assert check_models(settings(tmp_path), running=False) == []
+    assert "no file /no/sam.pth" in only(check_models(settings(tmp_path, segmenter="vit_h:/no/sam.pth"), running=False)).problem
+    (tmp_path / "empty").mkdir()
+    assert only(check_models(settings(tmp_path, model=str(tmp_path / "empty")), running=False)).check == "model"
+
+
+def test_adapters_that_are_damaged(tmp_path: Path) -> None:
+    assert check_adapters(tmp_path) == []
+    broken = tmp_path / "adapters" / "demo-1-0f3a9c12"
+    broken.mkdir(parents=True)
+    assert only(check_adapters(tmp_path)).problem.startswith("a version is damaged")
+    (tmp_path / "adapters" / "champion").write_text("demo-1-0f3a9c12\n")
+    assert only(check_adapters(tmp_path)).problem.startswith("the version that is to serve cannot be used")
+
+
+@pytest.mark.parametrize(
+    ("said", "url", "problem", "cure"),
+    [
+        pytest.param(REFUSED, "http://localhost:8790", "localhost is Label Studio's own machine", "--url", id="localhost"),
+        pytest.param(REFUSED, URL, "(Connection refused)", "SAM4MLLM_HOST", id="refused"),
+        pytest.param("Can't resolve hostname backend", URL, "finds no address", "Label Studio's machine", id="unknown name"),
+        pytest.param("ProxyError('Unable to connect to proxy'", URL, "by way of a proxy", "NO_PROXY", id="proxy"),
+        pytest.param("401 Client Error: Unauthorized for url", URL, "password", "sam4mllm connect", id="401"),
+        pytest.param("403 Client Error: Forbidden for url", URL, "refuses that name", "SAM4MLLM_AUTH_PASSWORD", id="403"),
+        pytest.param("503 Server Error: Service Unavailable", URL, "models are not loaded", "wait", id="503"),
+        pytest.param("404 Client Error: Not Found", URL, "not this server", "--url|address", id="404"),
+        pytest.param("Read timed out. (read timeout=3.0)", URL, "in time", "log", id="timeout"),
+        pytest.param("", URL, "no reason given", "firewall", id="nothing said"),
+    ],
+)
+def test_why_label_studio_cannot_call(said: str, url: str, problem: str, cure: str) -> None:
+    found = only([call_failure("backend", said, url)])
+    assert problem in found.problem
+    assert any(part in found.cure for part in cure.split("|"))
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "[::1]", "10.0.0.7", "sam4mllm.internal", "a.b.example.com", "bäckend.intern"])
+def test_hosts_that_webhooks_may_have(host: str) -> None:
+    assert hook_refusal("webhook", f"http://{host}:9090") is None
+
+
+@pytest.mark.parametrize("host", ["backend", "sam4mllm-backend", "sam4mllm_backend", "x."])
+def test_hosts_that_label_studio_makes_no_webhooks_to(host: str) -> None:
+    found = hook_refusal("webhook", f"http://{host}:9090")
+    assert found is not None
+    assert "alias" in found.cure
+
+
+def test_this_servers_address(tmp_path: Path) -> None:
+    assert server_url(settings(tmp_path), None) == "http://127.0.0.1:9090"
+    assert server_url(settings(tmp_path, host="10.0.0.7", port=80), None) == "http://10.0.0.7:80"
+    assert server_url(settings(tmp_path, host="0.0.0.0", url="http://a.b:1/"), None) == "http://a.b:1"
+    assert server_url(settings(tmp_path, url="http://a.b:1"), "https://c.d/sub/") == "https://c.d/sub"
+    assert own_url(settings(tmp_path, host="::")) == "http://[::1]:9090"
+    with pytest.raises(SettingsError, match="give --url, or set SAM4MLLM_URL"):
+        server_url(settings(tmp_path, host="0.0.0.0"), None)
+    for odd in ("a.b:9090", "ftp://a.b", "http://", "http://a.b:port", "http://u:p@a.b"):
+        with pytest.raises(SettingsError, match="--url is no address"):
+            server_url(settings(tmp_path), odd)
+    assert is_loopback("http://127.8.0.1:1")
+    assert not is_loopback(URL)
+
+
+def test_which_entry_and_which_webhook_are_ours() -> None:
+    others = [entry(id=1, url="http://other:9090", title="YOLO", version="y")]
+    assert pick_entry(others, URL, ["v"]) is None
+    assert pick_entry([*others, entry(id=2, title="v", url="http://old.b:1", version="v")], URL, ["v"]) is not None
+    named, same = entry(id=2, url="http://old.b:1", version=""), entry(id=3, title="x", url=URL + "/")
+    assert pick_entry([named, same], URL, []) is same
+    assert pick_entry([*others, named], URL, []) is named
+    off, on = hook(active=False), hook(id=6, url=f"{URL}/webhook/secret")
+    assert pick_hook([off, on], URL) is on
+    assert pick_hook([hook(url="http://old.b:1/webhook")], URL) is None
+    assert hook_path(link(entry(), on)) == ({}, "/webhook/secret")
+    assert hook_path(link(entry())) is hook_path(link(None)) is None
+
+
+@pytest.mark.parametrize(
+    ("own", "problem"),
+    [
+        pytest.param(None, "project 7 does not have this server as a backend", id="no entry"),
+        pytest.param(entry(state="DI"), "Connection refused", id="disconnected"),
+        pytest.param(entry(state="ER", error="401 Client Error: Unauthorized"), "password", id="refused"),
+        pytest.param(entry(version="demo-0-bbbbbbbb"), "leads to another server: it serves demo-0-bbbbbbbb", id="another server"),
+        pytest.param(entry(), None, id="healthy"),
+    ],
+)
+def test_entries(own: Entry | None, problem: str | None, tmp_path: Path) -> None:
+    client = studio(lambda _: httpx.Response(500, json={"error": REFUSED}))
+    found = check_entry(client, link(own), settings(tmp_path), Server("ready", version="demo-0-aaaaaaaa"))
+    assert (found == []) if problem is None else problem in only(found).problem
+
+
+def test_entries_need_the_password_and_to_be_the_first(tmp_path: Path) -> None:
+    client, guarded, server = studio(lambda _: httpx.Response(500)), settings(tmp_path, auth_password="p"), Server("ready")
+    assert "lacks its user name" in only(check_entry(client, link(entry()), guarded, server)).problem
+    right = entry(user="sam4mllm", has_password=True)
+    assert check_entry(client, link(right), guarded, server) == []
+    first = entry(id=1, url="http://other:1", title="YOLO")
+    assert "asks only the first" in only(check_entry(client, link(entry(), others=(first,)), settings(tmp_path), server)).problem
+    quiet = link(entry(interactive=False), others=(entry(id=9, interactive=False),))
+    assert check_entry(client, quiet, settings(tmp_path), server) == []
+
+
+@pytest.mark.parametrize(
+    ("hooks", "refuses", "problem"),
+    [
+        pytest.param([], False, "has no webhook to http://sam4mllm.internal:9090/webhook", id="none"),
+        pytest.param([hook(active=False)], False, "switched off", id="off"),
+        pytest.param([hook()], True, "comes without this server's secret (header X-Webhook-Secret)", id="no header"),
+        pytest.param([hook(payload=False)], False, "no payload", id="no payload"),
+        pytest.param([hook(actions=frozenset(EVENTS[1:]))], False, "lacks the events ANNOTATION_CREATED", id="an event"),
+        pytest.param([hook(actions=frozenset(), everything=True)], False, None, id="all events"),
+        pytest.param([hook()], False, None, id="healthy"),
+    ],
+)
+def test_webhooks(hooks: list[Hook], refuses: bool, problem: str | None) -> None:
+    found = check_hook(link(entry(), *hooks), refuses)
+    assert (found == []) if problem is None else problem in only(found).problem
+
+
+def test_a_webhook_that_cannot_be_made_says_why() -> None:
+    assert "without a dot" in only(check_hook(link(entry(url="http://backend:9090")), False)).problem
+    assert check_hook(link(None), False) == []
+
+
+@pytest.mark.parametrize(
+    ("backends", "hooks", "cure"),
+    [
+        pytest.param(BLOCKED, BLOCKED, "USE_DEFAULT_BANNED_SUBNETS=false", id="both"),
+        pytest.param("", BLOCKED, "SSRF_PROTECTION_ENABLED=false", id="webhooks alone"),
+        pytest.param("", "", None, id="open"),
+    ],
+)
+def test_the_gate_is_seen_without_anything_being_made(backends: str, hooks: str, cure: str | None) -> None:
+    sent: list[dict[str, Any]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        sent.append(json.loads(request.content))
+        said = backends if request.url.path == "/api/ml/" else hooks
+        return httpx.Response(403, json={"detail": said}) if said else httpx.Response(400, json={"detail": "Validation error"})
+
+    found = check_gate(studio(answer), 7, URL)
+    assert (found == []) if cure is None else cure in only(found).cure
+    assert "project" not in sent[0]
+    assert sent[1]["actions"] == ["NONE"]
+
+
+def test_configs() -> None:
+    assert check_config(CONFIG, True)[1] == []
+    assert only(check_config("<View/>", True)[1]).cure == "add one"
+    silent = '<View><Image name="i" value="$i"/><BrushLabels name="m" toName="i"><Label value="Cup"/></BrushLabels></View>'
+    assert "no TextArea" in only(check_config(silent, True)[1]).problem
+    assert check_config(silent, False)[1] == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "data", "problem"),
+    [
+        pytest.param('<Label value="Cup"/><Label value="Dog"/>', {"description": "the left cup"}, None, id="names that are words"),
+        pytest.param('<Label value="cls_03"/><Label value="Dog"/>', {}, "the label 'cls_03' has no phrase", id="a code"),
+        pytest.param('<Label value="7"/><Label value="A"/>', {}, "the labels '7', 'A' have no phrase", id="two codes"),
+        pytest.param('<Label value="cls_03" alias="c3, paper cup"/><Label value="Dog"/>', {}, None, id="a code with an alias"),
+        pytest.param('<Label value="c3"/><Label value="Dog"/>', {"description": {"c3": "the cup"}}, None, id="a code that tasks explain"),
+        pytest.param('<Label value="A"/>', {"description": "the left cup"}, None, id="a single label takes every phrase"),
+        pytest.param(
+            '<Label value="Cup"/><Label value="Dog"/>', {"description": "the cat"}, "'the cat' of task 3 fits no label", id="homeless"
+        ),
+        pytest.param('<Label value="Cup"/><Label value="Dog"/>', {"description": 5}, "task 3: a task's phrase is a text", id="no text"),
+    ],
+)
+def test_phrases(labels: str, data: dict[str, Any], problem: str | None) -> None:
+    xml = f'<View><Image name="i" value="$i"/><BrushLabels name="m" toName="i">{labels}</BrushLabels></View>'
+    found = check_phrases(read_label_config(xml), [{"id": 3, "data": {"i": "x", **data}}], "description")
+    assert (found == []) if problem is None else problem in only(found).problem
+
+
+def test_a_picture_of_each_place_is_fetched_once() -> None:
+    store = FakeImages()
+    references = [
+        "/data/upload/1/a-4x4.png",
+        "/data/upload/1/b-4x4.png",
+        "http://h/c-4x4.png",
+        "s3://bucket/d-4x4.png",
+        "http://dead/e.png",
+        None,
+    ]
+    tasks = [{"id": number, "data": {"image": reference}} for number, reference in enumerate(references)]
+    found = check_images(read_label_config(CONFIG), tasks, store)  # type: ignore[arg-type]
+    assert [finding.problem.partition(":")[0] for finding in found] == ["task 4", "task 5"]
+    assert store.loads == 5
+
+
+def test_errors_become_problem_and_cure() -> None:
+    assert as_finding("x", ImageError("it is broken; save it again"), "y") == Finding("x", "it is broken", "save it again")
+    assert as_finding("x", ImageError("it is broken"), "y").line == "x: it is broken; y"
+
+
+@pytest.mark.parametrize(
+    ("given", "checks"),
+    [
+        pytest.param({}, ["Label Studio"], id="no address"),
+        pytest.param({"label_studio_url": "http://127.0.0.1:9"}, ["token"], id="no token"),
+        pytest.param({"label_studio_url": "http://127.0.0.1:9", "key": "a" * 40}, ["Label Studio"], id="nobody there"),
+        pytest.param({"label_studio_url": "http://127.0.0.1:9", "key": "two words"}, ["token"], id="no token at all"),
+    ],
+)
+def test_what_cannot_be_looked_at_is_left_out(
+    given: dict[str, Any], checks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("backend.doctor.ask_server", lambda *_: Server("ready"))
+    monkeypatch.setattr("backend.doctor.check_disk", lambda _: [])
+    key = given.pop("key", "")
+    report = examine(settings(tmp_path, **given).model_copy(update={"label_studio_api_key": SecretStr(key)}), 1)
+    assert [finding.check for finding in report.findings] == checks
