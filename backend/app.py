@@ -1,31 +1,32 @@
-"""The routes that Label Studio and people ask; those of webhooks, and of versions and runs, are in files of their own."""
+"""The routes that Label Studio and people ask; those of webhooks, of versions and runs, and of the
+status page are in files of their own.
+"""
 
 from __future__ import annotations
 
 from http import HTTPStatus
-from pathlib import Path
 from urllib.parse import urlsplit
 
-from flask import Flask, Response, jsonify, render_template, request
+from flask import Flask, Response, jsonify, request
 
 from backend.error_handlers import add_error_handlers
 from backend.errors import NotReadyError
 from backend.http_parts import json_body, knows_password, refusal
 from backend.label_config import read_label_config
-from backend.learning_routes import PAGE_POLICY, add_learning_routes, shown
+from backend.learning_routes import add_learning_routes
 from backend.service import Service
 from backend.settings import LOOPBACK
+from backend.status_routes import add_status_routes
 from backend.webhook_routes import add_webhook_routes
 from backend.wire import MAX_BODY, read_predict, read_setup
 
-SHOWN_RUNS = 10
 OPEN_ENDPOINTS = ("health", "webhook", "webhook_by_path")
 """Routes that do not ask for the password: Label Studio sends none with most webhooks, which have a secret of their own."""
 
 
 def create_app(service: Service) -> Flask:
     """The WSGI application of a service that somebody else starts and ends."""
-    app = Flask("sam4mllm", template_folder=str(Path(__file__).with_name("pages")))
+    app = Flask("sam4mllm")
     app.extensions["service"] = service
     app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
     settings, engine = service.settings, service.engine
@@ -70,14 +71,7 @@ def create_app(service: Service) -> Flask:
 
     add_webhook_routes(app, service)
     add_learning_routes(app, service)
-
-    @app.get("/")
-    def status() -> Response:
-        runs = [shown(run, service) for run in service.learner.runs.all()[:SHOWN_RUNS]]
-        page = render_template(
-            "status.html", service=service, engine=engine, failures=service.metrics.recent, runs=runs, learner=service.learner
-        )
-        return Response(page, headers={"Content-Security-Policy": PAGE_POLICY})
+    add_status_routes(app, service)
 
     add_error_handlers(app, service)
     return app

@@ -9,7 +9,7 @@ from http import HTTPStatus
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from backend.errors import BackendError, NotReadyError, QueueFullError, where
+from backend.errors import BackendError, NotReadyError, QueueFullError, StrangerError, where
 from backend.http_parts import refusal
 from backend.service import Service
 from sam4mllm.errors import Sam4mllmError
@@ -19,15 +19,22 @@ log = logging.getLogger(__name__)
 RETRY_SECONDS = 5
 
 
+def status_of(error: Sam4mllmError) -> HTTPStatus:
+    """Whether to ask again later, not at all, or otherwise."""
+    if isinstance(error, QueueFullError | NotReadyError):
+        return HTTPStatus.SERVICE_UNAVAILABLE
+    return HTTPStatus.FORBIDDEN if isinstance(error, StrangerError) else HTTPStatus.BAD_REQUEST
+
+
 def add_error_handlers(app: Flask, service: Service) -> None:
     """Our own errors say what to do, others get a number that the log explains."""
 
     @app.errorhandler(Sam4mllmError)
     def known(error: Sam4mllmError) -> Response:
         service.metrics.refused(error.reason if isinstance(error, BackendError) else "request")
-        if isinstance(error, QueueFullError | NotReadyError):
-            return refusal(HTTPStatus.SERVICE_UNAVAILABLE, str(error), {"Retry-After": str(RETRY_SECONDS)})
-        return refusal(HTTPStatus.BAD_REQUEST, str(error))
+        status = status_of(error)
+        later = status == HTTPStatus.SERVICE_UNAVAILABLE
+        return refusal(status, str(error), {"Retry-After": str(RETRY_SECONDS)} if later else None)
 
     @app.errorhandler(HTTPException)
     def http(error: HTTPException) -> Response:

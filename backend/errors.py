@@ -112,3 +112,9 @@ class DeadlineError(BackendError):
     """No time is left for this task in this request."""
 
     reason = "deadline"
+
+
+class StrangerError(BackendError):
+    """A button was pressed on a page that is not ours, or not from this server's run."""
+
+    reason = "stranger"

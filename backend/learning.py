@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
+from backend.agreement import Judged, judged_of
 from backend.conduct import TRAINER, Conductor
 from backend.corrections import CorrectionLog
 from backend.engine import Engine
@@ -72,6 +73,8 @@ class Learner:
         self._worker: threading.Thread | None = None
         self._reconciled = 0.0
         self._next_look, self._looked = 0.0, 0.0
+        self.judged: tuple[Judged, ...] = ()
+        """What reviewers made of all that was served, as of the last look at the reviews."""
         self.reconciliation = ""
         """What the last look at Label Studio's API said; empty before."""
 
@@ -114,6 +117,7 @@ class Learner:
         self.watch.look(found.reviews)
         if self._scorer.refit(found.reviews, roster.current.version(self._settings.strategy)):
             roster.calibrate(self._scorer.calibration)
+        self.judged = judged_of(found.reviews)
         self._looked = now
 
     def _same(self) -> Run | None:

@@ -45,10 +45,23 @@ def add_learning_routes(app: Flask, service: Service) -> None:
             return refusal(HTTPStatus.NOT_FOUND, "there is no such run, or it has no report yet")
         return Response(page, mimetype="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
+    @app.get("/api/runs/<run>/pictures/<int:index>-<any(before, after):side>.png")
+    def picture(run: str, index: int, side: str) -> Response:
+        data = service.learner.runs.picture(run, index, side)
+        if data is None:
+            return refusal(HTTPStatus.NOT_FOUND, "there is no such picture")
+        return Response(data, mimetype="image/png", headers={"Cache-Control": "private, max-age=86400"})
+
     @app.post("/api/versions/<version>/promote")
     def promote(version: str) -> Response:
         json_body()
         service.versions.promote(version)
+        return jsonify(version=service.version)
+
+    @app.post("/api/versions/rollback")
+    def roll_back() -> Response:
+        json_body()
+        service.versions.rollback()
         return jsonify(version=service.version)
 
 

@@ -53,7 +53,7 @@ class Review:
     hand, or "none": there is no such object. ``iou``: of all that stands against all that was served for the phrase; None if nothing was.
     ``version``: what served it, or empty. ``features``: those of its least sure region. ``lead_time``: seconds; ``reviewer``: the user who
     was last to save; ``updated``: seconds since 1970. ``image``: the reference in the task's data. ``unassisted``: no pre-annotation was
-    shown, on purpose.
+    shown, on purpose. ``score``: that of the least sure region when it was served, None if nothing was.
     """
 
     annotation: int
@@ -73,6 +73,7 @@ class Review:
     updated: float
     image: str
     unassisted: bool
+    score: float | None = None
 
 
 @dataclass(frozen=True)
@@ -350,6 +351,7 @@ def _review(case: Case, phrase: str, label: str | None, drawn: Sequence[Drawn], 
         updated=stored.updated,
         image=image,
         unassisted=unassisted,
+        score=least.score if least else None,
     )
 
 

@@ -42,12 +42,25 @@ class Run:
         return self.state in ENDED
 
 
+@dataclass(frozen=True)
+class Shown:
+    """A held-out phrase with pictures: its ``index`` among the run's pairs, and the IoU to the reviewer's mask before and after, 0–1."""
+
+    index: int
+    phrase: str
+    label: str
+    before_iou: float
+    after_iou: float
+
+
 class Runs:
     """All runs of a home. Threads may share it."""
 
     def __init__(self, home: Path) -> None:
         self.root = home / "runs"
         self._lock = threading.Lock()
+        self._ended: dict[str, Run] = {}
+        """Runs that are over do not change, and there will be hundreds; nobody but this server writes them."""
 
     def create(self, reason: str) -> Run:
         """A new run that waits. Raises OSError if the disk refuses."""
@@ -74,11 +87,16 @@ class Runs:
         """A run, or None if there is no such or its record cannot be read."""
         if not RUN.fullmatch(run):
             return None
+        if run in self._ended:
+            return self._ended[run]
         try:
             values = json.loads((self.folder(run) / "run.json").read_text(encoding="utf-8"))
-            return Run(**{name.name: values[name.name] for name in fields(Run) if name.name in values})
+            found = Run(**{name.name: values[name.name] for name in fields(Run) if name.name in values})
         except (OSError, ValueError, TypeError):
             return None
+        if found.over:
+            self._ended[run] = found
+        return found
 
     def all(self) -> list[Run]:
         """Every run, the newest first."""
@@ -88,6 +106,20 @@ class Runs:
     def report(self, run: str) -> bytes | None:
         """The page that tells of a run, or None if there is none."""
         path = self.folder(run) / "report.html"
+        return path.read_bytes() if RUN.fullmatch(run) and path.is_file() else None
+
+    def changes(self, run: str, count: int) -> list[Shown]:
+        """The first pictures of what a run changed, those that changed most; none before it was judged."""
+        try:
+            found = json.loads((self.folder(run) / "evaluation.json").read_text(encoding="utf-8"))
+            chosen = [(int(index), found["pairs"][index]) for index in found["pictures"][:count]]
+            return [Shown(index, one["phrase"], one["label"], one["champion"], one["challenger"]) for index, one in chosen]
+        except (OSError, ValueError, LookupError, TypeError):
+            return []
+
+    def picture(self, run: str, index: int, side: str) -> bytes | None:
+        """A PNG file of a phrase before or after a run, or None if there is none. ``side``: "before" or "after"."""
+        path = self.folder(run) / "pictures" / f"{index}-{side}.png"
         return path.read_bytes() if RUN.fullmatch(run) and path.is_file() else None
 
     def progress(self, run: str) -> dict[str, Any]:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import base64
 import math
+from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
@@ -16,10 +18,16 @@ SHARED = Path(__file__).with_name("pages")
 
 def render(template: Path, /, **values: object) -> str:
     """A template with its values; what is not given is an error, and all text is escaped."""
-    environment = Environment(loader=FileSystemLoader([template.parent, SHARED]), autoescape=True, undefined=StrictUndefined)
+    return _environment(template.parent).get_template(template.name).render(**values)
+
+
+@cache
+def _environment(folder: Path) -> Environment:
+    """Kept, and with it the compiled templates."""
+    environment = Environment(loader=FileSystemLoader([folder, SHARED]), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"share": write_share, "change": write_change, "duration": write_duration, "picture": embed_picture}
-    environment.filters |= {"setting": write_setting}
-    return environment.get_template(template.name).render(**values)
+    environment.filters |= {"setting": write_setting, "moment": write_moment}
+    return environment
 
 
 def write_share(value: float | None) -> str:
@@ -38,6 +46,11 @@ def write_duration(seconds: float) -> str:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def write_moment(seconds: float) -> str:
+    """Seconds since 1970 as a day and a time, UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
 def write_setting(value: object) -> str:

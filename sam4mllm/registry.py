@@ -155,14 +155,28 @@ class Registry:
 
     def versions(self) -> list[Manifest]:
         """All versions whose manifest can be read, by number; of the others a line is logged, and ``broken`` lists them."""
-        good, bad = self._survey()
+        good, bad = self.survey()
         for broken in bad:
             log.warning("left out of the versions: %s", broken.reason)
         return good
 
     def broken(self) -> list[Broken]:
         """The folders that ``versions`` leaves out."""
-        return self._survey()[1]
+        return self.survey()[1]
+
+    def survey(self) -> tuple[list[Manifest], list[Broken]]:
+        """The usable and the other folders; a link is listed as it should be a folder, and what is being written is not."""
+        with _reading(self.root):
+            paths = sorted(self.root.iterdir()) if self.root.exists() else []
+        good: list[Manifest] = []
+        bad: list[Broken] = []
+        for path in paths:
+            if (path.is_symlink() or path.is_dir()) and not fnmatchcase(path.name, PARTIAL):
+                try:
+                    good.append(self.show(path.name))
+                except RegistryError as error:
+                    bad.append(Broken(path.name, str(error)))
+        return sorted(good, key=lambda manifest: manifest.number), bad
 
     def path(self, version: str) -> Path:
         """The folder of a version; nothing in it is checked."""
@@ -305,20 +319,6 @@ class Registry:
                 raise RegistryError(f"{self._highest} is not a number; write the highest number that a version ever had into it")
             numbers.append(int(text))
         return max(numbers, default=0)
-
-    def _survey(self) -> tuple[list[Manifest], list[Broken]]:
-        """The usable and the other folders; a link is listed as it should be a folder, and what is being written is not."""
-        with _reading(self.root):
-            paths = sorted(self.root.iterdir()) if self.root.exists() else []
-        good: list[Manifest] = []
-        bad: list[Broken] = []
-        for path in paths:
-            if (path.is_symlink() or path.is_dir()) and not fnmatchcase(path.name, PARTIAL):
-                try:
-                    good.append(self.show(path.name))
-                except RegistryError as error:
-                    bad.append(Broken(path.name, str(error)))
-        return sorted(good, key=lambda manifest: manifest.number), bad
 
     def _appoint(self, version: str | None, former: int | None) -> None:
         """The history first: a champion without a line could not be rolled back, a line that never came to serve does no harm."""

@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+from PIL import Image
+
 from tests.test_adapters import adapter
 
 STOPPED = 3
@@ -23,6 +25,7 @@ def main() -> int:
         file.write("start\n")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))
     (run / "progress.json").write_text(json.dumps({"stage": "training", "done": 1, "of": 2}))
+    (run / "curve.jsonl").write_text("".join(f"[{step}, {2.0 / step:.5f}]\n" for step in range(1, 41)))
     time.sleep(float(os.environ.get("FAKE_SECONDS", "0")))
     if os.environ.get("FAKE_EXIT_ONCE") and len((run / "starts").read_text().splitlines()) == 1:
         return int(os.environ["FAKE_EXIT_ONCE"])
@@ -38,7 +41,14 @@ def main() -> int:
         {"label": "Cup", "champion": 0.5, "challenger": 0.5 + gain, "phrase": f"cup {index}", "image": f"images/{index}.png"}
         for index in range(10)
     ]
-    (run / "evaluation.json").write_text(json.dumps({"pairs": pairs, "golden_champion": 0.8, "golden_challenger": 0.8, "pictures": []}))
+    pictures = [0, 3]
+    (run / "pictures").mkdir(exist_ok=True)
+    for index in pictures:
+        for side, grey in (("before", 90), ("after", 200)):
+            Image.new("RGB", (100, 80), (grey, grey, 90)).save(run / "pictures" / f"{index}-{side}.png")
+    (run / "evaluation.json").write_text(
+        json.dumps({"pairs": pairs, "golden_champion": 0.8, "golden_challenger": 0.8, "pictures": pictures})
+    )
     return 0
 
 
