@@ -66,7 +66,10 @@ class Answerer:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self.opened = _no_images(settings.cache_mb * 1024 * 1024)
+        self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(
+            settings.cache_mb * 1024 * 1024, lambda opened: opened.scene.nbytes + opened.embedding.nbytes
+        )
+        """Images taken in, by version and SHA-256."""
 
     def answer(self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float) -> tuple[bytes, list[Drawn]]:
         """A prediction's JSON text, and what was drawn for it; ``fetched`` are the seconds that the image took.
@@ -138,7 +141,7 @@ class Answerer:
 
     def forget_images(self) -> None:
         """Give back the memory of all opened images."""
-        self.opened = _no_images(self._settings.cache_mb * 1024 * 1024)
+        self.opened.clear()
         gc.collect()
         torch.cuda.empty_cache()
 
@@ -149,11 +152,6 @@ class Answerer:
             opened = pipeline.open(image.pixels)
             self.opened.put(key, opened)
         return opened
-
-
-def _no_images(max_bytes: int) -> ByteCache[tuple[str, str], Opened]:
-    """Opened images by version and SHA-256, none yet."""
-    return ByteCache(max_bytes, lambda opened: opened.scene.nbytes + opened.embedding.nbytes)
 
 
 def _touched(found: Segmentation, clicks: Clicks | None) -> tuple[Instance, ...]:

@@ -14,6 +14,7 @@ from backend.errors import NotReadyError
 from backend.http_parts import json_body, knows_password, refusal
 from backend.label_config import read_label_config
 from backend.learning_routes import add_learning_routes
+from backend.requests import follow_requests, note_tasks
 from backend.service import Service
 from backend.settings import LOOPBACK
 from backend.status_routes import add_status_routes
@@ -32,6 +33,8 @@ def create_app(service: Service) -> Flask:
     settings, engine = service.settings, service.engine
 
     password = settings.auth_password.get_secret_value()
+
+    follow_requests(app, service.metrics)
 
     @app.before_request
     def ask_who() -> Response | None:
@@ -62,7 +65,9 @@ def create_app(service: Service) -> Flask:
 
     @app.post("/predict")
     def predict() -> Response:
-        results = service.predictor.predict(read_predict(json_body()))
+        asked = read_predict(json_body())
+        note_tasks(asked.tasks)
+        results = service.predictor.predict(asked)
         return Response(b'{"results":[' + b",".join(results) + b"]}", mimetype="application/json")
 
     @app.get("/metrics")
@@ -73,7 +78,7 @@ def create_app(service: Service) -> Flask:
     add_learning_routes(app, service)
     add_status_routes(app, service)
 
-    add_error_handlers(app, service)
+    add_error_handlers(app)
     return app
 
 

@@ -29,16 +29,19 @@ class ByteCache(Generic[K, V]):
         self._entries: OrderedDict[K, tuple[V, int, float]] = OrderedDict()
         self._lock = threading.Lock()
         self.nbytes = 0
+        self.hits = self.misses = 0
 
     def get(self, key: K) -> V | None:
         """The value, or None if there is none or its time is over."""
         with self._lock:
             entry = self._entries.get(key)
-            if entry is None:
-                return None
-            if entry[2] < self._clock():
+            if entry is not None and entry[2] < self._clock():
                 self._drop(key)
+                entry = None
+            if entry is None:
+                self.misses += 1
                 return None
+            self.hits += 1
             self._entries.move_to_end(key)
             return entry[0]
 
@@ -54,6 +57,12 @@ class ByteCache(Generic[K, V]):
             self.nbytes += nbytes
             while self.nbytes > self._max_bytes:
                 self._drop(next(iter(self._entries)))
+
+    def clear(self) -> None:
+        """Keep nothing of what was put in; the counts of hits and misses go on."""
+        with self._lock:
+            self._entries.clear()
+            self.nbytes = 0
 
     def _drop(self, key: K) -> None:
         self.nbytes -= self._entries.pop(key)[1]

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
@@ -87,7 +88,8 @@ class Engine(Generic[M]):
 
         Raises DeadlineError if the time ends first (work that has begun goes on, for nobody), NotReadyError if there is no model.
         """
-        job = _Job(0 if interactive else 1, next(self._sequence), deadline, work, Future())
+        context = copy_context()  # the engine's thread logs in the name of the request
+        job = _Job(0 if interactive else 1, next(self._sequence), deadline, lambda model: context.run(work, model), Future())
         with self._changed:
             if self.failure:
                 raise NotReadyError(self.failure)
@@ -110,6 +112,14 @@ class Engine(Generic[M]):
         """Pieces of work in the queue that somebody waits for."""
         with self._changed:
             return sum(job.work is not None for job in self._jobs)
+
+    @property
+    def taken(self) -> dict[str, int]:
+        """How many requests of either kind are in the house."""
+        with self._changed:
+            return {
+                kind: self._all_places // 2 - self._free[interactive] for kind, interactive in (("interactive", True), ("batch", False))
+            }
 
     def pause(self, message: str, seconds: float) -> None:
         """Give no more places, and wait until the requests that have one are answered: the models are then free for a while, and what was

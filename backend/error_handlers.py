@@ -9,9 +9,8 @@ from http import HTTPStatus
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
-from backend.errors import BackendError, NotReadyError, QueueFullError, StrangerError, where
-from backend.http_parts import refusal
-from backend.service import Service
+from backend.errors import NotReadyError, QueueFullError, StrangerError, where
+from backend.http_parts import note_reason, refusal
 from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)
@@ -26,12 +25,12 @@ def status_of(error: Sam4mllmError) -> HTTPStatus:
     return HTTPStatus.FORBIDDEN if isinstance(error, StrangerError) else HTTPStatus.BAD_REQUEST
 
 
-def add_error_handlers(app: Flask, service: Service) -> None:
+def add_error_handlers(app: Flask) -> None:
     """Our own errors say what to do, others get a number that the log explains."""
 
     @app.errorhandler(Sam4mllmError)
     def known(error: Sam4mllmError) -> Response:
-        service.metrics.refused(error.reason if isinstance(error, BackendError) else "request")
+        note_reason(error)
         status = status_of(error)
         later = status == HTTPStatus.SERVICE_UNAVAILABLE
         return refusal(status, str(error), {"Retry-After": str(RETRY_SECONDS)} if later else None)

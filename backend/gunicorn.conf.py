@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-import logging
+import logging.config
 import signal
 import socket
 import sys
@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from backend.errors import SettingsError
+from backend.logs import log_config
 from backend.settings import read_settings
 
 STOP_LISTENING_SECONDS = 0.2
@@ -33,9 +34,8 @@ preload_app = False
 limit_request_line = 8190
 control_socket_disable = True
 accesslog = None
-logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-for name in ("httpx", "httpcore"):  # they write whole addresses, presigned ones too
-    logging.getLogger(name).setLevel(logging.WARNING)
+logconfig_dict = log_config(settings.log, settings.secrets)
+logging.config.dictConfig(logconfig_dict)
 
 
 def when_ready(server: Any) -> None:

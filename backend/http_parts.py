@@ -5,11 +5,12 @@ from __future__ import annotations
 import hmac
 from http import HTTPStatus
 
-from flask import Response, jsonify, request
+from flask import Response, g, jsonify, request
 
-from backend.errors import WireError
+from backend.errors import BackendError, WireError
 from backend.settings import Settings
 from backend.wire import read_json
+from sam4mllm.errors import Sam4mllmError
 
 
 def json_body() -> dict[str, object]:
@@ -24,6 +25,11 @@ def refusal(status: HTTPStatus, line: str, headers: dict[str, str] | None = None
     answer.status_code = status
     answer.headers.update(headers or {})
     return answer
+
+
+def note_reason(error: Sam4mllmError) -> None:
+    """Why the request at hand is refused, for those who count."""
+    g.reason = error.reason if isinstance(error, BackendError) else "request"
 
 
 def knows_password(settings: Settings) -> bool:

@@ -83,7 +83,8 @@ class ImageStore:
         self._fetcher = fetcher
         self._label_studio = label_studio
         self._max_pixels = max_pixels
-        self._files: ByteCache[tuple[str, int | None], bytes] = ByteCache(memory_bytes, len, seconds_to_live, clock)
+        self.files: ByteCache[tuple[str, int | None], bytes] = ByteCache(memory_bytes, len, seconds_to_live, clock)
+        """Fetched files, by reference and, where it matters, task."""
 
     def load(self, reference: object, task_id: int | None, seconds: float = float("inf")) -> LoadedImage:
         """The picture that a task's data refers to.
@@ -129,14 +130,14 @@ class ImageStore:
             raise FetchError("the image's path climbs up with '..'; write it without")
         cloud = _scheme(reference) in _CLOUDS
         key = (reference, task_id if cloud else None)
-        data = self._files.get(key)
+        data = self.files.get(key)
         if data is None:
             source = self._presigned(reference, task_id) if cloud else self._locate(reference)
             if source.from_label_studio:
                 data = self._from_label_studio(source, deadline)
             else:
                 data = self._fetcher.get(source.url, seconds=deadline - time.monotonic())
-            self._files.put(key, data)
+            self.files.put(key, data)
         return data
 
     def _presigned(self, reference: str, task_id: int | None) -> _Source:

@@ -183,11 +183,13 @@ class Learner:
             self.ask("Label Studio's Start Training")
         self._heeded = pressed
 
+    def count_new(self) -> int:
+        """Corrections since the last run was asked for."""
+        return self._log.count_new(max((run.created for run in self.runs.all()), default=0.0))
+
     def _count(self) -> None:
-        if after := self._settings.train_after:
-            new = self._log.count_new(max((run.created for run in self.runs.all()), default=0.0))
-            if new >= after:
-                self.ask(f"{new} new corrections")
+        if (after := self._settings.train_after) and (new := self.count_new()) >= after:
+            self.ask(f"{new} new corrections")
 
     def _reconcile_in_time(self) -> None:
         if time.monotonic() - self._reconciled > 60 * self._settings.reconcile_minutes or not self._reconciled:

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
 RECENT = 50
-STAGE_BUCKETS = (0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
+BUCKETS = (0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 100.0)
+"""Seconds; Label Studio gives up after 100."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,22 @@ class Failure:
     when: float
     task: str
     reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Request:
+    """A request of Label Studio's: when (seconds since 1970), its id, method and route, the ``tasks`` it was about, how long it took, the
+    status of the answer, and why it was refused, in one line, or nothing.
+    """
+
+    when: float
+    id: str
+    method: str
+    route: str
+    tasks: str
+    seconds: float
+    status: int
     message: str
 
 
@@ -34,12 +51,20 @@ class Metrics:
         self._events = Counter("sam4mllm_events", "Webhook events stored, by action.", ("action",), registry=self.registry)
         self._requests = Counter("sam4mllm_refused_requests", "Requests refused, by reason.", ("reason",), registry=self.registry)
         self._stages = Histogram(
-            "sam4mllm_stage_seconds", "Seconds of a task's stages.", ("stage",), buckets=STAGE_BUCKETS, registry=self.registry
+            "sam4mllm_stage_seconds", "Seconds of a task's stages.", ("stage",), buckets=BUCKETS, registry=self.registry
+        )
+        self._seconds = Histogram(
+            "sam4mllm_request_seconds",
+            "Seconds of a request, by route and status.",
+            ("method", "route", "status"),
+            buckets=BUCKETS,
+            registry=self.registry,
         )
         self._annotations = Gauge(
             "sam4mllm_refused_annotations", "Annotations in the log that nothing is learned from.", registry=self.registry
         )
         self._recent: deque[Failure] = deque(maxlen=RECENT)
+        self._last: deque[Request] = deque(maxlen=RECENT)
         self._lock = threading.Lock()
 
     def served(self, regions: int) -> None:
@@ -63,6 +88,20 @@ class Metrics:
     def spent(self, seconds: Mapping[str, float]) -> None:
         for stage, spent in seconds.items():
             self._stages.labels(stage).observe(spent)
+
+    def answered(self, request: Request) -> None:
+        self._seconds.labels(request.method, request.route, str(request.status)).observe(request.seconds)
+
+    def remember(self, request: Request) -> None:
+        """Show it among the last ones."""
+        with self._lock:
+            self._last.append(request)
+
+    @property
+    def requests(self) -> list[Request]:
+        """The last requests of Label Studio, newest first."""
+        with self._lock:
+            return list(reversed(self._last))
 
     @property
     def recent(self) -> list[Failure]:

@@ -7,7 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from backend.agreement import Judged, Reliability, Trend, draw_trend, measure_reliability
-from backend.metrics import Failure
+from backend.metrics import Failure, Request
 from backend.report import Plot, draw_curve
 from backend.runs import Run, Shown
 from backend.service import Service
@@ -81,6 +81,7 @@ class Overview:
     broken: list[Broken]
     history: list[Promotion]
     failures: list[Failure]
+    requests: list[Request]
     problem: str
 
     @property
@@ -136,6 +137,7 @@ def look(service: Service, first: int = 0) -> Overview:
         broken=list(shelf.broken),
         history=list(shelf.history),
         failures=service.metrics.recent,
+        requests=service.metrics.requests,
         problem=shelf.problem,
     )
 

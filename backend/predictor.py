@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from contextvars import copy_context
 from functools import lru_cache
 from typing import Protocol
 
@@ -102,8 +103,9 @@ class Predictor:
         """Takes what a batch has no time for."""
         cache_bytes = settings.cache_mb * 1024 * 1024
         self.answerer = Answerer(settings, metrics)
-        self._answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
-        self._flights = Flights(self._answers)
+        self.answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
+        """Predictions as JSON texts, by what was asked."""
+        self._flights = Flights(self.answers)
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
         self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
         engine.let_go = self.answerer.forget_images
@@ -125,7 +127,9 @@ class Predictor:
             except ConfigError as error:
                 config = error
             # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
-            others = [self._pool.submit(self._answer, raw, request, config, lease, deadline) for raw in request.tasks[1:]]
+            others = [
+                self._pool.submit(copy_context().run, self._answer, raw, request, config, lease, deadline) for raw in request.tasks[1:]
+            ]
             first = [self._answer(raw, request, config, lease, deadline) for raw in request.tasks[:1]]
             answers = first + [_in_time(answer, deadline) for answer in others]
         if self.backlog is not None and not request.interactive:
@@ -243,7 +247,7 @@ class Predictor:
                 fetched = time.perf_counter() - began
 
                 def work(_: Roster) -> bytes:
-                    late = self._answers.get(key)  # for who asked before, and asked again while that was worked on
+                    late = self.answers.get(key)  # for who asked before, and asked again while that was worked on
                     if late is not None:
                         return late
                     answer, drawn = self.answerer.answer(pipeline, image, question, key, fetched)

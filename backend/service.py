@@ -7,18 +7,21 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
+from backend.cache import ByteCache
 from backend.conduct import TRAINER
 from backend.corrections import CorrectionLog
 from backend.engine import Engine
 from backend.errors import LabelStudioError
-from backend.images import image_store
+from backend.images import ImageStore, image_store
 from backend.label_studio import LabelStudio
 from backend.late import Late
 from backend.learning import Learner
 from backend.metrics import Metrics
+from backend.monitor import StateCollector
 from backend.predictor import Images, Predictor
 from backend.roster import Roster
 from backend.scoring import Scorer
@@ -49,6 +52,7 @@ class Service:
     versions: Versions
     learner: Learner
     late: Late | None = None
+    caches: dict[str, ByteCache[Any, Any]] = field(default_factory=dict)
 
     @property
     def version(self) -> str:
@@ -117,7 +121,12 @@ def build(
     learner = Learner(
         settings, engine, versions, corrections, pictures, metrics, label_studio=label_studio, scorer=scorer, trainer=trainer or TRAINER
     )
-    return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, late)
+    caches: dict[str, ByteCache[Any, Any]] = {"answers": predictor.answers, "images": predictor.answerer.opened}
+    if isinstance(pictures, ImageStore):
+        caches["files"] = pictures.files
+    service = Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, late, caches)
+    metrics.registry.register(StateCollector(service))
+    return service
 
 
 def version_file(settings: Settings) -> Path:

@@ -77,6 +77,7 @@ class Settings(BaseSettings):
     )
     auth_user: str = Field("sam4mllm", description="user name of the password")
     auth_password: SecretStr = Field(SecretStr(""), description="password (HTTP Basic) of all routes but `/health` and the webhook")
+    log: Literal["text", "json"] = Field("text", description="lines of the log as text, or as JSON objects with the request's id")
     webhook_secret: SecretStr = Field(
         SecretStr(""), description="asked of webhooks (or the password): header `X-Webhook-Secret`, or the path `/webhook/<secret>`"
     )
@@ -119,6 +120,12 @@ class Settings(BaseSettings):
     def precision(self) -> Precision:
         """In which numbers the MLLM is held, in serving as in training."""
         return Precision(self.dtype, self.quantize, self.device_map)
+
+    @property
+    def secrets(self) -> tuple[str, ...]:
+        """What no line of the log may hold."""
+        kept = (self.auth_password, self.webhook_secret, self.label_studio_api_key)
+        return tuple(secret.get_secret_value() for secret in kept if secret.get_secret_value())
 
     def lines(self) -> list[str]:
         """One line a setting, secrets masked, for the log."""

@@ -14,6 +14,7 @@ from flask import Flask, Response, jsonify, redirect, request
 from backend.error_handlers import status_of
 from backend.errors import WireError
 from backend.form_guard import TOKEN, FormGuard
+from backend.http_parts import note_reason
 from backend.overview import BASE_MODEL, SHOWN_RUNS, look
 from backend.service import Service
 from sam4mllm.errors import Sam4mllmError
@@ -101,6 +102,7 @@ def add_status_routes(app: Flask, service: Service) -> None:
             guard.check()
             button.press(service, request.form.get("subject", ""))
         except Sam4mllmError as error:
+            note_reason(error)
             log.warning("%s on the status page: %s", name, error)
             return page(status_of(error), wrong=str(error))
         answer = redirect(f"{request.script_root}/?done={name}", HTTPStatus.SEE_OTHER)
