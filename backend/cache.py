@@ -31,17 +31,17 @@ class ByteCache(Generic[K, V]):
         self.nbytes = 0
         self.hits = self.misses = 0
 
-    def get(self, key: K) -> V | None:
-        """The value, or None if there is none or its time is over."""
+    def get(self, key: K, *, again: bool = False) -> V | None:
+        """The value, or None if there is none or its time is over. Looked for ``again`` on the same question, it is not counted twice."""
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None and entry[2] < self._clock():
                 self._drop(key)
                 entry = None
             if entry is None:
-                self.misses += 1
+                self.misses += not again
                 return None
-            self.hits += 1
+            self.hits += not again
             self._entries.move_to_end(key)
             return entry[0]
 

@@ -247,7 +247,7 @@ class Predictor:
                 fetched = time.perf_counter() - began
 
                 def work(_: Roster) -> bytes:
-                    late = self.answers.get(key)  # for who asked before, and asked again while that was worked on
+                    late = self.answers.get(key, again=True)  # for who asked before, and asked again while that was worked on
                     if late is not None:
                         return late
                     answer, drawn = self.answerer.answer(pipeline, image, question, key, fetched)

@@ -75,9 +75,9 @@ class Settings(BaseSettings):
     refresh: bool = Field(
         False, description="after a promotion, name the backend in Label Studio after the version and delete the former one's predictions"
     )
+    log: Literal["text", "json"] = Field("text", description="lines of the log as text, or as JSON objects with the request's id")
     auth_user: str = Field("sam4mllm", description="user name of the password")
     auth_password: SecretStr = Field(SecretStr(""), description="password (HTTP Basic) of all routes but `/health` and the webhook")
-    log: Literal["text", "json"] = Field("text", description="lines of the log as text, or as JSON objects with the request's id")
     webhook_secret: SecretStr = Field(
         SecretStr(""), description="asked of webhooks (or the password): header `X-Webhook-Secret`, or the path `/webhook/<secret>`"
     )

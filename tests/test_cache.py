@@ -35,3 +35,15 @@ def test_bytes_are_counted_and_bounded(puts: list[tuple[str, int]]) -> None:
         cache.put(key, b"x" * size)
         kept = [value for key in "abcd" if (value := cache.get(key)) is not None]
         assert cache.nbytes == sum(map(len, kept)) <= 10
+
+
+def test_hits_and_misses_are_counted_once_a_question() -> None:
+    cache: ByteCache[str, bytes] = ByteCache(100, len)
+    cache.get("a")
+    cache.get("a", again=True)
+    cache.put("a", b"x")
+    cache.get("a")
+    cache.get("a", again=True)
+    assert (cache.hits, cache.misses) == (1, 1)
+    cache.clear()
+    assert (cache.get("a"), len(cache), cache.nbytes, cache.misses) == (None, 0, 0, 2)

@@ -101,7 +101,7 @@ def test_requests_are_counted_by_route_and_status(client: FlaskClient) -> None:
 def test_a_refusal_is_counted_once_by_its_reason(client: FlaskClient) -> None:
     client.post("/predict", data=b"{", content_type="application/json", base_url=BASE_URL)
     refused = {labels: number for (name, labels), number in samples(client).items() if name == "sam4mllm_refused_requests_total"}
-    assert refused == {(("reason", "wire"),): 1.0}
+    assert refused == {(("reason", "request"),): 1.0}
 
 
 def test_state_queue_and_caches(place: School, client: FlaskClient) -> None:
@@ -161,9 +161,9 @@ def test_the_documentation_lists_every_metric_and_no_other(place: School, client
 def test_the_dashboard_asks_for_what_there_is(place: School, client: FlaskClient) -> None:
     fill(place, client)
     dashboard = json.loads((ROOT / "docker" / "grafana.json").read_text(encoding="utf-8"))
-    asked = {
-        SUFFIXES.sub("", name) for panel in dashboard["panels"] for one in panel.get("targets", []) for name in NAME.findall(one["expr"])
-    }
+    expressions = [one["expr"] for panel in dashboard["panels"] for one in panel["targets"]]
+    expressions += [one["expr"] for one in dashboard["annotations"]["list"]]
+    asked = {SUFFIXES.sub("", name) for expression in expressions for name in NAME.findall(expression)}
     assert asked <= exposed(client)
     assert len(asked) > 15
     places = [panel["gridPos"] for panel in dashboard["panels"]]
@@ -229,8 +229,10 @@ def test_every_line_of_a_request_carries_its_id(place: School, client: FlaskClie
         tasks = [{"id": number, "data": {"image": "dead"}} for number in range(1, 4)]
         body = {"tasks": tasks, "project": "1.1", "label_config": CONFIG}
         client.post("/predict", json=body, headers={"X-Request-ID": "one"}, base_url=BASE_URL)
+        REQUEST_ID.set("one")
         place.service.engine.run(lambda _: logging.getLogger("backend").info("on the engine's thread"), True, time.monotonic() + 5)
     finally:
+        REQUEST_ID.set("")
         logging.getLogger("backend").removeHandler(keep)
     assert [message for number, message in lines if number != "one"] == []
     told = [message for _, message in lines]
