@@ -47,16 +47,19 @@ def create_app(service: Service) -> Flask:
 
     @app.get("/health")
     def health() -> Response:
+        """Always fast; says loading, ready, paused, failed or draining."""
         return jsonify(status="UP", state=engine.state, model_class="SAM4MLLM", error=engine.failure)
 
     @app.get("/ready")
     def ready() -> Response:
+        """200 if the models can answer, else 503."""
         answer = jsonify(state=engine.state, version=service.version, error=engine.failure)
         answer.status_code = HTTPStatus.OK if engine.state == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
         return answer
 
     @app.post("/setup")
     def setup() -> Response:
+        """Label Studio's: checks the label config, answers with the version."""
         asked = read_setup(json_body())
         read_label_config(asked.label_config)
         if not service.version:
@@ -65,6 +68,7 @@ def create_app(service: Service) -> Flask:
 
     @app.post("/predict")
     def predict() -> Response:
+        """Label Studio's: predictions for tasks, or for what an annotator typed and clicked."""
         asked = read_predict(json_body())
         note_tasks(asked.tasks)
         results = service.predictor.predict(asked)
@@ -72,6 +76,7 @@ def create_app(service: Service) -> Flask:
 
     @app.get("/metrics")
     def metrics() -> Response:
+        """For Prometheus."""
         return Response(service.metrics.text(), mimetype="text/plain; version=0.0.4")
 
     add_webhook_routes(app, service)

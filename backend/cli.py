@@ -52,7 +52,7 @@ def serve(
     quantize: Annotated[QuantizeName | None, typer.Option("--quantize", help="8 or 4 bit weights of the language model.")] = None,
     device_map: DeviceMapOption = None,
 ) -> None:
-    """Serve Label Studio. Every other setting is an environment variable; the README lists them."""
+    """Serve Label Studio. Every other setting is an environment variable; docs/reference.md lists them."""
     given = {"HOST": host, "PORT": port, "MODEL": model, "SEGMENTER": segmenter, "DEVICE": device}
     given |= {"DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map}
     for name, value in given.items():

@@ -200,7 +200,7 @@ class Learner:
         found = reconcile(self._log, self._label_studio, self._log.projects())
         if found.problem and found.problem != self.reconciliation:
             log.warning("%s", found.problem)
-        self.reconciliation = found.problem or f"{found.projects} projects compared with Label Studio"
+        self.reconciliation = found.problem or f"{found.projects} project{'s' * (found.projects != 1)} compared with Label Studio"
 
     def _begin_next(self) -> None:
         if self._engine.state != "ready" or (self._worker is not None and self._worker.is_alive()):

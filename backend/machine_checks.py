@@ -180,7 +180,7 @@ def check_models(settings: Settings, running: bool) -> list[Finding]:
             _check_sources(settings)
             announce(settings.model, pick_device(settings.device), settings.precision, segmenter=settings.segmenter)
     except ModelError as error:
-        return [as_finding("model", error, "set SAM4MLLM_MODEL and SAM4MLLM_SEGMENTER to what the README lists")]
+        return [as_finding("model", error, "set SAM4MLLM_MODEL and SAM4MLLM_SEGMENTER to what docs/reference.md lists")]
     if settings.train_mode == "pause":
         return []
     from sam4mllm.training.plan import Plan  # noqa: PLC0415

@@ -26,7 +26,8 @@ class Settings(BaseSettings):
     model: str = Field("demo", description="MLLM: `demo`, a checkpoint folder, or a hub id")
     segmenter: str = Field(
         "demo",
-        description="`demo`, `vit_b|vit_l|vit_h:PATH`, `efficientvit-sam-xl1:PATH`, or a checkpoint folder or hub id (docs/segmenters.md)",
+        description="`demo`, `vit_b|vit_l|vit_h:PATH`, `efficientvit-sam-xl1:PATH`, or a checkpoint folder or hub id "
+        "([docs](docs/segmenters.md))",
     )
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`…; a GPU if there is one")
     trust_remote_code: bool = Field(False, description="allow a model family whose code comes with its weights (Qwen-VL-Chat)")

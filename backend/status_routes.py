@@ -86,15 +86,18 @@ def add_status_routes(app: Flask, service: Service) -> None:
 
     @app.get("/")
     def status() -> Response:
+        """The status page."""
         done = BUTTONS.get(request.args.get("done", ""))
         return page(said=done.said if done else "")
 
     @app.get("/api")
     def overview() -> Response:
+        """What the status page shows, as JSON."""
         return jsonify(look(service, _first()).to_json())
 
     @app.post("/actions/<name>")
     def action(name: str) -> Response:
+        """The status page's buttons: train, stop, promote, rollback; pressed by its own forms alone."""
         button = BUTTONS.get(name)
         if button is None:
             return page(HTTPStatus.NOT_FOUND, wrong="there is no such button")

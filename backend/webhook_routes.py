@@ -30,10 +30,12 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
 
     @app.post("/webhook")
     def webhook() -> Response:
+        """Label Studio's events; the secret in the header X-Webhook-Secret."""
         return store(request.headers.get("X-Webhook-Secret", ""))
 
     @app.post("/webhook/<secret>")
     def webhook_by_path(secret: str) -> Response:
+        """The same, the secret in the path."""
         return store(secret)
 
     def store(secret: str) -> Response:

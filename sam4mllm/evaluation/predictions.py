@@ -96,6 +96,7 @@ def write_predictions(path: Path, judged: Sequence[Judged]) -> None:
         known |= {"split": example.split, "source": example.source, "has_target": example.has_target, "iou": one.sample.iou}
         lines.append(json.dumps({**known, **one.prediction.fields()}, allow_nan=False) + "\n")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, "".join(lines).encode())
     except OSError as error:
         raise EvaluationError(f"{path} cannot be written ({error.strerror}); choose another file with --out") from error

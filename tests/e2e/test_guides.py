@@ -1,0 +1,210 @@
+"""Every command of the README and the guides is run: here, as it stands there, or by what is named beside it.
+
+A page's commands run in their order. What a reader would fill in, or has, is filled in: a folder for FOLDER, a picture for kitchen.jpg, small
+data sets laid out as the published ones. Counts are made small; nothing else is changed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import re
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from backend.demo import LABEL_CONFIG
+from backend.local_label_studio import LocalLabelStudio
+from backend.service import build
+from backend.settings import Settings
+from benchmarks.random_adapter import write_random_adapter
+from sam4mllm.adapters import CONFIG, WEIGHTS
+from sam4mllm.data.pairs import write_pairs
+from sam4mllm.data.readers import READERS
+from sam4mllm.demo.dataset import write_scenes
+from sam4mllm.registry import Registry
+from tests.e2e.conftest import serving
+from tests.e2e.test_backend import save, scene
+from tests.e2e.test_commands import COMMAND
+from tests.family_models import KINDS, make_family
+from tests.public_sets import picture, refer_root, reference
+from tests.test_exports import annotation, region, task
+from tests.tiny_segmenters import make_segmenter
+
+ROOT = Path(__file__).parent.parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+SECONDS = 240
+
+ELSEWHERE = {
+    r"make (install|check|e2e|test)": ".ci/run",
+    r"make (demo|bench)": "by hand on a clean clone",
+    r"export LABEL_STUDIO_URL=.*": "the environment of this test",
+    r"sam4mllm serve --model FOLDER .*": "tests/e2e/conftest.py",
+    r"sam4mllm connect 1 --url .*": "tests/e2e/test_doctor.py",
+    r"sam4mllm batch 7 --ray": "tests/test_batch.py",
+    r"python -m benchmarks\..*": "by hand",
+    r"cd docker|cp \.env\.example .*|docker compose .*": "not run: no Docker engine was at hand (docs/docker.md)",
+}
+"""Commands that this test does not run, and what does; a path must exist."""
+
+FILLED_IN = {
+    r"^\.venv/bin/": "",
+    r"--model FOLDER\b": "--model {world}/model",
+    r"--segmenter (vit_h:sam_vit_h_4b8939\.pth|FOLDER2)": "--segmenter {world}/segmenter",
+    r"\bVERSION FOLDER\b": "VERSION exported",
+    r"\bVERSION\b": "{version}",
+    r"\bDATASET\b": "data/dataset",
+    r"--out ADAPTER\b": "--out adapter-{turn}",
+    r"^(sam4mllm train .*)": r"\1 --steps 1",
+    r"^(sam4mllm (?:connect|doctor|batch)) [17]\b": r"\1 {project}",
+    r"(?<=\s)/(data|tmp|backup)\b": r"\1",
+    r"~/\.local/share/sam4mllm": "{home}",
+    r"http://127\.0\.0\.1:9090": "{url}",
+    r"--count \d+": "--count 2",
+    r"--values count=5,15,30": "--values count=3,5",
+}
+"""Patterns of what a reader fills in or makes smaller."""
+
+
+def commands(page: Path) -> list[str]:
+    """The lines of a page's shell blocks, without comments."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [re.sub(r"\s+#\s.*", "", line).strip() for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line]
+
+
+def run_by(line: str) -> str | None:
+    """What else runs a command; None if this test does."""
+    line = line.removeprefix(".venv/bin/")
+    return next((by for pattern, by in ELSEWHERE.items() if re.fullmatch(pattern, line)), None)
+
+
+@dataclass(frozen=True)
+class World:
+    """What a reader has: pictures, data, models, a project, a server with a version."""
+
+    folder: Path
+    home: Path
+    url: str
+    project: int
+    version: str
+    environment: dict[str, str]
+
+    def fill_in(self, line: str, turn: int) -> str:
+        for pattern, filling in FILLED_IN.items():
+            line = re.sub(pattern, filling, line)
+        known: dict[str, object] = {
+            "world": self.folder,
+            "home": self.home,
+            "url": self.url,
+            "project": self.project,
+            "version": self.version,
+        }
+        known["turn"] = turn
+        return re.sub(r"\{(\w+)\}", lambda found: str(known[found[1]]) if found[1] in known else found[0], line)
+
+    def run(self, line: str, folder: Path) -> None:
+        done = subprocess.run(
+            ["bash", "-euc", line],
+            cwd=folder,
+            env=os.environ | self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=SECONDS,
+        )
+        assert done.returncode == 0, f"{line}\n{done.stdout[-2000:]}{done.stderr[-2000:]}"
+
+
+@pytest.fixture(scope="module")
+def world(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    folder = tmp_path_factory.mktemp("reader")
+    home = folder / "home"
+    make_family(KINDS["Qwen2.5-VL"], folder / "model")
+    make_segmenter("sam", folder / "segmenter")
+    version = make_version(home, folder / "random")
+    with serving(home, label_studio) as url:
+        own = {
+            "PATH": f"{COMMAND.parent}:{os.environ['PATH']}",
+            "SAM4MLLM_HOME": str(home),
+            "SAM4MLLM_PORT": url.rpartition(":")[2],
+            "LABEL_STUDIO_URL": label_studio.url,
+            "LABEL_STUDIO_API_KEY": label_studio.token,
+        }
+        yield World(folder, home, url, make_project(label_studio, folder), version, own)
+
+
+def make_version(home: Path, folder: Path) -> str:
+    """An adapter of the demo model in the registry."""
+    service = build(Settings(home=home))
+    service.engine.start()
+    while service.engine.state == "loading":
+        time.sleep(0.1)
+    write_random_adapter(folder, 3)
+    added = service.versions.add({name: folder / name for name in (CONFIG, WEIGHTS)}, "00" * 32, {})
+    service.close(5)
+    return added.version
+
+
+def make_project(label_studio: LocalLabelStudio, folder: Path) -> int:
+    """Two described pictures."""
+    number = label_studio.create_project("the reader's", LABEL_CONFIG.read_text(encoding="utf-8"))
+    pictures = [save(scene(index).image, folder / f"{index}.png") for index in range(2)]
+    uploads = label_studio.upload(number, pictures)
+    label_studio.import_tasks(number, [{"image": upload, "description": "the horse"} for upload in uploads])
+    return number
+
+
+def make_data(folder: Path) -> None:
+    """REFER's sets in small, two of them prepared, a dataset with two splits, photos, and an export of Label Studio."""
+    data = folder / "data"
+    Image.fromarray(scene(5).image).save(folder / "kitchen.jpg")
+    (data / "photos").mkdir(parents=True)
+    shutil.copy(folder / "kitchen.jpg", data / "photos")
+    refer_root(data / "refer")
+    references = [reference(1, 1, ["the left cup"]), reference(2, 2, ["right cup"], "testA", 2)]
+    for name in ("refcoco", "refcoco+"):
+        (data / "refer" / name / "refs(unc).p").write_bytes(pickle.dumps(references, protocol=2))
+    for name in ("refcoco+", "grefcoco"):
+        write_pairs(READERS[name].read(data / "refer"), data / name)
+    write_scenes(data / "dataset", 2, 880_001)
+    lines = [json.loads(line) for line in (data / "dataset" / "examples.jsonl").read_text().splitlines()]
+    first = lines[0]["image"]
+    told = [{**line, "split": "train" if line["image"] == first else "testA"} for line in lines]
+    (data / "dataset" / "examples.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in told))
+    picture(data / "export" / "images" / "ab12-cup.png")
+    (data / "export" / "export.json").write_text(json.dumps([task(annotation(region()), description="the cup")]))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_what_is_run_elsewhere_is_there(page: Path) -> None:
+    for line in commands(page):
+        by = run_by(line)
+        assert by is None or "/" not in by.split()[0] or (ROOT / by).exists(), line
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize(
+    "page", [page for page in PAGES if any(run_by(line) is None for line in commands(page))], ids=lambda page: page.name
+)
+def test_the_commands_of_a_page_run_in_their_order(world: World, page: Path, tmp_path: Path) -> None:
+    make_data(tmp_path)
+    Registry(world.home).promote(world.version)
+    for turn, line in enumerate(commands(page)):
+        if run_by(line) is None:
+            world.run(world.fill_in(line, turn), tmp_path)
+
+
+def test_pythons_example_in_the_readme_runs(tmp_path: Path) -> None:
+    [example] = re.findall(r"^```python\n(.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    Image.fromarray(scene(5).image).save(tmp_path / "kitchen.jpg")
+    done = subprocess.run([sys.executable, "-c", example], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert done.stdout.startswith("the left cup"), done.stderr
