@@ -1,6 +1,4 @@
-"""The routes that Label Studio and people ask; those of webhooks, of versions and runs, and of the
-status page are in files of their own.
-"""
+"""The routes that Label Studio asks, and who may ask; those of webhooks, of runs and of the status page are in files of their own."""
 
 from __future__ import annotations
 

@@ -212,6 +212,7 @@ def _invitation(demo: Demo) -> str:
     {demo.url}
     login     {demo.label_studio.user}
     password  {demo.label_studio.password}
+    status    {demo.backend_url}
 
 Open a task: the mask of its description is there already. Some descriptions mean several things, some nothing in the picture.
 Switch Auto-Annotation on (bottom left), type another description under the picture, press Enter, and accept the mask.

@@ -77,11 +77,17 @@ def log_config(kind: Literal["text", "json"], secrets: Sequence[str]) -> dict[st
     """For ``logging.config.dictConfig``: all that the server and its libraries say goes to standard error, alike."""
     formatter = {"text": "TextFormatter", "json": "JsonFormatter"}[kind]
     quiet = {"level": "WARNING"}  # they write whole addresses
+    only_errors = {"level": "ERROR"}  # it warns, in use or not, of what it lacks to be fast
     return {
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"lines": {"()": f"backend.logs.{formatter}", "secrets": [*secrets]}},
         "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "lines"}},
         "root": {"level": "INFO", "handlers": ["stderr"]},
-        "loggers": {"gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True}, "httpx": quiet, "httpcore": quiet},
+        "loggers": {
+            "gunicorn.error": {"level": "INFO", "handlers": [], "propagate": True},
+            "httpx": quiet,
+            "httpcore": quiet,
+            "bitsandbytes": only_errors,
+        },
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import cached_property
 from typing import Any
 
 from backend.agreement import Judged, Reliability, Trend, draw_trend, measure_reliability
@@ -42,7 +43,7 @@ class Active:
     progress: dict[str, Any]
     curve: list[tuple[int, float]]
 
-    @property
+    @cached_property
     def plot(self) -> Plot | None:
         return draw_curve(self.curve)
 
@@ -84,7 +85,7 @@ class Overview:
     requests: list[Request]
     problem: str
 
-    @property
+    @cached_property
     def trend(self) -> Trend | None:
         return draw_trend(self.judged)
 

@@ -81,6 +81,8 @@ class Runs:
             changed = replace(changed, ended=time.time())
         with self._lock:
             replace_file(self.folder(run.id) / "run.json", json.dumps(asdict(changed), indent=1).encode())
+            if changed.over:
+                self._ended[run.id] = changed
         return changed
 
     def load(self, run: str) -> Run | None:

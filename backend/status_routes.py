@@ -44,18 +44,11 @@ def _stop(service: Service, run: str) -> None:
         raise WireError("there is no such run")
 
 
-def _rollback(service: Service, serving: str) -> None:
-    """Pressed twice, or on an old page, it must not go two back."""
-    if service.versions.registry.serving() != serving:
-        raise WireError("another version serves by now; look again")
-    service.versions.rollback()
-
-
 BUTTONS = {
     "train": Button(lambda service, _: service.learner.ask("asked for on the status page"), "A run begins as soon as the server is free."),
     "stop": Button(_stop, "The run is being stopped."),
     "promote": Button(lambda service, version: service.versions.promote(version), "The version serves."),
-    "rollback": Button(_rollback, "The former version serves again."),
+    "rollback": Button(lambda service, serving: service.versions.rollback(serving), "The former version serves again."),
 }
 
 

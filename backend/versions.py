@@ -115,9 +115,14 @@ class Versions:
             self._seat(roster, pipeline)
             return manifest
 
-    def rollback(self) -> Manifest | None:
-        """Let serve what served before the champion, and return it. As with a promotion, nothing changes if it cannot be loaded."""
+    def rollback(self, serving: str | None = None) -> Manifest | None:
+        """Let serve what served before the champion, and return it. As with a promotion, nothing changes if it cannot be loaded.
+
+        Asked to go back from ``serving``, it raises RegistryError if that does not serve any more: asked twice must not go two back.
+        """
         with self._lock:
+            if serving is not None and self.registry.serving() != serving:
+                raise RegistryError("another version serves by now; look again")
             roster = self._engine.model
             if roster is None or roster.workshop is None:
                 return self.registry.rollback()

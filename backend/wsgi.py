@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import sys
 
+from transformers.utils import logging as transformers_logging
+
 from backend.app import create_app
 from backend.service import build
 from backend.settings import read_settings
@@ -14,6 +16,8 @@ from sam4mllm.errors import Sam4mllmError
 
 BOOT_FAILED = 3
 """The code at which gunicorn ends instead of trying again."""
+
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # a log is no terminal
 
 try:
     app = create_app(build(read_settings()))

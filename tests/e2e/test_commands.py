@@ -69,9 +69,17 @@ def test_every_strategy_answers(dataset: Path, strategy: str, points: str) -> No
     assert answer["version"].startswith("demo-0-")
 
 
-def test_errors_are_one_line_and_no_traceback(tmp_path: Path) -> None:
+def test_errors_are_one_line_and_no_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABEL_STUDIO_URL", "http://127.0.0.1:9")  # nobody is there
+    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "a" * 40)
     Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
-    for arguments in (("predict", tmp_path / "dot.png", "a cup"), ("predict", tmp_path, "a cup"), ("evaluate", tmp_path)):
+    for arguments in (
+        ("predict", tmp_path / "dot.png", "a cup"),
+        ("predict", tmp_path, "a cup"),
+        ("evaluate", tmp_path),
+        ("batch", 7, "--out", tmp_path / "out"),
+        ("batch", tmp_path / "nowhere", "--out", tmp_path / "out"),
+    ):
         done = command(*arguments, code=1)
         assert done.stderr.count("\n") == 1
         assert "Traceback" not in done.stderr

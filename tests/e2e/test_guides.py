@@ -1,7 +1,7 @@
 """Every command of the README and the guides is run: here, as it stands there, or by what is named beside it.
 
-A page's commands run in their order. What a reader would fill in, or has, is filled in: a folder for FOLDER, a picture for kitchen.jpg, small
-data sets laid out as the published ones. Counts are made small; nothing else is changed.
+A page's commands run in their order. What a reader would fill in, or has, is filled in: a folder for FOLDER, a picture for kitchen.jpg,
+small data sets laid out as the published ones. Counts are made small; nothing else is changed.
 """
 
 from __future__ import annotations
