@@ -19,6 +19,8 @@ log = logging.getLogger(__name__)
 HEADER = "X-Request-ID"
 GIVEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
 """An id of a proxy before us is kept, if it is one."""
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+"""What may be a label of a metric: anybody can send any other word."""
 OF_LABEL_STUDIO = frozenset(("setup", "predict", "webhook", "webhook_by_path"))
 SHOWN_TASKS = 3
 REASONS = {
@@ -49,7 +51,7 @@ def follow_requests(app: Flask, metrics: Metrics) -> None:
         done = Request(
             when=time.time(),
             id=g.id,
-            method=request.method,
+            method=request.method if request.method in METHODS else "other",
             route=request.url_rule.rule if request.url_rule is not None else "none",
             tasks=g.get("tasks", ""),
             seconds=time.perf_counter() - g.began,

@@ -87,11 +87,13 @@ def test_requests_are_counted_by_route_and_status(client: FlaskClient) -> None:
     client.post("/webhook/wrong", json={}, base_url=BASE_URL)
     client.get("/nowhere", base_url=BASE_URL)
     client.get("/health", base_url="http://evil.example")
+    client.open("/health", method="ANYTHING", base_url=BASE_URL)
     count = "sam4mllm_request_seconds_count"
     assert value(client, count, method="GET", route="/health", status="200") == 1
     assert value(client, count, method="POST", route="/webhook/<secret>", status="201") == 1
     assert value(client, count, method="POST", route="/webhook/<secret>", status="401") == 1
     assert value(client, count, method="GET", route="none", status="404") == 1
+    assert value(client, count, method="other", route="none", status="405") == 1
     assert value(client, "sam4mllm_refused_requests_total", reason="unauthorized") == 1
     assert value(client, "sam4mllm_refused_requests_total", reason="forbidden") == 1
     assert value(client, "sam4mllm_refused_requests_total", reason="not_found") == 1

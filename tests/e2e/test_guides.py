@@ -50,7 +50,6 @@ ELSEWHERE = {
     r"sam4mllm serve --model FOLDER .*": "tests/e2e/conftest.py",
     r"sam4mllm connect 1 --url .*": "tests/e2e/test_doctor.py",
     r"sam4mllm batch 7 --ray": "tests/test_batch.py",
-    r"python -m benchmarks\..*": "by hand",
     r"cd docker|cp \.env\.example .*|docker compose .*": "not run: no Docker engine was at hand (docs/docker.md)",
 }
 """Commands that this test does not run, and what does; a path must exist."""
@@ -133,6 +132,7 @@ def world(label_studio: LocalLabelStudio, tmp_path_factory: pytest.TempPathFacto
     version = make_version(home, folder / "random")
     with serving(home, label_studio) as url:
         own = {
+            "PYTHONPATH": str(ROOT),
             "PATH": f"{COMMAND.parent}:{os.environ['PATH']}",
             "SAM4MLLM_HOME": str(home),
             "SAM4MLLM_PORT": url.rpartition(":")[2],
