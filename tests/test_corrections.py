@@ -419,7 +419,7 @@ def test_a_file_that_knows_no_digests_is_compared_all_the_same(tmp_path: Path) -
 def test_a_digest_of_what_an_older_release_wrote_over_is_none(log: CorrectionLog) -> None:
     assert pull(log, task(annotation())) == (1, 0)
     with log._writing() as connection:
-        connection.execute("UPDATE annotations SET body = replace(body, '\"lead_time\":', '\"lead_time\":1'), changed = changed + 1e-3")
+        connection.execute("UPDATE annotations SET body = replace(body, '\"lead_time\":', '\"lead_time\":1'), changed = changed - 1e-3")
     assert pull(log, task(annotation())) == (1, 0)
     assert pull(log, task(annotation())) == (0, 0)
 

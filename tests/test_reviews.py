@@ -86,6 +86,7 @@ def test_an_untouched_region_is_accepted(tmp_path: Path) -> None:
         updated=CREATED,
         image="/data/upload/3/a.png",
         unassisted=False,
+        score=0.7,
     )
     assert (decoded(review.instances[0]) == blob(4)).all()
 
