@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
 import re
+import stat
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import typer.main
 
 from backend.cli import app
+from backend.corrections import CorrectionLog
 from backend.settings import Settings
 from tools.write_reference import PAGE, render
 
@@ -59,3 +64,52 @@ def test_routes_that_a_page_names_exist(page: Path) -> None:
     known = set(re.findall(r"^\| `[A-Z]+` \| `([^`]+)`", PAGE.read_text(encoding="utf-8"), re.MULTILINE))
     named = re.findall(r"`(?:GET|POST|DELETE) (/[^`]*)`", page.read_text(encoding="utf-8"))
     assert set(named) <= known
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_stand_in_shell_blocks_where_the_guides_test_finds_them(page: Path) -> None:
+    rest = re.sub(r"^```sh\n.*?^```$", "", page.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    program = r"(?:\.venv/bin/)?(?:sam4mllm|pip|accelerate|python3?|make|docker|curl|export) "
+    fenced = "".join(re.findall(r"^```.*?^```$", rest, re.MULTILINE | re.DOTALL))
+    assert re.findall(rf"^ {{4,}}{program}.*", rest, re.MULTILINE) + re.findall(rf"^{program}.*", fenced, re.MULTILINE) == []
+
+
+KILLED = """
+import os, pathlib, sys
+from backend.corrections import CorrectionLog
+log = CorrectionLog(pathlib.Path(sys.argv[1]))
+for number in range(300):
+    log.store({"action": "LATER", "number": number, "padding": "x" * 900})
+os.kill(os.getpid(), 9)
+"""
+
+
+def test_a_back_up_is_restored_after_a_kill(tmp_path: Path) -> None:
+    text = (ROOT / "docs" / "upgrade.md").read_text(encoding="utf-8")
+    back_up, restore = (
+        re.findall(rf"^## {title}$.*?^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL) for title in ("Back up", "Restore")
+    )
+    home = tmp_path / ".local" / "share" / "sam4mllm"
+    (home / "adapters").mkdir(parents=True)
+    (home / "adapters" / "champion").write_text("former")
+    log = CorrectionLog(home / "corrections.sqlite")
+    for _ in range(3):
+        log.store({"action": "EARLIER"})
+    run(back_up[0], tmp_path)  # while the log is open
+    log.close()
+    copy = tmp_path / "backup" / "corrections.sqlite"
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    subprocess.run([sys.executable, "-c", KILLED, str(home / "corrections.sqlite")], cwd=ROOT, check=False, timeout=60)
+    assert (home / "corrections.sqlite-wal").stat().st_size
+    (home / "adapters" / "champion").write_text("later")
+    run(restore[0], tmp_path)
+    log = CorrectionLog(home / "corrections.sqlite")
+    assert [event.action for event in log.events()] == ["EARLIER"] * 3
+    log.close()
+    assert (home / "adapters" / "champion").read_text() == "former"
+
+
+def run(block: str, folder: Path) -> None:
+    """A guide's shell block with ``folder`` as the user's home and root."""
+    script = re.sub(r"(?<=\s)/backup\b", f"{folder}/backup", block)
+    subprocess.run(["bash", "-euc", script], env=os.environ | {"HOME": str(folder)}, check=True, timeout=60)

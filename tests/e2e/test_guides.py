@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from backend.demo import LABEL_CONFIG
+from backend.demo import LABEL_CONFIG, READY_TIMEOUT, is_ready
 from backend.local_label_studio import LocalLabelStudio
+from backend.process import HOST, Child, check_port
 from backend.service import build
 from backend.settings import Settings
 from benchmarks.random_adapter import write_random_adapter
@@ -44,15 +45,18 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 SECONDS = 240
 
 ELSEWHERE = {
-    r"make (install|check|e2e|test)": ".ci/run",
+    r"make (install|check|e2e|test)": ".ci/run: make install",
+    r"pip install 'sam4mllm\[\w+\]'": "pyproject.toml: sam4mllm[efficientvit,parquet,quant,ray,segmenters,track]",
     r"make (demo|bench)": "by hand on a clean clone",
     r"export LABEL_STUDIO_URL=.*": "the environment of this test",
-    r"sam4mllm serve --model FOLDER .*": "tests/e2e/conftest.py",
-    r"sam4mllm connect 1 --url .*": "tests/e2e/test_doctor.py",
-    r"sam4mllm batch 7 --ray": "tests/test_batch.py",
-    r"cd docker|cp \.env\.example .*|docker compose .*": "not run: no Docker engine was at hand (docs/docker.md)",
+    r"sam4mllm serve --model FOLDER .*": "tests/e2e/test_guides.py: test_the_server_of_the_readme_starts",
+    r"sam4mllm connect 1 --url .*": 'tests/e2e/test_doctor.py: team.run("connect", number, "--url", url)',
+    r"sam4mllm batch 7 --ray": "tests/test_batch.py: test_ray_gives_the_same",
+    r"accelerate launch .*": "tests/test_processes.py: test_accelerate_launches_two_processes_with_the_losses_of_one",
+    r"(rm|mv) .*|cp -a /backup/.*": "tests/test_docs.py: test_a_back_up_is_restored_after_a_kill",
+    r"cd docker|cp \.env\.example .*|docker compose .*": "not run, for no Docker engine was at hand (docs/docker.md)",
 }
-"""Commands that this test does not run, and what does; a path must exist."""
+"""Commands that this test does not run, and what does: a file and a text in it, or why nothing does."""
 
 FILLED_IN = {
     r"^\.venv/bin/": "",
@@ -187,8 +191,8 @@ def make_data(folder: Path) -> None:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_what_is_run_elsewhere_is_there(page: Path) -> None:
     for line in commands(page):
-        by = run_by(line)
-        assert by is None or "/" not in by.split()[0] or (ROOT / by).exists(), line
+        path, colon, text = (run_by(line) or "").partition(": ")
+        assert not colon or text in (ROOT / path).read_text(encoding="utf-8"), line
 
 
 @pytest.mark.timeout(1200)
@@ -201,6 +205,19 @@ def test_the_commands_of_a_page_run_in_their_order(world: World, page: Path, tmp
     for turn, line in enumerate(commands(page)):
         if run_by(line) is None:
             world.run(world.fill_in(line, turn), tmp_path)
+
+
+def test_the_server_of_the_readme_starts(world: World, tmp_path: Path) -> None:
+    [line] = [line for line in commands(PAGES[0]) if " serve " in line]
+    port = check_port(0)
+    own = {"SAM4MLLM_HOME": str(tmp_path), "SAM4MLLM_PORT": str(port)}
+    command = ["bash", "-c", f"exec {world.fill_in(line, 0)}"]
+    server = Child("the server", command, os.environ | world.environment | own, tmp_path / "log")
+    try:
+        server.wait_until(lambda: is_ready(f"http://{HOST}:{port}"), READY_TIMEOUT, lambda _: None)
+        assert str(world.folder / "model") in server.log.read_text()
+    finally:
+        server.stop()
 
 
 def test_pythons_example_in_the_readme_runs(tmp_path: Path) -> None:
