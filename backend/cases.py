@@ -51,7 +51,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Case:
-    """All that is known of an annotation; ``present`` are the ids of its regions, also of those that were rubbed out."""
+    """All that is known of an annotation; ``present`` are the ids of its regions."""
 
     stored: StoredAnnotation
     config: LabelConfig
@@ -110,14 +110,13 @@ def read_case(stored: StoredAnnotation, served: Sequence[Served], max_pixels: in
 
 
 def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> tuple[tuple[Drawn, ...], tuple[int, int] | None]:
-    """The masks that are not empty, and (height, width) of all; None without a region."""
+    """The masks, and (height, width) of all; None without a region."""
     drawn: list[Drawn] = []
     sizes: set[tuple[int, int]] = set()
     for region in regions:
         mask, *size = from_region(region, config, max_pixels)
         sizes.add((size[0], size[1]))
-        if mask.any():
-            drawn.append(Drawn(str(region.get("id")), _labels(region, config), str(region.get("origin")), to_rle(mask)))
+        drawn.append(Drawn(str(region.get("id")), _labels(region, config), str(region.get("origin")), to_rle(mask)))
     if len(sizes) > 1:
         raise TaskError("the annotation's masks are of different sizes")
     return tuple(drawn), next(iter(sizes), None)

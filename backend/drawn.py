@@ -19,8 +19,6 @@ from sam4mllm.errors import MaskCodecError
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.masks import from_polygons
 
-OPAQUE = 127
-"""Alpha above this is in the mask: the editor draws antialiased edges, and keeps their alpha."""
 PNG_URL = "data:image/png;base64,"
 MAX_POINTS = 100_000
 ELLIPSE_CORNERS = 720
@@ -28,20 +26,30 @@ ELLIPSE_CORNERS = 720
 MAX_PERCENT = 1000.0
 """Coordinates may be dragged past the border; far outside is no drawing."""
 
+MIN_CORNERS = 3
+EMPTY = "a region covers no pixel of its image; draw it again, or delete it, which says that nothing is there"
+
 Mask = NDArray[np.bool_]
 
 
 def from_region(region: Mapping[str, Any], config: LabelConfig, max_pixels: int = MAX_PIXELS) -> tuple[Mask, int, int]:
-    """The mask (height, width) bool of a region of the config's mask control, with its height and width; it may be empty.
+    """The mask (height, width) bool of a region of the config's mask control, with its height and width.
 
-    A region that says of which type it is, is read as that; any other as one of the control.
+    A region that says of which type it is, is read as that; any other as one of the control. The mask has at least one pixel: an empty one
+    does not say that the object is missing, as a region does that was deleted. It may have been saved while its layer was hidden.
 
     Nothing of the mask's size is allocated before the size is found allowed and the encoding whole.
 
     Raises:
-        TaskError: one line; the region has no size or too large a one, was drawn on a turned image, or its mask is malformed, cut short, or
-            of another size than the region says.
+        TaskError: one line; the region has no size or too large a one, was drawn on a turned image, or its mask is malformed, cut short,
+            empty, or of another size than the region says.
     """
+    kind = region.get("type")
+    return read_mask(region, kind if isinstance(kind, str) and kind in _READ else config.mask.type, max_pixels)
+
+
+def read_mask(region: Mapping[str, Any], kind: str, max_pixels: int = MAX_PIXELS) -> tuple[Mask, int, int]:
+    """The same of a region that is known to be of a type, as ``brushlabels``. Raises TaskError."""
     height, width = _size(region, max_pixels)
     if region.get("image_rotation") not in (None, 0, 360):
         raise TaskError("a region was drawn on a turned image; turn it back and draw again")
@@ -49,28 +57,45 @@ def from_region(region: Mapping[str, Any], config: LabelConfig, max_pixels: int 
     if not isinstance(value, dict):
         raise TaskError("a region has no value")
     try:
-        kind = region.get("type")
-        read = _READ.get(kind if isinstance(kind, str) else "") or _READ[config.mask.type]
-        return read(value, height, width), height, width
+        mask = _READ[kind](value, height, width)
     except MaskCodecError as error:
         raise TaskError(str(error)) from error
+    if not mask.any():
+        raise TaskError(EMPTY)
+    return mask, height, width
 
 
 def _size(region: Mapping[str, Any], max_pixels: int) -> tuple[int, int]:
-    height, width = _side(region.get("original_height")), _side(region.get("original_width"))
+    height, width = (_side(region.get(name), name) for name in ("original_height", "original_width"))
     if height * width > max_pixels:
         raise TaskError(f"a region's image of {width} x {height} pixels is too large; at most {max_pixels:,} are read")
     return height, width
 
 
-def _side(value: object) -> int:
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 < value < 1 << 31:
-        raise TaskError("a region does not say how large its image is")
-    return value
+def _side(value: object, name: str) -> int:
+    """A side in pixels. Importers write whole numbers as 640.0 or as text, too."""
+    if value is None:
+        raise TaskError(f"a region does not say how large its image is; it has no {name}")
+    try:
+        number = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except (ValueError, OverflowError):
+        number = math.nan
+    if not (number.is_integer() and 0 < number < 1 << 31):
+        raise TaskError(f"a region's {name} is {ascii(value)[:40]}; it is a whole number of pixels")
+    return int(number)
+
+
+def _opaque(alpha: NDArray[np.uint8]) -> Mask:
+    """What is at least half as opaque as the most opaque pixel.
+
+    Label Studio shows every alpha above 0, and tools differ in the alpha that they write: the editor 255 with antialiased edges, the SDK's
+    contour2rle 100, its mask2rle of a mask of 0 and 1 no more than 1.
+    """
+    return np.asarray(alpha > int(alpha.max(initial=0)) // 2)
 
 
 def _brush(value: Mapping[str, Any], height: int, width: int) -> Mask:
-    return brush.decode(value.get("rle"), height, width) > OPAQUE  # type: ignore[arg-type]  # it looks for itself
+    return _opaque(brush.decode(value.get("rle"), height, width))  # type: ignore[arg-type]  # it looks for itself
 
 
 def _bitmask(value: Mapping[str, Any], height: int, width: int) -> Mask:
@@ -80,7 +105,7 @@ def _bitmask(value: Mapping[str, Any], height: int, width: int) -> Mask:
     try:
         image = PngImageFile(io.BytesIO(base64.b64decode(url[len(PNG_URL) :], validate=True)))
         if image.size == (width, height) and image.has_transparency_data:
-            return np.asarray(np.asarray(image.convert("RGBA").getchannel("A")) > OPAQUE)
+            return _opaque(np.asarray(image.convert("RGBA").getchannel("A")))
     except Exception as error:  # a decoder on foreign bytes raises almost anything
         raise TaskError("a bitmask region's PNG image is damaged or cut short") from error
     if image.size != (width, height):
@@ -93,6 +118,8 @@ def _polygon(value: Mapping[str, Any], height: int, width: int) -> Mask:
     if not isinstance(points, list) or len(points) > MAX_POINTS or not all(isinstance(point, list) and len(point) == 2 for point in points):
         raise TaskError(f"a polygon is a list of x, y pairs, at most {MAX_POINTS:,}")
     percent = np.array([_percents(*point) for point in points]).reshape(-1, 2)
+    if len(points) < MIN_CORNERS:
+        raise TaskError(f"a polygon has {len(points)} of the {MIN_CORNERS} points that it needs at least; finish or delete it")
     return _filled(percent * [width / 100, height / 100], height, width)
 
 
@@ -135,4 +162,10 @@ _READ: dict[str, Callable[[Mapping[str, Any], int, int], Mask]] = {
     "polygonlabels": _polygon,
     "rectanglelabels": _rectangle,
     "ellipselabels": _ellipse,
+    # as controls without labels of their own write them
+    "brush": _brush,
+    "bitmask": _bitmask,
+    "polygon": _polygon,
+    "rectangle": _rectangle,
+    "ellipse": _ellipse,
 }

@@ -189,9 +189,9 @@ def _of_min(record: Mapping[str, Any], index: int, prompt: str) -> Iterator[_Ann
         for value in values
     ]
     typed = record.get(prompt) if prompt else None
-    texts: tuple[Region, ...] = ()
-    if isinstance(typed, str) and typed.strip():
-        texts = ({"type": "textarea", "from_name": prompt, "value": {"text": [typed]}},)
+    # one text is written alone, several as a list
+    said = [line for line in (typed if isinstance(typed, list) else [typed]) if isinstance(line, str) and line.strip()]
+    texts: tuple[Region, ...] = ({"type": "textarea", "from_name": prompt, "value": {"text": said}},) if said else ()
     data = {name: value for name, value in record.items() if name not in OF_MIN and name not in controls and (name != prompt or not texts)}
     numbers = (row_id(record.get("annotation_id")) or -1 - index, 0, row_id(record.get("id")) or index)
     yield _Annotation(*numbers, record, data, _drawings(regions), texts)
@@ -209,7 +209,7 @@ def _drawings(regions: Iterable[Region]) -> tuple[Region, ...]:
     found: dict[str, Region] = {}
     for index, region in enumerate(regions):
         value = region.get("value")
-        kind = _kind(value) if isinstance(value, dict) else None
+        kind = _kind(value, region.get("type")) if isinstance(value, dict) else None
         if kind is None or not isinstance(value, dict):
             continue
         names: list[object] = next((value[name] for name in (kind, "labels") if isinstance(value.get(name), list)), [])
@@ -219,9 +219,11 @@ def _drawings(regions: Iterable[Region]) -> tuple[Region, ...]:
     return tuple(found.values())
 
 
-def _kind(value: Mapping[str, Any]) -> str | None:
+def _kind(value: Mapping[str, Any], stated: object) -> str | None:
+    """By what the value holds; a mask that holds nothing is still one, for else its object would lack without a word."""
     outline = next((kind for kind, keys in OUTLINES.items() if keys <= value.keys()), None)
-    return outline or (RECTANGLE if value.keys() >= _RECTANGLE else None)
+    named = next((kind for kind in OUTLINES if kind == stated or kind in value), None)
+    return outline or named or (RECTANGLE if value.keys() >= _RECTANGLE else None)
 
 
 def _of_image(one: _Annotation, image: str) -> _Annotation:

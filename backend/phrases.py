@@ -17,6 +17,8 @@ from sam4mllm.pipeline import check_phrase
 
 MAX_PHRASES = 32
 MAX_CLICKS = 200
+MAX_NUMBER = 1e15
+"""A number below this is taken for a phrase as it is written; longer ones are no word, and NaN is none."""
 
 
 @dataclass(frozen=True)
@@ -107,11 +109,16 @@ def _from_field(value: object, config: LabelConfig) -> list[Wanted]:
 
 def _phrases(value: object) -> list[str]:
     """A phrase, or several, tidied; nothing for none and for blanks. Raises TaskError and PhraseError."""
-    entries = value if isinstance(value, list) else [] if value is None else [value]
-    texts = [entry for entry in entries if isinstance(entry, str)]
-    if len(texts) != len(entries):
+    entries = value if isinstance(value, list) else [value]
+    # tables become tasks with empty cells as null, and with words of digits, as a house's number, as numbers
+    texts = [str(entry) if _is_number(entry) else entry for entry in entries if entry is not None]
+    if not all(isinstance(text, str) for text in texts):
         raise TaskError("a task's phrase is a text, a list of texts, or an object {label: text}")
     return list(dict.fromkeys(check_phrase(text) for text in texts if text.strip()))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MAX_NUMBER
 
 
 def pointed(regions: Sequence[Region], config: LabelConfig) -> Pointed:

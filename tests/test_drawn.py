@@ -6,6 +6,7 @@ import base64
 import contextlib
 import io
 import tracemalloc
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -58,15 +59,6 @@ def test_any_mask_comes_back_from_a_raster(tag: str) -> None:
     mask: Mask = np.random.default_rng(3).random((HEIGHT, WIDTH)) < 0.3
     [value] = _DRAW[tag](mask)
     assert (from_region(region(value), CONFIGS[tag])[0] == mask).all()
-
-
-@pytest.mark.parametrize("tag", ["BrushLabels", "BitmaskLabels"])
-def test_only_what_is_mostly_opaque_is_in_the_mask(tag: str) -> None:
-    alpha = np.array([[0, 1, 127, 128, 255]], np.uint8)
-    pixels = np.stack([alpha] * 4, -1)
-    value = {"rle": brush.encode(alpha), "imageDataURL": png(pixels)}
-    mask, *_ = from_region(region(value, 1, 5), CONFIGS[tag])
-    assert mask.tolist() == [[False, False, False, True, True]]
 
 
 @pytest.mark.parametrize("mode", ["LA", "PA", "RGBA"])
@@ -134,11 +126,83 @@ def test_what_is_malformed_is_told(tag: str, value: object, reason: str) -> None
     assert reason in refused(value, tag)
 
 
-@pytest.mark.parametrize("side", [None, 0, -1, True, 3.0, "24", 1 << 40])
+SIDES: dict[str, tuple[object, str]] = {
+    "none": (None, "does not say how large"),
+    "zero": (0, "whole number of pixels"),
+    "negative": (-1, "whole number of pixels"),
+    "a truth": (True, "whole number of pixels"),
+    "a fraction": (23.5, "whole number of pixels"),
+    "nan": (float("nan"), "whole number of pixels"),
+    "infinite": (float("inf"), "whole number of pixels"),
+    "huge": (1 << 40, "whole number of pixels"),
+    "too long for a float": (10**400, "whole number of pixels"),
+    "a word": ("wide", "whole number of pixels"),
+    "a list": ([24], "whole number of pixels"),
+}
+
+
+@pytest.mark.parametrize(("side", "reason"), SIDES.values(), ids=SIDES.keys())
 @pytest.mark.parametrize("tag", TAGS)
-def test_a_size_that_cannot_be_is_told(tag: str, side: object) -> None:
-    assert "how large" in refused({}, tag, height=side)
-    assert "how large" in refused({}, tag, width=side)
+def test_a_size_that_cannot_be_is_told(tag: str, side: object, reason: str) -> None:
+    assert reason in refused({}, tag, height=side)
+    assert reason in refused({}, tag, width=side)
+
+
+@pytest.mark.parametrize("form", [float, str, lambda side: f"{side}.0"], ids=["a float", "text", "a float as text"])
+@pytest.mark.parametrize("tag", TAGS)
+def test_a_size_may_be_written_in_other_forms(tag: str, form: Callable[[int], object]) -> None:
+    [value] = _DRAW[tag](blob(5, 3, 11))
+    mask, height, width = from_region(region(value, form(HEIGHT), form(WIDTH)), CONFIGS[tag])
+    assert ((height, width), type(height)) == ((HEIGHT, WIDTH), int)
+    assert (mask == blob(5, 3, 11)).all()
+
+
+FAINT: dict[str, tuple[list[int], list[int]]] = {
+    "opaque, with antialiased edges": ([0, 1, 127, 128, 255], [0, 0, 0, 1, 1]),
+    "as the SDK colours contours": ([0, 1, 50, 51, 100], [0, 0, 0, 1, 1]),
+    "a mask of 0 and 1": ([0, 1, 0, 1, 1], [0, 1, 0, 1, 1]),
+    "of 0 and 2": ([0, 2, 0, 2, 2], [0, 1, 0, 1, 1]),
+    "all of it": ([100, 100, 100, 100, 100], [1, 1, 1, 1, 1]),
+}
+
+
+@pytest.mark.parametrize(("levels", "inside"), FAINT.values(), ids=FAINT.keys())
+@pytest.mark.parametrize("tag", ["BrushLabels", "BitmaskLabels"])
+def test_what_is_half_as_opaque_as_its_most_opaque_pixel_is_in_the_mask(tag: str, levels: list[int], inside: list[int]) -> None:
+    alpha = np.array([levels], np.uint8)
+    value = {"rle": brush.encode(alpha), "imageDataURL": png(np.stack([alpha] * 4, -1))}
+    mask, *_ = from_region(region(value, 1, 5), CONFIGS[tag])
+    assert mask.tolist() == [[bool(one) for one in inside]]
+
+
+def test_a_faint_palette_is_read_by_its_alpha() -> None:
+    data = io.BytesIO()
+    Image.fromarray(blob(4).astype(np.uint8), "P").save(data, "PNG", transparency=b"\x00\x30")
+    url = "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()
+    assert (from_region(region({"imageDataURL": url}), CONFIGS["BitmaskLabels"])[0] == blob(4)).all()
+
+
+def test_grey_without_alpha_is_refused_as_what_it_is() -> None:
+    assert "no alpha channel" in refused({"imageDataURL": png(blob(4).astype(np.uint8) * 255, "L")}, "BitmaskLabels")
+
+
+ZERO = {"x": 10.0, "y": 10.0, "rotation": 0}
+EMPTY: dict[str, tuple[str, dict[str, Any], str]] = {
+    "a brush without alpha": ("BrushLabels", {"rle": brush.encode(np.zeros((HEIGHT, WIDTH), np.uint8))}, "covers no pixel"),
+    "a transparent bitmask": ("BitmaskLabels", {"imageDataURL": png(np.zeros((HEIGHT, WIDTH, 4), np.uint8))}, "covers no pixel"),
+    "a polygon along a line": ("PolygonLabels", {"points": [[5, 5], [50, 5], [20, 5]]}, "covers no pixel"),
+    "a polygon outside": ("PolygonLabels", {"points": [[150, 5], [190, 5], [190, 90]]}, "covers no pixel"),
+    "a polygon of two points": ("PolygonLabels", {"points": [[5, 5], [50, 5]]}, "2 of the 3 points"),
+    "a polygon of none": ("PolygonLabels", {"points": []}, "0 of the 3 points"),
+    "a rectangle without width": ("RectangleLabels", {**ZERO, "width": 0, "height": 20}, "covers no pixel"),
+    "an ellipse without height": ("BrushLabels", {**ZERO, "radiusX": 5, "radiusY": 0}, "covers no pixel"),
+}
+
+
+@pytest.mark.parametrize(("tag", "value", "reason"), EMPTY.values(), ids=EMPTY.keys())
+def test_a_mask_without_a_pixel_is_refused_as_that(tag: str, value: dict[str, Any], reason: str) -> None:
+    more = {"type": "ellipselabels"} if "radiusX" in value else {}
+    assert reason in refused(value, tag, **more)
 
 
 @pytest.mark.parametrize("tag", TAGS)

@@ -158,6 +158,25 @@ def test_the_phrase_is_found_as_in_the_learning(
     assert lines(prepare(folder, as_min(one) if minimal else [one])[0]) == phrases
 
 
+@pytest.mark.parametrize("minimal", [False, True], ids=["JSON", "JSON_MIN"])
+@pytest.mark.parametrize("field", [["the left cup", None], {"Cup": ["the left cup", None]}, [None, "the left cup", ""]])
+def test_empty_cells_among_phrases_lose_nothing(field: object, minimal: bool, folder: Path) -> None:
+    one = task(annotation(region(original_width=f"{WIDTH}.0", original_height=float(HEIGHT))), description=field)
+    assert lines(prepare(folder, as_min(one) if minimal else [one])[0]) == [("the left cup", 1)]
+
+
+@pytest.mark.parametrize("minimal", [False, True], ids=["JSON", "JSON_MIN"])
+def test_a_faint_mask_is_read(minimal: bool, folder: Path) -> None:
+    one = task(annotation(region(value={"rle": brush.encode(square() * np.uint8(100)), "brushlabels": ["Cup"]})), description="the cup")
+    [example], _ = prepare(folder, as_min(one) if minimal else [one])
+    assert (example.union() == square()).all()
+
+
+def test_the_last_of_several_typed_lines_is_the_phrase_in_both_forms(folder: Path) -> None:
+    record = as_min(task(annotation(region(), text("a mug"))))[0] | {"prompt": ["a cup", "a mug"]}
+    assert lines(prepare(folder, [record])[0]) == [("a mug", 1)]
+
+
 def test_many_labels_are_phrases_each(folder: Path) -> None:
     tasks = [task(annotation(region(label=f"thing {number}"), number=number), number=number) for number in range(1, 41)]
     examples, _ = prepare(folder, tasks)
@@ -192,6 +211,17 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         "its picture is neither an upload nor a local file",
     ),
     "no picture": (task(annotation(region()), image=7), "the task's data has no image at 'image'"),
+    "faint to nothing": (
+        task(annotation(region(value={"rle": brush.encode(square() * False), "brushlabels": ["Cup"]})), description="the cup"),
+        "a region covers no pixel of its image",
+    ),
+    "one of two empty": (
+        task(annotation(region(), region(number="r2", value={"rle": brush.encode(square() * False)})), description="the cup"),
+        "a region covers no pixel of its image",
+    ),
+    "without its mask": (task(annotation(region(), region(number="r2", value={"brushlabels": ["Cup"]}))), "a mask's rle is a list"),
+    "a polygon of two points": (task(annotation(region("polygonlabels", value={"points": [[5, 5], [50, 5]]}))), "a polygon has 2 of the 3"),
+    "of half a pixel": (task(annotation(region(original_width=80.5))), "a region's original_width is 80.5"),
     "damaged": (task(annotation(region("polygonlabels", value={"points": [[1]]}))), "a polygon is a list of x, y pairs"),
 }
 

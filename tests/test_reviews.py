@@ -11,8 +11,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from backend import brush
 from backend.cases import read_case
 from backend.corrections import Served
+from backend.drawn import EMPTY
 from backend.regions import _DRAW
 from backend.reviews import Review, read_reviews
 from sam4mllm.masks import from_rle, mask_iou
@@ -132,7 +134,6 @@ def test_without_a_served_record_there_is_nothing_to_compare_with(tmp_path: Path
             [region("a", blob(0)), region("b", blob(16)), region("h", blob(8), origin="manual")], "edited", 2 / 3, 3, id="one added"
         ),
         pytest.param([region("h", blob(0), origin="manual"), region("i", blob(16), origin="manual")], "drawn", 1.0, 2, id="both anew"),
-        pytest.param([region("a", blob(0)), region("b", np.zeros((HEIGHT, WIDTH), np.bool_))], "edited", 0.5, 1, id="one rubbed out"),
     ],
 )
 def test_several_instances(tmp_path: Path, result: list[Any], outcome: str, iou: float, left: int) -> None:
@@ -174,10 +175,26 @@ def test_a_deleted_region_is_the_answer_no_such_object(tmp_path: Path) -> None:
     assert (review.width, review.height, review.features) == (WIDTH, HEIGHT, {"stability": 0.9})
 
 
-def test_a_region_that_was_rubbed_out_is_deleted(tmp_path: Path) -> None:
-    empty = region("a", np.zeros((HEIGHT, WIDTH), np.bool_), origin="prediction-changed")
-    [review] = read(tmp_path, created(empty, parent_prediction=None), given=[served("a", blob(4))])
-    assert (review.outcome, review.iou) == ("none", 0.0)
+@pytest.mark.parametrize("config", [CONFIG, CONFIG.replace("BrushLabels", "PolygonLabels")], ids=["brush", "polygons"])
+@pytest.mark.parametrize("others", [0, 1])
+@pytest.mark.parametrize("origin", ["manual", "prediction-changed"])
+def test_a_mask_that_decodes_to_nothing_is_refused_and_never_none(tmp_path: Path, config: str, others: int, origin: str) -> None:
+    """Alone it would be "no such object", beside another mask its object would lack in the truth."""
+    empty = region("a", np.zeros((HEIGHT, WIDTH), np.bool_), origin=origin)
+    given = [served("a", blob(4)), served("b", blob(16))]
+    log = log_of(tmp_path, created(empty, *[region("b", blob(16))] * others, config=config), served=given)
+    found = read_reviews(log, "description")
+    log.close()
+    assert found.reviews == []
+    assert [one.reason for one in found.refused] == [EMPTY]
+
+
+def test_a_faint_mask_is_learnt_as_what_it_shows(tmp_path: Path) -> None:
+    faint = region("h", blob(8), origin="manual")
+    faint["value"]["rle"] = brush.encode(blob(8) * np.uint8(100))
+    [review] = read(tmp_path, created(faint), given=[served("a", blob(4))])
+    assert (review.outcome, len(review.instances)) == ("drawn", 1)
+    assert (decoded(review.instances[0]) == blob(8)).all()
 
 
 def test_where_no_pre_annotation_was_loaded_nothing_was_deleted(tmp_path: Path) -> None:
@@ -495,7 +512,7 @@ MANUAL = region("h", blob(4), "Cup", "manual")
         pytest.param(created(result={"a": 1}), "no list of regions", id="no list"),
         pytest.param(created(MANUAL, config="<View/>"), "labelling config", id="no image tag"),
         pytest.param(created(MANUAL, config=""), "not known", id="no config"),
-        pytest.param(created(MANUAL, phrase=[1]), "phrase is a text", id="no phrase but a number"),
+        pytest.param(created(MANUAL, phrase=[True]), "phrase is a text", id="no phrase but a truth"),
         pytest.param(created(MANUAL, typed("x" * 501)), "at most 500", id="too long a phrase"),
         pytest.param(created(MANUAL, last_action="prediction"), "not by a reviewer", id="made by an action"),
         pytest.param(
@@ -510,6 +527,12 @@ MANUAL = region("h", blob(4), "Cup", "manual")
 def test_what_cannot_be_trusted_is_refused_and_kept(tmp_path: Path, body: dict[str, Any], reason: str) -> None:
     [found] = reasons(tmp_path, body)
     assert reason in found
+
+
+@pytest.mark.parametrize(("phrase", "said"), [(["the cup", None], "the cup"), ([None, 7], "7"), ({"Cup": 7.5}, "7.5")])
+def test_empty_cells_and_numbers_do_not_lose_a_review(tmp_path: Path, phrase: object, said: str) -> None:
+    [review] = read(tmp_path, created(MANUAL, phrase=phrase))
+    assert review.phrase == said
 
 
 def test_a_mask_of_another_size_than_was_served_is_refused(tmp_path: Path) -> None:
