@@ -23,6 +23,7 @@ from sam4mllm.data.pairs import Prepared, Reading, write_pairs
 from sam4mllm.data.readers import PICTURES, READERS, SENTENCES, Reader, compare
 from sam4mllm.data.reasonseg import paint
 from sam4mllm.errors import DatasetError
+from sam4mllm.masks import to_rle
 from tests.public_sets import (
     FAR,
     HEIGHT,
@@ -216,6 +217,62 @@ def test_coco_gives_each_category_with_all_its_objects(tmp_path: Path) -> None:
     assert lines(examples) == [("cup", 2, "val"), ("trash can", 1, "val")]
     assert examples[0].origin == "coco:1"
     assert (examples[0].masks()[0] == square()).all()
+
+
+TOLERATED: dict[str, dict[str, Any]] = {
+    "no box": {"bbox": None},
+    "an empty box": {"bbox": []},
+    "a box of NaN": {"bbox": [float("nan")] * 4},
+    "a box of text": {"bbox": ["10", "10", "20", "20"]},
+    "ids as text": {"image_id": "1", "category_id": "1"},
+    "no word on crowds": {"iscrowd": None},
+    "no box of run lengths": {"bbox": None, "segmentation": to_rle(square())},
+}
+
+
+@pytest.mark.parametrize("change", TOLERATED.values(), ids=TOLERATED.keys())
+def test_coco_rows_of_other_tools_are_read(change: dict[str, Any], tmp_path: Path) -> None:
+    picture(tmp_path / "val2017" / "a.jpg")
+    coco_file(tmp_path / "annotations" / "instances_val2017.json", [annotation(1, [SQUARE]) | change], ["cup"], ["a.jpg"])
+    examples, prepared = prepare("coco", tmp_path, tmp_path / "out")
+    assert (lines(examples), prepared.left_out) == ([("cup", 1, "val")], {})
+    assert (examples[0].union() == square()).all()
+
+
+LEFT_OUT: dict[str, tuple[dict[str, Any], str]] = {
+    "no outline": ({"segmentation": None}, "one of its objects has no outline"),
+    "no outline, nor box": ({"segmentation": None, "bbox": None}, "one of its objects has no outline"),
+    "a category that is not there": ({"category_id": 7}, "its category is not in the file"),
+    "no category": ({"category_id": None}, "its category is not in the file"),
+    "NaN for a category": ({"category_id": float("nan")}, "its category is not in the file"),
+    "an image that is not there": ({"image_id": 7}, "its image is not in the file"),
+    "no image": ({"image_id": None}, "its image is not in the file"),
+    "a point of NaN": ({"segmentation": [[float("nan")] * 6], "bbox": None}, "a polygon's coordinates are finite"),
+    "text for a polygon": ({"segmentation": ["abc"], "bbox": None}, "a polygon is a list"),
+    "run lengths of nothing": ({"segmentation": {}, "bbox": None}, "an encoded mask is an object with size and counts"),
+}
+
+
+@pytest.mark.parametrize(("change", "reason"), LEFT_OUT.values(), ids=LEFT_OUT.keys())
+@pytest.mark.parametrize("name", ["coco", "partimagenet"])
+def test_coco_rows_that_say_too_little_are_left_out_alone(name: str, change: dict[str, Any], reason: str, tmp_path: Path) -> None:
+    for file in ("a.jpg", "b.jpg"):
+        picture(tmp_path / "val2017" / file)
+        picture(tmp_path / "images" / file)
+    rows = [annotation(1, [SQUARE]) | change, annotation(2, [SQUARE], image=2)]
+    for path in ("annotations/instances_val2017.json", "val.json"):
+        coco_file(tmp_path / path, rows, ["cup"], ["a.jpg", "b.jpg"])
+    examples, prepared = prepare(name, tmp_path, tmp_path / "out")
+    assert lines(examples) == [("cup", 1, "val")]
+    [said] = prepared.left_out
+    assert said.startswith(reason)
+
+
+@pytest.mark.parametrize("rows", [[7], [{"id": None}], [{"id": float("inf")}], [{"id": "x"}]], ids=["no row", "null", "infinite", "text"])
+def test_coco_rows_without_a_number_are_one_line(rows: list[Any], tmp_path: Path) -> None:
+    coco_file(tmp_path / "annotations" / "instances_val2017.json", rows, ["cup"], ["a.jpg"])
+    with pytest.raises(DatasetError, match="is no COCO file"):
+        READERS["coco"].read(tmp_path)
 
 
 def test_coco_of_one_year_alone_is_read(tmp_path: Path) -> None:

@@ -6,6 +6,7 @@ COCO instances, PACO-LVIS (parts of objects) and PartImageNet come like this, an
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,9 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam4mllm.data.pairs import Outline, Pair, Reading
+from sam4mllm.data.pairs import LeftOut, Outline, Pair, Reading, encode
 from sam4mllm.data.pictures import find_pictures
-from sam4mllm.errors import DatasetError
+from sam4mllm.errors import DatasetError, MaskCodecError
+from sam4mllm.images import MAX_PIXELS
 
 PART = ":"
 """Between an object's name and its part's, in PACO."""
@@ -77,7 +79,10 @@ SETS: dict[str, CocoSet] = {
 
 @dataclass(frozen=True)
 class CocoTables:
-    """A COCO file: its images, annotations and categories by their ids."""
+    """A COCO file: its images, annotations and categories by their ids.
+
+    An annotation's ``image_id`` and ``category_id`` are whole numbers, or None where the file has nothing of the kind.
+    """
 
     path: Path
     images: Mapping[int, Row]
@@ -92,16 +97,16 @@ class CocoTables:
 
     def outline(self, annotation: int) -> Outline:
         """The outline of an annotation. Raises DatasetError if there is none such."""
-        found = self.annotations.get(annotation, {}).get("segmentation")
-        if not isinstance(found, list | dict):
+        found = _outline(self.annotations.get(annotation, {}))
+        if found is None:
             raise DatasetError(f"{self.path} has no annotation {annotation} with an outline; use the file that came with the references")
         return found
 
-    def by_image(self) -> dict[int, list[Row]]:
+    def by_image(self) -> dict[int | None, list[Row]]:
         """The annotations of each image, crowds left out: their outline is of many objects."""
-        found: dict[int, list[Row]] = defaultdict(list)
+        found: dict[int | None, list[Row]] = defaultdict(list)
         for annotation in self.annotations.values():
-            if not annotation.get("iscrowd"):
+            if annotation.get("iscrowd") in (None, 0, "0"):
                 found[annotation["image_id"]].append(annotation)
         return found
 
@@ -113,13 +118,28 @@ def read_tables(path: Path) -> CocoTables:
         images, annotations, categories = (
             {int(row["id"]): row for row in fields[name]} for name in ("images", "annotations", "categories")
         )
-        if all(isinstance(row["image_id"], int) and isinstance(row["category_id"], int) for row in annotations.values()):
-            return CocoTables(path, images, annotations, categories)
+        return CocoTables(path, images, {number: _numbered(row) for number, row in annotations.items()}, categories)
     except OSError as error:
         raise DatasetError(f"{path} cannot be read ({error.strerror}); is that the data set's folder?") from error
-    except (ValueError, KeyError, TypeError, RecursionError):
-        pass
-    raise DatasetError(f"{path} is no COCO file: it has no images, annotations and categories with ids; fetch it again")
+    except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        raise DatasetError(f"{path} is no COCO file: it has no images, annotations and categories with ids; fetch it again") from error
+
+
+def _numbered(row: Row) -> Row:
+    """The row with the numbers of its image and category as such; some tools write them as text."""
+    numbers = {name: _as_number(row.get(name)) for name in ("image_id", "category_id")}
+    return row if all(row.get(name) is number for name, number in numbers.items()) else {**row, **numbers}
+
+
+def _as_number(value: object) -> int | None:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return value
+    return int(value) if isinstance(value, str) and value.isascii() and value.isdigit() else None
+
+
+def _outline(annotation: Row) -> Outline | None:
+    found = annotation.get("segmentation")
+    return found if isinstance(found, list | dict) else None
 
 
 def read_coco_folder(root: Path, name: str) -> Reading:
@@ -142,40 +162,57 @@ def read_coco_folder(root: Path, name: str) -> Reading:
 
 @dataclass(frozen=True)
 class _Group:
-    """A category's objects in an image."""
+    """A category's objects in an image; ``fault`` says why they make no phrase, -1 stands for a number that lacks."""
 
     image: int
     category: int
     annotations: Sequence[Row]
+    fault: str = ""
 
 
-def _read_split(tables: CocoTables, root: Path, split: str, name: str) -> Iterator[Pair]:
+def _read_split(tables: CocoTables, root: Path, split: str, name: str) -> Iterator[Pair | LeftOut]:
     kind = SETS[name]
     files = _find(tables, root, split, name)
     for group in _groups(tables, kind.parts_only):
+        source = f"{name}:{group.image}:{group.category}"
+        if group.fault:
+            yield LeftOut(split, source, group.fault)
+            continue
         row = tables.image(group.image)
         outlines = tuple(tables.outline(annotation["id"]) for annotation in group.annotations)
         phrase = as_phrase(str(tables.categories[group.category].get("name", "")))
-        source = f"{name}:{group.image}:{group.category}"
         yield Pair(files[_file_name(row)], phrase, outlines, split, source, kind.origin(row), image_size(row))
 
 
 def _find(tables: CocoTables, root: Path, split: str, name: str) -> Mapping[str, Path]:
-    wanted = {group.image for group in _groups(tables, SETS[name].parts_only)}
+    wanted = {group.image for group in _groups(tables, SETS[name].parts_only) if not group.fault}
     folders = [root / folder.format(split) for folder in SETS[name].pictures]
     return find_pictures(([_file_name(tables.image(image))] for image in sorted(wanted)), folders)
 
 
 def _groups(tables: CocoTables, parts_only: bool) -> Iterator[_Group]:
-    """The objects of one category in one image, where they make a good phrase."""
+    """The objects of one category in one image, where they make a good phrase, or are not all there."""
     for image, objects in tables.by_image().items():
-        by_category: dict[int, list[Row]] = defaultdict(list)
+        by_category: dict[int | None, list[Row]] = defaultdict(list)
         for annotation in objects:
             by_category[annotation["category_id"]].append(annotation)
         for category, found in by_category.items():
-            name = str(tables.categories.get(category, {}).get("name", ""))
-            if name and (PART in name or not parts_only) and is_fit(found, tables.image(image)):
+            name = str(tables.categories.get(category, {}).get("name") or "") if category is not None else ""
+            fault = _fault(tables, image, name, found)
+            if image is None or category is None or fault:
+                yield _Group(-1 if image is None else image, -1 if category is None else category, found, fault)
+            elif (PART in name or not parts_only) and is_fit(found, tables.image(image)):
                 yield _Group(image, category, found)
+
+
+def _fault(tables: CocoTables, image: int | None, name: str, annotations: Sequence[Row]) -> str:
+    """Why a category's objects in an image cannot be told; nothing if they can."""
+    if image not in tables.images:
+        return "its image is not in the file"
+    if not name:
+        return "its category is not in the file"
+    # the others alone would not be all that the phrase means
+    return "" if all(_outline(annotation) is not None for annotation in annotations) else "one of its objects has no outline"
 
 
 def as_phrase(name: str) -> str:
@@ -188,9 +225,32 @@ def as_phrase(name: str) -> str:
 def is_fit(annotations: Sequence[Row], image: Row) -> bool:
     """Whether these objects make a good phrase: not too many, none too small."""
     height, width = image_size(image) or (0, 0)
-    boxes = [annotation.get("bbox", (0, 0, 0, 0)) for annotation in annotations]
-    large = all(wide > LEAST_SIDE * width and high > LEAST_SIDE * height for _, _, wide, high in boxes)
+    boxes = [box_size(annotation, height, width) for annotation in annotations]
+    large = all(wide > LEAST_SIDE * width and high > LEAST_SIDE * height for wide, high in boxes)
     return len(annotations) <= MOST_INSTANCES and large
+
+
+def box_size(annotation: Row, height: int, width: int) -> tuple[float, float]:
+    """Width and height in pixels of an annotation's box, or of its outline where it has no box, in an image of height and width.
+
+    Of an outline that cannot be drawn it is without end: why that is left out is said when it is drawn.
+    """
+    box = annotation.get("bbox")
+    if isinstance(box, list) and len(box) == len("xywh") and all(_is_finite(side) for side in box):
+        return float(box[2]), float(box[3])
+    if not 0 < height * width <= MAX_PIXELS:
+        return math.inf, math.inf
+    outline = _outline(annotation)
+    try:
+        drawn = None if outline is None else encode(outline, height, width)
+    except MaskCodecError:
+        return math.inf, math.inf
+    x1, y1, x2, y2 = (0.0, 0.0, 0.0, 0.0) if drawn is None else map(float, drawn.box_px)
+    return x2 - x1, y2 - y1
+
+
+def _is_finite(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < math.inf
 
 
 def image_size(row: Row) -> tuple[int, int] | None:
