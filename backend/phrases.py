@@ -111,8 +111,9 @@ def _phrases(value: object) -> list[str]:
     """A phrase, or several, tidied; nothing for none and for blanks. Raises TaskError and PhraseError."""
     entries = value if isinstance(value, list) else [value]
     # tables become tasks with empty cells as null, and with words of digits, as a house's number, as numbers
-    texts = [str(entry) if _is_number(entry) else entry for entry in entries if entry is not None]
-    if not all(isinstance(text, str) for text in texts):
+    entries = [str(entry) if _is_number(entry) else entry for entry in entries if entry is not None]
+    texts = [entry for entry in entries if isinstance(entry, str)]
+    if len(texts) != len(entries):
         raise TaskError("a task's phrase is a text, a list of texts, or an object {label: text}")
     return list(dict.fromkeys(check_phrase(text) for text in texts if text.strip()))
 
