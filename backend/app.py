@@ -59,7 +59,7 @@ def create_app(service: Service) -> Flask:
     def setup() -> Response:
         """Label Studio's: checks the label config, answers with the version."""
         asked = read_setup(json_body())
-        read_label_config(asked.label_config)
+        read_label_config(asked.label_config, settings.prompt_control)
         if not service.version:
             raise NotReadyError(engine.failure or "the models are loading; ask again in a few seconds")
         return jsonify(model_version=service.version)

@@ -88,13 +88,16 @@ class Case:
         return seen
 
 
-def read_case(stored: StoredAnnotation, served: Sequence[Served], max_pixels: int) -> Case:
-    """An annotation, with what was served for its task in order of time. Raises Sam4mllmError: why it cannot be trusted."""
+def read_case(stored: StoredAnnotation, served: Sequence[Served], max_pixels: int, prompt_control: str) -> Case:
+    """An annotation, with what was served for its task in order of time. ``prompt_control`` is the TextArea with the typed phrase.
+
+    Raises Sam4mllmError: why it cannot be trusted.
+    """
     if stored.body.get("last_action") == "prediction":
         raise TaskError("the annotation was made from a prediction by an action, not by a reviewer")
     if not stored.label_config:
         raise TaskError("the project's labelling config is not known")
-    config = read_config(stored.label_config)
+    config = read_config(stored.label_config, prompt_control)
     result = stored.body.get("result")
     if not isinstance(result, list):
         raise TaskError("the annotation's result is no list of regions")

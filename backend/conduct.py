@@ -153,7 +153,7 @@ class Conductor:
     def _prepare(self, run: Run) -> Run:
         """Look at the corrections once more, and write down those to learn from and to be judged by."""
         self._reconcile()
-        reviews = read_reviews(self._log, self._settings.phrase_field)
+        reviews = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
         folder = self._runs.folder(run.id)
         dataset = folder / "data"
         if not run.counts:

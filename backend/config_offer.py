@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.sax.saxutils import quoteattr
 
 from backend.errors import ConfigError
-from backend.label_config import Label, salvage
+from backend.label_config import PROMPT_NAME, Label, salvage
 
 COLOURS = {
     "mask": ("#ff5c38", "#e0a100", "#8e44ad", "#00796b", "#c2185b", "#5d4037"),
@@ -16,20 +16,23 @@ COLOURS = {
 """Of a control's labels in turn; clicks and boxes are one colour each, told apart from masks."""
 
 
-def offer_config(xml: str, phrase_field: str = "description") -> str:
+def offer_config(xml: str, phrase_field: str = "description", prompt_control: str = PROMPT_NAME) -> str:
     """A config with every control, for the labels and the key of pictures that ``xml`` has; ``Object`` if it has none, or is no XML."""
     try:
         labels, image_key = salvage(xml)
     except ConfigError:
         labels, image_key = [], ""
-    return make_config(labels or [Label("Object")], image_key or "image", phrase_field)
+    return make_config(labels or [Label("Object")], image_key or "image", phrase_field, prompt_control)
 
 
-def make_config(labels: Sequence[Label], image_key: str = "image", phrase_field: str = "description") -> str:
+def make_config(
+    labels: Sequence[Label], image_key: str = "image", phrase_field: str = "description", prompt_control: str = PROMPT_NAME
+) -> str:
     """The config of these labels; a task's data holds its picture and its phrase under these keys."""
+    prompt = f"name={quoteattr(prompt_control)}"
     return f"""<View>
   <Header value={quoteattr(f"${phrase_field}")}/>
-  <TextArea name="prompt" toName="image" placeholder="Another description, for example: the left cup" maxSubmissions="1" editable="true"/>
+  <TextArea {prompt} toName="image" placeholder="Another description, for example: the left cup" maxSubmissions="1" editable="true"/>
   <TextArea name="answer" toName="image" smart="false" editable="false" maxSubmissions="0"/>
   <Image name="image" value={quoteattr(f"${image_key}")} zoomControl="true"/>
   <BrushLabels name="mask" toName="image" smart="false">

@@ -96,13 +96,15 @@ def _set_config(label_studio: LabelStudio, settings: Settings, project: dict[str
     current: str = project["label_config"]
     if config is None:
         try:
-            read_label_config(current)
+            found = read_label_config(current, settings.prompt_control)
         except ConfigError as error:
             raise UnfitConfigError(
-                f"{error}, or connect again with --config default to set the config above", offer_config(current, settings.phrase_field)
+                f"{error}, or connect again with --config default to set the config above",
+                offer_config(current, settings.phrase_field, settings.prompt_control),
             ) from error
-        return Step("label config: has what is needed, left as it is", False)
-    wanted = offer_config(current, settings.phrase_field) if config == "default" else config
+        silent = "" if found.prompt else f"; annotators cannot type a phrase: it has no TextArea called {settings.prompt_control!r}"
+        return Step(f"label config: has what is needed, left as it is{silent}", False)
+    wanted = offer_config(current, settings.phrase_field, settings.prompt_control) if config == "default" else config
     read_label_config(wanted)
     if wanted.strip() == current.strip():
         return Step("label config: is set already", False)

@@ -146,7 +146,7 @@ def _examine_project(case: _Case, report: Report, progress: Callable[[str], None
         report.add("project", [gone if error.status == 404 else as_finding("project", error, "see Label Studio's log")])
         return
     link = read_link(case.label_studio, case.project, case.url, case.server)
-    config, found = check_config(project["label_config"], link.entry is None or link.entry.interactive)
+    config, found = check_config(project["label_config"], link.entry is None or link.entry.interactive, case.settings.prompt_control)
     report.add("config", found)
     _examine_link(case, link, config, report)
     if config is not None:

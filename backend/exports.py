@@ -19,7 +19,7 @@ from backend.corrections import Served, StoredAnnotation
 from backend.errors import TaskError
 from backend.export_files import CONFIG, export_file, find_picture, read_config_text, read_export
 from backend.fold import KEPT, instant, row_id
-from backend.label_config import LabelConfig, read_label_config
+from backend.label_config import PROMPT_NAME, LabelConfig, read_label_config
 from backend.reviews import Review, read_reviews
 from backend.settings import read_settings
 from backend.snapshot import split_of
@@ -31,8 +31,6 @@ from sam4mllm.images import image_sha256
 
 SPLIT = "annotation"
 """What is left out is counted under this name: its picture decides on the split, and may not be there."""
-PROMPT = "prompt"
-"""The name of the control with the typed phrase, where the labelling config does not say."""
 OF_MIN = frozenset(("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement"))
 """Keys of JSON_MIN that are not the task's data."""
 OUTLINES: dict[str, frozenset[str]] = {
@@ -48,24 +46,33 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def label_studio_reader() -> Reader:
-    """The reader for ``sam4mllm data prepare label-studio``; the key of a task's phrase is SAM4MLLM_PHRASE_FIELD."""
-    return Reader(lambda source: read_label_studio(source, read_settings().phrase_field))
+    """The reader for ``sam4mllm data prepare label-studio``.
+
+    SAM4MLLM_PHRASE_FIELD is the key of a task's phrase, SAM4MLLM_PROMPT_CONTROL the TextArea with what was typed.
+    """
+
+    def read(source: Path) -> Reading:
+        settings = read_settings()
+        return read_label_studio(source, settings.phrase_field, settings.prompt_control)
+
+    return Reader(read)
 
 
-def read_label_studio(source: Path, phrase_field: str) -> Reading:
+def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PROMPT_NAME) -> Reading:
     """What the annotations of an export teach, a pair for each phrase of each task; all others with their reasons.
 
     Args:
         source: the export's file, or a folder that holds no other JSON file.
         phrase_field: the key of a task's data that holds its phrase.
+        prompt_control: the name of the TextArea with what was typed; any other holds remarks.
 
     Raises:
         DatasetError: the export is missing or none, or needs a labelling config.
         ConfigError: the labelling config beside it cannot be used.
     """
     path = export_file(source)
-    export = _read(read_export(path), read_config_text(path), path)
-    reviews = read_reviews(export, phrase_field)
+    export = _read(read_export(path), read_config_text(path), path, prompt_control)
+    reviews = read_reviews(export, phrase_field, prompt_control=prompt_control)
     said = {review.annotation for review in reviews.reviews}
     refused = {one.annotation: one.reason for one in reviews.refused}
     items: list[Pair | LeftOut] = []
@@ -144,9 +151,9 @@ class _Export:
         return False
 
 
-def _read(tasks: Sequence[Mapping[str, Any]], xml: str | None, path: Path) -> _Export:
-    config = None if xml is None else read_label_config(xml)
-    prompt = PROMPT if config is None else config.prompt.name if config.prompt else ""
+def _read(tasks: Sequence[Mapping[str, Any]], xml: str | None, path: Path, prompt_control: str) -> _Export:
+    config = None if xml is None else read_label_config(xml, prompt_control)
+    prompt = prompt_control if config is None else config.prompt.name if config.prompt else ""
     if not all(_is_json(task) or "annotation_id" in task for task in tasks):
         raise DatasetError(f"{path} has tasks without annotations; export the project as JSON or JSON_MIN")
     read = (_of_json(task, prompt) if _is_json(task) else _of_min(task, index, prompt) for index, task in enumerate(tasks))
@@ -159,9 +166,9 @@ def _read(tasks: Sequence[Mapping[str, Any]], xml: str | None, path: Path) -> _E
     annotations = [_without_prompts(one, boxes) for one in whole]
     if config is None or xml is None:
         key, labels = _picture_key(annotations, path), _labels_of(annotations)
-        own = read_label_config(_config_of(key, labels))
+        own = read_label_config(_config_of(key, labels, prompt_control), prompt_control)
         # an annotation's own labels come first, for of many labels not all are asked for
-        return _Export(annotations, own, lambda one: _config_of(key, {**_labels_of([one]), **labels}))
+        return _Export(annotations, own, lambda one: _config_of(key, {**_labels_of([one]), **labels}, prompt_control))
     given = xml
     return _Export(annotations, config, lambda _: given)
 
@@ -252,11 +259,12 @@ def _labels_of(annotations: Iterable[_Annotation]) -> dict[str, None]:
     return dict.fromkeys(name for name in names if isinstance(name, str) and name.strip())
 
 
-def _config_of(key: str, labels: Iterable[str]) -> str:
+def _config_of(key: str, labels: Iterable[str], prompt_control: str) -> str:
     """The labelling config as far as an export tells it; the first labels are phrases where a task has none of its own."""
     shown = "".join(f"<Label value={quoteattr(name)}/>" for name in labels)
     mask = f'<BrushLabels name="mask" toName="image">{shown}</BrushLabels>'
-    return f'<View><Image name="image" value={quoteattr("$" + key)}/><TextArea name="{PROMPT}" toName="image"/>{mask}</View>'
+    prompt = f'<TextArea name={quoteattr(prompt_control)} toName="image"/>'
+    return f'<View><Image name="image" value={quoteattr("$" + key)}/>{prompt}{mask}</View>'
 
 
 def _is_picture(value: object) -> bool:

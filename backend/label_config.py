@@ -5,12 +5,12 @@ The XML is foreign data: document types and entities are refused, size and depth
 
 from __future__ import annotations
 
-import re
-import string
 from dataclasses import dataclass, field
+from functools import cached_property
 from xml.parsers import expat
 
 from backend.errors import ConfigError
+from backend.label_names import LabelNames, is_code
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 64
@@ -18,10 +18,10 @@ MAX_LABELS = 10_000
 MASK_TAGS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels")
 """The controls that can show a mask, the most faithful first: a config with several gets the first of these."""
 CONTROL_TAGS = (*MASK_TAGS, "KeyPointLabels", "TextArea")
+PROMPT_NAME = "prompt"
+"""The name of the TextArea in which annotators type what to find, if no setting names another one."""
 ANSWER_NAME = "answer"
 """The name of a second TextArea, in which an annotator reads what a prompt found."""
-
-_CODE = re.compile(r"\S*_\S*|[A-Za-z]*[-.]?[0-9]+|[A-Za-z]|[^\w]*")
 
 
 @dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Label:
 
     @property
     def phrase(self) -> str | None:
-        """What the label is asked for by: the first of its names that is words and no code, as ``cls_03``, ``7`` and ``A`` are."""
-        return next((name for name in self.names if not _CODE.fullmatch(name.strip())), None)
+        """What the label is asked for by: the first of its names that is words and no code."""
+        return next((name for name in self.names if not is_code(name)), None)
 
 
 @dataclass(frozen=True)
@@ -66,33 +66,24 @@ class LabelConfig:
     answer: Control | None = None
     keypoint: Control | None = None
     box: Control | None = None
+    unread: tuple[str, ...] = ()
+    """Names of TextAreas that are neither the prompt nor the answer: remarks, say."""
+
+    @cached_property
+    def label_values(self) -> frozenset[str]:
+        return frozenset(label.value for label in self.mask.labels)
+
+    @cached_property
+    def _names(self) -> LabelNames:
+        return LabelNames((name, label.value) for label in self.mask.labels for name in label.names)
 
     def label_for(self, phrase: str) -> str | None:
-        """The label that a phrase means: the same name, an alias, the longest name whose words the phrase holds, or the only one.
+        """The label that a phrase means: of the same name or alias, else of the thing that it is about, else the only one.
 
         None if several labels are left and none of them fits: the region then comes without, for the reviewer to choose.
         """
-        words = _words(phrase)
-        for label in self.mask.labels:
-            if any(words == _words(name) for name in label.names):
-                return label.value
-        held = [(len(name), label.value) for label in self.mask.labels for name in label.names if _holds(words, _words(name))]
-        if held:
-            return max(held)[1]
-        return self.mask.labels[0].value if len(self.mask.labels) == 1 else None
-
-
-def _words(text: str) -> list[str]:
-    return [word for part in text.casefold().split() if (word := part.strip(string.punctuation))]
-
-
-def _holds(words: list[str], name: list[str]) -> bool:
-    """Whether the name's words stand in the phrase, one after the other; the last may be a plural."""
-    if not name:
-        return False
-    last = {name[-1], name[-1] + "s", name[-1] + "es", name[-1].removesuffix("y") + "ies"}
-    starts = range(len(words) - len(name) + 1)
-    return any(words[start : start + len(name) - 1] == name[:-1] and words[start + len(name) - 1] in last for start in starts)
+        found = self._names.label_for(phrase)
+        return found if found is not None or len(self.mask.labels) != 1 else self.mask.labels[0].value
 
 
 @dataclass
@@ -108,8 +99,11 @@ class _Tag:
         return self.attributes.get("toName", "").split(",")[0].strip()
 
 
-def read_label_config(xml: str) -> LabelConfig:
-    """The controls of a config. Raises ConfigError: one line that says what to add."""
+def read_label_config(xml: str, prompt_control: str = PROMPT_NAME) -> LabelConfig:
+    """The controls of a config, among them the TextArea called ``prompt_control``; any other is for remarks, and not read.
+
+    Raises ConfigError: one line that says what to add.
+    """
     tags = _tags(xml)
     images = {name: tag.attributes.get("value", "") for tag in tags if tag.name == "Image" and (name := tag.attributes.get("name"))}
     if not images:
@@ -127,9 +121,10 @@ def read_label_config(xml: str) -> LabelConfig:
         image=mask.to_name,
         image_key=value[1:],
         mask=mask,
-        prompt=next((control for control in texts if control.name != ANSWER_NAME), None),
+        prompt=next((control for control in texts if control.name == prompt_control), None),
         answer=next((control for control in texts if control.name == ANSWER_NAME), None),
         keypoint=next((control for control in others if control.tag == "KeyPointLabels"), None),
+        unread=tuple(control.name for control in texts if control.name not in (prompt_control, ANSWER_NAME)),
         box=next((control for control in others if control.tag == "RectangleLabels" and control != mask), None),
     )
 

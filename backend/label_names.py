@@ -24,6 +24,7 @@ from backend.phrase_words import (
     FOREIGN,
     GERMAN,
     LIGHT,
+    NAMELESS,
     NUMBERS,
     OF,
     PLACES,
@@ -74,6 +75,7 @@ class LabelNames:
         """``names`` are pairs of a name and its label; of two that are spelled alike the first one counts."""
         self._exact: dict[str, str] = {}
         self._inside: dict[str, str] = {}
+        self._longest = 0
         for name, label in names:
             if len(name) > MAX_NAME:
                 continue
@@ -82,8 +84,9 @@ class LabelNames:
             self._exact.setdefault(folded, label)
             if key:
                 self._exact.setdefault(key, label)
-            if key and (not is_code(name) or "_" in name):
+            if key and ("_" in name or not is_code(name)):
                 self._inside.setdefault(key, label)
+                self._longest = max(self._longest, min(key.count(" ") + 1, MAX_WORDS))
 
     def label_for(self, phrase: str) -> str | None:
         """The label of the phrase's head, or None."""
@@ -98,7 +101,7 @@ class LabelNames:
             return next((label_of_unspaced(part, self._inside) for part in parts if part), None)
         for part in parts:
             words = [word for piece in part.split() if (word := piece.strip(_STRIPPED).replace("-", " ").replace("_", " ").strip())]
-            clause = _Clause(words, self._inside)
+            clause = _Clause(words, self._inside, self._longest)
             if clause.has_head:
                 return clause.label
         return None
@@ -106,22 +109,25 @@ class LabelNames:
 
 def _fold(text: str) -> str:
     """In lower case, with composed accents, plain apostrophes and elided articles as words of their own."""
-    folded = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
-    return _ELISION.sub(r"\1 ", folded.replace("’", "'").replace("&", " and "))
+    folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
+    folded = folded.replace("’", "'").replace("&", " and ")
+    return _ELISION.sub(r"\1 ", folded) if "'" in folded else folded
 
 
 def _key(folded: str) -> str:
     """A name's or a phrase's words without what stands between them."""
-    words = (word.strip(_STRIPPED) for word in re.split(r"[\s_-]+", folded))
+    words = (word.strip(_STRIPPED) for word in folded.replace("_", " ").replace("-", " ").split())
     return " ".join(word for word in words if word)
 
 
 class _Clause:
     """A part of a phrase between punctuation marks. ``label`` is its head's; without ``has_head`` it only says where something is."""
 
-    def __init__(self, words: list[str], names: dict[str, str]) -> None:
+    def __init__(self, words: list[str], names: dict[str, str], longest: int) -> None:
+        """``longest`` is the number of words of the longest of the ``names``."""
         self._words = words
         self._names = names
+        self._longest = longest
         signs = set(words)
         self._german, self._romance = bool(signs & GERMAN), bool(signs & ROMANCE)
         self._head_first = bool(signs & FOREIGN) or any(map(_HEAD_FIRST.search, words))
@@ -138,6 +144,8 @@ class _Clause:
             known = named or self._ends_at(start, at)
             if word in OF and word in RELATIONS and self._is_quantity(start, at):
                 start, named = at + 1, False
+            elif word in ("like", "looking") and self._words[at + 1 : at + 2] and self._words[at + 1] in NAMELESS:
+                named = True
             elif known and (word in RELATIONS or word in DETERMINERS):
                 return start, at
             elif self._is_verb(at, known):
@@ -187,15 +195,15 @@ class _Clause:
 
     def _first(self, start: int, end: int) -> tuple[str, bool] | None:
         """The name that is mentioned first, the longest there."""
-        spans = ((begin, until) for begin in range(start, end) for until in range(begin + MAX_WORDS, begin, -1))
+        spans = ((begin, until) for begin in range(start, end) for until in range(begin + self._longest, begin, -1))
         found = next((found for begin, until in spans if (found := self._named(begin, until))), None)
         return found or (self._compound(self._words[start:end]) if self._german else None)
 
     def _last(self, start: int, end: int) -> tuple[str, bool] | None:
         """The longest name that the noun phrase ends with, or that goes on beyond its end as "chest of drawers" does."""
         while end > start:
-            begins = range(max(start, end - MAX_WORDS), end)
-            spans = ((begin, until) for begin in begins for until in range(end, begin + MAX_WORDS + 1))
+            begins = range(max(start, end - self._longest), end)
+            spans = ((begin, until) for begin in begins for until in range(end, begin + self._longest + 1))
             for begin, until in sorted(spans, key=lambda span: span[0] - span[1]):
                 if found := self._named(begin, until):
                     return None if self._has_another(start, begin) else found
@@ -214,18 +222,21 @@ class _Clause:
         return begin if placed else end
 
     def _has_another(self, start: int, begin: int) -> bool:
-        """Whether a name stands apart before the last one, as in "man rides horse"."""
-        return any(self._ends_at(start, until) for until in range(start + 1, begin)) and not self._ends_at(start, begin)
+        """Whether a name stands before the last one, and a verb may be between them: "man rides horse". Korean has its verb at the end."""
+        another = next((until for until in range(begin - 1, start, -1) if self._ends_at(start, until)), begin)
+        between = self._words[another:begin]
+        verb = all(map(str.isascii, between)) and not LIGHT.issuperset(between) and not any("'" in word for word in between)
+        return verb and not self._ends_at(start, begin)
 
     def _ends_at(self, start: int, end: int) -> bool:
-        return any(self._named(begin, end) for begin in range(max(start, end - MAX_WORDS), end))
+        return any(self._named(begin, end) for begin in range(max(start, end - self._longest), end))
 
     def _starts_at(self, begin: int) -> bool:
-        return any(self._named(begin, end) for end in range(begin + 1, begin + MAX_WORDS + 1))
+        return any(self._named(begin, end) for end in range(begin + 1, begin + self._longest + 1))
 
     def _named(self, begin: int, end: int) -> tuple[str, bool] | None:
         """The label of a name that these words spell, and whether they do so letter by letter."""
-        if not begin < end <= min(begin + MAX_WORDS, len(self._words)):
+        if not begin < end <= min(begin + self._longest, len(self._words)):
             return None
         key = " ".join(self._words[begin:end])
         for form in self._forms(key):
@@ -254,8 +265,8 @@ class _Clause:
     def _compound(self, words: list[str]) -> tuple[str, bool] | None:
         """The longest name that ends a compound of German or Dutch."""
         for word in words:
-            for begin in range(3, len(word) - MIN_HEAD + 1):
+            for begin in range(3, len(word)):
                 for form in self._forms(word[begin:]):
-                    if len(form) >= MIN_HEAD and (label := self._names.get(form)) is not None:
+                    if (len(form) >= MIN_HEAD or word[:begin] in self._names) and (label := self._names.get(form)) is not None:
                         return label, form == word[begin:]
         return None

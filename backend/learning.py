@@ -111,7 +111,7 @@ class Learner:
         if roster is None or time.monotonic() < self._next_look or not self._log.count_new(self._looked):
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
-        found = read_reviews(self._log, self._settings.phrase_field)
+        found = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
         self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused}, now)
         self._metrics.refused_annotations(len(self._log.refusals()))
         self.watch.look(found.reviews)

@@ -16,31 +16,39 @@ def _words(*lines: str) -> frozenset[str]:
 _DETERMINERS = _words("a an the this that these those my your his her its our their some any every each all both another which no")
 _RELATIONS = _words(
     "of in on at by to from with without w for as like near beside besides behind before after below above under underneath beneath over",
-    "between among amid against along across around inside outside within into onto upon off past through toward towards opposite via per",
-    "beyond atop alongside during about than except but not and or plus nor while when where who whom whose what why how if because",
+    "between among amid against along across around inside outside within into onto upon off past through toward towards opposite via",
+    "per",
+    "beyond atop alongside during about than except but not and or plus nor while when where neither who whom whose what why how if",
+    "because",
     "is are was were be being been has have had does do did can will that's who's it's there's i you he she it we they him them me us",
 )
 _PLACES = _words(
-    "left right middle center centre central leftmost rightmost topmost bottommost uppermost far farthest furthest near nearest close closer",
-    "closest next adjacent first second third fourth fifth last upper lower biggest smallest largest tallest shortest highest lowest longest",
-    "oldest youngest darkest lightest brightest",
+    "left right half middle center centre central leftmost rightmost topmost bottommost uppermost far farthest furthest near nearest",
+    "close closer",
+    "closest next adjacent first second third fourth fifth last upper lower biggest smallest largest tallest shortest highest lowest",
+    "longest",
+    "oldest youngest darkest lightest brightest bigger smaller larger taller shorter higher older younger darker lighter brighter",
 )
 _COLOURS = _words("red green blue yellow white black grey gray brown orange purple pink beige golden silver dark light bright")
 _NUMBERS = _words("one two three four five six seven eight nine ten several many few couple")
 _SIZES = _words(
-    "big small large little tiny huge tall short long high low old young new thin thick fat wide narrow round other same single whole entire",
+    "big small large little tiny huge tall short long high low old young new thin thick fat wide narrow round other same single whole",
+    "entire",
 )
-_REQUESTS = _words("find show segment select mask mark locate detect label highlight please is are there")
+_REQUESTS = _words("find show segment select mask mark locate detect label highlight please is are there where i me us want need")
 
-SIDES = _words("top bottom back front side sides corner row end edge far very most up down half part")
+SIDES = _words("top bottom back front side sides corner row end edge far very most up down part")
 """Parts of pictures, and of things: they say where an object is only beside one of PLACES."""
 VERBS = _words("holding wearing carrying having using touching pushing pulling showing containing featuring facing covering surrounding")
 """What something does to another thing, wherever it stands: in "holding a cup" the cup is not meant."""
 THINGS = _words(
-    "building painting ceiling railing clothing earring wedding evening morning awning pudding dumpling duckling sibling sapling offspring",
+    "building painting ceiling railing clothing earring wedding evening morning awning pudding dumpling duckling sibling sapling",
+    "offspring",
     "something anything everything nothing string spring thing swing sling king ring wing",
 )
 """Nouns that look like the form in -ing of a verb."""
+NAMELESS = _words("thing things object objects item items shape shapes one ones")
+"""Nouns after which "cup like" is no cup."""
 
 # -- other languages -----------------------------------------------------------------------------------------------------------------------
 
@@ -75,7 +83,7 @@ _OTHER_RELATIONS = _words(
 # -- what they are used for ----------------------------------------------------------------------------------------------------------------
 
 _ENGLISH = _DETERMINERS | _RELATIONS | _PLACES | _COLOURS | _NUMBERS | _SIZES | _REQUESTS | SIDES
-_GERMAN_DETERMINERS = _words("der die das den dem des ein eine einen einem einer eines alle beide dieser diese dieses het een")
+_GERMAN_DETERMINERS = _words("der die das den dem des ein eine einen einem einer eines alle beide dieser diese dieses het een de det")
 _GERMAN_RELATIONS = _words(
     "neben unter über hinter vor zwischen auf im am an bei beim mit ohne von vom zum zur aus um gegenüber nahe für und oder dass"
 )
@@ -95,12 +103,24 @@ OF = _words("of de d di del della dei degli delle do da des du von")
 AND = _words("and or und oder et ou y e o och og и")
 PLACES = _PLACES | _words("links rechts linke linker linkes linken rechte rechter rechtes rechten oben unten") | _ROMANCE_AFTER
 """Where an object is, or which of several."""
-NUMBERS = _NUMBERS | _words("ein eine einer eines einen zwei drei vier fünf twee drie un une una uno deux trois quatre dos tres due tre dois")
+NUMBERS = _NUMBERS | _words(
+    "ein eine einer eines einen zwei drei vier fünf twee drie un une una uno deux trois quatre dos tres due tre dois"
+)
 QUANTITIES = NUMBERS | _words(
-    "ones some all both each any most none lot lots dozens pair pairs group groups bunch set number crowd herd flock pack pile stack",
+    "ones some all both each any either neither most none lot lots dozens pair pairs group groups bunch set number crowd herd flock",
+    "pack pile stack",
     "collection cluster kind type sort piece pieces slice slices team family swarm paar gruppe paire groupe par grupo gruppo paio",
 )
-AFTER = PLACES | _COLOURS | _NUMBERS | _words("alone asleep only here please number no nr ganz")
-"""What may follow an English noun without being one: "cup left"."""
+AFTER = (
+    PLACES
+    | _COLOURS
+    | _NUMBERS
+    | _words(
+        "alone asleep only here there please number no nr ganz full held worn made seen shown kept put hung stuck lit torn cut driven",
+        "ridden eaten",
+        "thrown caught built drawn",
+    )
+)
+"""What may follow an English noun without being one: "cup left", "umbrella held by"."""
 LIGHT = PLACES | SIDES | NUMBERS | _COLOURS | _SIZES | _REQUESTS | (_GERMAN - _GERMAN_DETERMINERS - _GERMAN_RELATIONS)
 """What leaves open what it is said of."""

@@ -123,7 +123,7 @@ class Predictor:
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(request.interactive), Lease(self.engine, request.interactive, deadline) as lease:
             try:
-                config: LabelConfig | ConfigError = read_config(request.label_config)
+                config: LabelConfig | ConfigError = self._config(request)
             except ConfigError as error:
                 config = error
             # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
@@ -147,7 +147,10 @@ class Predictor:
         """
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(False), Lease(self.engine, False, deadline) as lease:
-            return self._ask(self._question(read_task(raw), read_config(request.label_config), request), request, lease, deadline)
+            return self._ask(self._question(read_task(raw), self._config(request), request), request, lease, deadline)
+
+    def _config(self, request: PredictRequest) -> LabelConfig:
+        return read_config(request.label_config, self._settings.prompt_control)
 
     def close(self) -> None:
         """Begin no more tasks."""

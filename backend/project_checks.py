@@ -71,16 +71,24 @@ def sample_tasks(label_studio: LabelStudio, project: int) -> list[dict[str, Any]
     return [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
 
 
-def check_config(xml: str, interactive: bool) -> tuple[LabelConfig | None, list[Finding]]:
+def check_config(xml: str, interactive: bool, prompt_control: str) -> tuple[LabelConfig | None, list[Finding]]:
     """Whether a config has what is needed, and the config if it can be read."""
     try:
-        config = read_label_config(xml)
+        config = read_label_config(xml, prompt_control)
     except ConfigError as error:
         return None, [as_finding("config", error, "correct it in Settings → Labeling Interface")]
     if interactive and config.prompt is None:
-        cure = 'add <TextArea name="prompt" toName="image"/>, or switch Interactive preannotations off'
-        return config, [Finding("config", "the labelling config has no TextArea in which annotators could type a description", cure)]
+        return config, [_no_prompt(config, prompt_control)]
     return config, []
+
+
+def _no_prompt(config: LabelConfig, prompt_control: str) -> Finding:
+    problem = f"the labelling config has no TextArea called {prompt_control!r} in which annotators could type a description"
+    if config.unread:
+        problem += f"; what is typed into {', '.join(map(repr, config.unread[:NAMED]))} is not read"
+    one = f"set SAM4MLLM_PROMPT_CONTROL to the name of yours, if {config.unread[0]!r} is for descriptions, or " if config.unread else ""
+    cure = f'{one}add <TextArea name="{prompt_control}" toName="{config.image}"/>, or switch Interactive preannotations off'
+    return Finding("config", problem, cure)
 
 
 def check_phrases(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str) -> list[Finding]:

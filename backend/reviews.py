@@ -22,6 +22,7 @@ from backend.corrections import Served, StoredAnnotation
 from backend.drawn import Mask
 from backend.errors import TaskError, where
 from backend.fold import row_id
+from backend.label_config import PROMPT_NAME
 from backend.phrases import wanted
 from backend.wire import Task
 from sam4mllm.errors import Sam4mllmError
@@ -101,11 +102,11 @@ def _bytes(found: tuple[Review, ...] | str) -> int:
 _memory: ByteCache[str, tuple[Review, ...] | str] = ByteCache(MEMORY, _bytes)
 
 
-def read_reviews(corrections: Annotations, phrase_field: str, max_pixels: int = MAX_PIXELS) -> Reviews:
+def read_reviews(corrections: Annotations, phrase_field: str, max_pixels: int = MAX_PIXELS, prompt_control: str = PROMPT_NAME) -> Reviews:
     """All that the log's annotations teach; skipped and deleted ones teach nothing.
 
     Of several reviews of a phrase in a task a ground truth comes first, then the newest. ``phrase_field`` is the key of a task's data that
-    holds its phrase; masks of more than ``max_pixels`` are refused.
+    holds its phrase, ``prompt_control`` the TextArea with what was typed; masks of more than ``max_pixels`` are refused.
     """
     best: dict[tuple[int, int, str], tuple[tuple[bool, float, int], Review]] = {}
     refused: list[Refused] = []
@@ -113,7 +114,7 @@ def read_reviews(corrections: Annotations, phrase_field: str, max_pixels: int = 
         if stored.state == "skipped":
             continue
         rank = (stored.body.get("ground_truth") is True, stored.updated, stored.id)
-        found = _remembered(stored, corrections, phrase_field, max_pixels)
+        found = _remembered(stored, corrections, phrase_field, max_pixels, prompt_control)
         if isinstance(found, str):
             refused.append(Refused(stored.id, stored.project, stored.task, found))
             continue
@@ -124,14 +125,16 @@ def read_reviews(corrections: Annotations, phrase_field: str, max_pixels: int = 
     return Reviews([best[key][1] for key in sorted(best)], refused)
 
 
-def _remembered(stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int) -> tuple[Review, ...] | str:
+def _remembered(
+    stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int, prompt_control: str
+) -> tuple[Review, ...] | str:
     """The reviews of an annotation, or why it is refused; worked out once for as long as nothing that they hang on has changed."""
     served, unassisted = corrections.served(stored.project, stored.task), corrections.withheld(stored.project, stored.task)
-    key = hashlib.sha256(repr((stored.digest, served, unassisted, phrase_field, max_pixels)).encode()).hexdigest()
+    key = hashlib.sha256(repr((stored.digest, served, unassisted, phrase_field, max_pixels, prompt_control)).encode()).hexdigest()
     known = _memory.get(key)
     if known is None:
         try:
-            known = tuple(_reviews(stored, served, unassisted, phrase_field, max_pixels))
+            known = tuple(_reviews(read_case(stored, served, max_pixels, prompt_control), unassisted, phrase_field))
         except Sam4mllmError as error:
             known = str(error)
         except Exception as error:  # an annotation is foreign: one must not keep the others from being learnt
@@ -141,10 +144,9 @@ def _remembered(stored: StoredAnnotation, corrections: Annotations, phrase_field
     return known
 
 
-def _reviews(stored: StoredAnnotation, served: Sequence[Served], unassisted: bool, phrase_field: str, max_pixels: int) -> Iterator[Review]:
+def _reviews(case: Case, unassisted: bool, phrase_field: str) -> Iterator[Review]:
     """Raises Sam4mllmError: why the annotation is refused."""
-    case = read_case(stored, served, max_pixels)
-    image = stored.data.get(case.config.image_key)
+    image = case.stored.data.get(case.config.image_key)
     if not isinstance(image, str) or not image:
         raise TaskError(f"the task's data has no image at {case.config.image_key!r}")
     phrases = _phrases(case, phrase_field)

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
+from backend.label_config import ANSWER_NAME, PROMPT_NAME
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.pipeline import Pattern, Strategy
 from sam4mllm.precision import DtypeName, Precision, QuantizeName
@@ -56,6 +57,9 @@ class Settings(BaseSettings):
         "(an origin trusted as it is, private too)",
     )
     phrase_field: str = Field("description", description="the key of a task's data that holds its phrase")
+    prompt_control: str = Field(
+        PROMPT_NAME, description="the name of the `TextArea` in which annotators type what to find; no other is read"
+    )
     remember_phrase: bool = Field(False, description="use a project's last typed phrase for tasks that have none")
     show_prompts: bool = Field(False, description="send the MLLM's own box and points along where the config has controls for them")
     train_after: int = Field(0, ge=0, description="new corrections after which a run starts by itself; 0: only when it is asked for")
@@ -91,6 +95,13 @@ class Settings(BaseSettings):
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
+
+    @field_validator("prompt_control")
+    @classmethod
+    def _keep_apart(cls, value: str) -> str:
+        if value in ("", ANSWER_NAME):
+            raise ValueError(f"it must name the TextArea that is typed into; {ANSWER_NAME!r} is the one that shows answers")
+        return value
 
     @field_validator("home")
     @classmethod

@@ -10,6 +10,7 @@ _HEAD_FIRST = re.compile("[\u0e00-\u0eff\u1780-\u17ff]")
 _KANA = re.compile("[\u3040-\u30ff]")
 _TAIL = re.compile("(?:たち|達|ら|们|們|を|は|が|です|だ|[0-9一二三四五六七八九十]+[台匹個本人枚頭羽隻つ]?)$")
 """What may follow a noun: plurals, particles, and how many there are."""
+_PLACE = re.compile("[边邊面上下里裡旁侧側方间間中前后後]$")
 _TAILS = 3
 _AND = "と和与與及跟"
 _KINDS = (re.compile("[\u3040-\u309f]"), re.compile("[\u30a0-\u30ff]"), re.compile("[\u3400-\u9fff\uf900-\ufaff]"), re.compile("[a-z0-9]"))
@@ -29,9 +30,9 @@ def label_of_unspaced(text: str, names: Mapping[str, str]) -> str | None:
     if not _HEAD_LAST.search(text):
         return next((names[text[:end]] for end in range(len(text), 0, -1) if text[:end] in names), None)
     found = next((label for body in _without_tails(text) if (label := _last(body, names))), None)
-    if found is None and "的" not in text and not _KANA.search(text):
-        before, at, _ = text.partition("在")  # 狗在车旁边: the dog is beside the car
-        return _last(before, names) if at and before else None
+    if found is None and not _KANA.search(text):
+        before, _, where = text.partition("在")  # 狗在车旁边: the dog is beside the car
+        return _last(before, names) if "的" not in where or _PLACE.search(where) else None
     return found
 
 

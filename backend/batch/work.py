@@ -134,7 +134,7 @@ class ProjectWork:
 
     def answerer(self) -> Answer:
         answerer = _answerer(self.settings)
-        config = read_label_config(self.label_config)
+        config = read_label_config(self.label_config, self.settings.prompt_control)
 
         def answer(pipeline: Pipeline, job: Job, image: LoadedImage, seconds: float) -> Answered:
             task: Task = read_task({"id": job.id, "data": job.data})
