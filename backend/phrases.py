@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from backend.errors import TaskError
 from backend.label_config import LabelConfig
 from backend.wire import Region, Task
 from sam4mllm.clicks import Clicks
-from sam4mllm.pipeline import check_phrase
+from sam4mllm.pipeline import MAX_PHRASE, check_phrase
 
 MAX_PHRASES = 32
 MAX_CLICKS = 200
@@ -83,28 +84,29 @@ def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, remem
     """
     if typed:
         return [Wanted(typed, config.label_for(typed))]
-    found = _from_field(task.data.get(phrase_field), config)
+    found = _from_field(task.data.get(phrase_field))
     if len(found) > MAX_PHRASES:
         raise TaskError(f"the task's {phrase_field!r} holds {len(found)} phrases; at most {MAX_PHRASES} are answered")
     if found:
-        return found
+        return [Wanted(phrase, config.label_for(phrase) if label is None else _label_of(label, config)) for label, phrase in found]
     if remembered:
         return [Wanted(remembered, config.label_for(remembered))]
-    named = [Wanted(label.phrase or label.value, label.value) for label in config.mask.labels][:MAX_PHRASES]
+    asked = ((label.phrase or label.value, label.value) for label in config.mask.labels)
+    named = list(islice((Wanted(phrase, label) for phrase, label in asked if len(phrase) <= MAX_PHRASE), MAX_PHRASES))
     if not named:
         raise TaskError(f"there is nothing to look for: write a phrase into the task's {phrase_field!r}, or labels into the config")
     return named
 
 
-def _from_field(value: object, config: LabelConfig) -> list[Wanted]:
+def _from_field(value: object) -> list[tuple[str | None, str]]:
+    """Pairs of the label that is given, if any, and a phrase."""
     if isinstance(value, Mapping):
-        known = {label.value for label in config.mask.labels}
-        return [
-            Wanted(phrase, str(label) if label in known else config.label_for(str(label)))
-            for label, entry in value.items()
-            for phrase in _phrases(entry)
-        ]
-    return [Wanted(phrase, config.label_for(phrase)) for phrase in _phrases(value)]
+        return [(str(label), phrase) for label, entry in value.items() for phrase in _phrases(entry)]
+    return [(None, phrase) for phrase in _phrases(value)]
+
+
+def _label_of(name: str, config: LabelConfig) -> str | None:
+    return name if name in config.label_values else config.label_for(name)
 
 
 def _phrases(value: object) -> list[str]:
@@ -134,7 +136,7 @@ def pointed(regions: Sequence[Region], config: LabelConfig) -> Pointed:
         if config.keypoint and region.get("from_name") == config.keypoint.name:
             numbers = _numbers(value, "x", "y")
             if numbers is not None:
-                points.append((numbers[0], numbers[1], bool(region.get("is_positive", True))))
+                points.append((numbers[0], numbers[1], region.get("is_positive") is not False))
         elif config.box and region.get("from_name") == config.box.name:
             numbers = _numbers(value, "x", "y", "width", "height")
             turn = _numbers(value, "rotation") or (0.0,)
@@ -148,8 +150,8 @@ def pointed(regions: Sequence[Region], config: LabelConfig) -> Pointed:
 
 def _label(region: Region, value: Mapping[str, Any], config: LabelConfig) -> str | None:
     names = value.get(str(region.get("type"))) or value.get("labels")
-    known = {label.value for label in config.mask.labels}
-    return next((name for name in names if name in known), None) if isinstance(names, list) else None
+    known = (name for name in names if isinstance(name, str) and name in config.label_values) if isinstance(names, list) else iter(())
+    return next(known, None)
 
 
 def _numbers(value: Mapping[str, Any], *names: str) -> tuple[float, ...] | None:
