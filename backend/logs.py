@@ -19,11 +19,12 @@ REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 HIDDEN = "…"
 SHORTEST_SECRET = 4
 """A shorter one would be found in ordinary words."""
-_QUERY = re.compile(r"((?:https?|s3|gs|azure-blob)://[^\s?#\"'<>]*|/[^\s?\"'<>]*)\?[^\s\"'<>]+")
-"""An address with a query: a presigned link's is its key."""
-_USER = re.compile(r"(\w+://)[^/\s@]+@")
+# each begins where its first word does, so that a long word is read once and not from each of its letters
+_QUERY = re.compile(r"(?<![^\s?\"'<>])([^\s?\"'<>/]*+/[^\s?\"'<>]*+)\?[^\s\"'<>]+")
+"""An address or a path with a query: a presigned link's is its key."""
+_USER = re.compile(r"(?<!\w)(\w++://)[^/\s@]++@")
 _DATA = re.compile(r"data:[\w/+.;=-]*,[^\s\"'<>)]*")
-_JWT = re.compile(r"\beyJ[\w-]+\.[\w-]+\.[\w-]*")
+_JWT = re.compile(r"(?<![\w-])(?=[\w-]++\.[\w-]++\.)([\w-]*?)\beyJ[\w-]++\.[\w-]++\.[\w-]*")
 _WEBHOOK = re.compile(r"(/webhook/)[^\s\"'<>]+")
 
 
@@ -36,7 +37,7 @@ def clean(text: str, secrets: Sequence[str] = ()) -> str:
     text = _QUERY.sub(rf"\1?{HIDDEN}", text)
     text = _USER.sub(rf"\1{HIDDEN}@", text)
     text = _WEBHOOK.sub(rf"\1{HIDDEN}", text)
-    return _JWT.sub(HIDDEN, text)
+    return _JWT.sub(rf"\1{HIDDEN}", text)
 
 
 class TextFormatter(logging.Formatter):
