@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 _HEAD_LAST = re.compile("[\u3040-\u30ff\u3400-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
 _HEAD_FIRST = re.compile("[\u0e00-\u0eff\u1780-\u17ff]")
 _KANA = re.compile("[\u3040-\u30ff]")
-_TAIL = re.compile("(?:たち|達|ら|们|們|を|は|が|です|だ|(?<![0-9一二三四五六七八九十])[0-9一二三四五六七八九十]++[台匹個本人枚頭羽隻つ]?)$")
+_DIGITS = "[0-9一二三四五六七八九十]"
+_TAIL = re.compile(f"(?:たち|達|ら|们|們|を|は|が|です|だ|(?<!{_DIGITS}){_DIGITS}++[台匹個本人枚頭羽隻つ]?)$")
 """What may follow a noun: plurals, particles, and how many there are."""
 _PLACE = re.compile("[边邊面上下里裡旁侧側方间間中前后後]$")
 _TAILS = 3

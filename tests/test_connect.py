@@ -209,6 +209,23 @@ def test_a_host_that_gets_no_webhooks_is_refused_before_anything_is_made(tmp_pat
     assert server.changes == []
 
 
+def test_a_project_whose_text_area_is_for_remarks_is_told(tmp_path: Path) -> None:
+    client = LabelStudio(
+        "http://ls:8080", "a" * 40, transport=httpx.MockTransport(Server(CONFIG.replace('name="prompt"', 'name="comment"')))
+    )
+    told = [connect(client, settings(tmp_path, prompt_control=name), 7, URL)[0].line for name in ("prompt", "comment")]
+    assert "no TextArea called 'prompt'" in told[0]
+    assert "TextArea" not in told[1]
+
+
+def test_an_offered_config_has_the_prompt_that_the_setting_names(tmp_path: Path) -> None:
+    server = Server("<View/>")
+    run(server, tmp_path, config="default", prompt_control="phrase")
+    found = read_label_config(server.project["label_config"], "phrase")
+    assert found.prompt is not None
+    assert found.unread == ()
+
+
 def test_the_shipped_config_is_the_one_that_is_offered() -> None:
     assert make_config([Label("Object")]) == SHIPPED
     assert offer_config("no xml") == offer_config("<View/>") == SHIPPED

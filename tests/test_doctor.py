@@ -330,12 +330,22 @@ def test_the_gate_is_seen_without_anything_being_made(backends: str, hooks: str,
     assert sent[1]["actions"] == ["NONE"]
 
 
+def test_a_text_area_for_remarks_is_no_prompt() -> None:
+    remarks = CONFIG.replace('name="prompt"', 'name="comment"')
+    found = only(check_config(remarks, True, "prompt")[1])
+    assert "no TextArea called 'prompt'" in found.problem
+    assert "'comment' is not read" in found.problem
+    assert "SAM4MLLM_PROMPT_CONTROL" in found.cure
+    assert check_config(remarks, True, "comment")[1] == []
+    assert check_config(remarks, False, "prompt")[1] == []
+
+
 def test_configs() -> None:
-    assert check_config(CONFIG, True)[1] == []
-    assert only(check_config("<View/>", True)[1]).cure == "add one"
+    assert check_config(CONFIG, True, "prompt")[1] == []
+    assert only(check_config("<View/>", True, "prompt")[1]).cure == "add one"
     silent = '<View><Image name="i" value="$i"/><BrushLabels name="m" toName="i"><Label value="Cup"/></BrushLabels></View>'
-    assert "no TextArea" in only(check_config(silent, True)[1]).problem
-    assert check_config(silent, False)[1] == []
+    assert "no TextArea" in only(check_config(silent, True, "prompt")[1]).problem
+    assert check_config(silent, False, "prompt")[1] == []
 
 
 @pytest.mark.parametrize(
@@ -350,7 +360,7 @@ def test_configs() -> None:
         pytest.param(
             '<Label value="Cup"/><Label value="Dog"/>', {"description": "the cat"}, "'the cat' of task 3 fits no label", id="homeless"
         ),
-        pytest.param('<Label value="Cup"/><Label value="Dog"/>', {"description": 5}, "task 3: a task's phrase is a text", id="no text"),
+        pytest.param('<Label value="Cup"/><Label value="Dog"/>', {"description": True}, "task 3: a task's phrase is a text", id="no text"),
     ],
 )
 def test_phrases(labels: str, data: dict[str, Any], problem: str | None) -> None:

@@ -20,10 +20,10 @@ from backend import brush
 from backend.cli import app
 from backend.errors import TaskError
 from backend.export_files import find_picture
-from backend.exports import read_label_studio
+from backend.exports import label_studio_reader, read_label_studio
 from backend.snapshot import split_of
 from sam4mllm.data.examples import Example, read_examples
-from sam4mllm.data.pairs import LeftOut, Prepared, to_mask, write_pairs
+from sam4mllm.data.pairs import LeftOut, Pair, Prepared, to_mask, write_pairs
 from sam4mllm.errors import DatasetError, Sam4mllmError
 from sam4mllm.images import image_sha256
 from tests.public_sets import FAR, HEIGHT, WIDTH, picture, square
@@ -32,7 +32,8 @@ from tests.test_wire import JSON
 SIZE = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
 OUTLINE = [[12.5, 100 / 6], [37.5, 100 / 6], [37.5, 50], [12.5, 50]]
 CONFIG = (
-    '<View><Image name="photo" value="$url"/><TextArea name="note" toName="photo"/><BrushLabels name="ink" toName="photo">'
+    '<View><Image name="photo" value="$url"/><TextArea name="note" toName="photo"/><TextArea name="prompt" toName="photo"/>'
+    '<BrushLabels name="ink" toName="photo">'
     '<Label value="Cup" alias="mug"/><Label value="Dog"/></BrushLabels><RectangleLabels name="frame" toName="photo"><Label value="Cup"/>'
     "</RectangleLabels></View>"
 )
@@ -238,10 +239,40 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(bad: dict[str, Any], re
 def test_a_config_beside_the_export_is_followed(folder: Path) -> None:
     (folder / "label_config.xml").write_text(CONFIG)
     other = region(number="r2", to_name="another photo")
-    said = annotation(region(label="mug", to_name="photo"), other, text("never mind"), text("the mug", "note"))
+    said = annotation(region(label="mug", to_name="photo"), other, text("never mind", "note"), text("the mug"), text("blurry", "note"))
     one = task(said, url="/data/upload/3/ab12-cup.png", image="/data/upload/3/else.png")
     [example], _ = prepare(folder, [one])
     assert (example.phrase, len(example.instances), example.source.rpartition(":")[2]) == ("the mug", 1, "Cup")
+
+
+REMARKS = ("comment first", "prompt first", "no prompt", "no config")
+
+
+@pytest.mark.parametrize("kind", REMARKS)
+@pytest.mark.parametrize("minimal", [False, True], ids=["JSON", "JSON_MIN"])
+def test_a_remark_is_no_phrase(kind: str, minimal: bool, folder: Path) -> None:
+    """Whatever TextArea comes first: the phrase is what was typed into the prompt, else the task's own."""
+    areas = {"comment first": ("note", "prompt"), "prompt first": ("prompt", "note"), "no prompt": ("note",), "no config": ()}[kind]
+    if areas:
+        shown = "".join(f'<TextArea name="{name}" toName="image"/>' for name in areas)
+        mask = '<BrushLabels name="brush" toName="image"><Label value="Cup"/><Label value="Dog"/></BrushLabels>'
+        (folder / "label_config.xml").write_text(f'<View><Image name="image" value="$image"/>{shown}{mask}</View>')
+    typed = [] if kind == "no prompt" else [text("the mug")]
+    one = task(annotation(region(), text("edge is blurry, please check", "note"), *typed), description="the cup")
+    [example], _ = prepare(folder, as_min(one) if minimal else [one])
+    assert example.phrase == ("the mug" if typed else "the cup")
+
+
+@pytest.mark.parametrize("configured", [False, True], ids=["no config", "config"])
+def test_the_prompt_of_an_export_is_the_one_that_the_setting_names(configured: bool, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if configured:
+        (folder / "label_config.xml").write_text(CONFIG)
+    monkeypatch.setenv("SAM4MLLM_PROMPT_CONTROL", "note")
+    said = annotation(region(to_name="photo" if configured else "image"), text("never mind"), text("the mug", "note"))
+    (folder / "export.json").write_text(json.dumps([task(said, url="/data/upload/3/ab12-cup.png")]))
+    [pair] = label_studio_reader().read(folder).pairs
+    assert isinstance(pair, Pair)
+    assert pair.phrase == "the mug"
 
 
 REFUSED: dict[str, tuple[str, str]] = {

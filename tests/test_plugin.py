@@ -74,6 +74,15 @@ def test_new_generation(where: House, tmp_path: Path, monkeypatch: pytest.Monkey
     assert event.body == {"action": "ANNOTATION_CREATED", "annotation": {"id": 1}}
 
 
+def test_a_remark_is_no_phrase(where: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = CONFIG.replace('<TextArea name="prompt"', '<TextArea name="comment" toName="image"/><TextArea name="prompt"')
+    remark = {"type": "textarea", "from_name": "comment", "value": {"text": ["the dog"]}}
+    for base in (NewBase, OldBase):
+        backend = install(base, monkeypatch)(label_config=config)
+        assert backend.predict([task()], context={"result": [remark]})[0]["result"] == []
+        assert backend.predict([task()], context={"result": [*CONTEXT["result"], remark]})[0]["result"]
+
+
 def test_old_generation(where: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = install(OldBase, monkeypatch)(label_config=CONFIG, hostname="", access_token="")
     [answer] = backend.predict([task(description="the dog")], login=None, password=None, context=None)

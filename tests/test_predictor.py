@@ -158,6 +158,69 @@ def test_an_empty_context_asks_for_nothing(home: Callable[..., House]) -> None:
     assert where.grounder.opened == 0
 
 
+REMARK = {"type": "textarea", "from_name": "comment", "to_name": "image", "value": {"text": ["the left cup"]}}
+COMMENT_FIRST = CONFIG.replace('<TextArea name="prompt"', '<TextArea name="comment" toName="image"/><TextArea name="prompt"')
+
+
+@pytest.mark.parametrize(
+    "config", [COMMENT_FIRST, COMMENT_FIRST.replace('<TextArea name="prompt" toName="image"/>', "")], ids=["both", "alone"]
+)
+def test_a_remark_is_no_phrase(home: Callable[..., House], config: str) -> None:
+    where = home()
+    [answer] = ask(where, task(description="the dog"), context=[REMARK], config=config)
+    assert answer["result"] == []
+    drafted = {**task(description="the dog"), "drafts": [{"result": [REMARK]}]}
+    ask(where, drafted, context=[REMARK, keypoint(50, 60)], config=config)
+    assert where.segmenter.prompts[-1].box_px.tolist() == [40, 40, 60, 60]  # type: ignore[union-attr]
+
+
+def test_what_is_typed_beside_a_remark_is_the_phrase(home: Callable[..., House]) -> None:
+    [answer] = ask(home(), task(), context=[text("the dog"), REMARK], config=COMMENT_FIRST)
+    assert drawn(answer)[0]["value"]["brushlabels"] == ["Dog"]
+
+
+def test_the_prompt_may_have_another_name(home: Callable[..., House]) -> None:
+    [answer] = ask(home(prompt_control="comment"), task(), context=[text("the dog"), REMARK], config=COMMENT_FIRST)
+    assert drawn(answer)[0]["value"]["brushlabels"] == ["Cup"]
+
+
+ODD: tuple[Any, ...] = (
+    None,
+    True,
+    5,
+    -1e308,
+    10**400,
+    "Cup",
+    [],
+    {},
+    [[]],
+    [{}],
+    [["Cup"]],
+    [None, 5, "Cup"],
+    {"Cup": 1},
+    [[["Cup"]], {"a": []}],
+)
+
+
+@pytest.mark.parametrize("odd", ODD, ids=lambda odd: ascii(odd)[:40])
+@pytest.mark.parametrize("made", [keypoint(20, 20), rectangle(10, 10, 20, 20), text("the left cup")], ids=["keypoint", "rectangle", "text"])
+def test_odd_values_in_a_context_are_no_errors(home: Callable[..., House], made: dict[str, Any], odd: object, caplog: Any) -> None:
+    """Each field of a region, and of its value, of any type: an answer comes, and an unhashable label is no label."""
+    where = home()
+    spoilt = [{**made, name: odd} for name in made] + [{**made, "value": {**made["value"], name: odd}} for name in made["value"]]
+    for region in spoilt:
+        [answer] = ask(where, task(description="the dog"), context=[region])
+        assert "internal error" not in json.dumps(answer)
+    assert "failed" not in caplog.text
+
+
+def test_an_unhashable_label_leaves_the_others(home: Callable[..., House]) -> None:
+    clicked = keypoint(50, 50)
+    clicked["value"]["keypointlabels"] = [["Cup"], {"Cup": "Dog"}, None, "Dog"]
+    [answer] = ask(home(), task(), context=[clicked])
+    assert drawn(answer)[0]["value"]["brushlabels"] == ["Dog"]
+
+
 def test_a_draft_holds_the_current_phrase_too(home: Callable[..., House]) -> None:
     where = home()
     drafted = {**task(description="the dog"), "drafts": [{"result": [text("the left cup")]}]}

@@ -602,3 +602,29 @@ def test_the_dataset_is_worked_out_anew_when_anything_changes(tmp_path: Path) ->
     assert [one.unassisted for one in read_reviews(log, "description").reviews] == [True]
     assert read_reviews(log, "description", max_pixels=99).refused
     log.close()
+
+
+# -- remarks -------------------------------------------------------------------------------------------------------------------------------
+
+REMARKED = CONFIG.replace('<TextArea name="prompt"', '<TextArea name="comment" toName="image"/><TextArea name="prompt"')
+
+
+def remark(words: str) -> dict[str, Any]:
+    return {**typed(words), "id": "c", "from_name": "comment"}
+
+
+@pytest.mark.parametrize(
+    ("result", "control", "phrase"),
+    [
+        pytest.param([remark("edge is blurry")], "prompt", "the cup", id="a remark alone"),
+        pytest.param([remark("edge is blurry"), typed("the mug")], "prompt", "the mug", id="a remark and a phrase"),
+        pytest.param([typed("the mug"), remark("edge is blurry")], "prompt", "the mug", id="a phrase and a remark"),
+        pytest.param([typed("no"), remark("the mug")], "comment", "the mug", id="the control that a setting names"),
+        pytest.param([typed("the mug")], "another", "the cup", id="a control that the config lacks"),
+    ],
+)
+def test_a_remark_is_never_learned(tmp_path: Path, result: list[dict[str, Any]], control: str, phrase: str) -> None:
+    log = log_of(tmp_path, created(region("r1", blob(4), origin="manual"), *result, config=REMARKED))
+    found = read_reviews(log, "description", prompt_control=control)
+    log.close()
+    assert [review.phrase for review in found.reviews] == [phrase]
