@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from backend import batch_cli, doctor_cli
+from backend import batch_cli, doctor_cli, export_cli
 from backend.demo import run_demo
 from backend.process import serve_command
 from backend.settings import read_settings
@@ -37,6 +37,7 @@ other_readers["label-studio"] = _label_studio
 app.command(epilog=doctor_cli.DOCTOR_EXAMPLE)(doctor_cli.doctor)
 app.command(epilog=doctor_cli.CONNECT_EXAMPLE)(doctor_cli.connect)
 app.command(epilog=batch_cli.EXAMPLE)(batch_cli.batch)
+app.command(epilog=export_cli.EXAMPLE)(export_cli.export)
 
 
 @app.command(epilog="Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm serve")

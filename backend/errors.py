@@ -14,6 +14,7 @@
         ├── NotReadyError    the models are loading, or could not be loaded
         ├── LearningError    a run cannot be started, or failed
         ├── BatchError       a bulk run cannot go on, or left tasks without an answer
+        ├── ExportError      an export cannot be written, or lacks something that was drawn
         └── DeadlineError    no time is left for this task in this request
 """
 
@@ -106,6 +107,12 @@ class BatchError(BackendError):
     """A bulk run cannot go on, or left tasks without an answer."""
 
     reason = "batch"
+
+
+class ExportError(BackendError):
+    """An export cannot be written, or lacks something that was drawn."""
+
+    reason = "export"
 
 
 class DeadlineError(BackendError):

@@ -84,7 +84,7 @@ def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PRO
     return Reading(items, len(items))
 
 
-def _reason(one: _Annotation, refused: Mapping[int, str]) -> str:
+def _reason(one: ExportedAnnotation, refused: Mapping[int, str]) -> str:
     if one.skipped:
         return "it was skipped"
     if one.number in refused:
@@ -110,7 +110,7 @@ def _pair(review: Review, folder: Path, splits: dict[Path, str]) -> Pair | LeftO
 
 
 @dataclass(frozen=True)
-class _Annotation:
+class ExportedAnnotation:
     """One annotation of either kind of export; ``drawings`` are its regions that are masks, ``texts`` those of text."""
 
     number: int
@@ -130,9 +130,9 @@ class _Annotation:
 class _Export:
     """An export in the place of the log: nothing is known of what was served."""
 
-    annotations: Sequence[_Annotation]
+    annotations: Sequence[ExportedAnnotation]
     config: LabelConfig
-    config_text: Callable[[_Annotation], str]
+    config_text: Callable[[ExportedAnnotation], str]
 
     def each_annotation(self) -> Iterator[StoredAnnotation]:
         for one in self.annotations:
@@ -154,10 +154,8 @@ class _Export:
 def _read(tasks: Sequence[Mapping[str, Any]], xml: str | None, path: Path, prompt_control: str) -> _Export:
     config = None if xml is None else read_label_config(xml, prompt_control)
     prompt = prompt_control if config is None else config.prompt.name if config.prompt else ""
-    if not all(_is_json(task) or "annotation_id" in task for task in tasks):
-        raise DatasetError(f"{path} has tasks without annotations; export the project as JSON or JSON_MIN")
-    read = (_of_json(task, prompt) if _is_json(task) else _of_min(task, index, prompt) for index, task in enumerate(tasks))
-    whole = [one for annotations in read for one in annotations]
+    check_tasks(tasks, path)
+    whole = [one for index, task in enumerate(tasks) for one in read_annotations(task, prompt, index)]
     if config is not None:
         whole = [_of_image(one, config.image) for one in whole]
         boxes = config.mask.tag == "RectangleLabels"
@@ -165,7 +163,7 @@ def _read(tasks: Sequence[Mapping[str, Any]], xml: str | None, path: Path, promp
         boxes = not any(region["type"] in OUTLINES for one in whole for region in one.drawings)
     annotations = [_without_prompts(one, boxes) for one in whole]
     if config is None or xml is None:
-        key, labels = _picture_key(annotations, path), _labels_of(annotations)
+        key, labels = find_picture_key(annotations, path), _labels_of(annotations)
         own = read_label_config(_config_of(key, labels, prompt_control), prompt_control)
         # an annotation's own labels come first, for of many labels not all are asked for
         return _Export(annotations, own, lambda one: _config_of(key, {**_labels_of([one]), **labels}, prompt_control))
@@ -173,21 +171,33 @@ def _read(tasks: Sequence[Mapping[str, Any]], xml: str | None, path: Path, promp
     return _Export(annotations, config, lambda _: given)
 
 
-def _is_json(task: Mapping[str, Any]) -> bool:
+def check_tasks(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Raise DatasetError unless these are tasks with their annotations, or annotations of JSON_MIN."""
+    if not all(is_json(task) or "annotation_id" in task for task in tasks):
+        raise DatasetError(f"{path} has tasks without annotations; export the project as JSON or JSON_MIN")
+
+
+def read_annotations(task: Mapping[str, Any], prompt: str, index: int = 0) -> Iterator[ExportedAnnotation]:
+    """A task's annotations, or the one that a record of JSON_MIN is; ``index`` numbers it where it has no number."""
+    return _of_json(task, prompt) if is_json(task) else _of_min(task, index, prompt)
+
+
+def is_json(task: Mapping[str, Any]) -> bool:
+    """Whether it is a task as JSON exports and the API have it."""
     return isinstance(task.get("data"), dict) and isinstance(task.get("annotations"), list)
 
 
-def _of_json(task: Mapping[str, Any], prompt: str) -> Iterator[_Annotation]:
+def _of_json(task: Mapping[str, Any], prompt: str) -> Iterator[ExportedAnnotation]:
     for raw in task["annotations"]:
         if isinstance(raw, dict):
             result = raw.get("result")
             regions = [region for region in result if isinstance(region, dict)] if isinstance(result, list) else []
             texts = tuple(region for region in regions if region.get("type") == "textarea" and region.get("from_name") == prompt)
             numbers = (row_id(raw.get("id")) or -1, row_id(task.get("project")) or 0, row_id(task.get("id")) or 0)
-            yield _Annotation(*numbers, raw, task["data"], _drawings(regions), texts)
+            yield ExportedAnnotation(*numbers, raw, task["data"], _drawings(regions), texts)
 
 
-def _of_min(record: Mapping[str, Any], index: int, prompt: str) -> Iterator[_Annotation]:
+def _of_min(record: Mapping[str, Any], index: int, prompt: str) -> Iterator[ExportedAnnotation]:
     """A record of JSON_MIN is an annotation, with the values of its regions under the names of their controls."""
     controls = {name: value for name, value in record.items() if name not in OF_MIN and _is_control(value)}
     regions = [
@@ -201,7 +211,7 @@ def _of_min(record: Mapping[str, Any], index: int, prompt: str) -> Iterator[_Ann
     texts: tuple[Region, ...] = ({"type": "textarea", "from_name": prompt, "value": {"text": said}},) if said else ()
     data = {name: value for name, value in record.items() if name not in OF_MIN and name not in controls and (name != prompt or not texts)}
     numbers = (row_id(record.get("annotation_id")) or -1 - index, 0, row_id(record.get("id")) or index)
-    yield _Annotation(*numbers, record, data, _drawings(regions), texts)
+    yield ExportedAnnotation(*numbers, record, data, _drawings(regions), texts)
 
 
 def _is_control(value: object) -> bool:
@@ -233,17 +243,17 @@ def _kind(value: Mapping[str, Any], stated: object) -> str | None:
     return outline or named or (RECTANGLE if value.keys() >= _RECTANGLE else None)
 
 
-def _of_image(one: _Annotation, image: str) -> _Annotation:
+def _of_image(one: ExportedAnnotation, image: str) -> ExportedAnnotation:
     """Without what was drawn on another picture of the task; JSON_MIN does not say on which."""
     drawings = tuple(region for region in one.drawings if region.get("to_name", image) == image)
     return replace(one, drawings=drawings)
 
 
-def _without_prompts(one: _Annotation, boxes: bool) -> _Annotation:
+def _without_prompts(one: ExportedAnnotation, boxes: bool) -> ExportedAnnotation:
     return replace(one, drawings=tuple(region for region in one.drawings if boxes or region["type"] != RECTANGLE))
 
 
-def _picture_key(annotations: Sequence[_Annotation], path: Path) -> str:
+def find_picture_key(annotations: Sequence[ExportedAnnotation], path: Path) -> str:
     """The key of the tasks' data that holds the picture. Raises DatasetError if that is not plain."""
     images = {str(region["to_name"]) for one in annotations for region in one.drawings if "to_name" in region}
     keys = dict.fromkeys(key for one in annotations for key, value in one.data.items() if _is_picture(value))
@@ -254,7 +264,7 @@ def _picture_key(annotations: Sequence[_Annotation], path: Path) -> str:
     return "image" if "image" in keys else next(iter(keys))
 
 
-def _labels_of(annotations: Iterable[_Annotation]) -> dict[str, None]:
+def _labels_of(annotations: Iterable[ExportedAnnotation]) -> dict[str, None]:
     names = (name for one in annotations for region in one.drawings for name in region["value"]["labels"])
     return dict.fromkeys(name for name in names if isinstance(name, str) and name.strip())
 

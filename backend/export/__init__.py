@@ -1,0 +1,1 @@
+"""A project's masks in the formats of other tools, with nothing lost: ``sam4mllm export`` begins in :mod:`backend.export.run`."""

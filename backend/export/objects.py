@@ -1,0 +1,132 @@
+"""From a task's annotations to the objects of its pictures: one for each region that holds a mask; one that cannot be read is told."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.drawn import read_mask
+from backend.errors import TaskError
+from backend.export.surfaces import Surfaces
+from backend.export.tasks import TaskToExport
+from backend.exports import RECTANGLE, ExportedAnnotation
+from backend.fold import instant
+from sam4mllm.errors import Sam4mllmError
+from sam4mllm.masks import Rle, to_rle
+
+UNLABELLED = "unlabelled"
+"""The category of objects without a label: left out, they would be background."""
+
+
+@dataclass(frozen=True)
+class Object:
+    """A region's mask, with where it comes from; ``labels`` are all of its labels, of which the first is its category."""
+
+    task: int
+    annotation: int
+    region: str
+    labels: tuple[str, ...]
+    mask: Rle
+
+    @property
+    def category(self) -> str:
+        return self.labels[0] if self.labels else UNLABELLED
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the picture that it was drawn on, upright, in pixels."""
+        height, width = self.mask["size"]
+        return height, width
+
+
+@dataclass(frozen=True)
+class Page:
+    """A picture of a task, by its reference in the data, with its objects; annotated pictures without an object are pages, too."""
+
+    task: int
+    reference: str
+    objects: tuple[Object, ...]
+
+
+@dataclass(frozen=True)
+class Lost:
+    """What a reviewer drew, or a picture, that could not be exported, and why, in one line."""
+
+    task: int
+    annotation: int
+    region: str
+    reason: str
+
+
+@dataclass
+class Passed:
+    """How much was left out because it is no truth: counts by kind, in words."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+
+    def add(self, what: str) -> None:
+        self.counts[what] = self.counts.get(what, 0) + 1
+
+
+def read_pages(task: TaskToExport, surfaces: Surfaces, every: bool, max_pixels: int, lost: list[Lost], passed: Passed) -> list[Page]:
+    """A task's pictures with their objects, of its ground truth, else its newest annotation, or of ``every`` one.
+
+    What cannot be read is added to ``lost``, what does not count to ``passed``.
+    """
+    pages: dict[str, list[Object]] = {}
+    for annotation in _standing(task, every, passed):
+        regions = [region for region in annotation.drawings if not _is_prompt(region, surfaces, passed)]
+        for region in regions:
+            number = str(region.get("id"))
+            try:
+                reference = surfaces.picture(region, task.data)
+                mask, *_ = read_mask(region, region["type"], max_pixels)
+                found = Object(task.number, annotation.number, number, _labels(region["value"], surfaces), to_rle(mask))
+            except Sam4mllmError as error:
+                lost.append(Lost(task.number, annotation.number, number, str(error)))
+            else:
+                pages.setdefault(reference, []).append(found)
+        if not regions:
+            _add_empty(task, annotation, surfaces, pages, lost)
+    return [Page(task.number, reference, tuple(objects)) for reference, objects in pages.items()]
+
+
+def _standing(task: TaskToExport, every: bool, passed: Passed) -> list[ExportedAnnotation]:
+    """The annotations that count."""
+    submitted = [one for one in task.annotations if not one.skipped]
+    for _ in range(len(task.annotations) - len(submitted)):
+        passed.add("skipped annotations")
+    if not task.annotations:
+        passed.add("tasks without an annotation")
+    ranked = sorted(submitted, key=lambda one: (one.raw.get("ground_truth") is True, instant(one.raw.get("updated_at")), one.number))
+    if every or len(ranked) < 2:
+        return ranked
+    for _ in ranked[:-1]:
+        passed.add("annotations of tasks that have a ground truth or a newer one")
+    return ranked[-1:]
+
+
+def _is_prompt(region: Mapping[str, Any], surfaces: Surfaces, passed: Passed) -> bool:
+    """A rectangle of a control with smart="true" is what the model was asked with."""
+    found = region["type"] == RECTANGLE and region.get("from_name") in surfaces.prompts
+    if found:
+        passed.add("rectangles of a smart control, drawn to ask the model")
+    return found
+
+
+def _labels(value: Mapping[str, Any], surfaces: Surfaces) -> tuple[str, ...]:
+    """A region's labels by their values in the config; Label Studio writes a label's alias in its place, if it has one."""
+    names: Iterable[object] = value["labels"]
+    return tuple(dict.fromkeys(surfaces.label_of(name) for name in names if isinstance(name, str) and name.strip()))
+
+
+def _add_empty(
+    task: TaskToExport, annotation: ExportedAnnotation, surfaces: Surfaces, pages: dict[str, list[Object]], lost: list[Lost]
+) -> None:
+    """A picture that was looked at and has no object is one of the set."""
+    try:
+        for reference in surfaces.pictures(task.data):
+            pages.setdefault(reference, [])
+    except TaskError as error:
+        lost.append(Lost(task.number, annotation.number, "", str(error)))
