@@ -6,6 +6,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterable
+from contextlib import closing
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
@@ -58,8 +59,8 @@ def export(
 
     settings = read_settings()
     number = source.isascii() and source.isdigit() and not Path(source).exists()
-    opened = open_project(int(source), settings) if number else open_export(Path(source))
-    summary = run_export(opened, ExportPlan(folder, form.value, every, not no_images), settings.max_pixels, _bar)
+    with closing(open_project(int(source), settings) if number else open_export(Path(source))) as opened:
+        summary = run_export(opened, ExportPlan(folder, form.value, every, not no_images), settings.max_pixels, _bar)
     print(json.dumps(summary.as_json()) if as_json else _text(summary))
     if summary.lost:
         raise ExportError(f"{len(summary.lost):,} of what was drawn, or of the pictures, could not be exported; all else is in {folder}")

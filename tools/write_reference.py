@@ -34,7 +34,7 @@ def render() -> str:
             "",
             "## Settings",
             "",
-            "Environment variables of `serve`, `batch`, `connect` and `doctor`.",
+            "Environment variables of `serve`, `batch`, `export`, `connect` and `doctor`.",
             "",
             "| variable | default | |",
             "|---|---|---|",

@@ -20,8 +20,9 @@ from sam4mllm.masks import box_of, from_rle
 from sam4mllm.one_polygon import to_one_polygon
 
 IMAGES = "images"
-CORNER = 0.25
-"""Added to a pixel's column and row: readers of YOLO's format cut the decimals off or round, and both give the pixel back."""
+CORNER = 0.49
+"""Added to a pixel's column and row. Readers of YOLO's format cut the decimals off or round, and both give the pixel back; Ultralytics puts
+points between the corners first, which must be near a pixel's centre to fall into the right one."""
 DIGITS = 7
 """Decimals of YOLO's coordinates: a hundredth of a pixel in a picture of 100,000."""
 MOST_IN_8_BITS = 255
@@ -78,7 +79,7 @@ class Coco:
 class YoloSeg:
     """``labels/NAME.txt`` beside ``images/``: a line with one polygon for each object, ``classes.txt`` and ``data.yaml``."""
 
-    SPLIT = "objects written as a line for each piece: joined, they would cover 2 % too much"
+    SPLIT = "objects written as a line for each piece: joined, they would cover 1.5 % too much"
     THIN = "objects with a piece a pixel wide: its polygon encloses no area, and is seen only by readers that draw the outline as well"
 
     def __init__(self, folder: Path) -> None:

@@ -32,12 +32,13 @@ class TaskToExport:
 
 @dataclass(frozen=True)
 class Source:
-    """``tasks`` can be read once; ``total`` is their number, if that is known; ``surfaces`` say what of the config matters here."""
+    """``tasks`` can be read once, until ``close``; ``total`` is their number, if known; ``surfaces`` say what of the config matters here."""
 
     tasks: Iterable[TaskToExport]
     total: int | None
     surfaces: Surfaces
     read_picture: ReadPicture
+    close: Callable[[], None] = lambda: None
 
 
 def open_project(number: int, settings: Settings) -> Source:
@@ -47,11 +48,16 @@ def open_project(number: int, settings: Settings) -> Source:
     label_studio = LabelStudio(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
     if not label_studio.has_token:
         raise LabelStudioError("a project is read with a key of its member; set LABEL_STUDIO_API_KEY")
-    project = label_studio.project(number)
-    total = project.get("task_number")
-    pictures = image_store(settings, label_studio)
-    tasks = (_task(raw) for raw in label_studio.tasks_with_annotations(number))
-    return Source(tasks, total if isinstance(total, int) else None, read_surfaces(project["label_config"]), pictures.read)
+    try:
+        project = label_studio.project(number)
+        total = project.get("task_number")
+        pictures = image_store(settings, label_studio)
+        tasks = (_task(raw) for raw in label_studio.tasks_with_annotations(number))
+        surfaces = read_surfaces(project["label_config"])
+    except BaseException:
+        label_studio.close()
+        raise
+    return Source(tasks, total if isinstance(total, int) else None, surfaces, pictures.read, label_studio.close)
 
 
 def open_export(path: Path) -> Source:

@@ -67,7 +67,7 @@ FILLED_IN = {
     r"\bDATASET\b": "data/dataset",
     r"--out ADAPTER\b": "--out adapter-{turn}",
     r"^(sam4mllm train .*)": r"\1 --steps 1",
-    r"^(sam4mllm (?:connect|doctor|batch)) [17]\b": r"\1 {project}",
+    r"^(sam4mllm (?:connect|doctor|batch|export)) [17]\b": r"\1 {project}",
     r"(?<=\s)/(data|tmp|backup)\b": r"\1",
     r"~/\.local/share/sam4mllm": "{home}",
     r"http://127\.0\.0\.1:9090": "{url}",
