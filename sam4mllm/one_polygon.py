@@ -16,8 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEAST_IOU = 0.985
-"""Least IoU of a mask with its one polygon when filled again; pieces too far apart for that get a polygon each. Readers that put points between
-the corners first, as Ultralytics does, lose half a hundredth more, which leaves 0.98."""
+"""Least IoU of a mask with its one polygon when filled again; pieces too far apart for that get a polygon each. Readers that put
+points between the corners first, as Ultralytics does, lose half a hundredth more, which leaves 0.98."""
 MIN_CORNERS = 3
 """A polygon of fewer points is read as a box, or refused, by readers of YOLO's format."""
 
@@ -96,11 +96,12 @@ def _bridges(part: NDArray[np.uint8], borders: list[Points]) -> list[_Bridge]:
         for index in np.flatnonzero((owner[ys, xs] >= 0) & (owner[ys, xs] != number)):
             offer(_Bridge(0.0, (int(owner[ys[index], xs[index]]), int(place[ys[index], xs[index]])), (number, int(index))))
         free = owner[ys, xs] < 0
-        owner[ys[free], xs[free]], place[ys[free], xs[free]] = number, np.flatnonzero(free)
+        owner[ys[free], xs[free]] = number
+        place[ys[free], xs[free]] = np.flatnonzero(free)
     _, nearest = cv2.distanceTransformWithLabels((owner < 0).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL)
-    ys, xs = np.nonzero(owner >= 0)
+    owned = np.argwhere(owner >= 0)
     points = np.zeros((int(nearest.max()) + 1, 2), np.int64)
-    points[nearest[ys, xs]] = np.stack([ys, xs], 1)
+    points[nearest[owned[:, 0], owned[:, 1]]] = owned
     for a, b in ((nearest[:, :-1], nearest[:, 1:]), (nearest[:-1], nearest[1:])):
         pairs = np.unique(np.stack([a[a != b], b[a != b]], 1), axis=0)
         first, second = points[pairs[:, 0]], points[pairs[:, 1]]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import io
 import json
 import warnings
 from pathlib import Path
@@ -21,7 +20,6 @@ from backend import brush
 from backend.cli import app
 from backend.errors import FetchError
 from backend.export import tasks as source_tasks
-from backend.export.pictures import Names, read_upright
 from backend.label_studio import LabelStudio
 from sam4mllm.images import load_image
 from sam4mllm.masks import from_polygons, mask_iou
@@ -401,41 +399,3 @@ def test_a_project_needs_an_address_and_a_key(monkeypatch: pytest.MonkeyPatch, t
         result = CliRunner().invoke(app, ["export", "7", str(tmp_path / "out")])
         assert (result.exit_code, name in str(result.exception)) == (1, True)
         monkeypatch.setenv(name, needed)
-
-
-# -- names ---------------------------------------------------------------------------------------------------------------------------------
-
-NAMES: dict[str, tuple[str, str, str]] = {
-    "an upload": ("/data/upload/3/ab-cup.jpg", ".jpg", "ab-cup.jpg"),
-    "quoted": ("/data/upload/3/a%20cup.PNG", ".png", "a cup.PNG"),
-    "a local file": ("/data/local-files/?d=some/where/a.jpeg", ".jpg", "a.jpeg"),
-    "a cloud's": ("s3://bucket/x/y.webp", ".webp", "y.webp"),
-    "an address": ("https://example.com/p/z.jpg?size=3", ".jpg", "z.jpg"),
-    "of another format": ("/data/upload/3/a.jpg", ".png", "a.png"),
-    "without an ending": ("https://example.com/p/z", ".jpg", "z.jpg"),
-    "in the data": ("data:image/png;base64,AAAA", ".png", "task-4.png"),
-    "climbing": ("/data/upload/3/..%2F..%2Fetc%2Fpasswd", "", "passwd"),
-    "hostile": ("/data/upload/3/a%00b%0Ac:d.png", ".png", "a_b_c_d.png"),
-    "dots": ("/data/upload/3/..", ".png", "...png"),
-    "no address": ("http://[", "", "["),
-}
-
-
-@pytest.mark.parametrize(("reference", "ending", "name"), NAMES.values(), ids=NAMES.keys())
-def test_a_picture_is_named_as_its_file(reference: str, ending: str, name: str) -> None:
-    chosen = Names().choose(reference, 4, ending)
-    assert chosen == name
-    assert Path(chosen).name == chosen
-
-
-def test_no_two_pictures_share_a_stem() -> None:
-    names = Names()
-    chosen = [names.choose(f"/data/upload/{number}/{name}", 4, "") for number, name in enumerate(["a.png", "a.jpg", "A.png", "a.png"])]
-    assert len({Path(one).stem.casefold() for one in chosen}) == 4
-
-
-def test_a_picture_is_kept_as_it_is_unless_it_is_turned() -> None:
-    data = io.BytesIO()
-    Image.new("RGB", (30, 20)).save(data, "JPEG")
-    file = read_upright(data.getvalue(), 10**6)
-    assert (file.data, file.ending, file.height, file.width) == (data.getvalue(), ".jpg", 20, 30)

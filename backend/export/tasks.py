@@ -32,7 +32,7 @@ class TaskToExport:
 
 @dataclass(frozen=True)
 class Source:
-    """``tasks`` can be read once, until ``close``; ``total`` is their number, if known; ``surfaces`` say what of the config matters here."""
+    """``tasks`` can be read once, until ``close``; ``total`` is their number, if known; ``surfaces`` are the config's."""
 
     tasks: Iterable[TaskToExport]
     total: int | None
