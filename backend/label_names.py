@@ -253,7 +253,8 @@ class _Clause:
         if self._german:
             stems = [key.removesuffix(ending) for ending in _GERMAN_PLURALS if key.endswith(ending)]
             yield from stems
-            yield from (stem.translate(_UMLAUTS) for stem in stems)
+            # without an ending of its own, an umlaut makes a plural of words such as Apfel, Mutter and Garten only: a Bär is no bar
+            yield from (stem.translate(_UMLAUTS) for stem in stems if stem != key or key.endswith(("el", "er", "en")))
         if self._romance:
             yield from (key.removesuffix(many) + one for many, one in _ROMANCE_PLURALS if key.endswith(many))
         if key.startswith("ال"):  # the Arabic article

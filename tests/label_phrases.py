@@ -192,6 +192,13 @@ SECOND: tuple[Row, ...] = (
 )
 
 MORE: tuple[Row, ...] = (
+    ("more", "der Bär im Wald", ("Bar", "Wald"), None),
+    ("more", "zwei Vögel im Garten", ("Garten", "Vogel"), "Vogel"),
+    ("more", "bottle cap", ("bottle", "cap"), "cap"),
+    ("more", "car keys next to the phone", ("car", "phone"), None),
+    ("more", "what is under the bench", ("bench", "cat"), None),
+    ("more", "the dog, not the cat", ("cat", "dog"), "dog"),
+    ("more", "本を読んでいる女性", ("本", "女性"), "女性"),
     ("more", "light blue car", ("light", "car"), "car"),
     ("more", "dog like thing", ("dog", "cat"), None),
     ("more", "the smaller of the two dogs", ("dog", "cat"), "dog"),
