@@ -198,7 +198,7 @@ def _check_sources(settings: Settings) -> None:
     """Raise ModelError where a name leads to nothing that could be loaded."""
     from sam4mllm.grounding.families import find_family, resolve  # noqa: PLC0415
 
-    find_family(resolve(settings.model), settings.model, settings.trust_remote_code)
+    find_family(resolve(settings.model), settings.model)
     _, _, path = settings.segmenter.partition(":")
     file = path.partition("#")[0]
     if file and not Path(file).is_file():

@@ -31,7 +31,6 @@ class Settings(BaseSettings):
         "([docs](docs/segmenters.md))",
     )
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`…; a GPU if there is one")
-    trust_remote_code: bool = Field(False, description="allow a model family whose code comes with its weights (Qwen-VL-Chat)")
     dtype: DtypeName = Field("auto", description="numbers of the MLLM: `bf16`, `fp16`, `fp32`; `auto`: `bf16` on a GPU, `fp32` on a CPU")
     quantize: QuantizeName = Field("none", description="`8bit` or `4bit` weights of the MLLM's language model; needs the extra `quant`")
     device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")

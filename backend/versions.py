@@ -169,7 +169,7 @@ def load_cold(settings: Settings) -> Roster:
     """The same, for who has work at once."""
     options = Options(joint=settings.points == "joint", pattern=settings.pattern)
     models = (settings.model, settings.segmenter, settings.device)
-    variants = load_variants(*models, options, settings.precision, trust_remote_code=settings.trust_remote_code)
+    variants = load_variants(*models, options, settings.precision)
     return Roster(remembering(variants.base), variants)
 
 

@@ -14,6 +14,7 @@ import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 from sam4mllm.grounding.families import FAMILIES, Checkpoint
+from sam4mllm.prompts.conversation import read_markup
 from tests.family_models import KINDS, build_tokenizer
 
 KIND = KINDS["Qwen2.5-VL"]
@@ -97,6 +98,7 @@ def make_checkpoint(size: Size, device: torch.device, dtype: torch.dtype, seed: 
         tokenizer=tokenizer,
         image_processor=make_processor(size),
         dialect=family.dialect,
+        markup=read_markup(tokenizer),
         encode=family.encode,
         lora_targets=family.lora_targets,
         source=f"random-{seed}",

@@ -34,7 +34,6 @@ def load(
     dtype: DtypeName = "auto",
     quantize: QuantizeName = "none",
     device_map: Literal["auto"] | None = None,
-    trust_remote_code: bool = False,
 ) -> Pipeline:
     """Load both models and put them into a Pipeline.
 
@@ -47,7 +46,6 @@ def load(
         dtype: ``bf16``, ``fp16`` or ``fp32``; what the device does well if ``auto``.
         quantize: ``8bit`` or ``4bit`` weights of the language model; needs the extra ``quant``.
         device_map: ``auto`` spreads the language model over all GPUs.
-        trust_remote_code: allow a family whose code comes with its weights (Qwen-VL-Chat); no other runs such code.
 
     Raises:
         ModelError, RegistryError: with one line on what is wrong and what to do.
@@ -55,4 +53,4 @@ def load(
     from sam4mllm.loading import load_pipeline  # torch and transformers take seconds to import; errors and versions should not
 
     precision = Precision(dtype, quantize, device_map)
-    return load_pipeline(model, segmenter, device, options, adapter, precision, trust_remote_code=trust_remote_code)
+    return load_pipeline(model, segmenter, device, options, adapter, precision)

@@ -30,6 +30,15 @@ MANIFEST = "manifest.json"
 VERSION = re.compile(r"[a-z0-9.-]{1,32}-(?P<number>[1-9][0-9]{0,17})-[0-9a-f]{8}")
 SLUG = re.compile(r"[a-z0-9.-]{1,32}")
 
+FACTOR = re.compile(
+    r"(?P<module>.+)\.(?P<factor>lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector)(?P<older>(?<=vector)\.weight)?",
+    re.DOTALL,
+)
+"""Matches the names of an adapter's tensors as peft saves them; earlier versions of it wrote DoRA's with ``.weight``."""
+
+MAX_RANK = 4_096
+"""Of an adapter; published ones have up to 512."""
+
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _TRANSFORMERS = re.compile(r"transformers(\.[a-z0-9_]+)*")
@@ -115,10 +124,15 @@ def check_names(found: set[str], wanted: set[str]) -> None:
         raise RegistryError(f"{listed(wanted - found)} is missing; an adapter is {listed(wanted)}")
 
 
-def check_adapter(folder: Path) -> None:
-    """See that FILES are safe to load, whatever else is there. Raises OSError too."""
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """See that FILES are safe to load, whatever else is there, and give the configuration. Raises OSError too.
+
+    What the tensors fit is seen when a model is there (:mod:`sam4mllm.grounding.factors`).
+    """
     _check_weights(folder / WEIGHTS)
-    _check_config(_parse_object(read_text(folder / CONFIG), CONFIG))
+    config = _parse_object(read_text(folder / CONFIG), CONFIG)
+    _check_config(config)
+    return config
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -194,6 +208,10 @@ def _check_weights(path: Path) -> None:
 
 
 def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not FACTOR.fullmatch(name):
+        raise RegistryError(
+            f"{WEIGHTS}: {shown(name)} is no LoRA factor; save the factors alone, without modules_to_save, biases or base weights"
+        )
     if tensor.dtype not in _DTYPES:
         raise RegistryError(f"{WEIGHTS}: {shown(name)} is {tensor.dtype}, but weights are 16, 32 or 64 bit floats")
     if not torch.isfinite(tensor).all():
@@ -283,6 +301,14 @@ def _is_wholes(value: object) -> bool:
     return is_whole(value) or (isinstance(value, list) and all(is_whole(number) for number in value))
 
 
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
+
+
+def _is_ranks(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_rank(rank) for rank in value.values())
+
+
 def _is_pattern(value: object) -> bool:
     return isinstance(value, dict) and all(is_number(number) for number in value.values())
 
@@ -301,7 +327,8 @@ _CONFIG: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("inference_mode", "fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"), _is_flag),
     **dict.fromkeys(("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "target_parameters"), _is_names),
     **dict.fromkeys(("layers_to_transform", "trainable_token_indices"), _is_wholes),
-    **dict.fromkeys(("rank_pattern", "alpha_pattern"), _is_pattern),
+    "rank_pattern": _is_ranks,
+    "alpha_pattern": _is_pattern,
     **dict.fromkeys(("lora_alpha", "lora_dropout"), is_number),
     **dict.fromkeys(("alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"), _is_off),
     **dict.fromkeys(("arrow_config", "corda_config", "eva_config", "kasa_config", "loftq_config", "lora_ga_config"), _is_off),
@@ -312,6 +339,6 @@ _CONFIG: Mapping[str, Callable[[Any], bool]] = {
     "megatron_core": lambda value: value == "megatron.core",
     "peft_type": lambda value: value == "LORA",
     "qalora_group_size": is_whole,
-    "r": lambda value: is_whole(value) and 1 <= value <= 4_096,
+    "r": _is_rank,
 }
 """What a configuration may say, and how a value is told to be harmless; null always is."""

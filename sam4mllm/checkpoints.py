@@ -4,13 +4,55 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+from huggingface_hub.errors import StrictDataclassError
+from safetensors import SafetensorError
+from torch import Tensor
 
 from sam4mllm.errors import ModelError
 
+FAULTS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, SafetensorError, StrictDataclassError)
+"""What transformers raises of files that are not as it expects them."""
+CONFIG = "config.json"
 IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
 """Either describes how images are prepared: the older file alone, or the newer one of a whole processor."""
+TOKENIZER = ("tokenizer_config.json",)
+CHAT_TEMPLATE = "chat_template.json"
+"""Where processors of transformers before 4.48 keep the chat template, alone."""
+WEIGHTS = "model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+"""Says which shard holds which weight."""
+SMALL = (CONFIG, *IMAGE_PROCESSOR, *TOKENIZER, CHAT_TEMPLATE, INDEX, "generation_config.json", "special_tokens_map.json", "dialect.json")
+"""JSON objects of a folder that are read whole, if they are there."""
+MAX_BYTES = 64 << 20
+"""Of such a file; the index of a model of 400 billion weights has 5 MB."""
+NAMED = 3
+"""Weights that a refusal names, of all that are missing."""
+
+
+def read_json(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
+    """A JSON object from a file that others wrote.
+
+    Raises:
+        ValueError: it is none, is nested too deeply to be read, or has more than ``most`` bytes; the message names the file.
+        OSError: it cannot be read.
+    """
+    with path.open("rb") as file:
+        data = file.read(most + 1)
+    if len(data) > most:
+        raise ValueError(f"{path.name} is over {most:,} bytes")
+    try:
+        values = json.loads(data.decode())
+    except RecursionError as error:
+        raise ValueError(f"{path.name} is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path.name} is not valid JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return values
 
 
 def check_folder(name: str, source: str, needed: Sequence[Sequence[str]]) -> None:
@@ -22,26 +64,106 @@ def check_folder(name: str, source: str, needed: Sequence[Sequence[str]]) -> Non
         needed: of each group, one file must be there.
 
     Raises:
-        ModelError: it is a path to nothing or to a file, lacks files or safetensors weights, or its config.json is not JSON.
+        ModelError: it is a path to nothing or to a file, lacks files, weights or shards, or one of its JSON files is none.
     """
     folder = Path(name)
-    if not folder.exists():
-        if name.startswith((".", "/", "~")) or source == "demo":
-            raise ModelError(f"{source}: there is no such folder ({name})")
+    if not is_folder(name, source):
         return
-    if not folder.is_dir():
-        raise ModelError(f"{source} is a file; give the model's folder")
-    missing = [files[0] for files in (("config.json",), *needed) if not any((folder / file).is_file() for file in files)]
+    missing = [files[0] for files in ((CONFIG,), *needed) if not any((folder / file).is_file() for file in files)]
     if missing:
         raise ModelError(f"{source} is not a complete model folder: {', '.join(missing)} is missing")
-    if not list(folder.glob("*.safetensors")):
+    for file in SMALL:
+        if (folder / file).is_file():
+            read_object(folder / file, source)
+    _check_weights(folder, source)
+
+
+def is_folder(name: str, source: str) -> bool:
+    """Whether a model's name is a folder's; else it may be a hub id. Raises ModelError if it is a path to nothing or to a file."""
+    folder = Path(name)
+    if folder.is_dir():
+        return True
+    if folder.exists():
+        raise ModelError(f"{source} is a file; give the model's folder")
+    if name.startswith((".", "/", "~")) or source == "demo":
+        raise ModelError(f"{source}: there is no such folder ({name})")
+    return False
+
+
+def read_object(path: Path, source: str) -> dict[str, Any]:
+    """A JSON object of a model's folder. Raises ModelError."""
+    try:
+        return read_json(path)
+    except ValueError as error:
+        raise ModelError(f"{source}: {error}; fetch that file again") from error
+    except OSError as error:
+        raise ModelError(f"{source}: {path.name} cannot be read ({error.strerror})") from error
+
+
+def _check_weights(folder: Path, source: str) -> None:
+    files = {path.name for path in folder.glob("*.safetensors")}
+    if not files:
         raise ModelError(
             f"{source} has no .safetensors weights; convert them with transformers' save_pretrained, other formats are refused"
         )
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelError(f"{source}: config.json is not valid JSON ({error})") from error
+    if WEIGHTS in files:
+        return
+    if not (folder / INDEX).is_file():
+        shards = f"its weights are in {listed(files)}, and " if len(files) <= NAMED else f"its weights are in {len(files)} files, and "
+        raise ModelError(f"{source}: {shards}{INDEX}, which says what each holds, is missing; fetch it too, or name one file {WEIGHTS}")
+    index = read_object(folder / INDEX, source)
+    shards_of = index.get("weight_map")
+    if (
+        not isinstance(index.get("metadata"), dict)
+        or not isinstance(shards_of, dict)
+        or not all(isinstance(file, str) for file in shards_of.values())
+    ):
+        raise ModelError(f"{source}: {INDEX} has not metadata and a weight_map of files as it should; fetch that file again")
+    lost = set(shards_of.values()) - files
+    if lost:
+        raise ModelError(f"{source} is not a complete model folder: {listed(lost)} is missing, which {INDEX} names")
+
+
+def check_loaded(source: str, kind: str, loading: dict[str, Any]) -> None:
+    """Refuse a model of which transformers filled weights with random numbers because the checkpoint does not hold them.
+
+    Args:
+        source: what the user calls the model.
+        kind: its ``model_type``.
+        loading: what ``from_pretrained`` returns with ``output_loading_info`` and ``ignore_mismatched_sizes``. Heads that are tied to
+            embeddings are not among its ``missing_keys``, unless the config says that they are not tied.
+
+    Raises:
+        ModelError: naming them.
+    """
+    missing = set(loading["missing_keys"])
+    if missing:
+        raise ModelError(f"{source} lacks {_count(missing, f'of the weights of its {kind}')}; fetch its weights again")
+    other = {key[0] for key in loading["mismatched_keys"]}
+    if other:
+        raise ModelError(f"{source} holds {_count(other, f'weights of other shapes than {CONFIG} says')}; fetch both from one place")
+
+
+def check_state(own: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
+    """Refuse weights that are not those of a model of torch. Raises ModelError naming what is missing or has no place."""
+    missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
+    if missing:
+        raise ModelError(f"{what} lacks {_count(missing, 'of its weights')}; fetch the file again")
+    if unknown:
+        raise ModelError(f"{what} holds {_count(unknown, 'weights that the model has no place for')}; is it another model's?")
+    other = {name for name, tensor in own.items() if tensor.shape != found[name].shape}
+    if other:
+        raise ModelError(f"{what} holds {_count(other, 'weights of other shapes than the model has')}; is it another model's?")
+
+
+def _count(names: set[str], what: str) -> str:
+    among = "" if len(names) <= NAMED else "among them "
+    return f"{len(names):,} {what}: {among}{listed(sorted(names)[:NAMED])}"
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a line; they may be foreign, so line ends and the like are escaped."""
+    return ", ".join(sorted(name.encode("unicode_escape").decode()[:120] for name in names))
 
 
 def fingerprint(name: str, commit: str | None) -> str:

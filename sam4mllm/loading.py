@@ -21,7 +21,6 @@ from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.memory import announce
 from sam4mllm.pipeline import Options, Pipeline, Versioned
 from sam4mllm.precision import AUTO, Precision, movable, move
-from sam4mllm.prompts.conversation import read_markup
 from sam4mllm.registry import Registry
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Segmenter
@@ -45,11 +44,9 @@ def load_pipeline(
     options: Options | None,
     adapter: str | None = None,
     precision: Precision = AUTO,
-    *,
-    trust_remote_code: bool = False,
 ) -> Pipeline:
     """See :func:`sam4mllm.load`."""
-    load = partial(load_variants, model, segmenter, device, options, precision, trust_remote_code=trust_remote_code)
+    load = partial(load_variants, model, segmenter, device, options, precision)
     if adapter is None:
         return load().base
     folder = find_adapter(adapter)
@@ -63,13 +60,11 @@ def load_variants(
     device: str | None,
     options: Options | None,
     precision: Precision = AUTO,
-    *,
-    trust_remote_code: bool = False,
 ) -> Variants:
     """Load both models; adapters can then be loaded beside each other. Raises ModelError, before loading if they cannot fit."""
     place = pick_device(device)
     announce(model, place, precision, segmenter=segmenter)
-    checkpoint = load_checkpoint(model, place, precision, trust_remote_code=trust_remote_code)
+    checkpoint = load_checkpoint(model, place, precision)
     return Variants(checkpoint, load_segmenter(segmenter, place), options, slug(model))
 
 
@@ -149,7 +144,7 @@ class Variants:
     @property
     def template_sha256(self) -> str:
         """The hash of what is said to it."""
-        return hashlib.sha256(repr((self.checkpoint.dialect, read_markup(self.checkpoint.tokenizer))).encode()).hexdigest()
+        return hashlib.sha256(repr((self.checkpoint.dialect, self.checkpoint.markup)).encode()).hexdigest()
 
     def _pipeline(self, version: str, adapter: Versioned | None) -> Pipeline:
         whole = MllmGrounder(self.checkpoint, activate=lambda: self._activate(version))

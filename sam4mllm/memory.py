@@ -22,6 +22,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors import SafetensorError, safe_open
 from transformers import AutoConfig
 
+from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.families import resolve
 from sam4mllm.grounding.mllm import MAX_ROW
@@ -134,7 +135,7 @@ def estimate(source: str, device: torch.device, precision: Precision = AUTO, ran
         working = working_bytes(config, dtype)
         if rank is not None:
             working += training_bytes(tensors, config, rank, dtype)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except FAULTS:  # loading says which
         working = 0
     return Need(weight_bytes(tensors, precision, dtype), working)
 

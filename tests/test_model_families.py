@@ -11,7 +11,6 @@ import pytest
 import torch
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
-from backend.settings import Settings
 from sam4mllm.errors import ImageError, ModelError
 from sam4mllm.grounding import mllm
 from sam4mllm.grounding.decoding import Written
@@ -119,22 +118,14 @@ def test_a_dialect_in_the_folder_wins(tmp_path: Path) -> None:
 # -- refused -------------------------------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("trusted", "message"),
-    [
-        pytest.param(False, "SAM4MLLM_TRUST_REMOTE_CODE=true .*Qwen2-VL-7B-Instruct", id="not allowed"),
-        pytest.param(True, r"needs transformers 4 and tiktoken, but transformers \d+.* is installed.*Qwen2-VL-7B", id="allowed"),
-    ],
-)
-def test_qwen_vl_chat_is_refused(trusted: bool, message: str, tmp_path: Path) -> None:
+def test_qwen_vl_chat_is_refused(tmp_path: Path) -> None:
     """A folder as the hub has it: no processor, weights that are pickles, code beside them."""
     mapping = {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen", "auto_map": mapping, "visual": {"image_size": 448}}))
     (tmp_path / "configuration_qwen.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    settings = Settings(trust_remote_code=trusted)
-    with pytest.raises(ModelError, match=message) as caught:
-        load_variants(str(tmp_path), "demo", "cpu", None, trust_remote_code=settings.trust_remote_code)
+    with pytest.raises(ModelError, match=r"code of its own, which is never run here.*; use Qwen/Qwen2-VL-7B-Instruct") as caught:
+        load_variants(str(tmp_path), "demo", "cpu", None)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
 
@@ -142,7 +133,7 @@ def test_qwen_vl_chat_is_refused(trusted: bool, message: str, tmp_path: Path) ->
 def test_the_text_models_of_its_series_are_no_family(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen"}))
     with pytest.raises(ModelError, match="type 'qwen' are not supported; use one of qwen2_vl"):
-        load_checkpoint(str(tmp_path), CPU, trust_remote_code=True)
+        load_checkpoint(str(tmp_path), CPU)
 
 
 def test_a_hub_id_that_cannot_be_had(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,21 +6,33 @@ model and for any other: ``load_checkpoint(source)``. Only safetensors weights a
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers.utils import cached_file
 
-from sam4mllm.errors import ModelError, first_line
+from sam4mllm.checkpoints import (
+    CHAT_TEMPLATE,
+    CONFIG,
+    FAULTS,
+    IMAGE_PROCESSOR,
+    TOKENIZER,
+    check_folder,
+    check_loaded,
+    fingerprint,
+    is_folder,
+    read_object,
+)
+from sam4mllm.errors import ModelError, TemplateError, first_line
 from sam4mllm.grounding.encoders import TALK, Encoded, encode_internvl, encode_llava, encode_qwen_vl
 from sam4mllm.grounding.qwen_vl_chat import is_qwen_vl_chat, refusal
 from sam4mllm.precision import AUTO, Precision, refuse_twice
+from sam4mllm.prompts.chat_template import BoundedTemplate
+from sam4mllm.prompts.conversation import ChatMarkup, read_markup
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, load_dialect
 
 __all__ = ["FAMILIES", "Checkpoint", "Encoded", "Family", "load_checkpoint"]
@@ -37,6 +49,8 @@ class Checkpoint:
     image_processor: Any
     """Or the whole processor, where the family's counts the tokens of tiles."""
     dialect: Dialect
+    markup: ChatMarkup
+    """What its chat template writes around the turns."""
     encode: Callable[[Checkpoint, str, Any], Encoded]
     """``encode(checkpoint, opening, image)``: tokens, pixels and positions of the text that opens a conversation."""
     lora_targets: str
@@ -81,59 +95,76 @@ def resolve(source: str) -> str:
     return str(DEMO_FOLDER) if source == "demo" else source
 
 
-def load_checkpoint(source: str, device: torch.device, precision: Precision = AUTO, *, trust_remote_code: bool = False) -> Checkpoint:
-    """Load a model folder or hub id. Raises ModelError with one line on what is wrong and what to do.
-
-    ``trust_remote_code`` allows a family whose code comes with its weights; the others never run such code.
-    """
+def load_checkpoint(source: str, device: torch.device, precision: Precision = AUTO) -> Checkpoint:
+    """Load a model folder or hub id. Raises ModelError or TemplateError with one line on what is wrong and what to do."""
     name = resolve(source)
-    family = find_family(name, source, trust_remote_code)
-    _check_folder(name, source)
+    family = find_family(name, source)
+    check_folder(name, source, (IMAGE_PROCESSOR, TOKENIZER))
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         window = see_everything(config.get_text_config(), source)
         refuse_twice(config, precision, source)
-        options = precision.options(device)
-        model: Any = AutoModelForImageTextToText.from_pretrained(
-            name, config=config, use_safetensors=True, attn_implementation="sdpa", trust_remote_code=False, **options
-        )
-        precision.check(model, source)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-        image_processor = family.processor.from_pretrained(name, trust_remote_code=False)
-        if getattr(image_processor, "chat_template", None):  # the tokenizer's own may be that of its text model
-            tokenizer.chat_template = image_processor.chat_template
-        if "device_map" not in options:
-            model.to(device)
+        image_processor = family.processor.from_pretrained(name, config=config, trust_remote_code=False)
+        _find_template(name, source, tokenizer, image_processor)
+        model = _load_model(name, source, config, device, precision)
     except ModelError:
         raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelError(f"{source} does not fit into the memory of {device}; {precision.advice}") from error
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, SafetensorError) as error:
+    except FAULTS as error:
         raise ModelError(f"{source} could not be loaded as a model: {first_line(error)}") from error
     return Checkpoint(
         model.eval(),
         tokenizer,
         image_processor,
         _dialect(name, family),
+        read_source_markup(source, tokenizer),
         family.encode,
         family.lora_targets,
         source,
-        _fingerprint(name, model),
+        fingerprint(name, getattr(model.config, "_commit_hash", None)),
         window,
         precision,
     )
 
 
-def _fingerprint(name: str, model: Any) -> str:
-    folder = Path(name)
-    if not folder.is_dir():
-        return f"{name}@{getattr(model.config, '_commit_hash', None)}"
-    digest = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.suffix in (".safetensors", ".json", ".jinja"):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "sha256").digest())
-    return digest.hexdigest()
+def _load_model(name: str, source: str, config: Any, device: torch.device, precision: Precision) -> Any:
+    options = precision.options(device)
+    model: Any
+    model, loading = AutoModelForImageTextToText.from_pretrained(
+        name,
+        config=config,
+        use_safetensors=True,
+        attn_implementation="sdpa",
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # check_loaded names them
+        **options,
+    )
+    check_loaded(source, config.model_type, loading)
+    precision.check(model, source)
+    return model if "device_map" in options else model.to(device)
+
+
+def _find_template(name: str, source: str, tokenizer: Any, image_processor: Any) -> None:
+    """Give the tokenizer the processor's chat template, for its own may be that of its text model. Older processors keep theirs in a
+    file that transformers reads for a whole processor only.
+    """
+    found = getattr(image_processor, "chat_template", None)
+    if not found and not tokenizer.chat_template:
+        path = cached_file(name, CHAT_TEMPLATE, _raise_exceptions_for_missing_entries=False)
+        found = None if path is None else read_object(Path(path), source).get("chat_template")
+    if found:
+        tokenizer.chat_template = found
+
+
+def read_source_markup(source: str, tokenizer: Any) -> ChatMarkup:
+    """What a model's chat template writes around the turns. Raises TemplateError naming the model."""
+    try:
+        return read_markup(BoundedTemplate.of(tokenizer))
+    except TemplateError as error:
+        raise TemplateError(f"{source}: {error}") from error
 
 
 def _dialect(name: str, family: Family) -> Dialect:
@@ -141,14 +172,14 @@ def _dialect(name: str, family: Family) -> Dialect:
     return load_dialect(path) if path.is_file() else family.dialect
 
 
-def find_family(name: str, source: str, trust_remote_code: bool = False) -> Family:
+def find_family(name: str, source: str) -> Family:
     """By the config.json of a folder or hub id, without running code. Raises ModelError."""
     config = _read_config(name, source)
     if is_qwen_vl_chat(config):
-        raise refusal(source, trust_remote_code)
+        raise refusal(source)
     kind = config.get("model_type")
-    if kind not in FAMILIES:
-        raise ModelError(f"{source}: models of type {kind!r} are not supported; use one of {', '.join(FAMILIES)}")
+    if not isinstance(kind, str) or kind not in FAMILIES:
+        raise ModelError(f"{source}: models of type {kind!r:.80} are not supported; use one of {', '.join(FAMILIES)}")
     return FAMILIES[kind]
 
 
@@ -171,40 +202,15 @@ def see_everything(text: Any, source: str) -> int | None:
 
 
 def _read_config(name: str, source: str) -> dict[str, Any]:
-    folder = Path(name)
-    if folder.is_file():
-        raise ModelError(f"{source} is a file; give the model's folder")
-    if not folder.exists():
-        if name.startswith((".", "/", "~")) or source == "demo":
-            raise ModelError(f"{source}: there is no such folder ({name})")
-        try:
-            return dict(PreTrainedConfig.get_config_dict(name)[0])
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"{source} is neither a folder nor a model that can be had from the hub ({first_line(error)}); the model "
-                "(SAM4MLLM_MODEL, --model) is `demo`, a folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
-            ) from error
-    if not (folder / "config.json").is_file():
-        raise ModelError(f"{source} is not a complete model folder: config.json is missing")
+    if is_folder(name, source):
+        path = Path(name) / CONFIG
+        if not path.is_file():
+            raise ModelError(f"{source} is not a complete model folder: {CONFIG} is missing")
+        return read_object(path, source)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ModelError(f"{source}: config.json is not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ModelError(f"{source}: config.json is not valid JSON of a model")
-    return config
-
-
-def _check_folder(name: str, source: str) -> None:
-    """Say what a local folder lacks before a library fails on it in its own words."""
-    folder = Path(name)
-    if not folder.exists():
-        return
-    needed = (("preprocessor_config.json", "processor_config.json"), ("tokenizer_config.json",))
-    missing = [files[0] for files in needed if not any((folder / file).is_file() for file in files)]
-    if missing:
-        raise ModelError(f"{source} is not a complete model folder: {', '.join(missing)} is missing")
-    if not list(folder.glob("*.safetensors")):
+        return dict(PreTrainedConfig.get_config_dict(name)[0])
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(
-            f"{source} has no .safetensors weights; convert them with transformers' save_pretrained, other formats are refused"
-        )
+            f"{source} is neither a folder nor a model that can be had from the hub ({first_line(error)}); the model "
+            "(SAM4MLLM_MODEL, --model) is `demo`, a folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
+        ) from error

@@ -6,15 +6,17 @@ peft puts its layers into the model's own modules, so whoever holds the model us
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig, LoraModel, PeftModel
 from peft.tuners.lora import LoraLayer
-from safetensors import SafetensorError
 
-from sam4mllm.adapters import BASE, check_adapter
+from sam4mllm.adapters import BASE, WEIGHTS, check_adapter
+from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError, first_line
+from sam4mllm.grounding.factors import declare, fill, read_factors
 from sam4mllm.grounding.families import Checkpoint
 
 
@@ -51,12 +53,12 @@ class Adapters:
         """
         if name in self._slots:
             return
-        check_adapter(folder)
+        config = check_adapter(folder)
         self._count += 1
         slot = f"adapter{self._count}"  # peft makes it a module's name, which may not hold the dots of a version
         try:
-            self._insert(slot, folder)
-        except (ValueError, RuntimeError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+            self._insert(slot, folder, config)
+        except FAULTS as error:
             self._forget(slot)
             raise ModelError(f"the adapter in {folder} does not fit {self._checkpoint.source}: {first_line(error)}") from error
         finally:
@@ -80,18 +82,17 @@ class Adapters:
             self._forget(slot)
             self._restore()
 
-    def _insert(self, slot: str, folder: Path) -> None:
+    def _insert(self, slot: str, folder: Path, foreign: Mapping[str, Any]) -> None:
         """In the precision of the layers that it changes, as autocast has it in training."""
-        config = LoraConfig.from_pretrained(str(folder))
-        _check_apart(config)
         model = self._checkpoint.model
+        declared = declare(foreign, model, self._checkpoint.lora_targets)
+        found = read_factors(folder / WEIGHTS, declared, model)
+        config = declared.to_peft()
         if self._model is None:
-            config.inference_mode = True
             self._model = _wrap(model, config, slot, in_float32=False)
-        result = self._model.load_adapter(str(folder), slot, torch_device=str(model.device), autocast_adapter_dtype=False)
-        lost, empty = result.unexpected_keys, result.missing_keys  # peft passes over them
-        if lost or empty:
-            raise ValueError(f"{len(lost)} of its tensors have no place and {len(empty)} are missing: {[*lost, *empty][0]}")
+        else:
+            self._model.add_adapter(slot, config, autocast_adapter_dtype=False)
+        fill({name: model.get_submodule(name) for name in declared.ranks}, slot, found)
 
     def _forget(self, slot: str) -> None:
         """Take a slot out, loaded in full or in part, and the layers that nothing is left of."""
@@ -128,11 +129,3 @@ def _wrap(model: Any, config: LoraConfig, slot: str, in_float32: bool) -> PeftMo
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return PeftModel(model, config, adapter_name=slot, autocast_adapter_dtype=in_float32)
-
-
-def _check_apart(config: LoraConfig) -> None:
-    """Only factors beside the base model's layers can be switched off again."""
-    further = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication")
-    changed = ["bias"] if config.bias != "none" else [name for name in further if getattr(config, name, None)]
-    if changed:
-        raise ValueError(f"{changed[0]} changes the base model itself; train the low-rank factors alone")

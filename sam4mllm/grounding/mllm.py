@@ -34,7 +34,6 @@ from sam4mllm.prompts.conversation import (
     points_body,
     points_head,
     prompt_question,
-    read_markup,
 )
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt, says_no_target
 
@@ -71,7 +70,7 @@ class MllmGrounder:
         self.checkpoint = checkpoint
         self._activate = activate
         self.dialect = checkpoint.dialect
-        self.markup = read_markup(checkpoint.tokenizer)
+        self.markup = checkpoint.markup
         self.max_new_tokens = max_new_tokens
         self.end, self._next_turn = self._read_ending()
         self._ends = frozenset({self.end, *_generation_ends(checkpoint.model)})

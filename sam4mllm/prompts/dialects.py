@@ -9,8 +9,9 @@ import dataclasses
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from sam4mllm.checkpoints import read_json
 from sam4mllm.errors import TemplateError
 
 FRAMES = ("milli", "resized", "unit", "square")
@@ -207,8 +208,7 @@ def load_dialect(source: str | Path) -> Dialect:
         return DIALECTS[str(source)]
     path = Path(source)
     try:
-        fields: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        return Dialect(**fields)
+        return Dialect(**read_json(path))
     except OSError as error:
         raise TemplateError(f"no dialect {str(source)!r}: give one of {', '.join(DIALECTS)} or a JSON file") from error
     except (ValueError, TypeError, AttributeError, TemplateError) as error:

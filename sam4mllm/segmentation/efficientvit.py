@@ -5,7 +5,7 @@ The package ``efficientsam`` is the authors' code on PyPI; it comes with the ext
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,12 +32,10 @@ class EfficientViTSegmenter(SamSegmenter):
         return pixels[None].to(self.device)
 
 
-def build(name: str, state: Mapping[str, Tensor]) -> object:
-    """The model of a name in ``NAMES`` with these weights. Raises ModelError if the package is missing, RuntimeError if they do not fit."""
+def build(name: str) -> Any:
+    """The model of a name in ``NAMES``, its weights random. Raises ModelError if the package is missing."""
     try:
         from efficientsam.sam_model_zoo import create_efficientvit_sam_model  # noqa: PLC0415 – an extra
     except ModuleNotFoundError as error:
         raise ModelError(f"{name} needs the package efficientsam: pip install 'sam4mllm[efficientvit]'") from error
-    model = create_efficientvit_sam_model(name, pretrained=False)
-    model.load_state_dict(state)
-    return model
+    return create_efficientvit_sam_model(name, pretrained=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from torch import Tensor
 
+from sam4mllm.checkpoints import check_state
 from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.segmentation import efficientvit
@@ -86,13 +87,15 @@ def _load_named(name: str, path: str, dtype: torch.dtype) -> SamSegmenter:
     return segmenter(_load_file(name, Path(file), digest, bool(trusted)), f"{name}:{digest}", dtype)
 
 
-def _build(name: str) -> Callable[[Mapping[str, Tensor]], Any]:
-    def build(state: Mapping[str, Tensor]) -> Any:
+def _build(name: str, state: Mapping[str, Tensor]) -> Any:
+    """The model of a name with these weights. Raises ModelError naming those that are missing."""
+    if name in efficientvit.NAMES:
+        model: Any = efficientvit.build(name)
+    else:
         model = build_segmenter() if name == "demo" else sam_model_registry[name]()
-        model.load_state_dict(state)
-        return model
-
-    return build if name not in efficientvit.NAMES else lambda state: efficientvit.build(name, state)
+    check_state(model.state_dict(), state, f"the file of {name}")
+    model.load_state_dict(state)
+    return model
 
 
 def _load_folder(folder: Path) -> Any:
@@ -101,7 +104,7 @@ def _load_folder(folder: Path) -> Any:
         raise ModelError(f"{folder} is not a complete segmenter folder: model.safetensors is missing")
     try:
         name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
-        return _build(name)(load_file(weights)).eval()
+        return _build(name, load_file(weights)).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} could not be loaded as a segmenter: {first_line(error)}") from error
 
@@ -114,7 +117,7 @@ def _load_file(name: str, path: Path, digest: str, trusted: bool) -> Any:
         )
     try:
         state = load_file(path) if path.suffix == ".safetensors" else _read_pickled(path)
-        return _build(name)(state).eval()
+        return _build(name, state).eval()
     except (OSError, RuntimeError, ValueError, TypeError, AttributeError, EOFError, SafetensorError, UnpicklingError) as error:
         raise ModelError(f"{path} does not hold {name} weights: {first_line(error)}") from error
 

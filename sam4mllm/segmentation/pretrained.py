@@ -6,7 +6,6 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -15,7 +14,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from sam4mllm.checkpoints import IMAGE_PROCESSOR, check_folder, fingerprint
+from sam4mllm.checkpoints import FAULTS, IMAGE_PROCESSOR, check_folder, check_loaded, fingerprint
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.segmentation import proposals, transformers_sam
 from sam4mllm.segmentation.proposals import ProposalSegmenter
@@ -40,14 +39,18 @@ def load_transformers(source: str, dtype: torch.dtype) -> TransformersSegmenter 
     auto, segmenter = _SEGMENTERS[config.model_type]
     try:
         model, loading = auto.from_pretrained(
-            source, config=config, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            source,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # check_loaded names them
         )
-        image_processor = AutoImageProcessor.from_pretrained(source, trust_remote_code=False)  # type: ignore[no-untyped-call]
-    except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+        image_processor = AutoImageProcessor.from_pretrained(source, config=config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+    except FAULTS as error:
         raise ModelError(f"{source} could not be loaded as a segmenter: {first_line(error)}") from error
-    missing = sorted(loading["missing_keys"])
-    if missing:  # transformers fills them with random numbers
-        raise ModelError(f"{source} lacks {len(missing)} of the weights of its {config.model_type}, among them {missing[0]}")
+    check_loaded(source, config.model_type, loading)
     origin = fingerprint(source, getattr(config, "_commit_hash", None))
     return segmenter(model.eval(), image_processor, f"{config.model_type}:{origin}", dtype)
 
@@ -55,7 +58,7 @@ def load_transformers(source: str, dtype: torch.dtype) -> TransformersSegmenter 
 def _read_config(source: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except FAULTS as error:
         raise ModelError(f"{source} is neither a folder nor a model that can be had from the hub: {first_line(error)}") from error
     return config
 

@@ -1,0 +1,70 @@
+"""Foreign text that is run, a chat template or a regular expression, is run in a process of its own that is ended at a limit.
+
+Neither Jinja's sandbox nor Python's regular expressions have a limit of their own: ``{% for %}`` in ``{% for %}``, ``10**10**10`` or
+``(a+)+b`` can run for years inside one call, which no thread can interrupt. The kernel ends a process.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+WORKER = Path(__file__).with_name("bounded_worker.py")
+CPU_SECONDS = 2
+"""Processor time of one call. Starting Python with Jinja takes 0.2 s of it, a published chat template or pattern a few milliseconds."""
+MEMORY_BYTES = 1 << 30
+"""Address space of one call; Python with Jinja takes 50 MB."""
+WALL_SECONDS = 60.0
+"""For a machine that is so busy that two seconds of processor time take long."""
+OUTPUT_CHARACTERS = 100_000
+"""Of a rendered conversation; published templates write some hundreds around the four turns that are rendered here."""
+
+
+class OverLimitError(Exception):
+    """The text was run and ended: it took more time or memory than is allowed. The message says which limits there are."""
+
+
+def render(template: str, variables: Mapping[str, Any]) -> str:
+    """A Jinja chat template with its variables, in the environment that transformers gives such templates.
+
+    Raises:
+        OverLimitError: it does not end within the limits, or writes more than ``OUTPUT_CHARACTERS``.
+        ValueError: it is no template, or an error occurs in it; the message is the first line of that error.
+    """
+    text: str = _call({"task": "render", "template": template, "variables": variables})
+    return text
+
+
+def match(patterns: Sequence[str], names: Sequence[str]) -> list[list[int]]:
+    """For each regular expression, the indices of the names that it matches from end to end.
+
+    Raises:
+        OverLimitError: they do not end within the limits.
+        ValueError: one is no regular expression.
+    """
+    found: list[list[int]] = _call({"task": "match", "patterns": list(patterns), "names": list(names)})
+    return found
+
+
+def _call(request: Mapping[str, Any]) -> Any:
+    answer = json.loads(_run(json.dumps(request)))
+    if "error" in answer:
+        raise ValueError(answer["error"])
+    return answer["result"]
+
+
+@lru_cache(maxsize=32)
+def _run(request: str) -> str:
+    """The worker's answer as JSON. The same text gives the same answer, so that a model that is loaded again need not wait."""
+    limits = [str(limit) for limit in (CPU_SECONDS, MEMORY_BYTES, OUTPUT_CHARACTERS)]
+    command = [sys.executable, "-I", str(WORKER), *limits]  # isolated: nothing from the environment or the current folder is imported
+    try:
+        done = subprocess.run(command, input=request, capture_output=True, encoding="utf-8", timeout=WALL_SECONDS, check=True)
+    except (subprocess.TimeoutExpired, subprocess.CalledProcessError) as error:
+        raise OverLimitError(f"it does not end within {CPU_SECONDS} s of processor time and {MEMORY_BYTES >> 30} GB of memory") from error
+    return done.stdout
