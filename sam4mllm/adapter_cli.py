@@ -48,7 +48,7 @@ VersionArgument = Annotated[str, typer.Argument(help="A version, as `adapters li
 
 
 def train(
-    dataset: Annotated[Path, typer.Argument(help="A folder in the dataset format; its split train, or all if nothing is marked so.")],
+    dataset: Annotated[Path, typer.Argument(help="A folder in the dataset format, of which the split train is learned.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="Where to write the adapter: a new or empty folder.")],
     config: Annotated[str | None, typer.Option("--config", help=CONFIG_HELP)] = None,

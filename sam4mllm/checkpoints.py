@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -124,36 +125,49 @@ def _check_weights(folder: Path, source: str) -> None:
         raise ModelError(f"{source} is not a complete model folder: {listed(lost)} is missing, which {INDEX} names")
 
 
-def check_loaded(source: str, kind: str, loading: dict[str, Any]) -> None:
-    """Refuse a model of which transformers filled weights with random numbers because the checkpoint does not hold them.
+def load_model(auto: Any, name: str, source: str, config: Any, **options: Any) -> Any:
+    """A model of transformers with all of its weights, none of them random.
 
     Args:
-        source: what the user calls the model.
-        kind: its ``model_type``.
-        loading: what ``from_pretrained`` returns with ``output_loading_info`` and ``ignore_mismatched_sizes``. Heads that are tied to
-            embeddings are not among its ``missing_keys``, unless the config says that they are not tied.
+        auto: the class of transformers that loads it.
+        name: the folder, or a hub id.
+        source: what the user calls it.
+        config: its configuration.
+        options: further arguments of ``from_pretrained``.
 
     Raises:
-        ModelError: naming them.
+        ModelError: naming weights that the checkpoint does not hold, or holds in another shape. Heads that are tied to embeddings need
+            not be there, unless the configuration says that they are not tied.
+        Exception: one of FAULTS, or what the device raises.
     """
-    missing = set(loading["missing_keys"])
+    logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its report of such weights is a table of many lines
+    model, loading = auto.from_pretrained(
+        name,
+        config=config,
+        use_safetensors=True,
+        trust_remote_code=False,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        **options,
+    )
+    missing, other = set(loading["missing_keys"]), {key[0] for key in loading["mismatched_keys"]}
     if missing:
-        raise ModelError(f"{source} lacks {_count(missing, f'of the weights of its {kind}')}; fetch its weights again")
-    other = {key[0] for key in loading["mismatched_keys"]}
+        raise ModelError(f"{source} lacks {_count(missing, f'of the weights of its {config.model_type}')}; fetch its weights again")
     if other:
         raise ModelError(f"{source} holds {_count(other, f'weights of other shapes than {CONFIG} says')}; fetch both from one place")
+    return model
 
 
-def check_state(own: Mapping[str, Tensor], found: Mapping[str, Tensor], what: str) -> None:
-    """Refuse weights that are not those of a model of torch. Raises ModelError naming what is missing or has no place."""
+def check_state(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
+    """See that weights are those of a model of torch, before they are loaded. Raises ValueError naming those that are not."""
     missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
     if missing:
-        raise ModelError(f"{what} lacks {_count(missing, 'of its weights')}; fetch the file again")
+        raise ValueError(f"it lacks {_count(missing, 'of them')}")
     if unknown:
-        raise ModelError(f"{what} holds {_count(unknown, 'weights that the model has no place for')}; is it another model's?")
+        raise ValueError(f"it holds {_count(unknown, 'others')}")
     other = {name for name, tensor in own.items() if tensor.shape != found[name].shape}
     if other:
-        raise ModelError(f"{what} holds {_count(other, 'weights of other shapes than the model has')}; is it another model's?")
+        raise ValueError(f"it holds {_count(other, 'of them in other shapes')}")
 
 
 def _count(names: set[str], what: str) -> str:

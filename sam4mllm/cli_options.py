@@ -115,11 +115,11 @@ def hush() -> None:
     """Keep other libraries' bars and notices off the terminal, before models are loaded."""
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for library in ("transformers", "bitsandbytes"):
-        logging.getLogger(library).setLevel(logging.ERROR)
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     _say_needs()
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415 – takes seconds
 
+    transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 

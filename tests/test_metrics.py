@@ -69,6 +69,10 @@ def test_several_instances_are_one_mask(
         pytest.param(strip(0, 15), strip(0, 5), True, Sample(0.5, 5, 10, True, False), id="too much beyond it too"),
         pytest.param(strip(5, 10), strip(0, 5), True, Sample(0.0, 0, 5, True, True), id="drawn where nothing counts is nothing"),
         pytest.param(strip(5, 10), NOTHING, False, Sample(1.0, 0, 0, False, True), id="no target, drawn where nothing counts"),
+        pytest.param(NOTHING, strip(5, 10), True, Sample(1.0, 0, 0, True, True), id="a target wholly where nothing counts, none drawn"),
+        pytest.param(strip(6, 9), strip(6, 8), True, Sample(1.0, 0, 0, True, True), id="the same, drawn there"),
+        pytest.param(strip(8, 12), strip(6, 8), True, Sample(0.0, 0, 2, True, False), id="the same, drawn elsewhere"),
+        pytest.param(NOTHING, NOTHING, True, Sample(0.0, 0, 0, True, True), id="a target of no pixels earns nothing"),
     ],
 )
 def test_ignored_pixels_count_neither_way(predicted: NDArray[np.bool_], truth: NDArray[np.bool_], has_target: bool, sample: Sample) -> None:

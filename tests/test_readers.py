@@ -17,12 +17,14 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from backend.cli import app
-from sam4mllm.data.coco import as_phrase
+from sam4mllm.data.ade20k import _is_large
+from sam4mllm.data.coco import as_phrase, is_fit
 from sam4mllm.data.examples import Example, read_examples
 from sam4mllm.data.pairs import Prepared, Reading, write_pairs
 from sam4mllm.data.readers import PICTURES, READERS, SENTENCES, Reader, compare
 from sam4mllm.data.reasonseg import paint
 from sam4mllm.errors import DatasetError
+from sam4mllm.evaluation.run import measure
 from sam4mllm.masks import to_rle
 from tests.public_sets import (
     FAR,
@@ -275,6 +277,44 @@ def test_coco_rows_without_a_number_are_one_line(rows: list[Any], tmp_path: Path
         READERS["coco"].read(tmp_path)
 
 
+SIZES = [
+    pytest.param(78, 78, False, id="1.98 % of the area"),
+    pytest.param(79, 79, True, id="2.03 % of the area"),
+    pytest.param(640, 9, False, id="as wide as the picture, 1.9 % of its area"),
+    pytest.param(640, 10, True, id="as wide as the picture, 2.1 % of its area"),
+    pytest.param(8, 480, False, id="as high as the picture, 1.3 % of its area"),
+    pytest.param(13, 479, True, id="as high as the picture, 2.03 % of its area"),
+]
+"""Boxes in a picture of 640 x 480, and whether the released preparation keeps their class."""
+
+
+@pytest.mark.parametrize(("wide", "high", "kept"), SIZES)
+def test_a_class_is_kept_by_the_area_of_its_boxes(wide: int, high: int, kept: bool) -> None:
+    image = {"id": 1, "width": 640, "height": 480}
+    large = {"bbox": [0, 0, 300, 300]}
+    assert is_fit([{"bbox": [0, 0, wide, high]}], image) is kept
+    assert is_fit([large, {"bbox": [3, 3, wide, high]}], image) is kept
+
+
+@pytest.mark.parametrize(("wide", "high", "kept"), SIZES)
+def test_ade20k_keeps_a_class_by_the_same_area(wide: int, high: int, kept: bool) -> None:
+    assert _is_large([5.0, 1.0, 5.0 + wide, 1.0, 5.0, 1.0 + high], 640, 480) is kept
+
+
+@pytest.mark.parametrize(
+    ("name", "file"), [("paco-lvis", "annotations/paco_lvis_v1_train.json"), ("partimagenet", "annotations/train.json")]
+)
+def test_parts_are_kept_by_the_same_area(name: str, file: str, tmp_path: Path) -> None:
+    """A handle as high as 95 of 4,800 px, 1.98 %, and one of 100; a strip thinner than 2 % of a side, but large enough."""
+    picture(tmp_path / "train2017" / "a.jpg")
+    picture(tmp_path / "images" / "train" / "train2017" / "a.jpg")
+    boxes = [[0, 0, 5, 19], [0, 0, 10, 10], [0, 0, 79.9, 1.21]]
+    annotations = [annotation(number, [SQUARE], category=number, bbox=box) for number, box in enumerate(boxes, 1)]
+    coco_file(tmp_path / file, annotations, ["mug:handle", "mug:rim", "mug:foot"], ["train2017/a.jpg"])
+    phrases = [phrase for phrase, *_ in lines(prepare(name, tmp_path, tmp_path / "out")[0])]
+    assert phrases == ["rim of mug", "foot of mug"]
+
+
 def test_coco_of_one_year_alone_is_read(tmp_path: Path) -> None:
     picture(tmp_path / "val2017" / "a.jpg")
     for year, name in ((2017, "a.jpg"), (2014, "b.jpg")):
@@ -390,6 +430,32 @@ def test_reasonseg_as_its_authors_paint_it() -> None:
             cv2.fillPoly(cv2.polylines(canvas, corners, True, value, 1), corners, value)
         assert (paint(shapes, HEIGHT, WIDTH) == (canvas == 1)).all()
         assert (paint(shapes, HEIGHT, WIDTH, ignored=True) == (canvas == 255)).all()
+
+
+def test_of_shapes_of_one_area_the_first_in_the_file_is_painted_last() -> None:
+    """As by an argsort of the areas, turned round (LISA)."""
+    target, ignored = ({"label": label, "points": SQUARE_POINTS} for label in ("target", "ignore"))
+    assert paint([target, ignored], HEIGHT, WIDTH).any()
+    assert not paint([target, ignored], HEIGHT, WIDTH, ignored=True).any()
+    assert not paint([ignored, target], HEIGHT, WIDTH).any()
+    assert paint([ignored, target], HEIGHT, WIDTH, ignored=True).any()
+
+
+@pytest.mark.parametrize("split", ["val", "test", "train"])
+def test_a_target_wholly_under_ignore_is_tested_on_and_not_learned_from(split: str, tmp_path: Path) -> None:
+    """LISA's IoU of it is 1 if nothing is predicted elsewhere, else 0. It is no phrase without a target, so nothing is learned of it."""
+    reasonseg(tmp_path / "set", split, [("ignore", SQUARE_POINTS), ("target", SQUARE_POINTS)], ["what is hot?"])
+    examples, prepared = prepare("reasonseg", tmp_path / "set", tmp_path / "out")
+    if split == "train":
+        assert examples == []
+        assert sum(prepared.left_out.values()) == 1
+        return
+    [example] = examples
+    predicted = np.zeros((HEIGHT, WIDTH), np.bool_)
+    predicted[15:20, 15:20] = True
+    assert measure(predicted, example).iou == 1
+    predicted[40:50, 40:50] = True
+    assert measure(predicted, example).iou == 0
 
 
 def test_what_reasonseg_does_not_count_counts_neither_way(tmp_path: Path) -> None:

@@ -249,7 +249,7 @@ def without_a_weight(folder: Path, copy: Path) -> str:
         pytest.param(pickled, r"no \.safetensors weights; convert them", id="pickled weights"),
         pytest.param(not_json, "config.json is not valid JSON", id="a config that is not JSON"),
         pytest.param(cut_short, "could not be loaded as a segmenter", id="weights cut short"),
-        pytest.param(without_a_weight, "lacks 1 of the weights of its sam, among them vision_encoder.pos_embed", id="a weight is missing"),
+        pytest.param(without_a_weight, "lacks 1 of the weights of its sam: vision_encoder.pos_embed; fetch", id="a weight is missing"),
         pytest.param(lambda f, copy: rewritten(f, copy, "config.json", model_type="bert"), "type 'bert' are no segmenters", id="a bert"),
         pytest.param(lambda f, copy: rewritten(f, copy, "config.json", model_type="sam9"), "sam9", id="an unknown model type"),
         pytest.param(lambda f, copy: rewritten(f, copy, "config.json", model_type="sam_hq"), "weights", id="another model's config"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 from pathlib import Path
 
@@ -88,12 +89,35 @@ def test_the_same_command_makes_the_same_adapter(arguments: list[object], out: P
 
 def test_the_split_to_train_on(arguments: list[object], data: Path, tmp_path: Path) -> None:
     lines = (data / "examples.jsonl").read_text().splitlines()
-    marked = [line.replace('"split": "train"', '"split": "test"') for line in lines[2:]]
-    for count, some in ((2, [*lines[:2], *marked]), (len(marked), marked)):
-        (data / "examples.jsonl").write_text("\n".join(some))
-        [*before, _, place] = arguments[:4]
-        told = json.loads(run(*before, "--out", f"{place}-{count}", *arguments[4:], "--steps", 1, "--json"))
-        assert told["phrases"] == count
+    marked = [line.replace('"split": "train"', '"split": "testA"') for line in lines[2:]]
+    (data / "examples.jsonl").write_text("\n".join([*lines[:2], *marked]))
+    [*before, _, place] = arguments[:4]
+    told = json.loads(run(*before, "--out", f"{place}-2", *arguments[4:], "--steps", 1, "--json"))
+    assert told["phrases"] == 2
+
+
+def only_tested_on(data: Path) -> str:
+    """A set as `data merge` leaves it whose pictures are all tested on elsewhere; and its splits."""
+    lines = [line.replace('"split": "train"', '"split": "val"') for line in (data / "examples.jsonl").read_text().splitlines()]
+    lines[0] = lines[0].replace('"split": "val"', '"split": "testA"')
+    (data / "examples.jsonl").write_text("\n".join(lines))
+    return f"no example of the split train to train on; it has testA (1), val ({len(lines) - 1})"
+
+
+def test_a_set_without_the_split_to_train_on_is_refused(
+    arguments: list[object], data: Path, out: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = only_tested_on(data)
+    assert splits in fail(capsys, monkeypatch, *arguments)
+    assert not out.exists()
+
+
+def test_a_replay_without_the_split_to_train_on_is_refused(
+    arguments: list[object], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replay = Path(shutil.copytree(data, tmp_path / "replay"))
+    splits = only_tested_on(replay)
+    assert splits in fail(capsys, monkeypatch, *arguments, "--replay", replay)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda number: number.name)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.data.coco import LEAST_SIDE, MOST_INSTANCES
+from sam4mllm.data.coco import LEAST_AREA, MOST_INSTANCES
 from sam4mllm.data.pairs import Pair, Reading, to_mask
 from sam4mllm.errors import DatasetError, MaskCodecError
 from sam4mllm.images import load_image
@@ -98,4 +98,4 @@ def _polygon(polygon: Mapping[str, Any]) -> list[float]:
 
 def _is_large(polygon: list[float], width: int, height: int) -> bool:
     xs, ys = polygon[::2], polygon[1::2]
-    return bool(xs) and max(xs) - min(xs) > LEAST_SIDE * width and max(ys) - min(ys) > LEAST_SIDE * height
+    return bool(xs) and (max(xs) - min(xs)) * (max(ys) - min(ys)) > LEAST_AREA * width * height

@@ -199,11 +199,13 @@ class _Pairs:
         return self._writer.add_image_file(image, link=True)
 
     def _instances(self, pair: Pair, record: ImageRecord) -> list[ExampleInstance]:
-        """An object without a single pixel is none, but a phrase whose objects are all like that has not lost its target."""
+        """An object without a single pixel is none, but a phrase whose objects are all like that has not lost its target. If they may lie
+        under what is ignored, the phrase can still be tested on, as LISA does: nothing outside of that is right.
+        """
         if self._drawn[0] is not record or self._drawn[1] is not pair.outlines:
             drawn = [encode(outline, record.height, record.width) for outline in pair.outlines]
             self._drawn = record, pair.outlines, [one for one in drawn if one is not None]
-        if pair.outlines and not self._drawn[2]:
+        if pair.outlines and not self._drawn[2] and (pair.ignore is None or pair.split == TRAIN):
             raise _Unfit("its objects have no pixel in the picture")
         return self._drawn[2]
 

@@ -1,6 +1,7 @@
 """ReasonSeg: ``ROOT/{train,val,test}/NAME.jpg`` with ``NAME.json`` beside it, polygons and the questions that mean them.
 
-Its masks are painted, not drawn: the largest shape first, each over those before it, its border included. What is marked as not to be
+Its masks are painted, not drawn: the largest shape first and of shapes of one area the last in the file first, each over those
+before it, its border included (LISA's order). What is marked as not to be
 counted (``ignore``) covers what it is painted over, and is the example's ``ignore``.
 """
 
@@ -58,7 +59,7 @@ def paint(shapes: Sequence[Mapping[str, Any]], height: int, width: int, ignored:
     """What is meant (height, width) bool, or what is to be ignored: whatever no smaller shape of the other kind is painted over."""
     painted = [(_painted(shape["points"], height, width), IGNORE in shape["label"].lower()) for shape in shapes]
     mask = np.zeros((height, width), np.bool_)
-    for area, void in sorted(painted, key=lambda one: -np.count_nonzero(one[0])):
+    for area, void in reversed(sorted(painted, key=lambda one: np.count_nonzero(one[0]))):  # noqa: C413 – reversed, ties are too
         mask[area] = void == ignored
     return mask
 

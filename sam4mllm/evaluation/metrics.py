@@ -63,7 +63,8 @@ def compare(
         predicted: (H, W) bool, the union of all predicted instances.
         truth: (H, W) bool, the union of all true ones.
         has_target: whether the phrase means anything in the image.
-        ignored: (H, W) bool, pixels that count neither way (ReasonSeg has such); None if there are none.
+        ignored: (H, W) bool, pixels that count neither way (ReasonSeg has such); None if there are none. Of a target wholly under them
+            the IoU is 1 if nothing is predicted elsewhere, else 0, as in LISA's script.
         min_pixels: a prediction of fewer pixels is taken for none at all; 0 takes it as it is.
 
     Raises:
@@ -74,13 +75,15 @@ def compare(
         raise ValueError(f"masks of one image have one shape, not {' and '.join(map(str, shapes))}")
     if not has_target and truth.any():
         raise ValueError("a phrase without a target has an empty true mask")
+    hidden = False
     if ignored is not None:
+        hidden = bool(truth.any()) and not (truth & ~ignored).any()
         predicted, truth = predicted & ~ignored, truth & ~ignored
     if np.count_nonzero(predicted) < min_pixels:
         predicted = np.zeros_like(predicted)
     intersection, union = int(np.count_nonzero(predicted & truth)), int(np.count_nonzero(predicted | truth))
     predicted_empty = not predicted.any()
-    iou = (intersection / union if union else 0.0) if has_target else float(predicted_empty)
+    iou = (intersection / union if union else float(hidden)) if has_target else float(predicted_empty)
     return Sample(iou, intersection, union, has_target, predicted_empty)
 
 

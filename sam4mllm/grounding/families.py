@@ -22,9 +22,9 @@ from sam4mllm.checkpoints import (
     IMAGE_PROCESSOR,
     TOKENIZER,
     check_folder,
-    check_loaded,
     fingerprint,
     is_folder,
+    load_model,
     read_object,
 )
 from sam4mllm.errors import ModelError, TemplateError, first_line
@@ -131,18 +131,7 @@ def load_checkpoint(source: str, device: torch.device, precision: Precision = AU
 
 def _load_model(name: str, source: str, config: Any, device: torch.device, precision: Precision) -> Any:
     options = precision.options(device)
-    model: Any
-    model, loading = AutoModelForImageTextToText.from_pretrained(
-        name,
-        config=config,
-        use_safetensors=True,
-        attn_implementation="sdpa",
-        trust_remote_code=False,
-        output_loading_info=True,
-        ignore_mismatched_sizes=True,  # check_loaded names them
-        **options,
-    )
-    check_loaded(source, config.model_type, loading)
+    model = load_model(AutoModelForImageTextToText, name, source, config, attn_implementation="sdpa", **options)
     precision.check(model, source)
     return model if "device_map" in options else model.to(device)
 

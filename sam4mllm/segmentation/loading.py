@@ -88,12 +88,12 @@ def _load_named(name: str, path: str, dtype: torch.dtype) -> SamSegmenter:
 
 
 def _build(name: str, state: Mapping[str, Tensor]) -> Any:
-    """The model of a name with these weights. Raises ModelError naming those that are missing."""
+    """The model of a name with these weights. Raises ValueError naming those that are missing or no weights of it."""
     if name in efficientvit.NAMES:
         model: Any = efficientvit.build(name)
     else:
         model = build_segmenter() if name == "demo" else sam_model_registry[name]()
-    check_state(model.state_dict(), state, f"the file of {name}")
+    check_state(model.state_dict(), state)
     model.load_state_dict(state)
     return model
 

@@ -14,7 +14,7 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from sam4mllm.checkpoints import FAULTS, IMAGE_PROCESSOR, check_folder, check_loaded, fingerprint
+from sam4mllm.checkpoints import FAULTS, IMAGE_PROCESSOR, check_folder, fingerprint, load_model
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.segmentation import proposals, transformers_sam
 from sam4mllm.segmentation.proposals import ProposalSegmenter
@@ -38,19 +38,10 @@ def load_transformers(source: str, dtype: torch.dtype) -> TransformersSegmenter 
     _check_packages(source, config)
     auto, segmenter = _SEGMENTERS[config.model_type]
     try:
-        model, loading = auto.from_pretrained(
-            source,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,  # check_loaded names them
-        )
+        model = load_model(auto, source, source, config, dtype=torch.float32)
         image_processor = AutoImageProcessor.from_pretrained(source, config=config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except FAULTS as error:
         raise ModelError(f"{source} could not be loaded as a segmenter: {first_line(error)}") from error
-    check_loaded(source, config.model_type, loading)
     origin = fingerprint(source, getattr(config, "_commit_hash", None))
     return segmenter(model.eval(), image_processor, f"{config.model_type}:{origin}", dtype)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from sam4mllm.adapters import check_adapter
 from sam4mllm.data.conversations import read_conversations
 from sam4mllm.data.examples import Example, read_examples
 from sam4mllm.durable import partial, publish, remove
-from sam4mllm.errors import TrainingError
+from sam4mllm.errors import DatasetError, TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.memory import announce
 from sam4mllm.precision import AUTO, Precision
@@ -128,9 +129,13 @@ def _refuse_precision(precision: Precision, processes: Processes) -> None:
 
 
 def select_examples(folder: Path) -> list[Example]:
-    """The examples of a dataset that are marked for training, all if none is. Raises DatasetError."""
+    """The examples of a dataset's split TRAIN; whatever else is there is tested on. Raises DatasetError naming the splits there are."""
     examples = read_examples(folder)
-    return [example for example in examples if example.split == TRAIN] or examples
+    chosen = [example for example in examples if example.split == TRAIN]
+    if not chosen:
+        splits = ", ".join(f"{split} ({count:,})" for split, count in sorted(Counter(example.split for example in examples).items()))
+        raise DatasetError(f"{folder} has no example of the split {TRAIN} to train on; it has {splits or 'no example at all'}")
+    return chosen
 
 
 def _refuse_taken(out: Path) -> None:
