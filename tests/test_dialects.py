@@ -109,6 +109,8 @@ def test_unknown_name_lists_the_known(source: str) -> None:
         pytest.param(b"not json", id="text"),
         pytest.param(b"\xff\xfe", id="not UTF-8"),
         pytest.param(b"[]", id="list"),
+        pytest.param(b"[" * 100_000, id="deep"),
+        pytest.param(b'{"name": ' * 50_000, id="deep objects"),
         pytest.param(b"3", id="number"),
         pytest.param(b"null", id="null"),
         pytest.param(b"{}", id="nothing in it"),

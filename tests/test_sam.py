@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from segment_anything.modeling import Sam
 
 from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.errors import ModelError, PromptError
+from sam4mllm.segmentation import loading
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Prompt
 from sam4mllm.segmentation.sam import SamSegmenter
@@ -147,7 +150,7 @@ def write_truncated(folder: Path) -> str:
         pytest.param(lambda folder: "vit_h", "is no segmenter", id="no path"),
         pytest.param(lambda folder: f"vit_h:{folder}/none.pth", "there is no file", id="no file"),
         pytest.param(write_pickle, "not the published vit_b file", id="a pickle that is not the official file"),
-        pytest.param(write_wrong_weights, "does not hold vit_b weights", id="other weights"),
+        pytest.param(write_wrong_weights, "does not hold vit_b weights: it lacks .* of them: among them image_encoder", id="other weights"),
         pytest.param(write_truncated, "does not hold vit_b weights", id="cut short"),
     ],
 )
@@ -156,6 +159,31 @@ def test_weights_that_are_not_sam_are_refused(make: object, message: str, tmp_pa
     with pytest.raises(ModelError, match=message):
         load_segmenter(make(tmp_path), CPU)  # type: ignore[operator]
     assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("name", ["vit_b", "efficientvit-sam-l0"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda state: state.pop("mask_decoder.iou_token.weight"), r"it lacks 1 of them: mask_decoder\.iou_token\.weight"),
+        (lambda state: state.update(extra=torch.zeros(1)), "it holds 1 others: extra"),
+        (lambda state: state.update({"mask_decoder.iou_token.weight": torch.zeros(3)}), r"other shapes: mask_decoder\.iou_token\.weight"),
+    ],
+    ids=["missing", "another", "a shape"],
+)
+def test_weights_that_are_incomplete_are_named(
+    name: str, change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(loading.sam_model_registry, "vit_b", build_segmenter)  # a small one
+    monkeypatch.setattr("sam4mllm.segmentation.efficientvit.build", lambda name: build_segmenter())
+    monkeypatch.setattr("sam4mllm.segmentation.efficientvit.EfficientViTSegmenter", SamSegmenter)
+    state = build_segmenter().state_dict()
+    save_file(state, tmp_path / "whole.safetensors")
+    load_segmenter(f"{name}:{tmp_path / 'whole.safetensors'}", CPU)
+    change(state)
+    save_file(state, tmp_path / "sam.safetensors")
+    with pytest.raises(ModelError, match=rf"does not hold {name} weights: {message}"):
+        load_segmenter(f"{name}:{tmp_path / 'sam.safetensors'}", CPU)
 
 
 def test_a_vouched_for_pickle_is_still_read_as_weights_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -226,6 +226,26 @@ def cut_short(folder: Path, copy: Path) -> str:
     return str(copy)
 
 
+def with_another_shape(folder: Path, copy: Path) -> str:
+    rewritten(folder, copy, "model.safetensors")
+    state = load_file(folder / "model.safetensors")
+    state["vision_encoder.pos_embed"] = torch.zeros(3)
+    save_file(state, copy / "model.safetensors", {"format": "pt"})
+    return str(copy)
+
+
+def shards_without_an_index(folder: Path, copy: Path) -> str:
+    rewritten(folder, copy, "model.safetensors")
+    (copy / "model-00001-of-00002.safetensors").write_bytes((folder / "model.safetensors").read_bytes())
+    return str(copy)
+
+
+def deep_config(folder: Path, copy: Path) -> str:
+    rewritten(folder, copy, "config.json")
+    (copy / "config.json").write_text("[" * 100_000)
+    return str(copy)
+
+
 def without_a_weight(folder: Path, copy: Path) -> str:
     rewritten(folder, copy, "model.safetensors")
     state = load_file(folder / "model.safetensors")
@@ -250,6 +270,9 @@ def without_a_weight(folder: Path, copy: Path) -> str:
         pytest.param(not_json, "config.json is not valid JSON", id="a config that is not JSON"),
         pytest.param(cut_short, "could not be loaded as a segmenter", id="weights cut short"),
         pytest.param(without_a_weight, "lacks 1 of the weights of its sam: vision_encoder.pos_embed; fetch", id="a weight is missing"),
+        pytest.param(with_another_shape, r"holds 1 weights of other shapes .*: vision_encoder\.pos_embed", id="another shape"),
+        pytest.param(shards_without_an_index, r"model\.safetensors\.index\.json, .* is missing", id="a shard without an index"),
+        pytest.param(deep_config, r"config\.json is nested too deeply", id="deep config"),
         pytest.param(lambda f, copy: rewritten(f, copy, "config.json", model_type="bert"), "type 'bert' are no segmenters", id="a bert"),
         pytest.param(lambda f, copy: rewritten(f, copy, "config.json", model_type="sam9"), "sam9", id="an unknown model type"),
         pytest.param(lambda f, copy: rewritten(f, copy, "config.json", model_type="sam_hq"), "weights", id="another model's config"),

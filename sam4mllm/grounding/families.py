@@ -107,6 +107,7 @@ def load_checkpoint(source: str, device: torch.device, precision: Precision = AU
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         image_processor = family.processor.from_pretrained(name, config=config, trust_remote_code=False)
         _find_template(name, source, tokenizer, image_processor)
+        markup = _read_markup(source, tokenizer)
         model = _load_model(name, source, config, device, precision)
     except ModelError:
         raise
@@ -119,7 +120,7 @@ def load_checkpoint(source: str, device: torch.device, precision: Precision = AU
         tokenizer,
         image_processor,
         _dialect(name, family),
-        read_source_markup(source, tokenizer),
+        markup,
         family.encode,
         family.lora_targets,
         source,
@@ -148,7 +149,7 @@ def _find_template(name: str, source: str, tokenizer: Any, image_processor: Any)
         tokenizer.chat_template = found
 
 
-def read_source_markup(source: str, tokenizer: Any) -> ChatMarkup:
+def _read_markup(source: str, tokenizer: Any) -> ChatMarkup:
     """What a model's chat template writes around the turns. Raises TemplateError naming the model."""
     try:
         return read_markup(BoundedTemplate.of(tokenizer))
