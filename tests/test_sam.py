@@ -167,7 +167,10 @@ def test_weights_that_are_not_sam_are_refused(make: object, message: str, tmp_pa
     [
         (lambda state: state.pop("mask_decoder.iou_token.weight"), r"it lacks 1 of them: mask_decoder\.iou_token\.weight"),
         (lambda state: state.update(extra=torch.zeros(1)), "it holds 1 others: extra"),
-        (lambda state: state.update({"mask_decoder.iou_token.weight": torch.zeros(3)}), r"it holds 1 of them in other shapes: mask_decoder\.iou_token\.weight"),
+        (
+            lambda state: state.update({"mask_decoder.iou_token.weight": torch.zeros(3)}),
+            r"it holds 1 of them in other shapes: mask_decoder\.iou_token\.weight",
+        ),
     ],
     ids=["missing", "another", "a shape"],
 )
