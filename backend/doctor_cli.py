@@ -14,6 +14,7 @@ from rich.console import Console
 
 from backend.settings import read_settings
 from sam4mllm.cli_options import JsonOption
+from sam4mllm.plain_text import one_line
 
 DOCTOR_EXAMPLE = "Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm doctor 1"
 CONNECT_EXAMPLE = "Example: sam4mllm connect 1 --url http://sam4mllm.internal:9090 --config default"
@@ -44,7 +45,7 @@ def doctor(
         print(json.dumps({"ok": not found, "checks": list(dict.fromkeys(report.checks)), "findings": found}))
     elif report.findings:
         for finding in report.findings:
-            print(finding.line)
+            print(one_line(finding.line))
     else:
         rest = "" if project is not None else "; give a project's number to look at its config, backend, webhook and pictures too"
         print(f"all is well: {', '.join(dict.fromkeys(report.checks))}{rest}")
@@ -89,7 +90,7 @@ def connect(
         print(json.dumps({"changed": any(step.changed for step in steps), "steps": [asdict(step) for step in steps]}))
         return
     for step in steps:
-        print(step.line)
+        print(one_line(step.line))
 
 
 def _read_config(given: str | None) -> str | None:

@@ -1,6 +1,8 @@
 """The log: lines for people or JSON objects for machines, each with the id of its request, none with a secret or an image.
 
-Where text comes from elsewhere (an address in an error, a library's message) it is cleaned on its way out, whoever wrote the line.
+Where text comes from elsewhere (an address in an error, a library's message) it is cleaned on its way out, whoever wrote the line: secrets
+are hidden, and control characters are written out, so that a record is one line and none can be forged. Only a traceback has more lines,
+each behind a bar.
 """
 
 from __future__ import annotations
@@ -13,10 +15,14 @@ from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from sam4mllm.plain_text import one_line
+
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
 """Of the request that the line is about; a thread that works for a request runs in a copy of its context."""
 
 HIDDEN = "…"
+BAR = "    | "
+"""Before each line of a traceback."""
 SHORTEST_SECRET = 4
 """A shorter one would be found in ordinary words."""
 # each begins where its first word does, so that a long word is read once and not from each of its letters
@@ -50,7 +56,11 @@ class TextFormatter(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         number = REQUEST_ID.get()
         record.request = f" [{number}]" if number else ""
-        return clean(super().format(record), self._secrets)
+        record.message = record.getMessage()
+        record.asctime = self.formatTime(record)
+        line = one_line(self.formatMessage(record))
+        trace = self.formatException(record.exc_info).splitlines() if record.exc_info else []
+        return clean("\n".join([line, *(BAR + one_line(told) for told in trace)]), self._secrets)
 
 
 class JsonFormatter(logging.Formatter):
@@ -65,12 +75,13 @@ class JsonFormatter(logging.Formatter):
             "time": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="milliseconds"),
             "level": record.levelname,
             "logger": record.name,
-            "message": clean(record.getMessage(), self._secrets),
+            "message": clean(one_line(record.getMessage()), self._secrets),
         }
         if number := REQUEST_ID.get():
             told["request"] = number
         if record.exc_info:
-            told["traceback"] = clean(self.formatException(record.exc_info), self._secrets)
+            trace = self.formatException(record.exc_info).splitlines()
+            told["traceback"] = clean("\n".join(map(one_line, trace)), self._secrets)
         return json.dumps(told, ensure_ascii=False)
 
 

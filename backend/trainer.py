@@ -24,6 +24,7 @@ from PIL import Image
 
 from backend.comparison import answer_all, score
 from backend.gate import Pair, is_kept
+from backend.logs import TextFormatter
 from backend.report import choose_changes
 from backend.snapshot import HOLDOUT
 from sam4mllm.adapters import check_adapter
@@ -86,7 +87,9 @@ class Job:
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, STOPPED, 1 with one line on standard error."""
-    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter())  # a foreign line must not pass for the one that says why the process failed
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     *mode, folder = arguments
     run = Path(folder)

@@ -29,6 +29,7 @@ from sam4mllm.cli_options import (
     hush,
 )
 from sam4mllm.errors import RegistryError
+from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -178,7 +179,7 @@ def list_versions(home: HomeOption = None, as_json: JsonOption = False) -> None:
     for manifest in manifests:
         mark = "*" if manifest.version == serving else " "
         metrics = ", ".join(f"{name} {value:.4g}" for name, value in sorted(manifest.metrics.items()))
-        print(f"{mark} {manifest.version}  {manifest.created}  {manifest.base_model}  {metrics}".rstrip())
+        print(one_line(f"{mark} {manifest.version}  {manifest.created}  {manifest.base_model}  {metrics}".rstrip()))
     if known and serving is None:
         print("* the base model alone")
 
@@ -192,7 +193,7 @@ def show(version: VersionArgument, home: HomeOption = None, as_json: JsonOption 
         return
     for name, value in fields.items():
         shown = json.dumps(value) if isinstance(value, dict) else "none" if value is None else value
-        print(f"{name.replace('_', ' ')}: {shown}")
+        print(one_line(f"{name.replace('_', ' ')}: {shown}"))
 
 
 @adapters.command(epilog="Example: sam4mllm adapters promote demo-1-0f3a9c12")

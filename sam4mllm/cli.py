@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Iterable
@@ -37,6 +38,7 @@ from sam4mllm.cli_options import (
     load,
 )
 from sam4mllm.errors import Sam4mllmError
+from sam4mllm.plain_text import OneLine, one_line
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Segmentation
@@ -54,6 +56,8 @@ T = TypeVar("T")
 
 def main() -> None:
     """Entry point: turns our own errors into one line on standard error."""
+    if logging.lastResort is not None:  # what libraries and we log without a handler
+        logging.lastResort.setFormatter(OneLine())
     try:
         app()
     except Sam4mllmError as error:
@@ -102,7 +106,7 @@ def predict(
         print(json.dumps([_as_json(answer) for answer in answers]))
         return
     for answer in answers:
-        print(_as_line(answer))
+        print(one_line(_as_line(answer)))
     print(f"{sum(answers[0].timings.values()):.2f} s for {len(answers)} phrases")
     if out is not None:
         print(f"overlay: {out}")

@@ -14,6 +14,7 @@ from rich.progress import track
 
 from sam4mllm.cli_options import DataSetName, JsonOption
 from sam4mllm.errors import DatasetError
+from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
     from sam4mllm.data.pairs import Prepared
@@ -47,7 +48,7 @@ def prepare(
     prepared = write_pairs(reading, folder, lambda items, total: _bar(items, total, "reading"))
     warnings = compare(reader, reading, prepared)
     for line in warnings:
-        print(f"warning: {name.value} {line}", file=sys.stderr)
+        print(one_line(f"warning: {name.value} {line}"), file=sys.stderr)
     _print(folder, prepared, as_json, warnings)
 
 
@@ -86,6 +87,6 @@ def _print(folder: Path, prepared: Prepared, as_json: bool, warnings: Iterable[s
     splits = ", ".join(f"{count:,} {split}" for split, count in prepared.written.items()) or "nothing"
     print(f"{folder}: {splits}; {prepared.images:,} pictures, {prepared.merged:,} repetitions merged")
     for reason, count in prepared.left_out.most_common(MOST_REASONS):
-        print(f"  {count:,} left out: {reason} (first: {prepared.first[reason]})")
+        print(one_line(f"  {count:,} left out: {reason} (first: {prepared.first[reason]})"))
     if len(prepared.left_out) > MOST_REASONS:
         print(f"  and {len(prepared.left_out) - MOST_REASONS:,} other reasons; --json has them")

@@ -19,14 +19,19 @@ Each message is one line that a user can act on.
 
 from __future__ import annotations
 
+from sam4mllm.plain_text import one_line
+
 
 class Sam4mllmError(Exception):
-    """Base of all errors of this package; its text is one line, fit to be shown to a user."""
+    """Base of all errors of this package; its text is one line, fit to be shown to a user, whatever foreign words it quotes."""
+
+    def __str__(self) -> str:
+        return one_line(super().__str__())
 
 
 def first_line(error: BaseException) -> str:
     """The first line of another library's error, or its kind if it says nothing."""
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return one_line(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
 class ImageError(Sam4mllmError):

@@ -297,7 +297,7 @@ def test_a_json_line_is_an_object_without_secrets() -> None:
         REQUEST_ID.reset(token)
     told = json.loads(line)
     assert "\n" not in line
-    assert (told["level"], told["logger"], told["request"], told["message"]) == ("ERROR", "backend.test", "abc", "two\nlines, …")
+    assert (told["level"], told["logger"], told["request"], told["message"]) == ("ERROR", "backend.test", "abc", "two\\nlines, …")
     assert "ValueError" in told["traceback"]
     assert SECRET not in line
 

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from backend.batch.run import Tally
+from sam4mllm.plain_text import one_line
 
 LINE_SECONDS = 30.0
 
@@ -41,7 +42,7 @@ class View(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """A line of the log."""
-        self._console.print(f"{record.levelname.lower()}: {record.getMessage()}", markup=False, highlight=False)
+        self._console.print(one_line(f"{record.levelname.lower()}: {record.getMessage()}"), markup=False, highlight=False)
 
     def show(self, tally: Tally, left: int) -> None:
         """Where the run is, with ``left`` tasks to come."""

@@ -1,0 +1,27 @@
+"""Foreign text that may stand in a line of ours: a log's, a console's, an error's."""
+
+from __future__ import annotations
+
+import logging
+import re
+
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""C0 and C1 controls, line and paragraph separators, what turns the direction of text (Unicode's Bidi_Control), and halves of characters."""
+_SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
+
+
+def one_line(text: str) -> str:
+    r"""The text with each control character written out, as ``\n`` or ``\u202e``: it can neither begin a line nor reorder one."""
+    return _CONTROLS.sub(lambda found: _written_out(found[0]), text)
+
+
+class OneLine(logging.Formatter):
+    """The message alone, on one line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return one_line(record.getMessage())
+
+
+def _written_out(character: str) -> str:
+    number = ord(character)
+    return _SHORT.get(character) or (f"\\x{number:02x}" if number < 0x100 else f"\\u{number:04x}")
