@@ -1,7 +1,8 @@
 """The durable log (SQLite): every webhook event, on disk before it is acknowledged, what it says of tasks and annotations, what was
 served, the phrases that annotators typed, and why nothing is learnt from some annotations.
 
-Learning reads it later; here it is only kept. How events become rows is :mod:`backend.fold`'s.
+Learning reads it later; here it is only kept. How events become rows is :mod:`backend.fold`'s, and how the file
+is read and written :mod:`backend.log_file`'s.
 """
 
 from __future__ import annotations
@@ -9,18 +10,15 @@ from __future__ import annotations
 import hashlib
 import json
 import sqlite3
-import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from backend.errors import SettingsError
-from backend.fold import SCHEMA, VERSION, Pulled, bury_project, fold, fold_project, project_rows, storable, upgrade
+from backend.fold import Pulled, bury_project, fold, fold_project, project_rows, storable
+from backend.log_file import PATIENTLY, LogFile, next_stamp, put_mark
 from backend.wire import is_row_id
-from sam4mllm.errors import first_line
 from sam4mllm.masks import Rle
 
 ANY_TASK = -1
@@ -81,8 +79,8 @@ class StoredAnnotation:
     """An annotation that is not deleted, as Label Studio last told it.
 
     ``body`` has the fields of :data:`backend.fold.KEPT`, of any type: it is foreign. ``data`` is the task's, ``label_config`` the
-    project's; both are empty where the log has not heard of them. ``updated`` is Label Studio's time and ``changed`` ours, in seconds
-    since 1970. ``digest`` follows from all the rest but ``changed``.
+    project's; both are empty where the log has not heard of them. ``updated`` is Label Studio's time, in seconds since 1970; ``changed`` is
+    the stamp of the last write, which says what came first. ``digest`` follows from all the rest but ``changed``.
     """
 
     id: int
@@ -97,68 +95,50 @@ class StoredAnnotation:
     digest: str
 
 
-class CorrectionLog:
-    """One file, one writer at a time; safe to share between threads, and the file between processes."""
+class CorrectionLog(LogFile):
+    """What is kept; safe to share between threads, and the file between processes. Methods raise LogError.
+
+    An event, what was served or withheld, and a typed phrase are on disk when the method returns, within a fraction of a second: if the
+    file is locked by another program, or broken, they are kept beside it and taken in later, in the order in which they came.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or make one that only its owner can read: events carry tokens. An older file's events are read once more.
+        """See :class:`LogFile`. Raises SettingsError if the file cannot be used."""
+        self._typed: dict[tuple[str, int], str] = {}
+        """Phrases that may not be in the file yet."""
+        super().__init__(path)
 
-        Raises SettingsError if it cannot be written, or a newer release made it.
-        """
-        self._lock = threading.Lock()
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.touch(0o600)
-            self._connection = sqlite3.connect(path, check_same_thread=False, timeout=10.0)
-        except (OSError, sqlite3.Error) as error:
-            raise _unusable(path, error) from error
-        try:
-            self._open(path)
-        except BaseException:
-            self._connection.close()
-            raise
-
-    def _open(self, path: Path) -> None:
-        try:
-            self._connection.execute("PRAGMA journal_mode=WAL")
-            self._connection.execute("PRAGMA synchronous=FULL")
-            [[version]] = self._connection.execute("PRAGMA user_version").fetchall()
-            if version > VERSION:
-                raise SettingsError(f"SAM4MLLM_HOME: {path} is of a newer release; use that, or choose another folder")
-            self._connection.executescript(SCHEMA)
-            with self._writing() as connection:
-                upgrade(connection)
-        except sqlite3.Error as error:
-            raise _unusable(path, error) from error
+    def _take(self, connection: sqlite3.Connection, kind: str, value: Any) -> int:
+        return _TAKERS[kind](connection, value)
 
     # -- events ----------------------------------------------------------------------------------------------------------------------------
 
     def store(self, body: Mapping[str, Any]) -> int:
-        """Keep an event, and what it says of tasks and annotations; on disk when this returns. Its number, which only grows.
+        """Keep an event, and what it says of tasks and annotations; on disk when this returns.
 
-        An event that comes again, late, or malformed is kept like any other and changes nothing else.
+        Returns its number, which only grows, or 0 if it is taken into the log later. An event that comes again, late, or malformed is kept
+        like any other and changes nothing else.
         """
-        project = body.get("project")
-        number = project.get("id") if isinstance(project, dict) else None
-        action = str(body.get("action", ""))[:64].encode("ascii", "replace").decode()
-        received, text = time.time(), json.dumps(body)
-        with self._writing() as connection:
-            cursor = connection.execute(
-                "INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)",
-                (received, action, number if is_row_id(number) else None, text),
-            )
-            fold(connection, body, received)
-        return int(cursor.lastrowid or 0)
+        return self._keep("event", [time.time(), body])
 
     def events(self, after: int = 0) -> list[Event]:
         """What has come since an event, in order."""
-        rows = self._read("SELECT id, received, action, project, body FROM events WHERE id > ? ORDER BY id", (after,))
+        rows = self._patiently("SELECT id, received, action, project, body FROM events WHERE id > ? ORDER BY id", (after,))
         return [Event(number, received, action, project, json.loads(body)) for number, received, action, project, body in rows]
 
-    def last(self, action: str) -> float:
-        """When the last event of an action came, in seconds since 1970; 0 if none did."""
-        [[received]] = self._read("SELECT max(received) FROM events WHERE action = ?", (action,))
-        return float(received or 0.0)
+    def last(self, action: str) -> int:
+        """The number of the last event of an action; 0 if none came."""
+        [[number]] = self._read("SELECT max(id) FROM events WHERE action = ?", (action,))
+        return int(number or 0)
+
+    def last_until(self, action: str, moment: float) -> int:
+        """The number of the last event of an action among those that had come at a time of day, if the clock went right then."""
+        [[number]] = self._read(
+            "SELECT max(id) FROM events WHERE action = ? AND id <= "
+            "(SELECT id FROM events WHERE received <= ? ORDER BY received DESC, id DESC LIMIT 1)",
+            (action, moment),
+        )
+        return int(number or 0)
 
     # -- annotations -----------------------------------------------------------------------------------------------------------------------
 
@@ -170,14 +150,14 @@ class CorrectionLog:
         """The same, some at a time: masks take memory. What is stored meanwhile may or may not be among them."""
         last = -1
         while True:
-            rows = self._read(_ANNOTATIONS, (last, AT_ONCE))
+            rows = self._patiently(_ANNOTATIONS, (last, AT_ONCE))
             if not rows:
                 return
             last = rows[-1][0]
             yield from (_stored(row) for row in rows)
 
     def count_new(self, since: float) -> int:
-        """Annotations, neither deleted nor skipped, that came or changed after a time of this server, in seconds since 1970."""
+        """Annotations, neither deleted nor skipped, that came or changed after a stamp."""
         [[count]] = self._read(
             "SELECT count(*) FROM annotations a LEFT JOIN tasks t ON t.id = a.task "
             "WHERE a.changed > ? AND a.state = 'submitted' AND coalesce(t.state, 'live') != 'deleted'",
@@ -195,29 +175,29 @@ class CorrectionLog:
         Args:
             project: its number, and its ``title`` and ``label_config``.
             tasks: all of them, each with ``id``, ``data``, ``updated_at`` and its ``annotations`` in full.
-            began: when the pull began, by this server's clock: what events told since then stands.
+            began: ``position()`` when the pull began: what events told since then stands.
         """
         # first, and not with the lock: events and what is served are not to wait for it
         rows = project_rows(project, title, label_config, tasks)
         with self._writing() as connection:
-            return fold_project(connection, rows, began, time.time())
+            return fold_project(connection, rows, began, next_stamp(connection))
 
     def drop(self, project: int, began: float) -> Pulled:
-        """Let all of a project's tasks and annotations go but those that events told of since a time of this server."""
+        """Let all of a project's tasks and annotations go but those that events told of since ``position()`` was ``began``."""
         with self._writing() as connection:
-            return bury_project(connection, project, began, time.time())
+            return bury_project(connection, project, began, next_stamp(connection))
 
     # -- what nothing is learnt from -------------------------------------------------------------------------------------------------------
 
-    def note_refusals(self, stage: str, reasons: Mapping[int, str], now: float) -> None:
+    def note_refusals(self, stage: str, reasons: Mapping[int, str]) -> None:
         """Keep why a stage of the learning refused annotations, in the place of all that it said before; all or nothing.
 
         Args:
             stage: its name.
-            reasons: by the annotation's number, one line each.
-            now: seconds since 1970; a reason that was known already keeps its time.
+            reasons: by the annotation's number, one line each. One that was known already keeps its stamp.
         """
         with self._writing() as connection:
+            now = next_stamp(connection)
             known = dict(connection.execute("SELECT annotation, reason FROM refusals WHERE stage = ?", (stage,)).fetchall())
             said = {annotation: storable(reason) for annotation, reason in reasons.items()}
             over = [(stage, annotation) for annotation in known.keys() - said.keys()]
@@ -227,36 +207,26 @@ class CorrectionLog:
 
     def refusals(self) -> dict[int, str]:
         """Why nothing is learnt from annotations that are not deleted, by number; of several stages' reasons the newest."""
-        return dict(self._read(_REFUSALS))
+        return dict(self._patiently(_REFUSALS))
 
     # -- what was served -------------------------------------------------------------------------------------------------------------------
 
     def serve(self, records: Sequence[Served]) -> None:
         """Keep what was served, all or nothing. A record that is there already stays as it is; a "none" of a batch is one for good."""
-        rows = [
-            (one.project, one.task, one.version, one.phrase, one.region, one.time, int(one.interactive), json.dumps(_rest(one)))
-            for one in records
-        ]
-        with self._writing() as connection:
-            connection.executemany(
-                "INSERT INTO served (project, task, version, phrase, region, time, interactive, body) VALUES (?, ?, ?, ?, ?, ?, ?, ?) "
-                "ON CONFLICT DO UPDATE SET interactive = min(interactive, excluded.interactive)",
-                rows,
-            )
+        self._keep("served", [[*_columns(one), json.dumps(_rest(one))] for one in records])
 
     def served(self, project: int, task: int) -> list[Served]:
-        """What was served for a task, in order of time."""
-        rows = self._read(
+        """What was served for a task, in the order in which it was kept."""
+        rows = self._patiently(
             "SELECT time, version, phrase, region, interactive, body FROM served WHERE project = ? AND task = ? "
-            "ORDER BY time, version, phrase, region",
+            "ORDER BY coalesce(noted, time), time, version, phrase, region",
             (project, task),
         )
         return [_served(project, task, row) for row in rows]
 
     def withhold(self, project: int, task: int) -> None:
         """Note that a task gets no pre-annotation, on purpose."""
-        with self._writing() as connection:
-            connection.execute("INSERT OR IGNORE INTO withheld (project, task) VALUES (?, ?)", (project, task))
+        self._keep("withheld", [project, task])
 
     def withheld(self, project: int, task: int) -> bool:
         """Whether a task gets no pre-annotation, on purpose."""
@@ -266,9 +236,9 @@ class CorrectionLog:
 
     def remember(self, project: str, task: int | None, phrase: str) -> None:
         """Keep a typed phrase, for its task if it has a number, and as the project's last."""
-        rows = [(project, key, phrase, time.time()) for key in (ANY_TASK, task) if key is not None]
-        with self._writing() as connection:
-            connection.executemany("INSERT OR REPLACE INTO phrases (project, task, phrase, typed) VALUES (?, ?, ?, ?)", rows)
+        keys = [key for key in (ANY_TASK, task) if key is not None]
+        if not self._keep("phrase", [[project, key, phrase, time.time()] for key in keys]):
+            self._typed |= {(project, key): phrase for key in keys}
 
     def task_phrase(self, project: str, task: int) -> str:
         """The last phrase typed for a task; empty if none."""
@@ -279,29 +249,69 @@ class CorrectionLog:
         return self._phrase(project, ANY_TASK)
 
     def _phrase(self, project: str, key: int) -> str:
+        if self._typed and not self.waiting:
+            self._typed = {}
+        if (project, key) in self._typed:
+            return self._typed[project, key]
         rows = self._read("SELECT phrase FROM phrases WHERE project = ? AND task = ?", (project, key))
         return str(rows[0][0]) if rows else ""
 
-    # -- the file --------------------------------------------------------------------------------------------------------------------------
-
-    def _read(self, query: str, values: Sequence[object] = ()) -> list[Any]:
-        with self._lock:
-            return self._connection.execute(query, values).fetchall()
-
-    @contextmanager
-    def _writing(self) -> Iterator[sqlite3.Connection]:
-        with self._lock, self._connection:
-            # at once, not at the first change: what is read in between must not be another process's past
-            self._connection.execute("BEGIN IMMEDIATE")
-            yield self._connection
-
-    def close(self) -> None:
-        with self._lock:
-            self._connection.close()
+    def _patiently(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        """For the learning, which has time."""
+        return self._read(query, values, PATIENTLY)
 
 
-def _unusable(path: Path, error: Exception) -> SettingsError:
-    return SettingsError(f"SAM4MLLM_HOME: {path} cannot be written ({first_line(error)}); choose another folder")
+# -- what is kept, in a transaction --------------------------------------------------------------------------------------------------------
+
+
+def _take_event(connection: sqlite3.Connection, value: Any) -> int:
+    received, body = value
+    project = body.get("project")
+    number = project.get("id") if isinstance(project, dict) else None
+    action = str(body.get("action", ""))[:64].encode("ascii", "replace").decode()
+    cursor = connection.execute(
+        "INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)",
+        (received, action, number if is_row_id(number) else None, json.dumps(body)),
+    )
+    fold(connection, body, next_stamp(connection), received)
+    return int(cursor.lastrowid or 0)
+
+
+def _take_served(connection: sqlite3.Connection, value: Any) -> int:
+    stamp = next_stamp(connection)
+    connection.executemany(
+        "INSERT INTO served (project, task, version, phrase, region, time, interactive, body, noted) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET interactive = min(interactive, excluded.interactive)",
+        [[*row, stamp] for row in value],
+    )
+    return 1
+
+
+def _take_withheld(connection: sqlite3.Connection, value: Any) -> int:
+    connection.execute("INSERT OR IGNORE INTO withheld (project, task) VALUES (?, ?)", value)
+    return 1
+
+
+def _take_phrase(connection: sqlite3.Connection, value: Any) -> int:
+    connection.executemany("INSERT OR REPLACE INTO phrases (project, task, phrase, typed) VALUES (?, ?, ?, ?)", value)
+    return 1
+
+
+def _take_mark(connection: sqlite3.Connection, value: Any) -> int:
+    put_mark(connection, *value)
+    return 1
+
+
+_TAKERS: Mapping[str, Callable[[sqlite3.Connection, Any], int]] = {
+    "event": _take_event,
+    "served": _take_served,
+    "withheld": _take_withheld,
+    "phrase": _take_phrase,
+    "mark": _take_mark,
+}
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------------------------------
 
 
 def _stored(row: Sequence[Any]) -> StoredAnnotation:
@@ -309,6 +319,10 @@ def _stored(row: Sequence[Any]) -> StoredAnnotation:
     home = -1 if project is None else project
     digest = hashlib.sha256(repr((number, home, task, updated, state, body, data, config)).encode()).hexdigest()
     return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), config, digest)
+
+
+def _columns(one: Served) -> list[object]:
+    return [one.project, one.task, one.version, one.phrase, one.region, one.time, int(one.interactive)]
 
 
 def _rest(one: Served) -> dict[str, Any]:

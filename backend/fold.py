@@ -4,7 +4,8 @@ Events come late, twice, in any order, or never, so a row is only ever replaced 
 ``updated_at``, not by the order of arrival. What was deleted stays deleted, whatever an older event says. Only what Label Studio itself
 holds, asked after the row was written, overrides all of this.
 
-All functions work on a connection that is in a transaction; times are seconds since 1970.
+All functions work on a connection that is in a transaction. ``updated`` are times of Label Studio's, in seconds since 1970; ``changed``,
+``stamp``, ``began`` and ``now`` are stamps (:mod:`backend.log_file`).
 """
 
 from __future__ import annotations
@@ -19,96 +20,18 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from backend.errors import where
+from backend.log_schema import ADDED, VERSION
 from backend.wire import is_row_id
 
 log = logging.getLogger(__name__)
 
-VERSION = 1
-"""Of the tables, in the file's ``user_version``; 0 had ``events`` and ``phrases`` alone."""
-SCHEMA = """
-CREATE TABLE IF NOT EXISTS events (
-    id INTEGER PRIMARY KEY,
-    received REAL NOT NULL,
-    action TEXT NOT NULL,
-    project INTEGER,
-    body TEXT NOT NULL
-);
-CREATE INDEX IF NOT EXISTS events_by_action ON events (action, received);
-CREATE TABLE IF NOT EXISTS phrases (
-    project TEXT NOT NULL,
-    task INTEGER NOT NULL,
-    phrase TEXT NOT NULL,
-    typed REAL NOT NULL,
-    PRIMARY KEY (project, task)
-);
-CREATE TABLE IF NOT EXISTS served (
-    project INTEGER NOT NULL,
-    task INTEGER NOT NULL,
-    version TEXT NOT NULL,
-    phrase TEXT NOT NULL,
-    region TEXT NOT NULL,
-    time REAL NOT NULL,
-    interactive INTEGER NOT NULL,
-    body TEXT NOT NULL,
-    PRIMARY KEY (project, task, version, phrase, region)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS withheld (
-    project INTEGER NOT NULL,
-    task INTEGER NOT NULL,
-    PRIMARY KEY (project, task)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS projects (
-    id INTEGER PRIMARY KEY,
-    title TEXT NOT NULL,
-    label_config TEXT NOT NULL,
-    updated REAL NOT NULL,
-    changed REAL NOT NULL
-);
-CREATE TABLE IF NOT EXISTS tasks (
-    id INTEGER PRIMARY KEY,
-    project INTEGER,
-    task INTEGER,
-    updated REAL NOT NULL,
-    changed REAL NOT NULL,
-    state TEXT NOT NULL,
-    body TEXT NOT NULL,
-    reason TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS annotations (
-    id INTEGER PRIMARY KEY,
-    project INTEGER,
-    task INTEGER,
-    updated REAL NOT NULL,
-    changed REAL NOT NULL,
-    state TEXT NOT NULL,
-    body TEXT NOT NULL,
-    reason TEXT NOT NULL
-);
-CREATE TABLE IF NOT EXISTS digests (
-    kind TEXT NOT NULL,
-    id INTEGER NOT NULL,
-    changed REAL NOT NULL,
-    digest TEXT NOT NULL,
-    PRIMARY KEY (kind, id)
-) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS refusals (
-    stage TEXT NOT NULL,
-    annotation INTEGER NOT NULL,
-    reason TEXT NOT NULL,
-    noted REAL NOT NULL,
-    PRIMARY KEY (stage, annotation)
-) WITHOUT ROWID;
-CREATE INDEX IF NOT EXISTS annotations_by_task ON annotations (task);
-CREATE INDEX IF NOT EXISTS annotations_by_change ON annotations (changed);
-"""
-"""``updated`` is Label Studio's time, ``changed`` that of this server when the row was last written. ``tasks.body`` is the task's data,
-``tasks.task`` its own number; of what is deleted only the row is left, with the reason. ``digests`` are of the bodies of the tables
-``kind``, and say nothing of a row whose ``changed`` is another: a release that did not know them wrote it."""
 KEPT = (
     *("id", "task", "project", "result", "was_cancelled", "ground_truth", "lead_time", "completed_by", "updated_by"),
     *("parent_prediction", "parent_annotation", "last_action", "import_id", "created_at", "updated_at"),
 )
 """What is kept of an annotation: what events and the API's lists both have."""
+AHEAD_SECONDS = 60.0
+"""How far Label Studio's clock may be ahead of ours; a time beyond that was wrong, for an event is sent at once."""
 
 State = Literal["submitted", "skipped", "live", "deleted"]
 
@@ -128,11 +51,14 @@ class _Row:
     """The body's."""
 
 
-def fold(connection: sqlite3.Connection, body: Mapping[str, Any], received: float) -> None:
-    """Bring the tables up to an event. What is malformed in it is passed over; nothing but a failing disk raises (sqlite3's error)."""
+def fold(connection: sqlite3.Connection, body: Mapping[str, Any], stamp: float, received: float) -> None:
+    """Bring the tables up to an event. What is malformed in it is passed over; nothing but a failing disk raises (sqlite3's error).
+
+    ``stamp`` is the write's, and by ``received``, the time of day, it is told whether Label Studio's clock was ahead.
+    """
     connection.execute("SAVEPOINT fold")
     try:
-        _fold(connection, body, received)
+        _fold(connection, body, _Moment(stamp, received))
     except sqlite3.OperationalError:
         raise
     except Exception as error:  # the event itself is kept, and the next pull from Label Studio mends the tables
@@ -141,24 +67,39 @@ def fold(connection: sqlite3.Connection, body: Mapping[str, Any], received: floa
     connection.execute("RELEASE fold")
 
 
-def _fold(connection: sqlite3.Connection, body: Mapping[str, Any], received: float) -> None:
+@dataclass(frozen=True)
+class _Moment:
+    """When an event came: the stamp of its write, and the time of day."""
+
+    stamp: float
+    received: float
+
+    def is_news(self, updated: float, known: float) -> bool:
+        """Whether a state of the time ``updated`` replaces the ``known`` one: by Label Studio's clock, or if that had been ahead, by the
+        order in which events came.
+        """
+        return updated > known or (updated != known and known > self.received + AHEAD_SECONDS)
+
+
+def _fold(connection: sqlite3.Connection, body: Mapping[str, Any], moment: _Moment) -> None:
+    stamp = moment.stamp
     action, project = body.get("action"), body.get("project")
     number = None
     if isinstance(project, dict):
         number = row_id(project.get("id"))
-        _fold_config(connection, project, received)
+        _fold_config(connection, project, moment)
     if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "TASKS_CREATED"):
         for raw in _objects(body, "task"):
-            _fold_row(connection, "tasks", _task(raw, number), received)
+            _fold_row(connection, "tasks", _task(raw, number), moment)
         for raw in _objects(body, "annotation"):
-            _fold_row(connection, "annotations", _annotation(raw, number), received)
+            _fold_row(connection, "annotations", _annotation(raw, number), moment)
     elif action == "ANNOTATIONS_DELETED":
         for raw in _objects(body, "annotation"):
-            _bury(connection, "annotations", raw.get("id"), number, received, "deleted in Label Studio")
+            _bury(connection, "annotations", raw.get("id"), number, stamp, "deleted in Label Studio")
     elif action == "TASKS_DELETED":
         for raw in _objects(body, "task"):
-            _bury(connection, "tasks", raw.get("id"), number, received, "deleted in Label Studio")
-            _bury_annotations_of(connection, raw.get("id"), received)
+            _bury(connection, "tasks", raw.get("id"), number, stamp, "deleted in Label Studio")
+            _bury_annotations_of(connection, raw.get("id"), stamp)
 
 
 def _objects(body: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
@@ -169,15 +110,15 @@ def _objects(body: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
                 yield entry
 
 
-def _fold_config(connection: sqlite3.Connection, raw: Mapping[str, Any], received: float) -> None:
+def _fold_config(connection: sqlite3.Connection, raw: Mapping[str, Any], moment: _Moment) -> None:
     """A config that came with an older event than the one before does not replace it."""
     number, config = row_id(raw.get("id")), raw.get("label_config")
     if number is None or not isinstance(config, str):
         return
     known = connection.execute("SELECT updated FROM projects WHERE id = ?", (number,)).fetchone()
     updated = instant(raw.get("updated_at"))
-    if known is None or updated > known[0]:
-        _put_project(connection, number, raw.get("title"), config, updated, received)
+    if known is None or moment.is_news(updated, known[0]):
+        _put_project(connection, number, raw.get("title"), config, updated, moment.stamp)
 
 
 def _put_project(connection: sqlite3.Connection, number: int, title: object, config: str, updated: float, changed: float) -> None:
@@ -211,12 +152,12 @@ def _whole(row: _Row, content: Mapping[str, Any]) -> _Row:
     return replace(row, body=body, digest=hashlib.sha256(body.encode()).hexdigest())
 
 
-def _fold_row(connection: sqlite3.Connection, table: str, row: _Row | None, received: float) -> None:
+def _fold_row(connection: sqlite3.Connection, table: str, row: _Row | None, moment: _Moment) -> None:
     if row is None:
         return
     known = connection.execute(f"SELECT updated, state FROM {table} WHERE id = ?", (row.id,)).fetchone()
-    if known is None or (known[1] != "deleted" and row.updated > known[0]):
-        _put(connection, table, row, received)
+    if known is None or (known[1] != "deleted" and moment.is_news(row.updated, known[0])):
+        _put(connection, table, row, moment.stamp)
 
 
 def _put(connection: sqlite3.Connection, table: str, row: _Row, changed: float) -> None:
@@ -349,6 +290,8 @@ def _has_body(connection: sqlite3.Connection, table: str, row: _Row, changed: fl
 
 def upgrade(connection: sqlite3.Connection) -> None:
     """Fill the tables of a file from before they were there, from its events; in a transaction, so that it is done once or not at all."""
+    if "noted" not in {row[1] for row in connection.execute("PRAGMA table_info(served)")}:
+        connection.execute(ADDED)
     [[version]] = connection.execute("PRAGMA user_version").fetchall()
     if version >= VERSION:
         return
@@ -358,7 +301,7 @@ def upgrade(connection: sqlite3.Connection) -> None:
         except (ValueError, RecursionError):
             continue
         if isinstance(body, dict):
-            fold(connection, body, received)
+            fold(connection, body, received, received)
     connection.execute(f"PRAGMA user_version = {VERSION:d}")
 
 

@@ -6,7 +6,7 @@ import logging
 import re
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""C0 and C1 controls, line and paragraph separators, what turns the direction of text (Unicode's Bidi_Control), and halves of characters."""
+"""C0 and C1 controls, line and paragraph separators, what turns the direction of text (Bidi_Control), and halves of characters."""
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 

@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from backend import corrections, fold
 from backend.corrections import CorrectionLog
 from backend.errors import SettingsError
+from backend.log_faults import LogError
 from tests.review_fakes import (
     CONFIG,
     CREATED,
@@ -239,7 +240,7 @@ def test_a_disk_that_fails_is_no_acknowledgement(log: CorrectionLog, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(fold, "_fold", full)
-        with pytest.raises(sqlite3.OperationalError):
+        with pytest.raises(LogError, match="the disk is full; free space in"):
             log.store(created())
     assert log.events() == []
     log.store(created())
@@ -436,24 +437,24 @@ def test_a_project_can_be_dropped(log: CorrectionLog) -> None:
 
 def test_reasons_are_kept_by_stage_until_it_says_others(tmp_path: Path) -> None:
     log = log_of(tmp_path, *[created(number=number) for number in (1, 2, 3)])
-    log.note_refusals("reviews", {3: "an unknown label", 1: "no label"}, 10.0)
-    log.note_refusals("snapshot", {2: "the image host does not answer"}, 11.0)
+    log.note_refusals("reviews", {3: "an unknown label", 1: "no label"})
+    log.note_refusals("snapshot", {2: "the image host does not answer"})
     log.close()
     again = CorrectionLog(tmp_path / "corrections.sqlite")
     assert again.refusals() == {1: "no label", 2: "the image host does not answer", 3: "an unknown label"}
-    again.note_refusals("reviews", {3: "another size"}, 12.0)
+    again.note_refusals("reviews", {3: "another size"})
     assert again.refusals() == {2: "the image host does not answer", 3: "another size"}
-    again.note_refusals("snapshot", {}, 13.0)
+    again.note_refusals("snapshot", {})
     assert list(again.refusals().items()) == [(3, "another size")]
     again.close()
 
 
 def test_of_two_stages_reasons_the_newest_is_told(log: CorrectionLog) -> None:
-    log.note_refusals("snapshot", {1: "the image host does not answer"}, 10.0)
-    log.note_refusals("reviews", {1: "no label"}, 11.0)
-    log.note_refusals("snapshot", {1: "the image host does not answer"}, 12.0)
+    log.note_refusals("snapshot", {1: "the image host does not answer"})
+    log.note_refusals("reviews", {1: "no label"})
+    log.note_refusals("snapshot", {1: "the image host does not answer"})
     assert log.refusals() == {1: "no label"}
-    log.note_refusals("snapshot", {1: "another size \ud800"}, 13.0)
+    log.note_refusals("snapshot", {1: "another size \ud800"})
     assert log.refusals() == {1: "another size ?"}
 
 
@@ -461,7 +462,7 @@ def test_a_reason_goes_with_its_annotation_and_changes_none(log: CorrectionLog) 
     for number in (1, 2, 3):
         log.store(created(number=number, task=7 if number == 2 else TASK))
     before = log.annotations()
-    log.note_refusals("reviews", {1: "no label", 2: "no label", 3: "no label"}, time.time())
+    log.note_refusals("reviews", {1: "no label", 2: "no label", 3: "no label"})
     assert log.annotations() == before
     log.store(DELETED)
     log.store({"action": "TASKS_DELETED", "tasks": [{"id": 7}]})
@@ -469,9 +470,9 @@ def test_a_reason_goes_with_its_annotation_and_changes_none(log: CorrectionLog) 
 
 
 def test_reasons_are_kept_together_or_not_at_all(log: CorrectionLog) -> None:
-    log.note_refusals("reviews", {1: "no label"}, 10.0)
-    with pytest.raises(sqlite3.Error):
-        log.note_refusals("reviews", {2: "no label", None: "no label"}, 11.0)  # type: ignore[dict-item]
+    log.note_refusals("reviews", {1: "no label"})
+    with pytest.raises(LogError):
+        log.note_refusals("reviews", {2: "no label", None: "no label"})  # type: ignore[dict-item]
     assert log.refusals() == {1: "no label"}
 
 
@@ -497,7 +498,7 @@ def test_a_record_that_is_there_stays(log: CorrectionLog) -> None:
 
 
 def test_records_are_kept_together_or_not_at_all(log: CorrectionLog) -> None:
-    with pytest.raises(sqlite3.Error):
+    with pytest.raises(LogError):
         log.serve([served("a", blob(4)), replace(served("b", blob(4)), version=None)])  # type: ignore[arg-type]
     assert log.served(PROJECT, TASK) == []
 
