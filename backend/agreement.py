@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
-from backend.reviews import Review
+from backend.reviews import Review, in_order
 from sam4mllm.adapters import number_of
 from sam4mllm.confidence import ACCEPTED_IOU
 from sam4mllm.page import find_ticks
@@ -73,9 +73,9 @@ class Reliability:
 
 
 def judged_of(reviews: Iterable[Review]) -> tuple[Judged, ...]:
-    """Those of the reviews that had something to judge, in order of time."""
-    found = [Judged(one.updated, one.iou, one.version, one.score) for one in reviews if one.iou is not None and one.version]
-    return tuple(sorted(found, key=lambda one: one.when))
+    """Those of the reviews that had something to judge, in the order in which they came."""
+    ordered = sorted(reviews, key=in_order)
+    return tuple(Judged(one.updated, one.iou, one.version, one.score) for one in ordered if one.iou is not None and one.version)
 
 
 def draw_trend(judged: Sequence[Judged]) -> Trend | None:

@@ -27,15 +27,17 @@ from backend.corrections import CorrectionLog
 from backend.engine import Engine
 from backend.errors import LearningError, NotReadyError, where
 from backend.gate import SIGN_FLIP_PAIRS, Checks, Decision, Pair, decide
+from backend.log_faults import LogError
 from backend.metrics import Metrics
 from backend.process import Child
 from backend.report import Change, RunReport, write_report
 from backend.reviews import read_reviews
 from backend.roster import Roster
-from backend.runs import Run, Runs, State
+from backend.run_record import Run, State, is_number, read_curve
+from backend.runs import Runs
 from backend.settings import Settings
 from backend.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
-from backend.trainer import STOPPED, Job, read_curve
+from backend.trainer import STOPPED, Job
 from backend.versions import Versions
 from sam4mllm.adapters import CONFIG, WEIGHTS
 from sam4mllm.data.examples import read_examples
@@ -70,8 +72,8 @@ class _InterruptedError(Exception):
     """The server ends; the run goes on after its next start."""
 
 
-class _DiskError(Exception):
-    """Nothing can be written, the run's own record least of all."""
+class _PauseError(Exception):
+    """Nothing can be written, the run's own record least of all, or the log cannot be read."""
 
 
 class _CancelledError(Exception):
@@ -120,8 +122,8 @@ class Conductor:
             self._perform(run)
         except _InterruptedError:
             log.info("%s was stopped and goes on later", run.id)
-        except _DiskError as error:
-            log.error("%s: the disk refuses (%s); tried again in %.0f s", run.id, error, RETRY_SECONDS)
+        except _PauseError as error:
+            log.error("%s: %s; tried again in %.0f s", run.id, error, RETRY_SECONDS)
             self._interrupted.wait(RETRY_SECONDS)
 
     def _perform(self, run: Run) -> None:
@@ -134,6 +136,9 @@ class Conductor:
                 run = self._decide(run)
         except _InterruptedError:
             raise
+        except LogError as error:  # it passes, or somebody mends it: the corrections are there
+            self._check_ending(error)
+            raise _PauseError(str(error)) from error
         except _CancelledError:
             run = self._end(run, "stopped", "stopped on request")
         except Sam4mllmError as error:
@@ -142,7 +147,7 @@ class Conductor:
         except Exception as error:
             self._check_ending(error)
             if isinstance(error, OSError) and error.errno in DISK_REFUSES:
-                raise _DiskError(error.strerror) from error
+                raise _PauseError(f"the disk refuses ({error.strerror})") from error
             log.error("%s: %s", run.id, where(error))
             log.debug("the traceback", exc_info=True)
             run = self._end(run, "failed", "internal error; see the server's log")
@@ -159,8 +164,8 @@ class Conductor:
         if not run.counts:
             remove(dataset)  # of a start that was killed before it could say what it had written
             written = write_snapshot(reviews.reviews, self._files, dataset, lambda: self._check_halted(run))
-            self._log.note_refusals("reviews", {one.annotation: one.reason for one in reviews.refused}, time.time())
-            self._log.note_refusals("snapshot", dict(written.refused), time.time())
+            self._log.note_refusals("reviews", {one.annotation: one.reason for one in reviews.refused})
+            self._log.note_refusals("snapshot", dict(written.refused))
             refused = self._log.refusals()
             self._metrics.refused_annotations(len(refused))
             (folder / "refused.json").write_text(json.dumps(list(refused.items())))
@@ -195,8 +200,7 @@ class Conductor:
     def _decide(self, run: Run) -> Run:
         """Weigh champion and challenger; the better one serves."""
         folder = self._runs.folder(run.id)
-        found = json.loads((folder / "evaluation.json").read_text(encoding="utf-8"))
-        pairs = [Pair(one["label"], one["champion"], one["challenger"], one["image"]) for one in found["pairs"]]
+        found, pairs = _read_evaluation(folder / "evaluation.json")
         if not run.challenger:
             self._check_champion(run)
             metrics = {"holdout": sum(pair.challenger for pair in pairs) / max(1, len(pairs))}
@@ -333,7 +337,7 @@ class Conductor:
                 run=run.id,
                 state=state,
                 started=datetime.fromtimestamp(run.created, UTC).isoformat(timespec="seconds"),
-                seconds=time.time() - run.created,
+                seconds=max(0.0, time.time() - run.created),  # 0 if the clock was ahead
                 config=json.loads((folder / "job.json").read_text(encoding="utf-8")),
                 curve=read_curve(folder),
                 decision=decision,
@@ -351,6 +355,20 @@ class Conductor:
         lines = (self._runs.folder(run.id) / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return told[-1] if told else f"its process ended without a word; see {self._runs.folder(run.id) / name}.log"
+
+
+def _read_evaluation(path: Path) -> tuple[dict[str, Any], list[Pair]]:
+    """What the comparison found. Raises LearningError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        pairs = [Pair(one["label"], one["champion"], one["challenger"], one["image"]) for one in found["pairs"]]
+        whole = all(is_number(one.champion) and is_number(one.challenger) for one in pairs)
+        whole = whole and all(found[side] is None or is_number(found[side]) for side in ("golden_champion", "golden_challenger"))
+        if whole and isinstance(found["pictures"], list):
+            return found, pairs
+    except (ValueError, TypeError, LookupError, RecursionError):
+        pass
+    raise LearningError(f"{path} is damaged; start another run")
 
 
 def _stop(child: Child) -> None:

@@ -11,6 +11,7 @@ from werkzeug.exceptions import HTTPException
 
 from backend.errors import NotReadyError, QueueFullError, StrangerError, where
 from backend.http_parts import note_reason, refusal
+from backend.log_faults import LogError
 from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)
@@ -20,7 +21,9 @@ RETRY_SECONDS = 5
 
 def status_of(error: Sam4mllmError) -> HTTPStatus:
     """Whether to ask again later, not at all, or otherwise."""
-    if isinstance(error, QueueFullError | NotReadyError):
+    if isinstance(error, LogError) and error.kind == "full":
+        return HTTPStatus.INSUFFICIENT_STORAGE
+    if isinstance(error, QueueFullError | NotReadyError | LogError):
         return HTTPStatus.SERVICE_UNAVAILABLE
     return HTTPStatus.FORBIDDEN if isinstance(error, StrangerError) else HTTPStatus.BAD_REQUEST
 

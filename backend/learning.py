@@ -20,7 +20,8 @@ from backend.metrics import Metrics
 from backend.reconcile import reconcile
 from backend.reviews import read_reviews
 from backend.roster import Roster
-from backend.runs import Run, Runs
+from backend.run_record import Run
+from backend.runs import Runs
 from backend.scoring import Scorer
 from backend.settings import Settings
 from backend.snapshot import Files
@@ -32,6 +33,10 @@ log = logging.getLogger(__name__)
 
 BUTTON = "START_TRAINING"
 TICK_SECONDS = 2.0
+AHEAD_SECONDS = 60.0
+"""A log whose last stamp is so far ahead of the clock was written while the clock was wrong."""
+EARLIEST = 1.0
+"""A position before all others."""
 LOOK_SECONDS = 20.0
 """Between two looks at the reviews, all of which are read."""
 
@@ -65,7 +70,8 @@ class Learner:
         self._conductor = Conductor(
             settings, engine, versions, corrections, files, self.runs, metrics, reconcile=self._reconcile, command=trainer
         )
-        self._heeded = 0.0
+        self._heeded = 0
+        self._promotion = ("", 0.0)
         self._problems: dict[str, str] = {}
         self._closed = False
         self._changed = threading.Condition()
@@ -94,12 +100,13 @@ class Learner:
                 thread.join(max(0.1, deadline - time.monotonic()))
 
     def ask(self, reason: str) -> Run:
-        """Start a run as soon as the former one is over; the one that waits or runs, if it has all corrections. Raises LearningError if the
-        disk refuses.
+        """Start a run as soon as the former one is over; the one that waits or runs, if it has all corrections.
+
+        Raises LearningError if the disk refuses, or LogError.
         """
         with self._changed:
             try:
-                run = self._same() or self.runs.create(reason)
+                run = self._same() or self.runs.create(reason, self._log.position())
             except OSError as error:
                 raise LearningError(f"the run could not be written ({error.strerror}); free space in {self._settings.home}") from error
             self._changed.notify_all()
@@ -107,23 +114,45 @@ class Learner:
 
     def _look_at_reviews(self) -> None:
         """What reviewers made of the masks changes the score, and at worst the version."""
-        roster, now = self._engine.model, time.time()
+        roster, position = self._engine.model, self._log.position()
         if roster is None or time.monotonic() < self._next_look or not self._log.count_new(self._looked):
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
         found = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
-        self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused}, now)
+        self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused})
         self._metrics.refused_annotations(len(self._log.refusals()))
-        self.watch.look(found.reviews)
+        self.watch.look(found.reviews, self._serves_since())
         if self._scorer.refit(found.reviews, roster.current.version(self._settings.strategy)):
             roster.calibrate(self._scorer.calibration)
         self.judged = judged_of(found.reviews)
-        self._looked = now
+        self._looked = position
+
+    def _serves_since(self) -> float:
+        """The log's position when the serving version was promoted, kept as soon as that is seen; 0 if the registry does not say.
+
+        Of a promotion of before there were positions its time is taken, unless that is yet to come: then the clock was ahead.
+        """
+        tenure = self._versions.registry.tenure()
+        if tenure is None:
+            return 0.0
+        name = f"promotion {tenure.version} {tenure.since:.0f}"
+        if self._promotion[0] != name:
+            since = self._log.mark(name)
+            if not since:
+                position = self._log.position()
+                ahead = position > time.time() + AHEAD_SECONDS  # then times of day say nothing of the log's order
+                since = position if ahead else self._log.since(tenure.since) or EARLIEST
+                self._log.set_mark(name, since)
+            self._promotion = (name, since)
+        return self._promotion[1]
+
+    def _position_of(self, run: Run) -> float:
+        return self._log.since(run.created) if run.position is None else run.position
 
     def _same(self) -> Run | None:
         """A run that would do what another one would."""
         pending = [run for run in self.runs.all() if not run.over]
-        return next((run for run in pending if run.state == "waiting" or not self._log.count_new(run.created)), None)
+        return next((run for run in pending if run.state == "waiting" or not self._log.count_new(self._position_of(run))), None)
 
     def heard(self, action: str) -> None:
         """A webhook came and is in the log. Returns at once: what it means is worked out later."""
@@ -150,7 +179,9 @@ class Learner:
                 if self._closed:
                     return
             for step in (
+                self._log.drain,
                 self._heed_button,
+                self._serves_since,
                 self._versions.sync,
                 self._look_at_reviews,
                 self._reconcile_in_time,
@@ -178,14 +209,19 @@ class Learner:
         pressed = self._log.last(BUTTON)
         if pressed <= self._heeded:
             return
-        newest = next(iter(self.runs.all()), None)
-        if newest is None or pressed > max(newest.created, newest.ended or 0.0) or not newest.over:
+        if pressed > (self._log.mark(BUTTON) or self._heeded_before()):
             self.ask("Label Studio's Start Training")
+            self._log.set_mark(BUTTON, pressed)
         self._heeded = pressed
+
+    def _heeded_before(self) -> int:
+        """The last press that an older release heeded: one from before the newest run was asked for, or ended."""
+        newest = next((run for run in self.runs.all() if run.position is None), None)
+        return 0 if newest is None else self._log.last_until(BUTTON, max(newest.created, newest.ended or 0.0))
 
     def count_new(self) -> int:
         """Corrections since the last run was asked for."""
-        return self._log.count_new(max((run.created for run in self.runs.all()), default=0.0))
+        return self._log.count_new(max(map(self._position_of, self.runs.all()), default=0.0))
 
     def _count(self) -> None:
         if (after := self._settings.train_after) and (new := self.count_new()) >= after:

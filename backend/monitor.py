@@ -6,6 +6,7 @@ import shutil
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
@@ -13,8 +14,9 @@ from prometheus_client.registry import Collector
 
 from backend.agreement import draw_trend, measure_reliability
 from backend.engine import State
-from backend.runs import ENDED
-from backend.runs import State as RunState
+from backend.log_faults import LogError
+from backend.run_record import ENDED
+from backend.run_record import State as RunState
 from sam4mllm.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -74,7 +76,8 @@ class StateCollector(Collector):
         runs = learner.runs.all()
         states = Counter(run.state for run in runs)
         yield _by("sam4mllm_runs", "Training runs by state.", "state", {state: states[state] for state in get_args(RunState)})
-        yield _one("sam4mllm_new_corrections", "Corrections since the last run was asked for.", learner.count_new())
+        with suppress(LogError):  # it is locked; the page says so
+            yield _one("sam4mllm_new_corrections", "Corrections since the last run was asked for.", learner.count_new())
         ended = next((run for run in runs if run.state in ENDED), None)
         if ended is not None and ended.ended is not None:
             yield _one("sam4mllm_last_run_ended_timestamp_seconds", "When the last run ended.", ended.ended)
@@ -85,7 +88,7 @@ class StateCollector(Collector):
             share = told["done"] / told["of"] if told.get("of") else 0.0
             stage = str(told.get("stage", active.state))
             yield _by("sam4mllm_run_progress", "Share of the active run's stage that is done.", "stage", {stage: share})
-            yield _one("sam4mllm_run_seconds", "Seconds since the active run was asked for.", time.time() - active.created)
+            yield _one("sam4mllm_run_seconds", "Seconds since the active run was asked for.", max(0.0, time.time() - active.created))
 
     def _agreement(self) -> Iterator[Metric]:
         learner = self._service.learner

@@ -10,9 +10,8 @@ from typing import Any
 from backend.agreement import Judged, Reliability, Trend, draw_trend, measure_reliability
 from backend.metrics import Failure, Request
 from backend.report import Plot, draw_curve
-from backend.runs import Run, Shown
+from backend.run_record import Run, Shown, read_curve
 from backend.service import Service
-from backend.trainer import read_curve
 from backend.watch import Control
 from sam4mllm.adapters import Manifest
 from sam4mllm.errors import RegistryError

@@ -16,7 +16,6 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-import sqlite3
 import threading
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -85,7 +84,7 @@ class _Backend:
             (_hear if self._new else _leave_to_the_server)(event, {**(data or {}), "action": event})
             if workdir is not None:
                 _leave_no_job(Path(workdir))
-        except (Sam4mllmError, sqlite3.Error, OSError) as error:
+        except (Sam4mllmError, OSError) as error:
             log.error("an event could not be kept: %s", first_line(error))
         except Exception as error:
             log.error("an event could not be kept: %s", where(error))

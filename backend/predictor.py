@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import logging
-import sqlite3
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -22,6 +21,7 @@ from backend.errors import BackendError, ConfigError, DeadlineError, where
 from backend.flights import Flights
 from backend.images import LoadedImage
 from backend.label_config import LabelConfig, read_label_config
+from backend.log_faults import LogError
 from backend.metrics import Metrics
 from backend.phrases import Pointed, Wanted, pointed, typed_text, wanted
 from backend.record import Drawn, served_records
@@ -29,7 +29,7 @@ from backend.regions import answer_line
 from backend.roster import Lease, Roster
 from backend.settings import Settings
 from backend.wire import PredictRequest, Task, prediction, read_task
-from sam4mllm.errors import Sam4mllmError, first_line
+from sam4mllm.errors import Sam4mllmError
 from sam4mllm.pipeline import check_phrase
 
 log = logging.getLogger(__name__)
@@ -222,7 +222,7 @@ class Predictor:
         return False
 
     def _wanted(self, task: Task, config: LabelConfig, typed: str, project: str) -> list[Wanted]:
-        remembered = self._notes.project_phrase(project) if self._settings.remember_phrase and not typed else ""
+        remembered = _recalled(lambda: self._notes.project_phrase(project)) if self._settings.remember_phrase and not typed else ""
         return wanted(task, config, typed, self._settings.phrase_field, remembered)
 
     def _spoken_of(self, task: Task, config: LabelConfig, pointing: Pointed, project: str) -> tuple[Wanted, ...]:
@@ -230,7 +230,9 @@ class Predictor:
 
         A click's context never holds the phrase that was typed before, and drafts are seconds late.
         """
-        typed = (self._notes.task_phrase(project, task.id) if task.id is not None else "") or typed_text(task.drafts, config)
+        number = task.id
+        noted = "" if number is None else _recalled(lambda: self._notes.task_phrase(project, number))
+        typed = noted or typed_text(task.drafts, config)
         try:
             phrases = self._wanted(task, config, typed, project)
         except Sam4mllmError:
@@ -276,7 +278,7 @@ class Predictor:
             self._decoding[interactive].release()
 
     def _record(self, drawn: Sequence[Drawn], image: LoadedImage, question: Question, project: str, version: str) -> None:
-        """On the engine's thread, once an answer: a write of some milliseconds next to a model's work."""
+        """On the engine's thread, once an answer: a write of some milliseconds next to a model's work, a quarter of a second at most."""
         if question.task.id is None or not project:
             return
         with _noting(f"what was served for task {question.task.id}"):
@@ -288,8 +290,17 @@ def _noting(what: str) -> Iterator[None]:
     """An answer is given even if something cannot be noted, on a full disk for example."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
-        log.error("%s could not be noted: %s", what, first_line(error))
+    except LogError as error:
+        log.error("%s could not be noted: %s", what, error)
+
+
+def _recalled(read: Callable[[], str]) -> str:
+    """A phrase that was typed before; none, with a line in the log, if it cannot be read: what else there is decides."""
+    try:
+        return read()
+    except LogError as error:
+        log.error("the phrase that was typed before could not be read: %s", error)
+        return ""
 
 
 def _in_time(answer: Future[bytes], deadline: float) -> bytes:

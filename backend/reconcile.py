@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -68,12 +67,12 @@ def _compare(corrections: CorrectionLog, label_studio: LabelStudio, number: int,
         raise LabelStudioError(
             "Label Studio does not show it, nor any other known here; use the key of a user who is a member of the project"
         )
-    return corrections.drop(number, time.time())
+    return corrections.drop(number, corrections.position())
 
 
 def _pull(corrections: CorrectionLog, label_studio: LabelStudio, number: int) -> Pulled:
     for _ in range(ATTEMPTS):
-        began = time.time()
+        began = corrections.position()
         project = label_studio.project(number)
         tasks = [
             {name: task.get(name) for name in ("id", "data", "updated_at", "annotations")}

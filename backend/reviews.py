@@ -10,8 +10,9 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,7 +22,7 @@ from backend.cases import Answer, Case, Drawn, quoted, read_case
 from backend.corrections import Served, StoredAnnotation
 from backend.drawn import Mask
 from backend.errors import TaskError, where
-from backend.fold import row_id
+from backend.fold import AHEAD_SECONDS, row_id
 from backend.label_config import PROMPT_NAME
 from backend.phrases import wanted
 from backend.wire import Task
@@ -54,7 +55,8 @@ class Review:
     hand, or "none": there is no such object. ``iou``: of all that stands against all that was served for the phrase; None if nothing was.
     ``version``: what served it, or empty. ``features``: those of its least sure region. ``lead_time``: seconds; ``reviewer``: the user who
     was last to save; ``updated``: seconds since 1970. ``image``: the reference in the task's data. ``unassisted``: no pre-annotation was
-    shown, on purpose. ``score``: that of the least sure region when it was served, None if nothing was.
+    shown, on purpose. ``score``: that of the least sure region when it was served, None if nothing was. ``changed``: the stamp of the
+    annotation in the log, which says what came first.
     """
 
     annotation: int
@@ -75,6 +77,12 @@ class Review:
     image: str
     unassisted: bool
     score: float | None = None
+    changed: float = 0.0
+
+
+def in_order(review: Review) -> tuple[float, float, int]:
+    """A key to sort by: the order in which reviews came, and of those that were fetched together that of Label Studio's times."""
+    return (review.changed, review.updated, review.annotation)
 
 
 @dataclass(frozen=True)
@@ -108,21 +116,29 @@ def read_reviews(corrections: Annotations, phrase_field: str, max_pixels: int = 
     Of several reviews of a phrase in a task a ground truth comes first, then the newest. ``phrase_field`` is the key of a task's data that
     holds its phrase, ``prompt_control`` the TextArea with what was typed; masks of more than ``max_pixels`` are refused.
     """
-    best: dict[tuple[int, int, str], tuple[tuple[bool, float, int], Review]] = {}
+    best: dict[tuple[int, int, str], tuple[bool, Review]] = {}
     refused: list[Refused] = []
     for stored in corrections.each_annotation():
         if stored.state == "skipped":
             continue
-        rank = (stored.body.get("ground_truth") is True, stored.updated, stored.id)
+        truth = stored.body.get("ground_truth") is True
         found = _remembered(stored, corrections, phrase_field, max_pixels, prompt_control)
         if isinstance(found, str):
             refused.append(Refused(stored.id, stored.project, stored.task, found))
             continue
-        for review in found:
+        for one in found:
+            review = replace(one, changed=stored.changed)
             key = (review.project, review.task, review.phrase)
-            if key not in best or rank > best[key][0]:
-                best[key] = rank, review
+            if key not in best or truth > best[key][0] or (truth == best[key][0] and _is_newer(review, best[key][1])):
+                best[key] = truth, review
     return Reviews([best[key][1] for key in sorted(best)], refused)
+
+
+def _is_newer(one: Review, other: Review) -> bool:
+    """By Label Studio's times, unless one of them is yet to come, so that its clock was ahead."""
+    if max(one.updated, other.updated) > time.time() + AHEAD_SECONDS:
+        return in_order(one) > in_order(other)
+    return (one.updated, one.annotation) > (other.updated, other.annotation)
 
 
 def _remembered(

@@ -3,54 +3,23 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import threading
 import time
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
+from backend.run_record import ENDED, Run, Shown, State, parse_changes, parse_progress, parse_run, read_text, unreadable
 from sam4mllm.durable import replace_file
+from sam4mllm.errors import first_line
 
-State = Literal["waiting", "preparing", "training", "deciding", "promoted", "kept", "postponed", "failed", "stopped"]
-ENDED: frozenset[State] = frozenset(("promoted", "kept", "postponed", "failed", "stopped"))
+__all__ = ["ENDED", "Run", "Runs", "Shown", "State"]
+
+log = logging.getLogger(__name__)
+
 RUN = re.compile(r"run-[0-9]{6}")
-
-
-@dataclass(frozen=True)
-class Run:
-    """One run; times in seconds since 1970.
-
-    ``reason`` is why it was started, ``message`` what came of it or went wrong, ``champion`` and ``challenger`` versions, ``counts`` the
-    examples it saw, ``decision`` the gate's, ``attempts`` how often its process was started.
-    """
-
-    id: str
-    state: State
-    reason: str
-    created: float
-    ended: float | None = None
-    message: str = ""
-    champion: str = ""
-    challenger: str = ""
-    counts: dict[str, int] = field(default_factory=dict)
-    decision: dict[str, Any] | None = None
-    attempts: int = 0
-
-    @property
-    def over(self) -> bool:
-        return self.state in ENDED
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A held-out phrase with pictures: its ``index`` among the run's pairs, and the IoU to the reviewer's mask before and after, 0–1."""
-
-    index: int
-    phrase: str
-    label: str
-    before_iou: float
-    after_iou: float
 
 
 class Runs:
@@ -61,13 +30,15 @@ class Runs:
         self._lock = threading.Lock()
         self._ended: dict[str, Run] = {}
         """Runs that are over do not change, and there will be hundreds; nobody but this server writes them."""
+        self._told: dict[str, str] = {}
+        """What is wrong with records, so that it is said once."""
 
-    def create(self, reason: str) -> Run:
-        """A new run that waits. Raises OSError if the disk refuses."""
+    def create(self, reason: str, position: float | None = None) -> Run:
+        """A new run that waits; ``position`` is the log's. Raises OSError if the disk refuses."""
         with self._lock:
             self.root.mkdir(parents=True, exist_ok=True)
             number = 1 + max((int(path.name[4:]) for path in self.root.iterdir() if RUN.fullmatch(path.name)), default=0)
-            run = Run(f"run-{number:06d}", "waiting", reason, time.time())
+            run = Run(f"run-{number:06d}", "waiting", reason, time.time(), position=position)
             self.folder(run.id).mkdir()
         return self.save(run)
 
@@ -86,18 +57,26 @@ class Runs:
         return changed
 
     def load(self, run: str) -> Run | None:
-        """A run, or None if there is no such or its record cannot be read."""
+        """A run, or None if there is no such; one whose record cannot be read has failed, and says why."""
         if not RUN.fullmatch(run):
             return None
         if run in self._ended:
             return self._ended[run]
         try:
-            values = json.loads((self.folder(run) / "run.json").read_text(encoding="utf-8"))
-            found = Run(**{name.name: values[name.name] for name in fields(Run) if name.name in values})
-        except (OSError, ValueError, TypeError):
+            found = parse_run(run, (self.folder(run) / "run.json").read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             return None
+        except (OSError, ValueError) as error:
+            return self._unreadable(run, error)
         if found.over:
             self._ended[run] = found
+        return found
+
+    def _unreadable(self, run: str, error: OSError | ValueError) -> Run:
+        found = unreadable(run, (error.strerror or first_line(error)) if isinstance(error, OSError) else first_line(error))
+        if self._told.get(run) != found.message:
+            self._told[run] = found.message
+            log.error("%s: %s", run, found.message)
         return found
 
     def all(self) -> list[Run]:
@@ -112,12 +91,7 @@ class Runs:
 
     def changes(self, run: str, count: int) -> list[Shown]:
         """The first pictures of what a run changed, those that changed most; none before it was judged."""
-        try:
-            found = json.loads((self.folder(run) / "evaluation.json").read_text(encoding="utf-8"))
-            chosen = [(int(index), found["pairs"][index]) for index in found["pictures"][:count]]
-            return [Shown(index, one["phrase"], one["label"], one["champion"], one["challenger"]) for index, one in chosen]
-        except (OSError, ValueError, LookupError, TypeError):
-            return []
+        return parse_changes(read_text(self.folder(run) / "evaluation.json"), count)
 
     def picture(self, run: str, index: int, side: str) -> bytes | None:
         """A PNG file of a phrase before or after a run, or None if there is none. ``side``: "before" or "after"."""
@@ -126,8 +100,4 @@ class Runs:
 
     def progress(self, run: str) -> dict[str, Any]:
         """How far the process of a run is: its stage, and what is done of how much; empty before it tells."""
-        try:
-            value = json.loads((self.folder(run) / "progress.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return value if isinstance(value, dict) else {}
+        return parse_progress(read_text(self.folder(run) / "progress.json"))

@@ -23,9 +23,11 @@ import torch
 from PIL import Image
 
 from backend.comparison import answer_all, score
+from backend.errors import LearningError
 from backend.gate import Pair, is_kept
 from backend.logs import TextFormatter
 from backend.report import choose_changes
+from backend.run_record import is_number, read_text
 from backend.snapshot import HOLDOUT
 from sam4mllm.adapters import check_adapter
 from sam4mllm.data.examples import EXAMPLES, Example, read_examples
@@ -81,8 +83,12 @@ class Job:
 
     @classmethod
     def read(cls, run: Path) -> Job:
-        fields = json.loads((run / "job.json").read_text(encoding="utf-8"))
-        return cls(**{**fields, "plan": Plan(**fields["plan"]), "precision": Precision(**fields.get("precision", {}))})
+        """Raises LearningError."""
+        try:
+            fields = json.loads((run / "job.json").read_text(encoding="utf-8"))
+            return cls(**{**fields, "plan": Plan(**fields["plan"]), "precision": Precision(**fields.get("precision", {}))})
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise LearningError(f"{run / 'job.json'} is no job of a run; start another run") from error
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -174,19 +180,6 @@ class Teller:
         os.replace(self._run / "progress.json.partial", self._run / "progress.json")
 
 
-def read_curve(run: Path) -> list[tuple[int, float]]:
-    """(step, loss) of a run. Steps that were done twice, for a kill came between, count once; a half line at the end does not."""
-    curve: dict[int, float] = {}
-    path = run / "curve.jsonl"
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            step, loss = json.loads(line)
-        except ValueError:
-            continue
-        curve[int(step)] = float(loss)
-    return sorted(curve.items())
-
-
 def label_of(example: Example) -> str:
     """The label of a correction: the last part of its source, which may hold colons."""
     return example.source.split(":", 5)[-1]
@@ -224,8 +217,8 @@ def _golden(job: Job, champion: Pipeline, challenger: Pipeline, tell: Teller) ->
     folder = Path(job.golden) if job.golden else draw_scenes(Path(job.home))["golden"]
     examples = read_examples(folder)
     kept = Path(job.home) / "golden-scores" / f"{job.champion_version}-{file_sha256(folder / EXAMPLES)[:8]}.json"
-    known = json.loads(kept.read_text()) if kept.exists() else None
-    pipelines = [challenger] if known else [champion, challenger]
+    known = _known_score(kept)
+    pipelines = [challenger] if known is not None else [champion, challenger]
     scores = []
     for index, found in enumerate(answer_all(pipelines, folder, examples, job.strategy)):
         tell.say("golden set", index, len(examples))
@@ -236,6 +229,15 @@ def _golden(job: Job, champion: Pipeline, challenger: Pipeline, tell: Teller) ->
         replace_file(kept, json.dumps(means[0]).encode())
         return float(means[0]), float(means[1])
     return float(known), float(means[0])
+
+
+def _known_score(path: Path) -> float | None:
+    """A mean that was kept; None if it has to be worked out."""
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        return None
+    return float(value) if is_number(value) and 0 <= value <= 1 else None
 
 
 def _picture_changes(

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from backend.reviews import Review
+from backend.reviews import Review, in_order
 from sam4mllm.adapters import Manifest, number_of
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.registry import Tenure
@@ -76,16 +76,19 @@ class Watch:
         self._rollback = rollback
         self.state: Control | None = None
 
-    def look(self, reviews: Iterable[Review]) -> bool:
-        """Whether a version was rolled back. Raises RegistryError if it should be but cannot."""
+    def look(self, reviews: Iterable[Review], since: float) -> bool:
+        """Whether a version was rolled back. Raises RegistryError if it should be but cannot.
+
+        ``since`` is the stamp from which on the serving version serves: it may have served before, too.
+        """
         tenure = self._tenure()
         if tenure is None:
             self.state = None
             return False
-        ordered = sorted((one for one in reviews if one.iou is not None and one.version), key=lambda one: one.updated)
+        ordered = sorted((one for one in reviews if one.iou is not None and one.version), key=in_order)
         before = [one.iou for one in ordered if number_of(one.version) == tenure.former]
-        since = [one.iou for one in ordered if number_of(one.version) == tenure.number and one.updated >= tenure.since]
-        self.state = control([iou for iou in before if iou is not None], [iou for iou in since if iou is not None])
+        after = [one.iou for one in ordered if number_of(one.version) == tenure.number and one.changed >= since]
+        self.state = control([iou for iou in before if iou is not None], [iou for iou in after if iou is not None])
         if self.state is None or not self.state.lost:
             return False
         try:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import logging
-import sqlite3
 from http import HTTPStatus
 
 from flask import Flask, Response, jsonify, request
 
+from backend.error_handlers import status_of
 from backend.http_parts import json_body, knows_password, refusal, same
+from backend.log_faults import LogError
 from backend.service import Service
-from sam4mllm.errors import first_line
 
 log = logging.getLogger(__name__)
 
@@ -46,9 +46,9 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
         action = str(body.get("action", ""))
         try:
             event = service.corrections.store(body)
-        except sqlite3.Error as error:  # not acknowledged, so Label Studio logs it, and reconciliation brings it
-            log.error("an event could not be stored: %s", first_line(error))
-            return refusal(HTTPStatus.INSUFFICIENT_STORAGE, "the event could not be stored; free space in SAM4MLLM_HOME")
+        except LogError as error:  # not acknowledged, so Label Studio logs it, and reconciliation brings it
+            log.error("an event could not be stored: %s", error)
+            return refusal(status_of(error), f"the event could not be stored: {error}")
         service.metrics.stored(action if action in ACTIONS else "OTHER")
         service.learner.heard(action)
         answer = jsonify(status="stored", event=event)

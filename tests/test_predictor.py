@@ -6,6 +6,7 @@ import base64
 import dataclasses
 import io
 import json
+import sqlite3
 import threading
 import time
 import weakref
@@ -23,6 +24,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backend import brush
+from backend.corrections import CorrectionLog
 from backend.errors import QueueFullError
 from backend.wire import PredictRequest
 from sam4mllm.grounding.remembering import RememberingGrounder
@@ -514,14 +516,20 @@ def test_a_pause_closes_all_images(home: Callable[..., House]) -> None:
 
 @pytest.mark.parametrize("context", [None, [text("the dog")]], ids=["a task that is to be withheld", "a typed phrase"])
 def test_on_a_full_disk_there_is_an_answer_and_a_line(
-    home: Callable[..., House], caplog: pytest.LogCaptureFixture, context: list[dict[str, Any]] | None
+    home: Callable[..., House],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    context: list[dict[str, Any]] | None,
 ) -> None:
+    def full(*_: object) -> int:
+        raise sqlite3.OperationalError("database or disk is full")
+
     where = home(unassisted=0.5)
     notes = where.service.corrections
     noted, new, *_ = [number for number in range(1, 20) if ask(where, task(number, description="the dog")) == [[]]]
     notes._connection.execute("DELETE FROM withheld WHERE task = ?", (new,))
     notes._connection.commit()
-    notes._connection.execute("PRAGMA query_only = ON")
+    monkeypatch.setattr(CorrectionLog, "_take", full)
     [answer] = ask(where, task(new, description="the dog"), context=context)
     assert drawn(answer)
     lines = [record.getMessage() for record in caplog.records if "could not be noted" in record.getMessage()]

@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 
 from backend.gate import Pair
+from backend.run_record import read_curve
 from backend.snapshot import HOLDOUT
-from backend.trainer import STOPPED, Job, label_of, main, read_curve
+from backend.trainer import STOPPED, Job, label_of, main
 from sam4mllm.adapters import check_adapter
 from sam4mllm.data.examples import Example, ExampleWriter
 from sam4mllm.training.plan import Plan

@@ -82,7 +82,7 @@ def review(version: str, iou: float | None, updated: float) -> Review:
         "image": "x",
         "unassisted": False,
     }
-    return Review(version=version, iou=iou, updated=updated, **rest)
+    return Review(version=version, iou=iou, updated=updated, changed=updated, **rest)
 
 
 @dataclass
@@ -124,16 +124,16 @@ def test_a_worse_version_is_rolled_back_once(former: str, number: int) -> None:
     desk = Desk(number)
     reviews = history(former, agreements(0.5, 12, 3))
     watch = desk.watch()
-    assert watch.look(reviews)
+    assert watch.look(reviews, 1000.0)
     assert desk.rolled_back == 1
-    assert not watch.look(reviews)
+    assert not watch.look(reviews, 1000.0)
     assert watch.state is None
 
 
 def test_a_good_version_stays() -> None:
     desk = Desk()
     watch = desk.watch()
-    assert not watch.look(history("demo-1-00000001", agreements(0.92, 12, 3)))
+    assert not watch.look(history("demo-1-00000001", agreements(0.92, 12, 3)), 1000.0)
     assert desk.rolled_back == 0
     assert isinstance(watch.state, Control)
     assert watch.state.reviews == 12
@@ -144,15 +144,15 @@ def test_only_reviews_since_the_promotion_count() -> None:
     desk = Desk()
     watch = desk.watch()
     before = [review("demo-2-00000002", 0.1, 500.0 + index) for index in range(20)]
-    assert not watch.look([*before, *history("demo-1-00000001", agreements(0.92, 12, 3))])
+    assert not watch.look([*before, *history("demo-1-00000001", agreements(0.92, 12, 3))], 1000.0)
 
 
 def test_a_version_of_other_settings_is_the_same_adapter() -> None:
     desk = Desk()
     other = [review("demo-2-eeeeeeee", 0.1, 2000.0 + index) for index in range(12)]
-    assert desk.watch().look([*history("demo-1-00000001", []), *other])
+    assert desk.watch().look([*history("demo-1-00000001", []), *other], 1000.0)
 
 
 def test_a_rollback_that_fails_is_told() -> None:
     with pytest.raises(RegistryError):
-        Desk(fails=True).watch().look(history("demo-1-00000001", [0.1] * 12))
+        Desk(fails=True).watch().look(history("demo-1-00000001", [0.1] * 12), 1000.0)
