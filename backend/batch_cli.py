@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -56,12 +58,29 @@ def batch(  # noqa: PLR0917 – an option is a parameter
     where = int(target) if target.isascii() and target.isdigit() else Path(target)
     name = f"project-{where}" if isinstance(where, int) else where.absolute().name
     plan = Plan(where, out or settings.home / "batch" / name, chosen, tuple(phrase or ()), adapter, part, ray)
-    summary = run_batch(plan, settings)
-    print(json.dumps(summary) if as_json else _text(summary))
+    with _result_stream(alone=ray) as stream:
+        summary = run_batch(plan, settings)
+        print(json.dumps(summary) if as_json else _text(summary), file=stream, flush=True)
     if summary["stopped"]:
         raise BatchError(f"stopped; {GOES_ON}")
     if summary["failed"]:
         raise BatchError(f"{_tasks(summary['failed'])} without an answer; {GOES_ON} with these")
+
+
+@contextmanager
+def _result_stream(*, alone: bool) -> Iterator[TextIO]:
+    """Where the result goes: standard output.
+
+    ``alone``: whatever else is written there until the process ends goes to standard error, be it by this process, by code that is not
+    Python's, or by a process that it starts. Ray's write at any time, also after the result.
+    """
+    if not alone:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
+        os.dup2(2, 1)
+        yield stream
 
 
 def _text(summary: Mapping[str, Any]) -> str:

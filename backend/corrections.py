@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -180,12 +181,12 @@ class CorrectionLog(LogFile):
         # first, and not with the lock: events and what is served are not to wait for it
         rows = project_rows(project, title, label_config, tasks)
         with self._writing() as connection:
-            return fold_project(connection, rows, began, next_stamp(connection))
+            return fold_project(connection, rows, math.nextafter(began, math.inf), next_stamp(connection))
 
     def drop(self, project: int, began: float) -> Pulled:
         """Let all of a project's tasks and annotations go but those that events told of since ``position()`` was ``began``."""
         with self._writing() as connection:
-            return bury_project(connection, project, began, next_stamp(connection))
+            return bury_project(connection, project, math.nextafter(began, math.inf), next_stamp(connection))
 
     # -- what nothing is learnt from -------------------------------------------------------------------------------------------------------
 

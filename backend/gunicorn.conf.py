@@ -11,6 +11,7 @@ import threading
 from typing import Any
 
 from backend.errors import SettingsError
+from backend.home_lock import hold_home, keep_from_children
 from backend.logs import log_config
 from backend.settings import read_settings
 
@@ -38,6 +39,14 @@ logconfig_dict = log_config(settings.log, settings.secrets)
 logging.config.dictConfig(logconfig_dict)
 
 
+def on_starting(server: Any) -> None:
+    """Before anything is bound or loaded: this home is ours alone. Here, so that workers inherit it and one after another may come."""
+    try:
+        hold_home(settings.home, bind)
+    except SettingsError as error:
+        sys.exit(f"error: {error}")
+
+
 def when_ready(server: Any) -> None:
     """Say what is set, secrets masked."""
     for line in settings.lines():
@@ -56,6 +65,7 @@ def post_worker_init(worker: Any) -> None:
             finish(number, frame)
 
     signal.signal(signal.SIGTERM, end)
+    keep_from_children()
     service.start()
 
 

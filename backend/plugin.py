@@ -24,6 +24,7 @@ from typing import Any
 
 from backend.corrections import CorrectionLog
 from backend.errors import where
+from backend.home_lock import hold_home, keep_from_children
 from backend.learning import BUTTON
 from backend.service import Service, build
 from backend.settings import read_settings
@@ -37,14 +38,17 @@ _lock = threading.Lock()
 
 
 def service() -> Service:
-    """The one service of this process, started at the first call."""
+    """The one service of this process, started at the first call. Raises SettingsError if another server has the home."""
     with _lock:
         return _service()
 
 
 @lru_cache(maxsize=1)
 def _service() -> Service:
-    built = build(read_settings())
+    settings = read_settings()
+    hold_home(settings.home, "label-studio-ml's server")
+    keep_from_children()
+    built = build(settings)
     built.start()
     return built
 

@@ -10,6 +10,7 @@ from backend.corrections import CorrectionLog
 from backend.errors import LabelStudioError, where
 from backend.fold import Pulled
 from backend.label_studio import LabelStudio
+from backend.log_faults import LogError
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ def reconcile(corrections: CorrectionLog, label_studio: LabelStudio | None, proj
                 pulled.append(_compare(corrections, label_studio, number, seen, seen.isdisjoint(projects)))
             except LabelStudioError as error:
                 problems.append(f"project {number}: {error}")
-    except LabelStudioError as error:
+    except (LabelStudioError, LogError) as error:
         problems.append(str(error))
     except Exception as error:  # it runs beside the server, which goes on with what the log has
         problems.append(f"internal error ({where(error)})")

@@ -12,7 +12,7 @@ import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -77,7 +77,7 @@ class Review:
     image: str
     unassisted: bool
     score: float | None = None
-    changed: float = 0.0
+    changed: float = field(default=0.0, compare=False)
 
 
 def in_order(review: Review) -> tuple[float, float, int]:

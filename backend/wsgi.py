@@ -10,6 +10,7 @@ import sys
 from transformers.utils import logging as transformers_logging
 
 from backend.app import create_app
+from backend.home_lock import hold_home
 from backend.service import build
 from backend.settings import read_settings
 from sam4mllm.errors import Sam4mllmError
@@ -20,7 +21,9 @@ BOOT_FAILED = 3
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # a log is no terminal
 
 try:
-    app = create_app(build(read_settings()))
+    settings = read_settings()
+    hold_home(settings.home, f"{settings.host}:{settings.port}")  # gunicorn's master does already; other servers do not
+    app = create_app(build(settings))
 except Sam4mllmError as error:
     print(f"error: {error}", file=sys.stderr)
     sys.exit(BOOT_FAILED)

@@ -156,12 +156,13 @@ def test_what_is_no_event_is_a_line_in_the_log(
 def test_an_event_that_the_disk_refuses_is_a_line_in_the_log(
     where: House, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    def full(_: object) -> int:
+    def full(*_: object) -> int:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(where.service.corrections, "store", full)
+    monkeypatch.setattr(where.service.corrections, "_take", full)
     install(NewBase, monkeypatch)(label_config=CONFIG).fit("START_TRAINING", {})
-    assert "an event could not be kept: database or disk is full" in caplog.text
+    assert "an event could not be kept: " in caplog.text
+    assert "the disk is full; free space in" in caplog.text
 
 
 def test_another_name_is_an_attribute_error() -> None:

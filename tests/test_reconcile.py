@@ -280,9 +280,9 @@ def test_a_log_that_fails_is_told(log: CorrectionLog, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr(CorrectionLog, "reconcile", full)
+    monkeypatch.setattr("backend.corrections.fold_project", full)
     found = reconcile(log, server.client(), [PROJECT])
-    assert found.problem.startswith("internal error (OperationalError")
+    assert "the disk is full; free space in" in found.problem
 
 
 def test_a_project_that_was_deleted_is_dropped(log: CorrectionLog) -> None:

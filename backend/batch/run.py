@@ -45,10 +45,14 @@ class Notes(Protocol):
 
 @dataclass
 class Tally:
-    """What a run did. ``kept`` tasks were found done, ``failed`` has reasons with how many tasks each, ``first`` a task of each."""
+    """What a run did.
+
+    ``kept`` tasks were found done, ``given`` were taken up, ``failed`` has reasons with how many tasks each, ``first`` a task of each.
+    """
 
     kept: int = 0
     done: int = 0
+    given: int = 0
     failed: Counter[str] = field(default_factory=Counter)
     first: dict[str, int] = field(default_factory=dict)
     pushed: Pushed = field(default_factory=Pushed)
@@ -64,6 +68,11 @@ class Tally:
     def rate(self) -> float:
         """Tasks a second."""
         return (self.done + sum(self.failed.values())) / max((self.ended or time.monotonic()) - self.began, 1e-9)
+
+    @property
+    def in_flight(self) -> int:
+        """Tasks that were taken up and have no outcome yet."""
+        return max(0, self.given - self.done - sum(self.failed.values()))
 
     def fail(self, task: int, message: str) -> None:
         self.failed[message] += 1
@@ -189,7 +198,7 @@ def run(
                 if outcome.reason == FetchError.reason:
                     source.check()  # a key that was revoked would fail all others, one by one
                 sink.check()
-                show(tally, feed.left())
+                show(tally, feed.left() + tally.in_flight)
                 if stop.is_set():
                     tally.stopped = True
                     break
@@ -221,6 +230,7 @@ def _keep(outcome: Outcome, work: Work, store: Store, sink: Sink, notes: Notes |
 
 def _timed(jobs: Iterator[Job], tally: Tally) -> Iterator[Job]:
     for job in jobs:
+        tally.given += 1
         if not tally.first_task:
             tally.first_task, tally.began = time.time(), time.monotonic()
         yield job
