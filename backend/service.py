@@ -27,6 +27,7 @@ from backend.roster import Roster
 from backend.scoring import Scorer
 from backend.settings import Settings
 from backend.versions import Versions, load_roster
+from sam4mllm.adapters import VERSION, matches
 from sam4mllm.durable import replace_file
 from sam4mllm.registry import Registry
 
@@ -59,10 +60,7 @@ class Service:
         """The version of predictions; before the models are there, the one that these settings had last time. Empty if never."""
         if self.predictor.version:
             return self.predictor.version
-        try:
-            return version_file(self.settings).read_text(encoding="utf-8")
-        except OSError:
-            return ""
+        return _noted_version(self.settings)
 
     def start(self) -> None:
         """Begin to load the models and to look for what there is to learn; returns at once."""
@@ -136,10 +134,19 @@ def version_file(settings: Settings) -> Path:
     return settings.home / f"version-{hashlib.sha256(repr(shaping).encode()).hexdigest()[:12]}.txt"
 
 
+def _noted_version(settings: Settings) -> str:
+    """The version that these settings had last time; empty if none was noted, or what was noted is none."""
+    try:
+        noted = version_file(settings).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        return ""
+    return noted if matches(VERSION, noted) else ""
+
+
 def _note(version: str, settings: Settings) -> str:
     """Write down which version serves; the one before, or nothing."""
     path = version_file(settings)
-    former = path.read_text(encoding="utf-8") if path.exists() else ""
+    former = _noted_version(settings)
     try:
         replace_file(path, version.encode())
     except OSError as error:

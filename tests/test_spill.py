@@ -20,7 +20,7 @@ import pytest
 from backend.app import create_app
 from backend.corrections import CorrectionLog
 from backend.errors import SettingsError
-from backend.log_faults import LogError
+from backend.log_faults import LogError, wrong
 from backend.spill import Spill
 from tests.backend_fakes import CONFIG
 from tests.learning_fakes import School, school
@@ -31,13 +31,10 @@ ROOT = Path(__file__).parent.parent
 
 
 @contextmanager
-def locked(path: Path, mode: str = "IMMEDIATE") -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Another program holds the file."""
     other = sqlite3.connect(path, isolation_level=None)
-    if mode == "locking_mode":
-        other.execute("PRAGMA locking_mode = EXCLUSIVE")
-        mode = "IMMEDIATE"
-    other.execute(f"BEGIN {mode}")
+    other.execute("BEGIN EXCLUSIVE")
     try:
         yield
     finally:
@@ -96,11 +93,13 @@ def test_under_a_lock_webhooks_are_acknowledged_and_predictions_answered_at_once
     assert len(place.service.corrections.served(1, 1)) == 1
 
 
-def test_a_page_of_a_log_that_cannot_even_be_read_is_served(place: School, tmp_path: Path) -> None:
+def test_pages_of_a_log_that_cannot_even_be_read_are_served(place: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     client = create_app(place.service).test_client()
-    for connection in (place.service.corrections._connection, *place.service.corrections._readers.values()):
-        connection.execute("PRAGMA query_only = ON")  # a damaged file, in short
-    place.service.corrections.path = tmp_path / "gone.sqlite"
+
+    def broken(*_: object, **__: object) -> None:
+        raise wrong(path_of(tmp_path), "damaged", "database disk image is malformed")
+
+    monkeypatch.setattr(place.service.corrections, "_read", broken)
     for page in ("/health", "/metrics", "/"):
         assert client.get(page, base_url=BASE).status_code == 200
 
@@ -303,9 +302,6 @@ def test_a_full_disk_is_told_as_one(place: School, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_log_that_breaks_while_it_serves_loses_nothing(place: School, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: object) -> int:
-        raise sqlite3.DatabaseError("database disk image is malformed")
-
     with monkeypatch.context() as patch:
         error = sqlite3.DatabaseError("database disk image is malformed")
         error.sqlite_errorcode = sqlite3.SQLITE_CORRUPT
@@ -357,7 +353,7 @@ def test_a_damaged_log_is_no_full_disk(tmp_path: Path, how: str, says: str) -> N
     assert str(path_of(tmp_path)) in told
     assert says in told
     assert "Restore" in told
-    assert "full" not in told
+    assert "free space" not in told
 
 
 @pytest.mark.parametrize(
@@ -391,6 +387,6 @@ def test_the_lines_are_json(log: CorrectionLog, tmp_path: Path) -> None:
     with locked(path_of(tmp_path)):
         log.store({"action": "X", "text": "two\nlines \ud800"})
         lines = log._spill.path.read_text().splitlines()
-    assert [json.loads(line) for line in lines[1:]][0][0] == "event"
+    assert json.loads(lines[1])[0] == "event"
     log.drain()
     assert log.events()[0].body["text"] == "two\nlines \ud800"
