@@ -49,6 +49,7 @@ class LogFile:
         self.path = path
         self._lock, self._read_locks = threading.Lock(), {SOON: threading.Lock(), PATIENTLY: threading.Lock()}
         self._spill = Spill(path.with_suffix(".waiting.jsonl"))
+        self._fault = ""
         try:
             with self._explained():
                 path.parent.mkdir(parents=True, exist_ok=True)
@@ -160,6 +161,7 @@ class LogFile:
                 except LogError as error:
                     if error.kind in ("full", "other"):
                         raise
+                    self._fault = str(error)
                     log.warning("%s; what comes meanwhile is kept in %s", error, self._spill.path)
             self._spill.append(kind, value)
             return 0
@@ -175,6 +177,7 @@ class LogFile:
             chunk = self._spill.read((name.removeprefix(_TAKEN), int(at)))
             if chunk is None:
                 self._spill.clear()
+                self._fault = ""
                 return False
             with self._writing(SOON) as connection:
                 for kind, value in chunk.writes:
@@ -203,6 +206,11 @@ class LogFile:
         """Whether something is on disk that the log does not hold yet."""
         with self._explained():
             return not self._spill.is_empty()
+
+    @property
+    def problem(self) -> str:
+        """One line on what keeps the log from being written; empty if nothing does."""
+        return self._fault and f"{self._fault}; what came since waits in {self._spill.path.name}, and nothing is lost"
 
     def _drain_if_possible(self) -> None:
         try:

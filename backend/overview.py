@@ -138,7 +138,7 @@ def look(service: Service, first: int = 0) -> Overview:
         history=list(shelf.history),
         failures=service.metrics.recent,
         requests=service.metrics.requests,
-        problem=shelf.problem,
+        problem="; ".join(filter(None, (shelf.problem, service.corrections.problem))),
     )
 
 

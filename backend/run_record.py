@@ -88,7 +88,7 @@ def parse_progress(text: str) -> dict[str, Any]:
         values = _object(text)
     except ValueError:
         return {}
-    told = {key: values.get(key) for key in ("stage", "done", "of")}
+    told: dict[str, Any] = {key: values.get(key) for key in ("stage", "done", "of")}
     whole = isinstance(told["stage"], str) and all(is_number(told[key]) and told[key] >= 0 for key in ("done", "of"))
     return told if whole else {}
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -390,3 +392,52 @@ def test_ray_gives_the_same(tmp_path: Path, ray: Any) -> None:
     assert there == here
     assert len(there[1]) == 9
     assert sum(there[2].values()) == 1
+
+
+# -- what is told of a run -----------------------------------------------------------------------------------------------------------------
+
+
+def greedy(jobs: Iterator[Job], stages: Callable[[Iterator[Job]], Iterator[Any]]) -> Iterator[Any]:
+    """As a cluster does: all tasks are taken up before the first has its answer."""
+    return stages(iter(list(jobs)))
+
+
+@pytest.mark.parametrize("kind", ["all at once", "some ahead", "one that fails"])
+def test_tasks_in_flight_are_part_of_the_whole(tmp_path: Path, kind: str) -> None:
+    server, asked, told = BulkServer.of(7), PlainWork(), []
+
+    def show(tally: Tally, left: int) -> None:
+        told.append((tally.done + sum(tally.failed.values()), left))
+
+    source = ProjectSource(server.client(), PROJECT, WHOLE)
+    local = local_stages(fake_pipeline(), asked, source)
+
+    def failing(jobs: Iterator[Job]) -> Iterator[Any]:
+        for outcome in greedy(jobs, local):
+            yield replace(outcome, answered=None, reason="task", message="no") if outcome.job.id == 3 else outcome
+
+    stages = {"all at once": lambda jobs: greedy(jobs, local), "some ahead": local, "one that fails": failing}[kind]
+    with opened(tmp_path, 2) as store:
+        run(source, VERSION, asked, stages, store, Nowhere(), notes=None, show=show, stop=threading.Event())
+    assert [passed for passed, _ in told] == list(range(1, 8))
+    assert {passed + left for passed, left in told} == {7}
+
+
+CHATTY = """
+import json, os, subprocess, sys
+from backend.batch_cli import _result_stream
+with _result_stream(alone=True) as stream:
+    os.write(1, b"before\\n")
+    subprocess.run(["echo", "a worker"])
+    print("a library", flush=True)
+    print(json.dumps({"done": 1}), file=stream, flush=True)
+os.write(1, b"after\\n")
+subprocess.run(["echo", "at the end"])
+"""
+
+
+def test_standard_output_is_the_result_alone_whoever_writes_there() -> None:
+    done = subprocess.run([sys.executable, "-c", CHATTY], capture_output=True, text=True, check=True)
+    assert done.stdout == '{"done": 1}\n'
+    for word in ("before", "a worker", "a library", "after", "at the end"):
+        assert word in done.stderr

@@ -84,6 +84,7 @@ def test_under_a_lock_webhooks_are_acknowledged_and_predictions_answered_at_once
         began = time.monotonic()
         assert client.post("/predict", json=body, base_url=BASE).get_json()["results"][0]["result"]
         assert time.monotonic() - began < 2.0
+        assert "locked by another program" in client.get("/api", base_url=BASE).get_json()["problem"]
         for page in ("/health", "/metrics", "/", "/api", "/api/runs"):
             began = time.monotonic()
             assert client.get(page, base_url=BASE).status_code == 200
@@ -91,6 +92,7 @@ def test_under_a_lock_webhooks_are_acknowledged_and_predictions_answered_at_once
     place.service.corrections.drain()
     assert [event.body["number"] for event in place.service.corrections.events()] == [1, 2, 3, 4, 5]
     assert len(place.service.corrections.served(1, 1)) == 1
+    assert client.get("/api", base_url=BASE).get_json()["problem"] == ""
 
 
 def test_pages_of_a_log_that_cannot_even_be_read_are_served(place: School, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,7 +94,10 @@ class Store:
         for line in _lines(self.folder / JOURNAL):
             states[str(line.get("part"))] = (str(line.get("state")), str(line.get("sha256")))
         for part in sorted(self.folder.glob("part-*.jsonl")):
-            self._last = max(self._last, int(part.stem.partition("-")[2]))
+            number = part.stem.partition("-")[2]
+            if not (number.isascii() and number.isdigit()):
+                continue  # somebody else's
+            self._last = max(self._last, int(number))
             rows = read_part(part)
             if rows is None:
                 log.warning("%s is cut short or changed; its tasks are asked again", part)
@@ -163,7 +166,8 @@ def read_part(path: Path) -> list[Row] | None:
     try:
         rows = [json.loads(line) for line in body.splitlines()]
         whole = json.loads(seal) == _seal(body, len(rows))
-    except ValueError:
+        whole = whole and all({"task", "key", "result"} <= row.keys() and isinstance(row["task"], int) for row in rows)
+    except (ValueError, AttributeError, RecursionError):
         return None
     return rows if whole else None
 
@@ -191,7 +195,7 @@ def _lines(path: Path) -> Iterator[Row]:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(row, dict):
             yield row
