@@ -8,7 +8,7 @@ from http import HTTPStatus
 from flask import Flask, Response, jsonify, request
 
 from backend.error_handlers import status_of
-from backend.http_parts import json_body, knows_password, refusal, same
+from backend.http_parts import json_body, knows_password, note_reason, refusal, same
 from backend.log_faults import LogError
 from backend.service import Service
 
@@ -47,6 +47,8 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
         try:
             event = service.corrections.store(body)
         except LogError as error:  # not acknowledged, so Label Studio logs it, and reconciliation brings it
+            if error.kind != "full":  # that is counted by its status
+                note_reason(error)
             log.error("an event could not be stored: %s", error)
             return refusal(status_of(error), f"the event could not be stored: {error}")
         service.metrics.stored(action if action in ACTIONS else "OTHER")
