@@ -420,7 +420,9 @@ def test_tasks_in_flight_are_part_of_the_whole(tmp_path: Path, kind: str) -> Non
     with opened(tmp_path, 2) as store:
         run(source, VERSION, asked, stages, store, Nowhere(), notes=None, show=show, stop=threading.Event())
     assert [passed for passed, _ in told] == list(range(1, 8))
-    assert {passed + left for passed, left in told} == {7}
+    assert told[-1] == (7, 0)
+    slack = int(kind == "some ahead")  # a task may be on its way from the list to the queue
+    assert all(abs(passed + left - 7) <= slack for passed, left in told)
 
 
 CHATTY = """

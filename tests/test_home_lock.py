@@ -128,6 +128,7 @@ def test_what_outlives_its_server_does_not_hold_the_home(tmp_path: Path, more: s
     finally:
         release_home(tmp_path)
         os.killpg(holder.pid, signal.SIGKILL)
+        holder.stdout.close()
 
 
 @pytest.mark.parametrize("text", ["", "no json", "[]", '{"pid": 1}', '{"pid": {}, "host": "a\\nb", "since": [], "address": null}'])

@@ -242,7 +242,7 @@ class Feed:
     def __init__(self, source: Source, version: str, wanted: Callable[[Job], bool]) -> None:
         self._source, self._version, self._wanted = source, version, wanted
         self._queue: queue.Queue[Job | BaseException | None] = queue.Queue(LISTED_AHEAD)
-        self._closed = False
+        self._closed = self._ended = False
         self._thread = threading.Thread(target=self._list, name="feed", daemon=True)
         self._thread.start()
 
@@ -255,7 +255,7 @@ class Feed:
 
     def left(self) -> int:
         """About how many are still to come."""
-        return self._queue.qsize() + self._source.left()
+        return max(0, self._queue.qsize() - self._ended) + self._source.left()
 
     def close(self) -> None:
         """List no more; does not wait for a page that is being asked for."""
@@ -273,6 +273,7 @@ class Feed:
                     self._put(job)
                 if self._closed:
                     return
+            self._ended = True  # the queue's last entry is no task
             self._put(None)
         except BaseException as error:
             self._put(error)
