@@ -9,7 +9,8 @@ from flask import Flask, Response, jsonify, request
 
 from backend.error_handlers import add_error_handlers
 from backend.errors import NotReadyError
-from backend.http_parts import json_body, knows_password, refusal
+from backend.http_parts import SETUP_BODY, SHORT_BODY, give_back_memory, json_body, knows_password, refusal
+from backend.intake import Intake
 from backend.label_config import read_label_config
 from backend.learning_routes import add_learning_routes
 from backend.requests import follow_requests, note_tasks
@@ -17,7 +18,7 @@ from backend.service import Service
 from backend.settings import LOOPBACK
 from backend.status_routes import add_status_routes
 from backend.webhook_routes import add_webhook_routes
-from backend.wire import MAX_BODY, read_predict, read_setup
+from backend.wire import read_predict, read_setup
 
 OPEN_ENDPOINTS = ("health", "webhook", "webhook_by_path")
 """Routes that do not ask for the password: Label Studio sends none with most webhooks, which have a secret of their own."""
@@ -27,7 +28,8 @@ def create_app(service: Service) -> Flask:
     """The WSGI application of a service that somebody else starts and ends."""
     app = Flask("sam4mllm")
     app.extensions["service"] = service
-    app.config["MAX_CONTENT_LENGTH"] = MAX_BODY
+    app.config["MAX_CONTENT_LENGTH"] = SHORT_BODY
+    app.extensions["intake"] = Intake()
     settings, engine = service.settings, service.engine
 
     password = settings.auth_password.get_secret_value()
@@ -58,7 +60,7 @@ def create_app(service: Service) -> Flask:
     @app.post("/setup")
     def setup() -> Response:
         """Label Studio's: checks the label config, answers with the version."""
-        asked = read_setup(json_body())
+        asked = read_setup(json_body(SETUP_BODY))
         read_label_config(asked.label_config, settings.prompt_control)
         if not service.version:
             raise NotReadyError(engine.failure or "the models are loading; ask again in a few seconds")
@@ -67,7 +69,7 @@ def create_app(service: Service) -> Flask:
     @app.post("/predict")
     def predict() -> Response:
         """Label Studio's: predictions for tasks, or for what an annotator typed and clicked."""
-        asked = read_predict(json_body())
+        asked = read_predict(json_body(settings.max_body_mb << 20))
         note_tasks(asked.tasks)
         results = service.predictor.predict(asked)
         return Response(b'{"results":[' + b",".join(results) + b"]}", mimetype="application/json")
@@ -76,6 +78,10 @@ def create_app(service: Service) -> Flask:
     def metrics() -> Response:
         """For Prometheus."""
         return Response(service.metrics.text(), mimetype="text/plain; version=0.0.4")
+
+    @app.teardown_request
+    def let_go(_: BaseException | None) -> None:
+        give_back_memory()
 
     add_webhook_routes(app, service)
     add_learning_routes(app, service)

@@ -1,4 +1,4 @@
-"""One worker owns the model; its threads wait for it. Read by gunicorn."""
+"""One worker process owns the models; its threads wait for them. Read by gunicorn."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from backend.errors import SettingsError
 from backend.home_lock import hold_home, keep_from_children
 from backend.logs import log_config
 from backend.settings import read_settings
+from backend.worker import MAX_CONNECTIONS, Worker
 
 STOP_LISTENING_SECONDS = 0.2
 """After SIGTERM, gunicorn needs a moment to take its hands off the socket, and would otherwise leave new connections waiting."""
@@ -25,7 +26,9 @@ except SettingsError as error:
 
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 workers = 1
-worker_class = "gthread"
+worker_class = "backend.worker.Worker"
+worker_connections = MAX_CONNECTIONS + 1  # it makes room by itself
+Worker.max_body = settings.max_body_mb << 20
 # every place of the queue may hold a thread, of both kinds; the others keep /health and /setup fast
 threads = 2 * settings.queue + 8
 timeout = 0

@@ -19,11 +19,12 @@ from numpy.typing import NDArray
 
 from backend.addresses import parse_url
 from backend.cache import ByteCache
+from backend.decoding import DECODE_SECONDS, shared_decoder
 from backend.errors import FetchError, LabelStudioError
 from backend.fetch import Fetcher, FetchLimits, StatusError
 from backend.label_studio import LabelStudio
 from backend.settings import Settings
-from sam4mllm.images import image_sha256, load_image
+from sam4mllm.images import image_sha256
 
 _OWN = r"/(?:data/upload/|data/local-files/|storage-data/|(?P<signed>(?:tasks|projects)/[0-9]+/(?:presign|resolve)/))"
 # the sub-path of a Label Studio may be known to the browser only
@@ -69,6 +70,7 @@ class ImageStore:
         memory_bytes: for files that are kept.
         seconds_to_live: how long a file is kept before it is fetched anew.
         clock: seconds that only go forward.
+        cpu_seconds: that decoding one picture may take.
     """
 
     def __init__(
@@ -79,10 +81,11 @@ class ImageStore:
         memory_bytes: int,
         seconds_to_live: float = 600,
         clock: Callable[[], float] = time.monotonic,
+        cpu_seconds: float = DECODE_SECONDS,
     ) -> None:
         self._fetcher = fetcher
         self._label_studio = label_studio
-        self._max_pixels = max_pixels
+        self._decoder = shared_decoder(max_pixels, cpu_seconds)
         self.files: ByteCache[tuple[str, int | None], bytes] = ByteCache(memory_bytes, len, seconds_to_live, clock)
         """Fetched files, by reference and, where it matters, task."""
 
@@ -92,14 +95,16 @@ class ImageStore:
         Args:
             reference: a path or an address as Label Studio writes it, a cloud URI, an http(s) address, or a ``data:`` URI.
             task_id: needed for cloud URIs only.
-            seconds: what is left for fetching it, if that is less than the fetcher's limit.
+            seconds: what is left for it; fetching has the fetcher's limit too.
 
         Raises:
             FetchError: the reference is refused, or the file cannot be had.
             ImageError: the file is no picture that can be used.
+            DeadlineError: the file is there, and ``seconds`` were over before it was decoded.
         """
+        end = time.monotonic() + seconds
         data = self.read(reference, task_id, seconds)
-        return LoadedImage(load_image(data, self._max_pixels), image_sha256(data))
+        return LoadedImage(self._decoder.decode(data, end - time.monotonic()), image_sha256(data))
 
     def read(self, reference: object, task_id: int | None, seconds: float = float("inf")) -> bytes:
         """The picture's file, not decoded. Raises FetchError."""
@@ -192,7 +197,9 @@ def image_store(settings: Settings, label_studio: LabelStudio | None) -> ImageSt
     """Pictures from Label Studio and from the hosts that the settings allow."""
     trusted = [settings.label_studio_url] if settings.label_studio_url else []
     limits = FetchLimits(max_bytes=settings.max_image_mb * 1024 * 1024)
-    return ImageStore(Fetcher(trusted, settings.allow_hosts, limits), label_studio, settings.max_pixels, IMAGE_MEMORY)
+    return ImageStore(
+        Fetcher(trusted, settings.allow_hosts, limits), label_studio, settings.max_pixels, IMAGE_MEMORY, cpu_seconds=settings.decode_seconds
+    )
 
 
 def _scheme(reference: str) -> str:

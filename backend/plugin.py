@@ -8,7 +8,7 @@
 
 Those servers make an object a request or a project, so the models live in this module, once a process. 2.x calls ``fit`` in that process,
 and an event goes the way of our own webhook. 1.0.9 calls it in a process of its own, without models: there it writes to the log, where the
-process with the models finds it. Settings come from the environment, as always.
+process with the models finds it. Settings come from the environment, as always. docs/label-studio-ml.md says what is missing there.
 """
 
 from __future__ import annotations
@@ -22,12 +22,15 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from flask import request
+
 from backend.corrections import CorrectionLog
-from backend.errors import where
+from backend.errors import SettingsError, where
 from backend.home_lock import hold_home, keep_from_children
+from backend.http_parts import knows_password, same
 from backend.learning import BUTTON
 from backend.service import Service, build
-from backend.settings import read_settings
+from backend.settings import Settings, read_settings
 from backend.webhook_routes import ACTIONS
 from backend.wire import PredictRequest
 from sam4mllm.errors import Sam4mllmError, first_line
@@ -65,6 +68,10 @@ class _Backend:
         if self._new and service().version:
             self.set("model_version", service().version)  # type: ignore[attr-defined]
 
+    def set_extra_params(self, params: object) -> None:
+        """2.x, at each setup if the backend has extra parameters in Label Studio: an object, which its store of texts cannot hold."""
+        self.set("extra_params", params if isinstance(params, str) else json.dumps(params))  # type: ignore[attr-defined]
+
     def predict(self, tasks: Sequence[Any], context: Mapping[str, Any] | None = None, **_: Any) -> list[Any]:
         """One prediction a task, or ``[]`` for one that failed."""
         regions = context.get("result") if isinstance(context, Mapping) else None
@@ -93,6 +100,36 @@ class _Backend:
         except Exception as error:
             log.error("an event could not be kept: %s", where(error))
             log.debug("the traceback", exc_info=True)
+
+
+def _guard(settings: Settings) -> None:
+    """Let label-studio-ml's server ask for our password and our webhooks' secret. Raises SettingsError if it cannot be made to."""
+    password, secret = settings.auth_password.get_secret_value(), settings.webhook_secret.get_secret_value()
+    if not password and not secret:
+        return
+    try:
+        from label_studio_ml.api import _server as app
+
+        app.before_request(lambda: _refuse(settings, password, secret))
+    except Exception as error:  # another server, or one that has begun to answer
+        raise SettingsError(
+            "this label-studio-ml cannot check SAM4MLLM_AUTH_PASSWORD and SAM4MLLM_WEBHOOK_SECRET: unset both and protect the server "
+            "otherwise, or run `sam4mllm serve`"
+        ) from error
+
+
+def _refuse(settings: Settings, password: str, secret: str) -> tuple[dict[str, str], int, dict[str, str]] | None:
+    """As our own server does: the password everywhere but for ``/health``; for the webhook the secret in its header, or the password."""
+    if request.path == "/health" or (password and knows_password(settings)):
+        return None
+    if request.path == "/webhook":
+        wanted = secret or password
+        if wanted and not (secret and same(request.headers.get("X-Webhook-Secret", ""), secret)):
+            return {"error": "the webhook's secret is wrong; send it as X-Webhook-Secret"}, 401, {}
+        return None
+    if password:
+        return {"error": "a user name and a password are needed"}, 401, {"WWW-Authenticate": "Basic"}
+    return None
 
 
 def _hear(action: str, body: Mapping[str, Any]) -> None:
@@ -132,6 +169,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(name)
     from label_studio_ml.model import LabelStudioMLBase
 
+    _guard(read_settings())
     heard = dict.fromkeys((*getattr(LabelStudioMLBase, "TRAIN_EVENTS", ()), BUTTON))  # 1.x knows no Start Training
     attributes = {"__module__": __name__, "_new": hasattr(LabelStudioMLBase, "set"), "TRAIN_EVENTS": tuple(heard)}
     made = type(name, (_Backend, LabelStudioMLBase), attributes)

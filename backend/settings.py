@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from backend.decoding import DECODE_SECONDS
 from backend.errors import SettingsError
 from backend.label_config import ANSWER_NAME, PROMPT_NAME
 from sam4mllm.images import MAX_PIXELS
@@ -49,7 +50,9 @@ class Settings(BaseSettings):
     deadline: float = Field(85.0, gt=0, le=95, description="seconds in which a request is answered; Label Studio gives up after 100")
     cache_mb: int = Field(1024, ge=0, description="memory for images taken in, and a quarter of it for answers")
     max_pixels: int = Field(MAX_PIXELS, ge=64, le=89_000_000, description="largest image that is decoded")
+    decode_seconds: float = Field(DECODE_SECONDS, gt=0, le=60, description="CPU seconds that decoding an image may take")
     max_image_mb: int = Field(64, ge=1, le=1024, description="largest image file that is fetched")
+    max_body_mb: int = Field(64, ge=1, le=1024, description="largest request of tasks, or event, that is read; masks make them large")
     allow_hosts: Annotated[tuple[str, ...], NoDecode] = Field(
         (),
         description="further image hosts, comma-separated: `images.example.com` (public addresses only) or `http://minio:9000` "

@@ -42,7 +42,7 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
         wanted = settings.webhook_secret.get_secret_value()
         if wanted and not same(secret, wanted) and not (password and knows_password(settings)):  # START_TRAINING comes with the password
             return refusal(HTTPStatus.UNAUTHORIZED, "the webhook's secret is wrong; send it as X-Webhook-Secret or in the path")
-        body = json_body()
+        body = json_body(settings.max_body_mb << 20)
         action = str(body.get("action", ""))
         try:
             event = service.corrections.store(body)

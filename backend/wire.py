@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,52 +10,10 @@ from typing import Any
 
 from backend.errors import TaskError, WireError
 
-MAX_BODY = 128 * 1024 * 1024
-"""An interactive request carries all masks of its task's drafts, annotations and predictions: megabytes are usual."""
-MAX_DEPTH = 200
 MAX_TASKS = 10_000
 PROJECT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
 
 Region = dict[str, Any]
-
-
-def read_json(body: bytes) -> dict[str, Any]:
-    """A JSON object. Raises WireError for anything else, for NaN and infinities, and for nesting deeper than MAX_DEPTH."""
-    try:
-        value = json.loads(body or b"{}", parse_constant=_refuse_constant, parse_float=_finite)
-    except RecursionError as error:
-        raise WireError("the request's JSON is nested too deep") from error
-    except ValueError as error:
-        raise WireError("the request's body is no JSON") from error
-    if not isinstance(value, dict):
-        raise WireError("the request's body must be a JSON object")
-    _check_depth(value)
-    return value
-
-
-def _refuse_constant(name: str) -> float:
-    raise ValueError(f"{name} is no JSON")
-
-
-def _finite(text: str) -> float:
-    number = float(text)
-    if not math.isfinite(number):
-        raise ValueError("a number is out of range")
-    return number
-
-
-def _check_depth(value: object) -> None:
-    level: list[Any] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            child
-            for parent in level
-            for child in (parent.values() if isinstance(parent, dict) else parent)
-            if isinstance(child, dict | list)
-        ]
-        if not level:
-            return
-    raise WireError("the request's JSON is nested too deep")
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 import time
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -58,6 +59,7 @@ def main() -> None:
     """Entry point: turns our own errors into one line on standard error."""
     if logging.lastResort is not None:  # what libraries and we log without a handler
         logging.lastResort.setFormatter(OneLine())
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # of a damaged file's metadata, once a tag; the pixels are checked by us
     try:
         app()
     except Sam4mllmError as error:

@@ -45,18 +45,27 @@ _READERS: tuple[tuple[tuple[bytes, ...], Callable[[IO[bytes]], ImageFile]], ...]
     ((b"II*\0", b"MM\0*"), TiffImageFile),
     ((b"BM",), BmpImageFile),
 )
+NO_MEMORY = "the image takes more memory to decode than a picture of its size should; save it again as PNG or JPEG"
+_PILLOW_NO_MEMORY = "error -9"
+"""How Pillow says that a decoder could not allocate (IMAGING_CODEC_MEMORY)."""
 _FORMATS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
 
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
+_STORED_VIEWS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
+    2: lambda upright: upright[:, ::-1],
+    3: lambda upright: upright[::-1, ::-1],
+    4: lambda upright: upright[::-1],
+    5: lambda upright: upright.transpose(1, 0, 2),
+    6: lambda upright: np.rot90(upright, 1),
+    7: lambda upright: np.rot90(upright, 2).transpose(1, 0, 2),
+    8: lambda upright: np.rot90(upright, -1),
 }
-"""EXIF 2.32, tag 274 (Orientation): what brings the stored pixels upright."""
+"""EXIF 2.32, tag 274 (Orientation): the upright picture, seen as its pixels are stored."""
+_BAND_ROWS = 256
+"""Rows that are converted at once: what conversions take beside the decoded picture stays at some megabytes."""
+
+
+def _empty(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
+    return np.empty(shape, np.uint8)
 
 
 def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -77,9 +86,63 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.
         _check_sides(source.shape[1], source.shape[0], max_pixels)
         return np.array(source, np.uint8, order="C")
     if isinstance(source, Image.Image):
-        return _decode(source, max_pixels)
+        return decode_image(source, max_pixels)
     with _opened(source) as file:
-        return _decode(_read_header(file, max_pixels), max_pixels)
+        return decode_image(open_image(file, max_pixels), max_pixels)
+
+
+def open_image(file: BinaryIO, max_pixels: int) -> ImageFile:
+    """A picture whose size is known and allowed and whose pixels are not decoded yet; the file stays open. Raises ImageError."""
+    start = file.read(16)
+    if not start:
+        raise ImageError("the image file is empty; send it again")
+    reader = next((reader for signatures, reader in _READERS if start.startswith(signatures)), None)
+    if reader is None:
+        raise ImageError(f"the file is no image of a known format; use {_FORMATS}")
+    try:
+        if reader is GifImageFile:
+            _check_sides(*_first_gif_frame(file), max_pixels)
+        file.seek(0)
+        if (stated := _webp_size(file)) is not None:
+            _check_sides(*stated, max_pixels)
+        image = reader(file)
+        _check_sides(*image.size, max_pixels)
+        return image
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"the image is too large; make it smaller, at most {max_pixels:,} pixels in all") from error
+    except Exception as error:  # foreign bytes make a reader raise almost anything
+        raise ImageError(f"the image's header is damaged ({_brief(error)}); save it again as {_FORMATS}") from error
+
+
+def read_size(file: BinaryIO, max_pixels: int) -> tuple[int, int]:
+    """Width and height that a file's header states, at the cost of reading it, and no more. Raises ImageError unless they are allowed."""
+    size = _webp_size(file)
+    if size is None:
+        with open_image(file, max_pixels) as image:
+            size = image.size
+    _check_sides(*size, max_pixels)
+    file.seek(0)
+    return size
+
+
+def decode_image(
+    image: Image.Image, max_pixels: int, empty: Callable[[tuple[int, int, int]], NDArray[np.uint8]] = _empty
+) -> NDArray[np.uint8]:
+    """The pixels of an opened picture, as :func:`load_image` gives them, in an array that ``empty`` makes. Raises ImageError."""
+    _check_sides(*image.size, max_pixels)
+    if image.mode in ("I", "F"):
+        raise ImageError("the image has 32 bits a channel and no defined white; save it with 8 or 16 bits")
+    try:
+        image.load()
+        return _upright_rgb(image, empty)
+    except MemoryError as error:
+        raise ImageError(NO_MEMORY) from error
+    except Exception as error:  # as above: a decoder on foreign bytes
+        if str(error).endswith(_PILLOW_NO_MEMORY):
+            raise ImageError(NO_MEMORY) from error
+        raise ImageError(f"the image is damaged or cut short ({_brief(error)}); send it again") from error
 
 
 def check_image(image: NDArray[Any]) -> None:
@@ -124,27 +187,6 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[io.BytesIO | io.B
         yield io.BytesIO(data)
 
 
-def _read_header(file: BinaryIO, max_pixels: int) -> ImageFile:
-    """The undecoded picture: its size and mode are known, its pixels are not read yet."""
-    start = file.read(16)
-    if not start:
-        raise ImageError("the image file is empty; send it again")
-    reader = next((reader for signatures, reader in _READERS if start.startswith(signatures)), None)
-    if reader is None:
-        raise ImageError(f"the file is no image of a known format; use {_FORMATS}")
-    try:
-        if reader is GifImageFile:
-            _check_sides(*_first_gif_frame(file), max_pixels)
-        file.seek(0)
-        return reader(file)
-    except ImageError:
-        raise
-    except Image.DecompressionBombError as error:
-        raise ImageError(f"the image is too large; make it smaller, at most {max_pixels:,} pixels in all") from error
-    except Exception as error:  # foreign bytes make a reader raise almost anything
-        raise ImageError(f"the image's header is damaged ({_brief(error)}); save it again as {_FORMATS}") from error
-
-
 def _first_gif_frame(file: BinaryIO) -> tuple[int, int]:
     """Width and height that the first frame of a GIF reaches to.
 
@@ -165,6 +207,26 @@ def _first_gif_frame(file: BinaryIO) -> tuple[int, int]:
     raise ImageError("the GIF holds no frame; save it again")
 
 
+def _webp_size(file: BinaryIO) -> tuple[int, int] | None:
+    """Width and height that the first chunk of a WebP states; None for another format or what is damaged.
+
+    Pillow's reader takes memory for two whole pictures before it hands out the size.
+    """
+    head = file.read(30)
+    file.seek(0)
+    if len(head) < 30 or head[:4] != b"RIFF" or head[8:12] != b"WEBP":
+        return None
+    match head[12:16]:
+        case b"VP8X":
+            return 1 + int.from_bytes(head[24:27], "little"), 1 + int.from_bytes(head[27:30], "little")
+        case b"VP8L":
+            bits = int.from_bytes(head[21:25], "little")
+            return 1 + (bits & 0x3FFF), 1 + (bits >> 14 & 0x3FFF)
+        case b"VP8 ":
+            return int.from_bytes(head[26:28], "little") & 0x3FFF, int.from_bytes(head[28:30], "little") & 0x3FFF
+    return None
+
+
 def _too_small(width: int, height: int) -> str:
     return f"the image is {width} x {height} pixels; use one of at least {MIN_SIDE} pixels a side"
 
@@ -177,24 +239,25 @@ def _check_sides(width: int, height: int, max_pixels: int) -> None:
         raise ImageError(f"the image is {width} x {height} pixels; make it smaller, at most {limit:,} pixels in all")
 
 
-def _decode(image: Image.Image, max_pixels: int) -> NDArray[np.uint8]:
-    _check_sides(*image.size, max_pixels)
-    if image.mode in ("I", "F"):
-        raise ImageError("the image has 32 bits a channel and no defined white; save it with 8 or 16 bits")
-    try:
-        image.load()
-        return np.array(_to_rgb(_upright(image)), np.uint8)
-    except Exception as error:  # as above: a decoder on foreign bytes
-        raise ImageError(f"the image is damaged or cut short ({_brief(error)}); send it again") from error
+def _upright_rgb(image: Image.Image, empty: Callable[[tuple[int, int, int]], NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """The decoded picture as an array, converted band by band and turned while it is written."""
+    orientation = _orientation(image)
+    width, height = image.size
+    stored = _STORED_VIEWS.get(orientation)
+    upright = empty((height, width, 3) if orientation < 5 or stored is None else (width, height, 3))
+    rows = upright if stored is None else stored(upright)
+    for top in range(0, height, _BAND_ROWS):
+        bottom = min(top + _BAND_ROWS, height)
+        rows[top:bottom] = np.asarray(_to_rgb(image.crop((0, top, width, bottom))))
+    return upright
 
 
-def _upright(image: Image.Image) -> Image.Image:
+def _orientation(image: Image.Image) -> int:
     try:
-        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
+        found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a broken EXIF block leaves the pixels as they are, as in a browser
-        return image
-    turn = _TURNS.get(orientation)
-    return image if turn is None else image.transpose(turn)
+        return 1
+    return found if isinstance(found, int) else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sqlite3
 import sys
 import time
@@ -11,9 +12,11 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+from flask import Flask, jsonify, request
 
 from backend import plugin
 from backend.corrections import CorrectionLog
+from backend.errors import SettingsError
 from backend.runs import Run, Runs
 from tests.backend_fakes import CONFIG, House, house, task
 
@@ -40,7 +43,12 @@ class NewBase:
     def setup(self) -> None: ...
 
     def set(self, key: str, value: str) -> None:
+        if not isinstance(value, str):
+            raise TypeError("the cache holds texts")
         self.kept[key] = value
+
+    def set_extra_params(self, params: Any) -> None:
+        self.set("extra_params", params)
 
 
 @pytest.fixture
@@ -52,9 +60,13 @@ def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:
     made.service.close(5.0)
 
 
-def install(base: type, monkeypatch: pytest.MonkeyPatch) -> Any:
+def install(base: type, monkeypatch: pytest.MonkeyPatch, app: Flask | None = None) -> Any:
     package, module = ModuleType("label_studio_ml"), ModuleType("label_studio_ml.model")
     module.LabelStudioMLBase = base  # type: ignore[attr-defined]
+    api = ModuleType("label_studio_ml.api")
+    if app is not None:
+        api._server = app  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "label_studio_ml.api", api)
     monkeypatch.setitem(sys.modules, "label_studio_ml", package)
     monkeypatch.setitem(sys.modules, "label_studio_ml.model", module)
     monkeypatch.delitem(plugin.__dict__, "Sam4mllmBackend", raising=False)
@@ -163,6 +175,83 @@ def test_an_event_that_the_disk_refuses_is_a_line_in_the_log(
     install(NewBase, monkeypatch)(label_config=CONFIG).fit("START_TRAINING", {})
     assert "an event could not be kept: " in caplog.text
     assert "the disk is full; free space in" in caplog.text
+
+
+def their_server() -> Flask:
+    """label-studio-ml's application, as far as our class meets it."""
+    app = Flask("label_studio_ml")
+    app.add_url_rule("/health", "health", lambda: jsonify(status="UP"))
+    for path in ("/setup", "/predict", "/webhook", "/versions"):
+        app.add_url_rule(path, path, lambda: jsonify(request.json), methods=["POST"])
+    return app
+
+
+RIGHT, WRONG = ("sam4mllm", "open"), ("sam4mllm", "guess")
+
+
+@pytest.mark.parametrize("base", [OldBase, NewBase])
+@pytest.mark.parametrize(
+    ("path", "auth", "secret", "status"),
+    [
+        pytest.param("/predict", None, None, 401, id="predict by a stranger"),
+        pytest.param("/predict", WRONG, None, 401, id="predict with a wrong password"),
+        pytest.param("/predict", RIGHT, None, 200, id="predict"),
+        pytest.param("/predict", None, "hook", 401, id="predict with the webhook's secret"),
+        pytest.param("/setup", None, None, 401, id="setup by a stranger"),
+        pytest.param("/setup", RIGHT, None, 200, id="setup"),
+        pytest.param("/versions", None, None, 401, id="versions by a stranger"),
+        pytest.param("/webhook", None, None, 401, id="event by a stranger"),
+        pytest.param("/webhook", None, "guess", 401, id="event with a wrong secret"),
+        pytest.param("/webhook", None, "hook", 200, id="event"),
+        pytest.param("/webhook", RIGHT, None, 200, id="Start Training comes with the password"),
+    ],
+)
+def test_secrets_are_asked_for_on_their_server(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    base: type,
+    path: str,
+    auth: tuple[str, str] | None,
+    secret: str | None,
+    status: int,
+) -> None:
+    for name, value in (("HOME", str(tmp_path)), ("AUTH_PASSWORD", "open"), ("WEBHOOK_SECRET", "hook")):
+        monkeypatch.setenv(f"SAM4MLLM_{name}", value)
+    app = their_server()
+    install(base, monkeypatch, app)
+    client = app.test_client()
+    headers = {"X-Webhook-Secret": secret} if secret else {}
+    assert client.post(path, json={}, auth=auth, headers=headers).status_code == status
+    assert client.get("/health").status_code == 200
+
+
+@pytest.mark.parametrize("variable", ["SAM4MLLM_AUTH_PASSWORD", "SAM4MLLM_WEBHOOK_SECRET"])
+def test_one_secret_alone_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("SAM4MLLM_HOME", str(tmp_path))
+    monkeypatch.setenv(variable, "known")
+    app = their_server()
+    install(NewBase, monkeypatch, app)
+    assert app.test_client().post("/webhook", json={}).status_code == 401
+    assert app.test_client().post("/predict", json={}).status_code == (401 if "AUTH" in variable else 200)
+
+
+@pytest.mark.parametrize("variable", ["SAM4MLLM_AUTH_PASSWORD", "SAM4MLLM_WEBHOOK_SECRET"])
+def test_a_server_that_cannot_ask_does_not_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    monkeypatch.setenv("SAM4MLLM_HOME", str(tmp_path))
+    monkeypatch.setenv(variable, "known")
+    with pytest.raises(SettingsError, match="run `sam4mllm serve`"):
+        install(NewBase, monkeypatch)
+    begun = their_server()
+    begun.test_client().get("/health")
+    with pytest.raises(SettingsError, match="run `sam4mllm serve`"):
+        install(NewBase, monkeypatch, begun)
+
+
+@pytest.mark.parametrize("params", [{"threshold": 0.5}, '{"threshold": 0.5}', [1], None])
+def test_extra_parameters_are_kept_as_text(where: House, monkeypatch: pytest.MonkeyPatch, params: object) -> None:
+    backend = install(NewBase, monkeypatch)(project_id="1", label_config=CONFIG)
+    backend.set_extra_params(params)
+    assert json.loads(backend.kept["extra_params"]) == (json.loads(params) if isinstance(params, str) else params)
 
 
 def test_another_name_is_an_attribute_error() -> None:

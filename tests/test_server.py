@@ -36,7 +36,7 @@ class Server:
         self.url = f"http://127.0.0.1:{self.port}"
 
     def wait(self) -> None:
-        end = time.monotonic() + 60
+        end = time.monotonic() + 180
         while time.monotonic() < end:
             assert self.process.poll() is None, self.process.stderr and self.process.stderr.read()
             try:
@@ -153,6 +153,47 @@ def test_a_body_that_is_too_large_is_refused_unread(serve: Callable[..., Server]
             f"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {10**10}\r\n\r\n{{".encode()
         )
         assert connection.recv(100).startswith(b"HTTP/1.1 413")
+
+
+HEAD = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+
+
+def test_connections_that_do_not_go_on_stop_nobody(serve: Callable[..., Server]) -> None:
+    """More of each kind than there are threads, all at once; a new one of the others is answered meanwhile."""
+    server = serve(SAM4MLLM_QUEUE="4")
+    kinds = {
+        "nothing": b"",
+        "half a head": HEAD,
+        "half a body": HEAD + b'Content-Length: 100\r\n\r\n{"tasks":',
+        "half a chunk": HEAD + b"Transfer-Encoding: chunked\r\n\r\n40\r\n{",
+        "answered and not closed": b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n",
+        "kept": b"GET /health HTTP/1.1\r\nHost: localhost\r\n\r\n",
+    }
+    held = []
+    try:
+        for sent in kinds.values():
+            for _ in range(100):  # more than there is room for: the oldest make room
+                held.append(socket.create_connection(("127.0.0.1", server.port), 10))
+                held[-1].sendall(sent)
+            began = time.monotonic()
+            assert httpx.get(server.url + "/health", timeout=10).status_code == 200
+            assert server.predict(len(held)).status_code == 200
+            assert time.monotonic() - began < 8, "on a busy machine; a thread that waits would take 10 s or for ever"
+    finally:
+        for one in held:
+            one.close()
+
+
+@pytest.mark.parametrize(
+    "chunk", [pytest.param(b"xyz\r\n{}\r\n0\r\n\r\n", id="no size"), pytest.param(b"5\r\n{}\r\n0\r\n\r\n", id="a wrong size")]
+)
+def test_a_broken_chunk_is_the_senders_fault(serve: Callable[..., Server], chunk: bytes) -> None:
+    server = serve()
+    with socket.create_connection(("127.0.0.1", server.port), 30) as connection:
+        connection.sendall(HEAD + b"Transfer-Encoding: chunked\r\n\r\n" + chunk)
+        connection.shutdown(socket.SHUT_WR) if chunk[:1] == b"5" else None
+        assert b" 500 " not in (answer := connection.recv(1000))
+        assert not answer or answer.startswith(b"HTTP/1.1 400")
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from backend.answering import Answerer, bulk_question
 from backend.corrections import Served
+from backend.decoding import shared_decoder
 from backend.errors import BackendError, BatchError, LabelStudioError, where
 from backend.images import LoadedImage, image_store
 from backend.label_config import read_label_config
@@ -29,7 +30,7 @@ from backend.settings import Settings
 from backend.wire import Task, is_row_id, read_task
 from sam4mllm.data.examples import EXAMPLES, each_example
 from sam4mllm.errors import Sam4mllmError
-from sam4mllm.images import image_sha256, load_image
+from sam4mllm.images import image_sha256
 from sam4mllm.masks import box_of, to_rle
 from sam4mllm.pipeline import Pipeline, Segmentation, check_phrase
 
@@ -222,7 +223,8 @@ class FolderWork:
     def loader(self) -> Load:
         def load(job: Job) -> LoadedImage:
             path = self.folder / job.data["image"]
-            return LoadedImage(load_image(path, self.settings.max_pixels), image_sha256(path))
+            sha256 = image_sha256(path)  # refuses what is no file
+            return LoadedImage(shared_decoder(self.settings.max_pixels, self.settings.decode_seconds).decode(path.read_bytes()), sha256)
 
         return load
 
