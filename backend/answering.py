@@ -8,7 +8,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -37,26 +37,36 @@ Prediction = dict[str, Any]
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of one task: with the version, all that its answer depends on."""
+    """What is asked of one picture of a task: with the version, all that its answer depends on. ``page`` is the picture's, from 0, in a
+    task of several, else None.
+    """
 
     task: Task
     config: LabelConfig
     wanted: tuple[Wanted, ...]
     pointed: Pointed
     interactive: bool
+    page: int | None = None
 
     def key(self, version: str, project: str) -> str:
         parts = (version, project, self.task.id, json.dumps(self.task.data, sort_keys=True), self.config, self.wanted, self.pointed)
-        return hashlib.sha256(repr((*parts, self.interactive)).encode()).hexdigest()
+        return hashlib.sha256(repr((*parts, self.interactive, self.page)).encode()).hexdigest()
 
     @property
-    def image(self) -> object:
-        """The reference of the picture."""
-        return self.task.data.get(self.config.image_key)
+    def image(self) -> str:
+        """The reference of the picture. Raises TaskError where there is none."""
+        return self.config.pictures(self.task.data)[self.page or 0]
+
+    def each_page(self) -> tuple[Question, ...]:
+        """The same of each page of a task of several; itself for any other. Raises TaskError where there is none."""
+        if not self.config.paged:
+            return (self,)
+        return tuple(replace(self, page=page) for page in range(len(self.config.pictures(self.task.data))))
 
 
 def bulk_question(task: Task, config: LabelConfig, phrase_field: str, remembered: str = "") -> Question:
     """What a bulk run asks of a task. Raises TaskError or PhraseError."""
+    config = config.for_task(task.data)
     return Question(task, config, tuple(wanted(task, config, "", phrase_field, remembered)), Pointed(), False)
 
 
@@ -88,7 +98,7 @@ class Answerer:
         drawn: list[Drawn] = []
         for place, (one, label, instances) in enumerate(zip(found, labels, kept, strict=True)):
             made = [
-                to_regions(instance, index, question.config, label, f"{key} {place}", self._settings.show_prompts)
+                to_regions(instance, index, question.config, label, f"{key} {place}", self._settings.show_prompts, question.page)
                 for index, instance in enumerate(instances)
             ]
             regions += [region for some in made for region in some]

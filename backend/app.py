@@ -62,6 +62,7 @@ def create_app(service: Service) -> Flask:
         """Label Studio's: checks the label config, answers with the version."""
         asked = read_setup(json_body(SETUP_BODY))
         read_label_config(asked.label_config, settings.prompt_control)
+        service.predictor.note_config(asked.project, asked.label_config)
         if not service.version:
             raise NotReadyError(engine.failure or "the models are loading; ask again in a few seconds")
         return jsonify(model_version=service.version)

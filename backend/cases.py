@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
+from backend.config_choice import check_controls, known_label, region_labels
+from backend.config_notes import CLOCK_SECONDS
 from backend.corrections import Served, StoredAnnotation
 from backend.drawn import from_region
 from backend.errors import TaskError
 from backend.fold import instant, row_id
-from backend.label_config import LabelConfig, read_label_config
+from backend.label_config import LabelConfig
 from backend.phrases import typed_text
+from backend.region_parts import join_labels, on_page
 from backend.wire import Region
 from sam4mllm.masks import Rle, to_rle
 from sam4mllm.pipeline import check_phrase
 
 MAX_REGIONS = 200
 """Most masks of an annotation that are read: each costs as much work as the image has pixels."""
-CLOCK_SECONDS = 5.0
-"""How far Label Studio's clock may be behind ours."""
-
-read_config = lru_cache(maxsize=64)(read_label_config)
 
 
 @dataclass(frozen=True)
@@ -88,20 +86,29 @@ class Case:
         return seen
 
 
-def read_case(stored: StoredAnnotation, served: Sequence[Served], max_pixels: int, prompt_control: str) -> Case:
-    """An annotation, with what was served for its task in order of time. ``prompt_control`` is the TextArea with the typed phrase.
+def read_case(stored: StoredAnnotation, config: LabelConfig, page: int | None, served: Sequence[Served], max_pixels: int) -> Case:
+    """An annotation as far as it is about one picture.
 
-    Raises Sam4mllmError: why it cannot be trusted.
+    Args:
+        stored: the whole of it.
+        config: the one that it was made under, with the labels of its task.
+        page: the picture's number, from 0, in a task of several; None in any other.
+        served: what was served for its task, in order of time.
+        max_pixels: the most that a mask may have.
+
+    Raises:
+        Sam4mllmError: why it cannot be trusted.
     """
     if stored.body.get("last_action") == "prediction":
         raise TaskError("the annotation was made from a prediction by an action, not by a reviewer")
-    if not stored.label_config:
-        raise TaskError("the project's labelling config is not known")
-    config = read_config(stored.label_config, prompt_control)
     result = stored.body.get("result")
     if not isinstance(result, list):
         raise TaskError("the annotation's result is no list of regions")
-    regions = tuple(region for region in result if isinstance(region, dict))
+    regions = join_labels((region for region in result if isinstance(region, dict)), config)
+    check_controls(regions, config)
+    if page is not None:
+        regions = on_page(regions, page)
+        served = [one for one in served if one.page == page]
     own = [region for region in regions if region.get("from_name") == config.mask.name]
     if len(own) > MAX_REGIONS:
         raise TaskError(f"the annotation has {len(own)} masks; at most {MAX_REGIONS} are read")
@@ -126,16 +133,13 @@ def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> t
 
 
 def _labels(region: Region, config: LabelConfig) -> tuple[str, ...]:
-    """The region's labels; Label Studio writes a label's alias in its place, if it has one."""
-    value = region.get("value")
-    names = (value.get(config.mask.type) or value.get("labels") or []) if isinstance(value, dict) else []
+    """The values of the region's labels. Raises TaskError for one that the config does not have."""
     found = []
-    for name in names if isinstance(names, list) else [names]:
-        aliases = tuple(part.strip() for part in name.split(",") if part.strip()) if isinstance(name, str) else ()
-        known = next((label for label in config.mask.labels if name == label.value or (aliases and aliases == label.aliases)), None)
+    for name in region_labels(region, config):
+        known = known_label(name, config)
         if known is None:
             raise TaskError(f"the label {quoted(name)} is not in the labelling config")
-        found.append(known.value)
+        found.append(known)
     return tuple(found)
 
 

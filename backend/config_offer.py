@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from xml.sax.saxutils import quoteattr
 
 from backend.errors import ConfigError
-from backend.label_config import PROMPT_NAME, Label, salvage
+from backend.label_config import PROMPT_NAME, Label, Salvaged, salvage
 
 COLOURS = {
     "mask": ("#ff5c38", "#e0a100", "#8e44ad", "#00796b", "#c2185b", "#5d4037"),
@@ -17,31 +17,39 @@ COLOURS = {
 
 
 def offer_config(xml: str, phrase_field: str = "description", prompt_control: str = PROMPT_NAME) -> str:
-    """A config with every control, for the labels and the key of pictures that ``xml`` has; ``Object`` if it has none, or is no XML."""
+    """A config with every control, for the labels and the pictures that ``xml`` has; ``Object`` if it has none, or is no XML."""
     try:
-        labels, image_key = salvage(xml)
+        kept = salvage(xml)
     except ConfigError:
-        labels, image_key = [], ""
-    return make_config(labels or [Label("Object")], image_key or "image", phrase_field, prompt_control)
+        kept = Salvaged()
+    labels = kept.labels or (() if kept.label_value else (Label("Object"),))
+    return make_config(labels, kept.image_value or "$image", phrase_field, prompt_control, kept.label_value, kept.paged)
 
 
 def make_config(
-    labels: Sequence[Label], image_key: str = "image", phrase_field: str = "description", prompt_control: str = PROMPT_NAME
+    labels: Sequence[Label],
+    image_value: str = "$image",
+    phrase_field: str = "description",
+    prompt_control: str = PROMPT_NAME,
+    label_value: str = "",
+    paged: bool = False,
 ) -> str:
-    """The config of these labels; a task's data holds its picture and its phrase under these keys."""
+    """The config of these labels; a task's data holds its phrase under a key, and at values its picture, or its pages, and more labels."""
     prompt = f"name={quoteattr(prompt_control)}"
+    picture = f"{'valueList' if paged else 'value'}={quoteattr(image_value)}"
+    source = f" value={quoteattr(label_value)}" if label_value else ""
     return f"""<View>
   <Header value={quoteattr(f"${phrase_field}")}/>
   <TextArea {prompt} toName="image" placeholder="Another description, for example: the left cup" maxSubmissions="1" editable="true"/>
   <TextArea name="answer" toName="image" smart="false" editable="false" maxSubmissions="0"/>
-  <Image name="image" value={quoteattr(f"${image_key}")} zoomControl="true"/>
-  <BrushLabels name="mask" toName="image" smart="false">
+  <Image name="image" {picture} zoomControl="true"/>
+  <BrushLabels name="mask" toName="image"{source} smart="false">
 {_labels(labels, "mask")}
   </BrushLabels>
-  <KeyPointLabels name="click" toName="image" smart="true">
+  <KeyPointLabels name="click" toName="image"{source} smart="true">
 {_labels(labels, "click")}
   </KeyPointLabels>
-  <RectangleLabels name="box" toName="image" smart="true">
+  <RectangleLabels name="box" toName="image"{source} smart="true">
 {_labels(labels, "box")}
   </RectangleLabels>
 </View>

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from backend.config_notes import LAST, ConfigHistory, config_digest, note_config, note_event, note_pulled, open_notes
 from backend.fold import Pulled, bury_project, fold, fold_project, project_rows, storable
 from backend.log_file import PATIENTLY, LogFile, next_stamp, put_mark
 from backend.wire import is_row_id
@@ -28,8 +29,9 @@ AT_ONCE = 20
 """Annotations that are read from the file at once: each may hold megabytes."""
 
 _ANNOTATIONS = """
-SELECT a.id, a.project, a.task, a.updated, a.changed, a.state, a.body, coalesce(t.body, '{}'), coalesce(p.label_config, '')
+SELECT a.id, a.project, a.task, a.updated, a.changed, a.state, a.body, coalesce(t.body, '{}'), coalesce(p.label_config, ''), c.digest
 FROM annotations a LEFT JOIN tasks t ON t.id = a.task LEFT JOIN projects p ON p.id = a.project
+LEFT JOIN annotation_configs c ON c.annotation = a.id AND c.updated = a.updated
 WHERE a.id > ? AND a.state != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY a.id LIMIT ?
 """
 _REFUSALS = """
@@ -53,7 +55,8 @@ class Event:
 class Served:
     """A mask that was served for a phrase of a task, or that there is none.
 
-    ``time`` is the answer's, seconds since 1970, the same for all of its records. ``region`` is the id of the region in Label Studio, one
+    ``time`` is the answer's, seconds since 1970, the same for all of its records. ``page``, from 0, is that of the picture in a task of
+    several. ``region`` is the id of the region in Label Studio, one
     record for each region of the mask control, and empty for "no such object", which has no mask. ``box_px`` is (x1, y1, x2, y2), or
     empty. ``width`` and ``height`` are the image's in pixels, ``interactive`` says that an annotator asked.
     """
@@ -73,15 +76,17 @@ class Served:
     width: int
     height: int
     image_sha256: str
+    page: int = 0
 
 
 @dataclass(frozen=True)
 class StoredAnnotation:
     """An annotation that is not deleted, as Label Studio last told it.
 
-    ``body`` has the fields of :data:`backend.fold.KEPT`, of any type: it is foreign. ``data`` is the task's, ``label_config`` the
-    project's; both are empty where the log has not heard of them. ``updated`` is Label Studio's time, in seconds since 1970; ``changed`` is
-    the stamp of the last write, which says what came first. ``digest`` follows from all the rest but ``changed``.
+    ``body`` has the fields of :data:`backend.fold.KEPT`, of any type: it is foreign. ``data`` is the task's, empty where the log has not
+    heard of it. ``label_configs`` are those that it may have been made under, the likeliest first. ``updated`` is Label Studio's time, in
+    seconds since 1970; ``changed`` is the stamp of the last write, which says what came first. ``digest`` follows from all the rest but
+    ``changed``.
     """
 
     id: int
@@ -92,7 +97,7 @@ class StoredAnnotation:
     state: Literal["submitted", "skipped"]
     body: Mapping[str, Any]
     data: Mapping[str, Any]
-    label_config: str
+    label_configs: tuple[str, ...]
     digest: str
 
 
@@ -108,6 +113,12 @@ class CorrectionLog(LogFile):
         self._typed: dict[tuple[str, int], str] = {}
         """Phrases that may not be in the file yet."""
         super().__init__(path)
+
+    def _open(self) -> None:
+        super()._open()
+        if not self._read("SELECT 1 FROM sqlite_master WHERE name = 'config_notes'", wait=PATIENTLY):
+            with self._writing() as connection:
+                open_notes(connection)
 
     def _take(self, connection: sqlite3.Connection, kind: str, value: Any) -> int:
         return _TAKERS[kind](connection, value)
@@ -150,12 +161,13 @@ class CorrectionLog(LogFile):
     def each_annotation(self) -> Iterator[StoredAnnotation]:
         """The same, some at a time: masks take memory. What is stored meanwhile may or may not be among them."""
         last = -1
+        history = ConfigHistory(self._patiently)
         while True:
             rows = self._patiently(_ANNOTATIONS, (last, AT_ONCE))
             if not rows:
                 return
             last = rows[-1][0]
-            yield from (_stored(row) for row in rows)
+            yield from (_stored(row, history) for row in rows)
 
     def count_new(self, since: float) -> int:
         """Annotations, neither deleted nor skipped, that came or changed after a stamp."""
@@ -181,12 +193,24 @@ class CorrectionLog(LogFile):
         # first, and not with the lock: events and what is served are not to wait for it
         rows = project_rows(project, title, label_config, tasks)
         with self._writing() as connection:
-            return fold_project(connection, rows, math.nextafter(began, math.inf), next_stamp(connection))
+            pulled = fold_project(connection, rows, math.nextafter(began, math.inf), next_stamp(connection))
+            for (current,) in connection.execute("SELECT label_config FROM projects WHERE id = ?", (project,)).fetchall():
+                note_config(connection, project, current, time.time())  # an event's, where one came since the pull began
+            note_pulled(connection, project)
+            return pulled
 
     def drop(self, project: int, began: float) -> Pulled:
         """Let all of a project's tasks and annotations go but those that events told of since ``position()`` was ``began``."""
         with self._writing() as connection:
             return bury_project(connection, project, math.nextafter(began, math.inf), next_stamp(connection))
+
+    # -- labelling configs -----------------------------------------------------------------------------------------------------------------
+
+    def note_config(self, project: int, label_config: str) -> None:
+        """Note the config that Label Studio says a project has now; nothing is written if it was noted last."""
+        if any(digest == config_digest(label_config) for _, digest, _ in self._read(LAST, (project,))):
+            return
+        self._keep("config", [project, label_config, time.time()])
 
     # -- what nothing is learnt from -------------------------------------------------------------------------------------------------------
 
@@ -275,6 +299,7 @@ def _take_event(connection: sqlite3.Connection, value: Any) -> int:
         (received, action, number if is_row_id(number) else None, json.dumps(body)),
     )
     fold(connection, body, next_stamp(connection), received)
+    note_event(connection, body, received)
     return int(cursor.lastrowid or 0)
 
 
@@ -298,6 +323,11 @@ def _take_phrase(connection: sqlite3.Connection, value: Any) -> int:
     return 1
 
 
+def _take_config(connection: sqlite3.Connection, value: Any) -> int:
+    note_config(connection, *value)
+    return 1
+
+
 def _take_mark(connection: sqlite3.Connection, value: Any) -> int:
     put_mark(connection, *value)
     return 1
@@ -308,6 +338,7 @@ _TAKERS: Mapping[str, Callable[[sqlite3.Connection, Any], int]] = {
     "served": _take_served,
     "withheld": _take_withheld,
     "phrase": _take_phrase,
+    "config": _take_config,
     "mark": _take_mark,
 }
 
@@ -315,15 +346,21 @@ _TAKERS: Mapping[str, Callable[[sqlite3.Connection, Any], int]] = {
 # -- rows ----------------------------------------------------------------------------------------------------------------------------------
 
 
-def _stored(row: Sequence[Any]) -> StoredAnnotation:
-    number, project, task, updated, changed, state, body, data, config = row
+def _stored(row: Sequence[Any], history: ConfigHistory) -> StoredAnnotation:
+    number, project, task, updated, changed, state, body, data, current, own = row
     home = -1 if project is None else project
-    digest = hashlib.sha256(repr((number, home, task, updated, state, body, data, config)).encode()).hexdigest()
-    return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), config, digest)
+    configs, known = history.configs(home, own, updated, current)
+    digest = hashlib.sha256(repr((number, home, task, updated, state, body, data, known)).encode()).hexdigest()
+    return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), configs, digest)
+
+
+def _row_name(one: Served) -> str:
+    """What tells a record from the others of its phrase: the region, or of "no such object" the page."""
+    return one.region or (f"page {one.page}" if one.page else "")
 
 
 def _columns(one: Served) -> list[object]:
-    return [one.project, one.task, one.version, one.phrase, one.region, one.time, int(one.interactive)]
+    return [one.project, one.task, one.version, one.phrase, _row_name(one), one.time, int(one.interactive)]
 
 
 def _rest(one: Served) -> dict[str, Any]:
@@ -336,6 +373,7 @@ def _rest(one: Served) -> dict[str, Any]:
         "score": float(one.score),
         "size": [one.width, one.height],
         "image_sha256": one.image_sha256,
+        **({"page": one.page} if one.page else {}),
     }
 
 
@@ -349,7 +387,7 @@ def _served(project: int, task: int, row: Sequence[Any]) -> Served:
         version=version,
         phrase=phrase,
         label=body["label"],
-        region=region,
+        region="" if body["mask"] is None else region,
         mask=body["mask"],
         box_px=tuple(body["box_px"]),
         features=body["features"],
@@ -358,4 +396,5 @@ def _served(project: int, task: int, row: Sequence[Any]) -> Served:
         width=body["size"][0],
         height=body["size"][1],
         image_sha256=body["image_sha256"],
+        page=body.get("page", 0),
     )

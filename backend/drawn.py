@@ -45,7 +45,7 @@ def from_region(region: Mapping[str, Any], config: LabelConfig, max_pixels: int 
             empty, or of another size than the region says.
     """
     kind = region.get("type")
-    return read_mask(region, kind if isinstance(kind, str) and kind in _READ else config.mask.type, max_pixels)
+    return read_mask(region, kind if isinstance(kind, str) and kind in _READ else config.mask.drawing.lower(), max_pixels)
 
 
 def read_mask(region: Mapping[str, Any], kind: str, max_pixels: int = MAX_PIXELS) -> tuple[Mask, int, int]:

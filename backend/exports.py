@@ -20,6 +20,7 @@ from backend.errors import TaskError
 from backend.export_files import CONFIG, export_file, find_picture, read_config_text, read_export
 from backend.fold import KEPT, instant, row_id
 from backend.label_config import PROMPT_NAME, LabelConfig, read_label_config
+from backend.region_parts import page_of
 from backend.reviews import Review, read_reviews
 from backend.settings import read_settings
 from backend.snapshot import split_of
@@ -77,7 +78,7 @@ def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PRO
     refused = {one.annotation: one.reason for one in reviews.refused}
     items: list[Pair | LeftOut] = []
     for one in export.annotations:
-        if one.number not in said:
+        if one.number not in said or one.number in refused:  # of an annotation of several pages one may be refused alone
             items.append(LeftOut(SPLIT, f"label-studio:{one.project}:{one.task}:{one.number}", _reason(one, refused)))
     files: dict[Path, str] = {}
     items += [_pair(review, path.parent, files) for review in reviews.reviews]
@@ -132,17 +133,18 @@ class _Export:
 
     annotations: Sequence[ExportedAnnotation]
     config: LabelConfig
-    config_text: Callable[[ExportedAnnotation], str]
+    config_texts: Callable[[ExportedAnnotation], tuple[str, ...]]
+    """The config, and what to read an annotation with that has other labels."""
 
     def each_annotation(self) -> Iterator[StoredAnnotation]:
         for one in self.annotations:
             drawn = [{**region, "from_name": self.config.mask.name} for region in one.drawings]
             body = {name: one.raw.get(name) for name in KEPT} | {"result": [*drawn, *one.texts]}
-            xml = self.config_text(one)
-            digest = hashlib.sha256(json.dumps([one.number, one.project, one.task, body, one.data, xml]).encode()).hexdigest()
+            configs = self.config_texts(one)
+            digest = hashlib.sha256(json.dumps([one.number, one.project, one.task, body, one.data, configs]).encode()).hexdigest()
             updated = instant(one.raw.get("updated_at"))
             state: Literal["submitted", "skipped"] = "skipped" if one.skipped else "submitted"
-            yield StoredAnnotation(one.number, one.project, one.task, updated, updated, state, body, one.data, xml, digest)
+            yield StoredAnnotation(one.number, one.project, one.task, updated, updated, state, body, one.data, configs, digest)
 
     def served(self, project: int, task: int) -> list[Served]:
         return []
@@ -158,17 +160,20 @@ def _read(tasks: Sequence[Mapping[str, Any]], xml: str | None, path: Path, promp
     whole = [one for index, task in enumerate(tasks) for one in read_annotations(task, prompt, index)]
     if config is not None:
         whole = [_of_image(one, config.image) for one in whole]
-        boxes = config.mask.tag == "RectangleLabels"
+        boxes = config.mask.drawing == "RectangleLabels"
     else:
         boxes = not any(region["type"] in OUTLINES for one in whole for region in one.drawings)
     annotations = [_without_prompts(one, boxes) for one in whole]
     if config is None or xml is None:
         key, labels = find_picture_key(annotations, path), _labels_of(annotations)
-        own = read_label_config(_config_of(key, labels, prompt_control), prompt_control)
+        own = read_label_config(_config_of(f"${key}", labels, prompt_control), prompt_control)
         # an annotation's own labels come first, for of many labels not all are asked for
-        return _Export(annotations, own, lambda one: _config_of(key, {**_labels_of([one]), **labels}, prompt_control))
-    given = xml
-    return _Export(annotations, config, lambda _: given)
+        return _Export(annotations, own, lambda one: (_config_of(f"${key}", {**_labels_of([one]), **labels}, prompt_control),))
+    if config.paged and any(not is_json(task) for task in tasks):
+        raise DatasetError(f"{path} is JSON_MIN, which does not say on which page a mask is; export the project as JSON")
+    given, known = xml, config
+    # the config may have been edited since, and its labels renamed: an annotation with a label that it lacks is read with its own
+    return _Export(annotations, config, lambda one: (given, _config_of(known.image_value, _labels_of([one]), prompt, known)))
 
 
 def check_tasks(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
@@ -233,7 +238,15 @@ def _drawings(regions: Iterable[Region]) -> tuple[Region, ...]:
         number = str(region.get("id") or index)
         if number not in found or names:
             found[number] = {**region, "id": number, "type": kind, "value": {**value, "labels": names}}
-    return tuple(found.values())
+    # JSON_MIN leaves the ids out: there the two are of one shape
+    labelled = {_shape(region) for region in found.values() if region["value"]["labels"]}
+    return tuple(region for region in found.values() if region["value"]["labels"] or _shape(region) not in labelled)
+
+
+def _shape(region: Region) -> str:
+    """What a region looks like, whatever it is labelled."""
+    own = OUTLINES.get(region["type"], _RECTANGLE | {"rotation"})
+    return json.dumps([region["type"], page_of(region), *(region["value"].get(name) for name in sorted(own))])
 
 
 def _kind(value: Mapping[str, Any], stated: object) -> str | None:
@@ -269,12 +282,15 @@ def _labels_of(annotations: Iterable[ExportedAnnotation]) -> dict[str, None]:
     return dict.fromkeys(name for name in names if isinstance(name, str) and name.strip())
 
 
-def _config_of(key: str, labels: Iterable[str], prompt_control: str) -> str:
-    """The labelling config as far as an export tells it; the first labels are phrases where a task has none of its own."""
+def _config_of(picture: str, labels: Iterable[str], prompt: str, given: LabelConfig | None = None) -> str:
+    """The labelling config as far as an export tells it; the first labels are phrases where a task has none of its own. Of one that is
+    ``given`` the mask's control and the pages stay.
+    """
     shown = "".join(f"<Label value={quoteattr(name)}/>" for name in labels)
-    mask = f'<BrushLabels name="mask" toName="image">{shown}</BrushLabels>'
-    prompt = f'<TextArea name={quoteattr(prompt_control)} toName="image"/>'
-    return f'<View><Image name="image" value={quoteattr("$" + key)}/>{prompt}{mask}</View>'
+    source = "valueList" if given is not None and given.paged else "value"
+    typed = f'<TextArea name={quoteattr(prompt)} toName="image"/>' if prompt else ""
+    mask = f'<BrushLabels name={quoteattr(given.mask.name if given else "mask")} toName="image">{shown}</BrushLabels>'
+    return f'<View><Image name="image" {source}={quoteattr(picture)}/>{typed}{mask}</View>'
 
 
 def _is_picture(value: object) -> bool:

@@ -89,20 +89,20 @@ def _fold(connection: sqlite3.Connection, body: Mapping[str, Any], moment: _Mome
         number = row_id(project.get("id"))
         _fold_config(connection, project, moment)
     if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "TASKS_CREATED"):
-        for raw in _objects(body, "task"):
+        for raw in objects(body, "task"):
             _fold_row(connection, "tasks", _task(raw, number), moment)
-        for raw in _objects(body, "annotation"):
+        for raw in objects(body, "annotation"):
             _fold_row(connection, "annotations", _annotation(raw, number), moment)
     elif action == "ANNOTATIONS_DELETED":
-        for raw in _objects(body, "annotation"):
+        for raw in objects(body, "annotation"):
             _bury(connection, "annotations", raw.get("id"), number, stamp, "deleted in Label Studio")
     elif action == "TASKS_DELETED":
-        for raw in _objects(body, "task"):
+        for raw in objects(body, "task"):
             _bury(connection, "tasks", raw.get("id"), number, stamp, "deleted in Label Studio")
             _bury_annotations_of(connection, raw.get("id"), stamp)
 
 
-def _objects(body: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
+def objects(body: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
     """The objects under a key or its plural, be it one or a list of them."""
     for value in (body.get(name), body.get(name + "s")):
         for entry in value if isinstance(value, list) else [value]:

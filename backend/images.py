@@ -27,8 +27,8 @@ from backend.settings import Settings
 from sam4mllm.images import image_sha256
 
 _OWN = r"/(?:data/upload/|data/local-files/|storage-data/|(?P<signed>(?:tasks|projects)/[0-9]+/(?:presign|resolve)/))"
-# the sub-path of a Label Studio may be known to the browser only
-_RELATIVE = re.compile(rf"(?:/[\w.~-]+)?(?P<tail>{_OWN}.*)", re.ASCII | re.DOTALL)
+# the sub-path of a Label Studio, of any number of segments, may be known to the browser only
+_RELATIVE = re.compile(rf"(?:/[\w.~-]+)*?(?P<tail>{_OWN}.*)", re.ASCII | re.DOTALL)
 _ABSOLUTE = re.compile(rf"(?P<tail>{_OWN}.*)", re.DOTALL)
 _DATA = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
 _CLIMB = re.compile(r"(?:^|[/\\?&=])\.\.(?:[/\\?&#]|$)")
@@ -162,8 +162,10 @@ class ImageStore:
         else:
             if _scheme(reference) not in ("http", "https"):
                 raise FetchError("the image is neither an http(s) address, a path of Label Studio nor a cloud URI; correct the task's data")
-            path = parse_url(reference).url.raw_path.decode("ascii")
-            own = _ABSOLUTE.fullmatch(path.removeprefix(self._sub_path())) or _ABSOLUTE.fullmatch(path)
+            target = parse_url(reference)
+            path = target.url.raw_path.decode("ascii")
+            own = _RELATIVE.fullmatch(path) if target.origin == self._origin() else _ABSOLUTE.fullmatch(path.removeprefix(self._sub_path()))
+            own = own or _ABSOLUTE.fullmatch(path)
         if own is None:
             return _Source(reference)
         return _Source(self._root() + own["tail"], True, own["signed"] is not None)
@@ -188,6 +190,9 @@ class ImageStore:
         if self._label_studio is None:
             raise FetchError("the image is kept by Label Studio; set LABEL_STUDIO_URL, and LABEL_STUDIO_API_KEY to a token")
         return self._label_studio.url
+
+    def _origin(self) -> str:
+        return "" if self._label_studio is None else parse_url(self._label_studio.url).origin
 
     def _sub_path(self) -> str:
         return "" if self._label_studio is None else parse_url(self._label_studio.url).url.path.rstrip("/")

@@ -12,6 +12,7 @@ import numpy as np
 
 from backend.errors import TaskError
 from backend.label_config import LabelConfig
+from backend.task_values import find
 from backend.wire import Region, Task
 from sam4mllm.clicks import Clicks
 from sam4mllm.pipeline import MAX_PHRASE, check_phrase
@@ -84,7 +85,7 @@ def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, remem
     """
     if typed:
         return [Wanted(typed, config.label_for(typed))]
-    found = _from_field(task.data.get(phrase_field))
+    found = _from_field(find(task.data, phrase_field))
     if len(found) > MAX_PHRASES:
         raise TaskError(f"the task's {phrase_field!r} holds {len(found)} phrases; at most {MAX_PHRASES} are answered")
     if found:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
+from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
@@ -25,10 +26,11 @@ from backend.log_faults import LogError
 from backend.metrics import Metrics
 from backend.phrases import Pointed, Wanted, pointed, typed_text, wanted
 from backend.record import Drawn, served_records
+from backend.region_parts import join_labels, join_pages, naming_page, on_page
 from backend.regions import answer_line
 from backend.roster import Lease, Roster
 from backend.settings import Settings
-from backend.wire import PredictRequest, Task, prediction, read_task
+from backend.wire import PredictRequest, Region, Task, prediction, read_task
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.pipeline import check_phrase
 
@@ -70,6 +72,7 @@ class Notes(Protocol):
     def serve(self, records: Sequence[Served]) -> None: ...
     def withhold(self, project: int, task: int) -> None: ...
     def withheld(self, project: int, task: int) -> bool: ...
+    def note_config(self, project: int, label_config: str) -> None: ...
 
 
 class Backlog(Protocol):
@@ -124,6 +127,7 @@ class Predictor:
         with self.engine.place(request.interactive), Lease(self.engine, request.interactive, deadline) as lease:
             try:
                 config: LabelConfig | ConfigError = self._config(request)
+                self.note_config(request.project, request.label_config)
             except ConfigError as error:
                 config = error
             # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
@@ -147,7 +151,14 @@ class Predictor:
         """
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(False), Lease(self.engine, False, deadline) as lease:
-            return self._ask(self._question(read_task(raw), self._config(request), request), request, lease, deadline)
+            questions = self._questions(read_task(raw), self._config(request), request)
+            return self._ask_pages(questions, request, lease, deadline)
+
+    def note_config(self, project: str, label_config: str) -> None:
+        """Note which config a project has now, so that what is corrected under it can be read when it has been edited."""
+        if project:
+            with _noting("the labelling config"):
+                self._notes.note_config(int(project.partition(".")[0]), label_config)
 
     def _config(self, request: PredictRequest) -> LabelConfig:
         return read_config(request.label_config, self._settings.prompt_control)
@@ -166,12 +177,12 @@ class Predictor:
                 raise DeadlineError(NO_TIME)
             if isinstance(config, ConfigError):
                 raise config
-            question = self._question(read_task(raw), config, request)
-            if self._withheld(question, request):
+            questions = self._questions(read_task(raw), config, request)
+            if questions and self._withheld(questions[0], request):
                 return LEFT_OUT
-            if not question.wanted and not question.pointed:
+            if not questions:
                 return dump(prediction([], 0.0, lease.version(self._settings.strategy)))
-            return self._ask(question, request, lease, deadline)
+            return self._ask_pages(questions, request, lease, deadline)
         except DeadlineError as error:
             late, reason, message = True, error.reason, str(error)
             log.warning("task %s: %s", name, message)
@@ -190,9 +201,22 @@ class Predictor:
         regions = answer_line(config, message, message) if isinstance(config, LabelConfig) else []
         return dump(prediction(regions, 0.0, lease.version(self._settings.strategy)))
 
-    def _question(self, task: Task, config: LabelConfig, request: PredictRequest) -> Question:
-        """Nothing wanted and nothing pointed at: the annotator took the last prompt back, or accepted its mask."""
-        context = request.context or ()
+    def _questions(self, task: Task, config: LabelConfig, request: PredictRequest) -> list[Question]:
+        """One for each page that something is asked of. None: the annotator took the last prompt back, or accepted its mask."""
+        config = config.for_task(task.data)
+        context = join_labels(request.context or (), config)
+        question = self._question(task, config, context, request)
+        if not question.wanted and not question.pointed:
+            return []
+        pages = question.each_page()
+        if not question.pointed or not config.paged:
+            return list(pages)
+        # what is pointed at is on the pages that are pointed at, and a typed phrase is about all of them
+        found = [replace(one, pointed=pointed(on_page(context, one.page or 0), config)) for one in pages]
+        return [one for one in found if one.pointed]
+
+    def _question(self, task: Task, config: LabelConfig, context: Sequence[Region], request: PredictRequest) -> Question:
+        """What is asked of a task, whichever its pages; it may be nothing."""
         typed, pointing = typed_text(context, config), pointed(context, config)
         if typed:
             typed = check_phrase(typed)
@@ -240,6 +264,14 @@ class Predictor:
         same = [one for one in phrases if one.label == pointing.label] if len(phrases) > 1 else phrases
         return tuple(same) if len(same) == 1 else ()
 
+    def _ask_pages(self, questions: Sequence[Question], request: PredictRequest, lease: Lease, deadline: float) -> bytes:
+        """One prediction of all pages. Each is kept by itself: where time runs out, the next request goes on with the rest."""
+        answers = []
+        for question in questions:
+            with naming_page(question.page):
+                answers.append((question.page or 0, self._ask(question, request, lease, deadline)))
+        return join_pages(answers, questions[0].config) if questions[0].config.paged else answers[0][1]
+
     def _ask(self, question: Question, request: PredictRequest, lease: Lease, deadline: float) -> bytes:
         pipeline = lease.pipeline()
         version = pipeline.version(self._settings.strategy)
@@ -282,7 +314,8 @@ class Predictor:
         if question.task.id is None or not project:
             return
         with _noting(f"what was served for task {question.task.id}"):
-            self._notes.serve(served_records(drawn, image, project, question.task.id, version, question.interactive))
+            records = served_records(drawn, image, project, question.task.id, version, question.interactive, question.page or 0)
+            self._notes.serve(records)
 
 
 @contextmanager

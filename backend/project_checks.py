@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
@@ -24,13 +24,13 @@ from backend.connection import (
 from backend.errors import ConfigError, FetchError, LabelStudioError, TaskError
 from backend.finding import Finding, as_finding
 from backend.images import ImageStore
-from backend.label_config import LabelConfig, read_label_config
+from backend.label_config import Label, LabelConfig, read_label_config
 from backend.label_studio import LIST_TIMEOUT, LabelStudio
 from backend.machine_checks import Server
 from backend.phrases import Wanted, wanted
 from backend.settings import Settings
 from backend.wire import read_task
-from sam4mllm.errors import ImageError, PhraseError
+from sam4mllm.errors import ImageError, PhraseError, Sam4mllmError
 
 SAMPLE = 50
 """Tasks that are looked at, the project's first."""
@@ -94,21 +94,24 @@ def _no_prompt(config: LabelConfig, prompt_control: str) -> Finding:
 def check_phrases(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str) -> list[Finding]:
     """Whether each label can be asked for, and each phrase of the sampled tasks can be labelled."""
     asked: list[tuple[int | None, Wanted]] = []
+    labels: dict[str, Label] = {label.value: label for label in config.mask.labels}
     errors: list[Finding] = []
     for raw in tasks:
         try:
             task = read_task(raw)
-            asked += [(task.id, one) for one in wanted(task, config, "", phrase_field, "")]
+            own = config.for_task(task.data)
+            labels |= {label.value: label for label in own.mask.labels}
+            asked += [(task.id, one) for one in wanted(task, own, "", phrase_field, "")]
         except (TaskError, PhraseError) as error:
             problem, _, cure = str(error).partition(": ")
             errors.append(Finding("phrases", f"task {raw.get('id')}: {problem}", cure or f"correct {phrase_field!r} in the task's data"))
-    return [*_mute_labels(config, [one for _, one in asked], phrase_field), *_homeless(asked), *errors[:1]]
+    return [*_mute_labels(labels.values(), [one for _, one in asked], phrase_field), *_homeless(asked), *errors[:1]]
 
 
-def _mute_labels(config: LabelConfig, asked: Sequence[Wanted], phrase_field: str) -> list[Finding]:
+def _mute_labels(labels: Iterable[Label], asked: Sequence[Wanted], phrase_field: str) -> list[Finding]:
     """Labels that no phrase leads to: their name is a code, they have no alias, and no sampled task asks for them in words."""
     reached = {one.label for one in asked if one.phrase != one.label}
-    mute = [label.value for label in config.mask.labels if label.phrase is None and label.value not in reached]
+    mute = [label.value for label in labels if label.phrase is None and label.value not in reached]
     if not mute:
         return []
     names = ", ".join(map(repr, mute[:NAMED])) + (f" and {len(mute) - NAMED} more" if len(mute) > NAMED else "")
@@ -134,25 +137,32 @@ def _homeless(asked: Sequence[tuple[int | None, Wanted]]) -> list[Finding]:
 
 def check_images(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], store: ImageStore) -> list[Finding]:
     """Whether a picture from each place that the tasks name can be had and decoded here; one finding a place."""
-    places: dict[str, tuple[int | None, object]] = {}
+    places: dict[str, tuple[int | None, str]] = {}
+    lacking: list[tuple[int | None, TaskError]] = []
     for raw in tasks:
         data, number = raw.get("data"), raw.get("id")
-        reference = data.get(config.image_key) if isinstance(data, Mapping) else None
-        places.setdefault(_place(reference), (number if isinstance(number, int) else None, reference))
+        task = number if isinstance(number, int) else None
+        try:
+            for reference in config.pictures(data if isinstance(data, Mapping) else {}):
+                places.setdefault(_place(reference), (task, reference))
+        except TaskError as error:
+            lacking.append((task, error))
     found: list[Finding] = []
     for task, reference in list(places.values())[:SOURCES]:
         try:
             store.load(reference, task, IMAGE_SECONDS)
         except (FetchError, ImageError) as error:
-            finding = as_finding("images", error, "open the task in Label Studio to see whether its picture shows")
-            found.append(Finding(finding.check, f"task {task}: {finding.problem}", finding.cure))
-    return found
+            found.append(_image_finding(task, error))
+    return [*found, *(_image_finding(task, error) for task, error in lacking[:1])]
 
 
-def _place(reference: object) -> str:
+def _image_finding(task: int | None, error: Sam4mllmError) -> Finding:
+    finding = as_finding("images", error, "open the task in Label Studio to see whether its picture shows")
+    return Finding(finding.check, f"task {task}: {finding.problem}", finding.cure)
+
+
+def _place(reference: str) -> str:
     """What pictures share that are had in the same way: a host, a kind of path, a bucket."""
-    if not isinstance(reference, str):
-        return "nowhere"
     try:
         parts = urlsplit(reference.strip())
     except ValueError:

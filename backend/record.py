@@ -22,7 +22,9 @@ class Drawn:
     instances: tuple[tuple[Instance, tuple[Region, ...]], ...]
 
 
-def served_records(drawn: Sequence[Drawn], image: LoadedImage, project: str, task: int, version: str, interactive: bool) -> list[Served]:
+def served_records(
+    drawn: Sequence[Drawn], image: LoadedImage, project: str, task: int, version: str, interactive: bool, page: int
+) -> list[Served]:
     """A record for each region, and one for each phrase that means nothing in the image. A click alone has no phrase to learn."""
     now = time.time()
     height, width = image.pixels.shape[:2]
@@ -47,6 +49,7 @@ def served_records(drawn: Sequence[Drawn], image: LoadedImage, project: str, tas
             width=width,
             height=height,
             image_sha256=image.sha256,
+            page=page,
         )
         if not one.instances:
             records.append(none)

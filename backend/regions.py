@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend import brush
-from backend.label_config import Control, LabelConfig
+from backend.label_config import UNTYPED_TAGS, Control, LabelConfig
 from backend.wire import Region
 from sam4mllm.masks import box_of, components, to_polygons
 from sam4mllm.pipeline import Instance
@@ -26,31 +26,42 @@ PROMPT_POINT_WIDTH = 0.5
 
 
 def to_regions(
-    instance: Instance, index: int, config: LabelConfig, label: str | None, key: str, show_prompts: bool = False
+    instance: Instance,
+    index: int,
+    config: LabelConfig,
+    label: str | None,
+    key: str,
+    show_prompts: bool = False,
+    page: int | None = None,
 ) -> list[Region]:
     """Regions of a phrase's instance for the config's mask control; with ``show_prompts`` the box and the points that led there, too.
 
     ``key``, the phrase's own, and the instance's ``index`` make the regions' ids: the same answer has the same ids, in whatever request it
-    is asked for.
+    is asked for. ``page``, from 0, is that of the picture in a task of several.
     """
     height, width = instance.mask.shape
-    drawn = [(config.mask, value) for value in _DRAW[config.mask.tag](instance.mask)]
+    drawn = [(config.mask, value) for value in _DRAW[config.mask.drawing](instance.mask)]
     drawn += _prompts(instance, config, width, height) if show_prompts else []
-    return [
-        {
-            "id": region_id(key, index, piece),
-            "type": control.type,
-            "from_name": control.name,
-            "to_name": config.image,
-            "origin": "prediction",
-            "original_width": width,
-            "original_height": height,
-            "image_rotation": 0,
-            "score": instance.score,
-            "value": {**value, control.type: [label] if label is not None else []},
-        }
-        for piece, (control, value) in enumerate(drawn)
-    ]
+    labels = [label] if label is not None else []
+    shared = {
+        "to_name": config.image,
+        "origin": "prediction",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "score": instance.score,
+        **({} if page is None else {"item_index": page}),
+    }
+    regions: list[Region] = []
+    for piece, (control, value) in enumerate(drawn):
+        region = {"id": region_id(key, index, piece), "type": control.type, "from_name": control.name, **shared}
+        if control.tag not in UNTYPED_TAGS:
+            regions.append({**region, "value": {**value, control.type: labels}})
+            continue
+        regions.append({**region, "value": value})
+        if control.labelled_by and labels:
+            regions.append({**region, "type": "labels", "from_name": control.labelled_by, "value": {**value, "labels": labels}})
+    return regions
 
 
 def answer_line(config: LabelConfig, text: str, key: str) -> list[Region]:

@@ -19,11 +19,12 @@ import numpy as np
 
 from backend.cache import ByteCache
 from backend.cases import Answer, Case, Drawn, quoted, read_case
+from backend.config_choice import choose_config
 from backend.corrections import Served, StoredAnnotation
 from backend.drawn import Mask
 from backend.errors import TaskError, where
 from backend.fold import AHEAD_SECONDS, row_id
-from backend.label_config import PROMPT_NAME
+from backend.label_config import PROMPT_NAME, LabelConfig
 from backend.phrases import wanted
 from backend.wire import Task
 from sam4mllm.errors import Sam4mllmError
@@ -54,9 +55,9 @@ class Review:
     ``instances``: its regions' masks, each once, and none for the outcome "none". ``outcome``: "accepted" as served, "edited", "drawn" by
     hand, or "none": there is no such object. ``iou``: of all that stands against all that was served for the phrase; None if nothing was.
     ``version``: what served it, or empty. ``features``: those of its least sure region. ``lead_time``: seconds; ``reviewer``: the user who
-    was last to save; ``updated``: seconds since 1970. ``image``: the reference in the task's data. ``unassisted``: no pre-annotation was
-    shown, on purpose. ``score``: that of the least sure region when it was served, None if nothing was. ``changed``: the stamp of the
-    annotation in the log, which says what came first.
+    was last to save; ``updated``: seconds since 1970. ``image``: the reference in the task's data; ``page``: its number there, from 0, in a
+    task of several. ``unassisted``: no pre-annotation was shown, on purpose. ``score``: that of the least sure region when it was served,
+    None if nothing was. ``changed``: the stamp of the annotation in the log, which says what came first.
     """
 
     annotation: int
@@ -77,6 +78,7 @@ class Review:
     image: str
     unassisted: bool
     score: float | None = None
+    page: int = 0
     changed: float = field(default=0.0, compare=False)
 
 
@@ -87,7 +89,7 @@ def in_order(review: Review) -> tuple[float, float, int]:
 
 @dataclass(frozen=True)
 class Refused:
-    """An annotation that nothing is learnt from, and why, in one line."""
+    """An annotation that nothing is learnt from, or one of its pages, and why, in one line."""
 
     annotation: int
     project: int
@@ -97,38 +99,45 @@ class Refused:
 
 @dataclass(frozen=True)
 class Reviews:
-    """One review at most for each phrase of a task, in order of project, task and phrase; and what was refused."""
+    """One review at most for each phrase of a picture, in order of project, task, phrase and page; and what was refused."""
 
     reviews: list[Review]
     refused: list[Refused]
 
 
-def _bytes(found: tuple[Review, ...] | str) -> int:
-    return 200 if isinstance(found, str) else 1000 + sum(1000 + len(mask["counts"]) for review in found for mask in review.instances)
+@dataclass(frozen=True)
+class _Found:
+    """What an annotation teaches, and why it is refused, or the first of its pages that are; empty if none is."""
+
+    reviews: tuple[Review, ...] = ()
+    refusal: str = ""
+
+    @property
+    def nbytes(self) -> int:
+        return 1000 + sum(1000 + len(mask["counts"]) for review in self.reviews for mask in review.instances)
 
 
-_memory: ByteCache[str, tuple[Review, ...] | str] = ByteCache(MEMORY, _bytes)
+_memory: ByteCache[str, _Found] = ByteCache(MEMORY, lambda found: found.nbytes)
 
 
 def read_reviews(corrections: Annotations, phrase_field: str, max_pixels: int = MAX_PIXELS, prompt_control: str = PROMPT_NAME) -> Reviews:
     """All that the log's annotations teach; skipped and deleted ones teach nothing.
 
-    Of several reviews of a phrase in a task a ground truth comes first, then the newest. ``phrase_field`` is the key of a task's data that
-    holds its phrase, ``prompt_control`` the TextArea with what was typed; masks of more than ``max_pixels`` are refused.
+    Of several reviews of a phrase in a picture a ground truth comes first, then the newest. ``phrase_field`` is where a task's data holds
+    its phrase, ``prompt_control`` the TextArea with what was typed; masks of more than ``max_pixels`` are refused.
     """
-    best: dict[tuple[int, int, str], tuple[bool, Review]] = {}
+    best: dict[tuple[int, int, str, int], tuple[bool, Review]] = {}
     refused: list[Refused] = []
     for stored in corrections.each_annotation():
         if stored.state == "skipped":
             continue
         truth = stored.body.get("ground_truth") is True
         found = _remembered(stored, corrections, phrase_field, max_pixels, prompt_control)
-        if isinstance(found, str):
-            refused.append(Refused(stored.id, stored.project, stored.task, found))
-            continue
-        for one in found:
+        if found.refusal:
+            refused.append(Refused(stored.id, stored.project, stored.task, found.refusal))
+        for one in found.reviews:
             review = replace(one, changed=stored.changed)
-            key = (review.project, review.task, review.phrase)
+            key = (review.project, review.task, review.phrase, review.page)
             if key not in best or truth > best[key][0] or (truth == best[key][0] and _is_newer(review, best[key][1])):
                 best[key] = truth, review
     return Reviews([best[key][1] for key in sorted(best)], refused)
@@ -141,30 +150,44 @@ def _is_newer(one: Review, other: Review) -> bool:
     return (one.updated, one.annotation) > (other.updated, other.annotation)
 
 
-def _remembered(
-    stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int, prompt_control: str
-) -> tuple[Review, ...] | str:
+def _remembered(stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int, prompt_control: str) -> _Found:
     """The reviews of an annotation, or why it is refused; worked out once for as long as nothing that they hang on has changed."""
     served, unassisted = corrections.served(stored.project, stored.task), corrections.withheld(stored.project, stored.task)
     key = hashlib.sha256(repr((stored.digest, served, unassisted, phrase_field, max_pixels, prompt_control)).encode()).hexdigest()
     known = _memory.get(key)
     if known is None:
         try:
-            known = tuple(_reviews(read_case(stored, served, max_pixels, prompt_control), unassisted, phrase_field))
+            known = _find(stored, choose_config(stored, prompt_control), served, unassisted, phrase_field, max_pixels)
         except Sam4mllmError as error:
-            known = str(error)
+            known = _Found(refusal=str(error))
         except Exception as error:  # an annotation is foreign: one must not keep the others from being learnt
-            known = f"internal error ({where(error)})"
-            log.error("annotation %d: %s", stored.id, known)
+            known = _Found(refusal=f"internal error ({where(error)})")
+            log.error("annotation %d: %s", stored.id, known.refusal)
         _memory.put(key, known)
     return known
 
 
-def _reviews(case: Case, unassisted: bool, phrase_field: str) -> Iterator[Review]:
-    """Raises Sam4mllmError: why the annotation is refused."""
-    image = case.stored.data.get(case.config.image_key)
-    if not isinstance(image, str) or not image:
-        raise TaskError(f"the task's data has no image at {case.config.image_key!r}")
+def _find(
+    stored: StoredAnnotation, config: LabelConfig, served: Sequence[Served], unassisted: bool, phrase_field: str, max_pixels: int
+) -> _Found:
+    """Raises Sam4mllmError: why the annotation is refused. One page that is does not spoil the others."""
+    pictures = config.pictures(stored.data)
+    if not config.paged:
+        case = read_case(stored, config, None, served, max_pixels)
+        return _Found(tuple(_reviews(case, pictures[0], 0, unassisted, phrase_field)))
+    found: list[Review] = []
+    refusals: list[str] = []
+    for page, image in enumerate(pictures):
+        try:
+            case = read_case(stored, config, page, served, max_pixels)
+            found += _reviews(case, image, page, unassisted, phrase_field)
+        except Sam4mllmError as error:
+            refusals.append(f"page {page + 1}: {error}")
+    return _Found(tuple(found), next(iter(refusals), ""))
+
+
+def _reviews(case: Case, image: str, page: int, unassisted: bool, phrase_field: str) -> Iterator[Review]:
+    """Raises Sam4mllmError: why what is about this picture is refused."""
     phrases = _phrases(case, phrase_field)
     shares = _share_out(case, phrases)
     for phrase, label in phrases.items():
@@ -172,7 +195,8 @@ def _reviews(case: Case, unassisted: bool, phrase_field: str) -> Iterator[Review
         decided = _decide_masks(case, phrase, drawn) if drawn else _decide_none(case, phrase)
         if decided is not None:
             labels = {name for region in drawn for name in region.labels}
-            yield _review(case, phrase, labels.pop() if len(labels) == 1 else label, drawn, decided, image, unassisted)
+            review = _review(case, phrase, labels.pop() if len(labels) == 1 else label, drawn, decided, image, unassisted)
+            yield replace(review, page=page)
 
 
 # -- regions to phrases --------------------------------------------------------------------------------------------------------------------
@@ -189,15 +213,24 @@ def _phrases(case: Case, phrase_field: str) -> dict[str, str | None]:
         # whoever typed something else for want of an answer speaks of that
         shown = [answer for answer in shown if answer.regions]
     shown += [answer for answer in case.answers if case.present & answer.regions.keys()]
-    phrases = {answer.phrase: answer.records[0].label for answer in shown if answer.phrase}
+    phrases = {answer.phrase: _label_of(answer, case.config) for answer in shown if answer.phrase}
     task = Task(case.stored.task, case.stored.data)
     asked = wanted(task, case.config, case.typed, phrase_field, next(iter(phrases), ""))
     return phrases | {one.phrase: one.label for one in asked}
 
 
+def _label_of(answer: Answer, config: LabelConfig) -> str | None:
+    """The label that a phrase was served with, or what it is in a config that no longer has that one."""
+    label = answer.records[0].label
+    known = label is None or any(label == one.value for one in config.mask.labels)
+    return label if known else config.label_for(answer.phrase)
+
+
 def _share_out(case: Case, phrases: Mapping[str, str | None]) -> dict[str, list[Drawn]]:
     """Each phrase's regions: by what they were served for, else by their label. Raises TaskError where that does not decide."""
-    served = {region: (answer.phrase, answer.records[0].label) for answer in case.answers for region in answer.regions if answer.phrase}
+    served = {
+        region: (answer.phrase, _label_of(answer, case.config)) for answer in case.answers for region in answer.regions if answer.phrase
+    }
     shares: dict[str, list[Drawn]] = {phrase: [] for phrase in phrases}
     for region in case.drawn:
         if region.id in served:
@@ -206,13 +239,15 @@ def _share_out(case: Case, phrases: Mapping[str, str | None]) -> dict[str, list[
             if moved:
                 raise TaskError(f"a region was served for {quoted(phrase)} and is now labelled {quoted(moved[0])}")
         else:
-            phrase = _phrase_of(region, phrases)
+            phrase = _phrase_of(region, phrases, case.config)
         shares[phrase].append(region)
     _check_other_controls(case, phrases)
     return shares
 
 
-def _phrase_of(region: Drawn, phrases: Mapping[str, str | None]) -> str:
+def _phrase_of(region: Drawn, phrases: Mapping[str, str | None], config: LabelConfig) -> str:
+    if not region.labels and not config.mask.labels and len(phrases) == 1:
+        return next(iter(phrases))
     if not region.labels:
         raise TaskError("a region has no label that would tell its phrase")
     fit = [phrase for phrase, label in phrases.items() if label is None or label in region.labels]
@@ -305,7 +340,7 @@ def _kind(case: Case, phrase: str, region: Drawn, served: Rle | None) -> Outcome
 
 def _is_exact(case: Case) -> bool:
     """Whether a region shows its mask as it is, not as an outline."""
-    return case.config.mask.tag in ("BrushLabels", "BitmaskLabels")
+    return case.config.mask.drawing in ("BrushLabels", "BitmaskLabels")
 
 
 def _final(case: Case, drawn: Sequence[Drawn], base: Sequence[Answer], size: tuple[int, int]) -> tuple[Rle, ...]:

@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         description="further image hosts, comma-separated: `images.example.com` (public addresses only) or `http://minio:9000` "
         "(an origin trusted as it is, private too)",
     )
-    phrase_field: str = Field("description", description="the key of a task's data that holds its phrase")
+    phrase_field: str = Field("description", description="where a task's data holds its phrase: a key, or a path as `meta.text`")
     prompt_control: str = Field(
         PROMPT_NAME, description="the name of the `TextArea` in which annotators type what to find; no other is read"
     )

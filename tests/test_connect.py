@@ -154,7 +154,7 @@ def test_a_config_that_will_not_do_is_refused_with_one_to_set(tmp_path: Path) ->
     assert server.project["label_config"] == caught.value.offered
     found = read_label_config(caught.value.offered)
     assert found.mask.labels == (Label("Cup"),)
-    assert found.image_key == "img"
+    assert found.image_value == "$img"
     assert run(server, tmp_path, config="default") == [False, False, False]
 
 
@@ -233,8 +233,8 @@ def test_the_shipped_config_is_the_one_that_is_offered() -> None:
 
 def test_an_offered_config_keeps_labels_aliases_and_odd_characters() -> None:
     labels = (Label('A "big" <cup> & co', ("mug", "beaker")), *(Label(f"Thing {index}") for index in range(9)))
-    found = read_label_config(make_config(labels, "img", "what"))
+    found = read_label_config(make_config(labels, "$img", "what"))
     assert found.mask.labels == labels
     assert found.keypoint is not None
     assert found.prompt is not None
-    assert offer_config(make_config(labels, "img", "what"), "what") == make_config(labels, "img", "what")
+    assert offer_config(make_config(labels, "$img", "what"), "what") == make_config(labels, "$img", "what")

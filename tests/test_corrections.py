@@ -71,7 +71,7 @@ def test_an_annotation_has_its_tasks_data_and_its_projects_config(log: Correctio
     [kept] = log.annotations()
     assert (kept.id, kept.project, kept.task, kept.state, kept.updated) == (1, PROJECT, TASK, "submitted", CREATED)
     assert kept.data == {"image": "/data/upload/3/a.png", "description": "the cup"}
-    assert kept.label_config == CONFIG
+    assert kept.label_configs == (CONFIG,)
     assert kept.body["result"] == [as_json(region("a", blob(4)))]
     assert (kept.body["lead_time"], kept.body["parent_prediction"]) == (3.5, 41)
     assert began <= kept.changed <= time.time()
@@ -178,7 +178,7 @@ def test_a_config_is_replaced_by_a_later_one_only(log: CorrectionLog) -> None:
     log.store({"action": "PROJECT_UPDATED", "project": project})
     log.store(updated(after=120.0))
     log.store({"action": "PROJECT_UPDATED", "project": {**project, "label_config": "<older/>", "updated_at": when(CREATED)}})
-    assert [one.label_config for one in log.annotations()] == [later]
+    assert [one.label_configs for one in log.annotations()] == [(CONFIG, later)]
 
 
 def test_a_tasks_data_are_replaced_by_later_ones_only(log: CorrectionLog) -> None:
@@ -191,7 +191,7 @@ def test_a_tasks_data_are_replaced_by_later_ones_only(log: CorrectionLog) -> Non
 
 def test_an_annotation_whose_task_never_came_is_kept(log: CorrectionLog) -> None:
     log.store({**created(), "task": None, "project": 7})
-    assert [(one.data, one.label_config) for one in log.annotations()] == [({}, "")]
+    assert [(one.data, one.label_configs) for one in log.annotations()] == [({}, ())]
 
 
 ACTIONS = ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "ANNOTATIONS_DELETED", "TASKS_DELETED", "PROJECT_UPDATED")
@@ -339,9 +339,9 @@ def test_a_config_that_an_event_told_during_the_pull_stands(log: CorrectionLog) 
     log.store({"action": "PROJECT_UPDATED", "project": later})
     log.store(created())
     log.reconcile(PROJECT, "t", CONFIG, [task(annotation())], began)
-    assert [one.label_config for one in log.annotations()] == ["<later/>"]
+    assert [one.label_configs for one in log.annotations()] == [(CONFIG, "<later/>")]
     log.reconcile(PROJECT, "t", CONFIG, [task(annotation())], time.time())
-    assert [one.label_config for one in log.annotations()] == [CONFIG]
+    assert log._read("SELECT label_config FROM projects") == [(CONFIG,)]
 
 
 def test_malformed_tasks_are_passed_over(log: CorrectionLog) -> None:

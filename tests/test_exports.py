@@ -211,7 +211,7 @@ BAD: dict[str, tuple[dict[str, Any], str]] = {
         task(annotation(region()), image="https://example.com/a.png"),
         "its picture is neither an upload nor a local file",
     ),
-    "no picture": (task(annotation(region()), image=7), "the task's data has no image at 'image'"),
+    "no picture": (task(annotation(region()), image=7), "the task's data has int at '$image'"),
     "faint to nothing": (
         task(annotation(region(value={"rle": brush.encode(square() * False), "brushlabels": ["Cup"]})), description="the cup"),
         "a region covers no pixel of its image",

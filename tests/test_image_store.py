@@ -125,6 +125,8 @@ def test_a_picture_comes_with_its_pixels_and_hash(server: Server, clients: list[
     [
         pytest.param("/data/upload/1/a.png", "/data/upload/1/a.png", id="upload"),
         pytest.param("/label-studio/data/upload/1/a.png", "/data/upload/1/a.png", id="upload with sub-path"),
+        pytest.param("/tools/label-studio/v1/data/upload/1/a.png", "/data/upload/1/a.png", id="upload with a sub-path of three segments"),
+        pytest.param("/a/b/data/local-files/?d=a.png", "/data/local-files/?d=a.png", id="local file with a sub-path of two segments"),
         pytest.param("http://localhost:8080/data/upload/1/a.png", "/data/upload/1/a.png", id="absolute upload"),
         pytest.param("/data/local-files/?d=set/a.png", "/data/local-files/?d=set/a.png", id="local file"),
         pytest.param("http://localhost:8080/data/local-files/?d=set%2Fa.png", "/data/local-files/?d=set%2Fa.png", id="absolute local file"),

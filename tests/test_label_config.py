@@ -26,7 +26,7 @@ def brush(labels: str) -> str:
 
 def test_the_shipped_config_has_every_control() -> None:
     found = read_label_config(SHIPPED)
-    assert (found.image, found.image_key, found.mask.name) == ("image", "image", "mask")
+    assert (found.image, found.image_value, found.mask.name) == ("image", "$image", "mask")
     assert found.prompt is not None
     assert found.keypoint is not None
     assert found.box is not None
@@ -109,7 +109,7 @@ def test_controls_of_another_image_and_of_regions_are_left_alone() -> None:
         '<KeyPointLabels name="k" toName="other"/><TextArea name="ocr" toName="image" perRegion="true"/>'
         '<Header name="m" value="x"/><BrushLabels name="m" toName="image"/><TextArea name="prompt" toName="image"/></View>'
     )
-    assert (found.image_key, found.keypoint) == ("image", None)
+    assert (found.image_value, found.keypoint) == ("$image", None)
     assert found.prompt is not None
     assert found.prompt.name == "prompt"
 

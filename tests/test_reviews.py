@@ -520,8 +520,8 @@ MANUAL = region("h", blob(4), "Cup", "manual")
             "drawn with 'poly'",
             id="another control",
         ),
-        pytest.param(event("ANNOTATION_CREATED", annotation(MANUAL), image=""), "no image at 'image'", id="no image"),
-        pytest.param(event("ANNOTATION_CREATED", annotation(MANUAL), image=["a", "b"]), "no image at 'image'", id="images"),
+        pytest.param(event("ANNOTATION_CREATED", annotation(MANUAL), image=""), "no image address at '$image'", id="no image"),
+        pytest.param(event("ANNOTATION_CREATED", annotation(MANUAL), image=["a", "b"]), "has 2 pictures at '$image'", id="images"),
     ],
 )
 def test_what_cannot_be_trusted_is_refused_and_kept(tmp_path: Path, body: dict[str, Any], reason: str) -> None:

@@ -20,12 +20,13 @@ from backend.answering import Answerer, bulk_question
 from backend.corrections import Served
 from backend.decoding import shared_decoder
 from backend.errors import BackendError, BatchError, LabelStudioError, where
-from backend.images import LoadedImage, image_store
+from backend.images import ImageStore, LoadedImage, image_store
 from backend.label_config import read_label_config
 from backend.label_studio import LabelStudio
 from backend.metrics import Metrics
 from backend.pushing import patiently, tasks_without
 from backend.record import served_records
+from backend.region_parts import join_pages, naming_page
 from backend.settings import Settings
 from backend.wire import Task, is_row_id, read_task
 from sam4mllm.data.examples import EXAMPLES, each_example
@@ -128,23 +129,35 @@ class ProjectWork:
         return _digest(self.uid, self.label_config, self.settings.phrase_field, self.settings.show_prompts, self.remembered, job)
 
     def loader(self) -> Load:
-        token = self.settings.label_studio_api_key.get_secret_value()
-        store = image_store(self.settings, LabelStudio(self.settings.label_studio_url, token))
-        key = read_label_config(self.label_config).image_key
-        return lambda job: store.load(job.data.get(key), job.id)
+        store = self._store()
+        config = read_label_config(self.label_config, self.settings.prompt_control)
+        return lambda job: store.load(config.pictures(job.data)[0], job.id)
 
     def answerer(self) -> Answer:
         answerer = _answerer(self.settings)
         config = read_label_config(self.label_config, self.settings.prompt_control)
+        store = self._store()
 
         def answer(pipeline: Pipeline, job: Job, image: LoadedImage, seconds: float) -> Answered:
             task: Task = read_task({"id": job.id, "data": job.data})
-            question = bulk_question(task, config, self.settings.phrase_field, self.remembered)
             version = pipeline.version(self.settings.strategy)
-            text, drawn = answerer.answer(pipeline, image, question, question.key(version, self.uid), seconds)
-            return Answered(json.loads(text), served_records(drawn, image, self.uid, job.id, version, False))
+            answers: list[tuple[int, bytes]] = []
+            served: list[Served] = []
+            for question in bulk_question(task, config, self.settings.phrase_field, self.remembered).each_page():
+                page = question.page or 0
+                with naming_page(question.page):
+                    # decoded, a picture takes megabytes: further pages are had one at a time
+                    shown = store.load(question.image, job.id) if page else image
+                    text, drawn = answerer.answer(pipeline, shown, question, question.key(version, self.uid), seconds)
+                answers.append((page, text))
+                served += served_records(drawn, shown, self.uid, job.id, version, False, page)
+            return Answered(json.loads(join_pages(answers, config) if config.paged else answers[0][1]), served)
 
         return answer
+
+    def _store(self) -> ImageStore:
+        token = self.settings.label_studio_api_key.get_secret_value()
+        return image_store(self.settings, LabelStudio(self.settings.label_studio_url, token))
 
 
 @dataclass

@@ -8,13 +8,14 @@ from typing import Any
 
 from backend.errors import ConfigError, TaskError
 from backend.label_config import Label, _tags, read_label_config, salvage
+from backend.task_values import has_variable, resolve
 
 
 @dataclass(frozen=True)
 class Surfaces:
     """A config's pictures, its labels, and which rectangles are prompts.
 
-    ``images`` are the values of the Image tags by their names; ``any_image`` is the value of the picture where no config says which there
+    ``images`` are what the Image tags show by their names; ``any_image`` is the value of the picture where no config says which there
     are. ``labels`` are those of all controls, each value once, and ``prompts`` the names of rectangle controls with ``smart="true"`` beside
     the one that gets the masks.
     """
@@ -48,18 +49,18 @@ class Surfaces:
 
 
 def _references(value: str, data: Mapping[str, Any]) -> list[str]:
-    held = data.get(value[1:]) if value.startswith("$") else None
+    held = resolve(value, data) if has_variable(value) else None
     return [one for one in (held if isinstance(held, list) else [held]) if isinstance(one, str) and one.strip()]
 
 
 def read_surfaces(xml: str) -> Surfaces:
     """The surfaces of a config. Raises ConfigError if it is no XML."""
-    tags = _tags(xml)
-    labels, _ = salvage(xml)
+    tags, _ = _tags(xml)
+    labels = salvage(xml).labels
     try:
         mask = read_label_config(xml).mask.name
     except ConfigError:
         mask = ""
-    images = {tag.attributes.get("name", ""): tag.attributes.get("value", "") for tag in tags if tag.name == "Image"}
+    images = {tag.attributes.get("name", ""): tag.picture for tag in tags if tag.name == "Image"}
     smart = (tag for tag in tags if tag.name == "RectangleLabels" and tag.attributes.get("smart", "").lower() == "true")
-    return Surfaces(images, tuple(labels), frozenset(tag.attributes.get("name", "") for tag in smart) - {mask})
+    return Surfaces(images, labels, frozenset(tag.attributes.get("name", "") for tag in smart) - {mask})
