@@ -11,9 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from backend.cache import ByteCache
 from backend.errors import TaskError
@@ -21,9 +19,11 @@ from backend.images import LoadedImage
 from backend.label_config import LabelConfig
 from backend.metrics import Metrics
 from backend.phrases import Pointed, Wanted, wanted
+from backend.pointing import OnScreen, answer_ids, of_size, with_shown
 from backend.record import Drawn
 from backend.regions import answer_line, to_regions
 from backend.settings import Settings
+from backend.telling import summary_of_clicks, told
 from backend.wire import Region, Task, prediction
 from sam4mllm.clicks import Clicks
 from sam4mllm.pipeline import Instance, Opened, Pipeline, Segmentation
@@ -47,10 +47,13 @@ class Question:
     pointed: Pointed
     interactive: bool
     page: int | None = None
+    seen: tuple[OnScreen, ...] = ()
+    """What the annotator may have on the screen for the phrase."""
+    selected: frozenset[str] = frozenset()
 
     def key(self, version: str, project: str) -> str:
         parts = (version, project, self.task.id, json.dumps(self.task.data, sort_keys=True), self.config, self.wanted, self.pointed)
-        return hashlib.sha256(repr((*parts, self.interactive, self.page)).encode()).hexdigest()
+        return hashlib.sha256(repr((*parts, self.interactive, self.page, self.seen, sorted(self.selected))).encode()).hexdigest()
 
     @property
     def image(self) -> str:
@@ -61,7 +64,8 @@ class Question:
         """The same of each page of a task of several; itself for any other. Raises TaskError where there is none."""
         if not self.config.paged:
             return (self,)
-        return tuple(replace(self, page=page) for page in range(len(self.config.pictures(self.task.data))))
+        pages = range(len(self.config.pictures(self.task.data)))
+        return tuple(replace(self, page=page, seen=tuple(one for one in self.seen if one.page == page)) for page in pages)
 
 
 def bulk_question(task: Task, config: LabelConfig, phrase_field: str, remembered: str = "") -> Question:
@@ -87,28 +91,38 @@ class Answerer:
         Raises TaskError where the answer says nothing of the picture.
         """
         height, width = image.pixels.shape[:2]
-        clicks = question.pointed.clicks(width, height) if question.pointed else None
+        seen = of_size(question.seen, height, width)
+        clicks = with_shown(question.pointed.clicks(width, height), seen, question.selected) if question.pointed else None
         found, seconds = self.find(pipeline, image, [one.phrase for one in question.wanted], clicks)
         drawing = time.perf_counter()
         labels = [one.label for one in question.wanted] or [None]
         if question.pointed.label is not None:
             labels = [question.pointed.label] * len(found)
-        kept = [_touched(one, clicks) for one in found]
+        kept = [one.instances if clicks is None else tuple(instance for instance in one.instances if instance.pointed) for one in found]
         regions: list[Region] = []
         drawn: list[Drawn] = []
         for place, (one, label, instances) in enumerate(zip(found, labels, kept, strict=True)):
-            made = [
-                to_regions(instance, index, question.config, label, f"{key} {place}", self._settings.show_prompts, question.page)
-                for index, instance in enumerate(instances)
-            ]
-            regions += [region for some in made for region in some]
-            masks = [tuple(region for region in some if region["from_name"] == question.config.mask.name) for some in made]
-            drawn.append(Drawn(one, label, tuple(zip(instances, masks, strict=True))))
+            recorded: list[tuple[Instance, tuple[Region, ...]]] = []
+            for index, instance in enumerate(instances):
+                own = _label_alone(question) if instance.pointed == "alone" else label
+                made = to_regions(instance, index, question.config, own, f"{key} {place}", self._settings.show_prompts, question.page)
+                masks = tuple(region for region in made if region["from_name"] == question.config.mask.name)
+                ids = answer_ids(instance, [region["id"] for region in masks], clicks, seen)
+                renamed = dict(zip((region["id"] for region in masks), ids, strict=True))
+                for region in masks:
+                    region.update(told(renamed[region["id"]], one.phrase))
+                for region in made:  # of a control beside Labels, two regions have one id
+                    region["id"] = renamed.get(region["id"], region["id"])
+                regions += made
+                if instance.pointed != "alone":
+                    recorded.append((instance, masks))
+            if recorded or clicks is None:  # a click elsewhere does not say that there is no such object
+                drawn.append(Drawn(one, label, tuple(recorded)))
         notes = sorted({one.note for one in found if one.note})
         if notes and not regions and not question.interactive:
             raise TaskError("; ".join(notes))  # not the same as "no such object"
         if question.interactive:
-            regions += answer_line(question.config, _summary(found), key)
+            regions += answer_line(question.config, _summary(found) if clicks is None else summary_of_clicks(found, kept, regions), key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
         answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version(self._settings.strategy)))
         self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
@@ -164,21 +178,10 @@ class Answerer:
         return opened
 
 
-def _touched(found: Segmentation, clicks: Clicks | None) -> tuple[Instance, ...]:
-    """The instances that the clicks are part of; all if there is no click, or none of them reached an instance."""
-    if clicks is None:
-        return found.instances
-    touched = tuple(instance for instance in found.instances if _has_any(instance, clicks))
-    return touched or found.instances
-
-
-def _has_any(instance: Instance, clicks: Clicks) -> bool:
-    point = any(_is_row(one, instance.points_px) for one in clicks.points_px)
-    return point or _is_row(instance.box_px, np.concatenate([clicks.boxes_px, clicks.boxes_px[:, [2, 3, 0, 1]]]))
-
-
-def _is_row(row: NDArray[np.float32], rows: NDArray[np.float32]) -> bool:
-    return bool(len(rows)) and bool(np.isclose(rows, row, atol=0.5).all(-1).any())
+def _label_alone(question: Question) -> str | None:
+    """The label of what stands alone: that of the smart tool, else the only one there is."""
+    labels = question.config.mask.labels
+    return question.pointed.label or (labels[0].value if len(labels) == 1 else None)
 
 
 def _summary(found: Sequence[Segmentation]) -> str:

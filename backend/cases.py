@@ -109,7 +109,7 @@ def read_case(stored: StoredAnnotation, config: LabelConfig, page: int | None, s
     if page is not None:
         regions = on_page(regions, page)
         served = [one for one in served if one.page == page]
-    own = [region for region in regions if region.get("from_name") == config.mask.name]
+    own = [region for region in regions if region.get("from_name") == config.mask.name and not _is_line(region)]
     if len(own) > MAX_REGIONS:
         raise TaskError(f"the annotation has {len(own)} masks; at most {MAX_REGIONS} are read")
     drawn, size = _drawn(own, config, max_pixels)
@@ -130,6 +130,12 @@ def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> t
     if len(sizes) > 1:
         raise TaskError("the annotation's masks are of different sizes")
     return tuple(drawn), next(iter(sizes), None)
+
+
+def _is_line(region: Region) -> bool:
+    """Whether a region is the answer's line: where a label was chosen as it came, Label Studio's editor gives it that label as well."""
+    value = region.get("value")
+    return isinstance(value, dict) and "text" in value
 
 
 def _labels(region: Region, config: LabelConfig) -> tuple[str, ...]:

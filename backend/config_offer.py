@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.sax.saxutils import quoteattr
 
+from backend.correcting import CORRECTING
 from backend.errors import ConfigError
 from backend.label_config import PROMPT_NAME, Label, Salvaged, salvage
 
@@ -52,8 +53,14 @@ def make_config(
   <RectangleLabels name="box" toName="image"{source} smart="true">
 {_labels(labels, "box")}
   </RectangleLabels>
+{_instructions()}
 </View>
 """
+
+
+def _instructions() -> str:
+    """Below all that is worked with: how a mask is corrected."""
+    return "\n".join(f'  <Header size="6" value={quoteattr(line)}/>' for line in CORRECTING)
 
 
 def _labels(labels: Sequence[Label], control: str) -> str:

@@ -240,12 +240,13 @@ class CorrectionLog(LogFile):
         """Keep what was served, all or nothing. A record that is there already stays as it is; a "none" of a batch is one for good."""
         self._keep("served", [[*_columns(one), json.dumps(_rest(one))] for one in records])
 
-    def served(self, project: int, task: int) -> list[Served]:
-        """What was served for a task, in the order in which it was kept."""
-        rows = self._patiently(
+    def served(self, project: int, task: int, wait: float = PATIENTLY) -> list[Served]:
+        """What was served for a task, in the order in which it was kept; ``wait``: SOON or PATIENTLY."""
+        rows = self._read(
             "SELECT time, version, phrase, region, interactive, body FROM served WHERE project = ? AND task = ? "
             "ORDER BY coalesce(noted, time), time, version, phrase, region",
             (project, task),
+            wait,
         )
         return [_served(project, task, row) for row in rows]
 

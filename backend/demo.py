@@ -16,6 +16,7 @@ from typing import Any, Self
 import httpx
 from PIL import Image
 
+from backend.correcting import CORRECTING
 from backend.errors import LabelStudioError, SettingsError
 from backend.local_label_studio import LocalLabelStudio
 from backend.process import HOST, Child, Progress, check_port, serve_command
@@ -208,6 +209,7 @@ def _stopped_by_signals() -> Iterator[None]:
 
 
 def _invitation(demo: Demo) -> str:
+    lines = "\n".join(CORRECTING)
     return f"""
     {demo.url}
     login     {demo.label_studio.user}
@@ -215,8 +217,8 @@ def _invitation(demo: Demo) -> str:
     status    {demo.backend_url}
 
 Open a task: the mask of its description is there already. Some descriptions mean several things, some nothing in the picture.
-Switch Auto-Annotation on (bottom left), type another description under the picture, press Enter, and accept the mask.
-To correct a mask, choose the green label and the smart keypoint tool, then click: add here, with Alt: not here. Submit.
+{lines}
+Or type another description above the picture, press Enter, press the tick.
 Ctrl-C stops both servers; the data stays for the next time.
 """
 

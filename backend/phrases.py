@@ -99,6 +99,11 @@ def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, remem
     return named
 
 
+def has_phrase(data: Mapping[str, Any], phrase_field: str) -> bool:
+    """Whether a task's data holds a phrase of its own. Raises TaskError and PhraseError as :func:`wanted`."""
+    return bool(_from_field(find(data, phrase_field)))
+
+
 def _from_field(value: object) -> list[tuple[str | None, str]]:
     """Pairs of the label that is given, if any, and a phrase."""
     if isinstance(value, Mapping):

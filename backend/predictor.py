@@ -23,10 +23,12 @@ from backend.flights import Flights
 from backend.images import LoadedImage
 from backend.label_config import LabelConfig, read_label_config
 from backend.log_faults import LogError
+from backend.log_file import SOON
 from backend.metrics import Metrics
 from backend.phrases import Pointed, Wanted, pointed, typed_text, wanted
+from backend.pointing import OnScreen, on_screen, selected_regions, touched_phrase
 from backend.record import Drawn, served_records
-from backend.region_parts import join_labels, join_pages, naming_page, on_page
+from backend.region_parts import join_labels, join_pages, naming_page, on_page, page_of
 from backend.regions import answer_line
 from backend.roster import Lease, Roster
 from backend.settings import Settings
@@ -70,6 +72,7 @@ class Notes(Protocol):
     def task_phrase(self, project: str, task: int) -> str: ...
     def project_phrase(self, project: str) -> str: ...
     def serve(self, records: Sequence[Served]) -> None: ...
+    def served(self, project: int, task: int, wait: float) -> list[Served]: ...
     def withhold(self, project: int, task: int) -> None: ...
     def withheld(self, project: int, task: int) -> bool: ...
     def note_config(self, project: int, label_config: str) -> None: ...
@@ -223,10 +226,37 @@ class Predictor:
             with _noting(f"the phrase that was typed for task {task.id}"):
                 self._notes.remember(request.project, task.id, typed)
         elif pointing:
-            return Question(task, config, self._spoken_of(task, config, pointing, request.project), pointing, True)
+            return self._pointed(task, config, pointing, context, request.project)
         elif request.interactive:
             return Question(task, config, (), pointing, True)
-        return Question(task, config, tuple(self._wanted(task, config, typed, request.project)), pointing, request.interactive)
+        asked = tuple(self._wanted(task, config, typed, request.project))
+        seen = self._on_screen(task, asked, request.project).get(asked[0].phrase, ()) if typed else ()
+        return Question(task, config, asked, pointing, request.interactive, seen=seen)
+
+    def _pointed(self, task: Task, config: LabelConfig, pointing: Pointed, context: Sequence[Region], project: str) -> Question:
+        phrases = self._spoken_of(task, config, project)
+        seen, selected = self._on_screen(task, phrases, project), selected_regions(context, config)
+        if config.paged:
+            pages = {page_of(region) for region in context}
+            seen = {phrase: tuple(one for one in some if one.page in pages) for phrase, some in seen.items()}
+        about = phrases
+        if len(phrases) > 1:
+            phrase = touched_phrase(pointing, seen, selected)
+            about = [one for one in phrases if (one.phrase == phrase if phrase else one.label == pointing.label)]
+        if len(about) != 1:
+            return Question(task, config, (), pointing, True)
+        return Question(task, config, tuple(about), pointing, True, seen=seen.get(about[0].phrase, ()), selected=selected)
+
+    def _on_screen(self, task: Task, phrases: Sequence[Wanted], project: str) -> dict[str, tuple[OnScreen, ...]]:
+        """What an annotator may see, by phrase; a click is answered even if the log cannot be read."""
+        if task.id is None or not project:
+            return {}
+        try:
+            records = self._notes.served(int(project.partition(".")[0]), task.id, SOON)
+        except LogError as error:
+            log.error("what was served for task %s could not be read: %s", task.id, error)
+            return {}
+        return {one.phrase: on_screen(records, one.phrase, task.present) for one in phrases}
 
     def _withheld(self, question: Question, request: PredictRequest) -> bool:
         """A small share of the tasks that are opened, always the same ones, is drawn without our help: the yardstick of its worth. Bulk
@@ -249,20 +279,15 @@ class Predictor:
         remembered = _recalled(lambda: self._notes.project_phrase(project)) if self._settings.remember_phrase and not typed else ""
         return wanted(task, config, typed, self._settings.phrase_field, remembered)
 
-    def _spoken_of(self, task: Task, config: LabelConfig, pointing: Pointed, project: str) -> tuple[Wanted, ...]:
-        """The one phrase that a click is about: the task's only one, or the only one of the click's label; else the click stands alone.
-
-        A click's context never holds the phrase that was typed before, and drafts are seconds late.
-        """
+    def _spoken_of(self, task: Task, config: LabelConfig, project: str) -> list[Wanted]:
+        """The phrases that a click may be about. Its context never holds the phrase that was typed before, and drafts are seconds late."""
         number = task.id
         noted = "" if number is None else _recalled(lambda: self._notes.task_phrase(project, number))
         typed = noted or typed_text(task.drafts, config)
         try:
-            phrases = self._wanted(task, config, typed, project)
+            return self._wanted(task, config, typed, project)
         except Sam4mllmError:
-            return ()
-        same = [one for one in phrases if one.label == pointing.label] if len(phrases) > 1 else phrases
-        return tuple(same) if len(same) == 1 else ()
+            return []
 
     def _ask_pages(self, questions: Sequence[Question], request: PredictRequest, lease: Lease, deadline: float) -> bytes:
         """One prediction of all pages. Each is kept by itself: where time runs out, the next request goes on with the rest."""

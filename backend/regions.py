@@ -40,7 +40,7 @@ def to_regions(
     is asked for. ``page``, from 0, is that of the picture in a task of several.
     """
     height, width = instance.mask.shape
-    drawn = [(config.mask, value) for value in _DRAW[config.mask.drawing](instance.mask)]
+    drawn = [(config.mask, value) for value in values_of(instance.mask, config.mask.drawing)]
     drawn += _prompts(instance, config, width, height) if show_prompts else []
     labels = [label] if label is not None else []
     shared = {
@@ -111,6 +111,11 @@ def _largest(outlines: list[NDArray[np.float32]]) -> NDArray[np.float32]:
 
 def _rectangle(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
     return [_box_value(box_of(mask), mask.shape[1], mask.shape[0])]
+
+
+def values_of(mask: NDArray[np.bool_], tag: str) -> list[dict[str, Any]]:
+    """The values of a mask's regions, as a control of that tag shows them."""
+    return _DRAW[tag](mask)
 
 
 _DRAW: dict[str, Callable[[NDArray[np.bool_]], list[dict[str, Any]]]] = {

@@ -2,7 +2,8 @@
 
 Nothing is guessed. An annotation whose regions do not say which phrase they belong to, or whose masks cannot be trusted, is refused with a
 reason and stays in the log. An empty annotation proves nothing by itself, for Label Studio at times shows no pre-annotation: that a phrase
-means nothing in an image takes a served mask that the reviewer deleted, or a served "no such object" that the reviewer let stand.
+means nothing in an image takes a served mask that the reviewer deleted, or a served "no such object" that the reviewer let stand. A mask
+that clicks made away from all that was served is no truth for the phrase, and one that a refined mask takes the place of is left out.
 """
 
 from __future__ import annotations
@@ -25,7 +26,9 @@ from backend.drawn import Mask
 from backend.errors import TaskError, where
 from backend.fold import AHEAD_SECONDS, row_id
 from backend.label_config import PROMPT_NAME, LabelConfig
-from backend.phrases import wanted
+from backend.outlines import is_outline_of
+from backend.phrases import has_phrase, wanted
+from backend.region_ids import stands_alone, superseded
 from backend.wire import Task
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import MAX_PIXELS
@@ -189,10 +192,16 @@ def _find(
 def _reviews(case: Case, image: str, page: int, unassisted: bool, phrase_field: str) -> Iterator[Review]:
     """Raises Sam4mllmError: why what is about this picture is refused."""
     phrases = _phrases(case, phrase_field)
-    shares = _share_out(case, phrases)
+    labels_of_config = {label.phrase or label.value for label in case.config.mask.labels}
+    named_by_labels = phrases.keys() <= labels_of_config and not (case.typed or has_phrase(case.stored.data, phrase_field))
+    shares = _share_out(case, phrases, named_by_labels)
+    alone = [region for region in case.drawn if stands_alone(region.id) and not named_by_labels]
+    if alone and not any(shares.values()):
+        # it may be the thing that the phrase means, or another
+        raise TaskError("its only masks were made by clicks away from what was found; paint them, or type what they are, to teach it")
     for phrase, label in phrases.items():
         drawn = shares[phrase]
-        decided = _decide_masks(case, phrase, drawn) if drawn else _decide_none(case, phrase)
+        decided = _decide_masks(case, phrase, drawn) if drawn else None if alone else _decide_none(case, phrase)
         if decided is not None:
             labels = {name for region in drawn for name in region.labels}
             review = _review(case, phrase, labels.pop() if len(labels) == 1 else label, drawn, decided, image, unassisted)
@@ -226,13 +235,19 @@ def _label_of(answer: Answer, config: LabelConfig) -> str | None:
     return label if known else config.label_for(answer.phrase)
 
 
-def _share_out(case: Case, phrases: Mapping[str, str | None]) -> dict[str, list[Drawn]]:
-    """Each phrase's regions: by what they were served for, else by their label. Raises TaskError where that does not decide."""
+def _share_out(case: Case, phrases: Mapping[str, str | None], named_by_labels: bool) -> dict[str, list[Drawn]]:
+    """Each phrase's regions: by what they were served for, else by their label. Raises TaskError where that does not decide.
+
+    What stands alone has a phrase only if the phrases are the labels themselves (``named_by_labels``): the reviewer chose its label.
+    """
     served = {
         region: (answer.phrase, _label_of(answer, case.config)) for answer in case.answers for region in answer.regions if answer.phrase
     }
     shares: dict[str, list[Drawn]] = {phrase: [] for phrase in phrases}
+    replaced = superseded(case.regions)
     for region in case.drawn:
+        if region.id in replaced or (stands_alone(region.id) and not named_by_labels):
+            continue
         if region.id in served:
             phrase, label = served[region.id]
             moved = [name for name in region.labels if label is not None and name != label and name in phrases.values()]
@@ -334,8 +349,14 @@ def _kind(case: Case, phrase: str, region: Drawn, served: Rle | None) -> Outcome
         return origins.get(region.origin, "drawn")
     if region.origin == "prediction-changed":
         return "edited"
-    same = region.mask["counts"] == served["counts"] if _is_exact(case) else region.origin == "prediction"
-    return "accepted" if same else "edited"
+    return "accepted" if _is_of(case, region, served) else "edited"
+
+
+def _is_of(case: Case, region: Drawn, served: Rle) -> bool:
+    """Whether a region shows a mask as it was served: one that clicks refined keeps its id, and counts as untouched in Label Studio."""
+    if _is_exact(case):
+        return region.mask["counts"] == served["counts"]
+    return region.origin == "prediction" and is_outline_of(region.mask, served, case.config)
 
 
 def _is_exact(case: Case) -> bool:
@@ -346,15 +367,15 @@ def _is_exact(case: Case) -> bool:
 def _final(case: Case, drawn: Sequence[Drawn], base: Sequence[Answer], size: tuple[int, int]) -> tuple[Rle, ...]:
     """The masks that the regions stand for, each once. An outline that was not touched stands for the mask that it was made from."""
     made_from: dict[str, Rle] = {}
-    untouched = set() if _is_exact(case) else {region.id for region in drawn if region.origin == "prediction"}
+    outlines = {} if _is_exact(case) else {region.id: region for region in drawn if region.origin == "prediction"}
     for answer in (*case.answers, *base):
         # several outlines may be of one mask: where one of them was changed or deleted, the others are all that is left of it
         pieces: dict[str, set[str]] = {}
         for region, mask in answer.regions.items():
             pieces.setdefault(mask["counts"], set()).add(region)
         for region, mask in answer.regions.items():
-            made_from.pop(region, None)
-            if pieces[mask["counts"]] <= untouched and mask["size"] == [*size]:
+            whole = pieces[mask["counts"]] <= outlines.keys() and mask["size"] == [*size]
+            if whole and _is_of(case, outlines[region], mask):
                 made_from[region] = mask
     final = [made_from.get(region.id, region.mask) for region in drawn]
     return tuple({mask["counts"]: mask for mask in final}.values())

@@ -18,11 +18,15 @@ Region = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One image to work on. ``drafts`` are the results that the annotator has not submitted yet; interactive requests have them."""
+    """One image to work on. ``drafts`` are the results that the annotator has not submitted yet; interactive requests have them.
+
+    ``present``: ids of the regions in its drafts, annotations and predictions.
+    """
 
     id: int | None
     data: Mapping[str, Any]
     drafts: tuple[Region, ...] = ()
+    present: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True)
@@ -73,11 +77,10 @@ def read_task(raw: object) -> Task:
     if not isinstance(data, dict) or not data:
         raise TaskError("the task has no data")
     number = raw.get("id")
-    drafts = raw.get("drafts")
-    found: list[Region] = []
-    for draft in drafts if isinstance(drafts, list) else []:
-        found += _regions(draft.get("result")) if isinstance(draft, dict) else ()
-    return Task(number if is_row_id(number) else None, data, tuple(found))
+    drafts = _results(raw.get("drafts"))
+    shown = [*drafts, *_results(raw.get("annotations")), *_results(raw.get("predictions"))]
+    present = frozenset(name for region in shown if isinstance(name := region.get("id"), str))
+    return Task(number if is_row_id(number) else None, data, tuple(drafts), present)
 
 
 def is_row_id(value: object) -> bool:
@@ -88,6 +91,12 @@ def is_row_id(value: object) -> bool:
 def prediction(regions: Sequence[Region], score: float, version: str) -> dict[str, Any]:
     """One prediction as Label Studio stores it: a score that is no number would cost it the whole batch."""
     return {"result": list(regions), "score": float(score) if math.isfinite(score) else 0.0, "model_version": version}
+
+
+def _results(value: object) -> list[Region]:
+    """The regions of drafts, annotations or predictions."""
+    each = value if isinstance(value, list) else []
+    return [region for one in each if isinstance(one, dict) for region in _regions(one.get("result"))]
 
 
 def _regions(value: object) -> tuple[Region, ...]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +15,14 @@ from sam4mllm.grounding.protocol import Grounding
 
 SAME_BOX = 0.3
 """IoU from which a reviewer's box stands for the MLLM's box rather than for another object."""
-REACH = 0.5
-"""How far outside of a box, in sides of it, a click on an object still belongs to it."""
+PART_OF = 0.5
+"""Share of the smaller of two boxes inside the other from which both are of one object, whatever their IoU."""
+SAME_SHOWN = 0.5
+"""IoU from which a box that was shown before is taken for one that the MLLM finds now."""
+MARGIN = 0.1
+"""How far outside of a box, in the box's width and height, a click or another box still belongs to its object."""
+
+Pointed = Literal["", "refined", "alone"]
 
 
 def _no_boxes() -> NDArray[np.float32]:
@@ -30,8 +38,19 @@ def _no_labels() -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
+class Shown:
+    """An instance that the reviewer sees: its ``box_px`` (4,) float32 and its ``mask`` (H, W) bool."""
+
+    box_px: NDArray[np.float32]
+    mask: NDArray[np.bool_]
+
+
+@dataclass(frozen=True, eq=False)
 class Clicks:
     """``points_px`` (K, 2) float32 with ``labels`` (K,) int64, 1 on the object and 0 off it; ``boxes_px`` (N, 4) float32.
+
+    ``shown``: what the reviewer pointed at, where it may be something else than what the MLLM finds now. ``selected``: the index of
+    the shown instance that all points and boxes are about; None leaves that to where they lie.
 
     Raises PromptError if the shapes do not match, a number is not finite, or a label is another.
     """
@@ -39,6 +58,8 @@ class Clicks:
     points_px: NDArray[np.float32] = field(default_factory=_no_points)
     labels: NDArray[np.int64] = field(default_factory=_no_labels)
     boxes_px: NDArray[np.float32] = field(default_factory=_no_boxes)
+    shown: tuple[Shown, ...] = ()
+    selected: int | None = None
 
     def __post_init__(self) -> None:
         if self.points_px.shape != (len(self.labels), 2) or self.boxes_px.ndim != 2 or self.boxes_px.shape[1] != 4:
@@ -55,6 +76,9 @@ class Clicks:
 class Target:
     """What one instance will be prompted with: a box or None, and points (K, 2) with P(inside) (K,) and labels (K,): 1, 0, or -1
     for unused.
+
+    ``pointed``: "refined" if a reviewer's click or box is about it; "alone" if it consists of those only, and is no part of the phrase.
+    ``mask``: what the reviewer sees of it, if that is known, and ``shown`` its place in ``Clicks.shown``.
     """
 
     box_px: NDArray[np.float32] | None
@@ -62,6 +86,9 @@ class Target:
     points_px: NDArray[np.float32] = field(default_factory=_no_points)
     inside: NDArray[np.float64] = field(default_factory=lambda: np.zeros(0))
     labels: NDArray[np.int64] = field(default_factory=_no_labels)
+    pointed: Pointed = ""
+    mask: NDArray[np.bool_] | None = None
+    shown: int | None = None
 
     def with_points(self, points_px: NDArray[np.float32], inside: NDArray[np.float64], labels: NDArray[np.int64]) -> Target:
         """The same target with more points."""
@@ -72,24 +99,35 @@ class Target:
             labels=np.concatenate([self.labels, labels]).astype(np.int64),
         )
 
+    def clicked(self, point_px: NDArray[np.float32], label: int) -> Target:
+        """The same target with a reviewer's point."""
+        pointed: Pointed = self.pointed or "refined"
+        point = (point_px[None].astype(np.float32), np.array([float(label)]), np.array([label], np.int64))
+        return replace(self.with_points(*point), pointed=pointed)
+
 
 def merge(grounding: Grounding, clicks: Clicks | None) -> list[Target]:
-    """The targets of a phrase: the MLLM's boxes with the points it wrote, corrected and completed by the reviewer.
+    """The targets of a phrase: the MLLM's boxes with the points it wrote, corrected by the reviewer; then those that stand alone.
 
-    A reviewer's box replaces the MLLM's box that it overlaps, or adds an instance. A click goes to the nearest box; a positive one
-    out of reach of every box, or with no box at all, becomes an instance of its own, which the negative ones near it then shape.
+    A click is about the instance in whose mask it lies, else about the nearest of those whose box, enlarged by MARGIN, holds it. A box
+    is about an instance whose enlarged box it meets: it replaces the box of the same object, or adds an instance beside it. Positive
+    clicks elsewhere are one object that stands alone, and so is each box elsewhere. A negative click makes no object: elsewhere it
+    belongs to the object that stands alone, else to the nearest instance.
     """
     targets = [_found(grounding, index) for index in range(len(grounding.boxes_px))]
     if clicks is None:
         return targets
     found = len(targets)
+    targets, places = _with_shown(targets, clicks.shown)
+    selected = places[clicks.selected] if clicks.selected is not None else None
+    known = len(targets)
     for box in clicks.boxes_px:
-        corners = np.concatenate([np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])])
-        targets = _with_box(targets, corners, found)
-    for sign in (1, 0):  # positive clicks first: they may make the instance that a negative one belongs to
+        corners = np.concatenate([np.minimum(box[:2], box[2:]), np.maximum(box[:2], box[2:])]).astype(np.float32)
+        targets = _with_box(targets, corners, known, selected)
+    for sign in (1, 0):  # positive clicks first: they may make the object that a negative one belongs to
         for point in clicks.points_px[clicks.labels == sign]:
-            targets = _with_click(targets, point, sign)
-    return targets
+            targets = _with_click(targets, point, sign, selected)
+    return [target for index, target in enumerate(targets) if index < found or target.pointed]
 
 
 def _found(grounding: Grounding, index: int) -> Target:
@@ -102,35 +140,87 @@ def _found(grounding: Grounding, index: int) -> Target:
     return target.with_points(points, labels.astype(np.float64), labels)
 
 
-def _with_box(targets: list[Target], box_px: NDArray[np.float32], found: int) -> list[Target]:
-    """A box replaces only one of the first ``found`` targets, those of the MLLM, never another of the reviewer's."""
-    own = Target(box_px.astype(np.float32), 1.0)
-    theirs = [target.box_px for target in targets[:found] if target.box_px is not None]
-    overlaps = [float(box_iou(box[None], box_px[None])[0, 0]) for box in theirs]
-    if overlaps and max(overlaps) >= SAME_BOX:
-        index = int(np.argmax(overlaps))
-        return [*targets[:index], own, *targets[index + 1 :]]
+def _with_shown(targets: list[Target], shown: Sequence[Shown]) -> tuple[list[Target], list[int]]:
+    """The targets with the masks that the reviewer sees of them, and what is shown and no longer found; which target each shown one is."""
+    places: list[int] = []
+    for number, one in enumerate(shown):
+        overlaps = [float(box_iou(target.box_px[None], one.box_px[None])[0, 0]) if target.box_px is not None else 0.0 for target in targets]
+        best = int(np.argmax(overlaps)) if overlaps else 0
+        if overlaps and overlaps[best] >= SAME_SHOWN:
+            if targets[best].mask is None:
+                targets = [*targets[:best], replace(targets[best], mask=one.mask, shown=number), *targets[best + 1 :]]
+        else:
+            best = len(targets)
+            targets = [*targets, Target(one.box_px, 1.0, mask=one.mask, shown=number)]
+        places.append(best)
+    return targets, places
+
+
+def _with_box(targets: list[Target], box_px: NDArray[np.float32], known: int, selected: int | None) -> list[Target]:
+    """A box replaces only one of the first ``known`` targets, never another of the reviewer's."""
+    own = Target(box_px, 1.0, pointed="refined")
+    theirs = [target.box_px for target in targets[:known] if target.box_px is not None]
+    likeness = [_likeness(box, box_px) for box in theirs]
+    if selected is None and not any(_meets(_enlarged(box), box_px) for box in theirs):
+        return [*targets, replace(own, pointed="alone")]
+    index = int(np.argmax(likeness)) if selected is None else selected
+    if selected is not None or likeness[index] > 0:
+        return [*targets[:index], replace(own, mask=targets[index].mask, shown=targets[index].shown), *targets[index + 1 :]]
     return [*targets, own]
 
 
-def _with_click(targets: list[Target], point_px: NDArray[np.float32], label: int) -> list[Target]:
-    clicked = (point_px[None].astype(np.float32), np.array([float(label)]), np.array([label], np.int64))
-    distances = [_distance(target, point_px) for target in targets]
-    if label == 1 and (not distances or min(distances) > REACH):
-        return [*targets, Target(None, 1.0).with_points(*clicked)]
-    if not distances:
-        return targets
-    index = int(np.argmin(distances))
-    return [*targets[:index], targets[index].with_points(*clicked), *targets[index + 1 :]]
+def _likeness(a_px: NDArray[np.float32], b_px: NDArray[np.float32]) -> float:
+    """IoU of two boxes of one object, plus the share of the smaller inside the other; 0 for boxes of two objects."""
+    sides = np.maximum(np.minimum(a_px[2:], b_px[2:]) - np.maximum(a_px[:2], b_px[:2]), 0)
+    smaller = min(float(np.prod(a_px[2:] - a_px[:2])), float(np.prod(b_px[2:] - b_px[:2])))
+    iou, share = float(box_iou(a_px[None], b_px[None])[0, 0]), float(np.prod(sides)) / smaller if smaller > 0 else 0.0
+    return iou + share if iou >= SAME_BOX or share >= PART_OF else 0.0
 
 
-def _distance(target: Target, point_px: NDArray[np.float32]) -> float:
-    """How far a point is outside of a target's box, in the box's longer side.
+def _with_click(targets: list[Target], point_px: NDArray[np.float32], label: int, selected: int | None) -> list[Target]:
+    index = selected if selected is not None else _concerned(targets, point_px, label)
+    if index is None:
+        return [*targets, Target(None, 1.0, pointed="alone").clicked(point_px, label)] if label == 1 else targets
+    return [*targets[:index], targets[index].clicked(point_px, label), *targets[index + 1 :]]
 
-    A target made by a click has no box: it is always just within reach, so it takes the clicks that no box is nearer to.
-    """
+
+def _concerned(targets: Sequence[Target], point_px: NDArray[np.float32], label: int) -> int | None:
+    """Which target a click is about; None if it is the first of an object that stands alone, or there is nothing to take away from."""
+    hit = [index for index, target in enumerate(targets) if target.mask is not None and _holds(target.mask, point_px)]
+    boxes = {index: target.box_px for index, target in enumerate(targets) if target.box_px is not None}
+    near = [index for index, box in boxes.items() if _distance(_enlarged(box), point_px) == 0]
+    alone = [index for index in range(len(targets)) if index not in boxes]
+    # a click that takes away is rather about the object that is being pointed out than about a box around both
+    order = (hit, near, alone) if label == 1 else (hit, alone, near, list(boxes))
+    among = next((some for some in order if some), [])
+    return min(among, key=lambda index: _closeness(targets[index], point_px), default=None)
+
+
+def _holds(mask: NDArray[np.bool_], point_px: NDArray[np.float32]) -> bool:
+    x, y = np.floor(point_px).astype(int)
+    return bool(0 <= y < mask.shape[0] and 0 <= x < mask.shape[1] and mask[y, x])
+
+
+def _closeness(target: Target, point_px: NDArray[np.float32]) -> tuple[float, float]:
+    """Pixels to the target's mask, or to its box if no mask is known, then to the box's middle."""
     if target.box_px is None:
-        return REACH
-    low, high = target.box_px[:2], target.box_px[2:]
-    outside = np.maximum(np.maximum(low - point_px, point_px - high), 0)
-    return float(np.linalg.norm(outside) / max(1.0, float((high - low).max())))
+        return (0.0, 0.0)
+    middle = float(np.linalg.norm((target.box_px[:2] + target.box_px[2:]) / 2 - point_px))
+    if target.mask is None or not target.mask.any():
+        return (_distance(target.box_px, point_px), middle)
+    ys, xs = np.nonzero(target.mask)
+    return (float(np.hypot(xs + 0.5 - point_px[0], ys + 0.5 - point_px[1]).min()), middle)
+
+
+def _enlarged(box_px: NDArray[np.float32]) -> NDArray[np.float32]:
+    margin = (box_px[2:] - box_px[:2]) * np.float32(MARGIN)
+    return np.concatenate([box_px[:2] - margin, box_px[2:] + margin])
+
+
+def _meets(a_px: NDArray[np.float32], b_px: NDArray[np.float32]) -> bool:
+    return bool((np.maximum(a_px[:2], b_px[:2]) <= np.minimum(a_px[2:], b_px[2:])).all())
+
+
+def _distance(box_px: NDArray[np.float32], point_px: NDArray[np.float32]) -> float:
+    """How many pixels a point is outside of a box."""
+    return float(np.linalg.norm(np.maximum(np.maximum(box_px[:2] - point_px, point_px - box_px[2:]), 0)))

@@ -19,7 +19,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.clicks import Clicks, Target, merge
+from sam4mllm.clicks import Clicks, Pointed, Target, merge
 from sam4mllm.confidence import Calibration, Features, agreement, entropy, score
 from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
@@ -92,7 +92,8 @@ class Instance:
 
     ``box_px`` (4,) float32; ``points_px`` (K, 2) float32 all points asked or given; ``inside`` (K,) P(on the object); ``labels``
     (K,) int64, 1 and 0 for those that prompted the segmenter, -1 for those dropped; ``mask`` (H, W) bool; ``score`` in 0–1 with the
-    ``features`` it comes from.
+    ``features`` it comes from. ``pointed``: "refined" if a reviewer's click or box had a part in it, "alone" if it is made of nothing
+    else and is no part of the phrase. ``shown``: which of the clicks' shown instances it is.
     """
 
     box_px: NDArray[np.float32]
@@ -102,6 +103,8 @@ class Instance:
     mask: NDArray[np.bool_]
     score: float
     features: Features
+    pointed: Pointed = ""
+    shown: int | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -216,10 +219,10 @@ class Pipeline:
         """Put points in every box of every phrase to the MLLM, each round in one pass, and keep the sure answers."""
         asked: list[tuple[Grounding, int]] = []
         for grounding, found in zip(groundings, targets, strict=True):
-            known = np.array([target.box_px for target in found if target.box_px is not None], np.float32).reshape(-1, 4)
+            known = np.array([target.box_px for target in found if _is_asked(target)], np.float32).reshape(-1, 4)
             asked += [(replace(grounding, boxes_px=known), index) for index in range(len(known))]
         answers = iter(self._ask_pattern(opened, asked))
-        return [[target if target.box_px is None else self._keep(target, next(answers)) for target in found] for found in targets]
+        return [[self._keep(target, next(answers)) if _is_asked(target) else target for target in found] for found in targets]
 
     def _ask_pattern(self, opened: Opened, asked: Sequence[tuple[Grounding, int]]) -> list[Answers]:
         """The answers about points in each box of ``asked``, a grounding and which of its boxes."""
@@ -336,6 +339,11 @@ def _prompt(target: Target, choice: Choice) -> Prompt:
     return Prompt(target.box_px, target.points_px[used], target.labels[used], single)
 
 
+def _is_asked(target: Target) -> bool:
+    """Whether the MLLM is asked about points in the target's box: what stands alone is no part of the phrase."""
+    return target.box_px is not None and target.pointed != "alone"
+
+
 def _best(masks: Masks) -> int:
     return int(masks.predicted_iou.argmax())
 
@@ -356,7 +364,7 @@ def _instance(
         target_probability=present,
     )
     box = target.box_px if target.box_px is not None else box_of(mask)
-    return Instance(box, target.points_px, target.inside, target.labels, mask, judge(features), features)
+    return Instance(box, target.points_px, target.inside, target.labels, mask, judge(features), features, target.pointed, target.shown)
 
 
 @contextmanager

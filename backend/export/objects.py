@@ -12,6 +12,7 @@ from backend.export.surfaces import Surfaces
 from backend.export.tasks import TaskToExport
 from backend.exports import RECTANGLE, ExportedAnnotation
 from backend.fold import instant
+from backend.region_ids import superseded
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.masks import Rle, to_rle
 
@@ -76,7 +77,11 @@ def read_pages(task: TaskToExport, surfaces: Surfaces, every: bool, max_pixels: 
     """
     pages: dict[str, list[Object]] = {}
     for annotation in _standing(task, every, passed):
-        regions = [region for region in annotation.drawings if not _is_prompt(region, surfaces, passed)]
+        replaced = superseded(annotation.drawings)
+        for _ in replaced:
+            passed.add("masks that a refinement replaced")
+        standing = (region for region in annotation.drawings if str(region.get("id")) not in replaced)
+        regions = [region for region in standing if not _is_prompt(region, surfaces, passed)]
         for region in regions:
             number = str(region.get("id"))
             try:

@@ -9,7 +9,7 @@ import base64
 import contextlib
 import io
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -203,6 +203,22 @@ class Editor:
             self.page.mouse.up()
 
         return self._answer_to(drag)
+
+    def pointed(self, action: Callable[[Callable[[float, float], tuple[float, float]]], None], held: Sequence[str] = ()) -> dict[str, Any]:
+        """Do something with the mouse on the picture, with keys held; returns the server's answer. The action is given a function from
+        places in percent to places on the screen.
+        """
+        self.page.locator(".konvajs-content").first.evaluate("canvas => canvas.scrollIntoView({block: 'center'})")
+        self.page.wait_for_timeout(200)
+
+        def act() -> None:
+            for key in held:
+                self.page.keyboard.down(key)
+            action(self._on_screen)
+            for key in held:
+                self.page.keyboard.up(key)
+
+        return self._answer_to(act)
 
     def accept(self) -> None:
         """Accept all suggestions."""
