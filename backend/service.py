@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -27,11 +28,14 @@ from backend.roster import Roster
 from backend.scoring import Scorer
 from backend.settings import Settings
 from backend.versions import Versions, load_roster
-from sam4mllm.adapters import VERSION, matches
+from sam4mllm.adapters import matches
 from sam4mllm.durable import replace_file
 from sam4mllm.registry import Registry
 
 log = logging.getLogger(__name__)
+
+_SERVED = re.compile(r"[a-z0-9.-]{1,32}-[0-9]{1,18}-[0-9a-f]{8}")
+"""A version that serves: an adapter's, or the base model's own, whose number is 0."""
 
 LEARNER_SECONDS = 5.0
 """For a run to notice that the server ends; its process then writes a checkpoint on its own."""
@@ -140,7 +144,7 @@ def _noted_version(settings: Settings) -> str:
         noted = version_file(settings).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
-    return noted if matches(VERSION, noted) else ""
+    return noted if matches(_SERVED, noted) else ""
 
 
 def _note(version: str, settings: Settings) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import pytest
 
 from backend.corrections import CorrectionLog
 from backend.exports import read_label_studio
+from backend.log_faults import LogError
 from backend.region_ids import alone_id, refined_ids, stands_alone, superseded
 from backend.reviews import Review, read_reviews
 from backend.wire import PredictRequest
@@ -167,7 +167,7 @@ def test_a_click_is_answered_where_the_log_cannot_be_read(where: House, monkeypa
     shown, _ = opened(where, description="the left cup")
 
     def fail(*_: object) -> None:
-        raise sqlite3.OperationalError("disk I/O error")
+        raise LogError("the log cannot be read", "other")
 
     monkeypatch.setattr(CorrectionLog, "served", fail)
     [refined] = drawn(ask(where, shown, keypoint(20, 20)))

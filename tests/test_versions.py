@@ -240,7 +240,7 @@ def test_a_hundred_swaps_and_ten_rollbacks_under_load(place: School) -> None:
                 if number % 10 == 0:  # reviewers find it much worse than the one before
                     base = [review(former, 0.9, float(index)) for index in range(30)]
                     worse = [review(version, 0.3, time.time() + index) for index in range(10)]
-                    assert place.service.learner.watch.look([*base, *worse])
+                    assert place.service.learner.watch.look([*base, *worse], 0.0)
                     assert place.serving == former
             time.sleep(0.2)
         finally:
