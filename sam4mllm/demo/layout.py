@@ -18,6 +18,8 @@ SIZE_RANGE = (0.10, 0.45)
 ROTATION = 30.0
 MAX_OVERLAP = 0.30
 """Largest intersection of two boxes, as a share of the smaller."""
+CLEARANCE = 0.20
+"""The same with a pair's boxes (:mod:`sam4mllm.demo.pairs`)."""
 SIDE_RANGE = (320, 1024)
 MAX_ASPECT = 2.0
 RECOLOUR_SHARE = 0.4
@@ -98,28 +100,48 @@ def crowd_glyphs(rng: np.random.Generator, count: int) -> list[Glyph]:
 
 
 def place(
-    rng: np.random.Generator, glyphs: Sequence[Glyph], extent: tuple[float, float], sizes: tuple[float, float] = SIZE_RANGE
+    rng: np.random.Generator,
+    glyphs: Sequence[Glyph],
+    extent: tuple[float, float],
+    sizes: tuple[float, float] = SIZE_RANGE,
+    around: Sequence[Thing] = (),
 ) -> list[Thing]:
     """Give each glyph a colour, a rotation, a size and a free place; those that find none are left out. ``extent`` is (height,
-    width), the longer 1.
+    width), the longer 1. ``around`` are things that are already there and keep more of their boxes to themselves.
     """
     things: list[Thing] = []
     for glyph in glyphs:
-        recoloured = rng.random() < RECOLOUR_SHARE
-        hue = rng.uniform(-180, 180) if recoloured else rng.uniform(-12, 12)
-        brightness = float(rng.uniform(0.75, 1.2))
-        colour = colour_of(rotate_hue(thumbnail(glyph.index), hue, brightness))
+        hue, brightness, colour = _tint(rng, glyph)
         rotation = float(rng.uniform(-ROTATION, ROTATION))
-        bounds = _bounds(glyph.index, rotation)
+        bounds = bounds_of(glyph.index, rotation)
         for _ in range(PLACING_TRIES):
-            thing = Thing(glyph, float(hue), brightness, colour, rotation, *_try_place(rng, bounds, extent, sizes))
-            if all(_overlap(thing.box, other.box) <= MAX_OVERLAP for other in things):
+            thing = Thing(glyph, hue, brightness, colour, rotation, *_try_place(rng, bounds, extent, sizes))
+            crowded = any(overlap(thing.box, other.box) > MAX_OVERLAP for other in things)
+            if not crowded and all(overlap(thing.box, other.box) <= CLEARANCE for other in around):
                 things.append(thing)
                 break
     return things
 
 
-def _bounds(index: int, rotation: float) -> tuple[float, float, float, float]:
+def _tint(rng: np.random.Generator, glyph: Glyph) -> tuple[float, float, str]:
+    """A hue, a brightness and the name of the colour that a glyph then has."""
+    recoloured = rng.random() < RECOLOUR_SHARE
+    hue = float(rng.uniform(-180, 180) if recoloured else rng.uniform(-12, 12))
+    brightness = float(rng.uniform(0.75, 1.2))
+    return hue, brightness, colour_of(rotate_hue(thumbnail(glyph.index), hue, brightness))
+
+
+def dress(
+    rng: np.random.Generator, glyph: Glyph, rotation: float, scale: float, centre: tuple[float, float], middle: tuple[float, float]
+) -> Thing:
+    """A tinted thing of a given rotation and scale whose box is centred at ``centre``; ``middle`` is that of its bounds, in cell sides."""
+    hue, brightness, colour = _tint(rng, glyph)
+    x, y = centre[0] - middle[0] * scale, centre[1] - middle[1] * scale
+    x1, y1, x2, y2 = bounds_of(glyph.index, rotation)
+    return Thing(glyph, hue, brightness, colour, rotation, scale, (x, y), (x + x1 * scale, y + y1 * scale, x + x2 * scale, y + y2 * scale))
+
+
+def bounds_of(index: int, rotation: float) -> tuple[float, float, float, float]:
     """x1, y1, x2, y2 of a turned glyph about its centre, in cell sides."""
     angle = np.deg2rad(rotation)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
@@ -141,7 +163,7 @@ def _try_place(
     return scale, (x, y), (x + x1 * scale, y + y1 * scale, x + x2 * scale, y + y2 * scale)
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
+def overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
     width = min(a[2], b[2]) - max(a[0], b[0])
     height = min(a[3], b[3]) - max(a[1], b[1])
     if width <= 0 or height <= 0:

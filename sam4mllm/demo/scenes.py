@@ -12,12 +12,17 @@ from numpy.typing import NDArray
 from sam4mllm.closeup import Window
 from sam4mllm.demo.backgrounds import draw_background
 from sam4mllm.demo.glyphs import known_nouns, rotate_hue
+from sam4mllm.geometry import box_iou
 from sam4mllm.demo.layout import Thing, choose_glyphs, crowd_glyphs, draw_size, place
+from sam4mllm.demo.pairs import PAIR_KINDS, draw_pair, pool_for
 from sam4mllm.demo.phrases import KINDS, SHARES, Expression, expressions
 
 PHRASES_PER_SCENE = 5
 MIN_VISIBLE = 0.5
 """Least visible share of a thing in a scene; a layout that hides more is drawn again."""
+
+PAIR_IOU, PAIR_VISIBLE, PAIR_SHARES = 0.60, 0.30, (0.20, 0.80)
+"""Least IoU of a pair's boxes, least visible share of each, and each one's share of the pixels of both."""
 
 CROWD, CROWD_SIZES, CROWD_VISIBLE = 16, (0.10, 0.36), 0.25
 
@@ -34,6 +39,8 @@ class DemoScene:
     boxes_px: NDArray[np.float32]
     things: tuple[Thing, ...]
     expressions: tuple[Expression, ...]
+    pair: tuple[int, int] | None = None
+    """The two things in nearly one box, in an ambiguous scene; of a part the whole comes first, and its mask holds the part's."""
 
 
 def make_scene(
@@ -64,6 +71,40 @@ def make_scene(
         image, masks, visible = render(np.random.default_rng([*seed, 1]), things, height, width)
         if visible.min() >= MIN_VISIBLE:
             return DemoScene(image, masks, _boxes(masks), tuple(things), tuple(said))
+
+
+def make_ambiguous(seed: Sequence[int], nouns: Sequence[str] | None = None, size: tuple[int, int] | None = None) -> DemoScene:
+    """A scene without phrases with a pair in nearly one box, and none to three other things. ``nouns`` limits what the pair may be."""
+    rng = np.random.default_rng(list(seed))
+    drawn = draw_size(rng)
+    height, width = size or drawn
+    extent = (height / max(height, width), width / max(height, width))
+    kind = PAIR_KINDS[rng.integers(len(PAIR_KINDS))]
+    while True:
+        pair = draw_pair(rng, kind, pool_for(kind, nouns), extent)
+        others = place(rng, crowd_glyphs(rng, int(rng.integers(4))), extent, around=pair)
+        after = int(rng.integers(len(others) + 1))
+        things = [*others[:after], *pair, *others[after:]]
+        image, masks, visible = render(np.random.default_rng([*seed, 1]), things, height, width)
+        if kind == "part":
+            masks[after] |= masks[after + 1]
+            visible[after] = 1.0
+        if visible.min() >= PAIR_VISIBLE and masks.any((1, 2)).all():
+            scene = DemoScene(image, masks, _boxes(masks), tuple(things), (), (after, after + 1))
+            if _ambiguous(scene):
+                return scene
+
+
+def _ambiguous(scene: DemoScene) -> bool:
+    """Whether the pair's boxes overlap enough and each has its share of the pair's pixels."""
+    assert scene.pair is not None
+    first, second = scene.masks[list(scene.pair)]
+    union = (first | second).sum()
+    shares = first.sum() / union, second.sum() / union
+    low, high = PAIR_SHARES
+    whole = scene.things[scene.pair[0]].glyph.index == scene.things[scene.pair[1]].glyph.index
+    alike = box_iou(scene.boxes_px[[scene.pair[0]]], scene.boxes_px[[scene.pair[1]]])[0, 0] >= PAIR_IOU
+    return bool(alike and all(low <= share <= high or (whole and share == 1) for share in shares))
 
 
 def make_crowd(seed: Sequence[int], size: tuple[int, int]) -> DemoScene:

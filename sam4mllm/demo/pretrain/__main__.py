@@ -27,6 +27,8 @@ app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 ASSETS = MLLM_FOLDER.parent
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Shipped = Annotated[bool, typer.Option("--shipped", help="Start from the package's weights.")]
+Minutes = Annotated[float | None, typer.Option(help="A budget of training time; resumed runs count together.")]
+Workers = Annotated[int, typer.Option(help="Processes that draw scenes ahead.")]
 
 from_shipped = partial(export.load_shipped, mllm=MLLM_FOLDER, heads=ASSETS)
 
@@ -39,10 +41,13 @@ def train_segmenter(
     steps: int = 3500,
     threads: Threads = 1,
     shipped: Shipped = False,
+    minutes: Minutes = None,
+    workers: Workers = 1,
 ) -> None:
     """Train the segmenter on scenes: first with --size 256, then at full size with --small CHECKPOINT."""
     source = SEGMENTER_FOLDER if shipped else small
-    segmenter.train(folder, steps, threads=threads, size=size, begin=partial(segmenter.grow, small=source) if source else None)
+    begin = partial(segmenter.grow, small=source) if source else None
+    segmenter.train(folder, steps, threads=threads, size=size, begin=begin, minutes=minutes, workers=workers)
 
 
 @app.command("tower")

@@ -32,14 +32,33 @@ class Plan:
     threads: int = 1
     seconds_between_saves: float = 240.0
     seed: int = 1
+    minutes: float | None = None
+    """A budget of training time, all resumed runs together: the rate falls with it, and it ends the run before ``steps`` do."""
+
+    def progress(self, step: int, seconds: float) -> float:
+        """The share of the run that is done after so many steps and seconds, 0 to 1."""
+        if self.minutes is not None:
+            return min(1.0, seconds / (60 * self.minutes))
+        return min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
 
 
-def learning_rate(plan: Plan, step: int) -> float:
-    """Linear warm-up, then a cosine from ``rate`` to ``floor`` of it."""
+def learning_rate(plan: Plan, step: int, seconds: float = 0.0) -> float:
+    """Linear warm-up, then a cosine from ``rate`` to ``floor`` of it. ``seconds`` of training count where the plan has a budget of them."""
     if step < plan.warmup:
         return plan.rate * (step + 1) / plan.warmup
-    progress = min(1.0, (step - plan.warmup) / max(1, plan.steps - plan.warmup))
-    return plan.rate * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * progress)))
+    return plan.rate * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * plan.progress(step, seconds))))
+
+
+def bfloat16_pays() -> bool:
+    """Whether this processor multiplies faster in bfloat16: those with AMX do, by much; those without units for it take many times as long."""
+    times = []
+    for dtype in (torch.bfloat16, torch.float32):
+        left = torch.ones(512, 512, dtype=dtype)
+        left @ left
+        began = time.perf_counter()
+        left @ left
+        times.append(time.perf_counter() - began)
+    return times[0] < times[1]
 
 
 def run(plan: Plan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]) -> None:
@@ -57,15 +76,17 @@ def run(plan: Plan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]
     optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
     state = load_checkpoint(plan.folder, model, optimizer)
     start = state["step"] if state else 0
+    earlier = float(state.get("seconds", 0.0)) if state else 0.0
     sums: dict[str, list[float]] = defaultdict(list)
     asked_to_stop: list[int] = []
     signal.signal(signal.SIGTERM, lambda number, _: asked_to_stop.append(number))
+    halves = bfloat16_pays()
     began = saved = time.monotonic()
     for step in range(start, plan.steps):
         torch.manual_seed(plan.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan, step)
-        with torch.autocast("cpu", torch.bfloat16):
+            group["lr"] = learning_rate(plan, step, earlier + time.monotonic() - began)
+        with torch.autocast("cpu", torch.bfloat16, enabled=halves):
             terms = losses(step)
         total = torch.stack([term for name, term in terms.items() if not name.startswith("_")]).sum()
         optimizer.zero_grad(set_to_none=True)
@@ -80,10 +101,12 @@ def run(plan: Plan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]
             rate = (done - start) * plan.batch / (time.monotonic() - began)
             _log(plan.folder, {"step": done, "images": done * plan.batch, "images_per_second": round(rate, 1), **means})
             sums.clear()
-        if done == plan.steps or asked_to_stop or time.monotonic() - saved > plan.seconds_between_saves:
-            save_checkpoint(plan.folder, done, model, optimizer, {})
+        seconds = earlier + time.monotonic() - began
+        ends = done == plan.steps or bool(asked_to_stop) or (plan.minutes is not None and seconds >= 60 * plan.minutes)
+        if ends or time.monotonic() - saved > plan.seconds_between_saves:
+            save_checkpoint(plan.folder, done, model, optimizer, {"seconds": seconds})
             saved = time.monotonic()
-        if asked_to_stop:
+        if ends:
             break
 
 

@@ -1,11 +1,14 @@
-"""The demo segmenter's training: boxes and points drawn from the true masks, the mask and its own IoU as targets.
+"""The demo segmenter's training: prompts drawn from the true masks, then corrective clicks in rounds, as in SAM's own training (Kirillov et
+al. 2023, appendix A): each round sees the former round's mask and one more click where that mask is wrong.
 
-It learns at SMALL pixels first, where an image costs less than half, and is then grown to its full size.
+The mask and its own IoU are the targets. It learns at SMALL pixels first, where an image costs less than half, and is then grown to its
+full size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -17,19 +20,24 @@ from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sam4mllm.demo.architecture import SEGMENTER_SIZE, build_segmenter
-from sam4mllm.demo.layout import draw_size
+from sam4mllm.demo.architecture import SEGMENTER_PATCH, SEGMENTER_SIZE, build_segmenter
+from sam4mllm.demo.pretrain.ahead import Ahead
 from sam4mllm.demo.pretrain.loop import Plan, run
-from sam4mllm.demo.scenes import make_scene
+from sam4mllm.demo.pretrain.segmenter_examples import PAD_LABEL, WHOLE_EVERY, Example, click_on, draw_example
 from sam4mllm.training.checkpoint import has_checkpoint
 
 SMALL = 256
-PROMPTS_PER_IMAGE = 5
-FEW_POINTS, MAX_POINTS = 8, 30
-BOX_SHARE = 0.9
-BOX_NOISE = 0.06
-LABEL_NOISE = 0.04
-PAD_LABEL, BOX_LABELS = -1, (2, 3)
+RATE, RATE_GROWN = 1e-3, 1.5e-4
+"""Peak rates from random weights and from grown ones: at 5e-4 a trained model obeys points at once and unlearns the rest."""
+WARMUP = 60
+MASK_INPUT_SHARE = 0.7
+"""Share of the rounds after the first that see the former mask: clicks must work with and without."""
+NEAR = np.ones((13, 13), np.uint8)
+CELL = SEGMENTER_PATCH // 4
+"""Pixels of the frame to a cell of the mask grid."""
+AVERAGE_WEIGHT, IOU_WEIGHT = 0.1, 1.0
+FAR_WEIGHT = 0.05
+"""Cells farther than NEAR from the thing count this much in the cross-entropy."""
 
 
 def train(
@@ -37,29 +45,26 @@ def train(
     steps: int,
     batch: int = 4,
     threads: int = 1,
-    seed: int = 31,
+    seed: int = 41,
     size: int = SEGMENTER_SIZE,
     begin: Callable[[Sam], object] | None = None,
+    minutes: float | None = None,
+    workers: int = 0,
 ) -> Sam:
     """Run or continue the stage and return the model; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
     model = build_segmenter(size)
     if begin is not None and not has_checkpoint(folder):
         begin(model)
-    plan = Plan(folder, steps, batch, rate=1e-3 if begin is None else 6e-4, threads=threads, seed=seed)
-
-    def losses(step: int) -> dict[str, Tensor]:
-        scenes = [_example(seed, step * batch + index, size) for index in range(batch)]
-        images = torch.from_numpy(np.stack([scene[0] for scene in scenes])).permute(0, 3, 1, 2).float()
-        embeddings = model.image_encoder(images / 127.5 - 1.0)
-        terms = [_image_losses(model, embeddings[index : index + 1], scenes[index]) for index in range(batch)]
-        return {name: torch.stack([term[name] for term in terms]).mean() for name in terms[0]}
-
-    run(plan, model, losses)
+    rate = RATE if begin is None else RATE_GROWN
+    plan = Plan(folder, steps, batch, rate, warmup=WARMUP, threads=threads, seed=seed, minutes=minutes)
+    examples = Ahead(partial(_draw, seed, size, batch), steps, batch, workers)
+    run(plan, model, lambda step: batch_losses(model, examples(step), np.random.default_rng([seed, step, 9])))
     return model.eval()
 
 
-Example = tuple[NDArray[np.uint8], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
+def _draw(seed: int, size: int, batch: int, index: int) -> Example:
+    return draw_example(seed, index, size, whole=(index // batch) % WHOLE_EVERY == WHOLE_EVERY - 1)
 
 
 def grow(model: Sam, small: Path) -> None:
@@ -74,95 +79,121 @@ def grow(model: Sam, small: Path) -> None:
     model.load_state_dict(weights)
 
 
-def _example(seed: int, index: int, side: int) -> Example:
-    """A scene in the model's square frame: image, soft masks (K, side / 2, side / 2), prompt points (K, P, 2) in pixels of the frame and
-    their labels (K, P).
+def batch_losses(model: Sam, examples: Sequence[Example], rng: np.random.Generator) -> dict[str, Tensor]:
+    """The mean of the examples' losses, over all rounds of clicks."""
+    images = torch.from_numpy(np.stack([example.image for example in examples])).permute(0, 3, 1, 2).float()
+    embeddings = encode(model, images / 127.5 - 1.0, [example.corner for example in examples])
+    terms = [_image_losses(model, embeddings[index : index + 1], example, rng) for index, example in enumerate(examples)]
+    return {name: torch.stack([term[name] for term in terms if name in term]).mean() for name in sorted(set().union(*terms))}
+
+
+def encode(model: Sam, pixels: Tensor, corners: Sequence[tuple[int, int]]) -> Tensor:
+    """Features (B, C, w, w) of windows (B, 3, W, W) of the frame: the encoder's own, with the positions that the window has in it."""
+    encoder = model.image_encoder
+    grid, whole = pixels.shape[-1] // SEGMENTER_PATCH, encoder.img_size // SEGMENTER_PATCH
+    if grid == whole:
+        return encoder(pixels)  # type: ignore[no-any-return]
+    own = dict(encoder.named_parameters())
+    places = [own["pos_embed"][:, slice(*rows), slice(*columns)] for rows, columns in (_cells(corner, grid) for corner in corners)]
+    own["pos_embed"] = torch.cat(places)
+    for name, weight in own.items():
+        if "rel_pos" in name and len(weight) == 2 * whole - 1:
+            own[name] = weight[whole - grid : whole + grid - 1]
+    features: Tensor = torch.func.functional_call(encoder, own, (pixels,))
+    return features
+
+
+def _cells(corner: tuple[int, int], grid: int) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Rows and columns (from, to) of a window in the grid of patches."""
+    left, top = (place // SEGMENTER_PATCH for place in corner)
+    return (top, top + grid), (left, left + grid)
+
+
+def _image_losses(model: Sam, embedding: Tensor, example: Example, rng: np.random.Generator) -> dict[str, Tensor]:
+    """Decode the prompts ``example.rounds`` times; before each but the first, click where the former masks are wrong."""
+    target = torch.from_numpy(example.masks)
+    near = torch.from_numpy(np.stack([cv2.dilate((mask > 0).astype(np.uint8), NEAR) for mask in example.masks])).float()
+    points, labels = example.points, example.labels
+    former: Tensor | None = None
+    rounds: list[dict[str, Tensor]] = []
+    for turn in range(example.rounds):
+        doubtful = torch.from_numpy(example.doubtful & (turn == 0))
+        logits, iou = decode(model, embedding, example.corner, points, labels, former)
+        terms, drawn = _round_losses(logits, iou, target, near, doubtful)
+        rounds.append(terms)
+        if turn + 1 < example.rounds:
+            clicks, marks = corrective_clicks(rng, drawn.numpy() > 0, example.masks > 0.5)
+            clicks += np.array(example.corner, np.float32)
+            points, labels = np.concatenate([clicks, points], 1), np.concatenate([marks, labels], 1)
+            former = drawn[:, None] if rng.random() < MASK_INPUT_SHARE else None
+    means = {name: torch.stack([terms[name] for terms in rounds]).mean() for name in rounds[0]}
+    return {**means, f"_iou_after_{min(example.rounds, 3)}": rounds[-1]["_true_iou"]}
+
+
+def decode(
+    model: Sam,
+    embedding: Tensor,
+    corner: tuple[int, int],
+    points: NDArray[np.float32],
+    labels: NDArray[np.int64],
+    former: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Logits (K, 4, h, w) and predicted IoU (K, 4) of prompts that are alike; ``former`` (K, 1, h, w) are logits of their former masks.
+
+    The first of the four masks is the one for prompts that leave no doubt.
     """
-    rng = np.random.default_rng([seed, index, 7])
-    height, width = draw_size(rng)
-    scale = side / max(height, width)
-    zoom = 1.0 if rng.random() < 0.7 else float(rng.uniform(1.3, 2.0))
-    size = (max(16, round(height * scale * zoom)), max(16, round(width * scale * zoom)))
-    scene = make_scene((seed, index), kinds=(), size=size)
-    image = scene.image
-    if zoom > 1:
-        image = _resize(image, (round(height * scale), round(width * scale)))
-    masks, points, labels = [], [], []
-    with_box = rng.random() < BOX_SHARE
-    count = int(rng.integers(0, (MAX_POINTS if rng.random() < 0.5 else FEW_POINTS) + 1)) if with_box else int(rng.integers(1, 4))
-    for pick in rng.permutation(len(scene.masks))[:PROMPTS_PER_IMAGE]:
-        masks.append(_soft_mask(scene.masks[pick], side // 2))
-        coordinates, marks = _prompt(rng, scene.masks[pick], scene.boxes_px[pick], side / max(size), with_box, count)
-        points.append(coordinates)
-        labels.append(marks)
-    return _square(image, side), np.stack(masks), np.stack(points), np.stack(labels)
+    encoder = model.prompt_encoder
+    sparse = _embed_points(model, torch.from_numpy(points), torch.from_numpy(labels))
+    if former is None:
+        dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(points), -1, *embedding.shape[-2:])
+    else:
+        dense = encoder.mask_downscaling(former)
+    rows, columns = _cells(corner, embedding.shape[-1])
+    places = encoder.get_dense_pe()[:, :, slice(*rows), slice(*columns)]
+    logits, iou = model.mask_decoder.predict_masks(embedding, places, sparse, dense)
+    return logits.float(), iou.float()
 
 
-def _prompt(
-    rng: np.random.Generator, mask: NDArray[np.bool_], box_px: NDArray[np.float32], scale: float, with_box: bool, count: int
-) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """Labelled points in the box, and the box itself, shaken as the MLLM's answers will be; without a box, the first point is on
-    the thing.
+def _round_losses(logits: Tensor, iou: Tensor, target: Tensor, near: Tensor, doubtful: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+    """The losses of one decoding, and the logits (K, h, w) that serving would draw: the best of three by predicted IoU.
+
+    Where a prompt is doubtful only the best of the three masks learns: an average would draw them all together.
     """
-    width, height = box_px[2] - box_px[0], box_px[3] - box_px[1]
-    points = np.zeros((count + (2 if with_box else 1), 2), np.float32)
-    labels = np.full(len(points), PAD_LABEL, np.int64)
-    for index in range(count):
-        if not with_box and index == 0:
-            rows, columns = np.nonzero(mask)
-            pick = rng.integers(len(rows))
-            x, y = columns[pick] + 0.5, rows[pick] + 0.5
-        else:
-            x, y = rng.uniform(box_px[0], box_px[2]), rng.uniform(box_px[1], box_px[3])
-        inside = mask[min(int(y), mask.shape[0] - 1), min(int(x), mask.shape[1] - 1)]
-        points[index] = (x, y)
-        labels[index] = int(inside) ^ int(with_box and rng.random() < LABEL_NOISE)
-    if with_box:
-        noise = np.clip(rng.normal(0, BOX_NOISE * (rng.random() < 0.75), 4), -0.15, 0.15)
-        points[-2:] = (box_px + noise * np.array([width, height, width, height])).reshape(2, 2)
-        labels[-2:] = BOX_LABELS
-    return points * scale, labels
-
-
-def _resize(image: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    return np.asarray(cv2.resize(image, (size[1], size[0]), interpolation=cv2.INTER_AREA), dtype=np.uint8)
-
-
-def _square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
-    square = np.full((side, side, 3), 127, np.uint8)
-    square[: image.shape[0], : image.shape[1]] = image[:side, :side]
-    return square
-
-
-def _soft_mask(mask: NDArray[np.bool_], cells: int) -> NDArray[np.float32]:
-    """The covered share of each cell of the mask grid, for (H, W) padded to a square."""
-    side = max(mask.shape)
-    square = np.zeros((side, side), np.float32)
-    square[: mask.shape[0], : mask.shape[1]] = mask
-    return np.asarray(cv2.resize(square, (cells, cells), interpolation=cv2.INTER_AREA), dtype=np.float32)
-
-
-def _image_losses(model: Sam, embedding: Tensor, example: Example) -> dict[str, Tensor]:
-    _, masks, points, labels = example
-    target = torch.from_numpy(masks)
-    sparse = _embed_prompts(model, torch.from_numpy(points), torch.from_numpy(labels))
-    dense = model.prompt_encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(target), -1, *embedding.shape[-2:])
-    logits, iou = model.mask_decoder.predict_masks(embedding, model.prompt_encoder.get_dense_pe(), sparse, dense)
-    logits, iou = logits.float(), iou.float()
-    near = torch.from_numpy(np.stack([cv2.dilate((mask > 0).astype(np.uint8), np.ones((13, 13), np.uint8)) for mask in masks]))
-    each = _mask_loss(logits, target[:, None].expand_as(logits), near[:, None].float() + 0.05)
+    each = _mask_loss(logits, target[:, None].expand_as(logits), near[:, None] + FAR_WEIGHT)
+    sure = (~doubtful).float()
     with torch.no_grad():
         guess, truth = logits > 0, target[:, None] > 0.5
         true_iou = (guess & truth).sum((2, 3)) / (guess | truth).sum((2, 3)).clamp(min=1)
-    return {
-        "single": each[:, 0].mean(),
-        "multi": (each[:, 1:].min(1).values + 0.1 * each[:, 1:].mean(1)).mean(),
-        "iou": F.mse_loss(iou, true_iou),
-        "_true_iou": true_iou[:, 1:].gather(1, iou[:, 1:].argmax(1, keepdim=True)).mean(),
+        best = iou[:, 1:].argmax(1, keepdim=True)
+        drawn = logits[:, 1:].gather(1, best[..., None, None].expand(-1, 1, *logits.shape[2:]))[:, 0]
+    terms = {
+        "single": (each[:, 0] * (0.3 + 0.7 * sure)).mean(),
+        "multi": (each[:, 1:].min(1).values + AVERAGE_WEIGHT * sure * each[:, 1:].mean(1)).mean(),
+        "iou": IOU_WEIGHT * F.mse_loss(iou, true_iou),
+        "_true_iou": true_iou[:, 1:].gather(1, best).mean(),
     }
+    return terms, drawn
 
 
-def _embed_prompts(model: Sam, points: Tensor, labels: Tensor) -> Tensor:
+def corrective_clicks(
+    rng: np.random.Generator, drawn: NDArray[np.bool_], masks: NDArray[np.bool_]
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """One click a mask, (K, 1, 2) in pixels of the window, with labels (K, 1): where the drawn mask (K, h, w) is wrong; on the thing
+    where it is right everywhere.
+    """
+    clicks = np.zeros((len(masks), 1, 2), np.float32)
+    labels = np.full((len(masks), 1), PAD_LABEL, np.int64)
+    for index, (guess, truth) in enumerate(zip(drawn, masks, strict=True)):
+        wrong = guess ^ truth
+        region = wrong if wrong.any() else truth
+        if region.any():
+            place = click_on(rng, region)
+            clicks[index, 0] = place * CELL
+            labels[index, 0] = int(truth[int(place[1]), int(place[0])])
+    return clicks, labels
+
+
+def _embed_points(model: Sam, points: Tensor, labels: Tensor) -> Tensor:
     """(K, P, D) embeddings of labelled points and box corners; the encoder's own, but for many prompts of different kinds in one call."""
     encoder = model.prompt_encoder
     embedded = encoder.pe_layer.forward_with_coords(points + 0.5, encoder.input_image_size)

@@ -1,0 +1,149 @@
+"""Does a segmenter obey points? Scenes in which a box leaves a question, with true, coin-flipped, inverted and random answers about points.
+
+    python -m benchmarks.obedience [--count 100] [--seed 990201] [--segmenter demo] [--checkpoint STEP]
+
+On ambiguous scenes both things of each pair are prompted with their true box, alone and with the published 30 points. On default scenes
+clicks stand alone: each is put where the mask so far is wrong, as deep in the largest wrong region as can be (the protocol of SAM and of
+interactive segmentation). Intervals are of 95 %, over scenes. ``--checkpoint`` takes a training checkpoint's weights instead of the
+segmenter's own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_scene
+from sam4mllm.evaluation.intervals import differences, intervals, sum_by_image
+from sam4mllm.masks import lies_on
+from sam4mllm.points import PATTERN_SIZE, Thresholds, spread
+from sam4mllm.segmentation.loading import load_segmenter
+from sam4mllm.segmentation.protocol import Embedding, Prompt, Segmenter
+
+CLICKS = 5
+Answer = Callable[[np.random.Generator, NDArray[np.bool_]], NDArray[np.float64]]
+"""P(inside) that somebody answers for points of which it is known whether they lie on the thing."""
+ANSWERS: dict[str, Answer] = {
+    "true points": lambda rng, on: on.astype(np.float64),
+    "coin-flipped": lambda rng, on: rng.integers(0, 2, len(on)).astype(np.float64),
+    "inverted": lambda rng, on: 1.0 - on,
+    "uniform": lambda rng, on: rng.random(len(on)),
+}
+NO_POINTS = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
+
+
+def with_points(box_px: NDArray[np.float32], mask: NDArray[np.bool_], answer: Answer, rng: np.random.Generator) -> Prompt:
+    """The box with the published pattern's points as they are answered, those that are sure enough."""
+    points_px = spread(box_px, PATTERN_SIZE)
+    kept, labels = Thresholds().select(answer(rng, lies_on(mask, points_px)))
+    return Prompt(box_px, points_px[kept], labels)
+
+
+def drawn(segmenter: Segmenter, embedding: Embedding, prompt: Prompt) -> NDArray[np.bool_]:
+    """The mask (H, W) with the best predicted IoU."""
+    [masks] = segmenter.decode(embedding, [prompt])
+    return np.asarray(masks.masks[masks.predicted_iou.argmax()], np.bool_)
+
+
+def iou(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
+    union = (mask | truth).sum()
+    return float((mask & truth).sum() / union) if union else 1.0
+
+
+def box_rows(segmenter: Segmenter, scene: DemoScene, picks: Sequence[int], seed: tuple[int, int]) -> list[dict[str, float]]:
+    """IoU of each picked thing by each kind of prompt."""
+    embedding = segmenter.encode(scene.image)
+    rows = []
+    for pick in picks:
+        truth, box_px = scene.masks[pick], scene.boxes_px[pick]
+        rng = np.random.default_rng([*seed, pick])
+        prompts = {"box only": Prompt(box_px, *NO_POINTS)}
+        prompts |= {name: with_points(box_px, truth, answer, rng) for name, answer in ANSWERS.items()}
+        rows.append({name: iou(drawn(segmenter, embedding, prompt), truth) for name, prompt in prompts.items()})
+    return rows
+
+
+def next_click(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[NDArray[np.float32], int] | None:
+    """The deepest place (2,) of the largest wrong region, and its label; None where nothing is wrong."""
+    wrong = (mask ^ truth).astype(np.uint8)
+    count, regions, stats, _ = cv2.connectedComponentsWithStats(wrong, connectivity=8)
+    if count < 2:
+        return None
+    largest = regions == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax())
+    depth = cv2.distanceTransform(np.pad(largest, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    row, column = np.unravel_index(int(depth.argmax()), depth.shape)
+    return np.array([column + 0.5, row + 0.5], np.float32), int(truth[row, column])
+
+
+def click_rows(segmenter: Segmenter, scene: DemoScene) -> list[dict[str, float]]:
+    """IoU of each thing after 1 to CLICKS clicks without a box."""
+    embedding = segmenter.encode(scene.image)
+    rows = []
+    for truth in scene.masks:
+        mask = np.zeros_like(truth)
+        points, labels, row = [], [], {}
+        for number in range(1, CLICKS + 1):
+            click = next_click(mask, truth)
+            if click is not None:
+                points.append(click[0])
+                labels.append(click[1])
+                mask = drawn(segmenter, embedding, Prompt(None, np.array(points), np.array(labels, np.int64)))
+            row[f"{number} clicks"] = iou(mask, truth)
+        rows.append(row)
+    return rows
+
+
+def report(title: str, scenes: Sequence[Sequence[dict[str, float]]], base: str | None) -> dict[str, object]:
+    """Print each column's mean with its interval, and its difference to ``base``."""
+    images = [str(index) for index, rows in enumerate(scenes) for _ in rows]
+    flat = [row for rows in scenes for row in rows]
+    found: dict[str, object] = {}
+    print(f"\n{title}: {len(scenes)} scenes, {len(flat)} things")
+    for name in flat[0]:
+        sums = sum_by_image(images, [{"IoU": (row[name], 1.0)} for row in flat])
+        value, ends = sums.figures()["IoU"], intervals(sums)["IoU"]
+        assert value is not None and ends is not None
+        line, found[name] = f"  {name:14} {value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})", [value, *ends]
+        if base is not None and name != base:
+            other = sum_by_image(images, [{"IoU": (row[base], 1.0)} for row in flat])
+            gain = differences(sums, other)["IoU"]
+            assert gain is not None
+            line += f"   {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) to {base}"
+            found[f"{name} - {base}"] = [gain.value, gain.low, gain.high]
+        print(line)
+    return found
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=100, help="scenes of each kind")
+    parser.add_argument("--seed", type=int, default=990_201)
+    parser.add_argument("--segmenter", default="demo")
+    parser.add_argument("--checkpoint", type=Path, help="a checkpoint of the recipe's segmenter stage")
+    parser.add_argument("--json", type=Path, help="write the figures here, too")
+    arguments = parser.parse_args()
+    segmenter = load_segmenter(arguments.segmenter, torch.device("cpu"))
+    if arguments.checkpoint:
+        from sam4mllm.training.checkpoint import load_weights
+
+        load_weights(arguments.checkpoint / "model.safetensors", segmenter.model)  # type: ignore[attr-defined]
+    seeds = [(arguments.seed, index) for index in range(arguments.count)]
+    pairs = [(make_ambiguous(seed), seed) for seed in seeds]
+    found = {
+        "ambiguous": report("ambiguous", [box_rows(segmenter, scene, scene.pair or (), seed) for scene, seed in pairs], "box only"),
+        "default": report("default", [box_rows(segmenter, scene := make_scene(s), range(len(scene.masks)), s) for s in seeds], "box only"),
+        "clicks": report("default, clicks without a box", [click_rows(segmenter, make_scene(seed)) for seed in seeds], None),
+    }
+    if arguments.json:
+        arguments.json.write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
