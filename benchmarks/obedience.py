@@ -26,6 +26,7 @@ from sam4mllm.masks import lies_on
 from sam4mllm.points import PATTERN_SIZE, Thresholds, spread
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Embedding, Prompt, Segmenter
+from sam4mllm.training.checkpoint import load_weights
 
 CLICKS = 5
 Answer = Callable[[np.random.Generator, NDArray[np.bool_]], NDArray[np.float64]]
@@ -109,7 +110,8 @@ def report(title: str, scenes: Sequence[Sequence[dict[str, float]]], base: str |
     for name in flat[0]:
         sums = sum_by_image(images, [{"IoU": (row[name], 1.0)} for row in flat])
         value, ends = sums.figures()["IoU"], intervals(sums)["IoU"]
-        assert value is not None and ends is not None
+        assert value is not None
+        assert ends is not None
         line, found[name] = f"  {name:14} {value:.3f} ({ends[0]:.3f} to {ends[1]:.3f})", [value, *ends]
         if base is not None and name != base:
             other = sum_by_image(images, [{"IoU": (row[base], 1.0)} for row in flat])
@@ -131,15 +133,14 @@ def main() -> None:
     arguments = parser.parse_args()
     segmenter = load_segmenter(arguments.segmenter, torch.device("cpu"))
     if arguments.checkpoint:
-        from sam4mllm.training.checkpoint import load_weights
-
         load_weights(arguments.checkpoint / "model.safetensors", segmenter.model)  # type: ignore[attr-defined]
     seeds = [(arguments.seed, index) for index in range(arguments.count)]
     pairs = [(make_ambiguous(seed), seed) for seed in seeds]
+    plain = [(make_scene(seed), seed) for seed in seeds]
     found = {
         "ambiguous": report("ambiguous", [box_rows(segmenter, scene, scene.pair or (), seed) for scene, seed in pairs], "box only"),
-        "default": report("default", [box_rows(segmenter, scene := make_scene(s), range(len(scene.masks)), s) for s in seeds], "box only"),
-        "clicks": report("default, clicks without a box", [click_rows(segmenter, make_scene(seed)) for seed in seeds], None),
+        "default": report("default", [box_rows(segmenter, scene, range(len(scene.masks)), seed) for scene, seed in plain], "box only"),
+        "clicks": report("default, clicks without a box", [click_rows(segmenter, scene) for scene, _ in plain], None),
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")

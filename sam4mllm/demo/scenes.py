@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from sam4mllm.closeup import Window
 from sam4mllm.demo.backgrounds import draw_background
 from sam4mllm.demo.glyphs import known_nouns, rotate_hue
-from sam4mllm.geometry import box_iou
 from sam4mllm.demo.layout import Thing, choose_glyphs, crowd_glyphs, draw_size, place
 from sam4mllm.demo.pairs import PAIR_KINDS, draw_pair, pool_for
 from sam4mllm.demo.phrases import KINDS, SHARES, Expression, expressions
+from sam4mllm.geometry import box_iou
 
 PHRASES_PER_SCENE = 5
 MIN_VISIBLE = 0.5

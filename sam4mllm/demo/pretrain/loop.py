@@ -50,7 +50,7 @@ def learning_rate(plan: Plan, step: int, seconds: float = 0.0) -> float:
 
 
 def bfloat16_pays() -> bool:
-    """Whether this processor multiplies faster in bfloat16: those with AMX do, by much; those without units for it take many times as long."""
+    """Whether this processor multiplies faster in bfloat16. With AMX it does, by much; without, bfloat16 takes many times as long."""
     times = []
     for dtype in (torch.bfloat16, torch.float32):
         left = torch.ones(512, 512, dtype=dtype)

@@ -43,6 +43,7 @@ FAR_WEIGHT = 0.05
 def train(
     folder: Path,
     steps: int,
+    *,
     batch: int = 4,
     threads: int = 1,
     seed: int = 41,

@@ -26,8 +26,8 @@ ROUNDS, ROUND_SHARES = (1, 2, 3, 5), (0.35, 0.25, 0.25, 0.15)
 PAD_LABEL, BOX_LABELS = -1, (2, 3)
 
 WINDOW, WINDOW_STEP = 256, 64
-"""Side of the window of the frame that most steps see, and the grid of its corners, in pixels: what the encoder's windows of 8 patches start
-at, so that it computes what it would in the whole frame but for the one layer of global attention.
+"""Side of the window of the frame that most steps see, and the grid of its corners, in pixels. The encoder's own windows of 8 patches
+start on that grid, so all but its layer of global attention computes what it would in the whole frame, at a quarter of the cost.
 """
 WHOLE_EVERY = 16
 """One step in so many sees the whole frame."""
