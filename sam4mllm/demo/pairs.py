@@ -82,12 +82,12 @@ def parts_of(index: int) -> tuple[Part, ...]:
         cv2.setRNGSeed(index * 7 + clusters)
         _, labels, _ = cv2.kmeans(lab, clusters, None, criteria, 3, cv2.KMEANS_PP_CENTERS)  # type: ignore[call-overload]
         for cluster in range(clusters):
-            region = np.zeros(opaque.shape, np.uint8)
-            region[opaque] = labels[:, 0] == cluster
-            region = cv2.morphologyEx(cv2.medianBlur(region, 5), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) & opaque  # type: ignore[assignment]
-            if PART_SHARES[0] <= region.sum() / opaque.sum() <= PART_SHARES[1] and _box_iou(region > 0, opaque) >= PART_IOU:
+            raw = np.zeros(opaque.shape, np.uint8)
+            raw[opaque] = labels[:, 0] == cluster
+            region = (cv2.morphologyEx(cv2.medianBlur(raw, 5), cv2.MORPH_OPEN, np.ones((3, 3), np.uint8)) > 0) & opaque
+            if PART_SHARES[0] <= region.sum() / opaque.sum() <= PART_SHARES[1] and _box_iou(region, opaque) >= PART_IOU:
                 part = rgba.copy()
-                part[..., 3] = np.where(region > 0, part[..., 3], 0)
+                part[..., 3] = np.where(region, part[..., 3], 0)
                 found.append(Part(index, part))
     return tuple(found)
 
@@ -135,7 +135,7 @@ def _ring(rng: np.random.Generator, pool: Sequence[Glyph], extent: tuple[float, 
 
 
 def _part(rng: np.random.Generator, pool: Sequence[Glyph], extent: tuple[float, float]) -> list[Thing]:
-    glyph = pool[rng.integers(len(pool))]
+    glyph = pool[int(rng.integers(len(pool)))]
     parts = parts_of(glyph.index)
     part = parts[rng.integers(len(parts))]
     side, centre = _place(rng, extent)

@@ -88,7 +88,7 @@ def draw_example(seed: int, index: int, side: int, whole: bool) -> Example:
 
 def _corner(rng: np.random.Generator, scene: DemoScene, to_frame: float, side: int) -> tuple[int, int]:
     """(x, y) of a window that shows as much as any can of the pair, or of one thing."""
-    shown = list(scene.pair or [rng.integers(len(scene.masks))])
+    shown = np.array(scene.pair or [rng.integers(len(scene.masks))])
     x1, y1 = scene.boxes_px[shown, :2].min(0) * to_frame
     x2, y2 = scene.boxes_px[shown, 2:].max(0) * to_frame
     return _start(rng, float(x1), float(x2), side), _start(rng, float(y1), float(y2), side)
