@@ -55,6 +55,37 @@ def read_json(body: bytes) -> dict[str, Any]:
     return value
 
 
+def write_json(value: object, *, compact: bool = False, sort_keys: bool = False) -> str:
+    """As :func:`json.dumps` writes it, which holds the interpreter's lock all along; here long lists are written piece by piece."""
+    comma, colon = (",", ":") if compact else (", ", ": ")
+    pieces: dict[str, list[object]] = {}
+    stem = secrets.token_hex(16)
+
+    def without_long_lists(part: object) -> object:
+        if isinstance(part, dict):
+            return {key: without_long_lists(child) for key, child in part.items()}
+        if not isinstance(part, list):
+            return part
+        if len(part) <= _PIECE:
+            return part if part and type(part[0]) is int else [without_long_lists(child) for child in part]
+        name = f"{stem}{len(pieces)}"
+        pieces[name] = part
+        return name
+
+    text = json.dumps(without_long_lists(value), separators=(comma, colon), sort_keys=sort_keys)
+    if not pieces:
+        return text
+    written: list[str] = []
+    for between in re.split(f'"({stem}[0-9]+)"', text):
+        if between not in pieces:
+            written.append(between)
+            continue
+        whole = pieces[between]
+        parts = (whole[start : start + _PIECE] for start in range(0, len(whole), _PIECE))
+        written += ("[", comma.join(json.dumps(part, separators=(comma, colon), sort_keys=sort_keys)[1:-1] for part in parts), "]")
+    return "".join(written)
+
+
 def memory_of(body: bytes) -> int:
     """Bytes that reading a body takes at most, the body's own and its numbers' included."""
     brackets, braces, quotes = (_count(body, mark) for mark in (b"[", b"{", b'"'))

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from backend.bounded_json import write_json
 from backend.config_notes import LAST, ConfigHistory, config_digest, note_config, note_event, note_pulled, open_notes
 from backend.fold import Pulled, bury_project, fold, fold_project, project_rows, storable
 from backend.log_file import PATIENTLY, LogFile, next_stamp, put_mark
@@ -297,7 +298,7 @@ def _take_event(connection: sqlite3.Connection, value: Any) -> int:
     action = str(body.get("action", ""))[:64].encode("ascii", "replace").decode()
     cursor = connection.execute(
         "INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)",
-        (received, action, number if is_row_id(number) else None, json.dumps(body)),
+        (received, action, number if is_row_id(number) else None, write_json(body)),
     )
     fold(connection, body, next_stamp(connection), received)
     note_event(connection, body, received)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from backend.bounded_json import write_json
 from backend.errors import where
 from backend.log_schema import ADDED, VERSION
 from backend.wire import is_row_id
@@ -337,4 +338,4 @@ def storable(text: str) -> str:
 
 
 def _json(value: object) -> str:
-    return json.dumps(value, separators=(",", ":"), sort_keys=True)
+    return write_json(value, compact=True, sort_keys=True)

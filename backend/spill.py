@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from backend.bounded_json import write_json
 from sam4mllm.durable import locked, sync_path
 
 log = logging.getLogger(__name__)
@@ -67,7 +68,7 @@ class Spill:
 
     def append(self, kind: str, value: object) -> None:
         """Keep a write; on disk when this returns. Raises OSError, and then nothing of it is left."""
-        line = json.dumps([kind, value], separators=(",", ":")).encode() + b"\n"
+        line = write_json([kind, value], compact=True).encode() + b"\n"
         new = self._name() is None
         if new and not self.is_empty():
             self._put_aside()

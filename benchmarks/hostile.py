@@ -157,7 +157,7 @@ def locked_database(target: Target) -> None:
         end = time.monotonic() + LOCKED_SECONDS
         while time.monotonic() < end:
             event = json.dumps({"action": "ANNOTATION_CREATED", "project": {"id": 7}}).encode()
-            together([partial(target.post, "/webhook", event) for _ in range(20)])
+            together([partial(target.post, "/webhook", event, 15.0) for _ in range(20)])
             time.sleep(0.5)
         database.execute("ROLLBACK")
 

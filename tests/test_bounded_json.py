@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.bounded_json import MAX_CONTAINERS, MAX_NUMBERS, MAX_TEXTS, memory_of, read_json
+from backend.bounded_json import MAX_CONTAINERS, MAX_NUMBERS, MAX_TEXTS, memory_of, read_json, write_json
 from backend.brush import encode
 from backend.errors import QueueFullError, WireError
 from backend.intake import Intake
@@ -38,6 +40,21 @@ BASE64 = "data:image/png;base64," + "AbC+/9" * 60_000
 def test_large_bodies_are_read_as_by_json(value: Any, separators: tuple[str, str]) -> None:
     body = json.dumps(value, separators=separators).encode()
     assert read_json(body) == value
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("sort_keys", [False, True])
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param({"z": {"rle": LONG}, "a": [LONG, "text", {"b": LONG}]}, id="masks"),
+        pytest.param({"z": [{"y": 1, "x": [2, {"é": None}]}] * 70_000}, id="many objects"),
+        pytest.param([1, {"b": 2, "a": []}, "\ud800"], id="short"),
+    ],
+)
+def test_writing_gives_the_text_of_json(value: Any, compact: bool, sort_keys: bool) -> None:
+    separators = (",", ":") if compact else None
+    assert write_json(value, compact=compact, sort_keys=sort_keys) == json.dumps(value, separators=separators, sort_keys=sort_keys)
 
 
 def test_a_noisy_mask_of_12_megapixels_has_room() -> None:
@@ -96,6 +113,10 @@ def test_any_value_beside_a_mask(value: Any) -> None:
     assert read_json(json.dumps(whole).encode()) == whole
 
 
+def test_others_go_on_while_a_large_body_is_written() -> None:
+    assert_others_go_on(partial(write_json, {"rle": [255] * 8_000_000}))
+
+
 @pytest.mark.parametrize(
     "body",
     [
@@ -104,11 +125,15 @@ def test_any_value_beside_a_mask(value: Any) -> None:
     ],
 )
 def test_others_go_on_while_a_large_body_is_read(body: bytes) -> None:
-    """The longest pause of another thread is far shorter than the reading."""
-    reading = threading.Thread(target=read_json, args=(body,))
+    assert_others_go_on(partial(read_json, body))
+
+
+def assert_others_go_on(work: Callable[[], object]) -> None:
+    """The longest pause of another thread is far shorter than the work."""
+    working = threading.Thread(target=work)
     pauses = []
-    reading.start()
-    while reading.is_alive():
+    working.start()
+    while working.is_alive():
         before = time.perf_counter()
         time.sleep(0.001)
         pauses.append(time.perf_counter() - before)
