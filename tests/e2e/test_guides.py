@@ -177,6 +177,9 @@ def make_data(folder: Path) -> None:
     references = [reference(1, 1, ["the left cup"]), reference(2, 2, ["right cup"], "testA", 2)]
     for name in ("refcoco", "refcoco+"):
         (data / "refer" / name / "refs(unc).p").write_bytes(pickle.dumps(references, protocol=2))
+    absent = {**reference(5, [-1], ["the dog"], "testA", 2), "category_id": [-1], "no_target": True}
+    several = [reference(4, [1, 2], ["both cups"]), absent]  # what one set tests on is trained on in none: the first picture stays
+    (data / "refer" / "grefcoco" / "grefs(unc).json").write_text(json.dumps(several))
     for name in ("refcoco+", "grefcoco"):
         write_pairs(READERS[name].read(data / "refer"), data / name)
     write_scenes(data / "dataset", 2, 880_001)
