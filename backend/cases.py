@@ -13,7 +13,7 @@ from backend.errors import TaskError
 from backend.fold import instant, row_id
 from backend.label_config import LabelConfig
 from backend.phrases import typed_text
-from backend.region_parts import join_labels, on_page
+from backend.region_parts import join_labels, on_page, without_text_labels
 from backend.wire import Region
 from sam4mllm.masks import Rle, to_rle
 from sam4mllm.pipeline import check_phrase
@@ -104,12 +104,12 @@ def read_case(stored: StoredAnnotation, config: LabelConfig, page: int | None, s
     result = stored.body.get("result")
     if not isinstance(result, list):
         raise TaskError("the annotation's result is no list of regions")
-    regions = join_labels((region for region in result if isinstance(region, dict)), config)
+    regions = join_labels(without_text_labels(region for region in result if isinstance(region, dict)), config)
     check_controls(regions, config)
     if page is not None:
         regions = on_page(regions, page)
         served = [one for one in served if one.page == page]
-    own = [region for region in regions if region.get("from_name") == config.mask.name and not _is_line(region)]
+    own = [region for region in regions if region.get("from_name") == config.mask.name]
     if len(own) > MAX_REGIONS:
         raise TaskError(f"the annotation has {len(own)} masks; at most {MAX_REGIONS} are read")
     drawn, size = _drawn(own, config, max_pixels)
@@ -130,12 +130,6 @@ def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> t
     if len(sizes) > 1:
         raise TaskError("the annotation's masks are of different sizes")
     return tuple(drawn), next(iter(sizes), None)
-
-
-def _is_line(region: Region) -> bool:
-    """Whether a region is the answer's line: where a label was chosen as it came, Label Studio's editor gives it that label as well."""
-    value = region.get("value")
-    return isinstance(value, dict) and "text" in value
 
 
 def _labels(region: Region, config: LabelConfig) -> tuple[str, ...]:

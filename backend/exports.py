@@ -20,7 +20,7 @@ from backend.errors import TaskError
 from backend.export_files import CONFIG, export_file, find_picture, read_config_text, read_export
 from backend.fold import KEPT, instant, row_id
 from backend.label_config import PROMPT_NAME, LabelConfig, read_label_config
-from backend.region_parts import page_of
+from backend.region_parts import is_label_alone, page_of, without_text_labels
 from backend.reviews import Review, read_reviews
 from backend.settings import read_settings
 from backend.snapshot import split_of
@@ -199,7 +199,7 @@ def _of_json(task: Mapping[str, Any], prompt: str) -> Iterator[ExportedAnnotatio
             regions = [region for region in result if isinstance(region, dict)] if isinstance(result, list) else []
             texts = tuple(region for region in regions if region.get("type") == "textarea" and region.get("from_name") == prompt)
             numbers = (row_id(raw.get("id")) or -1, row_id(task.get("project")) or 0, row_id(task.get("id")) or 0)
-            yield ExportedAnnotation(*numbers, raw, task["data"], _drawings(regions), texts)
+            yield ExportedAnnotation(*numbers, raw, task["data"], _drawings(without_text_labels(regions)), texts)
 
 
 def _of_min(record: Mapping[str, Any], index: int, prompt: str) -> Iterator[ExportedAnnotation]:
@@ -209,6 +209,7 @@ def _of_min(record: Mapping[str, Any], index: int, prompt: str) -> Iterator[Expo
         {**{name: value[name] for name in ("original_width", "original_height") if name in value}, "from_name": control, "value": value}
         for control, values in controls.items()
         for value in values
+        if not is_label_alone(value)
     ]
     typed = record.get(prompt) if prompt else None
     # one text is written alone, several as a list
@@ -220,7 +221,9 @@ def _of_min(record: Mapping[str, Any], index: int, prompt: str) -> Iterator[Expo
 
 
 def _is_control(value: object) -> bool:
-    return isinstance(value, list) and bool(value) and all(isinstance(one, dict) and "original_width" in one for one in value)
+    # a label alone is that of a text: JSON_MIN does not say of which region a value is
+    drawn = [one for one in value if not is_label_alone(one)] if isinstance(value, list) else []
+    return bool(drawn) and all(isinstance(one, dict) and "original_width" in one for one in drawn)
 
 
 def _drawings(regions: Iterable[Region]) -> tuple[Region, ...]:

@@ -41,6 +41,21 @@ def join_labels(regions: Iterable[Region], config: LabelConfig) -> tuple[Region,
     return tuple(joined)
 
 
+def without_text_labels(regions: Iterable[Region]) -> tuple[Region, ...]:
+    """Without the labels of texts: Label Studio's editor gives the answer's line the label that is chosen as it comes, in a region of the
+    line's id that has no drawing. A mask that has a text of its own shares an id with it, too, and stays.
+    """
+    given = tuple(regions)
+    texts = [region.get("id") for region in given if region.get("type") == "textarea"]
+    return tuple(region for region in given if not (is_label_alone(region.get("value")) and region.get("id") in texts))
+
+
+def is_label_alone(value: object) -> bool:
+    """Whether a region's value has a label and nothing that is drawn."""
+    names = [str(name) for name in value if name != "text"] if isinstance(value, dict) else []
+    return bool(names) and all(name.endswith("labels") for name in names)
+
+
 def page_of(region: Region) -> int:
     """The page that a region is on, from 0; one that does not say is on the first, as in Label Studio."""
     index = region.get("item_index")

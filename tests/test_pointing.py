@@ -295,9 +295,34 @@ def test_a_mask_that_was_refined_in_place_is_learned_as_it_is(tmp_path: Path, ta
     assert review.iou < 0.7
 
 
-def test_the_answers_line_with_a_label_is_no_mask(tmp_path: Path) -> None:
-    """Label Studio's editor gives an accepted line the label that is chosen at the time."""
-    labelled = {**region("l", blob(4)), "value": {"text": ["the cup: 1 refined"], "brushlabels": ["Cup"]}}
-    del labelled["original_width"], labelled["original_height"]
-    [review] = of_log(tmp_path, created(region("a", blob(4)), labelled), served("a", blob(4)))
+@pytest.mark.parametrize("more", [{}, {"text": ["the cup: 1 refined"]}], ids=["the label alone", "label and text"])
+def test_the_answers_line_with_a_label_is_no_mask(tmp_path: Path, more: dict[str, Any]) -> None:
+    """Label Studio's editor gives an accepted line the label that is chosen at the time, in a region of the line's id."""
+    text_of = {"id": "l", "type": "textarea", "from_name": "answer", "to_name": "image", "value": {"text": ["the cup: 1 refined"]}}
+    label_of = {"id": "l", "type": "brushlabels", "from_name": "mask", "to_name": "image", "value": {"brushlabels": ["Cup"], **more}}
+    body = created(region("a", blob(4)), text_of, label_of)
+    [review] = of_log(tmp_path, body, served("a", blob(4)))
+    assert (review.outcome, len(review.instances)) == ("accepted", 1)
+    [pair] = of_export(tmp_path, body)
+    assert isinstance(pair, Pair)
+    assert len(pair.outlines) == 1
+
+
+def test_nor_is_it_in_json_min(tmp_path: Path) -> None:
+    """There the label stands among the masks, without an id."""
+    source = tmp_path / "export"
+    picture(source / "images" / "a.png")
+    size = {"original_width": 32, "original_height": 24}
+    mask_of = {**region("a", blob(4))["value"], **size}
+    record = {"image": "/data/upload/3/a.png", "description": "the cup", "id": 5, "annotation_id": 1}
+    (source / "export.json").write_text(json.dumps([{**record, "mask": [mask_of, {"brushlabels": ["Cup"]}]}]))
+    (source / "label_config.xml").write_text(ONE_LABEL)
+    [pair] = read_label_studio(source, "description").pairs
+    assert isinstance(pair, Pair)
+    assert (pair.phrase, len(pair.outlines)) == ("the cup", 1)
+
+
+def test_a_mask_with_a_text_of_its_own_is_a_mask(tmp_path: Path) -> None:
+    note = {"id": "a", "type": "textarea", "from_name": "note", "to_name": "image", "value": {"text": ["blurry"]}}
+    [review] = of_log(tmp_path, created(region("a", blob(4)), note), served("a", blob(4)))
     assert (review.outcome, len(review.instances)) == ("accepted", 1)

@@ -209,7 +209,8 @@ class Editor:
         places in percent to places on the screen.
         """
         self.page.locator(".konvajs-content").first.evaluate("canvas => canvas.scrollIntoView({block: 'center'})")
-        self.page.wait_for_timeout(200)
+        self.page.mouse.move(*self._on_screen(50, 50))  # the toolbar's menu lies on the picture until the pointer has left it
+        self.page.wait_for_timeout(500)
 
         def act() -> None:
             for key in held:
