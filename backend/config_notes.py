@@ -9,13 +9,12 @@ Functions that write work on a connection that is in a transaction. Times are se
 from __future__ import annotations
 
 import hashlib
-import json
 import sqlite3
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backend.fold import instant, objects, row_id, storable
+from backend.fold import instant, objects, row_id, storable, stored_events
 
 MAX_CONFIGS = 20
 """Most configs of a project, the newest, that an annotation is tried with."""
@@ -39,13 +38,8 @@ def open_notes(connection: sqlite3.Connection) -> None:
         return
     for statement in SCHEMA:
         connection.execute(statement)
-    for received, text in connection.execute("SELECT received, body FROM events ORDER BY id"):
-        try:
-            body = json.loads(text)
-        except (ValueError, RecursionError):
-            continue
-        if isinstance(body, dict):
-            note_event(connection, body, received)
+    for received, body in stored_events(connection):
+        note_event(connection, body, received)
 
 
 def note_event(connection: sqlite3.Connection, body: Mapping[str, Any], received: float) -> None:

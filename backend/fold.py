@@ -296,14 +296,20 @@ def upgrade(connection: sqlite3.Connection) -> None:
     [[version]] = connection.execute("PRAGMA user_version").fetchall()
     if version >= VERSION:
         return
+    for received, body in stored_events(connection):
+        fold(connection, body, received, received)
+    connection.execute(f"PRAGMA user_version = {VERSION:d}")
+
+
+def stored_events(connection: sqlite3.Connection) -> Iterator[tuple[float, dict[str, Any]]]:
+    """When each of a file's events was received, and its body, in order; what cannot be read is passed over."""
     for received, text in connection.execute("SELECT received, body FROM events ORDER BY id"):
         try:
             body = json.loads(text)
         except (ValueError, RecursionError):
             continue
         if isinstance(body, dict):
-            fold(connection, body, received, received)
-    connection.execute(f"PRAGMA user_version = {VERSION:d}")
+            yield received, body
 
 
 # -- values --------------------------------------------------------------------------------------------------------------------------------
