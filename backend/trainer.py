@@ -10,6 +10,7 @@ import gc
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import time
@@ -47,7 +48,7 @@ log = logging.getLogger(__name__)
 STOPPED = 3
 """Exit code of a run that was asked to stop and can go on."""
 PICTURES = 10
-SCENES = {"golden": (200, 1), "replay": (150, 5)}
+SCENES = {"golden": (200, 1, "test"), "replay": (150, 5, "train")}
 SEEDS = {"golden": 880_001, "replay": 880_002}
 """Of scenes that neither the demo model's training nor its published figures have seen."""
 TELL_SECONDS = 1.0
@@ -153,11 +154,18 @@ def _replay(job: Job) -> Path | None:
 
 
 def draw_scenes(home: Path) -> dict[str, Path]:
-    """The demo scenes of the golden set, a phrase each, and of the replay, five phrases each; drawn once."""
+    """The demo scenes of the golden set, a phrase each, and of the replay, five phrases each; drawn once.
+
+    A replay that an earlier release drew is of the split "test", which is never trained on: it is drawn again.
+    """
     folders = {name: home / name for name in SCENES}
-    for name, (count, phrases) in SCENES.items():
-        if not (folders[name] / EXAMPLES).exists():
-            write_scenes(folders[name], count, SEEDS[name], phrases=phrases)
+    for name, (count, phrases, split) in SCENES.items():
+        drawn = (folders[name] / EXAMPLES).exists()
+        if drawn and any(example.split != split for example in read_examples(folders[name])):
+            shutil.rmtree(folders[name])
+            drawn = False
+        if not drawn:
+            write_scenes(folders[name], count, SEEDS[name], phrases=phrases, split=split)
     return folders
 
 

@@ -156,6 +156,7 @@ def scenes(
     nouns: Annotated[
         NounsName, typer.Option("--nouns", help="Ask for nouns that the demo model knows, or for new ones.")
     ] = NounsName.KNOWN,
+    split: Annotated[str, typer.Option("--split", help="Of all examples: test, or train for `sam4mllm train`.")] = "test",
     as_json: JsonOption = False,
 ) -> None:
     """Write demo scenes with phrases and exact masks as a dataset."""
@@ -163,7 +164,7 @@ def scenes(
     from sam4mllm.demo.glyphs import novel_nouns
 
     asked = novel_nouns() if nouns is NounsName.NOVEL else None
-    written = write_scenes(folder, count, seed, asked, lambda items: _bar(items, count, "drawing"))
+    written = write_scenes(folder, count, seed, asked, lambda items: _bar(items, count, "drawing"), split=split)
     line = f"{folder}: {count} images, {written} phrases"
     print(json.dumps({"folder": str(folder), "images": count, "phrases": written}) if as_json else line)
 

@@ -14,13 +14,16 @@ from typing import Any
 import numpy as np
 import pytest
 
+from backend import trainer
 from backend.gate import Pair
 from backend.run_record import read_curve
 from backend.snapshot import HOLDOUT
-from backend.trainer import STOPPED, Job, label_of, main
+from backend.trainer import STOPPED, Job, draw_scenes, label_of, main
 from sam4mllm.adapters import check_adapter
-from sam4mllm.data.examples import Example, ExampleWriter
+from sam4mllm.data.examples import Example, ExampleWriter, read_examples
+from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.training.plan import Plan
+from sam4mllm.training.session import select_examples
 
 
 @pytest.fixture(scope="module")
@@ -158,3 +161,16 @@ def test_a_curve_that_a_kill_cut_off(tmp_path: Path) -> None:
     (tmp_path / "curve.jsonl").write_text("[1, 2.5]\n[2, 2.0]\n[2, 2.1]\n[3, 1.")
     assert read_curve(tmp_path) == [(1, 2.5), (2, 2.1)]
     assert read_curve(tmp_path / "nowhere") == []
+
+
+@pytest.mark.parametrize("older", [False, True], ids=["new", "drawn by a release that called them test"])
+def test_the_demo_models_own_replay_can_be_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool) -> None:
+    monkeypatch.setattr(trainer, "SCENES", {name: (2, *rest) for name, (_, *rest) in trainer.SCENES.items()})
+    if older:
+        write_scenes(tmp_path / "replay", 1, 5)
+    folders = draw_scenes(tmp_path)
+    assert len(select_examples(folders["replay"])) == 10
+    assert {example.split for example in read_examples(folders["golden"])} == {"test"}
+    before = (folders["replay"] / "examples.jsonl").stat()
+    assert draw_scenes(tmp_path) == folders
+    assert (folders["replay"] / "examples.jsonl").stat().st_mtime_ns == before.st_mtime_ns

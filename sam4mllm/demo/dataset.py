@@ -16,10 +16,12 @@ def write_scenes(
     nouns: Sequence[str] | None = None,
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     phrases: int | None = None,
+    split: str = "test",
 ) -> int:
     """Write ``count`` scenes (images) of a seed; each phrase of a scene is an example. Returns the number of examples.
 
-    ``track`` wraps the loop, for a progress bar; ``phrases`` are taken of each scene, all if None. Raises DatasetError if the folder
+    ``track`` wraps the loop, for a progress bar; ``phrases`` are taken of each scene, all if None; ``split`` is every
+    example's. Raises DatasetError if the folder
     already holds a dataset.
     """
     written = 0
@@ -33,7 +35,7 @@ def write_scenes(
                     record,
                     phrase=expression.phrase,
                     masks=scene.masks[targets],
-                    split="test",
+                    split=split,
                     source=f"scenes:{seed}:{index}:{expression.kind}",
                     boxes=scene.boxes_px[targets],
                 )
