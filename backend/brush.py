@@ -5,7 +5,7 @@ size - 1 (by custom 3, 4, 8, 16). Then records: 1 bit (1 run, 0 literal), 2 bits
 length - 1, and the 8-bit word, once for a run and ``length`` times for a literal. Zero bits fill the last byte.
 
 Label Studio shows every alpha above 0 in the label's colour but keeps the alpha itself, and its editor draws antialiased edges: how a
-caller gets a yes or no per pixel is decided in :mod:`backend.drawn`.
+caller gets a yes or no per pixel is decided in :mod:`backend.label_studio.read_regions`.
 """
 
 from __future__ import annotations

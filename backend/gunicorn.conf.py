@@ -11,10 +11,10 @@ import threading
 from typing import Any
 
 from backend.errors import SettingsError
-from backend.home_lock import hold_home, keep_from_children
-from backend.logs import log_config
+from backend.support.home_lock import hold_home, keep_from_children
+from backend.support.logs import log_config
 from backend.settings import read_settings
-from backend.worker import MAX_CONNECTIONS, Worker
+from backend.web.worker import MAX_CONNECTIONS, Worker
 
 STOP_LISTENING_SECONDS = 0.2
 """After SIGTERM, gunicorn needs a moment to take its hands off the socket, and would otherwise leave new connections waiting."""
@@ -26,7 +26,7 @@ except SettingsError as error:
 
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 workers = 1
-worker_class = "backend.worker.Worker"
+worker_class = "backend.web.worker.Worker"
 worker_connections = MAX_CONNECTIONS + 1  # it makes room by itself
 Worker.max_body = settings.max_body_mb << 20
 # every place of the queue may hold a thread, of both kinds; the others keep /health and /setup fast

@@ -24,15 +24,15 @@ from typing import Any
 
 from flask import request
 
-from backend.corrections import CorrectionLog
+from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError, where
-from backend.home_lock import hold_home, keep_from_children
-from backend.http_parts import knows_password, same
-from backend.learning import BUTTON
+from backend.support.home_lock import hold_home, keep_from_children
+from backend.web.http_parts import knows_password, same
+from backend.learning.scheduler import BUTTON
 from backend.service import Service, build
 from backend.settings import Settings, read_settings
-from backend.webhook_routes import ACTIONS
-from backend.wire import PredictRequest
+from backend.web.webhook_routes import ACTIONS
+from backend.label_studio.wire import PredictRequest
 from sam4mllm.errors import Sam4mllmError, first_line
 
 log = logging.getLogger(__name__)

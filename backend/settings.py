@@ -8,9 +8,9 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from backend.decoding import DECODE_SECONDS
+from backend.images.decoding import DECODE_SECONDS
 from backend.errors import SettingsError
-from backend.label_config import ANSWER_NAME, PROMPT_NAME
+from backend.label_studio.label_config import ANSWER_NAME, PROMPT_NAME
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.pipeline import Pattern, Strategy
 from sam4mllm.precision import DtypeName, Precision, QuantizeName

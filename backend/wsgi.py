@@ -9,8 +9,8 @@ import sys
 
 from transformers.utils import logging as transformers_logging
 
-from backend.app import create_app
-from backend.home_lock import hold_home
+from backend.web.app import create_app
+from backend.support.home_lock import hold_home
 from backend.service import build
 from backend.settings import read_settings
 from sam4mllm.errors import Sam4mllmError

@@ -25,15 +25,15 @@ from typing import Any
 
 from PIL import Image
 
-from backend.demo import LABEL_CONFIG, find_label_studio
-from backend.local_label_studio import LocalLabelStudio
+from backend.demo.launch import LABEL_CONFIG, find_label_studio
+from backend.demo.local_label_studio import LocalLabelStudio
 from sam4mllm.demo.scenes import make_scene
 
 SEED = 990_004
 ENGINE_TASKS = 60
 """Enough to time the pipeline alone; it does the same work for each."""
 RESUME_SECONDS = 120.0
-COMMAND = [sys.executable, "-c", "from backend.cli import main; main()"]
+COMMAND = [sys.executable, "-c", "from backend.cli.server import main; main()"]
 
 
 def main() -> None:

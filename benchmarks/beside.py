@@ -18,8 +18,8 @@ from typing import Any
 
 import httpx
 
-from backend.demo import LABEL_CONFIG
-from backend.process import serve_command
+from backend.demo.launch import LABEL_CONFIG
+from backend.support.child import serve_command
 from benchmarks.learn import regions
 from benchmarks.novel import NovelTask, novel_tasks
 from benchmarks.predict import body

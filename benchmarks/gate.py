@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.gate import BOOTSTRAP_PAIRS, TIE, Checks, Pair, compare_labels, decide, losing_labels, lower_bounds
+from backend.learning.gate import BOOTSTRAP_PAIRS, TIE, Checks, Pair, compare_labels, decide, losing_labels, lower_bounds
 
 SEED = 990_004
 SPREAD = 0.10

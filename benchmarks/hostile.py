@@ -31,7 +31,7 @@ import httpx
 import psutil
 from PIL import Image
 
-from backend.process import HOST, Child, check_port, serve_command
+from backend.support.child import HOST, Child, check_port, serve_command
 from sam4mllm.demo.scenes import DemoScene, make_scene
 from tests.hostile_files import huge_tile, many_scans
 

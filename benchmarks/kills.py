@@ -27,15 +27,15 @@ from typing import Any
 import httpx
 import torch
 
-from backend.corrections import CorrectionLog
-from backend.process import serve_command
+from backend.corrections.log import CorrectionLog
+from backend.support.child import serve_command
 from benchmarks.beside import correction
 from benchmarks.novel import NovelTask, novel_tasks
 from benchmarks.random_adapter import write_random_adapter
-from sam4mllm.adapters import CONFIG, WEIGHTS
+from sam4mllm.adapters.files import CONFIG, WEIGHTS
 from sam4mllm.loading import load_variants
 from sam4mllm.pipeline import Options
-from sam4mllm.registry import Registry
+from sam4mllm.adapters.registry import Registry
 
 PORT = 9394
 URL = f"http://127.0.0.1:{PORT}"
@@ -186,7 +186,7 @@ def kill_all(process: subprocess.Popen[bytes], home: Path) -> None:
             words = (entry / "cmdline").read_bytes().decode(errors="replace").split("\0") if entry.name.isdigit() else []
         except OSError:
             continue
-        if "backend.trainer" in words and any(word.startswith(str(home)) for word in words):
+        if "backend.learning.trainer" in words and any(word.startswith(str(home)) for word in words):
             os.kill(int(entry.name), signal.SIGKILL)
 
 

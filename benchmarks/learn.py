@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 import httpx
 
 from backend import brush
-from backend.demo import LABEL_CONFIG, find_label_studio, is_ready, start_backend
-from backend.local_label_studio import LocalLabelStudio
-from backend.process import HOST, check_port
+from backend.demo.launch import LABEL_CONFIG, find_label_studio, is_ready, start_backend
+from backend.demo.local_label_studio import LocalLabelStudio
+from backend.support.child import HOST, check_port
 from benchmarks.novel import NOUNS, NovelTask, novel_tasks, write_tests
 
 TASKS = 60

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend.gate import SIGN_FLIP_PAIRS
-from backend.snapshot import HOLDOUT, split_of
+from backend.learning.gate import SIGN_FLIP_PAIRS
+from backend.learning.snapshot import HOLDOUT, split_of
 from sam4mllm.data.examples import ExampleWriter
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.demo.glyphs import novel_nouns

@@ -26,7 +26,7 @@ from sam4mllm.masks import lies_on
 from sam4mllm.points import PATTERN_SIZE, Thresholds, spread
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Embedding, Prompt, Segmenter
-from sam4mllm.training.checkpoint import load_weights
+from sam4mllm.training.resume import load_weights
 
 CLICKS = 5
 Answer = Callable[[np.random.Generator, NDArray[np.bool_]], NDArray[np.float64]]

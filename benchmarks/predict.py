@@ -20,7 +20,7 @@ import time
 import httpx
 from PIL import Image
 
-from backend.process import serve_command
+from backend.support.child import serve_command
 from sam4mllm.demo.scenes import make_scene
 
 CONFIG = (

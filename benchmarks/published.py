@@ -28,7 +28,7 @@ from torch.nn import functional as F
 from benchmarks.limits import Limits, Work, measure_limits, timed
 from benchmarks.random_model import SEVEN_B, TINY, make_checkpoint
 from benchmarks.sized_scenes import COCO, sized_scene
-from sam4mllm.cli_options import hush
+from sam4mllm.cli.options import hush
 from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounding, Inquiry

@@ -28,16 +28,16 @@ import numpy as np
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from backend import brush
-from backend.app import create_app
-from backend.reviews import read_reviews
+from backend.web.app import create_app
+from backend.corrections.reviews import read_reviews
 from backend.service import Service, build
 from backend.settings import Settings
-from backend.watch import BASELINE, LEAST
+from backend.learning.auto_rollback import BASELINE, LEAST
 from benchmarks.beside import correction
 from benchmarks.novel import novel_tasks
 from benchmarks.predict import body
 from benchmarks.random_adapter import write_random_adapter
-from sam4mllm.adapters import CONFIG, WEIGHTS
+from sam4mllm.adapters.files import CONFIG, WEIGHTS
 
 PICTURES = 3
 A_REQUEST = 2

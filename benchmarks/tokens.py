@@ -23,7 +23,7 @@ from transformers import LlavaNextImageProcessor
 
 from benchmarks.random_model import SEVEN_B, TINY, make_checkpoint, make_processor
 from benchmarks.sized_scenes import COCO, sized_scene
-from sam4mllm.cli_options import hush
+from sam4mllm.cli.options import hush
 from sam4mllm.data.examples import Example
 from sam4mllm.grounding.families import Checkpoint, load_checkpoint
 from sam4mllm.grounding.frames import Frame

@@ -23,7 +23,7 @@ import torch
 from benchmarks.limits import Limits, Work, measure_limits, timed
 from benchmarks.random_model import SEVEN_B, TINY, Size, make_checkpoint
 from benchmarks.sized_scenes import sized_scene
-from sam4mllm.cli_options import hush
+from sam4mllm.cli.options import hush
 from sam4mllm.data.examples import ExampleWriter, read_examples
 from sam4mllm.loading import pick_device
 from sam4mllm.precision import default_dtype

@@ -14,7 +14,7 @@ from collections.abc import Callable
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.watch import BASELINE, LEAST, control
+from backend.learning.auto_rollback import BASELINE, LEAST, control
 
 Agreements = Callable[[np.random.Generator, int, float], NDArray[np.float64]]
 LONG, SHORT = 1000, 100

@@ -20,9 +20,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from backend.conduct import PATIENT
-from backend.gate import Checks, Decision, Pair, decide
-from backend.trainer import Job, draw_scenes
+from backend.learning.conductor import PATIENT
+from backend.learning.gate import Checks, Decision, Pair, decide
+from backend.learning.trainer import Job, draw_scenes
 from benchmarks.novel import NovelTask, novel_tasks, write_tasks
 from sam4mllm.training.plan import Plan
 
@@ -72,7 +72,7 @@ def judge(home: Path, seed: int, minutes: float, threads: int) -> Decision:
     plan = Plan(rate=1e-3, seed=seed, budget_seconds=60 * minutes)
     Job("demo", "demo", None, "pqpp", False, str(run / "data"), None, None, str(home), None, "demo-0-base", plan, threads).write(run)
     environment = {**os.environ, **PATIENT, "OMP_NUM_THREADS": str(threads)}
-    subprocess.run([sys.executable, "-m", "backend.trainer", str(run)], check=True, env=environment, stderr=subprocess.DEVNULL)
+    subprocess.run([sys.executable, "-m", "backend.learning.trainer", str(run)], check=True, env=environment, stderr=subprocess.DEVNULL)
     found = json.loads((run / "evaluation.json").read_text())
     pairs = [Pair(one["label"], one["champion"], one["challenger"]) for one in found["pairs"]]
     return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=True))

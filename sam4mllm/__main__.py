@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from sam4mllm.cli import main
+from sam4mllm.cli.main import main
 
 if __name__ == "__main__":
     main()

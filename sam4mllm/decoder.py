@@ -2,7 +2,7 @@
 
 A decoder of a foreign file may run for minutes or take gigabytes, whatever the header says, and a thread cannot be ended. This process can:
 it has a limit of CPU time and of memory for each picture, and the parent ends it when nobody waits any more. What the libraries write to
-standard error is dropped by the parent. :mod:`backend.decoding` is the other end.
+standard error is dropped by the parent. :mod:`backend.images.decoding` is the other end.
 
 Per picture, over a Unix socket: the parent sends ``REQUEST`` and the file. The answer is a ``SIZE`` message; after the parent's one byte
 the answer is ``DONE`` with the file descriptor of the pixels, (H, W, 3) uint8. Either answer may be ``FAILED`` with one line instead.

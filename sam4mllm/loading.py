@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sam4mllm.adapters import BASE, MANIFEST, Manifest, hash_files, read_text, version_digest
+from sam4mllm.adapters.files import BASE, MANIFEST, Manifest, hash_files, read_text, version_digest
 from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import Checkpoint, load_checkpoint
@@ -21,12 +21,12 @@ from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.memory import announce
 from sam4mllm.pipeline import Options, Pipeline, Versioned
 from sam4mllm.precision import AUTO, Precision, movable, move
-from sam4mllm.registry import Registry
+from sam4mllm.adapters.registry import Registry
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Segmenter
 
 if TYPE_CHECKING:
-    from sam4mllm.grounding.lora import Adapters
+    from sam4mllm.adapters.lora import Adapters
 
 HOME = Path("~/.local/share/sam4mllm").expanduser()
 """Where versions are kept unless SAM4MLLM_HOME says otherwise."""
@@ -85,7 +85,7 @@ class Variants:
         if isinstance(adapter, Manifest):
             self._check_base(adapter)
         if self._adapters is None:
-            from sam4mllm.grounding.lora import Adapters  # noqa: PLC0415 – peft takes seconds, and the base model does without
+            from sam4mllm.adapters.lora import Adapters  # noqa: PLC0415 – peft takes seconds, and the base model does without
 
             self._adapters = Adapters(self.checkpoint)
         self._adapters.load(adapter.version, folder)

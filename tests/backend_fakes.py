@@ -16,8 +16,8 @@ from PIL import Image
 from pydantic import SecretStr
 
 from backend.errors import FetchError
-from backend.images import LoadedImage
-from backend.roster import Roster
+from backend.images.store import LoadedImage
+from backend.serving.leases import Roster
 from backend.service import Service, build
 from backend.settings import Settings
 from sam4mllm.pipeline import Pipeline

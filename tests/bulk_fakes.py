@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image
 
 from backend.batch.work import Answered, Job
-from backend.images import LoadedImage
-from backend.label_studio import LabelStudio
+from backend.images.store import LoadedImage
+from backend.label_studio.client import LabelStudio
 from sam4mllm.pipeline import Pipeline
 from tests.backend_fakes import CONFIG, KNOWN
 from tests.fakes import FakeGrounder, FakeSegmenter

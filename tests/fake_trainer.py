@@ -1,4 +1,4 @@
-"""Stands in for ``python -m backend.trainer``: writes an adapter and an evaluation at once, as its environment says."""
+"""Stands in for ``python -m backend.learning.trainer``: writes an adapter and an evaluation at once, as its environment says."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from peft.tuners.lora import LoraLayer
 
-from sam4mllm.grounding.lora import attach
+from sam4mllm.adapters.lora import attach
 from sam4mllm.prompts.conversation import box_answer
 from sam4mllm.prompts.dialects import QWEN_VL_CHAT, Dialect
 from tests.family_checks import CHECKS, LANGUAGE, Subject, boxes_read_back

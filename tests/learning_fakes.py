@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from backend.roster import Roster
+from backend.serving.leases import Roster
 from backend.service import Service, build
-from sam4mllm.adapters import Manifest
+from sam4mllm.adapters.files import Manifest
 from sam4mllm.errors import ModelError
 from sam4mllm.pipeline import Pipeline
 from tests.backend_fakes import FakeImages, settings

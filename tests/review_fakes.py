@@ -15,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend import brush
-from backend.corrections import CorrectionLog, Served
-from backend.label_studio import LabelStudio
+from backend.corrections.log import CorrectionLog, Served
+from backend.label_studio.client import LabelStudio
 from sam4mllm.masks import from_rle, to_rle
 from tests.test_wire import RECORDED, requests
 

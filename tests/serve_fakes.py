@@ -6,8 +6,8 @@ import os
 import time
 from typing import Any
 
-from backend.app import create_app
-from backend.roster import Roster
+from backend.web.app import create_app
+from backend.serving.leases import Roster
 from backend.service import build
 from backend.settings import read_settings
 from sam4mllm.pipeline import Pipeline

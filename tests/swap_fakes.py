@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backend.app import create_app
-from backend.roster import Roster
+from backend.web.app import create_app
+from backend.serving.leases import Roster
 from backend.service import build
 from backend.settings import read_settings
 from tests.backend_fakes import FakeImages

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from backend.app import create_app
+from backend.web.app import create_app
 from backend.service import build
 from tests.backend_fakes import CONFIG, FakeImages, House, house, settings, task
 from tests.test_wire import RECORDED, requests

@@ -18,16 +18,17 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from backend.roster import Roster, remembering
-from backend.versions import Versions
-from sam4mllm import bounded, cli
-from sam4mllm.adapters import BASE, CONFIG, WEIGHTS
+from backend.serving.leases import Roster, remembering
+from backend.serving.versions import Versions
+from sam4mllm import bounded
+from sam4mllm.cli import main as cli
+from sam4mllm.adapters.files import BASE, CONFIG, WEIGHTS
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.grounding.families import Checkpoint, load_checkpoint
-from sam4mllm.grounding.lora import Adapters
+from sam4mllm.adapters.lora import Adapters
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.loading import Variants
-from sam4mllm.registry import Registry
+from sam4mllm.adapters.registry import Registry
 from sam4mllm.training.plan import Plan
 from sam4mllm.training.recipe import Trainer
 from tests.adapter_kinds import BAD, GOOD, AdapterKind, all_linear, hash_base, write_adapter, zeros
@@ -130,7 +131,7 @@ def test_the_patterns_of_a_family_need_no_other_process(checkpoint: Checkpoint, 
 @pytest.fixture
 def versions(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Versions:
     """What serves, on the real model; its engine works at once, and no answer is written, which takes a random model seconds."""
-    monkeypatch.setattr("backend.versions.warm_up", lambda pipeline, strategy: pipeline.grounder.open(IMAGE))
+    monkeypatch.setattr("backend.serving.versions.warm_up", lambda pipeline, strategy: pipeline.grounder.open(IMAGE))
     variants = Variants(checkpoint, FakeSegmenter(), None, "tiny")
     roster = Roster(remembering(variants.base), variants)
     engine: Any = SimpleNamespace(model=roster, run=lambda work, *_: work(roster))

@@ -18,17 +18,17 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from backend import pushing
+from backend.label_studio import push as pushing
 from backend.batch import shards, work
 from backend.batch.run import Nowhere, Pusher, Tally, local_stages, run
 from backend.batch.shards import Plan, read_shard, run_batch
 from backend.batch.store import opened
 from backend.batch.view import View, duration
 from backend.batch.work import FolderSource, Job, ProjectSource, ProjectWork, Shard
-from backend.cli import app
-from backend.corrections import CorrectionLog
+from backend.cli.server import app
+from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError, FetchError, LabelStudioError
-from backend.wire import PredictRequest
+from backend.label_studio.wire import PredictRequest
 from sam4mllm.data.examples import EXAMPLES, read_examples
 from tests.backend_fakes import CONFIG, FakeImages, house, settings
 from tests.bulk_fakes import PROJECT, UID, VERSION, BulkServer, PlainWork, fake_pipeline, write_pictures
@@ -427,7 +427,7 @@ def test_tasks_in_flight_are_part_of_the_whole(tmp_path: Path, kind: str) -> Non
 
 CHATTY = """
 import json, os, subprocess, sys
-from backend.batch_cli import _result_stream
+from backend.cli.batch import _result_stream
 with _result_stream(alone=True) as stream:
     os.write(1, b"before\\n")
     subprocess.run(["echo", "a worker"])

@@ -14,10 +14,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.bounded_json import MAX_CONTAINERS, MAX_NUMBERS, MAX_TEXTS, memory_of, read_json, write_json
+from backend.support.bounded_json import MAX_CONTAINERS, MAX_NUMBERS, MAX_TEXTS, memory_of, read_json, write_json
 from backend.brush import encode
 from backend.errors import QueueFullError, WireError
-from backend.intake import Intake
+from backend.web.intake import Intake
 
 LONG = list(range(256)) * 300
 BASE64 = "data:image/png;base64," + "AbC+/9" * 60_000

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam4mllm.training import checkpoint
-from sam4mllm.training.checkpoint import load_checkpoint, save_checkpoint, sync_path, sync_tree
+from sam4mllm.training import resume as checkpoint
+from sam4mllm.training.resume import load_checkpoint, save_checkpoint, sync_path, sync_tree
 
 torch.set_num_threads(1)
 

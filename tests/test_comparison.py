@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.comparison import answer_all
+from backend.learning.compare import answer_all
 from sam4mllm.data.examples import ExampleWriter, read_examples
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.grounding.protocol import Grounding, Scene

@@ -17,10 +17,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from backend import corrections, fold
-from backend.corrections import CorrectionLog
+from backend.corrections import log as corrections
+
+from backend.corrections import tables as fold
+from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError
-from backend.log_faults import LogError
+from backend.corrections.log_faults import LogError
 from tests.review_fakes import (
     CONFIG,
     CREATED,

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from backend.decoding import Decoder
+from backend.images.decoding import Decoder
 from backend.errors import DeadlineError
-from backend.fetch import Fetcher
-from backend.images import ImageStore
+from backend.images.fetch import Fetcher
+from backend.images.store import ImageStore
 from sam4mllm.errors import ImageError
 from sam4mllm.images import load_image
 from tests.hostile_files import huge_tile, many_scans, odd_tags

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from backend.cli import app
-from backend.corrections import CorrectionLog
+from backend.cli.server import app
+from backend.corrections.log import CorrectionLog
 from backend.settings import Settings
 from tools.write_reference import PAGE, render
 
@@ -76,7 +76,7 @@ def test_commands_stand_in_shell_blocks_where_the_guides_test_finds_them(page: P
 
 KILLED = """
 import os, pathlib, sys
-from backend.corrections import CorrectionLog
+from backend.corrections.log import CorrectionLog
 log = CorrectionLog(pathlib.Path(sys.argv[1]))
 for number in range(300):
     log.store({"action": "LATER", "number": number, "padding": "x" * 900})

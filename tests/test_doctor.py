@@ -15,14 +15,14 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from backend import machine_checks
-from backend.connection import EVENTS, Entry, Hook, call_failure, hook_refusal, is_loopback, own_url, pick_entry, pick_hook, server_url
-from backend.doctor import examine
+from backend.setup import machine_checks
+from backend.label_studio.backend_entry import EVENTS, Entry, Hook, call_failure, hook_refusal, is_loopback, own_url, pick_entry, pick_hook, server_url
+from backend.setup.doctor import examine
 from backend.errors import SettingsError
 from backend.finding import Finding, as_finding
-from backend.label_config import read_label_config
-from backend.label_studio import LabelStudio
-from backend.machine_checks import (
+from backend.label_studio.label_config import read_label_config
+from backend.label_studio.client import LabelStudio
+from backend.setup.machine_checks import (
     Server,
     ask_server,
     carries_secret,
@@ -35,7 +35,7 @@ from backend.machine_checks import (
     require_token,
     webhook_refused,
 )
-from backend.project_checks import Link, check_config, check_entry, check_gate, check_hook, check_images, check_phrases, hook_path
+from backend.setup.project_checks import Link, check_config, check_entry, check_gate, check_hook, check_images, check_phrases, hook_path
 from sam4mllm.errors import ImageError
 from tests.backend_fakes import CONFIG, FakeImages, settings
 
@@ -402,8 +402,8 @@ def test_errors_become_problem_and_cure() -> None:
 def test_what_cannot_be_looked_at_is_left_out(
     given: dict[str, Any], checks: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("backend.doctor.ask_server", lambda *_: Server("ready"))
-    monkeypatch.setattr("backend.doctor.check_disk", lambda _: [])
+    monkeypatch.setattr("backend.setup.doctor.ask_server", lambda *_: Server("ready"))
+    monkeypatch.setattr("backend.setup.doctor.check_disk", lambda _: [])
     key = given.pop("key", "")
     report = examine(settings(tmp_path, **given).model_copy(update={"label_studio_api_key": SecretStr(key)}), 1)
     assert [finding.check for finding in report.findings] == checks

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from backend.config_choice import choose_config
-from backend.corrections import CorrectionLog
-from backend.exports import read_label_studio
-from backend.reviews import Review, read_reviews
+from backend.corrections.config_of import choose_config
+from backend.corrections.log import CorrectionLog
+from backend.learning.exports import read_label_studio
+from backend.corrections.reviews import Review, read_reviews
 from tests.backend_fakes import house
 from tests.review_fakes import CONFIG, CREATED, PROJECT, TASK, annotation, blob, created, log_of, region, served, when
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backend.cache import ByteCache
-from backend.engine import Engine
+from backend.support.byte_cache import ByteCache
+from backend.serving.engine import Engine
 from backend.errors import DeadlineError, NotReadyError, QueueFullError
-from backend.flights import Flights
+from backend.serving.single_flight import Flights
 from sam4mllm.errors import ModelError
 
 

@@ -17,10 +17,10 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from backend import brush
-from backend.cli import app
+from backend.cli.server import app
 from backend.errors import FetchError
 from backend.export import tasks as source_tasks
-from backend.label_studio import LabelStudio
+from backend.label_studio.client import LabelStudio
 from sam4mllm.images import load_image
 from sam4mllm.masks import from_polygons, mask_iou
 from sam4mllm.one_polygon import LEAST_IOU, fill

@@ -17,11 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from backend import brush
-from backend.cli import app
+from backend.cli.server import app
 from backend.errors import TaskError
-from backend.export_files import find_picture
-from backend.exports import label_studio_reader, read_label_studio
-from backend.snapshot import split_of
+from backend.label_studio.export_file import find_picture
+from backend.learning.exports import label_studio_reader, read_label_studio
+from backend.learning.snapshot import split_of
 from sam4mllm.data.examples import Example, read_examples
 from sam4mllm.data.pairs import LeftOut, Pair, Prepared, to_mask, write_pairs
 from sam4mllm.errors import DatasetError, Sam4mllmError

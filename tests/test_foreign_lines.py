@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from backend.errors import LabelStudioError, TaskError
-from backend.logs import JsonFormatter, TextFormatter
-from sam4mllm.cli import main as command_line
+from backend.support.logs import JsonFormatter, TextFormatter
+from sam4mllm.cli.main import main as command_line
 from sam4mllm.errors import Sam4mllmError, first_line
 
 FORGED = "2026-01-01 00:00:00,000 ERROR backend: the models are gone"

@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from backend import gate
-from backend.gate import Checks, Decision, Pair, decide, is_kept, lower_bounds, sign_flip_p
+from backend.learning import gate
+from backend.learning.gate import Checks, Decision, Pair, decide, is_kept, lower_bounds, sign_flip_p
 
 GOOD = Checks(golden_champion=0.8, golden_challenger=0.8, finite=True, smoke=True)
 SHARE = st.floats(0, 1)

@@ -15,12 +15,12 @@ import httpx
 import pytest
 
 from backend import plugin
-from backend.corrections import CorrectionLog
+from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError
-from backend.home_lock import FILE, hold_home, release_home
-from backend.process import check_port, serve_command
+from backend.support.home_lock import FILE, hold_home, release_home
+from backend.support.child import check_port, serve_command
 
-HOLD = "import sys, time; from pathlib import Path; from backend.home_lock import hold_home; hold_home(Path(sys.argv[1]), 'x:1'); "
+HOLD = "import sys, time; from pathlib import Path; from backend.support.home_lock import hold_home; hold_home(Path(sys.argv[1]), 'x:1'); "
 ROOT = Path(__file__).parent.parent
 
 
@@ -105,7 +105,7 @@ def test_commands_and_bulk_runs_beside_a_server_are_not_refused(tmp_path: Path) 
     [
         pytest.param("import subprocess; subprocess.Popen(['sleep', '30']); print(flush=True); time.sleep(60)", id="a training process"),
         pytest.param(
-            "from backend.home_lock import keep_from_children; import os; keep_from_children()\n"
+            "from backend.support.home_lock import keep_from_children; import os; keep_from_children()\n"
             "if os.fork() == 0: time.sleep(30); os._exit(0)\n"
             "print(flush=True); time.sleep(60)",
             id="a helper that was forked",

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 
 from backend.errors import FetchError
-from backend.fetch import Fetcher, FetchLimits
-from backend.images import ImageStore, LoadedImage
-from backend.label_studio import LabelStudio
+from backend.images.fetch import Fetcher, FetchLimits
+from backend.images.store import ImageStore, LoadedImage
+from backend.label_studio.client import LabelStudio
 from sam4mllm.errors import ImageError
 from sam4mllm.images import image_sha256
 

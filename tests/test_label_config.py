@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import ConfigError
-from backend.label_config import MAX_CHARACTERS, read_label_config
+from backend.label_studio.label_config import MAX_CHARACTERS, read_label_config
 
 SHIPPED = (Path(__file__).parents[1] / "label_config.xml").read_text(encoding="utf-8")
 

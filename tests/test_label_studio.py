@@ -11,7 +11,7 @@ import httpx
 import pytest
 
 from backend.errors import LabelStudioError
-from backend.label_studio import LabelStudio
+from backend.label_studio.client import LabelStudio
 
 LEGACY = "0123456789abcdef0123456789abcdef01234567"
 PERSONAL = "eyJhbGciOiJIUzI1NiJ9.eyJ0b2tlbl90eXBlIjoicmVmcmVzaCJ9.c2lnbmF0dXJl-_"

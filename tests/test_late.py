@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from backend import late as module
+from backend.serving import backlog as module
 from backend.errors import QueueFullError, TaskError
-from backend.late import Late
-from backend.wire import PredictRequest
+from backend.serving.backlog import Late
+from backend.label_studio.wire import PredictRequest
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.bulk_fakes import PROJECT, VERSION, BulkServer
 

@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from backend import brush
-from backend.app import create_app
-from backend.conduct import Conductor
-from backend.corrections import CorrectionLog
-from backend.runs import Run
+from backend.web.app import create_app
+from backend.learning.conductor import Conductor
+from backend.corrections.log import CorrectionLog
+from backend.learning.runs import Run
 from backend.service import Service
-from backend.snapshot import HOLDOUT, split_of
+from backend.learning.snapshot import HOLDOUT, split_of
 from sam4mllm.durable import remove
 from sam4mllm.images import image_sha256
 from tests.backend_fakes import CONFIG, FakeImages
@@ -301,7 +301,7 @@ def test_a_full_disk_costs_neither_the_server_nor_what_it_acknowledged(start: St
 
 
 def test_a_run_whose_record_cannot_be_written_is_taken_up_again(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("backend.conduct.RETRY_SECONDS", 0.1)
+    monkeypatch.setattr("backend.learning.conductor.RETRY_SECONDS", 0.1)
     place = start()
     correct(place.service, 60)
     runs, failures = place.service.learner.runs, [OSError(errno.ENOSPC, "No space left on device"), OSError(errno.EROFS, "Read-only")]
@@ -390,7 +390,7 @@ def test_the_models_are_away_while_the_new_version_is_tried(start: Start, monkey
 
 def test_a_process_that_hangs_is_ended(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "60")
-    monkeypatch.setattr("backend.conduct.COMPARISON_SECONDS", 0.5)
+    monkeypatch.setattr("backend.learning.conductor.COMPARISON_SECONDS", 0.5)
     place = start(train_minutes=0.01)
     correct(place.service, 60)
     place.service.learner.ask("test")

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 
 from benchmarks.random_model import TINY, write_checkpoint
 from sam4mllm import memory
-from sam4mllm.cli_options import hush
+from sam4mllm.cli.options import hush
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.memory import Stored, announce, estimate, free_ram, read_headers, segmenter_bytes, weight_bytes

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
-from sam4mllm.cli import app
+from sam4mllm.cli.main import app
 from sam4mllm.data import examples as examples_module
 from sam4mllm.data.examples import Example, ExampleWriter, read_examples
 from sam4mllm.data.merge import TESTED_ON, merge

@@ -15,9 +15,9 @@ import pytest
 from flask import Flask, jsonify, request
 
 from backend import plugin
-from backend.corrections import CorrectionLog
+from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError
-from backend.runs import Run, Runs
+from backend.learning.runs import Run, Runs
 from tests.backend_fakes import CONFIG, House, house, task
 
 CONTEXT = {"result": [{"type": "textarea", "from_name": "prompt", "value": {"text": ["the dog"]}}]}

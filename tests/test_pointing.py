@@ -10,12 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.corrections import CorrectionLog
-from backend.exports import read_label_studio
-from backend.log_faults import LogError
-from backend.region_ids import alone_id, refined_ids, stands_alone, superseded
-from backend.reviews import Review, read_reviews
-from backend.wire import PredictRequest
+from backend.corrections.log import CorrectionLog
+from backend.learning.exports import read_label_studio
+from backend.corrections.log_faults import LogError
+from backend.label_studio.region_ids import alone_id, refined_ids, stands_alone, superseded
+from backend.corrections.reviews import Review, read_reviews
+from backend.label_studio.wire import PredictRequest
 from sam4mllm.data.pairs import LeftOut, Pair
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.public_sets import picture
@@ -282,7 +282,7 @@ def test_an_edited_mask_stays_beside_the_refined_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tag", ["BrushLabels", "PolygonLabels", "RectangleLabels"])
 def test_a_mask_that_was_refined_in_place_is_learned_as_it_is(tmp_path: Path, tag: str) -> None:
     """The log has what was served first under the id; Label Studio says of the refined region that nobody changed it."""
-    from backend.regions import values_of  # noqa: PLC0415
+    from backend.label_studio.write_regions import values_of  # noqa: PLC0415
 
     refined = blob(6, side=12)
     [value] = values_of(refined, tag)

@@ -24,9 +24,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backend import brush
-from backend.corrections import CorrectionLog
+from backend.corrections.log import CorrectionLog
 from backend.errors import QueueFullError
-from backend.wire import PredictRequest
+from backend.label_studio.wire import PredictRequest
 from sam4mllm.grounding.remembering import RememberingGrounder
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.fakes import grounding

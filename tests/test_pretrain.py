@@ -30,7 +30,7 @@ from sam4mllm.demo.tokenizer import Speller, build_tokenizer, vocabulary
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.packing import pack
-from sam4mllm.training.checkpoint import save_checkpoint
+from sam4mllm.training.resume import save_checkpoint
 
 SIZE = (224, 288)
 

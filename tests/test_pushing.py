@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from backend import pushing
+from backend.label_studio import push as pushing
 from backend.errors import LabelStudioError
-from backend.pushing import Pushed, patiently, push, tasks_without
+from backend.label_studio.push import Pushed, patiently, push, tasks_without
 from tests.bulk_fakes import PROJECT, VERSION, BulkServer
 
 IMPORT = f"POST /api/projects/{PROJECT}/import/predictions"

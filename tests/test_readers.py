@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from backend.cli import app
+from backend.cli.server import app
 from sam4mllm.data.ade20k import _is_large
 from sam4mllm.data.coco import as_phrase, is_fit
 from sam4mllm.data.examples import Example, read_examples

@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend import brush
-from backend.corrections import CorrectionLog, Served
+from backend.corrections.log import CorrectionLog, Served
 from backend.errors import LabelStudioError
-from backend.reconcile import NO_KEY, Reconciled, reconcile
-from backend.reviews import Reviews, read_reviews
+from backend.corrections.reconcile import NO_KEY, Reconciled, reconcile
+from backend.corrections.reviews import Reviews, read_reviews
 from sam4mllm.masks import to_rle
 from tests.review_fakes import CONFIG, CREATED, PROJECT, FakeLabelStudio, annotation, as_json, created, recorded, when
 from tests.review_fakes import client as client_of
@@ -280,7 +280,7 @@ def test_a_log_that_fails_is_told(log: CorrectionLog, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("backend.corrections.fold_project", full)
+    monkeypatch.setattr("backend.corrections.log.fold_project", full)
     found = reconcile(log, server.client(), [PROJECT])
     assert "the disk is full; free space in" in found.problem
 

@@ -17,14 +17,14 @@ from typing import Any
 
 import pytest
 
-from sam4mllm import registry
-from sam4mllm.adapters import CONFIG, FILES, MANIFEST, WEIGHTS
+from sam4mllm.adapters import registry
+from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, WEIGHTS
 from sam4mllm.errors import RegistryError
-from sam4mllm.registry import STEPS, Manifest, Registry
+from sam4mllm.adapters.registry import STEPS, Manifest, Registry
 from tests.test_adapters import LORA, ORIGIN, adapter, add, weights
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["sam4mllm.registry", "tests.test_registry"])  # each child would import torch again
+PROCESSES.set_forkserver_preload(["sam4mllm.adapters.registry", "tests.test_registry"])  # each child would import torch again
 
 
 def serving(home: Registry) -> str | None:

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.gate import Checks, Decision, Pair, decide
-from backend.report import CURVE_POINTS, Change, RunReport, choose_changes, draw_curve, write_report
+from backend.learning.gate import Checks, Decision, Pair, decide
+from backend.learning.report import CURVE_POINTS, Change, RunReport, choose_changes, draw_curve, write_report
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 PAIRS = [Pair("cup", 0.5, 0.6)] * 20 + [Pair("dog", 0.5, 0.7)] * 20

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend import brush
-from backend.cases import read_case
-from backend.corrections import Served
-from backend.drawn import EMPTY
-from backend.regions import _DRAW
-from backend.reviews import Review, read_reviews
+from backend.corrections.annotation import read_case
+from backend.corrections.log import Served
+from backend.label_studio.read_regions import EMPTY
+from backend.label_studio.write_regions import _DRAW
+from backend.corrections.reviews import Review, read_reviews
 from sam4mllm.masks import from_rle, mask_iou
 from tests.review_fakes import (
     CONFIG,
@@ -584,7 +584,7 @@ def test_an_annotation_that_breaks_the_reader_is_refused_alone(
             raise KeyError("secret")
         return read_case(stored, *rest)
 
-    monkeypatch.setattr("backend.reviews.read_case", picky)
+    monkeypatch.setattr("backend.corrections.reviews.read_case", picky)
     found = read_reviews(log, "description")
     log.close()
     assert [one.annotation for one in found.reviews] == [2]

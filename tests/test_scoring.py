@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.reviews import Review
-from backend.scoring import Scorer
+from backend.corrections.reviews import Review
+from backend.serving.calibration import Scorer
 from sam4mllm.confidence import FIT_FROM, NAMES, Features
 from tests.test_watch import review
 

@@ -16,9 +16,9 @@ from typing import Any
 import httpx
 import pytest
 
-from backend.corrections import CorrectionLog
-from backend.process import check_port, serve_command
-from sam4mllm.registry import Registry
+from backend.corrections.log import CorrectionLog
+from backend.support.child import check_port, serve_command
+from sam4mllm.adapters.registry import Registry
 from tests.backend_fakes import CONFIG, task
 from tests.learning_fakes import FakeWorkshop
 from tests.test_adapters import ORIGIN, adapter

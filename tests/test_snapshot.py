@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 
 from backend.errors import FetchError
-from backend.reviews import Review
-from backend.snapshot import HOLDOUT, TRAIN, split_of, write_snapshot
+from backend.corrections.reviews import Review
+from backend.learning.snapshot import HOLDOUT, TRAIN, split_of, write_snapshot
 from sam4mllm.data.examples import read_examples
 from sam4mllm.errors import DatasetError
 from sam4mllm.masks import to_rle

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from backend.app import create_app
-from backend.corrections import CorrectionLog
+from backend.web.app import create_app
+from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError
-from backend.log_faults import LogError, wrong
-from backend.spill import Spill
+from backend.corrections.log_faults import LogError, wrong
+from backend.corrections.waiting_writes import Spill
 from tests.backend_fakes import CONFIG
 from tests.learning_fakes import School, school
 from tests.review_fakes import PROJECT, TASK, blob, created, served
@@ -178,8 +178,8 @@ def test_the_learner_takes_it_in_by_itself(place: School, tmp_path: Path) -> Non
 WRITER = """
 import sys
 from pathlib import Path
-from backend.corrections import CorrectionLog
-from backend.spill import Spill
+from backend.corrections.log import CorrectionLog
+from backend.corrections.waiting_writes import Spill
 log = CorrectionLog(Path(sys.argv[1]))
 for number in range(int(sys.argv[2]), 10**6):
     log.store({"action": "X", "number": number})
@@ -247,7 +247,7 @@ def test_a_kill_while_it_is_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyP
             log.store(created(number=number))
     with monkeypatch.context() as patch:
         if moment.startswith("before"):
-            patch.setattr("backend.log_file.put_mark", killed)
+            patch.setattr("backend.corrections.log_file.put_mark", killed)
         else:
             patch.setattr(Spill, "clear", killed)
         with pytest.raises(KillError):

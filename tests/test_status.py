@@ -15,9 +15,9 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.agreement import BINS, HEIGHT, WIDTH, Judged, draw_trend, judged_of, measure_reliability
-from backend.app import create_app
-from backend.overview import SHOWN_RUNS, look
+from backend.learning.agreement import BINS, HEIGHT, WIDTH, Judged, draw_trend, judged_of, measure_reliability
+from backend.web.app import create_app
+from backend.web.overview import SHOWN_RUNS, look
 from tests.learning_fakes import School, school
 from tests.test_watch import review
 

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend import trainer
-from backend.gate import Pair
-from backend.run_record import read_curve
-from backend.snapshot import HOLDOUT
-from backend.trainer import STOPPED, Job, draw_scenes, label_of, main
-from sam4mllm.adapters import check_adapter
+from backend.learning import trainer
+from backend.learning.gate import Pair
+from backend.learning.run_record import read_curve
+from backend.learning.snapshot import HOLDOUT
+from backend.learning.trainer import STOPPED, Job, draw_scenes, label_of, main
+from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.examples import Example, ExampleWriter, read_examples
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.training.plan import Plan
@@ -109,7 +109,7 @@ def test_a_run_gives_an_adapter_and_a_comparison(tmp_path: Path, job: Job) -> No
 
 def test_the_golden_set_is_left_out_where_the_holdout_decides(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     judged: list[Pair] = []
-    monkeypatch.setattr("backend.trainer.is_kept", lambda pairs: judged.extend(pairs) or True)
+    monkeypatch.setattr("backend.learning.trainer.is_kept", lambda pairs: judged.extend(pairs) or True)
     run = start(tmp_path, job)
     assert main([str(run)]) == 0
     found = evaluation(run)
@@ -119,7 +119,7 @@ def test_the_golden_set_is_left_out_where_the_holdout_decides(tmp_path: Path, jo
 
 def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Path, job: Job) -> None:
     run = start(tmp_path, replace(job, plan=replace(job.plan, steps=100_000)))
-    process = subprocess.Popen([sys.executable, "-m", "backend.trainer", str(run)])
+    process = subprocess.Popen([sys.executable, "-m", "backend.learning.trainer", str(run)])
     end = time.monotonic() + 120
     while not read_curve(run) and time.monotonic() < end:
         time.sleep(0.1)
@@ -129,7 +129,7 @@ def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Pat
     assert done > 0
     assert not (run / "adapter").exists()
 
-    process = subprocess.Popen([sys.executable, "-m", "backend.trainer", str(run)])
+    process = subprocess.Popen([sys.executable, "-m", "backend.learning.trainer", str(run)])
     while len(read_curve(run)) <= done and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)

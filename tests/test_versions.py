@@ -15,8 +15,8 @@ import pytest
 
 from backend import brush
 from backend.errors import DeadlineError, NotReadyError
-from backend.wire import read_predict
-from sam4mllm.adapters import WEIGHTS
+from backend.label_studio.wire import read_predict
+from sam4mllm.adapters.files import WEIGHTS
 from sam4mllm.errors import ModelError, RegistryError
 from tests.backend_fakes import CONFIG, task
 from tests.learning_fakes import PHRASE, School, mask_width, school, width
@@ -128,7 +128,7 @@ def test_an_adapter_that_breaks_the_engine_is_refused_and_freed(place: School, m
     def no_memory(*_: object) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr("backend.versions.warm_up", no_memory)
+    monkeypatch.setattr("backend.serving.versions.warm_up", no_memory)
     with pytest.raises(ModelError, match="has no answer"):
         place.service.versions.promote(version)
     assert place.workshop.loaded == set()
@@ -139,7 +139,7 @@ def test_a_busy_engine_refuses_no_version(place: School, monkeypatch: pytest.Mon
     version = place.add()
     place.service.versions.registry.promote(version)
     with monkeypatch.context() as patch:
-        patch.setattr("backend.versions.SWAP_SECONDS", -1.0)
+        patch.setattr("backend.serving.versions.SWAP_SECONDS", -1.0)
         with pytest.raises(DeadlineError):
             place.service.versions.sync()
     place.service.versions.sync()

@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from backend.reviews import Review
-from backend.watch import BASELINE, LEAST, Control, Watch, control
+from backend.corrections.reviews import Review
+from backend.learning.auto_rollback import BASELINE, LEAST, Control, Watch, control
 from sam4mllm.errors import RegistryError
-from sam4mllm.registry import Tenure
+from sam4mllm.adapters.registry import Tenure
 
 
 def agreements(mean: float, count: int, seed: int = 1, spread: float = 0.05) -> list[float]:

@@ -14,9 +14,9 @@ from typing import Any
 import typer.main
 from flask import Flask
 
-from backend.app import OPEN_ENDPOINTS, create_app
-from backend.cli import app as commands
-from backend.roster import Roster
+from backend.web.app import OPEN_ENDPOINTS, create_app
+from backend.cli.server import app as commands
+from backend.serving.leases import Roster
 from backend.service import build
 from backend.settings import Settings
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from backend.batch.run import Stages
 from backend.batch.work import Answered, Job, Outcome, Work, failed
-from backend.corrections import Served
+from backend.corrections.log import Served
 from backend.errors import BatchError
-from backend.images import LoadedImage
+from backend.images.store import LoadedImage
 from backend.settings import Settings
-from sam4mllm.cli_options import hush
+from sam4mllm.cli.options import hush
 from sam4mllm.errors import first_line
 from sam4mllm.pipeline import Pipeline
 

@@ -19,11 +19,11 @@ from typing import Any, Protocol
 
 from backend.batch.store import Store, read_part
 from backend.batch.work import Job, Outcome, Source, Work, failed
-from backend.corrections import Served
+from backend.corrections.log import Served
 from backend.errors import FetchError, LabelStudioError
-from backend.images import LoadedImage
-from backend.label_studio import LabelStudio
-from backend.pushing import Pushed, drop_repeated, patiently, push
+from backend.images.store import LoadedImage
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.push import Pushed, drop_repeated, patiently, push
 from sam4mllm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from backend.errors import ConfigError, TaskError
-from backend.label_config import Label, _tags, read_label_config, salvage
-from backend.task_values import has_variable, resolve
+from backend.label_studio.label_config import Label, _tags, read_label_config, salvage
+from backend.label_studio.task_values import has_variable, resolve
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from typing import Any
 
 from backend.errors import LabelStudioError, TaskError
 from backend.export.surfaces import Surfaces, read_surfaces
-from backend.export_files import export_file, find_picture, read_config_text, read_export
-from backend.exports import ExportedAnnotation, check_tasks, find_picture_key, is_json, read_annotations
-from backend.fold import row_id
-from backend.images import image_store
-from backend.label_studio import LabelStudio
+from backend.label_studio.export_file import export_file, find_picture, read_config_text, read_export
+from backend.learning.exports import ExportedAnnotation, check_tasks, find_picture_key, is_json, read_annotations
+from backend.corrections.tables import row_id
+from backend.images.store import image_store
+from backend.label_studio.client import LabelStudio
 from backend.settings import Settings
 
 ReadPicture = Callable[[str, int], bytes]

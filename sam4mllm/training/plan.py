@@ -74,7 +74,7 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "steps": (int, 1, 10_000_000),
     "batch": (int, 1, 10_000),
     "rate": (int | float, _TINY, 1),
-    "rank": (int, 1, 4_096),  # the most that sam4mllm.adapters lets in
+    "rank": (int, 1, 4_096),  # the most that sam4mllm.adapters.files lets in
     "alpha": (int, 1, 1_000_000),
     "dropout": (int | float, 0, 0.99),
     "strength": (int | float, _TINY, 1),

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam4mllm.adapters import check_adapter
+from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.conversations import read_conversations
 from sam4mllm.data.examples import Example, read_examples
 from sam4mllm.durable import partial, publish, remove

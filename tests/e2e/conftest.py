@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
 
-from backend.demo import READY_TIMEOUT, find_label_studio, is_ready, start_backend
+from backend.demo.launch import READY_TIMEOUT, find_label_studio, is_ready, start_backend
 from backend.errors import SettingsError
-from backend.local_label_studio import LocalLabelStudio
-from backend.process import HOST, check_port
+from backend.demo.local_label_studio import LocalLabelStudio
+from backend.support.child import HOST, check_port
 
 if TYPE_CHECKING:
     from tests.e2e.editor import Editor

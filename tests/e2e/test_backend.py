@@ -16,9 +16,9 @@ import pytest
 from PIL import Image
 
 from backend import brush
-from backend.corrections import CorrectionLog
-from backend.demo import LABEL_CONFIG, find_label_studio
-from backend.local_label_studio import LocalLabelStudio
+from backend.corrections.log import CorrectionLog
+from backend.demo.launch import LABEL_CONFIG, find_label_studio
+from backend.demo.local_label_studio import LocalLabelStudio
 from sam4mllm.demo.scenes import DemoScene, make_scene
 from tests.e2e.conftest import BackendServer
 

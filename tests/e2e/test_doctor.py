@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import pytest
 from PIL import Image
 
-from backend.corrections import CorrectionLog
-from backend.demo import LABEL_CONFIG
-from backend.local_label_studio import FIXED_ENVIRONMENT, LocalLabelStudio
-from backend.process import HOST, check_port
+from backend.corrections.log import CorrectionLog
+from backend.demo.launch import LABEL_CONFIG
+from backend.demo.local_label_studio import FIXED_ENVIRONMENT, LocalLabelStudio
+from backend.support.child import HOST, check_port
 from tests.e2e.conftest import serving
 from tests.e2e.test_backend import save, scene, until
 from tests.e2e.test_commands import COMMAND

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.corrections import CorrectionLog
-from backend.demo import ROOT
+from backend.corrections.log import CorrectionLog
+from backend.demo.launch import ROOT
 from tests.e2e.conftest import BackendServer
 from tests.e2e.test_backend import Mask, Project, fill, mask_of, project, save, scene, until
 

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from backend.cli import app
-from backend.demo import find_label_studio
+from backend.cli.server import app
+from backend.demo.launch import find_label_studio
 from backend.errors import SettingsError
-from backend.local_label_studio import LocalLabelStudio
+from backend.demo.local_label_studio import LocalLabelStudio
 from sam4mllm.data.pairs import to_mask
 from sam4mllm.images import load_image
 from sam4mllm.masks import mask_iou

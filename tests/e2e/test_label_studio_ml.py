@@ -10,10 +10,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from backend.corrections import CorrectionLog
-from backend.demo import LABEL_CONFIG, ROOT
-from backend.local_label_studio import LocalLabelStudio
-from backend.process import HOST, Child, check_port
+from backend.corrections.log import CorrectionLog
+from backend.demo.launch import LABEL_CONFIG, ROOT
+from backend.demo.local_label_studio import LocalLabelStudio
+from backend.support.child import HOST, Child, check_port
 from tests.e2e.test_backend import Project, fill, save, scene, until
 
 PACKAGES = Path(os.environ.get("SAM4MLLM_LABEL_STUDIO_ML", ROOT / ".venv-label-studio-ml"))

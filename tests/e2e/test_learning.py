@@ -7,13 +7,13 @@ from pathlib import Path
 import httpx
 import pytest
 
-from backend.demo import LABEL_CONFIG
-from backend.local_label_studio import LocalLabelStudio
+from backend.demo.launch import LABEL_CONFIG
+from backend.demo.local_label_studio import LocalLabelStudio
 from benchmarks.learn import learn
-from sam4mllm.adapters import CONFIG, WEIGHTS, Manifest
-from sam4mllm.grounding.lora import attach
+from sam4mllm.adapters.files import CONFIG, WEIGHTS, Manifest
+from sam4mllm.adapters.lora import attach
 from sam4mllm.loading import load_variants
-from sam4mllm.registry import Registry
+from sam4mllm.adapters.registry import Registry
 from tests.e2e.conftest import serving
 from tests.e2e.test_backend import Project, fill, save, scene, until
 

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from werkzeug.serving import make_server
 
-from backend.agreement import Judged
-from backend.app import create_app
-from backend.overview import SHOWN_RUNS
+from backend.learning.agreement import Judged
+from backend.web.app import create_app
+from backend.web.overview import SHOWN_RUNS
 from tests.e2e.editor import ARGUMENTS, find_chromium
 from tests.learning_fakes import School, school
 from tests.test_learning import ManyImages, correct

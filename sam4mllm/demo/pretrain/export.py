@@ -17,7 +17,7 @@ from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.demo.tokenizer import save_tokenizer
 from sam4mllm.errors import ModelError
 from sam4mllm.prompts.dialects import DEMO, dump_dialect
-from sam4mllm.training.checkpoint import load_weights
+from sam4mllm.training.resume import load_weights
 
 HEADS = "heads.safetensors"
 """The dense heads, beside the model folders: of no use in serving, but training can go on from them."""

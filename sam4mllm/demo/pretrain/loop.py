@@ -15,7 +15,7 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from sam4mllm.training.checkpoint import load_checkpoint, save_checkpoint
+from sam4mllm.training.resume import load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)

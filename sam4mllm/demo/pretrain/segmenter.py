@@ -24,7 +24,7 @@ from sam4mllm.demo.architecture import SEGMENTER_PATCH, SEGMENTER_SIZE, build_se
 from sam4mllm.demo.pretrain.ahead import Ahead
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.pretrain.segmenter_examples import PAD_LABEL, WHOLE_EVERY, Example, click_on, draw_example
-from sam4mllm.training.checkpoint import has_checkpoint
+from sam4mllm.training.resume import has_checkpoint
 
 SMALL = 256
 RATE, RATE_GROWN = 1e-3, 1.5e-4

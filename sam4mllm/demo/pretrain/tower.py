@@ -16,7 +16,7 @@ from sam4mllm.demo.pretrain.dense import DenseHeads, batch_size_px, dense_target
 from sam4mllm.demo.pretrain.loop import Plan, run
 from sam4mllm.demo.scenes import DemoScene, make_crowd
 from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VISION_START, vocabulary
-from sam4mllm.training.checkpoint import has_checkpoint
+from sam4mllm.training.resume import has_checkpoint
 
 SHARPENING = 4000
 """Steps over which the coordinate targets narrow from WIDE to NARROW (in thousandths of a side)."""

@@ -1,0 +1,98 @@
+"""``sam4mllm batch``: its options, and what it prints."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, TextIO
+
+import typer
+
+from backend.errors import BatchError
+from backend.settings import read_settings
+from sam4mllm.cli.options import DeviceMapOption, DeviceOption, DtypeName, JsonOption, QuantizeName, hush
+
+EXAMPLE = "Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm batch 7 --shard 1/2"
+MOST_REASONS = 10
+
+
+def batch(  # noqa: PLR0917 – an option is a parameter
+    target: Annotated[
+        str, typer.Argument(help="A project's number in Label Studio, a dataset, or a folder of pictures.", metavar="DATASET|PROJECT")
+    ],
+    out: Annotated[Path | None, typer.Option("--out", help="Where results are kept; under SAM4MLLM_HOME.")] = None,
+    shard: Annotated[
+        str, typer.Option("--shard", help="Work on the i-th of n parts of the tasks, on this machine.", metavar="i/n")
+    ] = "1/1",
+    ray: Annotated[bool, typer.Option("--ray", help="Work on a Ray cluster: RAY_ADDRESS, or one on this machine.")] = False,
+    phrase: Annotated[list[str] | None, typer.Option("--phrase", help="What to find in a folder's pictures; may be given again.")] = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="A LoRA adapter; the champion of SAM4MLLM_HOME.", metavar="PATH|VERSION")
+    ] = None,
+    part: Annotated[int, typer.Option("--part", min=1, help="Tasks that are stored and pushed together.")] = 50,
+    model: Annotated[str | None, typer.Option("--model", help="demo, a model folder, or a hub id.")] = None,
+    segmenter: Annotated[
+        str | None, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
+    ] = None,
+    device: DeviceOption = None,
+    dtype: Annotated[DtypeName | None, typer.Option("--dtype", help="Numbers of the model; auto.")] = None,
+    quantize: Annotated[QuantizeName | None, typer.Option("--quantize", help="8 or 4 bit weights of the language model.")] = None,
+    device_map: DeviceMapOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Pre-annotate in bulk; what was stopped or killed goes on with the same command. Settings are those of serve."""
+    given = {"MODEL": model, "SEGMENTER": segmenter, "DEVICE": device, "DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map}
+    os.environ |= {f"SAM4MLLM_{name}": str(value) for name, value in given.items() if value is not None}
+    settings = read_settings()
+    hush()
+    from backend.batch.shards import GOES_ON, Plan, read_shard, run_batch  # noqa: PLC0415 – takes seconds to import
+
+    try:
+        chosen = read_shard(shard)
+    except ValueError as error:
+        raise typer.BadParameter(str(error), param_hint="--shard") from error
+    where = int(target) if target.isascii() and target.isdigit() else Path(target)
+    name = f"project-{where}" if isinstance(where, int) else where.absolute().name
+    plan = Plan(where, out or settings.home / "batch" / name, chosen, tuple(phrase or ()), adapter, part, ray)
+    with _result_stream(alone=ray) as stream:
+        summary = run_batch(plan, settings)
+        print(json.dumps(summary) if as_json else _text(summary), file=stream, flush=True)
+    if summary["stopped"]:
+        raise BatchError(f"stopped; {GOES_ON}")
+    if summary["failed"]:
+        raise BatchError(f"{_tasks(summary['failed'])} without an answer; {GOES_ON} with these")
+
+
+@contextmanager
+def _result_stream(*, alone: bool) -> Iterator[TextIO]:
+    """Where the result goes: standard output.
+
+    ``alone``: whatever else is written there until the process ends goes to standard error, be it by this process, by code that is not
+    Python's, or by a process that it starts. Ray's write at any time, also after the result.
+    """
+    if not alone:
+        yield sys.stdout
+        return
+    sys.stdout.flush()
+    with os.fdopen(os.dup(1), "w", encoding="utf-8") as stream:
+        os.dup2(2, 1)
+        yield stream
+
+
+def _text(summary: Mapping[str, Any]) -> str:
+    lines = [f"{summary['version']}, shard {summary['shard']}: {_tasks(summary['done'])} at {summary['rate']:.2f} a second"]
+    if summary["kept"]:
+        lines.append(f"{_tasks(summary['kept'])} done before")
+    if summary["pushed"] or summary["already"]:
+        more = [f"{summary[name]:,} {name}" for name in ("already", "gone", "repeated") if summary[name]]
+        lines.append(f"{summary['pushed']:,} predictions pushed" + (f" ({', '.join(more)})" if more else ""))
+    lines += [f"{_tasks(one['tasks'])} failed: {one['reason']} (first: {one['first']})" for one in summary["reasons"][:MOST_REASONS]]
+    return "\n".join([*lines, str(summary["results"])])
+
+
+def _tasks(count: int) -> str:
+    return f"{count:,} task" + "s" * (count != 1)

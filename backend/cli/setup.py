@@ -1,0 +1,104 @@
+"""The commands that look after a set-up: ``doctor`` says what is wrong with it, ``connect`` joins a project to it."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from backend.settings import read_settings
+from sam4mllm.cli.options import JsonOption
+from sam4mllm.plain_text import one_line
+
+DOCTOR_EXAMPLE = "Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm doctor 1"
+CONNECT_EXAMPLE = "Example: sam4mllm connect 1 --url http://sam4mllm.internal:9090 --config default"
+
+UrlOption = Annotated[
+    str | None,
+    typer.Option("--url", "--backend-url", help="This server as Label Studio reaches it; SAM4MLLM_URL."),
+]
+
+
+def doctor(
+    project: Annotated[int | None, typer.Argument(min=1, help="A project's number, as in its page's address.")] = None,
+    url: UrlOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Say what is wrong with this set-up and what to do: one line a finding, and exit status 1 if there is any.
+
+    It reads the settings that the server runs with, so run it where the server runs. It changes nothing.
+    """
+    settings = read_settings()
+    errors = Console(stderr=True)
+    with errors.status("looking") as status:
+        from backend.setup.doctor import examine  # noqa: PLC0415 – takes seconds to import
+
+        report = examine(settings, project, url, lambda what: status.update(f"looking at {what}"))
+    if as_json:
+        found = [asdict(finding) for finding in report.findings]
+        print(json.dumps({"ok": not found, "checks": list(dict.fromkeys(report.checks)), "findings": found}))
+    elif report.findings:
+        for finding in report.findings:
+            print(one_line(finding.line))
+    else:
+        rest = "" if project is not None else "; give a project's number to look at its config, backend, webhook and pictures too"
+        print(f"all is well: {', '.join(dict.fromkeys(report.checks))}{rest}")
+    if report.findings:
+        sys.exit(1)
+
+
+def connect(
+    project: Annotated[int, typer.Argument(min=1, help="The project's number, as in its page's address.")],
+    url: UrlOption = None,
+    config: Annotated[
+        str | None, typer.Option("--config", help="Set a label config: a file, or default for one with the project's labels.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Set it although the project has annotations.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Make or update a project's backend and webhook in Label Studio, with password, secret and events. Run it where the server runs."""
+    import httpx  # noqa: PLC0415
+
+    from backend.setup.connect import UnfitConfigError  # noqa: PLC0415
+    from backend.setup.connect import connect as join  # noqa: PLC0415
+    from backend.label_studio.backend_entry import server_url  # noqa: PLC0415
+    from backend.label_studio.client import LabelStudio  # noqa: PLC0415
+    from backend.setup.machine_checks import SERVER_SECONDS, ask_server, require_token  # noqa: PLC0415
+
+    settings = read_settings()
+    require_token(settings, time.time())
+    address = server_url(settings, url)
+    text = _read_config(config)
+    with httpx.Client(timeout=SERVER_SECONDS, trust_env=False) as client:
+        versions = ask_server(settings, client).versions
+    label_studio = LabelStudio(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
+    try:
+        steps = join(label_studio, settings, project, address, versions, text, force)
+    except UnfitConfigError as error:
+        if not as_json:
+            print(error.offered)
+        raise
+    finally:
+        label_studio.close()
+    if as_json:
+        print(json.dumps({"changed": any(step.changed for step in steps), "steps": [asdict(step) for step in steps]}))
+        return
+    for step in steps:
+        print(one_line(step.line))
+
+
+def _read_config(given: str | None) -> str | None:
+    from backend.errors import SettingsError  # noqa: PLC0415
+
+    if given is None or given == "default":
+        return given
+    try:
+        return Path(given).read_text(encoding="utf-8")
+    except (OSError, UnicodeError) as error:
+        raise SettingsError(f"--config {given} cannot be read as a text file; give a label config's file, or default") from error

@@ -1,0 +1,1 @@
+"""The durable log, and what reviewers decided as it tells."""

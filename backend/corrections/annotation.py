@@ -1,0 +1,157 @@
+"""One annotation with all that is known of it: its masks, and what had been served for its task. What it means is decided elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from backend.corrections.config_of import check_controls, known_label, region_labels
+from backend.corrections.config_history import CLOCK_SECONDS
+from backend.corrections.log import Served, StoredAnnotation
+from backend.label_studio.read_regions import from_region
+from backend.errors import TaskError
+from backend.corrections.tables import instant, row_id
+from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.phrases import typed_text
+from backend.label_studio.region_parts import join_labels, on_page, without_text_labels
+from backend.label_studio.wire import Region
+from sam4mllm.masks import Rle, to_rle
+from sam4mllm.pipeline import check_phrase
+
+MAX_REGIONS = 200
+"""Most masks of an annotation that are read: each costs as much work as the image has pixels."""
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A region of the mask control that holds a mask; ``labels`` are values of the config's labels."""
+
+    id: str
+    labels: tuple[str, ...]
+    origin: str
+    mask: Rle
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What was served for a phrase at once; without regions it was "no such object"."""
+
+    phrase: str
+    version: str
+    time: float
+    interactive: bool
+    records: tuple[Served, ...]
+
+    @property
+    def regions(self) -> dict[str, Rle]:
+        return {one.region: one.mask for one in self.records if one.mask is not None}
+
+
+@dataclass(frozen=True)
+class Case:
+    """All that is known of an annotation; ``present`` are the ids of its regions."""
+
+    stored: StoredAnnotation
+    config: LabelConfig
+    regions: tuple[Region, ...]
+    present: frozenset[str]
+    drawn: tuple[Drawn, ...]
+    size: tuple[int, int] | None
+    answers: tuple[Answer, ...]
+    typed: str
+
+    @property
+    def has_parent(self) -> bool:
+        """Whether Label Studio says that the annotation began as a copy of a prediction."""
+        return row_id(self.stored.body.get("parent_prediction")) is not None
+
+    def was_loaded(self, answer: Answer) -> bool:
+        """Whether the reviewer had the answer's regions in the annotation."""
+        return bool(self.present & answer.regions.keys()) or (not answer.interactive and self.has_parent)
+
+    def was_seen(self, answer: Answer) -> bool:
+        """Whether the reviewer had the answer, where "no such object" looks like an image without an answer."""
+        return not answer.regions or self.was_loaded(answer)
+
+    def answers_to(self, phrase: str | None, interactive: bool | None = None) -> list[Answer]:
+        """The answers that may have been seen, oldest first: a batch's from before the annotation, an annotator's from before its end."""
+        body = self.stored.body
+        until = {False: instant(body.get("created_at")) + CLOCK_SECONDS, True: self.stored.updated + CLOCK_SECONDS}
+        fit = [answer for answer in self.answers if phrase in (None, answer.phrase) and interactive in (None, answer.interactive)]
+        seen = [answer for answer in fit if answer.time <= until[answer.interactive]]
+        if not seen and self.has_parent:
+            # something was shown, so that the clocks differ
+            batch = [answer for answer in fit if not answer.interactive]
+            seen = [answer for answer in batch if answer.time == batch[0].time]
+        return seen
+
+
+def read_case(stored: StoredAnnotation, config: LabelConfig, page: int | None, served: Sequence[Served], max_pixels: int) -> Case:
+    """An annotation as far as it is about one picture.
+
+    Args:
+        stored: the whole of it.
+        config: the one that it was made under, with the labels of its task.
+        page: the picture's number, from 0, in a task of several; None in any other.
+        served: what was served for its task, in order of time.
+        max_pixels: the most that a mask may have.
+
+    Raises:
+        Sam4mllmError: why it cannot be trusted.
+    """
+    if stored.body.get("last_action") == "prediction":
+        raise TaskError("the annotation was made from a prediction by an action, not by a reviewer")
+    result = stored.body.get("result")
+    if not isinstance(result, list):
+        raise TaskError("the annotation's result is no list of regions")
+    regions = join_labels(without_text_labels(region for region in result if isinstance(region, dict)), config)
+    check_controls(regions, config)
+    if page is not None:
+        regions = on_page(regions, page)
+        served = [one for one in served if one.page == page]
+    own = [region for region in regions if region.get("from_name") == config.mask.name]
+    if len(own) > MAX_REGIONS:
+        raise TaskError(f"the annotation has {len(own)} masks; at most {MAX_REGIONS} are read")
+    drawn, size = _drawn(own, config, max_pixels)
+    present = frozenset(str(region.get("id")) for region in own)
+    answers = _answers(served)
+    typed = typed_text(regions, config)
+    return Case(stored, config, regions, present, drawn, size, answers, check_phrase(typed) if typed else "")
+
+
+def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> tuple[tuple[Drawn, ...], tuple[int, int] | None]:
+    """The masks, and (height, width) of all; None without a region."""
+    drawn: list[Drawn] = []
+    sizes: set[tuple[int, int]] = set()
+    for region in regions:
+        mask, *size = from_region(region, config, max_pixels)
+        sizes.add((size[0], size[1]))
+        drawn.append(Drawn(str(region.get("id")), _labels(region, config), str(region.get("origin")), to_rle(mask)))
+    if len(sizes) > 1:
+        raise TaskError("the annotation's masks are of different sizes")
+    return tuple(drawn), next(iter(sizes), None)
+
+
+def _labels(region: Region, config: LabelConfig) -> tuple[str, ...]:
+    """The values of the region's labels. Raises TaskError for one that the config does not have."""
+    found = []
+    for name in region_labels(region, config):
+        known = known_label(name, config)
+        if known is None:
+            raise TaskError(f"the label {quoted(name)} is not in the labelling config")
+        found.append(known)
+    return tuple(found)
+
+
+def _answers(served: Iterable[Served]) -> tuple[Answer, ...]:
+    groups: dict[tuple[float, str, str, bool], list[Served]] = {}
+    for one in served:
+        groups.setdefault((one.time, one.version, one.phrase, one.interactive), []).append(one)
+    return tuple(
+        Answer(phrase, version, time, interactive, tuple(records)) for (time, version, phrase, interactive), records in groups.items()
+    )
+
+
+def quoted(text: object) -> str:
+    """Foreign text, fit for a line of ours."""
+    return ascii(text)[:60]

@@ -1,0 +1,402 @@
+"""The durable log (SQLite): every webhook event, on disk before it is acknowledged, what it says of tasks and annotations, what was
+served, the phrases that annotators typed, and why nothing is learnt from some annotations.
+
+Learning reads it later; here it is only kept. How events become rows is :mod:`backend.corrections.tables`'s, and how the file
+is read and written :mod:`backend.corrections.log_file`'s.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from backend.support.bounded_json import write_json
+from backend.corrections.config_history import LAST, ConfigHistory, config_digest, note_config, note_event, note_pulled, open_notes
+from backend.corrections.tables import Pulled, bury_project, fold, fold_project, project_rows, storable
+from backend.corrections.log_file import PATIENTLY, LogFile, next_stamp, put_mark
+from backend.label_studio.wire import is_row_id
+from sam4mllm.masks import Rle
+
+ANY_TASK = -1
+"""The row that holds a project's last phrase, whichever task it was typed for."""
+AT_ONCE = 20
+"""Annotations that are read from the file at once: each may hold megabytes."""
+
+_ANNOTATIONS = """
+SELECT a.id, a.project, a.task, a.updated, a.changed, a.state, a.body, coalesce(t.body, '{}'), coalesce(p.label_config, ''), c.digest
+FROM annotations a LEFT JOIN tasks t ON t.id = a.task LEFT JOIN projects p ON p.id = a.project
+LEFT JOIN annotation_configs c ON c.annotation = a.id AND c.updated = a.updated
+WHERE a.id > ? AND a.state != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY a.id LIMIT ?
+"""
+_REFUSALS = """
+SELECT r.annotation, r.reason FROM refusals r LEFT JOIN annotations a ON a.id = r.annotation LEFT JOIN tasks t ON t.id = a.task
+WHERE coalesce(a.state, '') != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY r.annotation, r.noted, r.stage
+"""
+
+
+@dataclass(frozen=True)
+class Event:
+    """A webhook as it came; ``received`` in seconds since 1970."""
+
+    id: int
+    received: float
+    action: str
+    project: int | None
+    body: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Served:
+    """A mask that was served for a phrase of a task, or that there is none.
+
+    ``time`` is the answer's, seconds since 1970, the same for all of its records. ``page``, from 0, is that of the picture in a task of
+    several. ``region`` is the id of the region in Label Studio, one
+    record for each region of the mask control, and empty for "no such object", which has no mask. ``box_px`` is (x1, y1, x2, y2), or
+    empty. ``width`` and ``height`` are the image's in pixels, ``interactive`` says that an annotator asked.
+    """
+
+    time: float
+    project: int
+    task: int
+    version: str
+    phrase: str
+    label: str | None
+    region: str
+    mask: Rle | None
+    box_px: tuple[float, ...]
+    features: dict[str, float]
+    score: float
+    interactive: bool
+    width: int
+    height: int
+    image_sha256: str
+    page: int = 0
+
+
+@dataclass(frozen=True)
+class StoredAnnotation:
+    """An annotation that is not deleted, as Label Studio last told it.
+
+    ``body`` has the fields of :data:`backend.corrections.tables.KEPT`, of any type: it is foreign. ``data`` is the task's, empty where the log has not
+    heard of it. ``label_configs`` are those that it may have been made under, the likeliest first. ``updated`` is Label Studio's time, in
+    seconds since 1970; ``changed`` is the stamp of the last write, which says what came first. ``digest`` follows from all the rest but
+    ``changed``.
+    """
+
+    id: int
+    project: int
+    task: int
+    updated: float
+    changed: float
+    state: Literal["submitted", "skipped"]
+    body: Mapping[str, Any]
+    data: Mapping[str, Any]
+    label_configs: tuple[str, ...]
+    digest: str
+
+
+class CorrectionLog(LogFile):
+    """What is kept; safe to share between threads, and the file between processes. Methods raise LogError.
+
+    An event, what was served or withheld, and a typed phrase are on disk when the method returns, within a fraction of a second: if the
+    file is locked by another program, or broken, they are kept beside it and taken in later, in the order in which they came.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """See :class:`LogFile`. Raises SettingsError if the file cannot be used."""
+        self._typed: dict[tuple[str, int], str] = {}
+        """Phrases that may not be in the file yet."""
+        super().__init__(path)
+
+    def _open(self) -> None:
+        super()._open()
+        if not self._read("SELECT 1 FROM sqlite_master WHERE name = 'config_notes'", wait=PATIENTLY):
+            with self._writing() as connection:
+                open_notes(connection)
+
+    def _take(self, connection: sqlite3.Connection, kind: str, value: Any) -> int:
+        return _TAKERS[kind](connection, value)
+
+    # -- events ----------------------------------------------------------------------------------------------------------------------------
+
+    def store(self, body: Mapping[str, Any]) -> int:
+        """Keep an event, and what it says of tasks and annotations; on disk when this returns.
+
+        Returns its number, which only grows, or 0 if it is taken into the log later. An event that comes again, late, or malformed is kept
+        like any other and changes nothing else.
+        """
+        return self._keep("event", [time.time(), body])
+
+    def events(self, after: int = 0) -> list[Event]:
+        """What has come since an event, in order."""
+        rows = self._patiently("SELECT id, received, action, project, body FROM events WHERE id > ? ORDER BY id", (after,))
+        return [Event(number, received, action, project, json.loads(body)) for number, received, action, project, body in rows]
+
+    def last(self, action: str) -> int:
+        """The number of the last event of an action; 0 if none came."""
+        [[number]] = self._read("SELECT max(id) FROM events WHERE action = ?", (action,))
+        return int(number or 0)
+
+    def last_until(self, action: str, moment: float) -> int:
+        """The number of the last event of an action among those that had come at a time of day, if the clock went right then."""
+        [[number]] = self._read(
+            "SELECT max(id) FROM events WHERE action = ? AND id <= "
+            "(SELECT id FROM events WHERE received <= ? ORDER BY received DESC, id DESC LIMIT 1)",
+            (action, moment),
+        )
+        return int(number or 0)
+
+    # -- annotations -----------------------------------------------------------------------------------------------------------------------
+
+    def annotations(self) -> list[StoredAnnotation]:
+        """All annotations that are not deleted, skipped ones included, by number."""
+        return list(self.each_annotation())
+
+    def each_annotation(self) -> Iterator[StoredAnnotation]:
+        """The same, some at a time: masks take memory. What is stored meanwhile may or may not be among them."""
+        last = -1
+        history = ConfigHistory(self._patiently)
+        while True:
+            rows = self._patiently(_ANNOTATIONS, (last, AT_ONCE))
+            if not rows:
+                return
+            last = rows[-1][0]
+            yield from (_stored(row, history) for row in rows)
+
+    def count_new(self, since: float) -> int:
+        """Annotations, neither deleted nor skipped, that came or changed after a stamp."""
+        [[count]] = self._read(
+            "SELECT count(*) FROM annotations a LEFT JOIN tasks t ON t.id = a.task "
+            "WHERE a.changed > ? AND a.state = 'submitted' AND coalesce(t.state, 'live') != 'deleted'",
+            (since,),
+        )
+        return int(count)
+
+    def projects(self) -> list[int]:
+        """The projects that events or pulls told of, and those that were served."""
+        return [number for (number,) in self._read("SELECT id FROM projects UNION SELECT DISTINCT project FROM served ORDER BY 1")]
+
+    def reconcile(self, project: int, title: str, label_config: str, tasks: Sequence[Mapping[str, Any]], began: float) -> Pulled:
+        """Take over what Label Studio holds of a project, all or nothing: what it does not have is dropped, what it has comes back.
+
+        Args:
+            project: its number, and its ``title`` and ``label_config``.
+            tasks: all of them, each with ``id``, ``data``, ``updated_at`` and its ``annotations`` in full.
+            began: ``position()`` when the pull began: what events told since then stands.
+        """
+        # first, and not with the lock: events and what is served are not to wait for it
+        rows = project_rows(project, title, label_config, tasks)
+        with self._writing() as connection:
+            pulled = fold_project(connection, rows, math.nextafter(began, math.inf), next_stamp(connection))
+            for (current,) in connection.execute("SELECT label_config FROM projects WHERE id = ?", (project,)).fetchall():
+                note_config(connection, project, current, time.time())  # an event's, where one came since the pull began
+            note_pulled(connection, project)
+            return pulled
+
+    def drop(self, project: int, began: float) -> Pulled:
+        """Let all of a project's tasks and annotations go but those that events told of since ``position()`` was ``began``."""
+        with self._writing() as connection:
+            return bury_project(connection, project, math.nextafter(began, math.inf), next_stamp(connection))
+
+    # -- labelling configs -----------------------------------------------------------------------------------------------------------------
+
+    def note_config(self, project: int, label_config: str) -> None:
+        """Note the config that Label Studio says a project has now; nothing is written if it was noted last."""
+        if any(digest == config_digest(label_config) for _, digest, _ in self._read(LAST, (project,))):
+            return
+        self._keep("config", [project, label_config, time.time()])
+
+    # -- what nothing is learnt from -------------------------------------------------------------------------------------------------------
+
+    def note_refusals(self, stage: str, reasons: Mapping[int, str]) -> None:
+        """Keep why a stage of the learning refused annotations, in the place of all that it said before; all or nothing.
+
+        Args:
+            stage: its name.
+            reasons: by the annotation's number, one line each. One that was known already keeps its stamp.
+        """
+        with self._writing() as connection:
+            now = next_stamp(connection)
+            known = dict(connection.execute("SELECT annotation, reason FROM refusals WHERE stage = ?", (stage,)).fetchall())
+            said = {annotation: storable(reason) for annotation, reason in reasons.items()}
+            over = [(stage, annotation) for annotation in known.keys() - said.keys()]
+            connection.executemany("DELETE FROM refusals WHERE stage = ? AND annotation = ?", over)
+            news = [(stage, annotation, reason, now) for annotation, reason in said.items() if known.get(annotation) != reason]
+            connection.executemany("INSERT OR REPLACE INTO refusals (stage, annotation, reason, noted) VALUES (?, ?, ?, ?)", news)
+
+    def refusals(self) -> dict[int, str]:
+        """Why nothing is learnt from annotations that are not deleted, by number; of several stages' reasons the newest."""
+        return dict(self._patiently(_REFUSALS))
+
+    # -- what was served -------------------------------------------------------------------------------------------------------------------
+
+    def serve(self, records: Sequence[Served]) -> None:
+        """Keep what was served, all or nothing. A record that is there already stays as it is; a "none" of a batch is one for good."""
+        self._keep("served", [[*_columns(one), json.dumps(_rest(one))] for one in records])
+
+    def served(self, project: int, task: int, wait: float = PATIENTLY) -> list[Served]:
+        """What was served for a task, in the order in which it was kept; ``wait``: SOON or PATIENTLY."""
+        rows = self._read(
+            "SELECT time, version, phrase, region, interactive, body FROM served WHERE project = ? AND task = ? "
+            "ORDER BY coalesce(noted, time), time, version, phrase, region",
+            (project, task),
+            wait,
+        )
+        return [_served(project, task, row) for row in rows]
+
+    def withhold(self, project: int, task: int) -> None:
+        """Note that a task gets no pre-annotation, on purpose."""
+        self._keep("withheld", [project, task])
+
+    def withheld(self, project: int, task: int) -> bool:
+        """Whether a task gets no pre-annotation, on purpose."""
+        return bool(self._read("SELECT 1 FROM withheld WHERE project = ? AND task = ?", (project, task)))
+
+    # -- phrases ---------------------------------------------------------------------------------------------------------------------------
+
+    def remember(self, project: str, task: int | None, phrase: str) -> None:
+        """Keep a typed phrase, for its task if it has a number, and as the project's last."""
+        keys = [key for key in (ANY_TASK, task) if key is not None]
+        if not self._keep("phrase", [[project, key, phrase, time.time()] for key in keys]):
+            self._typed |= {(project, key): phrase for key in keys}
+
+    def task_phrase(self, project: str, task: int) -> str:
+        """The last phrase typed for a task; empty if none."""
+        return self._phrase(project, task)
+
+    def project_phrase(self, project: str) -> str:
+        """The last phrase typed for any task of a project; empty if none."""
+        return self._phrase(project, ANY_TASK)
+
+    def _phrase(self, project: str, key: int) -> str:
+        if self._typed and not self.waiting:
+            self._typed = {}
+        if (project, key) in self._typed:
+            return self._typed[project, key]
+        rows = self._read("SELECT phrase FROM phrases WHERE project = ? AND task = ?", (project, key))
+        return str(rows[0][0]) if rows else ""
+
+    def _patiently(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+        """For the learning, which has time."""
+        return self._read(query, values, PATIENTLY)
+
+
+# -- what is kept, in a transaction --------------------------------------------------------------------------------------------------------
+
+
+def _take_event(connection: sqlite3.Connection, value: Any) -> int:
+    received, body = value
+    project = body.get("project")
+    number = project.get("id") if isinstance(project, dict) else None
+    action = str(body.get("action", ""))[:64].encode("ascii", "replace").decode()
+    cursor = connection.execute(
+        "INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)",
+        (received, action, number if is_row_id(number) else None, write_json(body)),
+    )
+    fold(connection, body, next_stamp(connection), received)
+    note_event(connection, body, received)
+    return int(cursor.lastrowid or 0)
+
+
+def _take_served(connection: sqlite3.Connection, value: Any) -> int:
+    stamp = next_stamp(connection)
+    connection.executemany(
+        "INSERT INTO served (project, task, version, phrase, region, time, interactive, body, noted) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) "
+        "ON CONFLICT DO UPDATE SET interactive = min(interactive, excluded.interactive)",
+        [[*row, stamp] for row in value],
+    )
+    return 1
+
+
+def _take_withheld(connection: sqlite3.Connection, value: Any) -> int:
+    connection.execute("INSERT OR IGNORE INTO withheld (project, task) VALUES (?, ?)", value)
+    return 1
+
+
+def _take_phrase(connection: sqlite3.Connection, value: Any) -> int:
+    connection.executemany("INSERT OR REPLACE INTO phrases (project, task, phrase, typed) VALUES (?, ?, ?, ?)", value)
+    return 1
+
+
+def _take_config(connection: sqlite3.Connection, value: Any) -> int:
+    note_config(connection, *value)
+    return 1
+
+
+def _take_mark(connection: sqlite3.Connection, value: Any) -> int:
+    put_mark(connection, *value)
+    return 1
+
+
+_TAKERS: Mapping[str, Callable[[sqlite3.Connection, Any], int]] = {
+    "event": _take_event,
+    "served": _take_served,
+    "withheld": _take_withheld,
+    "phrase": _take_phrase,
+    "config": _take_config,
+    "mark": _take_mark,
+}
+
+
+# -- rows ----------------------------------------------------------------------------------------------------------------------------------
+
+
+def _stored(row: Sequence[Any], history: ConfigHistory) -> StoredAnnotation:
+    number, project, task, updated, changed, state, body, data, current, own = row
+    home = -1 if project is None else project
+    configs, known = history.configs(home, own, updated, current)
+    digest = hashlib.sha256(repr((number, home, task, updated, state, body, data, known)).encode()).hexdigest()
+    return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), configs, digest)
+
+
+def _row_name(one: Served) -> str:
+    """What tells a record from the others of its phrase: the region, or of "no such object" the page."""
+    return one.region or (f"page {one.page}" if one.page else "")
+
+
+def _columns(one: Served) -> list[object]:
+    return [one.project, one.task, one.version, one.phrase, _row_name(one), one.time, int(one.interactive)]
+
+
+def _rest(one: Served) -> dict[str, Any]:
+    """What of a record is in no column of its own."""
+    return {
+        "label": one.label,
+        "mask": one.mask,
+        "box_px": [float(side) for side in one.box_px],
+        "features": {name: float(value) for name, value in one.features.items()},
+        "score": float(one.score),
+        "size": [one.width, one.height],
+        "image_sha256": one.image_sha256,
+        **({"page": one.page} if one.page else {}),
+    }
+
+
+def _served(project: int, task: int, row: Sequence[Any]) -> Served:
+    when, version, phrase, region, interactive, text = row
+    body = json.loads(text)
+    return Served(
+        time=when,
+        project=project,
+        task=task,
+        version=version,
+        phrase=phrase,
+        label=body["label"],
+        region="" if body["mask"] is None else region,
+        mask=body["mask"],
+        box_px=tuple(body["box_px"]),
+        features=body["features"],
+        score=body["score"],
+        interactive=bool(interactive),
+        width=body["size"][0],
+        height=body["size"][1],
+        image_sha256=body["image_sha256"],
+        page=body.get("page", 0),
+    )

@@ -1,0 +1,277 @@
+"""The log's file: its connections, how long each waits for a lock, the order of its writes, and what waits beside it while it is locked.
+
+Each write has a *stamp*, a number that is larger than that of every write before: seconds since 1970, or if the clock has gone back just
+above the last one. What came first is asked of stamps; a time of day may have been wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import sqlite3
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+from backend.errors import SettingsError
+from backend.corrections.tables import upgrade
+from backend.corrections.log_faults import LogError, explain, wrong
+from backend.corrections.schema import SCHEMA, VERSION
+from backend.corrections.waiting_writes import Spill
+from sam4mllm.errors import first_line
+
+log = logging.getLogger(__name__)
+
+SOON = 0.25
+"""Seconds that a webhook, a prediction or a page waits for the file; Label Studio gives a webhook one second."""
+PATIENTLY = 10.0
+"""Seconds that the learning waits."""
+CHECKED_BYTES = 256 * 1024 * 1024
+"""A file up to this size is checked as a whole when it is opened, within a second or two; what is wrong with a larger one shows in use."""
+CLOCK = "clock"
+"""The mark of the last stamp."""
+_TAKEN = "spill "
+"""Begins the mark that says up to which byte what waited beside the log is in it."""
+
+
+class LogFile:
+    """The file below :class:`backend.corrections.log.CorrectionLog`. Its methods raise LogError; threads and processes may share it."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or make one that only its owner can read: events carry tokens. An older file's events are read once more.
+
+        Raises SettingsError if it cannot be used.
+        """
+        self.path = path
+        self._lock, self._read_locks = threading.Lock(), {SOON: threading.Lock(), PATIENTLY: threading.Lock()}
+        self._spill = Spill(path.with_suffix(".waiting.jsonl"))
+        self._fault = ""
+        try:
+            with self._explained():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch(0o600)
+                self._connection = _connect(path, PATIENTLY)
+                self._readers = {wait: _connect(path, wait) for wait in self._read_locks}
+                self._open()
+        except LogError as error:
+            self._close_all()
+            raise SettingsError(f"SAM4MLLM_HOME: {error}") from error
+        except BaseException:
+            self._close_all()
+            raise
+        self._drain_if_possible()
+
+    # -- opening and closing ---------------------------------------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        connection = self._connection
+        connection.execute("PRAGMA synchronous=FULL")
+        [[version]] = connection.execute("PRAGMA user_version").fetchall()
+        if version > VERSION:
+            raise SettingsError(f"SAM4MLLM_HOME: {self.path} is of a newer release; use that, or choose another folder")
+        self._check_whole()
+        [[mode]] = connection.execute("PRAGMA journal_mode").fetchall()
+        if mode != "wal":
+            connection.execute("PRAGMA journal_mode=WAL")
+        if version < VERSION or _missing(connection):  # else nothing is written, so that a lock does not keep the server from its start
+            connection.executescript(SCHEMA)
+            with self._writing() as writing:
+                upgrade(writing)
+            if lacking := _missing(connection):
+                raise wrong(self.path, "schema", lacking)
+        self._follow_older_stamps()
+
+    def _check_whole(self) -> None:
+        if not all(os.access(place, os.W_OK) for place in (self.path, self.path.parent)):
+            raise wrong(self.path, "read_only", "it or its folder is read-only")
+        if self.path.stat().st_size <= CHECKED_BYTES:
+            [[found], *_] = self._connection.execute("PRAGMA quick_check(1)").fetchall()
+            if found != "ok":
+                raise wrong(self.path, "damaged", first_line(ValueError(found)))
+
+    def _follow_older_stamps(self) -> None:
+        """A release that knew no stamps may have written last: stamps go on after the latest of its times."""
+        tables = ("annotations", "tasks", "projects")
+        latest = max(self._read(f"SELECT max(changed) FROM {table}", wait=PATIENTLY)[0][0] or 0.0 for table in tables)
+        if latest > self.position():
+            with self._writing() as connection:
+                put_mark(connection, CLOCK, latest)
+
+    def close(self) -> None:
+        """End; what waits is taken into the log if that is possible now, or else at the next start."""
+        self._drain_if_possible()
+        self._close_all()
+
+    def _close_all(self) -> None:
+        readers = getattr(self, "_readers", {}).values()
+        for connection in (*readers, getattr(self, "_connection", None)):
+            if connection is not None:
+                connection.close()
+
+    # -- reading and writing ---------------------------------------------------------------------------------------------------------------
+
+    def _read(self, query: str, values: Sequence[object] = (), wait: float = SOON) -> list[Any]:
+        lock = self._read_locks[wait]
+        if not lock.acquire(timeout=wait):
+            raise LogError(f"{self.path} is busy; ask again in a moment", "busy")
+        try:
+            with self._explained():
+                return self._readers[wait].execute(query, values).fetchall()
+        finally:
+            lock.release()
+
+    @contextmanager
+    def _writing(self, wait: float = PATIENTLY) -> Iterator[sqlite3.Connection]:
+        """A transaction, from its beginning to the disk."""
+        end = time.monotonic() + wait
+        if not self._lock.acquire(timeout=wait):
+            raise LogError(f"{self.path} is busy; ask again in a moment", "busy")
+        try:
+            with self._explained(), self._connection:
+                self._connection.execute(f"PRAGMA busy_timeout = {max(0, int(1000 * (end - time.monotonic()))):d}")
+                # at once, not at the first change: what is read in between must not be another process's past
+                self._connection.execute("BEGIN IMMEDIATE")
+                yield self._connection
+        finally:
+            self._lock.release()
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except (sqlite3.Error, OSError) as error:
+            raise explain(self.path, error) from error
+
+    # -- what has to be kept at once -------------------------------------------------------------------------------------------------------
+
+    def _keep(self, kind: str, value: Any) -> int:
+        """Write something, in the log or beside it; on disk when this returns, and in either case after what was kept before.
+
+        Returns what ``_take`` does, or 0 if it is beside. Raises LogError if neither takes it.
+        """
+        with self._explained(), self._spill.held():
+            if self._spill.is_empty():
+                try:
+                    with self._writing(SOON) as connection:
+                        return self._take(connection, kind, value)
+                except LogError as error:
+                    if error.kind in ("full", "other"):
+                        raise
+                    self._fault = str(error)
+                    log.warning("%s; what comes meanwhile is kept in %s", error, self._spill.path)
+            self._spill.append(kind, value)
+            return 0
+
+    def drain(self) -> None:
+        """Take into the log what waits beside it. Raises LogError while that cannot be done; nothing is lost by that."""
+        while self.waiting and self._drain_some():
+            pass
+
+    def _drain_some(self) -> bool:
+        with self._explained(), self._spill.held():
+            name, at = next(iter(self._read("SELECT name, at FROM marks WHERE name LIKE 'spill %'")), (_TAKEN, 0.0))
+            chunk = self._spill.read((name.removeprefix(_TAKEN), int(at)))
+            if chunk is None:
+                self._spill.clear()
+                self._fault = ""
+                return False
+            with self._writing(SOON) as connection:
+                for kind, value in chunk.writes:
+                    self._take_apart(connection, kind, value)
+                connection.execute("DELETE FROM marks WHERE name LIKE 'spill %'")
+                put_mark(connection, _TAKEN + chunk.name, float(chunk.end))
+        log.info("%d writes taken into %s that had waited for it", len(chunk.writes), self.path)
+        return True
+
+    def _take_apart(self, connection: sqlite3.Connection, kind: str, value: Any) -> None:
+        """One that cannot be taken, on a damaged disk for example, does not keep the others out."""
+        connection.execute("SAVEPOINT one")
+        try:
+            self._take(connection, kind, value)
+        except (sqlite3.IntegrityError, sqlite3.InterfaceError, sqlite3.ProgrammingError, LookupError, TypeError, ValueError) as error:
+            connection.execute("ROLLBACK TO one")
+            log.error("a line of %s is left out: %s", self._spill.path, first_line(error))
+        connection.execute("RELEASE one")
+
+    def _take(self, connection: sqlite3.Connection, kind: str, value: Any) -> int:
+        """Write what was kept, in a transaction."""
+        raise NotImplementedError
+
+    @property
+    def waiting(self) -> bool:
+        """Whether something is on disk that the log does not hold yet."""
+        with self._explained():
+            return not self._spill.is_empty()
+
+    @property
+    def problem(self) -> str:
+        """One line on what keeps the log from being written; empty if nothing does."""
+        return self._fault and f"{self._fault}; what came since waits in {self._spill.path.name}, and nothing is lost"
+
+    def _drain_if_possible(self) -> None:
+        try:
+            self.drain()
+        except LogError as error:
+            log.warning("%s; what waits in %s is taken in later", error, self._spill.path)
+
+    # -- order -----------------------------------------------------------------------------------------------------------------------------
+
+    def position(self) -> float:
+        """The stamp of the last write; 0 of an empty log."""
+        return self.mark(CLOCK)
+
+    def mark(self, name: str) -> float:
+        """A number that was kept under a name; 0 if none was."""
+        return float(next(iter(self._read("SELECT at FROM marks WHERE name = ?", (name,))), (0.0,))[0])
+
+    def set_mark(self, name: str, at: float) -> None:
+        """Keep a number under a name; a smaller one than before changes nothing."""
+        self._keep("mark", [name, at])
+
+    def since(self, moment: float) -> float:
+        """A stamp for a time of day that was noted before there were stamps: a wrong clock's, if it is yet to come, is 0."""
+        return moment if moment <= time.time() else 0.0
+
+
+def next_stamp(connection: sqlite3.Connection) -> float:
+    """The stamp of a write, in its transaction."""
+    rows = connection.execute("SELECT at FROM marks WHERE name = ?", (CLOCK,)).fetchall()
+    stamp = max(time.time(), math.nextafter(rows[0][0], math.inf) if rows else 0.0)
+    put_mark(connection, CLOCK, stamp)
+    return stamp
+
+
+def put_mark(connection: sqlite3.Connection, name: str, at: float) -> None:
+    """Write a mark; a smaller one than before changes nothing."""
+    connection.execute("INSERT INTO marks (name, at) VALUES (?, ?) ON CONFLICT DO UPDATE SET at = max(at, excluded.at)", (name, at))
+
+
+def _connect(path: Path, seconds: float) -> sqlite3.Connection:
+    return sqlite3.connect(path, check_same_thread=False, timeout=seconds)
+
+
+def _missing(connection: sqlite3.Connection) -> str:
+    """What the file lacks of this release's tables, in words; empty if nothing."""
+    with closing(sqlite3.connect(":memory:")) as model:
+        model.executescript(SCHEMA)
+        wanted = _columns(model)
+    found = _columns(connection)
+    for table, columns in wanted.items():
+        if table not in found:
+            return f"it has no table {table}"
+        if lacking := sorted(columns - found[table]):
+            return f"its table {table} has no column {lacking[0]}"
+    return ""
+
+
+def _columns(connection: sqlite3.Connection) -> Mapping[str, set[str]]:
+    tables = [name for (name,) in connection.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()]
+    return {table: {row[1] for row in connection.execute(f"PRAGMA table_info({_quoted(table)})").fetchall()} for table in tables}
+
+
+def _quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'

@@ -1,0 +1,94 @@
+"""The tables of the log's file."""
+
+from __future__ import annotations
+
+VERSION = 1
+"""Of the tables, in the file's ``user_version``; 0 had ``events`` and ``phrases`` alone."""
+SCHEMA = """
+CREATE TABLE IF NOT EXISTS events (
+    id INTEGER PRIMARY KEY,
+    received REAL NOT NULL,
+    action TEXT NOT NULL,
+    project INTEGER,
+    body TEXT NOT NULL
+);
+CREATE INDEX IF NOT EXISTS events_by_action ON events (action, received);
+CREATE TABLE IF NOT EXISTS phrases (
+    project TEXT NOT NULL,
+    task INTEGER NOT NULL,
+    phrase TEXT NOT NULL,
+    typed REAL NOT NULL,
+    PRIMARY KEY (project, task)
+);
+CREATE TABLE IF NOT EXISTS served (
+    project INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    version TEXT NOT NULL,
+    phrase TEXT NOT NULL,
+    region TEXT NOT NULL,
+    time REAL NOT NULL,
+    interactive INTEGER NOT NULL,
+    body TEXT NOT NULL,
+    noted REAL,
+    PRIMARY KEY (project, task, version, phrase, region)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS withheld (
+    project INTEGER NOT NULL,
+    task INTEGER NOT NULL,
+    PRIMARY KEY (project, task)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS projects (
+    id INTEGER PRIMARY KEY,
+    title TEXT NOT NULL,
+    label_config TEXT NOT NULL,
+    updated REAL NOT NULL,
+    changed REAL NOT NULL
+);
+CREATE TABLE IF NOT EXISTS tasks (
+    id INTEGER PRIMARY KEY,
+    project INTEGER,
+    task INTEGER,
+    updated REAL NOT NULL,
+    changed REAL NOT NULL,
+    state TEXT NOT NULL,
+    body TEXT NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS annotations (
+    id INTEGER PRIMARY KEY,
+    project INTEGER,
+    task INTEGER,
+    updated REAL NOT NULL,
+    changed REAL NOT NULL,
+    state TEXT NOT NULL,
+    body TEXT NOT NULL,
+    reason TEXT NOT NULL
+);
+CREATE TABLE IF NOT EXISTS digests (
+    kind TEXT NOT NULL,
+    id INTEGER NOT NULL,
+    changed REAL NOT NULL,
+    digest TEXT NOT NULL,
+    PRIMARY KEY (kind, id)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS refusals (
+    stage TEXT NOT NULL,
+    annotation INTEGER NOT NULL,
+    reason TEXT NOT NULL,
+    noted REAL NOT NULL,
+    PRIMARY KEY (stage, annotation)
+) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS marks (
+    name TEXT PRIMARY KEY,
+    at REAL NOT NULL
+) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS annotations_by_task ON annotations (task);
+CREATE INDEX IF NOT EXISTS annotations_by_change ON annotations (changed);
+CREATE INDEX IF NOT EXISTS tasks_by_change ON tasks (changed);
+"""
+"""``updated`` is Label Studio's time, ``changed`` the stamp of the row's last write (:mod:`backend.corrections.log_file`). ``tasks.body`` is the task's
+data, ``tasks.task`` its own number; of what is deleted only the row is left, with the reason. ``digests`` are of the bodies of the tables
+``kind``, and say nothing of a row whose ``changed`` is another: a release that did not know them wrote it. ``served.noted`` is the stamp
+of the record, or nothing if an older release wrote it. ``marks`` are numbers that are kept under a name."""
+ADDED = "ALTER TABLE served ADD COLUMN noted REAL"
+"""For a file that a release without the column made."""

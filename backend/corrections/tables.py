@@ -1,0 +1,347 @@
+"""What the correction log's tables hold, and how Label Studio's words become their rows: an event, or the whole of a project.
+
+Events come late, twice, in any order, or never, so a row is only ever replaced by a later state of the same thing: by Label Studio's own
+``updated_at``, not by the order of arrival. What was deleted stays deleted, whatever an older event says. Only what Label Studio itself
+holds, asked after the row was written, overrides all of this.
+
+All functions work on a connection that is in a transaction. ``updated`` are times of Label Studio's, in seconds since 1970; ``changed``,
+``stamp``, ``began`` and ``now`` are stamps (:mod:`backend.corrections.log_file`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import sqlite3
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from backend.support.bounded_json import write_json
+from backend.errors import where
+from backend.corrections.schema import ADDED, VERSION
+from backend.label_studio.wire import is_row_id
+
+log = logging.getLogger(__name__)
+
+KEPT = (
+    *("id", "task", "project", "result", "was_cancelled", "ground_truth", "lead_time", "completed_by", "updated_by"),
+    *("parent_prediction", "parent_annotation", "last_action", "import_id", "created_at", "updated_at"),
+)
+"""What is kept of an annotation: what events and the API's lists both have."""
+AHEAD_SECONDS = 60.0
+"""How far Label Studio's clock may be ahead of ours; a time beyond that was wrong, for an event is sent at once."""
+
+State = Literal["submitted", "skipped", "live", "deleted"]
+
+
+@dataclass(frozen=True)
+class _Row:
+    """A task or an annotation on its way into its table; ``body`` is JSON."""
+
+    id: int
+    project: int | None
+    task: int | None
+    updated: float
+    state: State
+    body: str = ""
+    reason: str = ""
+    digest: str = ""
+    """The body's."""
+
+
+def fold(connection: sqlite3.Connection, body: Mapping[str, Any], stamp: float, received: float) -> None:
+    """Bring the tables up to an event. What is malformed in it is passed over; nothing but a failing disk raises (sqlite3's error).
+
+    ``stamp`` is the write's, and by ``received``, the time of day, it is told whether Label Studio's clock was ahead.
+    """
+    connection.execute("SAVEPOINT fold")
+    try:
+        _fold(connection, body, _Moment(stamp, received))
+    except sqlite3.OperationalError:
+        raise
+    except Exception as error:  # the event itself is kept, and the next pull from Label Studio mends the tables
+        connection.execute("ROLLBACK TO fold")
+        log.error("an event could not be read: %s", where(error))
+    connection.execute("RELEASE fold")
+
+
+@dataclass(frozen=True)
+class _Moment:
+    """When an event came: the stamp of its write, and the time of day."""
+
+    stamp: float
+    received: float
+
+    def is_news(self, updated: float, known: float) -> bool:
+        """Whether a state of the time ``updated`` replaces the ``known`` one: by Label Studio's clock, or if that had been ahead, by the
+        order in which events came.
+        """
+        return updated > known or (updated != known and known > self.received + AHEAD_SECONDS)
+
+
+def _fold(connection: sqlite3.Connection, body: Mapping[str, Any], moment: _Moment) -> None:
+    stamp = moment.stamp
+    action, project = body.get("action"), body.get("project")
+    number = None
+    if isinstance(project, dict):
+        number = row_id(project.get("id"))
+        _fold_config(connection, project, moment)
+    if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "TASKS_CREATED"):
+        for raw in objects(body, "task"):
+            _fold_row(connection, "tasks", _task(raw, number), moment)
+        for raw in objects(body, "annotation"):
+            _fold_row(connection, "annotations", _annotation(raw, number), moment)
+    elif action == "ANNOTATIONS_DELETED":
+        for raw in objects(body, "annotation"):
+            _bury(connection, "annotations", raw.get("id"), number, stamp, "deleted in Label Studio")
+    elif action == "TASKS_DELETED":
+        for raw in objects(body, "task"):
+            _bury(connection, "tasks", raw.get("id"), number, stamp, "deleted in Label Studio")
+            _bury_annotations_of(connection, raw.get("id"), stamp)
+
+
+def objects(body: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
+    """The objects under a key or its plural, be it one or a list of them."""
+    for value in (body.get(name), body.get(name + "s")):
+        for entry in value if isinstance(value, list) else [value]:
+            if isinstance(entry, dict):
+                yield entry
+
+
+def _fold_config(connection: sqlite3.Connection, raw: Mapping[str, Any], moment: _Moment) -> None:
+    """A config that came with an older event than the one before does not replace it."""
+    number, config = row_id(raw.get("id")), raw.get("label_config")
+    if number is None or not isinstance(config, str):
+        return
+    known = connection.execute("SELECT updated FROM projects WHERE id = ?", (number,)).fetchone()
+    updated = instant(raw.get("updated_at"))
+    if known is None or moment.is_news(updated, known[0]):
+        _put_project(connection, number, raw.get("title"), config, updated, moment.stamp)
+
+
+def _put_project(connection: sqlite3.Connection, number: int, title: object, config: str, updated: float, changed: float) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO projects (id, title, label_config, updated, changed) VALUES (?, ?, ?, ?, ?)",
+        (number, storable(title if isinstance(title, str) else ""), storable(config), updated, changed),
+    )
+
+
+def _task(raw: Mapping[str, Any], project: int | None) -> _Row | None:
+    number, data = row_id(raw.get("id")), raw.get("data")
+    if number is None or not isinstance(data, dict):
+        return None
+    return _whole(_Row(number, _first_id(project, raw.get("project")), number, instant(raw.get("updated_at")), "live"), data)
+
+
+def _annotation(raw: Mapping[str, Any], project: int | None, task: int | None = None) -> _Row | None:
+    number, home = row_id(raw.get("id")), _first_id(task, raw.get("task"))
+    if number is None or home is None:
+        return None
+    kept: dict[str, Any] = {name: raw.get(name) for name in KEPT}
+    kept |= {"task": home, "project": _first_id(project, raw.get("project"))}
+    kept |= {name: _user(raw.get(name)) for name in ("completed_by", "updated_by")}
+    state: State = "skipped" if raw.get("was_cancelled") is True else "submitted"
+    return _whole(_Row(number, kept["project"], home, instant(raw.get("updated_at")), state), kept)
+
+
+def _whole(row: _Row, content: Mapping[str, Any]) -> _Row:
+    """The row with its body."""
+    body = _json(content)
+    return replace(row, body=body, digest=hashlib.sha256(body.encode()).hexdigest())
+
+
+def _fold_row(connection: sqlite3.Connection, table: str, row: _Row | None, moment: _Moment) -> None:
+    if row is None:
+        return
+    known = connection.execute(f"SELECT updated, state FROM {table} WHERE id = ?", (row.id,)).fetchone()
+    if known is None or (known[1] != "deleted" and moment.is_news(row.updated, known[0])):
+        _put(connection, table, row, moment.stamp)
+
+
+def _put(connection: sqlite3.Connection, table: str, row: _Row, changed: float) -> None:
+    connection.execute(
+        f"INSERT OR REPLACE INTO {table} (id, project, task, updated, changed, state, body, reason) VALUES (?, ?, ?, ?, ?, ?, ?, ?)",
+        (row.id, row.project, row.task, row.updated, changed, row.state, row.body, row.reason),
+    )
+    _put_digest(connection, table, row, changed)
+
+
+def _put_digest(connection: sqlite3.Connection, table: str, row: _Row, changed: float) -> None:
+    connection.execute(
+        "INSERT OR REPLACE INTO digests (kind, id, changed, digest) VALUES (?, ?, ?, ?)", (table, row.id, changed, row.digest)
+    )
+
+
+def _bury(connection: sqlite3.Connection, table: str, raw_id: object, project: int | None, changed: float, reason: str) -> None:
+    """Leave a row that says it is gone, also for one that was never seen: the event that made it may still be on its way."""
+    number = row_id(raw_id)
+    if number is None:
+        return
+    known = connection.execute(f"SELECT project, task, state FROM {table} WHERE id = ?", (number,)).fetchone() or (project, None, "")
+    if known[2] != "deleted":
+        _put(connection, table, _Row(number, known[0], known[1], 0.0, "deleted", reason=reason), changed)
+
+
+def _bury_annotations_of(connection: sqlite3.Connection, raw_id: object, changed: float) -> None:
+    number = row_id(raw_id)
+    if number is not None:
+        connection.execute(
+            "UPDATE annotations SET state = 'deleted', changed = ?, body = '', reason = 'its task was deleted in Label Studio' "
+            "WHERE task = ? AND state != 'deleted'",
+            (changed, number),
+        )
+
+
+# -- the whole of a project ----------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Pulled:
+    """What a pull changed: ``annotations`` that the log lacked or had in another state, and those it had that are ``dropped`` now."""
+
+    annotations: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class ProjectRows:
+    """A project of Label Studio's on its way into the tables."""
+
+    project: int
+    title: str
+    label_config: str
+    tasks: Sequence[_Row]
+    annotations: Sequence[_Row]
+
+
+def project_rows(project: int, title: str, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> ProjectRows:
+    """What Label Studio says of a project, as rows. To write out all of its masks takes long: it is not for a transaction."""
+    pulled_tasks = [row for raw in tasks if (row := _task({**raw, "project": project}, project))]
+    pulled = [
+        row
+        for raw in tasks
+        for entry in _listed(raw.get("annotations"))
+        if (row := _annotation(entry, project, row_id(raw.get("id")))) is not None
+    ]
+    return ProjectRows(project, title, label_config, pulled_tasks, pulled)
+
+
+def fold_project(connection: sqlite3.Connection, rows: ProjectRows, began: float, now: float) -> Pulled:
+    """Make the tables say what Label Studio says of a project, but for what events told since the pull ``began``."""
+    project = rows.project
+    updated, changed = connection.execute("SELECT updated, changed FROM projects WHERE id = ?", (project,)).fetchone() or (0.0, 0.0)
+    if changed < began:
+        # the API does not say when a config was saved: the last time that is known stays
+        _put_project(connection, project, rows.title, rows.label_config, updated, now)
+    _pull(connection, "tasks", project, rows.tasks, began, now)
+    return _pull(connection, "annotations", project, rows.annotations, began, now)
+
+
+def bury_project(connection: sqlite3.Connection, project: int, began: float, now: float) -> Pulled:
+    """The same for a project that Label Studio no longer has."""
+    _pull(connection, "tasks", project, [], began, now)
+    return _pull(connection, "annotations", project, [], began, now)
+
+
+def _listed(value: object) -> Iterator[Mapping[str, Any]]:
+    yield from (entry for entry in value if isinstance(entry, dict)) if isinstance(value, list) else ()
+
+
+def _pull(connection: sqlite3.Connection, table: str, project: int, pulled: Sequence[_Row], began: float, now: float) -> Pulled:
+    """Take over the server's rows of a table, and bury the project's others."""
+    taken = sum(_take(connection, table, row, began, now) for row in pulled)
+    theirs = {row.id for row in pulled}
+    query = f"SELECT id FROM {table} WHERE project = ? AND state != 'deleted' AND changed < ?"
+    gone = [number for (number,) in connection.execute(query, (project, began)).fetchall() if number not in theirs]
+    for number in gone:
+        _bury(connection, table, number, project, now, "Label Studio no longer has it")
+    return Pulled(taken, len(gone))
+
+
+def _take(connection: sqlite3.Connection, table: str, row: _Row, began: float, now: float) -> bool:
+    """Whether the server's row was news. One that is as it was keeps its time of change: nothing new is to be learnt from it."""
+    known = connection.execute(f"SELECT updated, changed, state, project FROM {table} WHERE id = ?", (row.id,)).fetchone()
+    if known is not None:
+        updated, changed, state, project = known
+        if changed >= began and (state == "deleted" or updated >= row.updated):
+            return False
+        if (updated, state, project) == (row.updated, row.state, row.project) and _has_body(connection, table, row, changed):
+            return False
+    _put(connection, table, row, now)
+    return True
+
+
+def _has_body(connection: sqlite3.Connection, table: str, row: _Row, changed: float) -> bool:
+    """Whether the table's row, last written at ``changed``, has this body. It is not read for that if its digest is known."""
+    known = connection.execute("SELECT digest FROM digests WHERE kind = ? AND id = ? AND changed = ?", (table, row.id, changed)).fetchone()
+    if known is not None:
+        return bool(known[0] == row.digest)
+    [[body]] = connection.execute(f"SELECT body FROM {table} WHERE id = ?", (row.id,)).fetchall()
+    if body != row.body:
+        return False
+    _put_digest(connection, table, row, changed)
+    return True
+
+
+# -- older files ---------------------------------------------------------------------------------------------------------------------------
+
+
+def upgrade(connection: sqlite3.Connection) -> None:
+    """Fill the tables of a file from before they were there, from its events; in a transaction, so that it is done once or not at all."""
+    if "noted" not in {row[1] for row in connection.execute("PRAGMA table_info(served)")}:
+        connection.execute(ADDED)
+    [[version]] = connection.execute("PRAGMA user_version").fetchall()
+    if version >= VERSION:
+        return
+    for received, body in stored_events(connection):
+        fold(connection, body, received, received)
+    connection.execute(f"PRAGMA user_version = {VERSION:d}")
+
+
+def stored_events(connection: sqlite3.Connection) -> Iterator[tuple[float, dict[str, Any]]]:
+    """When each of a file's events was received, and its body, in order; what cannot be read is passed over."""
+    for received, text in connection.execute("SELECT received, body FROM events ORDER BY id"):
+        try:
+            body = json.loads(text)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(body, dict):
+            yield received, body
+
+
+# -- values --------------------------------------------------------------------------------------------------------------------------------
+
+
+def instant(value: object) -> float:
+    """Label Studio's time of day as seconds since 1970; 0 for anything else, so that whatever has a time comes later."""
+    try:
+        moment = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(0, UTC)
+        return max(0.0, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def row_id(value: object) -> int | None:
+    """The number of a row of Label Studio's database, or None."""
+    return value if is_row_id(value) and isinstance(value, int) else None
+
+
+def _first_id(*values: object) -> int | None:
+    return next((number for value in values if (number := row_id(value)) is not None), None)
+
+
+def _user(value: object) -> int | None:
+    """A user's number; some routes give the whole user."""
+    return row_id(value.get("id") if isinstance(value, dict) else value)
+
+
+def storable(text: str) -> str:
+    """Text that SQLite takes: halves of characters are replaced."""
+    return text.encode("utf-8", "replace").decode()
+
+
+def _json(value: object) -> str:
+    return write_json(value, compact=True, sort_keys=True)

@@ -1,0 +1,1 @@
+"""Pictures of tasks: fetched, decoded and kept within limits."""

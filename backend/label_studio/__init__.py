@@ -1,0 +1,1 @@
+"""Label Studio's words and API; no model is loaded here."""

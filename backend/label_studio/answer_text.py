@@ -1,0 +1,34 @@
+"""What an annotator reads of an answer to clicks: in the answer's line, and in the notes of its regions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from backend.label_studio.region_ids import MARK, stands_alone
+from backend.label_studio.wire import Region
+from sam4mllm.pipeline import Instance, Segmentation
+
+
+def told(region_id: str, phrase: str) -> dict[str, Any]:
+    """The note of a region that was made by clicks, as fields of the region; none where there is nothing to say."""
+    if stands_alone(region_id):
+        return {"meta": {"text": [f"made by clicks alone, not learned as: {phrase}"]}} if phrase else {}
+    return {"meta": {"text": ["takes the place of the mask that was here; that one may be deleted"]}} if MARK in region_id else {}
+
+
+def summary_of_clicks(found: Sequence[Segmentation], kept: Sequence[Sequence[Instance]], regions: Sequence[Region]) -> str:
+    """A line on what the clicks came to: ``kept`` are the instances that they had a part in, ``regions`` those of the answer."""
+    lines = []
+    for one, instances in zip(found, kept, strict=True):
+        refined = sum(instance.pointed == "refined" for instance in instances)
+        alone = len(instances) - refined
+        if refined:
+            beside = any(MARK in region["id"] and not stands_alone(region["id"]) for region in regions)
+            then = "only the new mask is learned, so you may delete the old one" if beside else "accept it, and it replaces the old mask"
+            lines.append(f"{one.phrase}: {refined} refined; {then}")
+        if alone:
+            lines.append(f"click: {alone} found" + (f", which stands alone and is not learned as: {one.phrase}" if one.phrase else ""))
+        if not instances:
+            lines.append(f"{one.phrase or 'click'}: {one.note or 'there is no mask here to take away from'}")
+    return "; ".join(lines)

@@ -1,0 +1,307 @@
+"""Label Studio's API as far as it is used here, and its two kinds of token.
+
+A legacy token is sent as it is. A personal access token is a refresh token of 200 years that no route takes: it buys access tokens of five
+minutes each.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import httpx
+
+from backend.support.addresses import parse_url
+from backend.errors import FetchError, LabelStudioError
+
+TIMEOUT = httpx.Timeout(10.0, connect=3.0)
+"""Seconds to connect, and the longest silence of a server that is trusted not to drip."""
+LIST_TIMEOUT = httpx.Timeout(120.0, connect=3.0)
+"""A page of tasks holds all of their masks; and Label Studio may ask its backend, which it gives 100 s, before it answers."""
+TASKS_A_PAGE = 50
+PROJECTS_A_PAGE = 100
+ACCESS_SECONDS = 300.0
+"""What Label Studio gives an access token to live."""
+SPARE_SECONDS = 60.0
+"""An access token is renewed when it has this long to live, so that it lasts through a slow download."""
+
+_PERSONAL = re.compile(r"[\w-]+\.[\w-]+\.[\w-]+", re.ASCII)
+_TOKEN = re.compile(r"[!-~]*")
+_NEW_TOKEN = "make a personal access token in Label Studio (Account & Settings) and set it as LABEL_STUDIO_API_KEY"
+_REFUSALS = {
+    403: "use the token of a user who is a member of the project",
+    404: "what was asked for is deleted, or LABEL_STUDIO_URL is another server or lacks its sub-path",
+}
+
+
+class LabelStudio:
+    """A client that threads may share; no error and no repr of it shows a token.
+
+    Args:
+        url: where Label Studio is reached from here, with its sub-path if it has one.
+        token: legacy or personal; empty for none.
+        clock: seconds that only go forward.
+        transport: takes the place of the network in tests.
+
+    Raises:
+        LabelStudioError: the address or the token cannot be one.
+    """
+
+    def __init__(
+        self, url: str, token: str, *, clock: Callable[[], float] = time.monotonic, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        try:
+            parse_url(url)
+        except FetchError:
+            raise LabelStudioError("LABEL_STUDIO_URL is no address of a server; write it as http://label-studio:8080") from None
+        token = token.strip()
+        if not _TOKEN.fullmatch(token):
+            raise LabelStudioError(f"LABEL_STUDIO_API_KEY is no token; {_NEW_TOKEN}")
+        self.url = url.rstrip("/")
+        self._token = token
+        self._personal = _PERSONAL.fullmatch(token) is not None
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._access, self._renew_at = "", 0.0
+        self._client = httpx.Client(base_url=self.url, timeout=TIMEOUT, trust_env=False, transport=transport)
+
+    def __repr__(self) -> str:
+        return f"LabelStudio({self.url!r})"
+
+    @property
+    def has_token(self) -> bool:
+        """Whether there is a key to ask with; Label Studio tells nobody without one of its projects."""
+        return bool(self._token)
+
+    def close(self) -> None:
+        """Close the connections that are kept open."""
+        self._client.close()
+
+    def authorization(self) -> dict[str, str]:
+        """The header that lets a request in; empty without a token. Raises LabelStudioError where a personal token buys no access."""
+        if not self._token:
+            return {}
+        if not self._personal:
+            return {"Authorization": f"Token {self._token}"}
+        with self._lock:
+            if not self._access or self._clock() >= self._renew_at:
+                began = self._clock()
+                self._access = self._buy_access()
+                self._renew_at = began + ACCESS_SECONDS - SPARE_SECONDS
+            return {"Authorization": f"Bearer {self._access}"}
+
+    def forget(self, refused: Mapping[str, str]) -> bool:
+        """Drop the access token of a header that got 401; whether it makes sense to ask again with a new one."""
+        with self._lock:
+            if refused.get("Authorization") == f"Bearer {self._access}":
+                self._access = ""
+        return self._personal
+
+    def request(self, method: str, path: str, json: object = None, timeout: httpx.Timeout = TIMEOUT) -> Any:
+        """What a route answers, None if nothing. ``path`` begins with a slash, which is the root of Label Studio.
+
+        Raises:
+            LabelStudioError: no answer, or another than success; one line that says what to do.
+        """
+        return _content(self._send(method, path, json, timeout), path, self._personal)
+
+    def open(self, path: str) -> Any:
+        """What a route that needs no token answers to a GET, asked without one. Raises LabelStudioError."""
+        return _content(self._exchange("GET", path, None, {}), path, self._personal)
+
+    def task(self, task_id: int) -> dict[str, Any]:
+        """A task with its data and annotations. Raises LabelStudioError."""
+        path = f"/api/tasks/{task_id:d}/"
+        found = self.request("GET", path)
+        if not isinstance(found, dict):
+            raise _unexpected(path)
+        return found
+
+    def project(self, project_id: int) -> dict[str, Any]:
+        """A project with its ``title`` and ``label_config``. Raises LabelStudioError."""
+        path = f"/api/projects/{project_id:d}/"
+        found = self.request("GET", path)
+        if not isinstance(found, dict) or not isinstance(found.get("label_config"), str):
+            raise _unexpected(path)
+        return found
+
+    def projects(self) -> list[int]:
+        """The numbers of all projects that the token's user sees. Raises LabelStudioError."""
+        return [entry["id"] for entry in self._entries("/api/projects/?include=id", "results", "count", PROJECTS_A_PAGE)]
+
+    def tasks_with_annotations(self, project_id: int) -> Iterator[dict[str, Any]]:
+        """A project's tasks by number, each with its ``annotations`` in full, skipped ones among them; some are asked for at a time.
+
+        Data are as they were imported, no signed addresses. A task that comes or goes meanwhile may be missed, or shift another out of
+        sight. Raises LabelStudioError.
+        """
+        path = f"/api/tasks/?project={project_id:d}&fields=all&resolve_uri=false"
+        yield from self._entries(path, "tasks", "total", TASKS_A_PAGE)
+
+    def _entries(self, path: str, name: str, total: str, size: int) -> Iterator[dict[str, Any]]:
+        """The entries of all pages of a list, each once."""
+        seen: set[int] = set()
+        for page in itertools.count(1):
+            response = self._send("GET", f"{path}&page={page}&page_size={size}", timeout=LIST_TIMEOUT)
+            if page > 1 and response.status_code == 404:
+                return
+            found = _content(response, path, self._personal)
+            entries = found.get(name) if isinstance(found, dict) else None
+            if not isinstance(entries, list) or not all(isinstance(entry, dict) and isinstance(entry.get("id"), int) for entry in entries):
+                raise _unexpected(path)
+            new = [entry for entry in entries if entry["id"] not in seen]
+            yield from new
+            seen.update(entry["id"] for entry in new)
+            end = found.get(total)
+            if not new or (isinstance(end, int) and len(seen) >= end):
+                return
+
+    def predictions(self, task_id: int) -> list[dict[str, Any]]:
+        """All predictions of a task, of whatever version. Raises LabelStudioError."""
+        path = f"/api/predictions/?task={task_id:d}"
+        found = self.request("GET", path)
+        if not isinstance(found, list) or not all(isinstance(entry, dict) and isinstance(entry.get("id"), int) for entry in found):
+            raise _unexpected(path)
+        return found
+
+    def delete_prediction(self, prediction_id: int) -> bool:
+        """Delete a prediction; False if there was none. Raises LabelStudioError."""
+        path = f"/api/predictions/{prediction_id:d}/"
+        response = self._send("DELETE", path)
+        if response.status_code == 404:
+            return False
+        _content(response, path, self._personal)
+        return True
+
+    def drop_duplicates(self, task_id: int, model_version: str) -> int:
+        """Keep the earliest of a task's predictions with this version and the same result; how many later ones were deleted.
+
+        Label Studio stores the answer of each request that it made, also when it asked the same twice at once. Raises LabelStudioError.
+        """
+        kept: set[str] = set()
+        dropped = 0
+        for prediction in sorted(self.predictions(task_id), key=lambda entry: int(entry["id"])):
+            if prediction.get("model_version") != model_version:
+                continue
+            result = json.dumps(prediction.get("result"), sort_keys=True)
+            if result in kept:
+                dropped += self.delete_prediction(prediction["id"])
+            kept.add(result)
+        return dropped
+
+    def rename_backends(self, project: int, former: str, version: str) -> int:
+        """Give the backends of a project that served ``former`` the title of a version, which makes Label Studio ask for it; how many.
+
+        Label Studio may have asked already: listing them makes it look.
+        """
+        listed = self.request("GET", f"/api/ml?project={project:d}")
+        ours = (
+            [one for one in listed if isinstance(one, dict) and one.get("model_version") in (former, version)]
+            if isinstance(listed, list)
+            else []
+        )
+        for one in ours:
+            # the title alone is answered with an internal error
+            self.request("PATCH", f"/api/ml/{one['id']:d}", {"title": version, "url": one["url"], "project": project})
+        return len(ours)
+
+    def drop_version(self, project: int, version: str) -> None:
+        """Delete all predictions of a version in a project. Raises LabelStudioError."""
+        self.request("DELETE", f"/api/projects/{project:d}/model-versions/", {"model_version": version})
+
+    def _send(self, method: str, path: str, json: object = None, timeout: httpx.Timeout = TIMEOUT) -> httpx.Response:
+        if not path.startswith("/"):
+            raise ValueError("a path of Label Studio's API begins with a slash")
+        headers = self.authorization()
+        response = self._exchange(method, path, json, headers, timeout)
+        if response.status_code == 401 and self.forget(headers):
+            response = self._exchange(method, path, json, self.authorization(), timeout)
+        return response
+
+    def _exchange(
+        self, method: str, path: str, json: object, headers: Mapping[str, str], timeout: httpx.Timeout = TIMEOUT
+    ) -> httpx.Response:
+        try:
+            return self._client.request(method, path, json=json, headers=headers, timeout=timeout)
+        except httpx.TimeoutException as error:
+            raise LabelStudioError(
+                f"Label Studio at {self.url} does not answer; check LABEL_STUDIO_URL, and that it runs", passing=True
+            ) from error
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            reason = " ".join(str(error).split())[:120]
+            raise LabelStudioError(
+                f"Label Studio at {self.url} cannot be reached ({reason}); check LABEL_STUDIO_URL", passing=True
+            ) from error
+
+    def _buy_access(self) -> str:
+        path = "/api/token/refresh/"
+        response = self._exchange("POST", path, {"refresh": self._token}, {})
+        if response.status_code in (400, 401, 403):
+            raise LabelStudioError(f"Label Studio does not take the personal access token, which may be revoked or another's; {_NEW_TOKEN}")
+        answer = _content(response, path, True)
+        access = answer.get("access") if isinstance(answer, dict) else None
+        if not isinstance(access, str) or not access or not _TOKEN.fullmatch(access):
+            raise _unexpected(path)
+        return access
+
+
+def _content(response: httpx.Response, path: str, personal: bool) -> Any:
+    """The JSON of a success. Raises LabelStudioError for all else."""
+    if response.is_success:
+        try:
+            return response.json() if response.content else None
+        except ValueError:
+            raise _unexpected(path) from None
+    status = response.status_code
+    advice = _advice(response, path.partition("?")[0], personal)
+    raise LabelStudioError(advice, status, response.is_server_error or status == 429, _said(response))
+
+
+def _advice(response: httpx.Response, path: str, personal: bool) -> str:
+    """What a failure means and what to do, in one line."""
+    status, detail = response.status_code, _detail(response)
+    if status == 401 and "legacy token" in detail.lower():
+        return f"Label Studio has legacy tokens disabled for this organization (401); {_NEW_TOKEN}"
+    if status == 401:
+        return (
+            f"Label Studio does not take the token (401): it is wrong{'' if personal else ', or legacy tokens are disabled'}; {_NEW_TOKEN}"
+        )
+    if response.is_redirect:
+        return f"Label Studio redirects {path} ({status}); set LABEL_STUDIO_URL to its final address"
+    if response.is_server_error:
+        return f"Label Studio failed at {path} ({status}); see its log, and try again"
+    advice = _REFUSALS.get(status, "check that its version is supported")
+    return f"Label Studio refused {path} ({status}{': ' if detail else ''}{detail}); {advice}"
+
+
+def _detail(response: httpx.Response) -> str:
+    return _said(response)[:160]
+
+
+def _said(response: httpx.Response) -> str:
+    """What Label Studio says of a failure, in one line: the first thing that is wrong with a field, else the general reason."""
+    try:
+        answer = response.json()
+    except ValueError:
+        return ""
+    if not isinstance(answer, dict):
+        return ""
+    said = _first_text(answer.get("validation_errors")) or answer.get("detail") or answer.get("error")
+    return " ".join(said.split())[:1000] if isinstance(said, str) else ""
+
+
+def _first_text(value: object) -> str:
+    """The first text in lists and objects of them."""
+    if isinstance(value, str):
+        return value
+    children = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []
+    return next(filter(None, map(_first_text, children)), "")
+
+
+def _unexpected(path: str) -> LabelStudioError:
+    return LabelStudioError(f"what answers at {path.partition('?')[0]} is not Label Studio's API; check LABEL_STUDIO_URL")

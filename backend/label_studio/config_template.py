@@ -1,0 +1,75 @@
+"""A labelling config to offer a project: label_config.xml of this release, with the project's own labels and keys."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from xml.sax.saxutils import quoteattr
+
+from backend.label_studio.click_help import CORRECTING
+from backend.errors import ConfigError
+from backend.label_studio.label_config import PROMPT_NAME, Label, Salvaged, salvage
+
+COLOURS = {
+    "mask": ("#ff5c38", "#e0a100", "#8e44ad", "#00796b", "#c2185b", "#5d4037"),
+    "click": ("#18b26b",),
+    "box": ("#2e86ff",),
+}
+"""Of a control's labels in turn; clicks and boxes are one colour each, told apart from masks."""
+
+
+def offer_config(xml: str, phrase_field: str = "description", prompt_control: str = PROMPT_NAME) -> str:
+    """A config with every control, for the labels and the pictures that ``xml`` has; ``Object`` if it has none, or is no XML."""
+    try:
+        kept = salvage(xml)
+    except ConfigError:
+        kept = Salvaged()
+    labels = kept.labels or (() if kept.label_value else (Label("Object"),))
+    return make_config(labels, kept.image_value or "$image", phrase_field, prompt_control, kept.label_value, kept.paged)
+
+
+def make_config(
+    labels: Sequence[Label],
+    image_value: str = "$image",
+    phrase_field: str = "description",
+    prompt_control: str = PROMPT_NAME,
+    label_value: str = "",
+    paged: bool = False,
+) -> str:
+    """The config of these labels; a task's data holds its phrase under a key, and at values its picture, or its pages, and more labels."""
+    prompt = f"name={quoteattr(prompt_control)}"
+    picture = f"{'valueList' if paged else 'value'}={quoteattr(image_value)}"
+    source = f" value={quoteattr(label_value)}" if label_value else ""
+    return f"""<View>
+  <Header value={quoteattr(f"${phrase_field}")}/>
+  <TextArea {prompt} toName="image" placeholder="Another description, for example: the left cup" maxSubmissions="1" editable="true"/>
+  <TextArea name="answer" toName="image" smart="false" editable="false" maxSubmissions="0"/>
+  <Image name="image" {picture} zoomControl="true"/>
+  <BrushLabels name="mask" toName="image"{source} smart="false">
+{_labels(labels, "mask")}
+  </BrushLabels>
+  <KeyPointLabels name="click" toName="image"{source} smart="true">
+{_labels(labels, "click")}
+  </KeyPointLabels>
+  <RectangleLabels name="box" toName="image"{source} smart="true">
+{_labels(labels, "box")}
+  </RectangleLabels>
+{_instructions()}
+</View>
+"""
+
+
+def _instructions() -> str:
+    """Below all that is worked with: how a mask is corrected."""
+    return "\n".join(f'  <Header size="6" value={quoteattr(line)}/>' for line in CORRECTING)
+
+
+def _labels(labels: Sequence[Label], control: str) -> str:
+    colours = COLOURS[control]
+    return "\n".join(
+        f"    <Label value={quoteattr(label.value)}{_alias(label)} background={quoteattr(colours[index % len(colours)])}/>"
+        for index, label in enumerate(labels)
+    )
+
+
+def _alias(label: Label) -> str:
+    return f" alias={quoteattr(', '.join(label.aliases))}" if label.aliases else ""

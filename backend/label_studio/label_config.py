@@ -1,0 +1,311 @@
+"""A project's labelling config (XML): which controls it has, and which of its labels a phrase means.
+
+The XML is foreign data: document types and entities are refused, size and depth are bounded.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+from xml.parsers import expat
+
+from backend.errors import ConfigError, TaskError
+from backend.label_studio.label_names import LabelNames, is_code
+from backend.label_studio.task_values import find_pictures, has_variable, resolve
+
+MAX_CHARACTERS = 1_000_000
+MAX_DEPTH = 64
+MAX_LABELS = 10_000
+MASK_TAGS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels")
+"""The controls that can show a mask, the most faithful first: a config with several gets the first of these."""
+UNTYPED_TAGS = ("Brush", "Bitmask", "Polygon", "Rectangle", "KeyPoint")
+"""Controls whose regions get their label from a ``Labels`` tag beside them, in a second region of the same id."""
+CONTROL_TAGS = (*MASK_TAGS, "KeyPointLabels", *UNTYPED_TAGS, "Labels", "TextArea")
+PROMPT_NAME = "prompt"
+"""The name of the TextArea in which annotators type what to find, if no setting names another one."""
+ANSWER_NAME = "answer"
+"""The name of a second TextArea, in which an annotator reads what a prompt found."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """A label's value, and other names that its ``alias`` attribute gives it, comma-separated."""
+
+    value: str
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return (self.value, *self.aliases)
+
+    @property
+    def phrase(self) -> str | None:
+        """What the label is asked for by: the first of its names that is words and no code."""
+        return next((name for name in self.names if not is_code(name)), None)
+
+
+@dataclass(frozen=True)
+class Control:
+    """A control tag and the object that it works on.
+
+    ``label_value`` is where a task's data holds more labels, as ``$labels``, or empty. ``labelled_by`` is the name of the ``Labels`` tag
+    whose labels these are; empty for a control with its own.
+    """
+
+    tag: str
+    name: str
+    to_name: str
+    labels: tuple[Label, ...] = ()
+    label_value: str = ""
+    labelled_by: str = ""
+
+    @property
+    def type(self) -> str:
+        """What its regions are called."""
+        return self.tag.lower()
+
+    @property
+    def drawing(self) -> str:
+        """The tag that draws the same and has labels of its own: ``BrushLabels`` for a ``Brush``."""
+        return f"{self.tag}Labels" if self.tag in UNTYPED_TAGS else self.tag
+
+    def for_task(self, data: Mapping[str, Any]) -> Control:
+        """With the labels that the task adds, after those of the config. Raises TaskError if they are too many."""
+        if not self.label_value:
+            return self
+        known = {label.value for label in self.labels}
+        added = {label.value: label for label in task_labels(resolve(self.label_value, data)) if label.value not in known}
+        return replace(self, labels=(*self.labels, *added.values()))
+
+
+@dataclass(frozen=True)
+class LabelConfig:
+    """What a config has for an image; of the controls only ``mask``, which gets the answers, is always there.
+
+    ``image`` is the Image tag's name and ``image_value`` what it shows, as ``$image``; ``paged``: a list of pictures, each a page.
+    ``names`` are those of all tags. ``former`` are labels of other times: regions may be labelled with them, phrases are not.
+    """
+
+    image: str
+    image_value: str
+    mask: Control
+    prompt: Control | None = None
+    answer: Control | None = None
+    keypoint: Control | None = None
+    box: Control | None = None
+    unread: tuple[str, ...] = ()
+    """Names of TextAreas that are neither the prompt nor the answer: remarks, say."""
+    paged: bool = False
+    names: tuple[str, ...] = field(default=(), repr=False)
+    former: tuple[Label, ...] = field(default=(), repr=False)
+
+    @cached_property
+    def label_values(self) -> frozenset[str]:
+        return frozenset(label.value for label in self.mask.labels)
+
+    @cached_property
+    def _names(self) -> LabelNames:
+        return LabelNames((name, label.value) for label in self.mask.labels for name in label.names)
+
+    def pictures(self, data: Mapping[str, Any]) -> tuple[str, ...]:
+        """The references of a task's pictures, one unless it is paged. Raises TaskError where there is none."""
+        return find_pictures(self.image_value, self.paged, data)
+
+    def for_task(self, data: Mapping[str, Any]) -> LabelConfig:
+        """With the labels that the task's data adds. Raises TaskError if they are too many."""
+        mask = self.mask.for_task(data)
+        return self if mask is self.mask else replace(self, mask=mask)
+
+    def label_for(self, phrase: str) -> str | None:
+        """The label that a phrase means: of the same name or alias, else of the thing that it is about, else the only one.
+
+        None if several labels are left and none of them fits: the region then comes without, for the reviewer to choose.
+        """
+        found = self._names.label_for(phrase)
+        return found if found is not None or len(self.mask.labels) != 1 else self.mask.labels[0].value
+
+
+@dataclass
+class _Tag:
+    """An element that matters; ``labels`` are those anywhere inside of it."""
+
+    name: str
+    attributes: dict[str, str]
+    """By name in small letters: Label Studio does not tell ``valueList`` from ``valuelist``."""
+    repeated: bool = False
+    """Whether it is inside of a ``<Repeater>``."""
+    labels: list[Label] = field(default_factory=list)
+
+    @property
+    def target(self) -> str:
+        return self.attributes.get("toname", "").split(",")[0].strip()
+
+    @property
+    def paged(self) -> bool:
+        return bool(self.attributes.get("valuelist"))
+
+    @property
+    def picture(self) -> str:
+        """What an Image tag shows: its list of pages before its value, as in Label Studio."""
+        return self.attributes.get("valuelist") or self.attributes.get("value", "")
+
+    @property
+    def label_value(self) -> str:
+        value = self.attributes.get("value", "")
+        return value if has_variable(value) and self.name not in ("Image", "TextArea") else ""
+
+
+def read_label_config(xml: str, prompt_control: str = PROMPT_NAME) -> LabelConfig:
+    """The controls of a config, among them the TextArea called ``prompt_control``; any other is for remarks, and not read.
+
+    Raises ConfigError: one line that says what to add.
+    """
+    tags, names = _tags(xml)
+    images = {name: tag for tag in tags if tag.name == "Image" and not tag.repeated and (name := tag.attributes.get("name"))}
+    masks = _masks(tags, images)
+    if any(tag.repeated for tag in tags) and not masks:
+        raise ConfigError(
+            "the labelling config has its image or its mask control inside of a <Repeater>, which is not supported; for several pictures a "
+            'task write <Image name="image" valueList="$images"/>, without a <Repeater>'
+        )
+    if not images:
+        raise ConfigError('the labelling config has no <Image name="image" value="$image"/>; add one')
+    if not masks:
+        raise ConfigError(f"the labelling config has none of {', '.join(MASK_TAGS)} for the image; add one to show masks")
+    mask = masks[0]
+    image = images[mask.to_name]
+    if not has_variable(image.picture):
+        raise ConfigError(f'the <Image> tag has value="{image.picture[:40]}"; it must name a key of the task\'s data, such as "$image"')
+    beside = [tag for tag in tags if tag.target == mask.to_name and not tag.repeated]
+    texts = [_control(tag, tags) for tag in beside if tag.name == "TextArea"]
+    return LabelConfig(
+        image=mask.to_name,
+        image_value=image.picture,
+        mask=mask,
+        prompt=next((control for control in texts if control.name == prompt_control), None),
+        answer=next((control for control in texts if control.name == ANSWER_NAME), None),
+        keypoint=_pointer(beside, tags, "KeyPoint", mask),
+        box=_pointer(beside, tags, "Rectangle", mask),
+        paged=image.paged,
+        names=names,
+        unread=tuple(control.name for control in texts if control.name not in (prompt_control, ANSWER_NAME)),
+    )
+
+
+def _masks(tags: list[_Tag], images: Mapping[str, _Tag]) -> list[Control]:
+    """The controls that can show a mask, the best first: those with labels, then by MASK_TAGS, then those with labels of their own."""
+    shapes = [shape for tag in MASK_TAGS for shape in (tag, tag.removesuffix("Labels"))]
+    fit = [tag for tag in tags if tag.name in shapes and tag.target in images and not tag.repeated]
+    found = [_control(tag, tags) for tag in sorted(fit, key=lambda tag: shapes.index(tag.name))]
+    return sorted(found, key=lambda control: control.tag in UNTYPED_TAGS and not control.labelled_by)
+
+
+def _pointer(beside: list[_Tag], tags: list[_Tag], shape: str, mask: Control) -> Control | None:
+    """The control of keypoints or of rectangles that annotators point with: one with labels of its own before one without."""
+    found = [_control(tag, tags) for name in (f"{shape}Labels", shape) for tag in beside if tag.name == name]
+    return next((control for control in found if control.name != mask.name), None)
+
+
+@dataclass(frozen=True)
+class Salvaged:
+    """What of a config, however unfit, another one can keep: labels, each value once; where tasks hold more, and their pictures."""
+
+    labels: tuple[Label, ...] = ()
+    label_value: str = ""
+    image_value: str = ""
+    paged: bool = False
+
+
+def salvage(xml: str) -> Salvaged:
+    """What can be kept of a config. Raises ConfigError."""
+    tags, _ = _tags(xml)
+    labels: dict[str, Label] = {}
+    for tag in tags:
+        for label in tag.labels:
+            labels.setdefault(label.value, label)
+    image = next((tag for tag in tags if tag.name == "Image" and not tag.repeated and has_variable(tag.picture)), None)
+    source = next((tag.label_value for tag in tags if tag.label_value and not tag.repeated), "")
+    return Salvaged(tuple(labels.values()), source, image.picture if image else "", image is not None and image.paged)
+
+
+def task_labels(value: object) -> list[Label]:
+    """The labels in a task's data: a list of texts, or of objects as the attributes of a ``<Label>``, which may have ``children``.
+
+    Anything else is passed over, as Label Studio does. Raises TaskError for more than MAX_LABELS.
+    """
+    found: list[Label] = []
+    waiting = deque([value])
+    while waiting:
+        entries = waiting.popleft()
+        for entry in entries if isinstance(entries, list) else []:
+            attributes = entry if isinstance(entry, dict) else {"value": entry}
+            name, alias = attributes.get("value"), attributes.get("alias")
+            if isinstance(name, str) and name.strip():
+                found.append(_label(name, alias if isinstance(alias, str) else ""))
+            if attributes.get("children"):
+                waiting.append(attributes["children"])
+            if len(found) > MAX_LABELS:
+                raise TaskError(f"the task's data has more than {MAX_LABELS:,} labels")
+    return found
+
+
+def _label(value: str, alias: str) -> Label:
+    return Label(value.strip(), tuple(part.strip() for part in alias.split(",") if part.strip()))
+
+
+def _control(tag: _Tag, tags: list[_Tag]) -> Control:
+    name = tag.attributes.get("name", "")
+    if not name:
+        raise ConfigError(f"a <{tag.name}> of the labelling config has no name; give it one")
+    if tag.name not in UNTYPED_TAGS:
+        return Control(tag.name, name, tag.target, tuple(tag.labels), tag.label_value)
+    labels = next((one for one in tags if one.name == "Labels" and one.target == tag.target and one.attributes.get("name")), None)
+    if labels is None:
+        return Control(tag.name, name, tag.target)
+    return Control(tag.name, name, tag.target, tuple(labels.labels), labels.label_value, labels.attributes["name"])
+
+
+def _tags(xml: str) -> tuple[list[_Tag], tuple[str, ...]]:
+    """The Image tags and the controls that can matter, in document order, and the names of all tags."""
+    if len(xml) > MAX_CHARACTERS:
+        raise ConfigError(f"the labelling config has {len(xml):,} characters; at most {MAX_CHARACTERS:,} are read")
+    tags: list[_Tag] = []
+    names: dict[str, None] = {}
+    open_tags: list[_Tag] = []
+    count = 0
+
+    def start(name: str, attributes: dict[str, str]) -> None:
+        nonlocal count
+        if len(open_tags) >= MAX_DEPTH:
+            raise ConfigError(f"the labelling config is nested deeper than {MAX_DEPTH} tags")
+        tag = _Tag(name, {key.lower(): value for key, value in attributes.items()}, any(one.name == "Repeater" for one in open_tags))
+        if tag.attributes.get("name"):
+            names[tag.attributes["name"]] = None
+        if name == "Image" or (name in CONTROL_TAGS and tag.attributes.get("perregion", "").lower() != "true"):
+            tags.append(tag)
+        if name == "Label" and (value := tag.attributes.get("value", "").strip()):
+            count += 1
+            if count > MAX_LABELS:
+                raise ConfigError(f"the labelling config has more than {MAX_LABELS:,} labels")
+            owner = next((one for one in reversed(open_tags) if one.name in CONTROL_TAGS), None)
+            if owner is not None:
+                owner.labels.append(_label(value, tag.attributes.get("alias", "")))
+        open_tags.append(tag)
+
+    def refuse(*_: object) -> None:
+        raise ConfigError("the labelling config has a DOCTYPE; remove it, entities are not read")
+
+    parser = expat.ParserCreate()
+    parser.StartElementHandler = start
+    parser.EndElementHandler = lambda _: open_tags.pop()
+    parser.StartDoctypeDeclHandler = refuse
+    try:
+        parser.Parse(xml, True)
+    except expat.ExpatError as error:
+        raise ConfigError(f"the labelling config is no valid XML (line {error.lineno}): {expat.ErrorString(error.code)}") from error
+    except UnicodeEncodeError as error:
+        raise ConfigError("the labelling config is not valid text") from error
+    return tags, tuple(names)

@@ -1,0 +1,26 @@
+"""Whether an outline, a polygon or a rectangle, was made from a mask: refined in place, a region keeps its id and gets another mask's."""
+
+from __future__ import annotations
+
+from backend.label_studio.read_regions import Mask, from_region
+from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.write_regions import values_of
+from sam4mllm.masks import Rle, from_rle, mask_iou
+
+SAME_OUTLINE = 0.95
+"""IoU from which two filled outlines are one: Label Studio's coordinates come back with rounding, which shows in small ones."""
+
+
+def is_outline_of(region: Rle, mask: Rle, config: LabelConfig) -> bool:
+    """Whether a region's filled outline is one that the config's control would show for the mask."""
+    height, width = mask["size"]
+    if region["size"] != mask["size"]:
+        return False
+    drawn, whole = (from_rle(one, height, width, max_pixels=height * width) for one in (region, mask))
+    return any(mask_iou(again, drawn) >= SAME_OUTLINE for again in _redrawn(whole, config))
+
+
+def _redrawn(mask: Mask, config: LabelConfig) -> list[Mask]:
+    height, width = mask.shape
+    size = {"original_height": height, "original_width": width, "type": config.mask.type}
+    return [from_region({**size, "value": value}, config, height * width)[0] for value in values_of(mask, config.mask.drawing)]

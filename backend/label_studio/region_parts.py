@@ -1,0 +1,98 @@
+"""Regions that Label Studio sends in parts, or of several pages, as the rest of the backend reads them: whole, and page by page."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+
+from backend.errors import FetchError, TaskError
+from backend.label_studio.label_config import UNTYPED_TAGS, LabelConfig
+from backend.label_studio.wire import Region, prediction
+from sam4mllm.errors import ImageError
+
+_UNTYPED = frozenset(tag.lower() for tag in (*UNTYPED_TAGS, "Ellipse"))
+
+
+def join_labels(regions: Iterable[Region], config: LabelConfig) -> tuple[Region, ...]:
+    """Each region of a control without labels of its own as one control with labels sends it.
+
+    Of a ``Brush`` beside ``Labels`` two regions of one id come, ``brush`` with the mask and ``labels`` with the label (and the mask again);
+    here they are one, of the type ``brushlabels``. Others stay as they are.
+    """
+    given = tuple(regions)
+    source = config.mask.labelled_by
+    labels = {
+        region.get("id"): region["value"].get("labels")
+        for region in given
+        if source and region.get("from_name") == source and isinstance(region.get("id"), str) and isinstance(region.get("value"), dict)
+    }
+    joined = []
+    for region in given:
+        kind, value, number = region.get("type"), region.get("value"), region.get("id")
+        if source and region.get("from_name") == source:
+            continue
+        if not isinstance(kind, str) or kind not in _UNTYPED or not isinstance(value, dict):
+            joined.append(region)
+            continue
+        names = labels.get(number) if isinstance(number, str) else None
+        names = names if isinstance(names, list) else []
+        joined.append({**region, "type": f"{kind}labels", "value": {**value, f"{kind}labels": names, "labels": names}})
+    return tuple(joined)
+
+
+def without_text_labels(regions: Iterable[Region]) -> tuple[Region, ...]:
+    """Without the labels of texts: Label Studio's editor gives the answer's line the label that is chosen as it comes, in a region of the
+    line's id that has no drawing. A mask that has a text of its own shares an id with it, too, and stays.
+    """
+    given = tuple(regions)
+    texts = [region.get("id") for region in given if region.get("type") == "textarea"]
+    return tuple(region for region in given if not (is_label_alone(region.get("value")) and region.get("id") in texts))
+
+
+def is_label_alone(value: object) -> bool:
+    """Whether a region's value has a label and nothing that is drawn."""
+    names = [str(name) for name in value if name != "text"] if isinstance(value, dict) else []
+    return bool(names) and all(name.endswith("labels") for name in names)
+
+
+def page_of(region: Region) -> int:
+    """The page that a region is on, from 0; one that does not say is on the first, as in Label Studio."""
+    index = region.get("item_index")
+    return index if isinstance(index, int) and not isinstance(index, bool) and index >= 0 else 0
+
+
+def on_page(regions: Iterable[Region], page: int) -> tuple[Region, ...]:
+    """A page's regions, and those of text, which are about all pages."""
+    return tuple(region for region in regions if region.get("type") == "textarea" or page_of(region) == page)
+
+
+@contextmanager
+def naming_page(page: int | None) -> Iterator[None]:
+    """Errors of a picture say on which page it is; None for a task of one."""
+    try:
+        yield
+    except (TaskError, FetchError, ImageError) as error:
+        if page is None:
+            raise
+        kind = FetchError if isinstance(error, FetchError) else TaskError
+        raise kind(f"page {page + 1}: {error}") from error
+
+
+def join_pages(answers: Sequence[tuple[int, bytes]], config: LabelConfig) -> bytes:
+    """One prediction of the predictions of pages, given with the pages' numbers from 0: all regions, the lowest score, one line to read."""
+    predictions = [(page, json.loads(answer)) for page, answer in answers]
+    lines: list[str] = []
+    regions: list[Region] = []
+    read: Region | None = None
+    for page, found in predictions:
+        for region in found["result"]:
+            if config.answer is not None and region["from_name"] == config.answer.name:
+                read = read or region
+                lines += [f"page {page + 1}: {text}" for text in region["value"]["text"]]
+            else:
+                regions.append(region)
+    if read is not None:
+        regions.append({**read, "value": {"text": ["; ".join(lines)]}})
+    score = min(found["score"] for _, found in predictions)
+    return json.dumps(prediction(regions, score, predictions[-1][1]["model_version"]), separators=(",", ":")).encode()

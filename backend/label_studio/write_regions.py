@@ -1,0 +1,142 @@
+"""From what was found to the regions that Label Studio draws; ``origin: prediction`` tells a later correction from an acceptance."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from backend import brush
+from backend.label_studio.label_config import UNTYPED_TAGS, Control, LabelConfig
+from backend.label_studio.wire import Region
+from sam4mllm.masks import box_of, components, to_polygons
+from sam4mllm.pipeline import Instance
+
+POLYGON_TOLERANCE_PX = 1.5
+"""How far a polygon may be from the mask's outline: below what a reviewer sees, and few enough points to drag."""
+MAX_PIECES = 20
+PROMPT_POINT_WIDTH = 0.5
+"""Size of a shown prompt point, in percent of the image's width."""
+
+
+def to_regions(
+    instance: Instance,
+    index: int,
+    config: LabelConfig,
+    label: str | None,
+    key: str,
+    show_prompts: bool = False,
+    page: int | None = None,
+) -> list[Region]:
+    """Regions of a phrase's instance for the config's mask control; with ``show_prompts`` the box and the points that led there, too.
+
+    ``key``, the phrase's own, and the instance's ``index`` make the regions' ids: the same answer has the same ids, in whatever request it
+    is asked for. ``page``, from 0, is that of the picture in a task of several.
+    """
+    height, width = instance.mask.shape
+    drawn = [(config.mask, value) for value in values_of(instance.mask, config.mask.drawing)]
+    drawn += _prompts(instance, config, width, height) if show_prompts else []
+    labels = [label] if label is not None else []
+    shared = {
+        "to_name": config.image,
+        "origin": "prediction",
+        "original_width": width,
+        "original_height": height,
+        "image_rotation": 0,
+        "score": instance.score,
+        **({} if page is None else {"item_index": page}),
+    }
+    regions: list[Region] = []
+    for piece, (control, value) in enumerate(drawn):
+        region = {"id": region_id(key, index, piece), "type": control.type, "from_name": control.name, **shared}
+        if control.tag not in UNTYPED_TAGS:
+            regions.append({**region, "value": {**value, control.type: labels}})
+            continue
+        regions.append({**region, "value": value})
+        if control.labelled_by and labels:
+            regions.append({**region, "type": "labels", "from_name": control.labelled_by, "value": {**value, "labels": labels}})
+    return regions
+
+
+def answer_line(config: LabelConfig, text: str, key: str) -> list[Region]:
+    """A line for the annotator in the config's answer control, if it has one."""
+    if config.answer is None:
+        return []
+    return [
+        {
+            "id": region_id(key, "answer"),
+            "type": "textarea",
+            "from_name": config.answer.name,
+            "to_name": config.image,
+            "origin": "prediction",
+            "value": {"text": [text]},
+        }
+    ]
+
+
+def region_id(*parts: object) -> str:
+    """Ten letters and digits that follow from the parts."""
+    return base64.b32encode(hashlib.sha256(repr(parts).encode()).digest())[:10].decode()
+
+
+def _brush(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    return [{"format": "rle", "rle": brush.encode(mask)}]
+
+
+def _bitmask(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """Black on a transparent ground; the alpha decides."""
+    pixels = np.zeros((*mask.shape, 2), np.uint8)
+    pixels[..., 1] = mask * np.uint8(255)
+    data = io.BytesIO()
+    Image.fromarray(pixels).convert("RGBA").save(data, "PNG")
+    return [{"imageDataURL": "data:image/png;base64," + base64.b64encode(data.getvalue()).decode()}]
+
+
+def _polygons(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    """One closed outline a piece; Label Studio's polygons have no holes."""
+    percent = 100 / np.array(mask.shape[::-1])
+    outlines = [_largest(to_polygons(piece, POLYGON_TOLERANCE_PX)) for piece in components(mask, MAX_PIECES)]
+    return [{"points": (outline * percent).round(3).tolist(), "closed": True} for outline in outlines if len(outline) > 2]
+
+
+def _largest(outlines: list[NDArray[np.float32]]) -> NDArray[np.float32]:
+    return max(outlines, key=lambda outline: float(np.ptp(outline[:, 0]) * np.ptp(outline[:, 1])), default=np.zeros((0, 2), np.float32))
+
+
+def _rectangle(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
+    return [_box_value(box_of(mask), mask.shape[1], mask.shape[0])]
+
+
+def values_of(mask: NDArray[np.bool_], tag: str) -> list[dict[str, Any]]:
+    """The values of a mask's regions, as a control of that tag shows them."""
+    return _DRAW[tag](mask)
+
+
+_DRAW: dict[str, Callable[[NDArray[np.bool_]], list[dict[str, Any]]]] = {
+    "BrushLabels": _brush,
+    "BitmaskLabels": _bitmask,
+    "PolygonLabels": _polygons,
+    "RectangleLabels": _rectangle,
+}
+
+
+def _box_value(box_px: NDArray[np.float32], width: int, height: int) -> dict[str, Any]:
+    x1, y1, x2, y2 = (float(side) for side in box_px / np.array([width, height, width, height]) * 100)
+    return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
+
+
+def _prompts(instance: Instance, config: LabelConfig, width: int, height: int) -> list[tuple[Control, dict[str, Any]]]:
+    """The box and the points on the object that the segmenter was prompted with, where the config has controls for them."""
+    shown: list[tuple[Control, dict[str, Any]]] = []
+    if config.box is not None:
+        shown.append((config.box, _box_value(instance.box_px, width, height)))
+    if config.keypoint is not None:
+        for x, y in instance.points_px[instance.labels == 1] / np.array([width, height]) * 100:
+            shown.append((config.keypoint, {"x": float(x), "y": float(y), "width": PROMPT_POINT_WIDTH}))
+    return shown

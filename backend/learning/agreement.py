@@ -1,0 +1,149 @@
+"""What reviewers made of what was served, drawn over time and against the score: for people to look at, nothing is decided here.
+
+``watch.py`` decides whether a version goes back, ``scoring.py`` fits the score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+from backend.corrections.reviews import Review, in_order
+from sam4mllm.adapters.files import number_of
+from sam4mllm.confidence import ACCEPTED_IOU
+from sam4mllm.page import find_ticks
+
+SMOOTHED_OVER = 20
+"""Reviews that a point of the curve is the mean of."""
+CURVE_POINTS = 360
+"""Most points of the curve, two of its units apart."""
+WIDTH, HEIGHT = 720, 200
+LEFT, TOP, RIGHT, BOTTOM = 40, 22, 12, 26
+"""Room around the curve for its figures, and above it for the versions' numbers."""
+LABEL_ROOM = 24
+"""Units between two versions' numbers that can both be read."""
+BINS = 5
+"""Of the score; a review's agreement is noisy, and there are few."""
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A served answer that a reviewer dealt with: when (seconds since 1970), their IoU, the version, and the score it was served with."""
+
+    when: float
+    iou: float
+    version: str
+    score: float | None
+
+
+@dataclass(frozen=True)
+class Trend:
+    """Agreement over the reviews, in the coordinates of an SVG of WIDTH × HEIGHT.
+
+    ``line`` is the ``points`` of a polyline, ``marks`` (position, text) tells from where on another version was judged, ``across`` and
+    ``upward`` are ticks, ``count`` the reviews and ``last`` the mean of the last SMOOTHED_OVER.
+    """
+
+    line: str
+    marks: tuple[tuple[float, str], ...]
+    across: tuple[tuple[float, str], ...]
+    upward: tuple[tuple[float, str], ...]
+    count: int
+    last: float
+
+
+@dataclass(frozen=True)
+class Bin:
+    """Answers whose score lies in [``low``, ``high``), the last bin's in [``low``, 1]: how many, their mean score, the share accepted."""
+
+    low: float
+    high: float
+    count: int
+    score: float
+    accepted: float
+
+
+@dataclass(frozen=True)
+class Reliability:
+    """The score against what reviewers accepted; ``error`` is the expected calibration error, the mean distance weighted by count."""
+
+    bins: tuple[Bin, ...]
+    count: int
+    error: float
+
+
+def judged_of(reviews: Iterable[Review]) -> tuple[Judged, ...]:
+    """Those of the reviews that had something to judge, in the order in which they came."""
+    ordered = sorted(reviews, key=in_order)
+    return tuple(Judged(one.updated, one.iou, one.version, one.score) for one in ordered if one.iou is not None and one.version)
+
+
+def draw_trend(judged: Sequence[Judged]) -> Trend | None:
+    """Agreement in order of time; None of fewer than two reviews."""
+    if len(judged) < 2:
+        return None
+    last = len(judged) - 1
+
+    def x(index: int) -> float:
+        return round(LEFT + index / last * (WIDTH - LEFT - RIGHT), 1)
+
+    def y(iou: float) -> float:
+        return round(HEIGHT - BOTTOM - iou * (HEIGHT - TOP - BOTTOM), 1)
+
+    means = _moving_means([one.iou for one in judged])
+    step = -(-len(means) // CURVE_POINTS)
+    kept = sorted({*range(0, len(means), step), last})
+    return Trend(
+        line=" ".join(f"{x(index)},{y(means[index])}" for index in kept),
+        marks=_marks(judged, x),
+        across=tuple((x(int(tick) - 1), f"{tick:,.0f}") for tick in find_ticks(1, len(judged), 6) if tick == int(tick)),
+        upward=tuple((y(tick), f"{tick:.1f}") for tick in (0.0, 0.5, 1.0)),
+        count=len(judged),
+        last=means[-1],
+    )
+
+
+def measure_reliability(judged: Iterable[Judged]) -> Reliability | None:
+    """Scores as they were served against what reviewers accepted; None where no answer had a score. Empty bins are left out."""
+    groups: dict[int, list[tuple[float, bool]]] = {}
+    for one in judged:
+        if one.score is not None:
+            groups.setdefault(min(BINS - 1, int(one.score * BINS)), []).append((one.score, one.iou >= ACCEPTED_IOU))
+    if not groups:
+        return None
+    bins = tuple(
+        Bin(
+            low=index / BINS,
+            high=(index + 1) / BINS,
+            count=len(group),
+            score=sum(score for score, _ in group) / len(group),
+            accepted=sum(accepted for _, accepted in group) / len(group),
+        )
+        for index, group in sorted(groups.items())
+    )
+    count = sum(one.count for one in bins)
+    return Reliability(bins, count, sum(one.count * abs(one.score - one.accepted) for one in bins) / count)
+
+
+def _moving_means(values: Sequence[float]) -> list[float]:
+    """Of each value and those before it, SMOOTHED_OVER in all, or as many as there are."""
+    means: list[float] = []
+    total = 0.0
+    for index, value in enumerate(values):
+        total += value - (values[index - SMOOTHED_OVER] if index >= SMOOTHED_OVER else 0.0)
+        means.append(min(1.0, max(0.0, total / min(index + 1, SMOOTHED_OVER))))
+    return means
+
+
+def _marks(judged: Sequence[Judged], x: Callable[[int], float]) -> tuple[tuple[float, str], ...]:
+    """Where the version changes; a number that would lie on the one before it is left out, its line is not."""
+    marks: list[tuple[float, str]] = []
+    free_from, former = 0.0, None
+    for index, one in enumerate(judged):
+        number = number_of(one.version)
+        if number != former:
+            at = x(index)
+            marks.append((at, str(number) if at >= free_from else ""))
+            free_from = at + LABEL_ROOM if at >= free_from else free_from
+        former = number
+    return tuple(marks)

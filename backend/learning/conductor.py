@@ -1,0 +1,380 @@
+"""One run, from the corrections to the gate's decision; read :meth:`Conductor.perform` from top to bottom.
+
+Training and comparison are the work of the training process (:mod:`backend.learning.trainer`); here its job is written, its end waited for, and what
+it found weighed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from backend.corrections.log import CorrectionLog
+from backend.serving.engine import Engine
+from backend.errors import LearningError, NotReadyError, where
+from backend.learning.gate import SIGN_FLIP_PAIRS, Checks, Decision, Pair, decide
+from backend.corrections.log_faults import LogError
+from backend.support.metrics import Metrics
+from backend.support.child import Child
+from backend.learning.report import Change, RunReport, write_report
+from backend.corrections.reviews import read_reviews
+from backend.serving.leases import Roster
+from backend.learning.run_record import Run, State, is_number, read_curve
+from backend.learning.runs import Runs
+from backend.settings import Settings
+from backend.learning.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
+from backend.learning.trainer import STOPPED, Job
+from backend.serving.versions import Versions
+from sam4mllm.adapters.files import CONFIG, WEIGHTS
+from sam4mllm.data.examples import read_examples
+from sam4mllm.durable import file_sha256, remove
+from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
+from sam4mllm.training.plan import Plan
+
+log = logging.getLogger(__name__)
+
+ATTEMPTS = 3
+"""How often a run's process is started before the run counts as failed: a server that is restarted twice does not lose it."""
+POLL_SECONDS = 0.5
+STOP_SECONDS = 60.0
+"""What a process that was asked to stop has for its checkpoint."""
+DISK_REFUSES = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO))
+SMOKE_SECONDS = 600.0
+OVERTIME, COMPARISON_SECONDS = 2.0, 3600.0
+"""What a run's process may take: its budget so many times, and time for the comparison. One that hangs does not hold up all later runs."""
+RETRY_SECONDS = 60.0
+"""Before a run is taken up again that a full disk broke off."""
+PAUSE_SECONDS = 120.0
+"""For requests to end, which have less than the deadline, and for the models to move."""
+TRAINER = ("nice", "-n", "19", sys.executable, "-m", "backend.learning.trainer")
+"""The training process steps back for others on the same cores: serving goes first."""
+
+
+PATIENT = {"OMP_WAIT_POLICY": "passive"}
+"""Threads of a process that yields to others must not spin while they wait for each other: ten times slower on busy cores."""
+
+
+class _InterruptedError(Exception):
+    """The server ends; the run goes on after its next start."""
+
+
+class _PauseError(Exception):
+    """Nothing can be written, the run's own record least of all, or the log cannot be read."""
+
+
+class _CancelledError(Exception):
+    """Somebody stopped the run for good."""
+
+
+class Conductor:
+    """Performs runs, one at a time."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine[Roster],
+        versions: Versions,
+        corrections: CorrectionLog,
+        files: Files,
+        runs: Runs,
+        metrics: Metrics,
+        *,
+        reconcile: Callable[[], None],
+        command: Sequence[str] = TRAINER,
+    ) -> None:
+        self._settings = settings
+        self._engine = engine
+        self._versions = versions
+        self._log = corrections
+        self._files = files
+        self._runs = runs
+        self._metrics = metrics
+        self._reconcile = reconcile
+        self._command = command
+        self._interrupted = threading.Event()
+        self._cancelled = ""
+
+    def interrupt(self) -> None:
+        """End soon, so that the run can go on after the next start."""
+        self._interrupted.set()
+
+    def cancel(self, run: str) -> None:
+        """End a run for good."""
+        self._cancelled = run
+
+    def perform(self, run: Run) -> None:
+        """Go through a run's steps; whatever happens is in its record. Begun a second time, it goes on where it was."""
+        try:
+            self._perform(run)
+        except _InterruptedError:
+            log.info("%s was stopped and goes on later", run.id)
+        except _PauseError as error:
+            log.error("%s: %s; tried again in %.0f s", run.id, error, RETRY_SECONDS)
+            self._interrupted.wait(RETRY_SECONDS)
+
+    def _perform(self, run: Run) -> None:
+        try:
+            if run.state in ("waiting", "preparing"):
+                run = self._prepare(self._runs.save(run, state="preparing"))
+            if run.state == "training":
+                run = self._train(run)
+            if run.state == "deciding":
+                run = self._decide(run)
+        except _InterruptedError:
+            raise
+        except LogError as error:  # it passes, or somebody mends it: the corrections are there
+            self._check_ending(error)
+            raise _PauseError(str(error)) from error
+        except _CancelledError:
+            run = self._end(run, "stopped", "stopped on request")
+        except Sam4mllmError as error:
+            self._check_ending(error)
+            run = self._end(run, "failed", str(error))
+        except Exception as error:
+            self._check_ending(error)
+            if isinstance(error, OSError) and error.errno in DISK_REFUSES:
+                raise _PauseError(f"the disk refuses ({error.strerror})") from error
+            log.error("%s: %s", run.id, where(error))
+            log.debug("the traceback", exc_info=True)
+            run = self._end(run, "failed", "internal error; see the server's log")
+        log.info("%s: %s, %s", run.id, run.state, run.message)
+
+    # -- steps -----------------------------------------------------------------------------------------------------------------------------
+
+    def _prepare(self, run: Run) -> Run:
+        """Look at the corrections once more, and write down those to learn from and to be judged by."""
+        self._reconcile()
+        reviews = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
+        folder = self._runs.folder(run.id)
+        dataset = folder / "data"
+        if not run.counts:
+            remove(dataset)  # of a start that was killed before it could say what it had written
+            written = write_snapshot(reviews.reviews, self._files, dataset, lambda: self._check_halted(run))
+            self._log.note_refusals("reviews", {one.annotation: one.reason for one in reviews.refused})
+            self._log.note_refusals("snapshot", dict(written.refused))
+            refused = self._log.refusals()
+            self._metrics.refused_annotations(len(refused))
+            (folder / "refused.json").write_text(json.dumps(list(refused.items())))
+            run = self._runs.save(run, counts={**written.counts, "refused": len(refused)})
+        if not run.counts[TRAIN]:
+            return self._end(run, "postponed", "there is no correction to learn from; correct some masks first")
+        images = len({example.image for example in read_examples(dataset) if example.split == HOLDOUT}) if run.counts[HOLDOUT] else 0
+        if images < SIGN_FLIP_PAIRS:
+            missing = f"{images} of the {SIGN_FLIP_PAIRS} corrected images that are needed to judge a new version"
+            return self._end(run, "postponed", f"there are {missing}, about a fifth of all; correct more masks first")
+        self._job(self._versions.serving, dataset).write(folder)
+        return self._runs.save(run, state="training", champion=self._serving(), message=self._needs())
+
+    def _train(self, run: Run) -> Run:
+        """The process trains and compares; killed with the server, it goes on from its last checkpoint."""
+        if run.attempts >= ATTEMPTS:
+            raise LearningError(f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id)}")
+        run = self._runs.save(run, attempts=run.attempts + 1)
+        limit = OVERTIME * 60 * self._settings.train_minutes + COMPARISON_SECONDS
+        try:
+            with self._room():
+                code = self._run_process("training", run, [str(self._runs.folder(run.id))], limit)
+        except _InterruptedError:
+            self._runs.save(run, attempts=run.attempts - 1)  # that the server ends is no fault of the run
+            raise
+        if code == STOPPED:  # by somebody else; it has a checkpoint
+            raise _InterruptedError
+        if code:
+            raise LearningError(self._last_line(run, "training"))
+        return self._runs.save(run, state="deciding")
+
+    def _decide(self, run: Run) -> Run:
+        """Weigh champion and challenger; the better one serves."""
+        folder = self._runs.folder(run.id)
+        found, pairs = _read_evaluation(folder / "evaluation.json")
+        if not run.challenger:
+            self._check_champion(run)
+            metrics = {"holdout": sum(pair.challenger for pair in pairs) / max(1, len(pairs))}
+            if found["golden_challenger"] is not None:
+                metrics["golden"] = found["golden_challenger"]
+            files = {name: folder / "adapter" / name for name in (CONFIG, WEIGHTS)}
+            added = self._versions.add(files, file_sha256(folder / "data" / "examples.jsonl"), metrics)
+            run = self._runs.save(run, challenger=added.version)
+        with self._room():
+            smoke = self._run_process("smoke", run, ["smoke", str(folder)], SMOKE_SECONDS) == 0
+        decision = decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=smoke))
+        state: State = "kept" if decision.verdict == "keep" else "postponed"
+        message = "; ".join(decision.reasons)
+        if decision.verdict == "promote":
+            state, message = self._promote(run, run.challenger, message)
+        return self._report(run, state, message, decision, found)
+
+    def _promote(self, run: Run, version: str, message: str) -> tuple[State, str]:
+        """The comparison holds only with the champion that was compared; a kill may have come just after the promotion."""
+        with contextlib.suppress(RegistryError, ModelError):
+            self._versions.sync()  # somebody may have promoted another just now
+        serving = self._serving()
+        if serving not in (run.champion, version):
+            return "kept", f"{serving} was promoted meanwhile, and this version was not compared with it"
+        self._versions.promote(version)
+        return "promoted", message
+
+    # -- inside ----------------------------------------------------------------------------------------------------------------------------
+
+    def _job(self, champion: str | None, dataset: Path) -> Job:
+        settings = self._settings
+        home = settings.home.resolve()
+        return Job(
+            model=settings.model,
+            segmenter=settings.segmenter,
+            device=settings.train_device,
+            strategy=settings.strategy,
+            joint=settings.points == "joint",
+            pattern=settings.pattern,
+            dataset=str(dataset.resolve()),
+            replay=str(settings.replay.resolve()) if settings.replay else None,
+            golden=str(settings.golden.resolve()) if settings.golden else None,
+            home=str(home),
+            champion=str(self._versions.registry.path(champion).resolve()) if champion else None,
+            champion_version=self._serving(),
+            plan=Plan(steps=settings.train_steps, rate=settings.train_rate, budget_seconds=60 * settings.train_minutes),
+            threads=max(1, (os.cpu_count() or 2)),
+            precision=settings.precision,
+        )
+
+    def _needs(self) -> str:
+        """Where a run trains and what memory that takes, said before it does."""
+        roster = self._engine.model
+        weights = roster.workshop.nbytes / 2**30 if roster is not None and roster.workshop is not None else 0.0
+        where = {"beside": "beside the serving models", "pause": "while serving pauses"}
+        place = where.get(self._settings.train_mode, f"on {self._settings.train_device}")
+        return f"trains {place}: {weights:.1f} GB for the models once more, and room for activations"
+
+    def _serving(self) -> str:
+        roster = self._engine.model
+        return roster.current.version(self._settings.strategy) if roster is not None else ""
+
+    def _run_process(self, name: str, run: Run, arguments: list[str], seconds: float = float("inf")) -> int:
+        """The exit code of the training process; it is stopped if the run is cancelled or the server ends."""
+        log_file = self._runs.folder(run.id) / f"{name}.log"
+        child = Child(name, [*self._command, *arguments], {**os.environ, **PATIENT}, log_file)
+        try:
+            deadline = time.monotonic() + seconds
+            while (code := child.process.poll()) is None:
+                if time.monotonic() > deadline:
+                    raise LearningError(f"its {name} took longer than {seconds:.0f} s")
+                self._check_halted(run)
+                self._interrupted.wait(POLL_SECONDS)
+            return int(code)
+        finally:
+            _stop(child)
+
+    def _check_champion(self, run: Run) -> None:
+        """A run that was resumed with other models has an adapter of the former ones."""
+        if self._serving().rsplit("-", 2)[0] != run.champion.rsplit("-", 2)[0]:
+            raise LearningError(f"it was trained beside {run.champion}, and {self._serving()} serves now; start another")
+
+    def _check_ending(self, error: Exception) -> None:
+        """While the server ends, the engine refuses much; the run goes on after the next start."""
+        if self._interrupted.is_set() or self._engine.state == "draining":
+            raise _InterruptedError from error
+
+    def _check_halted(self, run: Run) -> None:
+        if self._cancelled == run.id:
+            raise _CancelledError
+        if self._interrupted.is_set():
+            raise _InterruptedError
+
+    @contextmanager
+    def _room(self) -> Iterator[None]:
+        """With ``pause``, the serving models leave the device for the time of the training, and requests are told to come back."""
+        if self._settings.train_mode != "pause":
+            yield
+            return
+        self._engine.pause("a new version is being trained; ask again in some minutes", PAUSE_SECONDS)
+        try:
+            self._engine.run(lambda roster: roster.away(), True, time.monotonic() + PAUSE_SECONDS)
+            yield
+        finally:
+            try:
+                self._engine.run(lambda roster: roster.back(), True, time.monotonic() + PAUSE_SECONDS)
+            except NotReadyError as error:
+                self._check_ending(error)
+                raise
+            finally:
+                self._engine.resume()
+
+    def _end(self, run: Run, state: State, message: str) -> Run:
+        return self._runs.save(run, state=state, message=message)
+
+    def _report(self, run: Run, state: State, message: str, decision: Decision, found: dict[str, Any]) -> Run:
+        """The page first, the record last: once a run is over, its page is there. A page that cannot be written changes nothing else."""
+        ended = replace(run, state=state, message=message, decision=asdict(decision))
+        folder = self._runs.folder(run.id)
+        pairs, pictures = found["pairs"], folder / "pictures"
+        try:
+            changes = [
+                Change(
+                    pairs[index]["phrase"],
+                    pairs[index]["label"],
+                    pairs[index]["champion"],
+                    pairs[index]["challenger"],
+                    (pictures / f"{index}-before.png").read_bytes(),
+                    (pictures / f"{index}-after.png").read_bytes(),
+                )
+                for index in found["pictures"]
+            ]
+            report = RunReport(
+                run=run.id,
+                state=state,
+                started=datetime.fromtimestamp(run.created, UTC).isoformat(timespec="seconds"),
+                seconds=max(0.0, time.time() - run.created),  # 0 if the clock was ahead
+                config=json.loads((folder / "job.json").read_text(encoding="utf-8")),
+                curve=read_curve(folder),
+                decision=decision,
+                challenger=run.challenger,
+                champion=run.champion,
+                counts=run.counts,
+                pictures=changes,
+            )
+            write_report(folder, report)
+        except OSError as error:
+            log.error("%s: its report could not be written: %s", run.id, error.strerror)
+        return self._runs.save(ended)
+
+    def _last_line(self, run: Run, name: str) -> str:
+        lines = (self._runs.folder(run.id) / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
+        return told[-1] if told else f"its process ended without a word; see {self._runs.folder(run.id) / name}.log"
+
+
+def _read_evaluation(path: Path) -> tuple[dict[str, Any], list[Pair]]:
+    """What the comparison found. Raises LearningError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        pairs = [Pair(one["label"], one["champion"], one["challenger"], one["image"]) for one in found["pairs"]]
+        whole = all(is_number(one.champion) and is_number(one.challenger) for one in pairs)
+        whole = whole and all(found[side] is None or is_number(found[side]) for side in ("golden_champion", "golden_challenger"))
+        if whole and isinstance(found["pictures"], list):
+            return found, pairs
+    except (ValueError, TypeError, LookupError, RecursionError):
+        pass
+    raise LearningError(f"{path} is damaged; start another run")
+
+
+def _stop(child: Child) -> None:
+    """Ask first: a checkpoint takes its time."""
+    if child.process.poll() is None:
+        os.killpg(child.process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            child.process.wait(STOP_SECONDS)
+    child.stop()

@@ -1,0 +1,300 @@
+"""An export of Label Studio as pairs for a dataset: what its annotations teach, decided as the learning loop decides it.
+
+Brush strokes, bitmasks, polygons and ellipses are masks, whatever control drew them; rectangles are only where there is nothing else, for
+else they are what was asked with. The phrase is what was typed, or the task's own, or its label. Of a mask that is not there an export does
+not say whether the reviewer saw that there is none, or drew nothing; such annotations are left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+from xml.sax.saxutils import quoteattr
+
+from backend.corrections.log import Served, StoredAnnotation
+from backend.errors import TaskError
+from backend.label_studio.export_file import CONFIG, export_file, find_picture, read_config_text, read_export
+from backend.corrections.tables import KEPT, instant, row_id
+from backend.label_studio.label_config import PROMPT_NAME, LabelConfig, read_label_config
+from backend.label_studio.region_parts import is_label_alone, page_of, without_text_labels
+from backend.corrections.reviews import Review, read_reviews
+from backend.settings import read_settings
+from backend.learning.snapshot import split_of
+from backend.label_studio.wire import Region
+from sam4mllm.data.pairs import LeftOut, Pair, Reading, coco_origin
+from sam4mllm.data.readers import Reader
+from sam4mllm.errors import DatasetError, ImageError
+from sam4mllm.images import image_sha256
+
+SPLIT = "annotation"
+"""What is left out is counted under this name: its picture decides on the split, and may not be there."""
+OF_MIN = frozenset(("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement"))
+"""Keys of JSON_MIN that are not the task's data."""
+OUTLINES: dict[str, frozenset[str]] = {
+    "brushlabels": frozenset(("rle",)),
+    "bitmasklabels": frozenset(("imageDataURL",)),
+    "polygonlabels": frozenset(("points",)),
+    "ellipselabels": frozenset(("radiusX", "radiusY")),
+}
+RECTANGLE = "rectanglelabels"
+"""JSON_MIN does not say of which type a region is; the keys of its value do."""
+_RECTANGLE = frozenset(("x", "y", "width", "height"))
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
+
+
+def label_studio_reader() -> Reader:
+    """The reader for ``sam4mllm data prepare label-studio``.
+
+    SAM4MLLM_PHRASE_FIELD is the key of a task's phrase, SAM4MLLM_PROMPT_CONTROL the TextArea with what was typed.
+    """
+
+    def read(source: Path) -> Reading:
+        settings = read_settings()
+        return read_label_studio(source, settings.phrase_field, settings.prompt_control)
+
+    return Reader(read)
+
+
+def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PROMPT_NAME) -> Reading:
+    """What the annotations of an export teach, a pair for each phrase of each task; all others with their reasons.
+
+    Args:
+        source: the export's file, or a folder that holds no other JSON file.
+        phrase_field: the key of a task's data that holds its phrase.
+        prompt_control: the name of the TextArea with what was typed; any other holds remarks.
+
+    Raises:
+        DatasetError: the export is missing or none, or needs a labelling config.
+        ConfigError: the labelling config beside it cannot be used.
+    """
+    path = export_file(source)
+    export = _read(read_export(path), read_config_text(path), path, prompt_control)
+    reviews = read_reviews(export, phrase_field, prompt_control=prompt_control)
+    said = {review.annotation for review in reviews.reviews}
+    refused = {one.annotation: one.reason for one in reviews.refused}
+    items: list[Pair | LeftOut] = []
+    for one in export.annotations:
+        if one.number not in said or one.number in refused:  # of an annotation of several pages one may be refused alone
+            items.append(LeftOut(SPLIT, f"label-studio:{one.project}:{one.task}:{one.number}", _reason(one, refused)))
+    files: dict[Path, str] = {}
+    items += [_pair(review, path.parent, files) for review in reviews.reviews]
+    return Reading(items, len(items))
+
+
+def _reason(one: ExportedAnnotation, refused: Mapping[int, str]) -> str:
+    if one.skipped:
+        return "it was skipped"
+    if one.number in refused:
+        return refused[one.number]
+    if one.drawings:
+        return "another annotation of its task, a ground truth or a newer one, has its phrases"
+    return "it has no mask, which does not say that there is no such object"
+
+
+def _pair(review: Review, folder: Path, splits: dict[Path, str]) -> Pair | LeftOut:
+    source = f"label-studio:{review.project}:{review.task}:{review.annotation}"
+    try:
+        file = find_picture(review.image, folder)
+        split = splits.get(file) or splits.setdefault(file, split_of(image_sha256(file)))
+    except (TaskError, ImageError) as error:
+        return LeftOut(SPLIT, f"{source} {ascii(review.image)[:80]}", str(error))
+    whole = f"{source}:{review.outcome}:{review.label or ''}"
+    size = (review.height, review.width)
+    return Pair(file, review.phrase, review.instances, split, whole, coco_origin(file.name), size)
+
+
+# -- the export as a log of annotations ----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ExportedAnnotation:
+    """One annotation of either kind of export; ``drawings`` are its regions that are masks, ``texts`` those of text."""
+
+    number: int
+    project: int
+    task: int
+    raw: Mapping[str, Any]
+    data: Mapping[str, Any]
+    drawings: tuple[Region, ...]
+    texts: tuple[Region, ...]
+
+    @property
+    def skipped(self) -> bool:
+        return self.raw.get("was_cancelled") is True
+
+
+@dataclass(frozen=True)
+class _Export:
+    """An export in the place of the log: nothing is known of what was served."""
+
+    annotations: Sequence[ExportedAnnotation]
+    config: LabelConfig
+    config_texts: Callable[[ExportedAnnotation], tuple[str, ...]]
+    """The config, and what to read an annotation with that has other labels."""
+
+    def each_annotation(self) -> Iterator[StoredAnnotation]:
+        for one in self.annotations:
+            drawn = [{**region, "from_name": self.config.mask.name} for region in one.drawings]
+            body = {name: one.raw.get(name) for name in KEPT} | {"result": [*drawn, *one.texts]}
+            configs = self.config_texts(one)
+            digest = hashlib.sha256(json.dumps([one.number, one.project, one.task, body, one.data, configs]).encode()).hexdigest()
+            updated = instant(one.raw.get("updated_at"))
+            state: Literal["submitted", "skipped"] = "skipped" if one.skipped else "submitted"
+            yield StoredAnnotation(one.number, one.project, one.task, updated, updated, state, body, one.data, configs, digest)
+
+    def served(self, project: int, task: int) -> list[Served]:
+        return []
+
+    def withheld(self, project: int, task: int) -> bool:
+        return False
+
+
+def _read(tasks: Sequence[Mapping[str, Any]], xml: str | None, path: Path, prompt_control: str) -> _Export:
+    config = None if xml is None else read_label_config(xml, prompt_control)
+    prompt = prompt_control if config is None else config.prompt.name if config.prompt else ""
+    check_tasks(tasks, path)
+    whole = [one for index, task in enumerate(tasks) for one in read_annotations(task, prompt, index)]
+    if config is not None:
+        whole = [_of_image(one, config.image) for one in whole]
+        boxes = config.mask.drawing == "RectangleLabels"
+    else:
+        boxes = not any(region["type"] in OUTLINES for one in whole for region in one.drawings)
+    annotations = [_without_prompts(one, boxes) for one in whole]
+    if config is None or xml is None:
+        key, labels = find_picture_key(annotations, path), _labels_of(annotations)
+        own = read_label_config(_config_of(f"${key}", labels, prompt_control), prompt_control)
+        # an annotation's own labels come first, for of many labels not all are asked for
+        return _Export(annotations, own, lambda one: (_config_of(f"${key}", {**_labels_of([one]), **labels}, prompt_control),))
+    if config.paged and any(not is_json(task) for task in tasks):
+        raise DatasetError(f"{path} is JSON_MIN, which does not say on which page a mask is; export the project as JSON")
+    given, known = xml, config
+    # the config may have been edited since, and its labels renamed: an annotation with a label that it lacks is read with its own
+    return _Export(annotations, config, lambda one: (given, _config_of(known.image_value, _labels_of([one]), prompt, known)))
+
+
+def check_tasks(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
+    """Raise DatasetError unless these are tasks with their annotations, or annotations of JSON_MIN."""
+    if not all(is_json(task) or "annotation_id" in task for task in tasks):
+        raise DatasetError(f"{path} has tasks without annotations; export the project as JSON or JSON_MIN")
+
+
+def read_annotations(task: Mapping[str, Any], prompt: str, index: int = 0) -> Iterator[ExportedAnnotation]:
+    """A task's annotations, or the one that a record of JSON_MIN is; ``index`` numbers it where it has no number."""
+    return _of_json(task, prompt) if is_json(task) else _of_min(task, index, prompt)
+
+
+def is_json(task: Mapping[str, Any]) -> bool:
+    """Whether it is a task as JSON exports and the API have it."""
+    return isinstance(task.get("data"), dict) and isinstance(task.get("annotations"), list)
+
+
+def _of_json(task: Mapping[str, Any], prompt: str) -> Iterator[ExportedAnnotation]:
+    for raw in task["annotations"]:
+        if isinstance(raw, dict):
+            result = raw.get("result")
+            regions = [region for region in result if isinstance(region, dict)] if isinstance(result, list) else []
+            texts = tuple(region for region in regions if region.get("type") == "textarea" and region.get("from_name") == prompt)
+            numbers = (row_id(raw.get("id")) or -1, row_id(task.get("project")) or 0, row_id(task.get("id")) or 0)
+            yield ExportedAnnotation(*numbers, raw, task["data"], _drawings(without_text_labels(regions)), texts)
+
+
+def _of_min(record: Mapping[str, Any], index: int, prompt: str) -> Iterator[ExportedAnnotation]:
+    """A record of JSON_MIN is an annotation, with the values of its regions under the names of their controls."""
+    controls = {name: value for name, value in record.items() if name not in OF_MIN and _is_control(value)}
+    regions = [
+        {**{name: value[name] for name in ("original_width", "original_height") if name in value}, "from_name": control, "value": value}
+        for control, values in controls.items()
+        for value in values
+        if not is_label_alone(value)
+    ]
+    typed = record.get(prompt) if prompt else None
+    # one text is written alone, several as a list
+    said = [line for line in (typed if isinstance(typed, list) else [typed]) if isinstance(line, str) and line.strip()]
+    texts: tuple[Region, ...] = ({"type": "textarea", "from_name": prompt, "value": {"text": said}},) if said else ()
+    data = {name: value for name, value in record.items() if name not in OF_MIN and name not in controls and (name != prompt or not texts)}
+    numbers = (row_id(record.get("annotation_id")) or -1 - index, 0, row_id(record.get("id")) or index)
+    yield ExportedAnnotation(*numbers, record, data, _drawings(regions), texts)
+
+
+def _is_control(value: object) -> bool:
+    # a label alone is that of a text: JSON_MIN does not say of which region a value is
+    drawn = [one for one in value if not is_label_alone(one)] if isinstance(value, list) else []
+    return bool(drawn) and all(isinstance(one, dict) and "original_width" in one for one in drawn)
+
+
+def _drawings(regions: Iterable[Region]) -> tuple[Region, ...]:
+    """The regions that hold a mask or a rectangle, each of one of the types that are read, with its label under ``labels``.
+
+    Of two with one id, as controls without labels of their own write them, it is the one that has a label.
+    """
+    found: dict[str, Region] = {}
+    for index, region in enumerate(regions):
+        value = region.get("value")
+        kind = _kind(value, region.get("type")) if isinstance(value, dict) else None
+        if kind is None or not isinstance(value, dict):
+            continue
+        names: list[object] = next((value[name] for name in (kind, "labels") if isinstance(value.get(name), list)), [])
+        number = str(region.get("id") or index)
+        if number not in found or names:
+            found[number] = {**region, "id": number, "type": kind, "value": {**value, "labels": names}}
+    # JSON_MIN leaves the ids out: there the two are of one shape
+    labelled = {_shape(region) for region in found.values() if region["value"]["labels"]}
+    return tuple(region for region in found.values() if region["value"]["labels"] or _shape(region) not in labelled)
+
+
+def _shape(region: Region) -> str:
+    """What a region looks like, whatever it is labelled."""
+    own = OUTLINES.get(region["type"], _RECTANGLE | {"rotation"})
+    return json.dumps([region["type"], page_of(region), *(region["value"].get(name) for name in sorted(own))])
+
+
+def _kind(value: Mapping[str, Any], stated: object) -> str | None:
+    """By what the value holds; a mask that holds nothing is still one, for else its object would lack without a word."""
+    outline = next((kind for kind, keys in OUTLINES.items() if keys <= value.keys()), None)
+    named = next((kind for kind in OUTLINES if kind == stated or kind in value), None)
+    return outline or named or (RECTANGLE if value.keys() >= _RECTANGLE else None)
+
+
+def _of_image(one: ExportedAnnotation, image: str) -> ExportedAnnotation:
+    """Without what was drawn on another picture of the task; JSON_MIN does not say on which."""
+    drawings = tuple(region for region in one.drawings if region.get("to_name", image) == image)
+    return replace(one, drawings=drawings)
+
+
+def _without_prompts(one: ExportedAnnotation, boxes: bool) -> ExportedAnnotation:
+    return replace(one, drawings=tuple(region for region in one.drawings if boxes or region["type"] != RECTANGLE))
+
+
+def find_picture_key(annotations: Sequence[ExportedAnnotation], path: Path) -> str:
+    """The key of the tasks' data that holds the picture. Raises DatasetError if that is not plain."""
+    images = {str(region["to_name"]) for one in annotations for region in one.drawings if "to_name" in region}
+    keys = dict.fromkeys(key for one in annotations for key, value in one.data.items() if _is_picture(value))
+    if len(images) > 1 or (len(keys) != 1 and "image" not in keys):
+        raise DatasetError(
+            f"{path} does not say which picture is labelled; copy the project's labelling config to {path.with_name(CONFIG)}"
+        )
+    return "image" if "image" in keys else next(iter(keys))
+
+
+def _labels_of(annotations: Iterable[ExportedAnnotation]) -> dict[str, None]:
+    names = (name for one in annotations for region in one.drawings for name in region["value"]["labels"])
+    return dict.fromkeys(name for name in names if isinstance(name, str) and name.strip())
+
+
+def _config_of(picture: str, labels: Iterable[str], prompt: str, given: LabelConfig | None = None) -> str:
+    """The labelling config as far as an export tells it; the first labels are phrases where a task has none of its own. Of one that is
+    ``given`` the mask's control and the pages stay.
+    """
+    shown = "".join(f"<Label value={quoteattr(name)}/>" for name in labels)
+    source = "valueList" if given is not None and given.paged else "value"
+    typed = f'<TextArea name={quoteattr(prompt)} toName="image"/>' if prompt else ""
+    mask = f'<BrushLabels name={quoteattr(given.mask.name if given else "mask")} toName="image">{shown}</BrushLabels>'
+    return f'<View><Image name="image" {source}={quoteattr(picture)}/>{typed}{mask}</View>'
+
+
+def _is_picture(value: object) -> bool:
+    return isinstance(value, str) and value.partition("?d=")[2 if "?d=" in value else 0].partition("?")[0].lower().endswith(_PICTURES)

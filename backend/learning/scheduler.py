@@ -1,0 +1,247 @@
+"""When to learn: on Label Studio's button, on request, and after so many new corrections. One run at a time.
+
+Webhooks wake the thread here and never wait for it. Twice asked before a run has begun is once.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from backend.learning.agreement import Judged, judged_of
+from backend.learning.conductor import TRAINER, Conductor
+from backend.corrections.log import CorrectionLog
+from backend.serving.engine import Engine
+from backend.errors import LearningError, where
+from backend.label_studio.client import LabelStudio
+from backend.support.metrics import Metrics
+from backend.corrections.reconcile import reconcile
+from backend.corrections.reviews import read_reviews
+from backend.serving.leases import Roster
+from backend.learning.run_record import Run
+from backend.learning.runs import Runs
+from backend.serving.calibration import Scorer
+from backend.settings import Settings
+from backend.learning.snapshot import Files
+from backend.serving.versions import Versions
+from backend.learning.auto_rollback import Watch
+from sam4mllm.errors import Sam4mllmError
+
+log = logging.getLogger(__name__)
+
+BUTTON = "START_TRAINING"
+TICK_SECONDS = 2.0
+AHEAD_SECONDS = 60.0
+"""A log whose last stamp is so far ahead of the clock was written while the clock was wrong."""
+EARLIEST = 1.0
+"""A position before all others."""
+LOOK_SECONDS = 20.0
+"""Between two looks at the reviews, all of which are read."""
+
+
+class Learner:
+    """Starts runs, follows them, and lets the better version serve."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        engine: Engine[Roster],
+        versions: Versions,
+        corrections: CorrectionLog,
+        files: Files,
+        metrics: Metrics,
+        *,
+        label_studio: LabelStudio | None,
+        scorer: Scorer,
+        trainer: Sequence[str] = TRAINER,
+    ) -> None:
+        self.runs = Runs(settings.home)
+        self.watch = Watch(versions.registry.tenure, versions.rollback)
+        self._settings = settings
+        self._engine = engine
+        self._versions = versions
+        self._log = corrections
+        self._metrics = metrics
+        self._scorer = scorer
+        self._files = files
+        self._label_studio = label_studio
+        self._conductor = Conductor(
+            settings, engine, versions, corrections, files, self.runs, metrics, reconcile=self._reconcile, command=trainer
+        )
+        self._heeded = 0
+        self._promotion = ("", 0.0)
+        self._problems: dict[str, str] = {}
+        self._closed = False
+        self._changed = threading.Condition()
+        self._ticker = threading.Thread(target=self._tick_until_closed, name="learning", daemon=True)
+        self._worker: threading.Thread | None = None
+        self._reconciled = 0.0
+        self._next_look, self._looked = 0.0, 0.0
+        self.judged: tuple[Judged, ...] = ()
+        """What reviewers made of all that was served, as of the last look at the reviews."""
+        self.reconciliation = ""
+        """What the last look at Label Studio's API said; empty before."""
+
+    def start(self) -> None:
+        """Begin to look; returns at once. A run that a restart broke off goes on when the models are there."""
+        self._ticker.start()
+
+    def close(self, seconds: float) -> None:
+        """Stop a run with a checkpoint, and end."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._conductor.interrupt()
+        deadline = time.monotonic() + seconds
+        for thread in (self._ticker, self._worker):
+            if thread is not None and thread.is_alive():
+                thread.join(max(0.1, deadline - time.monotonic()))
+
+    def ask(self, reason: str) -> Run:
+        """Start a run as soon as the former one is over; the one that waits or runs, if it has all corrections.
+
+        Raises LearningError if the disk refuses, or LogError.
+        """
+        with self._changed:
+            try:
+                run = self._same() or self.runs.create(reason, self._log.position())
+            except OSError as error:
+                raise LearningError(f"the run could not be written ({error.strerror}); free space in {self._settings.home}") from error
+            self._changed.notify_all()
+            return run
+
+    def _look_at_reviews(self) -> None:
+        """What reviewers made of the masks changes the score, and at worst the version."""
+        roster, position = self._engine.model, self._log.position()
+        if roster is None or time.monotonic() < self._next_look or not self._log.count_new(self._looked):
+            return
+        self._next_look = time.monotonic() + LOOK_SECONDS
+        found = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
+        self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused})
+        self._metrics.refused_annotations(len(self._log.refusals()))
+        self.watch.look(found.reviews, self._serves_since())
+        if self._scorer.refit(found.reviews, roster.current.version(self._settings.strategy)):
+            roster.calibrate(self._scorer.calibration)
+        self.judged = judged_of(found.reviews)
+        self._looked = position
+
+    def _serves_since(self) -> float:
+        """The log's position when the serving version was promoted, kept as soon as that is seen; 0 if the registry does not say.
+
+        Of a promotion of before there were positions its time is taken, unless that is yet to come: then the clock was ahead.
+        """
+        tenure = self._versions.registry.tenure()
+        if tenure is None:
+            return 0.0
+        name = f"promotion {tenure.version} {tenure.since:.0f}"
+        if self._promotion[0] != name:
+            since = self._log.mark(name)
+            if not since:
+                position = self._log.position()
+                ahead = position > time.time() + AHEAD_SECONDS  # then times of day say nothing of the log's order
+                since = position if ahead else self._log.since(tenure.since) or EARLIEST
+                self._log.set_mark(name, since)
+            self._promotion = (name, since)
+        return self._promotion[1]
+
+    def _position_of(self, run: Run) -> float:
+        return self._log.since(run.created) if run.position is None else run.position
+
+    def _same(self) -> Run | None:
+        """A run that would do what another one would."""
+        pending = [run for run in self.runs.all() if not run.over]
+        return next((run for run in pending if run.state == "waiting" or not self._log.count_new(self._position_of(run))), None)
+
+    def heard(self, action: str) -> None:
+        """A webhook came and is in the log. Returns at once: what it means is worked out later."""
+        if action == BUTTON:
+            with self._changed:
+                self._changed.notify_all()
+
+    def stop(self, run: str) -> Run | None:
+        """Stop a run for good, if it is not over; None if there is no such run."""
+        found = self.runs.load(run)
+        if found is None or found.over:
+            return found
+        self._conductor.cancel(run)  # even if it waits: it may begin just now
+        if found.state == "waiting":
+            return self.runs.save(found, state="stopped", message="stopped before it began")
+        return found
+
+    # -- the thread that looks -------------------------------------------------------------------------------------------------------------
+
+    def _tick_until_closed(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait(TICK_SECONDS)
+                if self._closed:
+                    return
+            for step in (
+                self._log.drain,
+                self._heed_button,
+                self._serves_since,
+                self._versions.sync,
+                self._look_at_reviews,
+                self._reconcile_in_time,
+                self._count,
+                self._begin_next,
+            ):
+                self._try(step)
+
+    def _try(self, step: Callable[[], object]) -> None:
+        """One step that fails does not keep the others from their work; it says so once, not at every tick."""
+        problem = ""
+        try:
+            step()
+        except Sam4mllmError as error:
+            problem = str(error)
+        except Exception as error:
+            problem = f"learning: {where(error)}"
+            log.debug("the traceback", exc_info=True)
+        if problem and problem != self._problems.get(step.__name__):
+            log.error("%s", problem)
+        self._problems[step.__name__] = problem
+
+    def _heed_button(self) -> None:
+        """Start Training is in the log, so a restart does not lose it, and other processes may write it there."""
+        pressed = self._log.last(BUTTON)
+        if pressed <= self._heeded:
+            return
+        if pressed > (self._log.mark(BUTTON) or self._heeded_before()):
+            self.ask("Label Studio's Start Training")
+            self._log.set_mark(BUTTON, pressed)
+        self._heeded = pressed
+
+    def _heeded_before(self) -> int:
+        """The last press that an older release heeded: one from before the newest run was asked for, or ended."""
+        newest = next((run for run in self.runs.all() if run.position is None), None)
+        return 0 if newest is None else self._log.last_until(BUTTON, max(newest.created, newest.ended or 0.0))
+
+    def count_new(self) -> int:
+        """Corrections since the last run was asked for."""
+        return self._log.count_new(max(map(self._position_of, self.runs.all()), default=0.0))
+
+    def _count(self) -> None:
+        if (after := self._settings.train_after) and (new := self.count_new()) >= after:
+            self.ask(f"{new} new corrections")
+
+    def _reconcile_in_time(self) -> None:
+        if time.monotonic() - self._reconciled > 60 * self._settings.reconcile_minutes or not self._reconciled:
+            self._reconcile()
+
+    def _reconcile(self) -> None:
+        self._reconciled = time.monotonic()
+        found = reconcile(self._log, self._label_studio, self._log.projects())
+        if found.problem and found.problem != self.reconciliation:
+            log.warning("%s", found.problem)
+        self.reconciliation = found.problem or f"{found.projects} project{'s' * (found.projects != 1)} compared with Label Studio"
+
+    def _begin_next(self) -> None:
+        if self._engine.state != "ready" or (self._worker is not None and self._worker.is_alive()):
+            return
+        pending = [run for run in self.runs.all() if not run.over]
+        if pending:
+            self._worker = threading.Thread(target=self._conductor.perform, args=(pending[-1],), name="run", daemon=True)
+            self._worker.start()

@@ -1,0 +1,282 @@
+"""The training process: ``python -m backend.learning.trainer RUN`` trains an adapter and compares it with the champion, ``… smoke RUN`` tries it.
+
+Everything it needs is in ``RUN/job.json``; what it makes lies beside that file. SIGTERM ends it with a checkpoint; the next start goes on
+from there. A process of its own, so that no failure of it, memory least of all, takes the server down.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from backend.learning.compare import answer_all, score
+from backend.errors import LearningError
+from backend.learning.gate import Pair, is_kept
+from backend.support.logs import TextFormatter
+from backend.learning.report import choose_changes
+from backend.learning.run_record import is_number, read_text
+from backend.learning.snapshot import HOLDOUT
+from sam4mllm.adapters.files import check_adapter
+from sam4mllm.data.examples import EXAMPLES, Example, read_examples
+from sam4mllm.demo.dataset import write_scenes
+from sam4mllm.durable import file_sha256, locked, replace_file
+from sam4mllm.errors import Sam4mllmError, first_line
+from sam4mllm.loading import LooseAdapter, Variants, load_variants
+from sam4mllm.overlay import draw
+from sam4mllm.pipeline import Options, Pattern, Pipeline, Strategy
+from sam4mllm.precision import AUTO, Precision
+from sam4mllm.training.plan import Plan
+from sam4mllm.training.recipe import Progress
+from sam4mllm.training.session import Session
+
+log = logging.getLogger(__name__)
+
+STOPPED = 3
+"""Exit code of a run that was asked to stop and can go on."""
+PICTURES = 10
+SCENES = {"golden": (200, 1, "test"), "replay": (150, 5, "train")}
+SEEDS = {"golden": 880_001, "replay": 880_002}
+"""Of scenes that neither the demo model's training nor its published figures have seen."""
+TELL_SECONDS = 1.0
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a run is to do; paths are absolute.
+
+    ``champion`` is the adapter's folder, None for the base model, ``champion_version`` its name. Where no golden set is named, demo scenes
+    are; and where no replay is, the demo model has demo scenes.
+    """
+
+    model: str
+    segmenter: str
+    device: str | None
+    strategy: Strategy
+    joint: bool
+    dataset: str
+    replay: str | None
+    golden: str | None
+    home: str
+    champion: str | None
+    champion_version: str
+    plan: Plan
+    threads: int
+    # of these two an older server's jobs say nothing
+    pattern: Pattern = "spread"
+    precision: Precision = AUTO
+
+    def write(self, run: Path) -> None:
+        replace_file(run / "job.json", json.dumps(asdict(self), indent=2).encode())
+
+    @classmethod
+    def read(cls, run: Path) -> Job:
+        """Raises LearningError."""
+        try:
+            fields = json.loads((run / "job.json").read_text(encoding="utf-8"))
+            return cls(**{**fields, "plan": Plan(**fields["plan"]), "precision": Precision(**fields.get("precision", {}))})
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise LearningError(f"{run / 'job.json'} is no job of a run; start another run") from error
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Exit code: 0 done, STOPPED, 1 with one line on standard error."""
+    handler = logging.StreamHandler()
+    handler.setFormatter(TextFormatter())  # a foreign line must not pass for the one that says why the process failed
+    logging.basicConfig(level=logging.WARNING, handlers=[handler])
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    *mode, folder = arguments
+    run = Path(folder)
+    try:
+        job = Job.read(run)
+        torch.set_num_threads(job.threads)
+        if mode == ["smoke"]:
+            return _smoke(run, job)
+        with locked(run / ".lock"):  # a process whose server was killed may be at its last step
+            return _run(run, job)
+    except Sam4mllmError as error:
+        print(f"error: {error}", file=sys.stderr)
+    except (torch.cuda.OutOfMemoryError, MemoryError):
+        print(
+            "error: out of memory; use SAM4MLLM_TRAIN_MODE=pause, SAM4MLLM_QUANTIZE=4bit, another device, or a smaller model",
+            file=sys.stderr,
+        )
+    except (FloatingPointError, OSError) as error:
+        print(f"error: {first_line(error)}", file=sys.stderr)
+    return 1
+
+
+def _run(run: Path, job: Job) -> int:
+    if not (run / "adapter").exists() and not _train(run, job):
+        return STOPPED
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # a comparison is begun anew
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    _evaluate(run, job)
+    return 0
+
+
+# -- training ------------------------------------------------------------------------------------------------------------------------------
+
+
+def _train(run: Path, job: Job) -> bool:
+    session = Session(Path(job.dataset), run / "adapter", job.plan, job.model, job.device, _replay(job), label_of, precision=job.precision)
+    signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
+    tell, parent = Teller(run), os.getppid()
+
+    def follow(progress: Progress) -> None:
+        tell(progress)
+        if os.getppid() != parent:  # the server is gone; the next one takes the run up
+            session.trainer.stop()
+
+    return session.run(follow)
+
+
+def _replay(job: Job) -> Path | None:
+    """What keeps the base model's own knowledge: the user's examples, or for the demo model scenes as it has learned from."""
+    if job.replay:
+        return Path(job.replay)
+    return draw_scenes(Path(job.home))["replay"] if job.model == "demo" else None
+
+
+def draw_scenes(home: Path) -> dict[str, Path]:
+    """The demo scenes of the golden set, a phrase each, and of the replay, five phrases each; drawn once.
+
+    A replay that an earlier release drew is of the split "test", which is never trained on: it is drawn again.
+    """
+    folders = {name: home / name for name in SCENES}
+    for name, (count, phrases, split) in SCENES.items():
+        drawn = (folders[name] / EXAMPLES).exists()
+        if drawn and any(example.split != split for example in read_examples(folders[name])):
+            shutil.rmtree(folders[name])
+            drawn = False
+        if not drawn:
+            write_scenes(folders[name], count, SEEDS[name], phrases=phrases, split=split)
+    return folders
+
+
+class Teller:
+    """Writes how far the run is, once a second, and its curve."""
+
+    def __init__(self, run: Path) -> None:
+        self._run = run
+        self._last = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        with (self._run / "curve.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps([progress.step, round(progress.loss, 5)]) + "\n")
+        if time.monotonic() - self._last >= TELL_SECONDS or progress.step == progress.steps:
+            self._last = time.monotonic()
+            self.say("training", progress.step, progress.steps)
+
+    def say(self, stage: str, done: int, of: int) -> None:
+        (self._run / "progress.json.partial").write_text(json.dumps({"stage": stage, "done": done, "of": of}))
+        os.replace(self._run / "progress.json.partial", self._run / "progress.json")
+
+
+def label_of(example: Example) -> str:
+    """The label of a correction: the last part of its source, which may hold colons."""
+    return example.source.split(":", 5)[-1]
+
+
+# -- comparison ----------------------------------------------------------------------------------------------------------------------------
+
+
+def _evaluate(run: Path, job: Job) -> None:
+    check_adapter(run / "adapter")
+    variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
+    champion = variants.base
+    if job.champion is not None:
+        champion = variants.load(Path(job.champion), LooseAdapter(job.champion_version))
+    challenger = variants.load(run / "adapter", LooseAdapter("challenger-0-00000000"))
+    dataset, tell = Path(job.dataset), Teller(run)
+    holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
+    pairs: list[dict[str, Any]] = []
+    for index, found in enumerate(answer_all([champion, challenger], dataset, holdout, job.strategy)):
+        tell.say("comparing", index, len(holdout))
+        before, after = (score(answer, found.example) for answer in found.answers)
+        example = found.example
+        pairs.append(
+            {"label": label_of(example), "champion": before, "challenger": after, "phrase": example.phrase, "image": example.image}
+        )
+    kept = is_kept([Pair(one["label"], one["champion"], one["challenger"], one["image"]) for one in pairs])
+    golden = (None, None) if kept else _golden(job, champion, challenger, tell)
+    pictures = _picture_changes(run, job, champion, challenger, holdout, pairs)
+    result = {"pairs": pairs, "golden_champion": golden[0], "golden_challenger": golden[1], "pictures": pictures}
+    replace_file(run / "evaluation.json", json.dumps(result).encode())
+
+
+def _golden(job: Job, champion: Pipeline, challenger: Pipeline, tell: Teller) -> tuple[float, float]:
+    """Mean scores on the golden set."""
+    folder = Path(job.golden) if job.golden else draw_scenes(Path(job.home))["golden"]
+    examples = read_examples(folder)
+    kept = Path(job.home) / "golden-scores" / f"{job.champion_version}-{file_sha256(folder / EXAMPLES)[:8]}.json"
+    known = _known_score(kept)
+    pipelines = [challenger] if known is not None else [champion, challenger]
+    scores = []
+    for index, found in enumerate(answer_all(pipelines, folder, examples, job.strategy)):
+        tell.say("golden set", index, len(examples))
+        scores.append([score(answer, found.example) for answer in found.answers])
+    means = np.mean(scores, axis=0).tolist()
+    if known is None:
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(kept, json.dumps(means[0]).encode())
+        return float(means[0]), float(means[1])
+    return float(known), float(means[0])
+
+
+def _known_score(path: Path) -> float | None:
+    """A mean that was kept; None if it has to be worked out."""
+    try:
+        value = json.loads(read_text(path))
+    except (ValueError, RecursionError):
+        return None
+    return float(value) if is_number(value) and 0 <= value <= 1 else None
+
+
+def _picture_changes(
+    run: Path, job: Job, champion: Pipeline, challenger: Pipeline, holdout: Sequence[Example], pairs: Sequence[dict[str, Any]]
+) -> list[int]:
+    """Overlays before and after of the examples that changed most."""
+    chosen = choose_changes([pair["champion"] for pair in pairs], [pair["challenger"] for pair in pairs], PICTURES)
+    wanted = {(pairs[index]["image"], pairs[index]["phrase"]): index for index in chosen}
+    examples = [example for example in holdout if (example.image, example.phrase) in wanted]
+    (run / "pictures").mkdir(exist_ok=True)
+    made = []
+    for found in answer_all([champion, challenger], Path(job.dataset), examples, job.strategy):
+        index = wanted[found.example.image, found.example.phrase]
+        for name, answer in zip(("before", "after"), found.answers, strict=True):
+            _shrunk(draw(found.image, [answer])).save(run / "pictures" / f"{index}-{name}.png")
+        made.append(index)
+    return made
+
+
+def _shrunk(picture: Image.Image) -> Image.Image:
+    picture.thumbnail((480, 480))
+    return picture
+
+
+def _smoke(run: Path, job: Job) -> int:
+    """One answer by the new adapter, in a process that knows nothing else."""
+    variants: Variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
+    pipeline = variants.load(run / "adapter", LooseAdapter("challenger-0-00000000"))
+    [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"], job.strategy)
+    return 0 if np.isfinite(answer.score) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,1 @@
+"""A task's way to its prediction, under one version."""

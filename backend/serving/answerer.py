@@ -1,0 +1,198 @@
+"""From one question about a picture to its prediction: what the server and bulk runs have in common. Knows no deadline and no queue."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from backend.support.byte_cache import ByteCache
+from backend.errors import TaskError
+from backend.images.store import LoadedImage
+from backend.label_studio.label_config import LabelConfig
+from backend.support.metrics import Metrics
+from backend.label_studio.phrases import Pointed, Wanted, wanted
+from backend.serving.pointing import OnScreen, answer_ids, of_size, with_shown
+from backend.serving.served_records import Drawn
+from backend.label_studio.write_regions import answer_line, to_regions
+from backend.settings import Settings
+from backend.label_studio.answer_text import summary_of_clicks, told
+from backend.label_studio.wire import Region, Task, prediction
+from sam4mllm.clicks import Clicks
+from sam4mllm.pipeline import Instance, Opened, Pipeline, Segmentation
+
+log = logging.getLogger(__name__)
+
+NO_ROOM = "out of memory, even for one phrase at a time; use a smaller model, another device, or a lower SAM4MLLM_MAX_PIXELS"
+
+Prediction = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of one picture of a task: with the version, all that its answer depends on. ``page`` is the picture's, from 0, in a
+    task of several, else None.
+    """
+
+    task: Task
+    config: LabelConfig
+    wanted: tuple[Wanted, ...]
+    pointed: Pointed
+    interactive: bool
+    page: int | None = None
+    seen: tuple[OnScreen, ...] = ()
+    """What the annotator may have on the screen for the phrase."""
+    selected: frozenset[str] = frozenset()
+
+    def key(self, version: str, project: str) -> str:
+        parts = (version, project, self.task.id, json.dumps(self.task.data, sort_keys=True), self.config, self.wanted, self.pointed)
+        return hashlib.sha256(repr((*parts, self.interactive, self.page, self.seen, sorted(self.selected))).encode()).hexdigest()
+
+    @property
+    def image(self) -> str:
+        """The reference of the picture. Raises TaskError where there is none."""
+        return self.config.pictures(self.task.data)[self.page or 0]
+
+    def each_page(self) -> tuple[Question, ...]:
+        """The same of each page of a task of several; itself for any other. Raises TaskError where there is none."""
+        if not self.config.paged:
+            return (self,)
+        pages = range(len(self.config.pictures(self.task.data)))
+        return tuple(replace(self, page=page, seen=tuple(one for one in self.seen if one.page == page)) for page in pages)
+
+
+def bulk_question(task: Task, config: LabelConfig, phrase_field: str, remembered: str = "") -> Question:
+    """What a bulk run asks of a task. Raises TaskError or PhraseError."""
+    config = config.for_task(task.data)
+    return Question(task, config, tuple(wanted(task, config, "", phrase_field, remembered)), Pointed(), False)
+
+
+class Answerer:
+    """Answers questions by a pipeline, and keeps the images it took in. For one thread at a time."""
+
+    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+        self._settings = settings
+        self._metrics = metrics
+        self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(
+            settings.cache_mb * 1024 * 1024, lambda opened: opened.scene.nbytes + opened.embedding.nbytes
+        )
+        """Images taken in, by version and SHA-256."""
+
+    def answer(self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float) -> tuple[bytes, list[Drawn]]:
+        """A prediction's JSON text, and what was drawn for it; ``fetched`` are the seconds that the image took.
+
+        Raises TaskError where the answer says nothing of the picture.
+        """
+        height, width = image.pixels.shape[:2]
+        seen = of_size(question.seen, height, width)
+        clicks = with_shown(question.pointed.clicks(width, height), seen, question.selected) if question.pointed else None
+        found, seconds = self.find(pipeline, image, [one.phrase for one in question.wanted], clicks)
+        drawing = time.perf_counter()
+        labels = [one.label for one in question.wanted] or [None]
+        if question.pointed.label is not None:
+            labels = [question.pointed.label] * len(found)
+        kept = [one.instances if clicks is None else tuple(instance for instance in one.instances if instance.pointed) for one in found]
+        regions: list[Region] = []
+        drawn: list[Drawn] = []
+        for place, (one, label, instances) in enumerate(zip(found, labels, kept, strict=True)):
+            recorded: list[tuple[Instance, tuple[Region, ...]]] = []
+            for index, instance in enumerate(instances):
+                own = _label_alone(question) if instance.pointed == "alone" else label
+                made = to_regions(instance, index, question.config, own, f"{key} {place}", self._settings.show_prompts, question.page)
+                masks = tuple(region for region in made if region["from_name"] == question.config.mask.name)
+                ids = answer_ids(instance, [region["id"] for region in masks], clicks, seen)
+                renamed = dict(zip((region["id"] for region in masks), ids, strict=True))
+                for region in masks:
+                    region.update(told(renamed[region["id"]], one.phrase))
+                for region in made:  # of a control beside Labels, two regions have one id
+                    region["id"] = renamed.get(region["id"], region["id"])
+                regions += made
+                if instance.pointed != "alone":
+                    recorded.append((instance, masks))
+            if recorded or clicks is None:  # a click elsewhere does not say that there is no such object
+                drawn.append(Drawn(one, label, tuple(recorded)))
+        notes = sorted({one.note for one in found if one.note})
+        if notes and not regions and not question.interactive:
+            raise TaskError("; ".join(notes))  # not the same as "no such object"
+        if question.interactive:
+            regions += answer_line(question.config, _summary(found) if clicks is None else summary_of_clicks(found, kept, regions), key)
+        scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
+        answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version(self._settings.strategy)))
+        self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
+        self._metrics.served(sum(map(len, kept)))
+        return answer, drawn
+
+    def find(
+        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
+    ) -> tuple[list[Segmentation], dict[str, float]]:
+        """What is found, by phrase, and the seconds of each stage. Where memory does not suffice for all phrases at once, no other image
+        stays open and each phrase is asked by itself. Raises TaskError if that is too much still.
+        """
+        try:
+            return self._find_at_once(pipeline, image, phrases, clicks)
+        except torch.cuda.OutOfMemoryError:
+            pass  # until the error is gone, what it refers to takes up memory
+        log.warning("out of memory: all opened images are closed, and the task is tried again phrase by phrase")
+        self.forget_images()
+        found: list[Segmentation] = []
+        seconds: dict[str, float] = {}
+        try:
+            for some in [[phrase] for phrase in phrases] or [[]]:
+                more, spent = self._find_at_once(pipeline, image, some, clicks)
+                found += more
+                seconds = {stage: seconds.get(stage, 0.0) + value for stage, value in spent.items()}
+            return found, seconds
+        except torch.cuda.OutOfMemoryError:
+            pass  # as above
+        self.forget_images()
+        raise TaskError(NO_ROOM)
+
+    def _find_at_once(
+        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
+    ) -> tuple[list[Segmentation], dict[str, float]]:
+        began = time.perf_counter()
+        opened = self._open(pipeline, image)
+        seconds = {"open": time.perf_counter() - began}
+        found = pipeline.segment(opened, phrases, self._settings.strategy, clicks)
+        return found, seconds | {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
+
+    def forget_images(self) -> None:
+        """Give back the memory of all opened images."""
+        self.opened.clear()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def _open(self, pipeline: Pipeline, image: LoadedImage) -> Opened:
+        key = (pipeline.version(self._settings.strategy), image.sha256)
+        opened = self.opened.get(key)
+        if opened is None:
+            opened = pipeline.open(image.pixels)
+            self.opened.put(key, opened)
+        return opened
+
+
+def _label_alone(question: Question) -> str | None:
+    """The label of what stands alone: that of the smart tool, else the only one there is."""
+    labels = question.config.mask.labels
+    return question.pointed.label or (labels[0].value if len(labels) == 1 else None)
+
+
+def _summary(found: Sequence[Segmentation]) -> str:
+    """What the annotator reads: an answer without a line would leave the last one's standing."""
+    lines = []
+    for one in found:
+        count = f"{len(one.instances)} found" if one.instances else one.note or "no such object"
+        lines.append(f"{one.phrase or 'click'}: {count}")
+    return "; ".join(lines)
+
+
+def dump(value: Prediction) -> bytes:
+    """A prediction as JSON text."""
+    return json.dumps(value, separators=(",", ":")).encode()

@@ -1,0 +1,144 @@
+"""What a batch request had no time for is worked on after its answer, and pushed: its page is left, and nobody asks again.
+
+In memory only: after a restart Label Studio has to be asked to retrieve predictions again, as it would have without this.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.errors import BackendError, DeadlineError, NotReadyError, QueueFullError, where
+from backend.label_studio.client import LabelStudio
+from backend.label_studio.push import patiently, push
+from backend.label_studio.wire import MAX_TASKS, PredictRequest, is_row_id
+from sam4mllm.errors import Sam4mllmError
+
+log = logging.getLogger(__name__)
+
+PUSHED_TOGETHER = 20
+SENT_SECONDS = 600.0
+"""How long a request may have begun before a push that it does not know of; Label Studio itself gives one 100 s."""
+PAUSE_SECONDS = 5.0
+"""Before a busy or paused engine is asked again."""
+
+Predict = Callable[[object, PredictRequest], bytes]
+Key = tuple[int, int]
+"""Project and task."""
+
+
+@dataclass
+class Late:
+    """A queue of tasks with a thread of its own, one task at a time behind what is asked for meanwhile.
+
+    ``predict`` is :meth:`backend.serving.predictor.Predictor.predict_late`. Tasks beyond MAX_TASKS are left to be asked for again.
+    """
+
+    predict: Predict
+    label_studio: LabelStudio
+    _tasks: dict[Key, tuple[object, PredictRequest]] = field(default_factory=dict)
+    _ready: dict[Key, dict[str, Any]] = field(default_factory=dict)
+    _sent: dict[Key, float] = field(default_factory=dict)
+    _changed: threading.Condition = field(default_factory=threading.Condition)
+    _stop: threading.Event = field(default_factory=threading.Event)
+    _thread: threading.Thread | None = None
+
+    def add(self, raw: object, request: PredictRequest) -> None:
+        """Take a task; the same one again replaces it. Returns at once."""
+        key = _key(raw, request)
+        with self._changed:
+            if key is None or self._stop.is_set() or len(self._tasks) >= MAX_TASKS:
+                return
+            self._tasks[key] = (raw, request)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="late", daemon=True)
+                self._thread.start()
+            self._changed.notify_all()
+
+    def withdraw(self, raw: object, request: PredictRequest) -> int | None:
+        """Forget a task that another request answered in time; its number if its prediction was sent in the last minutes, so that Label
+        Studio may store both.
+        """
+        key = _key(raw, request)
+        with self._changed:
+            if key is None:
+                return None
+            self._tasks.pop(key, None)
+            self._ready.pop(key, None)
+            return key[1] if time.monotonic() < self._sent.get(key, -SENT_SECONDS) + SENT_SECONDS else None
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that are still to be worked on."""
+        return len(self._tasks)
+
+    def close(self) -> None:
+        """Begin no other task."""
+        with self._changed:
+            self._stop.set()
+            self._tasks.clear()
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        while not self._stop.is_set():
+            with self._changed:
+                self._changed.wait_for(lambda: self._tasks or self._stop.is_set())
+                found = next(iter(self._tasks.items()), None)
+            if found is None:
+                return
+            key, (raw, request) = found
+            answer = self._answer(key[1], raw, request)
+            with self._changed:
+                if self._tasks.pop(key, None) is not None and answer is not None:  # else it was withdrawn meanwhile
+                    self._ready[key] = answer
+                due = len(self._ready) if not self._tasks or len(self._ready) >= PUSHED_TOGETHER else 0
+            if due:
+                self._push_ready()
+
+    def _push_ready(self) -> None:
+        with self._changed:
+            ready, self._ready = self._ready, {}
+            now = time.monotonic()
+            self._sent = {key: when for key, when in self._sent.items() if now < when + SENT_SECONDS} | dict.fromkeys(ready, now)
+        for project in sorted({key[0] for key in ready}):
+            self._push(project, {task: answer for (of, task), answer in ready.items() if of == project})
+
+    def _answer(self, task: int, raw: object, request: PredictRequest) -> dict[str, Any] | None:
+        while not self._stop.is_set():
+            try:
+                answer = json.loads(self.predict(raw, request))
+                return answer if isinstance(answer, dict) else None
+            except (QueueFullError, DeadlineError, NotReadyError) as error:
+                log.debug("task %d has to wait: %s", task, error)
+                self._stop.wait(PAUSE_SECONDS)
+            except Sam4mllmError as error:
+                log.warning("task %d: %s", task, error)
+                return None
+            except Exception as error:
+                log.error("task %d failed: %s", task, where(error))
+                return None
+        return None
+
+    def _push(self, project: int, answers: dict[int, dict[str, Any]]) -> None:
+        versions = {str(answer["model_version"]) for answer in answers.values()}  # two, if one was promoted meanwhile
+        for version in sorted(versions):
+            some = {task: answer for task, answer in answers.items() if answer["model_version"] == version}
+            began = time.monotonic()
+            try:
+                done = patiently(lambda some=some, version=version: push(self.label_studio, project, version, some), stop=self._stop)  # type: ignore[misc]
+            except BackendError as error:
+                log.warning("%d late predictions of project %d were not pushed: %s", len(some), project, error)
+                continue
+            log.info("project %d: %d late predictions pushed in %.1f s", project, done.new, time.monotonic() - began)
+
+
+def _key(raw: object, request: PredictRequest) -> Key | None:
+    number = raw.get("id") if isinstance(raw, dict) else None
+    if not is_row_id(number) or not request.project:
+        return None
+    return int(request.project.partition(".")[0]), int(str(number))

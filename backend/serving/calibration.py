@@ -1,0 +1,51 @@
+"""The score that orders the queue, fitted on what reviewers made of the masks; kept on disk with the version that it was fitted on."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from backend.corrections.reviews import Review
+from sam4mllm.confidence import ACCEPTED_IOU, NAMES, Calibration, Features, fit
+from sam4mllm.durable import replace_file
+
+log = logging.getLogger(__name__)
+
+GROWTH = 1.2
+"""It is fitted anew when there are so many times the judgements: often at first, seldom later, and never for a handful."""
+
+
+class Scorer:
+    """Holds the calibration. One thread refits; any thread reads ``calibration``."""
+
+    def __init__(self, path: Path) -> None:
+        """A file that cannot be read counts as none: the fixed formula scores until there is a new fit."""
+        self._path = path
+        self.calibration: Calibration | None = None
+        try:
+            self.calibration = Calibration.from_json(path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            pass
+        except (OSError, ValueError) as error:
+            log.warning("%s is not used: %s", path, error)
+
+    def refit(self, reviews: Iterable[Review], version: str) -> bool:
+        """Fit on the judgements, if there are enough more of them. ``version`` is the one that serves. Raises OSError."""
+        judged = [
+            (features, review.iou >= ACCEPTED_IOU) for review in reviews if review.iou is not None and (features := _features(review))
+        ]
+        if self.calibration is not None and len(judged) < GROWTH * self.calibration.count:
+            return False
+        fitted = fit([features for features, _ in judged], [accepted for _, accepted in judged], version)
+        if fitted is None:
+            return False
+        replace_file(self._path, fitted.to_json().encode())
+        self.calibration = fitted
+        log.info("the score is fitted on %d judgements (%s)", fitted.count, fitted.id)
+        return True
+
+
+def _features(review: Review) -> Features | None:
+    """Those of the least sure mask; None where a "none" was served, or an earlier release that noted others."""
+    return Features(**review.features) if review.features.keys() == set(NAMES) else None

@@ -1,0 +1,141 @@
+"""Which pipeline answers. A request keeps the one that it began with, whatever is promoted meanwhile, so none sees two versions."""
+
+from __future__ import annotations
+
+import threading
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import Protocol, Self
+
+from backend.serving.engine import Engine
+from sam4mllm.adapters.files import Manifest
+from sam4mllm.confidence import Calibration
+from sam4mllm.grounding.remembering import RememberingGrounder
+from sam4mllm.loading import LooseAdapter
+from sam4mllm.pipeline import Pipeline, Strategy
+
+
+class Workshop(Protocol):
+    """Makes pipelines of one base model with different adapters; only ever called on the engine's thread."""
+
+    @property
+    def base(self) -> Pipeline: ...
+    @property
+    def base_sha256(self) -> str: ...
+    @property
+    def template_sha256(self) -> str: ...
+    @property
+    def nbytes(self) -> int: ...
+    def load(self, folder: Path, adapter: Manifest | LooseAdapter) -> Pipeline: ...
+    def drop(self, version: str) -> None: ...
+    def away(self) -> None: ...
+    def back(self) -> None: ...
+
+
+class Roster:
+    """The pipeline that serves, and those that still answer requests which began with them."""
+
+    def __init__(self, pipeline: Pipeline, workshop: Workshop | None = None) -> None:
+        self.current = pipeline
+        self.workshop = workshop
+        self._leases: Counter[Pipeline] = Counter()
+        self._retired: list[Pipeline] = []
+        self._lock = threading.Lock()
+        self._calibration: Calibration | None = None
+
+    def calibrate(self, calibration: Calibration | None) -> None:
+        """Score by this from now on, whichever pipeline serves."""
+        with self._lock:
+            self._calibration = self.current.calibration = calibration
+
+    def take(self) -> Pipeline:
+        """The pipeline for a request, until it is given back."""
+        with self._lock:
+            self._leases[self.current] += 1
+            return self.current
+
+    def give_back(self, pipeline: Pipeline) -> None:
+        with self._lock:
+            self._leases[pipeline] -= 1
+            if not self._leases[pipeline]:
+                del self._leases[pipeline]
+
+    def seat(self, pipeline: Pipeline) -> None:
+        """From now on requests begin with this pipeline."""
+        with self._lock:
+            pipeline.calibration = self._calibration
+            if pipeline is not self.current:
+                self._retired.append(self.current)
+                self.current = pipeline
+
+    def sweep(self) -> None:
+        """On the engine's thread: free the adapters that no request needs any more."""
+        with self._lock:
+            done = [pipeline for pipeline in self._retired if not self._leases[pipeline]]
+            self._retired = [pipeline for pipeline in self._retired if pipeline not in done]
+            used = {_adapter_of(pipeline) for pipeline in (*self._retired, self.current)}
+        for version in {_adapter_of(pipeline) for pipeline in done} - used:
+            if self.workshop is not None and version is not None:
+                self.workshop.drop(version)
+
+    def discard(self, version: str) -> None:
+        """On the engine's thread: free an adapter that did not come to serve."""
+        with self._lock:
+            used = {_adapter_of(pipeline) for pipeline in (*self._retired, self.current)}
+        if self.workshop is not None and version not in used:
+            self.workshop.drop(version)
+
+    def away(self) -> None:
+        """On the engine's thread: take the models off their device, for a training that needs it."""
+        if self.workshop is not None:
+            self.workshop.away()
+
+    def back(self) -> None:
+        """On the engine's thread: put the models where they were."""
+        if self.workshop is not None:
+            self.workshop.back()
+
+
+class Lease:
+    """The pipeline of one request: taken when it is first needed, the same for all of its tasks, given back at the end."""
+
+    def __init__(self, engine: Engine[Roster], interactive: bool, deadline: float) -> None:
+        self._engine = engine
+        self._interactive = interactive
+        self._deadline = deadline
+        self._lock = threading.Lock()
+        self._roster: Roster | None = None
+        self._pipeline: Pipeline | None = None
+
+    def pipeline(self) -> Pipeline:
+        """Waits until there is a model. Raises DeadlineError or NotReadyError."""
+        with self._lock:
+            if self._pipeline is None:
+                self._roster = self._engine.model or self._engine.run(lambda roster: roster, self._interactive, self._deadline)
+                self._pipeline = self._roster.take()
+            return self._pipeline
+
+    def version(self, strategy: Strategy) -> str:
+        """The version of the request's answers; ``none`` while there is no model."""
+        if self._pipeline is None and self._engine.model is None:
+            return "none"
+        return self.pipeline().version(strategy)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._lock:
+            if self._roster is not None and self._pipeline is not None:
+                self._roster.give_back(self._pipeline)
+                self._roster = None
+
+
+def remembering(pipeline: Pipeline) -> Pipeline:
+    """The pipeline with a grounder that works nothing out twice."""
+    return Pipeline(RememberingGrounder(pipeline.grounder), pipeline.segmenter, pipeline.options, pipeline.slug, pipeline.adapter)
+
+
+def _adapter_of(pipeline: Pipeline) -> str | None:
+    return pipeline.adapter.version if isinstance(pipeline.adapter, Manifest) else None

@@ -1,0 +1,117 @@
+"""What an annotator's clicks are about: which of the masks on the screen they refine, and which ids the answer's regions get for it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from backend.corrections.log import Served
+from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.phrases import Pointed
+from backend.label_studio.region_ids import alone_id, refined_ids
+from backend.label_studio.wire import Region
+from sam4mllm.clicks import SAME_SHOWN, Clicks, Shown, merge
+from sam4mllm.geometry import box_iou
+from sam4mllm.grounding.protocol import Grounding
+from sam4mllm.masks import Rle, from_rle
+from sam4mllm.pipeline import Instance
+
+MAX_SHOWN = 64
+"""Instances that a click is compared with; each is a mask of the image's size while it is answered."""
+NOTHING_FOUND = Grounding("", np.zeros((0, 4), np.float32), np.zeros(0), 0.0)
+
+
+@dataclass(frozen=True)
+class OnScreen:
+    """An instance that was served for the phrase: the ids of its regions, its box in pixels, its mask, and its picture's number, from 0."""
+
+    regions: tuple[str, ...]
+    box_px: tuple[float, ...]
+    mask: Rle = field(repr=False)
+    page: int = 0
+
+    def shown(self) -> Shown:
+        height, width = self.mask["size"]
+        return Shown(np.array(self.box_px, np.float32), from_rle(self.mask, height, width, max_pixels=height * width))
+
+
+def on_screen(records: Sequence[Served], phrase: str, present: frozenset[str]) -> tuple[OnScreen, ...]:
+    """The instances that an annotator may see for a phrase, those first whose regions the request names.
+
+    ``records`` are in order of time; ``present`` are the ids of regions in the task's drafts, annotations and predictions. Of what was
+    served before the last answers only that is left which the request still names.
+    """
+    own = [one for one in records if one.phrase == phrase]
+    last = {interactive: max((one.time for one in own if one.interactive == interactive), default=0.0) for interactive in (True, False)}
+    newest = {one.region: one for one in own if one.mask is not None and (one.region in present or one.time == last[one.interactive])}
+    groups: dict[tuple[float, str, bool, int, str], list[Served]] = {}
+    for one in newest.values():
+        if one.mask is not None and len(one.box_px) == 4:
+            groups.setdefault((one.time, one.version, one.interactive, one.page, str(one.mask["counts"])), []).append(one)
+    found = [
+        OnScreen(tuple(one.region for one in some), some[0].box_px, some[0].mask, some[0].page) for some in groups.values() if some[0].mask
+    ]
+    found.reverse()  # the newest first
+    return tuple(sorted(found, key=lambda one: not present & {*one.regions}))[:MAX_SHOWN]
+
+
+def with_shown(clicks: Clicks, seen: Sequence[OnScreen], selected: frozenset[str] = frozenset()) -> Clicks:
+    """The clicks with the masks that they may be about; ``selected`` are ids of regions that they are about in any case."""
+    chosen = next((index for index, one in enumerate(seen) if selected & {*one.regions}), None)
+    return Clicks(clicks.points_px, clicks.labels, clicks.boxes_px, tuple(one.shown() for one in seen), chosen)
+
+
+def of_size(seen: Sequence[OnScreen], height: int, width: int) -> tuple[OnScreen, ...]:
+    """Those of an image of that size: a picture behind an address may have been changed."""
+    return tuple(one for one in seen if [*one.mask["size"]] == [height, width])
+
+
+def selected_regions(context: Sequence[Region], config: LabelConfig) -> frozenset[str]:
+    """Ids of the regions that an annotator's request names as what its clicks are about: masks among them, and parents of the clicks."""
+    masks = {region.get("id") for region in context if region.get("from_name") == config.mask.name}
+    return frozenset(one for one in masks | {region.get("parentID") for region in context} if isinstance(one, str) and one)
+
+
+def touched_phrase(pointed: Pointed, seen: Mapping[str, Sequence[OnScreen]], selected: frozenset[str]) -> str:
+    """Which of several phrases the clicks are about, by what is on the screen for each; empty if they are about none of it."""
+    flat = [(phrase, one) for phrase, some in seen.items() for one in some]
+    sizes = {(int(one.mask["size"][0]), int(one.mask["size"][1])) for _, one in flat}
+    if len(sizes) != 1:
+        return ""
+    [(height, width)] = sizes
+    clicks = with_shown(pointed.clicks(width, height), [one for _, one in flat], selected)
+    about = [target.shown for target in merge(NOTHING_FOUND, clicks) if target.pointed == "refined" and target.shown is not None]
+    return flat[about[0]][0] if about else ""
+
+
+def answer_ids(instance: Instance, new: Sequence[str], clicks: Clicks | None, seen: Sequence[OnScreen]) -> list[str]:
+    """The ids of an instance's regions in an answer to an annotator, given unused ones.
+
+    A refined instance keeps its ids, so that the editor puts it in the old one's place. It does not where Label Studio may have selected
+    the old region meanwhile, as it does where a drag begins and ends on a mask: 1.23.2 cannot show a suggestion with a selected region's
+    id, and goes blank. A phrase that was typed again is such a case, too.
+    """
+    if instance.pointed == "alone":
+        return [alone_id(one) for one in new]
+    old = _same_object(instance, seen) if clicks is None else seen[instance.shown] if instance.shown is not None else None
+    if old is None:
+        return list(new)
+    return refined_ids(old.regions, new, clicks is not None and not _drawn_inside(clicks, old))
+
+
+def _drawn_inside(clicks: Clicks, old: OnScreen) -> bool:
+    """Whether a drag may have begun and ended on the old region: two opposite corners of a box are inside its box."""
+    left, top, right, bottom = old.box_px
+    for x1, y1, x2, y2 in clicks.boxes_px.tolist():
+        inside = {(x, y) for x in (x1, x2) for y in (y1, y2) if left <= x <= right and top <= y <= bottom}
+        if {(x1, y1), (x2, y2)} <= inside or {(x1, y2), (x2, y1)} <= inside:
+            return True
+    return False
+
+
+def _same_object(instance: Instance, seen: Sequence[OnScreen]) -> OnScreen | None:
+    likeness = [float(box_iou(np.array([one.box_px], np.float32), instance.box_px[None])[0, 0]) for one in seen]
+    best = int(np.argmax(likeness)) if likeness else 0
+    return seen[best] if likeness and likeness[best] >= SAME_SHOWN else None

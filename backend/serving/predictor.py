@@ -1,0 +1,370 @@
+"""From a request's tasks to predictions, one for each task and in order. Knows nothing of HTTP."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import copy_context
+from dataclasses import replace
+from functools import lru_cache
+from typing import Protocol
+
+from backend.serving.answerer import Answerer, Question, dump
+from backend.support.byte_cache import ByteCache
+from backend.corrections.log import Served
+from backend.serving.engine import Engine
+from backend.errors import BackendError, ConfigError, DeadlineError, where
+from backend.serving.single_flight import Flights
+from backend.images.store import LoadedImage
+from backend.label_studio.label_config import LabelConfig, read_label_config
+from backend.corrections.log_faults import LogError
+from backend.corrections.log_file import SOON
+from backend.support.metrics import Metrics
+from backend.label_studio.phrases import Pointed, Wanted, pointed, typed_text, wanted
+from backend.serving.pointing import OnScreen, on_screen, selected_regions, touched_phrase
+from backend.serving.served_records import Drawn, served_records
+from backend.label_studio.region_parts import join_labels, join_pages, naming_page, on_page, page_of
+from backend.label_studio.write_regions import answer_line
+from backend.serving.leases import Lease, Roster
+from backend.settings import Settings
+from backend.label_studio.wire import PredictRequest, Region, Task, prediction, read_task
+from sam4mllm.errors import Sam4mllmError
+from sam4mllm.pipeline import check_phrase
+
+log = logging.getLogger(__name__)
+
+LEFT_OUT = b"[]"
+"""What Label Studio stores nothing for, and asks again."""
+TOO_LATE = bytes(bytearray(LEFT_OUT))
+"""The same, known by identity: there was no time for the task."""
+NO_TIME = "there was no time left for this task in this request; it is asked again later"
+WORKERS = 4
+"""Tasks of batches that are fetched or worked on at once; the models still take one at a time."""
+DECODED_AT_ONCE = 4
+"""Decoded images that may wait for the models, of annotators and of batches each: at the largest size 150 MB apiece."""
+ANSWER_SECONDS = 600.0
+"""How long an answer is kept: long enough for all that a page asks twice, short enough for an image that changes behind its address."""
+
+read_config = lru_cache(maxsize=64)(read_label_config)
+
+
+class Images(Protocol):
+    """Where pictures come from."""
+
+    def load(self, reference: object, task_id: int | None, seconds: float) -> LoadedImage:
+        """Raises FetchError or ImageError."""
+        ...
+
+    def read(self, reference: object, task_id: int | None) -> bytes:
+        """The file, not decoded. Raises FetchError."""
+        ...
+
+
+class Notes(Protocol):
+    """Where typed phrases are kept, by project, and what was served or held back."""
+
+    def remember(self, project: str, task: int | None, phrase: str) -> None: ...
+    def task_phrase(self, project: str, task: int) -> str: ...
+    def project_phrase(self, project: str) -> str: ...
+    def serve(self, records: Sequence[Served]) -> None: ...
+    def served(self, project: int, task: int, wait: float) -> list[Served]: ...
+    def withhold(self, project: int, task: int) -> None: ...
+    def withheld(self, project: int, task: int) -> bool: ...
+    def note_config(self, project: int, label_config: str) -> None: ...
+
+
+class Backlog(Protocol):
+    """Tasks that are worked on after their request's answer."""
+
+    def add(self, raw: object, request: PredictRequest) -> None: ...
+    def withdraw(self, raw: object, request: PredictRequest) -> int | None:
+        """Forget a task that another request answered in time; its number if its prediction was sent already."""
+        ...
+
+
+class Predictor:
+    """Answers requests by the engine's pipeline. ``shared`` is called with (task, version) when two batches got one answer at once."""
+
+    def __init__(
+        self,
+        engine: Engine[Roster],
+        images: Images,
+        notes: Notes,
+        settings: Settings,
+        metrics: Metrics,
+        shared: Callable[[int, str], None] = lambda task, version: None,
+    ) -> None:
+        self.engine = engine
+        self._images = images
+        self._notes = notes
+        self._settings = settings
+        self._metrics = metrics
+        self._shared = shared
+        self.backlog: Backlog | None = None
+        """Takes what a batch has no time for."""
+        cache_bytes = settings.cache_mb * 1024 * 1024
+        self.answerer = Answerer(settings, metrics)
+        self.answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
+        """Predictions as JSON texts, by what was asked."""
+        self._flights = Flights(self.answers)
+        self._pool = ThreadPoolExecutor(WORKERS, "batch")
+        self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
+        engine.let_go = self.answerer.forget_images
+
+    @property
+    def version(self) -> str:
+        """The version that predictions carry; empty while there is no model."""
+        return self.engine.model.current.version(self._settings.strategy) if self.engine.model is not None else ""
+
+    def predict(self, request: PredictRequest) -> list[bytes]:
+        """One JSON text a task, in order: a prediction, or ``[]`` for a task that failed or ran out of time.
+
+        Raises QueueFullError or NotReadyError for the request as a whole.
+        """
+        deadline = time.monotonic() + self._settings.deadline
+        with self.engine.place(request.interactive), Lease(self.engine, request.interactive, deadline) as lease:
+            try:
+                config: LabelConfig | ConfigError = self._config(request)
+                self.note_config(request.project, request.label_config)
+            except ConfigError as error:
+                config = error
+            # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
+            others = [
+                self._pool.submit(copy_context().run, self._answer, raw, request, config, lease, deadline) for raw in request.tasks[1:]
+            ]
+            first = [self._answer(raw, request, config, lease, deadline) for raw in request.tasks[:1]]
+            answers = first + [_in_time(answer, deadline) for answer in others]
+        if self.backlog is not None and not request.interactive:
+            for raw, answer in zip(request.tasks, answers, strict=True):
+                if answer is TOO_LATE:
+                    self.backlog.add(raw, request)
+                elif answer != LEFT_OUT and (task := self.backlog.withdraw(raw, request)) is not None:
+                    self._shared(task, self.version)
+        return answers
+
+    def predict_late(self, raw: object, request: PredictRequest) -> bytes:
+        """The prediction of a task that a batch had no time for, from memory if it was worked on meanwhile.
+
+        Raises Sam4mllmError: QueueFullError, NotReadyError and DeadlineError where it may be tried again.
+        """
+        deadline = time.monotonic() + self._settings.deadline
+        with self.engine.place(False), Lease(self.engine, False, deadline) as lease:
+            questions = self._questions(read_task(raw), self._config(request), request)
+            return self._ask_pages(questions, request, lease, deadline)
+
+    def note_config(self, project: str, label_config: str) -> None:
+        """Note which config a project has now, so that what is corrected under it can be read when it has been edited."""
+        if project:
+            with _noting("the labelling config"):
+                self._notes.note_config(int(project.partition(".")[0]), label_config)
+
+    def _config(self, request: PredictRequest) -> LabelConfig:
+        return read_config(request.label_config, self._settings.prompt_control)
+
+    def close(self) -> None:
+        """Begin no more tasks."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _answer(self, raw: object, request: PredictRequest, config: LabelConfig | ConfigError, lease: Lease, deadline: float) -> bytes:
+        """Whatever is wrong with a task stays with that task."""
+        number = raw.get("id") if isinstance(raw, dict) else None
+        name = str(number) if isinstance(number, int) else ascii(number)[:40]
+        late = False
+        try:
+            if time.monotonic() > deadline:
+                raise DeadlineError(NO_TIME)
+            if isinstance(config, ConfigError):
+                raise config
+            questions = self._questions(read_task(raw), config, request)
+            if questions and self._withheld(questions[0], request):
+                return LEFT_OUT
+            if not questions:
+                return dump(prediction([], 0.0, lease.version(self._settings.strategy)))
+            return self._ask_pages(questions, request, lease, deadline)
+        except DeadlineError as error:
+            late, reason, message = True, error.reason, str(error)
+            log.warning("task %s: %s", name, message)
+        except Sam4mllmError as error:
+            reason, message = error.reason if isinstance(error, BackendError) else type(error).__name__, str(error)
+            log.warning("task %s: %s", name, message)
+        except Exception as error:
+            reason, message = "internal", "internal error; see the server's log"
+            log.error("task %s failed: %s", name, where(error))
+            log.debug("the traceback", exc_info=True)
+        self._metrics.failed(name, reason, message)
+        return self._apology(config, message, lease) if request.interactive else TOO_LATE if late else LEFT_OUT
+
+    def _apology(self, config: LabelConfig | ConfigError, message: str, lease: Lease) -> bytes:
+        """An annotator who waits gets an answer in any case: where the config has a place for it, what went wrong."""
+        regions = answer_line(config, message, message) if isinstance(config, LabelConfig) else []
+        return dump(prediction(regions, 0.0, lease.version(self._settings.strategy)))
+
+    def _questions(self, task: Task, config: LabelConfig, request: PredictRequest) -> list[Question]:
+        """One for each page that something is asked of. None: the annotator took the last prompt back, or accepted its mask."""
+        config = config.for_task(task.data)
+        context = join_labels(request.context or (), config)
+        question = self._question(task, config, context, request)
+        if not question.wanted and not question.pointed:
+            return []
+        pages = question.each_page()
+        if not question.pointed or not config.paged:
+            return list(pages)
+        # what is pointed at is on the pages that are pointed at, and a typed phrase is about all of them
+        found = [replace(one, pointed=pointed(on_page(context, one.page or 0), config)) for one in pages]
+        return [one for one in found if one.pointed]
+
+    def _question(self, task: Task, config: LabelConfig, context: Sequence[Region], request: PredictRequest) -> Question:
+        """What is asked of a task, whichever its pages; it may be nothing."""
+        typed, pointing = typed_text(context, config), pointed(context, config)
+        if typed:
+            typed = check_phrase(typed)
+            with _noting(f"the phrase that was typed for task {task.id}"):
+                self._notes.remember(request.project, task.id, typed)
+        elif pointing:
+            return self._pointed(task, config, pointing, context, request.project)
+        elif request.interactive:
+            return Question(task, config, (), pointing, True)
+        asked = tuple(self._wanted(task, config, typed, request.project))
+        seen = self._on_screen(task, asked, request.project).get(asked[0].phrase, ()) if typed else ()
+        return Question(task, config, asked, pointing, request.interactive, seen=seen)
+
+    def _pointed(self, task: Task, config: LabelConfig, pointing: Pointed, context: Sequence[Region], project: str) -> Question:
+        phrases = self._spoken_of(task, config, project)
+        seen, selected = self._on_screen(task, phrases, project), selected_regions(context, config)
+        if config.paged:
+            pages = {page_of(region) for region in context}
+            seen = {phrase: tuple(one for one in some if one.page in pages) for phrase, some in seen.items()}
+        about = phrases
+        if len(phrases) > 1:
+            phrase = touched_phrase(pointing, seen, selected)
+            about = [one for one in phrases if (one.phrase == phrase if phrase else one.label == pointing.label)]
+        if len(about) != 1:
+            return Question(task, config, (), pointing, True)
+        return Question(task, config, tuple(about), pointing, True, seen=seen.get(about[0].phrase, ()), selected=selected)
+
+    def _on_screen(self, task: Task, phrases: Sequence[Wanted], project: str) -> dict[str, tuple[OnScreen, ...]]:
+        """What an annotator may see, by phrase; a click is answered even if the log cannot be read."""
+        if task.id is None or not project:
+            return {}
+        try:
+            records = self._notes.served(int(project.partition(".")[0]), task.id, SOON)
+        except LogError as error:
+            log.error("what was served for task %s could not be read: %s", task.id, error)
+            return {}
+        return {one.phrase: on_screen(records, one.phrase, task.present) for one in phrases}
+
+    def _withheld(self, question: Question, request: PredictRequest) -> bool:
+        """A small share of the tasks that are opened, always the same ones, is drawn without our help: the yardstick of its worth. Bulk
+        runs and whatever an annotator asks are answered, and so is a task of which that cannot be noted.
+        """
+        number, share = question.task.id, self._settings.unassisted_share
+        if not share or question.interactive or number is None or len(request.tasks) > 1 or not request.project:
+            return False
+        project = int(request.project.partition(".")[0])
+        drawn = int(hashlib.sha256(f"{project} {number}".encode()).hexdigest(), 16) % 10_000 < share * 10_000
+        if not drawn:
+            return False
+        with _noting(f"that task {number} is drawn without our help"):
+            if not self._notes.withheld(project, number):  # one that is noted stays so, also on a full disk
+                self._notes.withhold(project, number)
+            return True
+        return False
+
+    def _wanted(self, task: Task, config: LabelConfig, typed: str, project: str) -> list[Wanted]:
+        remembered = _recalled(lambda: self._notes.project_phrase(project)) if self._settings.remember_phrase and not typed else ""
+        return wanted(task, config, typed, self._settings.phrase_field, remembered)
+
+    def _spoken_of(self, task: Task, config: LabelConfig, project: str) -> list[Wanted]:
+        """The phrases that a click may be about. Its context never holds the phrase that was typed before, and drafts are seconds late."""
+        number = task.id
+        noted = "" if number is None else _recalled(lambda: self._notes.task_phrase(project, number))
+        typed = noted or typed_text(task.drafts, config)
+        try:
+            return self._wanted(task, config, typed, project)
+        except Sam4mllmError:
+            return []
+
+    def _ask_pages(self, questions: Sequence[Question], request: PredictRequest, lease: Lease, deadline: float) -> bytes:
+        """One prediction of all pages. Each is kept by itself: where time runs out, the next request goes on with the rest."""
+        answers = []
+        for question in questions:
+            with naming_page(question.page):
+                answers.append((question.page or 0, self._ask(question, request, lease, deadline)))
+        return join_pages(answers, questions[0].config) if questions[0].config.paged else answers[0][1]
+
+    def _ask(self, question: Question, request: PredictRequest, lease: Lease, deadline: float) -> bytes:
+        pipeline = lease.pipeline()
+        version = pipeline.version(self._settings.strategy)
+        key = question.key(version, request.project)
+
+        def make() -> bytes:
+            with self._one_of_few(question.interactive, deadline):
+                began = time.perf_counter()
+                image = self._images.load(question.image, question.task.id, deadline - time.monotonic())
+                fetched = time.perf_counter() - began
+
+                def work(_: Roster) -> bytes:
+                    late = self.answers.get(key, again=True)  # for who asked before, and asked again while that was worked on
+                    if late is not None:
+                        return late
+                    answer, drawn = self.answerer.answer(pipeline, image, question, key, fetched)
+                    # before it is kept, and not by who waits: a late answer is served from memory when it is asked for again
+                    self._record(drawn, image, question, request.project, version)
+                    self._flights.keep(key, answer)
+                    return answer
+
+                return self.engine.run(work, question.interactive, deadline)
+
+        answer, shared = self._flights.answer(key, make, deadline)
+        if shared and question.task.id is not None and not question.interactive:
+            self._shared(question.task.id, version)
+        return answer
+
+    @contextmanager
+    def _one_of_few(self, interactive: bool, deadline: float) -> Iterator[None]:
+        if not self._decoding[interactive].acquire(timeout=max(0.0, deadline - time.monotonic())):
+            raise DeadlineError(NO_TIME)
+        try:
+            yield
+        finally:
+            self._decoding[interactive].release()
+
+    def _record(self, drawn: Sequence[Drawn], image: LoadedImage, question: Question, project: str, version: str) -> None:
+        """On the engine's thread, once an answer: a write of some milliseconds next to a model's work, a quarter of a second at most."""
+        if question.task.id is None or not project:
+            return
+        with _noting(f"what was served for task {question.task.id}"):
+            records = served_records(drawn, image, project, question.task.id, version, question.interactive, question.page or 0)
+            self._notes.serve(records)
+
+
+@contextmanager
+def _noting(what: str) -> Iterator[None]:
+    """An answer is given even if something cannot be noted, on a full disk for example."""
+    try:
+        yield
+    except LogError as error:
+        log.error("%s could not be noted: %s", what, error)
+
+
+def _recalled(read: Callable[[], str]) -> str:
+    """A phrase that was typed before; none, with a line in the log, if it cannot be read: what else there is decides."""
+    try:
+        return read()
+    except LogError as error:
+        log.error("the phrase that was typed before could not be read: %s", error)
+        return ""
+
+
+def _in_time(answer: Future[bytes], deadline: float) -> bytes:
+    """A second beyond the deadline is for those that notice it themselves, and say why."""
+    try:
+        return answer.result(max(0.0, deadline - time.monotonic()) + 1.0)
+    except TimeoutError:
+        answer.cancel()
+        return TOO_LATE

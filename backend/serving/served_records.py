@@ -1,0 +1,62 @@
+"""What was served, as the log keeps it: a correction is only one if it is known what was corrected."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+
+from backend.corrections.log import Served
+from backend.images.store import LoadedImage
+from backend.label_studio.wire import Region
+from sam4mllm.masks import to_rle
+from sam4mllm.pipeline import Instance, Segmentation
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """A phrase's answer with its label, and each instance with its regions of the mask control."""
+
+    found: Segmentation
+    label: str | None
+    instances: tuple[tuple[Instance, tuple[Region, ...]], ...]
+
+
+def served_records(
+    drawn: Sequence[Drawn], image: LoadedImage, project: str, task: int, version: str, interactive: bool, page: int
+) -> list[Served]:
+    """A record for each region, and one for each phrase that means nothing in the image. A click alone has no phrase to learn."""
+    now = time.time()
+    height, width = image.pixels.shape[:2]
+    number = int(project.partition(".")[0] or 0)
+    records = []
+    for one in drawn:
+        if not one.found.phrase or one.found.note:
+            continue
+        none = Served(
+            time=now,
+            project=number,
+            task=task,
+            version=version,
+            phrase=one.found.phrase,
+            label=one.label,
+            region="",
+            mask=None,
+            box_px=(),
+            features={"no_target": one.found.no_target_probability},
+            score=one.found.score,
+            interactive=interactive,
+            width=width,
+            height=height,
+            image_sha256=image.sha256,
+            page=page,
+        )
+        if not one.instances:
+            records.append(none)
+        for instance, regions in one.instances:
+            rle, box = to_rle(instance.mask), tuple(float(side) for side in instance.box_px)
+            features = {name: float(value) for name, value in asdict(instance.features).items()}
+            records += [
+                replace(none, region=str(region["id"]), mask=rle, box_px=box, features=features, score=instance.score) for region in regions
+            ]
+    return records

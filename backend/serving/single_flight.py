@@ -1,0 +1,62 @@
+"""Single flight: of equal questions asked at once, one is worked on and all get its answer; later ones get it from memory."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from backend.support.byte_cache import ByteCache
+from backend.errors import DeadlineError
+
+
+class Flights:
+    """Answers are bytes, kept by key. An error is the answer of those who wait for it, and is not kept."""
+
+    def __init__(self, cache: ByteCache[str, bytes]) -> None:
+        self._cache = cache
+        self._flying: dict[str, Future[bytes]] = {}
+        self._lock = threading.Lock()
+
+    def answer(self, key: str, make: Callable[[], bytes], deadline: float) -> tuple[bytes, bool]:
+        """The answer, and whether another request made it at the same time.
+
+        Raises what ``make`` raises, and DeadlineError (by the monotonic clock) while waiting for another's.
+        """
+        while True:
+            with self._lock:
+                kept = self._cache.get(key)
+                if kept is not None:
+                    return kept, False
+                flight = self._flying.get(key)
+                if flight is None:
+                    mine = self._flying[key] = Future()
+                    break
+            try:
+                return flight.result(max(0.0, deadline - time.monotonic())), True
+            except TimeoutError as error:
+                raise DeadlineError("there was no time left to wait for the same question's answer") from error
+            except DeadlineError:
+                if time.monotonic() >= deadline:
+                    raise  # the one who asked first had less time than we have: ask ourselves
+        return self._make(key, make, mine), False
+
+    def _make(self, key: str, make: Callable[[], bytes], mine: Future[bytes]) -> bytes:
+        try:
+            answer = make()
+        except BaseException as error:
+            with self._lock:
+                del self._flying[key]
+            mine.set_exception(error)
+            raise
+        with self._lock:
+            self._cache.put(key, answer)
+            del self._flying[key]
+        mine.set_result(answer)
+        return answer
+
+    def keep(self, key: str, answer: bytes) -> None:
+        """An answer that came after its request had ended."""
+        with self._lock:
+            self._cache.put(key, answer)

@@ -1,0 +1,1 @@
+"""Whether a set-up is right, and setting it up."""

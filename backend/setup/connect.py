@@ -1,0 +1,197 @@
+"""Joining a project of Label Studio to this server: its label config, its backend entry and its webhook. Twice changes nothing more."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+from backend.label_studio.config_template import offer_config
+from backend.label_studio.backend_entry import (
+    EVENTS,
+    SECRET_HEADER,
+    TITLE,
+    Entry,
+    Hook,
+    call_failure,
+    gate_finding,
+    hook_refusal,
+    is_gate,
+    pick_entry,
+    pick_hook,
+    read_entries,
+    read_hooks,
+    require_label_studio,
+    tidy,
+)
+from backend.errors import ConfigError, LabelStudioError
+from backend.finding import Finding
+from backend.label_studio.label_config import read_label_config
+from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
+from backend.settings import Settings
+
+
+@dataclass(frozen=True)
+class Step:
+    """What was done, or found to be as it should be, in one line."""
+
+    line: str
+    changed: bool
+
+
+class UnfitConfigError(ConfigError):
+    """The project's config lacks what is needed; ``offered`` is one to set instead."""
+
+    def __init__(self, message: str, offered: str) -> None:
+        super().__init__(message)
+        self.offered = offered
+
+
+def connect(
+    label_studio: LabelStudio,
+    settings: Settings,
+    project_id: int,
+    url: str,
+    versions: Collection[str] = (),
+    config: str | None = None,
+    force: bool = False,
+) -> list[Step]:
+    """Join a project to the server at ``url``, which must be running: Label Studio asks it before it takes it.
+
+    Args:
+        label_studio: with a token of a user who may change the project.
+        settings: those that the server runs with: its password and its webhook secret are handed to Label Studio.
+        project_id: the number in the address of the project's page.
+        url: this server as Label Studio reaches it.
+        versions: what this server serves or has served, by which its entry is found again after its address has changed.
+        config: a label config to set; ``default`` for one with the project's labels; None to leave the project's.
+        force: set it although the project has annotations.
+
+    Raises:
+        UnfitConfigError: the project's config will not do, and none was given.
+        LabelStudioError: what Label Studio refuses and why, in one line.
+    """
+    if (refusal := hook_refusal("webhook", url)) is not None:
+        raise _refused(refusal)
+    require_label_studio(label_studio)
+    project = _project(label_studio, project_id)
+    return [
+        _set_config(label_studio, settings, project, config, force),
+        _set_entry(label_studio, settings, project_id, url, versions),
+        _set_hook(label_studio, settings, project_id, url),
+    ]
+
+
+def _project(label_studio: LabelStudio, number: int) -> dict[str, Any]:
+    try:
+        return label_studio.project(number)
+    except LabelStudioError as error:
+        if error.status == 404:
+            line = f"there is no project {number} at {label_studio.url}; its number is in its page's address"
+            raise LabelStudioError(line, error.status) from error
+        raise
+
+
+def _set_config(label_studio: LabelStudio, settings: Settings, project: dict[str, Any], config: str | None, force: bool) -> Step:
+    current: str = project["label_config"]
+    if config is None:
+        try:
+            found = read_label_config(current, settings.prompt_control)
+        except ConfigError as error:
+            raise UnfitConfigError(
+                f"{error}, or connect again with --config default to set the config above",
+                offer_config(current, settings.phrase_field, settings.prompt_control),
+            ) from error
+        silent = "" if found.prompt else f"; annotators cannot type a phrase: it has no TextArea called {settings.prompt_control!r}"
+        return Step(f"label config: has what is needed, left as it is{silent}", False)
+    wanted = offer_config(current, settings.phrase_field, settings.prompt_control) if config == "default" else config
+    read_label_config(wanted)
+    if wanted.strip() == current.strip():
+        return Step("label config: is set already", False)
+    count = project.get("total_annotations_number")
+    if count and not force:
+        raise LabelStudioError(
+            f"project {project['id']} has {count} annotations, which another label config may hide; add --force if it may be changed"
+        )
+    try:
+        label_studio.request("PATCH", f"/api/projects/{project['id']:d}/", {"label_config": wanted})
+    except LabelStudioError as error:
+        raise LabelStudioError(f"Label Studio refuses the label config: {error.detail or error}", error.status) from error
+    return Step("label config: set", True)
+
+
+def _set_entry(label_studio: LabelStudio, settings: Settings, project: int, url: str, versions: Collection[str]) -> Step:
+    entry = pick_entry(read_entries(label_studio, project), url, versions)
+    password = settings.auth_password.get_secret_value()
+    if entry is not None and _is_right(entry, settings, url):
+        return Step(f"backend: entry {entry.id} leads to {url} already", False)
+    login = {"auth_method": "BASIC_AUTH", "basic_auth_user": settings.auth_user, "basic_auth_pass": password}
+    body = {
+        "url": url,
+        "project": project,
+        "title": entry.title if entry else TITLE,
+        "is_interactive": True,
+        **(login if password else {"auth_method": "NONE", "basic_auth_user": ""}),
+    }
+    method, path = ("POST", "/api/ml/") if entry is None else ("PATCH", f"/api/ml/{entry.id:d}")
+    try:
+        stored = label_studio.request(method, path, body, timeout=LIST_TIMEOUT)
+    except LabelStudioError as error:
+        raise _entry_refused(error, url) from error
+    verb = "made" if entry is None else "updated"
+    guarded = ", with the password" if password else ""
+    return Step(f"backend: entry {stored['id']} {verb} for {url}, interactive preannotations on{guarded}", True)
+
+
+def _is_right(entry: Entry, settings: Settings, url: str) -> bool:
+    """As far as can be seen: Label Studio shows no password, but it does not stay connected with a wrong one."""
+    password = bool(settings.auth_password.get_secret_value())
+    guarded = entry.has_password and entry.user == settings.auth_user
+    return tidy(entry.url) == tidy(url) and entry.interactive and entry.connected and (guarded if password else not entry.user)
+
+
+def _set_hook(label_studio: LabelStudio, settings: Settings, project: int, url: str) -> Step:
+    """The webhook of the entry's former address, which Label Studio leaves behind, is left too: it may be another server's by now."""
+    hook = pick_hook(read_hooks(label_studio, project), url)
+    secret = settings.webhook_secret.get_secret_value()
+    if hook is not None and _is_complete(hook, url, secret):
+        return Step(f"webhook: {hook.id} brings all events already", False)
+    kept = {name: value for name, value in hook.headers.items() if name.lower() != SECRET_HEADER.lower()} if hook else {}
+    body = {
+        "url": f"{tidy(url)}/webhook",
+        "project": project,
+        "is_active": True,
+        "send_payload": True,
+        "send_for_all_actions": False,
+        "actions": list(EVENTS),  # left out, Label Studio would clear them
+        "headers": {**kept, **({SECRET_HEADER: secret} if secret else {})},
+    }
+    method, path = ("POST", "/api/webhooks/") if hook is None else ("PATCH", f"/api/webhooks/{hook.id:d}/")
+    try:
+        stored = label_studio.request(method, path, body)
+    except LabelStudioError as error:
+        if is_gate(error.detail):
+            raise _refused(gate_finding("webhook", webhooks_only=True)) from error
+        raise LabelStudioError(f"Label Studio refuses the webhook: {error.detail or error}", error.status) from error
+    carried = f"the header {SECRET_HEADER} and " if secret else ""
+    return Step(f"webhook: {stored['id']} {'made' if hook is None else 'updated'} with {carried}{len(EVENTS)} events", True)
+
+
+def _is_complete(hook: Hook, url: str, secret: str) -> bool:
+    sent = {name.lower(): value for name, value in hook.headers.items()}
+    known = not secret or sent.get(SECRET_HEADER.lower()) == secret or tidy(hook.url) == f"{tidy(url)}/webhook/{secret}"
+    return hook.active and hook.payload and not hook.missing and known
+
+
+def _entry_refused(error: LabelStudioError, url: str) -> LabelStudioError:
+    """Why Label Studio does not take the entry, as doctor would say it."""
+    said = error.detail
+    if is_gate(said):
+        return _refused(gate_finding("gate"))
+    if error.status in (400, 500) and said:
+        return _refused(call_failure("backend", said, url))
+    return error
+
+
+def _refused(finding: Finding) -> LabelStudioError:
+    return LabelStudioError(f"{finding.problem}; {finding.cure}")

@@ -1,0 +1,236 @@
+"""What doctor looks at without Label Studio: the token's form, the disk, the server of these settings, its models and adapters."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import errno
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from backend.label_studio.backend_entry import SECRET_HEADER, own_url
+from backend.errors import SettingsError
+from backend.finding import Finding, as_finding
+from backend.settings import Settings
+from sam4mllm.errors import ModelError, RegistryError
+from sam4mllm.adapters.registry import Registry
+
+FREE_BYTES = 2_000_000_000
+"""For one checkpoint of a run: rank 64 on Qwen2.5-VL-7B's linear layers is 161 M parameters, and AdamW keeps two more figures of each."""
+PROBE_BYTES = 1 << 20
+SERVER_SECONDS = 10.0
+"""For the server on this machine to answer; /ready waits for nothing."""
+EXPIRES_SOON = 7 * 86400.0
+"""Seconds before a token's end from which on it is told."""
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_ALONE = "set the token alone: a legacy token gets its header here, a personal access token is exchanged for access here"
+_COPY = "Label Studio shows it whole only once; revoke it, make another, and set all of it as LABEL_STUDIO_API_KEY"
+_RENEW = "make a personal access token in Label Studio (Account & Settings) and set it as LABEL_STUDIO_API_KEY"
+
+
+@dataclass(frozen=True)
+class Server:
+    """What the server of these settings says of itself; ``state`` is empty if nothing answers."""
+
+    state: str = ""
+    error: str = ""
+    version: str = ""
+    versions: tuple[str, ...] = ()
+
+
+def check_token(key: str, now: float) -> list[Finding]:
+    """Of which kind a key is, and whether its time is over; nothing is asked. ``now`` in seconds since 1970."""
+    key = key.strip()
+    if not key:
+        return [Finding("token", "LABEL_STUDIO_API_KEY is not set", _RENEW)]
+    scheme, _, rest = key.partition(" ")
+    if rest and scheme.lower() in ("token", "bearer"):
+        what = "is a personal access token used directly, in a header's words" if _claims(rest.strip()) else "is written as a header"
+        return [Finding("token", f"LABEL_STUDIO_API_KEY {what} ({scheme!r} and the token)", _ALONE)]
+    claims = _claims(key)
+    return [] if claims is None else _check_personal(key, claims, now)
+
+
+def _check_personal(key: str, claims: Mapping[str, Any], now: float) -> list[Finding]:
+    if key.count(".") < 2 or key.endswith("."):
+        return [Finding("token", "LABEL_STUDIO_API_KEY is a personal access token without its last part", _COPY)]
+    if claims.get("token_type") == "access":
+        return [Finding("token", "LABEL_STUDIO_API_KEY is an access token, which lasts five minutes", _RENEW)]
+    end = claims.get("exp")
+    if not isinstance(end, int | float) or end > now + EXPIRES_SOON:
+        return []
+    try:
+        day = f"{datetime.fromtimestamp(end, UTC):%Y-%m-%d %H:%M} UTC"
+    except (ValueError, OverflowError, OSError):
+        return []
+    return [Finding("token", f"the personal access token {'expired on' if end <= now else 'expires on'} {day}", _RENEW, passing=end > now)]
+
+
+def require_token(settings: Settings, now: float) -> None:
+    """Raise SettingsError if Label Studio cannot be asked with these settings."""
+    if not settings.label_studio_url:
+        raise SettingsError("LABEL_STUDIO_URL is not set; set it to Label Studio's address as this server reaches it")
+    for finding in check_token(settings.label_studio_api_key.get_secret_value(), now):
+        if not finding.passing:
+            raise SettingsError(f"{finding.problem}; {finding.cure}")
+
+
+def check_disk(home: Path, usage: Callable[[Path], Any] = shutil.disk_usage) -> list[Finding]:
+    """Whether SAM4MLLM_HOME can be written, proved by writing, and has room for what is kept there."""
+    place = next(one for one in (home, *home.absolute().parents) if one.is_dir())
+    cure = "free space there, or set SAM4MLLM_HOME to a folder with room"
+    try:
+        free = int(usage(place).free)
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(bytes(PROBE_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in _FULL:
+            return [Finding("disk", f"the disk of SAM4MLLM_HOME is full ({home})", cure)]
+        return [Finding("disk", f"SAM4MLLM_HOME cannot be written ({home}: {error.strerror})", "let the server's user write there")]
+    if free < FREE_BYTES:
+        problem = f"the disk of SAM4MLLM_HOME ({home}) has {free / 1e9:.1f} GB free, and one checkpoint of a run may need "
+        return [Finding("disk", f"{problem}{FREE_BYTES / 1e9:.0f} GB", cure)]
+    return []
+
+
+def ask_server(settings: Settings, client: httpx.Client) -> Server:
+    """Ask the server of these settings, on this machine."""
+    try:
+        said = client.get(f"{own_url(settings)}/ready", auth=_login(settings)).json()
+        state = said["state"]
+        listed = client.get(f"{own_url(settings)}/versions", auth=_login(settings)).json().get("versions", []) if state else []
+    except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
+        return Server()
+    return Server(str(state), str(said.get("error") or ""), str(said.get("version") or ""), tuple(map(str, listed)))
+
+
+def check_server(settings: Settings, server: Server) -> list[Finding]:
+    """Whether it runs with its models loaded."""
+    if server.state == "ready":
+        return []
+    if not server.state:
+        return [
+            Finding(
+                "server",
+                f"no server of these settings answers at {own_url(settings)}",
+                "start `sam4mllm serve`, or run doctor where it runs and with its environment",
+            )
+        ]
+    if server.state == "failed":
+        return [as_finding("server", ModelError(server.error or "the models could not be loaded"), "see the server's log")]
+    return [Finding("server", f"the server is not ready ({server.state})", "wait until its models are loaded and run doctor again")]
+
+
+def check_secrets(settings: Settings) -> list[Finding]:
+    """Secrets that only work together."""
+    if settings.webhook_secret.get_secret_value() and not settings.auth_password.get_secret_value():
+        return [
+            Finding(
+                "secrets",
+                "with SAM4MLLM_WEBHOOK_SECRET alone, Label Studio's Start Training is refused: it carries no secret",
+                "set SAM4MLLM_AUTH_PASSWORD too, and connect again",
+            )
+        ]
+    return []
+
+
+def webhook_refused(settings: Settings, headers: dict[str, str], path: str, client: httpx.Client) -> bool:
+    """Whether the running server refuses what a webhook carries. The body is not JSON, so nothing is stored."""
+    try:
+        answer = client.post(f"{own_url(settings)}{path}", headers={**headers, "Content-Type": "text/plain"}, content=b"")
+    except httpx.HTTPError:
+        return False
+    return answer.status_code == httpx.codes.UNAUTHORIZED
+
+
+def carries_secret(settings: Settings, headers: dict[str, str], path: str) -> bool:
+    """Whether a webhook brings SAM4MLLM_WEBHOOK_SECRET, in its header or in its path."""
+    secret = settings.webhook_secret.get_secret_value()
+    sent = {name.lower(): value for name, value in headers.items()}
+    return not secret or sent.get(SECRET_HEADER.lower()) == secret or path == f"/webhook/{secret}"
+
+
+def check_models(settings: Settings, running: bool) -> list[Finding]:
+    """Model, segmenter and memory. Of a running server only the memory that a run beside it needs; the rest it has shown by running.
+
+    The demo's few million parameters fit anywhere, so that a small set-up is not made to wait for imports.
+    """
+    if running and settings.model == "demo":
+        return []
+    from sam4mllm.cli.options import hush  # noqa: PLC0415
+
+    hush()
+    from sam4mllm.loading import pick_device  # noqa: PLC0415 – torch takes seconds to import
+    from sam4mllm.memory import announce  # noqa: PLC0415
+
+    try:
+        if not running:
+            _check_sources(settings)
+            announce(settings.model, pick_device(settings.device), settings.precision, segmenter=settings.segmenter)
+    except ModelError as error:
+        return [as_finding("model", error, "set SAM4MLLM_MODEL and SAM4MLLM_SEGMENTER to what docs/reference.md lists")]
+    if settings.train_mode == "pause":
+        return []
+    from sam4mllm.training.plan import Plan  # noqa: PLC0415
+
+    try:
+        announce(settings.model, pick_device(settings.train_device), settings.precision, rank=Plan().rank)
+    except ModelError as error:
+        return [
+            Finding("memory", f"a training run does not fit beside the server: {str(error).partition('; ')[0]}", "set SAM4MLLM_TRAIN_MODE")
+        ]
+    return []
+
+
+def _check_sources(settings: Settings) -> None:
+    """Raise ModelError where a name leads to nothing that could be loaded."""
+    from sam4mllm.grounding.families import find_family, resolve  # noqa: PLC0415
+
+    find_family(resolve(settings.model), settings.model)
+    _, _, path = settings.segmenter.partition(":")
+    file = path.partition("#")[0]
+    if file and not Path(file).is_file():
+        raise ModelError(f"there is no file {file}; correct SAM4MLLM_SEGMENTER")
+
+
+def check_adapters(home: Path) -> list[Finding]:
+    """Whether the version that is to serve is whole, and which folders among the versions are not."""
+    registry = Registry(home)
+    cure = "promote another with `sam4mllm adapters promote`, or restore its files"
+    try:
+        serving = registry.serving()
+        if serving is not None:
+            registry.verify(serving)
+        broken = [one for one in registry.broken() if one.name != serving]
+    except RegistryError as error:
+        return [Finding("adapter", f"the version that is to serve cannot be used ({error})", cure)]
+    return [Finding("adapter", f"a version is damaged ({one.reason})", f"restore {one.name} or remove its folder") for one in broken]
+
+
+def _login(settings: Settings) -> tuple[str, str] | None:
+    password = settings.auth_password.get_secret_value()
+    return (settings.auth_user, password) if password else None
+
+
+def _claims(key: str) -> dict[str, Any] | None:
+    """What a JSON web token says, unverified; None for a key of another form."""
+    parts = key.split(".")
+    if len(parts) not in (2, 3) or not key.isascii():
+        return None
+    try:
+        found = json.loads(base64.urlsafe_b64decode(parts[1] + "=" * (-len(parts[1]) % 4)))
+    except (binascii.Error, ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None

@@ -1,0 +1,241 @@
+"""What doctor looks at in a project of Label Studio: its config and phrases, its pictures, its backend entry and its webhook."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import urlsplit
+
+from backend.label_studio.backend_entry import (
+    SECRET_HEADER,
+    Entry,
+    Hook,
+    call_failure,
+    gate_finding,
+    hook_refusal,
+    is_gate,
+    pick_entry,
+    pick_hook,
+    read_entries,
+    read_hooks,
+    tidy,
+)
+from backend.errors import ConfigError, FetchError, LabelStudioError, TaskError
+from backend.finding import Finding, as_finding
+from backend.images.store import ImageStore
+from backend.label_studio.label_config import Label, LabelConfig, read_label_config
+from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
+from backend.setup.machine_checks import Server
+from backend.label_studio.phrases import Wanted, wanted
+from backend.settings import Settings
+from backend.label_studio.wire import read_task
+from sam4mllm.errors import ImageError, PhraseError, Sam4mllmError
+
+SAMPLE = 50
+"""Tasks that are looked at, the project's first."""
+SOURCES = 8
+"""Places of pictures (hosts, storages) from which one picture each is fetched."""
+NAMED = 5
+IMAGE_SECONDS = 10.0
+
+_CONNECT = "run `sam4mllm connect {project}`"
+
+
+@dataclass(frozen=True)
+class Link:
+    """What Label Studio knows of this server in a project."""
+
+    project: int
+    entry: Entry | None
+    others: Sequence[Entry]
+    hooks: Sequence[Hook]
+
+    @property
+    def connect(self) -> str:
+        return _CONNECT.format(project=self.project)
+
+
+def read_link(label_studio: LabelStudio, project: int, url: str, server: Server) -> Link:
+    """The entry and the webhooks of a project. Raises LabelStudioError."""
+    entries = read_entries(label_studio, project)
+    own = pick_entry(entries, url, server.versions)
+    return Link(project, own, [one for one in entries if one is not own], read_hooks(label_studio, project))
+
+
+def sample_tasks(label_studio: LabelStudio, project: int) -> list[dict[str, Any]]:
+    """A project's first tasks, without annotations. Raises LabelStudioError."""
+    path = f"/api/tasks/?project={project:d}&page=1&page_size={SAMPLE}&resolve_uri=false"
+    found = label_studio.request("GET", path, timeout=LIST_TIMEOUT)
+    tasks = found.get("tasks") if isinstance(found, dict) else None
+    return [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []
+
+
+def check_config(xml: str, interactive: bool, prompt_control: str) -> tuple[LabelConfig | None, list[Finding]]:
+    """Whether a config has what is needed, and the config if it can be read."""
+    try:
+        config = read_label_config(xml, prompt_control)
+    except ConfigError as error:
+        return None, [as_finding("config", error, "correct it in Settings → Labeling Interface")]
+    if interactive and config.prompt is None:
+        return config, [_no_prompt(config, prompt_control)]
+    return config, []
+
+
+def _no_prompt(config: LabelConfig, prompt_control: str) -> Finding:
+    problem = f"the labelling config has no TextArea called {prompt_control!r} in which annotators could type a description"
+    if config.unread:
+        problem += f"; what is typed into {', '.join(map(repr, config.unread[:NAMED]))} is not read"
+    one = f"set SAM4MLLM_PROMPT_CONTROL to the name of yours, if {config.unread[0]!r} is for descriptions, or " if config.unread else ""
+    cure = f'{one}add <TextArea name="{prompt_control}" toName="{config.image}"/>, or switch Interactive preannotations off'
+    return Finding("config", problem, cure)
+
+
+def check_phrases(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str) -> list[Finding]:
+    """Whether each label can be asked for, and each phrase of the sampled tasks can be labelled."""
+    asked: list[tuple[int | None, Wanted]] = []
+    labels: dict[str, Label] = {label.value: label for label in config.mask.labels}
+    errors: list[Finding] = []
+    for raw in tasks:
+        try:
+            task = read_task(raw)
+            own = config.for_task(task.data)
+            labels |= {label.value: label for label in own.mask.labels}
+            asked += [(task.id, one) for one in wanted(task, own, "", phrase_field, "")]
+        except (TaskError, PhraseError) as error:
+            problem, _, cure = str(error).partition(": ")
+            errors.append(Finding("phrases", f"task {raw.get('id')}: {problem}", cure or f"correct {phrase_field!r} in the task's data"))
+    return [*_mute_labels(labels.values(), [one for _, one in asked], phrase_field), *_homeless(asked), *errors[:1]]
+
+
+def _mute_labels(labels: Iterable[Label], asked: Sequence[Wanted], phrase_field: str) -> list[Finding]:
+    """Labels that no phrase leads to: their name is a code, they have no alias, and no sampled task asks for them in words."""
+    reached = {one.label for one in asked if one.phrase != one.label}
+    mute = [label.value for label in labels if label.phrase is None and label.value not in reached]
+    if not mute:
+        return []
+    names = ", ".join(map(repr, mute[:NAMED])) + (f" and {len(mute) - NAMED} more" if len(mute) > NAMED else "")
+    what = "the label {} has" if len(mute) == 1 else "the labels {} have"
+    return [
+        Finding(
+            "phrases",
+            f"{what.format(names)} no phrase: the name is no description of anything",
+            f'give an alias, as <Label value="{mute[0]}" alias="cup, mug"/>, or a {phrase_field} {{label: phrase}} in the tasks\' data',
+        )
+    ]
+
+
+def _homeless(asked: Sequence[tuple[int | None, Wanted]]) -> list[Finding]:
+    lost = [(task, one.phrase) for task, one in asked if one.label is None]
+    if not lost:
+        return []
+    task, phrase = lost[0]
+    many = f", and {len(lost) - 1} more of the first tasks' phrases fit none" if len(lost) > 1 else ""
+    cure = "give the label an alias with a word of the phrase; else its masks come without a label"
+    return [Finding("phrases", f"the phrase {phrase[:60]!r} of task {task} fits no label of the config{many}", cure)]
+
+
+def check_images(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], store: ImageStore) -> list[Finding]:
+    """Whether a picture from each place that the tasks name can be had and decoded here; one finding a place."""
+    places: dict[str, tuple[int | None, str]] = {}
+    lacking: list[tuple[int | None, TaskError]] = []
+    for raw in tasks:
+        data, number = raw.get("data"), raw.get("id")
+        task = number if isinstance(number, int) else None
+        try:
+            for reference in config.pictures(data if isinstance(data, Mapping) else {}):
+                places.setdefault(_place(reference), (task, reference))
+        except TaskError as error:
+            lacking.append((task, error))
+    found: list[Finding] = []
+    for task, reference in list(places.values())[:SOURCES]:
+        try:
+            store.load(reference, task, IMAGE_SECONDS)
+        except (FetchError, ImageError) as error:
+            found.append(_image_finding(task, error))
+    return [*found, *(_image_finding(task, error) for task, error in lacking[:1])]
+
+
+def _image_finding(task: int | None, error: Sam4mllmError) -> Finding:
+    finding = as_finding("images", error, "open the task in Label Studio to see whether its picture shows")
+    return Finding(finding.check, f"task {task}: {finding.problem}", finding.cure)
+
+
+def _place(reference: str) -> str:
+    """What pictures share that are had in the same way: a host, a kind of path, a bucket."""
+    try:
+        parts = urlsplit(reference.strip())
+    except ValueError:
+        return reference
+    kind = "/".join(parts.path.split("/")[:3]) if parts.path.startswith(("/data/", "/storage-data/")) else ""
+    return f"{parts.scheme}://{parts.netloc}{kind}"
+
+
+def check_gate(label_studio: LabelStudio, project: int, url: str) -> list[Finding]:
+    """Whether Label Studio would call ``url``. It is asked to make an entry and a webhook that both lack what is needed to be made."""
+    attempts = (("/api/ml/", {"url": url}), ("/api/webhooks/", {"url": f"{url}/webhook", "project": project, "actions": ["NONE"]}))
+    refused = []
+    for path, body in attempts:
+        try:
+            label_studio.request("POST", path, body)
+        except LabelStudioError as error:
+            refused.append(is_gate(error.detail))
+    return [gate_finding("gate", webhooks_only=not refused[0])] if any(refused) else []
+
+
+def check_entry(label_studio: LabelStudio, link: Link, settings: Settings, server: Server) -> list[Finding]:
+    """Whether the project has this server as its backend, with its password, and Label Studio reaches it."""
+    entry = link.entry
+    if entry is None:
+        others = f" (it has {', '.join(one.url for one in link.others)})" if link.others else ""
+        return [Finding("backend", f"project {link.project} does not have this server as a backend{others}", link.connect)]
+    password = settings.auth_password.get_secret_value()
+    if password and (entry.user != settings.auth_user or not entry.has_password):
+        return [Finding("backend", "Label Studio's entry of this server lacks its user name and password", link.connect)]
+    if not entry.connected:
+        return [call_failure("backend", _reason(label_studio, entry), entry.url)]
+    if server.version and entry.version != server.version:
+        problem = f"{entry.url} leads to another server: it serves {entry.version or 'nothing'}, and this one {server.version}"
+        return [Finding("backend", problem, f"{link.connect} --url with the address of this server")]
+    first = next((one for one in sorted([entry, *link.others], key=lambda one: one.id) if one.interactive), None)
+    if first is not None and first is not entry:
+        problem = f"annotators are answered by {first.url}: Label Studio asks only the first backend with Interactive preannotations"
+        return [Finding("backend", problem, f"switch that off for {first.title!r} in Settings → Model")]
+    return []
+
+
+def _reason(label_studio: LabelStudio, entry: Entry) -> str:
+    """Why Label Studio cannot call a server: its entry tells only of /setup, its question for versions tells of all the rest."""
+    if entry.state == "ER":
+        return entry.error
+    try:
+        label_studio.request("GET", f"/api/ml/{entry.id:d}/versions", timeout=LIST_TIMEOUT)
+    except LabelStudioError as error:
+        return error.detail
+    return "its health check takes over 1 s: Read timed out"
+
+
+def check_hook(link: Link, refuses: bool) -> list[Finding]:
+    """Whether the project's webhook leads here with all that is needed. ``refuses``: the running server does not take its secret."""
+    if link.entry is None:
+        return []
+    url = link.entry.url
+    hook = pick_hook(link.hooks, url)
+    if hook is None:
+        impossible = hook_refusal("webhook", url)
+        return [impossible or Finding("webhook", f"project {link.project} has no webhook to {tidy(url)}/webhook", link.connect)]
+    faults = (
+        (not hook.active, "the webhook is switched off"),
+        (refuses, f"the webhook comes without this server's secret (header {SECRET_HEADER}) and is refused"),
+        (not hook.payload, "the webhook sends no payload, so corrections do not come"),
+        (bool(hook.missing), f"the webhook lacks the events {', '.join(hook.missing)}"),
+    )
+    return [Finding("webhook", problem, link.connect) for wrong, problem in faults if wrong][:1]
+
+
+def hook_path(link: Link) -> tuple[dict[str, str], str] | None:
+    """The headers and the path with which the project's webhook comes here; None if there is none."""
+    hook = pick_hook(link.hooks, link.entry.url) if link.entry else None
+    if hook is None or link.entry is None:
+        return None
+    return dict(hook.headers), hook.url.strip()[len(tidy(link.entry.url)) :]

@@ -1,0 +1,1 @@
+"""Plain helpers; nothing here knows Label Studio."""

@@ -1,0 +1,170 @@
+"""What there is to know of a running server, in one value: the status page shows it, ``GET /api`` sends it."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from functools import cached_property
+from typing import Any
+
+from backend.learning.agreement import Judged, Reliability, Trend, draw_trend, measure_reliability
+from backend.support.metrics import Failure, Request
+from backend.learning.report import Plot, draw_curve
+from backend.learning.run_record import Run, Shown, read_curve
+from backend.service import Service
+from backend.learning.auto_rollback import Control
+from sam4mllm.adapters.files import Manifest
+from sam4mllm.errors import RegistryError
+from sam4mllm.adapters.registry import Broken, Promotion
+
+SHOWN_RUNS = 10
+"""Of a page; older ones are on the next."""
+SHOWN_CHANGES = 3
+BASE_MODEL = "the base model"
+
+
+@dataclass(frozen=True)
+class Version:
+    """An adapter of the registry. ``usable``: it was trained on the base model that is loaded, so that it can serve."""
+
+    version: str
+    created: float
+    metrics: dict[str, float]
+    serving: bool
+    usable: bool
+
+
+@dataclass(frozen=True)
+class Active:
+    """The run that goes on or waits: ``progress`` as the process tells it (stage, done, of), and its loss so far."""
+
+    run: Run
+    progress: dict[str, Any]
+    curve: list[tuple[int, float]]
+
+    @cached_property
+    def plot(self) -> Plot | None:
+        return draw_curve(self.curve)
+
+
+@dataclass(frozen=True)
+class Overview:
+    """The server at a moment; times in seconds since 1970.
+
+    ``version`` is that of predictions, ``champion`` the registry's, empty for the base model; ``serves_since`` is None if the history does
+    not say. ``rolls_back_to`` is None where there is nothing to roll back. ``runs`` are those of a page, from the ``first`` of
+    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``problem`` says what of this
+    could not be read.
+    """
+
+    state: str
+    failure: str
+    version: str
+    champion: str
+    serves_since: float | None
+    rolls_back_to: str | None
+    waiting: int
+    places: int
+    model: str
+    label_studio: str
+    reconciliation: str
+    agreement: Control | None
+    judged: tuple[Judged, ...]
+    reliability: Reliability | None
+    active: list[Active]
+    runs: list[Run]
+    first: int
+    run_count: int
+    changes: list[Shown]
+    changed_by: str
+    versions: list[Version]
+    broken: list[Broken]
+    history: list[Promotion]
+    failures: list[Failure]
+    requests: list[Request]
+    problem: str
+
+    @cached_property
+    def trend(self) -> Trend | None:
+        return draw_trend(self.judged)
+
+    def to_json(self) -> dict[str, Any]:
+        """As ``GET /api`` sends it."""
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class _Shelf:
+    """What the registry says."""
+
+    champion: str = ""
+    since: float | None = None
+    back: str | None = None
+    versions: tuple[Version, ...] = ()
+    broken: tuple[Broken, ...] = ()
+    history: tuple[Promotion, ...] = ()
+    problem: str = ""
+
+
+def look(service: Service, first: int = 0) -> Overview:
+    """The server as it is now; of its runs, a page from the ``first``-newest. Nothing here waits for the models."""
+    engine, learner, settings = service.engine, service.learner, service.settings
+    runs = learner.runs.all()
+    shelf = _read_shelf(service)
+    judged_run = next((run for run in runs if run.decision), None)
+    return Overview(
+        state=engine.state,
+        failure=engine.failure,
+        version=service.version,
+        champion=shelf.champion,
+        serves_since=shelf.since,
+        rolls_back_to=shelf.back,
+        waiting=engine.waiting,
+        places=settings.queue,
+        model=f"{settings.model}, segmenter {settings.segmenter}, strategy {settings.strategy}",
+        label_studio=settings.label_studio_url,
+        reconciliation=learner.reconciliation,
+        agreement=learner.watch.state,
+        judged=learner.judged,
+        reliability=measure_reliability(learner.judged),
+        active=[Active(run, learner.runs.progress(run.id), read_curve(learner.runs.folder(run.id))) for run in runs if not run.over],
+        runs=runs[first : first + SHOWN_RUNS],
+        first=first,
+        run_count=len(runs),
+        changes=learner.runs.changes(judged_run.id, SHOWN_CHANGES) if judged_run else [],
+        changed_by=judged_run.id if judged_run else "",
+        versions=list(shelf.versions),
+        broken=list(shelf.broken),
+        history=list(shelf.history),
+        failures=service.metrics.recent,
+        requests=service.metrics.requests,
+        problem="; ".join(filter(None, (shelf.problem, service.corrections.problem))),
+    )
+
+
+def _read_shelf(service: Service) -> _Shelf:
+    registry, roster = service.versions.registry, service.engine.model
+    base = roster.workshop.base_sha256 if roster is not None and roster.workshop is not None else None
+    try:
+        champion, tenure, good, broken = registry.serving(), registry.tenure(), *registry.survey()
+        back = (registry.before()[0] or BASE_MODEL) if champion is not None else None
+        return _Shelf(
+            champion=champion or "",
+            since=tenure.since if tenure else None,
+            back=back,
+            versions=tuple(_shown(one, champion, base) for one in reversed(good)),
+            broken=tuple(broken),
+            history=tuple(reversed(registry.history())),
+        )
+    except RegistryError as error:
+        return _Shelf(problem=str(error))
+
+
+def _shown(manifest: Manifest, champion: str | None, base_sha256: str | None) -> Version:
+    return Version(
+        version=manifest.version,
+        created=datetime.fromisoformat(manifest.created).timestamp(),
+        metrics=manifest.metrics,
+        serving=manifest.version == champion,
+        usable=base_sha256 in (None, manifest.base_sha256),
+    )

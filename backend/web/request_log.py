@@ -1,0 +1,87 @@
+"""Each request has an id, in its answer and in the log, and is counted once, by its route and never by its path: a path may be a secret."""
+
+from __future__ import annotations
+
+import logging
+import re
+import secrets
+import time
+from collections.abc import Sequence
+from http import HTTPStatus
+
+from flask import Flask, Response, g, request
+
+from backend.support.logs import REQUEST_ID
+from backend.support.metrics import Metrics, Request
+
+log = logging.getLogger(__name__)
+
+HEADER = "X-Request-ID"
+GIVEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
+"""An id of a proxy before us is kept, if it is one."""
+METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
+"""What may be a label of a metric: anybody can send any other word."""
+OF_LABEL_STUDIO = frozenset(("setup", "predict", "webhook", "webhook_by_path"))
+SHOWN_TASKS = 3
+REASONS = {
+    HTTPStatus.UNAUTHORIZED: "unauthorized",
+    HTTPStatus.FORBIDDEN: "forbidden",
+    HTTPStatus.NOT_FOUND: "not_found",
+    HTTPStatus.METHOD_NOT_ALLOWED: "method",
+    HTTPStatus.REQUEST_ENTITY_TOO_LARGE: "too_large",
+    HTTPStatus.INTERNAL_SERVER_ERROR: "internal",
+    HTTPStatus.INSUFFICIENT_STORAGE: "disk_full",
+}
+"""Of refusals that are no errors of ours."""
+
+
+def follow_requests(app: Flask, metrics: Metrics) -> None:
+    """Must be added before all else, so that what is refused at the door is seen too."""
+
+    @app.before_request
+    def begin() -> None:
+        given = request.headers.get(HEADER, "")
+        g.began = time.perf_counter()
+        g.id = given if GIVEN.fullmatch(given) else secrets.token_hex(8)
+        REQUEST_ID.set(g.id)
+
+    @app.after_request
+    def end(answer: Response) -> Response:
+        answer.headers[HEADER] = g.id
+        done = Request(
+            when=time.time(),
+            id=g.id,
+            method=request.method if request.method in METHODS else "other",
+            route=request.url_rule.rule if request.url_rule is not None else "none",
+            tasks=g.get("tasks", ""),
+            seconds=time.perf_counter() - g.began,
+            status=answer.status_code,
+            message=_message(answer),
+        )
+        metrics.answered(done)
+        if answer.status_code >= HTTPStatus.BAD_REQUEST:
+            metrics.refused(g.get("reason") or REASONS.get(HTTPStatus(answer.status_code), "request"))
+        if request.endpoint in OF_LABEL_STUDIO:
+            metrics.remember(done)
+            tasks, why = done.tasks and f" (task {done.tasks})", done.message and f": {done.message}"
+            log.info("%s %s: %d in %.2f s%s%s", done.method, done.route, done.status, done.seconds, tasks, why)
+        return answer
+
+    @app.teardown_request
+    def leave(_: BaseException | None) -> None:
+        REQUEST_ID.set("")  # the thread goes on with other things
+
+
+def note_tasks(tasks: Sequence[object]) -> None:
+    """Which tasks the request at hand is about."""
+    names = [str(task["id"]) if isinstance(task, dict) and isinstance(task.get("id"), int) else "?" for task in tasks[:SHOWN_TASKS]]
+    more = f" and {len(tasks) - SHOWN_TASKS} more" if len(tasks) > SHOWN_TASKS else ""
+    g.tasks = ", ".join(names) + more
+
+
+def _message(answer: Response) -> str:
+    """The line of a refusal, as ``http_parts.refusal`` writes it."""
+    if answer.status_code < HTTPStatus.BAD_REQUEST or answer.mimetype != "application/json":
+        return ""
+    body = answer.get_json(silent=True)
+    return str(body.get("error", "")) if isinstance(body, dict) else ""

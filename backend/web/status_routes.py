@@ -1,0 +1,111 @@
+"""The status page, what it shows as JSON, and its buttons."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Callable
+from dataclasses import dataclass
+from http import HTTPStatus
+from pathlib import Path
+
+from flask import Flask, Response, jsonify, redirect, request
+
+from backend.web.error_handlers import status_of
+from backend.errors import WireError
+from backend.web.form_guard import TOKEN, FormGuard
+from backend.web.http_parts import note_reason
+from backend.web.overview import BASE_MODEL, SHOWN_RUNS, look
+from backend.service import Service
+from sam4mllm.errors import Sam4mllmError
+from sam4mllm.page import render
+
+log = logging.getLogger(__name__)
+
+PAGE = Path(__file__).with_name("pages") / "status.html"
+SCRIPT = PAGE.with_name("status.js")
+POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src 'self' data:; script-src 'nonce-{nonce}'; connect-src 'self'; "
+    "form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
+)
+MAX_FIRST = 10**6
+
+
+@dataclass(frozen=True)
+class Button:
+    """What a button of the page does with the form's ``subject``, and what the page says afterwards."""
+
+    press: Callable[[Service, str], object]
+    said: str
+
+
+def _stop(service: Service, run: str) -> None:
+    if service.learner.stop(run) is None:
+        raise WireError("there is no such run")
+
+
+BUTTONS = {
+    "train": Button(lambda service, _: service.learner.ask("asked for on the status page"), "A run begins as soon as the server is free."),
+    "stop": Button(_stop, "The run is being stopped."),
+    "promote": Button(lambda service, version: service.versions.promote(version), "The version serves."),
+    "rollback": Button(lambda service, serving: service.versions.rollback(serving), "The former version serves again."),
+}
+
+
+def add_status_routes(app: Flask, service: Service) -> None:
+    """``GET /``, ``GET /api`` and a form's address for each button."""
+    guard = FormGuard()
+
+    def page(status: HTTPStatus = HTTPStatus.OK, *, said: str = "", wrong: str = "") -> Response:
+        nonce = secrets.token_urlsafe(16)
+        text = render(
+            PAGE,
+            now=look(service, _first()),
+            root=request.script_root,
+            token=guard.token,
+            token_field=TOKEN,
+            nonce=nonce,
+            script=SCRIPT.read_text(encoding="utf-8"),
+            said=said,
+            wrong=wrong,
+            base_model=BASE_MODEL,
+            page_size=SHOWN_RUNS,
+            train_after=service.settings.train_after,
+        )
+        answer = Response(text.encode(errors="replace"), status, mimetype="text/html")  # a phrase may hold half of a character
+        answer.headers["Content-Security-Policy"] = POLICY.format(nonce=nonce)
+        answer.headers["Cache-Control"] = "no-store"
+        return answer
+
+    @app.get("/")
+    def status() -> Response:
+        """The status page."""
+        done = BUTTONS.get(request.args.get("done", ""))
+        return page(said=done.said if done else "")
+
+    @app.get("/api")
+    def overview() -> Response:
+        """What the status page shows, as JSON."""
+        return jsonify(look(service, _first()).to_json())
+
+    @app.post("/actions/<name>")
+    def action(name: str) -> Response:
+        """The status page's buttons: train, stop, promote, rollback; pressed by its own forms alone."""
+        button = BUTTONS.get(name)
+        if button is None:
+            return page(HTTPStatus.NOT_FOUND, wrong="there is no such button")
+        try:
+            guard.check()
+            button.press(service, request.form.get("subject", ""))
+        except Sam4mllmError as error:
+            note_reason(error)
+            log.warning("%s on the status page: %s", name, error)
+            return page(status_of(error), wrong=str(error))
+        answer = redirect(f"{request.script_root}/?done={name}", HTTPStatus.SEE_OTHER)
+        return app.make_response(answer)
+
+
+def _first() -> int:
+    """The page's number of runs to leave out; nonsense counts as none."""
+    given = request.args.get("first", "0")
+    return min(int(given), MAX_FIRST) if given.isascii() and given.isdigit() and len(given) < 10 else 0

@@ -1,0 +1,277 @@
+"""Which LoRA factors an adapter declares on a model, and the tensors of its file that are those and no others.
+
+peft loads by name whatever a file holds, base weights too, and matches patterns from the file without a limit of time. So the layers are
+found here, and peft is only ever given their full names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from sam4mllm import bounded
+from sam4mllm.adapters.files import CONFIG, FACTOR, WEIGHTS
+from sam4mllm.checkpoints import listed
+
+PREFIX = "base_model.model."
+"""peft writes it before the name of a layer in the model."""
+ALL_LINEAR = "all-linear"
+"""peft's word for every linear layer but the one that gives the logits."""
+DEFAULT_ALPHA = 8
+"""peft's, where a configuration has none."""
+
+_NAME = re.compile(r"[A-Za-z_]\w*")
+
+
+@dataclass(frozen=True)
+class Declared:
+    """The layers that an adapter changes, by their full names, each with its rank and alpha."""
+
+    ranks: Mapping[str, int]
+    alphas: Mapping[str, float]
+    rslora: bool
+    dora: bool
+    bias: bool
+
+    def to_peft(self) -> LoraConfig:
+        """A configuration that names exactly these layers; of the foreign one it has numbers and flags alone."""
+        return LoraConfig(
+            r=1,
+            lora_alpha=1,
+            target_modules=list(self.ranks),
+            rank_pattern=_by_value(self.ranks),
+            alpha_pattern=_by_value(self.alphas),
+            use_rslora=self.rslora,
+            use_dora=self.dora,
+            lora_bias=self.bias,
+            bias="none",
+            inference_mode=True,
+        )
+
+
+def declare(config: Mapping[str, Any], model: nn.Module, trusted: str) -> Declared:
+    """What a configuration declares.
+
+    Args:
+        config: as :func:`sam4mllm.adapters.files.check_adapter` gives it.
+        model: the base model; adapters may be loaded on it.
+        trusted: the pattern of the model's family, which is not foreign.
+
+    Raises:
+        ValueError: it changes the base model itself, names no layer or one that LoRA cannot change, or a pattern does not end.
+    """
+    _check_apart(config)
+    layers = base_layers(model)
+    names = _targets(config, layers, model, trusted)
+    if not names:
+        raise ValueError(f"target_modules in {CONFIG} names no layer of the model")
+    ranks = _values(config, "rank_pattern", names, int(config["r"]))
+    alpha = config.get("lora_alpha")
+    alphas = _values(config, "alpha_pattern", names, DEFAULT_ALPHA if alpha is None else alpha)
+    flags = (bool(config.get(name)) for name in ("use_rslora", "use_dora", "lora_bias"))
+    return Declared(dict(zip(names, ranks, strict=True)), dict(zip(names, alphas, strict=True)), *flags)
+
+
+def read_factors(path: Path, declared: Declared, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of an adapter's file by peft's names without the prefix: all that are declared, and no others.
+
+    Raises ValueError naming what else the file holds, what it lacks, or what has another rank.
+    """
+    layers = base_layers(model)
+    wanted = {name: rank for layer, rank in declared.ranks.items() for name in _factors(layer, layers[layer], declared)}
+    found: dict[str, Tensor] = {}
+    strange: list[str] = []
+    for name, tensor in load_file(path).items():
+        plain = _plain(name)
+        if plain not in wanted or plain in found:
+            strange.append(name)
+        else:
+            found[plain] = tensor
+    if strange:
+        raise ValueError(_describe(strange, layers))
+    missing = wanted.keys() - found.keys()
+    if missing:
+        raise ValueError(f"{len(missing)} of the factors of its target_modules are missing, among them {listed([min(missing)])}")
+    for name, tensor in found.items():
+        if _rank(name, tensor) not in (None, wanted[name]):
+            raise ValueError(f"{listed([name])} has the rank {_rank(name, tensor)}, but {CONFIG} says {wanted[name]}")
+    return found
+
+
+def fill(layers: Mapping[str, nn.Module], slot: str, found: Mapping[str, Tensor]) -> None:
+    """Copy factors into peft's layers, once every shape is right; no tensor of the base model is in reach.
+
+    Raises ValueError naming one that has another shape.
+    """
+    places = {name: weight for layer, module in layers.items() for name, weight in _places(layer, module, slot)}
+    if places.keys() != found.keys():
+        raise ValueError(f"{listed([min(places.keys() ^ found.keys())])} has no place in the model")
+    for name, weight in places.items():
+        if weight.shape != found[name].shape:
+            raise ValueError(f"{listed([name])} is {tuple(found[name].shape)}, but {tuple(weight.shape)} in the model")
+    for name, weight in places.items():
+        weight.data.copy_(found[name])
+
+
+def base_layers(model: nn.Module) -> dict[str, nn.Module]:
+    """The base model's own modules by their full names, whatever adapters are loaded on it."""
+    found: dict[str, nn.Module] = {}
+    wrapped: list[str] = []
+    for name, module in model.named_modules():
+        if not any(name.startswith(outer) for outer in wrapped[-1:]):
+            found[name] = module.get_base_layer() if isinstance(module, LoraLayer) else module
+            if isinstance(module, LoraLayer):
+                wrapped.append(f"{name}.")
+    return found
+
+
+# -- names ---------------------------------------------------------------------------------------------------------------------------------
+
+
+def _check_apart(config: Mapping[str, Any]) -> None:
+    """Only factors beside the base model's layers can be switched off again."""
+    further = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "ensure_weight_tying")
+    changed = ["bias"] if config.get("bias") not in (None, "none") else [name for name in further if config.get(name)]
+    if changed:
+        raise ValueError(f"{changed[0]} changes the base model itself; train the low-rank factors alone")
+
+
+def _targets(config: Mapping[str, Any], layers: Mapping[str, nn.Module], model: Any, trusted: str) -> list[str]:
+    """Full names of the layers that ``target_modules`` means, in the model's order."""
+    given = config.get("target_modules")
+    names = [name for name in layers if name]
+    if isinstance(given, str) and given.lower() == ALL_LINEAR:
+        head = model.get_output_embeddings()
+        head = head.get_base_layer() if isinstance(head, LoraLayer) else head
+        chosen = {name for name in names if isinstance(layers[name], nn.Linear) and layers[name] is not head}
+    else:
+        chosen = _chosen(given or [], names, trusted)
+    if isinstance(given, list) and config.get("layers_to_transform") not in (None, []):
+        chosen = _numbered(chosen, given, config["layers_to_transform"], config.get("layers_pattern"))
+    chosen -= _chosen(config.get("exclude_modules") or [], names, trusted)
+    for name in names:
+        if name in chosen and not isinstance(layers[name], nn.Linear | nn.Embedding | nn.Conv2d | nn.Conv3d):
+            raise ValueError(f"target_modules in {CONFIG} names {name}, a {type(layers[name]).__name__}, which LoRA cannot change")
+    return [name for name in names if name in chosen]
+
+
+def _chosen(given: str | list[str], names: Sequence[str], trusted: str) -> set[str]:
+    """As peft matches: a pattern covers a whole name; an entry of a list is a name or its last parts."""
+    if isinstance(given, list):
+        return {name for name in names if not set(given).isdisjoint(_endings(name))}
+    if given == trusted:
+        return {name for name in names if re.fullmatch(trusted, name)}
+    [found] = _match([given], names, "a pattern of modules")
+    return {names[index] for index in found}
+
+
+def _endings(name: str) -> Iterable[str]:
+    """The name and what is left of it after each dot."""
+    parts = name.split(".")
+    return [".".join(parts[start:]) for start in range(len(parts))]
+
+
+def _numbered(chosen: set[str], given: Sequence[str], numbers: int | list[int], pattern: str | list[str] | None) -> set[str]:
+    """Those that were named in full, and of the others those in layers of these numbers."""
+    lists = [pattern] if isinstance(pattern, str) else pattern or []
+    if not all(_NAME.fullmatch(name) for name in lists):
+        raise ValueError(f"layers_pattern in {CONFIG} must be the name of a list of layers, such as layers")
+    wanted = {numbers} if isinstance(numbers, int) else set(numbers)
+    return {name for name in chosen if name in given or _layer_number(name, lists) in wanted}
+
+
+def _layer_number(name: str, lists: Sequence[str]) -> int | None:
+    parts = name.split(".")
+    for before, part in itertools.pairwise(parts[:-1]):  # a number at the end is no layer's
+        if part.isdecimal() and (not lists or before in lists):
+            return int(part)
+    return None
+
+
+def _values(config: Mapping[str, Any], key: str, names: Sequence[str], default: Any) -> list[Any]:
+    """A number for each name: that of the first pattern that covers the name, or its last parts."""
+    patterns: Mapping[str, Any] = config.get(key) or {}
+    values = [default] * len(names)
+    if patterns:
+        found = _match([rf"(.*\.)?({pattern})" for pattern in patterns], names, key)
+        for value, indices in reversed(list(zip(patterns.values(), found, strict=True))):
+            for index in indices:
+                values[index] = value
+    return values
+
+
+def _match(patterns: Sequence[str], names: Sequence[str], what: str) -> list[list[int]]:
+    try:
+        return bounded.match(patterns, names)
+    except bounded.OverLimitError as error:
+        raise ValueError(f"{what} in {CONFIG} was stopped: {error}; name the modules in a list") from error
+    except ValueError as error:
+        raise ValueError(f"{what} in {CONFIG} is no regular expression ({error}); name the modules in a list") from error
+
+
+def _by_value(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Patterns for peft: for each number, one of the names that have it. Names are quoted and cannot match anything else."""
+    names: dict[Any, list[str]] = {}
+    for name, value in values.items():
+        names.setdefault(value, []).append(re.escape(name))
+    return {f"^(?:{'|'.join(some)})": value for value, some in names.items()}
+
+
+# -- tensors -------------------------------------------------------------------------------------------------------------------------------
+
+
+def _factors(layer: str, module: nn.Module, declared: Declared) -> list[str]:
+    """Names of a layer's tensors in an adapter."""
+    if isinstance(module, nn.Embedding):
+        factors = ["lora_embedding_A", "lora_embedding_B"]
+    else:
+        factors = ["lora_A.weight", "lora_B.weight", *(["lora_B.bias"] if declared.bias else [])]
+    return [f"{layer}.{factor}" for factor in (*factors, *(["lora_magnitude_vector"] if declared.dora else []))]
+
+
+def _plain(name: str) -> str | None:
+    """A tensor's name without the prefix; None if it is no factor's."""
+    matched = FACTOR.fullmatch(name)
+    return f"{matched['module']}.{matched['factor']}".removeprefix(PREFIX) if matched and name.startswith(PREFIX) else None
+
+
+def _rank(name: str, tensor: Tensor) -> int | None:
+    """Its side that the rank gives."""
+    if name.endswith(("lora_A.weight", "lora_embedding_A")):
+        return tensor.shape[0] if tensor.ndim else 0
+    return (tensor.shape[1] if tensor.ndim > 1 else 0) if name.endswith(("lora_B.weight", "lora_embedding_B")) else None
+
+
+def _places(layer: str, module: Any, slot: str) -> Iterable[tuple[str, nn.Parameter]]:
+    """The parameters of one adapter in one of peft's layers."""
+    for kind, path in (("lora_A", "weight"), ("lora_B", "weight"), ("lora_B", "bias"), ("lora_embedding_A", ""), ("lora_embedding_B", "")):
+        holder = getattr(module, kind)
+        held = dict(holder.items()).get(slot)
+        weight = getattr(held, path) if path and held is not None else held
+        if weight is not None:
+            yield f"{layer}.{kind}{'.' if path else ''}{path}", weight
+    if slot in module.lora_magnitude_vector:
+        yield f"{layer}.lora_magnitude_vector", module.lora_magnitude_vector[slot].weight
+
+
+def _describe(strange: Sequence[str], layers: Mapping[str, nn.Module]) -> str:
+    """What tensors are that have no place."""
+    first = min(strange)
+    matched = FACTOR.fullmatch(first)
+    module = matched["module"].removeprefix(PREFIX) if matched else ""
+    if not matched:
+        reason = "which is no LoRA factor"
+    elif module not in layers:
+        reason = "a layer that the model does not have"
+    else:
+        reason = f"which {CONFIG} does not declare"
+    return f"{WEIGHTS} holds {len(strange)} tensors that are not taken, among them {listed([first])}, {reason}"

@@ -1,0 +1,344 @@
+"""What an adapter's folder may hold: a plain LoRA's configuration, finite weights in safetensors, and a manifest that names their hashes.
+
+A pickle is refused by its name or by what safetensors finds at its start, never opened as one. All checks raise RegistryError.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, fields
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sam4mllm.errors import RegistryError, first_line
+
+BASE = ""
+"""The version of no adapter: the base model alone."""
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+FILES = (CONFIG, WEIGHTS)
+MANIFEST = "manifest.json"
+VERSION = re.compile(r"[a-z0-9.-]{1,32}-(?P<number>[1-9][0-9]{0,17})-[0-9a-f]{8}")
+SLUG = re.compile(r"[a-z0-9.-]{1,32}")
+
+FACTOR = re.compile(
+    r"(?P<module>.+)\.(?P<factor>lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector)(?P<older>(?<=vector)\.weight)?",
+    re.DOTALL,
+)
+"""Matches the names of an adapter's tensors as peft saves them; earlier versions of it wrote DoRA's with ``.weight``."""
+
+MAX_RANK = 4_096
+"""Of an adapter; published ones have up to 512."""
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
+_TRANSFORMERS = re.compile(r"transformers(\.[a-z0-9_]+)*")
+_MAX_TEXT = 1 << 20
+"""Bytes of a JSON file; a LoRA configuration with its lists of modules has a few thousand."""
+_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What an adapter is and where it comes from. Raises RegistryError if a field is not as it should be.
+
+    ``created`` is an ISO 8601 time with its zone; ``metrics`` are finite; ``parent`` is the version that training set out from, or None;
+    ``files`` gives the SHA-256 of each file of the adapter, in hex, as are the hashes of the base model, its prompts and the training data.
+    """
+
+    version: str
+    created: str
+    base_model: str
+    base_sha256: str
+    template_sha256: str
+    data_sha256: str
+    metrics: dict[str, float]
+    parent: str | None
+    files: dict[str, str]
+
+    def __post_init__(self) -> None:
+        require(matches(VERSION, self.version), "version", self.version, "<slug>-<n>-<8 hex>")
+        require(is_time(self.created), "created", self.created, "an ISO 8601 time with its zone")
+        require(isinstance(self.base_model, str) and self.base_model != "", "base_model", self.base_model, "a model's name")
+        for name in ("base_sha256", "template_sha256", "data_sha256"):
+            require(matches(_SHA256, getattr(self, name)), name, getattr(self, name), "64 hex digits")
+        numbers = isinstance(self.metrics, dict) and all(is_number(value) for value in self.metrics.values())
+        require(numbers, "metrics", self.metrics, "an object of finite numbers")
+        require(self.parent is None or matches(VERSION, self.parent), "parent", self.parent, "a version or null")
+        hashed = isinstance(self.files, dict) and self.files.keys() == set(FILES)
+        hashed = hashed and all(matches(_SHA256, sha256) for sha256 in self.files.values())
+        require(hashed, "files", self.files, f"the hashes of {listed(FILES)}")
+
+    @property
+    def number(self) -> int:
+        """The ``n`` of the version."""
+        return number_of(self.version)
+
+    def version_for(self, identity: str) -> str:
+        """The version's name where something else shapes its predictions, too: its own under the settings that it was added with."""
+        slug = self.version.rsplit("-", 2)[0]
+        digest = version_digest(identity, self.base_sha256, self.template_sha256, self.files)
+        return f"{slug}-{self.number}-{digest}"
+
+    def to_json(self) -> str:
+        """As text for ``manifest.json``."""
+        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str) -> Manifest:
+        """The inverse of ``to_json``. Raises RegistryError for keys that are unknown or missing, or values that are wrong."""
+        values = _parse_object(text, MANIFEST)
+        wrong = values.keys() ^ {field.name for field in fields(cls)}
+        if wrong:
+            raise RegistryError(f"{MANIFEST} lacks these keys or should not have them: {listed(wrong)}; add the adapter again")
+        return cls(**values)
+
+
+def number_of(version: str) -> int:
+    """The ``n`` of a version, 0 of the base model; in one home it names an adapter whatever else shapes the version's predictions."""
+    return int(version.rsplit("-", 2)[1])
+
+
+def version_digest(identity: str, base_sha256: str, template_sha256: str, files: Mapping[str, str]) -> str:
+    """The last part of a version: eight hexadecimal digits that follow from all that shapes its predictions."""
+    return hashlib.sha256(repr((identity, base_sha256, template_sha256, sorted(files.items()))).encode()).hexdigest()[:8]
+
+
+def check_names(found: set[str], wanted: set[str]) -> None:
+    """See that a folder has these files and no others."""
+    pickles = {name for name in found if Path(name).suffix.lower() in _PICKLES}
+    if pickles:
+        raise RegistryError(f"{listed(pickles)} may run code when it is opened, and was not; save the adapter as safetensors")
+    if found - wanted:
+        raise RegistryError(f"{listed(found - wanted)} does not belong there; an adapter is {listed(wanted)}")
+    if wanted - found:
+        raise RegistryError(f"{listed(wanted - found)} is missing; an adapter is {listed(wanted)}")
+
+
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """See that FILES are safe to load, whatever else is there, and give the configuration. Raises OSError too.
+
+    What the tensors fit is seen when a model is there (:mod:`sam4mllm.adapters.factors`).
+    """
+    _check_weights(folder / WEIGHTS)
+    config = _parse_object(read_text(folder / CONFIG), CONFIG)
+    _check_config(config)
+    return config
+
+
+def read_manifest(folder: Path) -> Manifest:
+    """The manifest of a version's folder. Raises OSError too."""
+    manifest = Manifest.from_json(read_text(folder / MANIFEST))
+    if manifest.version != folder.name:
+        raise RegistryError(f"its manifest is of {manifest.version}; a version cannot be renamed")
+    return manifest
+
+
+def check_folder(folder: Path) -> Manifest:
+    """See that a version is whole and safe to load: no other files, the hashes of its manifest, and what ``check_adapter`` checks."""
+    check_names({path.name for path in folder.iterdir()}, {*FILES, MANIFEST})
+    manifest = read_manifest(folder)
+    for name, sha256 in hash_files(folder).items():
+        if sha256 != manifest.files[name]:
+            raise RegistryError(f"{name} is not the file that its manifest names (SHA-256); restore it or add the adapter again")
+    check_adapter(folder)
+    return manifest
+
+
+def hash_files(folder: Path) -> dict[str, str]:
+    """The SHA-256 of each of FILES, in hex. Raises OSError too."""
+    hashes: dict[str, str] = {}
+    for name in FILES:
+        _check_plain(folder / name)
+        with (folder / name).open("rb") as file:
+            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return hashes
+
+
+def read_text(path: Path) -> str:
+    """A small text file. Raises OSError too."""
+    _check_plain(path)
+    with path.open("rb") as file:
+        data = file.read(_MAX_TEXT + 1)
+    if len(data) > _MAX_TEXT:
+        raise RegistryError(f"{path.name} is over {_MAX_TEXT:,} bytes; restore it")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as error:
+        raise RegistryError(f"{path.name} is not UTF-8 text; restore it") from error
+
+
+def _parse_object(text: str, name: str) -> dict[str, Any]:
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RegistryError(f"{name} is not valid JSON; restore it") from error
+    if not isinstance(values, dict):
+        raise RegistryError(f"{name} is not a JSON object; restore it")
+    return values
+
+
+def _check_plain(path: Path) -> None:
+    """So that a link, a pipe or a device is not opened."""
+    if path.is_symlink() or not path.is_file():
+        raise RegistryError(f"{path.name} is missing or not a plain file; restore it")
+
+
+def _check_weights(path: Path) -> None:
+    """safetensors checks a header's lengths and types itself, though not that a number is one."""
+    _check_plain(path)
+    try:
+        with safe_open(path, framework="pt") as weights:
+            names = weights.keys()
+            if not names:
+                raise RegistryError(f"{path.name} holds no tensors; save the adapter again")
+            for name in names:
+                _check_tensor(name, weights.get_tensor(name))
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+        raise RegistryError(f"{path.name} cannot be read as safetensors ({first_line(error)}); save the adapter again") from error
+
+
+def _check_tensor(name: str, tensor: Tensor) -> None:
+    if not FACTOR.fullmatch(name):
+        raise RegistryError(
+            f"{WEIGHTS}: {shown(name)} is no LoRA factor; save the factors alone, without modules_to_save, biases or base weights"
+        )
+    if tensor.dtype not in _DTYPES:
+        raise RegistryError(f"{WEIGHTS}: {shown(name)} is {tensor.dtype}, but weights are 16, 32 or 64 bit floats")
+    if not torch.isfinite(tensor).all():
+        raise RegistryError(f"{WEIGHTS}: {shown(name)} holds NaN or infinity; train again with a lower learning rate")
+
+
+def _check_config(config: Mapping[str, Any]) -> None:
+    """Only the settings of a plain LoRA with values that peft reads as data.
+
+    Others make peft import modules by name (``auto_mapping``, ``megatron_core``), read further files (``corda_config``), or change the base
+    model's own weights (``init_lora_weights``).
+    """
+    unknown = config.keys() - _CONFIG.keys()
+    if unknown:
+        raise RegistryError(f"{CONFIG} has keys that no plain LoRA needs: {listed(unknown)}; remove them")
+    if config.get("peft_type") is None or config.get("r") is None:
+        raise RegistryError(f"{CONFIG}: peft_type must be LORA and r its rank")
+    for name, value in config.items():
+        if value is not None and not _CONFIG[name](value):
+            raise RegistryError(f"{CONFIG}: {name} may not be {shown(value)}")
+
+
+# -- values --------------------------------------------------------------------------------------------------------------------------------
+
+
+def matches(pattern: re.Pattern[str], value: object) -> bool:
+    """Whether a value is text that a pattern covers whole."""
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, not a flag."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number that fits a float, not a flag."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_time(value: object) -> bool:
+    """Whether a value is an ISO 8601 time with its zone."""
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def require(holds: bool, name: str, value: object, wanted: str) -> None:
+    """Raise RegistryError unless it holds; ``wanted`` says what the value should be."""
+    if not holds:
+        raise RegistryError(f"{name} must be {wanted}, not {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Anything as a short line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def listed(names: Iterable[str]) -> str:
+    """Names as a line; they may be hostile, so line ends and the like are escaped."""
+    return ", ".join(sorted(name.encode("unicode_escape").decode()[:80] for name in names))
+
+
+def _is_flag(value: object) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_off(value: object) -> bool:
+    return not value
+
+
+def _is_name(value: object) -> bool:
+    return isinstance(value, str) and len(value) <= 1_000
+
+
+def _is_names(value: object) -> bool:
+    """Names of modules: a list, or one pattern for all."""
+    return _is_name(value) or (isinstance(value, list) and all(_is_name(name) for name in value))
+
+
+def _is_wholes(value: object) -> bool:
+    """Numbers of layers or tokens: one, a list, or a list for each module."""
+    if isinstance(value, dict):
+        return all(_is_wholes(some) for some in value.values())
+    return is_whole(value) or (isinstance(value, list) and all(is_whole(number) for number in value))
+
+
+def _is_rank(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MAX_RANK
+
+
+def _is_ranks(value: object) -> bool:
+    return isinstance(value, dict) and all(_is_rank(rank) for rank in value.values())
+
+
+def _is_pattern(value: object) -> bool:
+    return isinstance(value, dict) and all(is_number(number) for number in value.values())
+
+
+def _is_transformers(value: object) -> bool:
+    """peft writes where the base model's class is from, and imports it when asked for an automatic model."""
+    if not isinstance(value, dict) or set(value) - {"base_model_class", "parent_library", "unsloth_fixed"}:
+        return False
+    library, model = value.get("parent_library"), value.get("base_model_class")
+    named = isinstance(model, str) and model.isidentifier() and matches(_TRANSFORMERS, library)
+    return named and value.get("unsloth_fixed") in (None, True, False)
+
+
+_CONFIG: Mapping[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("base_model_name_or_path", "revision", "peft_version", "task_type"), _is_name),
+    **dict.fromkeys(("inference_mode", "fan_in_fan_out", "use_rslora", "use_dora", "lora_bias", "ensure_weight_tying"), _is_flag),
+    **dict.fromkeys(("target_modules", "exclude_modules", "modules_to_save", "layers_pattern", "target_parameters"), _is_names),
+    **dict.fromkeys(("layers_to_transform", "trainable_token_indices"), _is_wholes),
+    "rank_pattern": _is_ranks,
+    "alpha_pattern": _is_pattern,
+    **dict.fromkeys(("lora_alpha", "lora_dropout"), is_number),
+    **dict.fromkeys(("alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"), _is_off),
+    **dict.fromkeys(("arrow_config", "corda_config", "eva_config", "kasa_config", "loftq_config", "lora_ga_config"), _is_off),
+    **dict.fromkeys(("megatron_config", "monteclora_config", "velora_config"), _is_off),
+    "auto_mapping": _is_transformers,
+    "bias": lambda value: value in ("none", "all", "lora_only"),
+    "init_lora_weights": lambda value: _is_flag(value) or value == "gaussian",
+    "megatron_core": lambda value: value == "megatron.core",
+    "peft_type": lambda value: value == "LORA",
+    "qalora_group_size": is_whole,
+    "r": _is_rank,
+}
+"""What a configuration may say, and how a value is told to be harmless; null always is."""

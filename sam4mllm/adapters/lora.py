@@ -1,0 +1,131 @@
+"""LoRA adapters on a checkpoint: a fresh one to train, and stored ones to serve, of which one at a time is active.
+
+peft puts its layers into the model's own modules, so whoever holds the model uses the active adapter without knowing of it.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig, LoraModel, PeftModel
+from peft.tuners.lora import LoraLayer
+
+from sam4mllm.adapters.files import BASE, WEIGHTS, check_adapter
+from sam4mllm.checkpoints import FAULTS
+from sam4mllm.errors import ModelError, first_line
+from sam4mllm.adapters.factors import declare, fill, read_factors
+from sam4mllm.grounding.families import Checkpoint
+
+
+def attach(checkpoint: Checkpoint, rank: int, alpha: int, dropout: float) -> PeftModel:
+    """A fresh adapter on the layers that the family names, ready to train; all else is frozen.
+
+    It changes nothing until it has learned: one of its two factors is zero.
+    """
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=checkpoint.lora_targets, bias="none")
+    try:
+        return _wrap(checkpoint.model, config, "default", in_float32=True)
+    except ValueError as error:
+        raise ModelError(f"{checkpoint.source} has no layers for LoRA ({first_line(error)})") from error
+
+
+class Adapters:
+    """The adapters that are loaded on one checkpoint. Not for several threads at a time: one model has one active adapter."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._model: PeftModel | None = None
+        self._slots: dict[str, str] = {}
+        self._count = 0
+        self._active = BASE
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What is loaded."""
+        return tuple(self._slots)
+
+    def load(self, name: str, folder: Path) -> None:
+        """Load a plain LoRA beside the others; it is not active yet. Raises RegistryError if it is not safe, ModelError if it is for
+        another model; the model then is as it was.
+        """
+        if name in self._slots:
+            return
+        config = check_adapter(folder)
+        self._count += 1
+        slot = f"adapter{self._count}"  # peft makes it a module's name, which may not hold the dots of a version
+        try:
+            self._insert(slot, folder, config)
+        except FAULTS as error:
+            self._forget(slot)
+            raise ModelError(f"the adapter in {folder} does not fit {self._checkpoint.source}: {first_line(error)}") from error
+        finally:
+            self._restore()
+        self._slots[name] = slot
+
+    def use(self, name: str) -> None:
+        """Make an adapter the active one, or BASE."""
+        if name != self._active:
+            if name != BASE and name not in self._slots:
+                raise ModelError(f"the adapter {name} is not loaded")
+            self._active = name
+            self._restore()
+
+    def drop(self, name: str) -> None:
+        """Free an adapter that is not active."""
+        if name == self._active and name != BASE:
+            raise ModelError(f"the adapter {name} is in use")
+        slot = self._slots.pop(name, None)
+        if slot is not None:
+            self._forget(slot)
+            self._restore()
+
+    def _insert(self, slot: str, folder: Path, foreign: Mapping[str, Any]) -> None:
+        """In the precision of the layers that it changes, as autocast has it in training."""
+        model = self._checkpoint.model
+        declared = declare(foreign, model, self._checkpoint.lora_targets)
+        found = read_factors(folder / WEIGHTS, declared, model)
+        config = declared.to_peft()
+        if self._model is None:
+            self._model = _wrap(model, config, slot, in_float32=False)
+        else:
+            self._model.add_adapter(slot, config, autocast_adapter_dtype=False)
+        fill({name: model.get_submodule(name) for name in declared.ranks}, slot, found)
+
+    def _forget(self, slot: str) -> None:
+        """Take a slot out, loaded in full or in part, and the layers that nothing is left of."""
+        model = self._checkpoint.model
+        for name, module in list(model.named_modules()):
+            if isinstance(module, LoraLayer):
+                module.set_adapter([other for other in module.active_adapters if other != slot])
+                module.delete_adapter(slot)
+                if not module.lora_A and not module.lora_embedding_A:
+                    model.set_submodule(name, module.get_base_layer())
+        if self._model is not None:
+            self._model.peft_config.pop(slot, None)
+            if not self._model.peft_config:
+                self._model = None
+                del model.peft_config
+
+    def _restore(self) -> None:
+        """Loading and deleting change what is active; training never happens here."""
+        if self._model is None:
+            return
+        lora = self._model.base_model
+        assert isinstance(lora, LoraModel)
+        if self._active == BASE:
+            lora.disable_adapter_layers()
+        else:
+            lora.enable_adapter_layers()
+            self._model.set_adapter(self._slots[self._active])
+        self._model.requires_grad_(False)
+        self._model.eval()
+
+
+def _wrap(model: Any, config: LoraConfig, slot: str, in_float32: bool) -> PeftModel:
+    """peft with a first adapter, in float32 even on a model of lesser precision, or in the model's."""
+    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
+        warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
+        return PeftModel(model, config, adapter_name=slot, autocast_adapter_dtype=in_float32)

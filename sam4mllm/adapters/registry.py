@@ -1,0 +1,382 @@
+"""Adapter versions on disk: folders that never change once they have their name, and one small file that says which of them serves.
+
+::
+
+    <home>/adapters/
+    ├── demo-1-0f3a9c12/      a version: adapter_config.json, adapter_model.safetensors, manifest.json
+    ├── champion              the version that serves, or "none": the base model alone
+    ├── history.jsonl         every promotion and rollback, one a line
+    ├── highest               the highest number a version ever had
+    └── .lock                 held by whoever writes
+
+A process may be killed at any moment, and what served before it serves after it. Readers take no lock and need no right to write.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import os
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from sam4mllm.adapters import files as adapters
+from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, SLUG, VERSION, WEIGHTS, Manifest, matches, number_of, shown
+from sam4mllm.durable import PARTIAL, Step, append_line, locked, no_step, partial, publish, remove, replace_file, sync_path
+from sam4mllm.errors import RegistryError, first_line
+
+__all__ = ["STEPS", "Broken", "Manifest", "Promotion", "Registry", "Tenure", "step"]
+
+log = logging.getLogger(__name__)
+
+STEPS = (
+    "sweep",
+    "make folder",
+    f"write {CONFIG}",
+    f"write {WEIGHTS}",
+    f"write {MANIFEST}",
+    *(f"{action} highest" for action in ("write", "sync", "replace", "settle")),
+    *(f"{action} folder" for action in ("sync", "replace", "settle")),
+    *(f"{action} history" for action in ("append", "sync", "settle")),
+    *(f"{action} champion" for action in ("write", "sync", "replace", "settle")),
+)
+"""Each moment at which the disk changes, in the order of one ``add`` and one ``promote``."""
+
+step: Step = no_step
+"""Called with a name of STEPS before that step; a test puts another in its place, to stop the process there."""
+
+_NOBODY = "none"
+
+
+@dataclass(frozen=True)
+class Promotion:
+    """A line of the history: from ``time`` on ``version`` serves (None: the base model alone).
+
+    ``former`` is the number of the line that a rollback goes back to, None if that is the base model. A line that was written by a process
+    that was killed just then may never have come to serve; no later line goes back to it.
+    """
+
+    number: int
+    version: str | None
+    former: int | None
+    time: str
+
+
+@dataclass(frozen=True)
+class Tenure:
+    """That a version serves since a time, in seconds since 1970, and the number of the version that a rollback goes back to, 0 of the base
+    model.
+    """
+
+    version: str
+    since: float
+    former: int
+
+    @property
+    def number(self) -> int:
+        return number_of(self.version)
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A folder among the versions that cannot be used, and why."""
+
+    name: str
+    reason: str
+
+
+class Registry:
+    """The adapters of one ``home``. Any number of processes and threads may use it at a time. All methods raise RegistryError."""
+
+    def __init__(self, home: Path) -> None:
+        self.root = Path(home) / "adapters"
+        self._champion, self._history, self._highest = (self.root / name for name in ("champion", "history.jsonl", "highest"))
+
+    def add(
+        self,
+        files: Mapping[str, Path | bytes],
+        *,
+        slug: str,
+        identity: str,
+        base_model: str,
+        base_sha256: str,
+        template_sha256: str,
+        data_sha256: str,
+        metrics: Mapping[str, float],
+        parent: str | None = None,
+    ) -> Manifest:
+        """Store an adapter as a new version; it does not serve before it is promoted. A Manifest explains what is not explained here.
+
+        Args:
+            files: ``adapter_config.json`` and ``adapter_model.safetensors``, as paths or as their bytes.
+            slug: first part of the version, ``[a-z0-9.-]{1,32}``.
+            identity: what else shapes a prediction (segmenter, strategy, options); it enters the version's hash.
+        """
+        adapters.check_names(set(files), set(FILES))
+        adapters.require(matches(SLUG, slug), "slug", slug, "up to 32 of a-z, 0-9, dot and hyphen")
+        temporary = partial(self.root / "version")
+        with self._writing():
+            step("sweep")
+            for leftover in self.root.glob(PARTIAL):
+                remove(leftover)
+            number = self._last_number() + 1
+            try:
+                step("make folder")
+                temporary.mkdir()
+                for name in FILES:
+                    _store(files[name], temporary / name)
+                hashes = adapters.hash_files(temporary)  # of the copies: a source may change meanwhile
+                digest = adapters.version_digest(identity, base_sha256, template_sha256, hashes)
+                manifest = Manifest(
+                    version=f"{slug}-{number}-{digest}",
+                    created=_now(),
+                    base_model=base_model,
+                    base_sha256=base_sha256,
+                    template_sha256=template_sha256,
+                    data_sha256=data_sha256,
+                    metrics=dict(metrics),
+                    parent=parent,
+                    files=hashes,
+                )
+                _store(manifest.to_json().encode(), temporary / MANIFEST)
+                adapters.check_adapter(temporary)
+                replace_file(self._highest, f"{number}\n".encode(), step)  # before the folder, so that no other can have this number
+                publish(temporary, self.root / manifest.version, step, "folder")
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+        return manifest
+
+    def versions(self) -> list[Manifest]:
+        """All versions whose manifest can be read, by number; of the others a line is logged, and ``broken`` lists them."""
+        good, bad = self.survey()
+        for broken in bad:
+            log.warning("left out of the versions: %s", broken.reason)
+        return good
+
+    def broken(self) -> list[Broken]:
+        """The folders that ``versions`` leaves out."""
+        return self.survey()[1]
+
+    def survey(self) -> tuple[list[Manifest], list[Broken]]:
+        """The usable and the other folders; a link is listed as it should be a folder, and what is being written is not."""
+        with _reading(self.root):
+            paths = sorted(self.root.iterdir()) if self.root.exists() else []
+        good: list[Manifest] = []
+        bad: list[Broken] = []
+        for path in paths:
+            if (path.is_symlink() or path.is_dir()) and not fnmatchcase(path.name, PARTIAL):
+                try:
+                    good.append(self.show(path.name))
+                except RegistryError as error:
+                    bad.append(Broken(path.name, str(error)))
+        return sorted(good, key=lambda manifest: manifest.number), bad
+
+    def path(self, version: str) -> Path:
+        """The folder of a version; nothing in it is checked."""
+        if not matches(VERSION, version):
+            raise RegistryError(f"{shown(version)} is no version; a version is <slug>-<n>-<8 hex>")
+        folder = self.root / version
+        if folder.is_symlink():
+            raise RegistryError(f"{version} is a link, and a version is a folder of its own; remove it from {self.root}")
+        if not folder.is_dir():
+            raise RegistryError(f"there is no version {version} in {self.root}")
+        return folder
+
+    def show(self, version: str) -> Manifest:
+        """The manifest of a version."""
+        folder = self.path(version)
+        with _reading(version):
+            return adapters.read_manifest(folder)
+
+    def verify(self, version: str) -> Manifest:
+        """See that a version is whole and safe to load: no other files, the hashes of its manifest, finite tensors, a plain LoRA."""
+        folder = self.path(version)
+        with _reading(version):
+            return adapters.check_folder(folder)
+
+    def serving(self) -> str | None:
+        """The name of the version that serves, whether it can be used or not; None if the base model serves."""
+        if not os.path.lexists(self._champion):
+            return None
+        with _reading(self._champion):
+            version = adapters.read_text(self._champion).strip()
+        if version == _NOBODY:
+            return None
+        if not matches(VERSION, version):
+            raise RegistryError(f"{self._champion} names no version but {shown(version)}; promote one")
+        return version
+
+    def champion(self) -> Manifest | None:
+        """The version that serves, or None if the base model does."""
+        version = self.serving()
+        return None if version is None else self.show(version)
+
+    def history(self) -> list[Promotion]:
+        """Promotions and rollbacks, oldest first; lines that are damaged are left out."""
+        with _reading(self._history):
+            lines = self._history.read_bytes().splitlines() if self._history.exists() else []
+        return [promotion for line in lines if (promotion := _promotion(line)) is not None]
+
+    def tenure(self) -> Tenure | None:
+        """Since when the champion serves and what served before; None if the base model serves, or the history does not say."""
+        version = self.serving()
+        history = self.history()
+        own = _last(history, version)
+        if version is None or own is None:
+            return None
+        former = _line(history, own.former)
+        number = number_of(former.version) if former and former.version else 0
+        return Tenure(version, datetime.fromisoformat(own.time).timestamp(), number)
+
+    def before(self) -> list[str | None]:
+        """What served before the champion, the last first, as rollbacks would go; None is the base model, with which every list ends."""
+        history = self.history()
+        line = _last(history, self.serving())
+        found: list[str | None] = []
+        while line is not None and (line := _line(history, line.former)) is not None and line.version is not None:
+            found.append(line.version)
+        return [*found, None]
+
+    def promote(self, version: str) -> Manifest:
+        """Let a verified version serve; nothing changes if it does already.
+
+        If the disk cannot be written, the champion is the former one, unless flushing at the very end is what failed; ``champion`` says.
+        """
+        with self._writing():
+            manifest = self.verify(version)
+            try:
+                current = self.serving()
+            except RegistryError as error:  # a damaged file is mended by promoting
+                log.warning("replaced: %s", error)
+                current = None
+            if current != version:
+                own = _last(self.history(), current)
+                self._appoint(version, own.number if own else None)
+        return manifest
+
+    def rollback(self) -> Manifest | None:
+        """Let serve what served before the champion was promoted, and return it; None is the base model alone.
+
+        Rolled back again, it goes one further back, not forth.
+        """
+        with self._writing():
+            current = self.serving()
+            if current is None:
+                raise RegistryError("no adapter serves, only the base model; there is nothing to roll back")
+            history = self.history()
+            own = _last(history, current)
+            former = own and _line(history, own.former)
+            if own is None or (former is None and own.former is not None):
+                raise RegistryError(f"{self._history} does not say what served before {current}; promote a version instead")
+            if former is None or former.version is None:
+                self._appoint(None, None)
+                return None
+            manifest = self.verify(former.version)
+            self._appoint(former.version, former.former)
+            return manifest
+
+    def export(self, version: str, folder: Path) -> None:
+        """Copy a verified version into a new or empty folder, whole or not at all."""
+        self.verify(version)
+        folder = Path(folder).resolve()
+        temporary = partial(folder)
+        with _disk(folder):
+            if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+                raise RegistryError(f"{folder} is not empty; choose another folder")
+            remove(temporary)
+            temporary.mkdir(parents=True)
+            try:
+                for name in (*FILES, MANIFEST):
+                    shutil.copyfile(self.path(version) / name, temporary / name)
+                publish(temporary, folder)
+            finally:
+                shutil.rmtree(temporary, ignore_errors=True)
+
+    # -- inside ----------------------------------------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _writing(self) -> Iterator[None]:
+        with _disk(self.root):
+            if not self.root.is_dir():
+                self.root.mkdir(parents=True, exist_ok=True)
+                sync_path(self.root.parent)
+            with locked(self.root / ".lock"):
+                yield
+
+    def _last_number(self) -> int:
+        """The highest number that a version ever had, 0 if there was none."""
+        numbers = [int(found["number"]) for path in self.root.iterdir() if (found := VERSION.fullmatch(path.name))]
+        if self._highest.exists():
+            text = adapters.read_text(self._highest).strip()
+            if not re.fullmatch(r"[0-9]{1,18}", text):
+                raise RegistryError(f"{self._highest} is not a number; write the highest number that a version ever had into it")
+            numbers.append(int(text))
+        return max(numbers, default=0)
+
+    def _appoint(self, version: str | None, former: int | None) -> None:
+        """The history first: a champion without a line could not be rolled back, a line that never came to serve does no harm."""
+        number = max((line.number for line in self.history()), default=0) + 1
+        append_line(self._history, json.dumps(asdict(Promotion(number, version, former, _now()))).encode(), step)
+        replace_file(self._champion, f"{version or _NOBODY}\n".encode(), step)
+
+
+@contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or first_line(error)
+        raise RegistryError(f"{folder} cannot be written ({reason}); free space, or allow writing there") from error
+
+
+@contextmanager
+def _reading(what: object) -> Iterator[None]:
+    """Errors say what was read."""
+    try:
+        yield
+    except RegistryError as error:
+        raise RegistryError(f"{what}: {error}") from error
+    except OSError as error:
+        raise RegistryError(f"{what} cannot be read ({error.strerror})") from error
+
+
+def _store(source: Path | bytes, target: Path) -> None:
+    step(f"write {target.name}")
+    if isinstance(source, bytes):
+        reader: io.BufferedIOBase = io.BytesIO(source)
+    else:
+        with _reading(source):
+            reader = source.open("rb")
+    with reader, target.open("xb") as writer:
+        shutil.copyfileobj(reader, writer, 1 << 20)
+
+
+def _promotion(line: bytes) -> Promotion | None:
+    try:
+        promotion = Promotion(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
+        return None
+    numbers = adapters.is_whole(promotion.number) and (promotion.former is None or adapters.is_whole(promotion.former))
+    if numbers and promotion.former is not None and promotion.former >= promotion.number:  # a chain back that would never end
+        return None
+    named = promotion.version is None or matches(VERSION, promotion.version)
+    return promotion if numbers and named and adapters.is_time(promotion.time) else None
+
+
+def _line(history: list[Promotion], number: int | None) -> Promotion | None:
+    return next((line for line in history if line.number == number), None)
+
+
+def _last(history: list[Promotion], version: str | None) -> Promotion | None:
+    return next((line for line in reversed(history) if line.version == version), None)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
