@@ -11,9 +11,9 @@ import threading
 from typing import Any
 
 from backend.errors import SettingsError
+from backend.settings import read_settings
 from backend.support.home_lock import hold_home, keep_from_children
 from backend.support.logs import log_config
-from backend.settings import read_settings
 from backend.web.worker import MAX_CONNECTIONS, Worker
 
 STOP_LISTENING_SECONDS = 0.2

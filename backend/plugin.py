@@ -26,13 +26,13 @@ from flask import request
 
 from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError, where
-from backend.support.home_lock import hold_home, keep_from_children
-from backend.web.http_parts import knows_password, same
+from backend.label_studio.wire import PredictRequest
 from backend.learning.scheduler import BUTTON
 from backend.service import Service, build
 from backend.settings import Settings, read_settings
+from backend.support.home_lock import hold_home, keep_from_children
+from backend.web.http_parts import knows_password, same
 from backend.web.webhook_routes import ACTIONS
-from backend.label_studio.wire import PredictRequest
 from sam4mllm.errors import Sam4mllmError, first_line
 
 log = logging.getLogger(__name__)

@@ -12,25 +12,25 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from backend.support.byte_cache import ByteCache
-from backend.learning.conductor import TRAINER
 from backend.corrections.log import CorrectionLog
-from backend.serving.engine import Engine
 from backend.errors import LabelStudioError
 from backend.images.store import ImageStore, image_store
 from backend.label_studio.client import LabelStudio
-from backend.serving.backlog import Late
+from backend.learning.conductor import TRAINER
 from backend.learning.scheduler import Learner
+from backend.serving.backlog import Late
+from backend.serving.calibration import Scorer
+from backend.serving.engine import Engine
+from backend.serving.leases import Roster
+from backend.serving.predictor import Images, Predictor
+from backend.serving.versions import Versions, load_roster
+from backend.settings import Settings
+from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
 from backend.web.state_metrics import StateCollector
-from backend.serving.predictor import Images, Predictor
-from backend.serving.leases import Roster
-from backend.serving.calibration import Scorer
-from backend.settings import Settings
-from backend.serving.versions import Versions, load_roster
 from sam4mllm.adapters.files import matches
-from sam4mllm.durable import replace_file
 from sam4mllm.adapters.registry import Registry
+from sam4mllm.durable import replace_file
 
 log = logging.getLogger(__name__)
 

@@ -8,8 +8,8 @@ from typing import Annotated, Literal
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from backend.images.decoding import DECODE_SECONDS
 from backend.errors import SettingsError
+from backend.images.decoding import DECODE_SECONDS
 from backend.label_studio.label_config import ANSWER_NAME, PROMPT_NAME
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.pipeline import Pattern, Strategy

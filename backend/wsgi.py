@@ -9,10 +9,10 @@ import sys
 
 from transformers.utils import logging as transformers_logging
 
-from backend.web.app import create_app
-from backend.support.home_lock import hold_home
 from backend.service import build
 from backend.settings import read_settings
+from backend.support.home_lock import hold_home
+from backend.web.app import create_app
 from sam4mllm.errors import Sam4mllmError
 
 BOOT_FAILED = 3

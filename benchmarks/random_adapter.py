@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.adapters.lora import attach
+from sam4mllm.grounding.families import load_checkpoint
 
 SPREAD = 0.006
 """Standard deviation of the factor that begins as zero: boxes and points move, and still are some."""

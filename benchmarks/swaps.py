@@ -28,11 +28,11 @@ import numpy as np
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from backend import brush
-from backend.web.app import create_app
 from backend.corrections.reviews import read_reviews
+from backend.learning.auto_rollback import BASELINE, LEAST
 from backend.service import Service, build
 from backend.settings import Settings
-from backend.learning.auto_rollback import BASELINE, LEAST
+from backend.web.app import create_app
 from benchmarks.beside import correction
 from benchmarks.novel import novel_tasks
 from benchmarks.predict import body

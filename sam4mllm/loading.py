@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sam4mllm.adapters.files import BASE, MANIFEST, Manifest, hash_files, read_text, version_digest
+from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import Checkpoint, load_checkpoint
@@ -21,7 +22,6 @@ from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.memory import announce
 from sam4mllm.pipeline import Options, Pipeline, Versioned
 from sam4mllm.precision import AUTO, Precision, movable, move
-from sam4mllm.adapters.registry import Registry
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Segmenter
 

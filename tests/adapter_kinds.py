@@ -19,9 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from sam4mllm.adapters.files import BASE, CONFIG, WEIGHTS
+from sam4mllm.adapters.lora import Adapters
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.grounding.families import load_checkpoint
-from sam4mllm.adapters.lora import Adapters
 
 PREFIX = "base_model.model."
 LAYER = "model.language_model.layers.0.self_attn.q_proj"

@@ -17,8 +17,8 @@ from pydantic import SecretStr
 
 from backend.errors import FetchError
 from backend.images.store import LoadedImage
-from backend.serving.leases import Roster
 from backend.service import Service, build
+from backend.serving.leases import Roster
 from backend.settings import Settings
 from sam4mllm.pipeline import Pipeline
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from backend.serving.leases import Roster
 from backend.service import Service, build
+from backend.serving.leases import Roster
 from sam4mllm.adapters.files import Manifest
 from sam4mllm.errors import ModelError
 from sam4mllm.pipeline import Pipeline

@@ -6,10 +6,10 @@ import os
 import time
 from typing import Any
 
-from backend.web.app import create_app
-from backend.serving.leases import Roster
 from backend.service import build
+from backend.serving.leases import Roster
 from backend.settings import read_settings
+from backend.web.app import create_app
 from sam4mllm.pipeline import Pipeline
 from tests.backend_fakes import KNOWN, FakeImages
 from tests.fakes import FakeGrounder, FakeSegmenter

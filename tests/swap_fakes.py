@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from backend.web.app import create_app
-from backend.serving.leases import Roster
 from backend.service import build
+from backend.serving.leases import Roster
 from backend.settings import read_settings
+from backend.web.app import create_app
 from tests.backend_fakes import FakeImages
 from tests.learning_fakes import FakeWorkshop
 

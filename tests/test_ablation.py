@@ -14,9 +14,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sam4mllm.cli import main as cli
-
 from sam4mllm.cli import evaluate as evaluate_cli
+from sam4mllm.cli import main as cli
 from sam4mllm.data.examples import ExampleWriter
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.ablation import Journal, ablate

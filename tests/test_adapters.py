@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save
 
 from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, WEIGHTS, Manifest
-from sam4mllm.errors import RegistryError
 from sam4mllm.adapters.registry import Registry
+from sam4mllm.errors import RegistryError
 
 SHA = "ab" * 32
 LORA: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": True}

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 from flask.testing import FlaskClient
 
-from backend.web.app import create_app
 from backend.service import build
+from backend.web.app import create_app
 from tests.backend_fakes import CONFIG, FakeImages, House, house, settings, task
 from tests.test_wire import RECORDED, requests
 

@@ -21,14 +21,14 @@ from transformers import AutoModelForImageTextToText
 from backend.serving.leases import Roster, remembering
 from backend.serving.versions import Versions
 from sam4mllm import bounded
-from sam4mllm.cli import main as cli
 from sam4mllm.adapters.files import BASE, CONFIG, WEIGHTS
+from sam4mllm.adapters.lora import Adapters
+from sam4mllm.adapters.registry import Registry
+from sam4mllm.cli import main as cli
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.grounding.families import Checkpoint, load_checkpoint
-from sam4mllm.adapters.lora import Adapters
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.loading import Variants
-from sam4mllm.adapters.registry import Registry
 from sam4mllm.training.plan import Plan
 from sam4mllm.training.recipe import Trainer
 from tests.adapter_kinds import BAD, GOOD, AdapterKind, all_linear, hash_base, write_adapter, zeros

@@ -18,7 +18,6 @@ import pytest
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from backend.label_studio import push as pushing
 from backend.batch import shards, work
 from backend.batch.run import Nowhere, Pusher, Tally, local_stages, run
 from backend.batch.shards import Plan, read_shard, run_batch
@@ -28,6 +27,7 @@ from backend.batch.work import FolderSource, Job, ProjectSource, ProjectWork, Sh
 from backend.cli.server import app
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError, FetchError, LabelStudioError
+from backend.label_studio import push as pushing
 from backend.label_studio.wire import PredictRequest
 from sam4mllm.data.examples import EXAMPLES, read_examples
 from tests.backend_fakes import CONFIG, FakeImages, house, settings

@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.support.bounded_json import MAX_CONTAINERS, MAX_NUMBERS, MAX_TEXTS, memory_of, read_json, write_json
 from backend.brush import encode
 from backend.errors import QueueFullError, WireError
+from backend.support.bounded_json import MAX_CONTAINERS, MAX_NUMBERS, MAX_TEXTS, memory_of, read_json, write_json
 from backend.web.intake import Intake
 
 LONG = list(range(256)) * 300

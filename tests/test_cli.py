@@ -11,9 +11,8 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sam4mllm.cli import main as cli
-
 from sam4mllm.cli import evaluate as evaluate_cli
+from sam4mllm.cli import main as cli
 from sam4mllm.data.examples import read_examples
 from sam4mllm.masks import from_rle
 from sam4mllm.overlay import draw

@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from backend.corrections.log import CorrectionLog
-from backend.learning.scheduler import BUTTON
 from backend.corrections.reviews import _is_newer, in_order, read_reviews
 from backend.learning.runs import Run
+from backend.learning.scheduler import BUTTON
 from backend.service import Service
 from tests.learning_fakes import School, school
 from tests.review_fakes import CREATED, PROJECT, TASK, annotation, blob, created, event, region, served, when

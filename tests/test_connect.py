@@ -10,12 +10,12 @@ from typing import Any
 import httpx
 import pytest
 
-from backend.label_studio.config_template import make_config, offer_config
-from backend.setup.connect import UnfitConfigError, connect
-from backend.label_studio.backend_entry import EVENTS
 from backend.errors import LabelStudioError
-from backend.label_studio.label_config import Label, read_label_config
+from backend.label_studio.backend_entry import EVENTS
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.config_template import make_config, offer_config
+from backend.label_studio.label_config import Label, read_label_config
+from backend.setup.connect import UnfitConfigError, connect
 from tests.backend_fakes import CONFIG, settings
 
 SHIPPED = (Path(__file__).parents[1] / "label_config.xml").read_text(encoding="utf-8")

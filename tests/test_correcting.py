@@ -8,9 +8,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from backend.label_studio.config_template import make_config
-from backend.label_studio.click_help import CORRECTING
 from backend.demo.launch import _invitation
+from backend.label_studio.click_help import CORRECTING
+from backend.label_studio.config_template import make_config
 from backend.label_studio.label_config import Label, read_label_config
 
 ROOT = Path(__file__).parents[1]

@@ -18,11 +18,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backend.corrections import log as corrections
-
 from backend.corrections import tables as fold
 from backend.corrections.log import CorrectionLog
-from backend.errors import SettingsError
 from backend.corrections.log_faults import LogError
+from backend.errors import SettingsError
 from tests.review_fakes import (
     CONFIG,
     CREATED,

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import ExifTags, Image
 
-from backend.images.decoding import Decoder
 from backend.errors import DeadlineError
+from backend.images.decoding import Decoder
 from backend.images.fetch import Fetcher
 from backend.images.store import ImageStore
 from sam4mllm.errors import ImageError

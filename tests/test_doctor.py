@@ -15,13 +15,24 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
-from backend.setup import machine_checks
-from backend.label_studio.backend_entry import EVENTS, Entry, Hook, call_failure, hook_refusal, is_loopback, own_url, pick_entry, pick_hook, server_url
-from backend.setup.doctor import examine
 from backend.errors import SettingsError
 from backend.finding import Finding, as_finding
-from backend.label_studio.label_config import read_label_config
+from backend.label_studio.backend_entry import (
+    EVENTS,
+    Entry,
+    Hook,
+    call_failure,
+    hook_refusal,
+    is_loopback,
+    own_url,
+    pick_entry,
+    pick_hook,
+    server_url,
+)
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.label_config import read_label_config
+from backend.setup import machine_checks
+from backend.setup.doctor import examine
 from backend.setup.machine_checks import (
     Server,
     ask_server,

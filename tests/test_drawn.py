@@ -16,9 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from backend import brush
-from backend.label_studio.read_regions import from_region
 from backend.errors import TaskError
 from backend.label_studio.label_config import read_label_config
+from backend.label_studio.read_regions import from_region
 from backend.label_studio.write_regions import _DRAW
 from tests.review_fakes import CONFIG, HEIGHT, WIDTH, Mask, blob
 from tests.test_wire import JSON

@@ -13,8 +13,8 @@ from PIL import Image
 
 from backend.corrections.config_of import choose_config
 from backend.corrections.log import CorrectionLog
-from backend.learning.exports import read_label_studio
 from backend.corrections.reviews import Review, read_reviews
+from backend.learning.exports import read_label_studio
 from tests.backend_fakes import house
 from tests.review_fakes import CONFIG, CREATED, PROJECT, TASK, annotation, blob, created, log_of, region, served, when
 

@@ -9,10 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from backend.support.byte_cache import ByteCache
-from backend.serving.engine import Engine
 from backend.errors import DeadlineError, NotReadyError, QueueFullError
+from backend.serving.engine import Engine
 from backend.serving.single_flight import Flights
+from backend.support.byte_cache import ByteCache
 from sam4mllm.errors import ModelError
 
 

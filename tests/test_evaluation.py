@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sam4mllm.cli import main as cli
-
 from sam4mllm.cli import evaluate as evaluate_cli
+from sam4mllm.cli import main as cli
 from sam4mllm.data.examples import ExampleWriter
 from sam4mllm.errors import DatasetError
 from sam4mllm.evaluation.run import choose, evaluate

@@ -16,9 +16,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from backend.support.addresses import is_public, parse_url
 from backend.errors import FetchError, SettingsError
 from backend.images.fetch import Fetcher, FetchLimits, StatusError, connect_tcp
+from backend.support.addresses import is_public, parse_url
 
 PUBLIC = "93.184.216.34"
 SMALL = FetchLimits(connect=0.3, total=0.4, max_bytes=1000)

@@ -17,8 +17,8 @@ import pytest
 from backend import plugin
 from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError
-from backend.support.home_lock import FILE, hold_home, release_home
 from backend.support.child import check_port, serve_command
+from backend.support.home_lock import FILE, hold_home, release_home
 
 HOLD = "import sys, time; from pathlib import Path; from backend.support.home_lock import hold_home; hold_home(Path(sys.argv[1]), 'x:1'); "
 ROOT = Path(__file__).parent.parent

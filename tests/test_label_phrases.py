@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from backend.errors import TaskError
 from backend.label_studio.label_config import LabelConfig, read_label_config
 from backend.label_studio.label_names import LabelNames, is_code
-from backend.support.logs import clean
 from backend.label_studio.phrases import wanted
-from backend.setup.project_checks import check_phrases
 from backend.label_studio.wire import Task
+from backend.setup.project_checks import check_phrases
+from backend.support.logs import clean
 from tests.label_phrases import FIRST, MORE, SECOND, Row
 
 ROWS = (*FIRST, *SECOND, *MORE)

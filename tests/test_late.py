@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-from backend.serving import backlog as module
 from backend.errors import QueueFullError, TaskError
-from backend.serving.backlog import Late
 from backend.label_studio.wire import PredictRequest
+from backend.serving import backlog as module
+from backend.serving.backlog import Late
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.bulk_fakes import PROJECT, VERSION, BulkServer
 

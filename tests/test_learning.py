@@ -15,12 +15,12 @@ import numpy as np
 import pytest
 
 from backend import brush
-from backend.web.app import create_app
-from backend.learning.conductor import Conductor
 from backend.corrections.log import CorrectionLog
+from backend.learning.conductor import Conductor
 from backend.learning.runs import Run
-from backend.service import Service
 from backend.learning.snapshot import HOLDOUT, split_of
+from backend.service import Service
+from backend.web.app import create_app
 from sam4mllm.durable import remove
 from sam4mllm.images import image_sha256
 from tests.backend_fakes import CONFIG, FakeImages

@@ -19,9 +19,9 @@ from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
 from backend.learning.agreement import Judged
-from backend.web.app import create_app
-from backend.support.logs import REQUEST_ID, JsonFormatter, TextFormatter, clean, log_config
 from backend.learning.auto_rollback import Control
+from backend.support.logs import REQUEST_ID, JsonFormatter, TextFormatter, clean, log_config
+from backend.web.app import create_app
 from tests.backend_fakes import CONFIG
 from tests.learning_fakes import School, school
 

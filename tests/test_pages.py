@@ -11,9 +11,9 @@ import pytest
 from PIL import Image
 
 from backend.batch.work import Job, ProjectWork
-from backend.learning.exports import read_label_studio
 from backend.corrections.reviews import Reviews, read_reviews
 from backend.label_studio.wire import PredictRequest
+from backend.learning.exports import read_label_studio
 from sam4mllm.errors import DatasetError
 from tests.backend_fakes import CONFIG, FakeImages, House, house, settings, task
 from tests.review_fakes import PROJECT, TASK, WIDTH, annotation, blob, event, log_of, region, served, typed

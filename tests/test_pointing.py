@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from backend.corrections.log import CorrectionLog
-from backend.learning.exports import read_label_studio
 from backend.corrections.log_faults import LogError
-from backend.label_studio.region_ids import alone_id, refined_ids, stands_alone, superseded
 from backend.corrections.reviews import Review, read_reviews
+from backend.label_studio.region_ids import alone_id, refined_ids, stands_alone, superseded
 from backend.label_studio.wire import PredictRequest
+from backend.learning.exports import read_label_studio
 from sam4mllm.data.pairs import LeftOut, Pair
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.public_sets import picture

@@ -9,8 +9,8 @@ from typing import Any
 import httpx
 import pytest
 
-from backend.label_studio import push as pushing
 from backend.errors import LabelStudioError
+from backend.label_studio import push as pushing
 from backend.label_studio.push import Pushed, patiently, push, tasks_without
 from tests.bulk_fakes import PROJECT, VERSION, BulkServer
 

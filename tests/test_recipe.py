@@ -21,10 +21,10 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from sam4mllm.adapters.files import CONFIG, WEIGHTS, check_adapter
+from sam4mllm.adapters.lora import Adapters
 from sam4mllm.data.examples import read_examples
 from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import load_checkpoint
-from sam4mllm.adapters.lora import Adapters
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.training import recipe
 from sam4mllm.training.collate import Asking, TrainingRow

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 
 from backend import brush
 from backend.corrections.log import CorrectionLog, Served
-from backend.errors import LabelStudioError
 from backend.corrections.reconcile import NO_KEY, Reconciled, reconcile
 from backend.corrections.reviews import Reviews, read_reviews
+from backend.errors import LabelStudioError
 from sam4mllm.masks import to_rle
 from tests.review_fakes import CONFIG, CREATED, PROJECT, FakeLabelStudio, annotation, as_json, created, recorded, when
 from tests.review_fakes import client as client_of

@@ -15,11 +15,11 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.web.app import create_app
 from backend.errors import LearningError
 from backend.learning.run_record import Run, parse_changes, parse_progress, parse_run, read_curve
-from backend.service import version_file
 from backend.learning.trainer import Job
+from backend.service import version_file
+from backend.web.app import create_app
 from tests.learning_fakes import School, school
 from tests.test_wire import JSON
 

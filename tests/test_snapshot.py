@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from backend.errors import FetchError
 from backend.corrections.reviews import Review
+from backend.errors import FetchError
 from backend.learning.snapshot import HOLDOUT, TRAIN, split_of, write_snapshot
 from sam4mllm.data.examples import read_examples
 from sam4mllm.errors import DatasetError

@@ -17,11 +17,11 @@ from typing import Any
 
 import pytest
 
-from backend.web.app import create_app
 from backend.corrections.log import CorrectionLog
-from backend.errors import SettingsError
 from backend.corrections.log_faults import LogError, wrong
 from backend.corrections.waiting_writes import Spill
+from backend.errors import SettingsError
+from backend.web.app import create_app
 from tests.backend_fakes import CONFIG
 from tests.learning_fakes import School, school
 from tests.review_fakes import PROJECT, TASK, blob, created, served

@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from backend.label_studio.config_template import offer_config
 from backend.errors import ConfigError, TaskError
 from backend.export.surfaces import read_surfaces
+from backend.label_studio.config_template import offer_config
 from backend.label_studio.label_config import MAX_LABELS, Label, read_label_config
 from backend.label_studio.phrases import wanted
-from backend.setup.project_checks import check_images, check_phrases
 from backend.label_studio.region_parts import join_labels, page_of
 from backend.label_studio.task_values import MAX_PAGES, find, resolve
 from backend.label_studio.wire import Task
+from backend.setup.project_checks import check_images, check_phrases
 from tests.backend_fakes import FakeImages
 
 MASK = '<BrushLabels name="mask" toName="image"><Label value="Cup"/></BrushLabels>'

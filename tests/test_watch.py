@@ -11,8 +11,8 @@ import pytest
 
 from backend.corrections.reviews import Review
 from backend.learning.auto_rollback import BASELINE, LEAST, Control, Watch, control
-from sam4mllm.errors import RegistryError
 from sam4mllm.adapters.registry import Tenure
+from sam4mllm.errors import RegistryError
 
 
 def agreements(mean: float, count: int, seed: int = 1, spread: float = 0.05) -> list[float]:

@@ -11,9 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.support.bounded_json import read_json
 from backend.errors import TaskError, WireError
 from backend.label_studio.wire import MAX_TASKS, prediction, read_predict, read_setup, read_task
+from backend.support.bounded_json import read_json
 
 RECORDED = sorted((Path(__file__).parent / "wire").glob("*.json"))
 JSON = st.recursive(

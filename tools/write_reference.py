@@ -14,11 +14,11 @@ from typing import Any
 import typer.main
 from flask import Flask
 
-from backend.web.app import OPEN_ENDPOINTS, create_app
 from backend.cli.server import app as commands
-from backend.serving.leases import Roster
 from backend.service import build
+from backend.serving.leases import Roster
 from backend.settings import Settings
+from backend.web.app import OPEN_ENDPOINTS, create_app
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 METHODS = ("GET", "POST", "DELETE")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+from backend.serving.calibration import Scorer
 from backend.serving.engine import Engine
 from backend.serving.leases import remembering
-from backend.serving.calibration import Scorer
-from backend.settings import Settings
 from backend.serving.versions import Versions, load_cold
+from backend.settings import Settings
+from sam4mllm.adapters.registry import Registry
 from sam4mllm.loading import describe_adapter, find_adapter, slug
 from sam4mllm.pipeline import Pipeline
-from sam4mllm.adapters.registry import Registry
 
 
 def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:

@@ -23,8 +23,8 @@ from backend.batch.view import View
 from backend.batch.work import FolderSource, FolderWork, ProjectSource, ProjectWork, Shard, Source, Work, project_uid
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError
-from backend.label_studio.label_config import read_label_config
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.label_config import read_label_config
 from backend.settings import Settings
 from sam4mllm.durable import replace_file
 

@@ -16,19 +16,19 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from backend.serving.answerer import Answerer, bulk_question
 from backend.corrections.log import Served
-from backend.images.decoding import shared_decoder
 from backend.errors import BackendError, BatchError, LabelStudioError, where
+from backend.images.decoding import shared_decoder
 from backend.images.store import ImageStore, LoadedImage, image_store
-from backend.label_studio.label_config import read_label_config
 from backend.label_studio.client import LabelStudio
-from backend.support.metrics import Metrics
+from backend.label_studio.label_config import read_label_config
 from backend.label_studio.push import patiently, tasks_without
-from backend.serving.served_records import served_records
 from backend.label_studio.region_parts import join_pages, naming_page
-from backend.settings import Settings
 from backend.label_studio.wire import Task, is_row_id, read_task
+from backend.serving.answerer import Answerer, bulk_question
+from backend.serving.served_records import served_records
+from backend.settings import Settings
+from backend.support.metrics import Metrics
 from sam4mllm.data.examples import EXAMPLES, each_example
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import image_sha256

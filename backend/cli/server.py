@@ -10,17 +10,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from backend.cli import batch as batch_cli
-
-from backend.cli import setup as doctor_cli
-
 from backend.cli import export as export_cli
+from backend.cli import setup as doctor_cli
 from backend.demo.launch import run_demo
-from backend.support.child import serve_command
 from backend.settings import read_settings
+from backend.support.child import serve_command
+from sam4mllm.cli.data import other_readers
 from sam4mllm.cli.main import DeviceOption, app
 from sam4mllm.cli.main import main as run
 from sam4mllm.cli.options import DeviceMapOption, DtypeName, QuantizeName
-from sam4mllm.cli.data import other_readers
 
 if TYPE_CHECKING:
     from sam4mllm.data.readers import Reader

@@ -65,10 +65,10 @@ def connect(
     """Make or update a project's backend and webhook in Label Studio, with password, secret and events. Run it where the server runs."""
     import httpx  # noqa: PLC0415
 
-    from backend.setup.connect import UnfitConfigError  # noqa: PLC0415
-    from backend.setup.connect import connect as join  # noqa: PLC0415
     from backend.label_studio.backend_entry import server_url  # noqa: PLC0415
     from backend.label_studio.client import LabelStudio  # noqa: PLC0415
+    from backend.setup.connect import UnfitConfigError  # noqa: PLC0415
+    from backend.setup.connect import connect as join  # noqa: PLC0415
     from backend.setup.machine_checks import SERVER_SECONDS, ask_server, require_token  # noqa: PLC0415
 
     settings = read_settings()

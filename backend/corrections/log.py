@@ -17,11 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from backend.support.bounded_json import write_json
 from backend.corrections.config_history import LAST, ConfigHistory, config_digest, note_config, note_event, note_pulled, open_notes
-from backend.corrections.tables import Pulled, bury_project, fold, fold_project, project_rows, storable
 from backend.corrections.log_file import PATIENTLY, LogFile, next_stamp, put_mark
+from backend.corrections.tables import Pulled, bury_project, fold, fold_project, project_rows, storable
 from backend.label_studio.wire import is_row_id
+from backend.support.bounded_json import write_json
 from sam4mllm.masks import Rle
 
 ANY_TASK = -1

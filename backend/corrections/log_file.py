@@ -17,11 +17,11 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from backend.errors import SettingsError
-from backend.corrections.tables import upgrade
 from backend.corrections.log_faults import LogError, explain, wrong
 from backend.corrections.schema import SCHEMA, VERSION
+from backend.corrections.tables import upgrade
 from backend.corrections.waiting_writes import Spill
+from backend.errors import SettingsError
 from sam4mllm.errors import first_line
 
 log = logging.getLogger(__name__)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from backend.corrections.log import CorrectionLog
-from backend.errors import LabelStudioError, where
-from backend.corrections.tables import Pulled
-from backend.label_studio.client import LabelStudio
 from backend.corrections.log_faults import LogError
+from backend.corrections.tables import Pulled
+from backend.errors import LabelStudioError, where
+from backend.label_studio.client import LabelStudio
 
 log = logging.getLogger(__name__)
 

@@ -18,18 +18,18 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from backend.support.byte_cache import ByteCache
 from backend.corrections.annotation import Answer, Case, Drawn, quoted, read_case
 from backend.corrections.config_of import choose_config
 from backend.corrections.log import Served, StoredAnnotation
-from backend.label_studio.read_regions import Mask
-from backend.errors import TaskError, where
 from backend.corrections.tables import AHEAD_SECONDS, row_id
+from backend.errors import TaskError, where
 from backend.label_studio.label_config import PROMPT_NAME, LabelConfig
 from backend.label_studio.outlines import is_outline_of
 from backend.label_studio.phrases import has_phrase, wanted
+from backend.label_studio.read_regions import Mask
 from backend.label_studio.region_ids import stands_alone, superseded
 from backend.label_studio.wire import Task
+from backend.support.byte_cache import ByteCache
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.masks import Rle, from_rle, mask_iou

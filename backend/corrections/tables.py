@@ -19,10 +19,10 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from backend.support.bounded_json import write_json
-from backend.errors import where
 from backend.corrections.schema import ADDED, VERSION
+from backend.errors import where
 from backend.label_studio.wire import is_row_id
+from backend.support.bounded_json import write_json
 
 log = logging.getLogger(__name__)
 

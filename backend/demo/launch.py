@@ -16,9 +16,9 @@ from typing import Any, Self
 import httpx
 from PIL import Image
 
-from backend.label_studio.click_help import CORRECTING
-from backend.errors import LabelStudioError, SettingsError
 from backend.demo.local_label_studio import LocalLabelStudio
+from backend.errors import LabelStudioError, SettingsError
+from backend.label_studio.click_help import CORRECTING
 from backend.support.child import HOST, Child, Progress, check_port, serve_command
 from sam4mllm.demo.scenes import DemoScene, make_scene
 

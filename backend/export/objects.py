@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from backend.label_studio.read_regions import read_mask
+from backend.corrections.tables import instant
 from backend.errors import TaskError
 from backend.export.surfaces import Surfaces
 from backend.export.tasks import TaskToExport
-from backend.learning.exports import RECTANGLE, ExportedAnnotation
-from backend.corrections.tables import instant
+from backend.label_studio.read_regions import read_mask
 from backend.label_studio.region_ids import superseded
+from backend.learning.exports import RECTANGLE, ExportedAnnotation
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.masks import Rle, to_rle
 

@@ -19,8 +19,8 @@ from typing import Any
 
 import httpcore
 
-from backend.support.addresses import PORTS, Target, is_address, is_public, parse_url
 from backend.errors import FetchError, SettingsError
+from backend.support.addresses import PORTS, Target, is_address, is_public, parse_url
 
 Resolve = Callable[[str, int], list[str]]
 """A host name and a port to addresses; raises OSError."""

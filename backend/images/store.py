@@ -17,13 +17,13 @@ from urllib.parse import unquote
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.support.addresses import parse_url
-from backend.support.byte_cache import ByteCache
-from backend.images.decoding import DECODE_SECONDS, shared_decoder
 from backend.errors import FetchError, LabelStudioError
+from backend.images.decoding import DECODE_SECONDS, shared_decoder
 from backend.images.fetch import Fetcher, FetchLimits, StatusError
 from backend.label_studio.client import LabelStudio
 from backend.settings import Settings
+from backend.support.addresses import parse_url
+from backend.support.byte_cache import ByteCache
 from sam4mllm.images import image_sha256
 
 _OWN = r"/(?:data/upload/|data/local-files/|storage-data/|(?P<signed>(?:tasks|projects)/[0-9]+/(?:presign|resolve)/))"

@@ -9,11 +9,11 @@ from http import HTTPStatus
 from typing import Any
 from urllib.parse import urlsplit
 
-from backend.support.addresses import is_address
 from backend.errors import LabelStudioError, SettingsError
 from backend.finding import Finding
 from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
 from backend.settings import LOOPBACK, Settings
+from backend.support.addresses import is_address
 
 TITLE = "SAM4MLLM"
 """The entry's title when it is made here."""

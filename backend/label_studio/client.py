@@ -16,8 +16,8 @@ from typing import Any
 
 import httpx
 
-from backend.support.addresses import parse_url
 from backend.errors import FetchError, LabelStudioError
+from backend.support.addresses import parse_url
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
 """Seconds to connect, and the longest silence of a server that is trusted not to drip."""

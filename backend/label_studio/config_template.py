@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from xml.sax.saxutils import quoteattr
 
-from backend.label_studio.click_help import CORRECTING
 from backend.errors import ConfigError
+from backend.label_studio.click_help import CORRECTING
 from backend.label_studio.label_config import PROMPT_NAME, Label, Salvaged, salvage
 
 COLOURS = {

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from backend.label_studio.read_regions import Mask, from_region
 from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.read_regions import Mask, from_region
 from backend.label_studio.write_regions import values_of
 from sam4mllm.masks import Rle, from_rle, mask_iou
 

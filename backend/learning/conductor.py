@@ -24,21 +24,21 @@ from pathlib import Path
 from typing import Any
 
 from backend.corrections.log import CorrectionLog
-from backend.serving.engine import Engine
+from backend.corrections.log_faults import LogError
+from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, NotReadyError, where
 from backend.learning.gate import SIGN_FLIP_PAIRS, Checks, Decision, Pair, decide
-from backend.corrections.log_faults import LogError
-from backend.support.metrics import Metrics
-from backend.support.child import Child
 from backend.learning.report import Change, RunReport, write_report
-from backend.corrections.reviews import read_reviews
-from backend.serving.leases import Roster
 from backend.learning.run_record import Run, State, is_number, read_curve
 from backend.learning.runs import Runs
-from backend.settings import Settings
 from backend.learning.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
 from backend.learning.trainer import STOPPED, Job
+from backend.serving.engine import Engine
+from backend.serving.leases import Roster
 from backend.serving.versions import Versions
+from backend.settings import Settings
+from backend.support.child import Child
+from backend.support.metrics import Metrics
 from sam4mllm.adapters.files import CONFIG, WEIGHTS
 from sam4mllm.data.examples import read_examples
 from sam4mllm.durable import file_sha256, remove

@@ -16,15 +16,15 @@ from typing import Any, Literal
 from xml.sax.saxutils import quoteattr
 
 from backend.corrections.log import Served, StoredAnnotation
+from backend.corrections.reviews import Review, read_reviews
+from backend.corrections.tables import KEPT, instant, row_id
 from backend.errors import TaskError
 from backend.label_studio.export_file import CONFIG, export_file, find_picture, read_config_text, read_export
-from backend.corrections.tables import KEPT, instant, row_id
 from backend.label_studio.label_config import PROMPT_NAME, LabelConfig, read_label_config
 from backend.label_studio.region_parts import is_label_alone, page_of, without_text_labels
-from backend.corrections.reviews import Review, read_reviews
-from backend.settings import read_settings
-from backend.learning.snapshot import split_of
 from backend.label_studio.wire import Region
+from backend.learning.snapshot import split_of
+from backend.settings import read_settings
 from sam4mllm.data.pairs import LeftOut, Pair, Reading, coco_origin
 from sam4mllm.data.readers import Reader
 from sam4mllm.errors import DatasetError, ImageError

@@ -10,23 +10,23 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 
-from backend.learning.agreement import Judged, judged_of
-from backend.learning.conductor import TRAINER, Conductor
 from backend.corrections.log import CorrectionLog
-from backend.serving.engine import Engine
-from backend.errors import LearningError, where
-from backend.label_studio.client import LabelStudio
-from backend.support.metrics import Metrics
 from backend.corrections.reconcile import reconcile
 from backend.corrections.reviews import read_reviews
-from backend.serving.leases import Roster
+from backend.errors import LearningError, where
+from backend.label_studio.client import LabelStudio
+from backend.learning.agreement import Judged, judged_of
+from backend.learning.auto_rollback import Watch
+from backend.learning.conductor import TRAINER, Conductor
 from backend.learning.run_record import Run
 from backend.learning.runs import Runs
-from backend.serving.calibration import Scorer
-from backend.settings import Settings
 from backend.learning.snapshot import Files
+from backend.serving.calibration import Scorer
+from backend.serving.engine import Engine
+from backend.serving.leases import Roster
 from backend.serving.versions import Versions
-from backend.learning.auto_rollback import Watch
+from backend.settings import Settings
+from backend.support.metrics import Metrics
 from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)

@@ -23,13 +23,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backend.learning.compare import answer_all, score
 from backend.errors import LearningError
+from backend.learning.compare import answer_all, score
 from backend.learning.gate import Pair, is_kept
-from backend.support.logs import TextFormatter
 from backend.learning.report import choose_changes
 from backend.learning.run_record import is_number, read_text
 from backend.learning.snapshot import HOLDOUT
+from backend.support.logs import TextFormatter
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.examples import EXAMPLES, Example, read_examples
 from sam4mllm.demo.dataset import write_scenes

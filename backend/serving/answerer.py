@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 
-from backend.support.byte_cache import ByteCache
 from backend.errors import TaskError
 from backend.images.store import LoadedImage
+from backend.label_studio.answer_text import summary_of_clicks, told
 from backend.label_studio.label_config import LabelConfig
-from backend.support.metrics import Metrics
 from backend.label_studio.phrases import Pointed, Wanted, wanted
+from backend.label_studio.wire import Region, Task, prediction
+from backend.label_studio.write_regions import answer_line, to_regions
 from backend.serving.pointing import OnScreen, answer_ids, of_size, with_shown
 from backend.serving.served_records import Drawn
-from backend.label_studio.write_regions import answer_line, to_regions
 from backend.settings import Settings
-from backend.label_studio.answer_text import summary_of_clicks, told
-from backend.label_studio.wire import Region, Task, prediction
+from backend.support.byte_cache import ByteCache
+from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
 from sam4mllm.pipeline import Instance, Opened, Pipeline, Segmentation
 

@@ -14,25 +14,25 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
-from backend.serving.answerer import Answerer, Question, dump
-from backend.support.byte_cache import ByteCache
 from backend.corrections.log import Served
-from backend.serving.engine import Engine
-from backend.errors import BackendError, ConfigError, DeadlineError, where
-from backend.serving.single_flight import Flights
-from backend.images.store import LoadedImage
-from backend.label_studio.label_config import LabelConfig, read_label_config
 from backend.corrections.log_faults import LogError
 from backend.corrections.log_file import SOON
-from backend.support.metrics import Metrics
+from backend.errors import BackendError, ConfigError, DeadlineError, where
+from backend.images.store import LoadedImage
+from backend.label_studio.label_config import LabelConfig, read_label_config
 from backend.label_studio.phrases import Pointed, Wanted, pointed, typed_text, wanted
+from backend.label_studio.region_parts import join_labels, join_pages, naming_page, on_page, page_of
+from backend.label_studio.wire import PredictRequest, Region, Task, prediction, read_task
+from backend.label_studio.write_regions import answer_line
+from backend.serving.answerer import Answerer, Question, dump
+from backend.serving.engine import Engine
+from backend.serving.leases import Lease, Roster
 from backend.serving.pointing import OnScreen, on_screen, selected_regions, touched_phrase
 from backend.serving.served_records import Drawn, served_records
-from backend.label_studio.region_parts import join_labels, join_pages, naming_page, on_page, page_of
-from backend.label_studio.write_regions import answer_line
-from backend.serving.leases import Lease, Roster
+from backend.serving.single_flight import Flights
 from backend.settings import Settings
-from backend.label_studio.wire import PredictRequest, Region, Task, prediction, read_task
+from backend.support.byte_cache import ByteCache
+from backend.support.metrics import Metrics
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.pipeline import check_phrase
 

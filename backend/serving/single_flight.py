@@ -7,8 +7,8 @@ import time
 from collections.abc import Callable
 from concurrent.futures import Future
 
-from backend.support.byte_cache import ByteCache
 from backend.errors import DeadlineError
+from backend.support.byte_cache import ByteCache
 
 
 class Flights:

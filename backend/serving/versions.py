@@ -11,15 +11,15 @@ from typing import TypeVar
 
 import numpy as np
 
-from backend.serving.engine import Engine
 from backend.errors import NotReadyError, where
+from backend.serving.engine import Engine
 from backend.serving.leases import Roster, remembering
 from backend.settings import Settings
 from sam4mllm.adapters.files import Manifest
+from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.loading import load_variants
 from sam4mllm.pipeline import Options, Pipeline, Strategy
-from sam4mllm.adapters.registry import Registry
 
 log = logging.getLogger(__name__)
 

@@ -6,7 +6,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from backend.label_studio.config_template import offer_config
+from backend.errors import ConfigError, LabelStudioError
+from backend.finding import Finding
 from backend.label_studio.backend_entry import (
     EVENTS,
     SECRET_HEADER,
@@ -24,10 +25,9 @@ from backend.label_studio.backend_entry import (
     require_label_studio,
     tidy,
 )
-from backend.errors import ConfigError, LabelStudioError
-from backend.finding import Finding
-from backend.label_studio.label_config import read_label_config
 from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
+from backend.label_studio.config_template import offer_config
+from backend.label_studio.label_config import read_label_config
 from backend.settings import Settings
 
 

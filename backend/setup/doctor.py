@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from backend.label_studio.backend_entry import is_loopback, require_label_studio, server_url
 from backend.errors import LabelStudioError, SettingsError
 from backend.finding import Finding, as_finding
 from backend.images.store import image_store
-from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.backend_entry import is_loopback, require_label_studio, server_url
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.label_config import LabelConfig
+from backend.settings import Settings
 from backend.setup.machine_checks import (
     SERVER_SECONDS,
     Server,
@@ -42,7 +43,6 @@ from backend.setup.project_checks import (
     read_link,
     sample_tasks,
 )
-from backend.settings import Settings
 from sam4mllm.errors import Sam4mllmError
 
 

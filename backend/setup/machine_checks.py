@@ -17,12 +17,12 @@ from typing import Any
 
 import httpx
 
-from backend.label_studio.backend_entry import SECRET_HEADER, own_url
 from backend.errors import SettingsError
 from backend.finding import Finding, as_finding
+from backend.label_studio.backend_entry import SECRET_HEADER, own_url
 from backend.settings import Settings
-from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.adapters.registry import Registry
+from sam4mllm.errors import ModelError, RegistryError
 
 FREE_BYTES = 2_000_000_000
 """For one checkpoint of a run: rank 64 on Qwen2.5-VL-7B's linear layers is 161 M parameters, and AdamW keeps two more figures of each."""

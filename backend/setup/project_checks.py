@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
+from backend.errors import ConfigError, FetchError, LabelStudioError, TaskError
+from backend.finding import Finding, as_finding
+from backend.images.store import ImageStore
 from backend.label_studio.backend_entry import (
     SECRET_HEADER,
     Entry,
@@ -21,15 +24,12 @@ from backend.label_studio.backend_entry import (
     read_hooks,
     tidy,
 )
-from backend.errors import ConfigError, FetchError, LabelStudioError, TaskError
-from backend.finding import Finding, as_finding
-from backend.images.store import ImageStore
-from backend.label_studio.label_config import Label, LabelConfig, read_label_config
 from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
-from backend.setup.machine_checks import Server
+from backend.label_studio.label_config import Label, LabelConfig, read_label_config
 from backend.label_studio.phrases import Wanted, wanted
-from backend.settings import Settings
 from backend.label_studio.wire import read_task
+from backend.settings import Settings
+from backend.setup.machine_checks import Server
 from sam4mllm.errors import ImageError, PhraseError, Sam4mllmError
 
 SAMPLE = 50

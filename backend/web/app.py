@@ -7,18 +7,18 @@ from urllib.parse import urlsplit
 
 from flask import Flask, Response, jsonify, request
 
-from backend.web.error_handlers import add_error_handlers
 from backend.errors import NotReadyError
-from backend.web.http_parts import SETUP_BODY, SHORT_BODY, give_back_memory, json_body, knows_password, refusal
-from backend.web.intake import Intake
 from backend.label_studio.label_config import read_label_config
-from backend.web.learning_routes import add_learning_routes
-from backend.web.request_log import follow_requests, note_tasks
+from backend.label_studio.wire import read_predict, read_setup
 from backend.service import Service
 from backend.settings import LOOPBACK
+from backend.web.error_handlers import add_error_handlers
+from backend.web.http_parts import SETUP_BODY, SHORT_BODY, give_back_memory, json_body, knows_password, refusal
+from backend.web.intake import Intake
+from backend.web.learning_routes import add_learning_routes
+from backend.web.request_log import follow_requests, note_tasks
 from backend.web.status_routes import add_status_routes
 from backend.web.webhook_routes import add_webhook_routes
-from backend.label_studio.wire import read_predict, read_setup
 
 OPEN_ENDPOINTS = ("health", "webhook", "webhook_by_path")
 """Routes that do not ask for the password: Label Studio sends none with most webhooks, which have a secret of their own."""

@@ -9,9 +9,9 @@ from http import HTTPStatus
 from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
+from backend.corrections.log_faults import LogError
 from backend.errors import NotReadyError, QueueFullError, StrangerError, where
 from backend.web.http_parts import note_reason, refusal
-from backend.corrections.log_faults import LogError
 from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)

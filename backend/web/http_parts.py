@@ -8,10 +8,10 @@ from http import HTTPStatus
 from flask import Response, current_app, g, jsonify, request
 from werkzeug.exceptions import HTTPException
 
-from backend.support.bounded_json import memory_of, read_json
 from backend.errors import BackendError, WireError
-from backend.web.intake import SMALL, Intake
 from backend.settings import Settings
+from backend.support.bounded_json import memory_of, read_json
+from backend.web.intake import SMALL, Intake
 from sam4mllm.errors import Sam4mllmError
 
 SHORT_BODY = 1 << 20

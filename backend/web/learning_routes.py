@@ -7,9 +7,9 @@ from http import HTTPStatus
 
 from flask import Flask, Response, jsonify
 
-from backend.web.http_parts import json_body, refusal
 from backend.learning.runs import Run
 from backend.service import Service
+from backend.web.http_parts import json_body, refusal
 
 PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 

@@ -8,14 +8,14 @@ from functools import cached_property
 from typing import Any
 
 from backend.learning.agreement import Judged, Reliability, Trend, draw_trend, measure_reliability
-from backend.support.metrics import Failure, Request
+from backend.learning.auto_rollback import Control
 from backend.learning.report import Plot, draw_curve
 from backend.learning.run_record import Run, Shown, read_curve
 from backend.service import Service
-from backend.learning.auto_rollback import Control
+from backend.support.metrics import Failure, Request
 from sam4mllm.adapters.files import Manifest
-from sam4mllm.errors import RegistryError
 from sam4mllm.adapters.registry import Broken, Promotion
+from sam4mllm.errors import RegistryError
 
 SHOWN_RUNS = 10
 """Of a page; older ones are on the next."""

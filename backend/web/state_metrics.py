@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, get_args
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from backend.learning.agreement import draw_trend, measure_reliability
-from backend.serving.engine import State
 from backend.corrections.log_faults import LogError
+from backend.learning.agreement import draw_trend, measure_reliability
 from backend.learning.run_record import ENDED
 from backend.learning.run_record import State as RunState
+from backend.serving.engine import State
 from sam4mllm.errors import RegistryError
 
 if TYPE_CHECKING:

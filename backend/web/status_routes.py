@@ -11,12 +11,12 @@ from pathlib import Path
 
 from flask import Flask, Response, jsonify, redirect, request
 
-from backend.web.error_handlers import status_of
 from backend.errors import WireError
+from backend.service import Service
+from backend.web.error_handlers import status_of
 from backend.web.form_guard import TOKEN, FormGuard
 from backend.web.http_parts import note_reason
 from backend.web.overview import BASE_MODEL, SHOWN_RUNS, look
-from backend.service import Service
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.page import render
 

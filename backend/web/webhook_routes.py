@@ -7,10 +7,10 @@ from http import HTTPStatus
 
 from flask import Flask, Response, jsonify, request
 
-from backend.web.error_handlers import status_of
-from backend.web.http_parts import json_body, knows_password, note_reason, refusal, same
 from backend.corrections.log_faults import LogError
 from backend.service import Service
+from backend.web.error_handlers import status_of
+from backend.web.http_parts import json_body, knows_password, note_reason, refusal, same
 
 log = logging.getLogger(__name__)
 

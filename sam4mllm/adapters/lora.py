@@ -13,10 +13,10 @@ from typing import Any
 from peft import LoraConfig, LoraModel, PeftModel
 from peft.tuners.lora import LoraLayer
 
+from sam4mllm.adapters.factors import declare, fill, read_factors
 from sam4mllm.adapters.files import BASE, WEIGHTS, check_adapter
 from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError, first_line
-from sam4mllm.adapters.factors import declare, fill, read_factors
 from sam4mllm.grounding.families import Checkpoint
 
 

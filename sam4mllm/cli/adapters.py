@@ -35,8 +35,8 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from sam4mllm.adapters.files import Manifest
-    from sam4mllm.data.examples import Example
     from sam4mllm.adapters.registry import Registry
+    from sam4mllm.data.examples import Example
     from sam4mllm.training.recipe import Progress
 
 TRAIN_EXAMPLE = "Example: sam4mllm train /tmp/corrections --out /tmp/adapter --replay /tmp/scenes --steps 200"
@@ -154,8 +154,8 @@ def _training_bar(steps: int) -> Iterator[tuple[Callable[[Progress], None], list
 
 
 def _registry(home: Path | None) -> Registry:
-    from sam4mllm.loading import find_home  # noqa: PLC0415
     from sam4mllm.adapters.registry import Registry  # noqa: PLC0415
+    from sam4mllm.loading import find_home  # noqa: PLC0415
 
     return Registry(find_home() if home is None else home)
 

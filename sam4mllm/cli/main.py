@@ -17,9 +17,7 @@ from rich.progress import track
 from rich.table import Table
 
 from sam4mllm.cli import adapters as adapter_cli
-
 from sam4mllm.cli import data as data_cli
-
 from sam4mllm.cli import evaluate as evaluate_cli
 from sam4mllm.cli.options import (
     AdapterOption,

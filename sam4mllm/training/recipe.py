@@ -31,21 +31,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from sam4mllm.adapters.lora import attach
 from sam4mllm.data.conversations import Turn
 from sam4mllm.data.examples import Example
 from sam4mllm.errors import PhraseError, TrainingError
 from sam4mllm.grounding.encoders import Encoded, position_ids
 from sam4mllm.grounding.families import Checkpoint
 from sam4mllm.grounding.frames import Frame
-from sam4mllm.adapters.lora import attach
 from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
 from sam4mllm.grounding.packing import additive
-from sam4mllm.training.resume import load_checkpoint, save_checkpoint
 from sam4mllm.training.collate import UNLEARNED, Asking, Collator, TrainingRow
 from sam4mllm.training.features import VisionMemory
 from sam4mllm.training.plan import MEASURED, Plan, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool, Shown
 from sam4mllm.training.processes import Processes
+from sam4mllm.training.resume import load_checkpoint, save_checkpoint
 from sam4mllm.training.sharding import shard
 from sam4mllm.training.targets import NO_TARGETS, Targets
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import pytest
 
 from backend.demo.launch import READY_TIMEOUT, find_label_studio, is_ready, start_backend
-from backend.errors import SettingsError
 from backend.demo.local_label_studio import LocalLabelStudio
+from backend.errors import SettingsError
 from backend.support.child import HOST, check_port
 
 if TYPE_CHECKING:

@@ -14,8 +14,8 @@ from typer.testing import CliRunner
 
 from backend.cli.server import app
 from backend.demo.launch import find_label_studio
-from backend.errors import SettingsError
 from backend.demo.local_label_studio import LocalLabelStudio
+from backend.errors import SettingsError
 from sam4mllm.data.pairs import to_mask
 from sam4mllm.images import load_image
 from sam4mllm.masks import mask_iou

@@ -23,15 +23,15 @@ from PIL import Image
 
 from backend.demo.launch import LABEL_CONFIG, READY_TIMEOUT, is_ready
 from backend.demo.local_label_studio import LocalLabelStudio
-from backend.support.child import HOST, Child, check_port
 from backend.service import build
 from backend.settings import Settings
+from backend.support.child import HOST, Child, check_port
 from benchmarks.random_adapter import write_random_adapter
 from sam4mllm.adapters.files import CONFIG, WEIGHTS
+from sam4mllm.adapters.registry import Registry
 from sam4mllm.data.pairs import write_pairs
 from sam4mllm.data.readers import READERS
 from sam4mllm.demo.dataset import write_scenes
-from sam4mllm.adapters.registry import Registry
 from tests.e2e.conftest import serving
 from tests.e2e.test_backend import save, scene
 from tests.e2e.test_commands import COMMAND

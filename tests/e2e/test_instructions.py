@@ -12,10 +12,10 @@ import httpx
 import numpy as np
 import pytest
 
-from backend.label_studio.click_help import ACCEPT, ADD, BOX, ELSEWHERE, SWITCH, TAKE_AWAY
 from backend.corrections.log import CorrectionLog
-from backend.demo.launch import LABEL_CONFIG, ROOT
 from backend.corrections.reviews import Review, read_reviews
+from backend.demo.launch import LABEL_CONFIG, ROOT
+from backend.label_studio.click_help import ACCEPT, ADD, BOX, ELSEWHERE, SWITCH, TAKE_AWAY
 from sam4mllm.demo.scenes import DemoScene
 from sam4mllm.masks import from_rle
 from tests.e2e.conftest import BackendServer

@@ -12,8 +12,8 @@ from backend.demo.local_label_studio import LocalLabelStudio
 from benchmarks.learn import learn
 from sam4mllm.adapters.files import CONFIG, WEIGHTS, Manifest
 from sam4mllm.adapters.lora import attach
-from sam4mllm.loading import load_variants
 from sam4mllm.adapters.registry import Registry
+from sam4mllm.loading import load_variants
 from tests.e2e.conftest import serving
 from tests.e2e.test_backend import Project, fill, save, scene, until
 

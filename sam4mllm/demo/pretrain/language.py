@@ -27,8 +27,8 @@ from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
 from sam4mllm.demo.scenes import DemoScene, close_up, make_scene
 from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, IMAGE, build_tokenizer, vocabulary
 from sam4mllm.grounding.packing import additive, pack
-from sam4mllm.training.resume import has_checkpoint, load_weights
 from sam4mllm.training.collate import shake_box
+from sam4mllm.training.resume import has_checkpoint, load_weights
 
 DENSE_WEIGHT = 0.5
 CROWD_EVERY = 3
