@@ -18,7 +18,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from backend.learning.gate import BOOTSTRAP_PAIRS, TIE, Checks, Pair, compare_labels, decide, losing_labels, lower_bounds
+from backend.learning.gate import BOOTSTRAP_PAIRS, TIE, Checks, PairedSample, compare_labels, decide, losing_labels, lower_bounds
 
 SEED = 990_004
 SPREAD = 0.10
@@ -92,9 +92,11 @@ def decide_at_once(differences: NDArray[np.float64], labels: int) -> NDArray[np.
     return promoted
 
 
-def make_pairs(differences: NDArray[np.float64], labels: int) -> list[Pair]:
+def make_pairs(differences: NDArray[np.float64], labels: int) -> list[PairedSample]:
     """(N,) differences as pairs whose labels take turns."""
-    return [Pair(f"label {index % labels}", CHAMPION, CHAMPION + difference) for index, difference in enumerate(differences.tolist())]
+    return [
+        PairedSample(f"label {index % labels}", CHAMPION, CHAMPION + difference) for index, difference in enumerate(differences.tolist())
+    ]
 
 
 def print_table(title: str, results: Sequence[Result]) -> None:

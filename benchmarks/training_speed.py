@@ -27,7 +27,7 @@ from sam4mllm.cli.options import hush
 from sam4mllm.data.examples import ExampleWriter, read_examples
 from sam4mllm.loading import pick_device
 from sam4mllm.precision import default_dtype
-from sam4mllm.training.plan import Plan
+from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.pool import Pool
 from sam4mllm.training.recipe import Trainer
 
@@ -51,7 +51,7 @@ def measure(size: Size, rank: int, device: torch.device, limits: Limits, data: P
     """One rank, on a model of its own. A first step warms up and is not counted."""
     checkpoint = make_checkpoint(size, device, default_dtype(device))
     pool = Pool([(data, read_examples(data))])
-    plan = Plan(steps=steps + 1, batch=BATCH, rank=rank, alpha=128, replay_share=0.0, feature_megabytes=0)
+    plan = TrainingPlan(steps=steps + 1, batch=BATCH, rank=rank, alpha=128, replay_share=0.0, feature_megabytes=0)
     gpu = device.type == "cuda"
     if gpu:
         torch.cuda.reset_peak_memory_stats(device)

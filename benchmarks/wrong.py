@@ -21,10 +21,10 @@ import cv2
 import numpy as np
 
 from backend.learning.conductor import PATIENT
-from backend.learning.gate import Checks, Decision, Pair, decide
-from backend.learning.trainer import Job, draw_scenes
+from backend.learning.gate import Checks, Decision, PairedSample, decide
+from backend.learning.trainer import TrainingJob, draw_scenes
 from benchmarks.novel import NovelTask, novel_tasks, write_tasks
-from sam4mllm.training.plan import Plan
+from sam4mllm.training.plan import TrainingPlan
 
 TASKS = 60
 
@@ -69,12 +69,14 @@ def judge(home: Path, seed: int, minutes: float, threads: int) -> Decision:
     run = home / f"run-{seed}"
     run.mkdir()
     write_tasks(run / "data", exchange(novel_tasks(TASKS, 880_100 + seed)), "label-studio:Object")
-    plan = Plan(rate=1e-3, seed=seed, budget_seconds=60 * minutes)
-    Job("demo", "demo", None, "pqpp", False, str(run / "data"), None, None, str(home), None, "demo-0-base", plan, threads).write(run)
+    plan = TrainingPlan(rate=1e-3, seed=seed, budget_seconds=60 * minutes)
+    TrainingJob("demo", "demo", None, "pqpp", False, str(run / "data"), None, None, str(home), None, "demo-0-base", plan, threads).write(
+        run
+    )
     environment = {**os.environ, **PATIENT, "OMP_NUM_THREADS": str(threads)}
     subprocess.run([sys.executable, "-m", "backend.learning.trainer", str(run)], check=True, env=environment, stderr=subprocess.DEVNULL)
     found = json.loads((run / "evaluation.json").read_text())
-    pairs = [Pair(one["label"], one["champion"], one["challenger"]) for one in found["pairs"]]
+    pairs = [PairedSample(one["label"], one["champion"], one["challenger"]) for one in found["pairs"]]
     return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=True))
 
 

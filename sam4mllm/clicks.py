@@ -38,7 +38,7 @@ def _no_labels() -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class ShownInstance:
     """An instance that the reviewer sees: its ``box_px`` (4,) float32 and its ``mask`` (H, W) bool."""
 
     box_px: NDArray[np.float32]
@@ -58,7 +58,7 @@ class Clicks:
     points_px: NDArray[np.float32] = field(default_factory=_no_points)
     labels: NDArray[np.int64] = field(default_factory=_no_labels)
     boxes_px: NDArray[np.float32] = field(default_factory=_no_boxes)
-    shown: tuple[Shown, ...] = ()
+    shown: tuple[ShownInstance, ...] = ()
     selected: int | None = None
 
     def __post_init__(self) -> None:
@@ -73,7 +73,7 @@ class Clicks:
 
 
 @dataclass(frozen=True, eq=False)
-class Target:
+class PromptTarget:
     """What one instance will be prompted with: a box or None, and points (K, 2) with P(inside) (K,) and labels (K,): 1, 0, or -1
     for unused.
 
@@ -90,7 +90,7 @@ class Target:
     mask: NDArray[np.bool_] | None = None
     shown: int | None = None
 
-    def with_points(self, points_px: NDArray[np.float32], inside: NDArray[np.float64], labels: NDArray[np.int64]) -> Target:
+    def with_points(self, points_px: NDArray[np.float32], inside: NDArray[np.float64], labels: NDArray[np.int64]) -> PromptTarget:
         """The same target with more points."""
         return replace(
             self,
@@ -99,14 +99,14 @@ class Target:
             labels=np.concatenate([self.labels, labels]).astype(np.int64),
         )
 
-    def clicked(self, point_px: NDArray[np.float32], label: int) -> Target:
+    def clicked(self, point_px: NDArray[np.float32], label: int) -> PromptTarget:
         """The same target with a reviewer's point."""
         pointed: Pointed = self.pointed or "refined"
         point = (point_px[None].astype(np.float32), np.array([float(label)]), np.array([label], np.int64))
         return replace(self.with_points(*point), pointed=pointed)
 
 
-def merge(grounding: Grounding, clicks: Clicks | None) -> list[Target]:
+def merge(grounding: Grounding, clicks: Clicks | None) -> list[PromptTarget]:
     """The targets of a phrase: the MLLM's boxes with the points it wrote, corrected by the reviewer; then those that stand alone.
 
     A click is about the instance in whose mask it lies, else about the nearest of those whose box, enlarged by MARGIN, holds it. A box
@@ -130,8 +130,8 @@ def merge(grounding: Grounding, clicks: Clicks | None) -> list[Target]:
     return [target for index, target in enumerate(targets) if index < found or target.pointed]
 
 
-def _found(grounding: Grounding, index: int) -> Target:
-    target = Target(grounding.boxes_px[index], float(grounding.box_probabilities[index]))
+def _found(grounding: Grounding, index: int) -> PromptTarget:
+    target = PromptTarget(grounding.boxes_px[index], float(grounding.box_probabilities[index]))
     if not grounding.points:
         return target
     spoken = grounding.points[index]
@@ -140,7 +140,7 @@ def _found(grounding: Grounding, index: int) -> Target:
     return target.with_points(points, labels.astype(np.float64), labels)
 
 
-def _with_shown(targets: list[Target], shown: Sequence[Shown]) -> tuple[list[Target], list[int]]:
+def _with_shown(targets: list[PromptTarget], shown: Sequence[ShownInstance]) -> tuple[list[PromptTarget], list[int]]:
     """The targets with the masks that the reviewer sees of them, and what is shown and no longer found; which target each shown one is."""
     places: list[int] = []
     for number, one in enumerate(shown):
@@ -151,14 +151,14 @@ def _with_shown(targets: list[Target], shown: Sequence[Shown]) -> tuple[list[Tar
                 targets = [*targets[:best], replace(targets[best], mask=one.mask, shown=number), *targets[best + 1 :]]
         else:
             best = len(targets)
-            targets = [*targets, Target(one.box_px, 1.0, mask=one.mask, shown=number)]
+            targets = [*targets, PromptTarget(one.box_px, 1.0, mask=one.mask, shown=number)]
         places.append(best)
     return targets, places
 
 
-def _with_box(targets: list[Target], box_px: NDArray[np.float32], known: int, selected: int | None) -> list[Target]:
+def _with_box(targets: list[PromptTarget], box_px: NDArray[np.float32], known: int, selected: int | None) -> list[PromptTarget]:
     """A box replaces only one of the first ``known`` targets, never another of the reviewer's."""
-    own = Target(box_px, 1.0, pointed="refined")
+    own = PromptTarget(box_px, 1.0, pointed="refined")
     theirs = [target.box_px for target in targets[:known] if target.box_px is not None]
     likeness = [_likeness(box, box_px) for box in theirs]
     if selected is None and not any(_meets(_enlarged(box), box_px) for box in theirs):
@@ -177,14 +177,14 @@ def _likeness(a_px: NDArray[np.float32], b_px: NDArray[np.float32]) -> float:
     return iou + share if iou >= SAME_BOX or share >= PART_OF else 0.0
 
 
-def _with_click(targets: list[Target], point_px: NDArray[np.float32], label: int, selected: int | None) -> list[Target]:
+def _with_click(targets: list[PromptTarget], point_px: NDArray[np.float32], label: int, selected: int | None) -> list[PromptTarget]:
     index = selected if selected is not None else _concerned(targets, point_px, label)
     if index is None:
-        return [*targets, Target(None, 1.0, pointed="alone").clicked(point_px, label)] if label == 1 else targets
+        return [*targets, PromptTarget(None, 1.0, pointed="alone").clicked(point_px, label)] if label == 1 else targets
     return [*targets[:index], targets[index].clicked(point_px, label), *targets[index + 1 :]]
 
 
-def _concerned(targets: Sequence[Target], point_px: NDArray[np.float32], label: int) -> int | None:
+def _concerned(targets: Sequence[PromptTarget], point_px: NDArray[np.float32], label: int) -> int | None:
     """Which target a click is about; None if it is the first of an object that stands alone, or there is nothing to take away from."""
     hit = [index for index, target in enumerate(targets) if target.mask is not None and _holds(target.mask, point_px)]
     boxes = {index: target.box_px for index, target in enumerate(targets) if target.box_px is not None}
@@ -201,7 +201,7 @@ def _holds(mask: NDArray[np.bool_], point_px: NDArray[np.float32]) -> bool:
     return bool(0 <= y < mask.shape[0] and 0 <= x < mask.shape[1] and mask[y, x])
 
 
-def _closeness(target: Target, point_px: NDArray[np.float32]) -> tuple[float, float]:
+def _closeness(target: PromptTarget, point_px: NDArray[np.float32]) -> tuple[float, float]:
     """Pixels to the target's mask, or to its box if no mask is known, then to the box's middle."""
     if target.box_px is None:
         return (0.0, 0.0)

@@ -19,7 +19,7 @@ from typing import Literal, Protocol, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.clicks import Clicks, Pointed, Target, merge
+from sam4mllm.clicks import Clicks, Pointed, PromptTarget, merge
 from sam4mllm.confidence import Calibration, Features, agreement, entropy, score
 from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
@@ -215,7 +215,7 @@ class Pipeline:
             for grounding, found in zip(groundings, instances, strict=True)
         ]
 
-    def _question(self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[Target]]) -> list[list[Target]]:
+    def _question(self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[PromptTarget]]) -> list[list[PromptTarget]]:
         """Put points in every box of every phrase to the MLLM, each round in one pass, and keep the sure answers."""
         asked: list[tuple[Grounding, int]] = []
         for grounding, found in zip(groundings, targets, strict=True):
@@ -228,7 +228,7 @@ class Pipeline:
         """The answers about points in each box of ``asked``, a grounding and which of its boxes."""
         boxes, count = [grounding.boxes_px[index] for grounding, index in asked], self.options.points
         # a reviewer's clicks decide none of these masks: if they moved the points, each click would cost the MLLM's time, too
-        bare = [Target(box, 1.0) for box in boxes]
+        bare = [PromptTarget(box, 1.0) for box in boxes]
 
         def ask(points: list[NDArray[np.float32]]) -> list[Answers]:
             inquiries = [Inquiry(*one, points_px) for one, points_px in zip(asked, points, strict=True)]
@@ -251,27 +251,29 @@ class Pipeline:
             case "spread":
                 return ask([spread(box, count) for box in boxes])
 
-    def _keep(self, target: Target, answers: Answers) -> Target:
+    def _keep(self, target: PromptTarget, answers: Answers) -> PromptTarget:
         kept, labels = self.options.thresholds.select(answers.inside)
         marks = np.full(len(answers.inside), -1, np.int64)
         marks[kept] = labels
         return target.with_points(answers.points_px, answers.inside, marks)
 
-    def _masks(self, embedding: Embedding, targets: Sequence[Target]) -> Iterator[NDArray[np.bool_]]:
+    def _masks(self, embedding: Embedding, targets: Sequence[PromptTarget]) -> Iterator[NDArray[np.bool_]]:
         """The mask of each target, as it would be drawn, to ask by."""
         for start in range(0, len(targets), PROMPTS_AT_ONCE):
             some = targets[start : start + PROMPTS_AT_ONCE]
             for target, (masks, _) in zip(some, self._decode(embedding, some, compared=False), strict=True):
                 yield masks.masks[self._choose(target, masks)]
 
-    def _choose(self, target: Target, masks: Masks) -> int:
+    def _choose(self, target: PromptTarget, masks: Masks) -> int:
         """Which of the segmenter's candidates answers a target best."""
         if self.options.choice != "agreement":
             return _best(masks)
         said = (target.inside >= 0.5).astype(np.int64)
         return int((masks.predicted_iou * [agreement(mask, target.points_px, said) for mask in masks.masks]).argmax())
 
-    def _draw(self, embedding: Embedding, targets: list[list[Target]], present: Sequence[float], compared: bool) -> list[list[Instance]]:
+    def _draw(
+        self, embedding: Embedding, targets: list[list[PromptTarget]], present: Sequence[float], compared: bool
+    ) -> list[list[Instance]]:
         """Decode the prompts in batches; of each prompt's candidates keep the one that the options choose.
 
         ``present``: for each phrase, the probability that it has a target. ``compared``: a box with points is drawn without them too, to
@@ -290,7 +292,7 @@ class Pipeline:
         by_phrase = [[next(following) for _ in found] for found in targets]
         return [[instance for instance in found if instance.mask.any()] for found in by_phrase]
 
-    def _decode(self, embedding: Embedding, targets: Sequence[Target], compared: bool) -> list[tuple[Masks, Masks | None]]:
+    def _decode(self, embedding: Embedding, targets: Sequence[PromptTarget], compared: bool) -> list[tuple[Masks, Masks | None]]:
         """For each target its masks, and those of its box alone if they are compared and there is a difference in the prompts."""
         prompts = [_prompt(target, self.options.choice) for target in targets]
         compared_to = [index for index, prompt in enumerate(prompts) if compared and prompt.box_px is not None and len(prompt.labels)]
@@ -333,13 +335,13 @@ def _nothing(phrase: str) -> Grounding:
     return Grounding(phrase, np.zeros((0, 4), np.float32), np.zeros(0), 0.0)
 
 
-def _prompt(target: Target, choice: Choice) -> Prompt:
+def _prompt(target: PromptTarget, choice: Choice) -> Prompt:
     used = target.labels >= 0
     single = choice == "single" and target.box_px is not None and int(used.sum()) >= CLEAR
     return Prompt(target.box_px, target.points_px[used], target.labels[used], single)
 
 
-def _is_asked(target: Target) -> bool:
+def _is_asked(target: PromptTarget) -> bool:
     """Whether the MLLM is asked about points in the target's box: what stands alone is no part of the phrase."""
     return target.box_px is not None and target.pointed != "alone"
 
@@ -349,7 +351,7 @@ def _best(masks: Masks) -> int:
 
 
 def _instance(
-    target: Target, present: float, masks: Masks, best: int, of_box: Masks | None, judge: Callable[[Features], float]
+    target: PromptTarget, present: float, masks: Masks, best: int, of_box: Masks | None, judge: Callable[[Features], float]
 ) -> Instance:
     mask = clean(masks.masks[best])
     used = target.labels >= 0

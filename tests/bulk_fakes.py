@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 from PIL import Image
 
-from backend.batch.work import Answered, Job
+from backend.batch.work import Answered, BatchTask
 from backend.images.store import LoadedImage
 from backend.label_studio.client import LabelStudio
 from sam4mllm.pipeline import Pipeline
@@ -112,14 +112,14 @@ class PlainWork:
         self.dead = dead
         self.worked: list[int] = []
 
-    def key(self, job: Job) -> str:
+    def key(self, job: BatchTask) -> str:
         return json.dumps(dict(job.data), sort_keys=True)
 
-    def loader(self) -> Callable[[Job], LoadedImage]:
+    def loader(self) -> Callable[[BatchTask], LoadedImage]:
         return lambda job: LoadedImage(np.zeros((64, 64, 3), np.uint8), "0" * 64)
 
-    def answerer(self) -> Callable[[Pipeline, Job, LoadedImage, float], Answered]:
-        def answer(pipeline: Pipeline, job: Job, image: LoadedImage, seconds: float) -> Answered:
+    def answerer(self) -> Callable[[Pipeline, BatchTask, LoadedImage, float], Answered]:
+        def answer(pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
             del pipeline, image, seconds
             if job.id in self.dead:
                 raise ValueError("dead")

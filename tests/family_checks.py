@@ -28,7 +28,7 @@ from sam4mllm.prompts.conversation import BoxNumbers, box_answer, points_body
 from sam4mllm.prompts.dialects import Dialect
 from sam4mllm.prompts.parse import parse_boxes, parse_points, says_no_target
 from sam4mllm.training.collate import Asking, Collator
-from sam4mllm.training.recipe import Plan, Trainer, row_loss
+from sam4mllm.training.recipe import Trainer, TrainingPlan, row_loss
 from tests.family_models import PHRASES, Kind, make_family
 from tests.test_mllm import inquiry, picture
 from tests.test_pool import TOY, make_pool, write_pictures
@@ -36,7 +36,7 @@ from tests.test_pool import TOY, make_pool, write_pictures
 CPU = torch.device("cpu")
 IMAGE = picture(1)
 QUESTION = inquiry(PHRASES[0], [[5, 5, 60, 80], [20, 30, 85, 110]], 1, 6)
-PLAN = Plan(steps=20, batch=1, rate=5e-3, rank=4, alpha=8, dropout=0.0, strength=1.0, replay_share=0.0)
+PLAN = TrainingPlan(steps=20, batch=1, rate=5e-3, rank=4, alpha=8, dropout=0.0, strength=1.0, replay_share=0.0)
 ASKING = Asking(points=3)
 
 LINEAR = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")

@@ -12,7 +12,7 @@ from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.demo.layout import CLEARANCE, overlap
 from sam4mllm.demo.pairs import PAIR_KINDS, axes, draw_pair, hollow, parts_of, pool_for
 from sam4mllm.demo.pretrain.ahead import Ahead
-from sam4mllm.demo.pretrain.loop import Plan, learning_rate, run
+from sam4mllm.demo.pretrain.loop import PretrainPlan, learning_rate, run
 from sam4mllm.demo.pretrain.segmenter import corrective_clicks, decode, encode
 from sam4mllm.demo.pretrain.segmenter_examples import BOX_LABELS, WINDOW, draw_example
 from sam4mllm.demo.scenes import PAIR_IOU, PAIR_SHARES, make_ambiguous
@@ -134,7 +134,7 @@ def _square(index: int) -> int:
 
 
 def test_a_budget_of_minutes_ends_a_run_and_its_rate(tmp_path: Path) -> None:
-    plan = Plan(tmp_path, steps=10**6, batch=1, rate=1.0, warmup=1, floor=0.1, minutes=0.01)
+    plan = PretrainPlan(tmp_path, steps=10**6, batch=1, rate=1.0, warmup=1, floor=0.1, minutes=0.01)
     assert learning_rate(plan, 10, seconds=0.0) == pytest.approx(1.0)
     assert learning_rate(plan, 10, seconds=0.6) == pytest.approx(0.1)
     model = torch.nn.Linear(2, 2)

@@ -29,7 +29,7 @@ from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.grounding.families import Checkpoint, load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.loading import Variants
-from sam4mllm.training.plan import Plan
+from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.recipe import Trainer
 from tests.adapter_kinds import BAD, GOOD, AdapterKind, all_linear, hash_base, write_adapter, zeros
 from tests.conftest import make_checkpoint
@@ -195,7 +195,7 @@ def test_a_run_that_is_resumed_takes_the_factors_of_its_checkpoint_and_no_more(
     source: Path, checkpoint: Checkpoint, tmp_path: Path
 ) -> None:
     pool = make_pool(write_pictures(tmp_path / "data", TOY))
-    plan = Plan(steps=1, batch=1, rank=2)
+    plan = TrainingPlan(steps=1, batch=1, rank=2)
     before = hash_base(checkpoint.model)
     Trainer(checkpoint, pool, plan, tmp_path / "run").train()
     assert hash_base(checkpoint.model) == before

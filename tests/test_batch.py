@@ -20,10 +20,10 @@ from typer.testing import CliRunner
 
 from backend.batch import shards, work
 from backend.batch.run import Nowhere, Pusher, Tally, local_stages, run
-from backend.batch.shards import Plan, read_shard, run_batch
+from backend.batch.shards import BatchPlan, read_shard, run_batch
 from backend.batch.store import opened
 from backend.batch.view import View, duration
-from backend.batch.work import FolderSource, Job, ProjectSource, ProjectWork, Shard
+from backend.batch.work import BatchTask, FolderSource, ProjectSource, ProjectWork, Shard
 from backend.cli.server import app
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError, FetchError, LabelStudioError
@@ -166,8 +166,8 @@ def test_a_revoked_key_does_not_fail_task_after_task(tmp_path: Path) -> None:
     server.fail = lambda line, request: httpx.Response(401) if line == f"GET /api/projects/{PROJECT}/" else None
 
     class NoImages(PlainWork):
-        def loader(self) -> Callable[[Job], Any]:
-            def load(job: Job) -> Any:
+        def loader(self) -> Callable[[BatchTask], Any]:
+            def load(job: BatchTask) -> Any:
                 raise FetchError("Label Studio answered 401 instead of the image")
 
             return load
@@ -235,7 +235,7 @@ def test_a_prediction_is_that_of_the_server(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(work, "image_store", lambda *_: FakeImages())
     given = settings(tmp_path, show_prompts=True, label_studio_url="http://ls:8080", label_studio_api_key=KEY)
     asked = ProjectWork(given, UID, CONFIG)
-    job = Job(5, raw["data"])
+    job = BatchTask(5, raw["data"])
     found = asked.answerer()(fake_pipeline(), job, asked.loader()(job), 0.0)
     assert found.result == json.loads(answer)
     assert {one.region: replace(one, time=0.0) for one in found.served} == {one.region: replace(one, time=0.0) for one in served}
@@ -267,7 +267,7 @@ def test_a_folder_of_pictures(tmp_path: Path, fake_models: None) -> None:
     write_pictures(tmp_path / "pictures", 5)
     lines: list[str] = []
     for shard in ("1/2", "2/2"):
-        plan = Plan(tmp_path / "pictures", tmp_path / "out", read_shard(shard), ("the left cup", " the  moon "))
+        plan = BatchPlan(tmp_path / "pictures", tmp_path / "out", read_shard(shard), ("the left cup", " the  moon "))
         lines += Path(run_batch(plan, settings(tmp_path))["results"]).read_text().splitlines()
     assert len(lines) == 10
     (tmp_path / "pictures" / EXAMPLES).write_text("\n".join(lines))
@@ -278,13 +278,13 @@ def test_a_folder_of_pictures(tmp_path: Path, fake_models: None) -> None:
     }
     assert {one.image for one in examples} == {"0.png", "2.png", "4.png", "more/1.png", "more/3.png"}
     # it is a dataset now: its own phrases are asked
-    summary = run_batch(Plan(tmp_path / "pictures", tmp_path / "again"), settings(tmp_path))
+    summary = run_batch(BatchPlan(tmp_path / "pictures", tmp_path / "again"), settings(tmp_path))
     assert sorted(Path(summary["results"]).read_text().splitlines()) == sorted(lines)
 
 
 def test_a_picture_that_changed_is_asked_again(tmp_path: Path, fake_models: None) -> None:
     write_pictures(tmp_path / "pictures", 3)
-    plan = Plan(tmp_path / "pictures", tmp_path / "out", phrases=("the dog",))
+    plan = BatchPlan(tmp_path / "pictures", tmp_path / "out", phrases=("the dog",))
     assert run_batch(plan, settings(tmp_path))["done"] == 3
     (tmp_path / "pictures" / "0.png").write_bytes((tmp_path / "pictures" / "2.png").read_bytes())
     summary = run_batch(plan, settings(tmp_path))
@@ -316,7 +316,7 @@ def test_what_cannot_be_is_said_before_models_are_loaded(
     (tmp_path / "empty").mkdir()
     where = target if isinstance(target, int) else tmp_path / target
     with pytest.raises(Exception, match=message) as caught:
-        run_batch(Plan(where, tmp_path / "out", phrases=phrases), settings(tmp_path, **given))
+        run_batch(BatchPlan(where, tmp_path / "out", phrases=phrases), settings(tmp_path, **given))
     assert "\n" not in str(caught.value)
 
 
@@ -397,7 +397,7 @@ def test_ray_gives_the_same(tmp_path: Path, ray: Any) -> None:
 # -- what is told of a run -----------------------------------------------------------------------------------------------------------------
 
 
-def greedy(jobs: Iterator[Job], stages: Callable[[Iterator[Job]], Iterator[Any]]) -> Iterator[Any]:
+def greedy(jobs: Iterator[BatchTask], stages: Callable[[Iterator[BatchTask]], Iterator[Any]]) -> Iterator[Any]:
     """As a cluster does: all tasks are taken up before the first has its answer."""
     return stages(iter(list(jobs)))
 
@@ -412,7 +412,7 @@ def test_tasks_in_flight_are_part_of_the_whole(tmp_path: Path, kind: str) -> Non
     source = ProjectSource(server.client(), PROJECT, WHOLE)
     local = local_stages(fake_pipeline(), asked, source)
 
-    def failing(jobs: Iterator[Job]) -> Iterator[Any]:
+    def failing(jobs: Iterator[BatchTask]) -> Iterator[Any]:
         for outcome in greedy(jobs, local):
             yield replace(outcome, answered=None, reason="task", message="no") if outcome.job.id == 3 else outcome
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from sam4mllm.clicks import Clicks, Shown, Target, merge
+from sam4mllm.clicks import Clicks, PromptTarget, ShownInstance, merge
 from tests.fakes import grounding
 
 LEFT, RIGHT = [20, 20, 60, 40], [100, 20, 140, 40]
@@ -19,19 +19,22 @@ def mask(x1: int, y1: int, x2: int, y2: int) -> NDArray[np.bool_]:
     return drawn
 
 
-def shown(box: list[int], drawn: NDArray[np.bool_] | None = None) -> Shown:
-    return Shown(np.array(box, np.float32), mask(*box) if drawn is None else drawn)
+def shown(box: list[int], drawn: NDArray[np.bool_] | None = None) -> ShownInstance:
+    return ShownInstance(np.array(box, np.float32), mask(*box) if drawn is None else drawn)
 
 
 def clicks(
-    *points: tuple[float, float, int], boxes: tuple[list[float], ...] = (), seen: tuple[Shown, ...] = (), selected: int | None = None
+    *points: tuple[float, float, int],
+    boxes: tuple[list[float], ...] = (),
+    seen: tuple[ShownInstance, ...] = (),
+    selected: int | None = None,
 ) -> Clicks:
     places = np.array([point[:2] for point in points], np.float32).reshape(-1, 2)
     labels = np.array([point[2] for point in points], np.int64)
     return Clicks(places, labels, np.array(boxes, np.float32).reshape(-1, 4), seen, selected)
 
 
-def told(targets: list[Target]) -> list[tuple[str, int]]:
+def told(targets: list[PromptTarget]) -> list[tuple[str, int]]:
     """Of each target: what the clicks are to it, and how many of its points are theirs."""
     return [(target.pointed, len(target.labels)) for target in targets]
 
@@ -94,7 +97,9 @@ def test_where_nothing_was_found_everything_stands_alone(given: Clicks, expected
         pytest.param((10, 90, 1), (shown([60, 60, 90, 90]),), ALONE_AND_TWO, id="what is shown and not pointed at is not drawn"),
     ],
 )
-def test_what_the_reviewer_sees_decides(point: tuple[float, float, int], seen: tuple[Shown, ...], expected: list[tuple[str, int]]) -> None:
+def test_what_the_reviewer_sees_decides(
+    point: tuple[float, float, int], seen: tuple[ShownInstance, ...], expected: list[tuple[str, int]]
+) -> None:
     assert told(merge(grounding("the cups", [LEFT, RIGHT]), clicks(point, seen=seen))) == expected
 
 

@@ -13,14 +13,14 @@ import pytest
 from sam4mllm.errors import TrainingError
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.config import FOLDER, NAMES, Config, read_config
-from sam4mllm.training.plan import Plan, learning_rate
+from sam4mllm.training.plan import TrainingPlan, learning_rate
 
 
 def test_the_default_is_the_code_s() -> None:
-    assert read_config("default") == read_config(None) == Config(Plan(), Asking())
+    assert read_config("default") == read_config(None) == Config(TrainingPlan(), Asking())
     values = tomllib.loads((FOLDER / "default.toml").read_text())
     assert values.pop("asking").keys() == asdict(Asking()).keys()
-    assert values.keys() == {name for name, value in asdict(Plan()).items() if value is not None}
+    assert values.keys() == {name for name, value in asdict(TrainingPlan()).items() if value is not None}
 
 
 def test_every_plan_of_the_package_can_be_read() -> None:

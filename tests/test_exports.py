@@ -23,7 +23,7 @@ from backend.label_studio.export_file import find_picture
 from backend.learning.exports import label_studio_reader, read_label_studio
 from backend.learning.snapshot import split_of
 from sam4mllm.data.examples import Example, read_examples
-from sam4mllm.data.pairs import LeftOut, Pair, Prepared, to_mask, write_pairs
+from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Prepared, to_mask, write_pairs
 from sam4mllm.errors import DatasetError, Sam4mllmError
 from sam4mllm.images import image_sha256
 from tests.public_sets import FAR, HEIGHT, WIDTH, picture, square
@@ -271,7 +271,7 @@ def test_the_prompt_of_an_export_is_the_one_that_the_setting_names(configured: b
     said = annotation(region(to_name="photo" if configured else "image"), text("never mind"), text("the mug", "note"))
     (folder / "export.json").write_text(json.dumps([task(said, url="/data/upload/3/ab12-cup.png")]))
     [pair] = label_studio_reader().read(folder).pairs
-    assert isinstance(pair, Pair)
+    assert isinstance(pair, PhrasedPicture)
     assert pair.phrase == "the mug"
 
 

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from backend.learning import gate
-from backend.learning.gate import Checks, Decision, Pair, decide, is_kept, lower_bounds, sign_flip_p
+from backend.learning.gate import Checks, Decision, PairedSample, decide, is_kept, lower_bounds, sign_flip_p
 
 GOOD = Checks(golden_champion=0.8, golden_challenger=0.8, finite=True, smoke=True)
 SHARE = st.floats(0, 1)
-PAIRS = st.lists(st.builds(Pair, st.sampled_from(["cup", "dog"]), SHARE, SHARE), max_size=45)
+PAIRS = st.lists(st.builds(PairedSample, st.sampled_from(["cup", "dog"]), SHARE, SHARE), max_size=45)
 
 
-def shifted(count: int, by: float, label: str = "cup", champion: float = 0.5) -> list[Pair]:
+def shifted(count: int, by: float, label: str = "cup", champion: float = 0.5) -> list[PairedSample]:
     """Pairs that all differ by the same."""
-    return [Pair(label, champion, champion + by)] * count
+    return [PairedSample(label, champion, champion + by)] * count
 
 
-def mixed(better: int, worse: int, same: int = 0) -> list[Pair]:
+def mixed(better: int, worse: int, same: int = 0) -> list[PairedSample]:
     """So many pairs that are better by 0.1, worse by 0.1, or the same."""
     return shifted(better, 0.1) + shifted(worse, -0.1) + shifted(same, 0)
 
@@ -54,10 +54,10 @@ def mixed(better: int, worse: int, same: int = 0) -> list[Pair]:
         pytest.param(mixed(17, 13), "keep", "bootstrap", id="17 better of 30"),
         pytest.param(mixed(24, 6), "promote", "bootstrap", id="24 better of 30"),
         pytest.param(mixed(100, 100), "keep", "bootstrap", id="as many better as worse"),
-        pytest.param([Pair("dog", 0.0, 1.0)] * 40, "promote", "bootstrap", id="phrases without a target, all fixed"),
+        pytest.param([PairedSample("dog", 0.0, 1.0)] * 40, "promote", "bootstrap", id="phrases without a target, all fixed"),
     ],
 )
-def test_the_pairs_decide(pairs: list[Pair], verdict: str, method: str) -> None:
+def test_the_pairs_decide(pairs: list[PairedSample], verdict: str, method: str) -> None:
     decision = decide(pairs, GOOD)
     assert (decision.verdict, decision.method) == (verdict, method)
     assert len(decision.reasons) == 1
@@ -77,7 +77,7 @@ def test_the_pairs_decide(pairs: list[Pair], verdict: str, method: str) -> None:
         pytest.param(shifted(10, -0.07, "dog") + shifted(10, 0, "dog"), "keep", id="the mean of the label counts too much"),
     ],
 )
-def test_no_label_pays_for_the_others(extra: list[Pair], verdict: str) -> None:
+def test_no_label_pays_for_the_others(extra: list[PairedSample], verdict: str) -> None:
     decision = decide(shifted(200, 0.2) + extra, GOOD)
     assert decision.verdict == verdict
     assert ("“dog”" in decision.reasons[0]) == (verdict == "keep")
@@ -117,7 +117,7 @@ UNASKED = dataclasses.replace(GOOD, golden_champion=None, golden_challenger=None
         pytest.param(shifted(3, -0.1), False, id="too few to say"),
     ],
 )
-def test_the_golden_set_is_asked_unless_the_pairs_decide(pairs: list[Pair], kept: bool) -> None:
+def test_the_golden_set_is_asked_unless_the_pairs_decide(pairs: list[PairedSample], kept: bool) -> None:
     assert is_kept(pairs) == kept
     if kept:
         decision = decide(pairs, UNASKED)
@@ -166,7 +166,7 @@ def test_reasons_name_the_figures() -> None:
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, -0.01, 1.01, 65.0])
 def test_what_is_no_share_is_refused(value: float) -> None:
-    for pair in (Pair("cup", value, 0.5), Pair("cup", 0.5, value)):
+    for pair in (PairedSample("cup", value, 0.5), PairedSample("cup", 0.5, value)):
         with pytest.raises(ValueError, match="between 0 and 1"):
             decide([*shifted(40, 0.1), pair], GOOD)
     for checks in (dataclasses.replace(GOOD, golden_champion=value), dataclasses.replace(GOOD, golden_challenger=value)):
@@ -217,9 +217,9 @@ def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(PAIRS)
-def test_a_challenger_that_is_nowhere_better_is_never_promoted(pairs: list[Pair]) -> None:
-    same = [Pair(pair.label, pair.champion, pair.champion) for pair in pairs]
-    worse = [Pair(pair.label, max(pair.champion, pair.challenger), min(pair.champion, pair.challenger)) for pair in pairs]
+def test_a_challenger_that_is_nowhere_better_is_never_promoted(pairs: list[PairedSample]) -> None:
+    same = [PairedSample(pair.label, pair.champion, pair.champion) for pair in pairs]
+    worse = [PairedSample(pair.label, max(pair.champion, pair.challenger), min(pair.champion, pair.challenger)) for pair in pairs]
     expected = {"wait", "keep"} if len(pairs) < 8 else {"keep"}
     assert decide(same, GOOD).verdict in expected
     assert decide(worse, GOOD).verdict in expected
@@ -228,12 +228,12 @@ def test_a_challenger_that_is_nowhere_better_is_never_promoted(pairs: list[Pair]
 @settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(0, 0.95), min_size=30, max_size=60))
 def test_a_challenger_that_is_better_everywhere_is_promoted(champions: list[float]) -> None:
-    assert decide([Pair("cup", champion, min(1.0, champion + 0.05)) for champion in champions], GOOD).verdict == "promote"
+    assert decide([PairedSample("cup", champion, min(1.0, champion + 0.05)) for champion in champions], GOOD).verdict == "promote"
 
 
 @settings(max_examples=50, deadline=None)
 @given(PAIRS, st.randoms(use_true_random=False))
-def test_the_order_of_pairs_does_not_matter(pairs: list[Pair], order: random.Random) -> None:
+def test_the_order_of_pairs_does_not_matter(pairs: list[PairedSample], order: random.Random) -> None:
     shuffled = pairs.copy()
     order.shuffle(shuffled)
     assert decide(shuffled, GOOD) == decide(pairs, GOOD)
@@ -241,7 +241,7 @@ def test_the_order_of_pairs_does_not_matter(pairs: list[Pair], order: random.Ran
 
 @settings(max_examples=50, deadline=None)
 @given(PAIRS, st.builds(Checks, SHARE, SHARE, st.booleans(), st.booleans()))
-def test_every_decision_is_json_with_reasons_of_one_line(pairs: list[Pair], checks: Checks) -> None:
+def test_every_decision_is_json_with_reasons_of_one_line(pairs: list[PairedSample], checks: Checks) -> None:
     decision = decide(pairs, checks)
     stored = json.loads(json.dumps(dataclasses.asdict(decision), allow_nan=False))
     assert Decision(**{**stored, "reasons": tuple(stored["reasons"])}) == decision
@@ -265,6 +265,8 @@ def test_an_equal_challenger_is_rarely_promoted_though_phrases_go_together() -> 
     promoted = 0
     for _ in range(60):
         differences = rng.normal(0, 0.1, (40, 1)) + rng.normal(0, 0.02, (40, 5))
-        pairs = [Pair("cup", 0.5, float(np.clip(0.5 + by, 0, 1)), f"{image}.png") for image, row in enumerate(differences) for by in row]
+        pairs = [
+            PairedSample("cup", 0.5, float(np.clip(0.5 + by, 0, 1)), f"{image}.png") for image, row in enumerate(differences) for by in row
+        ]
         promoted += decide(pairs, GOOD).verdict == "promote"
     assert promoted <= 8

@@ -18,8 +18,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from backend.learning.agreement import Judged
-from backend.learning.auto_rollback import Control
+from backend.learning.agreement import ReviewedAnswer
+from backend.learning.auto_rollback import ControlChart
 from backend.support.logs import REQUEST_ID, JsonFormatter, TextFormatter, clean, log_config
 from backend.web.app import create_app
 from tests.backend_fakes import CONFIG
@@ -64,8 +64,8 @@ def fill(place: School, client: FlaskClient) -> None:
     place.service.engine.state = "loading"  # so that the next run waits
     runs.create("test")
     serving = registry.serving() or ""
-    place.service.learner.judged = tuple(Judged(float(at), 0.8, serving, 0.7) for at in range(30))
-    place.service.learner.watch.state = Control(0.8, 0.6, 0.8, 0.7, 30)
+    place.service.learner.judged = tuple(ReviewedAnswer(float(at), 0.8, serving, 0.7) for at in range(30))
+    place.service.learner.watch.state = ControlChart(0.8, 0.6, 0.8, 0.7, 30)
     tasks = [{"id": 1, "data": {"image": "x/100x80.png", "description": "the left cup"}}, {"id": 2, "data": {"image": "dead"}}]
     place.service.engine.state = "ready"
     client.post("/predict", json={"tasks": tasks, "project": "1.1", "label_config": CONFIG}, base_url=BASE_URL)

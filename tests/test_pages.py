@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from backend.batch.work import Job, ProjectWork
+from backend.batch.work import BatchTask, ProjectWork
 from backend.corrections.reviews import Reviews, read_reviews
 from backend.label_studio.wire import PredictRequest
 from backend.learning.exports import read_label_studio
@@ -102,7 +102,7 @@ def test_a_bulk_run_answers_pages_as_the_server_does(home: House, tmp_path: Path
     raw = pages(*SIZES, description=["the left cup", "the moon"])
     live = ask(home, raw)
     work = ProjectWork(settings(tmp_path / "other", label_studio_url="http://ls:8080"), f"{PROJECT}.1", PAGED)
-    job = Job(TASK, raw["data"])
+    job = BatchTask(TASK, raw["data"])
     bulk = work.answerer()(home.service.engine.model.current, job, work.loader()(job), 0.0)  # type: ignore[union-attr]
     assert bulk.result == live
     assert sorted((one.page, one.region) for one in bulk.served) == sorted(

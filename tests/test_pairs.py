@@ -18,7 +18,7 @@ from sam4mllm.cli.main import app
 from sam4mllm.data import examples as examples_module
 from sam4mllm.data.examples import Example, ExampleWriter, read_examples
 from sam4mllm.data.merge import TESTED_ON, merge
-from sam4mllm.data.pairs import LeftOut, Pair, Prepared, Reading, coco_origin, encode, to_mask, write_pairs
+from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Prepared, Reading, coco_origin, encode, to_mask, write_pairs
 from sam4mllm.data.readers import READERS
 from sam4mllm.errors import DatasetError, MaskCodecError
 from sam4mllm.masks import box_of, from_rle, to_rle
@@ -71,18 +71,18 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None
     broken = tmp_path / "b.png"
     broken.write_bytes(b"none")
     pairs = [
-        Pair(path, "cup", ([SQUARE],), "train", "first"),
-        Pair(path, " Cup ", ([SQUARE],), "train", "again"),
-        Pair(path, "cup", ([SQUARE],), "val", "tested"),
-        Pair(path, "cup", ([SQUARE],), "val", "tested again"),
-        Pair(path, "cup", ([[1, 1, 2, 2]],), "train", "no pixel"),
-        Pair(path, "two", ([SQUARE], [[1, 1, 2, 2]]), "train", "one without a pixel"),
-        Pair(path, "  ", ([SQUARE],), "train", "no phrase"),
-        Pair(path, "cup", ([[1, 2, 3]],), "train", "malformed"),
-        Pair(path, "cup", ([SQUARE],), "a split", "no split"),
-        Pair(path, "cup", ([SQUARE],), "train", "turned", "", (WIDTH, HEIGHT)),
-        Pair(broken, "cup", ([SQUARE],), "train", "no picture"),
-        Pair(broken, "mug", ([SQUARE],), "train", "no picture again"),
+        PhrasedPicture(path, "cup", ([SQUARE],), "train", "first"),
+        PhrasedPicture(path, " Cup ", ([SQUARE],), "train", "again"),
+        PhrasedPicture(path, "cup", ([SQUARE],), "val", "tested"),
+        PhrasedPicture(path, "cup", ([SQUARE],), "val", "tested again"),
+        PhrasedPicture(path, "cup", ([[1, 1, 2, 2]],), "train", "no pixel"),
+        PhrasedPicture(path, "two", ([SQUARE], [[1, 1, 2, 2]]), "train", "one without a pixel"),
+        PhrasedPicture(path, "  ", ([SQUARE],), "train", "no phrase"),
+        PhrasedPicture(path, "cup", ([[1, 2, 3]],), "train", "malformed"),
+        PhrasedPicture(path, "cup", ([SQUARE],), "a split", "no split"),
+        PhrasedPicture(path, "cup", ([SQUARE],), "train", "turned", "", (WIDTH, HEIGHT)),
+        PhrasedPicture(broken, "cup", ([SQUARE],), "train", "no picture"),
+        PhrasedPicture(broken, "mug", ([SQUARE],), "train", "no picture again"),
         LeftOut("train", "skipped", "it was skipped"),
     ]
     prepared = write(pairs, tmp_path / "out")
@@ -97,14 +97,14 @@ def test_what_cannot_be_used_is_left_out_with_its_reason(tmp_path: Path) -> None
 
 def test_pictures_in_memory_are_kept_once(tmp_path: Path) -> None:
     data = picture(tmp_path / "a.png").read_bytes()
-    pairs = [Pair(bytes(bytearray(data)), phrase, ([SQUARE],), "val", phrase) for phrase in "abc"]
+    pairs = [PhrasedPicture(bytes(bytearray(data)), phrase, ([SQUARE],), "val", phrase) for phrase in "abc"]
     assert write(pairs, tmp_path / "out").images == 1
 
 
 def test_after_an_error_nothing_is_left_and_a_second_time_works(tmp_path: Path) -> None:
-    pair = Pair(picture(tmp_path / "a.png"), "cup", ([SQUARE],), "train", "")
+    pair = PhrasedPicture(picture(tmp_path / "a.png"), "cup", ([SQUARE],), "train", "")
 
-    def broken() -> Iterator[Pair]:
+    def broken() -> Iterator[PhrasedPicture]:
         yield pair
         raise KeyboardInterrupt
 
@@ -136,7 +136,7 @@ def test_where_a_file_cannot_be_linked_it_is_copied(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(examples_module.os, "link", refuse)
     path = picture(tmp_path / "a.png")
-    write([Pair(path, "cup", ([SQUARE],), "train", "")], tmp_path / "out")
+    write([PhrasedPicture(path, "cup", ([SQUARE],), "train", "")], tmp_path / "out")
     [example] = read_examples(tmp_path / "out")
     assert (tmp_path / "out" / example.image).read_bytes() == path.read_bytes()
     assert not (tmp_path / "out" / example.image).samefile(path)
@@ -156,7 +156,7 @@ def test_a_name_of_2014_tells_the_picture(name: str, origin: str) -> None:
 def one(folder: Path, split: str, origin: str = "", shade: int = 0, phrase: str = "cup", source: str = "s") -> Path:
     """A dataset of one example; another shade is another file."""
     image = picture(folder.parent / f"{folder.name}-{shade}.png", shade)
-    write([Pair(image, phrase, ([SQUARE],), split, source, origin)], folder)
+    write([PhrasedPicture(image, phrase, ([SQUARE],), split, source, origin)], folder)
     return folder
 
 

@@ -16,7 +16,7 @@ from backend.corrections.reviews import Review, read_reviews
 from backend.label_studio.region_ids import alone_id, refined_ids, stands_alone, superseded
 from backend.label_studio.wire import PredictRequest
 from backend.learning.exports import read_label_studio
-from sam4mllm.data.pairs import LeftOut, Pair
+from sam4mllm.data.pairs import LeftOut, PhrasedPicture
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.public_sets import picture
 from tests.review_fakes import blob, created, decoded, log_of, region, served
@@ -220,7 +220,7 @@ def of_log(folder: Path, body: dict[str, Any], *records: Any) -> list[Review]:
     return read_reviews(log_of(folder, body, served=records), "description").reviews
 
 
-def of_export(folder: Path, body: dict[str, Any]) -> list[Pair | LeftOut]:
+def of_export(folder: Path, body: dict[str, Any]) -> list[PhrasedPicture | LeftOut]:
     source = folder / "export"
     picture(source / "images" / "a.png")
     exported = {"id": 5, "project": 3, "data": body["task"]["data"], "annotations": [body["annotation"]]}
@@ -259,7 +259,7 @@ def test_where_labels_are_the_phrases_the_chosen_label_is_one(tmp_path: Path) ->
 
 def test_a_foreign_click_is_not_in_an_exports_dataset_either(tmp_path: Path) -> None:
     [pair] = of_export(tmp_path, created(region("a", blob(4)), FOREIGN))
-    assert isinstance(pair, Pair)
+    assert isinstance(pair, PhrasedPicture)
     assert (pair.phrase, len(pair.outlines)) == ("the cup", 1)
 
 
@@ -269,7 +269,7 @@ def test_a_superseded_mask_is_not_learned_beside_the_refined_one(tmp_path: Path)
     assert (review.outcome, len(review.instances)) == ("edited", 1)
     assert (decoded(review.instances[0]) == blob(6)).all()
     [pair] = of_export(tmp_path, body)
-    assert isinstance(pair, Pair)
+    assert isinstance(pair, PhrasedPicture)
     assert len(pair.outlines) == 1
 
 
@@ -304,7 +304,7 @@ def test_the_answers_line_with_a_label_is_no_mask(tmp_path: Path, more: dict[str
     [review] = of_log(tmp_path, body, served("a", blob(4)))
     assert (review.outcome, len(review.instances)) == ("accepted", 1)
     [pair] = of_export(tmp_path, body)
-    assert isinstance(pair, Pair)
+    assert isinstance(pair, PhrasedPicture)
     assert len(pair.outlines) == 1
 
 
@@ -318,7 +318,7 @@ def test_nor_is_it_in_json_min(tmp_path: Path) -> None:
     (source / "export.json").write_text(json.dumps([{**record, "mask": [mask_of, {"brushlabels": ["Cup"]}]}]))
     (source / "label_config.xml").write_text(ONE_LABEL)
     [pair] = read_label_studio(source, "description").pairs
-    assert isinstance(pair, Pair)
+    assert isinstance(pair, PhrasedPicture)
     assert (pair.phrase, len(pair.outlines)) == ("the cup", 1)
 
 

@@ -25,7 +25,7 @@ from sam4mllm.loading import Variants
 from sam4mllm.memory import read_headers, weight_bytes
 from sam4mllm.precision import AUTO, Precision, move, quantised_layers
 from sam4mllm.training.collate import Asking
-from sam4mllm.training.plan import Plan
+from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.processes import Processes
 from sam4mllm.training.recipe import Progress, Trainer
 from sam4mllm.training.session import Session
@@ -247,7 +247,7 @@ def snapshot(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("given", BITS, ids=named)
 def test_a_qlora_run_learns_changes_the_adapter_alone_and_is_served(folder: Path, tmp_path: Path, given: Precision) -> None:
     data = write_pictures(tmp_path / "data", TOY[1:2])
-    plan = Plan(steps=8, batch=1, rate=2e-2, rank=4, alpha=8, dropout=0.0, replay_share=0.0, strength=1.0)
+    plan = TrainingPlan(steps=8, batch=1, rate=2e-2, rank=4, alpha=8, dropout=0.0, replay_share=0.0, strength=1.0)
     checkpoint = load_checkpoint(str(folder), CPU, given)
     trainer = Trainer(checkpoint, make_pool(data), plan, tmp_path / "run", Asking(points=2))
     before, told = snapshot(checkpoint), list[Progress]()
@@ -276,7 +276,7 @@ def test_a_qlora_run_learns_changes_the_adapter_alone_and_is_served(folder: Path
 
 def test_a_run_does_not_go_on_in_another_precision(folder: Path, tmp_path: Path) -> None:
     pool = make_pool(write_pictures(tmp_path / "data", TOY[1:2]))
-    plan = Plan(steps=2, batch=1, rank=2, replay_share=0.0)
+    plan = TrainingPlan(steps=2, batch=1, rank=2, replay_share=0.0)
     Trainer(load_checkpoint(str(folder), CPU), pool, plan, tmp_path / "run", Asking(points=1)).train()
     other = Trainer(load_checkpoint(str(folder), CPU, Precision("bf16")), pool, plan, tmp_path / "run", Asking(points=1))
     with pytest.raises(TrainingError, match="holds a run with other data or settings"):
@@ -295,7 +295,7 @@ def test_what_several_processes_cannot_do(
 ) -> None:
     monkeypatch.setattr("sam4mllm.training.session.join_processes", lambda device: processes)
     with pytest.raises(TrainingError, match=message):
-        Session(tmp_path / "data", tmp_path / "out", Plan(), "demo", "cpu", None, precision=given)
+        Session(tmp_path / "data", tmp_path / "out", TrainingPlan(), "demo", "cpu", None, precision=given)
 
 
 def test_lora_sits_on_the_quantised_layers(folder: Path) -> None:

@@ -23,7 +23,7 @@ from sam4mllm.demo.pretrain.language import (
     prefix_positions,
 )
 from sam4mllm.demo.pretrain.lessons import POINTS_CLOSE, Teacher
-from sam4mllm.demo.pretrain.loop import Plan, learning_rate, run
+from sam4mllm.demo.pretrain.loop import PretrainPlan, learning_rate, run
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.demo.scenes import make_scene
 from sam4mllm.demo.tokenizer import Speller, build_tokenizer, vocabulary
@@ -153,7 +153,7 @@ def test_spelling_uses_pieces_that_exist_and_make_up_the_word() -> None:
 
 
 def test_the_rate_warms_up_and_falls() -> None:
-    plan = Plan(Path("unused"), steps=1000, batch=1, rate=1.0, warmup=100)
+    plan = PretrainPlan(Path("unused"), steps=1000, batch=1, rate=1.0, warmup=100)
     assert learning_rate(plan, 0) == pytest.approx(0.01)
     assert learning_rate(plan, 100) == pytest.approx(1.0)
     assert learning_rate(plan, 999) == pytest.approx(plan.floor, abs=1e-3)
@@ -164,7 +164,7 @@ def test_a_resumed_run_is_an_unbroken_run(tmp_path: Path) -> None:
         for steps in stops:
             torch.manual_seed(0)
             model = torch.nn.Linear(4, 4)
-            plan = Plan(folder, steps, batch=1, rate=0.1, warmup=1, floor=1.0)
+            plan = PretrainPlan(folder, steps, batch=1, rate=0.1, warmup=1, floor=1.0)
             run(plan, model, lambda step, model=model: {"loss": model(torch.full((1, 4), float(step))).pow(2).mean()})  # type: ignore[misc]
         return model.weight.detach()
 

@@ -21,7 +21,7 @@ from sam4mllm.adapters.files import WEIGHTS, check_adapter
 from sam4mllm.errors import TrainingError
 from sam4mllm.training import tracking
 from sam4mllm.training.asking import Asking
-from sam4mllm.training.plan import Plan
+from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.processes import Processes, join_processes
 from sam4mllm.training.recipe import Progress
 from sam4mllm.training.session import Extras, Session
@@ -33,7 +33,7 @@ from tests.test_train_cli import run
 
 torch.set_num_threads(1)
 
-PLAN = Plan(epochs=5, batch=3, rate=1e-2, rank=4, alpha=8, dropout=0.3, replay_share=0.3, conversation_share=0.2, phrases=2)
+PLAN = TrainingPlan(epochs=5, batch=3, rate=1e-2, rank=4, alpha=8, dropout=0.3, replay_share=0.3, conversation_share=0.2, phrases=2)
 """An uneven batch: where the base model is spread, the one with fewer images has to keep pace."""
 ASKING = Asking(points=2, prompt_share=0.5, prompt_groups=3, prompt_kept=2)
 STOP = 2

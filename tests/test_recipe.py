@@ -31,7 +31,7 @@ from sam4mllm.training.collate import Asking, TrainingRow
 from sam4mllm.training.config import read_plan
 from sam4mllm.training.plan import MEASURED, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool
-from sam4mllm.training.recipe import Plan, Progress, Trainer
+from sam4mllm.training.recipe import Progress, Trainer, TrainingPlan
 from tests.conftest import make_checkpoint
 from tests.test_pool import TOY, Box, make_pool, write_pictures
 
@@ -40,7 +40,7 @@ torch.set_num_threads(1)
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["sam4mllm.training.recipe", "tests.test_recipe"])
 CPU = torch.device("cpu")
-PLAN = Plan(steps=6, batch=2, rate=1e-2, rank=4, alpha=8, dropout=0.3, replay_share=0.5)
+PLAN = TrainingPlan(steps=6, batch=2, rate=1e-2, rank=4, alpha=8, dropout=0.3, replay_share=0.5)
 ASKING = Asking(points=2)
 
 
@@ -59,7 +59,7 @@ def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_checkpoint("qwen3_vl", tmp_path_factory.mktemp("single"))
 
 
-def make_trainer(source: Path, data: Path, folder: Path, plan: Plan = PLAN, asking: Asking = ASKING) -> Trainer:
+def make_trainer(source: Path, data: Path, folder: Path, plan: TrainingPlan = PLAN, asking: Asking = ASKING) -> Trainer:
     pool = make_pool(data / "corrections", data / "replay")
     return Trainer(load_checkpoint(str(source), CPU), pool, plan, folder, asking)
 
@@ -92,7 +92,7 @@ def losses(trainer: Trainer) -> list[float]:
     ],
 )
 def test_learning_rate(steps: int, warmup: float, expected: list[float]) -> None:
-    plan = Plan(steps=steps, warmup=warmup, rate=0.5)
+    plan = TrainingPlan(steps=steps, warmup=warmup, rate=0.5)
     assert [learning_rate(plan, step, steps) for step in range(steps)] == pytest.approx([0.5 * share for share in expected])
 
 
@@ -133,16 +133,16 @@ def test_a_budget_ends_a_run_with_its_rate_near_zero(single: Path, data: Path, t
 )  # fmt: skip
 def test_a_plan_that_cannot_be(changes: dict[str, Any]) -> None:
     with pytest.raises(TrainingError, match=f"{next(iter(changes))} must be"):
-        Plan(**changes)
+        TrainingPlan(**changes)
 
 
 def test_plans_in_files(tmp_path: Path) -> None:
     (tmp_path / "plan.json").write_text('{"steps": 7, "rate": 0.5}')
     (tmp_path / "plan.toml").write_text("steps = 7\nrate = 0.5\n")
     for name in ("plan.json", "plan.toml"):
-        assert read_plan(tmp_path / name) == Plan(steps=7, rate=0.5)
-        assert read_plan(tmp_path / name, steps=3, seed=None) == Plan(steps=3, rate=0.5)
-    assert read_plan(None, steps=None, seed=5) == Plan(seed=5)
+        assert read_plan(tmp_path / name) == TrainingPlan(steps=7, rate=0.5)
+        assert read_plan(tmp_path / name, steps=3, seed=None) == TrainingPlan(steps=3, rate=0.5)
+    assert read_plan(None, steps=None, seed=5) == TrainingPlan(seed=5)
 
 
 # -- kills ---------------------------------------------------------------------------------------------------------------------------------
@@ -169,7 +169,7 @@ def test_a_run_that_was_stopped_and_resumed_is_an_unbroken_one(tiny_checkpoint: 
     assert_same(weights(trainer), weights(unbroken))
 
 
-def train_and_die(source: Path, data: Path, folder: Path, plan: Plan) -> None:
+def train_and_die(source: Path, data: Path, folder: Path, plan: TrainingPlan) -> None:
     def tell(progress: Progress) -> None:
         if progress.step == MEASURED + 3:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -302,7 +302,7 @@ def test_recomputing_gives_the_same_weights(tiny_checkpoint: Path, data: Path, t
     assert_same(*found)
 
 
-def make_half(source: Path, data: Path, folder: Path, plan: Plan, dtype: torch.dtype) -> Trainer:
+def make_half(source: Path, data: Path, folder: Path, plan: TrainingPlan, dtype: torch.dtype) -> Trainer:
     """As on a GPU: autocast in the base model's precision."""
     checkpoint = load_checkpoint(str(source), CPU)
     checkpoint.model.to(dtype)

@@ -15,11 +15,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.learning.gate import Checks, Decision, Pair, decide
+from backend.learning.gate import Checks, Decision, PairedSample, decide
 from backend.learning.report import CURVE_POINTS, Change, RunReport, choose_changes, draw_curve, write_report
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
-PAIRS = [Pair("cup", 0.5, 0.6)] * 20 + [Pair("dog", 0.5, 0.7)] * 20
+PAIRS = [PairedSample("cup", 0.5, 0.6)] * 20 + [PairedSample("dog", 0.5, 0.7)] * 20
 DECISION = decide(PAIRS, Checks(0.8, 0.81, finite=True, smoke=True))
 REPORT = RunReport(
     run="run-000001",
@@ -105,7 +105,9 @@ def test_the_page_tells_the_verdict_first_and_why(tmp_path: Path) -> None:
     ("decision", "title"),
     [
         pytest.param(None, "no decision", id="none"),
-        pytest.param(decide([Pair("cup", 0.5, 0.4)] * 30, Checks(None, None, finite=True, smoke=True)), "not asked", id="no golden set"),
+        pytest.param(
+            decide([PairedSample("cup", 0.5, 0.4)] * 30, Checks(None, None, finite=True, smoke=True)), "not asked", id="no golden set"
+        ),
         pytest.param(decide([], Checks(0.8, 0.8, finite=True, smoke=True)), "Too few corrections", id="wait"),
         pytest.param(decide(PAIRS, Checks(0.8, 0.7, finite=False, smoke=False)), "The old version stays", id="keep"),
         pytest.param(decide(PAIRS[:10], Checks(0.8, 0.8, finite=True, smoke=True)), "By chance alone", id="few pairs"),

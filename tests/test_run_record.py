@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from backend.errors import LearningError
 from backend.learning.run_record import Run, parse_changes, parse_progress, parse_run, read_curve
-from backend.learning.trainer import Job
+from backend.learning.trainer import TrainingJob
 from backend.service import version_file
 from backend.web.app import create_app
 from tests.learning_fakes import School, school
@@ -141,7 +141,7 @@ def test_a_curve_of_any_bytes(data: bytes) -> None:
 def test_a_job_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "job.json").write_text(text)
     with pytest.raises(LearningError, match="is no job of a run"):
-        Job.read(tmp_path)
+        TrainingJob.read(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from flask.testing import FlaskClient
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backend.learning.agreement import BINS, HEIGHT, WIDTH, Judged, draw_trend, judged_of, measure_reliability
+from backend.learning.agreement import BINS, HEIGHT, WIDTH, ReviewedAnswer, draw_trend, judged_of, measure_reliability
 from backend.web.app import create_app
 from backend.web.overview import SHOWN_RUNS, look
 from tests.learning_fakes import School, school
@@ -250,8 +250,8 @@ def test_two_hundred_runs_and_fifty_versions_are_read_at_once(place: School, cli
 # -- agreement -----------------------------------------------------------------------------------------------------------------------------
 
 
-def judged(*ious: float, version: str = "demo-1-0123abcd", score: float | None = 0.5) -> list[Judged]:
-    return [Judged(float(index), iou, version, score) for index, iou in enumerate(ious)]
+def judged(*ious: float, version: str = "demo-1-0123abcd", score: float | None = 0.5) -> list[ReviewedAnswer]:
+    return [ReviewedAnswer(float(index), iou, version, score) for index, iou in enumerate(ious)]
 
 
 @pytest.mark.parametrize("ious", [pytest.param([], id="none"), pytest.param([0.5], id="one")])
@@ -274,7 +274,7 @@ def test_a_change_of_version_is_marked() -> None:
 
 @given(st.lists(st.tuples(SHARES, st.integers(0, 99), st.none() | SHARES), min_size=2, max_size=900))
 def test_the_curve_stays_in_its_frame(rows: list[tuple[float, int, float | None]]) -> None:
-    trend = draw_trend([Judged(0.0, iou, f"demo-{number}-0123abcd", score) for iou, number, score in rows])
+    trend = draw_trend([ReviewedAnswer(0.0, iou, f"demo-{number}-0123abcd", score) for iou, number, score in rows])
     assert trend is not None
     for x, y in (point.split(",") for point in trend.line.split()):
         assert 0 <= float(x) <= WIDTH
@@ -292,7 +292,7 @@ def test_the_score_is_compared_with_what_was_accepted() -> None:
 
 @given(st.lists(st.tuples(SHARES, SHARES), min_size=1))
 def test_every_answer_is_in_one_bin(rows: list[tuple[float, float]]) -> None:
-    found = measure_reliability([Judged(0.0, iou, "demo-1-0123abcd", score) for iou, score in rows])
+    found = measure_reliability([ReviewedAnswer(0.0, iou, "demo-1-0123abcd", score) for iou, score in rows])
     assert found is not None
     assert sum(one.count for one in found.bins) == len(rows) == found.count
     assert len(found.bins) <= BINS

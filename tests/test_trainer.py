@@ -15,14 +15,14 @@ import numpy as np
 import pytest
 
 from backend.learning import trainer
-from backend.learning.gate import Pair
+from backend.learning.gate import PairedSample
 from backend.learning.run_record import read_curve
 from backend.learning.snapshot import HOLDOUT
-from backend.learning.trainer import STOPPED, Job, draw_scenes, label_of, main
+from backend.learning.trainer import STOPPED, TrainingJob, draw_scenes, label_of, main
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.examples import Example, ExampleWriter, read_examples
 from sam4mllm.demo.dataset import write_scenes
-from sam4mllm.training.plan import Plan
+from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.session import select_examples
 
 
@@ -43,9 +43,9 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def job(tmp_path: Path, dataset: Path) -> Job:
+def job(tmp_path: Path, dataset: Path) -> TrainingJob:
     """Three steps; the corrections themselves are replay and golden set."""
-    return Job(
+    return TrainingJob(
         model="demo",
         segmenter="demo",
         device="cpu",
@@ -57,12 +57,12 @@ def job(tmp_path: Path, dataset: Path) -> Job:
         home=str(tmp_path),
         champion=None,
         champion_version="demo-0-00000000",
-        plan=Plan(steps=3, batch=2, rate=1e-3, rank=2),
+        plan=TrainingPlan(steps=3, batch=2, rate=1e-3, rank=2),
         threads=1,
     )
 
 
-def start(tmp_path: Path, job: Job) -> Path:
+def start(tmp_path: Path, job: TrainingJob) -> Path:
     run = tmp_path / "run"
     run.mkdir(exist_ok=True)
     job.write(run)
@@ -74,19 +74,19 @@ def evaluation(run: Path) -> dict[str, Any]:
     return found
 
 
-def test_a_job_is_read_as_it_was_written(tmp_path: Path, job: Job) -> None:
-    assert Job.read(start(tmp_path, job)) == job
+def test_a_job_is_read_as_it_was_written(tmp_path: Path, job: TrainingJob) -> None:
+    assert TrainingJob.read(start(tmp_path, job)) == job
 
 
-def test_a_job_of_a_server_before_patterns_asks_as_that_did(tmp_path: Path, job: Job) -> None:
+def test_a_job_of_a_server_before_patterns_asks_as_that_did(tmp_path: Path, job: TrainingJob) -> None:
     run = start(tmp_path, job)
     fields = json.loads((run / "job.json").read_text())
     del fields["pattern"]
     (run / "job.json").write_text(json.dumps(fields))
-    assert Job.read(run).pattern == "spread"
+    assert TrainingJob.read(run).pattern == "spread"
 
 
-def test_a_run_gives_an_adapter_and_a_comparison(tmp_path: Path, job: Job) -> None:
+def test_a_run_gives_an_adapter_and_a_comparison(tmp_path: Path, job: TrainingJob) -> None:
     run = start(tmp_path, job)
     assert main([str(run)]) == 0
     check_adapter(run / "adapter")
@@ -107,8 +107,8 @@ def test_a_run_gives_an_adapter_and_a_comparison(tmp_path: Path, job: Job) -> No
     assert evaluation(run) == found
 
 
-def test_the_golden_set_is_left_out_where_the_holdout_decides(tmp_path: Path, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
-    judged: list[Pair] = []
+def test_the_golden_set_is_left_out_where_the_holdout_decides(tmp_path: Path, job: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged: list[PairedSample] = []
     monkeypatch.setattr("backend.learning.trainer.is_kept", lambda pairs: judged.extend(pairs) or True)
     run = start(tmp_path, job)
     assert main([str(run)]) == 0
@@ -117,7 +117,7 @@ def test_the_golden_set_is_left_out_where_the_holdout_decides(tmp_path: Path, jo
     assert [(pair.label, pair.champion) for pair in judged] == [(one["label"], one["champion"]) for one in found["pairs"]]
 
 
-def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Path, job: Job) -> None:
+def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Path, job: TrainingJob) -> None:
     run = start(tmp_path, replace(job, plan=replace(job.plan, steps=100_000)))
     process = subprocess.Popen([sys.executable, "-m", "backend.learning.trainer", str(run)])
     end = time.monotonic() + 120
@@ -145,7 +145,9 @@ def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Pat
         pytest.param({"golden": "/nowhere"}, "cannot be read", id="no golden set"),
     ],
 )
-def test_failures_are_one_line(tmp_path: Path, job: Job, changes: dict[str, str], says: str, capfd: pytest.CaptureFixture[str]) -> None:
+def test_failures_are_one_line(
+    tmp_path: Path, job: TrainingJob, changes: dict[str, str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
     assert main([str(start(tmp_path, replace(job, **changes)))]) == 1  # type: ignore[arg-type]
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1

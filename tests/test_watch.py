@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from backend.corrections.reviews import Review
-from backend.learning.auto_rollback import BASELINE, LEAST, Control, Watch, control
+from backend.learning.auto_rollback import BASELINE, LEAST, ControlChart, Watch, control
 from sam4mllm.adapters.registry import Tenure
 from sam4mllm.errors import RegistryError
 
@@ -135,7 +135,7 @@ def test_a_good_version_stays() -> None:
     watch = desk.watch()
     assert not watch.look(history("demo-1-00000001", agreements(0.92, 12, 3)), 1000.0)
     assert desk.rolled_back == 0
-    assert isinstance(watch.state, Control)
+    assert isinstance(watch.state, ControlChart)
     assert watch.state.reviews == 12
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from backend.batch.run import Stages
-from backend.batch.work import Answered, Job, Outcome, Work, failed
+from backend.batch.work import Answered, BatchTask, TaskResult, Work, failed
 from backend.corrections.log import Served
 from backend.errors import BatchError
 from backend.images.store import LoadedImage
@@ -69,10 +69,10 @@ class Model:
     def __call__(self, row: Row) -> Row:
         job = _job(row)
         if row["reason"]:
-            return _row(Outcome(job, None, row["reason"], row["message"]))
+            return _row(TaskResult(job, None, row["reason"], row["message"]))
         pixels = np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], 3).copy()
         try:
-            return _row(Outcome(job, self._answer(self._pipeline, job, LoadedImage(pixels, row["sha256"]), row["seconds"])))
+            return _row(TaskResult(job, self._answer(self._pipeline, job, LoadedImage(pixels, row["sha256"]), row["seconds"])))
         except Exception as error:
             return _row(failed(job, error))
 
@@ -98,7 +98,7 @@ def ray_stages(load: Callable[[], Pipeline], settings: Settings, work: Work) -> 
     except Exception as error:
         raise _told(error) from error
 
-    def stages(jobs: Iterator[Job]) -> Iterator[Outcome]:
+    def stages(jobs: Iterator[BatchTask]) -> Iterator[TaskResult]:
         rows = [{"job": json.dumps([job.id, job.data])} for job in jobs]
         if not rows:
             return
@@ -140,12 +140,12 @@ def _told(error: Exception) -> BatchError:
     return BatchError(f"the Ray cluster could not do it: {lines[-1] if lines else type(cause).__name__}")
 
 
-def _job(row: Row) -> Job:
+def _job(row: Row) -> BatchTask:
     number, data = json.loads(row["job"])
-    return Job(number, data)
+    return BatchTask(number, data)
 
 
-def _row(outcome: Outcome) -> Row:
+def _row(outcome: TaskResult) -> Row:
     """The last stage's row. Every stage's has the same columns, whatever became of the task."""
     answer = "" if outcome.answered is None else json.dumps([outcome.answered.result, [asdict(one) for one in outcome.answered.served]])
     job = json.dumps([outcome.job.id, outcome.job.data])
@@ -153,8 +153,8 @@ def _row(outcome: Outcome) -> Row:
     return {"job": job, **nothing, "reason": outcome.reason, "message": outcome.message, "answer": answer}
 
 
-def _outcome(row: Row) -> Outcome:
+def _outcome(row: Row) -> TaskResult:
     if row["reason"]:
-        return Outcome(_job(row), None, row["reason"], row["message"])
+        return TaskResult(_job(row), None, row["reason"], row["message"])
     result, served = json.loads(row["answer"])
-    return Outcome(_job(row), Answered(result, [Served(**{**one, "box_px": tuple(one["box_px"])}) for one in served]))
+    return TaskResult(_job(row), Answered(result, [Served(**{**one, "box_px": tuple(one["box_px"])}) for one in served]))

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from backend.batch.store import Store, read_part
-from backend.batch.work import Job, Outcome, Source, Work, failed
+from backend.batch.work import BatchTask, TaskResult, TaskSource, Work, failed
 from backend.corrections.log import Served
 from backend.errors import FetchError, LabelStudioError
 from backend.images.store import LoadedImage
@@ -33,11 +33,11 @@ LOADERS = 4
 LISTED_AHEAD = 1000
 """Tasks that are listed ahead; their data may hold a picture each."""
 
-Stages = Callable[[Iterator[Job]], Iterator[Outcome]]
+Stages = Callable[[Iterator[BatchTask]], Iterator[TaskResult]]
 """From tasks to what becomes of them, in any order."""
 
 
-class Notes(Protocol):
+class ServedLog(Protocol):
     """Where it is written down what was served."""
 
     def serve(self, records: Sequence[Served]) -> None: ...
@@ -173,14 +173,14 @@ class Pusher:
 
 
 def run(
-    source: Source,
+    source: TaskSource,
     version: str,
     work: Work,
     stages: Stages,
     store: Store,
     sink: Sink,
     *,
-    notes: Notes | None,
+    notes: ServedLog | None,
     show: Callable[[Tally, int], None],
     stop: threading.Event,
 ) -> Tally:
@@ -213,7 +213,7 @@ def run(
     return tally
 
 
-def _keep(outcome: Outcome, work: Work, store: Store, sink: Sink, notes: Notes | None, tally: Tally) -> None:
+def _keep(outcome: TaskResult, work: Work, store: Store, sink: Sink, notes: ServedLog | None, tally: Tally) -> None:
     job, answered = outcome.job, outcome.answered
     if answered is None:
         log.warning("task %s: %s", job.id, outcome.message)
@@ -228,7 +228,7 @@ def _keep(outcome: Outcome, work: Work, store: Store, sink: Sink, notes: Notes |
         sink.put(part)
 
 
-def _timed(jobs: Iterator[Job], tally: Tally) -> Iterator[Job]:
+def _timed(jobs: Iterator[BatchTask], tally: Tally) -> Iterator[BatchTask]:
     for job in jobs:
         tally.given += 1
         if not tally.first_task:
@@ -239,14 +239,14 @@ def _timed(jobs: Iterator[Job], tally: Tally) -> Iterator[Job]:
 class Feed:
     """Tasks that a thread lists ahead of their use."""
 
-    def __init__(self, source: Source, version: str, wanted: Callable[[Job], bool]) -> None:
+    def __init__(self, source: TaskSource, version: str, wanted: Callable[[BatchTask], bool]) -> None:
         self._source, self._version, self._wanted = source, version, wanted
-        self._queue: queue.Queue[Job | BaseException | None] = queue.Queue(LISTED_AHEAD)
+        self._queue: queue.Queue[BatchTask | BaseException | None] = queue.Queue(LISTED_AHEAD)
         self._closed = self._ended = False
         self._thread = threading.Thread(target=self._list, name="feed", daemon=True)
         self._thread.start()
 
-    def jobs(self) -> Iterator[Job]:
+    def jobs(self) -> Iterator[BatchTask]:
         """The wanted tasks. Raises what the source raises, in its place."""
         while (found := self._queue.get()) is not None:
             if isinstance(found, BaseException):
@@ -278,18 +278,18 @@ class Feed:
         except BaseException as error:
             self._put(error)
 
-    def _put(self, found: Job | BaseException | None) -> None:
+    def _put(self, found: BatchTask | BaseException | None) -> None:
         while not self._closed:
             with suppress(queue.Full):
                 self._queue.put(found, timeout=0.5)
                 return
 
 
-def local_stages(pipeline: Pipeline, work: Work, source: Source) -> Stages:
+def local_stages(pipeline: Pipeline, work: Work, source: TaskSource) -> Stages:
     """Images ahead in threads, the models in the caller's."""
     load, answer = work.loader(), work.answerer()
 
-    def loaded(job: Job) -> tuple[LoadedImage, float]:
+    def loaded(job: BatchTask) -> tuple[LoadedImage, float]:
         began = time.perf_counter()
         try:
             image = load(job)
@@ -299,9 +299,9 @@ def local_stages(pipeline: Pipeline, work: Work, source: Source) -> Stages:
             image = load(job)
         return image, time.perf_counter() - began
 
-    def stages(jobs: Iterator[Job]) -> Iterator[Outcome]:
+    def stages(jobs: Iterator[BatchTask]) -> Iterator[TaskResult]:
         pool = ThreadPoolExecutor(LOADERS, "load")
-        pending: dict[Future[tuple[LoadedImage, float]], Job] = {}
+        pending: dict[Future[tuple[LoadedImage, float]], BatchTask] = {}
         try:
             while True:
                 while len(pending) < LOADERS and (job := next(jobs, None)) is not None:
@@ -317,12 +317,12 @@ def local_stages(pipeline: Pipeline, work: Work, source: Source) -> Stages:
     return stages
 
 
-def _outcome(pipeline: Pipeline, job: Job, future: Future[tuple[LoadedImage, float]], answer: Any) -> Outcome:
+def _outcome(pipeline: Pipeline, job: BatchTask, future: Future[tuple[LoadedImage, float]], answer: Any) -> TaskResult:
     try:
         image, seconds = future.result()
         began = time.perf_counter()
         answered = answer(pipeline, job, image, seconds)
-        return Outcome(job, answered, seconds=time.perf_counter() - began)
+        return TaskResult(job, answered, seconds=time.perf_counter() - began)
     except LabelStudioError:
         raise  # from the source: it holds for all tasks
     except Exception as error:

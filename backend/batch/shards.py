@@ -20,7 +20,7 @@ from backend.batch.models import load_serving
 from backend.batch.run import Nowhere, Pusher, Sink, Stages, Tally, local_stages, run
 from backend.batch.store import Store, opened
 from backend.batch.view import View
-from backend.batch.work import FolderSource, FolderWork, ProjectSource, ProjectWork, Shard, Source, Work, project_uid
+from backend.batch.work import FolderSource, FolderWork, ProjectSource, ProjectWork, Shard, TaskSource, Work, project_uid
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError
 from backend.label_studio.client import LabelStudio
@@ -36,7 +36,7 @@ _SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
 
 @dataclass(frozen=True)
-class Plan:
+class BatchPlan:
     """What a call asks for. ``target`` is a project's number or a folder; ``adapter`` a version or a folder, None for the champion."""
 
     target: int | Path
@@ -60,7 +60,7 @@ def read_shard(text: str) -> Shard:
     return Shard(int(found[1]), int(found[2]))
 
 
-def run_batch(plan: Plan, settings: Settings) -> dict[str, Any]:
+def run_batch(plan: BatchPlan, settings: Settings) -> dict[str, Any]:
     """Work on the plan's shard to its end, or until a signal comes.
 
     Returns what was done, for a machine. Raises Sam4mllmError where it cannot go on.
@@ -80,7 +80,7 @@ def run_batch(plan: Plan, settings: Settings) -> dict[str, Any]:
     return _summary(plan, version, tally, joined, source)
 
 
-def _open_target(plan: Plan, settings: Settings) -> tuple[Source, Work, LabelStudio | None]:
+def _open_target(plan: BatchPlan, settings: Settings) -> tuple[TaskSource, Work, LabelStudio | None]:
     """Where tasks come from and what is asked of them; what is wrong with either is said before the models are loaded."""
     if not isinstance(plan.target, int):
         if not plan.target.is_dir():
@@ -109,7 +109,7 @@ def _remembered(settings: Settings, uid: str) -> str:
         log.close()
 
 
-def _models(plan: Plan, settings: Settings, work: Work, source: Source) -> tuple[str, Stages]:
+def _models(plan: BatchPlan, settings: Settings, work: Work, source: TaskSource) -> tuple[str, Stages]:
     if plan.ray:
         from backend.batch.on_ray import ray_stages  # noqa: PLC0415 – may not be installed
 
@@ -118,7 +118,7 @@ def _models(plan: Plan, settings: Settings, work: Work, source: Source) -> tuple
     return pipeline.version(settings.strategy), local_stages(pipeline, work, source)
 
 
-def _sink(plan: Plan, label_studio: LabelStudio | None, version: str, store: Store, stop: threading.Event) -> Sink:
+def _sink(plan: BatchPlan, label_studio: LabelStudio | None, version: str, store: Store, stop: threading.Event) -> Sink:
     if label_studio is None or not isinstance(plan.target, int):
         return Nowhere()
     return Pusher(label_studio, plan.target, version, store, stop)
@@ -135,7 +135,7 @@ def _join(path: Path, store: Store) -> Path:
     return path
 
 
-def _summary(plan: Plan, version: str, tally: Tally, joined: Path | None, source: Source) -> dict[str, Any]:
+def _summary(plan: BatchPlan, version: str, tally: Tally, joined: Path | None, source: TaskSource) -> dict[str, Any]:
     began = psutil.Process().create_time()
     return {
         "version": version,

@@ -44,7 +44,7 @@ OPENED_MB = 256
 
 
 @dataclass(frozen=True)
-class Job:
+class BatchTask:
     """One task: its number, and the data that its answer depends on."""
 
     id: int
@@ -59,14 +59,14 @@ class Answered:
     served: Sequence[Served] = ()
 
 
-Load = Callable[[Job], LoadedImage]
-Answer = Callable[[Pipeline, Job, LoadedImage, float], Answered]
+Load = Callable[[BatchTask], LoadedImage]
+Answer = Callable[[Pipeline, BatchTask, LoadedImage, float], Answered]
 
 
 class Work(Protocol):
     """What is asked of each task."""
 
-    def key(self, job: Job) -> str:
+    def key(self, job: BatchTask) -> str:
         """Of all that shapes an answer but the version."""
         ...
 
@@ -79,10 +79,10 @@ class Work(Protocol):
         ...
 
 
-class Source(Protocol):
+class TaskSource(Protocol):
     """The tasks of a shard, by number."""
 
-    def jobs(self, version: str) -> Iterator[Job]:
+    def jobs(self, version: str) -> Iterator[BatchTask]:
         """Those that have no answer of a version yet, as far as the source knows. Raises Sam4mllmError."""
         ...
 
@@ -125,7 +125,7 @@ class ProjectWork:
     label_config: str
     remembered: str = ""
 
-    def key(self, job: Job) -> str:
+    def key(self, job: BatchTask) -> str:
         return _digest(self.uid, self.label_config, self.settings.phrase_field, self.settings.show_prompts, self.remembered, job)
 
     def loader(self) -> Load:
@@ -138,7 +138,7 @@ class ProjectWork:
         config = read_label_config(self.label_config, self.settings.prompt_control)
         store = self._store()
 
-        def answer(pipeline: Pipeline, job: Job, image: LoadedImage, seconds: float) -> Answered:
+        def answer(pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
             task: Task = read_task({"id": job.id, "data": job.data})
             version = pipeline.version(self.settings.strategy)
             answers: list[tuple[int, bytes]] = []
@@ -172,14 +172,14 @@ class ProjectSource:
     _back: float = float("-inf")
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def jobs(self, version: str) -> Iterator[Job]:
+    def jobs(self, version: str) -> Iterator[BatchTask]:
         after = -1
         while True:
             page, total = patiently(lambda after=after: tasks_without(self.label_studio, self.project, version, after, TASKS_A_PAGE))  # type: ignore[misc]
             if not page:
                 self._unseen = 0
                 return
-            own = [Job(task["id"], _data(task)) for task in page if is_row_id(task["id"]) and self.shard.has(task["id"])]
+            own = [BatchTask(task["id"], _data(task)) for task in page if is_row_id(task["id"]) and self.shard.has(task["id"])]
             self._unseen = max(0, total - len(page)) // self.shard.count + len(own)
             for job in own:
                 self._unseen -= 1
@@ -226,7 +226,7 @@ class FolderWork:
     settings: Settings
     folder: Path
 
-    def key(self, job: Job) -> str:
+    def key(self, job: BatchTask) -> str:
         try:
             state = os.stat(self.folder / job.data["image"])
         except OSError:
@@ -234,7 +234,7 @@ class FolderWork:
         return _digest(job, state.st_size, state.st_mtime_ns)
 
     def loader(self) -> Load:
-        def load(job: Job) -> LoadedImage:
+        def load(job: BatchTask) -> LoadedImage:
             path = self.folder / job.data["image"]
             sha256 = image_sha256(path)  # refuses what is no file
             return LoadedImage(shared_decoder(self.settings.max_pixels, self.settings.decode_seconds).decode(path.read_bytes()), sha256)
@@ -244,7 +244,7 @@ class FolderWork:
     def answerer(self) -> Answer:
         answerer = _answerer(self.settings)
 
-        def answer(pipeline: Pipeline, job: Job, image: LoadedImage, seconds: float) -> Answered:
+        def answer(pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
             phrases = job.data["phrases"]
             found, _ = answerer.find(pipeline, image, [one["phrase"] for one in phrases], None)
             return Answered([_example(job, image, one, answer) for one, answer in zip(phrases, found, strict=True)])
@@ -252,7 +252,7 @@ class FolderWork:
         return answer
 
 
-def _example(job: Job, image: LoadedImage, asked: Mapping[str, str], found: Segmentation) -> dict[str, Any]:
+def _example(job: BatchTask, image: LoadedImage, asked: Mapping[str, str], found: Segmentation) -> dict[str, Any]:
     height, width = image.pixels.shape[:2]
     instances = [
         {"box": box_of(instance.mask).tolist(), "rle": to_rle(instance.mask), "score": instance.score} for instance in found.instances
@@ -269,7 +269,7 @@ class FolderSource:
     folder: Path
     shard: Shard
     phrases: Sequence[str] = ()
-    _jobs: list[Job] = field(default_factory=list)
+    _jobs: list[BatchTask] = field(default_factory=list)
     _given: int = 0
 
     def __post_init__(self) -> None:
@@ -287,10 +287,10 @@ class FolderSource:
             raise BatchError(f"{self.folder} is no dataset: it has no {EXAMPLES}; say what to find in its pictures by --phrase")
         if not pictures:
             raise BatchError(f"{self.folder} has no picture")
-        jobs = [Job(_number(name), {"image": name, "phrases": phrases}) for name, phrases in pictures.items()]
+        jobs = [BatchTask(_number(name), {"image": name, "phrases": phrases}) for name, phrases in pictures.items()]
         self._jobs = sorted((job for job in jobs if self.shard.has(job.id)), key=lambda job: job.id)
 
-    def jobs(self, version: str) -> Iterator[Job]:
+    def jobs(self, version: str) -> Iterator[BatchTask]:
         del version  # what is done is in the shard's own files
         for job in self._jobs:
             self._given += 1
@@ -321,27 +321,27 @@ def _digest(*parts: object) -> str:
 
 
 def _plain(part: object) -> object:
-    return [part.id, part.data] if isinstance(part, Job) else part
+    return [part.id, part.data] if isinstance(part, BatchTask) else part
 
 
 # -- one task ------------------------------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Outcome:
+class TaskResult:
     """What became of a task: an answer and the ``seconds`` that the models took for it, or why there is none, with a short word for the
     kind of reason.
     """
 
-    job: Job
+    job: BatchTask
     answered: Answered | None = None
     reason: str = ""
     message: str = ""
     seconds: float = 0.0
 
 
-def failed(job: Job, error: Exception) -> Outcome:
+def failed(job: BatchTask, error: Exception) -> TaskResult:
     """An error that stays with its task."""
     if isinstance(error, Sam4mllmError):
-        return Outcome(job, None, error.reason if isinstance(error, BackendError) else type(error).__name__, str(error))
-    return Outcome(job, None, "internal", f"internal error ({where(error)})")
+        return TaskResult(job, None, error.reason if isinstance(error, BackendError) else type(error).__name__, str(error))
+    return TaskResult(job, None, "internal", f"internal error ({where(error)})")

@@ -49,7 +49,7 @@ def batch(  # noqa: PLR0917 – an option is a parameter
     os.environ |= {f"SAM4MLLM_{name}": str(value) for name, value in given.items() if value is not None}
     settings = read_settings()
     hush()
-    from backend.batch.shards import GOES_ON, Plan, read_shard, run_batch  # noqa: PLC0415 – takes seconds to import
+    from backend.batch.shards import GOES_ON, BatchPlan, read_shard, run_batch  # noqa: PLC0415 – takes seconds to import
 
     try:
         chosen = read_shard(shard)
@@ -57,7 +57,7 @@ def batch(  # noqa: PLR0917 – an option is a parameter
         raise typer.BadParameter(str(error), param_hint="--shard") from error
     where = int(target) if target.isascii() and target.isdigit() else Path(target)
     name = f"project-{where}" if isinstance(where, int) else where.absolute().name
-    plan = Plan(where, out or settings.home / "batch" / name, chosen, tuple(phrase or ()), adapter, part, ray)
+    plan = BatchPlan(where, out or settings.home / "batch" / name, chosen, tuple(phrase or ()), adapter, part, ray)
     with _result_stream(alone=ray) as stream:
         summary = run_batch(plan, settings)
         print(json.dumps(summary) if as_json else _text(summary), file=stream, flush=True)

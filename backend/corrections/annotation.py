@@ -23,7 +23,7 @@ MAX_REGIONS = 200
 
 
 @dataclass(frozen=True)
-class Drawn:
+class DrawnRegion:
     """A region of the mask control that holds a mask; ``labels`` are values of the config's labels."""
 
     id: str
@@ -55,7 +55,7 @@ class Case:
     config: LabelConfig
     regions: tuple[Region, ...]
     present: frozenset[str]
-    drawn: tuple[Drawn, ...]
+    drawn: tuple[DrawnRegion, ...]
     size: tuple[int, int] | None
     answers: tuple[Answer, ...]
     typed: str
@@ -119,14 +119,14 @@ def read_case(stored: StoredAnnotation, config: LabelConfig, page: int | None, s
     return Case(stored, config, regions, present, drawn, size, answers, check_phrase(typed) if typed else "")
 
 
-def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> tuple[tuple[Drawn, ...], tuple[int, int] | None]:
+def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> tuple[tuple[DrawnRegion, ...], tuple[int, int] | None]:
     """The masks, and (height, width) of all; None without a region."""
-    drawn: list[Drawn] = []
+    drawn: list[DrawnRegion] = []
     sizes: set[tuple[int, int]] = set()
     for region in regions:
         mask, *size = from_region(region, config, max_pixels)
         sizes.add((size[0], size[1]))
-        drawn.append(Drawn(str(region.get("id")), _labels(region, config), str(region.get("origin")), to_rle(mask)))
+        drawn.append(DrawnRegion(str(region.get("id")), _labels(region, config), str(region.get("origin")), to_rle(mask)))
     if len(sizes) > 1:
         raise TaskError("the annotation's masks are of different sizes")
     return tuple(drawn), next(iter(sizes), None)

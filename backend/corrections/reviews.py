@@ -18,7 +18,7 @@ from typing import Any, Literal, Protocol
 
 import numpy as np
 
-from backend.corrections.annotation import Answer, Case, Drawn, quoted, read_case
+from backend.corrections.annotation import Answer, Case, DrawnRegion, quoted, read_case
 from backend.corrections.config_of import choose_config
 from backend.corrections.log import Served, StoredAnnotation
 from backend.corrections.tables import AHEAD_SECONDS, row_id
@@ -235,7 +235,7 @@ def _label_of(answer: Answer, config: LabelConfig) -> str | None:
     return label if known else config.label_for(answer.phrase)
 
 
-def _share_out(case: Case, phrases: Mapping[str, str | None], named_by_labels: bool) -> dict[str, list[Drawn]]:
+def _share_out(case: Case, phrases: Mapping[str, str | None], named_by_labels: bool) -> dict[str, list[DrawnRegion]]:
     """Each phrase's regions: by what they were served for, else by their label. Raises TaskError where that does not decide.
 
     What stands alone has a phrase only if the phrases are the labels themselves (``named_by_labels``): the reviewer chose its label.
@@ -243,7 +243,7 @@ def _share_out(case: Case, phrases: Mapping[str, str | None], named_by_labels: b
     served = {
         region: (answer.phrase, _label_of(answer, case.config)) for answer in case.answers for region in answer.regions if answer.phrase
     }
-    shares: dict[str, list[Drawn]] = {phrase: [] for phrase in phrases}
+    shares: dict[str, list[DrawnRegion]] = {phrase: [] for phrase in phrases}
     replaced = superseded(case.regions)
     for region in case.drawn:
         if region.id in replaced or (stands_alone(region.id) and not named_by_labels):
@@ -260,7 +260,7 @@ def _share_out(case: Case, phrases: Mapping[str, str | None], named_by_labels: b
     return shares
 
 
-def _phrase_of(region: Drawn, phrases: Mapping[str, str | None], config: LabelConfig) -> str:
+def _phrase_of(region: DrawnRegion, phrases: Mapping[str, str | None], config: LabelConfig) -> str:
     if not region.labels and not config.mask.labels and len(phrases) == 1:
         return next(iter(phrases))
     if not region.labels:
@@ -313,7 +313,7 @@ def _decide_none(case: Case, phrase: str) -> _Decision | None:
     return _Decision("none", 0.0 if proof[0].regions else 1.0, tuple(proof), _one_size(case, proof))
 
 
-def _decide_masks(case: Case, phrase: str, drawn: Sequence[Drawn]) -> _Decision:
+def _decide_masks(case: Case, phrase: str, drawn: Sequence[DrawnRegion]) -> _Decision:
     kept = {region.id for region in drawn}
     base = _base(case, phrase, kept)
     size = _one_size(case, base)
@@ -339,7 +339,7 @@ def _base(case: Case, phrase: str, kept: set[str]) -> list[Answer]:
     )
 
 
-def _kind(case: Case, phrase: str, region: Drawn, served: Rle | None) -> Outcome:
+def _kind(case: Case, phrase: str, region: DrawnRegion, served: Rle | None) -> Outcome:
     """What happened to a region, given the mask that was served under its id for its phrase."""
     if served is None:
         others = [answer.phrase for answer in case.answers if region.id in answer.regions]
@@ -352,7 +352,7 @@ def _kind(case: Case, phrase: str, region: Drawn, served: Rle | None) -> Outcome
     return "accepted" if _is_of(case, region, served) else "edited"
 
 
-def _is_of(case: Case, region: Drawn, served: Rle) -> bool:
+def _is_of(case: Case, region: DrawnRegion, served: Rle) -> bool:
     """Whether a region shows a mask as it was served: one that clicks refined keeps its id, and counts as untouched in Label Studio."""
     if _is_exact(case):
         return region.mask["counts"] == served["counts"]
@@ -364,7 +364,7 @@ def _is_exact(case: Case) -> bool:
     return case.config.mask.drawing in ("BrushLabels", "BitmaskLabels")
 
 
-def _final(case: Case, drawn: Sequence[Drawn], base: Sequence[Answer], size: tuple[int, int]) -> tuple[Rle, ...]:
+def _final(case: Case, drawn: Sequence[DrawnRegion], base: Sequence[Answer], size: tuple[int, int]) -> tuple[Rle, ...]:
     """The masks that the regions stand for, each once. An outline that was not touched stands for the mask that it was made from."""
     made_from: dict[str, Rle] = {}
     outlines = {} if _is_exact(case) else {region.id: region for region in drawn if region.origin == "prediction"}
@@ -402,7 +402,9 @@ def _union(masks: Iterable[Rle], size: tuple[int, int]) -> Mask:
     return union
 
 
-def _review(case: Case, phrase: str, label: str | None, drawn: Sequence[Drawn], decided: _Decision, image: str, unassisted: bool) -> Review:
+def _review(
+    case: Case, phrase: str, label: str | None, drawn: Sequence[DrawnRegion], decided: _Decision, image: str, unassisted: bool
+) -> Review:
     stored, body = case.stored, case.stored.body
     records = [record for answer in decided.base for record in answer.records]
     least = min(records, key=lambda record: record.score, default=None)

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend.export.objects import Object
-from backend.export.pictures import Picture
+from backend.export.pictures import ExportedPicture
 from sam4mllm.masks import box_of, from_rle
 from sam4mllm.one_polygon import to_one_polygon
 
@@ -34,7 +34,7 @@ class Writer(Protocol):
     notes: dict[str, int]
     """What the format cannot say as it is, with how many objects that concerns."""
 
-    def add(self, picture: Picture, objects: Sequence[tuple[Object, int]]) -> None:
+    def add(self, picture: ExportedPicture, objects: Sequence[tuple[Object, int]]) -> None:
         """A picture, with objects and the places of their categories; a picture may come again with more."""
         ...
 
@@ -50,7 +50,7 @@ class Coco:
         self._images: dict[int, dict[str, Any]] = {}
         self._annotations: list[dict[str, Any]] = []
 
-    def add(self, picture: Picture, objects: Sequence[tuple[Object, int]]) -> None:
+    def add(self, picture: ExportedPicture, objects: Sequence[tuple[Object, int]]) -> None:
         row = {"id": picture.number, "file_name": picture.name, "width": picture.width, "height": picture.height}
         self._images[picture.number] = {**row, "source": picture.reference if len(picture.reference) < 1000 else ""}
         for one, category in objects:
@@ -87,7 +87,7 @@ class YoloSeg:
         self._folder = folder
         (folder / "labels").mkdir()
 
-    def add(self, picture: Picture, objects: Sequence[tuple[Object, int]]) -> None:
+    def add(self, picture: ExportedPicture, objects: Sequence[tuple[Object, int]]) -> None:
         scale = np.array([picture.width, picture.height])
         lines = []
         for one, category in objects:
@@ -132,7 +132,7 @@ class Png:
         self._table = csv.writer(file)
         self._table.writerow(self.COLUMNS)
 
-    def add(self, picture: Picture, objects: Sequence[tuple[Object, int]]) -> None:
+    def add(self, picture: ExportedPicture, objects: Sequence[tuple[Object, int]]) -> None:
         path = self._folder / "labels" / f"{picture.stem}.png"
         painted = _read_map(path) if path.exists() else np.zeros((picture.height, picture.width), np.uint16)
         masks = []

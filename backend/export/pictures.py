@@ -23,7 +23,7 @@ _KNOWN = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
-class Picture:
+class ExportedPicture:
     """``number`` from 1, ``name`` of its file, without a second one of its stem; ``height`` and ``width`` upright, in pixels."""
 
     number: int

@@ -10,8 +10,8 @@ from typing import Any, Literal, TypeVar
 from backend.errors import ExportError
 from backend.export.formats import IMAGES, Coco, Png, Writer, YoloSeg
 from backend.export.objects import Lost, Object, Page, Passed, read_pages
-from backend.export.pictures import Names, Picture, PictureFile, read_upright
-from backend.export.tasks import Source
+from backend.export.pictures import ExportedPicture, Names, PictureFile, read_upright
+from backend.export.tasks import ExportSource
 from sam4mllm.durable import whole_folder
 from sam4mllm.errors import Sam4mllmError
 
@@ -59,7 +59,7 @@ class Summary:
         }
 
 
-def run_export(source: Source, plan: ExportPlan, max_pixels: int, track: Track[Any]) -> Summary:
+def run_export(source: ExportSource, plan: ExportPlan, max_pixels: int, track: Track[Any]) -> Summary:
     """Write the source's masks to a new folder; after an error nothing is left of it.
 
     Raises Sam4mllmError: the source cannot be read, or ExportError if the folder is not new or cannot be written.
@@ -86,12 +86,12 @@ def run_export(source: Source, plan: ExportPlan, max_pixels: int, track: Track[A
 class _Run:
     """Pictures that are written already, by their references, and the categories so far."""
 
-    def __init__(self, source: Source, plan: ExportPlan, max_pixels: int, folder: Path, summary: Summary) -> None:
+    def __init__(self, source: ExportSource, plan: ExportPlan, max_pixels: int, folder: Path, summary: Summary) -> None:
         self._source, self._plan, self._max_pixels, self._summary = source, plan, max_pixels, summary
         self._folder = folder
         self._writer = FORMATS[plan.format](folder)
         self._names = Names()
-        self._pictures: dict[str, Picture] = {}
+        self._pictures: dict[str, ExportedPicture] = {}
         self._seen: set[tuple[int, str, str]] = set()
         summary.categories = [label.value for label in source.surfaces.labels]
         self._places = {name: place for place, name in enumerate(summary.categories)}
@@ -116,7 +116,7 @@ class _Run:
             self._summary.categories.append(one.category)
         return one, self._places[one.category]
 
-    def _add_picture(self, page: Page) -> Picture | None:
+    def _add_picture(self, page: Page) -> ExportedPicture | None:
         """Of a picture that cannot be had the masks are written all the same; without a mask nothing tells its size."""
         file: PictureFile | None = None
         if self._plan.images:
@@ -128,14 +128,14 @@ class _Run:
         if not sizes:
             return None
         name = self._names.choose(page.reference, page.task, file.ending if file else "")
-        picture = Picture(len(self._pictures) + 1, name, page.reference, *sizes[0])
+        picture = ExportedPicture(len(self._pictures) + 1, name, page.reference, *sizes[0])
         if file is not None:
             (self._folder / IMAGES / name).write_bytes(file.data)
         self._pictures[page.reference] = picture
         self._summary.pictures += 1
         return picture
 
-    def _fits(self, one: Object, picture: Picture) -> bool:
+    def _fits(self, one: Object, picture: ExportedPicture) -> bool:
         if one.size != (picture.height, picture.width):
             reason = f"it was drawn on {one.size[1]} x {one.size[0]} pixels, and its picture has {picture.width} x {picture.height}"
             self._summary.lost.append(Lost(one.task, one.annotation, one.region, reason))

@@ -31,7 +31,7 @@ class TaskToExport:
 
 
 @dataclass(frozen=True)
-class Source:
+class ExportSource:
     """``tasks`` can be read once, until ``close``; ``total`` is their number, if known; ``surfaces`` are the config's."""
 
     tasks: Iterable[TaskToExport]
@@ -41,7 +41,7 @@ class Source:
     close: Callable[[], None] = lambda: None
 
 
-def open_project(number: int, settings: Settings) -> Source:
+def open_project(number: int, settings: Settings) -> ExportSource:
     """A project, through LABEL_STUDIO_URL with LABEL_STUDIO_API_KEY. Raises LabelStudioError and ConfigError."""
     if not settings.label_studio_url:
         raise LabelStudioError("a project is read from Label Studio; set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY")
@@ -57,10 +57,10 @@ def open_project(number: int, settings: Settings) -> Source:
     except BaseException:
         label_studio.close()
         raise
-    return Source(tasks, total if isinstance(total, int) else None, surfaces, pictures.read, label_studio.close)
+    return ExportSource(tasks, total if isinstance(total, int) else None, surfaces, pictures.read, label_studio.close)
 
 
-def open_export(path: Path) -> Source:
+def open_export(path: Path) -> ExportSource:
     """An export as JSON or JSON_MIN. Raises DatasetError and ConfigError."""
     path = export_file(path)
     raw, xml = read_export(path), read_config_text(path)
@@ -70,7 +70,7 @@ def open_export(path: Path) -> Source:
         surfaces = read_surfaces(xml)
     else:
         surfaces = Surfaces(any_image=f"${find_picture_key([one for task in tasks for one in task.annotations], path)}")
-    return Source(tasks, len(tasks), surfaces, lambda reference, _: _read_file(reference, path.parent))
+    return ExportSource(tasks, len(tasks), surfaces, lambda reference, _: _read_file(reference, path.parent))
 
 
 def _of_json(raw: Sequence[Mapping[str, Any]]) -> list[TaskToExport]:

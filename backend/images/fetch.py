@@ -20,7 +20,7 @@ from typing import Any
 import httpcore
 
 from backend.errors import FetchError, SettingsError
-from backend.support.addresses import PORTS, Target, is_address, is_public, parse_url
+from backend.support.addresses import PORTS, ImageAddress, is_address, is_public, parse_url
 
 Resolve = Callable[[str, int], list[str]]
 """A host name and a port to addresses; raises OSError."""
@@ -119,7 +119,7 @@ class _Pinned(httpcore.NetworkBackend):
         raise failure
 
 
-def _private(target: Target) -> FetchError:
+def _private(target: ImageAddress) -> FetchError:
     return FetchError(f"the image host {target.host} is a private address; add {target.origin} to {_ALLOW} if it is yours")
 
 
@@ -215,7 +215,7 @@ class Fetcher:
         else:
             self._hosts.add(target.host)
 
-    def _may_be_private(self, target: Target, anywhere: bool) -> bool:
+    def _may_be_private(self, target: ImageAddress, anywhere: bool) -> bool:
         """Whether the target is trusted as it is. Raises FetchError where it is not to be asked at all."""
         if target.origin in self._origins:
             return True
@@ -227,13 +227,13 @@ class Fetcher:
             raise FetchError(f"images of {target.origin} are not fetched; add {entry} to {_ALLOW} if you trust it")
         return False
 
-    def _addresses(self, target: Target, private: bool, deadline: _Deadline) -> list[str]:
+    def _addresses(self, target: ImageAddress, private: bool, deadline: _Deadline) -> list[str]:
         found = [target.host] if is_address(target.host) else self._look_up(target, deadline)
         if not private and not all(map(is_public, found)):
             raise _private(target)
         return found
 
-    def _look_up(self, target: Target, deadline: _Deadline) -> list[str]:
+    def _look_up(self, target: ImageAddress, deadline: _Deadline) -> list[str]:
         """In a thread of its own: the system's resolver knows no deadline."""
         answer: Future[list[str]] = Future()
 
@@ -249,7 +249,7 @@ class Fetcher:
         except (OSError, UnicodeError) as error:
             raise FetchError(f"the image host {target.host} has no address that can be found; check its name and the DNS") from error
 
-    def _ask(self, target: Target, addresses: list[str], headers: Mapping[str, str], deadline: _Deadline) -> bytes | str:
+    def _ask(self, target: ImageAddress, addresses: list[str], headers: Mapping[str, str], deadline: _Deadline) -> bytes | str:
         """The body, or where the server redirects to."""
         url = httpcore.URL(scheme=target.url.raw_scheme, host=target.url.raw_host, port=target.url.port, target=target.url.raw_path)
         # an encoded body could unpack to any size
@@ -272,7 +272,7 @@ class Fetcher:
         except httpcore.ProtocolError as error:
             raise FetchError(f"{target.origin} broke off, or does not speak HTTP; check the address and try again") from error
 
-    def _read(self, target: Target, response: httpcore.Response) -> bytes | str:
+    def _read(self, target: ImageAddress, response: httpcore.Response) -> bytes | str:
         fields = {name.lower(): value for name, value in response.headers}
         if response.status in _REDIRECTS and b"location" in fields:
             return fields[b"location"].decode("utf-8", "replace")

@@ -27,7 +27,7 @@ BINS = 5
 
 
 @dataclass(frozen=True)
-class Judged:
+class ReviewedAnswer:
     """A served answer that a reviewer dealt with: when (seconds since 1970), their IoU, the version, and the score it was served with."""
 
     when: float
@@ -53,7 +53,7 @@ class Trend:
 
 
 @dataclass(frozen=True)
-class Bin:
+class ScoreBin:
     """Answers whose score lies in [``low``, ``high``), the last bin's in [``low``, 1]: how many, their mean score, the share accepted."""
 
     low: float
@@ -67,18 +67,18 @@ class Bin:
 class Reliability:
     """The score against what reviewers accepted; ``error`` is the expected calibration error, the mean distance weighted by count."""
 
-    bins: tuple[Bin, ...]
+    bins: tuple[ScoreBin, ...]
     count: int
     error: float
 
 
-def judged_of(reviews: Iterable[Review]) -> tuple[Judged, ...]:
+def judged_of(reviews: Iterable[Review]) -> tuple[ReviewedAnswer, ...]:
     """Those of the reviews that had something to judge, in the order in which they came."""
     ordered = sorted(reviews, key=in_order)
-    return tuple(Judged(one.updated, one.iou, one.version, one.score) for one in ordered if one.iou is not None and one.version)
+    return tuple(ReviewedAnswer(one.updated, one.iou, one.version, one.score) for one in ordered if one.iou is not None and one.version)
 
 
-def draw_trend(judged: Sequence[Judged]) -> Trend | None:
+def draw_trend(judged: Sequence[ReviewedAnswer]) -> Trend | None:
     """Agreement in order of time; None of fewer than two reviews."""
     if len(judged) < 2:
         return None
@@ -103,7 +103,7 @@ def draw_trend(judged: Sequence[Judged]) -> Trend | None:
     )
 
 
-def measure_reliability(judged: Iterable[Judged]) -> Reliability | None:
+def measure_reliability(judged: Iterable[ReviewedAnswer]) -> Reliability | None:
     """Scores as they were served against what reviewers accepted; None where no answer had a score. Empty bins are left out."""
     groups: dict[int, list[tuple[float, bool]]] = {}
     for one in judged:
@@ -112,7 +112,7 @@ def measure_reliability(judged: Iterable[Judged]) -> Reliability | None:
     if not groups:
         return None
     bins = tuple(
-        Bin(
+        ScoreBin(
             low=index / BINS,
             high=(index + 1) / BINS,
             count=len(group),
@@ -135,7 +135,7 @@ def _moving_means(values: Sequence[float]) -> list[float]:
     return means
 
 
-def _marks(judged: Sequence[Judged], x: Callable[[int], float]) -> tuple[tuple[float, str], ...]:
+def _marks(judged: Sequence[ReviewedAnswer], x: Callable[[int], float]) -> tuple[tuple[float, str], ...]:
     """Where the version changes; a number that would lie on the one before it is left out, its line is not."""
     marks: list[tuple[float, str]] = []
     free_from, former = 0.0, None

@@ -37,7 +37,7 @@ LEAST_SPREAD = 0.05
 
 
 @dataclass(frozen=True)
-class Control:
+class ControlChart:
     """The moving average of agreement and the limit below which it must not fall, and the same of the mean since the promotion."""
 
     average: float
@@ -51,7 +51,7 @@ class Control:
         return self.reviews >= LEAST and self.average < self.limit and self.mean < self.mean_limit
 
 
-def control(before: Sequence[float], since: Sequence[float]) -> Control | None:
+def control(before: Sequence[float], since: Sequence[float]) -> ControlChart | None:
     """Agreement since a promotion, in order of time, against that with the version before; None if that is not known well enough."""
     if len(before) < BASELINE:
         return None
@@ -59,7 +59,7 @@ def control(before: Sequence[float], since: Sequence[float]) -> Control | None:
     average = usual
     for agreement in since:
         average = WEIGHT * agreement + (1 - WEIGHT) * average
-    return Control(
+    return ControlChart(
         average=average,
         limit=usual - SIGMAS * spread * (WEIGHT / (2 - WEIGHT)) ** 0.5,
         mean=float(np.mean(since)) if since else usual,
@@ -74,7 +74,7 @@ class Watch:
     def __init__(self, tenure: Callable[[], Tenure | None], rollback: Callable[[], Manifest | None]) -> None:
         self._tenure = tenure
         self._rollback = rollback
-        self.state: Control | None = None
+        self.state: ControlChart | None = None
 
     def look(self, reviews: Iterable[Review], since: float) -> bool:
         """Whether a version was rolled back. Raises RegistryError if it should be but cannot.

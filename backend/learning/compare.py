@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
-class Answers:
+class Compared:
     """What the pipelines, in order, made of an example's phrase."""
 
     image: NDArray[np.uint8]
@@ -31,7 +31,7 @@ class Answers:
     answers: tuple[Segmentation, ...]
 
 
-def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[Example], strategy: Strategy) -> Iterator[Answers]:
+def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[Example], strategy: Strategy) -> Iterator[Compared]:
     """The answers of pipelines that share a segmenter to all examples, image by image. Raises DatasetError."""
     ordered = sorted(examples, key=lambda example: example.image)
     for _, group in groupby(ordered, key=lambda example: example.image):
@@ -48,7 +48,7 @@ def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[E
 
 def _answer(
     pipelines: Sequence[Pipeline], opened: Sequence[Opened], some: Sequence[Example], strategy: Strategy, image: NDArray[np.uint8]
-) -> Iterator[Answers]:
+) -> Iterator[Compared]:
     """The answers to an image's examples together; each alone if one of the phrases is refused."""
     phrases = [example.phrase for example in some]
     try:
@@ -61,7 +61,7 @@ def _answer(
             yield from _answer(pipelines, opened, [example], strategy, image)
         return
     for example, answers in zip(some, zip(*answered, strict=True), strict=True):
-        yield Answers(image, example, answers)
+        yield Compared(image, example, answers)
 
 
 def score(answer: Segmentation, example: Example) -> float:

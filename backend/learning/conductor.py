@@ -27,12 +27,12 @@ from backend.corrections.log import CorrectionLog
 from backend.corrections.log_faults import LogError
 from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, NotReadyError, where
-from backend.learning.gate import SIGN_FLIP_PAIRS, Checks, Decision, Pair, decide
+from backend.learning.gate import SIGN_FLIP_PAIRS, Checks, Decision, PairedSample, decide
 from backend.learning.report import Change, RunReport, write_report
 from backend.learning.run_record import Run, State, is_number, read_curve
 from backend.learning.runs import Runs
 from backend.learning.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
-from backend.learning.trainer import STOPPED, Job
+from backend.learning.trainer import STOPPED, TrainingJob
 from backend.serving.engine import Engine
 from backend.serving.leases import Roster
 from backend.serving.versions import Versions
@@ -43,7 +43,7 @@ from sam4mllm.adapters.files import CONFIG, WEIGHTS
 from sam4mllm.data.examples import read_examples
 from sam4mllm.durable import file_sha256, remove
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
-from sam4mllm.training.plan import Plan
+from sam4mllm.training.plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 
@@ -230,10 +230,10 @@ class Conductor:
 
     # -- inside ----------------------------------------------------------------------------------------------------------------------------
 
-    def _job(self, champion: str | None, dataset: Path) -> Job:
+    def _job(self, champion: str | None, dataset: Path) -> TrainingJob:
         settings = self._settings
         home = settings.home.resolve()
-        return Job(
+        return TrainingJob(
             model=settings.model,
             segmenter=settings.segmenter,
             device=settings.train_device,
@@ -246,7 +246,7 @@ class Conductor:
             home=str(home),
             champion=str(self._versions.registry.path(champion).resolve()) if champion else None,
             champion_version=self._serving(),
-            plan=Plan(steps=settings.train_steps, rate=settings.train_rate, budget_seconds=60 * settings.train_minutes),
+            plan=TrainingPlan(steps=settings.train_steps, rate=settings.train_rate, budget_seconds=60 * settings.train_minutes),
             threads=max(1, (os.cpu_count() or 2)),
             precision=settings.precision,
         )
@@ -357,11 +357,11 @@ class Conductor:
         return told[-1] if told else f"its process ended without a word; see {self._runs.folder(run.id) / name}.log"
 
 
-def _read_evaluation(path: Path) -> tuple[dict[str, Any], list[Pair]]:
+def _read_evaluation(path: Path) -> tuple[dict[str, Any], list[PairedSample]]:
     """What the comparison found. Raises LearningError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        pairs = [Pair(one["label"], one["champion"], one["challenger"], one["image"]) for one in found["pairs"]]
+        pairs = [PairedSample(one["label"], one["champion"], one["challenger"], one["image"]) for one in found["pairs"]]
         whole = all(is_number(one.champion) and is_number(one.challenger) for one in pairs)
         whole = whole and all(found[side] is None or is_number(found[side]) for side in ("golden_champion", "golden_challenger"))
         if whole and isinstance(found["pictures"], list):

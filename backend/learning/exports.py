@@ -25,7 +25,7 @@ from backend.label_studio.region_parts import is_label_alone, page_of, without_t
 from backend.label_studio.wire import Region
 from backend.learning.snapshot import split_of
 from backend.settings import read_settings
-from sam4mllm.data.pairs import LeftOut, Pair, Reading, coco_origin
+from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Reading, coco_origin
 from sam4mllm.data.readers import Reader
 from sam4mllm.errors import DatasetError, ImageError
 from sam4mllm.images import image_sha256
@@ -76,7 +76,7 @@ def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PRO
     reviews = read_reviews(export, phrase_field, prompt_control=prompt_control)
     said = {review.annotation for review in reviews.reviews}
     refused = {one.annotation: one.reason for one in reviews.refused}
-    items: list[Pair | LeftOut] = []
+    items: list[PhrasedPicture | LeftOut] = []
     for one in export.annotations:
         if one.number not in said or one.number in refused:  # of an annotation of several pages one may be refused alone
             items.append(LeftOut(SPLIT, f"label-studio:{one.project}:{one.task}:{one.number}", _reason(one, refused)))
@@ -95,7 +95,7 @@ def _reason(one: ExportedAnnotation, refused: Mapping[int, str]) -> str:
     return "it has no mask, which does not say that there is no such object"
 
 
-def _pair(review: Review, folder: Path, splits: dict[Path, str]) -> Pair | LeftOut:
+def _pair(review: Review, folder: Path, splits: dict[Path, str]) -> PhrasedPicture | LeftOut:
     source = f"label-studio:{review.project}:{review.task}:{review.annotation}"
     try:
         file = find_picture(review.image, folder)
@@ -104,7 +104,7 @@ def _pair(review: Review, folder: Path, splits: dict[Path, str]) -> Pair | LeftO
         return LeftOut(SPLIT, f"{source} {ascii(review.image)[:80]}", str(error))
     whole = f"{source}:{review.outcome}:{review.label or ''}"
     size = (review.height, review.width)
-    return Pair(file, review.phrase, review.instances, split, whole, coco_origin(file.name), size)
+    return PhrasedPicture(file, review.phrase, review.instances, split, whole, coco_origin(file.name), size)
 
 
 # -- the export as a log of annotations ----------------------------------------------------------------------------------------------------

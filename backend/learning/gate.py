@@ -50,7 +50,7 @@ Method = Literal["bootstrap", "sign-flip", "none"]
 
 
 @dataclass(frozen=True)
-class Pair:
+class PairedSample:
     """One holdout sample under both adapters: IoU, or 1 or 0 for a phrase without a target. ``image`` names its image, empty if no other
     sample is of the same.
     """
@@ -101,7 +101,7 @@ class _Evidence:
     p: float | None = None
 
 
-def decide(pairs: Sequence[Pair], checks: Checks) -> Decision:
+def decide(pairs: Sequence[PairedSample], checks: Checks) -> Decision:
     """Compare a challenger with the champion; the order of the pairs does not matter, and the same input gives the same decision.
 
     Raises:
@@ -129,14 +129,14 @@ def decide(pairs: Sequence[Pair], checks: Checks) -> Decision:
     return Decision(evidence.verdict, (evidence.reason,), figures, evidence.method, labels)
 
 
-def is_kept(pairs: Sequence[Pair]) -> bool:
+def is_kept(pairs: Sequence[PairedSample]) -> bool:
     """Whether the pairs alone keep the champion, so that the golden set, the longest part of a comparison, need not be asked."""
     return _weigh(_differences(pairs)).verdict == "keep" or bool(losing_labels(compare_labels(pairs)))
 
 
-def compare_labels(pairs: Sequence[Pair]) -> dict[str, Figures]:
+def compare_labels(pairs: Sequence[PairedSample]) -> dict[str, Figures]:
     """For each label, in alphabetical order, the figures that ``Decision.labels`` holds."""
-    grouped: defaultdict[str, list[Pair]] = defaultdict(list)
+    grouped: defaultdict[str, list[PairedSample]] = defaultdict(list)
     for pair in pairs:
         grouped[pair.label].append(pair)
     return {label: _compare(grouped[label]) for label in sorted(grouped)}
@@ -255,7 +255,7 @@ def _loses_too_much(figures: Figures) -> bool:
     return _number(figures, "difference") < -LABEL_LOSS - TIE
 
 
-def _compare(pairs: Sequence[Pair]) -> Figures:
+def _compare(pairs: Sequence[PairedSample]) -> Figures:
     """How many pairs, the mean of each side, and of the differences; None of no pairs."""
     if not pairs:
         return {"pairs": 0, "champion": None, "challenger": None, "difference": None}
@@ -268,7 +268,7 @@ def _compare(pairs: Sequence[Pair]) -> Figures:
     }
 
 
-def _differences(pairs: Sequence[Pair]) -> NDArray[np.float64]:
+def _differences(pairs: Sequence[PairedSample]) -> NDArray[np.float64]:
     """(N,) challenger minus champion of each image, sorted: the bootstrap draws by place, and the order of the pairs must not matter."""
     grouped: defaultdict[str | int, list[float]] = defaultdict(list)
     for index, pair in enumerate(pairs):
@@ -276,7 +276,7 @@ def _differences(pairs: Sequence[Pair]) -> NDArray[np.float64]:
     return np.sort(np.array([math.fsum(found) / len(found) for found in grouped.values()], np.float64))
 
 
-def _require_shares(pairs: Sequence[Pair], checks: Checks) -> None:
+def _require_shares(pairs: Sequence[PairedSample], checks: Checks) -> None:
     for pair in pairs:
         if not (0 <= pair.champion <= 1 and 0 <= pair.challenger <= 1):
             raise ValueError(f"an IoU lies between 0 and 1, not {pair.champion} and {pair.challenger} (label {_printable(pair.label)})")

@@ -44,7 +44,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ShownPair:
     """A held-out phrase with pictures: its ``index`` among the run's pairs, and the IoU to the reviewer's mask before and after, 0–1."""
 
     index: int
@@ -109,12 +109,12 @@ def read_curve(run: Path) -> list[tuple[int, float]]:
     return sorted(curve.items())
 
 
-def parse_changes(text: str, count: int) -> list[Shown]:
+def parse_changes(text: str, count: int) -> list[ShownPair]:
     """The first pictures of an evaluation; none if the text is not one."""
     try:
         found = _object(text)
         shown = [(index, found["pairs"][index]) for index in found["pictures"][:count]]
-        listed = [Shown(index, one["phrase"], one["label"], one["champion"], one["challenger"]) for index, one in shown]
+        listed = [ShownPair(index, one["phrase"], one["label"], one["champion"], one["challenger"]) for index, one in shown]
     except (ValueError, LookupError, TypeError):
         return []
     return listed if all(_is_shown(one) for one in listed) else []
@@ -140,7 +140,7 @@ def _is_moment(value: object) -> bool:
     return is_number(value) and isinstance(value, int | float) and 0 <= value < END_OF_TIME
 
 
-def _is_shown(one: Shown) -> bool:
+def _is_shown(one: ShownPair) -> bool:
     texts = isinstance(one.phrase, str) and isinstance(one.label, str)
     return type(one.index) is int and texts and is_number(one.before_iou) and is_number(one.after_iou)
 

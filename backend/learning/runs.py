@@ -11,7 +11,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from backend.learning.run_record import ENDED, Run, Shown, State, parse_changes, parse_progress, parse_run, read_text, unreadable
+from backend.learning.run_record import ENDED, Run, ShownPair, State, parse_changes, parse_progress, parse_run, read_text, unreadable
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import first_line
 
@@ -89,7 +89,7 @@ class Runs:
         path = self.folder(run) / "report.html"
         return path.read_bytes() if RUN.fullmatch(run) and path.is_file() else None
 
-    def changes(self, run: str, count: int) -> list[Shown]:
+    def changes(self, run: str, count: int) -> list[ShownPair]:
         """The first pictures of what a run changed, those that changed most; none before it was judged."""
         return parse_changes(read_text(self.folder(run) / "evaluation.json"), count)
 

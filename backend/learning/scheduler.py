@@ -15,7 +15,7 @@ from backend.corrections.reconcile import reconcile
 from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, where
 from backend.label_studio.client import LabelStudio
-from backend.learning.agreement import Judged, judged_of
+from backend.learning.agreement import ReviewedAnswer, judged_of
 from backend.learning.auto_rollback import Watch
 from backend.learning.conductor import TRAINER, Conductor
 from backend.learning.run_record import Run
@@ -79,7 +79,7 @@ class Learner:
         self._worker: threading.Thread | None = None
         self._reconciled = 0.0
         self._next_look, self._looked = 0.0, 0.0
-        self.judged: tuple[Judged, ...] = ()
+        self.judged: tuple[ReviewedAnswer, ...] = ()
         """What reviewers made of all that was served, as of the last look at the reviews."""
         self.reconciliation = ""
         """What the last look at Label Studio's API said; empty before."""

@@ -25,7 +25,7 @@ from PIL import Image
 
 from backend.errors import LearningError
 from backend.learning.compare import answer_all, score
-from backend.learning.gate import Pair, is_kept
+from backend.learning.gate import PairedSample, is_kept
 from backend.learning.report import choose_changes
 from backend.learning.run_record import is_number, read_text
 from backend.learning.snapshot import HOLDOUT
@@ -39,7 +39,7 @@ from sam4mllm.loading import LooseAdapter, Variants, load_variants
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Options, Pattern, Pipeline, Strategy
 from sam4mllm.precision import AUTO, Precision
-from sam4mllm.training.plan import Plan
+from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.recipe import Progress
 from sam4mllm.training.session import Session
 
@@ -55,7 +55,7 @@ TELL_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
-class Job:
+class TrainingJob:
     """What a run is to do; paths are absolute.
 
     ``champion`` is the adapter's folder, None for the base model, ``champion_version`` its name. Where no golden set is named, demo scenes
@@ -73,7 +73,7 @@ class Job:
     home: str
     champion: str | None
     champion_version: str
-    plan: Plan
+    plan: TrainingPlan
     threads: int
     # of these two an older server's jobs say nothing
     pattern: Pattern = "spread"
@@ -83,11 +83,11 @@ class Job:
         replace_file(run / "job.json", json.dumps(asdict(self), indent=2).encode())
 
     @classmethod
-    def read(cls, run: Path) -> Job:
+    def read(cls, run: Path) -> TrainingJob:
         """Raises LearningError."""
         try:
             fields = json.loads((run / "job.json").read_text(encoding="utf-8"))
-            return cls(**{**fields, "plan": Plan(**fields["plan"]), "precision": Precision(**fields.get("precision", {}))})
+            return cls(**{**fields, "plan": TrainingPlan(**fields["plan"]), "precision": Precision(**fields.get("precision", {}))})
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise LearningError(f"{run / 'job.json'} is no job of a run; start another run") from error
 
@@ -101,7 +101,7 @@ def main(arguments: Sequence[str]) -> int:
     *mode, folder = arguments
     run = Path(folder)
     try:
-        job = Job.read(run)
+        job = TrainingJob.read(run)
         torch.set_num_threads(job.threads)
         if mode == ["smoke"]:
             return _smoke(run, job)
@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     return 1
 
 
-def _run(run: Path, job: Job) -> int:
+def _run(run: Path, job: TrainingJob) -> int:
     if not (run / "adapter").exists() and not _train(run, job):
         return STOPPED
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # a comparison is begun anew
@@ -133,7 +133,7 @@ def _run(run: Path, job: Job) -> int:
 # -- training ------------------------------------------------------------------------------------------------------------------------------
 
 
-def _train(run: Path, job: Job) -> bool:
+def _train(run: Path, job: TrainingJob) -> bool:
     session = Session(Path(job.dataset), run / "adapter", job.plan, job.model, job.device, _replay(job), label_of, precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
     tell, parent = Teller(run), os.getppid()
@@ -146,7 +146,7 @@ def _train(run: Path, job: Job) -> bool:
     return session.run(follow)
 
 
-def _replay(job: Job) -> Path | None:
+def _replay(job: TrainingJob) -> Path | None:
     """What keeps the base model's own knowledge: the user's examples, or for the demo model scenes as it has learned from."""
     if job.replay:
         return Path(job.replay)
@@ -196,7 +196,7 @@ def label_of(example: Example) -> str:
 # -- comparison ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _evaluate(run: Path, job: Job) -> None:
+def _evaluate(run: Path, job: TrainingJob) -> None:
     check_adapter(run / "adapter")
     variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
     champion = variants.base
@@ -213,14 +213,14 @@ def _evaluate(run: Path, job: Job) -> None:
         pairs.append(
             {"label": label_of(example), "champion": before, "challenger": after, "phrase": example.phrase, "image": example.image}
         )
-    kept = is_kept([Pair(one["label"], one["champion"], one["challenger"], one["image"]) for one in pairs])
+    kept = is_kept([PairedSample(one["label"], one["champion"], one["challenger"], one["image"]) for one in pairs])
     golden = (None, None) if kept else _golden(job, champion, challenger, tell)
     pictures = _picture_changes(run, job, champion, challenger, holdout, pairs)
     result = {"pairs": pairs, "golden_champion": golden[0], "golden_challenger": golden[1], "pictures": pictures}
     replace_file(run / "evaluation.json", json.dumps(result).encode())
 
 
-def _golden(job: Job, champion: Pipeline, challenger: Pipeline, tell: Teller) -> tuple[float, float]:
+def _golden(job: TrainingJob, champion: Pipeline, challenger: Pipeline, tell: Teller) -> tuple[float, float]:
     """Mean scores on the golden set."""
     folder = Path(job.golden) if job.golden else draw_scenes(Path(job.home))["golden"]
     examples = read_examples(folder)
@@ -249,7 +249,7 @@ def _known_score(path: Path) -> float | None:
 
 
 def _picture_changes(
-    run: Path, job: Job, champion: Pipeline, challenger: Pipeline, holdout: Sequence[Example], pairs: Sequence[dict[str, Any]]
+    run: Path, job: TrainingJob, champion: Pipeline, challenger: Pipeline, holdout: Sequence[Example], pairs: Sequence[dict[str, Any]]
 ) -> list[int]:
     """Overlays before and after of the examples that changed most."""
     chosen = choose_changes([pair["champion"] for pair in pairs], [pair["challenger"] for pair in pairs], PICTURES)
@@ -270,7 +270,7 @@ def _shrunk(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _smoke(run: Path, job: Job) -> int:
+def _smoke(run: Path, job: TrainingJob) -> int:
     """One answer by the new adapter, in a process that knows nothing else."""
     variants: Variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
     pipeline = variants.load(run / "adapter", LooseAdapter("challenger-0-00000000"))

@@ -21,7 +21,7 @@ from backend.label_studio.phrases import Pointed, Wanted, wanted
 from backend.label_studio.wire import Region, Task, prediction
 from backend.label_studio.write_regions import answer_line, to_regions
 from backend.serving.pointing import OnScreen, answer_ids, of_size, with_shown
-from backend.serving.served_records import Drawn
+from backend.serving.served_records import ServedAnswer
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
@@ -85,7 +85,9 @@ class Answerer:
         )
         """Images taken in, by version and SHA-256."""
 
-    def answer(self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float) -> tuple[bytes, list[Drawn]]:
+    def answer(
+        self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float
+    ) -> tuple[bytes, list[ServedAnswer]]:
         """A prediction's JSON text, and what was drawn for it; ``fetched`` are the seconds that the image took.
 
         Raises TaskError where the answer says nothing of the picture.
@@ -100,7 +102,7 @@ class Answerer:
             labels = [question.pointed.label] * len(found)
         kept = [one.instances if clicks is None else tuple(instance for instance in one.instances if instance.pointed) for one in found]
         regions: list[Region] = []
-        drawn: list[Drawn] = []
+        drawn: list[ServedAnswer] = []
         for place, (one, label, instances) in enumerate(zip(found, labels, kept, strict=True)):
             recorded: list[tuple[Instance, tuple[Region, ...]]] = []
             for index, instance in enumerate(instances):
@@ -117,7 +119,7 @@ class Answerer:
                 if instance.pointed != "alone":
                     recorded.append((instance, masks))
             if recorded or clicks is None:  # a click elsewhere does not say that there is no such object
-                drawn.append(Drawn(one, label, tuple(recorded)))
+                drawn.append(ServedAnswer(one, label, tuple(recorded)))
         notes = sorted({one.note for one in found if one.note})
         if notes and not regions and not question.interactive:
             raise TaskError("; ".join(notes))  # not the same as "no such object"

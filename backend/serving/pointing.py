@@ -12,7 +12,7 @@ from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.phrases import Pointed
 from backend.label_studio.region_ids import alone_id, refined_ids
 from backend.label_studio.wire import Region
-from sam4mllm.clicks import SAME_SHOWN, Clicks, Shown, merge
+from sam4mllm.clicks import SAME_SHOWN, Clicks, ShownInstance, merge
 from sam4mllm.geometry import box_iou
 from sam4mllm.grounding.protocol import Grounding
 from sam4mllm.masks import Rle, from_rle
@@ -32,9 +32,9 @@ class OnScreen:
     mask: Rle = field(repr=False)
     page: int = 0
 
-    def shown(self) -> Shown:
+    def shown(self) -> ShownInstance:
         height, width = self.mask["size"]
-        return Shown(np.array(self.box_px, np.float32), from_rle(self.mask, height, width, max_pixels=height * width))
+        return ShownInstance(np.array(self.box_px, np.float32), from_rle(self.mask, height, width, max_pixels=height * width))
 
 
 def on_screen(records: Sequence[Served], phrase: str, present: frozenset[str]) -> tuple[OnScreen, ...]:

@@ -28,7 +28,7 @@ from backend.serving.answerer import Answerer, Question, dump
 from backend.serving.engine import Engine
 from backend.serving.leases import Lease, Roster
 from backend.serving.pointing import OnScreen, on_screen, selected_regions, touched_phrase
-from backend.serving.served_records import Drawn, served_records
+from backend.serving.served_records import ServedAnswer, served_records
 from backend.serving.single_flight import Flights
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
@@ -65,7 +65,7 @@ class Images(Protocol):
         ...
 
 
-class Notes(Protocol):
+class TaskLog(Protocol):
     """Where typed phrases are kept, by project, and what was served or held back."""
 
     def remember(self, project: str, task: int | None, phrase: str) -> None: ...
@@ -94,7 +94,7 @@ class Predictor:
         self,
         engine: Engine[Roster],
         images: Images,
-        notes: Notes,
+        notes: TaskLog,
         settings: Settings,
         metrics: Metrics,
         shared: Callable[[int, str], None] = lambda task, version: None,
@@ -334,7 +334,7 @@ class Predictor:
         finally:
             self._decoding[interactive].release()
 
-    def _record(self, drawn: Sequence[Drawn], image: LoadedImage, question: Question, project: str, version: str) -> None:
+    def _record(self, drawn: Sequence[ServedAnswer], image: LoadedImage, question: Question, project: str, version: str) -> None:
         """On the engine's thread, once an answer: a write of some milliseconds next to a model's work, a quarter of a second at most."""
         if question.task.id is None or not project:
             return

@@ -14,7 +14,7 @@ from sam4mllm.pipeline import Instance, Segmentation
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class ServedAnswer:
     """A phrase's answer with its label, and each instance with its regions of the mask control."""
 
     found: Segmentation
@@ -23,7 +23,7 @@ class Drawn:
 
 
 def served_records(
-    drawn: Sequence[Drawn], image: LoadedImage, project: str, task: int, version: str, interactive: bool, page: int
+    drawn: Sequence[ServedAnswer], image: LoadedImage, project: str, task: int, version: str, interactive: bool, page: int
 ) -> list[Served]:
     """A record for each region, and one for each phrase that means nothing in the image. A click alone has no phrase to learn."""
     now = time.time()

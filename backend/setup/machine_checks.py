@@ -183,10 +183,10 @@ def check_models(settings: Settings, running: bool) -> list[Finding]:
         return [as_finding("model", error, "set SAM4MLLM_MODEL and SAM4MLLM_SEGMENTER to what docs/reference.md lists")]
     if settings.train_mode == "pause":
         return []
-    from sam4mllm.training.plan import Plan  # noqa: PLC0415
+    from sam4mllm.training.plan import TrainingPlan  # noqa: PLC0415
 
     try:
-        announce(settings.model, pick_device(settings.train_device), settings.precision, rank=Plan().rank)
+        announce(settings.model, pick_device(settings.train_device), settings.precision, rank=TrainingPlan().rank)
     except ModelError as error:
         return [
             Finding("memory", f"a training run does not fit beside the server: {str(error).partition('; ')[0]}", "set SAM4MLLM_TRAIN_MODE")

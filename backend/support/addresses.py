@@ -22,7 +22,7 @@ _SPECIAL = (ipaddress.ip_network("192.88.99.0/24"), ipaddress.ip_network("3fff::
 
 
 @dataclass(frozen=True)
-class Target:
+class ImageAddress:
     """An http(s) address that is written properly; whether it may be fetched is another question."""
 
     url: httpx.URL = field(repr=False)  # its query may be a secret
@@ -35,7 +35,7 @@ class Target:
         return f"{self.url.scheme}://{f'[{self.host}]' if ':' in self.host else self.host}:{self.port}"
 
 
-def parse_url(text: str, base: httpx.URL | None = None) -> Target:
+def parse_url(text: str, base: httpx.URL | None = None) -> ImageAddress:
     """An http(s) address, or a redirect's relative to ``base``. Raises FetchError, whose text never shows the address."""
     if _ODD.search(text):
         raise FetchError("the image address holds white space, a control character or a backslash; write it percent-encoded")
@@ -50,7 +50,7 @@ def parse_url(text: str, base: httpx.URL | None = None) -> Target:
     port = PORTS[url.scheme] if url.port is None else url.port
     if not 0 < port < 1 << 16:
         raise FetchError("the image address has a port that does not exist; correct the task's data")
-    return Target(url, _host(url.raw_host.decode("ascii")), port)
+    return ImageAddress(url, _host(url.raw_host.decode("ascii")), port)
 
 
 def _host(host: str) -> str:

@@ -7,10 +7,10 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
-from backend.learning.agreement import Judged, Reliability, Trend, draw_trend, measure_reliability
-from backend.learning.auto_rollback import Control
+from backend.learning.agreement import Reliability, ReviewedAnswer, Trend, draw_trend, measure_reliability
+from backend.learning.auto_rollback import ControlChart
 from backend.learning.report import Plot, draw_curve
-from backend.learning.run_record import Run, Shown, read_curve
+from backend.learning.run_record import Run, ShownPair, read_curve
 from backend.service import Service
 from backend.support.metrics import Failure, Request
 from sam4mllm.adapters.files import Manifest
@@ -68,14 +68,14 @@ class Overview:
     model: str
     label_studio: str
     reconciliation: str
-    agreement: Control | None
-    judged: tuple[Judged, ...]
+    agreement: ControlChart | None
+    judged: tuple[ReviewedAnswer, ...]
     reliability: Reliability | None
     active: list[Active]
     runs: list[Run]
     first: int
     run_count: int
-    changes: list[Shown]
+    changes: list[ShownPair]
     changed_by: str
     versions: list[Version]
     broken: list[Broken]

@@ -39,7 +39,7 @@ from sam4mllm.errors import EvaluationError
 if TYPE_CHECKING:
     from sam4mllm.evaluation.ablation_table import Row
     from sam4mllm.evaluation.metrics import Figures
-    from sam4mllm.evaluation.run import Judged
+    from sam4mllm.evaluation.run import JudgedExample
 
 EVALUATE_EXAMPLE = "Example: sam4mllm evaluate /tmp/scenes --oracle --report /tmp/report"
 ABLATE_EXAMPLE = "Example: sam4mllm ablate /tmp/scenes --over strategy,points,count --values count=5,15,30 --out /tmp/ablation"
@@ -110,7 +110,7 @@ def evaluate(
             print(path)
 
 
-def _report(folder: Path, dataset: Path, judged: Sequence[Judged], figures: Figures, version: str) -> None:
+def _report(folder: Path, dataset: Path, judged: Sequence[JudgedExample], figures: Figures, version: str) -> None:
     from sam4mllm.evaluation.report import write_report  # noqa: PLC0415
 
     write_report(folder, dataset, judged, figures, version, shlex.join(["sam4mllm", *sys.argv[1:]]))

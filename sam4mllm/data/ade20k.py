@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.data.coco import LEAST_AREA, MOST_INSTANCES
-from sam4mllm.data.pairs import Pair, Reading, to_mask
+from sam4mllm.data.pairs import PhrasedPicture, Reading, to_mask
 from sam4mllm.errors import DatasetError, MaskCodecError
 from sam4mllm.images import load_image
 
@@ -43,7 +43,7 @@ def read_ade20k(root: Path) -> Reading:
     return Reading(pairs, pictures=Counter(split for split, _ in files))
 
 
-def _pairs(split: str, path: Path) -> Iterator[Pair]:
+def _pairs(split: str, path: Path) -> Iterator[PhrasedPicture]:
     height, width, things = _read(path)
     by_name: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
     for thing in things:
@@ -53,7 +53,7 @@ def _pairs(split: str, path: Path) -> Iterator[Pair]:
         if name not in STUFF and len(objects) <= MOST_INSTANCES and all(_is_large(polygon, width, height) for _, polygon in objects):
             outlines = tuple(partial(visible, polygon, _classes_file(path), number) for number, polygon in objects)
             picture = f"ade20k:{path.stem}"
-            yield Pair(path.with_suffix(".jpg"), name, outlines, split, f"{picture}:{name}", picture, (height, width))
+            yield PhrasedPicture(path.with_suffix(".jpg"), name, outlines, split, f"{picture}:{name}", picture, (height, width))
 
 
 def visible(polygon: Sequence[float], classes: Path, number: int, height: int, width: int) -> NDArray[np.bool_]:

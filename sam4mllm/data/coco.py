@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam4mllm.data.pairs import LeftOut, Outline, Pair, Reading, encode
+from sam4mllm.data.pairs import LeftOut, Outline, PhrasedPicture, Reading, encode
 from sam4mllm.data.pictures import find_pictures
 from sam4mllm.errors import DatasetError, MaskCodecError
 from sam4mllm.images import MAX_PIXELS
@@ -171,7 +171,7 @@ class _Group:
     fault: str = ""
 
 
-def _read_split(tables: CocoTables, root: Path, split: str, name: str) -> Iterator[Pair | LeftOut]:
+def _read_split(tables: CocoTables, root: Path, split: str, name: str) -> Iterator[PhrasedPicture | LeftOut]:
     kind = SETS[name]
     files = _find(tables, root, split, name)
     for group in _groups(tables, kind.parts_only):
@@ -182,7 +182,7 @@ def _read_split(tables: CocoTables, root: Path, split: str, name: str) -> Iterat
         row = tables.image(group.image)
         outlines = tuple(tables.outline(annotation["id"]) for annotation in group.annotations)
         phrase = as_phrase(str(tables.categories[group.category].get("name", "")))
-        yield Pair(files[_file_name(row)], phrase, outlines, split, source, kind.origin(row), image_size(row))
+        yield PhrasedPicture(files[_file_name(row)], phrase, outlines, split, source, kind.origin(row), image_size(row))
 
 
 def _find(tables: CocoTables, root: Path, split: str, name: str) -> Mapping[str, Path]:

@@ -41,7 +41,7 @@ _COCO_NAME = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
 
 
 @dataclass(frozen=True)
-class Pair:
+class PhrasedPicture:
     """A picture (its file, or what is in it) and a phrase; ``outlines`` of the objects that it means, none if it means nothing there.
 
     ``origin`` says which picture it is, and ``ignore`` draws what counts neither way, as in the dataset format. ``size`` is the picture's
@@ -71,7 +71,7 @@ class LeftOut:
 class Reading:
     """A set that was found whole: its pairs, to be read once; how many there are, if that is known beforehand; its pictures by split."""
 
-    pairs: Iterable[Pair | LeftOut]
+    pairs: Iterable[PhrasedPicture | LeftOut]
     total: int | None = None
     pictures: Mapping[str, int] = field(default_factory=dict)
 
@@ -121,7 +121,7 @@ def new_dataset(folder: Path) -> Iterator[ExampleWriter]:
         raise FolderError(f"{folder} cannot be written ({error.strerror}); free space or choose another folder") from error
 
 
-def write_pairs(reading: Reading, folder: Path, track: Track[Pair | LeftOut] = untracked) -> Prepared:
+def write_pairs(reading: Reading, folder: Path, track: Track[PhrasedPicture | LeftOut] = untracked) -> Prepared:
     """Write pairs as a dataset, all or nothing. To be trained on, the same phrase of the same objects of a picture is written once.
 
     Repetitions in the other splits stay: published figures count each.
@@ -160,7 +160,7 @@ class _Pairs:
         self._written: set[str] = set()
         self._drawn: tuple[ImageRecord | None, tuple[Outline, ...], list[ExampleInstance]] = None, (), []
 
-    def write(self, pair: Pair) -> None:
+    def write(self, pair: PhrasedPicture) -> None:
         phrase = " ".join(pair.phrase.split())
         if not phrase:
             raise _Unfit("it has no phrase")
@@ -198,7 +198,7 @@ class _Pairs:
             return self._writer.add_image_data(image)
         return self._writer.add_image_file(image, link=True)
 
-    def _instances(self, pair: Pair, record: ImageRecord) -> list[ExampleInstance]:
+    def _instances(self, pair: PhrasedPicture, record: ImageRecord) -> list[ExampleInstance]:
         """An object without a single pixel is none, but a phrase whose objects are all like that has not lost its target. If they may lie
         under what is ignored, the phrase can still be tested on, as LISA does: nothing outside of that is right.
         """

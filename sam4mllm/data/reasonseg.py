@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.data.pairs import TRAIN, LeftOut, Pair, Reading
+from sam4mllm.data.pairs import TRAIN, LeftOut, PhrasedPicture, Reading
 from sam4mllm.errors import DatasetError
 from sam4mllm.masks import MAX_COORDINATE
 
@@ -44,7 +44,7 @@ def read_reasonseg(root: Path) -> Reading:
     return Reading(pairs, len(pairs), Counter(split for split, _ in files))
 
 
-def _pairs(split: str, path: Path, fields: Mapping[str, Any]) -> Iterator[Pair | LeftOut]:
+def _pairs(split: str, path: Path, fields: Mapping[str, Any]) -> Iterator[PhrasedPicture | LeftOut]:
     shapes = [shape for shape in fields["shapes"] if shape["label"].lower() != VOID]
     meant = any(IGNORE not in shape["label"].lower() for shape in shapes)
     void = any(IGNORE in shape["label"].lower() for shape in shapes)
@@ -52,7 +52,7 @@ def _pairs(split: str, path: Path, fields: Mapping[str, Any]) -> Iterator[Pair |
     ignore = partial(paint, shapes, ignored=True) if void else None
     for number, text in enumerate(fields["text"] if split == TRAIN else fields["text"][:1]):
         source = f"reasonseg:{split}:{path.stem}:{number}"
-        yield Pair(path.with_suffix(".jpg"), text, outlines, split, source, ignore=ignore)
+        yield PhrasedPicture(path.with_suffix(".jpg"), text, outlines, split, source, ignore=ignore)
 
 
 def paint(shapes: Sequence[Mapping[str, Any]], height: int, width: int, ignored: bool = False) -> NDArray[np.bool_]:

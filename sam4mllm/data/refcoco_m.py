@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from sam4mllm.data.pairs import Pair, Reading, coco_origin
+from sam4mllm.data.pairs import PhrasedPicture, Reading, coco_origin
 from sam4mllm.errors import DatasetError
 
 NEEDED = ("image", "file_name", "samples")
@@ -37,7 +37,7 @@ def read_refcoco_m(root: Path) -> Reading:
     return Reading(pair for path, file in files for pair in _read(path, file, ArrowException))
 
 
-def _read(path: Path, file: Any, failure: type[Exception]) -> Iterator[Pair]:
+def _read(path: Path, file: Any, failure: type[Exception]) -> Iterator[PhrasedPicture]:
     try:
         columns = [name for name in (*NEEDED, NUMBER) if name in file.schema_arrow.names]
         for batch in file.iter_batches(batch_size=AT_ONCE, columns=columns):
@@ -47,11 +47,11 @@ def _read(path: Path, file: Any, failure: type[Exception]) -> Iterator[Pair]:
         raise DatasetError(f"{path} is damaged, or not RefCOCO-M; fetch it again") from error
 
 
-def _pairs(row: dict[str, Any]) -> Iterator[Pair]:
+def _pairs(row: dict[str, Any]) -> Iterator[PhrasedPicture]:
     number = row.get(NUMBER)
     origin = f"coco:{number}" if isinstance(number, int) else coco_origin(row["file_name"])
     for index, sample in enumerate(row["samples"]):
         outlines = (sample["mask"],)
         name = sample.get("id", f"{Path(row['file_name']).stem}-{index}")
         for place, sentence in enumerate(sample["sentences"]):
-            yield Pair(row["image"]["bytes"], sentence, outlines, "val", f"refcoco-m:{name}:{place}", origin)
+            yield PhrasedPicture(row["image"]["bytes"], sentence, outlines, "val", f"refcoco-m:{name}:{place}", origin)

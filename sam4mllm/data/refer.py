@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from sam4mllm.data.coco import CocoTables, image_size, read_tables
-from sam4mllm.data.pairs import Pair, Reading
+from sam4mllm.data.pairs import PhrasedPicture, Reading
 from sam4mllm.data.pictures import find_pictures
 from sam4mllm.data.plain_pickle import load_plain_pickle
 from sam4mllm.errors import DatasetError
@@ -71,12 +71,12 @@ def read_refer(root: Path, name: str) -> Reading:
     return Reading(_pairs(references, tables, files, name), sum(len(one.sentences) for one in references))
 
 
-def _pairs(references: Sequence[Reference], tables: CocoTables, files: Mapping[int, Path], name: str) -> Iterator[Pair]:
+def _pairs(references: Sequence[Reference], tables: CocoTables, files: Mapping[int, Path], name: str) -> Iterator[PhrasedPicture]:
     for one in references:
         outlines = tuple(tables.outline(annotation) for annotation in one.annotations)
         size = image_size(tables.image(one.image))
         for number, text in one.sentences:
-            yield Pair(files[one.image], text, outlines, one.split, f"{name}:{one.number}:{number}", f"coco:{one.image}", size)
+            yield PhrasedPicture(files[one.image], text, outlines, one.split, f"{name}:{one.number}:{number}", f"coco:{one.image}", size)
 
 
 def read_references(root: Path, name: str) -> list[Reference]:

@@ -37,7 +37,7 @@ Track = Callable[[Iterable[list[Example]], int, str], Iterable[list[Example]]]
 
 
 @dataclass(frozen=True)
-class Outcome:
+class SettingResult:
     """What came of one image under one setting.
 
     ``samples`` one a phrase; ``seconds`` by stage, of all its phrases; ``asked`` points of which ``right`` were judged rightly by P ≥ 0.5,
@@ -117,7 +117,7 @@ class Bench:
             setting: Pipeline(self._grounder, pipeline.segmenter, setting.options, pipeline.slug, pipeline.adapter) for setting in settings
         }
 
-    def answer(self, group: Sequence[Example]) -> dict[Setting, Outcome]:
+    def answer(self, group: Sequence[Example]) -> dict[Setting, SettingResult]:
         """Every setting's outcome on one image, from the journal where it is there; the image is opened only if something is not."""
         keys = {setting: self._key(setting, group) for setting in self._pipelines}
         found = {setting: outcome for setting, key in keys.items() if (outcome := self._journal.find(key)) is not None}
@@ -129,11 +129,11 @@ class Bench:
                 self._journal.add(keys[setting], setting.label, group[0].image, found[setting])
         return found
 
-    def _compute(self, setting: Setting, opened: Opened, group: Sequence[Example]) -> Outcome:
+    def _compute(self, setting: Setting, opened: Opened, group: Sequence[Example]) -> SettingResult:
         pipeline = self._pipelines[setting]
         if setting.oracle:
             masks = [draw_oracle(pipeline, opened, example) for example in group]
-            return Outcome(self._samples(group, masks), {})
+            return SettingResult(self._samples(group, masks), {})
         self._grounder.saved.clear()
         answers = pipeline.segment(opened, [example.phrase for example in group], setting.strategy)
         seconds = {
@@ -141,7 +141,7 @@ class Bench:
             for stage in STAGES
         }
         counts = np.sum([_count(answer, example.union()) for answer, example in zip(answers, group, strict=True)], 0).tolist()
-        return Outcome(self._samples(group, [answer.mask for answer in answers]), seconds, *counts)
+        return SettingResult(self._samples(group, [answer.mask for answer in answers]), seconds, *counts)
 
     def _samples(self, group: Sequence[Example], masks: Sequence[NDArray[np.bool_]]) -> tuple[Sample, ...]:
         return tuple(measure(mask, example, self._min_pixels) for example, mask in zip(group, masks, strict=True))
@@ -177,7 +177,7 @@ class Journal:
 
     def __init__(self, path: Path | None = None) -> None:
         self._path = path
-        self._known: dict[str, Outcome] = {}
+        self._known: dict[str, SettingResult] = {}
         try:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path is not None and path.exists() else []
         except OSError as error:
@@ -190,11 +190,11 @@ class Journal:
     def __len__(self) -> int:
         return len(self._known)
 
-    def find(self, key: str) -> Outcome | None:
+    def find(self, key: str) -> SettingResult | None:
         """What came of it, if it is known."""
         return self._known.get(key)
 
-    def add(self, key: str, setting: str, image: str, outcome: Outcome) -> None:
+    def add(self, key: str, setting: str, image: str, outcome: SettingResult) -> None:
         """Write down an outcome; setting and image are for people to read."""
         self._known[key] = outcome
         if self._path is not None:
@@ -205,12 +205,12 @@ class Journal:
                 raise EvaluationError(f"{self._path} cannot be written ({error.strerror}); free space or choose another folder") from error
 
 
-def _parse(line: str) -> tuple[str, Outcome] | None:
+def _parse(line: str) -> tuple[str, SettingResult] | None:
     try:
         fields: dict[str, Any] = json.loads(line)
         counts = {name: int(fields[name]) for name in ("asked", "right", "kept", "kept_right")}
         seconds = {str(stage): float(taken) for stage, taken in fields["seconds"].items()}
-        outcome = Outcome(tuple(Sample(**sample) for sample in fields["samples"]), seconds, **counts)
+        outcome = SettingResult(tuple(Sample(**sample) for sample in fields["samples"]), seconds, **counts)
         return (str(fields["key"]), outcome) if outcome.samples else None
     except (ValueError, KeyError, TypeError, AttributeError):
         return None

@@ -17,11 +17,11 @@ from sam4mllm.masks import Rle, from_rle, to_rle, union
 from sam4mllm.pipeline import Instance, Segmentation
 
 if TYPE_CHECKING:
-    from sam4mllm.evaluation.run import Judged
+    from sam4mllm.evaluation.run import JudgedExample
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
+class StoredInstance:
     """One object found, as :class:`~sam4mllm.pipeline.Instance`, its mask as run lengths."""
 
     box_px: NDArray[np.float32]
@@ -37,7 +37,7 @@ class Prediction:
     """What a phrase was taken to mean; no instances is the answer "no such object"."""
 
     phrase: str
-    instances: tuple[Drawn, ...]
+    instances: tuple[StoredInstance, ...]
     score: float
     no_target_probability: float
     version: str
@@ -83,11 +83,11 @@ def keep(answer: Segmentation) -> Prediction:
     )
 
 
-def _keep(instance: Instance) -> Drawn:
-    return Drawn(instance.box_px, instance.points_px, instance.inside, instance.labels, to_rle(instance.mask), instance.score)
+def _keep(instance: Instance) -> StoredInstance:
+    return StoredInstance(instance.box_px, instance.points_px, instance.inside, instance.labels, to_rle(instance.mask), instance.score)
 
 
-def write_predictions(path: Path, judged: Sequence[Judged]) -> None:
+def write_predictions(path: Path, judged: Sequence[JudgedExample]) -> None:
     """One JSON line an example: which it is, what was predicted, and its IoU. Raises EvaluationError if the file cannot be written."""
     lines = []
     for one in judged:

@@ -22,7 +22,7 @@ from sam4mllm.data.examples import load_example_image
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.metrics import Bin, Figures, reliability
-from sam4mllm.evaluation.run import STAGES, Judged, intervals_of, parts, summarize_judged
+from sam4mllm.evaluation.run import STAGES, JudgedExample, intervals_of, parts, summarize_judged
 from sam4mllm.overlay import draw_compared
 from sam4mllm.page import SHARED, find_ticks, render
 
@@ -51,7 +51,7 @@ MEANINGS = {
 
 
 @dataclass(frozen=True)
-class Picture:
+class DrawnExample:
     """One example drawn as a JPEG file's bytes."""
 
     phrase: str
@@ -86,7 +86,7 @@ class Chart:
 
 
 def write_report(
-    folder: Path, dataset: Path, judged: Sequence[Judged], figures: Figures, version: str, command: str, seed: int = 0
+    folder: Path, dataset: Path, judged: Sequence[JudgedExample], figures: Figures, version: str, command: str, seed: int = 0
 ) -> None:
     """Write ``report.json`` and ``report.html``; each is replaced whole.
 
@@ -140,12 +140,12 @@ def write_report(
         raise EvaluationError(f"{folder} cannot be written ({error.strerror}); choose another folder with --report") from error
 
 
-def is_right(one: Judged) -> bool:
+def is_right(one: JudgedExample) -> bool:
     """Whether the answer was of the right thing, which the score should foretell: an IoU of ACCEPTED_IOU, or a right "none"."""
     return one.sample.iou >= ACCEPTED_IOU
 
 
-def pick(judged: Sequence[Judged], count: int = PICTURES, seed: int = 0) -> dict[str, list[Judged]]:
+def pick(judged: Sequence[JudgedExample], count: int = PICTURES, seed: int = 0) -> dict[str, list[JudgedExample]]:
     """Which examples to show: the worst and best with a target, wrong answers where there is none, and some drawn by chance.
 
     Among equals the surest answer comes first: a mistake that the score did not foretell tells most.
@@ -161,7 +161,7 @@ def pick(judged: Sequence[Judged], count: int = PICTURES, seed: int = 0) -> dict
     }
 
 
-def draw_pictures(dataset: Path, judged: Sequence[Judged]) -> list[Picture]:
+def draw_pictures(dataset: Path, judged: Sequence[JudgedExample]) -> list[DrawnExample]:
     """Each example's picture with the true and the predicted outline, boxes and points. Raises DatasetError."""
     pictures = []
     for one in judged:
@@ -172,7 +172,7 @@ def draw_pictures(dataset: Path, judged: Sequence[Judged]) -> list[Picture]:
         count = len(one.prediction.instances)
         found = f"{count} found" if count > 1 else "found" if count else "answered “none”"
         pictures.append(
-            Picture(one.example.phrase, Path(one.example.image).name, one.sample.iou, f"{found}, {one.score:.2f}", file.getvalue())
+            DrawnExample(one.example.phrase, Path(one.example.image).name, one.sample.iou, f"{found}, {one.score:.2f}", file.getvalue())
         )
     return pictures
 
@@ -180,7 +180,7 @@ def draw_pictures(dataset: Path, judged: Sequence[Judged]) -> list[Picture]:
 # -- plots ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def draw_ious(judged: Sequence[Judged]) -> Chart | None:
+def draw_ious(judged: Sequence[JudgedExample]) -> Chart | None:
     """How many phrases with a target came to which IoU; None if there are none."""
     ious = [one.sample.iou for one in judged if one.sample.has_target]
     if not ious:

@@ -35,7 +35,7 @@ def _no_truths() -> NDArray[np.bool_]:
 
 
 @dataclass(frozen=True, eq=False)
-class Judged:
+class JudgedExample:
     """One example and what came of it.
 
     ``oracle`` is the sample of what true prompts draw, None if it was not asked for or the phrase has no target; ``inside`` (K,) P(inside)
@@ -108,14 +108,14 @@ def evaluate(
     *,
     examples: Sequence[Example] | None = None,
     min_pixels: int = 0,
-) -> tuple[Figures, list[Judged]]:
+) -> tuple[Figures, list[JudgedExample]]:
     """The figures of :func:`summarize_judged` and every example's result.
 
     All phrases of an image are answered in one call, whose time they share. ``track`` wraps the images, for a progress bar; ``examples``
     are what ``choose`` chose, all if None; ``min_pixels`` as of ``compare``. Raises DatasetError.
     """
     images = by_image(choose(folder) if examples is None else examples)
-    judged: list[Judged] = []
+    judged: list[JudgedExample] = []
     for group in track(images, len(images)):
         judged += _judge(pipeline, folder, group, strategy, oracle, min_pixels)
     return summarize_judged(judged), judged
@@ -123,7 +123,7 @@ def evaluate(
 
 def _judge(
     pipeline: Pipeline, folder: Path, group: Sequence[Example], strategy: Strategy, oracle: bool, min_pixels: int
-) -> Iterator[Judged]:
+) -> Iterator[JudgedExample]:
     image = load_example_image(folder, group[0])
     began = time.perf_counter()
     opened = pipeline.open(image)
@@ -133,7 +133,7 @@ def _judge(
     asked = ask_true_points(pipeline, opened, group)
     for example, answer in zip(group, answers, strict=True):
         points = [next(asked) for _ in example.instances]
-        yield Judged(
+        yield JudgedExample(
             example=example,
             sample=measure(answer.mask, example, min_pixels),
             score=answer.score,
@@ -179,7 +179,7 @@ def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> NDArray
 # -- what came of it -----------------------------------------------------------------------------------------------------------------------
 
 
-def summarize_judged(judged: Sequence[Judged]) -> Figures:
+def summarize_judged(judged: Sequence[JudgedExample]) -> Figures:
     """The figures of :func:`~sam4mllm.evaluation.metrics.summarize`, and ``seconds_image`` … ``seconds_segmenter``: a phrase's share of
     each stage's time, which together are its ``seconds_per_phrase`` but for what lies between the stages.
     """
@@ -194,12 +194,12 @@ def summarize_judged(judged: Sequence[Judged]) -> Figures:
     return {**figures, **stages}
 
 
-def intervals_of(judged: Sequence[Judged]) -> dict[str, tuple[float, float] | None]:
+def intervals_of(judged: Sequence[JudgedExample]) -> dict[str, tuple[float, float] | None]:
     """The 95 % interval of each figure that is a share or a mean, by a bootstrap over images."""
     return intervals(sum_by_image([one.example.image for one in judged], [_terms(one) for one in judged]))
 
 
-def _terms(one: Judged) -> dict[str, Term]:
+def _terms(one: JudgedExample) -> dict[str, Term]:
     ideal = (0.0, 0.0) if one.oracle is None else (one.oracle.iou, 1.0)
     right = float(((one.inside >= 0.5) == one.on).sum())
     return {
@@ -210,9 +210,9 @@ def _terms(one: Judged) -> dict[str, Term]:
     }
 
 
-def parts(judged: Sequence[Judged]) -> dict[str, dict[str, list[Judged]]]:
+def parts(judged: Sequence[JudgedExample]) -> dict[str, dict[str, list[JudgedExample]]]:
     """The results by ``split`` and by ``source`` (what stands before its first colon), each only if there are several."""
-    found: dict[str, dict[str, list[Judged]]] = {"split": {}, "source": {}}
+    found: dict[str, dict[str, list[JudgedExample]]] = {"split": {}, "source": {}}
     for one in judged:
         found["split"].setdefault(one.example.split, []).append(one)
         found["source"].setdefault(one.example.source.partition(":")[0], []).append(one)

@@ -1,6 +1,6 @@
 """Plans in files: our default, the paper's and the released adapter's come with the package, a user's own is JSON or TOML.
 
-A file has the fields of :class:`~sam4mllm.training.plan.Plan`, and in a table ``asking`` those of
+A file has the fields of :class:`~sam4mllm.training.plan.TrainingPlan`, and in a table ``asking`` those of
 :class:`~sam4mllm.training.asking.Asking`.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from sam4mllm.errors import TrainingError
 from sam4mllm.training.asking import Asking
-from sam4mllm.training.plan import Plan, plan_of
+from sam4mllm.training.plan import TrainingPlan, plan_of
 
 FOLDER = Path(__file__).parent / "configs"
 NAMES = ("default", "paper", "released")
@@ -25,7 +25,7 @@ NAMES = ("default", "paper", "released")
 class Config:
     """How an adapter is trained, and how images are asked about."""
 
-    plan: Plan
+    plan: TrainingPlan
     asking: Asking
 
 
@@ -44,7 +44,7 @@ def read_config(source: str | Path | None, **given: Any) -> Config:
         raise TrainingError(f"{path}: {error}") from error
 
 
-def read_plan(path: Path | None, **given: Any) -> Plan:
+def read_plan(path: Path | None, **given: Any) -> TrainingPlan:
     """The plan of ``read_config``."""
     return read_config(path, **given).plan
 
@@ -70,5 +70,5 @@ def _read_table(path: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise TrainingError(f"{path} is neither JSON nor, by its name, TOML ({error})") from error
     if not isinstance(values, dict):
-        raise TrainingError(f"{path} is not an object with some of Plan's fields")
+        raise TrainingError(f"{path} is not an object with some of a plan's fields")
     return values

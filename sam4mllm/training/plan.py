@@ -11,7 +11,7 @@ from sam4mllm.errors import TrainingError
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainingPlan:
     """How an adapter is trained. Raises TrainingError if a number is not as it should be.
 
     The optimiser's defaults are the released recipe's (AdamW, linear decay after a warm-up, weight decay 0.001). Its rank is 128 and its
@@ -96,7 +96,7 @@ MEASURED = 10
 """Steps after which the run's speed is known and the number of its steps is fitted to its budget."""
 
 
-def learning_rate(plan: Plan, step: int, steps: int) -> float:
+def learning_rate(plan: TrainingPlan, step: int, steps: int) -> float:
     """A linear warm-up over a share of the steps, then a straight line to zero."""
     warmup = max(1, round(plan.warmup * steps))
     return plan.rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
@@ -107,9 +107,9 @@ def fit_steps(steps: int, done: int, seconds: float, budget_seconds: float) -> i
     return steps if math.isinf(budget_seconds) else max(done, min(steps, int(budget_seconds * done / max(seconds, _TINY))))
 
 
-def plan_of(values: Mapping[str, Any], **given: Any) -> Plan:
-    """The plan with those of Plan's fields; those ``given`` that are not None win. Raises TrainingError."""
-    names = [field.name for field in fields(Plan)]
+def plan_of(values: Mapping[str, Any], **given: Any) -> TrainingPlan:
+    """The plan with those of its fields; those ``given`` that are not None win. Raises TrainingError."""
+    names = [field.name for field in fields(TrainingPlan)]
     unknown = sorted(values.keys() - set(names))
     if unknown:
         raise TrainingError(f"unknown {', '.join(map(repr, unknown))[:200]}; known are {', '.join(names)}")
@@ -118,4 +118,4 @@ def plan_of(values: Mapping[str, Any], **given: Any) -> Plan:
     own = {name: value for name, value in given.items() if value is not None}
     if "steps" in own:
         own["epochs"] = None
-    return Plan(**{**values, **own})
+    return TrainingPlan(**{**values, **own})

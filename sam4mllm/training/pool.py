@@ -27,7 +27,7 @@ def phrase_of(example: Example) -> str:
 
 
 @dataclass(frozen=True, eq=False)
-class Shown:
+class TrainingImage:
     """An image (H, W, 3) uint8 RGB, and what is asked about it or else said about it; ``name`` is for messages."""
 
     image: NDArray[np.uint8]
@@ -52,8 +52,8 @@ class _Picture:
     def load(self) -> NDArray[np.uint8]:
         return load_example_image(self.folder, self.examples[0])
 
-    def shown(self, image: NDArray[np.uint8]) -> Shown:
-        return Shown(image, self.examples, name=self.name)
+    def shown(self, image: NDArray[np.uint8]) -> TrainingImage:
+        return TrainingImage(image, self.examples, name=self.name)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,8 +70,8 @@ class _Talk:
         except ImageError as error:
             raise DatasetError(f"{self.conversation.image}: {error}") from error
 
-    def shown(self, image: NDArray[np.uint8]) -> Shown:
-        return Shown(image, (), self.conversation.turns, str(self.conversation.image))
+    def shown(self, image: NDArray[np.uint8]) -> TrainingImage:
+        return TrainingImage(image, (), self.conversation.turns, str(self.conversation.image))
 
 
 class Pool:
@@ -128,7 +128,7 @@ class Pool:
         replay_share: float,
         conversation_share: float = 0.0,
         places: Iterable[int] | None = None,
-    ) -> list[Shown]:
+    ) -> list[TrainingImage]:
         """``count`` images, about ``conversation_share`` of them with conversations and ``replay_share`` of the others from the replay; of
         these, those at ``places``, or all.
         """
@@ -145,7 +145,7 @@ class Pool:
 
     # -- in turn ---------------------------------------------------------------------------------------------------------------------------
 
-    def deal(self, seed: int, places: Iterable[int], replay_share: float, conversation_share: float = 0.0) -> list[Shown]:
+    def deal(self, seed: int, places: Iterable[int], replay_share: float, conversation_share: float = 0.0) -> list[TrainingImage]:
         """The images at ``places`` of an endless run through all, shuffled anew each time, with the shares as exact as can be."""
         return [self._show(self._dealt(seed, place, replay_share, conversation_share)) for place in places]
 
@@ -172,7 +172,7 @@ class Pool:
             self._orders[kind] = (seed, number), np.random.default_rng([seed, _KINDS[kind], number]).permutation(count)
         return int(self._orders[kind][1][place])
 
-    def _show(self, what: _Picture | _Talk) -> Shown:
+    def _show(self, what: _Picture | _Talk) -> TrainingImage:
         key = what.key
         if key not in self._images:
             self._images[key] = what.load()

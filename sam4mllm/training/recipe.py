@@ -42,14 +42,14 @@ from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
 from sam4mllm.grounding.packing import additive
 from sam4mllm.training.collate import UNLEARNED, Asking, Collator, TrainingRow
 from sam4mllm.training.features import VisionMemory
-from sam4mllm.training.plan import MEASURED, Plan, fit_steps, learning_rate
-from sam4mllm.training.pool import Pool, Shown
+from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_rate
+from sam4mllm.training.pool import Pool, TrainingImage
 from sam4mllm.training.processes import Processes
 from sam4mllm.training.resume import load_checkpoint, save_checkpoint
 from sam4mllm.training.sharding import shard
 from sam4mllm.training.targets import NO_TARGETS, Targets
 
-__all__ = ["Plan", "Progress", "Trainer", "row_loss"]
+__all__ = ["Progress", "Trainer", "row_loss"]
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +99,7 @@ class Trainer:
         self,
         checkpoint: Checkpoint,
         pool: Pool,
-        plan: Plan,
+        plan: TrainingPlan,
         folder: Path,
         asking: Asking | None = None,
         targets: Targets = NO_TARGETS,
@@ -219,7 +219,7 @@ class Trainer:
         self._update(step, steps)
         return sum(used) / len(used)
 
-    def _shown(self, step: int, places: Sequence[int]) -> list[Shown]:
+    def _shown(self, step: int, places: Sequence[int]) -> list[TrainingImage]:
         """The images at some places of a step."""
         plan = self.plan
         if plan.epochs is None:
@@ -246,7 +246,7 @@ class Trainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
 
-    def _learn(self, shown: Shown, rng: np.random.Generator) -> list[float]:
+    def _learn(self, shown: TrainingImage, rng: np.random.Generator) -> list[float]:
         """The losses of an image and of what is seen of it closer, their gradients added; none if the image cannot be used."""
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
         if shown.turns:
@@ -267,7 +267,7 @@ class Trainer:
             return False
         return True
 
-    def _learn_talk(self, shown: Shown) -> float | None:
+    def _learn_talk(self, shown: TrainingImage) -> float | None:
         try:
             for text in (text for turn in shown.turns for text in (turn.question, turn.answer)):
                 self._grounder.check_phrase(text)
@@ -281,7 +281,7 @@ class Trainer:
             log.warning("a conversation about %s is left out: it is too large", shown.name)
         return loss
 
-    def _learn_whole(self, shown: Shown, rng: np.random.Generator) -> float | None:
+    def _learn_whole(self, shown: TrainingImage, rng: np.random.Generator) -> float | None:
         examples, name = shown.examples, shown.examples[0].image
         try:
             encoded, frame = self._encode(shown.image)
@@ -300,7 +300,7 @@ class Trainer:
             log.warning("%s is left out: it is too large even with one phrase", name)
         return loss
 
-    def _learn_closer(self, shown: Shown, rng: np.random.Generator) -> float | None:
+    def _learn_closer(self, shown: TrainingImage, rng: np.random.Generator) -> float | None:
         seen = self._collator.close_up(shown.image, shown.examples, rng)
         if seen is None:
             return None

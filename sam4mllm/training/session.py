@@ -20,7 +20,7 @@ from sam4mllm.memory import announce
 from sam4mllm.precision import AUTO, Precision
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.training.asking import Asking
-from sam4mllm.training.plan import Plan
+from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.pool import Pool, phrase_of
 from sam4mllm.training.processes import Processes, join_processes
 from sam4mllm.training.recipe import Progress, Trainer
@@ -57,7 +57,7 @@ class Session:
         self,
         dataset: Path,
         out: Path,
-        plan: Plan,
+        plan: TrainingPlan,
         model: str,
         device: str | None,
         replay: Path | None,

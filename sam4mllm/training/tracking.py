@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 from sam4mllm.errors import TrainingError
 
 if TYPE_CHECKING:
-    from sam4mllm.training.plan import Plan
+    from sam4mllm.training.plan import TrainingPlan
     from sam4mllm.training.recipe import Progress
 
 
 @contextmanager
-def tracking(plan: Plan, name: str, tensorboard: Path | None = None, wandb: str | None = None) -> Iterator[Callable[[Progress], None]]:
+def tracking(
+    plan: TrainingPlan, name: str, tensorboard: Path | None = None, wandb: str | None = None
+) -> Iterator[Callable[[Progress], None]]:
     """Something to tell a run's progress to. Only the first process may do so.
 
     Args:

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from werkzeug.serving import make_server
 
-from backend.learning.agreement import Judged
+from backend.learning.agreement import ReviewedAnswer
 from backend.web.app import create_app
 from backend.web.overview import SHOWN_RUNS
 from tests.e2e.editor import ARGUMENTS, find_chromium
@@ -50,7 +50,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[School]:
             runs.create(f"{dice.randint(50, 90)} new corrections"), state=state, counts={"train": 412, "holdout": 96}, message=message
         )
     made.service.learner.judged = tuple(
-        Judged(
+        ReviewedAnswer(
             float(at), min(1.0, 0.7 + 0.2 * math.tanh(at / 900) + dice.gauss(0, 0.08)), versions[at * VERSIONS // REVIEWS], dice.random()
         )
         for at in range(REVIEWS)

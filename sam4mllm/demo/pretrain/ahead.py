@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, Dataset
 T = TypeVar("T")
 
 
-class Drawn(Dataset[T]):
+class MadeOnDemand(Dataset[T]):
     """The example of each index, made on demand. ``draw`` must be picklable and depend on the index alone."""
 
     def __init__(self, draw: Callable[[int], T], count: int) -> None:
@@ -33,7 +33,7 @@ class Ahead(Generic[T]):
     """
 
     def __init__(self, draw: Callable[[int], T], steps: int, batch: int, workers: int) -> None:
-        self._dataset, self._steps, self._batch, self._workers = Drawn(draw, steps * batch), steps, batch, workers
+        self._dataset, self._steps, self._batch, self._workers = MadeOnDemand(draw, steps * batch), steps, batch, workers
         self._batches: Iterator[list[T]] | None = None
 
     def __call__(self, step: int) -> list[T]:

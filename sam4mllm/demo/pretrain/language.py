@@ -22,7 +22,7 @@ from sam4mllm.demo.layout import draw_size
 from sam4mllm.demo.phrases import IRREGULAR_PLURALS
 from sam4mllm.demo.pretrain.dense import DenseTargets, batch_size_px, coordinate_loss, dense_targets
 from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
-from sam4mllm.demo.pretrain.loop import Plan, run
+from sam4mllm.demo.pretrain.loop import PretrainPlan, run
 from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
 from sam4mllm.demo.scenes import DemoScene, close_up, make_scene
 from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, IMAGE, build_tokenizer, vocabulary
@@ -95,7 +95,7 @@ def train(
         begin(model)
     model.mllm.model.language_model.config._attn_implementation = "eager"  # the attention weights are needed
     teacher = Teacher(build_tokenizer())
-    run(Plan(folder, steps, batch, rate=rate, threads=threads, seed=seed), model, batch_losses(model, teacher, seed, batch))
+    run(PretrainPlan(folder, steps, batch, rate=rate, threads=threads, seed=seed), model, batch_losses(model, teacher, seed, batch))
     return model
 
 

@@ -19,7 +19,7 @@ from sam4mllm.training.resume import load_checkpoint, save_checkpoint
 
 
 @dataclass(frozen=True)
-class Plan:
+class PretrainPlan:
     """How long and how fast: ``steps`` of ``batch`` images at a peak rate, restored from and saved to ``folder``."""
 
     folder: Path
@@ -42,7 +42,7 @@ class Plan:
         return min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
 
 
-def learning_rate(plan: Plan, step: int, seconds: float = 0.0) -> float:
+def learning_rate(plan: PretrainPlan, step: int, seconds: float = 0.0) -> float:
     """Linear warm-up, then a cosine from ``rate`` to ``floor`` of it. ``seconds`` of training count where the plan has a budget of them."""
     if step < plan.warmup:
         return plan.rate * (step + 1) / plan.warmup
@@ -61,7 +61,7 @@ def bfloat16_pays() -> bool:
     return times[0] < times[1]
 
 
-def run(plan: Plan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]) -> None:
+def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]) -> None:
     """Train ``model`` to the end of the plan, continuing from the newest checkpoint; on SIGTERM, save and return.
 
     ``losses(step)`` makes the batch of that step and returns weighted terms whose sum is minimised (a term named with a leading

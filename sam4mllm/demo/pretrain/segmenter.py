@@ -22,8 +22,8 @@ from torch import Tensor
 
 from sam4mllm.demo.architecture import SEGMENTER_PATCH, SEGMENTER_SIZE, build_segmenter
 from sam4mllm.demo.pretrain.ahead import Ahead
-from sam4mllm.demo.pretrain.loop import Plan, run
-from sam4mllm.demo.pretrain.segmenter_examples import PAD_LABEL, WHOLE_EVERY, Example, click_on, draw_example
+from sam4mllm.demo.pretrain.loop import PretrainPlan, run
+from sam4mllm.demo.pretrain.segmenter_examples import PAD_LABEL, WHOLE_EVERY, PromptedImage, click_on, draw_example
 from sam4mllm.training.resume import has_checkpoint
 
 SMALL = 256
@@ -58,13 +58,13 @@ def train(
     if begin is not None and not has_checkpoint(folder):
         begin(model)
     rate = RATE if begin is None else RATE_GROWN
-    plan = Plan(folder, steps, batch, rate, warmup=WARMUP, threads=threads, seed=seed, minutes=minutes)
+    plan = PretrainPlan(folder, steps, batch, rate, warmup=WARMUP, threads=threads, seed=seed, minutes=minutes)
     examples = Ahead(partial(_draw, seed, size, batch), steps, batch, workers)
     run(plan, model, lambda step: batch_losses(model, examples(step), np.random.default_rng([seed, step, 9])))
     return model.eval()
 
 
-def _draw(seed: int, size: int, batch: int, index: int) -> Example:
+def _draw(seed: int, size: int, batch: int, index: int) -> PromptedImage:
     return draw_example(seed, index, size, whole=(index // batch) % WHOLE_EVERY == WHOLE_EVERY - 1)
 
 
@@ -80,7 +80,7 @@ def grow(model: Sam, small: Path) -> None:
     model.load_state_dict(weights)
 
 
-def batch_losses(model: Sam, examples: Sequence[Example], rng: np.random.Generator) -> dict[str, Tensor]:
+def batch_losses(model: Sam, examples: Sequence[PromptedImage], rng: np.random.Generator) -> dict[str, Tensor]:
     """The mean of the examples' losses, over all rounds of clicks."""
     images = torch.from_numpy(np.stack([example.image for example in examples])).permute(0, 3, 1, 2).float()
     embeddings = encode(model, images / 127.5 - 1.0, [example.corner for example in examples])
@@ -110,7 +110,7 @@ def _cells(corner: tuple[int, int], grid: int) -> tuple[tuple[int, int], tuple[i
     return (top, top + grid), (left, left + grid)
 
 
-def _image_losses(model: Sam, embedding: Tensor, example: Example, rng: np.random.Generator) -> dict[str, Tensor]:
+def _image_losses(model: Sam, embedding: Tensor, example: PromptedImage, rng: np.random.Generator) -> dict[str, Tensor]:
     """Decode the prompts ``example.rounds`` times; before each but the first, click where the former masks are wrong."""
     target = torch.from_numpy(example.masks)
     near = torch.from_numpy(np.stack([cv2.dilate((mask > 0).astype(np.uint8), NEAR) for mask in example.masks])).float()

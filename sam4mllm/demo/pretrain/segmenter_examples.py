@@ -39,7 +39,7 @@ START_SHARES = (0.2, 0.45, 0.35)
 
 
 @dataclass(frozen=True, eq=False)
-class Example:
+class PromptedImage:
     """An image in the model's square frame, with K prompts that are alike.
 
     ``image`` (W, W, 3) uint8, the window of the frame whose ``corner`` is (x, y), or all of it; ``masks`` (K, W / 2, W / 2) float32, the
@@ -57,7 +57,7 @@ class Example:
     rounds: int
 
 
-def draw_example(seed: int, index: int, side: int, whole: bool) -> Example:
+def draw_example(seed: int, index: int, side: int, whole: bool) -> PromptedImage:
     """The example of a seed and an index, for a model of ``side`` pixels: its whole frame or a window of it."""
     rng = np.random.default_rng([seed, index, 7])
     height, width = draw_size(rng)
@@ -75,7 +75,7 @@ def draw_example(seed: int, index: int, side: int, whole: bool) -> Example:
     prompts = [_prompt(rng, scene.masks[pick], box, start, count) for pick, box in zip(picks, boxes, strict=True)]
     image = scene.image if zoom == 1 else _resize(scene.image, (round(height * scale), round(width * scale)))
     cells = slice(top // 2, (top + window) // 2), slice(left // 2, (left + window) // 2)
-    return Example(
+    return PromptedImage(
         image=np.ascontiguousarray(_square(image, side)[top : top + window, left : left + window]),
         corner=(left, top),
         masks=np.stack([_soft_mask(scene.masks[pick], side // 2)[cells] for pick in picks]),

@@ -13,7 +13,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from sam4mllm.demo.architecture import HIDDEN, MERGE, PATCH, POSITIONS_PER_SIDE, build_mllm, mllm_config
 from sam4mllm.demo.pretrain.dense import DenseHeads, batch_size_px, dense_targets, fourier_coordinates, patchify
-from sam4mllm.demo.pretrain.loop import Plan, run
+from sam4mllm.demo.pretrain.loop import PretrainPlan, run
 from sam4mllm.demo.scenes import DemoScene, make_crowd
 from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VISION_START, vocabulary
 from sam4mllm.training.resume import has_checkpoint
@@ -79,7 +79,7 @@ def train(
     model = DemoTrainee()
     if begin is not None and not has_checkpoint(folder):
         begin(model)
-    plan = Plan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed)
+    plan = PretrainPlan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed)
     run(plan, model, lambda step: crowd_losses(model, seed, step, batch, sharpness(step)))
     return model
 
