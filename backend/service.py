@@ -27,7 +27,6 @@ from backend.serving.versions import Versions, load_roster
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
-from backend.web.state_metrics import StateCollector
 from sam4mllm.adapters.files import matches
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.durable import replace_file
@@ -126,9 +125,7 @@ def build(
     caches: dict[str, ByteCache[Any, Any]] = {"answers": predictor.answers, "images": predictor.answerer.opened}
     if isinstance(pictures, ImageStore):
         caches["files"] = pictures.files
-    service = Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, late, caches)
-    metrics.registry.register(StateCollector(service))
-    return service
+    return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, late, caches)
 
 
 def version_file(settings: Settings) -> Path:

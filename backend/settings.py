@@ -9,14 +9,18 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
-from backend.images.decoding import DECODE_SECONDS
-from backend.label_studio.label_config import ANSWER_NAME, PROMPT_NAME
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.pipeline import Pattern, Strategy
+from sam4mllm.options import Pattern, Strategy
 from sam4mllm.precision import DtypeName, Precision, QuantizeName
 
 UNASSISTED = 0.05
 """Share of unassisted tasks where nothing else is set: enough to notice an anchoring bias, few enough to bear."""
+PROMPT_NAME = "prompt"
+"""The name of the TextArea in which annotators type what to find, if no setting names another one."""
+ANSWER_NAME = "answer"
+"""The name of a second TextArea, in which an annotator reads what a prompt found."""
+DECODE_SECONDS = 6.0
+"""CPU time for a picture, where nothing else is set. A PNG of 50 megapixels of noise takes 2.7 s on one core of a shared machine."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 

@@ -35,7 +35,7 @@ from benchmarks.random_adapter import write_random_adapter
 from sam4mllm.adapters.files import CONFIG, WEIGHTS
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.loading import load_variants
-from sam4mllm.pipeline import Options
+from sam4mllm.options import Options
 
 PORT = 9394
 URL = f"http://127.0.0.1:{PORT}"

@@ -23,10 +23,12 @@ from numpy.typing import NDArray
 from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_scene
 from sam4mllm.evaluation.intervals import differences, intervals, sum_by_image
 from sam4mllm.masks import lies_on
-from sam4mllm.points import PATTERN_SIZE, Thresholds, spread
+from sam4mllm.options import Thresholds
+from sam4mllm.points import PATTERN_SIZE, select, spread
 from sam4mllm.segmentation.loading import load_segmenter
-from sam4mllm.segmentation.protocol import Embedding, Prompt, Segmenter
+from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.training.resume import load_weights
+from sam4mllm.values import Prompt
 
 CLICKS = 5
 Answer = Callable[[np.random.Generator, NDArray[np.bool_]], NDArray[np.float64]]
@@ -43,7 +45,7 @@ NO_POINTS = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
 def with_points(box_px: NDArray[np.float32], mask: NDArray[np.bool_], answer: Answer, rng: np.random.Generator) -> Prompt:
     """The box with the published pattern's points as they are answered, those that are sure enough."""
     points_px = spread(box_px, PATTERN_SIZE)
-    kept, labels = Thresholds().select(answer(rng, lies_on(mask, points_px)))
+    kept, labels = select(answer(rng, lies_on(mask, points_px)), Thresholds())
     return Prompt(box_px, points_px[kept], labels)
 
 

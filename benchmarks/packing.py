@@ -22,9 +22,10 @@ from sam4mllm.demo.phrases import KINDS
 from sam4mllm.demo.scenes import make_scene
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.mllm import MllmGrounder
-from sam4mllm.grounding.protocol import Grounding, Inquiry
+from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.grounding.reference import ask_expanded, ask_separately
 from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.values import Grounding
 
 T = TypeVar("T")
 SEED = 990_002

@@ -22,8 +22,10 @@ from sam4mllm.evaluation.ablation import Journal, ablate
 from sam4mllm.evaluation.ablation_table import Row, tabulate
 from sam4mllm.evaluation.run import choose
 from sam4mllm.evaluation.settings import Setting, plan
-from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
-from sam4mllm.pipeline import CHOICES, PATTERNS, Options, Pipeline
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.options import CHOICES, PATTERNS, Options
+from sam4mllm.pipeline import Pipeline
+from sam4mllm.values import Grounding
 
 HEADS = (
     "pattern, choice",

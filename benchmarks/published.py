@@ -31,10 +31,11 @@ from benchmarks.sized_scenes import COCO, sized_scene
 from sam4mllm.cli.options import hush
 from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MllmGrounder
-from sam4mllm.grounding.protocol import Grounding, Inquiry
+from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.loading import pick_device
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.precision import default_dtype
+from sam4mllm.values import Grounding
 
 SEED = 990_032
 PHRASES = (1, 10)

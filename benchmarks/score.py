@@ -27,7 +27,8 @@ from sam4mllm.confidence import ACCEPTED_IOU, Calibration, Features, fit, score
 from sam4mllm.demo.scenes import make_scene
 from sam4mllm.evaluation.metrics import compare, point_ece
 from sam4mllm.masks import mask_iou, union
-from sam4mllm.pipeline import Pipeline, Segmentation
+from sam4mllm.pipeline import Pipeline
+from sam4mllm.values import Segmentation
 
 CORRECTIONS_SEED, MEASURED_SEED = 990_021, 990_022
 ERROR_IOU = 0.5

@@ -16,7 +16,8 @@ import sam4mllm
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.evaluation.metrics import Figures
 from sam4mllm.evaluation.run import evaluate
-from sam4mllm.pipeline import Options, Pipeline, Strategy
+from sam4mllm.options import Options, Strategy
+from sam4mllm.pipeline import Pipeline
 
 SEED = 990_003
 ROWS: tuple[tuple[str, Strategy, bool], ...] = (

@@ -17,7 +17,8 @@ from sam4mllm.images import load_image
 from sam4mllm.precision import Precision
 
 if TYPE_CHECKING:
-    from sam4mllm.pipeline import Options, Pipeline
+    from sam4mllm.options import Options
+    from sam4mllm.pipeline import Pipeline
     from sam4mllm.precision import DtypeName, QuantizeName
 
 __version__ = "0.1.0"

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.errors import PromptError
 from sam4mllm.geometry import box_iou
-from sam4mllm.grounding.protocol import Grounding
+from sam4mllm.values import Grounding, Pointed
 
 SAME_BOX = 0.3
 """IoU from which a reviewer's box stands for the MLLM's box rather than for another object."""
@@ -21,8 +20,6 @@ SAME_SHOWN = 0.5
 """IoU from which a box that was shown before is taken for one that the MLLM finds now."""
 MARGIN = 0.1
 """How far outside of a box, in the box's width and height, a click or another box still belongs to its object."""
-
-Pointed = Literal["", "refined", "alone"]
 
 
 def _no_boxes() -> NDArray[np.float32]:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from sam4mllm.masks import box_of
-from sam4mllm.pipeline import Segmentation
+from sam4mllm.values import Segmentation
 
 TINTS = ((255, 92, 56), (46, 134, 255), (24, 178, 107), (214, 72, 214), (240, 178, 0))
 INSIDE, OUTSIDE, UNSURE = (40, 200, 80), (235, 60, 60), (150, 150, 150)

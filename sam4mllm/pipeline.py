@@ -12,69 +12,28 @@ import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Literal, Protocol, get_args
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.clicks import Clicks, Pointed, PromptTarget, merge
+from sam4mllm.clicks import Clicks, PromptTarget, merge
 from sam4mllm.confidence import Calibration, Features, agreement, entropy, score
 from sam4mllm.errors import PhraseError
-from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
 from sam4mllm.images import check_image
-from sam4mllm.masks import box_of, clean, mask_iou, union
-from sam4mllm.points import Answers, Thresholds, beside, disputed, interior, settle, spread, unsure
-from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt, Segmenter
+from sam4mllm.masks import box_of, clean, mask_iou
+from sam4mllm.options import STRATEGIES, Choice, Options, Strategy
+from sam4mllm.points import Answers, beside, disputed, interior, select, settle, spread, unsure
+from sam4mllm.segmentation.protocol import Embedding, Segmenter
+from sam4mllm.values import Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
 
-Strategy = Literal["box", "ppg", "pqpp"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-Pattern = Literal["spread", "interior", "unsure", "second-look"]
-PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
-Choice = Literal["predicted", "single", "agreement"]
-CHOICES: tuple[Choice, ...] = get_args(Choice)
 PROMPTS_AT_ONCE = 16
 """Prompts of one decoding batch: each holds three masks of the image's size until the best is chosen."""
 CLEAR = 2
 """Points that, with a box, leave no doubt what is meant: SAM's authors take its single mask where there is more than one prompt."""
-MAX_PHRASE = 500
-"""Characters of a phrase. The longest expression in refCOCOg has under 300."""
-LATER = {"pattern": "spread", "choice": "predicted"}
-"""Options that came after the first versions, with the values that those had. They enter a version's hash at other values only: an update
-must not rename the versions that users keep, whatever the defaults become."""
-
-
-@dataclass(frozen=True)
-class Options:
-    """How points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly), which answers
-    count, where points fall, and which mask is drawn.
-
-    ``pattern``: ``spread`` over the box (published); ``interior``, half of them deep in the mask that the box alone gives, half deep in the
-    rest of the box; ``unsure``, half of them spread, half where those answers leave it open; ``second-look``, spread, and asked again
-    beside where the mask contradicts an answer. ``choice``: of the segmenter's candidates, the best by its ``predicted`` IoU (published),
-    or by that times the ``agreement`` with all answers; or a ``single`` one where a box has two points or more. docs/points.md measures
-    them.
-    """
-
-    joint: bool = False
-    count: int | None = None
-    thresholds: Thresholds = field(default_factory=Thresholds)
-    pattern: Pattern = "spread"
-    choice: Choice = "predicted"
-
-    def __post_init__(self) -> None:
-        for name, known in (("pattern", PATTERNS), ("choice", CHOICES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-
-    def __repr__(self) -> str:
-        values = [(one.name, getattr(self, one.name)) for one in fields(self)]
-        return f"Options({', '.join(f'{name}={value!r}' for name, value in values if name not in LATER or LATER[name] != value)})"
-
-    @property
-    def points(self) -> int:
-        return self.count if self.count is not None else 15 if self.joint else 30
 
 
 @dataclass(frozen=True, eq=False)
@@ -84,50 +43,6 @@ class Opened:
     scene: Scene
     embedding: Embedding
     seconds: dict[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, eq=False)
-class Instance:
-    """One object found.
-
-    ``box_px`` (4,) float32; ``points_px`` (K, 2) float32 all points asked or given; ``inside`` (K,) P(on the object); ``labels``
-    (K,) int64, 1 and 0 for those that prompted the segmenter, -1 for those dropped; ``mask`` (H, W) bool; ``score`` in 0–1 with the
-    ``features`` it comes from. ``pointed``: "refined" if a reviewer's click or box had a part in it, "alone" if it is made of nothing
-    else and is no part of the phrase. ``shown``: which of the clicks' shown instances it is.
-    """
-
-    box_px: NDArray[np.float32]
-    points_px: NDArray[np.float32]
-    inside: NDArray[np.float64]
-    labels: NDArray[np.int64]
-    mask: NDArray[np.bool_]
-    score: float
-    features: Features
-    pointed: Pointed = ""
-    shown: int | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Segmentation:
-    """What a phrase means in an image; no instances is the answer "no such object", whose probability is then the score.
-
-    ``timings``: seconds for ``image``, ``box``, ``points`` and ``segmenter``, shared by the phrases of one call.
-    """
-
-    phrase: str
-    instances: tuple[Instance, ...]
-    score: float
-    no_target_probability: float
-    version: str
-    size: tuple[int, int]
-    timings: dict[str, float]
-    note: str = ""
-    """Why the answer may not be what it seems: unreadable, cut off, nothing drawn. Empty if all is well."""
-
-    @property
-    def mask(self) -> NDArray[np.bool_]:
-        """(H, W) bool, all instances together."""
-        return union(np.array([instance.mask for instance in self.instances], np.bool_).reshape(-1, *self.size))
 
 
 class Versioned(Protocol):
@@ -252,7 +167,7 @@ class Pipeline:
                 return ask([spread(box, count) for box in boxes])
 
     def _keep(self, target: PromptTarget, answers: Answers) -> PromptTarget:
-        kept, labels = self.options.thresholds.select(answers.inside)
+        kept, labels = select(answers.inside, self.options.thresholds)
         marks = np.full(len(answers.inside), -1, np.int64)
         marks[kept] = labels
         return target.with_points(answers.points_px, answers.inside, marks)
@@ -315,20 +230,6 @@ class Pipeline:
             size=(embedding.height, embedding.width),
             timings={stage: seconds.get(stage, 0.0) for stage in ("image", "box", "points", "segmenter")},
         )
-
-
-def check_phrase(phrase: str) -> str:
-    """The phrase with its white space tidied. Raises PhraseError if it is empty or longer than MAX_PHRASE."""
-    tidy = " ".join(phrase.split())
-    try:
-        tidy.encode()
-    except UnicodeEncodeError as error:
-        raise PhraseError("the phrase is not valid text; it holds half of a character") from error
-    if not tidy:
-        raise PhraseError("the phrase is empty; say what to find, for example: the left cup")
-    if len(tidy) > MAX_PHRASE:
-        raise PhraseError(f"the phrase has {len(tidy)} characters; at most {MAX_PHRASE} are allowed")
-    return tidy
 
 
 def _nothing(phrase: str) -> Grounding:

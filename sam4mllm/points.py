@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.masks import lies_on
+from sam4mllm.options import Thresholds
 
 PATTERN_SIZE = 30
 """Points of the published pattern (released inference notebook); its first 15 are the ones used there."""
@@ -51,6 +52,13 @@ class Answers:
     def and_then(self, later: Answers) -> Answers:
         """These and those of a later round."""
         return Answers(np.concatenate([self.points_px, later.points_px]), np.concatenate([self.inside, later.inside]))
+
+
+def select(inside: NDArray[np.float64], thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
+    """Which of (K,) answers to keep, (K,) bool, and the labels (kept,) 1 for inside, 0 for outside."""
+    outside = 1.0 - inside > thresholds.negative
+    kept = outside | (inside > thresholds.positive)
+    return kept, (~outside[kept]).astype(np.int64)
 
 
 @functools.cache
@@ -178,20 +186,3 @@ def _scatter(
         chosen.append(places_px[best])
         keep_off(places_px[best])
     return np.array(chosen, np.float32).reshape(-1, 2)
-
-
-@dataclass(frozen=True)
-class Thresholds:
-    """When an answer is sure enough to become a prompt point (released inference notebook: 0.75 and 0.9).
-
-    With P = P(inside): a point is positive if P > ``positive``, negative if 1 - P > ``negative``, and dropped between.
-    """
-
-    positive: float = 0.75
-    negative: float = 0.90
-
-    def select(self, inside: NDArray[np.float64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-        """Which of (K,) answers to keep, (K,) bool, and the labels (kept,) 1 for inside, 0 for outside."""
-        outside = 1.0 - inside > self.negative
-        kept = outside | (inside > self.positive)
-        return kept, (~outside[kept]).astype(np.int64)

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sam4mllm.grounding.protocol import Grounding, Inquiry, Scene, SpokenPoints
-from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt
+from sam4mllm.grounding.protocol import Inquiry, Scene
+from sam4mllm.segmentation.protocol import Embedding
+from sam4mllm.values import Grounding, Masks, Prompt, SpokenPoints
 
 
 def grounding(phrase: str, boxes: Sequence[Sequence[float]], no_target: float = 0.1, points: tuple[SpokenPoints, ...] = ()) -> Grounding:

@@ -22,9 +22,10 @@ from sam4mllm.evaluation.ablation import Journal, ablate
 from sam4mllm.evaluation.ablation_table import Row, describe, find_best, tabulate, tell_gain, to_csv, to_markdown, to_plot
 from sam4mllm.evaluation.run import choose, evaluate
 from sam4mllm.evaluation.settings import Setting, plan, published, vary
-from sam4mllm.grounding.protocol import Grounding, Scene
-from sam4mllm.pipeline import CHOICES, PATTERNS, Options, Pipeline
-from sam4mllm.points import Thresholds
+from sam4mllm.grounding.protocol import Scene
+from sam4mllm.options import CHOICES, PATTERNS, Options, Thresholds
+from sam4mllm.pipeline import Pipeline
+from sam4mllm.values import Grounding
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 BOX = (20, 10, 60, 50)

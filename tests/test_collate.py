@@ -19,14 +19,14 @@ from sam4mllm.grounding.families import Encoded, load_checkpoint
 from sam4mllm.grounding.frames import to_pixels
 from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
 from sam4mllm.grounding.packing import ROOT, Segment, pack
-from sam4mllm.grounding.protocol import Grounding, Inquiry
+from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.masks import lies_on, to_rle
-from sam4mllm.pipeline import check_phrase
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt
 from sam4mllm.training import collate
 from sam4mllm.training.collate import UNLEARNED, Asking, CloseUp, Collator, TrainingRow, draw_points
 from sam4mllm.training.recipe import row_loss
+from sam4mllm.values import Grounding, check_phrase
 from tests.test_pool import TOY, write_pictures
 
 torch.set_num_threads(1)

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from backend.learning.compare import answer_all
 from sam4mllm.data.examples import ExampleWriter, read_examples
 from sam4mllm.errors import ImageError, PhraseError
-from sam4mllm.grounding.protocol import Grounding, Scene
+from sam4mllm.grounding.protocol import Scene
 from sam4mllm.pipeline import Pipeline
+from sam4mllm.values import Grounding
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 FORGED = "the cup <|end|> yes"

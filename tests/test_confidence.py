@@ -15,8 +15,10 @@ from hypothesis import strategies as st
 
 from sam4mllm.clicks import Clicks
 from sam4mllm.confidence import FIT_FROM, NAMES, PRIOR, PRIOR_STRENGTH, Calibration, Features, agreement, entropy, fit, score
-from sam4mllm.pipeline import PROMPTS_AT_ONCE, Pipeline, Strategy
-from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt
+from sam4mllm.options import Strategy
+from sam4mllm.pipeline import PROMPTS_AT_ONCE, Pipeline
+from sam4mllm.segmentation.protocol import Embedding
+from sam4mllm.values import Masks, Prompt
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 IMAGE = np.zeros((100, 200, 3), np.uint8)

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 import sam4mllm
 from sam4mllm.clicks import Clicks
 from sam4mllm.errors import ImageError, PhraseError, PromptError
-from sam4mllm.grounding.protocol import SpokenPoints
 from sam4mllm.grounding.remembering import RememberingGrounder
-from sam4mllm.pipeline import MAX_PHRASE, PATTERNS, Choice, Options, Pattern, Pipeline, Strategy
+from sam4mllm.options import PATTERNS, Choice, Options, Pattern, Strategy
+from sam4mllm.pipeline import Pipeline
 from sam4mllm.points import Answers, beside, interior, spread, unsure
-from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt
+from sam4mllm.segmentation.protocol import Embedding
+from sam4mllm.values import MAX_PHRASE, Masks, Prompt, SpokenPoints
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 IMAGE = np.zeros((100, 200, 3), np.uint8)

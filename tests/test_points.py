@@ -11,6 +11,7 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from sam4mllm.masks import lies_on
+from sam4mllm.options import Thresholds
 from sam4mllm.points import (
     EDGE_WEIGHT,
     GRID,
@@ -20,10 +21,10 @@ from sam4mllm.points import (
     PATTERN_SIZE,
     SURE_WEIGHT,
     Answers,
-    Thresholds,
     beside,
     disputed,
     interior,
+    select,
     settle,
     spread,
     unsure,
@@ -115,13 +116,13 @@ def test_count() -> None:
     ],
 )
 def test_thresholds(inside: float, label: int | None) -> None:
-    kept, labels = Thresholds().select(np.array([inside]))
+    kept, labels = select(np.array([inside]), Thresholds())
     assert kept.tolist() == [label is not None]
     assert labels.tolist() == ([] if label is None else [label])
 
 
 def test_labels_are_those_of_the_kept_in_order() -> None:
-    kept, labels = Thresholds().select(np.array([0.9, 0.5, 0.01, 0.8, 0.2, 0.02]))
+    kept, labels = select(np.array([0.9, 0.5, 0.01, 0.8, 0.2, 0.02]), Thresholds())
     assert kept.dtype == np.bool_
     assert labels.dtype == np.int64
     assert kept.tolist() == [True, False, True, True, False, True]
@@ -129,13 +130,13 @@ def test_labels_are_those_of_the_kept_in_order() -> None:
 
 
 def test_thresholds_can_be_set() -> None:
-    kept, labels = Thresholds(positive=0.5, negative=0.5).select(np.array([0.51, 0.5, 0.49]))
+    kept, labels = select(np.array([0.51, 0.5, 0.49]), Thresholds(positive=0.5, negative=0.5))
     assert kept.tolist() == [True, False, True]
     assert labels.tolist() == [1, 0]
 
 
 def test_no_answers() -> None:
-    kept, labels = Thresholds().select(np.zeros(0))
+    kept, labels = select(np.zeros(0), Thresholds())
     assert kept.shape == labels.shape == (0,)
 
 

@@ -24,7 +24,7 @@ from transformers import (
 from sam4mllm.masks import box_of, lies_on
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.proposals import Proposal, ProposalSegmenter, ProposalsEmbedding, agreement
-from sam4mllm.segmentation.protocol import Prompt
+from sam4mllm.values import Prompt
 from tests.test_sam import picture, prompt
 from tests.tiny_segmenters import make_segmenter
 

@@ -22,8 +22,8 @@ from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.errors import ModelError, PromptError
 from sam4mllm.segmentation import loading
 from sam4mllm.segmentation.loading import load_segmenter
-from sam4mllm.segmentation.protocol import Prompt
 from sam4mllm.segmentation.sam import SamSegmenter
+from sam4mllm.values import Prompt
 
 CPU = torch.device("cpu")
 

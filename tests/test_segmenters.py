@@ -24,8 +24,8 @@ from sam4mllm.pipeline import Pipeline
 from sam4mllm.segmentation import module, pretrained
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.module import decode_alike
-from sam4mllm.segmentation.protocol import Masks, Prompt
 from sam4mllm.segmentation.transformers_sam import TransformersSegmenter
+from sam4mllm.values import Masks, Prompt
 from tests.fakes import FakeGrounder, grounding
 from tests.test_sam import PROMPTS, picture, prompt
 from tests.tiny_segmenters import PROMPTABLE, PROPOSING, make_segmenter

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 from sam4mllm.data.examples import Example, read_examples
 from sam4mllm.errors import DatasetError
 from sam4mllm.masks import lies_on, to_rle
-from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt
+from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.processes import Processes
 from sam4mllm.training.targets import NO_TARGETS, Targets, key_of, make_targets
+from sam4mllm.values import Masks, Prompt
 from tests.fakes import FakeSegmenter
 from tests.test_pool import TOY, write_pictures
 

@@ -33,7 +33,8 @@ from sam4mllm.data.examples import EXAMPLES, each_example
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import image_sha256
 from sam4mllm.masks import box_of, to_rle
-from sam4mllm.pipeline import Pipeline, Segmentation, check_phrase
+from sam4mllm.pipeline import Pipeline
+from sam4mllm.values import Segmentation, check_phrase
 
 TASKS_A_PAGE = 100
 PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}

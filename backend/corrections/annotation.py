@@ -16,7 +16,7 @@ from backend.label_studio.read_regions import from_region
 from backend.label_studio.region_parts import join_labels, on_page, without_text_labels
 from backend.label_studio.wire import Region
 from sam4mllm.masks import Rle, to_rle
-from sam4mllm.pipeline import check_phrase
+from sam4mllm.values import check_phrase
 
 MAX_REGIONS = 200
 """Most masks of an annotation that are read: each costs as much work as the image has pixels."""

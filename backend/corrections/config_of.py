@@ -8,9 +8,10 @@ from functools import lru_cache
 
 from backend.corrections.log import StoredAnnotation
 from backend.errors import TaskError
-from backend.label_studio.label_config import MASK_TAGS, PROMPT_NAME, LabelConfig, read_label_config
+from backend.label_studio.label_config import MASK_TAGS, LabelConfig, read_label_config
 from backend.label_studio.region_parts import join_labels
 from backend.label_studio.wire import Region
+from backend.settings import PROMPT_NAME
 from sam4mllm.errors import Sam4mllmError
 
 read_config = lru_cache(maxsize=64)(read_label_config)

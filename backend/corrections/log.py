@@ -84,10 +84,10 @@ class Served:
 class StoredAnnotation:
     """An annotation that is not deleted, as Label Studio last told it.
 
-    ``body`` has the fields of :data:`backend.corrections.tables.KEPT`, of any type: it is foreign. ``data`` is the task's, empty where the log has not
-    heard of it. ``label_configs`` are those that it may have been made under, the likeliest first. ``updated`` is Label Studio's time, in
-    seconds since 1970; ``changed`` is the stamp of the last write, which says what came first. ``digest`` follows from all the rest but
-    ``changed``.
+    ``body`` has the fields of :data:`backend.corrections.tables.KEPT`, of any type: it is foreign. ``data`` is the task's, empty where
+    the log has not heard of it. ``label_configs`` are those that it may have been made under, the likeliest first. ``updated`` is Label
+    Studio's time, in seconds since 1970; ``changed`` is the stamp of the last write, which says what came first. ``digest`` follows from
+    all the rest but ``changed``.
     """
 
     id: int

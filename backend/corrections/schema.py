@@ -86,9 +86,9 @@ CREATE INDEX IF NOT EXISTS annotations_by_task ON annotations (task);
 CREATE INDEX IF NOT EXISTS annotations_by_change ON annotations (changed);
 CREATE INDEX IF NOT EXISTS tasks_by_change ON tasks (changed);
 """
-"""``updated`` is Label Studio's time, ``changed`` the stamp of the row's last write (:mod:`backend.corrections.log_file`). ``tasks.body`` is the task's
-data, ``tasks.task`` its own number; of what is deleted only the row is left, with the reason. ``digests`` are of the bodies of the tables
-``kind``, and say nothing of a row whose ``changed`` is another: a release that did not know them wrote it. ``served.noted`` is the stamp
-of the record, or nothing if an older release wrote it. ``marks`` are numbers that are kept under a name."""
+"""``updated`` is Label Studio's time, ``changed`` the stamp of the row's last write (:mod:`backend.corrections.log_file`). ``tasks.body``
+is the task's data, ``tasks.task`` its own number; of what is deleted only the row is left, with the reason. ``digests`` are of the bodies
+of the tables ``kind``, and say nothing of a row whose ``changed`` is another: a release that did not know them wrote it. ``served.noted``
+is the stamp of the record, or nothing if an older release wrote it. ``marks`` are numbers that are kept under a name."""
 ADDED = "ALTER TABLE served ADD COLUMN noted REAL"
 """For a file that a release without the column made."""

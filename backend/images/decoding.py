@@ -22,12 +22,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import DeadlineError
+from backend.settings import DECODE_SECONDS
 from sam4mllm.decoder import ANSWER, DONE, FAILED, REQUEST, SIZE, memory_of, receive
 from sam4mllm.errors import ImageError
 from sam4mllm.images import MAX_PIXELS, image_sha256
 
-DECODE_SECONDS = 6.0
-"""CPU time for a picture, where nothing else is set. A PNG of 50 megapixels of noise takes 2.7 s on one core of a shared machine."""
 PROCESSES = min(4, os.cpu_count() or 1)
 REMEMBERED = 1000
 """Files that took too much, by their SHA-256: the next time they are refused without work."""

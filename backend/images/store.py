@@ -18,10 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend.errors import FetchError, LabelStudioError
-from backend.images.decoding import DECODE_SECONDS, shared_decoder
+from backend.images.decoding import shared_decoder
 from backend.images.fetch import Fetcher, FetchLimits, StatusError
 from backend.label_studio.client import LabelStudio
-from backend.settings import Settings
+from backend.settings import DECODE_SECONDS, Settings
 from backend.support.addresses import parse_url
 from backend.support.byte_cache import ByteCache
 from sam4mllm.images import image_sha256

@@ -7,7 +7,7 @@ from typing import Any
 
 from backend.label_studio.region_ids import MARK, stands_alone
 from backend.label_studio.wire import Region
-from sam4mllm.pipeline import Instance, Segmentation
+from sam4mllm.values import Instance, Segmentation
 
 
 def told(region_id: str, phrase: str) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from xml.sax.saxutils import quoteattr
 
 from backend.errors import ConfigError
 from backend.label_studio.click_help import CORRECTING
-from backend.label_studio.label_config import PROMPT_NAME, Label, Salvaged, salvage
+from backend.label_studio.label_config import Label, Salvaged, salvage
+from backend.settings import PROMPT_NAME
 
 COLOURS = {
     "mask": ("#ff5c38", "#e0a100", "#8e44ad", "#00796b", "#c2185b", "#5d4037"),

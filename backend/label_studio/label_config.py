@@ -15,6 +15,7 @@ from xml.parsers import expat
 from backend.errors import ConfigError, TaskError
 from backend.label_studio.label_names import LabelNames, is_code
 from backend.label_studio.task_values import find_pictures, has_variable, resolve
+from backend.settings import ANSWER_NAME, PROMPT_NAME
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 64
@@ -24,10 +25,6 @@ MASK_TAGS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels")
 UNTYPED_TAGS = ("Brush", "Bitmask", "Polygon", "Rectangle", "KeyPoint")
 """Controls whose regions get their label from a ``Labels`` tag beside them, in a second region of the same id."""
 CONTROL_TAGS = (*MASK_TAGS, "KeyPointLabels", *UNTYPED_TAGS, "Labels", "TextArea")
-PROMPT_NAME = "prompt"
-"""The name of the TextArea in which annotators type what to find, if no setting names another one."""
-ANSWER_NAME = "answer"
-"""The name of a second TextArea, in which an annotator reads what a prompt found."""
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.task_values import find
 from backend.label_studio.wire import Region, Task
 from sam4mllm.clicks import Clicks
-from sam4mllm.pipeline import MAX_PHRASE, check_phrase
+from sam4mllm.values import MAX_PHRASE, check_phrase
 
 MAX_PHRASES = 32
 MAX_CLICKS = 200

@@ -16,7 +16,7 @@ from backend import brush
 from backend.label_studio.label_config import UNTYPED_TAGS, Control, LabelConfig
 from backend.label_studio.wire import Region
 from sam4mllm.masks import box_of, components, to_polygons
-from sam4mllm.pipeline import Instance
+from sam4mllm.values import Instance
 
 POLYGON_TOLERANCE_PX = 1.5
 """How far a polygon may be from the mask's outline: below what a reviewer sees, and few enough points to drag."""

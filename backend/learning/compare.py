@@ -17,7 +17,9 @@ from numpy.typing import NDArray
 from sam4mllm.data.examples import Example, load_example_image
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.evaluation.metrics import compare
-from sam4mllm.pipeline import Opened, Pipeline, Segmentation, Strategy
+from sam4mllm.options import Strategy
+from sam4mllm.pipeline import Opened, Pipeline
+from sam4mllm.values import Segmentation
 
 log = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """One run, from the corrections to the gate's decision; read :meth:`Conductor.perform` from top to bottom.
 
-Training and comparison are the work of the training process (:mod:`backend.learning.trainer`); here its job is written, its end waited for, and what
-it found weighed.
+Training and comparison are the work of the training process (:mod:`backend.learning.trainer`); here its job is written, its end waited
+for, and what it found weighed.
 """
 
 from __future__ import annotations

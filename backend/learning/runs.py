@@ -15,7 +15,7 @@ from backend.learning.run_record import ENDED, Run, ShownPair, State, parse_chan
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import first_line
 
-__all__ = ["ENDED", "Run", "Runs", "Shown", "State"]
+__all__ = ["ENDED", "Run", "Runs", "ShownPair", "State"]
 
 log = logging.getLogger(__name__)
 

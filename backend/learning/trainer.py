@@ -1,4 +1,5 @@
-"""The training process: ``python -m backend.learning.trainer RUN`` trains an adapter and compares it with the champion, ``… smoke RUN`` tries it.
+"""The training process. ``python -m backend.learning.trainer RUN`` trains an adapter and compares it with the champion; ``… smoke RUN``
+tries it.
 
 Everything it needs is in ``RUN/job.json``; what it makes lies beside that file. SIGTERM ends it with a checkpoint; the next start goes on
 from there. A process of its own, so that no failure of it, memory least of all, takes the server down.
@@ -36,8 +37,9 @@ from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.loading import LooseAdapter, Variants, load_variants
+from sam4mllm.options import Options, Pattern, Strategy
 from sam4mllm.overlay import draw
-from sam4mllm.pipeline import Options, Pattern, Pipeline, Strategy
+from sam4mllm.pipeline import Pipeline
 from sam4mllm.precision import AUTO, Precision
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.recipe import Progress

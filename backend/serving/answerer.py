@@ -26,7 +26,8 @@ from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
-from sam4mllm.pipeline import Instance, Opened, Pipeline, Segmentation
+from sam4mllm.pipeline import Opened, Pipeline
+from sam4mllm.values import Instance, Segmentation
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,8 @@ from sam4mllm.adapters.files import Manifest
 from sam4mllm.confidence import Calibration
 from sam4mllm.grounding.remembering import RememberingGrounder
 from sam4mllm.loading import LooseAdapter
-from sam4mllm.pipeline import Pipeline, Strategy
+from sam4mllm.options import Strategy
+from sam4mllm.pipeline import Pipeline
 
 
 class Workshop(Protocol):

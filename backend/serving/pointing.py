@@ -14,9 +14,8 @@ from backend.label_studio.region_ids import alone_id, refined_ids
 from backend.label_studio.wire import Region
 from sam4mllm.clicks import SAME_SHOWN, Clicks, ShownInstance, merge
 from sam4mllm.geometry import box_iou
-from sam4mllm.grounding.protocol import Grounding
 from sam4mllm.masks import Rle, from_rle
-from sam4mllm.pipeline import Instance
+from sam4mllm.values import Grounding, Instance
 
 MAX_SHOWN = 64
 """Instances that a click is compared with; each is a mask of the image's size while it is answered."""

@@ -34,7 +34,7 @@ from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
 from sam4mllm.errors import Sam4mllmError
-from sam4mllm.pipeline import check_phrase
+from sam4mllm.values import check_phrase
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from backend.corrections.log import Served
 from backend.images.store import LoadedImage
 from backend.label_studio.wire import Region
 from sam4mllm.masks import to_rle
-from sam4mllm.pipeline import Instance, Segmentation
+from sam4mllm.values import Instance, Segmentation
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,8 @@ from sam4mllm.adapters.files import Manifest
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.loading import load_variants
-from sam4mllm.pipeline import Options, Pipeline, Strategy
+from sam4mllm.options import Options, Strategy
+from sam4mllm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 

@@ -17,6 +17,7 @@ from backend.web.http_parts import SETUP_BODY, SHORT_BODY, give_back_memory, jso
 from backend.web.intake import Intake
 from backend.web.learning_routes import add_learning_routes
 from backend.web.request_log import follow_requests, note_tasks
+from backend.web.state_metrics import StateCollector
 from backend.web.status_routes import add_status_routes
 from backend.web.webhook_routes import add_webhook_routes
 
@@ -34,6 +35,7 @@ def create_app(service: Service) -> Flask:
 
     password = settings.auth_password.get_secret_value()
 
+    service.metrics.registry.register(StateCollector(service))
     follow_requests(app, service.metrics)
 
     @app.before_request

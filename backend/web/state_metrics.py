@@ -7,7 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from typing import TYPE_CHECKING, get_args
+from typing import get_args
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
@@ -16,11 +16,9 @@ from backend.corrections.log_faults import LogError
 from backend.learning.agreement import draw_trend, measure_reliability
 from backend.learning.run_record import ENDED
 from backend.learning.run_record import State as RunState
+from backend.service import Service
 from backend.serving.engine import State
 from sam4mllm.errors import RegistryError
-
-if TYPE_CHECKING:
-    from backend.service import Service
 
 
 class StateCollector(Collector):
@@ -28,10 +26,6 @@ class StateCollector(Collector):
 
     def __init__(self, service: Service) -> None:
         self._service = service
-
-    def describe(self) -> list[Metric]:
-        """Nothing in advance: the service is not put together yet when this is registered."""
-        return []
 
     def collect(self) -> Iterator[Metric]:
         yield from self._engine()

@@ -84,7 +84,7 @@ def evaluate(
     """Measure masks, no-target answers and points on a dataset, with 95 % intervals."""
     from sam4mllm.evaluation.run import choose, intervals_of, parts, summarize_judged  # noqa: PLC0415
     from sam4mllm.evaluation.run import evaluate as run  # noqa: PLC0415
-    from sam4mllm.pipeline import Options  # noqa: PLC0415
+    from sam4mllm.options import Options  # noqa: PLC0415
 
     examples = choose(dataset, split, limit, seed)
     precision = as_precision(dtype, quantize, device_map)
@@ -168,7 +168,7 @@ def ablate(
     from sam4mllm.evaluation.ablation_table import tabulate  # noqa: PLC0415
     from sam4mllm.evaluation.run import choose  # noqa: PLC0415
     from sam4mllm.evaluation.settings import Setting, plan  # noqa: PLC0415
-    from sam4mllm.pipeline import Options  # noqa: PLC0415
+    from sam4mllm.options import Options  # noqa: PLC0415
 
     options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
     settings = plan(Setting(("base",), strategy.value, options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)

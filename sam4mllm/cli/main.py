@@ -44,7 +44,7 @@ from sam4mllm.errors import Sam4mllmError
 from sam4mllm.plain_text import OneLine, one_line
 
 if TYPE_CHECKING:
-    from sam4mllm.pipeline import Segmentation
+    from sam4mllm.values import Segmentation
 
 __all__ = ["DeviceOption", "app", "main"]
 
@@ -93,7 +93,7 @@ def predict(
 ) -> None:
     """Find phrases in an image: boxes, masks and a picture of them."""
     from sam4mllm.images import load_image
-    from sam4mllm.pipeline import Options
+    from sam4mllm.options import Options
 
     pixels = load_image(image)
     options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
@@ -187,7 +187,7 @@ def bench(
     as_json: JsonOption = False,
 ) -> None:
     """Time one phrase an image on demo scenes, split by stage, after one warm-up; loading is stated apart."""
-    from sam4mllm.pipeline import Options
+    from sam4mllm.options import Options
 
     began = time.perf_counter()
     options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)

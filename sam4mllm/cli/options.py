@@ -12,7 +12,8 @@ import typer
 from sam4mllm.precision import Precision
 
 if TYPE_CHECKING:
-    from sam4mllm.pipeline import Options, Pipeline
+    from sam4mllm.options import Options
+    from sam4mllm.pipeline import Pipeline
 
 
 class StrategyName(StrEnum):

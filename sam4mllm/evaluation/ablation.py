@@ -27,7 +27,8 @@ from sam4mllm.evaluation.run import STAGES, by_image, draw_oracle, measure
 from sam4mllm.evaluation.settings import Setting
 from sam4mllm.evaluation.sharing import SharingGrounder
 from sam4mllm.masks import lies_on
-from sam4mllm.pipeline import Opened, Pipeline, Segmentation
+from sam4mllm.pipeline import Opened, Pipeline
+from sam4mllm.values import Segmentation
 
 Load = Callable[[str, str | None], Pipeline]
 """A pipeline of a segmenter and an adapter, by their names."""

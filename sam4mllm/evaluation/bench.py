@@ -9,7 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.demo.scenes import make_scene
-from sam4mllm.pipeline import Pipeline, Strategy
+from sam4mllm.options import Strategy
+from sam4mllm.pipeline import Pipeline
 
 SEED = 990_001
 """Scenes of this seed are for timing only."""

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import EvaluationError
 from sam4mllm.masks import Rle, from_rle, to_rle, union
-from sam4mllm.pipeline import Instance, Segmentation
+from sam4mllm.values import Instance, Segmentation
 
 if TYPE_CHECKING:
     from sam4mllm.evaluation.run import JudgedExample
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class StoredInstance:
-    """One object found, as :class:`~sam4mllm.pipeline.Instance`, its mask as run lengths."""
+    """One object found, as :class:`~sam4mllm.values.Instance`, its mask as run lengths."""
 
     box_px: NDArray[np.float32]
     points_px: NDArray[np.float32]

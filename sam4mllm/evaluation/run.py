@@ -16,11 +16,12 @@ from sam4mllm.errors import DatasetError
 from sam4mllm.evaluation.intervals import Term, intervals, sum_by_image, terms
 from sam4mllm.evaluation.metrics import Figures, Sample, compare, summarize
 from sam4mllm.evaluation.predictions import Prediction, keep
-from sam4mllm.grounding.protocol import Grounding, Inquiry
+from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.masks import lies_on, union
-from sam4mllm.pipeline import Opened, Pipeline, Strategy
+from sam4mllm.options import Strategy
+from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.points import PATTERN_SIZE, spread
-from sam4mllm.segmentation.protocol import Prompt
+from sam4mllm.values import Grounding, Prompt
 
 STAGES = ("image", "box", "points", "segmenter")
 """Where the time goes: the image through the MLLM, the box, the points, and the segmenter with its encoder."""

@@ -8,8 +8,8 @@ from itertools import product
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
-from sam4mllm.pipeline import STRATEGIES, Options, Strategy
-from sam4mllm.points import PATTERN_SIZE, Thresholds
+from sam4mllm.options import STRATEGIES, Options, Strategy, Thresholds
+from sam4mllm.points import PATTERN_SIZE
 
 COUNTS = ("5", "10", "15", "30")
 """A sixth, a third, half and all of the published pattern; half of it is what the published inference asks."""

@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.values import Grounding
 
 T = TypeVar("T")
 

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from sam4mllm import closeup
 from sam4mllm.closeup import Window, window_around
-from sam4mllm.grounding.protocol import Grounder, Grounding, Inquiry, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.values import Grounding
 
 
 @dataclass(frozen=True, eq=False)

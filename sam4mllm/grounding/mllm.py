@@ -23,7 +23,7 @@ from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.families import Checkpoint
 from sam4mllm.grounding.frames import Framed, highest, to_numbers, to_pixels
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
-from sam4mllm.grounding.protocol import Grounding, Inquiry, Scene, SpokenPoints
+from sam4mllm.grounding.protocol import Inquiry, Scene
 from sam4mllm.grounding.verdicts import Verdicts
 from sam4mllm.prompts.conversation import (
     BoxNumbers,
@@ -36,6 +36,7 @@ from sam4mllm.prompts.conversation import (
     prompt_question,
 )
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt, says_no_target
+from sam4mllm.values import Grounding, SpokenPoints
 
 MAX_ROW = 4096
 """Tokens of a packed row, whose mask grows with their square; what does not fit goes into another pass, with the same result."""

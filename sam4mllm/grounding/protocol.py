@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-
-def _no_points() -> NDArray[np.float32]:
-    return np.zeros((0, 2), np.float32)
+from sam4mllm.values import Grounding
 
 
 @dataclass(frozen=True)
@@ -24,32 +22,6 @@ class Scene:
     height: int
     nbytes: int
     """What a cache should count for it."""
-
-
-@dataclass(frozen=True, eq=False)
-class SpokenPoints:
-    """Points that the model wrote itself (PPG): ``inside_px`` (P, 2) and ``outside_px`` (Q, 2) float32."""
-
-    inside_px: NDArray[np.float32] = field(default_factory=_no_points)
-    outside_px: NDArray[np.float32] = field(default_factory=_no_points)
-
-
-@dataclass(frozen=True, eq=False)
-class Grounding:
-    """Where a phrase is in a scene.
-
-    ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``box_probabilities`` (N,) float64, the geometric mean probability of each box's
-    tokens; ``no_target_probability``: probability that the answer begins with "none" rather than a box; ``points``: N entries if
-    they were asked for, else none. No box means that the model found no such object, or wrote nothing that could be read as one.
-    """
-
-    phrase: str
-    boxes_px: NDArray[np.float32]
-    box_probabilities: NDArray[np.float64]
-    no_target_probability: float
-    points: tuple[SpokenPoints, ...] = ()
-    note: str = ""
-    """What a user should know of the answer: that it was cut off or could not be read. Empty if all is well."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 
-from sam4mllm.segmentation.protocol import Masks, Prompt
+from sam4mllm.values import Masks, Prompt
 
 STABILITY_OFFSET = 1.0
 """How far the threshold is raised and lowered (segment-anything's automatic mask generator)."""

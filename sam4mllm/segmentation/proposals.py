@@ -18,7 +18,8 @@ from torch.nn.functional import interpolate
 
 from sam4mllm.geometry import box_iou
 from sam4mllm.segmentation.module import ModuleSegmenter, stability
-from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt
+from sam4mllm.segmentation.protocol import Embedding
+from sam4mllm.values import Masks, Prompt
 
 MODEL_TYPES = ("mask2former", "maskformer", "eomt")
 """``model_type`` of the checkpoints that hold such a model: each query has class logits, the last of no object, and mask logits."""

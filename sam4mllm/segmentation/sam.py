@@ -14,7 +14,8 @@ from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
 from sam4mllm.segmentation.module import ModuleSegmenter, decode_alike, numbers, stability
-from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt
+from sam4mllm.segmentation.protocol import Embedding
+from sam4mllm.values import Masks, Prompt
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from sam4mllm.data.examples import Example, load_example_image
 from sam4mllm.errors import DatasetError
 from sam4mllm.masks import from_rle, mask_iou
-from sam4mllm.segmentation.protocol import Embedding, Masks, Prompt, Segmenter
+from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.processes import Processes
+from sam4mllm.values import Masks, Prompt
 
 PROMPTS_AT_ONCE = 8
 """Each holds three masks of the image's size until it is compared."""

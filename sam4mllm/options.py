@@ -1,0 +1,59 @@
+"""What a caller can choose: the strategy, and how points are asked. Names and numbers alone; nothing heavy is imported."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields
+from typing import Literal, get_args
+
+Strategy = Literal["box", "ppg", "pqpp"]
+STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+Pattern = Literal["spread", "interior", "unsure", "second-look"]
+PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+Choice = Literal["predicted", "single", "agreement"]
+CHOICES: tuple[Choice, ...] = get_args(Choice)
+LATER = {"pattern": "spread", "choice": "predicted"}
+"""Options that came after the first versions, with the values that those had. They enter a version's hash at other values only: an update
+must not rename the versions that users keep, whatever the defaults become."""
+
+
+@dataclass(frozen=True)
+class Thresholds:
+    """When an answer is sure enough to become a prompt point (released inference notebook: 0.75 and 0.9).
+
+    With P = P(inside): a point is positive if P > ``positive``, negative if 1 - P > ``negative``, and dropped between.
+    """
+
+    positive: float = 0.75
+    negative: float = 0.90
+
+
+@dataclass(frozen=True)
+class Options:
+    """How points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly), which answers
+    count, where points fall, and which mask is drawn.
+
+    ``pattern``: ``spread`` over the box (published); ``interior``, half of them deep in the mask that the box alone gives, half deep in the
+    rest of the box; ``unsure``, half of them spread, half where those answers leave it open; ``second-look``, spread, and asked again
+    beside where the mask contradicts an answer. ``choice``: of the segmenter's candidates, the best by its ``predicted`` IoU (published),
+    or by that times the ``agreement`` with all answers; or a ``single`` one where a box has two points or more. docs/points.md measures
+    them.
+    """
+
+    joint: bool = False
+    count: int | None = None
+    thresholds: Thresholds = field(default_factory=Thresholds)
+    pattern: Pattern = "spread"
+    choice: Choice = "predicted"
+
+    def __post_init__(self) -> None:
+        for name, known in (("pattern", PATTERNS), ("choice", CHOICES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+
+    def __repr__(self) -> str:
+        values = [(one.name, getattr(self, one.name)) for one in fields(self)]
+        return f"Options({', '.join(f'{name}={value!r}' for name, value in values if name not in LATER or LATER[name] != value)})"
+
+    @property
+    def points(self) -> int:
+        return self.count if self.count is not None else 15 if self.joint else 30

@@ -1,0 +1,144 @@
+"""What passes between the parts: what is found, what the segmenter is asked with, and what comes of it. No model, and no torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.confidence import Features
+from sam4mllm.errors import PhraseError, PromptError
+from sam4mllm.masks import union
+
+MAX_PHRASE = 500
+"""Characters of a phrase. The longest expression in refCOCOg has under 300."""
+Pointed = Literal["", "refined", "alone"]
+
+
+def _no_points() -> NDArray[np.float32]:
+    return np.zeros((0, 2), np.float32)
+
+
+@dataclass(frozen=True, eq=False)
+class SpokenPoints:
+    """Points that the model wrote itself (PPG): ``inside_px`` (P, 2) and ``outside_px`` (Q, 2) float32."""
+
+    inside_px: NDArray[np.float32] = field(default_factory=_no_points)
+    outside_px: NDArray[np.float32] = field(default_factory=_no_points)
+
+
+@dataclass(frozen=True, eq=False)
+class Grounding:
+    """Where a phrase is in a scene.
+
+    ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``box_probabilities`` (N,) float64, the geometric mean probability of each box's
+    tokens; ``no_target_probability``: probability that the answer begins with "none" rather than a box; ``points``: N entries if
+    they were asked for, else none. No box means that the model found no such object, or wrote nothing that could be read as one.
+    """
+
+    phrase: str
+    boxes_px: NDArray[np.float32]
+    box_probabilities: NDArray[np.float64]
+    no_target_probability: float
+    points: tuple[SpokenPoints, ...] = ()
+    note: str = ""
+    """What a user should know of the answer: that it was cut off or could not be read. Empty if all is well."""
+
+
+@dataclass(frozen=True, eq=False)
+class Prompt:
+    """A box, points, or both, in pixels of the original image.
+
+    ``box_px`` (4,) float32 x1, y1, x2, y2 or None; ``points_px`` (K, 2) float32; ``labels`` (K,) int64, 1 on the object, 0 off it;
+    ``single``: the prompt leaves no doubt, so one candidate is enough (a segmenter that always has several may give them all).
+    Raises PromptError if there is nothing in it, the shapes do not match, or a number is not finite.
+    """
+
+    box_px: NDArray[np.float32] | None
+    points_px: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    single: bool = False
+
+    def __post_init__(self) -> None:
+        if self.points_px.ndim != 2 or self.points_px.shape[1] != 2 or self.labels.shape != (len(self.points_px),):
+            raise PromptError(f"points must be (K, 2) with (K,) labels, not {self.points_px.shape} with {self.labels.shape}")
+        if self.box_px is not None and self.box_px.shape != (4,):
+            raise PromptError(f"a box has four numbers, not {self.box_px.shape}")
+        if self.box_px is None and not len(self.points_px):
+            raise PromptError("a prompt needs a box or a point")
+        if not np.isfinite(self.points_px).all() or (self.box_px is not None and not np.isfinite(self.box_px).all()):
+            raise PromptError("a prompt's coordinates must be finite numbers")
+        if not np.isin(self.labels, (0, 1)).all():
+            raise PromptError("a point's label is 1 (on the object) or 0 (off it)")
+
+
+@dataclass(frozen=True, eq=False)
+class Masks:
+    """The candidates for one prompt: ``masks`` (N, H, W) bool, ``predicted_iou`` (N,) float64, ``stability`` (N,) float64.
+
+    N is at least 1. Stability is the overlap of the mask at a raised and at a lowered threshold.
+    """
+
+    masks: NDArray[np.bool_]
+    predicted_iou: NDArray[np.float64]
+    stability: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
+class Instance:
+    """One object found.
+
+    ``box_px`` (4,) float32; ``points_px`` (K, 2) float32 all points asked or given; ``inside`` (K,) P(on the object); ``labels``
+    (K,) int64, 1 and 0 for those that prompted the segmenter, -1 for those dropped; ``mask`` (H, W) bool; ``score`` in 0–1 with the
+    ``features`` it comes from. ``pointed``: "refined" if a reviewer's click or box had a part in it, "alone" if it is made of nothing
+    else and is no part of the phrase. ``shown``: which of the clicks' shown instances it is.
+    """
+
+    box_px: NDArray[np.float32]
+    points_px: NDArray[np.float32]
+    inside: NDArray[np.float64]
+    labels: NDArray[np.int64]
+    mask: NDArray[np.bool_]
+    score: float
+    features: Features
+    pointed: Pointed = ""
+    shown: int | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Segmentation:
+    """What a phrase means in an image; no instances is the answer "no such object", whose probability is then the score.
+
+    ``timings``: seconds for ``image``, ``box``, ``points`` and ``segmenter``, shared by the phrases of one call.
+    """
+
+    phrase: str
+    instances: tuple[Instance, ...]
+    score: float
+    no_target_probability: float
+    version: str
+    size: tuple[int, int]
+    timings: dict[str, float]
+    note: str = ""
+    """Why the answer may not be what it seems: unreadable, cut off, nothing drawn. Empty if all is well."""
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(H, W) bool, all instances together."""
+        return union(np.array([instance.mask for instance in self.instances], np.bool_).reshape(-1, *self.size))
+
+
+def check_phrase(phrase: str) -> str:
+    """The phrase with its white space tidied. Raises PhraseError if it is empty or longer than MAX_PHRASE."""
+    tidy = " ".join(phrase.split())
+    try:
+        tidy.encode()
+    except UnicodeEncodeError as error:
+        raise PhraseError("the phrase is not valid text; it holds half of a character") from error
+    if not tidy:
+        raise PhraseError("the phrase is empty; say what to find, for example: the left cup")
+    if len(tidy) > MAX_PHRASE:
+        raise PhraseError(f"the phrase has {len(tidy)} characters; at most {MAX_PHRASE} are allowed")
+    return tidy
