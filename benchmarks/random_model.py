@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerFast, Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
-from sam4mllm.grounding.families import FAMILIES, Checkpoint
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.grounding.families import FAMILIES
 from sam4mllm.prompts.conversation import read_markup
 from tests.family_models import KINDS, build_tokenizer
 

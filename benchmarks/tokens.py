@@ -25,7 +25,8 @@ from benchmarks.random_model import SEVEN_B, TINY, make_checkpoint, make_process
 from benchmarks.sized_scenes import COCO, sized_scene
 from sam4mllm.cli.options import hush
 from sam4mllm.data.examples import Example
-from sam4mllm.grounding.families import Checkpoint, load_checkpoint
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.training.asking import Asking

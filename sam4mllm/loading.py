@@ -16,8 +16,9 @@ import torch
 from sam4mllm.adapters.files import BASE, MANIFEST, Manifest, hash_files, read_text, version_digest
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError
+from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.closer import CloserGrounder
-from sam4mllm.grounding.families import Checkpoint, load_checkpoint
+from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.memory import announce
 from sam4mllm.options import Options

@@ -18,8 +18,9 @@ from torch import nn
 
 from sam4mllm.adapters.lora import Adapters, attach
 from sam4mllm.data.examples import Example, load_example_image, read_examples
+from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.decoding import write
-from sam4mllm.grounding.families import Checkpoint, load_checkpoint
+from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.frames import highest, to_numbers, to_pixels
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounder

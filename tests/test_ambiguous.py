@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.demo.layout import CLEARANCE, overlap
 from sam4mllm.demo.pairs import PAIR_KINDS, axes, draw_pair, hollow, parts_of, pool_for
 from sam4mllm.demo.pretrain.ahead import Ahead
@@ -17,6 +16,7 @@ from sam4mllm.demo.pretrain.segmenter import corrective_clicks, decode, encode
 from sam4mllm.demo.pretrain.segmenter_examples import BOX_LABELS, WINDOW, draw_example
 from sam4mllm.demo.scenes import PAIR_IOU, PAIR_SHARES, make_ambiguous
 from sam4mllm.geometry import box_iou
+from sam4mllm.segmentation.small_sam import build_segmenter
 
 FRAME = 384
 

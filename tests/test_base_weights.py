@@ -26,7 +26,8 @@ from sam4mllm.adapters.lora import Adapters
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.cli import main as cli
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
-from sam4mllm.grounding.families import Checkpoint, load_checkpoint
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.loading import Variants
 from sam4mllm.training.plan import TrainingPlan

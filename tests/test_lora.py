@@ -25,7 +25,8 @@ from sam4mllm.adapters.files import BASE, CONFIG, WEIGHTS
 from sam4mllm.adapters.lora import Adapters, attach
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
-from sam4mllm.grounding.families import Checkpoint, load_checkpoint
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounder
 from sam4mllm.loading import Variants, describe_adapter, find_adapter

@@ -15,9 +15,10 @@ from safetensors.torch import load_file, save_file
 from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.decoding import write
 from sam4mllm.grounding.families import load_checkpoint
-from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
+from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Inquiry, Scene
 from sam4mllm.grounding.reference import ask_expanded, ask_one_by_one, ask_separately
+from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.points import spread
 from sam4mllm.prompts.conversation import box_question
 from sam4mllm.values import Grounding

@@ -18,7 +18,8 @@ from benchmarks.random_model import TINY, write_checkpoint
 from sam4mllm import loading, precision
 from sam4mllm.adapters.lora import Adapters, attach
 from sam4mllm.errors import ModelError, TrainingError
-from sam4mllm.grounding.families import Checkpoint, load_checkpoint
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounder
 from sam4mllm.loading import Variants

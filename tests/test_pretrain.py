@@ -9,7 +9,6 @@ import pytest
 import torch
 from PIL import Image
 
-from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.demo.pretrain import segmenter
 from sam4mllm.demo.pretrain.dense import dense_targets, model_size, patchify
 from sam4mllm.demo.pretrain.export import average, export_mllm, read_trainee
@@ -30,6 +29,7 @@ from sam4mllm.demo.tokenizer import Speller, build_tokenizer, vocabulary
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.packing import pack
+from sam4mllm.segmentation.small_sam import build_segmenter
 from sam4mllm.training.resume import save_checkpoint
 
 SIZE = (224, 288)

@@ -18,11 +18,11 @@ from safetensors.torch import save_file
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
 
-from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.errors import ModelError, PromptError
 from sam4mllm.segmentation import loading
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.sam import SamSegmenter
+from sam4mllm.segmentation.small_sam import build_segmenter
 from sam4mllm.values import Prompt
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ from sam4mllm.adapters.factors import declare, fill, read_factors
 from sam4mllm.adapters.files import BASE, WEIGHTS, check_adapter
 from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError, first_line
-from sam4mllm.grounding.families import Checkpoint
+from sam4mllm.grounding.checkpoint import Checkpoint
 
 
 def attach(checkpoint: Checkpoint, rank: int, alpha: int, dropout: float) -> PeftModel:

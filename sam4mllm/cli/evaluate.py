@@ -39,7 +39,7 @@ from sam4mllm.errors import EvaluationError
 if TYPE_CHECKING:
     from sam4mllm.evaluation.ablation_table import Row
     from sam4mllm.evaluation.metrics import Figures
-    from sam4mllm.evaluation.run import JudgedExample
+    from sam4mllm.evaluation.predictions import JudgedExample
 
 EVALUATE_EXAMPLE = "Example: sam4mllm evaluate /tmp/scenes --oracle --report /tmp/report"
 ABLATE_EXAMPLE = "Example: sam4mllm ablate /tmp/scenes --over strategy,points,count --values count=5,15,30 --out /tmp/ablation"

@@ -1,9 +1,7 @@
-"""The shapes of the demo's MLLM and segmenter: real classes, made small. Sizes are ours, chosen to train on two CPU cores."""
+"""The shape of the demo's MLLM: a real class, made small. Sizes are ours, chosen to train on two CPU cores."""
 
 from __future__ import annotations
 
-from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
-from torch import nn
 from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
 
 PATCH = 16
@@ -14,10 +12,6 @@ HIDDEN = 192
 HEADS = 6
 LANGUAGE_LAYERS = 6
 POSITIONS_PER_SIDE = 18
-
-SEGMENTER_SIZE = 384
-SEGMENTER_PATCH = 8
-SEGMENTER_DIM = 128
 
 
 def mllm_config(vocabulary: int, image_token: int, vision_start: int, vision_end: int, end: int, pad: int) -> Qwen3VLConfig:
@@ -65,39 +59,3 @@ def mllm_config(vocabulary: int, image_token: int, vision_start: int, vision_end
 def build_mllm(config: Qwen3VLConfig) -> Qwen3VLForConditionalGeneration:
     """The demo MLLM with random weights."""
     return Qwen3VLForConditionalGeneration(config)
-
-
-def build_segmenter(size: int = SEGMENTER_SIZE) -> Sam:
-    """The demo segmenter with random weights: segment-anything's own classes, an embedding of 48×48, masks of 192×192."""
-    grid = size // SEGMENTER_PATCH
-    return Sam(
-        image_encoder=ImageEncoderViT(
-            img_size=size,
-            patch_size=SEGMENTER_PATCH,
-            embed_dim=144,
-            depth=4,
-            num_heads=4,
-            mlp_ratio=3,
-            out_chans=SEGMENTER_DIM,
-            qkv_bias=True,
-            use_rel_pos=True,
-            window_size=8,
-            global_attn_indexes=(3,),
-            norm_layer=nn.LayerNorm,
-        ),
-        prompt_encoder=PromptEncoder(
-            embed_dim=SEGMENTER_DIM,
-            image_embedding_size=(grid, grid),
-            input_image_size=(size, size),
-            mask_in_chans=16,
-        ),
-        mask_decoder=MaskDecoder(
-            num_multimask_outputs=3,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=SEGMENTER_DIM, mlp_dim=256, num_heads=4),
-            transformer_dim=SEGMENTER_DIM,
-            iou_head_depth=3,
-            iou_head_hidden_dim=128,
-        ),
-        pixel_mean=[127.5] * 3,
-        pixel_std=[127.5] * 3,
-    )

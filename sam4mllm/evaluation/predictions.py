@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sam4mllm.data.examples import Example
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import EvaluationError
+from sam4mllm.evaluation.metrics import Sample
 from sam4mllm.masks import Rle, from_rle, to_rle, union
 from sam4mllm.values import Instance, Segmentation
-
-if TYPE_CHECKING:
-    from sam4mllm.evaluation.run import JudgedExample
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +84,34 @@ def keep(answer: Segmentation) -> Prediction:
 
 def _keep(instance: Instance) -> StoredInstance:
     return StoredInstance(instance.box_px, instance.points_px, instance.inside, instance.labels, to_rle(instance.mask), instance.score)
+
+
+def no_probabilities() -> NDArray[np.float64]:
+    return np.zeros(0)
+
+
+def no_truths() -> NDArray[np.bool_]:
+    return np.zeros(0, np.bool_)
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedExample:
+    """One example and what came of it.
+
+    ``oracle`` is the sample of what true prompts draw, None if it was not asked for or the phrase has no target; ``inside`` (K,) P(inside)
+    and ``on`` (K,) bool are of the points in the true boxes; ``seconds`` are the phrase's share of its image's, by stage, ``whole``
+    as the clock saw them.
+    """
+
+    example: Example
+    sample: Sample
+    score: float
+    prediction: Prediction
+    oracle: Sample | None = None
+    inside: NDArray[np.float64] = field(default_factory=no_probabilities)
+    on: NDArray[np.bool_] = field(default_factory=no_truths)
+    seconds: dict[str, float] = field(default_factory=dict)
+    whole: float = 0.0
 
 
 def write_predictions(path: Path, judged: Sequence[JudgedExample]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from sam4mllm.data.examples import Example, load_example_image, read_examples
 from sam4mllm.errors import DatasetError
 from sam4mllm.evaluation.intervals import Term, intervals, sum_by_image, terms
 from sam4mllm.evaluation.metrics import Figures, Sample, compare, summarize
-from sam4mllm.evaluation.predictions import Prediction, keep
+from sam4mllm.evaluation.predictions import JudgedExample, keep
 from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.masks import lies_on, union
 from sam4mllm.options import Strategy
@@ -25,34 +24,6 @@ from sam4mllm.values import Grounding, Prompt
 
 STAGES = ("image", "box", "points", "segmenter")
 """Where the time goes: the image through the MLLM, the box, the points, and the segmenter with its encoder."""
-
-
-def _none() -> NDArray[np.float64]:
-    return np.zeros(0)
-
-
-def _no_truths() -> NDArray[np.bool_]:
-    return np.zeros(0, np.bool_)
-
-
-@dataclass(frozen=True, eq=False)
-class JudgedExample:
-    """One example and what came of it.
-
-    ``oracle`` is the sample of what true prompts draw, None if it was not asked for or the phrase has no target; ``inside`` (K,) P(inside)
-    and ``on`` (K,) bool are of the points in the true boxes; ``seconds`` are the phrase's share of its image's, by stage, ``whole``
-    as the clock saw them.
-    """
-
-    example: Example
-    sample: Sample
-    score: float
-    prediction: Prediction
-    oracle: Sample | None = None
-    inside: NDArray[np.float64] = field(default_factory=_none)
-    on: NDArray[np.bool_] = field(default_factory=_no_truths)
-    seconds: dict[str, float] = field(default_factory=dict)
-    whole: float = 0.0
 
 
 Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
@@ -140,8 +111,8 @@ def _judge(
             score=answer.score,
             prediction=keep(answer),
             oracle=measure(draw_oracle(pipeline, opened, example), example) if oracle and example.has_target else None,
-            inside=np.concatenate([_none(), *[inside for inside, _ in points]]),
-            on=np.concatenate([_no_truths(), *[truth for _, truth in points]]),
+            inside=np.concatenate([no_probabilities(), *[inside for inside, _ in points]]),
+            on=np.concatenate([no_truths(), *[truth for _, truth in points]]),
             seconds=taken,
             whole=whole,
         )
@@ -186,8 +157,8 @@ def summarize_judged(judged: Sequence[JudgedExample]) -> Figures:
     """
     figures = summarize(
         [one.sample for one in judged],
-        point_probabilities=np.concatenate([_none(), *[one.inside for one in judged]]),
-        point_truths=np.concatenate([_no_truths(), *[one.on for one in judged]]),
+        point_probabilities=np.concatenate([no_probabilities(), *[one.inside for one in judged]]),
+        point_truths=np.concatenate([no_truths(), *[one.on for one in judged]]),
         oracle_ious=[one.oracle.iou for one in judged if one.oracle is not None],
         seconds=[one.whole for one in judged],
     )

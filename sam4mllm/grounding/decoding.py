@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
+from transformers import DynamicCache
 
+from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.packing import Segment, pack
-
-if TYPE_CHECKING:
-    from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
+from sam4mllm.grounding.scene import MllmScene
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,14 +30,30 @@ class Written:
     finished: bool
 
 
+class Continuing(Protocol):
+    """What decoding asks of a model: :meth:`MllmGrounder.forward <sam4mllm.grounding.mllm.MllmGrounder.forward>` and its tokenizer."""
+
+    checkpoint: Checkpoint
+
+    def forward(
+        self,
+        scene: MllmScene,
+        ids: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        mask: NDArray[np.bool_],
+        keep: NDArray[np.int64],
+        cache: DynamicCache | None = None,
+    ) -> tuple[Tensor, DynamicCache]: ...
+
+
 def write(
-    grounder: MllmGrounder, scene: MllmScene, questions: Sequence[Sequence[int]], ends: frozenset[int], max_new_tokens: int
+    model: Continuing, scene: MllmScene, questions: Sequence[Sequence[int]], ends: frozenset[int], max_new_tokens: int
 ) -> list[Written]:
     """Answer each question greedily until one of the end tokens. No question sees another; one forward pass a step serves them all."""
     if not questions:
         return []
     row = pack([Segment(tuple(question)) for question in questions])
-    logits, cache = grounder.forward(scene, row.ids, row.offsets, row.mask, row.lasts)
+    logits, cache = model.forward(scene, row.ids, row.offsets, row.mask, row.lasts)
     first = logits.cpu()
     owner = np.repeat(np.arange(len(questions)), row.lengths)
     offsets = row.lengths.copy()
@@ -56,9 +73,9 @@ def write(
             break
         owner = np.concatenate([owner, active])
         mask = owner[None] == active[:, None]
-        logits, cache = grounder.forward(scene, next_ids, offsets[active], mask, np.arange(len(active)), cache)
+        logits, cache = model.forward(scene, next_ids, offsets[active], mask, np.arange(len(active)), cache)
         offsets[active] += 1
-    decode = grounder.checkpoint.tokenizer.decode
+    decode = model.checkpoint.tokenizer.decode
     return [
         Written(decode(out), tuple(out), tuple(log), first[index], index not in active)
         for index, (out, log) in enumerate(zip(ids, logs, strict=True))

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,25 +10,10 @@ from transformers.image_processing_utils import select_best_resolution
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
 from sam4mllm.errors import ModelError
-
-if TYPE_CHECKING:
-    from sam4mllm.grounding.families import Checkpoint
+from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 
 TALK = 1024
 """Tokens kept for the longest conversation about one phrase where attention reaches only so far."""
-
-
-@dataclass(frozen=True)
-class Encoded:
-    """A prefix with its image, ready for the model: ``inputs`` by the model's own names, ``positions`` (rows, 1, L) int64.
-
-    Models that count time, height and width apart have three rows, others one.
-    """
-
-    inputs: dict[str, Tensor]
-    positions: Tensor
-    resized: tuple[int, int]
-    """(width, height) of the image as the processor resized it."""
 
 
 def position_ids(positions: Tensor) -> Tensor:

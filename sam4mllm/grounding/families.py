@@ -28,38 +28,15 @@ from sam4mllm.checkpoints import (
     read_object,
 )
 from sam4mllm.errors import ModelError, TemplateError, first_line
-from sam4mllm.grounding.encoders import TALK, Encoded, encode_internvl, encode_llava, encode_qwen_vl
+from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
+from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_qwen_vl
 from sam4mllm.grounding.qwen_vl_chat import is_qwen_vl_chat, refusal
 from sam4mllm.precision import AUTO, Precision, refuse_twice
 from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, load_dialect
 
-__all__ = ["FAMILIES", "Checkpoint", "Encoded", "Family", "load_checkpoint"]
-
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "assets" / "mllm"
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """A loaded model with what belongs to it."""
-
-    model: Any
-    tokenizer: Any
-    image_processor: Any
-    """Or the whole processor, where the family's counts the tokens of tiles."""
-    dialect: Dialect
-    markup: ChatMarkup
-    """What its chat template writes around the turns."""
-    encode: Callable[[Checkpoint, str, Any], Encoded]
-    """``encode(checkpoint, opening, image)``: tokens, pixels and positions of the text that opens a conversation."""
-    lora_targets: str
-    source: str
-    fingerprint: str
-    """Hash of the folder's files, weights and all; of a hub model, its name and commit."""
-    window: int | None = None
-    """How many tokens back the model was made to see; None for all of them."""
-    precision: Precision = AUTO
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ import bisect
 import copy
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +17,13 @@ from transformers import DynamicCache
 
 from sam4mllm.errors import ImageError, ModelError, PhraseError
 from sam4mllm.geometry import distinct, order_box
+from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.decoding import Written, write
 from sam4mllm.grounding.encoders import position_ids
-from sam4mllm.grounding.families import Checkpoint
 from sam4mllm.grounding.frames import Framed, highest, to_numbers, to_pixels
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
 from sam4mllm.grounding.protocol import Inquiry, Scene
+from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.grounding.verdicts import Verdicts
 from sam4mllm.prompts.conversation import (
     BoxNumbers,
@@ -43,19 +43,6 @@ MAX_ROW = 4096
 PHRASES_AT_ONCE = 32
 SAME_OBJECT = 0.9
 """IoU above which a box repeats an earlier one: a model that loops writes an object twice with a step's difference."""
-
-
-@dataclass(frozen=True, eq=False)
-class MllmScene(Scene):
-    """The prefix's keys and values; never written to, each use works on a shallow copy."""
-
-    cache: DynamicCache
-    length: int
-    following: int
-    """Position of the first token after the prefix."""
-    rows: int
-    """Rows of positions that the model takes."""
-    resized: tuple[int, int]
 
 
 class MllmGrounder:

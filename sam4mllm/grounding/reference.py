@@ -9,9 +9,10 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sam4mllm.grounding.encoders import position_ids
-from sam4mllm.grounding.mllm import MllmGrounder, MllmScene
+from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.packing import additive
 from sam4mllm.grounding.protocol import Inquiry
+from sam4mllm.grounding.scene import MllmScene
 
 
 @torch.inference_mode()

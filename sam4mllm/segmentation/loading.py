@@ -16,12 +16,12 @@ from segment_anything import sam_model_registry
 from torch import Tensor
 
 from sam4mllm.checkpoints import check_state
-from sam4mllm.demo.architecture import build_segmenter
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.segmentation import efficientvit
 from sam4mllm.segmentation.pretrained import load_transformers
 from sam4mllm.segmentation.protocol import Segmenter
 from sam4mllm.segmentation.sam import SamSegmenter
+from sam4mllm.segmentation.small_sam import build_segmenter
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "assets" / "segmenter"
 

@@ -35,8 +35,8 @@ from sam4mllm.adapters.lora import attach
 from sam4mllm.data.conversations import Turn
 from sam4mllm.data.examples import Example
 from sam4mllm.errors import PhraseError, TrainingError
-from sam4mllm.grounding.encoders import Encoded, position_ids
-from sam4mllm.grounding.families import Checkpoint
+from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
+from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
 from sam4mllm.grounding.packing import additive

@@ -17,11 +17,11 @@ from typing import Annotated
 
 import typer
 
-from sam4mllm.demo.architecture import SEGMENTER_SIZE
 from sam4mllm.demo.pretrain import export, language, segmenter, tower
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
 from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
+from sam4mllm.segmentation.small_sam import SEGMENTER_SIZE
 
 app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
 ASSETS = MLLM_FOLDER.parent

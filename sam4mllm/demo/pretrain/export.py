@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLImageProcessor
 
-from sam4mllm.demo.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH, build_segmenter
+from sam4mllm.demo.architecture import MAX_PIXELS, MERGE, MIN_PIXELS, PATCH
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.demo.tokenizer import save_tokenizer
 from sam4mllm.errors import ModelError
 from sam4mllm.prompts.dialects import DEMO, dump_dialect
+from sam4mllm.segmentation.small_sam import build_segmenter
 from sam4mllm.training.resume import load_weights
 
 HEADS = "heads.safetensors"

@@ -20,10 +20,10 @@ from safetensors.torch import load_file
 from segment_anything.modeling import Sam
 from torch import Tensor
 
-from sam4mllm.demo.architecture import SEGMENTER_PATCH, SEGMENTER_SIZE, build_segmenter
 from sam4mllm.demo.pretrain.ahead import Ahead
 from sam4mllm.demo.pretrain.loop import PretrainPlan, run
 from sam4mllm.demo.pretrain.segmenter_examples import PAD_LABEL, WHOLE_EVERY, PromptedImage, click_on, draw_example
+from sam4mllm.segmentation.small_sam import SEGMENTER_PATCH, SEGMENTER_SIZE, build_segmenter
 from sam4mllm.training.resume import has_checkpoint
 
 SMALL = 256
