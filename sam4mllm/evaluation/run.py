@@ -14,7 +14,7 @@ from sam4mllm.data.examples import Example, load_example_image, read_examples
 from sam4mllm.errors import DatasetError
 from sam4mllm.evaluation.intervals import Term, intervals, sum_by_image, terms
 from sam4mllm.evaluation.metrics import Figures, Sample, compare, summarize
-from sam4mllm.evaluation.predictions import JudgedExample, keep
+from sam4mllm.evaluation.predictions import JudgedExample, keep, no_probabilities, no_truths
 from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.masks import lies_on, union
 from sam4mllm.options import Strategy
