@@ -48,6 +48,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 e2e:
 	$(MAKE) --no-print-directory -j2 install $(STUDIO)

@@ -10,8 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import Pattern, Strategy
-from sam4mllm.precision import DtypeName, Precision, QuantizeName
+from sam4mllm.options import DtypeName, Pattern, Precision, QuantizeName, Strategy
 
 UNASSISTED = 0.05
 """Share of unassisted tasks where nothing else is set: enough to notice an anchoring bias, few enough to bear."""

@@ -14,12 +14,11 @@ from typing import TYPE_CHECKING, Literal
 
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import load_image
-from sam4mllm.precision import Precision
+from sam4mllm.options import Precision
 
 if TYPE_CHECKING:
-    from sam4mllm.options import Options
+    from sam4mllm.options import DtypeName, Options, QuantizeName
     from sam4mllm.pipeline import Pipeline
-    from sam4mllm.precision import DtypeName, QuantizeName
 
 __version__ = "0.1.0"
 __all__ = ["Sam4mllmError", "__version__", "load", "load_image"]

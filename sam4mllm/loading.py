@@ -21,9 +21,9 @@ from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.memory import announce
-from sam4mllm.options import Options
+from sam4mllm.options import AUTO, Options, Precision
 from sam4mllm.pipeline import Pipeline, Versioned
-from sam4mllm.precision import AUTO, Precision, movable, move
+from sam4mllm.precision import movable, move
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Segmenter
 

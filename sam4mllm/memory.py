@@ -26,7 +26,8 @@ from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.families import resolve
 from sam4mllm.grounding.mllm import MAX_ROW
-from sam4mllm.precision import AUTO, QUANTISED, Precision
+from sam4mllm.options import AUTO, Precision
+from sam4mllm.precision import QUANTISED, describe, torch_dtype
 
 log = logging.getLogger(__name__)
 
@@ -129,7 +130,7 @@ def estimate(source: str, device: torch.device, precision: Precision = AUTO, ran
     tensors = read_headers(source)
     if tensors is None:
         return None
-    dtype = precision.torch_dtype(device)
+    dtype = torch_dtype(precision, device)
     try:
         config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=False)
         working = working_bytes(config, dtype)
@@ -199,7 +200,7 @@ def announce(
     masks = 0 if segmenter is None else segmenter_bytes(segmenter)
     free = free_bytes(device, precision)
     place = "the GPUs have" if device.type == "cuda" and precision.device_map else f"{device} has"
-    name = f"{Path(source).name or source} in {precision.describe(device)}"
+    name = f"{Path(source).name or source} in {describe(precision, device)}"
     if need.weights + masks > free and not (precision.device_map and precision.quantize == "none"):  # else the CPU holds the rest
         raise ModelError(f"{name} needs {_gb(need.weights + masks)} for weights alone, and {place} {_gb(free)} free; {precision.advice}")
     if need.total + masks >= WORTH_SAYING:

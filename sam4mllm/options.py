@@ -1,9 +1,11 @@
-"""What a caller can choose: the strategy, and how points are asked. Names and numbers alone; nothing heavy is imported."""
+"""What a caller can choose: the strategy, how points are asked, and in which numbers a model is held. Nothing heavy is imported here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
 from typing import Literal, get_args
+
+from sam4mllm.errors import ModelError
 
 Strategy = Literal["box", "ppg", "pqpp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
@@ -11,6 +13,8 @@ Pattern = Literal["spread", "interior", "unsure", "second-look"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Choice = Literal["predicted", "single", "agreement"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
+DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
+QuantizeName = Literal["none", "8bit", "4bit"]
 LATER = {"pattern": "spread", "choice": "predicted"}
 """Options that came after the first versions, with the values that those had. They enter a version's hash at other values only: an update
 must not rename the versions that users keep, whatever the defaults become."""
@@ -57,3 +61,36 @@ class Options:
     @property
     def points(self) -> int:
         return self.count if self.count is not None else 15 if self.joint else 30
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How a model is held. Raises ModelError if a value is not one of those named.
+
+    ``dtype`` auto: on a GPU bfloat16, or float16 where that is only emulated; on a CPU float32. ``quantize``: weights of the language
+    model in 8 bit (LLM.int8) or 4 bit (nf4 with double quantisation, as QLoRA), multiplied in the dtype. ``device_map`` auto: a
+    model that no GPU holds alone is spread over all of them.
+    """
+
+    dtype: DtypeName = "auto"
+    quantize: QuantizeName = "none"
+    device_map: Literal["auto"] | None = None
+
+    def __post_init__(self) -> None:
+        for value, known, setting in (
+            (self.dtype, get_args(DtypeName), "SAM4MLLM_DTYPE"),
+            (self.quantize, get_args(QuantizeName), "SAM4MLLM_QUANTIZE"),
+            (self.device_map, (None, "auto"), "SAM4MLLM_DEVICE_MAP"),
+        ):
+            if value not in known:
+                choices = ", ".join(choice for choice in known if choice is not None)
+                raise ModelError(f"{setting}: {value!r} is not known; use {choices}{' or leave it out' if None in known else ''}")
+
+    @property
+    def advice(self) -> str:
+        """What to change where a model does not fit."""
+        smaller = {"none": "set SAM4MLLM_QUANTIZE=8bit or 4bit (--quantize)", "8bit": "set SAM4MLLM_QUANTIZE=4bit (--quantize)"}
+        return f"{smaller.get(self.quantize, 'free memory')}, or use a smaller model or another device"
+
+
+AUTO = Precision()

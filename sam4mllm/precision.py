@@ -10,16 +10,13 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any
+
+import torch
+from transformers import BitsAndBytesConfig
 
 from sam4mllm.errors import ModelError
-
-if TYPE_CHECKING:
-    import torch
-
-DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
-QuantizeName = Literal["none", "8bit", "4bit"]
+from sam4mllm.options import Precision, QuantizeName
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 """torch's names."""
@@ -32,80 +29,47 @@ KEPT = rf"(?!{QUANTISED}).*"
 """All other names; transformers reads it as a pattern of the modules to leave alone."""
 
 
-@dataclass(frozen=True)
-class Precision:
-    """How a model is held. Raises ModelError if a value is not one of those named.
+def torch_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    """The dtype of all that is not quantised, and of the arithmetic."""
+    named: torch.dtype = default_dtype(device) if precision.dtype == "auto" else getattr(torch, DTYPES[precision.dtype])
+    return named
 
-    ``dtype`` auto: on a GPU bfloat16, or float16 where that is only emulated; on a CPU float32. ``quantize``: weights of the language
-    model in 8 bit (LLM.int8) or 4 bit (nf4 with double quantisation, as QLoRA), multiplied in the dtype. ``device_map`` auto: a
-    model that no GPU holds alone is spread over all of them.
+
+def describe(precision: Precision, device: torch.device) -> str:
+    """``bf16``, or ``4bit (bf16)``."""
+    named = str(torch_dtype(precision, device))
+    name = next(short for short, long in DTYPES.items() if named == f"torch.{long}")
+    return name if precision.quantize == "none" else f"{precision.quantize} ({name})"
+
+
+def loading_options(precision: Precision, device: torch.device) -> dict[str, Any]:
+    """Arguments of ``from_pretrained``. Raises ModelError if bitsandbytes is needed and not there."""
+    options: dict[str, Any] = {"dtype": torch_dtype(precision, device)}
+    if precision.device_map is not None:
+        options["device_map"] = precision.device_map
+    elif device.type == "cuda" or precision.quantize != "none":
+        options["device_map"] = {"": device}  # straight to it: the CPU need not have room for the whole model
+    if precision.quantize != "none":
+        options["quantization_config"] = _quantization(precision.quantize, options["dtype"])
+    return options
+
+
+def check_quantised(precision: Precision, model: Any, source: str) -> None:
+    """Raises ModelError if the model was to be quantised and nothing in it was.
+
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 packs 4 bit weights anew at their first use outside training, with coarser scales:
+    serving would see other weights than training. It is told not to.
     """
-
-    dtype: DtypeName = "auto"
-    quantize: QuantizeName = "none"
-    device_map: Literal["auto"] | None = None
-
-    def __post_init__(self) -> None:
-        for value, known, setting in (
-            (self.dtype, get_args(DtypeName), "SAM4MLLM_DTYPE"),
-            (self.quantize, get_args(QuantizeName), "SAM4MLLM_QUANTIZE"),
-            (self.device_map, (None, "auto"), "SAM4MLLM_DEVICE_MAP"),
-        ):
-            if value not in known:
-                choices = ", ".join(choice for choice in known if choice is not None)
-                raise ModelError(f"{setting}: {value!r} is not known; use {choices}{' or leave it out' if None in known else ''}")
-
-    def torch_dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype of all that is not quantised, and of the arithmetic."""
-        import torch
-
-        named: torch.dtype = default_dtype(device) if self.dtype == "auto" else getattr(torch, DTYPES[self.dtype])
-        return named
-
-    def describe(self, device: torch.device) -> str:
-        """``bf16``, or ``4bit (bf16)``."""
-        named = str(self.torch_dtype(device))
-        name = next(short for short, long in DTYPES.items() if named == f"torch.{long}")
-        return name if self.quantize == "none" else f"{self.quantize} ({name})"
-
-    def options(self, device: torch.device) -> dict[str, Any]:
-        """Arguments of ``from_pretrained``. Raises ModelError if bitsandbytes is needed and not there."""
-        options: dict[str, Any] = {"dtype": self.torch_dtype(device)}
-        if self.device_map is not None:
-            options["device_map"] = self.device_map
-        elif device.type == "cuda" or self.quantize != "none":
-            options["device_map"] = {"": device}  # straight to it: the CPU need not have room for the whole model
-        if self.quantize != "none":
-            options["quantization_config"] = _quantization(self.quantize, options["dtype"])
-        return options
-
-    def check(self, model: Any, source: str) -> None:
-        """Raises ModelError if the model was to be quantised and nothing in it was.
-
-        On a CPU with AVX512-BF16, bitsandbytes 0.50 packs 4 bit weights anew at their first use outside training, with coarser scales:
-        serving would see other weights than training. It is told not to.
-        """
-        layers = quantised_layers(model)
-        if self.quantize != "none" and not layers:
-            raise ModelError(f"{source} has no layers that can be quantised; use SAM4MLLM_QUANTIZE=none")
-        for layer in layers:
-            if hasattr(layer, "support_avx512bf16_for_cpu"):
-                layer.support_avx512bf16_for_cpu = False
-
-    @property
-    def advice(self) -> str:
-        """What to change where a model does not fit."""
-        smaller = {"none": "set SAM4MLLM_QUANTIZE=8bit or 4bit (--quantize)", "8bit": "set SAM4MLLM_QUANTIZE=4bit (--quantize)"}
-        return f"{smaller.get(self.quantize, 'free memory')}, or use a smaller model or another device"
-
-
-AUTO = Precision()
+    layers = quantised_layers(model)
+    if precision.quantize != "none" and not layers:
+        raise ModelError(f"{source} has no layers that can be quantised; use SAM4MLLM_QUANTIZE=none")
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
     """On a GPU bfloat16, or float16 where that is only emulated; on a CPU float32, for bfloat16 costs accuracy and often time there."""
-    import torch
-
     if device.type != "cuda":
         return torch.float32
     with torch.cuda.device(device):
@@ -120,8 +84,6 @@ def refuse_twice(config: Any, precision: Precision, source: str) -> None:
 
 def quantised_layers(model: Any) -> list[Any]:
     """The layers of a model that bitsandbytes holds; peft's around them have the same names, but are no linear layers."""
-    import torch
-
     return [
         module
         for module in model.modules()
@@ -155,8 +117,6 @@ def _quantization(kind: QuantizeName, dtype: torch.dtype) -> Any:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise ModelError(f"SAM4MLLM_QUANTIZE={kind} needs bitsandbytes: pip install 'sam4mllm[quant]'")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it tells of its casts at every call of every layer
-    from transformers import BitsAndBytesConfig
-
     config: Any = BitsAndBytesConfig
     if kind == "8bit":
         return config(load_in_8bit=True, llm_int8_skip_modules=[KEPT])

@@ -16,7 +16,7 @@ from sam4mllm.cli.options import hush
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.memory import Stored, announce, estimate, free_ram, read_headers, segmenter_bytes, weight_bytes
-from sam4mllm.precision import AUTO, Precision
+from sam4mllm.options import AUTO, Precision
 
 CPU = torch.device("cpu")
 LAYER = Stored("model.language_model.layers.0.mlp.up_proj.weight", "BF16", (128, 64))

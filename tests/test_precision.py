@@ -24,7 +24,8 @@ from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounder
 from sam4mllm.loading import Variants
 from sam4mllm.memory import read_headers, weight_bytes
-from sam4mllm.precision import AUTO, Precision, move, quantised_layers
+from sam4mllm.options import AUTO, Precision
+from sam4mllm.precision import describe, move, quantised_layers, torch_dtype
 from sam4mllm.training.collate import Asking
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.processes import Processes
@@ -60,7 +61,7 @@ def ask(grounder: Grounder) -> NDArray[np.float64]:
 
 
 def named(precision: Precision) -> str:
-    return precision.describe(CPU)
+    return describe(precision, CPU)
 
 
 # -- values --------------------------------------------------------------------------------------------------------------------------------
@@ -89,9 +90,9 @@ def test_a_value_that_is_not_known(values: dict[str, Any], message: str) -> None
     ],
 )
 def test_what_a_precision_means(given: Precision, dtype: torch.dtype, name: str) -> None:
-    assert given.torch_dtype(CPU) is dtype
+    assert torch_dtype(given, CPU) is dtype
     assert given.options(CPU)["dtype"] is dtype
-    assert given.describe(CPU) == name
+    assert describe(given, CPU) == name
 
 
 def test_a_gpu_is_loaded_to_directly() -> None:
@@ -142,7 +143,7 @@ def test_what_is_quantised(name: str, quantised: bool) -> None:
 )
 def test_other_dtypes_answer_nearly_the_same(folder: Path, reference: NDArray[np.float64], given: Precision, worst: float) -> None:
     grounder = MllmGrounder(load_checkpoint(str(folder), CPU, given))
-    assert grounder.checkpoint.model.dtype is given.torch_dtype(CPU)
+    assert grounder.checkpoint.model.dtype is torch_dtype(given, CPU)
     np.testing.assert_allclose(ask(grounder), reference, atol=worst)
 
 

@@ -17,8 +17,8 @@ from sam4mllm import loading
 from sam4mllm.adapters.files import CONFIG, FILES, WEIGHTS, check_adapter
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.cli import main as cli
+from sam4mllm.options import AUTO, Precision
 from sam4mllm.pipeline import Pipeline
-from sam4mllm.precision import AUTO, Precision
 from sam4mllm.training import session
 from sam4mllm.training.recipe import Trainer
 from tests.conftest import make_checkpoint

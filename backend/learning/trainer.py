@@ -37,10 +37,9 @@ from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.loading import LooseAdapter, Variants, load_variants
-from sam4mllm.options import Options, Pattern, Strategy
+from sam4mllm.options import AUTO, Options, Pattern, Precision, Strategy
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
-from sam4mllm.precision import AUTO, Precision
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.recipe import Progress
 from sam4mllm.training.session import Session

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam4mllm.precision import Precision
+from sam4mllm.options import Precision
 
 if TYPE_CHECKING:
     from sam4mllm.options import Options

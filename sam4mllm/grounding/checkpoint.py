@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from sam4mllm.precision import AUTO, Precision
+from sam4mllm.options import AUTO, Precision
 from sam4mllm.prompts.conversation import ChatMarkup
 from sam4mllm.prompts.dialects import Dialect
 

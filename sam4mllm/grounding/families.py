@@ -31,7 +31,8 @@ from sam4mllm.errors import ModelError, TemplateError, first_line
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_qwen_vl
 from sam4mllm.grounding.qwen_vl_chat import is_qwen_vl_chat, refusal
-from sam4mllm.precision import AUTO, Precision, refuse_twice
+from sam4mllm.options import AUTO, Precision
+from sam4mllm.precision import check_quantised, loading_options, refuse_twice
 from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, load_dialect
@@ -108,9 +109,9 @@ def load_checkpoint(source: str, device: torch.device, precision: Precision = AU
 
 
 def _load_model(name: str, source: str, config: Any, device: torch.device, precision: Precision) -> Any:
-    options = precision.options(device)
+    options = loading_options(precision, device)
     model = load_model(AutoModelForImageTextToText, name, source, config, attn_implementation="sdpa", **options)
-    precision.check(model, source)
+    check_quantised(precision, model, source)
     return model if "device_map" in options else model.to(device)
 
 

@@ -17,7 +17,7 @@ from sam4mllm.durable import partial, publish, remove
 from sam4mllm.errors import DatasetError, TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.memory import announce
-from sam4mllm.precision import AUTO, Precision
+from sam4mllm.options import AUTO, Precision
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan
