@@ -36,7 +36,7 @@ Answer = Callable[[np.random.Generator, NDArray[np.bool_]], NDArray[np.float64]]
 ANSWERS: dict[str, Answer] = {
     "true points": lambda rng, on: on.astype(np.float64),
     "coin-flipped": lambda rng, on: rng.integers(0, 2, len(on)).astype(np.float64),
-    "inverted": lambda rng, on: 1.0 - on,
+    "inverted": lambda rng, on: (~on).astype(np.float64),
     "uniform": lambda rng, on: rng.random(len(on)),
 }
 NO_POINTS = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)

@@ -92,7 +92,8 @@ def make_checkpoint(size: Size, device: torch.device, dtype: torch.dtype, seed: 
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(KIND)
     with torch.device(device):
-        model: Any = Qwen2_5_VLForConditionalGeneration._from_config(make_config(size, tokenizer), dtype=dtype, attn_implementation="sdpa")
+        make: Any = Qwen2_5_VLForConditionalGeneration
+        model = make._from_config(make_config(size, tokenizer), dtype=dtype, attn_implementation="sdpa")
     family = FAMILIES[KIND.model_type]
     return Checkpoint(
         model=model.eval(),

@@ -66,8 +66,8 @@ def write_refer(root: Path, pictures: int) -> int:
     folder.mkdir(parents=True)
     grounds = [Image.fromarray(numbers.integers(0, 255, (60, 80, 3), np.uint8)).resize((WIDTH, HEIGHT)) for _ in range(50)]
     images = [{"id": n, "file_name": f"COCO_train2014_{n:012d}.jpg", "width": WIDTH, "height": HEIGHT} for n in range(1, pictures + 1)]
-    for image in images:
-        grounds[image["id"] % 50].save(folder / image["file_name"], quality=85, comment=str(image["id"]).encode())
+    for number, image in enumerate(images, 1):
+        grounds[number % 50].save(folder / str(image["file_name"]), quality=85, comment=str(number).encode())
     annotations = [_annotation(number, number % pictures + 1, numbers) for number in range(1, int(OUTLINES * pictures) + 1)]
     references = [_reference(number, chance.choice(annotations), chance) for number in range(1, int(REFERENCES * pictures) + 1)]
     (root / "refcoco").mkdir()

@@ -194,7 +194,8 @@ class Trial:
             self.service.versions.promote(worse)
             time.sleep(1.1)  # promotions are dated to the second
             self._review(LEAST, accept=False)
-            self.service.learner.watch.look(read_reviews(self.service.corrections, "description").reviews)
+            learner = self.service.learner
+            learner.watch.look(read_reviews(self.service.corrections, "description").reviews, learner.serves_since())
             rolled_back += self.service.versions.serving == good
         return rolled_back
 

@@ -143,9 +143,9 @@ def test_the_watch_counts_from_the_promotion_on(start: Callable[..., School], cl
     log.store(created(number=2))
     place.service.versions.promote(place.add())
     clock.off = 0.0
-    since = place.service.learner._serves_since()
+    since = place.service.learner.serves_since()
     log.store(created(number=3))
-    assert place.service.learner._serves_since() == since
+    assert place.service.learner.serves_since() == since
     [_, second, third] = log.annotations()
     assert third.changed > since
     if off > 0:

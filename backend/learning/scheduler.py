@@ -121,13 +121,13 @@ class Learner:
         found = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
         self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused})
         self._metrics.refused_annotations(len(self._log.refusals()))
-        self.watch.look(found.reviews, self._serves_since())
+        self.watch.look(found.reviews, self.serves_since())
         if self._scorer.refit(found.reviews, roster.current.version(self._settings.strategy)):
             roster.calibrate(self._scorer.calibration)
         self.judged = judged_of(found.reviews)
         self._looked = position
 
-    def _serves_since(self) -> float:
+    def serves_since(self) -> float:
         """The log's position when the serving version was promoted, kept as soon as that is seen; 0 if the registry does not say.
 
         Of a promotion of before there were positions its time is taken, unless that is yet to come: then the clock was ahead.
@@ -181,7 +181,7 @@ class Learner:
             for step in (
                 self._log.drain,
                 self._heed_button,
-                self._serves_since,
+                self.serves_since,
                 self._versions.sync,
                 self._look_at_reviews,
                 self._reconcile_in_time,
