@@ -18,8 +18,7 @@ from backend.label_studio.client import LabelStudio
 from backend.learning.agreement import ReviewedAnswer, judged_of
 from backend.learning.auto_rollback import Watch
 from backend.learning.conductor import TRAINER, Conductor
-from backend.learning.run_record import Run
-from backend.learning.runs import Runs
+from backend.learning.runs import Run, Runs
 from backend.learning.snapshot import Files
 from backend.serving.calibration import Scorer
 from backend.serving.engine import Engine
