@@ -12,7 +12,7 @@ from PIL import Image
 
 from backend.learning.gate import SIGN_FLIP_PAIRS
 from backend.learning.snapshot import HOLDOUT, split_of
-from sam4mllm.data.examples import ExampleWriter
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.demo.glyphs import novel_nouns
 from sam4mllm.demo.scenes import make_scene

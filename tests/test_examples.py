@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
 from sam4mllm.data import examples as module
-from sam4mllm.data.examples import EXAMPLES, ExampleWriter, ImageRecord, load_example_image, read_examples
+from sam4mllm.data.examples import EXAMPLES, ImageRecord
+from sam4mllm.data.read_dataset import load_example_image, read_examples
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import DatasetError, ImageError, Sam4mllmError
 from sam4mllm.images import image_sha256
-from sam4mllm.masks import to_rle
+from sam4mllm.run_lengths import to_rle
 
 PICTURE = np.random.default_rng(5).integers(0, 256, (12, 16, 3), np.uint8)
 
@@ -451,7 +453,7 @@ KILLED = """
 import os, signal, sys
 import numpy as np
 from pathlib import Path
-from sam4mllm.data.examples import ExampleWriter
+from sam4mllm.data.write_dataset import ExampleWriter
 import sam4mllm.data.examples as module
 
 def die(*_):

@@ -22,8 +22,9 @@ from backend.errors import TaskError
 from backend.label_studio.export_file import find_picture
 from backend.learning.exports import label_studio_reader, read_label_studio
 from backend.learning.snapshot import split_of
-from sam4mllm.data.examples import Example, read_examples
+from sam4mllm.data.examples import Example
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Prepared, to_mask, write_pairs
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import DatasetError, Sam4mllmError
 from sam4mllm.images import image_sha256
 from tests.public_sets import FAR, HEIGHT, WIDTH, picture, square

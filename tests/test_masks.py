@@ -15,18 +15,9 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco
 
 from sam4mllm.errors import MaskCodecError
-from sam4mllm.masks import (
-    box_of,
-    clean,
-    components,
-    from_polygons,
-    from_rle,
-    mask_iou,
-    rle_area,
-    to_polygons,
-    to_rle,
-    union,
-)
+from sam4mllm.masks import box_of, clean, components, mask_iou, union
+from sam4mllm.polygons import from_polygons, to_polygons
+from sam4mllm.run_lengths import from_rle, rle_area, to_rle
 
 MASKS = hnp.arrays(np.bool_, hnp.array_shapes(min_dims=2, max_dims=2, min_side=1, max_side=14))
 quick = settings(deadline=None, max_examples=200)

@@ -16,12 +16,15 @@ from typer.testing import CliRunner
 
 from sam4mllm.cli.main import app
 from sam4mllm.data import examples as examples_module
-from sam4mllm.data.examples import Example, ExampleWriter, read_examples
+from sam4mllm.data.examples import Example
 from sam4mllm.data.merge import TESTED_ON, merge
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Prepared, Reading, coco_origin, encode, to_mask, write_pairs
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.data.readers import READERS
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import DatasetError, MaskCodecError
-from sam4mllm.masks import box_of, from_rle, to_rle
+from sam4mllm.masks import box_of
+from sam4mllm.run_lengths import from_rle, to_rle
 from tests.public_sets import FAR, HEIGHT, SQUARE, WIDTH, picture, refcoco_m, refer_root, square
 
 

@@ -14,9 +14,9 @@ from PIL import Image
 from backend.corrections.reviews import Review
 from backend.errors import FetchError
 from backend.learning.snapshot import HOLDOUT, TRAIN, split_of, write_snapshot
-from sam4mllm.data.examples import read_examples
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import DatasetError
-from sam4mllm.masks import to_rle
+from sam4mllm.run_lengths import to_rle
 
 
 def picture(grey: int, width: int = 40, height: int = 30) -> bytes:

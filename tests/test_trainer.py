@@ -20,7 +20,9 @@ from backend.learning.run_folder import RunFolder
 from backend.learning.snapshot import HOLDOUT
 from backend.learning.trainer import STOPPED, TrainingJob, draw_scenes, label_of, main
 from sam4mllm.adapters.files import check_adapter
-from sam4mllm.data.examples import Example, ExampleWriter, read_examples
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import read_examples
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.session import select_examples

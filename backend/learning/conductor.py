@@ -39,7 +39,8 @@ from backend.settings import Settings
 from backend.support.child import Child
 from backend.support.metrics import Metrics
 from sam4mllm.adapters.files import CONFIG, WEIGHTS
-from sam4mllm.data.examples import EXAMPLES, read_examples
+from sam4mllm.data.examples import EXAMPLES
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.durable import file_sha256, remove
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.training.plan import TrainingPlan

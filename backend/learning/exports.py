@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.sax.saxutils import quoteattr
 
-from backend.corrections.log import Served, StoredAnnotation
+from backend.corrections.log_records import Served, StoredAnnotation
 from backend.corrections.reviews import Review, read_reviews
 from backend.corrections.tables import KEPT, instant, row_id
 from backend.errors import TaskError

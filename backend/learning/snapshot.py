@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from backend.corrections.reviews import Review
-from sam4mllm.data.examples import ExampleWriter, FolderError, ImageRecord
+from sam4mllm.data.examples import ImageRecord
+from sam4mllm.data.write_dataset import ExampleWriter, FolderError
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import image_sha256
-from sam4mllm.masks import from_rle
+from sam4mllm.run_lengths import from_rle
 
 log = logging.getLogger(__name__)
 

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import get_args
 
+from flask import Flask, Response
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -18,6 +19,16 @@ from backend.learning.runs import ENDED, RunState
 from backend.service import Service
 from backend.serving.engine import State
 from sam4mllm.errors import RegistryError
+
+
+def add_metrics(app: Flask, service: Service) -> None:
+    """``GET /metrics``: the service's metrics, and what its state tells."""
+    service.metrics.registry.register(StateCollector(service))
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.text(), mimetype="text/plain; version=0.0.4")
 
 
 class StateCollector(Collector):

@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from sam4mllm.data.examples import ExampleInstance, ExampleWriter, FolderError, ImageRecord
+from sam4mllm.data.examples import ExampleInstance, ImageRecord
+from sam4mllm.data.write_dataset import ExampleWriter, FolderError
 from sam4mllm.durable import whole_folder
 from sam4mllm.errors import DatasetError, ImageError, MaskCodecError
-from sam4mllm.masks import MAX_COORDINATE, Rle, box_of, from_rle, to_rle
+from sam4mllm.masks import box_of
+from sam4mllm.polygons import MAX_COORDINATE
+from sam4mllm.run_lengths import Rle, from_rle, to_rle
 
 T = TypeVar("T")
 Draw = Callable[[int, int], NDArray[np.bool_]]

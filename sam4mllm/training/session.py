@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.conversations import read_conversations
-from sam4mllm.data.examples import Example, read_examples
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.durable import partial, publish, remove
 from sam4mllm.errors import DatasetError, TrainingError
 from sam4mllm.grounding.families import load_checkpoint
