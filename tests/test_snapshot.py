@@ -129,7 +129,7 @@ def test_a_disk_that_is_full_refuses_no_annotation(tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sam4mllm.data.examples.replace_file", full)
+    monkeypatch.setattr("sam4mllm.data.write_dataset.replace_file", full)
     with pytest.raises(DatasetError, match="No space left on device"):
         write_snapshot([review(1, "10")], Files(), tmp_path / "data")
 
