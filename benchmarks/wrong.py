@@ -69,7 +69,7 @@ def judge(home: Path, seed: int, minutes: float, threads: int) -> Decision:
     """One run on wrong corrections, and the gate's decision."""
     run = RunFolder(home / f"run-{seed}")
     run.path.mkdir()
-    write_tasks(run.data, exchange(novel_tasks(TASKS, 880_100 + seed)), "label-studio:Object")
+    write_tasks(run.data, exchange(novel_tasks(TASKS, 880_100 + seed)), "Object")
     plan = TrainingPlan(rate=1e-3, seed=seed, budget_seconds=60 * minutes)
     TrainingJob("demo", "demo", None, "pqpp", False, str(run.data), None, None, str(home), None, "demo-0-base", plan, threads).write(run)
     environment = {**os.environ, **PATIENT, "OMP_NUM_THREADS": str(threads)}

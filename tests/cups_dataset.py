@@ -30,7 +30,7 @@ def write(folder: Path) -> ImageRecord:
     with ExampleWriter(folder) as writer:
         record = writer.add_image(PICTURE)
         writer.add(record, "the cups", CUPS, "train", "made up")
-        writer.add(record, "die linke Tasse – 左", CUPS[:1], "testA", "", boxes=[[2.5, 1.25, 6, 5]])
+        writer.add(record, "die linke Tasse – 左", CUPS[:1], "testA", "", boxes=[[2.5, 1.25, 6, 5]], label="Tasse: 左")
         writer.add(record, "the dog", [], "val", "made up")
     return record
 

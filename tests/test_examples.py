@@ -33,6 +33,7 @@ def test_what_is_written_is_read_back(tmp_path: Path) -> None:
 
     assert (left.phrase, left.split, left.source) == ("die linke Tasse – 左", "testA", "")
     assert left.boxes_px.tolist() == [[2.5, 1.25, 6, 5]]
+    assert (cups.label, left.label) == (None, "Tasse: 左")
 
     assert not dog.has_target
     assert dog.masks().shape == (0, 12, 16)
@@ -55,6 +56,7 @@ def test_the_file_is_the_format_of_the_design(tmp_path: Path) -> None:
             {"box": [8, 6, 15, 10], "rle": to_rle(CUPS[1])},
         ],
         "split": "train",
+        "label": None,
         "source": "made up",
     }
     assert sorted(path.name for path in tmp_path.rglob("*")) == sorted(["images", EXAMPLES, f"{record.sha256[:16]}.png"])
@@ -126,3 +128,32 @@ def test_plain_counts_are_read(tmp_path: Path) -> None:
     change(tmp_path, lambda line: line["instances"][0]["rle"].update(counts=[12, 12 * 15]))
     (example,) = read_examples(tmp_path)
     np.testing.assert_array_equal(example.masks()[0], block(0, 1, 12, 16))
+
+
+@pytest.mark.parametrize(
+    ("source", "label"),
+    [
+        ("label-studio:1:2:3:edited:Cup", "Cup"),
+        ("label-studio:0:1:-4:drawn:Coffee: cup\nlarge", "Coffee: cup\nlarge"),
+        ("label-studio:1:2:3:accepted:", None),
+        ("label-studio:1:2:3:drawn", None),
+        ("label-studio:1:2:3:drawn:" + "x" * 2000, "x" * 1000),
+        ("label-studio:one:2:3:drawn:Cup", None),
+        ("scenes:7:0:noun:color:size:Cup", None),
+        ("", None),
+    ],
+)
+def test_a_label_that_was_written_before_labels_had_a_key_is_known(tmp_path: Path, source: str, label: str | None) -> None:
+    write(tmp_path / "old")
+    change(tmp_path / "old", lambda line: (line.pop("label"), line.update(source=source)))
+    [old] = read_examples(tmp_path / "old")
+    assert (old.source, old.label) == (source, label)
+    with ExampleWriter(tmp_path / "new") as writer:
+        writer.copy(tmp_path / "old", old)
+    assert [one.label for one in read_examples(tmp_path / "new")] == [label]
+
+
+def test_a_label_in_its_place_is_the_label(tmp_path: Path) -> None:
+    write(tmp_path)
+    change(tmp_path, lambda line: line.update(source="label-studio:1:2:3:edited:Cup"))
+    assert [one.label for one in read_examples(tmp_path)] == [None]

@@ -52,6 +52,16 @@ def drop(name: str) -> Callable[[dict[str, Any]], object]:
             for name in ("image", "sha256", "width", "height", "phrase", "instances", "split")
         ],
         pytest.param(drop("source"), "source", id="no source"),
+        *[
+            pytest.param(put("label", label), "label is text of 1 to 1,000 characters", id=f"label {name}")
+            for name, label in (
+                ("a number", 7),
+                ("a list", ["Cup"]),
+                ("too long", "x" * 1001),
+                ("empty", ""),
+                ("half a character", "\ud800"),
+            )
+        ],
         pytest.param(put("sha256", "ab12"), "sha256", id="hash too short"),
         pytest.param(put("sha256", "A" * 64), "sha256", id="hash in capitals"),
         pytest.param(put("width", 0), "width", id="width zero"),

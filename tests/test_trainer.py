@@ -18,9 +18,8 @@ from backend.learning import trainer
 from backend.learning.gate import PairedSample
 from backend.learning.run_folder import RunFolder
 from backend.learning.snapshot import HOLDOUT
-from backend.learning.trainer import STOPPED, TrainingJob, draw_scenes, label_of, main
+from backend.learning.trainer import STOPPED, TrainingJob, draw_scenes, main
 from sam4mllm.adapters.files import check_adapter
-from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.demo.dataset import write_scenes
@@ -40,7 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mask[0, 10:40, 10 + index : 50] = True
             masks = mask if index < 3 else mask[:0]
             split = HOLDOUT if index in (1, 3) else "train"
-            writer.add(writer.add_image(image), f"the cup {index}", masks, split, f"label-studio:1:{index}:{index}:drawn:Cup")
+            writer.add(writer.add_image(image), f"the cup {index}", masks, split, f"label-studio:1:{index}:{index}:drawn", label="Cup")
     return folder
 
 
@@ -155,11 +154,6 @@ def test_failures_are_one_line(
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert says in errors[0]
-
-
-def test_the_label_of_a_correction() -> None:
-    example = Example("i.png", "0" * 64, 1, 1, "cup", (), "train", "label-studio:1:2:3:edited:Coffee: cup")
-    assert label_of(example) == "Coffee: cup"
 
 
 def test_a_curve_that_a_kill_cut_off(tmp_path: Path) -> None:

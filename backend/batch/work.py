@@ -261,7 +261,7 @@ def _example(job: BatchTask, image: LoadedImage, asked: Mapping[str, str], found
         {"box": box_of(instance.mask).tolist(), "rle": to_rle(instance.mask), "score": instance.score} for instance in found.instances
     ]
     where = {"image": job.data["image"], "sha256": image.sha256, "width": width, "height": height}
-    what = {"phrase": found.phrase, "instances": instances, "split": asked["split"], "source": f"sam4mllm:{found.version}"}
+    what = {"phrase": found.phrase, "instances": instances, "split": asked["split"], "label": None, "source": f"sam4mllm:{found.version}"}
     return {**where, **what, "score": found.score, "note": found.note, "version": found.version}
 
 

@@ -77,8 +77,8 @@ def _write(review: Review, files: Files, writer: ExampleWriter) -> str:
     split = split_of(image_sha256(data))
     # one at a time: decoded, each is as large as the image
     masks = (from_rle(rle, record.height, record.width) for rle in review.instances)
-    source = f"label-studio:{review.project}:{review.task}:{review.annotation}:{review.outcome}:{review.label or ''}"
-    writer.add(record, review.phrase, masks, split, source)
+    source = f"label-studio:{review.project}:{review.task}:{review.annotation}:{review.outcome}"
+    writer.add(record, review.phrase, masks, split, source, label=review.label or None)
     return split
 
 

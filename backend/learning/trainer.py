@@ -187,8 +187,8 @@ class Teller:
 
 
 def label_of(example: Example) -> str:
-    """The label of a correction: the last part of its source, which may hold colons."""
-    return example.source.split(":", 5)[-1]
+    """The label of a correction; empty if it has none."""
+    return example.label or ""
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------------------------------

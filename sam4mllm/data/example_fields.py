@@ -16,11 +16,16 @@ from sam4mllm.run_lengths import Rle, rle_area
 MAX_INSTANCES = 1_000
 """Most instances of an example; a crowded picture has a few hundred, and each costs a whole mask of memory."""
 
+MAX_LABEL = 1_000
+"""Most characters of a label; those of Label Studio's configs are words."""
+
 _ANY = re.compile(r".*", re.DOTALL)
 _SOMETHING = re.compile(r".*\S.*", re.DOTALL)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPLIT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ORIGIN = re.compile(r"[!-~]{0,128}")
+_SOURCE_WITH_LABEL = re.compile(r"label-studio:\d+:\d+:-?\d+:[a-z]+:(.*)", re.DOTALL)
+"""Project, task, annotation, outcome and label, as releases before the key ``label`` wrote it; a label may hold colons."""
 
 
 def parse_line(line: str) -> object:
@@ -51,7 +56,18 @@ def check_fields(fields: object, max_pixels: int) -> Example:
         source=_text(fields, "source", _ANY),
         ignore=_checked_ignore(fields.get("ignore"), height, width, max_pixels),
         origin=_text(fields, "origin", _ORIGIN) if "origin" in fields else "",
+        label=_label(fields),
     )
+
+
+def _label(fields: dict[str, Any]) -> str | None:
+    if "label" not in fields:
+        found = _SOURCE_WITH_LABEL.fullmatch(fields["source"])
+        return found[1][:MAX_LABEL] or None if found else None
+    label = fields["label"]
+    if label is None or (isinstance(label, str) and 0 < len(label) <= MAX_LABEL and _is_unicode(label)):
+        return label
+    raise DatasetError(f"label is text of 1 to {MAX_LABEL:,} characters, or null where there is none, not {shown(label)}")
 
 
 def _checked_ignore(rle: object, height: int, width: int, max_pixels: int) -> Rle | None:

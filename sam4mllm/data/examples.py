@@ -10,6 +10,7 @@ A dataset is a folder with ``images/`` and ``examples.jsonl``, one line an examp
         "phrase": "the left cup",
         "instances": [{"box": [x1, y1, x2, y2], "rle": {"size": [480, 640], "counts": "…"}}],
         "split": "train",
+        "label": "Cup",
         "source": "…",
         "ignore": {"size": [480, 640], "counts": "…"},
     }
@@ -17,8 +18,12 @@ A dataset is a folder with ``images/`` and ``examples.jsonl``, one line an examp
 ``sha256`` is of the image file's bytes. Width, height, boxes (pixels, right and bottom sides exclusive) and masks (COCO run lengths) are
 those of the picture turned as its EXIF data says. No instances: the phrase has no target in the picture. Other keys are passed over.
 
-Two keys may be left out: ``ignore``, a mask whose pixels count neither way when a prediction is measured; and ``origin``, which picture it
-is where sets share their pictures, such as ``coco:581857``: the same one, whatever its file's bytes.
+Three keys may be left out:
+
+- ``label``: the label that a reviewer chose in Label Studio, null where nobody did. Corrections of releases that did not know this key have
+  their label at the end of ``source``, where it is still found.
+- ``ignore``: a mask whose pixels count neither way when a prediction is measured.
+- ``origin``: which picture it is where sets share their pictures, such as ``coco:581857``: the same one, whatever its file's bytes.
 """
 
 from __future__ import annotations
@@ -57,6 +62,7 @@ class Example:
     source: str
     ignore: Rle | None = None
     origin: str = ""
+    label: str | None = None
 
     @property
     def has_target(self) -> bool:

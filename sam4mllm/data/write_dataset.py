@@ -106,6 +106,7 @@ class ExampleWriter:
         boxes: ArrayLike | None = None,
         ignored: NDArray[np.bool_] | None = None,
         origin: str = "",
+        label: str | None = None,
     ) -> None:
         """Write one example.
 
@@ -119,6 +120,7 @@ class ExampleWriter:
             boxes: (N, 4) px; those around the masks if None.
             ignored: (H, W) bool, pixels that count neither way; None if all count.
             origin: which picture it is, as in the dataset format; may be empty.
+            label: the one that a reviewer chose, None if nobody did.
 
         Raises:
             DatasetError: what ``read_examples`` would refuse is not written; what ``masks`` raises passes, and nothing is written either.
@@ -129,7 +131,7 @@ class ExampleWriter:
             raise DatasetError(f"boxes are one row of four numbers for each of {len(encoded)} masks, not {boxes_px.shape}")
         instances = [ExampleInstance(box, rle) for box, (_, rle) in zip(boxes_px, encoded, strict=True)]
         ignore = to_rle(ignored) if ignored is not None and ignored.any() else None
-        self.add_encoded(record, phrase, instances, split, source, ignore=ignore, origin=origin)
+        self.add_encoded(record, phrase, instances, split, source, ignore=ignore, origin=origin, label=label)
 
     def add_encoded(
         self,
@@ -141,6 +143,7 @@ class ExampleWriter:
         *,
         ignore: Rle | None = None,
         origin: str = "",
+        label: str | None = None,
     ) -> None:
         """Write one example as ``add`` does, of masks that are run lengths already."""
         fields = {
@@ -148,6 +151,7 @@ class ExampleWriter:
             "phrase": phrase,
             "instances": [{"box": one.box_px.tolist(), "rle": one.rle} for one in instances],
             "split": split,
+            "label": label,
             "source": source,
             **({"ignore": ignore} if ignore else {}),
             **({"origin": origin} if origin else {}),
@@ -176,7 +180,14 @@ class ExampleWriter:
             record = self._store(data, suffix if suffix in _SUFFIXES else "", example.width, example.height, path)
             self._copied[example.sha256] = record
         self.add_encoded(
-            record, example.phrase, example.instances, example.split, example.source, ignore=example.ignore, origin=example.origin
+            record,
+            example.phrase,
+            example.instances,
+            example.split,
+            example.source,
+            ignore=example.ignore,
+            origin=example.origin,
+            label=example.label,
         )
 
     @contextmanager
