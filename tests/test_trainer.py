@@ -118,7 +118,7 @@ def test_the_golden_set_is_left_out_where_the_holdout_decides(tmp_path: Path, jo
     assert [(pair.label, pair.champion) for pair in judged] == [(one["label"], one["champion"]) for one in found["pairs"]]
 
 
-def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Path, job: TrainingJob) -> None:
+def test_sigterm_ends_with_a_saved_state_and_the_next_start_goes_on(tmp_path: Path, job: TrainingJob) -> None:
     run = start(tmp_path, replace(job, plan=replace(job.plan, steps=100_000)))
     process = subprocess.Popen([sys.executable, "-m", "backend.learning.trainer", str(run.path)])
     end = time.monotonic() + 120

@@ -51,7 +51,7 @@ ATTEMPTS = 3
 """How often a run's process is started before the run counts as failed: a server that is restarted twice does not lose it."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
-"""What a process that was asked to stop has for its checkpoint."""
+"""What a process that was asked to stop has to save its training state."""
 DISK_REFUSES = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO))
 SMOKE_SECONDS = 600.0
 OVERTIME, COMPARISON_SECONDS = 2.0, 3600.0
@@ -179,7 +179,7 @@ class Conductor:
         return self._runs.save(run, state="training", champion=self._serving(), message=self._needs())
 
     def _train(self, run: Run) -> Run:
-        """The process trains and compares; killed with the server, it goes on from its last checkpoint."""
+        """The process trains and compares; killed with the server, it goes on from its last saved state."""
         if run.attempts >= ATTEMPTS:
             raise LearningError(
                 f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id).path}"
@@ -192,7 +192,7 @@ class Conductor:
         except _InterruptedError:
             self._runs.save(run, attempts=run.attempts - 1)  # that the server ends is no fault of the run
             raise
-        if code == STOPPED:  # by somebody else; it has a checkpoint
+        if code == STOPPED:  # by somebody else; its training state is saved
             raise _InterruptedError
         if code:
             raise LearningError(self._last_line(run, "training"))
@@ -373,7 +373,7 @@ def _read_evaluation(folder: RunFolder) -> tuple[dict[str, Any], list[PairedSamp
 
 
 def _stop(child: Child) -> None:
-    """Ask first: a checkpoint takes its time."""
+    """Ask first: saving the training state takes its time."""
     if child.process.poll() is None:
         os.killpg(child.process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

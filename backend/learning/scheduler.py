@@ -88,7 +88,7 @@ class Learner:
         self._ticker.start()
 
     def close(self, seconds: float) -> None:
-        """Stop a run with a checkpoint, and end."""
+        """Stop a run, which saves its training state, and end."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

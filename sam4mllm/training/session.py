@@ -47,7 +47,7 @@ class Extras:
 
 
 class Session:
-    """A run with its checkpoints in a hidden folder beside ``out``, where the adapter will be.
+    """A run with its training state in a hidden folder beside ``out``, where the adapter will be.
 
     Raises:
         TrainingError: ``out`` is there and not empty, or cannot be written; and what Trainer raises.
