@@ -33,12 +33,13 @@ from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, rea
 from backend.learning.snapshot import HOLDOUT
 from backend.support.logs import TextFormatter
 from sam4mllm.adapters.files import check_adapter
+from sam4mllm.adapters.loose import LooseAdapter
 from sam4mllm.data.examples import EXAMPLES, Example
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
-from sam4mllm.loading import LooseAdapter, Variants, load_variants
+from sam4mllm.loading import Variants, load_variants
 from sam4mllm.options import AUTO, Options, Pattern, Precision, Strategy
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline

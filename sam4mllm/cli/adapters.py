@@ -154,8 +154,8 @@ def _training_bar(steps: int) -> Iterator[tuple[Callable[[Progress], None], list
 
 
 def _registry(home: Path | None) -> Registry:
+    from sam4mllm.adapters.home import find_home  # noqa: PLC0415
     from sam4mllm.adapters.registry import Registry  # noqa: PLC0415
-    from sam4mllm.loading import find_home  # noqa: PLC0415
 
     return Registry(find_home() if home is None else home)
 

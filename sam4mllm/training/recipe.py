@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from sam4mllm.adapters.lora import attach
+from sam4mllm.adapters.lora import attach, save_adapter
 from sam4mllm.data.conversations import Turn
 from sam4mllm.data.examples import Example
 from sam4mllm.errors import PhraseError, TrainingError
@@ -174,11 +174,7 @@ class Trainer:
 
     def save_adapter(self, folder: Path, base: str) -> None:
         """Write a plain PEFT folder, at the plan's strength; ``base`` is how the base model is called in it."""
-        config: Any = self.model.peft_config["default"]
-        config.base_model_name_or_path = base
-        config.lora_alpha = self.plan.alpha * self.plan.strength
-        self.model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft asks the hub about the base model
-        (folder / "README.md").unlink(missing_ok=True)
+        save_adapter(self.model, folder, base, self.plan.alpha * self.plan.strength)
 
     def _resume(self) -> tuple[int, int, float]:
         """The step to begin with, the number of steps, and the seconds that were spent."""
