@@ -1,8 +1,8 @@
 """The durable log (SQLite): every webhook event, on disk before it is acknowledged, what it says of tasks and annotations, what was
 served, the phrases that annotators typed, and why nothing is learnt from some annotations.
 
-Learning reads it later; here it is only kept. How events become rows is :mod:`backend.corrections.tables`'s, and how the file
-is read and written :mod:`backend.corrections.log_file`'s.
+Learning reads it later; here it is only kept. What is in it, as values, is in :mod:`backend.corrections.log_records`, how events become
+rows in :mod:`backend.corrections.tables`, and how the file is read and written in :mod:`backend.corrections.log_file`.
 """
 
 from __future__ import annotations

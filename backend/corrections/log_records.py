@@ -26,9 +26,9 @@ class Served:
     """A mask that was served for a phrase of a task, or that there is none.
 
     ``time`` is the answer's, seconds since 1970, the same for all of its records. ``page``, from 0, is that of the picture in a task of
-    several. ``region`` is the id of the region in Label Studio, one
-    record for each region of the mask control, and empty for "no such object", which has no mask. ``box_px`` is (x1, y1, x2, y2), or
-    empty. ``width`` and ``height`` are the image's in pixels, ``interactive`` says that an annotator asked.
+    several. ``region`` is the id of the region in Label Studio, one record for each region of the mask control, and empty for "no such
+    object", which has no mask. ``box_px`` is (x1, y1, x2, y2), or empty. ``width`` and ``height`` are the image's in pixels,
+    ``interactive`` says that an annotator asked.
     """
 
     time: float

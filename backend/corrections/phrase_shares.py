@@ -22,7 +22,7 @@ def find_phrases(case: Case, phrase_field: str) -> dict[str, str | None]:
     batch = case.answers_to(None, interactive=False)
     shown = [answer for answer in batch if answer.time == batch[-1].time and case.was_seen(answer)]
     if case.typed:
-        # whoever typed something else for want of an answer speaks of that
+        # where nothing had been found for the phrase shown, the annotation is about the typed one
         shown = [answer for answer in shown if answer.regions]
     shown += [answer for answer in case.answers if case.present & answer.regions.keys()]
     phrases = {answer.phrase: _label_of(answer, case.config) for answer in shown if answer.phrase}
