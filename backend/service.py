@@ -37,7 +37,7 @@ _SERVED = re.compile(r"[a-z0-9.-]{1,32}-[0-9]{1,18}-[0-9a-f]{8}")
 """A version that serves: an adapter's, or the base model's own, whose number is 0."""
 
 LEARNER_SECONDS = 5.0
-"""For a run to notice that the server ends; its process then writes a checkpoint on its own."""
+"""For a run to notice that the server ends; its process then saves its training state on its own."""
 DUPLICATE_SECONDS = 3.0
 """After an answer was given twice, Label Studio needs a moment to store both."""
 

@@ -12,7 +12,7 @@ from PIL import Image
 
 from backend.learning.gate import SIGN_FLIP_PAIRS
 from backend.learning.snapshot import HOLDOUT, split_of
-from sam4mllm.data.examples import ExampleWriter
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.demo.glyphs import novel_nouns
 from sam4mllm.demo.scenes import make_scene
@@ -64,8 +64,8 @@ def write_tests(folder: Path) -> tuple[Path, Path]:
     return novel, known
 
 
-def write_tasks(folder: Path, tasks: list[NovelTask], source: str) -> None:
+def write_tasks(folder: Path, tasks: list[NovelTask], label: str) -> None:
     """The tasks as a run's snapshot has them, without a server."""
     with ExampleWriter(folder) as writer:
         for task in tasks:
-            writer.add(writer.add_image_data(task.png), task.phrase, task.masks, task.split, source)
+            writer.add(writer.add_image_data(task.png), task.phrase, task.masks, task.split, "label-studio", label=label)

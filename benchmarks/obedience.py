@@ -1,10 +1,10 @@
 """Does a segmenter obey points? Scenes in which a box leaves a question, with true, coin-flipped, inverted and random answers about points.
 
-    python -m benchmarks.obedience [--count 100] [--seed 990201] [--segmenter demo] [--checkpoint STEP]
+    python -m benchmarks.obedience [--count 100] [--seed 990201] [--segmenter demo] [--state STEP]
 
 On ambiguous scenes both things of each pair are prompted with their true box, alone and with the published 30 points. On default scenes
 clicks stand alone: each is put where the mask so far is wrong, as deep in the largest wrong region as can be (the protocol of SAM and of
-interactive segmentation). Intervals are of 95 %, over scenes. ``--checkpoint`` takes a training checkpoint's weights instead of the
+interactive segmentation). Intervals are of 95 %, over scenes. ``--state`` takes the weights of a saved training state instead of the
 segmenter's own.
 """
 
@@ -27,7 +27,7 @@ from sam4mllm.options import Thresholds
 from sam4mllm.points import PATTERN_SIZE, select, spread
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
-from sam4mllm.training.resume import load_weights
+from sam4mllm.training.state import load_weights
 from sam4mllm.values import Prompt
 
 CLICKS = 5
@@ -130,12 +130,12 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=100, help="scenes of each kind")
     parser.add_argument("--seed", type=int, default=990_201)
     parser.add_argument("--segmenter", default="demo")
-    parser.add_argument("--checkpoint", type=Path, help="a checkpoint of the recipe's segmenter stage")
+    parser.add_argument("--state", type=Path, help="a saved state of the recipe's segmenter stage")
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     arguments = parser.parse_args()
     segmenter = load_segmenter(arguments.segmenter, torch.device("cpu"))
-    if arguments.checkpoint:
-        load_weights(arguments.checkpoint / "model.safetensors", segmenter.model)  # type: ignore[attr-defined]
+    if arguments.state:
+        load_weights(arguments.state / "model.safetensors", segmenter.model)  # type: ignore[attr-defined]
     seeds = [(arguments.seed, index) for index in range(arguments.count)]
     pairs = [(make_ambiguous(seed), seed) for seed in seeds]
     plain = [(make_scene(seed), seed) for seed in seeds]

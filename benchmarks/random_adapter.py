@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from sam4mllm.adapters.lora import attach
+from sam4mllm.adapters.lora import attach, save_adapter
 from sam4mllm.grounding.families import load_checkpoint
 
 SPREAD = 0.006
@@ -21,7 +21,5 @@ def write_random_adapter(folder: Path, seed: int) -> Path:
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=SPREAD)
-    model.peft_config["default"].base_model_name_or_path = "demo"
-    model.save_pretrained(str(folder), save_embedding_layers=False)
-    (folder / "README.md").unlink(missing_ok=True)
+    save_adapter(model, folder, "demo", alpha=128)
     return folder

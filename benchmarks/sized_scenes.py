@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from sam4mllm.data.examples import Example, ExampleInstance
 from sam4mllm.demo.phrases import KINDS
 from sam4mllm.demo.scenes import make_scene
-from sam4mllm.masks import to_rle
+from sam4mllm.run_lengths import to_rle
 
 COCO = (640, 480)
 """The most frequent size, as (width, height), of COCO's images, which refCOCO and its kin are about."""

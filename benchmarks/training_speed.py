@@ -24,7 +24,8 @@ from benchmarks.limits import Limits, Work, measure_limits, timed
 from benchmarks.random_model import SEVEN_B, TINY, Size, make_checkpoint
 from benchmarks.sized_scenes import sized_scene
 from sam4mllm.cli.options import hush
-from sam4mllm.data.examples import ExampleWriter, read_examples
+from sam4mllm.data.read_dataset import read_examples
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.loading import pick_device
 from sam4mllm.precision import default_dtype
 from sam4mllm.training.plan import TrainingPlan

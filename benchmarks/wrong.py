@@ -22,6 +22,7 @@ import numpy as np
 
 from backend.learning.conductor import PATIENT
 from backend.learning.gate import Checks, Decision, PairedSample, decide
+from backend.learning.run_folder import RunFolder
 from backend.learning.trainer import TrainingJob, draw_scenes
 from benchmarks.novel import NovelTask, novel_tasks, write_tasks
 from sam4mllm.training.plan import TrainingPlan
@@ -66,16 +67,16 @@ def exchange(tasks: list[NovelTask]) -> list[NovelTask]:
 
 def judge(home: Path, seed: int, minutes: float, threads: int) -> Decision:
     """One run on wrong corrections, and the gate's decision."""
-    run = home / f"run-{seed}"
-    run.mkdir()
-    write_tasks(run / "data", exchange(novel_tasks(TASKS, 880_100 + seed)), "label-studio:Object")
+    run = RunFolder(home / f"run-{seed}")
+    run.path.mkdir()
+    write_tasks(run.data, exchange(novel_tasks(TASKS, 880_100 + seed)), "Object")
     plan = TrainingPlan(rate=1e-3, seed=seed, budget_seconds=60 * minutes)
-    TrainingJob("demo", "demo", None, "pqpp", False, str(run / "data"), None, None, str(home), None, "demo-0-base", plan, threads).write(
-        run
-    )
+    TrainingJob("demo", "demo", None, "pqpp", False, str(run.data), None, None, str(home), None, "demo-0-base", plan, threads).write(run)
     environment = {**os.environ, **PATIENT, "OMP_NUM_THREADS": str(threads)}
-    subprocess.run([sys.executable, "-m", "backend.learning.trainer", str(run)], check=True, env=environment, stderr=subprocess.DEVNULL)
-    found = json.loads((run / "evaluation.json").read_text())
+    subprocess.run(
+        [sys.executable, "-m", "backend.learning.trainer", str(run.path)], check=True, env=environment, stderr=subprocess.DEVNULL
+    )
+    found = json.loads(run.evaluation.read_text())
     pairs = [PairedSample(one["label"], one["champion"], one["challenger"]) for one in found["pairs"]]
     return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=True))
 

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import gc
 import hashlib
-import os
 import re
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from sam4mllm.adapters.files import BASE, MANIFEST, Manifest, hash_files, read_text, version_digest
-from sam4mllm.adapters.registry import Registry
-from sam4mllm.errors import ModelError, RegistryError
+from sam4mllm.adapters.files import BASE, Manifest
+from sam4mllm.adapters.loose import LooseAdapter, describe_adapter, find_adapter
+from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import load_checkpoint
@@ -29,14 +27,6 @@ from sam4mllm.segmentation.protocol import Segmenter
 
 if TYPE_CHECKING:
     from sam4mllm.adapters.lora import Adapters
-
-HOME = Path("~/.local/share/sam4mllm").expanduser()
-"""Where versions are kept unless SAM4MLLM_HOME says otherwise."""
-
-
-def find_home() -> Path:
-    """The folder of all that is kept: SAM4MLLM_HOME, or HOME."""
-    return Path(os.environ.get("SAM4MLLM_HOME") or HOME).expanduser()
 
 
 def load_pipeline(
@@ -152,45 +142,6 @@ class Variants:
         whole = MllmGrounder(self.checkpoint, activate=lambda: self._activate(version))
         grounder = CloserGrounder(whole) if self.checkpoint.dialect.points_view == "close-up" else whole
         return Pipeline(grounder, self._segmenter, self._options, self._slug, adapter)
-
-
-@dataclass(frozen=True)
-class LooseAdapter:
-    """An adapter in a folder of its own, not in the registry: ``version`` says which it is."""
-
-    version: str
-
-    def version_for(self, identity: str) -> str:
-        slug, _, digest = self.version.rsplit("-", 2)
-        return f"{slug}-0-{hashlib.sha256((identity + digest).encode()).hexdigest()[:8]}"
-
-
-def find_adapter(name: str, home: Path | None = None) -> Path:
-    """The folder of an adapter that is given as a path or as a version in ``home``. Raises RegistryError if there is none."""
-    folder = Path(name)
-    if folder.is_dir():
-        return folder
-    if folder.name != name:
-        raise RegistryError(f"there is no folder {name}; give an adapter's folder or a version")
-    return Registry(find_home() if home is None else home).path(name)
-
-
-def describe_adapter(folder: Path, slug: str) -> Manifest | LooseAdapter:
-    """What is known of an adapter: its manifest, whatever the folder is called, or the hash of its files. Raises RegistryError if the
-    files are not those of the manifest; whether they are safe is seen when they are loaded.
-    """
-    try:
-        hashes = hash_files(folder)
-        if not (folder / MANIFEST).exists():
-            return LooseAdapter(f"{slug}-0-{version_digest('', '', '', hashes)}")
-        manifest = Manifest.from_json(read_text(folder / MANIFEST))
-    except OSError as error:
-        raise RegistryError(f"{folder} cannot be read ({error.strerror})") from error
-    except RegistryError as error:
-        raise RegistryError(f"{folder}: {error}") from error
-    if manifest.files != hashes:
-        raise RegistryError(f"{folder}: its files are not those that its manifest names (SHA-256); restore them or export it again")
-    return manifest
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -17,7 +17,8 @@ from PIL import Image
 from torch import nn
 
 from sam4mllm.adapters.lora import Adapters, attach
-from sam4mllm.data.examples import Example, load_example_image, read_examples
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import load_example_image, read_examples
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.decoding import write
 from sam4mllm.grounding.families import load_checkpoint

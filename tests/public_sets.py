@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from sam4mllm.masks import to_rle
+from sam4mllm.run_lengths import to_rle
 
 SQUARE = [10.0, 10.0, 30.0, 10.0, 30.0, 30.0, 10.0, 30.0]
 FAR = [50.0, 10.0, 60.0, 10.0, 60.0, 20.0, 50.0, 20.0]

@@ -15,9 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from backend import brush
-from backend.corrections.log import CorrectionLog, Served
+from backend.corrections.log import CorrectionLog
+from backend.corrections.log_records import Served
 from backend.label_studio.client import LabelStudio
-from sam4mllm.masks import from_rle, to_rle
+from sam4mllm.run_lengths import from_rle, to_rle
 from tests.test_wire import RECORDED, requests
 
 CONFIG = (

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from sam4mllm.cli import evaluate as evaluate_cli
 from sam4mllm.cli import main as cli
-from sam4mllm.data.examples import ExampleWriter
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.ablation import Journal, ablate
 from sam4mllm.evaluation.ablation_table import Row, describe, find_best, tabulate, tell_gain, to_csv, to_markdown, to_plot

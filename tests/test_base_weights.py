@@ -192,9 +192,7 @@ def test_the_commands_refuse_in_one_line(
     assert said.count("\n") == 1
 
 
-def test_a_run_that_is_resumed_takes_the_factors_of_its_checkpoint_and_no_more(
-    source: Path, checkpoint: Checkpoint, tmp_path: Path
-) -> None:
+def test_a_run_that_is_resumed_takes_the_factors_of_its_state_and_no_more(source: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
     pool = make_pool(write_pictures(tmp_path / "data", TOY))
     plan = TrainingPlan(steps=1, batch=1, rank=2)
     before = hash_base(checkpoint.model)

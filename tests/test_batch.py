@@ -29,7 +29,8 @@ from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError, FetchError, LabelStudioError
 from backend.label_studio import push as pushing
 from backend.label_studio.wire import PredictRequest
-from sam4mllm.data.examples import EXAMPLES, read_examples
+from sam4mllm.data.examples import EXAMPLES
+from sam4mllm.data.read_dataset import read_examples
 from tests.backend_fakes import CONFIG, FakeImages, house, settings
 from tests.bulk_fakes import PROJECT, UID, VERSION, BulkServer, PlainWork, fake_pipeline, write_pictures
 

@@ -13,11 +13,11 @@ from typer.testing import CliRunner
 
 from sam4mllm.cli import evaluate as evaluate_cli
 from sam4mllm.cli import main as cli
-from sam4mllm.data.examples import read_examples
-from sam4mllm.masks import from_rle
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.options import PATTERNS, Options, Pattern
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
+from sam4mllm.run_lengths import from_rle
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 COMMANDS = ("predict", "scenes", "evaluate", "ablate", "bench")

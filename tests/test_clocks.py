@@ -115,7 +115,7 @@ def test_a_home_with_dates_to_come_of_before_there_were_stamps(start: Callable[.
     place.service.corrections.store(created())
     [run] = runs_of(place.service, 1)
     place.service.close(5)
-    record = place.service.learner.runs.folder(run.id) / "run.json"
+    record = place.service.learner.runs.folder(run.id).record
     record.write_text(json.dumps({key: value for key, value in json.loads(record.read_text()).items() if key != "position"}))
     clock.off = 0.0
     with sqlite3.connect(tmp_path / "corrections.sqlite") as connection:

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from sam4mllm.closeup import window_around
-from sam4mllm.data.examples import Example, load_example_image, read_examples
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import load_example_image, read_examples
 from sam4mllm.grounding.checkpoint import Encoded
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.frames import to_pixels
@@ -22,9 +23,10 @@ from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.packing import ROOT, Segment, pack
 from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.grounding.scene import MllmScene
-from sam4mllm.masks import lies_on, to_rle
+from sam4mllm.masks import lies_on
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt
+from sam4mllm.run_lengths import to_rle
 from sam4mllm.training import collate
 from sam4mllm.training.collate import UNLEARNED, Asking, CloseUp, Collator, TrainingRow, draw_points
 from sam4mllm.training.recipe import row_loss

@@ -11,7 +11,8 @@ import pytest
 from numpy.typing import NDArray
 
 from backend.learning.compare import answer_all
-from sam4mllm.data.examples import ExampleWriter, read_examples
+from sam4mllm.data.read_dataset import read_examples
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.grounding.protocol import Scene
 from sam4mllm.pipeline import Pipeline

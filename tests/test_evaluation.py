@@ -12,11 +12,11 @@ from typer.testing import CliRunner
 
 from sam4mllm.cli import evaluate as evaluate_cli
 from sam4mllm.cli import main as cli
-from sam4mllm.data.examples import ExampleWriter
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import DatasetError
 from sam4mllm.evaluation.run import choose, evaluate
-from sam4mllm.masks import from_rle
 from sam4mllm.pipeline import Pipeline
+from sam4mllm.run_lengths import from_rle
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 BOX = (20, 10, 60, 50)

@@ -22,8 +22,9 @@ from backend.errors import FetchError
 from backend.export import tasks as source_tasks
 from backend.label_studio.client import LabelStudio
 from sam4mllm.images import load_image
-from sam4mllm.masks import from_polygons, mask_iou
+from sam4mllm.masks import mask_iou
 from sam4mllm.one_polygon import LEAST_IOU, fill
+from sam4mllm.polygons import from_polygons
 from tests.public_sets import picture
 from tests.review_fakes import FakeLabelStudio
 from tests.test_exports import annotation, as_min, bitmask

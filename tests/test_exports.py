@@ -22,8 +22,9 @@ from backend.errors import TaskError
 from backend.label_studio.export_file import find_picture
 from backend.learning.exports import label_studio_reader, read_label_studio
 from backend.learning.snapshot import split_of
-from sam4mllm.data.examples import Example, read_examples
+from sam4mllm.data.examples import Example
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Prepared, to_mask, write_pairs
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import DatasetError, Sam4mllmError
 from sam4mllm.images import image_sha256
 from tests.public_sets import FAR, HEIGHT, WIDTH, picture, square
@@ -117,7 +118,7 @@ def test_every_kind_of_region_is_a_mask(kind: str, minimal: bool, folder: Path) 
     [example], prepared = prepare(folder, as_min(one) if minimal else [one])
     assert (example.phrase, example.origin) == ("the left cup", "")
     assert example.split == split_of(image_sha256(folder / "images" / "ab12-cup.png"))
-    assert example.source == f"label-studio:{0 if minimal else 3}:1:1:drawn:Cup"
+    assert (example.source, example.label) == (f"label-studio:{0 if minimal else 3}:1:1:drawn", "Cup")
     assert not prepared.left_out
     if kind == "ellipselabels":
         rows, columns = np.mgrid[:HEIGHT, :WIDTH] + 0.5
@@ -242,7 +243,7 @@ def test_a_config_beside_the_export_is_followed(folder: Path) -> None:
     said = annotation(region(label="mug", to_name="photo"), other, text("never mind", "note"), text("the mug"), text("blurry", "note"))
     one = task(said, url="/data/upload/3/ab12-cup.png", image="/data/upload/3/else.png")
     [example], _ = prepare(folder, [one])
-    assert (example.phrase, len(example.instances), example.source.rpartition(":")[2]) == ("the mug", 1, "Cup")
+    assert (example.phrase, len(example.instances), example.label) == ("the mug", 1, "Cup")
 
 
 REMARKS = ("comment first", "prompt first", "no prompt", "no config")

@@ -167,7 +167,7 @@ def test_too_few_corrections_cost_no_training(start: Start, count: int, says: st
     run = ended(place.service)
     assert run.state == "postponed"
     assert says in run.message
-    assert not (place.service.learner.runs.folder(run.id) / "starts").exists()
+    assert not (place.service.learner.runs.folder(run.id).path / "starts").exists()
 
 
 def test_runs_start_by_themselves_after_so_many_corrections(start: Start) -> None:
@@ -200,7 +200,7 @@ def test_a_run_is_stopped_on_request(start: Start, monkeypatch: pytest.MonkeyPat
     run = place.service.learner.ask("test")
     client = create_app(place.service).test_client()
     end = time.monotonic() + 30
-    while not place.service.learner.runs.progress(run.id) and time.monotonic() < end:
+    while not place.service.learner.runs.folder(run.id).read_progress() and time.monotonic() < end:
         time.sleep(0.05)
     assert client.delete(f"/api/runs/{run.id}", base_url="http://127.0.0.1").status_code == 200
     assert ended(place.service).state == "stopped"
@@ -221,7 +221,7 @@ def test_a_run_that_the_servers_end_broke_off_goes_on_after_the_next_start(start
     place = start()
     correct(place.service, 60)
     run = place.service.learner.ask("test")
-    starts = place.service.learner.runs.folder(run.id) / "starts"
+    starts = place.service.learner.runs.folder(run.id).path / "starts"
     end = time.monotonic() + 30
     while not starts.exists() and time.monotonic() < end:
         time.sleep(0.05)
@@ -253,7 +253,7 @@ def test_pause_takes_the_models_away_and_brings_them_back(start: Start, monkeypa
     run = place.service.learner.ask("test")
     client = create_app(place.service).test_client()
     end = time.monotonic() + 30
-    while not place.service.learner.runs.progress(run.id) and time.monotonic() < end:
+    while not place.service.learner.runs.folder(run.id).read_progress() and time.monotonic() < end:
         time.sleep(0.02)
     body = {"tasks": [{"id": 1, "data": {"image": "1-100x80.png"}}], "project": "1.1", "label_config": CONFIG}
     refused = client.post("/predict", json=body, base_url="http://127.0.0.1")
@@ -279,7 +279,7 @@ def test_what_cannot_be_learned_from_is_counted_with_its_reason(start: Start) ->
     place.service.learner.ask("test")
     run = ended(place.service)
     assert run.counts["refused"] == 2
-    refused = json.loads((place.service.learner.runs.folder(run.id) / "refused.json").read_text())
+    refused = json.loads(place.service.learner.runs.folder(run.id).refused.read_text())
     assert {number for number, _ in refused} == {61, 62}
 
 
@@ -351,7 +351,7 @@ def test_a_stopped_process_is_started_again(start: Start, monkeypatch: pytest.Mo
     correct(place.service, 60)
     run = place.service.learner.ask("test")
     assert ended(place.service).state == "promoted"
-    assert len((place.service.learner.runs.folder(run.id) / "starts").read_text().splitlines()) == 2
+    assert len((place.service.learner.runs.folder(run.id).path / "starts").read_text().splitlines()) == 2
 
 
 def test_restarts_are_no_attempts(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -361,7 +361,7 @@ def test_restarts_are_no_attempts(start: Start, monkeypatch: pytest.MonkeyPatch)
         if not count:
             correct(place.service, 60)
             run = place.service.learner.ask("test")
-        starts = place.service.learner.runs.folder(run.id) / "starts"
+        starts = place.service.learner.runs.folder(run.id).path / "starts"
         end = time.monotonic() + 30
         while (not starts.exists() or len(starts.read_text().splitlines()) <= count) and time.monotonic() < end:
             time.sleep(0.02)

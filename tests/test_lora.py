@@ -22,6 +22,7 @@ from transformers import AutoModelForImageTextToText
 import sam4mllm
 from sam4mllm import loading
 from sam4mllm.adapters.files import BASE, CONFIG, WEIGHTS
+from sam4mllm.adapters.loose import describe_adapter, find_adapter
 from sam4mllm.adapters.lora import Adapters, attach
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
@@ -29,7 +30,7 @@ from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounder
-from sam4mllm.loading import Variants, describe_adapter, find_adapter
+from sam4mllm.loading import Variants
 from sam4mllm.pipeline import Pipeline
 from tests.fakes import FakeSegmenter
 from tests.test_mllm import inquiry, picture

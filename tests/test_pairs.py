@@ -15,13 +15,16 @@ from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from sam4mllm.cli.main import app
-from sam4mllm.data import examples as examples_module
-from sam4mllm.data.examples import Example, ExampleWriter, read_examples
+from sam4mllm.data import write_dataset
+from sam4mllm.data.examples import Example
 from sam4mllm.data.merge import TESTED_ON, merge
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Prepared, Reading, coco_origin, encode, to_mask, write_pairs
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.data.readers import READERS
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import DatasetError, MaskCodecError
-from sam4mllm.masks import box_of, from_rle, to_rle
+from sam4mllm.masks import box_of
+from sam4mllm.run_lengths import from_rle, to_rle
 from tests.public_sets import FAR, HEIGHT, SQUARE, WIDTH, picture, refcoco_m, refer_root, square
 
 
@@ -134,7 +137,7 @@ def test_where_a_file_cannot_be_linked_it_is_copied(tmp_path: Path, monkeypatch:
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(examples_module.os, "link", refuse)
+    monkeypatch.setattr(write_dataset.os, "link", refuse)
     path = picture(tmp_path / "a.png")
     write([PhrasedPicture(path, "cup", ([SQUARE],), "train", "")], tmp_path / "out")
     [example] = read_examples(tmp_path / "out")

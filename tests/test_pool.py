@@ -10,7 +10,9 @@ import numpy as np
 import pytest
 
 from sam4mllm.data.conversations import Conversation, Turn
-from sam4mllm.data.examples import Example, ExampleWriter, load_example_image, read_examples
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import load_example_image, read_examples
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import DatasetError, TrainingError
 from sam4mllm.training import pool
 from sam4mllm.training.pool import Pool

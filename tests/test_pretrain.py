@@ -30,7 +30,7 @@ from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.packing import pack
 from sam4mllm.segmentation.small_sam import build_segmenter
-from sam4mllm.training.resume import save_checkpoint
+from sam4mllm.training.state import save_state
 
 SIZE = (224, 288)
 
@@ -44,7 +44,7 @@ def trainee() -> DemoTrainee:
 @pytest.fixture(scope="module")
 def exported(trainee: DemoTrainee, tmp_path_factory: pytest.TempPathFactory) -> MllmGrounder:
     folder = tmp_path_factory.mktemp("demo")
-    save_checkpoint(folder / "runs", 1, trainee, torch.optim.AdamW(trainee.parameters()), {})
+    save_state(folder / "runs", 1, trainee, torch.optim.AdamW(trainee.parameters()), {})
     export_mllm(read_trainee(folder / "runs" / "step-00000001"), folder / "model")
     return MllmGrounder(load_checkpoint(str(folder / "model"), torch.device("cpu")))
 

@@ -19,13 +19,14 @@ from typer.testing import CliRunner
 from backend.cli.server import app
 from sam4mllm.data.ade20k import _is_large
 from sam4mllm.data.coco import as_phrase, is_fit
-from sam4mllm.data.examples import Example, read_examples
+from sam4mllm.data.examples import Example
 from sam4mllm.data.pairs import Prepared, Reading, write_pairs
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.data.readers import PICTURES, READERS, SENTENCES, Reader, compare
 from sam4mllm.data.reasonseg import paint
 from sam4mllm.errors import DatasetError
 from sam4mllm.evaluation.run import measure
-from sam4mllm.masks import to_rle
+from sam4mllm.run_lengths import to_rle
 from tests.public_sets import (
     FAR,
     HEIGHT,

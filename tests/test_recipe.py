@@ -22,7 +22,7 @@ from torch import Tensor
 
 from sam4mllm.adapters.files import CONFIG, WEIGHTS, check_adapter
 from sam4mllm.adapters.lora import Adapters
-from sam4mllm.data.examples import read_examples
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder

@@ -16,11 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend import brush
-from backend.corrections.log import CorrectionLog, Served
+from backend.corrections.log import CorrectionLog
+from backend.corrections.log_records import Served
 from backend.corrections.reconcile import NO_KEY, Reconciled, reconcile
 from backend.corrections.reviews import Reviews, read_reviews
 from backend.errors import LabelStudioError
-from sam4mllm.masks import to_rle
+from sam4mllm.run_lengths import to_rle
 from tests.review_fakes import CONFIG, CREATED, PROJECT, FakeLabelStudio, annotation, as_json, created, recorded, when
 from tests.review_fakes import client as client_of
 from tests.test_corrections import state, task, updated

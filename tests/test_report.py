@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from backend.learning.gate import Checks, Decision, PairedSample, decide
 from backend.learning.report import CURVE_POINTS, Change, RunReport, choose_changes, draw_curve, write_report
+from backend.learning.run_folder import RunFolder
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 PAIRS = [PairedSample("cup", 0.5, 0.6)] * 20 + [PairedSample("dog", 0.5, 0.7)] * 20
@@ -55,7 +56,7 @@ class Page(HTMLParser):
 
 
 def page(folder: Path, **changes: Any) -> Page:
-    write_report(folder, replace(REPORT, **changes))
+    write_report(RunFolder(folder), replace(REPORT, **changes))
     return Page((folder / "report.html").read_text(encoding="utf-8"))
 
 
@@ -151,7 +152,7 @@ def test_hostile_words_stay_words(tmp_path: Path) -> None:
 
 
 def test_the_record_has_all_but_the_pictures(tmp_path: Path) -> None:
-    write_report(tmp_path, replace(REPORT, curve=[(1, 0.5), (2, math.nan)], config={"path": Path("/data"), "rate": math.inf}))
+    write_report(RunFolder(tmp_path), replace(REPORT, curve=[(1, 0.5), (2, math.nan)], config={"path": Path("/data"), "rate": math.inf}))
     record = json.loads((tmp_path / "report.json").read_text(encoding="utf-8"))
     assert record["pictures"][0] == {"phrase": "the left cup", "label": "cup", "before_iou": 0.2, "after_iou": 0.9}
     assert record["curve"] == [[1, 0.5], [2, None]]

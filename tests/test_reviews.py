@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from backend import brush
 from backend.corrections.annotation import read_case
-from backend.corrections.log import Served
+from backend.corrections.log_records import Served
 from backend.corrections.reviews import Review, read_reviews
 from backend.label_studio.read_regions import EMPTY
 from backend.label_studio.write_regions import _DRAW
-from sam4mllm.masks import from_rle, mask_iou
+from sam4mllm.masks import mask_iou
+from sam4mllm.run_lengths import from_rle
 from tests.review_fakes import (
     CONFIG,
     CREATED,

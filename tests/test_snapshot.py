@@ -14,9 +14,9 @@ from PIL import Image
 from backend.corrections.reviews import Review
 from backend.errors import FetchError
 from backend.learning.snapshot import HOLDOUT, TRAIN, split_of, write_snapshot
-from sam4mllm.data.examples import read_examples
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import DatasetError
-from sam4mllm.masks import to_rle
+from sam4mllm.run_lengths import to_rle
 
 
 def picture(grey: int, width: int = 40, height: int = 30) -> bytes:
@@ -64,7 +64,7 @@ def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     snapshot = write_snapshot([review(1, "10"), none], Files(), tmp_path / "data")
     examples = read_examples(tmp_path / "data")
     assert [(one.phrase, len(one.instances)) for one in examples] == [("the cup", 1), ("the dog", 0)]
-    assert examples[0].source == "label-studio:1:1:1:drawn:Cup"
+    assert (examples[0].source, examples[0].label) == ("label-studio:1:1:1:drawn", "Cup")
     assert sum(snapshot.counts.values()) == 2
     assert snapshot.refused == []
 
@@ -90,7 +90,8 @@ def test_a_fifth_is_held_out() -> None:
         pytest.param(review(9, "dead"), "does not answer", id="no image"),
         pytest.param(review(9, "10", width=41), "41 x 30", id="a mask of another size"),
         pytest.param(review(9, "10", phrase="half \ud800"), "phrase", id="a phrase that no file can hold"),
-        pytest.param(review(9, "10", label="half \ud800"), "source", id="a label that no file can hold"),
+        pytest.param(review(9, "10", label="half \ud800"), "label", id="a label that no file can hold"),
+        pytest.param(review(9, "10", label="x" * 1_001), "label", id="a label without end"),
         pytest.param(review(9, "10", instances=(to_rle(np.zeros((30, 40), np.bool_)),)), "no area", id="an empty mask"),
         pytest.param(review(9, "10", instances=({"size": [30, 40], "counts": "~"},)), "counts", id="a damaged mask"),
     ],
@@ -129,7 +130,7 @@ def test_a_disk_that_is_full_refuses_no_annotation(tmp_path: Path, monkeypatch: 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sam4mllm.data.examples.replace_file", full)
+    monkeypatch.setattr("sam4mllm.data.write_dataset.replace_file", full)
     with pytest.raises(DatasetError, match="No space left on device"):
         write_snapshot([review(1, "10")], Files(), tmp_path / "data")
 

@@ -217,9 +217,9 @@ def test_a_damaged_registry_is_said_not_hidden(place: School, client: FlaskClien
 def test_pictures_are_of_a_run_and_nothing_else(place: School, client: FlaskClient) -> None:
     run = place.service.learner.runs.create("test")
     folder = place.service.learner.runs.folder(run.id)
-    (folder / "pictures").mkdir()
-    (folder / "pictures" / "3-before.png").write_bytes(b"\x89PNG")
-    (folder / "secret.png").write_bytes(b"\x89PNG")
+    folder.pictures.mkdir()
+    folder.picture(3, "before").write_bytes(b"\x89PNG")
+    (folder.path / "secret.png").write_bytes(b"\x89PNG")
     wanted = {
         f"{run.id}/pictures/3-before.png": 200,
         f"{run.id}/pictures/3-after.png": 404,

@@ -11,9 +11,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from sam4mllm.data.examples import Example, read_examples
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import DatasetError
-from sam4mllm.masks import lies_on, to_rle
+from sam4mllm.masks import lies_on
+from sam4mllm.run_lengths import to_rle
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.processes import Processes

@@ -16,11 +16,12 @@ import pytest
 
 from backend.learning import trainer
 from backend.learning.gate import PairedSample
-from backend.learning.run_record import read_curve
+from backend.learning.run_folder import RunFolder
 from backend.learning.snapshot import HOLDOUT
-from backend.learning.trainer import STOPPED, TrainingJob, draw_scenes, label_of, main
+from backend.learning.trainer import STOPPED, TrainingJob, draw_scenes, main
 from sam4mllm.adapters.files import check_adapter
-from sam4mllm.data.examples import Example, ExampleWriter, read_examples
+from sam4mllm.data.read_dataset import read_examples
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.session import select_examples
@@ -38,7 +39,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             mask[0, 10:40, 10 + index : 50] = True
             masks = mask if index < 3 else mask[:0]
             split = HOLDOUT if index in (1, 3) else "train"
-            writer.add(writer.add_image(image), f"the cup {index}", masks, split, f"label-studio:1:{index}:{index}:drawn:Cup")
+            writer.add(writer.add_image(image), f"the cup {index}", masks, split, f"label-studio:1:{index}:{index}:drawn", label="Cup")
     return folder
 
 
@@ -62,15 +63,15 @@ def job(tmp_path: Path, dataset: Path) -> TrainingJob:
     )
 
 
-def start(tmp_path: Path, job: TrainingJob) -> Path:
-    run = tmp_path / "run"
-    run.mkdir(exist_ok=True)
+def start(tmp_path: Path, job: TrainingJob) -> RunFolder:
+    run = RunFolder(tmp_path / "run")
+    run.path.mkdir(exist_ok=True)
     job.write(run)
     return run
 
 
-def evaluation(run: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((run / "evaluation.json").read_text())
+def evaluation(run: RunFolder) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(run.evaluation.read_text())
     return found
 
 
@@ -80,30 +81,30 @@ def test_a_job_is_read_as_it_was_written(tmp_path: Path, job: TrainingJob) -> No
 
 def test_a_job_of_a_server_before_patterns_asks_as_that_did(tmp_path: Path, job: TrainingJob) -> None:
     run = start(tmp_path, job)
-    fields = json.loads((run / "job.json").read_text())
+    fields = json.loads(run.job.read_text())
     del fields["pattern"]
-    (run / "job.json").write_text(json.dumps(fields))
+    run.job.write_text(json.dumps(fields))
     assert TrainingJob.read(run).pattern == "spread"
 
 
 def test_a_run_gives_an_adapter_and_a_comparison(tmp_path: Path, job: TrainingJob) -> None:
     run = start(tmp_path, job)
-    assert main([str(run)]) == 0
-    check_adapter(run / "adapter")
-    assert [step for step, _ in read_curve(run)] == [1, 2, 3]
+    assert main([str(run.path)]) == 0
+    check_adapter(run.adapter)
+    assert [step for step, _ in run.read_curve()] == [1, 2, 3]
     found = evaluation(run)
     assert {pair["phrase"] for pair in found["pairs"]} == {"the cup 1", "the cup 3"}
     assert {pair["label"] for pair in found["pairs"]} == {"Cup"}
     assert all(0 <= pair[who] <= 1 for pair in found["pairs"] for who in ("champion", "challenger"))
     assert 0 <= found["golden_champion"] <= 1
     for index in found["pictures"]:
-        assert {path.name for path in (run / "pictures").glob(f"{index}-*")} == {f"{index}-before.png", f"{index}-after.png"}
-    assert main(["smoke", str(run)]) == 0
+        assert {path.name for path in run.pictures.glob(f"{index}-*")} == {f"{index}-before.png", f"{index}-after.png"}
+    assert main(["smoke", str(run.path)]) == 0
 
-    trained = (run / "adapter" / "adapter_model.safetensors").read_bytes()
-    (run / "evaluation.json").unlink()
-    assert main([str(run)]) == 0  # killed after training: only the comparison is done again
-    assert (run / "adapter" / "adapter_model.safetensors").read_bytes() == trained
+    trained = (run.adapter / "adapter_model.safetensors").read_bytes()
+    run.evaluation.unlink()
+    assert main([str(run.path)]) == 0  # killed after training: only the comparison is done again
+    assert (run.adapter / "adapter_model.safetensors").read_bytes() == trained
     assert evaluation(run) == found
 
 
@@ -111,30 +112,31 @@ def test_the_golden_set_is_left_out_where_the_holdout_decides(tmp_path: Path, jo
     judged: list[PairedSample] = []
     monkeypatch.setattr("backend.learning.trainer.is_kept", lambda pairs: judged.extend(pairs) or True)
     run = start(tmp_path, job)
-    assert main([str(run)]) == 0
+    assert main([str(run.path)]) == 0
     found = evaluation(run)
     assert (found["golden_champion"], found["golden_challenger"]) == (None, None)
     assert [(pair.label, pair.champion) for pair in judged] == [(one["label"], one["champion"]) for one in found["pairs"]]
 
 
-def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Path, job: TrainingJob) -> None:
+def test_sigterm_ends_with_a_saved_state_and_the_next_start_goes_on(tmp_path: Path, job: TrainingJob) -> None:
     run = start(tmp_path, replace(job, plan=replace(job.plan, steps=100_000)))
-    process = subprocess.Popen([sys.executable, "-m", "backend.learning.trainer", str(run)])
+    process = subprocess.Popen([sys.executable, "-m", "backend.learning.trainer", str(run.path)])
     end = time.monotonic() + 120
-    while not read_curve(run) and time.monotonic() < end:
+    while not run.read_curve() and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == STOPPED
-    done = len(read_curve(run))
+    done = len(run.read_curve())
     assert done > 0
-    assert not (run / "adapter").exists()
+    assert not run.adapter.exists()
+    assert any(run.training_state.glob("step-*"))
 
-    process = subprocess.Popen([sys.executable, "-m", "backend.learning.trainer", str(run)])
-    while len(read_curve(run)) <= done and time.monotonic() < end:
+    process = subprocess.Popen([sys.executable, "-m", "backend.learning.trainer", str(run.path)])
+    while len(run.read_curve()) <= done and time.monotonic() < end:
         time.sleep(0.1)
     process.send_signal(signal.SIGTERM)
     assert process.wait(60) == STOPPED
-    assert [step for step, _ in read_curve(run)] == list(range(1, len(read_curve(run)) + 1))
+    assert [step for step, _ in run.read_curve()] == list(range(1, len(run.read_curve()) + 1))
 
 
 @pytest.mark.parametrize(
@@ -148,21 +150,16 @@ def test_sigterm_ends_with_a_checkpoint_and_the_next_start_goes_on(tmp_path: Pat
 def test_failures_are_one_line(
     tmp_path: Path, job: TrainingJob, changes: dict[str, str], says: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main([str(start(tmp_path, replace(job, **changes)))]) == 1  # type: ignore[arg-type]
+    assert main([str(start(tmp_path, replace(job, **changes)).path)]) == 1  # type: ignore[arg-type]
     errors = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
     assert says in errors[0]
 
 
-def test_the_label_of_a_correction() -> None:
-    example = Example("i.png", "0" * 64, 1, 1, "cup", (), "train", "label-studio:1:2:3:edited:Coffee: cup")
-    assert label_of(example) == "Coffee: cup"
-
-
 def test_a_curve_that_a_kill_cut_off(tmp_path: Path) -> None:
     (tmp_path / "curve.jsonl").write_text("[1, 2.5]\n[2, 2.0]\n[2, 2.1]\n[3, 1.")
-    assert read_curve(tmp_path) == [(1, 2.5), (2, 2.1)]
-    assert read_curve(tmp_path / "nowhere") == []
+    assert RunFolder(tmp_path).read_curve() == [(1, 2.5), (2, 2.1)]
+    assert RunFolder(tmp_path / "nowhere").read_curve() == []
 
 
 @pytest.mark.parametrize("older", [False, True], ids=["new", "drawn by a release that called them test"])

@@ -18,7 +18,8 @@ from backend.cli.server import app as commands
 from backend.service import build
 from backend.serving.leases import Roster
 from backend.settings import Settings
-from backend.web.app import OPEN_ENDPOINTS, create_app
+from backend.web.app import create_app
+from backend.web.password_guard import OPEN_ENDPOINTS
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 METHODS = ("GET", "POST", "DELETE")

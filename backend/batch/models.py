@@ -7,8 +7,9 @@ from backend.serving.engine import Engine
 from backend.serving.leases import remembering
 from backend.serving.versions import Versions, load_cold
 from backend.settings import Settings
+from sam4mllm.adapters.loose import describe_adapter, find_adapter
 from sam4mllm.adapters.registry import Registry
-from sam4mllm.loading import describe_adapter, find_adapter, slug
+from sam4mllm.loading import slug
 from sam4mllm.pipeline import Pipeline
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 from backend.batch.run import Stages
 from backend.batch.work import Answered, BatchTask, TaskResult, Work, failed
-from backend.corrections.log import Served
+from backend.corrections.log_records import Served
 from backend.errors import BatchError
 from backend.images.store import LoadedImage
 from backend.settings import Settings

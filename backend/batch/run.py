@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from backend.batch.store import Store, read_part
 from backend.batch.work import BatchTask, TaskResult, TaskSource, Work, failed
-from backend.corrections.log import Served
+from backend.corrections.log_records import Served
 from backend.errors import FetchError, LabelStudioError
 from backend.images.store import LoadedImage
 from backend.label_studio.client import LabelStudio

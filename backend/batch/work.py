@@ -16,7 +16,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from backend.corrections.log import Served
+from backend.corrections.log_records import Served
 from backend.errors import BackendError, BatchError, LabelStudioError, where
 from backend.images.decoding import shared_decoder
 from backend.images.store import ImageStore, LoadedImage, image_store
@@ -29,11 +29,13 @@ from backend.serving.answerer import Answerer, bulk_question
 from backend.serving.served_records import served_records
 from backend.settings import Settings
 from backend.support.metrics import Metrics
-from sam4mllm.data.examples import EXAMPLES, each_example
+from sam4mllm.data.examples import EXAMPLES
+from sam4mllm.data.read_dataset import each_example
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import image_sha256
-from sam4mllm.masks import box_of, to_rle
+from sam4mllm.masks import box_of
 from sam4mllm.pipeline import Pipeline
+from sam4mllm.run_lengths import to_rle
 from sam4mllm.values import Segmentation, check_phrase
 
 TASKS_A_PAGE = 100
@@ -259,7 +261,7 @@ def _example(job: BatchTask, image: LoadedImage, asked: Mapping[str, str], found
         {"box": box_of(instance.mask).tolist(), "rle": to_rle(instance.mask), "score": instance.score} for instance in found.instances
     ]
     where = {"image": job.data["image"], "sha256": image.sha256, "width": width, "height": height}
-    what = {"phrase": found.phrase, "instances": instances, "split": asked["split"], "source": f"sam4mllm:{found.version}"}
+    what = {"phrase": found.phrase, "instances": instances, "split": asked["split"], "label": None, "source": f"sam4mllm:{found.version}"}
     return {**where, **what, "score": found.score, "note": found.note, "version": found.version}
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-from backend.corrections.log import StoredAnnotation
+from backend.corrections.log_records import StoredAnnotation
 from backend.errors import TaskError
 from backend.label_studio.label_config import MASK_TAGS, LabelConfig, read_label_config
 from backend.label_studio.region_parts import join_labels

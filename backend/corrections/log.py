@@ -1,8 +1,8 @@
 """The durable log (SQLite): every webhook event, on disk before it is acknowledged, what it says of tasks and annotations, what was
 served, the phrases that annotators typed, and why nothing is learnt from some annotations.
 
-Learning reads it later; here it is only kept. How events become rows is :mod:`backend.corrections.tables`'s, and how the file
-is read and written :mod:`backend.corrections.log_file`'s.
+Learning reads it later; here it is only kept. What is in it, as values, is in :mod:`backend.corrections.log_records`, how events become
+rows in :mod:`backend.corrections.tables`, and how the file is read and written in :mod:`backend.corrections.log_file`.
 """
 
 from __future__ import annotations
@@ -13,16 +13,15 @@ import math
 import sqlite3
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from backend.corrections.config_history import LAST, ConfigHistory, config_digest, note_config, note_event, note_pulled, open_notes
 from backend.corrections.log_file import PATIENTLY, LogFile, next_stamp, put_mark
+from backend.corrections.log_records import Event, Served, StoredAnnotation, read_served, served_row
 from backend.corrections.tables import Pulled, bury_project, fold, fold_project, project_rows, storable
 from backend.label_studio.wire import is_row_id
 from backend.support.bounded_json import write_json
-from sam4mllm.masks import Rle
 
 ANY_TASK = -1
 """The row that holds a project's last phrase, whichever task it was typed for."""
@@ -39,67 +38,6 @@ _REFUSALS = """
 SELECT r.annotation, r.reason FROM refusals r LEFT JOIN annotations a ON a.id = r.annotation LEFT JOIN tasks t ON t.id = a.task
 WHERE coalesce(a.state, '') != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY r.annotation, r.noted, r.stage
 """
-
-
-@dataclass(frozen=True)
-class Event:
-    """A webhook as it came; ``received`` in seconds since 1970."""
-
-    id: int
-    received: float
-    action: str
-    project: int | None
-    body: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Served:
-    """A mask that was served for a phrase of a task, or that there is none.
-
-    ``time`` is the answer's, seconds since 1970, the same for all of its records. ``page``, from 0, is that of the picture in a task of
-    several. ``region`` is the id of the region in Label Studio, one
-    record for each region of the mask control, and empty for "no such object", which has no mask. ``box_px`` is (x1, y1, x2, y2), or
-    empty. ``width`` and ``height`` are the image's in pixels, ``interactive`` says that an annotator asked.
-    """
-
-    time: float
-    project: int
-    task: int
-    version: str
-    phrase: str
-    label: str | None
-    region: str
-    mask: Rle | None
-    box_px: tuple[float, ...]
-    features: dict[str, float]
-    score: float
-    interactive: bool
-    width: int
-    height: int
-    image_sha256: str
-    page: int = 0
-
-
-@dataclass(frozen=True)
-class StoredAnnotation:
-    """An annotation that is not deleted, as Label Studio last told it.
-
-    ``body`` has the fields of :data:`backend.corrections.tables.KEPT`, of any type: it is foreign. ``data`` is the task's, empty where
-    the log has not heard of it. ``label_configs`` are those that it may have been made under, the likeliest first. ``updated`` is Label
-    Studio's time, in seconds since 1970; ``changed`` is the stamp of the last write, which says what came first. ``digest`` follows from
-    all the rest but ``changed``.
-    """
-
-    id: int
-    project: int
-    task: int
-    updated: float
-    changed: float
-    state: Literal["submitted", "skipped"]
-    body: Mapping[str, Any]
-    data: Mapping[str, Any]
-    label_configs: tuple[str, ...]
-    digest: str
 
 
 class CorrectionLog(LogFile):
@@ -239,7 +177,7 @@ class CorrectionLog(LogFile):
 
     def serve(self, records: Sequence[Served]) -> None:
         """Keep what was served, all or nothing. A record that is there already stays as it is; a "none" of a batch is one for good."""
-        self._keep("served", [[*_columns(one), json.dumps(_rest(one))] for one in records])
+        self._keep("served", [served_row(one) for one in records])
 
     def served(self, project: int, task: int, wait: float = PATIENTLY) -> list[Served]:
         """What was served for a task, in the order in which it was kept; ``wait``: SOON or PATIENTLY."""
@@ -249,7 +187,7 @@ class CorrectionLog(LogFile):
             (project, task),
             wait,
         )
-        return [_served(project, task, row) for row in rows]
+        return [read_served(project, task, row) for row in rows]
 
     def withhold(self, project: int, task: int) -> None:
         """Note that a task gets no pre-annotation, on purpose."""
@@ -354,49 +292,3 @@ def _stored(row: Sequence[Any], history: ConfigHistory) -> StoredAnnotation:
     configs, known = history.configs(home, own, updated, current)
     digest = hashlib.sha256(repr((number, home, task, updated, state, body, data, known)).encode()).hexdigest()
     return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), configs, digest)
-
-
-def _row_name(one: Served) -> str:
-    """What tells a record from the others of its phrase: the region, or of "no such object" the page."""
-    return one.region or (f"page {one.page}" if one.page else "")
-
-
-def _columns(one: Served) -> list[object]:
-    return [one.project, one.task, one.version, one.phrase, _row_name(one), one.time, int(one.interactive)]
-
-
-def _rest(one: Served) -> dict[str, Any]:
-    """What of a record is in no column of its own."""
-    return {
-        "label": one.label,
-        "mask": one.mask,
-        "box_px": [float(side) for side in one.box_px],
-        "features": {name: float(value) for name, value in one.features.items()},
-        "score": float(one.score),
-        "size": [one.width, one.height],
-        "image_sha256": one.image_sha256,
-        **({"page": one.page} if one.page else {}),
-    }
-
-
-def _served(project: int, task: int, row: Sequence[Any]) -> Served:
-    when, version, phrase, region, interactive, text = row
-    body = json.loads(text)
-    return Served(
-        time=when,
-        project=project,
-        task=task,
-        version=version,
-        phrase=phrase,
-        label=body["label"],
-        region="" if body["mask"] is None else region,
-        mask=body["mask"],
-        box_px=tuple(body["box_px"]),
-        features=body["features"],
-        score=body["score"],
-        interactive=bool(interactive),
-        width=body["size"][0],
-        height=body["size"][1],
-        image_sha256=body["image_sha256"],
-        page=body.get("page", 0),
-    )

@@ -16,8 +16,9 @@ from PIL import Image
 
 from backend.export.objects import Object
 from backend.export.pictures import ExportedPicture
-from sam4mllm.masks import box_of, from_rle
+from sam4mllm.masks import box_of
 from sam4mllm.one_polygon import to_one_polygon
+from sam4mllm.run_lengths import from_rle
 
 IMAGES = "images"
 CORNER = 0.49

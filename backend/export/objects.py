@@ -14,7 +14,7 @@ from backend.label_studio.read_regions import read_mask
 from backend.label_studio.region_ids import superseded
 from backend.learning.exports import RECTANGLE, ExportedAnnotation
 from sam4mllm.errors import Sam4mllmError
-from sam4mllm.masks import Rle, to_rle
+from sam4mllm.run_lengths import Rle, to_rle
 
 UNLABELLED = "unlabelled"
 """The category of objects without a label: left out, they would be background."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.read_regions import Mask, from_region
 from backend.label_studio.write_regions import values_of
-from sam4mllm.masks import Rle, from_rle, mask_iou
+from sam4mllm.masks import mask_iou
+from sam4mllm.run_lengths import Rle, from_rle
 
 SAME_OUTLINE = 0.95
 """IoU from which two filled outlines are one: Label Studio's coordinates come back with rounding, which shows in small ones."""

@@ -17,7 +17,7 @@ from backend.errors import TaskError
 from backend.label_studio.label_config import LabelConfig
 from sam4mllm.errors import MaskCodecError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.masks import from_polygons
+from sam4mllm.polygons import from_polygons
 
 PNG_URL = "data:image/png;base64,"
 MAX_POINTS = 100_000

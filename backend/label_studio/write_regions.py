@@ -15,7 +15,8 @@ from PIL import Image
 from backend import brush
 from backend.label_studio.label_config import UNTYPED_TAGS, Control, LabelConfig
 from backend.label_studio.wire import Region
-from sam4mllm.masks import box_of, components, to_polygons
+from sam4mllm.masks import box_of, components
+from sam4mllm.polygons import to_polygons
 from sam4mllm.values import Instance
 
 POLYGON_TOLERANCE_PX = 1.5

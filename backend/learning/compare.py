@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.data.examples import Example, load_example_image
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.evaluation.metrics import compare
 from sam4mllm.options import Strategy

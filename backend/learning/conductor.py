@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
 from backend.corrections.log import CorrectionLog
@@ -29,8 +28,8 @@ from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, NotReadyError, where
 from backend.learning.gate import SIGN_FLIP_PAIRS, Checks, Decision, PairedSample, decide
 from backend.learning.report import Change, RunReport, write_report
-from backend.learning.run_record import Run, State, is_number, read_curve
-from backend.learning.runs import Runs
+from backend.learning.run_folder import RunFolder, is_number
+from backend.learning.runs import Run, Runs, RunState
 from backend.learning.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
 from backend.learning.trainer import STOPPED, TrainingJob
 from backend.serving.engine import Engine
@@ -40,7 +39,8 @@ from backend.settings import Settings
 from backend.support.child import Child
 from backend.support.metrics import Metrics
 from sam4mllm.adapters.files import CONFIG, WEIGHTS
-from sam4mllm.data.examples import read_examples
+from sam4mllm.data.examples import EXAMPLES
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.durable import file_sha256, remove
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.training.plan import TrainingPlan
@@ -51,7 +51,7 @@ ATTEMPTS = 3
 """How often a run's process is started before the run counts as failed: a server that is restarted twice does not lose it."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
-"""What a process that was asked to stop has for its checkpoint."""
+"""What a process that was asked to stop has to save its training state."""
 DISK_REFUSES = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO))
 SMOKE_SECONDS = 600.0
 OVERTIME, COMPARISON_SECONDS = 2.0, 3600.0
@@ -160,38 +160,39 @@ class Conductor:
         self._reconcile()
         reviews = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
         folder = self._runs.folder(run.id)
-        dataset = folder / "data"
         if not run.counts:
-            remove(dataset)  # of a start that was killed before it could say what it had written
-            written = write_snapshot(reviews.reviews, self._files, dataset, lambda: self._check_halted(run))
+            remove(folder.data)  # of a start that was killed before it could say what it had written
+            written = write_snapshot(reviews.reviews, self._files, folder.data, lambda: self._check_halted(run))
             self._log.note_refusals("reviews", {one.annotation: one.reason for one in reviews.refused})
             self._log.note_refusals("snapshot", dict(written.refused))
             refused = self._log.refusals()
             self._metrics.refused_annotations(len(refused))
-            (folder / "refused.json").write_text(json.dumps(list(refused.items())))
+            folder.refused.write_text(json.dumps(list(refused.items())))
             run = self._runs.save(run, counts={**written.counts, "refused": len(refused)})
         if not run.counts[TRAIN]:
             return self._end(run, "postponed", "there is no correction to learn from; correct some masks first")
-        images = len({example.image for example in read_examples(dataset) if example.split == HOLDOUT}) if run.counts[HOLDOUT] else 0
+        images = len({example.image for example in read_examples(folder.data) if example.split == HOLDOUT}) if run.counts[HOLDOUT] else 0
         if images < SIGN_FLIP_PAIRS:
             missing = f"{images} of the {SIGN_FLIP_PAIRS} corrected images that are needed to judge a new version"
             return self._end(run, "postponed", f"there are {missing}, about a fifth of all; correct more masks first")
-        self._job(self._versions.serving, dataset).write(folder)
+        self._job(self._versions.serving, folder).write(folder)
         return self._runs.save(run, state="training", champion=self._serving(), message=self._needs())
 
     def _train(self, run: Run) -> Run:
-        """The process trains and compares; killed with the server, it goes on from its last checkpoint."""
+        """The process trains and compares; killed with the server, it goes on from its last saved state."""
         if run.attempts >= ATTEMPTS:
-            raise LearningError(f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id)}")
+            raise LearningError(
+                f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id).path}"
+            )
         run = self._runs.save(run, attempts=run.attempts + 1)
         limit = OVERTIME * 60 * self._settings.train_minutes + COMPARISON_SECONDS
         try:
             with self._room():
-                code = self._run_process("training", run, [str(self._runs.folder(run.id))], limit)
+                code = self._run_process("training", run, [str(self._runs.folder(run.id).path)], limit)
         except _InterruptedError:
             self._runs.save(run, attempts=run.attempts - 1)  # that the server ends is no fault of the run
             raise
-        if code == STOPPED:  # by somebody else; it has a checkpoint
+        if code == STOPPED:  # by somebody else; its training state is saved
             raise _InterruptedError
         if code:
             raise LearningError(self._last_line(run, "training"))
@@ -200,25 +201,25 @@ class Conductor:
     def _decide(self, run: Run) -> Run:
         """Weigh champion and challenger; the better one serves."""
         folder = self._runs.folder(run.id)
-        found, pairs = _read_evaluation(folder / "evaluation.json")
+        found, pairs = _read_evaluation(folder)
         if not run.challenger:
             self._check_champion(run)
             metrics = {"holdout": sum(pair.challenger for pair in pairs) / max(1, len(pairs))}
             if found["golden_challenger"] is not None:
                 metrics["golden"] = found["golden_challenger"]
-            files = {name: folder / "adapter" / name for name in (CONFIG, WEIGHTS)}
-            added = self._versions.add(files, file_sha256(folder / "data" / "examples.jsonl"), metrics)
+            files = {name: folder.adapter / name for name in (CONFIG, WEIGHTS)}
+            added = self._versions.add(files, file_sha256(folder.data / EXAMPLES), metrics)
             run = self._runs.save(run, challenger=added.version)
         with self._room():
-            smoke = self._run_process("smoke", run, ["smoke", str(folder)], SMOKE_SECONDS) == 0
+            smoke = self._run_process("smoke", run, ["smoke", str(folder.path)], SMOKE_SECONDS) == 0
         decision = decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=smoke))
-        state: State = "kept" if decision.verdict == "keep" else "postponed"
+        state: RunState = "kept" if decision.verdict == "keep" else "postponed"
         message = "; ".join(decision.reasons)
         if decision.verdict == "promote":
             state, message = self._promote(run, run.challenger, message)
         return self._report(run, state, message, decision, found)
 
-    def _promote(self, run: Run, version: str, message: str) -> tuple[State, str]:
+    def _promote(self, run: Run, version: str, message: str) -> tuple[RunState, str]:
         """The comparison holds only with the champion that was compared; a kill may have come just after the promotion."""
         with contextlib.suppress(RegistryError, ModelError):
             self._versions.sync()  # somebody may have promoted another just now
@@ -230,7 +231,7 @@ class Conductor:
 
     # -- inside ----------------------------------------------------------------------------------------------------------------------------
 
-    def _job(self, champion: str | None, dataset: Path) -> TrainingJob:
+    def _job(self, champion: str | None, folder: RunFolder) -> TrainingJob:
         settings = self._settings
         home = settings.home.resolve()
         return TrainingJob(
@@ -240,7 +241,7 @@ class Conductor:
             strategy=settings.strategy,
             joint=settings.points == "joint",
             pattern=settings.pattern,
-            dataset=str(dataset.resolve()),
+            dataset=str(folder.data.resolve()),
             replay=str(settings.replay.resolve()) if settings.replay else None,
             golden=str(settings.golden.resolve()) if settings.golden else None,
             home=str(home),
@@ -265,8 +266,7 @@ class Conductor:
 
     def _run_process(self, name: str, run: Run, arguments: list[str], seconds: float = float("inf")) -> int:
         """The exit code of the training process; it is stopped if the run is cancelled or the server ends."""
-        log_file = self._runs.folder(run.id) / f"{name}.log"
-        child = Child(name, [*self._command, *arguments], {**os.environ, **PATIENT}, log_file)
+        child = Child(name, [*self._command, *arguments], {**os.environ, **PATIENT}, self._runs.folder(run.id).log_of(name))
         try:
             deadline = time.monotonic() + seconds
             while (code := child.process.poll()) is None:
@@ -313,14 +313,14 @@ class Conductor:
             finally:
                 self._engine.resume()
 
-    def _end(self, run: Run, state: State, message: str) -> Run:
+    def _end(self, run: Run, state: RunState, message: str) -> Run:
         return self._runs.save(run, state=state, message=message)
 
-    def _report(self, run: Run, state: State, message: str, decision: Decision, found: dict[str, Any]) -> Run:
+    def _report(self, run: Run, state: RunState, message: str, decision: Decision, found: dict[str, Any]) -> Run:
         """The page first, the record last: once a run is over, its page is there. A page that cannot be written changes nothing else."""
         ended = replace(run, state=state, message=message, decision=asdict(decision))
         folder = self._runs.folder(run.id)
-        pairs, pictures = found["pairs"], folder / "pictures"
+        pairs = found["pairs"]
         try:
             changes = [
                 Change(
@@ -328,8 +328,8 @@ class Conductor:
                     pairs[index]["label"],
                     pairs[index]["champion"],
                     pairs[index]["challenger"],
-                    (pictures / f"{index}-before.png").read_bytes(),
-                    (pictures / f"{index}-after.png").read_bytes(),
+                    folder.picture(index, "before").read_bytes(),
+                    folder.picture(index, "after").read_bytes(),
                 )
                 for index in found["pictures"]
             ]
@@ -338,8 +338,8 @@ class Conductor:
                 state=state,
                 started=datetime.fromtimestamp(run.created, UTC).isoformat(timespec="seconds"),
                 seconds=max(0.0, time.time() - run.created),  # 0 if the clock was ahead
-                config=json.loads((folder / "job.json").read_text(encoding="utf-8")),
-                curve=read_curve(folder),
+                config=json.loads(folder.job.read_text(encoding="utf-8")),
+                curve=folder.read_curve(),
                 decision=decision,
                 challenger=run.challenger,
                 champion=run.champion,
@@ -352,15 +352,16 @@ class Conductor:
         return self._runs.save(ended)
 
     def _last_line(self, run: Run, name: str) -> str:
-        lines = (self._runs.folder(run.id) / f"{name}.log").read_text(encoding="utf-8", errors="replace").splitlines()
+        path = self._runs.folder(run.id).log_of(name)
+        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
-        return told[-1] if told else f"its process ended without a word; see {self._runs.folder(run.id) / name}.log"
+        return told[-1] if told else f"its process ended without a word; see {path}"
 
 
-def _read_evaluation(path: Path) -> tuple[dict[str, Any], list[PairedSample]]:
+def _read_evaluation(folder: RunFolder) -> tuple[dict[str, Any], list[PairedSample]]:
     """What the comparison found. Raises LearningError."""
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(folder.evaluation.read_text(encoding="utf-8"))
         pairs = [PairedSample(one["label"], one["champion"], one["challenger"], one["image"]) for one in found["pairs"]]
         whole = all(is_number(one.champion) and is_number(one.challenger) for one in pairs)
         whole = whole and all(found[side] is None or is_number(found[side]) for side in ("golden_champion", "golden_challenger"))
@@ -368,11 +369,11 @@ def _read_evaluation(path: Path) -> tuple[dict[str, Any], list[PairedSample]]:
             return found, pairs
     except (ValueError, TypeError, LookupError, RecursionError):
         pass
-    raise LearningError(f"{path} is damaged; start another run")
+    raise LearningError(f"{folder.evaluation} is damaged; start another run")
 
 
 def _stop(child: Child) -> None:
-    """Ask first: a checkpoint takes its time."""
+    """Ask first: saving the training state takes its time."""
     if child.process.poll() is None:
         os.killpg(child.process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):

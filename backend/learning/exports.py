@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 from xml.sax.saxutils import quoteattr
 
-from backend.corrections.log import Served, StoredAnnotation
+from backend.corrections.log_records import Served, StoredAnnotation
 from backend.corrections.reviews import Review, read_reviews
 from backend.corrections.tables import KEPT, instant, row_id
 from backend.errors import TaskError
@@ -102,9 +102,9 @@ def _pair(review: Review, folder: Path, splits: dict[Path, str]) -> PhrasedPictu
         split = splits.get(file) or splits.setdefault(file, split_of(image_sha256(file)))
     except (TaskError, ImageError) as error:
         return LeftOut(SPLIT, f"{source} {ascii(review.image)[:80]}", str(error))
-    whole = f"{source}:{review.outcome}:{review.label or ''}"
-    size = (review.height, review.width)
-    return PhrasedPicture(file, review.phrase, review.instances, split, whole, coco_origin(file.name), size)
+    size, source = (review.height, review.width), f"{source}:{review.outcome}"
+    origin, label = coco_origin(file.name), review.label or None
+    return PhrasedPicture(file, review.phrase, review.instances, split, source, origin, size, label=label)
 
 
 # -- the export as a log of annotations ----------------------------------------------------------------------------------------------------

@@ -14,11 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from backend.learning.gate import TIE, Decision, Figures
+from backend.learning.run_folder import RunFolder
 from sam4mllm.durable import replace_file
 from sam4mllm.page import find_ticks, render
 
-PAGE = "report.html"
-RECORD = "report.json"
 CURVE_POINTS = 400
 """Most points of the curve, about two pixels apart; of more, neighbours are averaged."""
 SMOOTHED_OVER = 0.05
@@ -105,10 +104,10 @@ def choose_changes(before: Sequence[float], after: Sequence[float], count: int =
     return [index for index in order if index in chosen]
 
 
-def write_report(folder: Path, report: RunReport) -> None:
-    """Write ``report.json`` and ``report.html`` into a folder that is there; each is replaced whole. Raises OSError if the disk refuses."""
-    replace_file(folder / RECORD, json.dumps(_record(report), indent=1, allow_nan=False).encode())
-    replace_file(folder / PAGE, _page(report).encode(errors="replace"))  # a phrase may hold half of a character
+def write_report(folder: RunFolder, report: RunReport) -> None:
+    """Write a run's ``report.json`` and ``report.html`` into its folder; each is replaced whole. Raises OSError if the disk refuses."""
+    replace_file(folder.report_record, json.dumps(_record(report), indent=1, allow_nan=False).encode())
+    replace_file(folder.report_page, _page(report).encode(errors="replace"))  # a phrase may hold half of a character
 
 
 def _record(report: RunReport) -> Any:

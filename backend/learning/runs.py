@@ -1,4 +1,4 @@
-"""Training runs on disk: a folder each, with a record that says how far it is. What a restart finds is what was last written."""
+"""Training runs: the record of each, which says how far it is, and all of a home's. What a restart finds is what was last written."""
 
 from __future__ import annotations
 
@@ -7,19 +7,50 @@ import logging
 import re
 import threading
 import time
-from dataclasses import asdict, replace
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
-from backend.learning.run_record import ENDED, Run, ShownPair, State, parse_changes, parse_progress, parse_run, read_text, unreadable
+from backend.learning.run_folder import RunFolder, Side, is_number, parse_object
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import first_line
-
-__all__ = ["ENDED", "Run", "Runs", "ShownPair", "State"]
 
 log = logging.getLogger(__name__)
 
 RUN = re.compile(r"run-[0-9]{6}")
+RunState = Literal["waiting", "preparing", "training", "deciding", "promoted", "kept", "postponed", "failed", "stopped"]
+ENDED: frozenset[RunState] = frozenset(("promoted", "kept", "postponed", "failed", "stopped"))
+END_OF_TIME = datetime(9999, 12, 31, tzinfo=UTC).timestamp()
+TEXTS = ("id", "state", "reason", "message", "champion", "challenger")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run; times in seconds since 1970.
+
+    ``reason`` is why it was started, ``message`` what came of it or went wrong, ``champion`` and ``challenger`` versions, ``counts`` the
+    examples it saw, ``decision`` the gate's, ``attempts`` how often its process was started. ``position`` is the log's when the run was
+    asked for: what came later is news for the next one; None if an older release asked.
+    """
+
+    id: str
+    state: RunState
+    reason: str
+    created: float
+    ended: float | None = None
+    message: str = ""
+    champion: str = ""
+    challenger: str = ""
+    counts: dict[str, int] = field(default_factory=dict)
+    decision: dict[str, Any] | None = None
+    attempts: int = 0
+    position: float | None = None
+
+    @property
+    def over(self) -> bool:
+        return self.state in ENDED
 
 
 class Runs:
@@ -39,11 +70,11 @@ class Runs:
             self.root.mkdir(parents=True, exist_ok=True)
             number = 1 + max((int(path.name[4:]) for path in self.root.iterdir() if RUN.fullmatch(path.name)), default=0)
             run = Run(f"run-{number:06d}", "waiting", reason, time.time(), position=position)
-            self.folder(run.id).mkdir()
+            self.folder(run.id).path.mkdir()
         return self.save(run)
 
-    def folder(self, run: str) -> Path:
-        return self.root / run
+    def folder(self, run: str) -> RunFolder:
+        return RunFolder(self.root / run)
 
     def save(self, run: Run, **changes: Any) -> Run:
         """Write a run with changes; on disk when this returns."""
@@ -51,7 +82,7 @@ class Runs:
         if changed.over and changed.ended is None:
             changed = replace(changed, ended=time.time())
         with self._lock:
-            replace_file(self.folder(run.id) / "run.json", json.dumps(asdict(changed), indent=1).encode())
+            replace_file(self.folder(run.id).record, json.dumps(asdict(changed), indent=1).encode())
             if changed.over:
                 self._ended[run.id] = changed
         return changed
@@ -63,7 +94,7 @@ class Runs:
         if run in self._ended:
             return self._ended[run]
         try:
-            found = parse_run(run, (self.folder(run) / "run.json").read_text(encoding="utf-8"))
+            found = parse_run(run, self.folder(run).record.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return None
         except (OSError, ValueError) as error:
@@ -85,19 +116,60 @@ class Runs:
         return [run for name in names if (run := self.load(name)) is not None]
 
     def report(self, run: str) -> bytes | None:
-        """The page that tells of a run, or None if there is none."""
-        path = self.folder(run) / "report.html"
+        """The page that tells of a run, or None if there is none. ``run`` may be anything that an address holds."""
+        path = self.folder(run).report_page
         return path.read_bytes() if RUN.fullmatch(run) and path.is_file() else None
 
-    def changes(self, run: str, count: int) -> list[ShownPair]:
-        """The first pictures of what a run changed, those that changed most; none before it was judged."""
-        return parse_changes(read_text(self.folder(run) / "evaluation.json"), count)
-
-    def picture(self, run: str, index: int, side: str) -> bytes | None:
-        """A PNG file of a phrase before or after a run, or None if there is none. ``side``: "before" or "after"."""
-        path = self.folder(run) / "pictures" / f"{index}-{side}.png"
+    def picture(self, run: str, index: int, side: Side) -> bytes | None:
+        """A PNG file of a phrase before or after a run, or None if there is none."""
+        path = self.folder(run).picture(index, side)
         return path.read_bytes() if RUN.fullmatch(run) and path.is_file() else None
 
-    def progress(self, run: str) -> dict[str, Any]:
-        """How far the process of a run is: its stage, and what is done of how much; empty before it tells."""
-        return parse_progress(read_text(self.folder(run) / "progress.json"))
+
+# -- reading a record ----------------------------------------------------------------------------------------------------------------------
+
+
+def parse_run(name: str, text: str) -> Run:
+    """The record of the run with this name. Raises ValueError: what is wrong with it, in a few words."""
+    values = parse_object(text)
+    found = {one.name: values[one.name] for one in fields(Run) if one.name in values}
+    for key in ("id", "state", "reason", "created"):
+        if key not in found:
+            raise ValueError(f"it has no {key}")
+    for key in TEXTS:
+        _require(isinstance(found.get(key, ""), str), key, found)
+    if found["state"] not in get_args(RunState):
+        raise ValueError(f"its state {ascii(found['state'])[:40]} is not known")
+    _require(found["id"] == name, "id", found)
+    _require(_is_moment(found["created"]), "created", found)
+    for key in ("ended", "position"):
+        _require(found.get(key) is None or _is_moment(found[key]), key, found)
+    counts, decision = found.get("counts", {}), found.get("decision")
+    _require(isinstance(counts, dict) and all(type(count) is int for count in counts.values()), "counts", found)
+    _require(not counts or {"train", "holdout"} <= counts.keys(), "counts", found)
+    _require(decision is None or (isinstance(decision, dict) and _is_plain(decision)), "decision", found)
+    _require(type(found.get("attempts", 0)) is int, "attempts", found)
+    return Run(**found)
+
+
+def unreadable(name: str, why: str) -> Run:
+    """What stands for a run whose record cannot be read: one that has failed, which nobody takes up again."""
+    return Run(name, "failed", "", 0.0, message=f"run.json cannot be read: {why}; restore it, or remove the folder {name}")
+
+
+def _is_moment(value: object) -> bool:
+    return is_number(value) and isinstance(value, int | float) and 0 <= value < END_OF_TIME
+
+
+def _is_plain(value: Mapping[str, Any]) -> bool:
+    """Whether it can be sent as JSON that every reader takes."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _require(right: bool, key: str, values: Mapping[str, Any]) -> None:
+    if not right:
+        raise ValueError(f"its {key} cannot be {ascii(values.get(key))[:40]}")

@@ -18,8 +18,7 @@ from backend.label_studio.client import LabelStudio
 from backend.learning.agreement import ReviewedAnswer, judged_of
 from backend.learning.auto_rollback import Watch
 from backend.learning.conductor import TRAINER, Conductor
-from backend.learning.run_record import Run
-from backend.learning.runs import Runs
+from backend.learning.runs import Run, Runs
 from backend.learning.snapshot import Files
 from backend.serving.calibration import Scorer
 from backend.serving.engine import Engine
@@ -89,7 +88,7 @@ class Learner:
         self._ticker.start()
 
     def close(self, seconds: float) -> None:
-        """Stop a run with a checkpoint, and end."""
+        """Stop a run, which saves its training state, and end."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Protocol
 
 from backend.corrections.reviews import Review
-from sam4mllm.data.examples import ExampleWriter, FolderError, ImageRecord
+from sam4mllm.data.examples import ImageRecord
+from sam4mllm.data.write_dataset import ExampleWriter, FolderError
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import image_sha256
-from sam4mllm.masks import from_rle
+from sam4mllm.run_lengths import from_rle
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +77,8 @@ def _write(review: Review, files: Files, writer: ExampleWriter) -> str:
     split = split_of(image_sha256(data))
     # one at a time: decoded, each is as large as the image
     masks = (from_rle(rle, record.height, record.width) for rle in review.instances)
-    source = f"label-studio:{review.project}:{review.task}:{review.annotation}:{review.outcome}:{review.label or ''}"
-    writer.add(record, review.phrase, masks, split, source)
+    source = f"label-studio:{review.project}:{review.task}:{review.annotation}:{review.outcome}"
+    writer.add(record, review.phrase, masks, split, source, label=review.label or None)
     return split
 
 

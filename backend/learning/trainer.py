@@ -1,8 +1,9 @@
 """The training process. ``python -m backend.learning.trainer RUN`` trains an adapter and compares it with the champion; ``… smoke RUN``
 tries it.
 
-Everything it needs is in ``RUN/job.json``; what it makes lies beside that file. SIGTERM ends it with a checkpoint; the next start goes on
-from there. A process of its own, so that no failure of it, memory least of all, takes the server down.
+``RUN`` is the folder of a run (:class:`backend.learning.run_folder.RunFolder`); all that the process needs to know is in its ``job.json``.
+SIGTERM ends it once it has written what it can go on from, and the next start goes on from there. It is a process of its own, so that no
+failure of it, memory least of all, takes the server down.
 """
 
 from __future__ import annotations
@@ -28,15 +29,17 @@ from backend.errors import LearningError
 from backend.learning.compare import answer_all, score
 from backend.learning.gate import PairedSample, is_kept
 from backend.learning.report import choose_changes
-from backend.learning.run_record import is_number, read_text
+from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, read_text
 from backend.learning.snapshot import HOLDOUT
 from backend.support.logs import TextFormatter
 from sam4mllm.adapters.files import check_adapter
-from sam4mllm.data.examples import EXAMPLES, Example, read_examples
+from sam4mllm.adapters.loose import LooseAdapter
+from sam4mllm.data.examples import EXAMPLES, Example
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
-from sam4mllm.loading import LooseAdapter, Variants, load_variants
+from sam4mllm.loading import Variants, load_variants
 from sam4mllm.options import AUTO, Options, Pattern, Precision, Strategy
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
@@ -80,17 +83,17 @@ class TrainingJob:
     pattern: Pattern = "spread"
     precision: Precision = AUTO
 
-    def write(self, run: Path) -> None:
-        replace_file(run / "job.json", json.dumps(asdict(self), indent=2).encode())
+    def write(self, run: RunFolder) -> None:
+        replace_file(run.job, json.dumps(asdict(self), indent=2).encode())
 
     @classmethod
-    def read(cls, run: Path) -> TrainingJob:
+    def read(cls, run: RunFolder) -> TrainingJob:
         """Raises LearningError."""
         try:
-            fields = json.loads((run / "job.json").read_text(encoding="utf-8"))
+            fields = json.loads(run.job.read_text(encoding="utf-8"))
             return cls(**{**fields, "plan": TrainingPlan(**fields["plan"]), "precision": Precision(**fields.get("precision", {}))})
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise LearningError(f"{run / 'job.json'} is no job of a run; start another run") from error
+            raise LearningError(f"{run.job} is no job of a run; start another run") from error
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -100,13 +103,13 @@ def main(arguments: Sequence[str]) -> int:
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     *mode, folder = arguments
-    run = Path(folder)
+    run = RunFolder(Path(folder))
     try:
         job = TrainingJob.read(run)
         torch.set_num_threads(job.threads)
         if mode == ["smoke"]:
             return _smoke(run, job)
-        with locked(run / ".lock"):  # a process whose server was killed may be at its last step
+        with locked(run.lock):  # a process whose server was killed may be at its last step
             return _run(run, job)
     except Sam4mllmError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -120,8 +123,8 @@ def main(arguments: Sequence[str]) -> int:
     return 1
 
 
-def _run(run: Path, job: TrainingJob) -> int:
-    if not (run / "adapter").exists() and not _train(run, job):
+def _run(run: RunFolder, job: TrainingJob) -> int:
+    if not run.adapter.exists() and not _train(run, job):
         return STOPPED
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # a comparison is begun anew
     gc.collect()
@@ -134,8 +137,8 @@ def _run(run: Path, job: TrainingJob) -> int:
 # -- training ------------------------------------------------------------------------------------------------------------------------------
 
 
-def _train(run: Path, job: TrainingJob) -> bool:
-    session = Session(Path(job.dataset), run / "adapter", job.plan, job.model, job.device, _replay(job), label_of, precision=job.precision)
+def _train(run: RunFolder, job: TrainingJob) -> bool:
+    session = Session(Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), label_of, precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
     tell, parent = Teller(run), os.getppid()
 
@@ -173,55 +176,50 @@ def draw_scenes(home: Path) -> dict[str, Path]:
 class Teller:
     """Writes how far the run is, once a second, and its curve."""
 
-    def __init__(self, run: Path) -> None:
+    def __init__(self, run: RunFolder) -> None:
         self._run = run
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        with (self._run / "curve.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps([progress.step, round(progress.loss, 5)]) + "\n")
+        self._run.add_to_curve(progress.step, progress.loss)
         if time.monotonic() - self._last >= TELL_SECONDS or progress.step == progress.steps:
             self._last = time.monotonic()
-            self.say("training", progress.step, progress.steps)
-
-    def say(self, stage: str, done: int, of: int) -> None:
-        (self._run / "progress.json.partial").write_text(json.dumps({"stage": stage, "done": done, "of": of}))
-        os.replace(self._run / "progress.json.partial", self._run / "progress.json")
+            self._run.write_progress("training", progress.step, progress.steps)
 
 
 def label_of(example: Example) -> str:
-    """The label of a correction: the last part of its source, which may hold colons."""
-    return example.source.split(":", 5)[-1]
+    """The label of a correction; empty if it has none."""
+    return example.label or ""
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------------------------------
 
 
-def _evaluate(run: Path, job: TrainingJob) -> None:
-    check_adapter(run / "adapter")
+def _evaluate(run: RunFolder, job: TrainingJob) -> None:
+    check_adapter(run.adapter)
     variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
     champion = variants.base
     if job.champion is not None:
         champion = variants.load(Path(job.champion), LooseAdapter(job.champion_version))
-    challenger = variants.load(run / "adapter", LooseAdapter("challenger-0-00000000"))
-    dataset, tell = Path(job.dataset), Teller(run)
+    challenger = variants.load(run.adapter, LooseAdapter("challenger-0-00000000"))
+    dataset = Path(job.dataset)
     holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
     pairs: list[dict[str, Any]] = []
     for index, found in enumerate(answer_all([champion, challenger], dataset, holdout, job.strategy)):
-        tell.say("comparing", index, len(holdout))
+        run.write_progress("comparing", index, len(holdout))
         before, after = (score(answer, found.example) for answer in found.answers)
         example = found.example
         pairs.append(
             {"label": label_of(example), "champion": before, "challenger": after, "phrase": example.phrase, "image": example.image}
         )
     kept = is_kept([PairedSample(one["label"], one["champion"], one["challenger"], one["image"]) for one in pairs])
-    golden = (None, None) if kept else _golden(job, champion, challenger, tell)
+    golden = (None, None) if kept else _golden(run, job, champion, challenger)
     pictures = _picture_changes(run, job, champion, challenger, holdout, pairs)
     result = {"pairs": pairs, "golden_champion": golden[0], "golden_challenger": golden[1], "pictures": pictures}
-    replace_file(run / "evaluation.json", json.dumps(result).encode())
+    replace_file(run.evaluation, json.dumps(result).encode())
 
 
-def _golden(job: TrainingJob, champion: Pipeline, challenger: Pipeline, tell: Teller) -> tuple[float, float]:
+def _golden(run: RunFolder, job: TrainingJob, champion: Pipeline, challenger: Pipeline) -> tuple[float, float]:
     """Mean scores on the golden set."""
     folder = Path(job.golden) if job.golden else draw_scenes(Path(job.home))["golden"]
     examples = read_examples(folder)
@@ -230,7 +228,7 @@ def _golden(job: TrainingJob, champion: Pipeline, challenger: Pipeline, tell: Te
     pipelines = [challenger] if known is not None else [champion, challenger]
     scores = []
     for index, found in enumerate(answer_all(pipelines, folder, examples, job.strategy)):
-        tell.say("golden set", index, len(examples))
+        run.write_progress("golden set", index, len(examples))
         scores.append([score(answer, found.example) for answer in found.answers])
     means = np.mean(scores, axis=0).tolist()
     if known is None:
@@ -250,18 +248,18 @@ def _known_score(path: Path) -> float | None:
 
 
 def _picture_changes(
-    run: Path, job: TrainingJob, champion: Pipeline, challenger: Pipeline, holdout: Sequence[Example], pairs: Sequence[dict[str, Any]]
+    run: RunFolder, job: TrainingJob, champion: Pipeline, challenger: Pipeline, holdout: Sequence[Example], pairs: Sequence[dict[str, Any]]
 ) -> list[int]:
     """Overlays before and after of the examples that changed most."""
     chosen = choose_changes([pair["champion"] for pair in pairs], [pair["challenger"] for pair in pairs], PICTURES)
     wanted = {(pairs[index]["image"], pairs[index]["phrase"]): index for index in chosen}
     examples = [example for example in holdout if (example.image, example.phrase) in wanted]
-    (run / "pictures").mkdir(exist_ok=True)
+    run.pictures.mkdir(exist_ok=True)
     made = []
     for found in answer_all([champion, challenger], Path(job.dataset), examples, job.strategy):
         index = wanted[found.example.image, found.example.phrase]
-        for name, answer in zip(("before", "after"), found.answers, strict=True):
-            _shrunk(draw(found.image, [answer])).save(run / "pictures" / f"{index}-{name}.png")
+        for side, answer in zip(PICTURE_SIDES, found.answers, strict=True):
+            _shrunk(draw(found.image, [answer])).save(run.picture(index, side))
         made.append(index)
     return made
 
@@ -271,10 +269,10 @@ def _shrunk(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def _smoke(run: Path, job: TrainingJob) -> int:
+def _smoke(run: RunFolder, job: TrainingJob) -> int:
     """One answer by the new adapter, in a process that knows nothing else."""
     variants: Variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
-    pipeline = variants.load(run / "adapter", LooseAdapter("challenger-0-00000000"))
+    pipeline = variants.load(run.adapter, LooseAdapter("challenger-0-00000000"))
     [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"], job.strategy)
     return 0 if np.isfinite(answer.score) else 1
 

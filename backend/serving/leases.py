@@ -10,9 +10,9 @@ from typing import Protocol, Self
 
 from backend.serving.engine import Engine
 from sam4mllm.adapters.files import Manifest
+from sam4mllm.adapters.loose import LooseAdapter
 from sam4mllm.confidence import Calibration
 from sam4mllm.grounding.remembering import RememberingGrounder
-from sam4mllm.loading import LooseAdapter
 from sam4mllm.options import Strategy
 from sam4mllm.pipeline import Pipeline
 

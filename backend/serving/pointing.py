@@ -7,14 +7,14 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from backend.corrections.log import Served
+from backend.corrections.log_records import Served
 from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.phrases import Pointed
 from backend.label_studio.region_ids import alone_id, refined_ids
 from backend.label_studio.wire import Region
 from sam4mllm.clicks import SAME_SHOWN, Clicks, ShownInstance, merge
 from sam4mllm.geometry import box_iou
-from sam4mllm.masks import Rle, from_rle
+from sam4mllm.run_lengths import Rle, from_rle
 from sam4mllm.values import Grounding, Instance
 
 MAX_SHOWN = 64

@@ -14,9 +14,9 @@ from dataclasses import replace
 from functools import lru_cache
 from typing import Protocol
 
-from backend.corrections.log import Served
 from backend.corrections.log_faults import LogError
 from backend.corrections.log_file import SOON
+from backend.corrections.log_records import Served
 from backend.errors import BackendError, ConfigError, DeadlineError, where
 from backend.images.store import LoadedImage
 from backend.label_studio.label_config import LabelConfig, read_label_config

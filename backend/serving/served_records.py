@@ -6,10 +6,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 
-from backend.corrections.log import Served
+from backend.corrections.log_records import Served
 from backend.images.store import LoadedImage
 from backend.label_studio.wire import Region
-from sam4mllm.masks import to_rle
+from sam4mllm.run_lengths import to_rle
 from sam4mllm.values import Instance, Segmentation
 
 

@@ -25,7 +25,7 @@ from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError
 
 FREE_BYTES = 2_000_000_000
-"""For one checkpoint of a run: rank 64 on Qwen2.5-VL-7B's linear layers is 161 M parameters, and AdamW keeps two more figures of each."""
+"""For one training state: rank 64 on Qwen2.5-VL-7B's linear layers is 161 M parameters, and AdamW keeps two more figures of each."""
 PROBE_BYTES = 1 << 20
 SERVER_SECONDS = 10.0
 """For the server on this machine to answer; /ready waits for nothing."""
@@ -100,7 +100,7 @@ def check_disk(home: Path, usage: Callable[[Path], Any] = shutil.disk_usage) -> 
             return [Finding("disk", f"the disk of SAM4MLLM_HOME is full ({home})", cure)]
         return [Finding("disk", f"SAM4MLLM_HOME cannot be written ({home}: {error.strerror})", "let the server's user write there")]
     if free < FREE_BYTES:
-        problem = f"the disk of SAM4MLLM_HOME ({home}) has {free / 1e9:.1f} GB free, and one checkpoint of a run may need "
+        problem = f"the disk of SAM4MLLM_HOME ({home}) has {free / 1e9:.1f} GB free, and the training state of a run may need "
         return [Finding("disk", f"{problem}{FREE_BYTES / 1e9:.0f} GB", cure)]
     return []
 

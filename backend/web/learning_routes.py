@@ -7,6 +7,7 @@ from http import HTTPStatus
 
 from flask import Flask, Response, jsonify
 
+from backend.learning.run_folder import Side
 from backend.learning.runs import Run
 from backend.service import Service
 from backend.web.http_parts import json_body, refusal
@@ -51,7 +52,7 @@ def add_learning_routes(app: Flask, service: Service) -> None:
         return Response(page, mimetype="text/html", headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/api/runs/<run>/pictures/<int:index>-<any(before, after):side>.png")
-    def picture(run: str, index: int, side: str) -> Response:
+    def picture(run: str, index: int, side: Side) -> Response:
         """A held-out phrase before or after a run."""
         data = service.learner.runs.picture(run, index, side)
         if data is None:
@@ -75,4 +76,4 @@ def add_learning_routes(app: Flask, service: Service) -> None:
 
 def shown(run: Run, service: Service) -> dict[str, object]:
     """A run as the API and the page tell of it."""
-    return {**asdict(run), "progress": {} if run.over else service.learner.runs.progress(run.id)}
+    return {**asdict(run), "progress": {} if run.over else service.learner.runs.folder(run.id).read_progress()}

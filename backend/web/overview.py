@@ -10,7 +10,8 @@ from typing import Any
 from backend.learning.agreement import Reliability, ReviewedAnswer, Trend, draw_trend, measure_reliability
 from backend.learning.auto_rollback import ControlChart
 from backend.learning.report import Plot, draw_curve
-from backend.learning.run_record import Run, ShownPair, read_curve
+from backend.learning.run_folder import RunFolder, ShownPair
+from backend.learning.runs import Run
 from backend.service import Service
 from backend.support.metrics import Failure, Request
 from sam4mllm.adapters.files import Manifest
@@ -127,11 +128,11 @@ def look(service: Service, first: int = 0) -> Overview:
         agreement=learner.watch.state,
         judged=learner.judged,
         reliability=measure_reliability(learner.judged),
-        active=[Active(run, learner.runs.progress(run.id), read_curve(learner.runs.folder(run.id))) for run in runs if not run.over],
+        active=[_active(run, learner.runs.folder(run.id)) for run in runs if not run.over],
         runs=runs[first : first + SHOWN_RUNS],
         first=first,
         run_count=len(runs),
-        changes=learner.runs.changes(judged_run.id, SHOWN_CHANGES) if judged_run else [],
+        changes=learner.runs.folder(judged_run.id).read_changes(SHOWN_CHANGES) if judged_run else [],
         changed_by=judged_run.id if judged_run else "",
         versions=list(shelf.versions),
         broken=list(shelf.broken),
@@ -140,6 +141,10 @@ def look(service: Service, first: int = 0) -> Overview:
         requests=service.metrics.requests,
         problem="; ".join(filter(None, (shelf.problem, service.corrections.problem))),
     )
+
+
+def _active(run: Run, folder: RunFolder) -> Active:
+    return Active(run, folder.read_progress(), folder.read_curve())
 
 
 def _read_shelf(service: Service) -> _Shelf:

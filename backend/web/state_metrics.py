@@ -9,16 +9,26 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from typing import get_args
 
+from flask import Flask, Response
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, InfoMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from backend.corrections.log_faults import LogError
 from backend.learning.agreement import draw_trend, measure_reliability
-from backend.learning.run_record import ENDED
-from backend.learning.run_record import State as RunState
+from backend.learning.runs import ENDED, RunState
 from backend.service import Service
 from backend.serving.engine import State
 from sam4mllm.errors import RegistryError
+
+
+def add_metrics(app: Flask, service: Service) -> None:
+    """``GET /metrics``: the service's metrics, and what its state tells."""
+    service.metrics.registry.register(StateCollector(service))
+
+    @app.get("/metrics")
+    def metrics() -> Response:
+        """For Prometheus."""
+        return Response(service.metrics.text(), mimetype="text/plain; version=0.0.4")
 
 
 class StateCollector(Collector):
@@ -78,7 +88,7 @@ class StateCollector(Collector):
             yield _one("sam4mllm_last_run_failed", "1 if the last run that ended has failed.", ended.state == "failed")
         active = next((run for run in runs if run.state not in ENDED), None)
         if active is not None:
-            told = learner.runs.progress(active.id)
+            told = learner.runs.folder(active.id).read_progress()
             share = told["done"] / told["of"] if told.get("of") else 0.0
             stage = str(told.get("stage", active.state))
             yield _by("sam4mllm_run_progress", "Share of the active run's stage that is done.", "stage", {stage: share})

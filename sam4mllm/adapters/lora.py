@@ -32,6 +32,22 @@ def attach(checkpoint: Checkpoint, rank: int, alpha: int, dropout: float) -> Pef
         raise ModelError(f"{checkpoint.source} has no layers for LoRA ({first_line(error)})") from error
 
 
+def save_adapter(model: PeftModel, folder: Path, base: str, alpha: float) -> None:
+    """Write what ``attach`` gave, trained, as a plain PEFT folder.
+
+    Args:
+        model: with the adapter.
+        folder: it may be there.
+        base: how the base model is called in the adapter's configuration.
+        alpha: what the product of the factors is multiplied by, divided by the rank; another one than in training is another strength.
+    """
+    config: Any = model.peft_config["default"]
+    config.base_model_name_or_path = base
+    config.lora_alpha = alpha
+    model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft asks the hub about the base model
+    (folder / "README.md").unlink(missing_ok=True)
+
+
 class Adapters:
     """The adapters that are loaded on one checkpoint. Not for several threads at a time: one model has one active adapter."""
 

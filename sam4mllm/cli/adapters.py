@@ -68,7 +68,7 @@ def train(
     device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a LoRA adapter. Stopped with Ctrl-C, by SIGTERM or by a kill, the same command goes on from its last checkpoint.
+    """Train a LoRA adapter. Stopped with Ctrl-C, by SIGTERM or by a kill, the same command goes on from its last saved state.
 
     On several GPUs: accelerate launch -m sam4mllm train …
     """
@@ -154,8 +154,8 @@ def _training_bar(steps: int) -> Iterator[tuple[Callable[[Progress], None], list
 
 
 def _registry(home: Path | None) -> Registry:
+    from sam4mllm.adapters.home import find_home  # noqa: PLC0415
     from sam4mllm.adapters.registry import Registry  # noqa: PLC0415
-    from sam4mllm.loading import find_home  # noqa: PLC0415
 
     return Registry(find_home() if home is None else home)
 

@@ -127,7 +127,7 @@ def _as_line(answer: Segmentation) -> str:
 
 
 def _as_json(answer: Segmentation) -> dict[str, Any]:
-    from sam4mllm.masks import to_rle
+    from sam4mllm.run_lengths import to_rle
 
     return {
         "phrase": answer.phrase,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from sam4mllm.data.examples import Example, each_example
+from sam4mllm.data.examples import Example
 from sam4mllm.data.pairs import TRAIN, Prepared, Track, new_dataset, same_example, untracked
+from sam4mllm.data.read_dataset import each_example
 
 TESTED_ON = "its picture is tested on in another split or set"
 

@@ -19,10 +19,13 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco
 
-from sam4mllm.data.examples import ExampleInstance, ExampleWriter, FolderError, ImageRecord
+from sam4mllm.data.examples import ExampleInstance, ImageRecord
+from sam4mllm.data.write_dataset import ExampleWriter, FolderError
 from sam4mllm.durable import whole_folder
 from sam4mllm.errors import DatasetError, ImageError, MaskCodecError
-from sam4mllm.masks import MAX_COORDINATE, Rle, box_of, from_rle, to_rle
+from sam4mllm.masks import box_of
+from sam4mllm.polygons import MAX_COORDINATE
+from sam4mllm.run_lengths import Rle, from_rle, to_rle
 
 T = TypeVar("T")
 Draw = Callable[[int, int], NDArray[np.bool_]]
@@ -44,8 +47,9 @@ _COCO_NAME = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
 class PhrasedPicture:
     """A picture (its file, or what is in it) and a phrase; ``outlines`` of the objects that it means, none if it means nothing there.
 
-    ``origin`` says which picture it is, and ``ignore`` draws what counts neither way, as in the dataset format. ``size`` is the picture's
-    (height, width) in the set's own words, if it has any: outlines are of that frame, and another picture is not what was outlined.
+    ``origin`` says which picture it is, ``ignore`` draws what counts neither way, ``label`` is a reviewer's, as in the dataset format.
+    ``size`` is the picture's (height, width) in the set's own words, if it has any: outlines are of that frame, and another picture is not
+    what was outlined.
     """
 
     image: Path | bytes
@@ -56,6 +60,7 @@ class PhrasedPicture:
     origin: str = ""
     size: tuple[int, int] | None = None
     ignore: Draw | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +181,8 @@ class _Pairs:
             self._seen.add(key)
         ignored = None if pair.ignore is None else encode(pair.ignore, record.height, record.width)
         ignore = None if ignored is None else ignored.rle
-        self._writer.add_encoded(record, phrase, instances, pair.split, pair.source, ignore=ignore, origin=pair.origin)
+        split, source, origin, label = pair.split, pair.source, pair.origin, pair.label
+        self._writer.add_encoded(record, phrase, instances, split, source, ignore=ignore, origin=origin, label=label)
         self._prepared.written[pair.split] += 1
         self._written.add(record.sha256)
         self._prepared.images = len(self._written)

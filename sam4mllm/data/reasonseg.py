@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from sam4mllm.data.pairs import TRAIN, LeftOut, PhrasedPicture, Reading
 from sam4mllm.errors import DatasetError
-from sam4mllm.masks import MAX_COORDINATE
+from sam4mllm.polygons import MAX_COORDINATE
 
 SPLITS = ("train", "val", "test")
 IGNORE, VOID = "ignore", "flag"

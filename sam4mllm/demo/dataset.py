@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
-from sam4mllm.data.examples import ExampleWriter
+from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.demo.scenes import make_scene
 
 

@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sam4mllm
-from sam4mllm.data.examples import Example, load_example_image
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.durable import append_line
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.intervals import Sums, Term, sum_by_image, terms

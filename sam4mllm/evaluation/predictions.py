@@ -15,7 +15,8 @@ from sam4mllm.data.examples import Example
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.metrics import Sample
-from sam4mllm.masks import Rle, from_rle, to_rle, union
+from sam4mllm.masks import union
+from sam4mllm.run_lengths import Rle, from_rle, to_rle
 from sam4mllm.values import Instance, Segmentation
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 import sam4mllm
 from sam4mllm.confidence import ACCEPTED_IOU
-from sam4mllm.data.examples import load_example_image
+from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.metrics import Bin, Figures, reliability

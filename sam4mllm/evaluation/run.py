@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.data.examples import Example, load_example_image, read_examples
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import load_example_image, read_examples
 from sam4mllm.errors import DatasetError
 from sam4mllm.evaluation.intervals import Term, intervals, sum_by_image, terms
 from sam4mllm.evaluation.metrics import Figures, Sample, compare, summarize

@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.data.conversations import Conversation, Turn
-from sam4mllm.data.examples import Example, load_example_image
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.errors import DatasetError, ImageError, TrainingError
 from sam4mllm.images import load_image
 

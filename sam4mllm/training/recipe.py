@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from sam4mllm.adapters.lora import attach
+from sam4mllm.adapters.lora import attach, save_adapter
 from sam4mllm.data.conversations import Turn
 from sam4mllm.data.examples import Example
 from sam4mllm.errors import PhraseError, TrainingError
@@ -45,8 +45,8 @@ from sam4mllm.training.features import VisionMemory
 from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool, TrainingImage
 from sam4mllm.training.processes import Processes
-from sam4mllm.training.resume import load_checkpoint, save_checkpoint
 from sam4mllm.training.sharding import shard
+from sam4mllm.training.state import load_state, save_state
 from sam4mllm.training.targets import NO_TARGETS, Targets
 
 __all__ = ["Progress", "Trainer", "row_loss"]
@@ -135,13 +135,13 @@ class Trainer:
         self._stopped = False
 
     def stop(self) -> None:
-        """End after the step that runs, with a checkpoint; from a signal handler or another thread."""
+        """End after the step that runs, and save the training state; from a signal handler or another thread."""
         self._stopped = True
 
     def train(self, tell: Callable[[Progress], None] = lambda progress: None) -> bool:
-        """Train from the last checkpoint on, if there is one. True if the run is complete, False if it was stopped.
+        """Train from the last saved state on, if there is one. True if the run is complete, False if it was stopped.
 
-        Raises TrainingError if the checkpoint is another run's, the loss is no number, or the images of a whole step cannot be used.
+        Raises TrainingError if that state is another run's, the loss is no number, or the images of a whole step cannot be used.
         """
         step, steps, before = self._resume()
         began = saved = time.monotonic()
@@ -174,15 +174,11 @@ class Trainer:
 
     def save_adapter(self, folder: Path, base: str) -> None:
         """Write a plain PEFT folder, at the plan's strength; ``base`` is how the base model is called in it."""
-        config: Any = self.model.peft_config["default"]
-        config.base_model_name_or_path = base
-        config.lora_alpha = self.plan.alpha * self.plan.strength
-        self.model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft asks the hub about the base model
-        (folder / "README.md").unlink(missing_ok=True)
+        save_adapter(self.model, folder, base, self.plan.alpha * self.plan.strength)
 
     def _resume(self) -> tuple[int, int, float]:
         """The step to begin with, the number of steps, and the seconds that were spent."""
-        state = load_checkpoint(self.folder, self._trained, self._optimizer)
+        state = load_state(self.folder, self._trained, self._optimizer)
         self._check_alike(-1 if state is None else int(state["step"]))
         self._processes.share(list(self._trained))
         if state is None:
@@ -195,13 +191,13 @@ class Trainer:
 
     def _check_alike(self, step: int) -> None:
         if self._processes.add_up([float(step != self._processes.of_first(step))])[0]:
-            raise TrainingError(f"the processes find different checkpoints in {self.folder}; it must be one folder for all of them")
+            raise TrainingError(f"the processes find different training states in {self.folder}; it must be one folder for all of them")
 
     def _save(self, step: int, steps: int, seconds: float) -> None:
         if not self._processes.first:
             return
         state = {"run": self._run, "steps": steps, "seconds": seconds, "scaler": self._scaler.state_dict()}
-        save_checkpoint(self.folder, step, self._trained, self._optimizer, state)
+        save_state(self.folder, step, self._trained, self._optimizer, state)
 
     def _step(self, step: int, steps: int) -> float:
         self._optimizer.zero_grad(set_to_none=True)

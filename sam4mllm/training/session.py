@@ -12,7 +12,8 @@ from pathlib import Path
 
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.conversations import read_conversations
-from sam4mllm.data.examples import Example, read_examples
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.durable import partial, publish, remove
 from sam4mllm.errors import DatasetError, TrainingError
 from sam4mllm.grounding.families import load_checkpoint
@@ -46,7 +47,7 @@ class Extras:
 
 
 class Session:
-    """A run with its checkpoints in a hidden folder beside ``out``, where the adapter will be.
+    """A run with its training state in a hidden folder beside ``out``, where the adapter will be.
 
     Raises:
         TrainingError: ``out`` is there and not empty, or cannot be written; and what Trainer raises.

@@ -1,6 +1,6 @@
 """The frozen base model spread over the processes (FSDP2), each holding a share of every decoder layer and gathering it when it is needed.
 
-The adapter is not spread: its weights, gradients and moments are whole in every process, in float32, so that updates, checkpoints and the
+The adapter is not spread: its weights, gradients and moments are whole in every process, in float32, so that updates, saved states and the
 adapter's file are as without. Embeddings, head and vision tower stay whole as well. While a model is loaded, each process holds all of it.
 """
 

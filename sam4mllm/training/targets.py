@@ -17,9 +17,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.data.examples import Example, load_example_image
+from sam4mllm.data.examples import Example
+from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.errors import DatasetError
-from sam4mllm.masks import from_rle, mask_iou
+from sam4mllm.masks import mask_iou
+from sam4mllm.run_lengths import from_rle
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.processes import Processes

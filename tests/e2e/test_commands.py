@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 import sam4mllm
-from sam4mllm.data.examples import read_examples
+from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.demo.scenes import make_scene
 from sam4mllm.pipeline import Pipeline
 

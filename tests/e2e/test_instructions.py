@@ -17,7 +17,7 @@ from backend.corrections.reviews import Review, read_reviews
 from backend.demo.launch import LABEL_CONFIG, ROOT
 from backend.label_studio.click_help import ACCEPT, ADD, BOX, ELSEWHERE, SWITCH, TAKE_AWAY
 from sam4mllm.demo.scenes import DemoScene
-from sam4mllm.masks import from_rle
+from sam4mllm.run_lengths import from_rle
 from tests.e2e.conftest import BackendServer
 from tests.e2e.test_backend import Mask, Project, drawn, fill, mask_of, project, save, scene, until
 from tests.e2e.test_commands import COMMAND

@@ -1,4 +1,4 @@
-"""The demo models' recipe, stage by stage; a stage continues from the newest checkpoint in its folder and stops cleanly on SIGTERM.
+"""The demo models' recipe, stage by stage; a stage continues from the newest training state in its folder and stops cleanly on SIGTERM.
 
     python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter-small --size 256
     python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter --small RUNS/segmenter-small/step-…
@@ -36,7 +36,7 @@ from_shipped = partial(export.load_shipped, mllm=MLLM_FOLDER, heads=ASSETS)
 @app.command("segmenter")
 def train_segmenter(
     folder: Path,
-    small: Annotated[Path | None, typer.Option("--small", help="Start from a checkpoint at the small size.")] = None,
+    small: Annotated[Path | None, typer.Option("--small", help="Start from a saved state (step-N) of the small size.")] = None,
     size: int = SEGMENTER_SIZE,
     steps: int = 3500,
     threads: Threads = 1,
@@ -44,7 +44,7 @@ def train_segmenter(
     minutes: Minutes = None,
     workers: Workers = 1,
 ) -> None:
-    """Train the segmenter on scenes: first with --size 256, then at full size with --small CHECKPOINT."""
+    """Train the segmenter on scenes: first with --size 256, then at full size with --small STATE."""
     source = SEGMENTER_FOLDER if shipped else small
     begin = partial(segmenter.grow, small=source) if source else None
     segmenter.train(folder, steps, threads=threads, size=size, begin=begin, minutes=minutes, workers=workers)
@@ -59,15 +59,15 @@ def train_tower(folder: Path, steps: int = 7000, threads: Threads = 1, shipped: 
 @app.command("language")
 def train_language(
     folder: Path,
-    tower_checkpoint: Annotated[Path | None, typer.Option("--tower", help="A checkpoint of the tower stage.")] = None,
+    tower_state: Annotated[Path | None, typer.Option("--tower", help="A saved state (step-N) of the tower stage.")] = None,
     steps: int = 9000,
     threads: Threads = 2,
     shipped: Shipped = False,
 ) -> None:
     """Train the whole MLLM on scenes with phrases."""
-    if (tower_checkpoint is None) != shipped:
-        raise typer.BadParameter("give either --tower CHECKPOINT or --shipped")
-    begin = from_shipped if tower_checkpoint is None else partial(language.start, tower=tower_checkpoint)
+    if (tower_state is None) != shipped:
+        raise typer.BadParameter("give either --tower STATE or --shipped")
+    begin = from_shipped if tower_state is None else partial(language.start, tower=tower_state)
     language.train(folder, begin, steps, threads=threads)
 
 
@@ -76,7 +76,7 @@ def write_assets(
     runs: Path,
     mean: Annotated[bool, typer.Option("--mean", help="Of the MLLM, write the mean of the new weights and the package's.")] = False,
 ) -> None:
-    """Write the newest checkpoints of ``language`` and ``segmenter`` in RUNS, those that there are, as the package's model folders."""
+    """Write the newest states of ``language`` and ``segmenter`` in RUNS, those that there are, as the package's model folders."""
     for newest in sorted((runs / "language").glob("step-*"))[-1:]:
         trainee = export.read_trainee(newest)
         if mean:

@@ -1,4 +1,4 @@
-"""From training checkpoints to the folders that the package ships."""
+"""From training states to the folders that the package ships."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from sam4mllm.demo.tokenizer import save_tokenizer
 from sam4mllm.errors import ModelError
 from sam4mllm.prompts.dialects import DEMO, dump_dialect
 from sam4mllm.segmentation.small_sam import build_segmenter
-from sam4mllm.training.resume import load_weights
+from sam4mllm.training.state import load_weights
 
 HEADS = "heads.safetensors"
 """The dense heads, beside the model folders: of no use in serving, but training can go on from them."""
 
 
-def read_trainee(checkpoint: Path) -> DemoTrainee:
-    """The trainee of a checkpoint of the tower or the language stage."""
+def read_trainee(state: Path) -> DemoTrainee:
+    """The trainee of a saved state (``step-<n>``) of the tower or the language stage."""
     trainee = DemoTrainee()
-    load_weights(checkpoint / "model.safetensors", trainee)
+    load_weights(state / "model.safetensors", trainee)
     return trainee
 
 
@@ -72,10 +72,10 @@ def export_mllm(trainee: DemoTrainee, folder: Path) -> None:
         (new / "dialect.json").write_text(dump_dialect(DEMO), encoding="utf-8")
 
 
-def export_segmenter(checkpoint: Path, folder: Path) -> None:
-    """Write the segmenter's folder (half precision) from a checkpoint of its stage."""
+def export_segmenter(state: Path, folder: Path) -> None:
+    """Write the segmenter's folder (half precision) from a saved state of its stage."""
     model = build_segmenter()
-    load_weights(checkpoint / "model.safetensors", model)
+    load_weights(state / "model.safetensors", model)
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
     with _replacing(folder) as new:
         save_file({name: tensor.contiguous() for name, tensor in halves.items()}, new / "model.safetensors")

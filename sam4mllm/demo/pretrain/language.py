@@ -28,7 +28,7 @@ from sam4mllm.demo.scenes import DemoScene, close_up, make_scene
 from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, IMAGE, build_tokenizer, vocabulary
 from sam4mllm.grounding.packing import additive, pack
 from sam4mllm.training.collate import shake_box
-from sam4mllm.training.resume import has_checkpoint, load_weights
+from sam4mllm.training.state import has_state, load_weights
 
 DENSE_WEIGHT = 0.5
 CROWD_EVERY = 3
@@ -59,7 +59,7 @@ ALIKE_LAYERS, SHARPNESS = (1, 2, 3), 2.0
 
 
 def start(model: DemoTrainee, tower: Path) -> None:
-    """First weights of the stage: the tower from a checkpoint of stage one; in the language model, nouns as the tower recognises
+    """First weights of the stage: the tower from a saved state of stage one; in the language model, nouns as the tower recognises
     them, and keys like queries where attention is to find what looks like a word.
     """
     load_weights(tower / "model.safetensors", model)
@@ -91,7 +91,7 @@ def train(
     """Run or continue the stage and return the model; ``begin`` gives a new run its first weights."""
     torch.manual_seed(seed)
     model = DemoTrainee()
-    if not has_checkpoint(folder):
+    if not has_state(folder):
         begin(model)
     model.mllm.model.language_model.config._attn_implementation = "eager"  # the attention weights are needed
     teacher = Teacher(build_tokenizer())

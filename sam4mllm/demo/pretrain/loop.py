@@ -1,4 +1,4 @@
-"""The loop that the three stages of the demo's recipe share: warm-up and cosine decay, clipping, bf16 where it pays, checkpoints, a log."""
+"""The loop that the stages of the demo's recipe share: warm-up and cosine decay, clipping, bf16 where it pays, training states, a log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from sam4mllm.training.resume import load_checkpoint, save_checkpoint
+from sam4mllm.training.state import load_state, save_state
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def bfloat16_pays() -> bool:
 
 
 def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]) -> None:
-    """Train ``model`` to the end of the plan, continuing from the newest checkpoint; on SIGTERM, save and return.
+    """Train ``model`` to the end of the plan, continuing from the newest saved state; on SIGTERM, save and return.
 
     ``losses(step)`` makes the batch of that step and returns weighted terms whose sum is minimised (a term named with a leading
     underscore is only logged). Everything random in it must follow from the step, so that a resumed run sees what an unbroken one
@@ -74,7 +74,7 @@ def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, 
     plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
     groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
-    state = load_checkpoint(plan.folder, model, optimizer)
+    state = load_state(plan.folder, model, optimizer)
     start = state["step"] if state else 0
     earlier = float(state.get("seconds", 0.0)) if state else 0.0
     sums: dict[str, list[float]] = defaultdict(list)
@@ -104,7 +104,7 @@ def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, 
         seconds = earlier + time.monotonic() - began
         ends = done == plan.steps or bool(asked_to_stop) or (plan.minutes is not None and seconds >= 60 * plan.minutes)
         if ends or time.monotonic() - saved > plan.seconds_between_saves:
-            save_checkpoint(plan.folder, done, model, optimizer, {"seconds": seconds})
+            save_state(plan.folder, done, model, optimizer, {"seconds": seconds})
             saved = time.monotonic()
         if ends:
             break

@@ -16,7 +16,7 @@ from sam4mllm.demo.pretrain.dense import DenseHeads, batch_size_px, dense_target
 from sam4mllm.demo.pretrain.loop import PretrainPlan, run
 from sam4mllm.demo.scenes import DemoScene, make_crowd
 from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VISION_START, vocabulary
-from sam4mllm.training.resume import has_checkpoint
+from sam4mllm.training.state import has_state
 
 SHARPENING = 4000
 """Steps over which the coordinate targets narrow from WIDE to NARROW (in thousandths of a side)."""
@@ -77,7 +77,7 @@ def train(
     """Run or continue the stage and return the model with its heads; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
     model = DemoTrainee()
-    if begin is not None and not has_checkpoint(folder):
+    if begin is not None and not has_state(folder):
         begin(model)
     plan = PretrainPlan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed)
     run(plan, model, lambda step: crowd_losses(model, seed, step, batch, sharpness(step)))

@@ -15,8 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sam4mllm.training import resume as checkpoint
-from sam4mllm.training.resume import load_checkpoint, save_checkpoint, sync_path, sync_tree
+from sam4mllm.training import state as module
+from sam4mllm.training.state import load_state, save_state, sync_path, sync_tree
 
 torch.set_num_threads(1)
 
@@ -68,31 +68,31 @@ def same(model: Tied, kept: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_going_on_from_a_checkpoint_is_as_never_having_stopped(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_going_on_from_a_saved_state_is_as_never_having_stopped(dtype: torch.dtype, tmp_path: Path) -> None:
     model, optimizer = build(dtype=dtype)
     train(model, optimizer, range(5))
-    save_checkpoint(tmp_path, 5, model, optimizer, {"seen": 80})
+    save_state(tmp_path, 5, model, optimizer, {"seen": 80})
     unbroken = train(model, optimizer, range(5, 12))
 
     resumed, resumed_optimizer = build(seed=1, dtype=dtype)
-    assert load_checkpoint(tmp_path, resumed, resumed_optimizer) == {"step": 5, "seen": 80}
+    assert load_state(tmp_path, resumed, resumed_optimizer) == {"step": 5, "seen": 80}
     assert resumed.head.weight is resumed.embed.weight
     assert train(resumed, resumed_optimizer, range(5, 12)) == pytest.approx(unbroken, abs=1e-6)
     for name, value in model.state_dict().items():
         torch.testing.assert_close(resumed.state_dict()[name], value, atol=1e-6, rtol=0)
 
 
-def test_checkpoint_of_an_untrained_optimizer(tmp_path: Path) -> None:
+def test_state_of_an_untrained_optimizer(tmp_path: Path) -> None:
     model, optimizer = build()
-    save_checkpoint(tmp_path, 0, model, optimizer, {})
+    save_state(tmp_path, 0, model, optimizer, {})
     resumed, resumed_optimizer = build(seed=1)
-    assert load_checkpoint(tmp_path, resumed, resumed_optimizer) == {"step": 0}
+    assert load_state(tmp_path, resumed, resumed_optimizer) == {"step": 0}
     assert same(resumed, weights(model))
     assert train(resumed, resumed_optimizer, range(3)) == pytest.approx(train(model, optimizer, range(3)), abs=1e-6)
 
 
-def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
-    final = save_checkpoint(tmp_path / "new" / "folder", 12, *build(), {"seen": 3})
+def test_what_a_saved_state_holds(tmp_path: Path) -> None:
+    final = save_state(tmp_path / "new" / "folder", 12, *build(), {"seen": 3})
     assert final == tmp_path / "new" / "folder" / "step-00000012"
     assert [path.name for path in final.parent.iterdir()] == [final.name]
     assert sorted(path.name for path in final.iterdir()) == ["model.safetensors", "optimizer.safetensors", "state.json"]
@@ -100,10 +100,10 @@ def test_what_a_checkpoint_holds(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("folder", ["missing", "."])
-def test_no_checkpoint(folder: str, tmp_path: Path) -> None:
+def test_no_state(folder: str, tmp_path: Path) -> None:
     model, optimizer = build()
     before = weights(model)
-    assert load_checkpoint(tmp_path / folder, model, optimizer) is None
+    assert load_state(tmp_path / folder, model, optimizer) is None
     assert same(model, before)
     assert not optimizer.state
 
@@ -112,45 +112,45 @@ def test_only_the_newest_two_are_kept(tmp_path: Path) -> None:
     model, optimizer = build()
     for step in (1, 2, 10, 9_999, 10_000):
         train(model, optimizer, range(step, step + 1))
-        save_checkpoint(tmp_path, step, model, optimizer, {})
+        save_state(tmp_path, step, model, optimizer, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00009999", "step-00010000"]
     resumed = build(seed=1)
-    assert load_checkpoint(tmp_path, *resumed) == {"step": 10_000}
+    assert load_state(tmp_path, *resumed) == {"step": 10_000}
     assert same(resumed[0], weights(model))
 
 
 def test_leftover_of_a_killed_save_is_ignored_and_written_over(tmp_path: Path) -> None:
     model, optimizer = build()
-    save_checkpoint(tmp_path, 1, model, optimizer, {})
+    save_state(tmp_path, 1, model, optimizer, {})
     kept = weights(model)
     leftover = tmp_path / ".step-00000002.partial"
     leftover.mkdir()
     (leftover / "model.safetensors").write_bytes(b"half of")
     (leftover / "junk").mkdir()
     resumed = build(seed=1)
-    assert load_checkpoint(tmp_path, *resumed) == {"step": 1}
+    assert load_state(tmp_path, *resumed) == {"step": 1}
     assert same(resumed[0], kept)
-    save_checkpoint(tmp_path, 2, *resumed, {})
+    save_state(tmp_path, 2, *resumed, {})
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000001", "step-00000002"]
     assert len(list((tmp_path / "step-00000002").iterdir())) == 3
 
 
 def test_a_step_can_be_saved_again(tmp_path: Path) -> None:
     model, optimizer = build()
-    save_checkpoint(tmp_path, 3, model, optimizer, {"try": 1})
+    save_state(tmp_path, 3, model, optimizer, {"try": 1})
     train(model, optimizer, range(1))
-    save_checkpoint(tmp_path, 3, model, optimizer, {"try": 2})
+    save_state(tmp_path, 3, model, optimizer, {"try": 2})
     resumed = build(seed=1)
-    assert load_checkpoint(tmp_path, *resumed) == {"step": 3, "try": 2}
+    assert load_state(tmp_path, *resumed) == {"step": 3, "try": 2}
     assert same(resumed[0], weights(model))
 
 
-def test_state_that_is_not_json_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+def test_state_that_is_not_json_leaves_the_last_state(tmp_path: Path) -> None:
     model, optimizer = build()
-    save_checkpoint(tmp_path, 1, model, optimizer, {})
+    save_state(tmp_path, 1, model, optimizer, {})
     with pytest.raises(TypeError):
-        save_checkpoint(tmp_path, 2, model, optimizer, {"rng": object()})
-    assert load_checkpoint(tmp_path, model, optimizer) == {"step": 1}
+        save_state(tmp_path, 2, model, optimizer, {"rng": object()})
+    assert load_state(tmp_path, model, optimizer) == {"step": 1}
 
 
 class Killed(BaseException):
@@ -159,7 +159,7 @@ class Killed(BaseException):
 
 STEPS: tuple[tuple[object, str], ...] = (
     (os, "mkdir"),
-    (checkpoint, "save_file"),
+    (module, "save_file"),
     (Path, "write_text"),
     (os, "fsync"),
     (os, "rename"),
@@ -197,10 +197,10 @@ class Clock:
 def test_a_save_syncs_before_it_renames_and_deletes_last(tmp_path: Path) -> None:
     model, optimizer = build()
     for step in (1, 2):
-        save_checkpoint(tmp_path, step, model, optimizer, {})
+        save_state(tmp_path, step, model, optimizer, {})
     with pytest.MonkeyPatch.context() as patch:
         clock = Clock(patch)
-        save_checkpoint(tmp_path, 3, model, optimizer, {})
+        save_state(tmp_path, 3, model, optimizer, {})
     written = ["mkdir", "save_file", "save_file", "write_text"]
     synced = ["fsync"] * 4  # three files and their folder
     assert clock.names == [*written, *synced, "replace", "fsync", *["unlink"] * 3, "rmdir"]
@@ -215,7 +215,7 @@ def killed_saves(folder: Path, before: tuple[int, ...], step: int) -> Iterator[t
     kept: Weights = {}
     for earlier in before:
         train(model, optimizer, range(earlier, earlier + 1))
-        save_checkpoint(folder / "before", earlier, model, optimizer, {})
+        save_state(folder / "before", earlier, model, optimizer, {})
         kept[earlier] = weights(model)
     (folder / "before").mkdir(exist_ok=True)
     train(model, optimizer, range(step, step + 1))
@@ -226,7 +226,7 @@ def killed_saves(folder: Path, before: tuple[int, ...], step: int) -> Iterator[t
             with pytest.MonkeyPatch.context() as patch:
                 clock = Clock(patch, kill_at, after)
                 try:
-                    save_checkpoint(here, step, model, optimizer, {})
+                    save_state(here, step, model, optimizer, {})
                 except Killed:
                     yield f"{'after' if after else 'before'} {clock.names[-1]} ({kill_at})", here, kept
                 else:
@@ -234,17 +234,17 @@ def killed_saves(folder: Path, before: tuple[int, ...], step: int) -> Iterator[t
 
 
 @pytest.mark.parametrize("before", [pytest.param((1,), id="one before"), pytest.param((1, 2), id="two before")])
-def test_a_kill_at_any_moment_leaves_a_whole_checkpoint(before: tuple[int, ...], tmp_path: Path) -> None:
+def test_a_kill_at_any_moment_leaves_a_whole_state(before: tuple[int, ...], tmp_path: Path) -> None:
     found = []
     for moment, folder, kept in killed_saves(tmp_path, before, 3):
         model, optimizer = build(seed=1)
-        state = load_checkpoint(folder, model, optimizer)
+        state = load_state(folder, model, optimizer)
         assert state is not None, moment
         assert state["step"] in (before[-1], 3), moment
         assert same(model, kept[state["step"]]), moment
         found.append(state["step"])
-        save_checkpoint(folder, 4, model, optimizer, {})  # and training can go on
-        assert load_checkpoint(folder, model, optimizer) == {"step": 4}, moment
+        save_state(folder, 4, model, optimizer, {})  # and training can go on
+        assert load_state(folder, model, optimizer) == {"step": 4}, moment
     assert len(found) >= 20
     assert found == sorted(found), "once the new one is there it stays"
     assert set(found) == {before[-1], 3}
@@ -254,7 +254,7 @@ def test_a_kill_during_the_first_save_leaves_it_whole_or_not_at_all(tmp_path: Pa
     found = []
     for moment, folder, kept in killed_saves(tmp_path, (), 3):
         model, optimizer = build(seed=1)
-        state = load_checkpoint(folder, model, optimizer)
+        state = load_state(folder, model, optimizer)
         assert state in (None, {"step": 3}), moment
         assert state is None or same(model, kept[3]), moment
         found.append(state is not None)
@@ -262,11 +262,11 @@ def test_a_kill_during_the_first_save_leaves_it_whole_or_not_at_all(tmp_path: Pa
     assert set(found) == {False, True}
 
 
-def test_a_kill_while_a_step_is_saved_again_leaves_a_whole_checkpoint(tmp_path: Path) -> None:
+def test_a_kill_while_a_step_is_saved_again_leaves_a_whole_state(tmp_path: Path) -> None:
     """As when the last step of a run is also one at which it saves anyway."""
     for moment, folder, _ in killed_saves(tmp_path, (3,), 3):
         model, optimizer = build(seed=1)
-        assert load_checkpoint(folder, model, optimizer) == {"step": 3}, moment
+        assert load_state(folder, model, optimizer) == {"step": 3}, moment
 
 
 def test_sync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

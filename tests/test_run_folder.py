@@ -16,7 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import LearningError
-from backend.learning.run_record import Run, parse_changes, parse_progress, parse_run, read_curve
+from backend.learning.run_folder import RunFolder, ShownPair, parse_changes, parse_progress
+from backend.learning.runs import Run, Runs, parse_run
 from backend.learning.trainer import TrainingJob
 from backend.service import version_file
 from backend.web.app import create_app
@@ -41,6 +42,23 @@ BAD = {
     "another run's": {"id": "run-000009"},
     "a position that is an object": {"position": {}},
 }
+
+F2D9577: dict[str, str] = {
+    "run.json": '{"id": "run-000001", "state": "training", "reason": "Label Studio\'s Start Training", "created": 1700000000.5,'
+    ' "ended": null, "message": "", "champion": "demo-1-0f3a9c12", "challenger": "", "counts": {"train": 48, "holdout": 12, "refused": 1},'
+    ' "decision": null, "attempts": 1}',
+    "job.json": '{"model": "demo", "segmenter": "demo", "device": null, "strategy": "pqpp", "joint": false, "dataset": "/h/data",'
+    ' "replay": null, "golden": null, "home": "/h", "champion": null, "champion_version": "demo-0-base", "plan": {"steps": 300},'
+    ' "threads": 2}',
+    "progress.json": '{"stage": "comparing", "done": 3, "of": 12}',
+    "curve.jsonl": "[1, 2.5]\n[2, 2.25]\n",
+    "evaluation.json": '{"pairs": [{"label": "Cup", "champion": 0.5, "challenger": 0.75, "phrase": "the cup", "image": "images/a.png"}],'
+    ' "golden_champion": 0.8, "golden_challenger": 0.8, "pictures": [0]}',
+    "pictures/0-before.png": "before",
+    "pictures/0-after.png": "after",
+    "report.html": "page",
+}
+"""What release f2d9577 wrote into a run's folder."""
 
 
 @pytest.fixture
@@ -119,6 +137,24 @@ def test_what_an_active_run_tells_may_be_anything(place: School, client: FlaskCl
     see_pages(client)
 
 
+def test_a_run_of_an_older_release_is_read_and_can_go_on(tmp_path: Path) -> None:
+    runs = Runs(tmp_path)
+    folder = runs.folder("run-000001")
+    folder.pictures.mkdir(parents=True)
+    for name, text in F2D9577.items():
+        (folder.path / name).write_text(text)
+    run = runs.load("run-000001")
+    assert run is not None
+    assert (run.state, run.attempts, run.position, run.counts["train"]) == ("training", 1, None, 48)
+    assert TrainingJob.read(folder).plan.steps == 300
+    assert folder.read_progress() == {"stage": "comparing", "done": 3, "of": 12}
+    assert folder.read_curve() == [(1, 2.5), (2, 2.25)]
+    assert folder.read_changes(3) == [ShownPair(0, "the cup", "Cup", 0.5, 0.75)]
+    assert runs.report("run-000001") == b"page"
+    assert [runs.picture("run-000001", 0, side) for side in ("before", "after")] == [b"before", b"after"]
+    assert runs.create("another").id == "run-000002"
+
+
 @given(JSON)
 def test_no_json_is_more_than_a_value_error(value: Any) -> None:
     text = json.dumps(value)
@@ -133,15 +169,16 @@ def test_no_json_is_more_than_a_value_error(value: Any) -> None:
 @given(st.binary(max_size=200))
 def test_a_curve_of_any_bytes(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "curve.jsonl").write_bytes(data)
-        assert all(isinstance(step, int) for step, _ in read_curve(Path(folder)))
+        run = RunFolder(Path(folder))
+        run.curve.write_bytes(data)
+        assert all(isinstance(step, int) for step, _ in run.read_curve())
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"plan": 5}', '{"model": "demo", "plan": {"steps": 1, "strange": 2}}', "[" * 100_000])
 def test_a_job_that_is_none_is_one_line(tmp_path: Path, text: str) -> None:
     (tmp_path / "job.json").write_text(text)
     with pytest.raises(LearningError, match="is no job of a run"):
-        TrainingJob.read(tmp_path)
+        TrainingJob.read(RunFolder(tmp_path))
 
 
 @pytest.mark.parametrize(

@@ -1,8 +1,8 @@
-"""Training checkpoints that survive a kill at any moment: written whole beside the old one, synced, then renamed; safetensors and
-JSON only.
+"""The training state: what an interrupted run goes on from. It survives a kill at any moment: it is written whole beside the older one,
+synced, then renamed; safetensors and JSON only.
 
-A checkpoint is a folder ``step-<n>`` with ``model.safetensors``, ``optimizer.safetensors`` and ``state.json``. What lies in a
-folder without the final name was never finished and is ignored.
+A state is a folder ``step-<n>`` with ``model.safetensors`` (the trained weights), ``optimizer.safetensors`` and ``state.json``. What lies
+in a folder without the final name was never finished and is ignored.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ from sam4mllm.errors import ModelError
 _KEEP = 2
 
 
-def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> Path:
-    """Write ``folder/step-<step>`` atomically and drop all but the newest two. ``state`` must be JSON."""
+def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]) -> Path:
+    """Write ``folder/step-<step>`` atomically and drop all but the newest two. ``extra``, which must be JSON, is kept beside the step."""
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
     while final.exists():  # a step saved again stands beside the first until that is dropped as an old one
         final = final.with_name(final.name + "+")
@@ -35,7 +35,7 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in _untied(model.state_dict()).items()}
     save_file(weights, temporary / "model.safetensors")
     save_file(_flatten(optimizer), temporary / "optimizer.safetensors")
-    (temporary / "state.json").write_text(json.dumps({"step": step, **state}))
+    (temporary / "state.json").write_text(json.dumps({"step": step, **extra}))
     sync_tree(temporary)
     os.replace(temporary, final)
     sync_path(folder)
@@ -45,20 +45,20 @@ def save_checkpoint(folder: Path, step: int, model: nn.Module, optimizer: torch.
     return final
 
 
-def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore the newest finished checkpoint of ``folder`` in place and return its state, or None if there is none."""
+def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
+    """Restore the newest finished state of ``folder`` in place; returns its step and what was kept beside it, or None if there is none."""
     finished = _finished(folder)
     if not finished:
         return None
     newest = finished[-1]
     load_weights(newest / "model.safetensors", model)
     _unflatten(optimizer, load_file(newest / "optimizer.safetensors"))
-    state: dict[str, Any] = json.loads((newest / "state.json").read_text())
-    return state
+    kept: dict[str, Any] = json.loads((newest / "state.json").read_text())
+    return kept
 
 
-def has_checkpoint(folder: Path) -> bool:
-    """Whether there is a finished checkpoint to go on from."""
+def has_state(folder: Path) -> bool:
+    """Whether there is a finished state to go on from."""
     return bool(_finished(folder))
 
 

@@ -1,0 +1,138 @@
+"""What a reviewer decided about a phrase: the masks that stand, against those that were served."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from backend.corrections.annotation import Answer, Case, DrawnRegion
+from backend.errors import TaskError
+from backend.label_studio.outlines import is_outline_of
+from backend.label_studio.read_regions import Mask
+from sam4mllm.masks import mask_iou
+from sam4mllm.run_lengths import Rle, from_rle
+
+Outcome = Literal["accepted", "edited", "drawn", "none"]
+
+
+@dataclass(frozen=True)
+class PhraseDecision:
+    """What became of what was served for a phrase.
+
+    ``base``: what was served, as the reviewer saw it or, unseen, as it would have been; empty if nothing was. ``masks``: those that stand,
+    each once, of ``size`` (height, width). ``iou``: of all that stands against all of ``base``; None if nothing was served.
+    """
+
+    outcome: Outcome
+    iou: float | None
+    base: tuple[Answer, ...]
+    size: tuple[int, int]
+    masks: tuple[Rle, ...] = ()
+
+
+def decide_none(case: Case, phrase: str) -> PhraseDecision | None:
+    """Whether the reviewer said that the phrase means nothing here; None if that is not known.
+
+    Of a phrase in whose place another one was typed it is not: the same thing may have been found by better words.
+    """
+    if case.typed and case.typed != phrase:
+        return None
+    proof = [answer for answer in case.answers_to(phrase, interactive=False)[-1:] if case.was_seen(answer)]
+    if not proof and case.typed:
+        proof = [answer for answer in case.answers_to(phrase, interactive=True)[-1:] if not answer.regions]
+    if not proof:
+        return None
+    return PhraseDecision("none", 0.0 if proof[0].regions else 1.0, tuple(proof), _one_size(case, proof))
+
+
+def decide_masks(case: Case, phrase: str, drawn: Sequence[DrawnRegion]) -> PhraseDecision:
+    """What the reviewer made of a phrase; its regions, at least one, are ``drawn``. Raises TaskError if their masks are of another size."""
+    kept = {region.id for region in drawn}
+    base = _base(case, phrase, kept)
+    size = _one_size(case, base)
+    served = {region: mask for answer in base for region, mask in answer.regions.items()}
+    kinds = {_kind(case, phrase, region, served.get(region.id)) for region in drawn}
+    missing = served.keys() - kept and any(case.was_loaded(answer) for answer in base)
+    outcome: Outcome = kinds.pop() if len(kinds) == 1 else "edited"
+    if outcome == "accepted" and missing:
+        outcome = "edited"
+    final = _final(case, drawn, base, size)
+    return PhraseDecision(outcome, _iou(final, list(served.values()), size) if base else None, tuple(base), size, final)
+
+
+def _base(case: Case, phrase: str, kept: set[str]) -> list[Answer]:
+    """The answers that the final regions are compared with: a batch's before an annotator's, in which clicks may have a part."""
+    taken = [answer for answer in case.answers if answer.phrase == phrase and kept & answer.regions.keys()]
+    batch = case.answers_to(phrase, interactive=False)[-1:]
+    return (
+        [answer for answer in taken if not answer.interactive]
+        or [answer for answer in batch if not taken or case.was_seen(answer)]
+        or taken
+        or case.answers_to(phrase, interactive=True)[-1:]
+    )
+
+
+def _kind(case: Case, phrase: str, region: DrawnRegion, served: Rle | None) -> Outcome:
+    """What happened to a region, given the mask that was served under its id for its phrase."""
+    if served is None:
+        others = [answer.phrase for answer in case.answers if region.id in answer.regions]
+        if others:
+            return "edited" if phrase in others else "drawn"  # asked for anew, with clicks; or with clicks alone
+        origins: dict[str, Outcome] = {"prediction": "accepted", "prediction-changed": "edited"}
+        return origins.get(region.origin, "drawn")
+    if region.origin == "prediction-changed":
+        return "edited"
+    return "accepted" if _is_of(case, region, served) else "edited"
+
+
+def _is_of(case: Case, region: DrawnRegion, served: Rle) -> bool:
+    """Whether a region shows a mask as it was served: one that clicks refined keeps its id, and counts as untouched in Label Studio."""
+    if _is_exact(case):
+        return region.mask["counts"] == served["counts"]
+    return region.origin == "prediction" and is_outline_of(region.mask, served, case.config)
+
+
+def _is_exact(case: Case) -> bool:
+    """Whether a region shows its mask as it is, not as an outline."""
+    return case.config.mask.drawing in ("BrushLabels", "BitmaskLabels")
+
+
+def _final(case: Case, drawn: Sequence[DrawnRegion], base: Sequence[Answer], size: tuple[int, int]) -> tuple[Rle, ...]:
+    """The masks that the regions stand for, each once. An outline that was not touched stands for the mask that it was made from."""
+    made_from: dict[str, Rle] = {}
+    outlines = {} if _is_exact(case) else {region.id: region for region in drawn if region.origin == "prediction"}
+    for answer in (*case.answers, *base):
+        # several outlines may be of one mask: where one of them was changed or deleted, the others are all that is left of it
+        pieces: dict[str, set[str]] = {}
+        for region, mask in answer.regions.items():
+            pieces.setdefault(mask["counts"], set()).add(region)
+        for region, mask in answer.regions.items():
+            whole = pieces[mask["counts"]] <= outlines.keys() and mask["size"] == [*size]
+            if whole and _is_of(case, outlines[region], mask):
+                made_from[region] = mask
+    final = [made_from.get(region.id, region.mask) for region in drawn]
+    return tuple({mask["counts"]: mask for mask in final}.values())
+
+
+def _one_size(case: Case, base: Sequence[Answer]) -> tuple[int, int]:
+    sizes = {(record.height, record.width) for answer in base for record in answer.records} | ({case.size} if case.size else set())
+    if len(sizes) != 1:
+        raise TaskError("the annotation's masks are of another size than what was served")
+    return sizes.pop()
+
+
+def _iou(final: Sequence[Rle], served: Sequence[Rle], size: tuple[int, int]) -> float:
+    if {mask["counts"] for mask in final} == {mask["counts"] for mask in served}:
+        return 1.0
+    return mask_iou(_union(final, size), _union(served, size))
+
+
+def _union(masks: Iterable[Rle], size: tuple[int, int]) -> Mask:
+    """One at a time: decoded, each is as large as the image."""
+    union = np.zeros(size, np.bool_)
+    for mask in masks:
+        union |= from_rle(mask, *size, max_pixels=size[0] * size[1])
+    return union

@@ -1,0 +1,212 @@
+"""A training run's folder: where each of its files is, and how those are read and written that tell how far the run is."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+Side = Literal["before", "after"]
+"""Which of the two versions drew a picture: the champion, or the challenger."""
+PICTURE_SIDES: tuple[Side, Side] = ("before", "after")
+
+
+@dataclass(frozen=True)
+class ShownPair:
+    """A held-out phrase with pictures: its ``index`` among the run's pairs, and the IoU to the reviewer's mask before and after, 0–1."""
+
+    index: int
+    phrase: str
+    label: str
+    before_iou: float
+    after_iou: float
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run, ``<home>/runs/run-000001``; ``path`` need not be there yet. ::
+
+        run-000001/
+        ├── run.json            the run's record           written by runs           read by runs: the next start, web
+        ├── data/               the corrections, a dataset written by snapshot       read by trainer
+        ├── refused.json        what no example was made of, with reasons            written by conductor, for people
+        ├── job.json            what the process is to do  written by conductor      read by trainer, report
+        ├── .lock               held by the process that works on the run            trainer
+        ├── training.log        what the process printed   written by conductor      read by conductor: why it failed
+        ├── progress.json       stage, done, of            written by trainer        read by web
+        ├── curve.jsonl         [step, loss] a line        written by trainer        read by report, web
+        ├── .adapter.run/       training state, step-<n>   written by sam4mllm.training, removed once the adapter is there
+        ├── adapter/            the challenger             written by sam4mllm.training, read by trainer and conductor
+        ├── evaluation.json     champion and challenger on each held-out phrase      written by trainer, read by conductor, web
+        ├── pictures/           <index>-before.png and <index>-after.png             written by trainer, read by report, web
+        ├── smoke.log           what the trial of the adapter printed                written by conductor
+        ├── report.json         what came of the run       written by report         for programs
+        └── report.html         the same as a page         written by report         read by web
+
+    A run is resumed by later releases, so names and formats stay as they are. The methods that read raise no error, whatever a file holds:
+    it may be of another release, half written, or damaged.
+    """
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """The run's."""
+        return self.path.name
+
+    @property
+    def record(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def refused(self) -> Path:
+        return self.path / "refused.json"
+
+    @property
+    def job(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def lock(self) -> Path:
+        return self.path / ".lock"
+
+    @property
+    def progress(self) -> Path:
+        return self.path / "progress.json"
+
+    @property
+    def curve(self) -> Path:
+        return self.path / "curve.jsonl"
+
+    @property
+    def training_state(self) -> Path:
+        """Where :class:`sam4mllm.training.session.Session` keeps what it goes on from: beside ``adapter``, hidden."""
+        return self.path / ".adapter.run"
+
+    @property
+    def adapter(self) -> Path:
+        return self.path / "adapter"
+
+    @property
+    def evaluation(self) -> Path:
+        return self.path / "evaluation.json"
+
+    @property
+    def pictures(self) -> Path:
+        return self.path / "pictures"
+
+    @property
+    def report_record(self) -> Path:
+        return self.path / "report.json"
+
+    @property
+    def report_page(self) -> Path:
+        return self.path / "report.html"
+
+    def picture(self, index: int, side: Side) -> Path:
+        """The overlay of the held-out phrase with this index."""
+        return self.pictures / f"{index}-{side}.png"
+
+    def log_of(self, process: str) -> Path:
+        """What a process of the run printed: "training" or "smoke"."""
+        return self.path / f"{process}.log"
+
+    # -- how far the run is ----------------------------------------------------------------------------------------------------------------
+
+    def write_progress(self, stage: str, done: int, of: int) -> None:
+        """Say how far the run is. Raises OSError."""
+        partial = self.progress.with_name(self.progress.name + ".partial")
+        partial.write_text(json.dumps({"stage": stage, "done": done, "of": of}))
+        os.replace(partial, self.progress)
+
+    def read_progress(self) -> dict[str, Any]:
+        """How far the run is; empty before its process tells."""
+        return parse_progress(read_text(self.progress))
+
+    def add_to_curve(self, step: int, loss: float) -> None:
+        """Add a step's loss. Raises OSError."""
+        with self.curve.open("a", encoding="utf-8") as file:
+            file.write(json.dumps([step, round(loss, 5)]) + "\n")
+
+    def read_curve(self) -> list[tuple[int, float]]:
+        """(step, loss) in order; empty if there is none yet.
+
+        Steps that were done twice, because a kill came between, count once; a half or strange line does not.
+        """
+        curve: dict[int, float] = {}
+        for line in read_text(self.curve).splitlines():
+            try:
+                step, loss = json.loads(line)
+            except (ValueError, TypeError, RecursionError):
+                continue
+            if type(step) is int and is_number(loss):
+                curve[step] = float(loss)
+        return sorted(curve.items())
+
+    def read_changes(self, count: int) -> list[ShownPair]:
+        """The first pictures of what the run changed, those that changed most; none before it was judged."""
+        return parse_changes(read_text(self.evaluation), count)
+
+
+def parse_progress(text: str) -> dict[str, Any]:
+    """How far a run is: ``stage``, and what is ``done`` ``of`` how much; empty if the text does not say."""
+    try:
+        values = parse_object(text)
+    except ValueError:
+        return {}
+    told: dict[str, Any] = {key: values.get(key) for key in ("stage", "done", "of")}
+    whole = isinstance(told["stage"], str) and all(is_number(told[key]) and told[key] >= 0 for key in ("done", "of"))
+    return told if whole else {}
+
+
+def parse_changes(text: str, count: int) -> list[ShownPair]:
+    """The first pictures of an evaluation; none if the text is not one."""
+    try:
+        found = parse_object(text)
+        shown = [(index, found["pairs"][index]) for index in found["pictures"][:count]]
+        listed = [ShownPair(index, one["phrase"], one["label"], one["champion"], one["challenger"]) for index, one in shown]
+    except (ValueError, LookupError, TypeError):
+        return []
+    return listed if all(_is_shown(one) for one in listed) else []
+
+
+def _is_shown(one: ShownPair) -> bool:
+    texts = isinstance(one.phrase, str) and isinstance(one.label, str)
+    return type(one.index) is int and texts and is_number(one.before_iou) and is_number(one.after_iou)
+
+
+# -- text and JSON -------------------------------------------------------------------------------------------------------------------------
+
+
+def read_text(path: Path) -> str:
+    """A file's text; empty if there is none that can be read."""
+    try:
+        return path.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return ""
+
+
+def parse_object(text: str) -> dict[str, Any]:
+    """A JSON object. Raises ValueError: what is wrong with the text, in a few words."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        raise ValueError("it is no JSON") from None
+    if not isinstance(values, dict):
+        raise ValueError("it is no object")
+    return values
+
+
+def is_number(value: object) -> bool:
+    """Whether a value of JSON is a finite number that a float holds."""
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:
+        return False

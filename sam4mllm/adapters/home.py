@@ -1,0 +1,14 @@
+"""Where versions are kept."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+HOME = Path("~/.local/share/sam4mllm").expanduser()
+"""Where versions are kept unless SAM4MLLM_HOME says otherwise."""
+
+
+def find_home() -> Path:
+    """The folder of all that is kept: SAM4MLLM_HOME, or HOME."""
+    return Path(os.environ.get("SAM4MLLM_HOME") or HOME).expanduser()
