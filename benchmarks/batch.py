@@ -33,7 +33,7 @@ SEED = 990_004
 ENGINE_TASKS = 60
 """Enough to time the pipeline alone; it does the same work for each."""
 RESUME_SECONDS = 120.0
-COMMAND = [sys.executable, "-c", "from backend.cli.server import main; main()"]
+COMMAND = [sys.executable, "-m", "sam4mllm"]
 
 
 def main() -> None:
