@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import resource
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+
+from backend.support.child import HOST, check_port
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("pyproject.toml", "README.md", "LICENSE", "sam4mllm", "backend")
 FOREIGN = ("backend/__init__.py", "numpy.py", "flask.py", "typer.py", "jinja2.py")
 """Modules of others in the working directory; importing one fails."""
+START_SECONDS = 180
 POISON = "raise RuntimeError(f'{__file__} was imported')\n"
 
 
@@ -101,3 +112,44 @@ def _dependencies() -> list[Path]:
     """The folders that hold them. A ``.pth`` file inside one is not followed from here, so an editable install there stays unseen."""
     found = [find_spec(name) for name in ("torch", "flask", "typer")]
     return list(dict.fromkeys(Path(spec.origin).parents[1] for spec in found if spec is not None and spec.origin is not None))
+
+
+@contextlib.contextmanager
+def hosting(folder: Path) -> Iterator[str]:
+    """The address of a server of files."""
+    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
+    with ThreadingHTTPServer((HOST, 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://{HOST}:{server.server_port}"
+        server.shutdown()
+
+
+@contextlib.contextmanager
+def serving(installed: Installed, start: str, **settings: str) -> Iterator[str]:
+    """The address of the wheel's own server when its models are loaded."""
+    port = check_port(0)
+    url, log = f"http://{HOST}:{port}", installed.folder / f"server-{port}.log"
+    command = [*installed.starts[start], "serve", "--port", str(port)]
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command, cwd=installed.folder, env=installed.environment(**settings), stdout=output, stderr=output, start_new_session=True
+        )
+    try:
+        end = time.monotonic() + START_SECONDS
+        while not _ready(url):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < end, log.read_text()
+            time.sleep(0.3)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(60)
+
+
+def _ready(url: str) -> bool:
+    try:
+        said: dict[str, Any] = httpx.get(f"{url}/health", timeout=10, trust_env=False).json()
+    except httpx.HTTPError:
+        return False
+    assert said["state"] != "failed", said
+    return bool(said["state"] == "ready")

@@ -2,25 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import re
-import subprocess
-import time
 import zipfile
-from collections.abc import Iterator
-from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from typing import Any
 
 import httpx
 import pytest
 
 from backend.label_studio.config_template import DEMO_CONFIG
-from backend.support.child import HOST, check_port
-from tests.installed import POISON, Installed, add_package, install
+from tests.installed import POISON, Installed, add_package, hosting, install, serving
 
 OWN = ("predict", "scenes", "data", "train", "adapters", "evaluate", "ablate", "bench")
 SERVER = ("serve", "demo", "doctor", "connect", "batch", "export")
@@ -30,7 +21,6 @@ CPU_SECONDS = 0.5
 NOISE = 1.4
 """Of the processor time on a machine that is busy with other tests."""
 HEAVY = ("numpy", "torch", "transformers", "PIL", "flask", "pydantic_settings", "httpx")
-START_SECONDS = 180
 
 
 @pytest.fixture(scope="module")
@@ -135,44 +125,3 @@ def test_a_server_answers(installed: Installed, pictures: Path) -> None:
         [answer] = httpx.post(f"{url}/predict", json=body, timeout=120, trust_env=False).raise_for_status().json()["results"]
         assert answer["model_version"].startswith("demo-0-")
         assert "<title>" in httpx.get(url, trust_env=False).text
-
-
-@contextlib.contextmanager
-def hosting(folder: Path) -> Iterator[str]:
-    """The address of a server of files."""
-    handler = partial(SimpleHTTPRequestHandler, directory=str(folder))
-    with ThreadingHTTPServer((HOST, 0), handler) as server:
-        Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://{HOST}:{server.server_port}"
-        server.shutdown()
-
-
-@contextlib.contextmanager
-def serving(installed: Installed, start: str, **settings: str) -> Iterator[str]:
-    """The address of the wheel's own server when its models are loaded."""
-    port = check_port(0)
-    url, log = f"http://{HOST}:{port}", installed.folder / f"server-{port}.log"
-    command = [*installed.starts[start], "serve", "--port", str(port)]
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command, cwd=installed.folder, env=installed.environment(**settings), stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        end = time.monotonic() + START_SECONDS
-        while not _ready(url):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.3)
-        yield url
-    finally:
-        process.terminate()
-        process.wait(60)
-
-
-def _ready(url: str) -> bool:
-    try:
-        said: dict[str, Any] = httpx.get(f"{url}/health", timeout=10, trust_env=False).json()
-    except httpx.HTTPError:
-        return False
-    assert said["state"] != "failed", said
-    return bool(said["state"] == "ready")
