@@ -25,15 +25,16 @@ from typing import Any
 
 from PIL import Image
 
-from backend.demo.launch import LABEL_CONFIG, find_label_studio
+from backend.demo.launch import find_label_studio
 from backend.demo.local_label_studio import LocalLabelStudio
+from backend.label_studio.config_template import DEMO_CONFIG
 from sam4mllm.demo.scenes import make_scene
 
 SEED = 990_004
 ENGINE_TASKS = 60
 """Enough to time the pipeline alone; it does the same work for each."""
 RESUME_SECONDS = 120.0
-COMMAND = [sys.executable, "-c", "from backend.cli.server import main; main()"]
+COMMAND = [sys.executable, "-m", "sam4mllm"]
 
 
 def main() -> None:
@@ -165,7 +166,7 @@ def draw(folder: Path, count: int) -> list[str]:
 
 def fill(label_studio: LocalLabelStudio, folder: Path, phrases: list[str]) -> int:
     """A project with the scenes as described tasks."""
-    project = label_studio.create_project("bulk", LABEL_CONFIG.read_text())
+    project = label_studio.create_project("bulk", DEMO_CONFIG)
     paths = label_studio.upload(project, sorted(folder.glob("*.png")))
     label_studio.import_tasks(project, [{"image": path, "description": phrase} for path, phrase in zip(paths, phrases, strict=True)])
     return project

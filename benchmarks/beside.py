@@ -18,7 +18,7 @@ from typing import Any
 
 import httpx
 
-from backend.demo.launch import LABEL_CONFIG
+from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import serve_command
 from benchmarks.learn import regions
 from benchmarks.novel import NovelTask, novel_tasks
@@ -86,7 +86,7 @@ def correction(number: int, task: NovelTask, updated: str = "2026-01-01T00:00:00
         "action": "ANNOTATION_CREATED",
         "annotation": {**annotation, "created_at": "2026-01-01T00:00:00Z", "completed_by": 1},
         "task": {"id": number, "data": {"image": image, "description": task.phrase}},
-        "project": {"id": 1, "title": "beside", "label_config": LABEL_CONFIG.read_text(encoding="utf-8")},
+        "project": {"id": 1, "title": "beside", "label_config": DEMO_CONFIG},
     }
 
 

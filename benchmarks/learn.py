@@ -20,8 +20,9 @@ from typing import Any, NamedTuple
 import httpx
 
 from backend import brush
-from backend.demo.launch import LABEL_CONFIG, find_label_studio, is_ready, start_backend
+from backend.demo.launch import find_label_studio, is_ready, start_backend
 from backend.demo.local_label_studio import LocalLabelStudio
+from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, check_port
 from benchmarks.novel import NOUNS, NovelTask, novel_tasks, write_tests
 
@@ -62,7 +63,7 @@ class Learned(NamedTuple):
 
 def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
     """Make the project, correct its tasks, start the training, and wait for its end."""
-    project = studio.create_project("learning", LABEL_CONFIG.read_text(encoding="utf-8"))
+    project = studio.create_project("learning", DEMO_CONFIG)
     backend = studio.connect(project, url, "SAM4MLLM")
     tasks = novel_tasks(TASKS, seed)
     print(f"{TASKS} tasks about {', '.join(NOUNS)}; {sum(task.split == 'holdout' for task in tasks)} of them in the holdout")

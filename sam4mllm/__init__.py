@@ -6,22 +6,69 @@
 >>> [answer] = pipeline.segment(image, ["the left cup"])
 >>> answer.mask.shape == image.shape[:2]
 True
+
+A name is imported when it is first used: torch and transformers take seconds, and errors, options and ``--help`` need neither.
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
-
-from sam4mllm.errors import Sam4mllmError
-from sam4mllm.images import load_image
-from sam4mllm.options import Precision
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
-    from sam4mllm.options import DtypeName, Options, QuantizeName
+    from sam4mllm.clicks import Clicks
+    from sam4mllm.errors import ImageError, ModelError, PhraseError, PromptError, RegistryError, Sam4mllmError
+    from sam4mllm.images import load_image
+    from sam4mllm.options import DtypeName, Options, Precision, QuantizeName, Strategy, Thresholds
+    from sam4mllm.overlay import draw
     from sam4mllm.pipeline import Pipeline
+    from sam4mllm.values import Grounding, Instance, Masks, Prompt, Segmentation
 
 __version__ = "0.1.0"
-__all__ = ["Sam4mllmError", "__version__", "load", "load_image"]
+__all__ = [
+    "Clicks",
+    "Grounding",
+    "ImageError",
+    "Instance",
+    "Masks",
+    "ModelError",
+    "Options",
+    "PhraseError",
+    "Pipeline",
+    "Precision",
+    "Prompt",
+    "PromptError",
+    "RegistryError",
+    "Sam4mllmError",
+    "Segmentation",
+    "Strategy",
+    "Thresholds",
+    "__version__",
+    "draw",
+    "load",
+    "load_image",
+]
+_MODULES = {
+    "clicks": ("Clicks",),
+    "errors": ("ImageError", "ModelError", "PhraseError", "PromptError", "RegistryError", "Sam4mllmError"),
+    "images": ("load_image",),
+    "options": ("Options", "Precision", "Strategy", "Thresholds"),
+    "overlay": ("draw",),
+    "pipeline": ("Pipeline",),
+    "values": ("Grounding", "Instance", "Masks", "Prompt", "Segmentation"),
+}
+_MODULE_OF = {name: f"sam4mllm.{module}" for module, names in _MODULES.items() for name in names}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 def load(
@@ -50,7 +97,8 @@ def load(
     Raises:
         ModelError, RegistryError: with one line on what is wrong and what to do.
     """
-    from sam4mllm.loading import load_pipeline  # torch and transformers take seconds to import; errors and versions should not
+    from sam4mllm.loading import load_pipeline
+    from sam4mllm.options import Precision
 
     precision = Precision(dtype, quantize, device_map)
     return load_pipeline(model, segmenter, device, options, adapter, precision)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sam4mllm.cli import evaluate as evaluate_cli
+from sam4mllm import loading
 from sam4mllm.cli import main as cli
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import EvaluationError
@@ -260,10 +260,10 @@ def test_hostile_names_can_be_drawn(dataset: Path) -> None:
 
 @pytest.fixture
 def command(monkeypatch: pytest.MonkeyPatch, dataset: Path, tmp_path: Path) -> Any:
-    monkeypatch.setattr(evaluate_cli, "load", lambda *_: pipeline())
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_: pipeline())
 
     def run(*arguments: str) -> Any:
-        return CliRunner().invoke(cli.app, ["ablate", str(dataset), "--out", str(tmp_path / "out"), *arguments])
+        return CliRunner().invoke(cli.make_app(), ["ablate", str(dataset), "--out", str(tmp_path / "out"), *arguments])
 
     return run
 

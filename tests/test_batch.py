@@ -24,11 +24,11 @@ from backend.batch.shards import BatchPlan, read_shard, run_batch
 from backend.batch.store import opened
 from backend.batch.view import View, duration
 from backend.batch.work import BatchTask, FolderSource, ProjectSource, ProjectWork, Shard
-from backend.cli.server import app
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError, FetchError, LabelStudioError
 from backend.label_studio import push as pushing
 from backend.label_studio.wire import PredictRequest
+from sam4mllm.cli.main import make_app
 from sam4mllm.data.examples import EXAMPLES
 from sam4mllm.data.read_dataset import read_examples
 from tests.backend_fakes import CONFIG, FakeImages, house, settings
@@ -249,7 +249,7 @@ def test_a_project_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(work, "image_store", lambda *_: FakeImages())
     for name, value in {"LABEL_STUDIO_URL": "http://ls:8080", "LABEL_STUDIO_API_KEY": "key", "SAM4MLLM_HOME": str(tmp_path)}.items():
         monkeypatch.setenv(name, value)
-    result = CliRunner().invoke(app, ["batch", str(PROJECT), "--part", "1", "--json"])
+    result = CliRunner().invoke(make_app(), ["batch", str(PROJECT), "--part", "1", "--json"])
     assert isinstance(result.exception, BatchError)
     assert "1 task without an answer; the same command goes on" in str(result.exception)
     summary = json.loads(result.stdout)
@@ -259,7 +259,7 @@ def test_a_project_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     assert [one.phrase for one in log.served(PROJECT, 1)] == ["the left cup"]
     log.close()
     server.tasks[2]["image"] = "/data/upload/2-100x80.png"
-    result = CliRunner().invoke(app, ["batch", str(PROJECT), "--part", "1"])
+    result = CliRunner().invoke(make_app(), ["batch", str(PROJECT), "--part", "1"])
     assert result.exit_code == 0
     assert "2 tasks done before" in result.stdout
 
@@ -323,7 +323,7 @@ def test_what_cannot_be_is_said_before_models_are_loaded(
 
 @pytest.mark.parametrize("text", ["0/2", "3/2", "1", "1/2/3", "a/b", "-1/2", "1/0"])
 def test_a_shard_that_is_none(tmp_path: Path, text: str) -> None:
-    result = CliRunner().invoke(app, ["batch", str(tmp_path), "--shard", text, "--phrase", "cup"])
+    result = CliRunner().invoke(make_app(), ["batch", str(tmp_path), "--shard", text, "--phrase", "cup"])
     assert result.exit_code == 2
     assert "no shard" in result.stderr
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from sam4mllm.cli import evaluate as evaluate_cli
+from sam4mllm import loading
 from sam4mllm.cli import main as cli
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.options import PATTERNS, Options, Pattern
@@ -27,8 +27,7 @@ CUPS = grounding("all cups", [[20, 10, 60, 50], [100, 30, 180, 90]])
 @pytest.fixture(autouse=True)
 def fakes(monkeypatch: pytest.MonkeyPatch) -> None:
     pipeline = Pipeline(FakeGrounder({"all cups": CUPS}), FakeSegmenter())
-    monkeypatch.setattr(cli, "load", lambda *_: pipeline)
-    monkeypatch.setattr(evaluate_cli, "load", lambda *_: pipeline)
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_: pipeline)
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def image(tmp_path: Path) -> Path:
 
 
 def run(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(cli.make_app(), [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     return result.stdout
 
@@ -135,8 +134,7 @@ def test_the_pattern_reaches_the_options(
         loaded.append(options)
         return Pipeline(FakeGrounder({}), FakeSegmenter(), options)
 
-    monkeypatch.setattr(cli, "load", load)
-    monkeypatch.setattr(evaluate_cli, "load", load)
+    monkeypatch.setattr(loading, "load_pipeline", load)
     if "{scenes}" in arguments:
         run("scenes", tmp_path / "scenes", "--count", 1)
     run(*(one.format(image=image, scenes=tmp_path / "scenes") for one in arguments), "--pattern", pattern)

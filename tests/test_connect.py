@@ -13,7 +13,7 @@ import pytest
 from backend.errors import LabelStudioError
 from backend.label_studio.backend_entry import EVENTS
 from backend.label_studio.client import LabelStudio
-from backend.label_studio.config_template import make_config, offer_config
+from backend.label_studio.config_template import DEMO_CONFIG, make_config, offer_config
 from backend.label_studio.label_config import Label, read_label_config
 from backend.setup.connect import UnfitConfigError, connect
 from tests.backend_fakes import CONFIG, settings
@@ -227,7 +227,7 @@ def test_an_offered_config_has_the_prompt_that_the_setting_names(tmp_path: Path)
 
 
 def test_the_shipped_config_is_the_one_that_is_offered() -> None:
-    assert make_config([Label("Object")]) == SHIPPED
+    assert make_config([Label("Object")]) == DEMO_CONFIG == SHIPPED
     assert offer_config("no xml") == offer_config("<View/>") == SHIPPED
 
 

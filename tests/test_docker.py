@@ -73,9 +73,10 @@ def test_a_stop_leaves_time_to_drain() -> None:
 
 def test_requirements_are_the_packages_own() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    lines = run(sys.executable, DOCKER / "requirements.py", ROOT / "pyproject.toml", "quant,segmenters").splitlines()
+    lines = run(sys.executable, DOCKER / "requirements.py", ROOT / "pyproject.toml", "server,quant,segmenters,").splitlines()
     extras = project["optional-dependencies"]
-    assert lines == [*project["dependencies"], *extras["quant"], *extras["segmenters"]]
+    assert lines == [*project["dependencies"], *extras["server"], *extras["quant"], *extras["segmenters"]]
+    assert '"server,$EXTRAS"' in (DOCKER / "Dockerfile").read_text(encoding="utf-8"), "whatever extras are asked for, the image serves"
     asked = subprocess.run([sys.executable, DOCKER / "requirements.py", ROOT / "pyproject.toml", "none"], capture_output=True, check=False)
     assert asked.returncode == 1
 

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 import typer.main
 
-from backend.cli.server import app
 from backend.corrections.log import CorrectionLog
 from backend.settings import Settings
+from sam4mllm.cli.main import make_app
 from tools.write_reference import PAGE, render
 
 ROOT = Path(__file__).parent.parent
@@ -33,7 +33,7 @@ def test_nothing_is_left_to_fill_in(page: Path) -> None:
 
 
 def test_every_command_of_the_readme_exists_with_its_options() -> None:
-    commands = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+    commands = typer.main.get_command(make_app()).commands  # type: ignore[attr-defined]
     lines = re.findall(r"^\.venv/bin/sam4mllm (\S+)(.*)$", PAGES[0].read_text(encoding="utf-8"), re.MULTILINE)
     assert lines
     for name, rest in lines:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from sam4mllm.cli import evaluate as evaluate_cli
+from sam4mllm import loading
 from sam4mllm.cli import main as cli
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import DatasetError
@@ -80,8 +80,8 @@ def test_what_an_example_ignores_counts_neither_way(tmp_path: Path) -> None:
 
 def command(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> str:
     known = Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), FakeSegmenter())
-    monkeypatch.setattr(evaluate_cli, "load", lambda *_: known)
-    result = CliRunner().invoke(cli.app, ["evaluate", *map(str, arguments)])
+    monkeypatch.setattr(loading, "load_pipeline", lambda *_: known)
+    result = CliRunner().invoke(cli.make_app(), ["evaluate", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     return result.stdout
 

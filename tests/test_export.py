@@ -17,10 +17,10 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from backend import brush
-from backend.cli.server import app
 from backend.errors import FetchError
 from backend.export import tasks as source_tasks
 from backend.label_studio.client import LabelStudio
+from sam4mllm.cli.main import make_app
 from sam4mllm.images import load_image
 from sam4mllm.masks import mask_iou
 from sam4mllm.one_polygon import LEAST_IOU, fill
@@ -110,7 +110,7 @@ def folder(tmp_path: Path) -> Path:
 
 def run(folder: Path, tasks: list[Any], form: str, *options: str, code: int = 0) -> dict[str, Any]:
     (folder / "export.json").write_text(json.dumps(tasks))
-    result = CliRunner().invoke(app, ["export", str(folder), str(folder.parent / "out"), "--format", form, "--json", *options])
+    result = CliRunner().invoke(make_app(), ["export", str(folder), str(folder.parent / "out"), "--format", form, "--json", *options])
     assert result.exit_code == code, result.output
     assert "Traceback" not in result.output
     summary: dict[str, Any] = json.loads(result.stdout)
@@ -339,7 +339,7 @@ def test_without_pictures_none_is_looked_for(folder: Path) -> None:
 
 def test_the_command_says_what_is_lost_and_exits_with_1(folder: Path) -> None:
     (folder / "export.json").write_text(json.dumps([task(annotation(ink("x\n", drawn()), number=7))]))
-    result = CliRunner().invoke(app, ["export", str(folder), str(folder.parent / "out")])
+    result = CliRunner().invoke(make_app(), ["export", str(folder), str(folder.parent / "out")])
     assert result.exit_code == 1
     assert "  1 LOST: a region covers no pixel of its image" in result.stdout
     assert "(first: task 1, annotation 7, region 'x\\n')" in result.stdout
@@ -347,13 +347,13 @@ def test_the_command_says_what_is_lost_and_exits_with_1(folder: Path) -> None:
 
 def test_wrong_usage_and_folders_in_use_are_one_line(folder: Path) -> None:
     runner = CliRunner()
-    assert runner.invoke(app, ["export", str(folder), "out", "--format", "voc"]).exit_code == 2
-    assert runner.invoke(app, ["export", str(folder)]).exit_code == 2
-    assert "Example: " in runner.invoke(app, ["export", "--help"]).output
+    assert runner.invoke(make_app(), ["export", str(folder), "out", "--format", "voc"]).exit_code == 2
+    assert runner.invoke(make_app(), ["export", str(folder)]).exit_code == 2
+    assert "Example: " in runner.invoke(make_app(), ["export", "--help"]).output
     (folder / "export.json").write_text(json.dumps([task(annotation())]))
-    used = runner.invoke(app, ["export", str(folder), str(folder)])
+    used = runner.invoke(make_app(), ["export", str(folder), str(folder)])
     assert (used.exit_code, "already holds something" in str(used.exception)) == (1, True)
-    none = runner.invoke(app, ["export", str(folder / "no"), str(folder.parent / "out")])
+    none = runner.invoke(make_app(), ["export", str(folder / "no"), str(folder.parent / "out")])
     assert (none.exit_code, "cannot be read" in str(none.exception)) == (1, True)
 
 
@@ -382,7 +382,7 @@ def test_a_project_is_read_from_label_studio(server: FakeLabelStudio, tmp_path: 
     empty = [task(number=number) for number in range(2, 6)]
     gone = task(annotation(ink("g", drawn((1, 1, 20, 20)))), number=9, image="/data/upload/3/none.png")
     server.add(7, task(annotation(*regions)), *empty, gone, config=CONFIG)
-    result = CliRunner().invoke(app, ["export", "7", str(tmp_path / "out"), "--json"])
+    result = CliRunner().invoke(make_app(), ["export", "7", str(tmp_path / "out"), "--json"])
     assert result.exit_code == 1, result.output
     summary = json.loads(result.stdout)
     assert [(one["task"], one["reason"]) for one in summary["lost"]] == [
@@ -397,6 +397,6 @@ def test_a_project_is_read_from_label_studio(server: FakeLabelStudio, tmp_path: 
 def test_a_project_needs_an_address_and_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     for name, needed in (("LABEL_STUDIO_URL", "http://label-studio:8080"), ("LABEL_STUDIO_API_KEY", "")):
         monkeypatch.delenv(name, raising=False)
-        result = CliRunner().invoke(app, ["export", "7", str(tmp_path / "out")])
+        result = CliRunner().invoke(make_app(), ["export", "7", str(tmp_path / "out")])
         assert (result.exit_code, name in str(result.exception)) == (1, True)
         monkeypatch.setenv(name, needed)

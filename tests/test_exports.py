@@ -17,11 +17,11 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from backend import brush
-from backend.cli.server import app
 from backend.errors import TaskError
 from backend.label_studio.export_file import find_picture
 from backend.learning.exports import label_studio_reader, read_label_studio
 from backend.learning.snapshot import split_of
+from sam4mllm.cli.main import make_app
 from sam4mllm.data.examples import Example
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Prepared, to_mask, write_pairs
 from sam4mllm.data.read_dataset import read_examples
@@ -351,6 +351,6 @@ def test_foreign_values_anywhere_are_refused_or_left_out(value: Any, field: str,
 
 def test_the_command_reads_an_export(folder: Path) -> None:
     (folder / "export.json").write_text(json.dumps([task(annotation(region()), description="the cup")]))
-    result = CliRunner().invoke(app, ["data", "prepare", "label-studio", str(folder / "export.json"), str(folder.parent / "out")])
+    result = CliRunner().invoke(make_app(), ["data", "prepare", "label-studio", str(folder / "export.json"), str(folder.parent / "out")])
     assert result.exit_code == 0, result.output
     assert "1 pictures, 0 repetitions merged" in result.stdout

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from pycocotools import mask as coco
 from typer.testing import CliRunner
 
-from sam4mllm.cli.main import app
+from sam4mllm.cli.main import make_app
 from sam4mllm.data import write_dataset
 from sam4mllm.data.examples import Example
 from sam4mllm.data.merge import TESTED_ON, merge
@@ -205,7 +205,7 @@ def test_public_sets_are_merged(tmp_path: Path) -> None:
 
 def test_the_command_merges(tmp_path: Path) -> None:
     folders = [str(one(tmp_path / split, split, "coco:1")) for split in ("train", "val")]
-    result = CliRunner().invoke(app, ["data", "merge", str(tmp_path / "out"), *folders])
+    result = CliRunner().invoke(make_app(), ["data", "merge", str(tmp_path / "out"), *folders])
     assert result.exit_code == 0, result.output
     assert "1 val; 1 pictures, 0 repetitions merged" in result.stdout
     assert f"1 left out: {TESTED_ON} (first: s)" in result.stdout

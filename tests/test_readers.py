@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from backend.cli.server import app
+from sam4mllm.cli.main import make_app
 from sam4mllm.data.ade20k import _is_large
 from sam4mllm.data.coco import as_phrase, is_fit
 from sam4mllm.data.examples import Example
@@ -116,7 +116,7 @@ class Malice:
 def test_a_malicious_refer_file_is_refused_and_not_run(refer: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (refer / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps([reference(1, 1, ["x"]), Malice()]))
-    result = CliRunner().invoke(app, ["data", "prepare", "refcoco", str(refer), "out"])
+    result = CliRunner().invoke(make_app(), ["data", "prepare", "refcoco", str(refer), "out"])
     assert isinstance(result.exception, DatasetError)
     assert re.search(r"refs\(unc\)\.p holds the instruction \w+, .* was not run$", str(result.exception))
     assert not Path("pwned").exists()
@@ -183,7 +183,7 @@ LACKING: dict[str, tuple[Any, str]] = {
 @pytest.mark.parametrize(("break_it", "said"), LACKING.values(), ids=LACKING.keys())
 def test_what_lacks_is_said_in_a_line_and_nothing_is_written(break_it: Any, said: str, refer: Path, tmp_path: Path) -> None:
     break_it(refer)
-    result = CliRunner().invoke(app, ["data", "prepare", "refcoco", str(refer), str(tmp_path / "out")])
+    result = CliRunner().invoke(make_app(), ["data", "prepare", "refcoco", str(refer), str(tmp_path / "out")])
     assert isinstance(result.exception, DatasetError)
     assert re.search(said, str(result.exception))
     assert "\n" not in str(result.exception)
@@ -541,17 +541,17 @@ def test_published_counts_are_of_sets_that_are_read() -> None:
 
 
 def test_the_command_warns_of_other_counts_and_prints_json(refer: Path, tmp_path: Path) -> None:
-    result = CliRunner().invoke(app, ["data", "prepare", "refcoco", str(refer), str(tmp_path / "out"), "--json"])
+    result = CliRunner().invoke(make_app(), ["data", "prepare", "refcoco", str(refer), str(tmp_path / "out"), "--json"])
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert (summary["written"], summary["images"], summary["merged"]) == ({"train": 2, "val": 1}, 2, 0)
     assert "warning: refcoco train: 2 sentences found, 120,624 are published" in result.stderr
-    again = CliRunner().invoke(app, ["data", "prepare", "refcoco", str(refer), str(tmp_path / "out")])
+    again = CliRunner().invoke(make_app(), ["data", "prepare", "refcoco", str(refer), str(tmp_path / "out")])
     assert "already holds something" in str(again.exception)
 
 
 def test_the_command_prints_what_was_left_out(refer: Path, tmp_path: Path) -> None:
     Image.new("RGB", (HEIGHT, WIDTH)).save(refer / TRAIN2014 / NAMES[0])
-    result = CliRunner().invoke(app, ["data", "prepare", "refcoco", str(refer), str(tmp_path / "out")])
+    result = CliRunner().invoke(make_app(), ["data", "prepare", "refcoco", str(refer), str(tmp_path / "out")])
     assert "1 val; 1 pictures, 0 repetitions merged" in result.stdout
     assert "2 left out: its picture is not of the size that was outlined (first: refcoco:1:10)" in result.stdout

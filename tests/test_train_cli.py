@@ -31,7 +31,7 @@ torch.set_num_threads(1)
 
 
 def invoke(*arguments: object, code: int = 0) -> Result:
-    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(cli.make_app(), [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     return result
 
@@ -164,7 +164,7 @@ def test_a_kill_before_the_adapter_is_named_leaves_the_run(arguments: list[objec
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(session, "publish", killed)
         with pytest.raises(Killed):
-            CliRunner().invoke(cli.app, [*map(str, arguments), "--steps", "2"])
+            CliRunner().invoke(cli.make_app(), [*map(str, arguments), "--steps", "2"])
     assert not out.exists()
     monkeypatch.setattr(Trainer, "_step", lambda *_: pytest.fail("all steps were done"))
     assert run(*arguments, "--steps", 2) == f"{out}\n"

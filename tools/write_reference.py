@@ -14,12 +14,12 @@ from typing import Any
 import typer.main
 from flask import Flask
 
-from backend.cli.server import app as commands
 from backend.service import build
 from backend.serving.leases import Roster
 from backend.settings import Settings
 from backend.web.app import create_app
 from backend.web.password_guard import OPEN_ENDPOINTS
+from sam4mllm.cli.main import make_app
 
 PAGE = Path(__file__).parent.parent / "docs" / "reference.md"
 METHODS = ("GET", "POST", "DELETE")
@@ -54,7 +54,7 @@ def render() -> str:
             "",
             "Each exits with 0, with 1 and one line that says what is wrong, or with 2 on wrong usage.",
             "",
-            *described(typer.main.get_command(commands), "sam4mllm"),
+            *described(typer.main.get_command(make_app()), "sam4mllm"),
         ]
     )
 

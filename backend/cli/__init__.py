@@ -1,1 +1,1 @@
-"""The commands that need a server."""
+"""The commands that need a server: further commands of :mod:`sam4mllm.cli`, which finds them by entry points."""

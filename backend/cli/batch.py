@@ -12,15 +12,16 @@ from typing import Annotated, Any, TextIO
 
 import typer
 
+from backend.cli.server_extra import check_server_extra
 from backend.errors import BatchError
-from backend.settings import read_settings
 from sam4mllm.cli.options import DeviceMapOption, DeviceOption, DtypeName, JsonOption, QuantizeName, hush
 
-EXAMPLE = "Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm batch 7 --shard 1/2"
+commands = typer.Typer()
 MOST_REASONS = 10
 
 
-def batch(  # noqa: PLR0917 – an option is a parameter
+@commands.command(epilog="Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm batch 7 --shard 1/2")
+def batch(
     target: Annotated[
         str, typer.Argument(help="A project's number in Label Studio, a dataset, or a folder of pictures.", metavar="DATASET|PROJECT")
     ],
@@ -45,11 +46,14 @@ def batch(  # noqa: PLR0917 – an option is a parameter
     as_json: JsonOption = False,
 ) -> None:
     """Pre-annotate in bulk; what was stopped or killed goes on with the same command. Settings are those of serve."""
+    check_server_extra()
     given = {"MODEL": model, "SEGMENTER": segmenter, "DEVICE": device, "DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map}
     os.environ |= {f"SAM4MLLM_{name}": str(value) for name, value in given.items() if value is not None}
+    from backend.settings import read_settings
+
     settings = read_settings()
     hush()
-    from backend.batch.shards import GOES_ON, BatchPlan, read_shard, run_batch  # noqa: PLC0415 – takes seconds to import
+    from backend.batch.shards import GOES_ON, BatchPlan, read_shard, run_batch  # takes seconds to import
 
     try:
         chosen = read_shard(shard)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections import Counter
 from collections.abc import Iterable
 from contextlib import closing
@@ -12,17 +11,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, TypeVar
 
 import typer
-from rich.console import Console
-from rich.progress import track
 
+from backend.cli.server_extra import check_server_extra
 from backend.errors import ExportError
-from backend.settings import read_settings
 from sam4mllm.cli.options import JsonOption
+from sam4mllm.cli.progress import bar
 
 if TYPE_CHECKING:
     from backend.export.run import Summary
 
-EXAMPLE = "Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm export 7 --format coco out/coco"
+commands = typer.Typer()
 MOST_LOST = 20
 """Most lines on what was lost; the JSON has all."""
 T = TypeVar("T")
@@ -36,6 +34,7 @@ class ExportFormat(StrEnum):
     PNG = "png"
 
 
+@commands.command(epilog="Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm export 7 --format coco out/coco")
 def export(
     source: Annotated[
         str,
@@ -54,20 +53,22 @@ def export(
     as_json: JsonOption = False,
 ) -> None:
     """Write the masks of a project for other tools; exits with 1 if anything that was drawn could not be written."""
-    from backend.export.run import ExportPlan, run_export  # noqa: PLC0415 – takes long to import
-    from backend.export.tasks import open_export, open_project  # noqa: PLC0415
+    check_server_extra()
+    from backend.export.run import ExportPlan, run_export  # takes long to import
+    from backend.export.tasks import open_export, open_project
+    from backend.settings import read_settings
 
     settings = read_settings()
     number = source.isascii() and source.isdigit() and not Path(source).exists()
     with closing(open_project(int(source), settings) if number else open_export(Path(source))) as opened:
-        summary = run_export(opened, ExportPlan(folder, form.value, every, not no_images), settings.max_pixels, _bar)
+        summary = run_export(opened, ExportPlan(folder, form.value, every, not no_images), settings.max_pixels, _exporting)
     print(json.dumps(summary.as_json()) if as_json else _text(summary))
     if summary.lost:
         raise ExportError(f"{len(summary.lost):,} of what was drawn, or of the pictures, could not be exported; all else is in {folder}")
 
 
-def _bar(items: Iterable[T], total: int | None) -> Iterable[T]:
-    return track(items, "exporting", total, console=Console(file=sys.stderr), transient=True)
+def _exporting(items: Iterable[T], total: int | None) -> Iterable[T]:
+    return bar(items, total, "exporting")
 
 
 def _text(summary: Summary) -> str:

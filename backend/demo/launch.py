@@ -19,6 +19,7 @@ from PIL import Image
 from backend.demo.local_label_studio import LocalLabelStudio
 from backend.errors import LabelStudioError, SettingsError
 from backend.label_studio.click_help import CORRECTING
+from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, Child, Progress, check_port, serve_command
 from sam4mllm.demo.scenes import DemoScene, make_scene
 
@@ -26,9 +27,8 @@ TITLE = "SAM4MLLM demo"
 BACKEND_TITLE = "SAM4MLLM"
 EXECUTABLE = "SAM4MLLM_LABEL_STUDIO"
 """The variable of the environment that names Label Studio's executable."""
-ROOT = Path(__file__).resolve().parents[2]
-LABEL_CONFIG = ROOT / "label_config.xml"
-
+CHECKOUT = Path(__file__).resolve().parents[2]
+"""Where ``make label-studio`` has installed Label Studio, if this package runs from its repository."""
 SEED = 2014
 MIN_SCENES = 24
 KINDS = ("noun", "plural", "position", "noun", "plural", "attribute", "plural", "none")
@@ -113,10 +113,13 @@ def find_label_studio() -> Path:
         if not Path(named).is_file():
             raise SettingsError(f"{EXECUTABLE}={named} is no file; give the path of the command label-studio")
         return Path(named).absolute()
-    own = ROOT / ".venv-label-studio" / "bin" / "label-studio"
+    own = CHECKOUT / ".venv-label-studio" / "bin" / "label-studio"
     found = own if own.is_file() else shutil.which("label-studio")
     if found is None:
-        raise SettingsError(f"Label Studio is not installed: run `make label-studio`, or set {EXECUTABLE} to the path of its command")
+        raise SettingsError(
+            "Label Studio is not installed: run `make label-studio`, or install it into an environment of its own and set "
+            f"{EXECUTABLE} to the path of its command"
+        )
     return Path(found).absolute()
 
 
@@ -151,7 +154,7 @@ def _project(label_studio: LocalLabelStudio, scenes: int, progress: Progress) ->
     """The demo's project; made, and filled in one request, only if it is not there."""
     listed = label_studio.api("GET", "/api/projects/?page_size=1000")["results"]
     known = next((one for one in listed if one["title"] == TITLE), None)
-    project = known["id"] if known else label_studio.create_project(TITLE, LABEL_CONFIG.read_text())
+    project = known["id"] if known else label_studio.create_project(TITLE, DEMO_CONFIG)
     if not known or not known["task_number"]:
         progress(f"drawing and uploading {scenes} scenes")
         label_studio.import_tasks(project, _upload_scenes(label_studio, project, scenes))

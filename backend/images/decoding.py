@@ -150,7 +150,7 @@ class _Process:
         self._socket, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "sam4mllm.decoder", str(theirs.fileno())],
+                [sys.executable, "-P", "-m", "sam4mllm.decoder", str(theirs.fileno())],
                 env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},  # each thread's buffers count as memory taken
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""A labelling config to offer a project: label_config.xml of this release, with the project's own labels and keys."""
+"""The labelling config of this release, which label_config.xml shows, with a project's own labels and keys."""
 
 from __future__ import annotations
 
@@ -74,3 +74,7 @@ def _labels(labels: Sequence[Label], control: str) -> str:
 
 def _alias(label: Label) -> str:
     return f" alias={quoteattr(', '.join(label.aliases))}" if label.aliases else ""
+
+
+DEMO_CONFIG = make_config([Label("Object")])
+"""The demo's config, from code so that the installed package has it; the repository shows it as label_config.xml."""

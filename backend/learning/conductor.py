@@ -60,8 +60,8 @@ RETRY_SECONDS = 60.0
 """Before a run is taken up again that a full disk broke off."""
 PAUSE_SECONDS = 120.0
 """For requests to end, which have less than the deadline, and for the models to move."""
-TRAINER = ("nice", "-n", "19", sys.executable, "-m", "backend.learning.trainer")
-"""The training process steps back for others on the same cores: serving goes first."""
+TRAINER = ("nice", "-n", "19", sys.executable, "-P", "-m", "backend.learning.trainer")
+"""The training process steps back for others on the same cores: serving goes first. ``-P``: not from the working directory."""
 
 
 PATIENT = {"OMP_WAIT_POLICY": "passive"}

@@ -21,8 +21,8 @@ Progress = Callable[[str], None]
 
 
 def serve_command(app: str = "backend.wsgi:app") -> list[str]:
-    """The command line that serves with the settings of the environment."""
-    return [sys.executable, "-m", "gunicorn", "--config", str(GUNICORN_CONFIG), app]
+    """The command line that serves with the settings of the environment; modules of the working directory are not looked at."""
+    return [sys.executable, "-P", "-m", "backend.web.gunicorn_server", "--config", str(GUNICORN_CONFIG), app]
 
 
 def check_port(port: int) -> int:

@@ -1,166 +1,36 @@
-"""The commands that make adapters and look after them; :mod:`sam4mllm.cli.main` has them among its own."""
+"""``sam4mllm adapters``: the commands that look after adapter versions."""
 
 from __future__ import annotations
 
 import json
-import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn, track
-from rich.progress import Progress as Bar
 
-from sam4mllm.cli.options import (
-    DeviceMapOption,
-    DeviceOption,
-    DtypeName,
-    DtypeOption,
-    JsonOption,
-    ModelOption,
-    QuantizeName,
-    QuantizeOption,
-    as_precision,
-    hush,
-)
+from sam4mllm.cli.options import JsonOption
 from sam4mllm.errors import RegistryError
 from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
-    from types import FrameType
-
     from sam4mllm.adapters.files import Manifest
     from sam4mllm.adapters.registry import Registry
-    from sam4mllm.data.examples import Example
-    from sam4mllm.training.recipe import Progress
 
-TRAIN_EXAMPLE = "Example: sam4mllm train /tmp/corrections --out /tmp/adapter --replay /tmp/scenes --steps 200"
-
-CONFIG_HELP = "default, paper, released, or a JSON or TOML file with steps, batch, rate, rank …"
-
-adapters = typer.Typer(name="adapters", no_args_is_help=True, help="The adapter versions that are kept, and which of them serves.")
+commands = typer.Typer(name="adapters", no_args_is_help=True, help="The adapter versions that are kept, and which of them serves.")
 HomeOption = Annotated[Path | None, typer.Option("--home", help="Where versions are kept; else SAM4MLLM_HOME.")]
 VersionArgument = Annotated[str, typer.Argument(help="A version, as `adapters list` shows it.")]
 
 
-def train(
-    dataset: Annotated[Path, typer.Argument(help="A folder in the dataset format, of which the split train is learned.")],
-    *,
-    out: Annotated[Path, typer.Option("--out", help="Where to write the adapter: a new or empty folder.")],
-    config: Annotated[str | None, typer.Option("--config", help=CONFIG_HELP)] = None,
-    replay: Annotated[Path | None, typer.Option("--replay", help="A dataset of what the model knows, so that it does not forget.")] = None,
-    steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps, instead of the plan's.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed gives the same adapter.")] = None,
-    segmenter: Annotated[str | None, typer.Option("--segmenter", help="Let it choose PPG's points: demo, vit_h:PATH …")] = None,
-    conversations: Annotated[Path | None, typer.Option("--conversations", help="A LLaVA file, mixed in at conversation_share.")] = None,
-    images: Annotated[Path | None, typer.Option("--conversation-images", help="Where its images' paths begin; else its folder.")] = None,
-    tensorboard: Annotated[Path | None, typer.Option("--tensorboard", help="Write the curve here for TensorBoard.")] = None,
-    wandb: Annotated[str | None, typer.Option("--wandb", help="Send the curve to this project at Weights & Biases.")] = None,
-    model: ModelOption = "demo",
-    device: DeviceOption = None,
-    dtype: DtypeOption = DtypeName.AUTO,
-    quantize: QuantizeOption = QuantizeName.NONE,
-    device_map: DeviceMapOption = None,
-    as_json: JsonOption = False,
-) -> None:
-    """Train a LoRA adapter. Stopped with Ctrl-C, by SIGTERM or by a kill, the same command goes on from its last saved state.
-
-    On several GPUs: accelerate launch -m sam4mllm train …
-    """
-    hush()
-    from sam4mllm.training.config import read_config  # noqa: PLC0415 – torch takes seconds to import
-    from sam4mllm.training.session import Extras, Session  # noqa: PLC0415
-    from sam4mllm.training.tracking import check_trackers, tracking  # noqa: PLC0415
-
-    check_trackers(tensorboard, wandb)
-    settings = read_config(config, steps=steps, seed=seed)
-    extras = Extras(settings.asking, segmenter, conversations, images, _prompting_bar)
-    precision = as_precision(dtype, quantize, device_map)
-    session = Session(dataset, out, settings.plan, model, device, replay, extras=extras, precision=precision)
-    plan, first = session.trainer.plan, session.processes.first
-    curves = tracking(plan, out.name, tensorboard, wandb) if first else nullcontext()
-    with _stopping(session.trainer.stop), _training_bar(plan.steps) as (show, last), curves as note:
-
-        def tell(progress: Progress) -> None:
-            show(progress)
-            if note is not None:
-                note(progress)
-
-        finished = session.run(tell)
-    if not finished:
-        at = f"at step {last[0].step} of {last[0].steps}" if last else "before its first step"
-        if first:
-            print(f"stopped {at}; the same command goes on from there", file=sys.stderr)
-        raise typer.Exit(1)
-    if first:
-        _print_trained(session.out, last[0] if last else None, len(session.examples), as_json)
-    session.processes.leave()
-
-
-def _print_trained(out: Path, last: Progress | None, phrases: int, as_json: bool) -> None:
-    """``last`` is None if nothing was left to be done but writing."""
-    summary = {"adapter": str(out), "phrases": phrases, **({} if last is None else asdict(last))}
-    done = "" if last is None else f": {last.steps} steps in {last.seconds:.0f} s, loss {last.loss:.3f}"
-    print(json.dumps(summary) if as_json else f"{out}{done}")
-
-
-def _prompting_bar(pictures: Iterable[list[Example]], total: int) -> Iterable[list[Example]]:
-    """While the points of PPG answers are made."""
-    console = Console(stderr=True)
-    return track(pictures, "prompting the segmenter", total, console=console, transient=True, disable=not console.is_terminal)
-
-
-@contextmanager
-def _stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after its step; a second one ends it at once."""
-
-    def handle(number: int, frame: FrameType | None) -> None:
-        del frame
-        signal.signal(number, signal.SIG_DFL)
-        stop()
-
-    former = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in former.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _training_bar(steps: int) -> Iterator[tuple[Callable[[Progress], None], list[Progress]]]:
-    """A bar on standard error, and what was told last."""
-    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
-    last: list[Progress] = []
-    console = Console(stderr=True)
-    with Bar(TextColumn("training"), *columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task("training", total=steps, loss="")
-
-        def tell(progress: Progress) -> None:
-            if not last and progress.step > 1:
-                console.print(f"going on from step {progress.step}", highlight=False)
-            last[:] = [progress]
-            bar.update(task, completed=progress.step, total=progress.steps, loss=f"loss {progress.loss:.3f}")
-
-        yield tell, last
-
-
-# -- versions ------------------------------------------------------------------------------------------------------------------------------
-
-
 def _registry(home: Path | None) -> Registry:
-    from sam4mllm.adapters.home import find_home  # noqa: PLC0415
-    from sam4mllm.adapters.registry import Registry  # noqa: PLC0415
+    from sam4mllm.adapters.home import find_home
+    from sam4mllm.adapters.registry import Registry
 
     return Registry(find_home() if home is None else home)
 
 
-@adapters.command("list", epilog="Example: sam4mllm adapters list --json")
+@commands.command("list", epilog="Example: sam4mllm adapters list --json")
 def list_versions(home: HomeOption = None, as_json: JsonOption = False) -> None:
     """All versions, oldest first; a star marks the one that serves."""
     registry = _registry(home)
@@ -184,7 +54,7 @@ def list_versions(home: HomeOption = None, as_json: JsonOption = False) -> None:
         print("* the base model alone")
 
 
-@adapters.command(epilog="Example: sam4mllm adapters show demo-1-0f3a9c12")
+@commands.command(epilog="Example: sam4mllm adapters show demo-1-0f3a9c12")
 def show(version: VersionArgument, home: HomeOption = None, as_json: JsonOption = False) -> None:
     """What a version is and where it comes from, once its files are found to be whole and safe."""
     fields = asdict(_registry(home).verify(version))
@@ -196,19 +66,19 @@ def show(version: VersionArgument, home: HomeOption = None, as_json: JsonOption 
         print(one_line(f"{name.replace('_', ' ')}: {shown}"))
 
 
-@adapters.command(epilog="Example: sam4mllm adapters promote demo-1-0f3a9c12")
+@commands.command(epilog="Example: sam4mllm adapters promote demo-1-0f3a9c12")
 def promote(version: VersionArgument, home: HomeOption = None) -> None:
     """Let a version serve. A server that runs takes it up by itself."""
     _print_serving(_registry(home).promote(version))
 
 
-@adapters.command(epilog="Example: sam4mllm adapters rollback")
+@commands.command(epilog="Example: sam4mllm adapters rollback")
 def rollback(home: HomeOption = None) -> None:
     """Let serve what served before the last promotion."""
     _print_serving(_registry(home).rollback())
 
 
-@adapters.command(epilog="Example: sam4mllm adapters export demo-1-0f3a9c12 /tmp/adapter")
+@commands.command(epilog="Example: sam4mllm adapters export demo-1-0f3a9c12 /tmp/adapter")
 def export(
     version: VersionArgument, folder: Annotated[Path, typer.Argument(help="A new or empty folder.")], home: HomeOption = None
 ) -> None:

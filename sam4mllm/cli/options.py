@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 from enum import StrEnum
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -104,6 +105,11 @@ PatternOption = Annotated[
     PatternName,
     typer.Option("--pattern", help="Where points fall: spread as published, or by the box's mask, by the first answers, or asked again."),
 ]
+DatasetArgument = Annotated[Path, typer.Argument(help="A folder in the dataset format.")]
+SplitOption = Annotated[str | None, typer.Option("--split", help="val, testA, testB, test …; all if it is not given.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many images, drawn by --seed.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Another seed draws other images.")]
+MinPixelsOption = Annotated[int, typer.Option("--min-pixels", min=0, help="Take a predicted mask of fewer pixels for none.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
@@ -118,7 +124,7 @@ def hush() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     _say_needs()
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415 – takes seconds
+    from transformers.utils import logging as transformers_logging  # takes seconds
 
     transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -127,7 +133,7 @@ def hush() -> None:
 def load(model: str, segmenter: str, device: str | None, options: Options, adapter: str | None, precision: Precision) -> Pipeline:
     """The models behind the commands."""
     hush()
-    from sam4mllm.loading import load_pipeline  # noqa: PLC0415 – an error or a help text should not wait
+    from sam4mllm.loading import load_pipeline  # an error or a help text should not wait
 
     return load_pipeline(model, segmenter, device, options, adapter, precision)
 

@@ -17,8 +17,9 @@ from PIL import Image
 
 from backend import brush
 from backend.corrections.log import CorrectionLog
-from backend.demo.launch import LABEL_CONFIG, find_label_studio
+from backend.demo.launch import find_label_studio
 from backend.demo.local_label_studio import LocalLabelStudio
+from backend.label_studio.config_template import DEMO_CONFIG
 from sam4mllm.demo.scenes import DemoScene, make_scene
 from tests.e2e.conftest import BackendServer
 
@@ -98,7 +99,7 @@ def until(true: Callable[[], bool], seconds: float = 60) -> None:
 
 @pytest.fixture
 def project(label_studio: LocalLabelStudio, backend_server: BackendServer) -> Project:
-    number = label_studio.create_project("e2e", LABEL_CONFIG.read_text(encoding="utf-8"))
+    number = label_studio.create_project("e2e", DEMO_CONFIG)
     return Project(label_studio, number, label_studio.connect(number, backend_server.url, "SAM4MLLM"))
 
 

@@ -20,8 +20,8 @@ import pytest
 from PIL import Image
 
 from backend.corrections.log import CorrectionLog
-from backend.demo.launch import LABEL_CONFIG
 from backend.demo.local_label_studio import FIXED_ENVIRONMENT, LocalLabelStudio
+from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, check_port
 from tests.e2e.conftest import serving
 from tests.e2e.test_backend import save, scene, until
@@ -56,7 +56,7 @@ class Team(NamedTuple):
         [found] = json.loads(self.run("doctor", *asked, "--json", code=1, **variables).stdout)["findings"]
         return found["check"], found["problem"], found["cure"]
 
-    def project(self, config: str = LABEL_CONFIG.read_text(encoding="utf-8"), **data: object) -> int:
+    def project(self, config: str = DEMO_CONFIG, **data: object) -> int:
         """A new project with one task."""
         number = self.studio.create_project("doctor's", config)
         self.studio.import_tasks(number, [data or {"image": inline_picture(), "description": "the horse"}])

@@ -12,10 +12,10 @@ import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from backend.cli.server import app
 from backend.demo.launch import find_label_studio
 from backend.demo.local_label_studio import LocalLabelStudio
 from backend.errors import SettingsError
+from sam4mllm.cli.main import make_app
 from sam4mllm.data.pairs import to_mask
 from sam4mllm.images import load_image
 from sam4mllm.masks import mask_iou
@@ -157,7 +157,7 @@ def test_a_project_is_exported_whole(form: str, label_studio: LocalLabelStudio, 
     monkeypatch.setenv("LABEL_STUDIO_URL", label_studio.url)
     monkeypatch.setenv("LABEL_STUDIO_API_KEY", label_studio.token)
     out = tmp_path / "out"
-    result = CliRunner().invoke(app, ["export", str(project), str(out), "--format", form, "--json"])
+    result = CliRunner().invoke(make_app(), ["export", str(project), str(out), "--format", form, "--json"])
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
     assert (summary["pictures"], summary["objects"], summary["lost"]) == (2, len(masks) + 1, [])

@@ -21,8 +21,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from backend.demo.launch import LABEL_CONFIG, READY_TIMEOUT, is_ready
+from backend.demo.launch import READY_TIMEOUT, is_ready
 from backend.demo.local_label_studio import LocalLabelStudio
+from backend.label_studio.config_template import DEMO_CONFIG
 from backend.service import build
 from backend.settings import Settings
 from backend.support.child import HOST, Child, check_port
@@ -160,7 +161,7 @@ def make_version(home: Path, folder: Path) -> str:
 
 def make_project(label_studio: LocalLabelStudio, folder: Path) -> int:
     """Two described pictures."""
-    number = label_studio.create_project("the reader's", LABEL_CONFIG.read_text(encoding="utf-8"))
+    number = label_studio.create_project("the reader's", DEMO_CONFIG)
     pictures = [save(scene(index).image, folder / f"{index}.png") for index in range(2)]
     uploads = label_studio.upload(number, pictures)
     label_studio.import_tasks(number, [{"image": upload, "description": "the horse"} for upload in uploads])

@@ -14,8 +14,8 @@ import pytest
 
 from backend.corrections.log import CorrectionLog
 from backend.corrections.reviews import Review, read_reviews
-from backend.demo.launch import LABEL_CONFIG, ROOT
 from backend.label_studio.click_help import ACCEPT, ADD, BOX, ELSEWHERE, SWITCH, TAKE_AWAY
+from backend.label_studio.config_template import DEMO_CONFIG
 from sam4mllm.demo.scenes import DemoScene
 from sam4mllm.run_lengths import from_rle
 from tests.e2e.conftest import BackendServer
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from tests.e2e.editor import Editor
 
 __all__ = ["project"]
+ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / "out" / "e2e"
 
 
@@ -115,7 +116,7 @@ def exported(ready: Ready, folder: Path) -> list[dict[str, Any]]:
     url = f"{ready.project.studio.url}/api/projects/{ready.project.id}/export?exportType=JSON"
     tasks = httpx.get(url, headers=headers, timeout=60, trust_env=False).json()
     (folder / "export.json").write_text(json.dumps(tasks))
-    (folder / "label_config.xml").write_text(LABEL_CONFIG.read_text(encoding="utf-8"))
+    (folder / "label_config.xml").write_text(DEMO_CONFIG)
     (folder / "images").mkdir()
     for task in tasks:
         name = Path(task["data"]["image"]).name

@@ -11,11 +11,12 @@ import httpx
 import pytest
 
 from backend.corrections.log import CorrectionLog
-from backend.demo.launch import LABEL_CONFIG, ROOT
 from backend.demo.local_label_studio import LocalLabelStudio
+from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, Child, check_port
 from tests.e2e.test_backend import Project, fill, save, scene, until
 
+ROOT = Path(__file__).parents[2]
 PACKAGES = Path(os.environ.get("SAM4MLLM_LABEL_STUDIO_ML", ROOT / ".venv-label-studio-ml"))
 WSGI = """
 from label_studio_ml.api import init_app
@@ -58,7 +59,7 @@ def server(label_studio: LocalLabelStudio, tmp_path: Path) -> Iterator[str]:
 
 @pytest.mark.timeout(1200)
 def test_setup_predict_and_fit(label_studio: LocalLabelStudio, server: str, tmp_path: Path) -> None:
-    number = label_studio.create_project("1.0.9", LABEL_CONFIG.read_text(encoding="utf-8"))
+    number = label_studio.create_project("1.0.9", DEMO_CONFIG)
     project = Project(label_studio, number, label_studio.connect(number, server, "SAM4MLLM by label-studio-ml"))
     [one] = fill(project, (save(scene(70).image, tmp_path / "a.png"), scene(70).expressions[0].phrase))
     label_studio.retrieve_predictions(number)

@@ -7,8 +7,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from backend.demo.launch import LABEL_CONFIG
 from backend.demo.local_label_studio import LocalLabelStudio
+from backend.label_studio.config_template import DEMO_CONFIG
 from benchmarks.learn import learn
 from sam4mllm.adapters.files import CONFIG, WEIGHTS, Manifest
 from sam4mllm.adapters.lora import attach
@@ -34,7 +34,7 @@ def store_adapter(home: Path, folder: Path) -> Manifest:
 def test_after_a_promotion_label_studio_has_no_predictions_of_the_former_version(label_studio: LocalLabelStudio, tmp_path: Path) -> None:
     version = store_adapter(tmp_path / "home", tmp_path / "adapter").version
     with serving(tmp_path / "home", label_studio, SAM4MLLM_REFRESH="true") as url:
-        number = label_studio.create_project("refreshed", LABEL_CONFIG.read_text(encoding="utf-8"))
+        number = label_studio.create_project("refreshed", DEMO_CONFIG)
         project = Project(label_studio, number, label_studio.connect(number, url, "SAM4MLLM"))
         one = scene(105)
         [task] = fill(project, (save(one.image, tmp_path / "a.png"), one.expressions[0].phrase))

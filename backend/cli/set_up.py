@@ -1,4 +1,4 @@
-"""The commands that look after a set-up: ``doctor`` says what is wrong with it, ``connect`` joins a project to it."""
+"""``sam4mllm doctor`` says what is wrong with a set-up, ``sam4mllm connect`` joins a project to it: their options, and what they print."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from backend.settings import read_settings
+from backend.cli.server_extra import check_server_extra
 from sam4mllm.cli.options import JsonOption
 from sam4mllm.plain_text import one_line
 
-DOCTOR_EXAMPLE = "Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm doctor 1"
-CONNECT_EXAMPLE = "Example: sam4mllm connect 1 --url http://sam4mllm.internal:9090 --config default"
-
+commands = typer.Typer()
 UrlOption = Annotated[
     str | None,
     typer.Option("--url", "--backend-url", help="This server as Label Studio reaches it; SAM4MLLM_URL."),
 ]
 
 
+@commands.command(epilog="Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm doctor 1")
 def doctor(
     project: Annotated[int | None, typer.Argument(min=1, help="A project's number, as in its page's address.")] = None,
     url: UrlOption = None,
@@ -34,10 +33,13 @@ def doctor(
 
     It reads the settings that the server runs with, so run it where the server runs. It changes nothing.
     """
+    check_server_extra()
+    from backend.settings import read_settings
+
     settings = read_settings()
     errors = Console(stderr=True)
     with errors.status("looking") as status:
-        from backend.setup.doctor import examine  # noqa: PLC0415 – takes seconds to import
+        from backend.setup.doctor import examine  # takes seconds to import
 
         report = examine(settings, project, url, lambda what: status.update(f"looking at {what}"))
     if as_json:
@@ -53,6 +55,7 @@ def doctor(
         sys.exit(1)
 
 
+@commands.command(epilog="Example: sam4mllm connect 1 --url http://sam4mllm.internal:9090 --config default")
 def connect(
     project: Annotated[int, typer.Argument(min=1, help="The project's number, as in its page's address.")],
     url: UrlOption = None,
@@ -63,13 +66,15 @@ def connect(
     as_json: JsonOption = False,
 ) -> None:
     """Make or update a project's backend and webhook in Label Studio, with password, secret and events. Run it where the server runs."""
-    import httpx  # noqa: PLC0415
+    check_server_extra()
+    import httpx
 
-    from backend.label_studio.backend_entry import server_url  # noqa: PLC0415
-    from backend.label_studio.client import LabelStudio  # noqa: PLC0415
-    from backend.setup.connect import UnfitConfigError  # noqa: PLC0415
-    from backend.setup.connect import connect as join  # noqa: PLC0415
-    from backend.setup.machine_checks import SERVER_SECONDS, ask_server, require_token  # noqa: PLC0415
+    from backend.label_studio.backend_entry import server_url
+    from backend.label_studio.client import LabelStudio
+    from backend.settings import read_settings
+    from backend.setup.connect import UnfitConfigError
+    from backend.setup.connect import connect as join
+    from backend.setup.machine_checks import SERVER_SECONDS, ask_server, require_token
 
     settings = read_settings()
     require_token(settings, time.time())
@@ -94,7 +99,7 @@ def connect(
 
 
 def _read_config(given: str | None) -> str | None:
-    from backend.errors import SettingsError  # noqa: PLC0415
+    from backend.errors import SettingsError
 
     if given is None or given == "default":
         return given

@@ -1,0 +1,17 @@
+"""The packages that only the server needs are an extra, so that ``sam4mllm`` alone stays small."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from backend.errors import SettingsError
+
+MODULES = ("flask", "gunicorn", "httpcore", "httpx", "prometheus_client", "pydantic_settings")
+"""What the extra ``server`` brings."""
+
+
+def check_server_extra() -> None:
+    """Raise SettingsError, which says what to install, if a package of the extra is missing. Commands call it before they import it."""
+    missing = [name for name in MODULES if find_spec(name) is None]
+    if missing:
+        raise SettingsError(f"this command needs {', '.join(missing)}; install them with: pip install 'sam4mllm[server]'")

@@ -1,0 +1,162 @@
+"""``sam4mllm ablate``: its options, and what it prints and writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Column, Table
+
+from sam4mllm.cli.options import (
+    AdapterOption,
+    DatasetArgument,
+    DeviceMapOption,
+    DeviceOption,
+    DtypeName,
+    DtypeOption,
+    JsonOption,
+    LimitOption,
+    MinPixelsOption,
+    ModelOption,
+    PatternName,
+    PatternOption,
+    PointsName,
+    PointsOption,
+    QuantizeName,
+    QuantizeOption,
+    SeedOption,
+    SegmenterOption,
+    SplitOption,
+    StrategyName,
+    StrategyOption,
+    as_precision,
+    load,
+)
+from sam4mllm.cli.progress import bar
+from sam4mllm.errors import EvaluationError
+
+if TYPE_CHECKING:
+    from sam4mllm.evaluation.ablation_table import Row
+
+commands = typer.Typer()
+WIDE = 180
+"""Columns of a table that is piped into a file."""
+
+
+@commands.command(epilog="Example: sam4mllm ablate /tmp/scenes --over strategy,points,count --values count=5,15,30 --out /tmp/ablation")
+def ablate(
+    dataset: DatasetArgument,
+    *,
+    over: Annotated[str, typer.Option("--over", help="What to vary: strategy,points,count,pattern,choice,thresholds,segmenter,rank.")],
+    out: Annotated[Path, typer.Option("--out", help="The folder for table, CSV, plot and journal; there again, it goes on.")],
+    values: Annotated[
+        list[str] | None, typer.Option("--values", help="Values of an axis instead of the usual: count=5,10,30. May be repeated.")
+    ] = None,
+    adapters: Annotated[str, typer.Option("--adapters", help="The adapters of rank: r16=FOLDER,r128=FOLDER.")] = "",
+    grid: Annotated[bool, typer.Option("--grid", help="Every combination, instead of one thing at a time.")] = False,
+    strategy: StrategyOption = StrategyName.PQPP,
+    points: PointsOption = PointsName.PACKED,
+    pattern: PatternOption = PatternName.SPREAD,
+    split: SplitOption = None,
+    limit: LimitOption = None,
+    seed: SeedOption = 0,
+    min_pixels: MinPixelsOption = 0,
+    model: ModelOption = "demo",
+    adapter: AdapterOption = None,
+    segmenter: SegmenterOption = "demo",
+    device: DeviceOption = None,
+    dtype: DtypeOption = DtypeName.AUTO,
+    quantize: QuantizeOption = QuantizeName.NONE,
+    device_map: DeviceMapOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Compare settings on the same images: each differs from the base in one thing. The published setting and the upper bound stand beside
+    them; each image is taken in once.
+    """
+    from sam4mllm.evaluation.ablation import Journal
+    from sam4mllm.evaluation.ablation import ablate as run
+    from sam4mllm.evaluation.ablation_table import tabulate
+    from sam4mllm.evaluation.run import choose
+    from sam4mllm.evaluation.settings import Setting, plan
+    from sam4mllm.options import Options
+
+    options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
+    settings = plan(Setting(("base",), strategy.value, options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
+    examples = choose(dataset, split, limit, seed)
+    journal = Journal(_folder(out) / "journal.jsonl")
+    precision = as_precision(dtype, quantize, device_map)
+    open_pipeline = lambda seg, version: load(model, seg, device, options, version, precision)  # noqa: E731
+    rows = tabulate(run(settings, dataset, examples, open_pipeline, journal, bar, min_pixels))
+    _write(out, rows, len(examples))
+    _print(rows, out, as_json)
+
+
+def _axes(over: str, values: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """``--over`` and ``--values`` as values by axis, none where the usual are meant."""
+    axes: dict[str, tuple[str, ...]] = {name.strip(): () for name in over.split(",") if name.strip()}
+    if not axes:
+        raise EvaluationError("--over names nothing to vary; for example --over strategy,points")
+    for given in values:
+        axis, equals, some = given.partition("=")
+        if not equals or not some:
+            raise EvaluationError(f"--values {given} is not AXIS=VALUE,VALUE; for example count=5,10,30")
+        if axis.strip() not in axes:
+            raise EvaluationError(f"--values names {axis.strip()!r}, which --over does not; add it there")
+        axes[axis.strip()] = tuple(value.strip() for value in some.split(",") if value.strip())
+    return axes
+
+
+def _named(adapters: str) -> dict[str, str]:
+    named: dict[str, str] = {}
+    for given in filter(None, (part.strip() for part in adapters.split(","))):
+        name, equals, folder = given.partition("=")
+        if not equals or not name or not folder or name in named:
+            raise EvaluationError(f"--adapters {given} is not NAME=FOLDER, each name once; for example r16=/tmp/r16,r128=/tmp/r128")
+        named[name] = folder
+    return named
+
+
+def _folder(out: Path) -> Path:
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise EvaluationError(f"{out} cannot be made ({error.strerror}); choose another folder with --out") from error
+    return out
+
+
+def _write(out: Path, rows: Sequence[Row], phrases: int) -> None:
+    from sam4mllm.durable import replace_file
+    from sam4mllm.evaluation.ablation_table import to_csv, to_fields, to_markdown, to_plot
+
+    note = f"{phrases} phrases; intervals and differences by a bootstrap over images"
+    files = {
+        "ablation.csv": to_csv(rows).encode(),
+        "ablation.md": to_markdown(rows, note).encode(),
+        "ablation.json": json.dumps([to_fields(row) for row in rows], indent=1, allow_nan=False).encode(),
+        "ablation.png": to_plot(rows),
+    }
+    for name, data in files.items():
+        try:
+            replace_file(out / name, data)
+        except OSError as error:
+            raise EvaluationError(f"{out / name} cannot be written ({error.strerror}); free space or choose another folder") from error
+
+
+def _print(rows: Sequence[Row], out: Path, as_json: bool) -> None:
+    from sam4mllm.evaluation.ablation_table import cells, describe, heads, tell_gain, to_fields
+
+    if as_json:
+        print(json.dumps({"rows": [to_fields(row) for row in rows], "best": tell_gain(rows), "out": str(out)}))
+        return
+    table = Table(*[Column(head, no_wrap=True) for head in heads()], box=None, padding=(0, 1))
+    for row in rows:
+        table.add_row(*cells(row))
+    console = Console()
+    (console if console.is_terminal else Console(width=WIDE)).print(table)
+    for name in ("base", "published"):
+        print(f"{name}: {next(describe(row.setting) for row in rows if name in row.setting.names)}")
+    print(f"{tell_gain(rows)}\n{out}")
