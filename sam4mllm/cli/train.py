@@ -60,7 +60,7 @@ def train(
     device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Train a LoRA adapter. Stopped with Ctrl-C, by SIGTERM or by a kill, the same command goes on from its last checkpoint.
+    """Train a LoRA adapter. Stopped with Ctrl-C, by SIGTERM or by a kill, the same command goes on from its last saved state.
 
     On several GPUs: accelerate launch -m sam4mllm train …
     """
