@@ -31,13 +31,12 @@ from backend.settings import Settings
 from backend.support.metrics import Metrics
 from sam4mllm.data.examples import EXAMPLES, each_example
 from sam4mllm.errors import Sam4mllmError
-from sam4mllm.images import image_sha256
+from sam4mllm.images import image_sha256, picture_suffix
 from sam4mllm.masks import box_of, to_rle
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.values import Segmentation, check_phrase
 
 TASKS_A_PAGE = 100
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 CHECK_SECONDS = 10.0
 """Between two looks whether Label Studio is there, however many images cannot be had."""
 OPENED_MB = 256
@@ -305,7 +304,7 @@ class FolderSource:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    return sorted(path for path in folder.rglob("*") if picture_suffix(path) and path.is_file())
 
 
 def _number(name: str) -> int:

@@ -28,7 +28,7 @@ from backend.settings import PROMPT_NAME, read_settings
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Reading, coco_origin
 from sam4mllm.data.readers import Reader
 from sam4mllm.errors import DatasetError, ImageError
-from sam4mllm.images import image_sha256
+from sam4mllm.images import PICTURE_SUFFIXES, image_sha256
 
 SPLIT = "annotation"
 """What is left out is counted under this name: its picture decides on the split, and may not be there."""
@@ -43,7 +43,6 @@ OUTLINES: dict[str, frozenset[str]] = {
 RECTANGLE = "rectanglelabels"
 """JSON_MIN does not say of which type a region is; the keys of its value do."""
 _RECTANGLE = frozenset(("x", "y", "width", "height"))
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def label_studio_reader() -> Reader:
@@ -297,4 +296,6 @@ def _config_of(picture: str, labels: Iterable[str], prompt: str, given: LabelCon
 
 
 def _is_picture(value: object) -> bool:
-    return isinstance(value, str) and value.partition("?d=")[2 if "?d=" in value else 0].partition("?")[0].lower().endswith(_PICTURES)
+    return isinstance(value, str) and value.partition("?d=")[2 if "?d=" in value else 0].partition("?")[0].lower().endswith(
+        PICTURE_SUFFIXES
+    )

@@ -41,7 +41,7 @@ from PIL import Image
 
 from sam4mllm.durable import publish, replace_file, sync_path
 from sam4mllm.errors import DatasetError, ImageError, MaskCodecError
-from sam4mllm.images import MAX_PIXELS, check_image, image_sha256, load_image
+from sam4mllm.images import MAX_PIXELS, check_image, image_sha256, load_image, picture_suffix
 from sam4mllm.masks import Rle, box_of, from_rle, rle_area, to_rle, union
 
 EXAMPLES = "examples.jsonl"
@@ -54,7 +54,6 @@ _SOMETHING = re.compile(r".*\S.*", re.DOTALL)
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPLIT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ORIGIN = re.compile(r"[!-~]{0,128}")
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -366,9 +365,7 @@ class ExampleWriter:
         """
         path = Path(path)
         image = load_image(path, max_pixels)
-        suffix = path.suffix.lower()
-        suffix = suffix if suffix in _SUFFIXES else ""
-        return self._store(path.read_bytes(), suffix, image.shape[1], image.shape[0], path if link else None)
+        return self._store(path.read_bytes(), picture_suffix(path), image.shape[1], image.shape[0], path if link else None)
 
     def add_image_data(self, data: bytes, max_pixels: int = MAX_PIXELS) -> ImageRecord:
         """Store a picture's file that is in memory, as it is. Raises ImageError if it cannot be read."""
@@ -452,8 +449,7 @@ class ExampleWriter:
                 raise DatasetError(
                     f"{path} is not the file that the dataset was written with (SHA-256); restore it or write the dataset again"
                 )
-            suffix = path.suffix.lower()
-            record = self._store(data, suffix if suffix in _SUFFIXES else "", example.width, example.height, path)
+            record = self._store(data, picture_suffix(path), example.width, example.height, path)
             self._copied[example.sha256] = record
         self.add_encoded(
             record, example.phrase, example.instances, example.split, example.source, ignore=example.ignore, origin=example.origin
