@@ -21,6 +21,7 @@ from typing import Any, Literal
 
 from backend.corrections.schema import ADDED, VERSION
 from backend.errors import where
+from backend.label_studio.events import ANNOTATIONS_DELETED, SAVED, TASKS_CREATED, TASKS_DELETED
 from backend.label_studio.wire import is_row_id
 from backend.support.bounded_json import write_json
 
@@ -89,15 +90,15 @@ def _fold(connection: sqlite3.Connection, body: Mapping[str, Any], moment: _Mome
     if isinstance(project, dict):
         number = row_id(project.get("id"))
         _fold_config(connection, project, moment)
-    if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "TASKS_CREATED"):
+    if action in (*SAVED, TASKS_CREATED):
         for raw in objects(body, "task"):
             _fold_row(connection, "tasks", _task(raw, number), moment)
         for raw in objects(body, "annotation"):
             _fold_row(connection, "annotations", _annotation(raw, number), moment)
-    elif action == "ANNOTATIONS_DELETED":
+    elif action == ANNOTATIONS_DELETED:
         for raw in objects(body, "annotation"):
             _bury(connection, "annotations", raw.get("id"), number, stamp, "deleted in Label Studio")
-    elif action == "TASKS_DELETED":
+    elif action == TASKS_DELETED:
         for raw in objects(body, "task"):
             _bury(connection, "tasks", raw.get("id"), number, stamp, "deleted in Label Studio")
             _bury_annotations_of(connection, raw.get("id"), stamp)

@@ -296,6 +296,7 @@ def _config_of(picture: str, labels: Iterable[str], prompt: str, given: LabelCon
 
 
 def _is_picture(value: object) -> bool:
-    return isinstance(value, str) and value.partition("?d=")[2 if "?d=" in value else 0].partition("?")[0].lower().endswith(
-        PICTURE_SUFFIXES
-    )
+    if not isinstance(value, str):
+        return False
+    path = value.partition("?d=")[2 if "?d=" in value else 0].partition("?")[0]
+    return path.lower().endswith(PICTURE_SUFFIXES)
