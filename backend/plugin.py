@@ -27,7 +27,7 @@ from flask import request
 from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError, where
 from backend.label_studio.events import SECRET_HEADER, START_TRAINING
-from backend.label_studio.wire import PredictRequest
+from backend.label_studio.wire import read_predict
 from backend.service import Service, build
 from backend.settings import Settings, read_settings
 from backend.support.home_lock import hold_home, keep_from_children
@@ -73,9 +73,9 @@ class _Backend:
 
     def predict(self, tasks: Sequence[Any], context: Mapping[str, Any] | None = None, **_: Any) -> list[Any]:
         """One prediction a task, or ``[]`` for one that failed."""
-        regions = context.get("result") if isinstance(context, Mapping) else None
-        found = tuple(region for region in regions if isinstance(region, dict)) if isinstance(regions, list) else None
-        request = PredictRequest(tasks, str(getattr(self, "project_id", None) or ""), self.label_config or "", found)
+        asks = isinstance(context, Mapping) and isinstance(context.get("result"), list)  # 2.x hands on an empty context with a batch
+        body = {"tasks": tasks, "project": getattr(self, "project_id", None), "label_config": self.label_config}
+        request = read_predict({**body, "params": {"context": context} if asks else None})
         answers = [json.loads(answer) for answer in service().predictor.predict(request)]
         return answers if self._new else [_without_version(answer) for answer in answers]
 

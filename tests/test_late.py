@@ -18,7 +18,7 @@ from backend.serving.backlog import Late
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.bulk_fakes import PROJECT, VERSION, BulkServer
 
-REQUEST = PredictRequest([], f"{PROJECT}.1", CONFIG)
+REQUEST = PredictRequest([], PROJECT, CONFIG)
 
 
 def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
@@ -38,7 +38,7 @@ def late_house(tmp_path: Path) -> Iterator[tuple[House, BulkServer]]:
 
 
 def ask(where: House, *numbers: int) -> list[Any]:
-    request = PredictRequest([task(number, description="the dog") for number in numbers], f"{PROJECT}.1", CONFIG)
+    request = PredictRequest([task(number, description="the dog") for number in numbers], PROJECT, CONFIG)
     return [json.loads(answer) for answer in where.service.predictor.predict(request)]
 
 
@@ -110,8 +110,8 @@ def test_a_busy_engine_is_asked_again_and_a_bad_task_is_not(monkeypatch: pytest.
     backlog.close()
 
 
-@pytest.mark.parametrize(("raw", "project"), [({}, "3.1"), ({"id": "1"}, "3.1"), (7, "3.1"), ({"id": 1}, "")], ids=str)
-def test_what_has_no_number_cannot_be_pushed(raw: object, project: str) -> None:
+@pytest.mark.parametrize(("raw", "project"), [({}, 3), ({"id": "1"}, 3), (7, 3), ({"id": 1}, None)], ids=str)
+def test_what_has_no_number_cannot_be_pushed(raw: object, project: int | None) -> None:
     backlog = Late(lambda raw, request: b"[]", BulkServer.of(1).client())
     backlog.add(raw, PredictRequest([], project, CONFIG))
     assert backlog.waiting == 0

@@ -16,7 +16,7 @@ from flask import Flask, jsonify, request
 
 from backend import plugin
 from backend.corrections.log import CorrectionLog
-from backend.errors import SettingsError
+from backend.errors import SettingsError, WireError
 from backend.learning.runs import Run, Runs
 from tests.backend_fakes import CONFIG, House, house, task
 
@@ -36,7 +36,7 @@ class NewBase:
     """2.x: made once a request."""
 
     def __init__(self, project_id: str | None = None, label_config: str | None = None) -> None:
-        self.label_config = label_config
+        self.project_id, self.label_config = project_id, label_config
         self.kept: dict[str, str] = {}
         self.setup()
 
@@ -84,6 +84,27 @@ def test_new_generation(where: House, tmp_path: Path, monkeypatch: pytest.Monkey
     backend.fit("ANNOTATION_CREATED", {"annotation": {"id": 1}}, extra=1)
     [event] = CorrectionLog(tmp_path / "corrections.sqlite").events()
     assert event.body == {"action": "ANNOTATION_CREATED", "annotation": {"id": 1}}
+
+
+@pytest.mark.parametrize("project", ["1", "1.1795396682"])
+def test_a_phrase_that_was_typed_under_either_server_is_known_to_the_other(
+    where: House, monkeypatch: pytest.MonkeyPatch, project: str
+) -> None:
+    install(NewBase, monkeypatch)(project_id=project, label_config=CONFIG).predict([task()], context=CONTEXT)
+    assert where.service.corrections.task_phrase(1, 1) == "the dog"
+
+
+def test_a_batch_comes_with_an_empty_context(where: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    [answer] = install(NewBase, monkeypatch)(project_id="1", label_config=CONFIG).predict([task(description="the dog")], context={})
+    assert answer["result"]
+
+
+@pytest.mark.parametrize(("tasks", "project"), [([], "one"), ([], "1.2.3"), ({}, "1"), (None, "1")])
+def test_a_body_that_is_not_label_studios_is_refused_in_one_line(
+    where: House, monkeypatch: pytest.MonkeyPatch, tasks: Any, project: str
+) -> None:
+    with pytest.raises(WireError):
+        install(NewBase, monkeypatch)(project_id=project, label_config=CONFIG).predict(tasks)
 
 
 def test_a_remark_is_no_phrase(where: House, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -110,10 +110,10 @@ def test_the_four_kinds_of_write_wait_in_their_order(log: CorrectionLog, tmp_pat
     with locked(path_of(tmp_path)):
         log.serve([served("a", blob(4))])
         log.store(created())
-        log.remember("3.1", TASK, "the cup")
+        log.remember(PROJECT, TASK, "the cup")
         log.withhold(PROJECT, TASK)
         log.set_mark("promotion", 5.0)
-        assert log.task_phrase("3.1", TASK) == "the cup", "a click may follow at once"
+        assert log.task_phrase(PROJECT, TASK) == "the cup", "a click may follow at once"
         assert log.events() == []
         assert log.waiting
     log.store(created(number=2))
@@ -124,7 +124,7 @@ def test_the_four_kinds_of_write_wait_in_their_order(log: CorrectionLog, tmp_pat
     assert len(log.served(PROJECT, TASK)) == 1
     assert log.withheld(PROJECT, TASK)
     assert log.mark("promotion") == 5.0
-    assert log.task_phrase("3.1", TASK) == log.project_phrase("3.1") == "the cup"
+    assert log.task_phrase(PROJECT, TASK) == log.project_phrase(PROJECT) == "the cup"
     log.store(created(number=3))
     assert len(log.events()) == 3
 

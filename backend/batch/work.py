@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -118,15 +117,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class ProjectWork:
-    """Predictions as the server makes them: the same regions with the same ids. ``uid`` is the project as Label Studio names it there."""
+    """Predictions as the server makes them: the same regions with the same ids."""
 
     settings: Settings
-    uid: str
+    project: int
     label_config: str
     remembered: str = ""
 
     def key(self, job: BatchTask) -> str:
-        return _digest(self.uid, self.label_config, self.settings.phrase_field, self.settings.show_prompts, self.remembered, job)
+        return _digest(self.project, self.label_config, self.settings.phrase_field, self.settings.show_prompts, self.remembered, job)
 
     def loader(self) -> Load:
         store = self._store()
@@ -148,9 +147,9 @@ class ProjectWork:
                 with naming_page(question.page):
                     # decoded, a picture takes megabytes: further pages are had one at a time
                     shown = store.load(question.image, job.id) if page else image
-                    text, drawn = answerer.answer(pipeline, shown, question, question.key(version, self.uid), seconds)
+                    text, drawn = answerer.answer(pipeline, shown, question, question.key(version, self.project), seconds)
                 answers.append((page, text))
-                served += served_records(drawn, shown, self.uid, job.id, version, False, page)
+                served += served_records(drawn, shown, self.project, job.id, version, False, page)
             return Answered(json.loads(join_pages(answers, config) if config.paged else answers[0][1]), served)
 
         return answer
@@ -206,14 +205,6 @@ class ProjectSource:
 def _data(task: Mapping[str, Any]) -> Mapping[str, Any]:
     data = task.get("data")
     return data if isinstance(data, dict) else {}
-
-
-def project_uid(project: Mapping[str, Any]) -> str:
-    """A project as Label Studio names it to its backends, ``<id>.<created>``. Raises LabelStudioError."""
-    try:
-        return f"{project['id']:d}.{int(datetime.fromisoformat(project['created_at']).timestamp())}"
-    except (KeyError, TypeError, ValueError) as error:
-        raise LabelStudioError("what answers at /api/projects/ is not Label Studio's API; check LABEL_STUDIO_URL") from error
 
 
 # -- a folder ------------------------------------------------------------------------------------------------------------------------------

@@ -21,14 +21,14 @@ import numpy as np
 from backend.corrections.annotation import Answer, Case, DrawnRegion, quoted, read_case
 from backend.corrections.config_of import choose_config
 from backend.corrections.log import Served, StoredAnnotation
-from backend.corrections.tables import AHEAD_SECONDS, row_id
+from backend.corrections.tables import AHEAD_SECONDS
 from backend.errors import TaskError, where
 from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.outlines import is_outline_of
 from backend.label_studio.phrases import has_phrase, wanted
 from backend.label_studio.read_regions import Mask
 from backend.label_studio.region_ids import stands_alone, superseded
-from backend.label_studio.wire import Task
+from backend.label_studio.wire import Task, row_id
 from backend.settings import PROMPT_NAME
 from backend.support.byte_cache import ByteCache
 from sam4mllm.errors import Sam4mllmError

@@ -22,7 +22,7 @@ from typing import Any, Literal
 from backend.corrections.schema import ADDED, VERSION
 from backend.errors import where
 from backend.label_studio.events import ANNOTATIONS_DELETED, SAVED, TASKS_CREATED, TASKS_DELETED
-from backend.label_studio.wire import is_row_id
+from backend.label_studio.wire import row_id
 from backend.support.bounded_json import write_json
 
 log = logging.getLogger(__name__)
@@ -323,11 +323,6 @@ def instant(value: object) -> float:
         return max(0.0, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError):
         return 0.0
-
-
-def row_id(value: object) -> int | None:
-    """The number of a row of Label Studio's database, or None."""
-    return value if is_row_id(value) and isinstance(value, int) else None
 
 
 def _first_id(*values: object) -> int | None:

@@ -17,12 +17,12 @@ from xml.sax.saxutils import quoteattr
 
 from backend.corrections.log import Served, StoredAnnotation
 from backend.corrections.reviews import Review, read_reviews
-from backend.corrections.tables import KEPT, instant, row_id
+from backend.corrections.tables import KEPT, instant
 from backend.errors import TaskError
 from backend.label_studio.export_file import CONFIG, export_file, find_picture, read_config_text, read_export
 from backend.label_studio.label_config import LabelConfig, read_label_config
 from backend.label_studio.region_parts import is_label_alone, page_of, without_text_labels
-from backend.label_studio.wire import Region
+from backend.label_studio.wire import Region, row_id
 from backend.learning.snapshot import split_of
 from backend.settings import PROMPT_NAME, read_settings
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Reading, coco_origin
