@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -18,6 +17,7 @@ from backend import plugin
 from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError, WireError
 from backend.learning.runs import Run, Runs
+from benchmarks.waiting import wait_for
 from tests.backend_fakes import CONFIG, House, house, task
 
 CONTEXT = {"result": [{"type": "textarea", "from_name": "prompt", "value": {"text": ["the dog"]}}]}
@@ -133,11 +133,12 @@ def test_old_generation(where: House, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def ended(home: Path) -> list[Run]:
     """The runs of a home, once one is there and none goes on."""
-    end = time.monotonic() + 15
-    while not (runs := Runs(home).all()) or not all(run.over for run in runs):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return runs
+
+    def over() -> list[Run]:
+        runs = Runs(home).all()
+        return runs if all(run.over for run in runs) else []
+
+    return wait_for("the end of a run", over, 15, 0.02)
 
 
 def test_start_training_in_the_process_with_the_models(where: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

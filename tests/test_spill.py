@@ -22,6 +22,7 @@ from backend.corrections.log_faults import LogError, wrong
 from backend.corrections.waiting_writes import Spill
 from backend.errors import SettingsError
 from backend.web.app import create_app
+from benchmarks.waiting import wait_for
 from tests.backend_fakes import CONFIG
 from tests.learning_fakes import School, school
 from tests.review_fakes import PROJECT, TASK, blob, created, served
@@ -167,9 +168,7 @@ def test_a_server_starts_under_a_lock(tmp_path: Path) -> None:
 def test_the_learner_takes_it_in_by_itself(place: School, tmp_path: Path) -> None:
     with locked(path_of(tmp_path)):
         place.service.corrections.store(created())
-    end = time.monotonic() + 30
-    while place.service.corrections.waiting and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_for("what waits beside the log", lambda: not place.service.corrections.waiting, 30, 0.05)
     assert len(place.service.corrections.events()) == 1
 
 
