@@ -26,13 +26,12 @@ from flask import request
 
 from backend.corrections.log import CorrectionLog
 from backend.errors import SettingsError, where
-from backend.label_studio.wire import PredictRequest
-from backend.learning.scheduler import BUTTON
+from backend.label_studio.events import SECRET_HEADER, START_TRAINING
+from backend.label_studio.wire import read_predict
 from backend.service import Service, build
 from backend.settings import Settings, read_settings
 from backend.support.home_lock import hold_home, keep_from_children
 from backend.web.http_parts import knows_password, same
-from backend.web.webhook_routes import ACTIONS
 from sam4mllm.errors import Sam4mllmError, first_line
 
 log = logging.getLogger(__name__)
@@ -74,9 +73,9 @@ class _Backend:
 
     def predict(self, tasks: Sequence[Any], context: Mapping[str, Any] | None = None, **_: Any) -> list[Any]:
         """One prediction a task, or ``[]`` for one that failed."""
-        regions = context.get("result") if isinstance(context, Mapping) else None
-        found = tuple(region for region in regions if isinstance(region, dict)) if isinstance(regions, list) else None
-        request = PredictRequest(tasks, str(getattr(self, "project_id", None) or ""), self.label_config or "", found)
+        asks = isinstance(context, Mapping) and isinstance(context.get("result"), list)  # 2.x hands on an empty context with a batch
+        body = {"tasks": tasks, "project": getattr(self, "project_id", None), "label_config": self.label_config}
+        request = read_predict({**body, "params": {"context": context} if asks else None})
         answers = [json.loads(answer) for answer in service().predictor.predict(request)]
         return answers if self._new else [_without_version(answer) for answer in answers]
 
@@ -92,7 +91,7 @@ class _Backend:
             log.error("an event is a name and an object, as Label Studio sends them, not %s and %s; nothing is kept of it", *kinds)
             return
         try:
-            (_hear if self._new else _leave_to_the_server)(event, {**(data or {}), "action": event})
+            (service().receive if self._new else _leave_to_the_server)({**(data or {}), "action": event})
             if workdir is not None:
                 _leave_no_job(Path(workdir))
         except (Sam4mllmError, OSError) as error:
@@ -124,28 +123,20 @@ def _refuse(settings: Settings, password: str, secret: str) -> tuple[dict[str, s
         return None
     if request.path == "/webhook":
         wanted = secret or password
-        if wanted and not (secret and same(request.headers.get("X-Webhook-Secret", ""), secret)):
-            return {"error": "the webhook's secret is wrong; send it as X-Webhook-Secret"}, 401, {}
+        if wanted and not (secret and same(request.headers.get(SECRET_HEADER, ""), secret)):
+            return {"error": f"the webhook's secret is wrong; send it as {SECRET_HEADER}"}, 401, {}
         return None
     if password:
         return {"error": "a user name and a password are needed"}, 401, {"WWW-Authenticate": "Basic"}
     return None
 
 
-def _hear(action: str, body: Mapping[str, Any]) -> None:
-    """2.x: as the webhook of our own server does."""
-    ours = service()
-    ours.corrections.store(body)
-    ours.metrics.stored(action if action in ACTIONS else "OTHER")
-    ours.learner.heard(action)
-
-
-def _leave_to_the_server(action: str, body: Mapping[str, Any]) -> None:
+def _leave_to_the_server(body: Mapping[str, Any]) -> None:
     """1.x: the process with the models looks into the log, once it has been asked to predict."""
     corrections = CorrectionLog(read_settings().home / "corrections.sqlite")
     try:
         corrections.store(body)
-        if action == BUTTON:
+        if body["action"] == START_TRAINING:
             log.info("the training begins once the server has been asked for a prediction")
     finally:
         corrections.close()
@@ -170,7 +161,7 @@ def __getattr__(name: str) -> Any:
     from label_studio_ml.model import LabelStudioMLBase
 
     _guard(read_settings())
-    heard = dict.fromkeys((*getattr(LabelStudioMLBase, "TRAIN_EVENTS", ()), BUTTON))  # 1.x knows no Start Training
+    heard = dict.fromkeys((*getattr(LabelStudioMLBase, "TRAIN_EVENTS", ()), START_TRAINING))  # 1.x knows no Start Training
     attributes = {"__module__": __name__, "_new": hasattr(LabelStudioMLBase, "set"), "TRAIN_EVENTS": tuple(heard)}
     made = type(name, (_Backend, LabelStudioMLBase), attributes)
     globals()[name] = made  # so that a process of 1.x finds it by name

@@ -6,7 +6,7 @@ import hashlib
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +16,7 @@ from backend.corrections.log import CorrectionLog
 from backend.errors import LabelStudioError
 from backend.images.store import ImageStore, image_store
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.events import START_TRAINING, counted_as
 from backend.learning.conductor import TRAINER
 from backend.learning.scheduler import Learner
 from backend.serving.backlog import Late
@@ -69,6 +70,18 @@ class Service:
         """Begin to load the models and to look for what there is to learn; returns at once."""
         self.engine.start()
         self.learner.start()
+
+    def receive(self, event: Mapping[str, Any]) -> int:
+        """Take an event of Label Studio's, which is on disk when this returns, and give its number; what it means is worked out later.
+
+        Raises LogError.
+        """
+        number = self.corrections.store(event)
+        action = event.get("action")
+        self.metrics.stored(counted_as(action))
+        if action == START_TRAINING:
+            self.learner.wake()
+        return number
 
     def close(self, seconds: float) -> None:
         """Serve what is in the house, then end."""

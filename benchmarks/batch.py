@@ -28,6 +28,7 @@ from PIL import Image
 from backend.demo.launch import find_label_studio
 from backend.demo.local_label_studio import LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
+from benchmarks.waiting import wait_for
 from sam4mllm.demo.scenes import make_scene
 
 SEED = 990_004
@@ -113,10 +114,7 @@ class Bulk:
     def wait_for_more(self) -> float:
         """Seconds until there is a result more."""
         began, before = time.monotonic(), len(self.rows())
-        while len(self.rows()) == before:
-            if time.monotonic() > began + RESUME_SECONDS:
-                raise TimeoutError("no shard has gone on")
-            time.sleep(0.05)
+        wait_for("a further result of any shard", lambda: len(self.rows()) != before, RESUME_SECONDS, 0.05)
         return time.monotonic() - began
 
     def rows(self) -> list[int]:

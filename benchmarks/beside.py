@@ -9,20 +9,19 @@ from __future__ import annotations
 
 import argparse
 import base64
-import os
 import statistics
-import subprocess
 import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import httpx
 
 from backend.label_studio.config_template import DEMO_CONFIG
-from backend.support.child import serve_command
 from benchmarks.learn import regions
 from benchmarks.novel import NovelTask, novel_tasks
 from benchmarks.predict import body
+from benchmarks.waiting import server, wait_for
 
 PORT = 9392
 URL = f"http://127.0.0.1:{PORT}"
@@ -33,26 +32,18 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=30)
     parser.add_argument("--webhooks", type=int, default=200)
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as home:
-        environment = {**os.environ, "SAM4MLLM_PORT": str(PORT), "SAM4MLLM_HOME": home}
-        server = subprocess.Popen(serve_command(), env=environment, stderr=subprocess.DEVNULL)
-        try:
-            wait_until(lambda: httpx.get(f"{URL}/ready").is_success)
-            tasks = novel_tasks(60, 771_001)
-            predictions(700_000, 3)
-            idle = predictions(710_000, arguments.count)
-            for number, task in enumerate(tasks, 1):
-                webhook(correction(number, task))
-            httpx.post(f"{URL}/api/runs", json={}).raise_for_status()
-            wait_until(lambda: stage().get("done", 0) > 0 and stage()["stage"] == "training")
-            began = stage()["done"]
-            busy = predictions(720_000, arguments.count)
-            times = [f"2026-02-01T00:00:{index % 60:02d}.{index:03d}Z" for index in range(arguments.webhooks)]
-            spent = [webhook(correction(1 + index % 60, tasks[index % 60], updated)) for index, updated in enumerate(times)]
-            ended = stage()["done"]
-        finally:
-            server.terminate()
-            server.wait()
+    with tempfile.TemporaryDirectory() as home, server(Path(home), PORT):
+        tasks = novel_tasks(60, 771_001)
+        predictions(700_000, 3)
+        idle = predictions(710_000, arguments.count)
+        for number, task in enumerate(tasks, 1):
+            webhook(correction(number, task))
+        httpx.post(f"{URL}/api/runs", json={}).raise_for_status()
+        began = wait_for("a step of training", lambda: stage()["stage"] == "training" and stage().get("done", 0), 300)
+        busy = predictions(720_000, arguments.count)
+        times = [f"2026-02-01T00:00:{index % 60:02d}.{index:03d}Z" for index in range(arguments.webhooks)]
+        spent = [webhook(correction(1 + index % 60, tasks[index % 60], updated)) for index, updated in enumerate(times)]
+        ended = stage()["done"]
     assert ended > began, "no training went on meanwhile"
     spent.sort()
     before, during = statistics.median(idle), statistics.median(busy)
@@ -94,18 +85,6 @@ def stage() -> dict[str, Any]:
     """How far the last run is."""
     progress: dict[str, Any] = httpx.get(f"{URL}/api/runs").json()["runs"][0]["progress"]
     return progress
-
-
-def wait_until(true: Any, seconds: float = 300) -> None:
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            if true():
-                return
-        except httpx.HTTPError:
-            pass
-        time.sleep(0.3)
-    raise TimeoutError("the server or the run did not come so far")
 
 
 if __name__ == "__main__":

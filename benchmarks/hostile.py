@@ -12,7 +12,6 @@ from __future__ import annotations
 import base64
 import http.client
 import json
-import os
 import socket
 import sqlite3
 import subprocess
@@ -31,7 +30,8 @@ import httpx
 import psutil
 from PIL import Image
 
-from backend.support.child import HOST, Child, check_port, serve_command
+from backend.support.child import HOST, check_port
+from benchmarks.waiting import server
 from sam4mllm.demo.scenes import DemoScene, make_scene
 from tests.hostile_files import huge_tile, many_scans
 
@@ -261,21 +261,9 @@ def main() -> None:
         chosen["all at once"] = all_at_once
     with tempfile.TemporaryDirectory() as folder:
         home, port = Path(folder), check_port(0)
-        environment = {**os.environ, "SAM4MLLM_PORT": str(port), "SAM4MLLM_HOME": folder}
-        server = Child("server", serve_command(), environment, home / "server.log")
-        try:
-            target = Target(port, home, server.process.pid)
-            server.wait_until(lambda: ready(target), 600, print)
-            passed = run(target, chosen)
-        finally:
-            server.stop()
+        with server(home, port) as child:
+            passed = run(Target(port, home, child.process.pid), chosen)
     sys.exit(0 if passed else 1)
-
-
-def ready(target: Target) -> bool:
-    with suppress(httpx.TransportError):
-        return httpx.get(target.url + "/ready", trust_env=False).status_code == 200
-    return False
 
 
 def run(target: Target, attacks: dict[str, Callable[[Target], None]]) -> bool:

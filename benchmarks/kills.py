@@ -32,6 +32,7 @@ from backend.support.child import serve_command
 from benchmarks.beside import correction
 from benchmarks.novel import NovelTask, novel_tasks
 from benchmarks.random_adapter import write_random_adapter
+from benchmarks.waiting import wait_for
 from sam4mllm.adapters.files import CONFIG, WEIGHTS
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.loading import load_variants
@@ -153,16 +154,12 @@ def start(home: Path) -> subprocess.Popen[bytes]:
 
 def wait_until_ready(seconds: float = 120) -> str:
     """The version that serves."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        try:
-            answer = httpx.get(f"{URL}/ready")
-            if answer.is_success:
-                return str(answer.json()["version"])
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
-    raise TimeoutError("the server did not get ready")
+
+    def version() -> str:
+        answer = httpx.get(f"{URL}/ready")
+        return str(answer.json()["version"]) if answer.is_success else ""
+
+    return wait_for("the server", version, seconds)
 
 
 def runs() -> list[dict[str, Any]]:

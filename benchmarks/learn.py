@@ -25,6 +25,7 @@ from backend.demo.local_label_studio import LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, check_port
 from benchmarks.novel import NOUNS, NovelTask, novel_tasks, write_tests
+from benchmarks.waiting import wait_for
 
 TASKS = 60
 MINUTES = 15
@@ -118,20 +119,18 @@ def regions(task: NovelTask) -> list[dict[str, Any]]:
 
 def wait(url: str, seconds: float) -> dict[str, Any]:
     """The last run when it is over. Raises TimeoutError."""
-    end = time.monotonic() + seconds
     shown = ""
-    while time.monotonic() < end:
-        runs = httpx.get(f"{url}/api/runs", trust_env=False).json()["runs"]
-        if runs:
-            now = f"{runs[0]['state']} {runs[0]['progress'].get('stage', '')}"
-            if now != shown:
-                print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
-                shown = now
-            if runs[0]["ended"]:
-                found: dict[str, Any] = runs[0]
-                return found
-        time.sleep(1)
-    raise TimeoutError(f"no run came to an end within {seconds:.0f} s")
+
+    def ended() -> dict[str, Any] | None:
+        nonlocal shown
+        runs: list[dict[str, Any]] = httpx.get(f"{url}/api/runs", trust_env=False).json()["runs"]
+        now = f"{runs[0]['state']} {runs[0]['progress'].get('stage', '')}" if runs else shown
+        if now != shown:
+            print(f"{time.strftime('%H:%M:%S')} {now}", flush=True)
+            shown = now
+        return runs[0] if runs and runs[0]["ended"] else None
+
+    return wait_for("the end of a run", ended, seconds, 1.0)
 
 
 def evaluate(home: Path, version: str, tests: Path) -> None:

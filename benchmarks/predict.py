@@ -1,6 +1,6 @@
 """One-task ``/predict`` requests over HTTP, warm: the median, split by stage as the server measured it.
 
-    python benchmarks/predict.py [--count 30] [--seed 990003]
+    python -m benchmarks.predict [--count 30] [--seed 990003]
 
 Every request is another demo scene with one phrase, its picture in the task itself, so that no other server takes part.
 """
@@ -10,17 +10,16 @@ from __future__ import annotations
 import argparse
 import base64
 import io
-import os
 import re
 import statistics
-import subprocess
 import tempfile
 import time
+from pathlib import Path
 
 import httpx
 from PIL import Image
 
-from backend.support.child import serve_command
+from benchmarks.waiting import server
 from sam4mllm.demo.scenes import make_scene
 
 CONFIG = (
@@ -52,18 +51,11 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=990_003)
     arguments = parser.parse_args()
     url = f"http://127.0.0.1:{PORT}"
-    with tempfile.TemporaryDirectory() as home:
-        environment = {**os.environ, "SAM4MLLM_PORT": str(PORT), "SAM4MLLM_HOME": home}
-        server = subprocess.Popen(serve_command(), env=environment, stderr=subprocess.DEVNULL)
-        try:
-            _wait(url)
-            _ask(url, arguments.seed - 1)
-            before = stages(url)
-            spent = [_ask(url, arguments.seed + index) for index in range(arguments.count)]
-            after = stages(url)
-        finally:
-            server.terminate()
-            server.wait()
+    with tempfile.TemporaryDirectory() as home, server(Path(home), PORT):
+        _ask(url, arguments.seed - 1)
+        before = stages(url)
+        spent = [_ask(url, arguments.seed + index) for index in range(arguments.count)]
+        after = stages(url)
     print(f"median {statistics.median(spent):.3f} s, slowest {max(spent):.3f} s, {arguments.count} requests")
     for stage in after:
         print(f"  {stage:10} {(after[stage] - before.get(stage, 0.0)) / arguments.count:.3f} s a task, mean")
@@ -75,16 +67,6 @@ def _ask(url: str, seed: int) -> float:
     answer = httpx.post(url + "/predict", json=request, timeout=100)
     assert answer.json()["results"][0], answer.text
     return time.perf_counter() - began
-
-
-def _wait(url: str) -> None:
-    while True:
-        try:
-            if httpx.get(url + "/ready").status_code == 200:
-                return
-        except httpx.TransportError:
-            pass
-        time.sleep(0.2)
 
 
 if __name__ == "__main__":

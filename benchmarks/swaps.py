@@ -37,6 +37,7 @@ from benchmarks.beside import correction
 from benchmarks.novel import novel_tasks
 from benchmarks.predict import body
 from benchmarks.random_adapter import write_random_adapter
+from benchmarks.waiting import READY_SECONDS, wait_for
 from sam4mllm.adapters.files import CONFIG, WEIGHTS
 
 PICTURES = 3
@@ -93,8 +94,7 @@ def serving(home: Path) -> Iterator[Service]:
     """The demo models behind HTTP, ready, with little room for images taken in: memory is to be seen."""
     service = build(Settings(home=home, cache_mb=64))
     service.start()
-    while service.engine.state == "loading":
-        time.sleep(0.1)
+    wait_for("the models", lambda: service.engine.state != "loading", READY_SECONDS)
     server = make_server("127.0.0.1", PORT, create_app(service), threaded=True, request_handler=Silent)
     threading.Thread(target=server.serve_forever, daemon=True).start()
     try:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from sam4mllm.errors import ModelError
+from sam4mllm.errors import ModelError, first_line
+from sam4mllm.plain_text import listed
 
 FAULTS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, ImportError, SafetensorError, StrictDataclassError)
 """What transformers raises of files that are not as it expects them."""
@@ -56,13 +58,36 @@ def read_json(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
     return values
 
 
-def check_folder(name: str, source: str, needed: Sequence[Sequence[str]]) -> None:
-    """Say what a local folder lacks before a library fails on it in its own words; a ``name`` that is no path may be a hub id.
+def read_config(name: str, source: str, needed: Sequence[Sequence[str]], advice: str = "") -> dict[str, Any]:
+    """The config.json of a folder or hub id, which says what kind of model it is, without running code.
 
     Args:
         name: the folder, or a hub id.
         source: what the user calls it.
-        needed: of each group, one file must be there.
+        needed: what else the folder is to hold, as for ``check_folder``; a folder without config.json is told all that it lacks.
+        advice: what to give instead, where it is neither.
+
+    Raises:
+        ModelError: it is a path to nothing or to a file, has no config.json or one that is no JSON object, or the hub does not have it.
+    """
+    if is_folder(name, source):
+        if not (Path(name) / CONFIG).is_file():
+            require_files(Path(name), source, needed)
+        return read_object(Path(name) / CONFIG, source)
+    try:
+        return dict(PreTrainedConfig.get_config_dict(name)[0])
+    except FAULTS as error:
+        line = f"{source} is neither a folder nor a model that can be had from the hub ({first_line(error)})"
+        raise ModelError(f"{line}; {advice}" if advice else line) from error
+
+
+def check_folder(name: str, source: str, needed: Sequence[Sequence[str]]) -> None:
+    """Say what a local folder lacks before a library fails on it in its own words; a hub id's files are seen when they are loaded.
+
+    Args:
+        name: the folder, or a hub id.
+        source: what the user calls it.
+        needed: beside config.json, of each group one file must be there.
 
     Raises:
         ModelError: it is a path to nothing or to a file, lacks files, weights or shards, or one of its JSON files is none.
@@ -70,13 +95,18 @@ def check_folder(name: str, source: str, needed: Sequence[Sequence[str]]) -> Non
     folder = Path(name)
     if not is_folder(name, source):
         return
-    missing = [files[0] for files in ((CONFIG,), *needed) if not any((folder / file).is_file() for file in files)]
-    if missing:
-        raise ModelError(f"{source} is not a complete model folder: {', '.join(missing)} is missing")
+    require_files(folder, source, needed)
     for file in SMALL:
         if (folder / file).is_file():
             read_object(folder / file, source)
     _check_weights(folder, source)
+
+
+def require_files(folder: Path, source: str, needed: Sequence[Sequence[str]]) -> None:
+    """See that a folder holds config.json and, of each group in ``needed``, one file. Raises ModelError."""
+    missing = [files[0] for files in ((CONFIG,), *needed) if not any((folder / file).is_file() for file in files)]
+    if missing:
+        raise ModelError(f"{source} is not a complete model folder: {', '.join(missing)} is missing")
 
 
 def is_folder(name: str, source: str) -> bool:
@@ -173,11 +203,6 @@ def check_state(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
 def _count(names: set[str], what: str) -> str:
     among = "" if len(names) <= NAMED else "among them "
     return f"{len(names):,} {what}: {among}{listed(sorted(names)[:NAMED])}"
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names as a line; they may be foreign, so line ends and the like are escaped."""
-    return ", ".join(sorted(name.encode("unicode_escape").decode()[:120] for name in names))
 
 
 def fingerprint(name: str, commit: str | None) -> str:

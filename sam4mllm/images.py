@@ -13,7 +13,8 @@ import io
 import os
 import struct
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from itertools import chain
+from pathlib import Path, PurePath
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -49,6 +50,16 @@ NO_MEMORY = "the image takes more memory to decode than a picture of its size sh
 _PILLOW_NO_MEMORY = "error -9"
 """How Pillow says that a decoder could not allocate (IMAGING_CODEC_MEMORY)."""
 _FORMATS = "JPEG, PNG, WebP, BMP, TIFF or GIF"
+SUFFIXES = {
+    "JPEG": (".jpg", ".jpeg"),
+    "PNG": (".png",),
+    "WEBP": (".webp",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "GIF": (".gif",),
+}
+"""What the names of files end in, by Pillow's names of the formats that are read; the usual ending first."""
+PICTURE_SUFFIXES = tuple(chain.from_iterable(SUFFIXES.values()))
 
 _STORED_VIEWS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     2: lambda upright: upright[:, ::-1],
@@ -143,6 +154,12 @@ def decode_image(
         if str(error).endswith(_PILLOW_NO_MEMORY):
             raise ImageError(NO_MEMORY) from error
         raise ImageError(f"the image is damaged or cut short ({_brief(error)}); send it again") from error
+
+
+def picture_suffix(path: PurePath) -> str:
+    """The ending of a picture's name in lower case; empty if it is that of no format that is read."""
+    suffix = path.suffix.lower()
+    return suffix if suffix in PICTURE_SUFFIXES else ""
 
 
 def check_image(image: NDArray[Any]) -> None:
@@ -241,10 +258,10 @@ def _check_sides(width: int, height: int, max_pixels: int) -> None:
 
 def _upright_rgb(image: Image.Image, empty: Callable[[tuple[int, int, int]], NDArray[np.uint8]]) -> NDArray[np.uint8]:
     """The decoded picture as an array, converted band by band and turned while it is written."""
-    orientation = _orientation(image)
+    orientation = orientation_of(image)
     width, height = image.size
     stored = _STORED_VIEWS.get(orientation)
-    upright = empty((height, width, 3) if orientation < 5 or stored is None else (width, height, 3))
+    upright = empty((height, width, 3) if orientation < 5 else (width, height, 3))
     rows = upright if stored is None else stored(upright)
     for top in range(0, height, _BAND_ROWS):
         bottom = min(top + _BAND_ROWS, height)
@@ -252,12 +269,13 @@ def _upright_rgb(image: Image.Image, empty: Callable[[tuple[int, int, int]], NDA
     return upright
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
+    """The EXIF orientation of an opened picture, 1 to 8; 1 if its pixels are stored upright."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a broken EXIF block leaves the pixels as they are, as in a browser
         return 1
-    return found if isinstance(found, int) else 1
+    return found if isinstance(found, int) and found in _STORED_VIEWS else 1
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:

@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls, line and paragraph separators, what turns the direction of text (Bidi_Control), and halves of characters."""
+LONGEST_NAME = 120
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def one_line(text: str) -> str:
     r"""The text with each control character written out, as ``\n`` or ``\u202e``: it can neither begin a line nor reorder one."""
     return _CONTROLS.sub(lambda found: _written_out(found[0]), text)
+
+
+def listed(names: Iterable[str]) -> str:
+    """Foreign names as a line, sorted, each of at most LONGEST_NAME characters."""
+    return ", ".join(sorted(name.encode("unicode_escape").decode()[:LONGEST_NAME] for name in names))
 
 
 class OneLine(logging.Formatter):

@@ -20,6 +20,7 @@ from backend.images.store import LoadedImage
 from backend.service import Service, build
 from backend.serving.leases import Roster
 from backend.settings import Settings
+from benchmarks.waiting import wait_for
 from sam4mllm.pipeline import Pipeline
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
@@ -83,9 +84,7 @@ def house(home: Path, **given: Any) -> House:
     grounder, segmenter, images = FakeGrounder(KNOWN), FakeSegmenter(), FakeImages()
     service = build(settings(home, **given), lambda _: Roster(Pipeline(grounder, segmenter, slug="fake")), images)
     service.start()
-    end = time.monotonic() + 30
-    while service.engine.state == "loading" and time.monotonic() < end:
-        time.sleep(0.002)
+    wait_for("the models", lambda: service.engine.state != "loading", 30, 0.002)
     return House(service, grounder, segmenter, images)
 
 

@@ -21,8 +21,6 @@ from tests.backend_fakes import CONFIG, KNOWN
 from tests.fakes import FakeGrounder, FakeSegmenter
 
 PROJECT = 3
-UID = "3.1795396688"
-CREATED = "2026-11-22T18:38:08.123456Z"
 VERSION = "fake-0-0123abcd"
 
 
@@ -57,7 +55,7 @@ class BulkServer:
 
     def _answer(self, line: str, request: httpx.Request) -> httpx.Response:
         if line == f"GET /api/projects/{PROJECT}/":
-            return httpx.Response(200, json={"id": PROJECT, "title": "bulk", "label_config": CONFIG, "created_at": CREATED})
+            return httpx.Response(200, json={"id": PROJECT, "title": "bulk", "label_config": CONFIG})
         if line == "GET /api/tasks/":
             return self._list(json.loads(request.url.params["query"]), int(request.url.params["page_size"]))
         if line == f"POST /api/projects/{PROJECT}/import/predictions":

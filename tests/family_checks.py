@@ -29,8 +29,10 @@ from sam4mllm.grounding.reference import ask_expanded, ask_one_by_one, ask_separ
 from sam4mllm.prompts.conversation import BoxNumbers, box_answer, points_body
 from sam4mllm.prompts.dialects import Dialect
 from sam4mllm.prompts.parse import parse_boxes, parse_points, says_no_target
-from sam4mllm.training.collate import Asking, Collator
-from sam4mllm.training.recipe import Trainer, TrainingPlan, row_loss
+from sam4mllm.training.asking import Asking
+from sam4mllm.training.collate import Collator
+from sam4mllm.training.plan import TrainingPlan
+from sam4mllm.training.recipe import Trainer, row_loss
 from tests.family_models import PHRASES, Kind, make_family
 from tests.test_mllm import inquiry, picture
 from tests.test_pool import TOY, make_pool, write_pictures

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 
 from backend.service import Service, build
 from backend.serving.leases import Roster
+from benchmarks.waiting import wait_for
 from sam4mllm.adapters.files import Manifest
 from sam4mllm.errors import ModelError
 from sam4mllm.pipeline import Pipeline
@@ -83,9 +83,7 @@ def school(home: Path, trainer: tuple[str, ...] | None = None, **given: Any) -> 
     workshop = FakeWorkshop()
     service = build(settings(home, **given), lambda _: Roster(workshop.base, workshop), FakeImages(), trainer)
     service.start()
-    end = time.monotonic() + 30
-    while service.engine.state == "loading" and time.monotonic() < end:
-        time.sleep(0.002)
+    wait_for("the models", lambda: service.engine.state != "loading", 30, 0.002)
     return School(service, workshop)
 
 

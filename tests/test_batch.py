@@ -32,7 +32,7 @@ from sam4mllm.cli.main import make_app
 from sam4mllm.data.examples import EXAMPLES
 from sam4mllm.data.read_dataset import read_examples
 from tests.backend_fakes import CONFIG, FakeImages, house, settings
-from tests.bulk_fakes import PROJECT, UID, VERSION, BulkServer, PlainWork, fake_pipeline, write_pictures
+from tests.bulk_fakes import PROJECT, VERSION, BulkServer, PlainWork, fake_pipeline, write_pictures
 
 IMPORT = f"POST /api/projects/{PROJECT}/import/predictions"
 KEY = SecretStr("a-token")
@@ -229,13 +229,13 @@ def test_a_prediction_is_that_of_the_server(tmp_path: Path, monkeypatch: pytest.
     where = house(tmp_path / "server", show_prompts=True)
     raw = {"id": 5, "data": {"image": "/data/upload/5-100x80.png", "description": description}}
     try:
-        [answer] = where.service.predictor.predict(PredictRequest([raw], UID, CONFIG))
+        [answer] = where.service.predictor.predict(PredictRequest([raw], PROJECT, CONFIG))
         [*served] = where.service.corrections.served(PROJECT, 5)
     finally:
         where.service.close(5.0)
     monkeypatch.setattr(work, "image_store", lambda *_: FakeImages())
     given = settings(tmp_path, show_prompts=True, label_studio_url="http://ls:8080", label_studio_api_key=KEY)
-    asked = ProjectWork(given, UID, CONFIG)
+    asked = ProjectWork(given, PROJECT, CONFIG)
     job = BatchTask(5, raw["data"])
     found = asked.answerer()(fake_pipeline(), job, asked.loader()(job), 0.0)
     assert found.result == json.loads(answer)

@@ -14,14 +14,15 @@ import pytest
 
 from backend.corrections.log import CorrectionLog
 from backend.corrections.reviews import _is_newer, in_order, read_reviews
+from backend.label_studio.events import START_TRAINING
 from backend.learning.runs import Run
-from backend.learning.scheduler import BUTTON
 from backend.service import Service
+from benchmarks.waiting import wait_for
 from tests.learning_fakes import School, school
 from tests.review_fakes import CREATED, PROJECT, TASK, annotation, blob, created, event, region, served, when
 
 YEAR = 365 * 86400.0
-PRESS = {"action": BUTTON, "project": {"id": 1}}
+PRESS = {"action": START_TRAINING, "project": {"id": 1}}
 
 
 class Clock:
@@ -65,13 +66,12 @@ def start(tmp_path: Path) -> Iterator[Callable[..., School]]:
 
 def runs_of(service: Service, count: int) -> list[Run]:
     """All runs, once there are so many and they are over; there is nothing to learn from, so that they end soon."""
-    end = time.monotonic() + 30
-    while time.monotonic() < end:
+
+    def over() -> list[Run]:
         runs = service.learner.runs.all()
-        if len(runs) >= count and all(run.over for run in runs):
-            return runs
-        time.sleep(0.05)
-    raise AssertionError(f"{len(service.learner.runs.all())} runs")
+        return runs if len(runs) >= count and all(run.over for run in runs) else []
+
+    return wait_for(f"the end of {count} runs", over, 30, 0.05)
 
 
 # -- the scheduler -------------------------------------------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ def test_a_home_with_dates_to_come_of_before_there_were_stamps(start: Callable[.
         connection.execute("DROP TABLE marks")
         connection.execute("ALTER TABLE served DROP COLUMN noted")
         connection.execute(
-            "INSERT INTO events (received, action, project, body) VALUES (?, ?, 1, ?)", (time.time(), BUTTON, json.dumps(PRESS))
+            "INSERT INTO events (received, action, project, body) VALUES (?, ?, 1, ?)", (time.time(), START_TRAINING, json.dumps(PRESS))
         )
     connection.close()
     again = start(train_after=2)

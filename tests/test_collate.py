@@ -28,7 +28,8 @@ from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt
 from sam4mllm.run_lengths import to_rle
 from sam4mllm.training import collate
-from sam4mllm.training.collate import UNLEARNED, Asking, CloseUp, Collator, TrainingRow, draw_points
+from sam4mllm.training.asking import Asking
+from sam4mllm.training.collate import UNLEARNED, CloseUp, Collator, TrainingRow, draw_points
 from sam4mllm.training.recipe import row_loss
 from sam4mllm.values import Grounding, check_phrase
 from tests.test_pool import TOY, write_pictures

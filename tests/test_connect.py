@@ -11,9 +11,9 @@ import httpx
 import pytest
 
 from backend.errors import LabelStudioError
-from backend.label_studio.backend_entry import EVENTS
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG, make_config, offer_config
+from backend.label_studio.events import WEBHOOK_EVENTS
 from backend.label_studio.label_config import Label, read_label_config
 from backend.setup.connect import UnfitConfigError, connect
 from tests.backend_fakes import CONFIG, settings
@@ -88,7 +88,7 @@ def test_a_new_project_gets_entry_password_header_and_events_and_then_stays(tmp_
     [entry], [hook] = server.entries, server.hooks
     assert (entry["url"], entry["is_interactive"], entry["basic_auth_user"], entry["basic_auth_pass"]) == (URL, True, "sam4mllm", "pw")
     assert hook["headers"] == {"X-Webhook-Secret": "s"}
-    assert hook["actions"] == list(EVENTS)
+    assert hook["actions"] == list(WEBHOOK_EVENTS)
     before = len(server.changes)
     assert run(server, tmp_path, **GUARDED) == [False, False, False]
     assert len(server.changes) == before
@@ -107,6 +107,9 @@ def test_what_label_studio_makes_by_itself_is_enough_without_secrets(tmp_path: P
         pytest.param(lambda server: server.entries[0].update(state="ER"), [False, True, False], id="password changed"),
         pytest.param(lambda server: server.entries[0].update(auth_method="NONE"), [False, True, False], id="no password"),
         pytest.param(lambda server: server.hooks[0].update(headers={"x-webhook-secret": "old"}), [False, False, True], id="old secret"),
+        pytest.param(
+            lambda server: server.hooks[0].update(url=f"{URL}/webhook/s/", headers={}), [False, False, True], id="a path that is no route"
+        ),
         pytest.param(lambda server: server.hooks[0].update(is_active=False), [False, False, True], id="switched off"),
         pytest.param(lambda server: server.hooks[0].update(actions=["TASKS_CREATED"]), [False, False, True], id="events"),
         pytest.param(lambda server: server.hooks[0].update(send_payload=False), [False, False, True], id="no payload"),

@@ -530,7 +530,10 @@ def test_an_older_file_is_read_once_more(tmp_path: Path, monkeypatch: pytest.Mon
     log = CorrectionLog(path)
     assert state(log) == {2: ("submitted", when(CREATED + 60))}
     assert log.annotations()[0].changed == 1003.0
-    assert log.task_phrase("3.1", 5) == "the cup"
+    assert log.task_phrase(3, 5) == "the cup"
+    assert [log.task_phrase(project, 5) for project in (None, 1, 30, 31)] == [""] * 4
+    log.remember(3, 5, "the dog")
+    assert log.task_phrase(3, 5) == log.project_phrase(3) == "the dog"
     assert log.events(after=6)[0].body["annotation"] == {"id": "x"}
     log.close()
 

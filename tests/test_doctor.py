@@ -18,10 +18,10 @@ from pydantic import SecretStr
 from backend.errors import SettingsError
 from backend.finding import Finding, as_finding
 from backend.label_studio.backend_entry import (
-    EVENTS,
     Entry,
     Hook,
     call_failure,
+    carries_secret,
     hook_refusal,
     is_loopback,
     own_url,
@@ -30,13 +30,13 @@ from backend.label_studio.backend_entry import (
     server_url,
 )
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.events import WEBHOOK_EVENTS
 from backend.label_studio.label_config import read_label_config
 from backend.setup import machine_checks
 from backend.setup.doctor import examine
 from backend.setup.machine_checks import (
     Server,
     ask_server,
-    carries_secret,
     check_adapters,
     check_disk,
     check_models,
@@ -72,7 +72,7 @@ def entry(**given: Any) -> Entry:
 
 
 def hook(**given: Any) -> Hook:
-    kept = {"id": 5, "url": f"{URL}/webhook", "active": True, "payload": True, "everything": False, "actions": frozenset(EVENTS)}
+    kept = {"id": 5, "url": f"{URL}/webhook", "active": True, "payload": True, "everything": False, "actions": frozenset(WEBHOOK_EVENTS)}
     return Hook(**{**kept, "headers": {}, **given})
 
 
@@ -183,10 +183,11 @@ def test_a_secret_without_a_password_stops_start_training(tmp_path: Path) -> Non
 
 def test_the_secret_of_a_webhook(tmp_path: Path) -> None:
     given = settings(tmp_path, webhook_secret="s")
-    assert carries_secret(given, {"x-webhook-SECRET": "s"}, "/webhook")
-    assert carries_secret(given, {}, "/webhook/s")
-    assert not carries_secret(given, {"X-Webhook-Secret": "t"}, "/webhook")
-    assert carries_secret(settings(tmp_path), {}, "/webhook")
+    assert carries_secret("s", {"x-webhook-SECRET": "s"}, "/webhook")
+    assert carries_secret("s", {}, "/webhook/s")
+    assert not carries_secret("s", {}, "/webhook/s/")  # which the server does not know
+    assert not carries_secret("s", {"X-Webhook-Secret": "t"}, "/webhook")
+    assert carries_secret("", {}, "/webhook")
     for status, refused in ((401, True), (400, False)):
         client = httpx.Client(transport=httpx.MockTransport(lambda _, status=status: httpx.Response(status)))
         assert webhook_refused(given, {}, "/webhook", client) is refused
@@ -304,7 +305,7 @@ def test_entries_need_the_password_and_to_be_the_first(tmp_path: Path) -> None:
         pytest.param([hook(active=False)], False, "switched off", id="off"),
         pytest.param([hook()], True, "comes without this server's secret (header X-Webhook-Secret)", id="no header"),
         pytest.param([hook(payload=False)], False, "no payload", id="no payload"),
-        pytest.param([hook(actions=frozenset(EVENTS[1:]))], False, "lacks the events ANNOTATION_CREATED", id="an event"),
+        pytest.param([hook(actions=frozenset(WEBHOOK_EVENTS[1:]))], False, "lacks the events ANNOTATION_CREATED", id="an event"),
         pytest.param([hook(actions=frozenset(), everything=True)], False, None, id="all events"),
         pytest.param([hook()], False, None, id="healthy"),
     ],

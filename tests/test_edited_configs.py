@@ -174,9 +174,9 @@ def test_setup_and_predictions_note_the_config(tmp_path: Path) -> None:
     where = house(tmp_path)
     try:
         for config in (CONFIG, RENAMED):
-            where.service.predictor.note_config(f"{PROJECT}.1", config)
+            where.service.predictor.note_config(PROJECT, config)
         assert len(where.service.corrections._read("SELECT id FROM config_notes WHERE project = ?", (PROJECT,))) == 2
-        where.service.predictor.note_config("", CONFIG)
+        where.service.predictor.note_config(None, CONFIG)
     finally:
         where.service.close(5.0)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -13,6 +13,7 @@ from backend.errors import DeadlineError, NotReadyError, QueueFullError
 from backend.serving.engine import Engine
 from backend.serving.single_flight import Flights
 from backend.support.byte_cache import ByteCache
+from benchmarks.waiting import wait_for
 from sam4mllm.errors import ModelError
 
 
@@ -20,18 +21,11 @@ def soon(seconds: float = 5.0) -> float:
     return time.monotonic() + seconds
 
 
-def until(true: Callable[[], bool]) -> None:
-    end = soon()
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.002)
-
-
 @pytest.fixture
 def engine() -> Iterator[Engine[str]]:
     engine: Engine[str] = Engine(lambda: "model", places=2)
     engine.start()
-    until(lambda: engine.state == "ready")
+    wait_for("the model", lambda: engine.state == "ready", 5, 0.002)
     yield engine
     engine.close(5.0)
 
@@ -64,7 +58,7 @@ def test_annotators_come_before_batches(engine: Engine[str]) -> None:
         for name, interactive in (("batch 1", False), ("batch 2", False), ("click 1", True), ("click 2", True)):
             before = engine.waiting
             pool.submit(engine.run, lambda _, name=name: order.append(name), interactive, soon())
-            until(lambda before=before: engine.waiting == before + 1)
+            wait_for("the place in the queue", lambda before=before: engine.waiting == before + 1, 5, 0.002)
         gate.go.set()
         assert first.result() == "model"
     assert order == ["click 1", "click 2", "batch 1", "batch 2"]
@@ -117,7 +111,7 @@ def test_a_pause_lets_go_of_what_late_work_kept(engine: Engine[str]) -> None:
         engine.run(work, False, soon(0.05))
     with ThreadPoolExecutor(1) as pool:
         paused = pool.submit(engine.pause, "a training needs the room", 5.0)
-        until(lambda: engine.state == "paused")
+        wait_for("the pause", lambda: engine.state == "paused", 5, 0.002)
         assert not paused.done()
         gate.go.set()
         paused.result()
@@ -187,7 +181,7 @@ def test_a_load_that_fails_after_somebody_gave_up_still_tells_the_others() -> No
         engine.run(str.upper, True, soon(0.02))
     with ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(engine.run, str.upper, True, soon(20))
-        until(lambda: engine.waiting == 1)
+        wait_for("the waiting job", lambda: engine.waiting == 1, 5, 0.002)
         go.set()
         assert isinstance(waiting.exception(timeout=2), NotReadyError)
 
@@ -203,7 +197,7 @@ def test_equal_questions_at_once_are_worked_on_once() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         asked = [pool.submit(flights.answer, "key", make, soon()) for _ in range(4)]
-        until(lambda: len(made) == 1)
+        wait_for("the second model", lambda: len(made) == 1, 5, 0.002)
         go.set()
         answers = [one.result() for one in asked]
     assert sorted(answers) == [(b"answer", False), *[(b"answer", True)] * 3]

@@ -6,9 +6,10 @@ import io
 from pathlib import Path
 
 import pytest
-from PIL import Image
+from PIL import ExifTags, Image
 
 from backend.export.pictures import Names, read_upright
+from sam4mllm.images import SUFFIXES
 
 NAMES: dict[str, tuple[str, str, str]] = {
     "an upload": ("/data/upload/3/ab-cup.jpg", ".jpg", "ab-cup.jpg"),
@@ -17,6 +18,7 @@ NAMES: dict[str, tuple[str, str, str]] = {
     "a cloud's": ("s3://bucket/x/y.webp", ".webp", "y.webp"),
     "an address": ("https://example.com/p/z.jpg?size=3", ".jpg", "z.jpg"),
     "of another format": ("/data/upload/3/a.jpg", ".png", "a.png"),
+    "another spelling of its format's ending": ("/data/upload/3/a.TIFF", ".tif", "a.TIFF"),
     "without an ending": ("https://example.com/p/z", ".jpg", "z.jpg"),
     "in the data": ("data:image/png;base64,AAAA", ".png", "task-4.png"),
     "climbing": ("/data/upload/3/..%2F..%2Fetc%2Fpasswd", "", "passwd"),
@@ -44,3 +46,23 @@ def test_a_picture_is_kept_as_it_is_unless_it_is_turned() -> None:
     Image.new("RGB", (30, 20)).save(data, "JPEG")
     file = read_upright(data.getvalue(), 10**6)
     assert (file.data, file.ending, file.height, file.width) == (data.getvalue(), ".jpg", 20, 30)
+
+
+@pytest.mark.parametrize("kind", SUFFIXES)
+def test_a_turned_picture_is_written_upright(kind: str) -> None:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    data = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(data, kind, **({"exif": exif} if kind in ("JPEG", "PNG", "WEBP", "TIFF") else {}))
+    file = read_upright(data.getvalue(), 10**6)
+    if kind in ("BMP", "GIF"):  # they hold no EXIF data
+        assert (file.data, file.ending, file.height, file.width) == (data.getvalue(), SUFFIXES[kind][0], 20, 30)
+    else:
+        assert (file.ending, file.height, file.width) == (".png", 30, 20)
+
+
+def test_a_photo_with_further_ones_in_its_file_is_a_jpeg() -> None:
+    """Cameras put a preview or a depth map behind the picture (MPO), under the name of a JPEG or without an ending in a link."""
+    data = io.BytesIO()
+    Image.new("RGB", (30, 20)).save(data, "MPO", save_all=True, append_images=[Image.new("RGB", (30, 20))])
+    assert read_upright(data.getvalue(), 10**6).ending == ".jpg"

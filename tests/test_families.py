@@ -29,6 +29,11 @@ def without(name: str) -> Callable[[Path], None]:
     return lambda folder: (folder / name).unlink()
 
 
+def empty(folder: Path) -> None:
+    for path in folder.iterdir():
+        path.unlink()
+
+
 def truncate_weights(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-5000])
@@ -129,6 +134,7 @@ LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% end
     ("damage", "message"),
     [
         pytest.param(without("config.json"), "config.json is missing", id="no config"),
+        pytest.param(empty, "folder: config.json, preprocessor_config.json, tokenizer_config.json is missing", id="an empty folder"),
         pytest.param(
             lose("model.language_model.norm.weight"),
             r"lacks 1 of the weights of its qwen3_vl: model\.language_model\.norm\.weight",

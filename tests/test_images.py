@@ -17,8 +17,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import ExifTags, Image
 
+from sam4mllm import images
 from sam4mllm.errors import ImageError
-from sam4mllm.images import MAX_PIXELS, MIN_SIDE, ImageSource, check_image, image_sha256, load_image
+from sam4mllm.images import MAX_PIXELS, MIN_SIDE, SUFFIXES, ImageSource, check_image, image_sha256, load_image, picture_suffix
 
 
 def gradient(height: int = 24, width: int = 40) -> NDArray[np.uint8]:
@@ -97,6 +98,11 @@ def test_formats(kind: str, options: dict[str, object], tolerance: int) -> None:
     image = load_image(packed(Image.fromarray(PICTURE), kind, **options))
     assert image.shape == PICTURE.shape
     assert np.abs(image.astype(int) - PICTURE).max() <= tolerance
+
+
+def test_every_format_that_is_read_has_its_endings() -> None:
+    assert SUFFIXES.keys() == {reader.format for _, reader in images._READERS}
+    assert [picture_suffix(Path(name)) for name in ("a.JPEG", "b/c.tif", "d.txt", "e")] == [".jpeg", ".tif", "", ""]
 
 
 @pytest.mark.parametrize("kind", ["GIF", "TIFF", "WEBP", "PNG", "MPO"])

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,11 @@ from backend.errors import QueueFullError, TaskError
 from backend.label_studio.wire import PredictRequest
 from backend.serving import backlog as module
 from backend.serving.backlog import Late
+from benchmarks.waiting import wait_for
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.bulk_fakes import PROJECT, VERSION, BulkServer
 
-REQUEST = PredictRequest([], f"{PROJECT}.1", CONFIG)
-
-
-def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.005)
+REQUEST = PredictRequest([], PROJECT, CONFIG)
 
 
 @pytest.fixture
@@ -38,7 +31,7 @@ def late_house(tmp_path: Path) -> Iterator[tuple[House, BulkServer]]:
 
 
 def ask(where: House, *numbers: int) -> list[Any]:
-    request = PredictRequest([task(number, description="the dog") for number in numbers], f"{PROJECT}.1", CONFIG)
+    request = PredictRequest([task(number, description="the dog") for number in numbers], PROJECT, CONFIG)
     return [json.loads(answer) for answer in where.service.predictor.predict(request)]
 
 
@@ -54,7 +47,7 @@ def test_what_misses_the_deadline_is_pushed(late_house: tuple[House, BulkServer]
     assert ask(where, 1, 2, 3) == [[], [], []]
     assert server.having() == {}
     slow.set()
-    until(lambda: len(server.predictions) == 3)
+    wait_for("the predictions", lambda: len(server.predictions) == 3, 10, 0.005)
     assert server.having(where.service.version) == {1: 1, 2: 1, 3: 1}
     assert all(one["result"] for one in server.predictions)
     assert [one.task for one in where.service.corrections.served(PROJECT, 1)] == [1]
@@ -81,7 +74,7 @@ def test_another_request_takes_a_task_back() -> None:
     assert backlog.withdraw(task(1), REQUEST) is None  # it is being worked on
     assert backlog.withdraw(task(3), REQUEST) is None
     go.set()
-    until(lambda: len(server.predictions) == 1)
+    wait_for("the predictions", lambda: len(server.predictions) == 1, 10, 0.005)
     assert server.having() == {2: 1}
     assert backlog.withdraw(task(2), REQUEST) == 2  # the request that answered it did not know of the push
     assert backlog.withdraw(task(1), REQUEST) is None
@@ -104,14 +97,14 @@ def test_a_busy_engine_is_asked_again_and_a_bad_task_is_not(monkeypatch: pytest.
     backlog = Late(predict, server.client())
     for number in (1, 2):
         backlog.add(task(number), REQUEST)
-    until(lambda: len(server.predictions) == 1)
+    wait_for("the predictions", lambda: len(server.predictions) == 1, 10, 0.005)
     assert asked == [1, 2, 2, 2]
     assert server.having() == {2: 1}
     backlog.close()
 
 
-@pytest.mark.parametrize(("raw", "project"), [({}, "3.1"), ({"id": "1"}, "3.1"), (7, "3.1"), ({"id": 1}, "")], ids=str)
-def test_what_has_no_number_cannot_be_pushed(raw: object, project: str) -> None:
+@pytest.mark.parametrize(("raw", "project"), [({}, 3), ({"id": "1"}, 3), (7, 3), ({"id": 1}, None)], ids=str)
+def test_what_has_no_number_cannot_be_pushed(raw: object, project: int | None) -> None:
     backlog = Late(lambda raw, request: b"[]", BulkServer.of(1).client())
     backlog.add(raw, PredictRequest([], project, CONFIG))
     assert backlog.waiting == 0

@@ -21,6 +21,7 @@ from backend.learning.runs import Run
 from backend.learning.snapshot import HOLDOUT, split_of
 from backend.service import Service
 from backend.web.app import create_app
+from benchmarks.waiting import wait_for
 from sam4mllm.durable import remove
 from sam4mllm.images import image_sha256
 from tests.backend_fakes import CONFIG, FakeImages
@@ -112,13 +113,12 @@ def many_images(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def ended(service: Service, number: int = 1, seconds: float = 60) -> Run:
     """The run of that number when it is over."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+
+    def over() -> Run | None:
         run = service.learner.runs.load(f"run-{number:06d}")
-        if run is not None and run.over:
-            return run
-        time.sleep(0.05)
-    raise AssertionError(f"the run did not end: {service.learner.runs.all()}")
+        return run if run is not None and run.over else None
+
+    return wait_for(f"the end of run {number}", over, seconds, 0.05)
 
 
 def test_the_button_trains_and_the_better_version_serves(start: Start) -> None:

@@ -39,7 +39,7 @@ def pages(*sizes: str, **data: Any) -> dict[str, Any]:
 
 
 def ask(where: House, raw: object, context: list[dict[str, Any]] | None = None, config: str = PAGED) -> Any:
-    request = PredictRequest([raw], f"{PROJECT}.1", config, None if context is None else tuple(context))
+    request = PredictRequest([raw], PROJECT, config, None if context is None else tuple(context))
     [answer] = where.service.predictor.predict(request)
     return json.loads(answer)
 
@@ -101,7 +101,7 @@ def test_a_bulk_run_answers_pages_as_the_server_does(home: House, tmp_path: Path
     monkeypatch.setattr("backend.batch.work.image_store", lambda *_: FakeImages())
     raw = pages(*SIZES, description=["the left cup", "the moon"])
     live = ask(home, raw)
-    work = ProjectWork(settings(tmp_path / "other", label_studio_url="http://ls:8080"), f"{PROJECT}.1", PAGED)
+    work = ProjectWork(settings(tmp_path / "other", label_studio_url="http://ls:8080"), PROJECT, PAGED)
     job = BatchTask(TASK, raw["data"])
     bulk = work.answerer()(home.service.engine.model.current, job, work.loader()(job), 0.0)  # type: ignore[union-attr]
     assert bulk.result == live

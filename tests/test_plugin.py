@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import sqlite3
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -16,8 +15,9 @@ from flask import Flask, jsonify, request
 
 from backend import plugin
 from backend.corrections.log import CorrectionLog
-from backend.errors import SettingsError
+from backend.errors import SettingsError, WireError
 from backend.learning.runs import Run, Runs
+from benchmarks.waiting import wait_for
 from tests.backend_fakes import CONFIG, House, house, task
 
 CONTEXT = {"result": [{"type": "textarea", "from_name": "prompt", "value": {"text": ["the dog"]}}]}
@@ -36,7 +36,7 @@ class NewBase:
     """2.x: made once a request."""
 
     def __init__(self, project_id: str | None = None, label_config: str | None = None) -> None:
-        self.label_config = label_config
+        self.project_id, self.label_config = project_id, label_config
         self.kept: dict[str, str] = {}
         self.setup()
 
@@ -86,6 +86,27 @@ def test_new_generation(where: House, tmp_path: Path, monkeypatch: pytest.Monkey
     assert event.body == {"action": "ANNOTATION_CREATED", "annotation": {"id": 1}}
 
 
+@pytest.mark.parametrize("project", ["1", "1.1795396682"])
+def test_a_phrase_that_was_typed_under_either_server_is_known_to_the_other(
+    where: House, monkeypatch: pytest.MonkeyPatch, project: str
+) -> None:
+    install(NewBase, monkeypatch)(project_id=project, label_config=CONFIG).predict([task()], context=CONTEXT)
+    assert where.service.corrections.task_phrase(1, 1) == "the dog"
+
+
+def test_a_batch_comes_with_an_empty_context(where: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    [answer] = install(NewBase, monkeypatch)(project_id="1", label_config=CONFIG).predict([task(description="the dog")], context={})
+    assert answer["result"]
+
+
+@pytest.mark.parametrize(("tasks", "project"), [([], "one"), ([], "1.2.3"), ({}, "1"), (None, "1")])
+def test_a_body_that_is_not_label_studios_is_refused_in_one_line(
+    where: House, monkeypatch: pytest.MonkeyPatch, tasks: Any, project: str
+) -> None:
+    with pytest.raises(WireError):
+        install(NewBase, monkeypatch)(project_id=project, label_config=CONFIG).predict(tasks)
+
+
 def test_a_remark_is_no_phrase(where: House, monkeypatch: pytest.MonkeyPatch) -> None:
     config = CONFIG.replace('<TextArea name="prompt"', '<TextArea name="comment" toName="image"/><TextArea name="prompt"')
     remark = {"type": "textarea", "from_name": "comment", "value": {"text": ["the dog"]}}
@@ -112,11 +133,12 @@ def test_old_generation(where: House, tmp_path: Path, monkeypatch: pytest.Monkey
 
 def ended(home: Path) -> list[Run]:
     """The runs of a home, once one is there and none goes on."""
-    end = time.monotonic() + 15
-    while not (runs := Runs(home).all()) or not all(run.over for run in runs):
-        assert time.monotonic() < end
-        time.sleep(0.02)
-    return runs
+
+    def over() -> list[Run]:
+        runs = Runs(home).all()
+        return runs if all(run.over for run in runs) else []
+
+    return wait_for("the end of a run", over, 15, 0.02)
 
 
 def test_start_training_in_the_process_with_the_models(where: House, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

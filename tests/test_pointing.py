@@ -34,7 +34,7 @@ def where(tmp_path: Path) -> Iterator[House]:
 
 
 def ask(where: House, asked: dict[str, Any], *context: dict[str, Any], config: str = ONE_LABEL) -> dict[str, Any]:
-    request = PredictRequest([asked], "3.1", config, context or None)
+    request = PredictRequest([asked], 3, config, context or None)
     [answer] = [json.loads(one) for one in where.service.predictor.predict(request)]
     return dict(answer)
 

@@ -26,7 +26,7 @@ from sam4mllm.loading import Variants
 from sam4mllm.memory import read_headers, weight_bytes
 from sam4mllm.options import AUTO, Precision
 from sam4mllm.precision import describe, move, quantised_layers, torch_dtype
-from sam4mllm.training.collate import Asking
+from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.processes import Processes
 from sam4mllm.training.recipe import Progress, Trainer

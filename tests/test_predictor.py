@@ -46,7 +46,7 @@ def home(tmp_path: Path) -> Iterator[Callable[..., House]]:
 
 
 def ask(where: House, *tasks: object, context: list[dict[str, Any]] | None = None, config: str = CONFIG) -> list[Any]:
-    request = PredictRequest(list(tasks), "3.1", config, None if context is None else tuple(context))
+    request = PredictRequest(list(tasks), 3, config, None if context is None else tuple(context))
     return [json.loads(answer) for answer in where.service.predictor.predict(request)]
 
 

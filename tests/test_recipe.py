@@ -27,11 +27,12 @@ from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.training import recipe
-from sam4mllm.training.collate import Asking, TrainingRow
+from sam4mllm.training.asking import Asking
+from sam4mllm.training.collate import TrainingRow
 from sam4mllm.training.config import read_plan
-from sam4mllm.training.plan import MEASURED, fit_steps, learning_rate
+from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool
-from sam4mllm.training.recipe import Progress, Trainer, TrainingPlan
+from sam4mllm.training.recipe import Progress, Trainer
 from tests.conftest import make_checkpoint
 from tests.test_pool import TOY, Box, make_pool, write_pictures
 

@@ -18,8 +18,8 @@ from typing import Any
 import pytest
 
 from sam4mllm.adapters import registry
-from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, WEIGHTS
-from sam4mllm.adapters.registry import STEPS, Manifest, Registry
+from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, WEIGHTS, Manifest
+from sam4mllm.adapters.registry import STEPS, Registry
 from sam4mllm.errors import RegistryError
 from tests.test_adapters import LORA, ORIGIN, adapter, add, weights
 

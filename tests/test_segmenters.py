@@ -253,6 +253,11 @@ def deep_config(folder: Path, copy: Path) -> str:
     return str(copy)
 
 
+def bert_alone(folder: Path, copy: Path) -> str:
+    (copy / "config.json").write_text('{"model_type": "bert"}')
+    return str(copy)
+
+
 def without_a_weight(folder: Path, copy: Path) -> str:
     rewritten(folder, copy, "model.safetensors")
     state = load_file(folder / "model.safetensors")
@@ -271,6 +276,10 @@ def without_a_weight(folder: Path, copy: Path) -> str:
         pytest.param(lambda folder, copy: str(copy), "not a complete model folder: config.json, prep.* is missing", id="an empty folder"),
         pytest.param(
             lambda folder, copy: rewritten(folder, copy, "processor_config.json"), "preprocessor_config.json is missing", id="no p"
+        ),
+        pytest.param(bert_alone, "type 'bert' are no segmenters", id="a type says more than what its folder lacks"),
+        pytest.param(
+            lambda f, copy: rewritten(f, copy, "config.json", vision_config=5), "could not be loaded as a segmenter: ", id="a bad config"
         ),
         pytest.param(lambda folder, copy: rewritten(folder, copy, "model.safetensors"), r"no \.safetensors weights", id="no weights"),
         pytest.param(pickled, r"no \.safetensors weights; convert them", id="pickled weights"),

@@ -22,6 +22,7 @@ from backend.corrections.log_faults import LogError, wrong
 from backend.corrections.waiting_writes import Spill
 from backend.errors import SettingsError
 from backend.web.app import create_app
+from benchmarks.waiting import wait_for
 from tests.backend_fakes import CONFIG
 from tests.learning_fakes import School, school
 from tests.review_fakes import PROJECT, TASK, blob, created, served
@@ -110,10 +111,10 @@ def test_the_four_kinds_of_write_wait_in_their_order(log: CorrectionLog, tmp_pat
     with locked(path_of(tmp_path)):
         log.serve([served("a", blob(4))])
         log.store(created())
-        log.remember("3.1", TASK, "the cup")
+        log.remember(PROJECT, TASK, "the cup")
         log.withhold(PROJECT, TASK)
         log.set_mark("promotion", 5.0)
-        assert log.task_phrase("3.1", TASK) == "the cup", "a click may follow at once"
+        assert log.task_phrase(PROJECT, TASK) == "the cup", "a click may follow at once"
         assert log.events() == []
         assert log.waiting
     log.store(created(number=2))
@@ -124,7 +125,7 @@ def test_the_four_kinds_of_write_wait_in_their_order(log: CorrectionLog, tmp_pat
     assert len(log.served(PROJECT, TASK)) == 1
     assert log.withheld(PROJECT, TASK)
     assert log.mark("promotion") == 5.0
-    assert log.task_phrase("3.1", TASK) == log.project_phrase("3.1") == "the cup"
+    assert log.task_phrase(PROJECT, TASK) == log.project_phrase(PROJECT) == "the cup"
     log.store(created(number=3))
     assert len(log.events()) == 3
 
@@ -167,9 +168,7 @@ def test_a_server_starts_under_a_lock(tmp_path: Path) -> None:
 def test_the_learner_takes_it_in_by_itself(place: School, tmp_path: Path) -> None:
     with locked(path_of(tmp_path)):
         place.service.corrections.store(created())
-    end = time.monotonic() + 30
-    while place.service.corrections.waiting and time.monotonic() < end:
-        time.sleep(0.05)
+    wait_for("what waits beside the log", lambda: not place.service.corrections.waiting, 30, 0.05)
     assert len(place.service.corrections.events()) == 1
 
 

@@ -15,8 +15,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sam4mllm.durable import sync_path, sync_tree
 from sam4mllm.training import state as module
-from sam4mllm.training.state import load_state, save_state, sync_path, sync_tree
+from sam4mllm.training.state import load_state, save_state
 
 torch.set_num_threads(1)
 

@@ -100,6 +100,24 @@ def test_no_json_raises_anything_else(value: Any) -> None:
         pass
 
 
+@pytest.mark.parametrize(
+    ("sent", "number"),
+    [("21.1795397780", 21), ("21", 21), (21, 21), ("0.1", 0), ("", None), (None, None), ([21], None), (2.5, None), ({"id": 21}, None)],
+    ids=str,
+)
+def test_a_project_is_its_number(sent: object, number: int | None) -> None:
+    assert read_predict({"tasks": [], "project": sent}).project == read_setup({"project": sent}).project == number
+
+
+@pytest.mark.parametrize(
+    "sent", ["x", "1.2.3", "1.", ".1", "-1", "1" * 19, " 1", "\u0661", True, -1, 1 << 63, 10**5000], ids=lambda sent: str(type(sent))
+)
+def test_what_is_no_projects_number_is_refused(sent: object) -> None:
+    for read, body in ((read_predict, {"tasks": []}), (read_setup, {})):
+        with pytest.raises(WireError):
+            read({**body, "project": sent})
+
+
 @pytest.mark.parametrize("score", [math.nan, math.inf, 0.5])
 def test_a_score_is_always_a_number(score: float) -> None:
     assert math.isfinite(prediction([], score, "v")["score"])

@@ -20,7 +20,7 @@ from backend.batch.models import load_serving
 from backend.batch.run import Nowhere, Pusher, Sink, Stages, Tally, local_stages, run
 from backend.batch.store import Store, opened
 from backend.batch.view import View
-from backend.batch.work import FolderSource, FolderWork, ProjectSource, ProjectWork, Shard, TaskSource, Work, project_uid
+from backend.batch.work import FolderSource, FolderWork, ProjectSource, ProjectWork, Shard, TaskSource, Work
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError
 from backend.label_studio.client import LabelStudio
@@ -94,17 +94,16 @@ def _open_target(plan: BatchPlan, settings: Settings) -> tuple[TaskSource, Work,
     label_studio = LabelStudio(settings.label_studio_url, token)
     project = label_studio.project(plan.target)
     read_label_config(project["label_config"])
-    uid = project_uid(project)
-    work = ProjectWork(settings, uid, project["label_config"], _remembered(settings, uid))
+    work = ProjectWork(settings, plan.target, project["label_config"], _remembered(settings, plan.target))
     return ProjectSource(label_studio, plan.target, plan.shard), work, label_studio
 
 
-def _remembered(settings: Settings, uid: str) -> str:
+def _remembered(settings: Settings, project: int) -> str:
     if not settings.remember_phrase:
         return ""
     log = CorrectionLog(settings.home / "corrections.sqlite")
     try:
-        return log.project_phrase(uid)
+        return log.project_phrase(project)
     finally:
         log.close()
 

@@ -12,7 +12,6 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -32,14 +31,13 @@ from backend.support.metrics import Metrics
 from sam4mllm.data.examples import EXAMPLES
 from sam4mllm.data.read_dataset import each_example
 from sam4mllm.errors import Sam4mllmError
-from sam4mllm.images import image_sha256
+from sam4mllm.images import image_sha256, picture_suffix
 from sam4mllm.masks import box_of
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.run_lengths import to_rle
 from sam4mllm.values import Segmentation, check_phrase
 
 TASKS_A_PAGE = 100
-PICTURES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 CHECK_SECONDS = 10.0
 """Between two looks whether Label Studio is there, however many images cannot be had."""
 OPENED_MB = 256
@@ -121,15 +119,15 @@ class Shard:
 
 @dataclass(frozen=True)
 class ProjectWork:
-    """Predictions as the server makes them: the same regions with the same ids. ``uid`` is the project as Label Studio names it there."""
+    """Predictions as the server makes them: the same regions with the same ids."""
 
     settings: Settings
-    uid: str
+    project: int
     label_config: str
     remembered: str = ""
 
     def key(self, job: BatchTask) -> str:
-        return _digest(self.uid, self.label_config, self.settings.phrase_field, self.settings.show_prompts, self.remembered, job)
+        return _digest(self.project, self.label_config, self.settings.phrase_field, self.settings.show_prompts, self.remembered, job)
 
     def loader(self) -> Load:
         store = self._store()
@@ -151,9 +149,9 @@ class ProjectWork:
                 with naming_page(question.page):
                     # decoded, a picture takes megabytes: further pages are had one at a time
                     shown = store.load(question.image, job.id) if page else image
-                    text, drawn = answerer.answer(pipeline, shown, question, question.key(version, self.uid), seconds)
+                    text, drawn = answerer.answer(pipeline, shown, question, question.key(version, self.project), seconds)
                 answers.append((page, text))
-                served += served_records(drawn, shown, self.uid, job.id, version, False, page)
+                served += served_records(drawn, shown, self.project, job.id, version, False, page)
             return Answered(json.loads(join_pages(answers, config) if config.paged else answers[0][1]), served)
 
         return answer
@@ -209,14 +207,6 @@ class ProjectSource:
 def _data(task: Mapping[str, Any]) -> Mapping[str, Any]:
     data = task.get("data")
     return data if isinstance(data, dict) else {}
-
-
-def project_uid(project: Mapping[str, Any]) -> str:
-    """A project as Label Studio names it to its backends, ``<id>.<created>``. Raises LabelStudioError."""
-    try:
-        return f"{project['id']:d}.{int(datetime.fromisoformat(project['created_at']).timestamp())}"
-    except (KeyError, TypeError, ValueError) as error:
-        raise LabelStudioError("what answers at /api/projects/ is not Label Studio's API; check LABEL_STUDIO_URL") from error
 
 
 # -- a folder ------------------------------------------------------------------------------------------------------------------------------
@@ -307,7 +297,7 @@ class FolderSource:
 
 
 def _pictures(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.rglob("*") if path.suffix.lower() in PICTURES and path.is_file())
+    return sorted(path for path in folder.rglob("*") if picture_suffix(path) and path.is_file())
 
 
 def _number(name: str) -> int:

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from backend.corrections.config_history import CLOCK_SECONDS
 from backend.corrections.config_of import check_controls, known_label, region_labels
 from backend.corrections.log_records import Served, StoredAnnotation
-from backend.corrections.tables import instant, row_id
+from backend.corrections.tables import instant
 from backend.errors import TaskError
 from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.phrases import typed_text
 from backend.label_studio.read_regions import from_region
 from backend.label_studio.region_parts import join_labels, on_page, without_text_labels
-from backend.label_studio.wire import Region
+from backend.label_studio.wire import Region, row_id
 from sam4mllm.run_lengths import Rle, to_rle
 from sam4mllm.values import check_phrase
 

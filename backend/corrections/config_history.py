@@ -14,7 +14,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from backend.corrections.tables import instant, objects, row_id, storable, stored_events
+from backend.corrections.tables import instant, objects, storable, stored_events
+from backend.label_studio.wire import row_id
 
 MAX_CONFIGS = 20
 """Most configs of a project, the newest, that an annotation is tried with."""

@@ -20,7 +20,7 @@ from backend.corrections.config_history import LAST, ConfigHistory, config_diges
 from backend.corrections.log_file import PATIENTLY, LogFile, next_stamp, put_mark
 from backend.corrections.log_records import Event, Served, StoredAnnotation, read_served, served_row
 from backend.corrections.tables import Pulled, bury_project, fold, fold_project, project_rows, storable
-from backend.label_studio.wire import is_row_id
+from backend.label_studio.wire import row_id
 from backend.support.bounded_json import write_json
 
 ANY_TASK = -1
@@ -39,6 +39,9 @@ SELECT r.annotation, r.reason FROM refusals r LEFT JOIN annotations a ON a.id = 
 WHERE coalesce(a.state, '') != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY r.annotation, r.noted, r.stage
 """
 
+_PHRASE = "SELECT phrase FROM phrases WHERE task = ? AND (project = ? OR (project > ? AND project < ?)) ORDER BY typed DESC LIMIT 1"
+"""Older releases wrote a project as Label Studio sends it, ``<id>.<created>``."""
+
 
 class CorrectionLog(LogFile):
     """What is kept; safe to share between threads, and the file between processes. Methods raise LogError.
@@ -49,7 +52,7 @@ class CorrectionLog(LogFile):
 
     def __init__(self, path: Path) -> None:
         """See :class:`LogFile`. Raises SettingsError if the file cannot be used."""
-        self._typed: dict[tuple[str, int], str] = {}
+        self._typed: dict[tuple[int | None, int], str] = {}
         """Phrases that may not be in the file yet."""
         super().__init__(path)
 
@@ -199,26 +202,27 @@ class CorrectionLog(LogFile):
 
     # -- phrases ---------------------------------------------------------------------------------------------------------------------------
 
-    def remember(self, project: str, task: int | None, phrase: str) -> None:
-        """Keep a typed phrase, for its task if it has a number, and as the project's last."""
+    def remember(self, project: int | None, task: int | None, phrase: str) -> None:
+        """Keep a typed phrase, for its task if it has a number, and as the project's last. Where no project is told, all share one."""
         keys = [key for key in (ANY_TASK, task) if key is not None]
-        if not self._keep("phrase", [[project, key, phrase, time.time()] for key in keys]):
+        if not self._keep("phrase", [[_text_of(project), key, phrase, time.time()] for key in keys]):
             self._typed |= {(project, key): phrase for key in keys}
 
-    def task_phrase(self, project: str, task: int) -> str:
+    def task_phrase(self, project: int | None, task: int) -> str:
         """The last phrase typed for a task; empty if none."""
         return self._phrase(project, task)
 
-    def project_phrase(self, project: str) -> str:
+    def project_phrase(self, project: int | None) -> str:
         """The last phrase typed for any task of a project; empty if none."""
         return self._phrase(project, ANY_TASK)
 
-    def _phrase(self, project: str, key: int) -> str:
+    def _phrase(self, project: int | None, key: int) -> str:
         if self._typed and not self.waiting:
             self._typed = {}
         if (project, key) in self._typed:
             return self._typed[project, key]
-        rows = self._read("SELECT phrase FROM phrases WHERE project = ? AND task = ?", (project, key))
+        name = _text_of(project)
+        rows = self._read(_PHRASE, (key, name, f"{name}.", f"{name}/"))
         return str(rows[0][0]) if rows else ""
 
     def _patiently(self, query: str, values: Sequence[object] = ()) -> list[Any]:
@@ -232,15 +236,20 @@ class CorrectionLog(LogFile):
 def _take_event(connection: sqlite3.Connection, value: Any) -> int:
     received, body = value
     project = body.get("project")
-    number = project.get("id") if isinstance(project, dict) else None
+    number = row_id(project.get("id")) if isinstance(project, dict) else None
     action = str(body.get("action", ""))[:64].encode("ascii", "replace").decode()
     cursor = connection.execute(
         "INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)",
-        (received, action, number if is_row_id(number) else None, write_json(body)),
+        (received, action, number, write_json(body)),
     )
     fold(connection, body, next_stamp(connection), received)
     note_event(connection, body, received)
     return int(cursor.lastrowid or 0)
+
+
+def _text_of(project: int | None) -> str:
+    """A project in the table of phrases."""
+    return "" if project is None else str(project)
 
 
 def _take_served(connection: sqlite3.Connection, value: Any) -> int:

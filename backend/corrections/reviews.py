@@ -21,11 +21,12 @@ from backend.corrections.config_of import choose_config
 from backend.corrections.decisions import Outcome, PhraseDecision, decide_masks, decide_none
 from backend.corrections.log_records import Served, StoredAnnotation
 from backend.corrections.phrase_shares import find_phrases, share_out
-from backend.corrections.tables import AHEAD_SECONDS, row_id
+from backend.corrections.tables import AHEAD_SECONDS
 from backend.errors import TaskError, where
 from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.phrases import has_phrase
 from backend.label_studio.region_ids import stands_alone
+from backend.label_studio.wire import row_id
 from backend.settings import PROMPT_NAME
 from backend.support.byte_cache import ByteCache
 from sam4mllm.errors import Sam4mllmError

@@ -21,7 +21,8 @@ from typing import Any, Literal
 
 from backend.corrections.schema import ADDED, VERSION
 from backend.errors import where
-from backend.label_studio.wire import is_row_id
+from backend.label_studio.events import ANNOTATIONS_DELETED, SAVED, TASKS_CREATED, TASKS_DELETED
+from backend.label_studio.wire import row_id
 from backend.support.bounded_json import write_json
 
 log = logging.getLogger(__name__)
@@ -89,15 +90,15 @@ def _fold(connection: sqlite3.Connection, body: Mapping[str, Any], moment: _Mome
     if isinstance(project, dict):
         number = row_id(project.get("id"))
         _fold_config(connection, project, moment)
-    if action in ("ANNOTATION_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_CREATED", "TASKS_CREATED"):
+    if action in (*SAVED, TASKS_CREATED):
         for raw in objects(body, "task"):
             _fold_row(connection, "tasks", _task(raw, number), moment)
         for raw in objects(body, "annotation"):
             _fold_row(connection, "annotations", _annotation(raw, number), moment)
-    elif action == "ANNOTATIONS_DELETED":
+    elif action == ANNOTATIONS_DELETED:
         for raw in objects(body, "annotation"):
             _bury(connection, "annotations", raw.get("id"), number, stamp, "deleted in Label Studio")
-    elif action == "TASKS_DELETED":
+    elif action == TASKS_DELETED:
         for raw in objects(body, "task"):
             _bury(connection, "tasks", raw.get("id"), number, stamp, "deleted in Label Studio")
             _bury_annotations_of(connection, raw.get("id"), stamp)
@@ -322,11 +323,6 @@ def instant(value: object) -> float:
         return max(0.0, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
     except (ValueError, OverflowError):
         return 0.0
-
-
-def row_id(value: object) -> int | None:
-    """The number of a row of Label Studio's database, or None."""
-    return value if is_row_id(value) and isinstance(value, int) else None
 
 
 def _first_id(*values: object) -> int | None:

@@ -4,22 +4,19 @@ from __future__ import annotations
 
 import io
 import re
-import warnings
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image
+from PIL import Image
 
-from sam4mllm.images import load_image
+from sam4mllm.images import SUFFIXES, decode_image, open_image, orientation_of, picture_suffix
 
 LONGEST_NAME = 120
 """Characters of a picture's name, so that with its ending and a number it fits any file system's 255 bytes."""
 _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
-_ENDINGS = {"JPEG": ".jpg", "PNG": ".png", "WEBP": ".webp", "GIF": ".gif", "TIFF": ".tif", "BMP": ".bmp"}
-_KNOWN = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 @dataclass(frozen=True)
@@ -52,23 +49,13 @@ def read_upright(data: bytes, max_pixels: int) -> PictureFile:
 
     Masks are of the picture as Label Studio shows it, turned. Raises ImageError if it is no picture that can be read.
     """
-    pixels = load_image(data, max_pixels)
+    with open_image(io.BytesIO(data), max_pixels) as image:
+        turned = orientation_of(image) != 1  # first, for to decode a TIFF is to turn it
+        pixels = decode_image(image, max_pixels)
     height, width = pixels.shape[:2]
-    # its size and its pixels are found right, so that Pillow has nothing to warn of
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with Image.open(io.BytesIO(data)) as image:
-            ending = _ENDINGS.get(image.format or "", "")
-            turned = _orientation(image) != 1
-    return PictureFile(_as_png(pixels) if turned else data, ".png" if turned else ending, height, width)
-
-
-def _orientation(image: Image.Image) -> int:
-    try:
-        found = image.getexif().get(ExifTags.Base.Orientation, 1)
-    except Exception:  # a broken EXIF block turns nothing, as in a browser
-        return 1
-    return found if found in range(2, 9) else 1
+    if turned:
+        return PictureFile(_as_png(pixels), ".png", height, width)
+    return PictureFile(data, SUFFIXES[image.format or ""][0], height, width)
 
 
 def _as_png(pixels: NDArray[np.uint8]) -> bytes:
@@ -86,13 +73,13 @@ class Names:
     def choose(self, reference: str, task: int, ending: str) -> str:
         """The file's own name, with the task's number where that is taken. ``ending`` is empty where the file could not be had."""
         path = PurePosixPath(_UNFIT.sub("_", own_name(reference)))
-        suffix = path.suffix if path.suffix.lower() in _KNOWN else ""
+        suffix = path.suffix if picture_suffix(path) else ""
         stem = (path.name.removesuffix(suffix) or f"task-{task}")[:LONGEST_NAME]
         tries = [stem, f"{stem}-{task}"]
         while tries[0].casefold() in self._taken:
             tries = tries[1:] or [f"{stem}-{task}-{len(self._taken)}"]
         self._taken.add(tries[0].casefold())
-        same = suffix.lower().replace("jpeg", "jpg").replace("tiff", "tif") == ending
+        same = any({suffix.lower(), ending} <= {*endings} for endings in SUFFIXES.values())
         return tries[0] + (suffix if same or not ending else ending)
 
 

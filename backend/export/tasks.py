@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from backend.corrections.tables import row_id
 from backend.errors import LabelStudioError, TaskError
 from backend.export.surfaces import Surfaces, read_surfaces
 from backend.images.store import image_store
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.export_file import export_file, find_picture, read_config_text, read_export
+from backend.label_studio.wire import row_id
 from backend.learning.exports import ExportedAnnotation, check_tasks, find_picture_key, is_json, read_annotations
 from backend.settings import Settings
 

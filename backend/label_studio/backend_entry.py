@@ -12,17 +12,12 @@ from urllib.parse import urlsplit
 from backend.errors import LabelStudioError, SettingsError
 from backend.finding import Finding
 from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
+from backend.label_studio.events import SECRET_HEADER, WEBHOOK_EVENTS
 from backend.settings import LOOPBACK, Settings
 from backend.support.addresses import is_address
 
 TITLE = "SAM4MLLM"
 """The entry's title when it is made here."""
-EVENTS = (
-    *("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED"),
-    *("PROJECT_UPDATED", "TASKS_CREATED", "TASKS_DELETED"),
-)
-"""The events that :mod:`backend.corrections.tables` reads. Start Training is no webhook: it comes by way of the entry."""
-SECRET_HEADER = "X-Webhook-Secret"
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
 """What a server that listens everywhere is called by itself."""
 
@@ -64,7 +59,7 @@ class Hook:
     @property
     def missing(self) -> list[str]:
         """The events that it does not bring."""
-        return [] if self.everything else [event for event in EVENTS if event not in self.actions]
+        return [] if self.everything else [event for event in WEBHOOK_EVENTS if event not in self.actions]
 
 
 def require_label_studio(label_studio: LabelStudio) -> None:
@@ -102,6 +97,17 @@ def pick_hook(hooks: Sequence[Hook], url: str) -> Hook | None:
     """The webhook that leads to the server at ``url``, with the secret in its path or not; an active one before others."""
     found = [one for one in hooks if tidy(one.url) == f"{tidy(url)}/webhook" or one.url.startswith(f"{tidy(url)}/webhook/")]
     return next(iter(sorted(found, key=lambda one: not one.active)), None)
+
+
+def carries_secret(secret: str, headers: Mapping[str, str], path: str) -> bool:
+    """Whether a webhook brings SAM4MLLM_WEBHOOK_SECRET, if there is one: in its header or in its path, which begins at the server's."""
+    sent = {name.lower(): value for name, value in headers.items()}
+    return not secret or sent.get(SECRET_HEADER.lower()) == secret or path == f"/webhook/{secret}"
+
+
+def path_below(hook: Hook, url: str) -> str:
+    """The path of a webhook that leads to the server at ``url``, seen from there."""
+    return hook.url.strip()[len(tidy(url)) :]
 
 
 def server_url(settings: Settings, given: str | None) -> str:

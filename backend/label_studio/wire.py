@@ -6,12 +6,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from backend.errors import TaskError, WireError
 
 MAX_TASKS = 10_000
-PROJECT = re.compile(r"[0-9]{1,18}(\.[0-9]{1,18})?")
+_PROJECT = re.compile(r"([0-9]{1,18})(\.[0-9]{1,18})?")
 
 Region = dict[str, Any]
 
@@ -34,7 +34,7 @@ class PredictRequest:
     """``tasks`` are raw, so that a bad one spoils only itself; ``context`` is None in a batch, the annotator's regions otherwise."""
 
     tasks: Sequence[object]
-    project: str = ""
+    project: int | None = None
     label_config: str = ""
     context: tuple[Region, ...] | None = None
 
@@ -47,7 +47,7 @@ class PredictRequest:
 class SetupRequest:
     """What Label Studio says of a project before it asks for predictions. Its host name and token are not used: anyone could send them."""
 
-    project: str
+    project: int | None
     label_config: str = field(repr=False)
 
 
@@ -76,16 +76,20 @@ def read_task(raw: object) -> Task:
     data = raw.get("data")
     if not isinstance(data, dict) or not data:
         raise TaskError("the task has no data")
-    number = raw.get("id")
     drafts = _results(raw.get("drafts"))
     shown = [*drafts, *_results(raw.get("annotations")), *_results(raw.get("predictions"))]
     present = frozenset(name for region in shown if isinstance(name := region.get("id"), str))
-    return Task(number if is_row_id(number) else None, data, tuple(drafts), present)
+    return Task(row_id(raw.get("id")), data, tuple(drafts), present)
 
 
-def is_row_id(value: object) -> bool:
+def is_row_id(value: object) -> TypeGuard[int]:
     """Whether a value can be the number of a row of Label Studio's database."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
+
+
+def row_id(value: object) -> int | None:
+    """The number of a row of Label Studio's database, or None."""
+    return value if is_row_id(value) else None
 
 
 def prediction(regions: Sequence[Region], score: float, version: str) -> dict[str, Any]:
@@ -103,12 +107,16 @@ def _regions(value: object) -> tuple[Region, ...]:
     return tuple(region for region in value if isinstance(region, dict)) if isinstance(value, list) else ()
 
 
-def _project(value: object) -> str:
-    """``"<id>.<created>"`` as sent, or empty; it becomes part of keys, so nothing else is let in."""
-    text = str(value) if isinstance(value, str | int) else ""
-    if text and not PROJECT.fullmatch(text):
+def _project(value: object) -> int | None:
+    """A project's number, of ``"<id>.<created>"`` as Label Studio sends it, or alone as label-studio-ml's servers hand it on."""
+    if is_row_id(value):
+        return value
+    if value == "" or not isinstance(value, str | int):
+        return None
+    found = _PROJECT.fullmatch(value) if isinstance(value, str) else None
+    if found is None:
         raise WireError("the project is not of the form <number>.<number>")
-    return text
+    return int(found[1])
 
 
 def _text(value: object, name: str) -> str:

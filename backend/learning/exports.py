@@ -17,18 +17,18 @@ from xml.sax.saxutils import quoteattr
 
 from backend.corrections.log_records import Served, StoredAnnotation
 from backend.corrections.reviews import Review, read_reviews
-from backend.corrections.tables import KEPT, instant, row_id
+from backend.corrections.tables import KEPT, instant
 from backend.errors import TaskError
 from backend.label_studio.export_file import CONFIG, export_file, find_picture, read_config_text, read_export
 from backend.label_studio.label_config import LabelConfig, read_label_config
 from backend.label_studio.region_parts import is_label_alone, page_of, without_text_labels
-from backend.label_studio.wire import Region
+from backend.label_studio.wire import Region, row_id
 from backend.learning.snapshot import split_of
 from backend.settings import PROMPT_NAME, read_settings
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Reading, coco_origin
 from sam4mllm.data.readers import Reader
 from sam4mllm.errors import DatasetError, ImageError
-from sam4mllm.images import image_sha256
+from sam4mllm.images import PICTURE_SUFFIXES, image_sha256
 
 SPLIT = "annotation"
 """What is left out is counted under this name: its picture decides on the split, and may not be there."""
@@ -43,7 +43,6 @@ OUTLINES: dict[str, frozenset[str]] = {
 RECTANGLE = "rectanglelabels"
 """JSON_MIN does not say of which type a region is; the keys of its value do."""
 _RECTANGLE = frozenset(("x", "y", "width", "height"))
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif")
 
 
 def label_studio_reader() -> Reader:
@@ -297,4 +296,7 @@ def _config_of(picture: str, labels: Iterable[str], prompt: str, given: LabelCon
 
 
 def _is_picture(value: object) -> bool:
-    return isinstance(value, str) and value.partition("?d=")[2 if "?d=" in value else 0].partition("?")[0].lower().endswith(_PICTURES)
+    if not isinstance(value, str):
+        return False
+    path = value.partition("?d=")[2 if "?d=" in value else 0].partition("?")[0]
+    return path.lower().endswith(PICTURE_SUFFIXES)

@@ -1,6 +1,6 @@
 """When to learn: on Label Studio's button, on request, and after so many new corrections. One run at a time.
 
-Webhooks wake the thread here and never wait for it. Twice asked before a run has begun is once.
+An event wakes the thread here and never waits for it. Twice asked before a run has begun is once.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from backend.corrections.reconcile import reconcile
 from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, where
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.events import START_TRAINING
 from backend.learning.agreement import ReviewedAnswer, judged_of
 from backend.learning.auto_rollback import Watch
 from backend.learning.conductor import TRAINER, Conductor
@@ -30,7 +31,6 @@ from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)
 
-BUTTON = "START_TRAINING"
 TICK_SECONDS = 2.0
 AHEAD_SECONDS = 60.0
 """A log whose last stamp is so far ahead of the clock was written while the clock was wrong."""
@@ -153,11 +153,10 @@ class Learner:
         pending = [run for run in self.runs.all() if not run.over]
         return next((run for run in pending if run.state == "waiting" or not self._log.count_new(self._position_of(run))), None)
 
-    def heard(self, action: str) -> None:
-        """A webhook came and is in the log. Returns at once: what it means is worked out later."""
-        if action == BUTTON:
-            with self._changed:
-                self._changed.notify_all()
+    def wake(self) -> None:
+        """Look at once, not at the next tick: Start Training is in the log."""
+        with self._changed:
+            self._changed.notify_all()
 
     def stop(self, run: str) -> Run | None:
         """Stop a run for good, if it is not over; None if there is no such run."""
@@ -205,18 +204,18 @@ class Learner:
 
     def _heed_button(self) -> None:
         """Start Training is in the log, so a restart does not lose it, and other processes may write it there."""
-        pressed = self._log.last(BUTTON)
+        pressed = self._log.last(START_TRAINING)
         if pressed <= self._heeded:
             return
-        if pressed > (self._log.mark(BUTTON) or self._heeded_before()):
+        if pressed > (self._log.mark(START_TRAINING) or self._heeded_before()):
             self.ask("Label Studio's Start Training")
-            self._log.set_mark(BUTTON, pressed)
+            self._log.set_mark(START_TRAINING, pressed)
         self._heeded = pressed
 
     def _heeded_before(self) -> int:
         """The last press that an older release heeded: one from before the newest run was asked for, or ended."""
         newest = next((run for run in self.runs.all() if run.position is None), None)
-        return 0 if newest is None else self._log.last_until(BUTTON, max(newest.created, newest.ended or 0.0))
+        return 0 if newest is None else self._log.last_until(START_TRAINING, max(newest.created, newest.ended or 0.0))
 
     def count_new(self) -> int:
         """Corrections since the last run was asked for."""

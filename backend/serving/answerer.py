@@ -52,7 +52,7 @@ class Question:
     """What the annotator may have on the screen for the phrase."""
     selected: frozenset[str] = frozenset()
 
-    def key(self, version: str, project: str) -> str:
+    def key(self, version: str, project: int | None) -> str:
         parts = (version, project, self.task.id, json.dumps(self.task.data, sort_keys=True), self.config, self.wanted, self.pointed)
         return hashlib.sha256(repr((*parts, self.interactive, self.page, self.seen, sorted(self.selected))).encode()).hexdigest()
 

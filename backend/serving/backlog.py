@@ -16,7 +16,7 @@ from typing import Any
 from backend.errors import BackendError, DeadlineError, NotReadyError, QueueFullError, where
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.push import patiently, push
-from backend.label_studio.wire import MAX_TASKS, PredictRequest, is_row_id
+from backend.label_studio.wire import MAX_TASKS, PredictRequest, row_id
 from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)
@@ -138,7 +138,5 @@ class Late:
 
 
 def _key(raw: object, request: PredictRequest) -> Key | None:
-    number = raw.get("id") if isinstance(raw, dict) else None
-    if not is_row_id(number) or not request.project:
-        return None
-    return int(request.project.partition(".")[0]), int(str(number))
+    task = row_id(raw.get("id")) if isinstance(raw, dict) else None
+    return None if task is None or request.project is None else (request.project, task)

@@ -68,9 +68,9 @@ class Images(Protocol):
 class TaskLog(Protocol):
     """Where typed phrases are kept, by project, and what was served or held back."""
 
-    def remember(self, project: str, task: int | None, phrase: str) -> None: ...
-    def task_phrase(self, project: str, task: int) -> str: ...
-    def project_phrase(self, project: str) -> str: ...
+    def remember(self, project: int | None, task: int | None, phrase: str) -> None: ...
+    def task_phrase(self, project: int | None, task: int) -> str: ...
+    def project_phrase(self, project: int | None) -> str: ...
     def serve(self, records: Sequence[Served]) -> None: ...
     def served(self, project: int, task: int, wait: float) -> list[Served]: ...
     def withhold(self, project: int, task: int) -> None: ...
@@ -157,11 +157,11 @@ class Predictor:
             questions = self._questions(read_task(raw), self._config(request), request)
             return self._ask_pages(questions, request, lease, deadline)
 
-    def note_config(self, project: str, label_config: str) -> None:
+    def note_config(self, project: int | None, label_config: str) -> None:
         """Note which config a project has now, so that what is corrected under it can be read when it has been edited."""
-        if project:
+        if project is not None:
             with _noting("the labelling config"):
-                self._notes.note_config(int(project.partition(".")[0]), label_config)
+                self._notes.note_config(project, label_config)
 
     def _config(self, request: PredictRequest) -> LabelConfig:
         return read_config(request.label_config, self._settings.prompt_control)
@@ -233,7 +233,7 @@ class Predictor:
         seen = self._on_screen(task, asked, request.project).get(asked[0].phrase, ()) if typed else ()
         return Question(task, config, asked, pointing, request.interactive, seen=seen)
 
-    def _pointed(self, task: Task, config: LabelConfig, pointing: Pointed, context: Sequence[Region], project: str) -> Question:
+    def _pointed(self, task: Task, config: LabelConfig, pointing: Pointed, context: Sequence[Region], project: int | None) -> Question:
         phrases = self._spoken_of(task, config, project)
         seen, selected = self._on_screen(task, phrases, project), selected_regions(context, config)
         if config.paged:
@@ -247,12 +247,12 @@ class Predictor:
             return Question(task, config, (), pointing, True)
         return Question(task, config, tuple(about), pointing, True, seen=seen.get(about[0].phrase, ()), selected=selected)
 
-    def _on_screen(self, task: Task, phrases: Sequence[Wanted], project: str) -> dict[str, tuple[OnScreen, ...]]:
+    def _on_screen(self, task: Task, phrases: Sequence[Wanted], project: int | None) -> dict[str, tuple[OnScreen, ...]]:
         """What an annotator may see, by phrase; a click is answered even if the log cannot be read."""
-        if task.id is None or not project:
+        if task.id is None or project is None:
             return {}
         try:
-            records = self._notes.served(int(project.partition(".")[0]), task.id, SOON)
+            records = self._notes.served(project, task.id, SOON)
         except LogError as error:
             log.error("what was served for task %s could not be read: %s", task.id, error)
             return {}
@@ -262,10 +262,9 @@ class Predictor:
         """A small share of the tasks that are opened, always the same ones, is drawn without our help: the yardstick of its worth. Bulk
         runs and whatever an annotator asks are answered, and so is a task of which that cannot be noted.
         """
-        number, share = question.task.id, self._settings.unassisted_share
-        if not share or question.interactive or number is None or len(request.tasks) > 1 or not request.project:
+        project, number, share = request.project, question.task.id, self._settings.unassisted_share
+        if not share or question.interactive or number is None or len(request.tasks) > 1 or project is None:
             return False
-        project = int(request.project.partition(".")[0])
         drawn = int(hashlib.sha256(f"{project} {number}".encode()).hexdigest(), 16) % 10_000 < share * 10_000
         if not drawn:
             return False
@@ -275,11 +274,11 @@ class Predictor:
             return True
         return False
 
-    def _wanted(self, task: Task, config: LabelConfig, typed: str, project: str) -> list[Wanted]:
+    def _wanted(self, task: Task, config: LabelConfig, typed: str, project: int | None) -> list[Wanted]:
         remembered = _recalled(lambda: self._notes.project_phrase(project)) if self._settings.remember_phrase and not typed else ""
         return wanted(task, config, typed, self._settings.phrase_field, remembered)
 
-    def _spoken_of(self, task: Task, config: LabelConfig, project: str) -> list[Wanted]:
+    def _spoken_of(self, task: Task, config: LabelConfig, project: int | None) -> list[Wanted]:
         """The phrases that a click may be about. Its context never holds the phrase that was typed before, and drafts are seconds late."""
         number = task.id
         noted = "" if number is None else _recalled(lambda: self._notes.task_phrase(project, number))
@@ -334,9 +333,9 @@ class Predictor:
         finally:
             self._decoding[interactive].release()
 
-    def _record(self, drawn: Sequence[ServedAnswer], image: LoadedImage, question: Question, project: str, version: str) -> None:
+    def _record(self, drawn: Sequence[ServedAnswer], image: LoadedImage, question: Question, project: int | None, version: str) -> None:
         """On the engine's thread, once an answer: a write of some milliseconds next to a model's work, a quarter of a second at most."""
-        if question.task.id is None or not project:
+        if question.task.id is None or project is None:
             return
         with _noting(f"what was served for task {question.task.id}"):
             records = served_records(drawn, image, project, question.task.id, version, question.interactive, question.page or 0)

@@ -23,19 +23,18 @@ class ServedAnswer:
 
 
 def served_records(
-    drawn: Sequence[ServedAnswer], image: LoadedImage, project: str, task: int, version: str, interactive: bool, page: int
+    drawn: Sequence[ServedAnswer], image: LoadedImage, project: int, task: int, version: str, interactive: bool, page: int
 ) -> list[Served]:
     """A record for each region, and one for each phrase that means nothing in the image. A click alone has no phrase to learn."""
     now = time.time()
     height, width = image.pixels.shape[:2]
-    number = int(project.partition(".")[0] or 0)
     records = []
     for one in drawn:
         if not one.found.phrase or one.found.note:
             continue
         none = Served(
             time=now,
-            project=number,
+            project=project,
             task=task,
             version=version,
             phrase=one.found.phrase,

@@ -9,15 +9,15 @@ from typing import Any
 from backend.errors import ConfigError, LabelStudioError
 from backend.finding import Finding
 from backend.label_studio.backend_entry import (
-    EVENTS,
-    SECRET_HEADER,
     TITLE,
     Entry,
     Hook,
     call_failure,
+    carries_secret,
     gate_finding,
     hook_refusal,
     is_gate,
+    path_below,
     pick_entry,
     pick_hook,
     read_entries,
@@ -27,6 +27,7 @@ from backend.label_studio.backend_entry import (
 )
 from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
 from backend.label_studio.config_template import offer_config
+from backend.label_studio.events import SECRET_HEADER, WEBHOOK_EVENTS
 from backend.label_studio.label_config import read_label_config
 from backend.settings import Settings
 
@@ -163,7 +164,7 @@ def _set_hook(label_studio: LabelStudio, settings: Settings, project: int, url: 
         "is_active": True,
         "send_payload": True,
         "send_for_all_actions": False,
-        "actions": list(EVENTS),  # left out, Label Studio would clear them
+        "actions": list(WEBHOOK_EVENTS),  # left out, Label Studio would clear them
         "headers": {**kept, **({SECRET_HEADER: secret} if secret else {})},
     }
     method, path = ("POST", "/api/webhooks/") if hook is None else ("PATCH", f"/api/webhooks/{hook.id:d}/")
@@ -174,13 +175,11 @@ def _set_hook(label_studio: LabelStudio, settings: Settings, project: int, url: 
             raise _refused(gate_finding("webhook", webhooks_only=True)) from error
         raise LabelStudioError(f"Label Studio refuses the webhook: {error.detail or error}", error.status) from error
     carried = f"the header {SECRET_HEADER} and " if secret else ""
-    return Step(f"webhook: {stored['id']} {'made' if hook is None else 'updated'} with {carried}{len(EVENTS)} events", True)
+    return Step(f"webhook: {stored['id']} {'made' if hook is None else 'updated'} with {carried}{len(WEBHOOK_EVENTS)} events", True)
 
 
 def _is_complete(hook: Hook, url: str, secret: str) -> bool:
-    sent = {name.lower(): value for name, value in hook.headers.items()}
-    known = not secret or sent.get(SECRET_HEADER.lower()) == secret or tidy(hook.url) == f"{tidy(url)}/webhook/{secret}"
-    return hook.active and hook.payload and not hook.missing and known
+    return hook.active and hook.payload and not hook.missing and carries_secret(secret, hook.headers, path_below(hook, url))
 
 
 def _entry_refused(error: LabelStudioError, url: str) -> LabelStudioError:

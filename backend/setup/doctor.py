@@ -14,7 +14,7 @@ import httpx
 from backend.errors import LabelStudioError, SettingsError
 from backend.finding import Finding, as_finding
 from backend.images.store import image_store
-from backend.label_studio.backend_entry import is_loopback, require_label_studio, server_url
+from backend.label_studio.backend_entry import carries_secret, is_loopback, require_label_studio, server_url
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.label_config import LabelConfig
 from backend.settings import Settings
@@ -22,7 +22,6 @@ from backend.setup.machine_checks import (
     SERVER_SECONDS,
     Server,
     ask_server,
-    carries_secret,
     check_adapters,
     check_disk,
     check_models,
@@ -165,7 +164,8 @@ def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: R
     carried = hook_path(link)
     refuses = False
     if carried is not None:
-        refuses = not carries_secret(case.settings, *carried) or webhook_refused(case.settings, *carried, client=case.client)
+        secret = case.settings.webhook_secret.get_secret_value()
+        refuses = not carries_secret(secret, *carried) or webhook_refused(case.settings, *carried, client=case.client)
     report.add("webhook", check_hook(link, refuses))
 
 

@@ -19,7 +19,7 @@ import httpx
 
 from backend.errors import SettingsError
 from backend.finding import Finding, as_finding
-from backend.label_studio.backend_entry import SECRET_HEADER, own_url
+from backend.label_studio.backend_entry import own_url
 from backend.settings import Settings
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError
@@ -153,13 +153,6 @@ def webhook_refused(settings: Settings, headers: dict[str, str], path: str, clie
     except httpx.HTTPError:
         return False
     return answer.status_code == httpx.codes.UNAUTHORIZED
-
-
-def carries_secret(settings: Settings, headers: dict[str, str], path: str) -> bool:
-    """Whether a webhook brings SAM4MLLM_WEBHOOK_SECRET, in its header or in its path."""
-    secret = settings.webhook_secret.get_secret_value()
-    sent = {name.lower(): value for name, value in headers.items()}
-    return not secret or sent.get(SECRET_HEADER.lower()) == secret or path == f"/webhook/{secret}"
 
 
 def check_models(settings: Settings, running: bool) -> list[Finding]:

@@ -11,13 +11,13 @@ from backend.errors import ConfigError, FetchError, LabelStudioError, TaskError
 from backend.finding import Finding, as_finding
 from backend.images.store import ImageStore
 from backend.label_studio.backend_entry import (
-    SECRET_HEADER,
     Entry,
     Hook,
     call_failure,
     gate_finding,
     hook_refusal,
     is_gate,
+    path_below,
     pick_entry,
     pick_hook,
     read_entries,
@@ -25,6 +25,7 @@ from backend.label_studio.backend_entry import (
     tidy,
 )
 from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
+from backend.label_studio.events import SECRET_HEADER
 from backend.label_studio.label_config import Label, LabelConfig, read_label_config
 from backend.label_studio.phrases import Wanted, wanted
 from backend.label_studio.wire import read_task
@@ -238,4 +239,4 @@ def hook_path(link: Link) -> tuple[dict[str, str], str] | None:
     hook = pick_hook(link.hooks, link.entry.url) if link.entry else None
     if hook is None or link.entry is None:
         return None
-    return dict(hook.headers), hook.url.strip()[len(tidy(link.entry.url)) :]
+    return dict(hook.headers), path_below(hook, link.entry.url)

@@ -8,19 +8,12 @@ from http import HTTPStatus
 from flask import Flask, Response, jsonify, request
 
 from backend.corrections.log_faults import LogError
+from backend.label_studio.events import SECRET_HEADER
 from backend.service import Service
 from backend.web.error_handlers import status_of
 from backend.web.http_parts import json_body, knows_password, note_reason, refusal, same
 
 log = logging.getLogger(__name__)
-
-ACTIONS = frozenset(
-    (
-        *("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED", "ANNOTATIONS_DELETED", "START_TRAINING"),
-        *("PROJECT_UPDATED", "TASKS_CREATED", "TASKS_DELETED"),
-    )
-)
-"""The events that are counted by name; any other is counted as OTHER."""
 
 
 def add_webhook_routes(app: Flask, service: Service) -> None:
@@ -31,7 +24,7 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
     @app.post("/webhook")
     def webhook() -> Response:
         """Label Studio's events; the secret in the header X-Webhook-Secret."""
-        return store(request.headers.get("X-Webhook-Secret", ""))
+        return store(request.headers.get(SECRET_HEADER, ""))
 
     @app.post("/webhook/<secret>")
     def webhook_by_path(secret: str) -> Response:
@@ -41,18 +34,15 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
     def store(secret: str) -> Response:
         wanted = settings.webhook_secret.get_secret_value()
         if wanted and not same(secret, wanted) and not (password and knows_password(settings)):  # START_TRAINING comes with the password
-            return refusal(HTTPStatus.UNAUTHORIZED, "the webhook's secret is wrong; send it as X-Webhook-Secret or in the path")
+            return refusal(HTTPStatus.UNAUTHORIZED, f"the webhook's secret is wrong; send it as {SECRET_HEADER} or in the path")
         body = json_body(settings.max_body_mb << 20)
-        action = str(body.get("action", ""))
         try:
-            event = service.corrections.store(body)
+            event = service.receive(body)
         except LogError as error:  # not acknowledged, so Label Studio logs it, and reconciliation brings it
             if error.kind != "full":  # that is counted by its status
                 note_reason(error)
             log.error("an event could not be stored: %s", error)
             return refusal(status_of(error), f"the event could not be stored: {error}")
-        service.metrics.stored(action if action in ACTIONS else "OTHER")
-        service.learner.heard(action)
         answer = jsonify(status="stored", event=event)
         answer.status_code = HTTPStatus.CREATED
         return answer

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from sam4mllm import bounded
 from sam4mllm.adapters.files import CONFIG, FACTOR, WEIGHTS
-from sam4mllm.checkpoints import listed
+from sam4mllm.plain_text import listed
 
 PREFIX = "base_model.model."
 """peft writes it before the name of a layer in the model."""

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
@@ -19,7 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sam4mllm.durable import file_sha256
 from sam4mllm.errors import RegistryError, first_line
+from sam4mllm.plain_text import listed
 
 BASE = ""
 """The version of no adapter: the base model alone."""
@@ -159,8 +161,7 @@ def hash_files(folder: Path) -> dict[str, str]:
     hashes: dict[str, str] = {}
     for name in FILES:
         _check_plain(folder / name)
-        with (folder / name).open("rb") as file:
-            hashes[name] = hashlib.file_digest(file, "sha256").hexdigest()
+        hashes[name] = file_sha256(folder / name)
     return hashes
 
 
@@ -270,11 +271,6 @@ def shown(value: object) -> str:
     """Anything as a short line."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
-
-
-def listed(names: Iterable[str]) -> str:
-    """Names as a line; they may be hostile, so line ends and the like are escaped."""
-    return ", ".join(sorted(name.encode("unicode_escape").decode()[:80] for name in names))
 
 
 def _is_flag(value: object) -> bool:

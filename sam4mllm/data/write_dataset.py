@@ -22,11 +22,9 @@ from sam4mllm.data.examples import EXAMPLES, IMAGES, Example, ExampleInstance, I
 from sam4mllm.data.read_dataset import find_image
 from sam4mllm.durable import publish, replace_file, sync_path
 from sam4mllm.errors import DatasetError
-from sam4mllm.images import MAX_PIXELS, check_image, load_image
+from sam4mllm.images import MAX_PIXELS, check_image, load_image, picture_suffix
 from sam4mllm.masks import box_of
 from sam4mllm.run_lengths import Rle, to_rle
-
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff", ".gif"}
 
 
 class FolderError(DatasetError):
@@ -86,9 +84,7 @@ class ExampleWriter:
         """
         path = Path(path)
         image = load_image(path, max_pixels)
-        suffix = path.suffix.lower()
-        suffix = suffix if suffix in _SUFFIXES else ""
-        return self._store(path.read_bytes(), suffix, image.shape[1], image.shape[0], path if link else None)
+        return self._store(path.read_bytes(), picture_suffix(path), image.shape[1], image.shape[0], path if link else None)
 
     def add_image_data(self, data: bytes, max_pixels: int = MAX_PIXELS) -> ImageRecord:
         """Store a picture's file that is in memory, as it is. Raises ImageError if it cannot be read."""
@@ -176,8 +172,7 @@ class ExampleWriter:
                 raise DatasetError(
                     f"{path} is not the file that the dataset was written with (SHA-256); restore it or write the dataset again"
                 )
-            suffix = path.suffix.lower()
-            record = self._store(data, suffix if suffix in _SUFFIXES else "", example.width, example.height, path)
+            record = self._store(data, picture_suffix(path), example.width, example.height, path)
             self._copied[example.sha256] = record
         self.add_encoded(
             record,

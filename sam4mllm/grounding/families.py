@@ -12,19 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, PreTrainedConfig
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
 from transformers.utils.hub import cached_file
 
 from sam4mllm.checkpoints import (
     CHAT_TEMPLATE,
-    CONFIG,
     FAULTS,
     IMAGE_PROCESSOR,
     TOKENIZER,
     check_folder,
     fingerprint,
-    is_folder,
     load_model,
+    read_config,
     read_object,
 )
 from sam4mllm.errors import ModelError, TemplateError, first_line
@@ -38,6 +37,9 @@ from sam4mllm.prompts.conversation import ChatMarkup, read_markup
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, load_dialect
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "assets" / "mllm"
+NEEDED = (IMAGE_PROCESSOR, TOKENIZER)
+"""What a model folder holds beside its configuration and weights."""
+ADVICE = "the model (SAM4MLLM_MODEL, --model) is `demo`, a folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ def load_checkpoint(source: str, device: torch.device, precision: Precision = AU
     """Load a model folder or hub id. Raises ModelError or TemplateError with one line on what is wrong and what to do."""
     name = resolve(source)
     family = find_family(name, source)
-    check_folder(name, source, (IMAGE_PROCESSOR, TOKENIZER))
+    check_folder(name, source, NEEDED)
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         window = see_everything(config.get_text_config(), source)
@@ -87,8 +89,6 @@ def load_checkpoint(source: str, device: torch.device, precision: Precision = AU
         _find_template(name, source, tokenizer, image_processor)
         markup = _read_markup(source, tokenizer)
         model = _load_model(name, source, config, device, precision)
-    except ModelError:
-        raise
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelError(f"{source} does not fit into the memory of {device}; {precision.advice}") from error
     except FAULTS as error:
@@ -142,7 +142,7 @@ def _dialect(name: str, family: Family) -> Dialect:
 
 def find_family(name: str, source: str) -> Family:
     """By the config.json of a folder or hub id, without running code. Raises ModelError."""
-    config = _read_config(name, source)
+    config = read_config(name, source, NEEDED, ADVICE)
     if is_qwen_vl_chat(config):
         raise refusal(source)
     kind = config.get("model_type")
@@ -167,18 +167,3 @@ def see_everything(text: Any, source: str) -> int | None:
     if kinds:
         text.layer_types = ["full_attention"] * len(text.layer_types)
     return window
-
-
-def _read_config(name: str, source: str) -> dict[str, Any]:
-    if is_folder(name, source):
-        path = Path(name) / CONFIG
-        if not path.is_file():
-            raise ModelError(f"{source} is not a complete model folder: {CONFIG} is missing")
-        return read_object(path, source)
-    try:
-        return dict(PreTrainedConfig.get_config_dict(name)[0])
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(
-            f"{source} is neither a folder nor a model that can be had from the hub ({first_line(error)}); the model "
-            "(SAM4MLLM_MODEL, --model) is `demo`, a folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
-        ) from error

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
@@ -15,7 +13,8 @@ from safetensors.torch import load_file
 from segment_anything import sam_model_registry
 from torch import Tensor
 
-from sam4mllm.checkpoints import check_state
+from sam4mllm.checkpoints import CONFIG, WEIGHTS, check_state, read_object, require_files
+from sam4mllm.durable import file_sha256
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.segmentation import efficientvit
 from sam4mllm.segmentation.pretrained import load_transformers
@@ -63,7 +62,7 @@ def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch
 
 def _load(source: str, dtype: torch.dtype) -> Segmenter:
     if source == "demo":
-        return SamSegmenter(_load_folder(DEMO_FOLDER), f"demo:{_digest(DEMO_FOLDER / 'model.safetensors')}", dtype)
+        return SamSegmenter(_load_folder(DEMO_FOLDER), f"demo:{file_sha256(DEMO_FOLDER / WEIGHTS)}", dtype)
     name, _, path = source.partition(":")
     if name in FILES:
         return _load_named(name, path, dtype)
@@ -80,7 +79,7 @@ def _load_named(name: str, path: str, dtype: torch.dtype) -> SamSegmenter:
     file, _, trusted = path.partition("#sha256=")
     if not Path(file).is_file():
         raise ModelError(f"there is no file {file}; give the path of the {name} weights")
-    digest = _digest(Path(file))
+    digest = file_sha256(Path(file))
     if trusted and digest != trusted.lower():
         raise ModelError(f"{file} is not the file you named: its SHA-256 is {digest}")
     segmenter = SamSegmenter if name in OFFICIAL_SHA256 else efficientvit.EfficientViTSegmenter
@@ -99,12 +98,10 @@ def _build(name: str, state: Mapping[str, Tensor]) -> Any:
 
 
 def _load_folder(folder: Path) -> Any:
-    weights = folder / "model.safetensors"
-    if not weights.is_file():
-        raise ModelError(f"{folder} is not a complete segmenter folder: model.safetensors is missing")
+    require_files(folder, str(folder), ((WEIGHTS,),))
     try:
-        name = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
-        return _build(name, load_file(weights)).eval()
+        name = read_object(folder / CONFIG, str(folder))["architecture"]
+        return _build(name, load_file(folder / WEIGHTS)).eval()
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"{folder} could not be loaded as a segmenter: {first_line(error)}") from error
 
@@ -127,8 +124,3 @@ def _read_pickled(path: Path) -> Mapping[str, Tensor]:
     state = torch.load(path, map_location="cpu", weights_only=True)
     found: Mapping[str, Tensor] = state.get("state_dict", state)  # some of EfficientViT's files wrap it
     return found
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

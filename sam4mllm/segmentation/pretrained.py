@@ -14,12 +14,14 @@ from transformers import (
     PreTrainedConfig,
 )
 
-from sam4mllm.checkpoints import FAULTS, IMAGE_PROCESSOR, check_folder, fingerprint, load_model
+from sam4mllm.checkpoints import FAULTS, IMAGE_PROCESSOR, check_folder, fingerprint, load_model, read_config
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.segmentation import proposals, transformers_sam
 from sam4mllm.segmentation.proposals import ProposalSegmenter
 from sam4mllm.segmentation.transformers_sam import TransformersSegmenter
 
+NEEDED = (IMAGE_PROCESSOR,)
+"""What a segmenter's folder holds beside its configuration and weights."""
 _SEGMENTERS: dict[str, tuple[Any, type[TransformersSegmenter] | type[ProposalSegmenter]]] = {
     **dict.fromkeys(transformers_sam.MODEL_TYPES, (AutoModelForMaskGeneration, TransformersSegmenter)),
     **dict.fromkeys(proposals.MODEL_TYPES, (AutoModelForUniversalSegmentation, ProposalSegmenter)),
@@ -31,27 +33,20 @@ def load_transformers(source: str, dtype: torch.dtype) -> TransformersSegmenter 
 
     Raises ModelError.
     """
-    check_folder(source, source, (IMAGE_PROCESSOR,))
-    config = _read_config(source)
-    if config.model_type not in _SEGMENTERS:
-        raise ModelError(f"{source}: models of type {config.model_type!r} are no segmenters; use one of {', '.join(_SEGMENTERS)}")
-    _check_packages(source, config)
-    auto, segmenter = _SEGMENTERS[config.model_type]
+    kind = read_config(source, source, NEEDED).get("model_type")
+    if not isinstance(kind, str) or kind not in _SEGMENTERS:
+        raise ModelError(f"{source}: models of type {kind!r:.80} are no segmenters; use one of {', '.join(_SEGMENTERS)}")
+    check_folder(source, source, NEEDED)
+    auto, segmenter = _SEGMENTERS[kind]
     try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=False)
+        _check_packages(source, config)
         model = load_model(auto, source, source, config, dtype=torch.float32)
         image_processor = AutoImageProcessor.from_pretrained(source, config=config, trust_remote_code=False)  # type: ignore[no-untyped-call]
     except FAULTS as error:
         raise ModelError(f"{source} could not be loaded as a segmenter: {first_line(error)}") from error
     origin = fingerprint(source, getattr(config, "_commit_hash", None))
     return segmenter(model.eval(), image_processor, f"{config.model_type}:{origin}", dtype)
-
-
-def _read_config(source: str) -> PreTrainedConfig:
-    try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source, trust_remote_code=False)
-    except FAULTS as error:
-        raise ModelError(f"{source} is neither a folder nor a model that can be had from the hub: {first_line(error)}") from error
-    return config
 
 
 def _check_packages(source: str, config: PreTrainedConfig) -> None:

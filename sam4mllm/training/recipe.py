@@ -40,7 +40,8 @@ from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
 from sam4mllm.grounding.packing import additive
-from sam4mllm.training.collate import UNLEARNED, Asking, Collator, TrainingRow
+from sam4mllm.training.asking import Asking
+from sam4mllm.training.collate import UNLEARNED, Collator, TrainingRow
 from sam4mllm.training.features import VisionMemory
 from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool, TrainingImage

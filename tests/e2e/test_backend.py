@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import subprocess
-import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +18,7 @@ from backend.corrections.log import CorrectionLog
 from backend.demo.launch import find_label_studio
 from backend.demo.local_label_studio import LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
+from benchmarks.waiting import wait_for
 from sam4mllm.demo.scenes import DemoScene, make_scene
 from tests.e2e.conftest import BackendServer
 
@@ -90,13 +89,6 @@ def rectangle(box: np.ndarray[Any, Any], width: int, height: int) -> dict[str, A
     return {"type": "rectanglelabels", "from_name": "box", "to_name": "image", "value": value}
 
 
-def until(true: Callable[[], bool], seconds: float = 60) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end, "it did not come true"
-        time.sleep(0.2)
-
-
 @pytest.fixture
 def project(label_studio: LocalLabelStudio, backend_server: BackendServer) -> Project:
     number = label_studio.create_project("e2e", DEMO_CONFIG)
@@ -150,7 +142,7 @@ def test_a_task_opened_twice_at_once_is_one_inference_and_one_prediction(
     results = [prediction["result"] for answer in opened for prediction in answer["predictions"]]
     assert results
     assert all(result == results[0] for result in results)
-    until(lambda: len(project.predictions(number)) == 1)
+    wait_for("a single prediction", lambda: len(project.predictions(number)) == 1, 60)
 
 
 def test_phrase_click_and_rectangle_of_an_annotator(project: Project, tmp_path: Path) -> None:
@@ -208,7 +200,7 @@ def test_an_annotation_is_stored(project: Project, backend_server: BackendServer
         events = CorrectionLog(backend_server.home / "corrections.sqlite").events()
         return any(event.action == "ANNOTATION_CREATED" and event.body["annotation"]["id"] == made["id"] for event in events)
 
-    until(stored)
+    wait_for("the event", stored, 60)
 
 
 def test_local_files_are_read(label_studio: LocalLabelStudio, project: Project) -> None:

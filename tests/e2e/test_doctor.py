@@ -23,8 +23,9 @@ from backend.corrections.log import CorrectionLog
 from backend.demo.local_label_studio import FIXED_ENVIRONMENT, LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, check_port
+from benchmarks.waiting import wait_for
 from tests.e2e.conftest import serving
-from tests.e2e.test_backend import save, scene, until
+from tests.e2e.test_backend import save, scene
 from tests.e2e.test_commands import COMMAND
 
 SECRETS = {"SAM4MLLM_AUTH_PASSWORD": "a password", "SAM4MLLM_WEBHOOK_SECRET": "a-secret"}
@@ -116,7 +117,7 @@ def test_connect_twice_changes_nothing_the_second_time_and_events_arrive(team: T
     [task] = team.studio.api("GET", f"/api/tasks?project={number}&fields=all")["tasks"]
     team.studio.api("POST", f"/api/tasks/{task['id']}/annotations/", json={"result": []})
     log = CorrectionLog(Path(team.environment["SAM4MLLM_HOME"]) / "corrections.sqlite")
-    until(lambda: any(event.action == "ANNOTATION_CREATED" and event.project == number for event in log.events()))
+    wait_for("the event", lambda: any(event.action == "ANNOTATION_CREATED" and event.project == number for event in log.events()), 60)
     log.close()
 
 

@@ -10,15 +10,15 @@ import pytest
 from PIL import Image
 
 from backend.corrections.log import CorrectionLog
-from backend.demo.launch import ROOT
+from benchmarks.waiting import wait_for
 from tests.e2e.conftest import BackendServer
-from tests.e2e.test_backend import Mask, Project, fill, mask_of, project, save, scene, until
+from tests.e2e.test_backend import Mask, Project, fill, mask_of, project, save, scene
 
 if TYPE_CHECKING:
     from tests.e2e.editor import Editor
 
 __all__ = ["project"]
-SHOTS = ROOT / "out" / "e2e"
+SHOTS = Path(__file__).parents[2] / "out" / "e2e"
 
 
 @pytest.fixture(autouse=True)
@@ -98,7 +98,7 @@ def test_an_annotator_types_clicks_boxes_accepts_and_submits(
         events = CorrectionLog(backend_server.home / "corrections.sqlite").events()
         return any(event.action == "ANNOTATION_CREATED" and event.body["annotation"]["id"] == annotation["id"] for event in events)
 
-    until(stored)
+    wait_for("the event", stored, 60)
 
 
 def test_an_annotator_reads_that_nothing_was_found(project: Project, editor: Editor, tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_an_annotator_reads_that_nothing_was_found(project: Project, editor: Edi
     requests = [request["context"]["result"] for request in editor.asked[asked:]]
     assert len([result for result in requests if result]) == 1
     assert len(requests) <= 2, "the answer's text may make the editor ask with an empty context, once"
-    until(lambda: any("at most 500" in line for line in editor.texts()), 20)
+    wait_for("the refusal", lambda: any("at most 500" in line for line in editor.texts()), 20)
     editor.screenshot(SHOTS / "nothing.png")
 
 

@@ -13,7 +13,6 @@ import re
 import shutil
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +27,7 @@ from backend.service import build
 from backend.settings import Settings
 from backend.support.child import HOST, Child, check_port
 from benchmarks.random_adapter import write_random_adapter
+from benchmarks.waiting import wait_for
 from sam4mllm.adapters.files import CONFIG, WEIGHTS
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.data.pairs import write_pairs
@@ -151,8 +151,7 @@ def make_version(home: Path, folder: Path) -> str:
     """An adapter of the demo model in the registry."""
     service = build(Settings(home=home))
     service.engine.start()
-    while service.engine.state == "loading":
-        time.sleep(0.1)
+    wait_for("the models", lambda: service.engine.state != "loading", READY_TIMEOUT)
     write_random_adapter(folder, 3)
     added = service.versions.add({name: folder / name for name in (CONFIG, WEIGHTS)}, "00" * 32, {})
     service.close(5)

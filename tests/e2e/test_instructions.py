@@ -16,10 +16,11 @@ from backend.corrections.log import CorrectionLog
 from backend.corrections.reviews import Review, read_reviews
 from backend.label_studio.click_help import ACCEPT, ADD, BOX, ELSEWHERE, SWITCH, TAKE_AWAY
 from backend.label_studio.config_template import DEMO_CONFIG
+from benchmarks.waiting import wait_for
 from sam4mllm.demo.scenes import DemoScene
 from sam4mllm.run_lengths import from_rle
 from tests.e2e.conftest import BackendServer
-from tests.e2e.test_backend import Mask, Project, drawn, fill, mask_of, project, save, scene, until
+from tests.e2e.test_backend import Mask, Project, drawn, fill, mask_of, project, save, scene
 from tests.e2e.test_commands import COMMAND
 
 if TYPE_CHECKING:
@@ -105,7 +106,7 @@ def learned(backend_server: BackendServer, ready: Ready, annotation: dict[str, A
         finally:
             log.close()
 
-    until(lambda: bool(of_log()))
+    wait_for("the event", of_log, 60)
     return of_log()
 
 

@@ -14,7 +14,8 @@ from backend.corrections.log import CorrectionLog
 from backend.demo.local_label_studio import LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, Child, check_port
-from tests.e2e.test_backend import Project, fill, save, scene, until
+from benchmarks.waiting import wait_for
+from tests.e2e.test_backend import Project, fill, save, scene
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = Path(os.environ.get("SAM4MLLM_LABEL_STUDIO_ML", ROOT / ".venv-label-studio-ml"))
@@ -67,6 +68,6 @@ def test_setup_predict_and_fit(label_studio: LocalLabelStudio, server: str, tmp_
     assert prediction["model_version"] == "INITIAL"
     label_studio.api("POST", f"/api/tasks/{one}/annotations/", json={"result": prediction["result"]})
     log = tmp_path / "home" / "corrections.sqlite"
-    until(lambda: any(event.action == "ANNOTATION_CREATED" for event in CorrectionLog(log).events()))
+    wait_for("the event", lambda: any(event.action == "ANNOTATION_CREATED" for event in CorrectionLog(log).events()), 60)
     label_studio.retrieve_predictions(number)
     assert len(project.predictions(one)) == 1, "a stored annotation must not look like a new version"

@@ -10,12 +10,13 @@ import pytest
 from backend.demo.local_label_studio import LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
 from benchmarks.learn import learn
+from benchmarks.waiting import wait_for
 from sam4mllm.adapters.files import CONFIG, WEIGHTS, Manifest
 from sam4mllm.adapters.lora import attach
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.loading import load_variants
 from tests.e2e.conftest import serving
-from tests.e2e.test_backend import Project, fill, save, scene, until
+from tests.e2e.test_backend import Project, fill, save, scene
 
 SEED = 771_001
 PROMOTION_SECONDS = 900
@@ -42,7 +43,7 @@ def test_after_a_promotion_label_studio_has_no_predictions_of_the_former_version
         former = httpx.get(f"{url}/ready", trust_env=False).json()["version"]
         assert [prediction["model_version"] for prediction in project.predictions(task)] == [former]
         httpx.post(f"{url}/api/versions/{version}/promote", json={}, trust_env=False, timeout=60).raise_for_status()
-        until(lambda: not project.predictions(task))
+        wait_for("the former predictions' end", lambda: not project.predictions(task), 60)
         [connected] = label_studio.api("GET", f"/api/ml?project={number}")
         assert connected["title"] == connected["model_version"] == version
         label_studio.retrieve_predictions(number)

@@ -6,7 +6,6 @@ import math
 import random
 import sys
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +16,7 @@ from werkzeug.serving import make_server
 from backend.learning.agreement import ReviewedAnswer
 from backend.web.app import create_app
 from backend.web.overview import SHOWN_RUNS
+from benchmarks.waiting import wait_for
 from tests.e2e.editor import ARGUMENTS, find_chromium
 from tests.learning_fakes import School, school
 from tests.test_learning import ManyImages, correct
@@ -77,13 +77,6 @@ def browser() -> Iterator[Any]:
         chromium.close()
 
 
-def wait_until(true: Any, seconds: float = 40) -> None:
-    end = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize("width", WIDTHS)
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_loads_within_a_second_and_fits(browser: Any, url: str, width: int, scheme: Any, tmp_path: Path) -> None:
@@ -138,7 +131,7 @@ def test_a_run_is_stopped(browser: Any, url: str, place: School, monkeypatch: py
     page.get_by_role("button", name="Train now").click()
     page.get_by_text("training 1 of 2").wait_for(timeout=20_000)
     page.get_by_role("button", name=f"Stop run-{RUNS + 1:06d}").click()
-    wait_until(lambda: place.service.learner.runs.all()[0].state == "stopped")
+    wait_for("the run's end", lambda: place.service.learner.runs.all()[0].state == "stopped", 40)
     page.get_by_role("button", name="Train now").wait_for(timeout=20_000)
     page.close()
 
@@ -157,7 +150,7 @@ def test_it_is_worked_without_javascript_from_the_keyboard(browser: Any, url: st
     assert reached[-1] == "Train now"
     page.keyboard.press("Enter")
     page.get_by_text("A run begins").wait_for()
-    wait_until(lambda: place.service.learner.runs.all()[0].reason == "asked for on the status page")
+    wait_for("the run", lambda: place.service.learner.runs.all()[0].reason == "asked for on the status page", 40)
     context.close()
 
 

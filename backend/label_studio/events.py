@@ -1,0 +1,20 @@
+"""Label Studio's events, by the names that a webhook's ``action`` has, and the header that a webhook brings our secret in."""
+
+from __future__ import annotations
+
+SAVED = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
+"""Annotations were submitted, skipped or changed."""
+ANNOTATIONS_DELETED = "ANNOTATIONS_DELETED"
+TASKS_CREATED = "TASKS_CREATED"
+"""Tasks were imported, some of them with annotations."""
+TASKS_DELETED = "TASKS_DELETED"
+WEBHOOK_EVENTS = (*SAVED, ANNOTATIONS_DELETED, "PROJECT_UPDATED", TASKS_CREATED, TASKS_DELETED)
+"""What a webhook has to bring; each comes with its project, and the project's labelling config."""
+START_TRAINING = "START_TRAINING"
+"""The button. No webhook brings it: Label Studio sends it to the address of the backend's entry."""
+SECRET_HEADER = "X-Webhook-Secret"
+
+
+def counted_as(action: object) -> str:
+    """The name that an event is counted by: an unknown one would be a new time series for each word that somebody sends."""
+    return action if isinstance(action, str) and action in (*WEBHOOK_EVENTS, START_TRAINING) else "OTHER"
