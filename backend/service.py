@@ -109,7 +109,7 @@ def build(
         if settings.refresh and former and former != version and label_studio is not None and token:
             background.submit(_refresh, label_studio, corrections.projects(), former, version)
 
-    versions = Versions(engine, Registry(settings.home), settings.strategy, noted)
+    versions = Versions(engine, Registry(settings.home), noted)
 
     def shared(task: int, version: str) -> None:
         if label_studio is not None and token:

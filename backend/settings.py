@@ -10,7 +10,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import DtypeName, Pattern, Precision, QuantizeName, Strategy
+from sam4mllm.options import DtypeName, Options, Pattern, Precision, QuantizeName, Strategy
 
 UNASSISTED = 0.05
 """Share of unassisted tasks where nothing else is set: enough to notice an anchoring bias, few enough to bear."""
@@ -132,6 +132,11 @@ class Settings(BaseSettings):
         """The device of the training process."""
         number = self.train_mode.removeprefix("device:")
         return self.device if number == self.train_mode else f"cuda:{number}"
+
+    @property
+    def options(self) -> Options:
+        """How the MLLM is asked, in serving as in the comparison of versions."""
+        return Options(self.strategy, self.points == "joint", pattern=self.pattern)
 
     @property
     def precision(self) -> Precision:

@@ -88,7 +88,7 @@ def add_champion(home: Path) -> str:
     adapter = write_random_adapter(home / "adapter", 1)
     identity: Any = {
         "slug": base.base.slug,
-        "identity": base.base.identity("pqpp"),
+        "identity": base.base.identity,
         "base_model": base.base.slug,
         "base_sha256": base.base_sha256,
         "template_sha256": base.template_sha256,

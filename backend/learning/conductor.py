@@ -261,7 +261,7 @@ class Conductor:
 
     def _serving(self) -> str:
         roster = self._engine.model
-        return roster.current.version(self._settings.strategy) if roster is not None else ""
+        return roster.current.version if roster is not None else ""
 
     def _run_process(self, name: str, run: Run, arguments: list[str], seconds: float = float("inf")) -> int:
         """The exit code of the training process; it is stopped if the run is cancelled or the server ends."""

@@ -80,6 +80,10 @@ class TrainingJob:
     pattern: Pattern = "spread"
     precision: Precision = AUTO
 
+    @property
+    def options(self) -> Options:
+        return Options(self.strategy, self.joint, pattern=self.pattern)
+
     def write(self, run: Path) -> None:
         replace_file(run / "job.json", json.dumps(asdict(self), indent=2).encode())
 
@@ -199,7 +203,7 @@ def label_of(example: Example) -> str:
 
 def _evaluate(run: Path, job: TrainingJob) -> None:
     check_adapter(run / "adapter")
-    variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
+    variants = load_variants(job.model, job.segmenter, job.device, job.options, job.precision)
     champion = variants.base
     if job.champion is not None:
         champion = variants.load(Path(job.champion), LooseAdapter(job.champion_version))
@@ -207,7 +211,7 @@ def _evaluate(run: Path, job: TrainingJob) -> None:
     dataset, tell = Path(job.dataset), Teller(run)
     holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
     pairs: list[dict[str, Any]] = []
-    for index, found in enumerate(answer_all([champion, challenger], dataset, holdout, job.strategy)):
+    for index, found in enumerate(answer_all([champion, challenger], dataset, holdout)):
         tell.say("comparing", index, len(holdout))
         before, after = (score(answer, found.example) for answer in found.answers)
         example = found.example
@@ -229,7 +233,7 @@ def _golden(job: TrainingJob, champion: Pipeline, challenger: Pipeline, tell: Te
     known = _known_score(kept)
     pipelines = [challenger] if known is not None else [champion, challenger]
     scores = []
-    for index, found in enumerate(answer_all(pipelines, folder, examples, job.strategy)):
+    for index, found in enumerate(answer_all(pipelines, folder, examples)):
         tell.say("golden set", index, len(examples))
         scores.append([score(answer, found.example) for answer in found.answers])
     means = np.mean(scores, axis=0).tolist()
@@ -258,7 +262,7 @@ def _picture_changes(
     examples = [example for example in holdout if (example.image, example.phrase) in wanted]
     (run / "pictures").mkdir(exist_ok=True)
     made = []
-    for found in answer_all([champion, challenger], Path(job.dataset), examples, job.strategy):
+    for found in answer_all([champion, challenger], Path(job.dataset), examples):
         index = wanted[found.example.image, found.example.phrase]
         for name, answer in zip(("before", "after"), found.answers, strict=True):
             _shrunk(draw(found.image, [answer])).save(run / "pictures" / f"{index}-{name}.png")
@@ -273,9 +277,9 @@ def _shrunk(picture: Image.Image) -> Image.Image:
 
 def _smoke(run: Path, job: TrainingJob) -> int:
     """One answer by the new adapter, in a process that knows nothing else."""
-    variants: Variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
+    variants: Variants = load_variants(job.model, job.segmenter, job.device, job.options, job.precision)
     pipeline = variants.load(run / "adapter", LooseAdapter("challenger-0-00000000"))
-    [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"], job.strategy)
+    [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"])
     return 0 if np.isfinite(answer.score) else 1
 
 

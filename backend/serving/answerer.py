@@ -127,7 +127,7 @@ class Answerer:
         if question.interactive:
             regions += answer_line(question.config, _summary(found) if clicks is None else summary_of_clicks(found, kept, regions), key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
-        answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version(self._settings.strategy)))
+        answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version))
         self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
         self._metrics.served(sum(map(len, kept)))
         return answer, drawn
@@ -163,7 +163,7 @@ class Answerer:
         began = time.perf_counter()
         opened = self._open(pipeline, image)
         seconds = {"open": time.perf_counter() - began}
-        found = pipeline.segment(opened, phrases, self._settings.strategy, clicks)
+        found = pipeline.segment(opened, phrases, clicks=clicks)
         return found, seconds | {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
 
     def forget_images(self) -> None:
@@ -173,7 +173,7 @@ class Answerer:
         torch.cuda.empty_cache()
 
     def _open(self, pipeline: Pipeline, image: LoadedImage) -> Opened:
-        key = (pipeline.version(self._settings.strategy), image.sha256)
+        key = (pipeline.version, image.sha256)
         opened = self.opened.get(key)
         if opened is None:
             opened = pipeline.open(image.pixels)

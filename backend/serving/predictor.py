@@ -119,7 +119,7 @@ class Predictor:
     @property
     def version(self) -> str:
         """The version that predictions carry; empty while there is no model."""
-        return self.engine.model.current.version(self._settings.strategy) if self.engine.model is not None else ""
+        return self.engine.model.current.version if self.engine.model is not None else ""
 
     def predict(self, request: PredictRequest) -> list[bytes]:
         """One JSON text a task, in order: a prediction, or ``[]`` for a task that failed or ran out of time.
@@ -184,7 +184,7 @@ class Predictor:
             if questions and self._withheld(questions[0], request):
                 return LEFT_OUT
             if not questions:
-                return dump(prediction([], 0.0, lease.version(self._settings.strategy)))
+                return dump(prediction([], 0.0, lease.version()))
             return self._ask_pages(questions, request, lease, deadline)
         except DeadlineError as error:
             late, reason, message = True, error.reason, str(error)
@@ -202,7 +202,7 @@ class Predictor:
     def _apology(self, config: LabelConfig | ConfigError, message: str, lease: Lease) -> bytes:
         """An annotator who waits gets an answer in any case: where the config has a place for it, what went wrong."""
         regions = answer_line(config, message, message) if isinstance(config, LabelConfig) else []
-        return dump(prediction(regions, 0.0, lease.version(self._settings.strategy)))
+        return dump(prediction(regions, 0.0, lease.version()))
 
     def _questions(self, task: Task, config: LabelConfig, request: PredictRequest) -> list[Question]:
         """One for each page that something is asked of. None: the annotator took the last prompt back, or accepted its mask."""
@@ -299,7 +299,7 @@ class Predictor:
 
     def _ask(self, question: Question, request: PredictRequest, lease: Lease, deadline: float) -> bytes:
         pipeline = lease.pipeline()
-        version = pipeline.version(self._settings.strategy)
+        version = pipeline.version
         key = question.key(version, request.project)
 
         def make() -> bytes:

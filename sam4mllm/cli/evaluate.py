@@ -88,9 +88,10 @@ def evaluate(
 
     examples = choose(dataset, split, limit, seed)
     precision = as_precision(dtype, quantize, device_map)
-    pipeline = load(model, segmenter, device, Options(joint=points is PointsName.JOINT, pattern=pattern.value), adapter, precision)
+    options = Options(strategy=strategy.value, joint=points is PointsName.JOINT, pattern=pattern.value)
+    pipeline = load(model, segmenter, device, options, adapter, precision)
     bar = lambda images, total: _bar(images, total, "evaluating")  # noqa: E731
-    figures, judged = run(pipeline, dataset, strategy.value, oracle, bar, examples=examples, min_pixels=min_pixels)
+    figures, judged = run(pipeline, dataset, oracle, bar, examples=examples, min_pixels=min_pixels)
     ends = intervals_of(judged)
     several = {name: {part: summarize_judged(some) for part, some in found.items()} for name, found in parts(judged).items()}
     if out is not None:
@@ -98,7 +99,7 @@ def evaluate(
 
         write_predictions(out, judged)
     if report is not None:
-        _report(report, dataset, judged, figures, pipeline.version(strategy.value))
+        _report(report, dataset, judged, figures, pipeline.version)
     if as_json:
         print(json.dumps({**figures, "intervals": ends, **{f"{name}s": found for name, found in several.items()}}))
         return
@@ -170,8 +171,8 @@ def ablate(
     from sam4mllm.evaluation.settings import Setting, plan  # noqa: PLC0415
     from sam4mllm.options import Options  # noqa: PLC0415
 
-    options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
-    settings = plan(Setting(("base",), strategy.value, options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
+    options = Options(strategy=strategy.value, joint=points is PointsName.JOINT, pattern=pattern.value)
+    settings = plan(Setting(("base",), options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
     precision = as_precision(dtype, quantize, device_map)

@@ -136,7 +136,7 @@ class Bench:
             masks = [draw_oracle(pipeline, opened, example) for example in group]
             return SettingResult(self._samples(group, masks), {})
         self._grounder.saved.clear()
-        answers = pipeline.segment(opened, [example.phrase for example in group], setting.strategy)
+        answers = pipeline.segment(opened, [example.phrase for example in group])
         seconds = {
             stage: opened.seconds.get(stage, 0.0) + answers[0].timings.get(stage, 0.0) + self._grounder.saved.get(stage, 0.0)
             for stage in STAGES
@@ -148,11 +148,11 @@ class Bench:
         return tuple(measure(mask, example, self._min_pixels) for example, mask in zip(group, masks, strict=True))
 
     def _key(self, setting: Setting, group: Sequence[Example]) -> str:
-        """The hash of all that shapes an outcome: models, options, strategy, image, phrases, true masks, and this package's release."""
+        """The hash of all that shapes an outcome: models, options, image, phrases, true masks, and this package's release."""
         asked = [(one.sha256, one.phrase, [instance.rle for instance in one.instances], one.ignore) for one in group]
         pipeline = self._pipelines[setting]
-        whole = pipeline.adapter.version_for(pipeline.identity(setting.strategy)) if pipeline.adapter else ""
-        shape = (pipeline.identity(setting.strategy), whole, setting.oracle, self._min_pixels, sam4mllm.__version__)
+        whole = pipeline.version if pipeline.adapter else ""
+        shape = (pipeline.identity, whole, setting.oracle, self._min_pixels, sam4mllm.__version__)
         return hashlib.sha256(repr((shape, asked)).encode()).hexdigest()
 
 
