@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,8 +27,10 @@ from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
 from sam4mllm.adapters.files import matches
+from sam4mllm.adapters.former import former_settings
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.durable import replace_file
+from sam4mllm.identity import digest_of
 
 log = logging.getLogger(__name__)
 
@@ -130,15 +131,20 @@ def build(
 
 def version_file(settings: Settings) -> Path:
     """Where the version of these settings is noted, so that it is known again before the models are."""
-    pattern = () if settings.pattern == "spread" else (settings.pattern,)  # the file was there before the setting
-    shaping = (settings.model, settings.segmenter, settings.strategy, settings.points, *pattern)
-    return settings.home / f"version-{hashlib.sha256(repr(shaping).encode()).hexdigest()[:12]}.txt"
+    shaping = {"model": settings.model, "segmenter": settings.segmenter, "options": asdict(settings.options)}
+    return settings.home / f"version-{digest_of(shaping)[:12]}.txt"
+
+
+def _former_version_file(settings: Settings) -> Path:
+    """Where a release from before identities were hashes of JSON noted it."""
+    return settings.home / f"version-{former_settings(settings.model, settings.segmenter, settings.options, settings.points)}.txt"
 
 
 def _noted_version(settings: Settings) -> str:
     """The version that these settings had last time; empty if none was noted, or what was noted is none."""
+    path = version_file(settings)
     try:
-        noted = version_file(settings).read_text(encoding="utf-8")
+        noted = (path if path.exists() else _former_version_file(settings)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
     return noted if matches(_SERVED, noted) else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from sam4mllm.errors import ModelError
@@ -15,9 +15,6 @@ Choice = Literal["predicted", "single", "agreement"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
 QuantizeName = Literal["none", "8bit", "4bit"]
-LATER = {"pattern": "spread", "choice": "predicted"}
-"""Options that came after the first versions, with the values that those had. They enter a version's hash at other values only: an update
-must not rename the versions that users keep, whatever the defaults become."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +53,6 @@ class Options:
         for name, known in (("strategy", STRATEGIES), ("pattern", PATTERNS), ("choice", CHOICES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-
-    def __repr__(self) -> str:
-        values = [(one.name, getattr(self, one.name)) for one in fields(self) if one.name != "strategy"]
-        return f"Options({', '.join(f'{name}={value!r}' for name, value in values if name not in LATER or LATER[name] != value)})"
 
     @property
     def points(self) -> int:

@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -23,6 +22,7 @@ from sam4mllm.clicks import Clicks, PromptTarget, merge
 from sam4mllm.confidence import Calibration, Features, agreement, entropy, score
 from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
 from sam4mllm.options import Choice, Options, Strategy
@@ -81,8 +81,7 @@ class Pipeline:
         return self._version(self.options)
 
     def _identity(self, options: Options) -> str:
-        parts = (self.grounder.identity, self.segmenter.identity, options.strategy, options)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+        return digest_of({"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": asdict(options)})
 
     def _version(self, options: Options) -> str:
         identity = self._identity(options)

@@ -7,7 +7,6 @@ is read and written :mod:`backend.corrections.log_file`'s.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sqlite3
@@ -22,6 +21,7 @@ from backend.corrections.log_file import PATIENTLY, LogFile, next_stamp, put_mar
 from backend.corrections.tables import Pulled, bury_project, fold, fold_project, project_rows, storable
 from backend.label_studio.wire import is_row_id
 from backend.support.bounded_json import write_json
+from sam4mllm.identity import digest_of
 from sam4mllm.masks import Rle
 
 ANY_TASK = -1
@@ -352,7 +352,8 @@ def _stored(row: Sequence[Any], history: ConfigHistory) -> StoredAnnotation:
     number, project, task, updated, changed, state, body, data, current, own = row
     home = -1 if project is None else project
     configs, known = history.configs(home, own, updated, current)
-    digest = hashlib.sha256(repr((number, home, task, updated, state, body, data, known)).encode()).hexdigest()
+    named = {"id": number, "project": home, "task": task, "updated": updated, "state": state}
+    digest = digest_of({**named, "body": body, "data": data, "configs": known})
     return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), configs, digest)
 
 

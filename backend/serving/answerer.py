@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
+from sam4mllm.identity import digest_of
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Instance, Segmentation
 
@@ -53,8 +53,11 @@ class Question:
     selected: frozenset[str] = frozenset()
 
     def key(self, version: str, project: str) -> str:
-        parts = (version, project, self.task.id, json.dumps(self.task.data, sort_keys=True), self.config, self.wanted, self.pointed)
-        return hashlib.sha256(repr((*parts, self.interactive, self.page, self.seen, sorted(self.selected))).encode()).hexdigest()
+        """The hash of all that the answer depends on, at a version."""
+        asked = {"phrases": [asdict(one) for one in self.wanted], "pointed": asdict(self.pointed), "config": self.config.digest}
+        shown = {"seen": [asdict(one) for one in self.seen], "selected": sorted(self.selected)}
+        where = {"project": project, "task": self.task.id, "data": json.dumps(self.task.data, sort_keys=True), "page": self.page}
+        return digest_of({"version": version, "interactive": self.interactive, **where, **asked, **shown})
 
     @property
     def image(self) -> str:

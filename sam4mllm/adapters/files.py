@@ -20,6 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sam4mllm.errors import RegistryError, first_line
+from sam4mllm.identity import digest_of
 
 BASE = ""
 """The version of no adapter: the base model alone."""
@@ -110,7 +111,7 @@ def number_of(version: str) -> int:
 
 def version_digest(identity: str, base_sha256: str, template_sha256: str, files: Mapping[str, str]) -> str:
     """The last part of a version: eight hexadecimal digits that follow from all that shapes its predictions."""
-    return hashlib.sha256(repr((identity, base_sha256, template_sha256, sorted(files.items()))).encode()).hexdigest()[:8]
+    return digest_of({"identity": identity, "base": base_sha256, "template": template_sha256, "files": dict(files)})[:8]
 
 
 def check_names(found: set[str], wanted: set[str]) -> None:

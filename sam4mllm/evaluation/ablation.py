@@ -7,7 +7,6 @@ ablation goes on from there; with another dataset, model or setting it finds not
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -26,6 +25,7 @@ from sam4mllm.evaluation.metrics import Sample
 from sam4mllm.evaluation.run import STAGES, by_image, draw_oracle, measure
 from sam4mllm.evaluation.settings import Setting
 from sam4mllm.evaluation.sharing import SharingGrounder
+from sam4mllm.identity import digest_of
 from sam4mllm.masks import lies_on
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Segmentation
@@ -152,8 +152,8 @@ class Bench:
         asked = [(one.sha256, one.phrase, [instance.rle for instance in one.instances], one.ignore) for one in group]
         pipeline = self._pipelines[setting]
         whole = pipeline.version if pipeline.adapter else ""
-        shape = (pipeline.identity, whole, setting.oracle, self._min_pixels, sam4mllm.__version__)
-        return hashlib.sha256(repr((shape, asked)).encode()).hexdigest()
+        shape = {"identity": pipeline.identity, "version": whole, "oracle": setting.oracle, "min_pixels": self._min_pixels}
+        return digest_of({**shape, "release": sam4mllm.__version__, "asked": asked})
 
 
 def _count(answer: Segmentation, truth: NDArray[np.bool_]) -> tuple[int, int, int, int]:

@@ -53,7 +53,15 @@ def load_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
     newest = finished[-1]
     load_weights(newest / "model.safetensors", model)
     _unflatten(optimizer, load_file(newest / "optimizer.safetensors"))
-    state: dict[str, Any] = json.loads((newest / "state.json").read_text())
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest finished checkpoint of ``folder``, or None if there is none."""
+    finished = _finished(folder)
+    if not finished:
+        return None
+    state: dict[str, Any] = json.loads((finished[-1] / "state.json").read_text())
     return state
 
 
