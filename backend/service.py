@@ -15,8 +15,10 @@ from backend.corrections.log import CorrectionLog
 from backend.errors import LabelStudioError
 from backend.images.store import ImageStore, image_store
 from backend.label_studio.client import LabelStudio
+from backend.label_studio.wire import PredictRequest
 from backend.learning.conductor import TRAINER
 from backend.learning.scheduler import Learner
+from backend.serving.answerer import Answerer
 from backend.serving.backlog import Late
 from backend.serving.calibration import Scorer
 from backend.serving.engine import Engine
@@ -102,7 +104,8 @@ def build(
         roster.calibrate(scorer.calibration)
         return roster
 
-    engine: Engine[Roster] = Engine(begin, settings.queue)
+    answerer = Answerer(settings, metrics)
+    engine: Engine[Roster] = Engine(begin, settings.queue, answerer.forget_images)
     background = ThreadPoolExecutor(1, "background")
 
     def noted(version: str) -> None:
@@ -117,9 +120,12 @@ def build(
             background.submit(_drop_duplicates, label_studio, task, version)
 
     pictures = images or image_store(settings, label_studio)
-    predictor = Predictor(engine, pictures, corrections, settings, metrics, shared)
-    late = Late(predictor.predict_late, label_studio) if label_studio is not None and token else None
-    predictor.backlog = late
+
+    def predict_late(raw: object, request: PredictRequest) -> bytes:
+        return predictor.predict_late(raw, request)
+
+    late = Late(predict_late, label_studio) if label_studio is not None and token else None
+    predictor = Predictor(engine, answerer, pictures, corrections, settings, metrics, shared, late)
     learner = Learner(
         settings, engine, versions, corrections, pictures, metrics, label_studio=label_studio, scorer=scorer, trainer=trainer or TRAINER
     )

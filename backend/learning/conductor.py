@@ -211,7 +211,7 @@ class Conductor:
             run = self._runs.save(run, challenger=added.version)
         with self._room():
             smoke = self._run_process("smoke", run, ["smoke", str(folder)], SMOKE_SECONDS) == 0
-        decision = decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=smoke))
+        decision = decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], smoke=smoke))
         state: State = "kept" if decision.verdict == "keep" else "postponed"
         message = "; ".join(decision.reasons)
         if decision.verdict == "promote":
