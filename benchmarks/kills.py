@@ -147,7 +147,10 @@ class Writer:
 
 
 def start(home: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "SAM4MLLM_PORT": str(PORT), "SAM4MLLM_HOME": str(home), "SAM4MLLM_TRAIN_STEPS": "60"}
+    home.mkdir(parents=True, exist_ok=True)
+    plan = home / "plan.toml"
+    plan.write_text("steps = 60\nrate = 1e-3\n")
+    environment = {**os.environ, "SAM4MLLM_PORT": str(PORT), "SAM4MLLM_HOME": str(home), "SAM4MLLM_TRAIN_CONFIG": str(plan)}
     return subprocess.Popen(serve_command(), env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
 
 

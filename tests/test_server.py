@@ -201,6 +201,8 @@ def test_a_broken_chunk_is_the_senders_fault(serve: Callable[..., Server], chunk
     [
         pytest.param({"SAM4MLLM_HOST": "0.0.0.0"}, "SAM4MLLM_AUTH_PASSWORD", id="open to others without a password"),
         pytest.param({"SAM4MLLM_QUEUE": "many"}, "SAM4MLLM_QUEUE", id="no number"),
+        pytest.param({"SAM4MLLM_TRAIN_CONFIG": "/nowhere.toml"}, "SAM4MLLM_TRAIN_CONFIG: /nowhere.toml cannot be read", id="no plan"),
+        pytest.param({"SAM4MLLM_TRAIN_STEPS": "60"}, "SAM4MLLM_TRAIN_CONFIG", id="a setting that is gone"),
         pytest.param({"LABEL_STUDIO_URL": "localhost:8080"}, "LABEL_STUDIO_URL", id="no scheme"),
         pytest.param({"LABEL_STUDIO_URL": "http://user:hunter2@host"}, "user name", id="user name"),
         pytest.param({"SAM4MLLM_ALLOW_HOSTS": "http://minio:9000/bucket"}, "SAM4MLLM_ALLOW_HOSTS", id="an origin with a path"),

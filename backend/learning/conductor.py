@@ -43,7 +43,6 @@ from sam4mllm.adapters.files import CONFIG, WEIGHTS
 from sam4mllm.data.examples import read_examples
 from sam4mllm.durable import file_sha256, remove
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
-from sam4mllm.training.plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 
@@ -184,7 +183,7 @@ class Conductor:
         if run.attempts >= ATTEMPTS:
             raise LearningError(f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id)}")
         run = self._runs.save(run, attempts=run.attempts + 1)
-        limit = OVERTIME * 60 * self._settings.train_minutes + COMPARISON_SECONDS
+        limit = OVERTIME * self._settings.training.plan.budget_seconds + COMPARISON_SECONDS
         try:
             with self._room():
                 code = self._run_process("training", run, [str(self._runs.folder(run.id))], limit)
@@ -246,7 +245,8 @@ class Conductor:
             home=str(home),
             champion=str(self._versions.registry.path(champion).resolve()) if champion else None,
             champion_version=self._serving(),
-            plan=TrainingPlan(steps=settings.train_steps, rate=settings.train_rate, budget_seconds=60 * settings.train_minutes),
+            plan=settings.training.plan,
+            asking=settings.training.asking,
             threads=max(1, (os.cpu_count() or 2)),
             precision=settings.precision,
         )

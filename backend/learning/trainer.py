@@ -16,7 +16,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -40,9 +40,10 @@ from sam4mllm.loading import LooseAdapter, Variants, load_variants
 from sam4mllm.options import AUTO, Options, Pattern, Precision, Strategy
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
+from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.recipe import Progress
-from sam4mllm.training.session import Session
+from sam4mllm.training.session import Extras, Session
 
 log = logging.getLogger(__name__)
 
@@ -76,9 +77,10 @@ class TrainingJob:
     champion_version: str
     plan: TrainingPlan
     threads: int
-    # of these two an older server's jobs say nothing
+    # of these an older server's jobs say nothing
     pattern: Pattern = "spread"
     precision: Precision = AUTO
+    asking: Asking = field(default_factory=Asking)
 
     @property
     def options(self) -> Options:
@@ -92,7 +94,8 @@ class TrainingJob:
         """Raises LearningError."""
         try:
             fields = json.loads((run / "job.json").read_text(encoding="utf-8"))
-            return cls(**{**fields, "plan": TrainingPlan(**fields["plan"]), "precision": Precision(**fields.get("precision", {}))})
+            parts = {"precision": Precision(**fields.get("precision", {})), "asking": Asking(**fields.get("asking", {}))}
+            return cls(**{**fields, "plan": TrainingPlan(**fields["plan"]), **parts})
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise LearningError(f"{run / 'job.json'} is no job of a run; start another run") from error
 
@@ -139,7 +142,8 @@ def _run(run: Path, job: TrainingJob) -> int:
 
 
 def _train(run: Path, job: TrainingJob) -> bool:
-    session = Session(Path(job.dataset), run / "adapter", job.plan, job.model, job.device, _replay(job), label_of, precision=job.precision)
+    where = (Path(job.dataset), run / "adapter", job.plan, job.model, job.device, _replay(job), label_of)
+    session = Session(*where, extras=Extras(job.asking), precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
     tell, parent = Teller(run), os.getppid()
 
