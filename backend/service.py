@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +16,10 @@ from backend.errors import LabelStudioError
 from backend.images.store import ImageStore, image_store
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.events import START_TRAINING, counted_as
+from backend.label_studio.wire import PredictRequest
 from backend.learning.conductor import TRAINER
 from backend.learning.scheduler import Learner
+from backend.serving.answerer import Answerer
 from backend.serving.backlog import Late
 from backend.serving.calibration import Scorer
 from backend.serving.engine import Engine
@@ -29,8 +30,10 @@ from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
 from sam4mllm.adapters.files import matches
+from sam4mllm.adapters.former import former_settings
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.durable import replace_file
+from sam4mllm.identity import digest_of
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +117,8 @@ def build(
         roster.calibrate(scorer.calibration)
         return roster
 
-    engine: Engine[Roster] = Engine(begin, settings.queue)
+    answerer = Answerer(settings, metrics)
+    engine: Engine[Roster] = Engine(begin, settings.queue, answerer.forget_images)
     background = ThreadPoolExecutor(1, "background")
 
     def noted(version: str) -> None:
@@ -122,16 +126,19 @@ def build(
         if settings.refresh and former and former != version and label_studio is not None and token:
             background.submit(_refresh, label_studio, corrections.projects(), former, version)
 
-    versions = Versions(engine, Registry(settings.home), settings.strategy, noted)
+    versions = Versions(engine, Registry(settings.home), noted)
 
     def shared(task: int, version: str) -> None:
         if label_studio is not None and token:
             background.submit(_drop_duplicates, label_studio, task, version)
 
     pictures = images or image_store(settings, label_studio)
-    predictor = Predictor(engine, pictures, corrections, settings, metrics, shared)
-    late = Late(predictor.predict_late, label_studio) if label_studio is not None and token else None
-    predictor.backlog = late
+
+    def predict_late(raw: object, request: PredictRequest) -> bytes:
+        return predictor.predict_late(raw, request)
+
+    late = Late(predict_late, label_studio) if label_studio is not None and token else None
+    predictor = Predictor(engine, answerer, pictures, corrections, settings, metrics, shared, late)
     learner = Learner(
         settings, engine, versions, corrections, pictures, metrics, label_studio=label_studio, scorer=scorer, trainer=trainer or TRAINER
     )
@@ -143,15 +150,20 @@ def build(
 
 def version_file(settings: Settings) -> Path:
     """Where the version of these settings is noted, so that it is known again before the models are."""
-    pattern = () if settings.pattern == "spread" else (settings.pattern,)  # the file was there before the setting
-    shaping = (settings.model, settings.segmenter, settings.strategy, settings.points, *pattern)
-    return settings.home / f"version-{hashlib.sha256(repr(shaping).encode()).hexdigest()[:12]}.txt"
+    shaping = {"model": settings.model, "segmenter": settings.segmenter, "options": asdict(settings.options)}
+    return settings.home / f"version-{digest_of(shaping)[:12]}.txt"
+
+
+def _former_version_file(settings: Settings) -> Path:
+    """Where a release from before identities were hashes of JSON noted it."""
+    return settings.home / f"version-{former_settings(settings.model, settings.segmenter, settings.options, settings.points)}.txt"
 
 
 def _noted_version(settings: Settings) -> str:
     """The version that these settings had last time; empty if none was noted, or what was noted is none."""
+    path = version_file(settings)
     try:
-        noted = version_file(settings).read_text(encoding="utf-8")
+        noted = (path if path.exists() else _former_version_file(settings)).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError):
         return ""
     return noted if matches(_SERVED, noted) else ""

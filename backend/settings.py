@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import math
+import os
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,8 +13,10 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
+from sam4mllm.errors import TrainingError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import DtypeName, Pattern, Precision, QuantizeName, Strategy
+from sam4mllm.options import DtypeName, Options, Pattern, Precision, QuantizeName, Strategy
+from sam4mllm.training.config import Config, read_config
 
 UNASSISTED = 0.05
 """Share of unassisted tasks where nothing else is set: enough to notice an anchoring bias, few enough to bear."""
@@ -20,6 +26,14 @@ ANSWER_NAME = "answer"
 """The name of a second TextArea, in which an annotator reads what a prompt found."""
 DECODE_SECONDS = 6.0
 """CPU time for a picture, where nothing else is set. A PNG of 50 megapixels of noise takes 2.7 s on one core of a shared machine."""
+BUDGET_SECONDS = 7200.0
+"""For a run's training, where its plan sets none."""
+GONE = {
+    "SAM4MLLM_TRAIN_STEPS": "steps",
+    "SAM4MLLM_TRAIN_RATE": "rate",
+    "SAM4MLLM_TRAIN_MINUTES": "budget_seconds (60 times the minutes)",
+}
+"""Variables of earlier releases, and the field of a plan that replaces each."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -73,9 +87,11 @@ class Settings(BaseSettings):
         pattern=r"^(beside|pause|device:[0-9]+)$",
         description="`beside` the serving models, on another GPU (`device:1`), or `pause` serving while training",
     )
-    train_steps: int = Field(400, ge=1, description="steps of a run; four images each")
-    train_rate: float = Field(1e-3, gt=0, lt=1, description="peak learning rate of a run; for models of billions of parameters 1e-4")
-    train_minutes: float = Field(120.0, gt=0, description="time budget of a run's training; the steps are cut to it")
+    train_config: str = Field(
+        "",
+        description="how a run trains: `demo`, `server`, `default`, `paper`, `released`, or a file as for `sam4mllm train --config` "
+        "([docs](docs/training.md)); if unset `demo` for the demo model, else `server`; without `budget_seconds` a plan gets two hours",
+    )
     replay: Path | None = Field(None, description="dataset that is mixed in so that the model keeps what it knows; demo scenes for `demo`")
     golden: Path | None = Field(None, description="dataset on which no version may get worse; 200 demo scenes if unset")
     unassisted: float | None = Field(
@@ -134,6 +150,19 @@ class Settings(BaseSettings):
         return self.device if number == self.train_mode else f"cuda:{number}"
 
     @property
+    def options(self) -> Options:
+        """How the MLLM is asked, in serving as in the comparison of versions."""
+        return Options(self.strategy, self.points == "joint", pattern=self.pattern)
+
+    @cached_property
+    def training(self) -> Config:
+        """How a run trains; the file is read once. Raises TrainingError."""
+        config = read_config(self.train_config or ("demo" if self.model == "demo" else "server"))
+        if math.isinf(config.plan.budget_seconds):  # a process that hangs must not hold up all later runs
+            return replace(config, plan=replace(config.plan, budget_seconds=BUDGET_SECONDS))
+        return config
+
+    @property
     def precision(self) -> Precision:
         """In which numbers the MLLM is held, in serving as in training."""
         return Precision(self.dtype, self.quantize, self.device_map)
@@ -151,6 +180,9 @@ class Settings(BaseSettings):
 
 def read_settings() -> Settings:
     """The settings of the environment. Raises SettingsError: one line that names the variable."""
+    for variable, field in GONE.items():
+        if variable in os.environ:
+            raise SettingsError(f"{variable} is gone: unset it, and write {field} into a TOML file that SAM4MLLM_TRAIN_CONFIG names")
     try:
         settings = Settings()
     except ValidationError as error:
@@ -158,6 +190,10 @@ def read_settings() -> Settings:
         name = str(first["loc"][0]) if first["loc"] else "settings"
         variable = name if name.isupper() else f"SAM4MLLM_{name.upper()}"
         raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from error
+    try:
+        _ = settings.training
+    except TrainingError as error:
+        raise SettingsError(f"SAM4MLLM_TRAIN_CONFIG: {error}") from error
     if settings.device_map is not None and settings.train_mode == "pause":
         raise SettingsError("SAM4MLLM_TRAIN_MODE=pause cannot move a model that SAM4MLLM_DEVICE_MAP=auto has spread; use beside")
     if settings.host not in LOOPBACK:

@@ -25,7 +25,7 @@ SPREAD = 0.10
 CHAMPION = 0.5
 CHECKED = 20
 """Trials of each case that are also decided one by one, to see that deciding all at once comes to the same."""
-EQUAL = Checks(golden_champion=0.8, golden_challenger=0.8, finite=True, smoke=True)
+EQUAL = Checks(golden_champion=0.8, golden_challenger=0.8, smoke=True)
 
 
 @dataclass(frozen=True)

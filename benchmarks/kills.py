@@ -89,7 +89,7 @@ def add_champion(home: Path) -> str:
     adapter = write_random_adapter(home / "adapter", 1)
     identity: Any = {
         "slug": base.base.slug,
-        "identity": base.base.identity("pqpp"),
+        "identity": base.base.identity,
         "base_model": base.base.slug,
         "base_sha256": base.base_sha256,
         "template_sha256": base.template_sha256,
@@ -148,7 +148,10 @@ class Writer:
 
 
 def start(home: Path) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "SAM4MLLM_PORT": str(PORT), "SAM4MLLM_HOME": str(home), "SAM4MLLM_TRAIN_STEPS": "60"}
+    home.mkdir(parents=True, exist_ok=True)
+    plan = home / "plan.toml"
+    plan.write_text("steps = 60\nrate = 1e-3\n")
+    environment = {**os.environ, "SAM4MLLM_PORT": str(PORT), "SAM4MLLM_HOME": str(home), "SAM4MLLM_TRAIN_CONFIG": str(plan)}
     return subprocess.Popen(serve_command(), env=environment, stderr=subprocess.DEVNULL, start_new_session=True)
 
 

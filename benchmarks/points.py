@@ -69,7 +69,7 @@ class ShakenGrounder:
 
 def measure(pipeline: Pipeline, folder: Path, patterns: Sequence[str], choices: Sequence[str]) -> list[Row]:
     """The published pattern and choice first, then every other pair, each image of the dataset taken in once."""
-    settings = plan(Setting(("base",), "pqpp", Options()), {"pattern": patterns, "choice": choices}, grid=True)
+    settings = plan(Setting(("base",), Options()), {"pattern": patterns, "choice": choices}, grid=True)
     compared = [setting for setting in settings if not setting.oracle]
     return tabulate(ablate(compared, folder, choose(folder), lambda *_: pipeline, Journal()))
 

@@ -45,8 +45,8 @@ def main() -> None:
         dataset = Path(folder) / "scenes"
         write_scenes(dataset, arguments.count, arguments.seed)
         for name, strategy, joint in ROWS:
-            pipeline = Pipeline(loaded.grounder, loaded.segmenter, Options(joint=joint), loaded.slug)
-            table[name], _ = evaluate(pipeline, dataset, strategy, oracle=name == ORACLE_ROW)
+            pipeline = Pipeline(loaded.grounder, loaded.segmenter, Options(strategy, joint), loaded.slug)
+            table[name], _ = evaluate(pipeline, dataset, oracle=name == ORACLE_ROW)
     if arguments.json:
         print(json.dumps(table))
         return

@@ -78,7 +78,7 @@ def judge(home: Path, seed: int, minutes: float, threads: int) -> Decision:
     )
     found = json.loads(run.evaluation.read_text())
     pairs = [PairedSample(one["label"], one["champion"], one["challenger"]) for one in found["pairs"]]
-    return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=True))
+    return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], smoke=True))
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import re
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,12 +13,14 @@ from typing import TYPE_CHECKING
 import torch
 
 from sam4mllm.adapters.files import BASE, Manifest
+from sam4mllm.adapters.former import former_identity, former_template, keep_name
 from sam4mllm.adapters.loose import LooseAdapter, describe_adapter, find_adapter
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import load_checkpoint
-from sam4mllm.grounding.mllm import MllmGrounder
+from sam4mllm.grounding.mllm import ANSWER_TOKENS, MllmGrounder
+from sam4mllm.identity import digest_of
 from sam4mllm.memory import announce
 from sam4mllm.options import AUTO, Options, Precision
 from sam4mllm.pipeline import Pipeline, Versioned
@@ -76,6 +79,7 @@ class Variants:
         """A pipeline with the adapter in a folder. Raises RegistryError if it is not safe, ModelError if it is another base model's."""
         if isinstance(adapter, Manifest):
             self._check_base(adapter)
+            adapter = self._as_named(adapter)
         if self._adapters is None:
             from sam4mllm.adapters.lora import Adapters  # noqa: PLC0415 – peft takes seconds, and the base model does without
 
@@ -122,11 +126,23 @@ class Variants:
 
     def _check_base(self, adapter: Manifest) -> None:
         for what, stored, own in (
-            ("base model", adapter.base_sha256, self.base_sha256),
-            ("set of prompts", adapter.template_sha256, self.template_sha256),
+            ("base model", adapter.base_sha256, (self.base_sha256,)),
+            ("set of prompts", adapter.template_sha256, (self.template_sha256, self._former_template)),
         ):
-            if stored != own:
+            if stored not in own:
                 raise ModelError(f"the adapter {adapter.version} was trained on another {what}; train again, or start with its own")
+
+    def _as_named(self, adapter: Manifest) -> Manifest:
+        """An adapter from before identities were hashes of JSON keeps its name."""
+        if adapter.template_sha256 != self._former_template:
+            return adapter
+        pipeline = self.base
+        former = former_identity(self.checkpoint, ANSWER_TOKENS, pipeline.segmenter.identity, pipeline.options)
+        return keep_name(adapter, pipeline.identity, former)
+
+    @property
+    def _former_template(self) -> str:
+        return former_template(self.checkpoint.dialect, self.checkpoint.markup)
 
     @property
     def base_sha256(self) -> str:
@@ -136,7 +152,7 @@ class Variants:
     @property
     def template_sha256(self) -> str:
         """The hash of what is said to it."""
-        return hashlib.sha256(repr((self.checkpoint.dialect, self.checkpoint.markup)).encode()).hexdigest()
+        return digest_of({"dialect": asdict(self.checkpoint.dialect), "markup": asdict(self.checkpoint.markup)})
 
     def _pipeline(self, version: str, adapter: Versioned | None) -> Pipeline:
         whole = MllmGrounder(self.checkpoint, activate=lambda: self._activate(version))

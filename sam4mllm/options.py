@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 from sam4mllm.errors import ModelError
@@ -15,9 +15,6 @@ Choice = Literal["predicted", "single", "agreement"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
 QuantizeName = Literal["none", "8bit", "4bit"]
-LATER = {"pattern": "spread", "choice": "predicted"}
-"""Options that came after the first versions, with the values that those had. They enter a version's hash at other values only: an update
-must not rename the versions that users keep, whatever the defaults become."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +30,10 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Options:
-    """How points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly), which answers
-    count, where points fall, and which mask is drawn.
+    """The strategy, and how points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly),
+    which answers count, where points fall, and which mask is drawn.
+
+    ``strategy``: ``box``, ``ppg`` or ``pqpp``, see :mod:`sam4mllm.pipeline`.
 
     ``pattern``: ``spread`` over the box (published); ``interior``, half of them deep in the mask that the box alone gives, half deep in the
     rest of the box; ``unsure``, half of them spread, half where those answers leave it open; ``second-look``, spread, and asked again
@@ -43,6 +42,7 @@ class Options:
     them.
     """
 
+    strategy: Strategy = "pqpp"
     joint: bool = False
     count: int | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
@@ -50,13 +50,9 @@ class Options:
     choice: Choice = "predicted"
 
     def __post_init__(self) -> None:
-        for name, known in (("pattern", PATTERNS), ("choice", CHOICES)):
+        for name, known in (("strategy", STRATEGIES), ("pattern", PATTERNS), ("choice", CHOICES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-
-    def __repr__(self) -> str:
-        values = [(one.name, getattr(self, one.name)) for one in fields(self)]
-        return f"Options({', '.join(f'{name}={value!r}' for name, value in values if name not in LATER or LATER[name] != value)})"
 
     @property
     def points(self) -> int:

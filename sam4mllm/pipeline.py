@@ -8,11 +8,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -23,9 +22,10 @@ from sam4mllm.clicks import Clicks, PromptTarget, merge
 from sam4mllm.confidence import Calibration, Features, agreement, entropy, score
 from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
-from sam4mllm.options import STRATEGIES, Choice, Options, Strategy
+from sam4mllm.options import Choice, Options, Strategy
 from sam4mllm.points import Answers, beside, disputed, interior, select, settle, spread, unsure
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
@@ -70,14 +70,21 @@ class Pipeline:
         self.calibration: Calibration | None = None
         """May be replaced at any time, from any thread: each call of ``segment`` scores all its masks by one. No part of the version."""
 
-    def identity(self, strategy: Strategy = "pqpp") -> str:
-        """What shapes predictions besides an adapter: models, dialect, strategy and options, as a hash."""
-        parts = (self.grounder.identity, self.segmenter.identity, strategy, self.options)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()
+    @property
+    def identity(self) -> str:
+        """What shapes predictions besides an adapter: models, dialect and options, as a hash."""
+        return self._identity(self.options)
 
-    def version(self, strategy: Strategy = "pqpp") -> str:
+    @property
+    def version(self) -> str:
         """``<slug>-<n>-<8 hex>``; n is 0 without an adapter."""
-        identity = self.identity(strategy)
+        return self._version(self.options)
+
+    def _identity(self, options: Options) -> str:
+        return digest_of({"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": asdict(options)})
+
+    def _version(self, options: Options) -> str:
+        identity = self._identity(options)
         return f"{self.slug}-0-{identity[:8]}" if self.adapter is None else self.adapter.version_for(identity)
 
     def open(self, image: NDArray[np.uint8]) -> Opened:
@@ -91,7 +98,7 @@ class Pipeline:
         return Opened(scene, embedding, seconds)
 
     def segment(
-        self, image: NDArray[np.uint8] | Opened, phrases: Sequence[str], strategy: Strategy = "pqpp", clicks: Clicks | None = None
+        self, image: NDArray[np.uint8] | Opened, phrases: Sequence[str], strategy: Strategy | None = None, clicks: Clicks | None = None
     ) -> list[Segmentation]:
         """Masks for each phrase, in order.
 
@@ -99,14 +106,14 @@ class Pipeline:
             image: (H, W, 3) uint8 RGB, or what ``open`` made of it.
             phrases: referring expressions; may be empty if there are clicks, which then stand alone (one Segmentation with an empty
                 phrase).
-            strategy: ``box``, ``ppg`` or ``pqpp``.
+            strategy: ``box``, ``ppg`` or ``pqpp``; None is the pipeline's own, that of its options. An answer's version is that of the
+                strategy it was given by.
             clicks: a reviewer's own points and boxes; they join the prompts.
 
         Raises:
             ImageError, PhraseError: with one line on what to do.
         """
-        if strategy not in STRATEGIES:
-            raise ValueError(f"strategy must be one of {', '.join(STRATEGIES)}, not {strategy!r}")
+        options = self.options if strategy is None else replace(self.options, strategy=strategy)
         if isinstance(phrases, str):
             raise PhraseError("phrases is a list of phrases, not one text; write [phrase]")
         cleaned = [check_phrase(phrase) for phrase in phrases]
@@ -114,20 +121,20 @@ class Pipeline:
         seconds = dict(opened.seconds) if not isinstance(image, Opened) else {}
 
         with _timed(seconds, "box"):
-            groundings = self.grounder.ground(opened.scene, cleaned, with_points=strategy == "ppg") if cleaned else []
+            groundings = self.grounder.ground(opened.scene, cleaned, with_points=options.strategy == "ppg") if cleaned else []
         targets = [merge(grounding, clicks) for grounding in groundings]
         if not cleaned and clicks is not None:
             groundings, targets = [_nothing("")], [merge(_nothing(""), clicks)]
-        if strategy == "pqpp" and cleaned:
+        if options.strategy == "pqpp" and cleaned:
             with _timed(seconds, "points"):
                 targets = self._question(opened, groundings, targets)
         with _timed(seconds, "segmenter"):
             # what is pointed at is there; and who points waits for the mask, so that what only the score wants is left undrawn
             present = [1.0 if clicks is not None else 1.0 - grounding.no_target_probability for grounding in groundings]
-            instances = self._draw(opened.embedding, targets, present, compared=strategy != "box" and clicks is None)
+            instances = self._draw(opened.embedding, targets, present, compared=options.strategy != "box" and clicks is None)
+        version = self._version(options)
         return [
-            self._answer(grounding, found, opened.embedding, strategy, seconds)
-            for grounding, found in zip(groundings, instances, strict=True)
+            _answer(grounding, found, opened.embedding, version, seconds) for grounding, found in zip(groundings, instances, strict=True)
         ]
 
     def _question(self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[PromptTarget]]) -> list[list[PromptTarget]]:
@@ -216,20 +223,19 @@ class Pipeline:
         of_box = dict(zip(compared_to, decoded[len(prompts) :], strict=True))
         return [(masks, of_box.get(index)) for index, masks in enumerate(decoded[: len(prompts)])]
 
-    def _answer(
-        self, grounding: Grounding, found: list[Instance], embedding: Embedding, strategy: Strategy, seconds: dict[str, float]
-    ) -> Segmentation:
-        note = grounding.note or ("" if found or not len(grounding.boxes_px) else "the segmenter drew nothing in the box")
-        return Segmentation(
-            phrase=grounding.phrase,
-            instances=tuple(found),
-            score=min((instance.score for instance in found), default=0.0 if note else grounding.no_target_probability),
-            note=note,
-            no_target_probability=grounding.no_target_probability,
-            version=self.version(strategy),
-            size=(embedding.height, embedding.width),
-            timings={stage: seconds.get(stage, 0.0) for stage in ("image", "box", "points", "segmenter")},
-        )
+
+def _answer(grounding: Grounding, found: list[Instance], embedding: Embedding, version: str, seconds: dict[str, float]) -> Segmentation:
+    note = grounding.note or ("" if found or not len(grounding.boxes_px) else "the segmenter drew nothing in the box")
+    return Segmentation(
+        phrase=grounding.phrase,
+        instances=tuple(found),
+        score=min((instance.score for instance in found), default=0.0 if note else grounding.no_target_probability),
+        note=note,
+        no_target_probability=grounding.no_target_probability,
+        version=version,
+        size=(embedding.height, embedding.width),
+        timings={stage: seconds.get(stage, 0.0) for stage in ("image", "box", "points", "segmenter")},
+    )
 
 
 def _nothing(phrase: str) -> Grounding:

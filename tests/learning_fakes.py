@@ -68,7 +68,7 @@ class School:
 
     def add(self, value: float = 0.5, **metrics: float) -> str:
         """A new adapter in the registry; its version."""
-        origin: Any = {**ORIGIN, "identity": self.workshop.base.identity(), "metrics": {"gIoU": 0.5, **metrics}}
+        origin: Any = {**ORIGIN, "identity": self.workshop.base.identity, "metrics": {"gIoU": 0.5, **metrics}}
         origin["parent"] = self.serving
         return self.service.versions.registry.add(adapter(value), **origin).version
 

@@ -29,7 +29,7 @@ from sam4mllm.values import Grounding
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 BOX = (20, 10, 60, 50)
-BASE = Setting(("base",), "pqpp", Options())
+BASE = Setting(("base",), Options())
 
 
 @dataclass
@@ -155,7 +155,7 @@ def test_every_setting_is_measured_as_it_is_alone(dataset: Path) -> None:
             assert row.figures["mIoU"] == 1
             continue
         alone = Pipeline(pipeline().grounder, FakeSegmenter(), row.setting.options)
-        figures, _ = evaluate(alone, dataset, row.setting.strategy)
+        figures, _ = evaluate(alone, dataset)
         for name in ("gIoU", "cIoU", "mIoU", "N-acc", "T-acc", "Pr@0.5", "Pr@0.9"):
             assert row.figures[name] == pytest.approx(figures[name])
 

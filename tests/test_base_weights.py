@@ -132,11 +132,11 @@ def test_the_patterns_of_a_family_need_no_other_process(checkpoint: Checkpoint, 
 @pytest.fixture
 def versions(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Versions:
     """What serves, on the real model; its engine works at once, and no answer is written, which takes a random model seconds."""
-    monkeypatch.setattr("backend.serving.versions.warm_up", lambda pipeline, strategy: pipeline.grounder.open(IMAGE))
+    monkeypatch.setattr("backend.serving.versions.warm_up", lambda pipeline: pipeline.grounder.open(IMAGE))
     variants = Variants(checkpoint, FakeSegmenter(), None, "tiny")
     roster = Roster(remembering(variants.base), variants)
     engine: Any = SimpleNamespace(model=roster, run=lambda work, *_: work(roster))
-    return Versions(engine, Registry(tmp_path / "home"), "box", lambda version: None)
+    return Versions(engine, Registry(tmp_path / "home"), lambda version: None)
 
 
 def files(folder: Path) -> dict[str, Path | bytes]:

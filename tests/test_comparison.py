@@ -15,6 +15,7 @@ from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.grounding.protocol import Scene
+from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.values import Grounding
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
@@ -49,8 +50,8 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_what_cannot_be_asked_is_left_out(dataset: Path, caplog: pytest.LogCaptureFixture) -> None:
     known = {phrase: grounding(phrase, [[5, 5, 30, 30]]) for phrase in ("the cup", "the dog")}
-    pipelines = [Pipeline(Particular(known), FakeSegmenter()) for _ in range(2)]
-    found = list(answer_all(pipelines, dataset, read_examples(dataset), "box"))
+    pipelines = [Pipeline(Particular(known), FakeSegmenter(), Options("box")) for _ in range(2)]
+    found = list(answer_all(pipelines, dataset, read_examples(dataset)))
     assert [(answers.example.phrase, answers.image.shape[1]) for answers in found] == [("the cup", 60), ("the dog", 60)]
     assert all(len(answers.answers) == 2 for answers in found)
     assert caplog.text.count("is left out") == 3

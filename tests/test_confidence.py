@@ -316,7 +316,7 @@ def test_what_a_reviewer_points_at_is_there_whatever_the_model_says() -> None:
 
 def test_a_calibration_can_be_set_and_taken_back_at_any_time() -> None:
     pipeline, _ = build()
-    version = pipeline.version()
+    version = pipeline.version
     [plain] = pipeline.segment(IMAGE, ["the cup"])
     pipeline.calibration = TYPICAL
     [calibrated] = pipeline.segment(IMAGE, ["the cup"])
@@ -326,7 +326,7 @@ def test_a_calibration_can_be_set_and_taken_back_at_any_time() -> None:
     assert calibrated.score == calibrated.instances[0].score == TYPICAL.probability(calibrated.instances[0].features)
     assert plain.score == again.score == score(plain.instances[0].features) != calibrated.score
     assert none.score == pytest.approx(0.95)
-    assert pipeline.version() == calibrated.version == version
+    assert pipeline.version == calibrated.version == version
     assert np.array_equal(plain.mask, calibrated.mask)
 
 

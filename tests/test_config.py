@@ -71,6 +71,6 @@ def test_a_file_that_cannot_be_followed(text: str, message: str, tmp_path: Path)
 
 
 def test_a_name_that_is_none() -> None:
-    with pytest.raises(TrainingError, match="give one of default, paper, released, or a JSON or TOML file"):
+    with pytest.raises(TrainingError, match="give one of default, demo, server, paper, released, or a JSON or TOML file"):
         read_config("papers")
     assert math.isinf(read_config("paper").plan.budget_seconds)

@@ -9,6 +9,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from backend.corrections import log as corrections
 from backend.corrections import tables as fold
 from backend.corrections.log import CorrectionLog
 from backend.corrections.log_faults import LogError
+from backend.corrections.reviews import read_reviews
 from backend.errors import SettingsError
 from tests.review_fakes import (
     CONFIG,
@@ -268,6 +270,23 @@ def test_a_digest_tells_whether_anything_changed(log: CorrectionLog) -> None:
         log.store(body)
         digests.append(digest())
     assert len(set(digests)) == 3
+
+
+def test_other_digests_in_the_file_cost_a_recomputation_and_no_review(tmp_path: Path) -> None:
+    path = tmp_path / "corrections.sqlite"
+    with closing(CorrectionLog(path)) as log:
+        for number in range(3):
+            log.store(created(region("a", blob(4)), number=number, task=number))
+        before = [(one.id, one.body, one.digest) for one in log.annotations()]
+        reviews = [(one.annotation, one.phrase, one.outcome) for one in read_reviews(log, "description").reviews]
+    assert len(reviews) == 3
+    with closing(sqlite3.connect(path)) as file, file:
+        assert file.execute("UPDATE digests SET digest = 'of another release'").rowcount >= 3
+    with closing(CorrectionLog(path)) as log:
+        for number in range(3):
+            log.store(created(region("a", blob(4)), number=number, task=number))
+        assert [(one.id, one.body, one.digest) for one in log.annotations()] == before
+        assert [(one.annotation, one.phrase, one.outcome) for one in read_reviews(log, "description").reviews] == reviews
 
 
 # -- Label Studio's own word ---------------------------------------------------------------------------------------------------------------

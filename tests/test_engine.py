@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -22,8 +22,18 @@ def soon(seconds: float = 5.0) -> float:
 
 
 @pytest.fixture
-def engine() -> Iterator[Engine[str]]:
-    engine: Engine[str] = Engine(lambda: "model", places=2)
+def freed() -> list[Callable[[], None]]:
+    """What the engine's ``let_go`` calls, one after the other."""
+    return []
+
+
+@pytest.fixture
+def engine(freed: list[Callable[[], None]]) -> Iterator[Engine[str]]:
+    def let_go() -> None:
+        for one in freed:
+            one()
+
+    engine: Engine[str] = Engine(lambda: "model", places=2, let_go=let_go)
     engine.start()
     wait_for("the model", lambda: engine.state == "ready", 5, 0.002)
     yield engine
@@ -99,14 +109,14 @@ def test_draining_serves_what_is_in_the_house(engine: Engine[str]) -> None:
         assert running.result() == "model"
 
 
-def test_a_pause_lets_go_of_what_late_work_kept(engine: Engine[str]) -> None:
+def test_a_pause_lets_go_of_what_late_work_kept(engine: Engine[str], freed: list[Callable[[], None]]) -> None:
     gate, kept = Gate(), []
 
     def work(model: str) -> None:
         gate(model)
         kept.append(threading.current_thread())
 
-    engine.let_go = lambda: kept.remove(threading.current_thread())
+    freed.append(lambda: kept.remove(threading.current_thread()))
     with pytest.raises(DeadlineError), engine.place(False):
         engine.run(work, False, soon(0.05))
     with ThreadPoolExecutor(1) as pool:
@@ -120,7 +130,7 @@ def test_a_pause_lets_go_of_what_late_work_kept(engine: Engine[str]) -> None:
     assert engine.run(str.upper, True, soon()) == "MODEL"
 
 
-def test_a_pause_that_cannot_be_is_none(engine: Engine[str]) -> None:
+def test_a_pause_that_cannot_be_is_none(engine: Engine[str], freed: list[Callable[[], None]]) -> None:
     gate = Gate()
     with pytest.raises(DeadlineError), engine.place(False):
         engine.run(gate, False, soon(0.02))
@@ -131,7 +141,7 @@ def test_a_pause_that_cannot_be_is_none(engine: Engine[str]) -> None:
     def broken() -> None:
         raise RuntimeError("no")
 
-    engine.let_go = broken
+    freed.append(broken)
     with pytest.raises(RuntimeError, match="no"):
         engine.pause("a training needs the room", 5.0)
     assert engine.state == "ready"

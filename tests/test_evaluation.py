@@ -15,6 +15,7 @@ from sam4mllm.cli import main as cli
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import DatasetError
 from sam4mllm.evaluation.run import choose, evaluate
+from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.run_lengths import from_rle
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
@@ -36,7 +37,7 @@ def dataset(tmp_path: Path) -> Path:
 
 def test_perfect_models_are_measured_as_perfect(dataset: Path) -> None:
     figures, judged = evaluate(
-        Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), FakeSegmenter()), dataset, "box", oracle=True
+        Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), FakeSegmenter(), Options("box")), dataset, oracle=True
     )
     assert {name: figures[name] for name in ("gIoU", "cIoU", "mIoU", "N-acc", "T-acc", "Pr@0.9", "oracle_mIoU", "count")} == {
         "gIoU": 1, "cIoU": 1, "mIoU": 1, "N-acc": 1, "T-acc": 1, "Pr@0.9": 1, "oracle_mIoU": 1, "count": 2,
@@ -47,7 +48,7 @@ def test_perfect_models_are_measured_as_perfect(dataset: Path) -> None:
 
 def test_wrong_models_are_measured_as_wrong(dataset: Path) -> None:
     known = {"the cup": grounding("the cup", [(40, 10, 80, 50)]), "the dog": grounding("the dog", [(0, 0, 10, 10)])}
-    figures, _ = evaluate(Pipeline(FakeGrounder(known), FakeSegmenter()), dataset, "box")
+    figures, _ = evaluate(Pipeline(FakeGrounder(known), FakeSegmenter(), Options("box")), dataset)
     assert figures["mIoU"] == pytest.approx(1 / 3)
     assert figures["gIoU"] == pytest.approx(1 / 6)
     assert figures["N-acc"] == 0
@@ -57,7 +58,7 @@ def test_wrong_models_are_measured_as_wrong(dataset: Path) -> None:
 
 def test_all_phrases_of_an_image_are_one_call(dataset: Path) -> None:
     grounder = FakeGrounder({})
-    evaluate(Pipeline(grounder, FakeSegmenter()), dataset, "box")
+    evaluate(Pipeline(grounder, FakeSegmenter(), Options("box")), dataset)
     assert grounder.opened == 1
 
 
@@ -74,7 +75,9 @@ def test_what_an_example_ignores_counts_neither_way(tmp_path: Path) -> None:
     ignored[10:50, 40:60] = True
     with ExampleWriter(tmp_path / "data") as writer:
         writer.add(writer.add_image(np.zeros((80, 100, 3), np.uint8)), "the cup", mask, "val", "", ignored=ignored)
-    figures, _ = evaluate(Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), FakeSegmenter()), tmp_path / "data", "box")
+    figures, _ = evaluate(
+        Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), FakeSegmenter(), Options("box")), tmp_path / "data"
+    )
     assert figures["gIoU"] == 1
 
 

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 from backend.learning import gate
 from backend.learning.gate import Checks, Decision, PairedSample, decide, is_kept, lower_bounds, sign_flip_p
 
-GOOD = Checks(golden_champion=0.8, golden_challenger=0.8, finite=True, smoke=True)
+GOOD = Checks(golden_champion=0.8, golden_challenger=0.8, smoke=True)
 SHARE = st.floats(0, 1)
 PAIRS = st.lists(st.builds(PairedSample, st.sampled_from(["cup", "dog"]), SHARE, SHARE), max_size=45)
 
@@ -93,7 +93,6 @@ def test_no_label_pays_for_the_others(extra: list[PairedSample], verdict: str) -
         pytest.param({"golden_champion": 0.3, "golden_challenger": 0.29}, "promote", "95 %", id="0.01, which rounds the other way"),
         pytest.param({"golden_challenger": 0.7899}, "keep", "golden set", id="the golden set loses more than 0.01"),
         pytest.param({"golden_challenger": 0.9}, "promote", "95 %", id="the golden set gains"),
-        pytest.param({"finite": False}, "keep", "not finite", id="not finite"),
         pytest.param({"smoke": False}, "keep", "fresh process", id="no smoke answer"),
     ],
 )
@@ -131,10 +130,10 @@ def test_the_golden_set_is_asked_unless_the_pairs_decide(pairs: list[PairedSampl
 
 def test_every_reason_to_keep_is_told() -> None:
     pairs = shifted(30, -0.1) + shifted(20, -0.2, "dog") + shifted(20, 0.1, "red\nfox\u202e" + "x" * 100)
-    decision = decide(pairs, Checks(0.8, 0.7, finite=False, smoke=False))
+    decision = decide(pairs, Checks(0.8, 0.7, smoke=False))
     assert decision.verdict == "keep"
-    assert [next(word for word in ("cup", "dog", "golden", "finite", "fresh", "95 %") if word in line) for line in decision.reasons] == [
-        "cup", "dog", "golden", "finite", "fresh", "95 %",
+    assert [next(word for word in ("cup", "dog", "golden", "fresh", "95 %") if word in line) for line in decision.reasons] == [
+        "cup", "dog", "golden", "fresh", "95 %",
     ]  # fmt: skip
     assert decision.reasons[1] == (
         "the label “dog” falls from a mean IoU of 0.5000 to 0.3000 over 20 holdout samples; it may lose at most 0.03"
@@ -149,9 +148,9 @@ def test_a_label_stays_in_its_line() -> None:
 
 
 def test_a_broken_adapter_is_not_waited_for() -> None:
-    decision = decide([], dataclasses.replace(GOOD, golden_challenger=0.0, finite=False, smoke=False))
+    decision = decide([], dataclasses.replace(GOOD, golden_challenger=0.0, smoke=False))
     assert decision.verdict == "keep"
-    assert len(decision.reasons) == 3
+    assert len(decision.reasons) == 2
 
 
 def test_reasons_name_the_figures() -> None:
@@ -240,7 +239,7 @@ def test_the_order_of_pairs_does_not_matter(pairs: list[PairedSample], order: ra
 
 
 @settings(max_examples=50, deadline=None)
-@given(PAIRS, st.builds(Checks, SHARE, SHARE, st.booleans(), st.booleans()))
+@given(PAIRS, st.builds(Checks, SHARE, SHARE, st.booleans()))
 def test_every_decision_is_json_with_reasons_of_one_line(pairs: list[PairedSample], checks: Checks) -> None:
     decision = decide(pairs, checks)
     stored = json.loads(json.dumps(dataclasses.asdict(decision), allow_nan=False))
@@ -248,7 +247,6 @@ def test_every_decision_is_json_with_reasons_of_one_line(pairs: list[PairedSampl
     assert decision.reasons
     assert all(line.isprintable() and line for line in decision.reasons)
     if decision.verdict == "promote":
-        assert checks.finite
         assert checks.smoke
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import SecretStr
 
 from backend.errors import QueueFullError, TaskError
 from backend.label_studio.wire import PredictRequest
@@ -22,10 +23,10 @@ REQUEST = PredictRequest([], PROJECT, CONFIG)
 
 
 @pytest.fixture
-def late_house(tmp_path: Path) -> Iterator[tuple[House, BulkServer]]:
-    where, server = house(tmp_path, deadline=0.3), BulkServer.of(5, description="the dog")
-    backlog = Late(where.service.predictor.predict_late, server.client())
-    where.service.predictor.backlog = where.service.late = backlog
+def late_house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[House, BulkServer]]:
+    server = BulkServer.of(5, description="the dog")
+    monkeypatch.setattr("backend.service.LabelStudio", lambda url, token: server.client())
+    where = house(tmp_path, deadline=0.3, label_studio_url="http://ls:8080", label_studio_api_key=SecretStr("a" * 40))
     yield where, server
     where.service.close(5.0)
 

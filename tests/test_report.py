@@ -21,7 +21,7 @@ from backend.learning.run_folder import RunFolder
 
 PNG = base64.b64decode("iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg==")
 PAIRS = [PairedSample("cup", 0.5, 0.6)] * 20 + [PairedSample("dog", 0.5, 0.7)] * 20
-DECISION = decide(PAIRS, Checks(0.8, 0.81, finite=True, smoke=True))
+DECISION = decide(PAIRS, Checks(0.8, 0.81, smoke=True))
 REPORT = RunReport(
     run="run-000001",
     state="promoted",
@@ -106,12 +106,10 @@ def test_the_page_tells_the_verdict_first_and_why(tmp_path: Path) -> None:
     ("decision", "title"),
     [
         pytest.param(None, "no decision", id="none"),
-        pytest.param(
-            decide([PairedSample("cup", 0.5, 0.4)] * 30, Checks(None, None, finite=True, smoke=True)), "not asked", id="no golden set"
-        ),
-        pytest.param(decide([], Checks(0.8, 0.8, finite=True, smoke=True)), "Too few corrections", id="wait"),
-        pytest.param(decide(PAIRS, Checks(0.8, 0.7, finite=False, smoke=False)), "The old version stays", id="keep"),
-        pytest.param(decide(PAIRS[:10], Checks(0.8, 0.8, finite=True, smoke=True)), "By chance alone", id="few pairs"),
+        pytest.param(decide([PairedSample("cup", 0.5, 0.4)] * 30, Checks(None, None, smoke=True)), "not asked", id="no golden set"),
+        pytest.param(decide([], Checks(0.8, 0.8, smoke=True)), "Too few corrections", id="wait"),
+        pytest.param(decide(PAIRS, Checks(0.8, 0.7, smoke=False)), "The old version stays", id="keep"),
+        pytest.param(decide(PAIRS[:10], Checks(0.8, 0.8, smoke=True)), "By chance alone", id="few pairs"),
     ],
 )
 def test_every_outcome_has_a_page(tmp_path: Path, decision: Decision | None, title: str) -> None:
@@ -143,7 +141,7 @@ def test_hostile_words_stay_words(tmp_path: Path) -> None:
         challenger=HOSTILE,
         config={HOSTILE: HOSTILE, "plan": {HOSTILE: [HOSTILE], "rate": HOSTILE}, "golden": None},
         counts={HOSTILE: 412, "holdout": 40},
-        decision=decide([replace(pair, label=HOSTILE) for pair in PAIRS[:20]] + PAIRS[20:], Checks(0.8, 0.81, finite=True, smoke=True)),
+        decision=decide([replace(pair, label=HOSTILE) for pair in PAIRS[:20]] + PAIRS[20:], Checks(0.8, 0.81, smoke=True)),
         pictures=[replace(one, phrase=HOSTILE, label=HOSTILE + "!") for one in REPORT.pictures],
     )
     assert [tag for tag, _ in hostile.tags] == [tag for tag, _ in plain.tags]

@@ -201,6 +201,8 @@ def test_a_broken_chunk_is_the_senders_fault(serve: Callable[..., Server], chunk
     [
         pytest.param({"SAM4MLLM_HOST": "0.0.0.0"}, "SAM4MLLM_AUTH_PASSWORD", id="open to others without a password"),
         pytest.param({"SAM4MLLM_QUEUE": "many"}, "SAM4MLLM_QUEUE", id="no number"),
+        pytest.param({"SAM4MLLM_TRAIN_CONFIG": "/nowhere.toml"}, "SAM4MLLM_TRAIN_CONFIG: /nowhere.toml cannot be read", id="no plan"),
+        pytest.param({"SAM4MLLM_TRAIN_STEPS": "60"}, "SAM4MLLM_TRAIN_CONFIG", id="a setting that is gone"),
         pytest.param({"LABEL_STUDIO_URL": "localhost:8080"}, "LABEL_STUDIO_URL", id="no scheme"),
         pytest.param({"LABEL_STUDIO_URL": "http://user:hunter2@host"}, "user name", id="user name"),
         pytest.param({"SAM4MLLM_ALLOW_HOSTS": "http://minio:9000/bucket"}, "SAM4MLLM_ALLOW_HOSTS", id="an origin with a path"),
@@ -222,7 +224,7 @@ def test_bad_settings_are_one_line(tmp_path: Path, environment: dict[str, str], 
 def test_kill_9_in_the_middle_of_promotions_leaves_a_champion_that_serves(tmp_path: Path) -> None:
     """Killed at random moments while versions are promoted one after the other; each start serves what the registry names, verified."""
     registry = Registry(tmp_path)
-    origin: Any = {**ORIGIN, "identity": FakeWorkshop().base.identity()}
+    origin: Any = {**ORIGIN, "identity": FakeWorkshop().base.identity}
     versions = [registry.add(adapter(0.01 * number), **origin).version for number in range(1, 9)]
     rng = random.Random(4)
     for _ in range(5):
@@ -230,7 +232,7 @@ def test_kill_9_in_the_middle_of_promotions_leaves_a_champion_that_serves(tmp_pa
         try:
             server.wait()
             champion = registry.champion()
-            assert httpx.get(server.url + "/ready").json()["version"] == (champion.version if champion else FakeWorkshop().base.version())
+            assert httpx.get(server.url + "/ready").json()["version"] == (champion.version if champion else FakeWorkshop().base.version)
             with ThreadPoolExecutor(1) as pool:
                 promoting = pool.submit(_promote_until_it_dies, server.url, versions)
                 time.sleep(rng.uniform(0.02, 0.4))

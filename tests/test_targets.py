@@ -121,7 +121,7 @@ def test_a_kill_loses_half_a_line_and_what_follows_it(data: Path) -> None:
     whole = make(data, FakeSegmenter())
     [path] = data.glob(".prompts-*")
     lines = path.read_bytes()
-    path.write_bytes(lines[: len(lines) // 2])
+    path.write_bytes(lines[: lines.rindex(b"\n{", 0, len(lines) // 2) + 20])  # in the midst of a line
     segmenter = FakeSegmenter()
     resumed = make(data, segmenter)
     assert 0 < len(segmenter.prompts) < ASKING.prompt_groups * len(objects(data))

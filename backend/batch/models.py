@@ -25,6 +25,6 @@ def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:
         roster.seat(remembering(roster.workshop.load(folder, described)))
     else:
         never = Engine(lambda: roster, 1)  # there are no requests here
-        Versions(never, Registry(settings.home), settings.strategy, lambda version: None).begin(roster)
+        Versions(never, Registry(settings.home), lambda version: None).begin(roster)
     roster.calibrate(Scorer(settings.home / "score.json").calibration)
     return roster.current

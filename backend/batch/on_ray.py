@@ -62,7 +62,7 @@ class Model:
         hush()
         self._pipeline = load()
         self._answer = work.answerer()
-        own = self._pipeline.version(settings.strategy)
+        own = self._pipeline.version
         if own != version:
             raise BatchError(f"a worker has the version {own} and another {version}; give all the same models and SAM4MLLM_HOME")
 
@@ -130,7 +130,7 @@ def ray_stages(load: Callable[[], Pipeline], settings: Settings, work: Work) -> 
 
 def _version(load: Callable[[], Pipeline], settings: Settings) -> str:
     hush()
-    return load().version(settings.strategy)
+    return load().version
 
 
 def _told(error: Exception) -> BatchError:

@@ -114,7 +114,7 @@ def _models(plan: BatchPlan, settings: Settings, work: Work, source: TaskSource)
 
         return ray_stages(partial(load_serving, settings, plan.adapter), settings, work)
     pipeline = load_serving(settings, plan.adapter)
-    return pipeline.version(settings.strategy), local_stages(pipeline, work, source)
+    return pipeline.version, local_stages(pipeline, work, source)
 
 
 def _sink(plan: BatchPlan, label_studio: LabelStudio | None, version: str, store: Store, stop: threading.Event) -> Sink:

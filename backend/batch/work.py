@@ -141,7 +141,7 @@ class ProjectWork:
 
         def answer(pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
             task: Task = read_task({"id": job.id, "data": job.data})
-            version = pipeline.version(self.settings.strategy)
+            version = pipeline.version
             answers: list[tuple[int, bytes]] = []
             served: list[Served] = []
             for question in bulk_question(task, config, self.settings.phrase_field, self.remembered).each_page():

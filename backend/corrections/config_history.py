@@ -16,6 +16,7 @@ from typing import Any
 
 from backend.corrections.tables import instant, objects, storable, stored_events
 from backend.label_studio.wire import row_id
+from sam4mllm.identity import digest_of
 
 MAX_CONFIGS = 20
 """Most configs of a project, the newest, that an annotation is tried with."""
@@ -171,7 +172,7 @@ class ConfigHistory:
             digests = list(dict.fromkeys(digest for digest, _ in reversed(notes)))[:MAX_CONFIGS]
             texts = [self._text(key[1]), current, *map(self._text, digests)]
             found = tuple(dict.fromkeys(text for text in texts if text.strip()))
-            self._found[key] = found, hashlib.sha256(repr(found).encode()).hexdigest()
+            self._found[key] = found, digest_of({"configs": found})
         return self._found[key]
 
     def _notes_of(self, project: int) -> list[tuple[str, float]]:

@@ -7,7 +7,6 @@ rows in :mod:`backend.corrections.tables`, and how the file is read and written 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import sqlite3
@@ -22,6 +21,7 @@ from backend.corrections.log_records import Event, Served, StoredAnnotation, rea
 from backend.corrections.tables import Pulled, bury_project, fold, fold_project, project_rows, storable
 from backend.label_studio.wire import row_id
 from backend.support.bounded_json import write_json
+from sam4mllm.identity import digest_of
 
 ANY_TASK = -1
 """The row that holds a project's last phrase, whichever task it was typed for."""
@@ -299,5 +299,6 @@ def _stored(row: Sequence[Any], history: ConfigHistory) -> StoredAnnotation:
     number, project, task, updated, changed, state, body, data, current, own = row
     home = -1 if project is None else project
     configs, known = history.configs(home, own, updated, current)
-    digest = hashlib.sha256(repr((number, home, task, updated, state, body, data, known)).encode()).hexdigest()
+    named = {"id": number, "project": home, "task": task, "updated": updated, "state": state}
+    digest = digest_of({**named, "body": body, "data": data, "configs": known})
     return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), configs, digest)

@@ -8,7 +8,7 @@ that clicks made away from all that was served is no truth for the phrase, and o
 
 from __future__ import annotations
 
-import hashlib
+import json
 import logging
 import math
 import time
@@ -30,6 +30,7 @@ from backend.label_studio.wire import row_id
 from backend.settings import PROMPT_NAME
 from backend.support.byte_cache import ByteCache
 from sam4mllm.errors import Sam4mllmError
+from sam4mllm.identity import digest_of
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.run_lengths import Rle
 
@@ -152,7 +153,8 @@ def _is_newer(one: Review, other: Review) -> bool:
 def _remembered(stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int, prompt_control: str) -> _Found:
     """The reviews of an annotation, or why it is refused; worked out once for as long as nothing that they hang on has changed."""
     served, unassisted = corrections.served(stored.project, stored.task), corrections.withheld(stored.project, stored.task)
-    key = hashlib.sha256(repr((stored.digest, served, unassisted, phrase_field, max_pixels, prompt_control)).encode()).hexdigest()
+    known_of = {"annotation": stored.digest, "served": json.dumps([vars(one) for one in served], sort_keys=True), "unassisted": unassisted}
+    key = digest_of({**known_of, "phrase_field": phrase_field, "max_pixels": max_pixels, "prompt_control": prompt_control})
     known = _memory.get(key)
     if known is None:
         try:

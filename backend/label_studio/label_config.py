@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from typing import Any
 from xml.parsers import expat
@@ -16,6 +16,7 @@ from backend.errors import ConfigError, TaskError
 from backend.label_studio.label_names import LabelNames, is_code
 from backend.label_studio.task_values import find_pictures, has_variable, resolve
 from backend.settings import ANSWER_NAME, PROMPT_NAME
+from sam4mllm.identity import digest_of
 
 MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 64
@@ -96,12 +97,17 @@ class LabelConfig:
     unread: tuple[str, ...] = ()
     """Names of TextAreas that are neither the prompt nor the answer: remarks, say."""
     paged: bool = False
-    names: tuple[str, ...] = field(default=(), repr=False)
-    former: tuple[Label, ...] = field(default=(), repr=False)
+    names: tuple[str, ...] = ()
+    former: tuple[Label, ...] = ()
 
     @cached_property
     def label_values(self) -> frozenset[str]:
         return frozenset(label.value for label in self.mask.labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """The hash of all of it."""
+        return digest_of(asdict(self))
 
     @cached_property
     def _names(self) -> LabelNames:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +14,7 @@ from PIL import Image
 from backend import brush
 from backend.label_studio.label_config import UNTYPED_TAGS, Control, LabelConfig
 from backend.label_studio.wire import Region
+from sam4mllm.identity import digest_of
 from sam4mllm.masks import box_of, components
 from sam4mllm.polygons import to_polygons
 from sam4mllm.values import Instance
@@ -83,7 +83,7 @@ def answer_line(config: LabelConfig, text: str, key: str) -> list[Region]:
 
 def region_id(*parts: object) -> str:
     """Ten letters and digits that follow from the parts."""
-    return base64.b32encode(hashlib.sha256(repr(parts).encode()).digest())[:10].decode()
+    return base64.b32encode(bytes.fromhex(digest_of({"parts": parts})))[:10].decode()
 
 
 def _brush(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:

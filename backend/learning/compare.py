@@ -18,7 +18,6 @@ from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.evaluation.metrics import compare
-from sam4mllm.options import Strategy
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Segmentation
 
@@ -34,7 +33,7 @@ class Compared:
     answers: tuple[Segmentation, ...]
 
 
-def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[Example], strategy: Strategy) -> Iterator[Compared]:
+def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[Example]) -> Iterator[Compared]:
     """The answers of pipelines that share a segmenter to all examples, image by image. Raises DatasetError."""
     ordered = sorted(examples, key=lambda example: example.image)
     for _, group in groupby(ordered, key=lambda example: example.image):
@@ -46,22 +45,22 @@ def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[E
         except ImageError as error:
             log.warning("%s is left out: %s", some[0].image, error)
             continue
-        yield from _answer(pipelines, opened, some, strategy, image)
+        yield from _answer(pipelines, opened, some, image)
 
 
 def _answer(
-    pipelines: Sequence[Pipeline], opened: Sequence[Opened], some: Sequence[Example], strategy: Strategy, image: NDArray[np.uint8]
+    pipelines: Sequence[Pipeline], opened: Sequence[Opened], some: Sequence[Example], image: NDArray[np.uint8]
 ) -> Iterator[Compared]:
     """The answers to an image's examples together; each alone if one of the phrases is refused."""
     phrases = [example.phrase for example in some]
     try:
-        answered = [pipeline.segment(seen, phrases, strategy) for pipeline, seen in zip(pipelines, opened, strict=True)]
+        answered = [pipeline.segment(seen, phrases) for pipeline, seen in zip(pipelines, opened, strict=True)]
     except PhraseError as error:
         if len(some) == 1:
             log.warning("a phrase about %s is left out: %s", some[0].image, error)
             return
         for example in some:
-            yield from _answer(pipelines, opened, [example], strategy, image)
+            yield from _answer(pipelines, opened, [example], image)
         return
     for example, answers in zip(some, zip(*answered, strict=True), strict=True):
         yield Compared(image, example, answers)

@@ -43,7 +43,6 @@ from sam4mllm.data.examples import EXAMPLES
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.durable import file_sha256, remove
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
-from sam4mllm.training.plan import TrainingPlan
 
 log = logging.getLogger(__name__)
 
@@ -185,7 +184,7 @@ class Conductor:
                 f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id).path}"
             )
         run = self._runs.save(run, attempts=run.attempts + 1)
-        limit = OVERTIME * 60 * self._settings.train_minutes + COMPARISON_SECONDS
+        limit = OVERTIME * self._settings.training.plan.budget_seconds + COMPARISON_SECONDS
         try:
             with self._room():
                 code = self._run_process("training", run, [str(self._runs.folder(run.id).path)], limit)
@@ -212,7 +211,7 @@ class Conductor:
             run = self._runs.save(run, challenger=added.version)
         with self._room():
             smoke = self._run_process("smoke", run, ["smoke", str(folder.path)], SMOKE_SECONDS) == 0
-        decision = decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], finite=True, smoke=smoke))
+        decision = decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], smoke=smoke))
         state: RunState = "kept" if decision.verdict == "keep" else "postponed"
         message = "; ".join(decision.reasons)
         if decision.verdict == "promote":
@@ -247,7 +246,8 @@ class Conductor:
             home=str(home),
             champion=str(self._versions.registry.path(champion).resolve()) if champion else None,
             champion_version=self._serving(),
-            plan=TrainingPlan(steps=settings.train_steps, rate=settings.train_rate, budget_seconds=60 * settings.train_minutes),
+            plan=settings.training.plan,
+            asking=settings.training.asking,
             threads=max(1, (os.cpu_count() or 2)),
             precision=settings.precision,
         )
@@ -262,7 +262,7 @@ class Conductor:
 
     def _serving(self) -> str:
         roster = self._engine.model
-        return roster.current.version(self._settings.strategy) if roster is not None else ""
+        return roster.current.version if roster is not None else ""
 
     def _run_process(self, name: str, run: Run, arguments: list[str], seconds: float = float("inf")) -> int:
         """The exit code of the training process; it is stopped if the run is cancelled or the server ends."""

@@ -7,8 +7,8 @@ from 30   the one-sided 95 % lower bound of the mean difference, by the paired p
 8 to 29   the exact one-sided paired sign-flip test gives p ≤ 0.05; a bootstrap of so few is too sure of itself
 below 8   nothing is decided: wait for more
 
-Whatever the pairs say, the champion stays if a label that is asked for often gets clearly worse, if the golden set does, if the adapter
-holds numbers that are not finite, or if a fresh process had no answer from it. That goes before waiting: no further pair heals it.
+Whatever the pairs say, the champion stays if a label that is asked for often gets clearly worse, if the golden set does, or if a fresh
+process had no answer from the adapter. That goes before waiting: no further pair heals it.
 Where the pairs already keep the champion, the golden set need not be asked.
 """
 
@@ -66,12 +66,11 @@ class Checks:
     """What is asked besides the holdout.
 
     ``golden_champion`` and ``golden_challenger`` are the mean gIoU on the frozen set, None where ``is_kept`` made it needless to ask;
-    ``finite`` says that all tensors of the adapter are finite, ``smoke`` that a fresh process loaded it and answered.
+    ``smoke`` says that a fresh process loaded the adapter and answered.
     """
 
     golden_champion: float | None
     golden_challenger: float | None
-    finite: bool
     smoke: bool
 
 
@@ -120,7 +119,6 @@ def decide(pairs: Sequence[PairedSample], checks: Checks) -> Decision:
         "golden_champion": checks.golden_champion,
         "golden_challenger": checks.golden_challenger,
         "golden_difference": _golden_difference(checks),
-        "finite": int(checks.finite),
         "smoke": int(checks.smoke),
     }
     if vetoes:
@@ -236,8 +234,6 @@ def _vetoes(labels: dict[str, Figures], checks: Checks) -> list[str]:
     if (_golden_difference(checks) or 0.0) < -GOLDEN_LOSS - TIE:
         before, after = checks.golden_champion, checks.golden_challenger
         vetoes.append(f"the golden set falls from a gIoU of {before:.4f} to {after:.4f}; it may lose at most {GOLDEN_LOSS}")
-    if not checks.finite:
-        vetoes.append("the new adapter holds numbers that are not finite (NaN or infinity)")
     if not checks.smoke:
         vetoes.append("a fresh process could not load the new adapter, or had no answer from it")
     return vetoes

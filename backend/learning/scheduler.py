@@ -121,7 +121,7 @@ class Learner:
         self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused})
         self._metrics.refused_annotations(len(self._log.refusals()))
         self.watch.look(found.reviews, self.serves_since())
-        if self._scorer.refit(found.reviews, roster.current.version(self._settings.strategy)):
+        if self._scorer.refit(found.reviews, roster.current.version):
             roster.calibrate(self._scorer.calibration)
         self.judged = judged_of(found.reviews)
         self._looked = position

@@ -17,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +43,10 @@ from sam4mllm.loading import Variants, load_variants
 from sam4mllm.options import AUTO, Options, Pattern, Precision, Strategy
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
+from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.recipe import Progress
-from sam4mllm.training.session import Session
+from sam4mllm.training.session import Extras, Session
 
 log = logging.getLogger(__name__)
 
@@ -79,9 +80,14 @@ class TrainingJob:
     champion_version: str
     plan: TrainingPlan
     threads: int
-    # of these two an older server's jobs say nothing
+    # of these an older server's jobs say nothing
     pattern: Pattern = "spread"
     precision: Precision = AUTO
+    asking: Asking = field(default_factory=Asking)
+
+    @property
+    def options(self) -> Options:
+        return Options(self.strategy, self.joint, pattern=self.pattern)
 
     def write(self, run: RunFolder) -> None:
         replace_file(run.job, json.dumps(asdict(self), indent=2).encode())
@@ -91,7 +97,8 @@ class TrainingJob:
         """Raises LearningError."""
         try:
             fields = json.loads(run.job.read_text(encoding="utf-8"))
-            return cls(**{**fields, "plan": TrainingPlan(**fields["plan"]), "precision": Precision(**fields.get("precision", {}))})
+            parts = {"precision": Precision(**fields.get("precision", {})), "asking": Asking(**fields.get("asking", {}))}
+            return cls(**{**fields, "plan": TrainingPlan(**fields["plan"]), **parts})
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise LearningError(f"{run.job} is no job of a run; start another run") from error
 
@@ -138,7 +145,8 @@ def _run(run: RunFolder, job: TrainingJob) -> int:
 
 
 def _train(run: RunFolder, job: TrainingJob) -> bool:
-    session = Session(Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), label_of, precision=job.precision)
+    where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), label_of)
+    session = Session(*where, extras=Extras(job.asking), precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
     tell, parent = Teller(run), os.getppid()
 
@@ -197,7 +205,7 @@ def label_of(example: Example) -> str:
 
 def _evaluate(run: RunFolder, job: TrainingJob) -> None:
     check_adapter(run.adapter)
-    variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
+    variants = load_variants(job.model, job.segmenter, job.device, job.options, job.precision)
     champion = variants.base
     if job.champion is not None:
         champion = variants.load(Path(job.champion), LooseAdapter(job.champion_version))
@@ -205,7 +213,7 @@ def _evaluate(run: RunFolder, job: TrainingJob) -> None:
     dataset = Path(job.dataset)
     holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
     pairs: list[dict[str, Any]] = []
-    for index, found in enumerate(answer_all([champion, challenger], dataset, holdout, job.strategy)):
+    for index, found in enumerate(answer_all([champion, challenger], dataset, holdout)):
         run.write_progress("comparing", index, len(holdout))
         before, after = (score(answer, found.example) for answer in found.answers)
         example = found.example
@@ -227,7 +235,7 @@ def _golden(run: RunFolder, job: TrainingJob, champion: Pipeline, challenger: Pi
     known = _known_score(kept)
     pipelines = [challenger] if known is not None else [champion, challenger]
     scores = []
-    for index, found in enumerate(answer_all(pipelines, folder, examples, job.strategy)):
+    for index, found in enumerate(answer_all(pipelines, folder, examples)):
         run.write_progress("golden set", index, len(examples))
         scores.append([score(answer, found.example) for answer in found.answers])
     means = np.mean(scores, axis=0).tolist()
@@ -256,7 +264,7 @@ def _picture_changes(
     examples = [example for example in holdout if (example.image, example.phrase) in wanted]
     run.pictures.mkdir(exist_ok=True)
     made = []
-    for found in answer_all([champion, challenger], Path(job.dataset), examples, job.strategy):
+    for found in answer_all([champion, challenger], Path(job.dataset), examples):
         index = wanted[found.example.image, found.example.phrase]
         for side, answer in zip(PICTURE_SIDES, found.answers, strict=True):
             _shrunk(draw(found.image, [answer])).save(run.picture(index, side))
@@ -271,9 +279,9 @@ def _shrunk(picture: Image.Image) -> Image.Image:
 
 def _smoke(run: RunFolder, job: TrainingJob) -> int:
     """One answer by the new adapter, in a process that knows nothing else."""
-    variants: Variants = load_variants(job.model, job.segmenter, job.device, Options(joint=job.joint, pattern=job.pattern), job.precision)
+    variants: Variants = load_variants(job.model, job.segmenter, job.device, job.options, job.precision)
     pipeline = variants.load(run.adapter, LooseAdapter("challenger-0-00000000"))
-    [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"], job.strategy)
+    [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"])
     return 0 if np.isfinite(answer.score) else 1
 
 

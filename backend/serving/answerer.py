@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import json
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -26,6 +25,7 @@ from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
+from sam4mllm.identity import digest_of
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Instance, Segmentation
 
@@ -53,8 +53,11 @@ class Question:
     selected: frozenset[str] = frozenset()
 
     def key(self, version: str, project: int | None) -> str:
-        parts = (version, project, self.task.id, json.dumps(self.task.data, sort_keys=True), self.config, self.wanted, self.pointed)
-        return hashlib.sha256(repr((*parts, self.interactive, self.page, self.seen, sorted(self.selected))).encode()).hexdigest()
+        """The hash of all that the answer depends on, at a version."""
+        asked = {"phrases": [asdict(one) for one in self.wanted], "pointed": asdict(self.pointed), "config": self.config.digest}
+        shown = {"seen": [asdict(one) for one in self.seen], "selected": sorted(self.selected)}
+        where = {"project": project, "task": self.task.id, "data": json.dumps(self.task.data, sort_keys=True), "page": self.page}
+        return digest_of({"version": version, "interactive": self.interactive, **where, **asked, **shown})
 
     @property
     def image(self) -> str:
@@ -127,7 +130,7 @@ class Answerer:
         if question.interactive:
             regions += answer_line(question.config, _summary(found) if clicks is None else summary_of_clicks(found, kept, regions), key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
-        answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version(self._settings.strategy)))
+        answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version))
         self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
         self._metrics.served(sum(map(len, kept)))
         return answer, drawn
@@ -163,7 +166,7 @@ class Answerer:
         began = time.perf_counter()
         opened = self._open(pipeline, image)
         seconds = {"open": time.perf_counter() - began}
-        found = pipeline.segment(opened, phrases, self._settings.strategy, clicks)
+        found = pipeline.segment(opened, phrases, clicks=clicks)
         return found, seconds | {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
 
     def forget_images(self) -> None:
@@ -173,7 +176,7 @@ class Answerer:
         torch.cuda.empty_cache()
 
     def _open(self, pipeline: Pipeline, image: LoadedImage) -> Opened:
-        key = (pipeline.version(self._settings.strategy), image.sha256)
+        key = (pipeline.version, image.sha256)
         opened = self.opened.get(key)
         if opened is None:
             opened = pipeline.open(image.pixels)

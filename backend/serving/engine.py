@@ -45,7 +45,8 @@ class Engine(Generic[M]):
     comes is not begun.
     """
 
-    def __init__(self, load: Callable[[], M], places: int) -> None:
+    def __init__(self, load: Callable[[], M], places: int, let_go: Callable[[], None] = lambda: None) -> None:
+        """``let_go`` is called on the engine's thread before it pauses, to free what is kept of former work on the models' device."""
         self._load = load
         self._free = {True: places, False: places}
         self._all_places = 2 * places
@@ -58,8 +59,7 @@ class Engine(Generic[M]):
         self.failure = ""
         self._pause = ""
         self.model: M | None = None
-        self.let_go: Callable[[], None] = lambda: None
-        """Called on the engine's thread before it pauses, to free what is kept of former work on the models' device."""
+        self._let_go = let_go
 
     def start(self) -> None:
         """Begin to load; returns at once."""
@@ -136,7 +136,7 @@ class Engine(Generic[M]):
             if self.state == "ready":
                 self.state = "paused"
         try:
-            self.run(lambda _: self.let_go(), True, deadline)  # behind work that goes on for nobody, and may keep something still
+            self.run(lambda _: self._let_go(), True, deadline)  # behind work that goes on for nobody, and may keep something still
         except BaseException as error:
             self.resume()
             if isinstance(error, DeadlineError):

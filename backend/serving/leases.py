@@ -13,7 +13,6 @@ from sam4mllm.adapters.files import Manifest
 from sam4mllm.adapters.loose import LooseAdapter
 from sam4mllm.confidence import Calibration
 from sam4mllm.grounding.remembering import RememberingGrounder
-from sam4mllm.options import Strategy
 from sam4mllm.pipeline import Pipeline
 
 
@@ -117,11 +116,11 @@ class Lease:
                 self._pipeline = self._roster.take()
             return self._pipeline
 
-    def version(self, strategy: Strategy) -> str:
+    def version(self) -> str:
         """The version of the request's answers; ``none`` while there is no model."""
         if self._pipeline is None and self._engine.model is None:
             return "none"
-        return self.pipeline().version(strategy)
+        return self.pipeline().version
 
     def __enter__(self) -> Self:
         return self

@@ -88,16 +88,21 @@ class Backlog(Protocol):
 
 
 class Predictor:
-    """Answers requests by the engine's pipeline. ``shared`` is called with (task, version) when two batches got one answer at once."""
+    """Answers requests by the engine's pipeline.
+
+    ``shared`` is called with (task, version) when two batches got one answer at once; ``backlog`` takes what a batch has no time for.
+    """
 
     def __init__(
         self,
         engine: Engine[Roster],
+        answerer: Answerer,
         images: Images,
         notes: TaskLog,
         settings: Settings,
         metrics: Metrics,
         shared: Callable[[int, str], None] = lambda task, version: None,
+        backlog: Backlog | None = None,
     ) -> None:
         self.engine = engine
         self._images = images
@@ -105,21 +110,19 @@ class Predictor:
         self._settings = settings
         self._metrics = metrics
         self._shared = shared
-        self.backlog: Backlog | None = None
-        """Takes what a batch has no time for."""
+        self._backlog = backlog
         cache_bytes = settings.cache_mb * 1024 * 1024
-        self.answerer = Answerer(settings, metrics)
+        self.answerer = answerer
         self.answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
         """Predictions as JSON texts, by what was asked."""
         self._flights = Flights(self.answers)
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
         self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
-        engine.let_go = self.answerer.forget_images
 
     @property
     def version(self) -> str:
         """The version that predictions carry; empty while there is no model."""
-        return self.engine.model.current.version(self._settings.strategy) if self.engine.model is not None else ""
+        return self.engine.model.current.version if self.engine.model is not None else ""
 
     def predict(self, request: PredictRequest) -> list[bytes]:
         """One JSON text a task, in order: a prediction, or ``[]`` for a task that failed or ran out of time.
@@ -139,11 +142,11 @@ class Predictor:
             ]
             first = [self._answer(raw, request, config, lease, deadline) for raw in request.tasks[:1]]
             answers = first + [_in_time(answer, deadline) for answer in others]
-        if self.backlog is not None and not request.interactive:
+        if self._backlog is not None and not request.interactive:
             for raw, answer in zip(request.tasks, answers, strict=True):
                 if answer is TOO_LATE:
-                    self.backlog.add(raw, request)
-                elif answer != LEFT_OUT and (task := self.backlog.withdraw(raw, request)) is not None:
+                    self._backlog.add(raw, request)
+                elif answer != LEFT_OUT and (task := self._backlog.withdraw(raw, request)) is not None:
                     self._shared(task, self.version)
         return answers
 
@@ -184,7 +187,7 @@ class Predictor:
             if questions and self._withheld(questions[0], request):
                 return LEFT_OUT
             if not questions:
-                return dump(prediction([], 0.0, lease.version(self._settings.strategy)))
+                return dump(prediction([], 0.0, lease.version()))
             return self._ask_pages(questions, request, lease, deadline)
         except DeadlineError as error:
             late, reason, message = True, error.reason, str(error)
@@ -202,7 +205,7 @@ class Predictor:
     def _apology(self, config: LabelConfig | ConfigError, message: str, lease: Lease) -> bytes:
         """An annotator who waits gets an answer in any case: where the config has a place for it, what went wrong."""
         regions = answer_line(config, message, message) if isinstance(config, LabelConfig) else []
-        return dump(prediction(regions, 0.0, lease.version(self._settings.strategy)))
+        return dump(prediction(regions, 0.0, lease.version()))
 
     def _questions(self, task: Task, config: LabelConfig, request: PredictRequest) -> list[Question]:
         """One for each page that something is asked of. None: the annotator took the last prompt back, or accepted its mask."""
@@ -298,7 +301,7 @@ class Predictor:
 
     def _ask(self, question: Question, request: PredictRequest, lease: Lease, deadline: float) -> bytes:
         pipeline = lease.pipeline()
-        version = pipeline.version(self._settings.strategy)
+        version = pipeline.version
         key = question.key(version, request.project)
 
         def make() -> bytes:

@@ -19,7 +19,6 @@ from sam4mllm.adapters.files import Manifest
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.loading import load_variants
-from sam4mllm.options import Options, Strategy
 from sam4mllm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -33,11 +32,10 @@ SWAP_SECONDS = 300.0
 class Versions:
     """Keeps the pipeline that serves and the registry's champion the same. Threads may share it."""
 
-    def __init__(self, engine: Engine[Roster], registry: Registry, strategy: Strategy, noted: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine[Roster], registry: Registry, noted: Callable[[str], None]) -> None:
         """``noted`` is called with the version that serves, whenever that is another one."""
         self.registry = registry
         self._engine = engine
-        self._strategy = strategy
         self._noted = noted
         self._lock = threading.RLock()
         self._refused: str | None = None
@@ -66,7 +64,7 @@ class Versions:
             except Sam4mllmError as error:
                 self._refused = champion
                 log.error("%s cannot serve, what served before it does: %s", name, error)
-        self._noted(roster.current.version(self._strategy))
+        self._noted(roster.current.version)
         return roster
 
     def sync(self) -> None:
@@ -95,7 +93,7 @@ class Versions:
         return self.registry.add(
             files,
             slug=current.slug,
-            identity=workshop.base.identity(self._strategy),
+            identity=workshop.base.identity,
             base_model=current.slug,
             base_sha256=workshop.base_sha256,
             template_sha256=workshop.template_sha256,
@@ -135,7 +133,7 @@ class Versions:
             return manifest
 
     def _seat(self, roster: Roster, pipeline: Pipeline) -> None:
-        self._noted(pipeline.version(self._strategy))
+        self._noted(pipeline.version)
         roster.seat(pipeline)
         self._run(lambda roster: roster.sweep())
 
@@ -147,7 +145,7 @@ class Versions:
         manifest = self.registry.verify(version)
         try:
             pipeline = remembering(roster.workshop.load(self.registry.path(version), manifest))
-            warm_up(pipeline, self._strategy)
+            warm_up(pipeline)
         except Exception as error:
             roster.discard(version)
             if isinstance(error, Sam4mllmError):
@@ -162,21 +160,20 @@ class Versions:
 def load_roster(settings: Settings) -> Roster:
     """The base models of the settings, warmed up."""
     roster = load_cold(settings)
-    warm_up(roster.current, settings.strategy)
+    warm_up(roster.current)
     return roster
 
 
 def load_cold(settings: Settings) -> Roster:
     """The same, for who has work at once."""
-    options = Options(joint=settings.points == "joint", pattern=settings.pattern)
     models = (settings.model, settings.segmenter, settings.device)
-    variants = load_variants(*models, options, settings.precision)
+    variants = load_variants(*models, settings.options, settings.precision)
     return Roster(remembering(variants.base), variants)
 
 
-def warm_up(pipeline: Pipeline, strategy: Strategy) -> None:
+def warm_up(pipeline: Pipeline) -> None:
     """One answer, whatever it is."""
-    pipeline.segment(np.full((64, 64, 3), 127, np.uint8), ["object"], strategy)
+    pipeline.segment(np.full((64, 64, 3), 127, np.uint8), ["object"])
 
 
 def _name(pipeline: Pipeline) -> str | None:

@@ -5,7 +5,6 @@ A pickle is refused by its name or by what safetensors finds at its start, never
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 import sys
@@ -21,6 +20,7 @@ from torch import Tensor
 
 from sam4mllm.durable import file_sha256
 from sam4mllm.errors import RegistryError, first_line
+from sam4mllm.identity import digest_of
 from sam4mllm.plain_text import listed
 
 BASE = ""
@@ -112,7 +112,7 @@ def number_of(version: str) -> int:
 
 def version_digest(identity: str, base_sha256: str, template_sha256: str, files: Mapping[str, str]) -> str:
     """The last part of a version: eight hexadecimal digits that follow from all that shapes its predictions."""
-    return hashlib.sha256(repr((identity, base_sha256, template_sha256, sorted(files.items()))).encode()).hexdigest()[:8]
+    return digest_of({"identity": identity, "base": base_sha256, "template": template_sha256, "files": dict(files)})[:8]
 
 
 def check_names(found: set[str], wanted: set[str]) -> None:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam4mllm.adapters.files import MANIFEST, Manifest, hash_files, read_text, version_digest
+from sam4mllm.adapters.files import MANIFEST, Manifest, hash_files, read_text
 from sam4mllm.adapters.home import find_home
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import RegistryError
+from sam4mllm.identity import digest_of
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class LooseAdapter:
 
     def version_for(self, identity: str) -> str:
         slug, _, digest = self.version.rsplit("-", 2)
-        return f"{slug}-0-{hashlib.sha256((identity + digest).encode()).hexdigest()[:8]}"
+        return f"{slug}-0-{digest_of({'identity': identity, 'adapter': digest})[:8]}"
 
 
 def find_adapter(name: str, home: Path | None = None) -> Path:
@@ -40,7 +40,7 @@ def describe_adapter(folder: Path, slug: str) -> Manifest | LooseAdapter:
     try:
         hashes = hash_files(folder)
         if not (folder / MANIFEST).exists():
-            return LooseAdapter(f"{slug}-0-{version_digest('', '', '', hashes)}")
+            return LooseAdapter(f"{slug}-0-{digest_of(hashes)[:8]}")
         manifest = Manifest.from_json(read_text(folder / MANIFEST))
     except OSError as error:
         raise RegistryError(f"{folder} cannot be read ({error.strerror})") from error

@@ -117,7 +117,7 @@ class Registry:
         Args:
             files: ``adapter_config.json`` and ``adapter_model.safetensors``, as paths or as their bytes.
             slug: first part of the version, ``[a-z0-9.-]{1,32}``.
-            identity: what else shapes a prediction (segmenter, strategy, options); it enters the version's hash.
+            identity: what else shapes a prediction (segmenter, options); it enters the version's hash.
         """
         adapters.check_names(set(files), set(FILES))
         adapters.require(matches(SLUG, slug), "slug", slug, "up to 32 of a-z, 0-9, dot and hyphen")

@@ -84,8 +84,8 @@ def ablate(
     from sam4mllm.evaluation.settings import Setting, plan
     from sam4mllm.options import Options
 
-    options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
-    settings = plan(Setting(("base",), strategy.value, options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
+    options = Options(strategy=strategy.value, joint=points is PointsName.JOINT, pattern=pattern.value)
+    settings = plan(Setting(("base",), options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
     precision = as_precision(dtype, quantize, device_map)

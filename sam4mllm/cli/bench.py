@@ -54,12 +54,12 @@ def bench(
     from sam4mllm.options import Options
 
     began = time.perf_counter()
-    options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
+    options = Options(strategy=strategy.value, joint=points is PointsName.JOINT, pattern=pattern.value)
     pipeline = load(model, segmenter, device, options, adapter, as_precision(dtype, quantize, device_map))
     loading = time.perf_counter() - began
     from sam4mllm.evaluation.bench import time_phrases
 
-    summary = {"loading": loading, **time_phrases(pipeline, images, strategy.value, lambda items, total: bar(items, total, "timing"))}
+    summary = {"loading": loading, **time_phrases(pipeline, images, lambda items, total: bar(items, total, "timing"))}
     if as_json:
         print(json.dumps(summary))
         return

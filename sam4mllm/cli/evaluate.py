@@ -77,9 +77,10 @@ def evaluate(
 
     examples = choose(dataset, split, limit, seed)
     precision = as_precision(dtype, quantize, device_map)
-    pipeline = load(model, segmenter, device, Options(joint=points is PointsName.JOINT, pattern=pattern.value), adapter, precision)
+    options = Options(strategy=strategy.value, joint=points is PointsName.JOINT, pattern=pattern.value)
+    pipeline = load(model, segmenter, device, options, adapter, precision)
     evaluating = lambda images, total: bar(images, total, "evaluating")  # noqa: E731
-    figures, judged = run(pipeline, dataset, strategy.value, oracle, evaluating, examples=examples, min_pixels=min_pixels)
+    figures, judged = run(pipeline, dataset, oracle, evaluating, examples=examples, min_pixels=min_pixels)
     ends = intervals_of(judged)
     several = {name: {part: summarize_judged(some) for part, some in found.items()} for name, found in parts(judged).items()}
     if out is not None:
@@ -87,7 +88,7 @@ def evaluate(
 
         write_predictions(out, judged)
     if report is not None:
-        _report(report, dataset, judged, figures, pipeline.version(strategy.value))
+        _report(report, dataset, judged, figures, pipeline.version)
     if as_json:
         print(json.dumps({**figures, "intervals": ends, **{f"{name}s": found for name, found in several.items()}}))
         return

@@ -59,9 +59,9 @@ def predict(
     from sam4mllm.options import Options
 
     pixels = load_image(image)
-    options = Options(joint=points is PointsName.JOINT, pattern=pattern.value)
+    options = Options(strategy=strategy.value, joint=points is PointsName.JOINT, pattern=pattern.value)
     pipeline = load(model, segmenter, device, options, adapter, as_precision(dtype, quantize, device_map))
-    answers = pipeline.segment(pixels, phrases, strategy.value)
+    answers = pipeline.segment(pixels, phrases)
     if out is not None:
         from sam4mllm.overlay import draw
 

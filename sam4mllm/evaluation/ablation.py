@@ -7,7 +7,6 @@ ablation goes on from there; with another dataset, model or setting it finds not
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -27,6 +26,7 @@ from sam4mllm.evaluation.metrics import Sample
 from sam4mllm.evaluation.run import STAGES, by_image, draw_oracle, measure
 from sam4mllm.evaluation.settings import Setting
 from sam4mllm.evaluation.sharing import SharingGrounder
+from sam4mllm.identity import digest_of
 from sam4mllm.masks import lies_on
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Segmentation
@@ -137,7 +137,7 @@ class Bench:
             masks = [draw_oracle(pipeline, opened, example) for example in group]
             return SettingResult(self._samples(group, masks), {})
         self._grounder.saved.clear()
-        answers = pipeline.segment(opened, [example.phrase for example in group], setting.strategy)
+        answers = pipeline.segment(opened, [example.phrase for example in group])
         seconds = {
             stage: opened.seconds.get(stage, 0.0) + answers[0].timings.get(stage, 0.0) + self._grounder.saved.get(stage, 0.0)
             for stage in STAGES
@@ -149,12 +149,12 @@ class Bench:
         return tuple(measure(mask, example, self._min_pixels) for example, mask in zip(group, masks, strict=True))
 
     def _key(self, setting: Setting, group: Sequence[Example]) -> str:
-        """The hash of all that shapes an outcome: models, options, strategy, image, phrases, true masks, and this package's release."""
+        """The hash of all that shapes an outcome: models, options, image, phrases, true masks, and this package's release."""
         asked = [(one.sha256, one.phrase, [instance.rle for instance in one.instances], one.ignore) for one in group]
         pipeline = self._pipelines[setting]
-        whole = pipeline.adapter.version_for(pipeline.identity(setting.strategy)) if pipeline.adapter else ""
-        shape = (pipeline.identity(setting.strategy), whole, setting.oracle, self._min_pixels, sam4mllm.__version__)
-        return hashlib.sha256(repr((shape, asked)).encode()).hexdigest()
+        whole = pipeline.version if pipeline.adapter else ""
+        shape = {"identity": pipeline.identity, "version": whole, "oracle": setting.oracle, "min_pixels": self._min_pixels}
+        return digest_of({**shape, "release": sam4mllm.__version__, "asked": asked})
 
 
 def _count(answer: Segmentation, truth: NDArray[np.bool_]) -> tuple[int, int, int, int]:

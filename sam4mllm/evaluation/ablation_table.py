@@ -47,11 +47,11 @@ def describe(setting: Setting) -> str:
     """All of a setting in words: ``pqpp, joint, 15 points, thresholds 0.75/0.9``."""
     if setting.oracle:
         return f"true boxes and points, segmenter {setting.segmenter}"
-    words: list[str] = [setting.strategy]
+    words: list[str] = [setting.options.strategy]
     options = setting.options
-    if setting.strategy == "ppg":
+    if setting.options.strategy == "ppg":
         words.append(f"choice {options.choice}")
-    if setting.strategy == "pqpp":
+    if setting.options.strategy == "pqpp":
         named = [f"{name} {getattr(options, name)}" for name in choices()]
         words += ["joint" if options.joint else "packed", f"{options.points} points", *named]
         words.append(f"thresholds {options.thresholds.positive:g}/{options.thresholds.negative:g}")

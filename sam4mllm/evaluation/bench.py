@@ -9,7 +9,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.demo.scenes import make_scene
-from sam4mllm.options import Strategy
 from sam4mllm.pipeline import Pipeline
 
 SEED = 990_001
@@ -18,16 +17,14 @@ SEED = 990_001
 Timed = tuple[NDArray[np.uint8], str]
 
 
-def time_phrases(
-    pipeline: Pipeline, images: int, strategy: Strategy, track: Callable[[Iterable[Timed], int], Iterable[Timed]]
-) -> dict[str, float]:
+def time_phrases(pipeline: Pipeline, images: int, track: Callable[[Iterable[Timed], int], Iterable[Timed]]) -> dict[str, float]:
     """Median seconds of ``segment`` with one phrase on a fresh image, in all and by stage, after one call to warm up."""
     scenes = [make_scene((SEED, index)) for index in range(images + 1)]
     jobs = [(scene.image, scene.expressions[0].phrase) for scene in scenes]
-    pipeline.segment(jobs[0][0], [jobs[0][1]], strategy)
+    pipeline.segment(jobs[0][0], [jobs[0][1]])
     rows: list[dict[str, float]] = []
     for image, phrase in track(jobs[1:], images):
         began = time.perf_counter()
-        [answer] = pipeline.segment(image, [phrase], strategy)
+        [answer] = pipeline.segment(image, [phrase])
         rows.append({"phrase": time.perf_counter() - began, **answer.timings})
     return {name: float(np.median([row[name] for row in rows])) for name in rows[0]}

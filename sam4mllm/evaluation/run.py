@@ -18,7 +18,6 @@ from sam4mllm.evaluation.metrics import Figures, Sample, compare, summarize
 from sam4mllm.evaluation.predictions import JudgedExample, keep, no_probabilities, no_truths
 from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.masks import lies_on, union
-from sam4mllm.options import Strategy
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.values import Grounding, Prompt
@@ -75,7 +74,6 @@ def by_image(examples: Sequence[Example]) -> list[list[Example]]:
 def evaluate(
     pipeline: Pipeline,
     folder: Path,
-    strategy: Strategy = "pqpp",
     oracle: bool = False,
     track: Track = _plain,
     *,
@@ -90,17 +88,15 @@ def evaluate(
     images = by_image(choose(folder) if examples is None else examples)
     judged: list[JudgedExample] = []
     for group in track(images, len(images)):
-        judged += _judge(pipeline, folder, group, strategy, oracle, min_pixels)
+        judged += _judge(pipeline, folder, group, oracle, min_pixels)
     return summarize_judged(judged), judged
 
 
-def _judge(
-    pipeline: Pipeline, folder: Path, group: Sequence[Example], strategy: Strategy, oracle: bool, min_pixels: int
-) -> Iterator[JudgedExample]:
+def _judge(pipeline: Pipeline, folder: Path, group: Sequence[Example], oracle: bool, min_pixels: int) -> Iterator[JudgedExample]:
     image = load_example_image(folder, group[0])
     began = time.perf_counter()
     opened = pipeline.open(image)
-    answers = pipeline.segment(opened, [example.phrase for example in group], strategy)
+    answers = pipeline.segment(opened, [example.phrase for example in group])
     whole = (time.perf_counter() - began) / len(group)
     taken = {stage: (opened.seconds.get(stage, 0.0) + answers[0].timings.get(stage, 0.0)) / len(group) for stage in STAGES}
     asked = ask_true_points(pipeline, opened, group)

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import STRATEGIES, Options, Strategy, Thresholds
+from sam4mllm.options import Options, Thresholds
 from sam4mllm.points import PATTERN_SIZE
 
 COUNTS = ("5", "10", "15", "30")
@@ -16,6 +16,7 @@ COUNTS = ("5", "10", "15", "30")
 THRESHOLDS = ("0.5/0.5", "0.6/0.75", "0.75/0.9", "0.9/0.95")
 """No answer dropped, a looser pair than the published one, the published one, a stricter one."""
 PUBLISHED: Mapping[str, Any] = {
+    "strategy": "pqpp",
     "joint": True,
     "count": 15,
     "thresholds": Thresholds(0.75, 0.90),
@@ -35,7 +36,6 @@ class Setting:
     """
 
     names: tuple[str, ...]
-    strategy: Strategy
     options: Options
     segmenter: str = "demo"
     adapter: str | None = None
@@ -51,12 +51,12 @@ class Setting:
         """What it comes to: settings of which this is equal draw the same masks."""
         if self.oracle:
             return ("oracle", self.segmenter)
-        match self.strategy:  # a box alone leaves the choice nothing to go by
+        match self.options.strategy:  # a box alone leaves the choice nothing to go by
             case "pqpp":
-                return (self.strategy, replace(self.options, count=self.options.points), self.segmenter, self.adapter)
+                return (replace(self.options, count=self.options.points), self.segmenter, self.adapter)
             case "ppg":
-                return (self.strategy, self.options.choice, self.segmenter, self.adapter)
-        return (self.strategy, self.segmenter, self.adapter)
+                return ("ppg", self.options.choice, self.segmenter, self.adapter)
+        return ("box", self.segmenter, self.adapter)
 
 
 def plan(base: Setting, axes: Mapping[str, Sequence[str]], adapters: Mapping[str, str] | None = None, grid: bool = False) -> list[Setting]:
@@ -75,7 +75,7 @@ def plan(base: Setting, axes: Mapping[str, Sequence[str]], adapters: Mapping[str
     """
     known = adapters or {}
     values = {axis: tuple(given) or defaults(axis, base, known) for axis, given in axes.items()}
-    rows = [replace(base, names=("base",)), replace(base, names=("published",), strategy="pqpp", options=published(base.options))]
+    rows = [replace(base, names=("base",)), replace(base, names=("published",), options=published(base.options))]
     if grid:
         for combination in product(*values.values()):
             setting = base
@@ -93,8 +93,6 @@ def plan(base: Setting, axes: Mapping[str, Sequence[str]], adapters: Mapping[str
 def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | None = None) -> Setting:
     """The base with one thing changed. Raises EvaluationError if there is no such axis, or the value is none of it."""
     match axis:
-        case "strategy":
-            return replace(base, strategy=_one_of(axis, value, STRATEGIES))
         case "segmenter":
             return replace(base, segmenter=value)
         case "rank":
@@ -110,8 +108,6 @@ def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | Non
 def defaults(axis: str, base: Setting, adapters: Mapping[str, str] | None = None) -> tuple[str, ...]:
     """The values of an axis if none are given. Raises EvaluationError if it has none of its own."""
     match axis:
-        case "strategy":
-            return STRATEGIES
         case "points":
             return ("packed", "joint")
         case "count":
@@ -170,7 +166,7 @@ OPTIONS: Mapping[str, Callable[[str], dict[str, Any]]] = {
 
 
 def _unknown(axis: str) -> str:
-    return f"{axis!r} cannot be varied; what can: {', '.join(('strategy', *OPTIONS, *choices(), 'segmenter', 'rank'))}"
+    return f"{axis!r} cannot be varied; what can: {', '.join((*choices(), *OPTIONS, 'segmenter', 'rank'))}"
 
 
 def _one_of(axis: str, value: str, known: tuple[Any, ...]) -> Any:

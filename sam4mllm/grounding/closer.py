@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from sam4mllm import closeup
 from sam4mllm.closeup import Window, window_around
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.identity import digest_of
 from sam4mllm.values import Grounding
 
 
@@ -32,8 +32,8 @@ class CloserGrounder:
 
     @property
     def identity(self) -> str:
-        parts = (self.whole.identity, closeup.ZOOM, closeup.LEAST_GAIN, closeup.SIDE_PX)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+        close_up = {"zoom": closeup.ZOOM, "least_gain": closeup.LEAST_GAIN, "side_px": closeup.SIDE_PX}
+        return digest_of({"whole": self.whole.identity, "close_up": close_up})[:8]
 
     def open(self, image: NDArray[np.uint8]) -> CloserScene:
         scene = self.whole.open(image)

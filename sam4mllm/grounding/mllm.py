@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import bisect
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,7 @@ from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
 from sam4mllm.grounding.protocol import Inquiry, Scene
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.grounding.verdicts import Verdicts
+from sam4mllm.identity import digest_of
 from sam4mllm.prompts.conversation import (
     BoxNumbers,
     PointNumbers,
@@ -38,6 +39,8 @@ from sam4mllm.prompts.conversation import (
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt, says_no_target
 from sam4mllm.values import Grounding, SpokenPoints
 
+ANSWER_TOKENS = 400
+"""The longest answer to a box question, if nothing else is said."""
 MAX_ROW = 4096
 """Tokens of a packed row, whose mask grows with their square; what does not fit goes into another pass, with the same result."""
 PHRASES_AT_ONCE = 32
@@ -54,7 +57,7 @@ class MllmGrounder:
         activate: called before each use of the model, where several grounders share one with an adapter each.
     """
 
-    def __init__(self, checkpoint: Checkpoint, max_new_tokens: int = 400, activate: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, checkpoint: Checkpoint, max_new_tokens: int = ANSWER_TOKENS, activate: Callable[[], None] = lambda: None) -> None:
         self.checkpoint = checkpoint
         self._activate = activate
         self.dialect = checkpoint.dialect
@@ -69,16 +72,15 @@ class MllmGrounder:
 
     @property
     def identity(self) -> str:
-        parts: tuple[object, ...] = (
-            self.checkpoint.fingerprint,
-            self.dialect,
-            self.markup,
-            self.checkpoint.model.dtype,
-            self.max_new_tokens,
-        )
-        if self.checkpoint.precision.quantize != "none":
-            parts = (*parts, self.checkpoint.precision.quantize)
-        return hashlib.sha256(repr(parts).encode()).hexdigest()[:8]
+        parts = {
+            "model": self.checkpoint.fingerprint,
+            "dialect": asdict(self.dialect),
+            "markup": asdict(self.markup),
+            "dtype": str(self.checkpoint.model.dtype),
+            "quantize": self.checkpoint.precision.quantize,
+            "max_new_tokens": self.max_new_tokens,
+        }
+        return digest_of(parts)[:8]
 
     @property
     def device(self) -> torch.device:

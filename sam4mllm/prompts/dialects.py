@@ -48,11 +48,6 @@ class Dialect:
     no_target: str = "none"
     answer: str = "{boxes}"
 
-    def __repr__(self) -> str:
-        """Without a later field at its default: the versions of adapters are hashes over this text."""
-        shown = [field for field in dataclasses.fields(self) if field.name != "answer" or self.answer != field.default]
-        return f"Dialect({', '.join(f'{field.name}={getattr(self, field.name)!r}' for field in shown)})"
-
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             if field.name != "digits" and not isinstance(getattr(self, field.name), str):

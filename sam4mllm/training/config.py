@@ -1,4 +1,4 @@
-"""Plans in files: our default, the paper's and the released adapter's come with the package, a user's own is JSON or TOML.
+"""Plans in files: our default, the server's, the paper's and the released adapter's come with the package, a user's own is JSON or TOML.
 
 A file has the fields of :class:`~sam4mllm.training.plan.TrainingPlan`, and in a table ``asking`` those of
 :class:`~sam4mllm.training.asking.Asking`.
@@ -17,7 +17,7 @@ from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan, plan_of
 
 FOLDER = Path(__file__).parent / "configs"
-NAMES = ("default", "paper", "released")
+NAMES = ("default", "demo", "server", "paper", "released")
 """The plans of the package."""
 
 

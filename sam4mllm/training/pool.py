@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from sam4mllm.data.conversations import Conversation, Turn
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.errors import DatasetError, ImageError, TrainingError
+from sam4mllm.identity import digest_of
 from sam4mllm.images import load_image
 
 BYTES_KEPT = 256 << 20
@@ -111,14 +111,10 @@ class Pool:
     @property
     def sha256(self) -> str:
         """The hash of all that draws follow from, in hex: pictures, phrases, boxes, masks and labels; not of where they lie."""
-        digest = hashlib.sha256(repr((self._strata, len(self._pictures))).encode())
-        for picture in (*self._pictures, *self._replay):
-            for example in picture.examples:
-                objects = [(instance.box_px.tolist(), instance.rle["counts"]) for instance in example.instances]
-                digest.update(repr((example.sha256, example.phrase, objects)).encode())
-        for talk in self._talks:
-            digest.update(repr((talk.conversation.image.name, talk.conversation.turns)).encode())
-        return digest.hexdigest()
+        pictures = [[_describe(example) for example in picture.examples] for picture in self._pictures]
+        replay = [[_describe(example) for example in picture.examples] for picture in self._replay]
+        talks = [[talk.conversation.image.name, [asdict(turn) for turn in talk.conversation.turns]] for talk in self._talks]
+        return digest_of({"strata": self._strata, "pictures": pictures, "replay": replay, "conversations": talks})
 
     # -- at random -------------------------------------------------------------------------------------------------------------------------
 
@@ -204,3 +200,8 @@ def _pictures(datasets: Sequence[tuple[Path, Sequence[Example]]], phrases: int |
             most = phrases or len(some)
             for start in range(0, len(some), most):
                 yield _Picture(folder, tuple(some[start : start + most]))
+
+
+def _describe(example: Example) -> list[object]:
+    objects = [[instance.box_px.tolist(), instance.rle["counts"]] for instance in example.instances]
+    return [example.sha256, example.phrase, objects]

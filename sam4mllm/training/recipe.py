@@ -15,12 +15,11 @@ tried again with half of its phrases, and left out if a single one is too much.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +33,14 @@ from torch import Tensor, nn
 from sam4mllm.adapters.lora import attach, save_adapter
 from sam4mllm.data.conversations import Turn
 from sam4mllm.data.examples import Example
+from sam4mllm.durable import remove
 from sam4mllm.errors import PhraseError, TrainingError
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
 from sam4mllm.grounding.packing import additive
+from sam4mllm.identity import digest_of
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import UNLEARNED, Collator, TrainingRow
 from sam4mllm.training.features import VisionMemory
@@ -47,7 +48,7 @@ from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_r
 from sam4mllm.training.pool import Pool, TrainingImage
 from sam4mllm.training.processes import Processes
 from sam4mllm.training.sharding import shard
-from sam4mllm.training.state import load_state, save_state
+from sam4mllm.training.state import load_state, read_state, save_state
 from sam4mllm.training.targets import NO_TARGETS, Targets
 
 __all__ = ["Progress", "Trainer", "row_loss"]
@@ -118,9 +119,7 @@ class Trainer:
         self._processes = processes or Processes(self._grounder.device)
         if plan.batch < self._processes.count:
             raise TrainingError(f"batch is {plan.batch}, fewer images than the {self._processes.count} processes; use a larger batch")
-        same = replace(plan, seconds_between_saves=0, recompute=None, feature_megabytes=0)  # none changes what is learned
-        parts = (same, asking, targets.identity, checkpoint.fingerprint, checkpoint.precision, pool.sha256)
-        self._run = hashlib.sha256(repr(parts).encode()).hexdigest()
+        self._identity = _identity(plan, asking, targets, checkpoint, pool)
         torch.manual_seed(plan.seed)
         self.model = attach(checkpoint, plan.rank, plan.alpha, plan.dropout)
         if plan.recompute if plan.recompute is not None else self._grounder.device.type == "cuda":
@@ -179,16 +178,24 @@ class Trainer:
 
     def _resume(self) -> tuple[int, int, float]:
         """The step to begin with, the number of steps, and the seconds that were spent."""
+        self._drop_former()
         state = load_state(self.folder, self._trained, self._optimizer)
         self._check_alike(-1 if state is None else int(state["step"]))
         self._processes.share(list(self._trained))
         if state is None:
             return 0, self.plan.steps, 0.0
-        if state.get("run") != self._run:
+        if state["identity"] != self._identity:
             raise TrainingError(f"{self.folder} holds a run with other data or settings; go on with those, or remove it to begin anew")
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
         return int(state["step"]), int(state["steps"]), float(state["seconds"])
+
+    def _drop_former(self) -> None:
+        """States from before identities were hashes of JSON do not say whose they are: such a run is begun anew."""
+        if self._processes.first and (state := read_state(self.folder)) is not None and "identity" not in state:
+            log.warning("%s holds a run of an earlier release; it is begun anew", self.folder)
+            remove(self.folder)
+        self._processes.wait()
 
     def _check_alike(self, step: int) -> None:
         if self._processes.add_up([float(step != self._processes.of_first(step))])[0]:
@@ -197,7 +204,7 @@ class Trainer:
     def _save(self, step: int, steps: int, seconds: float) -> None:
         if not self._processes.first:
             return
-        state = {"run": self._run, "steps": steps, "seconds": seconds, "scaler": self._scaler.state_dict()}
+        state = {"identity": self._identity, "steps": steps, "seconds": seconds, "scaler": self._scaler.state_dict()}
         save_state(self.folder, step, self._trained, self._optimizer, state)
 
     def _step(self, step: int, steps: int) -> float:
@@ -364,3 +371,18 @@ def _recompute(model: Any) -> None:
 def _generator(*seed: int) -> np.random.Generator:
     """Independent of that of other numbers; a last one of 0 would be as if it were not there."""
     return np.random.default_rng(seed)
+
+
+def _identity(plan: TrainingPlan, asking: Asking, targets: Targets, checkpoint: Checkpoint, pool: Pool) -> str:
+    """The hash of all that the weights at a step follow from."""
+    speed_only = ("seconds_between_saves", "recompute", "feature_megabytes")
+    learned = {name: value for name, value in asdict(plan).items() if name not in speed_only}
+    parts = {
+        "plan": {name: None if value == math.inf else value for name, value in learned.items()},
+        "asking": asdict(asking),
+        "targets": targets.identity,
+        "model": checkpoint.fingerprint,
+        "precision": asdict(checkpoint.precision),
+        "pool": pool.sha256,
+    }
+    return digest_of(parts)

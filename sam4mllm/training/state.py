@@ -53,8 +53,16 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
     newest = finished[-1]
     load_weights(newest / "model.safetensors", model)
     _unflatten(optimizer, load_file(newest / "optimizer.safetensors"))
-    kept: dict[str, Any] = json.loads((newest / "state.json").read_text())
-    return kept
+    return read_state(folder)
+
+
+def read_state(folder: Path) -> dict[str, Any] | None:
+    """The state of the newest finished state of ``folder``, or None if there is none."""
+    finished = _finished(folder)
+    if not finished:
+        return None
+    state: dict[str, Any] = json.loads((finished[-1] / "state.json").read_text())
+    return state
 
 
 def has_state(folder: Path) -> bool:

@@ -7,7 +7,6 @@ follows from the object, the segmenter and the numbers alone.
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.errors import DatasetError
+from sam4mllm.identity import digest_of
 from sam4mllm.masks import mask_iou
 from sam4mllm.run_lengths import from_rle
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
@@ -69,8 +69,7 @@ NO_TARGETS = Targets("", {})
 def key_of(example: Example, index: int) -> str:
     """The hash of a picture and an object's box and mask in it."""
     instance = example.instances[index]
-    parts = (example.sha256, instance.box_px.tolist(), instance.rle["counts"])
-    return hashlib.sha256(repr(parts).encode()).hexdigest()[:32]
+    return digest_of({"image": example.sha256, "box": instance.box_px.tolist(), "mask": instance.rle["counts"]})[:32]
 
 
 def make_targets(
@@ -222,5 +221,5 @@ def _path(folder: Path, identity: str, rank: int) -> Path:
 
 
 def _identity(segmenter: Segmenter, asking: Asking) -> str:
-    numbers = (asking.prompt_groups, asking.prompt_kept, asking.prompt_inside, asking.prompt_outside)
-    return hashlib.sha256(repr((segmenter.identity, numbers)).encode()).hexdigest()[:8]
+    numbers = {name: getattr(asking, name) for name in ("prompt_groups", "prompt_kept", "prompt_inside", "prompt_outside")}
+    return digest_of({"segmenter": segmenter.identity, **numbers})[:8]

@@ -25,7 +25,7 @@ PROMOTION_SECONDS = 900
 def store_adapter(home: Path, folder: Path) -> Manifest:
     """A new adapter of the demo model in the registry; it changes nothing yet."""
     variants = load_variants("demo", "demo", "cpu", None)
-    base, identity = variants.base.slug, variants.base.identity("pqpp")
+    base, identity = variants.base.slug, variants.base.identity
     origin = {"base_sha256": variants.base_sha256, "template_sha256": variants.template_sha256, "data_sha256": "0" * 64}
     attach(variants.checkpoint, 1, 1, 0.0).save_pretrained(str(folder), save_embedding_layers=False)
     files = {name: folder / name for name in (CONFIG, WEIGHTS)}

@@ -1,0 +1,88 @@
+"""The names that versions had before identities were hashes of JSON: hashes of what Python prints of tuples and dataclasses.
+
+Users keep versions of that time, and Label Studio keeps predictions of them, so that those versions go on under their names. Nothing new
+is named in this way. The fields are listed: one that a dataclass gets later must not change an old name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from sam4mllm import closeup
+from sam4mllm.adapters.files import Manifest
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.options import Options
+from sam4mllm.prompts.conversation import ChatMarkup
+from sam4mllm.prompts.dialects import Dialect
+
+_DIALECT = (
+    *("name", "box_question", "prompt_question", "points_head", "box", "point", "frame", "points_view", "digits", "box_separator"),
+    *("point_separator", "answer_separator", "yes", "no", "inside", "outside", "no_target"),
+)
+_MARKUP = ("opening", "to_answer", "to_question")
+
+
+@dataclass(frozen=True)
+class FormerManifest(Manifest):
+    """A version of that time. Where all that shapes its predictions has the hash ``identity``, its name is ``name``."""
+
+    identity: str = ""
+    name: str = ""
+
+    def version_for(self, identity: str) -> str:
+        return self.name if identity == self.identity else super().version_for(identity)
+
+
+def keep_name(manifest: Manifest, identity: str, former_identity: str) -> FormerManifest:
+    """The manifest with the name that it had at the ``former_identity``, which is ``identity`` today."""
+    parts = (former_identity, manifest.base_sha256, manifest.template_sha256, sorted(manifest.files.items()))
+    name = f"{manifest.version.rsplit('-', 2)[0]}-{manifest.number}-{_hash(repr(parts))[:8]}"
+    return FormerManifest(**vars(manifest), identity=identity, name=name)
+
+
+def former_template(dialect: Dialect, markup: ChatMarkup) -> str:
+    """``template_sha256`` of that time."""
+    return _hash(f"({_spell_dialect(dialect)}, {_spell('ChatMarkup', markup, _MARKUP)})")
+
+
+def former_identity(checkpoint: Checkpoint, max_new_tokens: int, segmenter: str, options: Options) -> str:
+    """``Pipeline.identity`` of that time; ``segmenter`` is the segmenter's identity."""
+    parts = [repr(checkpoint.fingerprint), _spell_dialect(checkpoint.dialect), _spell("ChatMarkup", checkpoint.markup, _MARKUP)]
+    parts += [str(checkpoint.model.dtype), str(max_new_tokens)]
+    if checkpoint.precision.quantize != "none":
+        parts.append(repr(checkpoint.precision.quantize))
+    grounder = _hash(f"({', '.join(parts)})")[:8]
+    if checkpoint.dialect.points_view == "close-up":
+        grounder = _hash(repr((grounder, closeup.ZOOM, closeup.LEAST_GAIN, closeup.SIDE_PX)))[:8]
+    return _hash(f"({grounder!r}, {segmenter!r}, {options.strategy!r}, {_spell_options(options)})")
+
+
+def former_settings(model: str, segmenter: str, options: Options, points: str) -> str:
+    """What stood in the name of the file in which a server noted its version."""
+    pattern = () if options.pattern == "spread" else (options.pattern,)
+    return _hash(repr((model, segmenter, options.strategy, points, *pattern)))[:12]
+
+
+def _spell_options(options: Options) -> str:
+    thresholds = _spell("Thresholds", options.thresholds, ("positive", "negative"))
+    parts = [f"joint={options.joint!r}", f"count={options.count!r}", f"thresholds={thresholds}"]
+    # these two came later, and were left out at the values that earlier versions had
+    later: Mapping[str, tuple[str, str]] = {"pattern": (options.pattern, "spread"), "choice": (options.choice, "predicted")}
+    parts += [f"{name}={value!r}" for name, (value, first) in later.items() if value != first]
+    return f"Options({', '.join(parts)})"
+
+
+def _spell_dialect(dialect: Dialect) -> str:
+    answer = () if dialect.answer == "{boxes}" else ("answer",)
+    return _spell("Dialect", dialect, (*_DIALECT, *answer))
+
+
+def _spell(kind: str, value: object, names: Sequence[str]) -> str:
+    """A dataclass as Python prints it."""
+    return f"{kind}({', '.join(f'{name}={getattr(value, name)!r}' for name in names)})"
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()

@@ -1,0 +1,29 @@
+"""Identities: hashes of explicit JSON. Two things have the same identity if, and only if, their JSON is the same."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+
+
+def digest_of(parts: Mapping[str, object]) -> str:
+    """The SHA-256, 64 hexadecimal digits, of the parts as JSON with sorted keys; a tuple counts as a list.
+
+    Raises TypeError for what JSON does not hold, keys that are no text among it, and ValueError for a number that is not finite.
+    """
+    _check_keys(parts)
+    text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def _check_keys(value: object) -> None:
+    """json would write the keys 1 and "1" alike."""
+    if isinstance(value, dict):
+        for key, part in value.items():
+            if not isinstance(key, str):
+                raise TypeError(f"a key of an identity must be text, not {key!r}")
+            _check_keys(part)
+    elif isinstance(value, list | tuple):
+        for part in value:
+            _check_keys(part)
