@@ -41,6 +41,8 @@ def test_a_training_run_comes_to_its_decision(installed: Installed, start: str, 
     known = tmp_path / "known"
     done = installed.run(*installed.starts[start], "scenes", known, "--count", 2, "--seed", SEED, "--split", "train")
     assert done.code == 0, done.err
+    image = next((known / "images").iterdir())
+    assert installed.run(*installed.starts[start], "predict", image, "the cup").out.startswith("the cup: ")
     settings = {"SAM4MLLM_REPLAY": str(known), "SAM4MLLM_GOLDEN": str(known), "SAM4MLLM_TRAIN_STEPS": "3", "SAM4MLLM_STRATEGY": "box"}
     settings |= {"SAM4MLLM_HOME": str(tmp_path / "home")}
     pictures = tmp_path / "pictures"
