@@ -28,12 +28,15 @@ DECODE_SECONDS = 6.0
 """CPU time for a picture, where nothing else is set. A PNG of 50 megapixels of noise takes 2.7 s on one core of a shared machine."""
 BUDGET_SECONDS = 7200.0
 """For a run's training, where its plan sets none."""
+_IN_PLAN = "write {} into a TOML file that SAM4MLLM_TRAIN_CONFIG names"
 GONE = {
-    "SAM4MLLM_TRAIN_STEPS": "steps",
-    "SAM4MLLM_TRAIN_RATE": "rate",
-    "SAM4MLLM_TRAIN_MINUTES": "budget_seconds (60 times the minutes)",
+    "SAM4MLLM_TRAIN_STEPS": _IN_PLAN.format("steps"),
+    "SAM4MLLM_TRAIN_RATE": _IN_PLAN.format("rate"),
+    "SAM4MLLM_TRAIN_MINUTES": _IN_PLAN.format("budget_seconds (60 times the minutes)"),
+    "SAM4MLLM_REMEMBER_PHRASE": "write the phrase into the tasks' data",
+    "SAM4MLLM_SHOW_PROMPTS": "`sam4mllm predict --out` draws box and points",
 }
-"""Variables of earlier releases, and the field of a plan that replaces each."""
+"""Variables of earlier releases, and what to do instead of each."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -79,8 +82,6 @@ class Settings(BaseSettings):
     prompt_control: str = Field(
         PROMPT_NAME, description="the name of the `TextArea` in which annotators type what to find; no other is read"
     )
-    remember_phrase: bool = Field(False, description="use a project's last typed phrase for tasks that have none")
-    show_prompts: bool = Field(False, description="send the MLLM's own box and points along where the config has controls for them")
     train_after: int = Field(0, ge=0, description="new corrections after which a run starts by itself; 0: only when it is asked for")
     train_mode: str = Field(
         "beside",
@@ -180,9 +181,9 @@ class Settings(BaseSettings):
 
 def read_settings() -> Settings:
     """The settings of the environment. Raises SettingsError: one line that names the variable."""
-    for variable, field in GONE.items():
+    for variable, instead in GONE.items():
         if variable in os.environ:
-            raise SettingsError(f"{variable} is gone: unset it, and write {field} into a TOML file that SAM4MLLM_TRAIN_CONFIG names")
+            raise SettingsError(f"{variable} is gone: unset it; {instead}")
     try:
         settings = Settings()
     except ValidationError as error:

@@ -226,7 +226,7 @@ def test_another_question_is_another_answer(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("description", ["the left cup", ["the left cup", "the dog"], {"Dog": "all cups"}, "the moon", None], ids=str)
 def test_a_prediction_is_that_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, description: Any) -> None:
-    where = house(tmp_path / "server", show_prompts=True)
+    where = house(tmp_path / "server")
     raw = {"id": 5, "data": {"image": "/data/upload/5-100x80.png", "description": description}}
     try:
         [answer] = where.service.predictor.predict(PredictRequest([raw], PROJECT, CONFIG))
@@ -234,7 +234,7 @@ def test_a_prediction_is_that_of_the_server(tmp_path: Path, monkeypatch: pytest.
     finally:
         where.service.close(5.0)
     monkeypatch.setattr(work, "image_store", lambda *_: FakeImages())
-    given = settings(tmp_path, show_prompts=True, label_studio_url="http://ls:8080", label_studio_api_key=KEY)
+    given = settings(tmp_path, label_studio_url="http://ls:8080", label_studio_api_key=KEY)
     asked = ProjectWork(given, PROJECT, CONFIG)
     job = BatchTask(5, raw["data"])
     found = asked.answerer()(fake_pipeline(), job, asked.loader()(job), 0.0)

@@ -292,21 +292,6 @@ def test_regions_follow_the_config(home: Callable[..., House], tag: str) -> None
         assert [value[side] for side in ("x", "y", "width", "height")] == [10, 12.5, 20, 25]
 
 
-def test_box_and_points_come_along_where_a_setting_says_so(home: Callable[..., House]) -> None:
-    [answer] = ask(home(show_prompts=True), task(description="the left cup"))
-    kinds = [region["type"] for region in answer["result"]]
-    assert kinds[:2] == ["brushlabels", "rectanglelabels"]
-    assert set(kinds[2:]) == {"keypointlabels"}
-    assert len({region["id"] for region in answer["result"]}) == len(kinds)
-
-
-def test_a_projects_last_phrase_serves_tasks_without_one_where_a_setting_says_so(home: Callable[..., House]) -> None:
-    where = home(remember_phrase=True)
-    ask(where, task(1), context=[text("the dog")])
-    [answer] = ask(where, task(2))
-    assert answer["result"][0]["value"]["brushlabels"] == ["Dog"]
-
-
 @pytest.mark.parametrize(
     "bad",
     [

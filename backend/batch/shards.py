@@ -94,18 +94,8 @@ def _open_target(plan: BatchPlan, settings: Settings) -> tuple[TaskSource, Work,
     label_studio = LabelStudio(settings.label_studio_url, token)
     project = label_studio.project(plan.target)
     read_label_config(project["label_config"])
-    work = ProjectWork(settings, plan.target, project["label_config"], _remembered(settings, plan.target))
+    work = ProjectWork(settings, plan.target, project["label_config"])
     return ProjectSource(label_studio, plan.target, plan.shard), work, label_studio
-
-
-def _remembered(settings: Settings, project: int) -> str:
-    if not settings.remember_phrase:
-        return ""
-    log = CorrectionLog(settings.home / "corrections.sqlite")
-    try:
-        return log.project_phrase(project)
-    finally:
-        log.close()
 
 
 def _models(plan: BatchPlan, settings: Settings, work: Work, source: TaskSource) -> tuple[str, Stages]:

@@ -124,10 +124,9 @@ class ProjectWork:
     settings: Settings
     project: int
     label_config: str
-    remembered: str = ""
 
     def key(self, job: BatchTask) -> str:
-        return _digest(self.project, self.label_config, self.settings.phrase_field, self.settings.show_prompts, self.remembered, job)
+        return _digest(self.project, self.label_config, self.settings.phrase_field, job)
 
     def loader(self) -> Load:
         store = self._store()
@@ -144,7 +143,7 @@ class ProjectWork:
             version = pipeline.version
             answers: list[tuple[int, bytes]] = []
             served: list[Served] = []
-            for question in bulk_question(task, config, self.settings.phrase_field, self.remembered).each_page():
+            for question in bulk_question(task, config, self.settings.phrase_field).each_page():
                 page = question.page or 0
                 with naming_page(question.page):
                     # decoded, a picture takes megabytes: further pages are had one at a time

@@ -23,8 +23,6 @@ from backend.label_studio.wire import row_id
 from backend.support.bounded_json import write_json
 from sam4mllm.identity import digest_of
 
-ANY_TASK = -1
-"""The row that holds a project's last phrase, whichever task it was typed for."""
 AT_ONCE = 20
 """Annotations that are read from the file at once: each may hold megabytes."""
 
@@ -202,27 +200,19 @@ class CorrectionLog(LogFile):
 
     # -- phrases ---------------------------------------------------------------------------------------------------------------------------
 
-    def remember(self, project: int | None, task: int | None, phrase: str) -> None:
-        """Keep a typed phrase, for its task if it has a number, and as the project's last. Where no project is told, all share one."""
-        keys = [key for key in (ANY_TASK, task) if key is not None]
-        if not self._keep("phrase", [[_text_of(project), key, phrase, time.time()] for key in keys]):
-            self._typed |= {(project, key): phrase for key in keys}
+    def remember(self, project: int | None, task: int, phrase: str) -> None:
+        """Keep a phrase that was typed for a task. Where no project is told, all share one."""
+        if not self._keep("phrase", [[_text_of(project), task, phrase, time.time()]]):
+            self._typed[project, task] = phrase
 
     def task_phrase(self, project: int | None, task: int) -> str:
         """The last phrase typed for a task; empty if none."""
-        return self._phrase(project, task)
-
-    def project_phrase(self, project: int | None) -> str:
-        """The last phrase typed for any task of a project; empty if none."""
-        return self._phrase(project, ANY_TASK)
-
-    def _phrase(self, project: int | None, key: int) -> str:
         if self._typed and not self.waiting:
             self._typed = {}
-        if (project, key) in self._typed:
-            return self._typed[project, key]
+        if (project, task) in self._typed:
+            return self._typed[project, task]
         name = _text_of(project)
-        rows = self._read(_PHRASE, (key, name, f"{name}.", f"{name}/"))
+        rows = self._read(_PHRASE, (task, name, f"{name}.", f"{name}/"))
         return str(rows[0][0]) if rows else ""
 
     def _patiently(self, query: str, values: Sequence[object] = ()) -> list[Any]:

@@ -77,8 +77,8 @@ def typed_text(regions: Iterable[Region], config: LabelConfig) -> str:
     return ""
 
 
-def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, remembered: str) -> list[Wanted]:
-    """The phrases of a task: what was typed, else its data field, else the remembered phrase, else the config's label names.
+def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, shown: str = "") -> list[Wanted]:
+    """The phrases of a task: what was typed, else its data field, else the one ``shown`` for it, else the config's label names.
 
     The field holds one phrase, a list of them, or {label: phrase or list}. Raises TaskError if it holds anything else, or there is
     nothing to look for, and PhraseError for a phrase that cannot be used.
@@ -90,8 +90,8 @@ def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, remem
         raise TaskError(f"the task's {phrase_field!r} holds {len(found)} phrases; at most {MAX_PHRASES} are answered")
     if found:
         return [Wanted(phrase, config.label_for(phrase) if label is None else _label_of(label, config)) for label, phrase in found]
-    if remembered:
-        return [Wanted(remembered, config.label_for(remembered))]
+    if shown:
+        return [Wanted(shown, config.label_for(shown))]
     asked = ((label.phrase or label.value, label.value) for label in config.mask.labels)
     named = list(islice((Wanted(phrase, label) for phrase, label in asked if len(phrase) <= MAX_PHRASE), MAX_PHRASES))
     if not named:

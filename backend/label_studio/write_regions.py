@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from backend import brush
-from backend.label_studio.label_config import UNTYPED_TAGS, Control, LabelConfig
+from backend.label_studio.label_config import UNTYPED_TAGS, LabelConfig
 from backend.label_studio.wire import Region
 from sam4mllm.identity import digest_of
 from sam4mllm.masks import box_of, components
@@ -22,8 +22,6 @@ from sam4mllm.values import Instance
 POLYGON_TOLERANCE_PX = 1.5
 """How far a polygon may be from the mask's outline: below what a reviewer sees, and few enough points to drag."""
 MAX_PIECES = 20
-PROMPT_POINT_WIDTH = 0.5
-"""Size of a shown prompt point, in percent of the image's width."""
 
 
 def to_regions(
@@ -32,17 +30,15 @@ def to_regions(
     config: LabelConfig,
     label: str | None,
     key: str,
-    show_prompts: bool = False,
     page: int | None = None,
 ) -> list[Region]:
-    """Regions of a phrase's instance for the config's mask control; with ``show_prompts`` the box and the points that led there, too.
+    """Regions of a phrase's instance for the config's mask control.
 
     ``key``, the phrase's own, and the instance's ``index`` make the regions' ids: the same answer has the same ids, in whatever request it
     is asked for. ``page``, from 0, is that of the picture in a task of several.
     """
     height, width = instance.mask.shape
     drawn = [(config.mask, value) for value in values_of(instance.mask, config.mask.drawing)]
-    drawn += _prompts(instance, config, width, height) if show_prompts else []
     labels = [label] if label is not None else []
     shared = {
         "to_name": config.image,
@@ -130,14 +126,3 @@ _DRAW: dict[str, Callable[[NDArray[np.bool_]], list[dict[str, Any]]]] = {
 def _box_value(box_px: NDArray[np.float32], width: int, height: int) -> dict[str, Any]:
     x1, y1, x2, y2 = (float(side) for side in box_px / np.array([width, height, width, height]) * 100)
     return {"x": x1, "y": y1, "width": x2 - x1, "height": y2 - y1, "rotation": 0}
-
-
-def _prompts(instance: Instance, config: LabelConfig, width: int, height: int) -> list[tuple[Control, dict[str, Any]]]:
-    """The box and the points on the object that the segmenter was prompted with, where the config has controls for them."""
-    shown: list[tuple[Control, dict[str, Any]]] = []
-    if config.box is not None:
-        shown.append((config.box, _box_value(instance.box_px, width, height)))
-    if config.keypoint is not None:
-        for x, y in instance.points_px[instance.labels == 1] / np.array([width, height]) * 100:
-            shown.append((config.keypoint, {"x": float(x), "y": float(y), "width": PROMPT_POINT_WIDTH}))
-    return shown

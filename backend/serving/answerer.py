@@ -72,10 +72,10 @@ class Question:
         return tuple(replace(self, page=page, seen=tuple(one for one in self.seen if one.page == page)) for page in pages)
 
 
-def bulk_question(task: Task, config: LabelConfig, phrase_field: str, remembered: str = "") -> Question:
+def bulk_question(task: Task, config: LabelConfig, phrase_field: str) -> Question:
     """What a bulk run asks of a task. Raises TaskError or PhraseError."""
     config = config.for_task(task.data)
-    return Question(task, config, tuple(wanted(task, config, "", phrase_field, remembered)), Pointed(), False)
+    return Question(task, config, tuple(wanted(task, config, "", phrase_field)), Pointed(), False)
 
 
 class Answerer:
@@ -111,7 +111,7 @@ class Answerer:
             recorded: list[tuple[Instance, tuple[Region, ...]]] = []
             for index, instance in enumerate(instances):
                 own = _label_alone(question) if instance.pointed == "alone" else label
-                made = to_regions(instance, index, question.config, own, f"{key} {place}", self._settings.show_prompts, question.page)
+                made = to_regions(instance, index, question.config, own, f"{key} {place}", question.page)
                 masks = tuple(region for region in made if region["from_name"] == question.config.mask.name)
                 ids = answer_ids(instance, [region["id"] for region in masks], clicks, seen)
                 renamed = dict(zip((region["id"] for region in masks), ids, strict=True))

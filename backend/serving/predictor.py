@@ -68,9 +68,8 @@ class Images(Protocol):
 class TaskLog(Protocol):
     """Where typed phrases are kept, by project, and what was served or held back."""
 
-    def remember(self, project: int | None, task: int | None, phrase: str) -> None: ...
+    def remember(self, project: int | None, task: int, phrase: str) -> None: ...
     def task_phrase(self, project: int | None, task: int) -> str: ...
-    def project_phrase(self, project: int | None) -> str: ...
     def serve(self, records: Sequence[Served]) -> None: ...
     def served(self, project: int, task: int, wait: float) -> list[Served]: ...
     def withhold(self, project: int, task: int) -> None: ...
@@ -226,8 +225,9 @@ class Predictor:
         typed, pointing = typed_text(context, config), pointed(context, config)
         if typed:
             typed = check_phrase(typed)
-            with _noting(f"the phrase that was typed for task {task.id}"):
-                self._notes.remember(request.project, task.id, typed)
+            if task.id is not None:
+                with _noting(f"the phrase that was typed for task {task.id}"):
+                    self._notes.remember(request.project, task.id, typed)
         elif pointing:
             return self._pointed(task, config, pointing, context, request.project)
         elif request.interactive:
@@ -278,8 +278,7 @@ class Predictor:
         return False
 
     def _wanted(self, task: Task, config: LabelConfig, typed: str, project: int | None) -> list[Wanted]:
-        remembered = _recalled(lambda: self._notes.project_phrase(project)) if self._settings.remember_phrase and not typed else ""
-        return wanted(task, config, typed, self._settings.phrase_field, remembered)
+        return wanted(task, config, typed, self._settings.phrase_field)
 
     def _spoken_of(self, task: Task, config: LabelConfig, project: int | None) -> list[Wanted]:
         """The phrases that a click may be about. Its context never holds the phrase that was typed before, and drafts are seconds late."""
