@@ -20,12 +20,12 @@ from backend.label_studio.wire import PredictRequest
 from backend.learning.conductor import TRAINER
 from backend.learning.scheduler import Learner
 from backend.serving.answerer import Answerer
-from backend.serving.backlog import Late
+from backend.serving.backlog import Backlog
 from backend.serving.calibration import Scorer
 from backend.serving.engine import Engine
-from backend.serving.leases import Roster
+from backend.serving.leases import Leases
 from backend.serving.predictor import Images, Predictor
-from backend.serving.versions import Versions, load_roster
+from backend.serving.versions import Versions, load_leases
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
@@ -51,7 +51,7 @@ class Service:
     """Everything that a request needs."""
 
     settings: Settings
-    engine: Engine[Roster]
+    engine: Engine[Leases]
     predictor: Predictor
     corrections: CorrectionLog
     metrics: Metrics
@@ -59,7 +59,7 @@ class Service:
     background: ThreadPoolExecutor
     versions: Versions
     learner: Learner
-    late: Late | None = None
+    backlog: Backlog | None = None
     caches: dict[str, ByteCache[Any, Any]] = field(default_factory=dict)
 
     @property
@@ -88,8 +88,8 @@ class Service:
 
     def close(self, seconds: float) -> None:
         """Serve what is in the house, then end."""
-        if self.late is not None:
-            self.late.close()
+        if self.backlog is not None:
+            self.backlog.close()
         self.learner.close(LEARNER_SECONDS)
         self.engine.close(seconds)
         self.predictor.close()
@@ -101,7 +101,7 @@ class Service:
 
 def build(
     settings: Settings,
-    load: Callable[[Settings], Roster] = load_roster,
+    load: Callable[[Settings], Leases] = load_leases,
     images: Images | None = None,
     trainer: Sequence[str] | None = None,
 ) -> Service:
@@ -112,13 +112,13 @@ def build(
     corrections = CorrectionLog(settings.home / "corrections.sqlite")
     scorer = Scorer(settings.home / "score.json")
 
-    def begin() -> Roster:
-        roster = versions.begin(load(settings))
-        roster.calibrate(scorer.calibration)
-        return roster
+    def begin() -> Leases:
+        leases = versions.begin(load(settings))
+        leases.calibrate(scorer.calibration)
+        return leases
 
     answerer = Answerer(settings, metrics)
-    engine: Engine[Roster] = Engine(begin, settings.queue, answerer.forget_images)
+    engine: Engine[Leases] = Engine(begin, settings.queue, answerer.forget_images)
     background = ThreadPoolExecutor(1, "background")
 
     def noted(version: str) -> None:
@@ -137,15 +137,15 @@ def build(
     def predict_late(raw: object, request: PredictRequest) -> bytes:
         return predictor.predict_late(raw, request)
 
-    late = Late(predict_late, label_studio) if label_studio is not None and token else None
-    predictor = Predictor(engine, answerer, pictures, corrections, settings, metrics, shared, late)
+    backlog = Backlog(predict_late, label_studio) if label_studio is not None and token else None
+    predictor = Predictor(engine, answerer, pictures, corrections, settings, metrics, shared, backlog)
     learner = Learner(
         settings, engine, versions, corrections, pictures, metrics, label_studio=label_studio, scorer=scorer, trainer=trainer or TRAINER
     )
     caches: dict[str, ByteCache[Any, Any]] = {"answers": predictor.answers, "images": predictor.answerer.opened}
     if isinstance(pictures, ImageStore):
         caches["files"] = pictures.files
-    return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, late, caches)
+    return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, backlog, caches)
 
 
 def version_file(settings: Settings) -> Path:

@@ -18,7 +18,7 @@ from pydantic import SecretStr
 from backend.errors import FetchError
 from backend.images.store import LoadedImage
 from backend.service import Service, build
-from backend.serving.leases import Roster
+from backend.serving.leases import Leases
 from backend.settings import Settings
 from benchmarks.waiting import wait_for
 from sam4mllm.pipeline import Pipeline
@@ -82,7 +82,7 @@ def settings(home: Path, **given: Any) -> Settings:
 def house(home: Path, **given: Any) -> House:
     """A started service; its model is there when this returns."""
     grounder, segmenter, images = FakeGrounder(KNOWN), FakeSegmenter(), FakeImages()
-    service = build(settings(home, **given), lambda _: Roster(Pipeline(grounder, segmenter, slug="fake")), images)
+    service = build(settings(home, **given), lambda _: Leases(Pipeline(grounder, segmenter, slug="fake")), images)
     service.start()
     wait_for("the models", lambda: service.engine.state != "loading", 30, 0.002)
     return House(service, grounder, segmenter, images)

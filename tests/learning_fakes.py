@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from backend.service import Service, build
-from backend.serving.leases import Roster
+from backend.serving.leases import Leases
 from benchmarks.waiting import wait_for
 from sam4mllm.adapters.files import Manifest
 from sam4mllm.errors import ModelError
@@ -32,7 +32,7 @@ def pipeline(number: int, manifest: Manifest | None) -> Pipeline:
 
 
 @dataclass
-class FakeWorkshop:
+class FakeLoader:
     """Loads what is in the registry; a metric ``broken`` makes an adapter that cannot be loaded, ``mute`` one that cannot answer."""
 
     base_sha256: str = SHA
@@ -64,11 +64,11 @@ class School:
     """A running service whose versions can be swapped."""
 
     service: Service
-    workshop: FakeWorkshop
+    loader: FakeLoader
 
     def add(self, value: float = 0.5, **metrics: float) -> str:
         """A new adapter in the registry; its version."""
-        origin: Any = {**ORIGIN, "identity": self.workshop.base.identity, "metrics": {"gIoU": 0.5, **metrics}}
+        origin: Any = {**ORIGIN, "identity": self.loader.base.identity, "metrics": {"gIoU": 0.5, **metrics}}
         origin["parent"] = self.serving
         return self.service.versions.registry.add(adapter(value), **origin).version
 
@@ -80,11 +80,11 @@ class School:
 
 def school(home: Path, trainer: tuple[str, ...] | None = None, **given: Any) -> School:
     """Started; its models are there when this returns."""
-    workshop = FakeWorkshop()
-    service = build(settings(home, **given), lambda _: Roster(workshop.base, workshop), FakeImages(), trainer)
+    loader = FakeLoader()
+    service = build(settings(home, **given), lambda _: Leases(loader.base, loader), FakeImages(), trainer)
     service.start()
     wait_for("the models", lambda: service.engine.state != "loading", 30, 0.002)
-    return School(service, workshop)
+    return School(service, loader)
 
 
 def mask_width(mask: np.ndarray[Any, Any]) -> int:

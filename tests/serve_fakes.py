@@ -7,7 +7,7 @@ import time
 from typing import Any
 
 from backend.service import build
-from backend.serving.leases import Roster
+from backend.serving.leases import Leases
 from backend.settings import read_settings
 from backend.web.app import create_app
 from sam4mllm.pipeline import Pipeline
@@ -23,4 +23,4 @@ class SlowSegmenter(FakeSegmenter):
         return super().encode(image)
 
 
-app = create_app(build(read_settings(), lambda _: Roster(Pipeline(FakeGrounder(KNOWN), SlowSegmenter(), slug="fake")), FakeImages()))
+app = create_app(build(read_settings(), lambda _: Leases(Pipeline(FakeGrounder(KNOWN), SlowSegmenter(), slug="fake")), FakeImages()))

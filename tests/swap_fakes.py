@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from backend.service import build
-from backend.serving.leases import Roster
+from backend.serving.leases import Leases
 from backend.settings import read_settings
 from backend.web.app import create_app
 from tests.backend_fakes import FakeImages
-from tests.learning_fakes import FakeWorkshop
+from tests.learning_fakes import FakeLoader
 
-workshop = FakeWorkshop()
-app = create_app(build(read_settings(), lambda _: Roster(workshop.base, workshop), FakeImages()))
+loader = FakeLoader()
+app = create_app(build(read_settings(), lambda _: Leases(loader.base, loader), FakeImages()))

@@ -18,7 +18,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from backend.serving.leases import Roster, remembering
+from backend.serving.leases import Leases, remembering
 from backend.serving.versions import Versions
 from sam4mllm import bounded
 from sam4mllm.adapters.files import BASE, CONFIG, WEIGHTS
@@ -134,8 +134,8 @@ def versions(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyP
     """What serves, on the real model; its engine works at once, and no answer is written, which takes a random model seconds."""
     monkeypatch.setattr("backend.serving.versions.warm_up", lambda pipeline: pipeline.grounder.open(IMAGE))
     variants = Variants(checkpoint, FakeSegmenter(), None, "tiny")
-    roster = Roster(remembering(variants.base), variants)
-    engine: Any = SimpleNamespace(model=roster, run=lambda work, *_: work(roster))
+    leases = Leases(remembering(variants.base), variants)
+    engine: Any = SimpleNamespace(model=leases, run=lambda work, *_: work(leases))
     return Versions(engine, Registry(tmp_path / "home"), lambda version: None)
 
 

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backend.corrections import log as corrections
-from backend.corrections import tables as fold
+from backend.corrections import tables
 from backend.corrections.log import CorrectionLog
 from backend.corrections.log_faults import LogError
 from backend.corrections.reviews import read_reviews
@@ -226,7 +226,7 @@ def test_an_event_that_breaks_the_reader_is_kept_alone(
         raise KeyError("secret")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fold, "_annotation", broken)
+        patch.setattr(tables, "_annotation", broken)
         assert log.store(created(number=2)) == 1
     assert log.annotations() == []
     assert log.projects() == []
@@ -242,7 +242,7 @@ def test_a_disk_that_fails_is_no_acknowledgement(log: CorrectionLog, monkeypatch
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fold, "_fold", full)
+        patch.setattr(tables, "_apply", full)
         with pytest.raises(LogError, match="the disk is full; free space in"):
             log.store(created())
     assert log.events() == []
@@ -373,7 +373,7 @@ def test_malformed_tasks_are_passed_over(log: CorrectionLog) -> None:
 
 def test_masks_are_written_out_before_the_file_is_locked(log: CorrectionLog, monkeypatch: pytest.MonkeyPatch) -> None:
     """That may take many seconds, in which events and requests go on."""
-    honest = fold._json
+    honest = tables._json
     written: list[int] = []
 
     def slow(value: Any) -> str:
@@ -385,7 +385,7 @@ def test_masks_are_written_out_before_the_file_is_locked(log: CorrectionLog, mon
         return honest(value)
 
     began = time.time()
-    monkeypatch.setattr(fold, "_json", slow)
+    monkeypatch.setattr(tables, "_json", slow)
     assert pull(log, task(annotation(number=1), annotation(number=2)), began=began) == (2, 0)
     assert list(state(log)) == [1, 2, 101, 102]
 
@@ -559,7 +559,7 @@ def test_an_older_file_is_read_once_more(tmp_path: Path, monkeypatch: pytest.Mon
     def never(*_: object) -> None:
         raise AssertionError("read twice")
 
-    monkeypatch.setattr(fold, "_fold", never)
+    monkeypatch.setattr(tables, "_apply", never)
     again = CorrectionLog(path)
     assert list(state(again)) == [2]
     again.close()
@@ -568,14 +568,14 @@ def test_an_older_file_is_read_once_more(tmp_path: Path, monkeypatch: pytest.Mon
 def test_an_older_files_bad_event_does_not_hide_the_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "corrections.sqlite"
     old_file(path, *[json.dumps(created(number=number)) for number in range(6)])
-    honest = fold._annotation
+    honest = tables._annotation
 
     def picky(raw: Any, *rest: Any) -> Any:
         if raw["id"] == 3:
             raise KeyError
         return honest(raw, *rest)
 
-    monkeypatch.setattr(fold, "_annotation", picky)
+    monkeypatch.setattr(tables, "_annotation", picky)
     log = CorrectionLog(path)
     assert list(state(log)) == [0, 1, 2, 4, 5]
     log.close()
@@ -589,7 +589,7 @@ def test_an_upgrade_that_was_cut_off_begins_anew(tmp_path: Path, monkeypatch: py
         raise sqlite3.OperationalError("database or disk is full")
 
     with monkeypatch.context() as patch:
-        patch.setattr(fold, "_fold", full)
+        patch.setattr(tables, "_apply", full)
         with pytest.raises(SettingsError, match="disk is full"):
             CorrectionLog(path)
     log = CorrectionLog(path)
@@ -600,7 +600,7 @@ def test_an_upgrade_that_was_cut_off_begins_anew(tmp_path: Path, monkeypatch: py
 def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "corrections.sqlite"
     with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {fold.VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {tables.VERSION + 1}")
     connection.close()
     with pytest.raises(SettingsError, match="newer release"):
         CorrectionLog(path)

@@ -11,7 +11,7 @@ import pytest
 
 from backend.errors import DeadlineError, NotReadyError, QueueFullError
 from backend.serving.engine import Engine
-from backend.serving.single_flight import Flights
+from backend.serving.single_flight import SingleFlight
 from backend.support.byte_cache import ByteCache
 from benchmarks.waiting import wait_for
 from sam4mllm.errors import ModelError
@@ -197,7 +197,7 @@ def test_a_load_that_fails_after_somebody_gave_up_still_tells_the_others() -> No
 
 
 def test_equal_questions_at_once_are_worked_on_once() -> None:
-    flights = Flights(ByteCache(100, len))
+    flights = SingleFlight(ByteCache(100, len))
     made, go = [], threading.Event()
 
     def make() -> bytes:
@@ -216,7 +216,7 @@ def test_equal_questions_at_once_are_worked_on_once() -> None:
 
 
 def test_an_error_is_shared_but_not_kept() -> None:
-    flights = Flights(ByteCache(100, len))
+    flights = SingleFlight(ByteCache(100, len))
 
     def fail() -> bytes:
         raise ValueError("no")
@@ -227,7 +227,7 @@ def test_an_error_is_shared_but_not_kept() -> None:
 
 
 def test_who_has_more_time_than_the_first_asks_again() -> None:
-    flights = Flights(ByteCache(100, len))
+    flights = SingleFlight(ByteCache(100, len))
     begun = threading.Event()
 
     def too_late() -> bytes:

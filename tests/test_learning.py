@@ -259,11 +259,11 @@ def test_pause_takes_the_models_away_and_brings_them_back(start: Start, monkeypa
     refused = client.post("/predict", json=body, base_url="http://127.0.0.1")
     assert refused.status_code == 503
     assert "Retry-After" in refused.headers
-    assert place.workshop.away_from_device
+    assert place.loader.away_from_device
     assert client.get("/health", base_url="http://127.0.0.1").status_code == 200
 
     assert ended(place.service).state == "promoted"
-    assert not place.workshop.away_from_device
+    assert not place.loader.away_from_device
     assert client.post("/predict", json=body, base_url="http://127.0.0.1").status_code == 200
 
 
@@ -378,7 +378,7 @@ def test_the_models_are_away_while_the_new_version_is_tried(start: Start, monkey
 
     def watched(self: Conductor, name: str, *arguments: Any) -> int:
         if name == "smoke":
-            seen.append(place.workshop.away_from_device)
+            seen.append(place.loader.away_from_device)
         return run_process(self, name, *arguments)
 
     monkeypatch.setattr(Conductor, "_run_process", watched)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from backend import brush
-from backend.corrections.annotation import read_case
+from backend.corrections.annotation import read_annotation
 from backend.corrections.log_records import Served
 from backend.corrections.reviews import Review, read_reviews
 from backend.label_studio.read_regions import EMPTY
@@ -583,9 +583,9 @@ def test_an_annotation_that_breaks_the_reader_is_refused_alone(
     def picky(stored: Any, *rest: Any) -> Any:
         if stored.id == 1:
             raise KeyError("secret")
-        return read_case(stored, *rest)
+        return read_annotation(stored, *rest)
 
-    monkeypatch.setattr("backend.corrections.reviews.read_case", picky)
+    monkeypatch.setattr("backend.corrections.reviews.read_annotation", picky)
     found = read_reviews(log, "description")
     log.close()
     assert [one.annotation for one in found.reviews] == [2]

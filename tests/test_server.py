@@ -20,7 +20,7 @@ from backend.corrections.log import CorrectionLog
 from backend.support.child import check_port, serve_command
 from sam4mllm.adapters.registry import Registry
 from tests.backend_fakes import CONFIG, task
-from tests.learning_fakes import FakeWorkshop
+from tests.learning_fakes import FakeLoader
 from tests.test_adapters import ORIGIN, adapter
 
 ROOT = Path(__file__).parents[1]
@@ -224,7 +224,7 @@ def test_bad_settings_are_one_line(tmp_path: Path, environment: dict[str, str], 
 def test_kill_9_in_the_middle_of_promotions_leaves_a_champion_that_serves(tmp_path: Path) -> None:
     """Killed at random moments while versions are promoted one after the other; each start serves what the registry names, verified."""
     registry = Registry(tmp_path)
-    origin: Any = {**ORIGIN, "identity": FakeWorkshop().base.identity}
+    origin: Any = {**ORIGIN, "identity": FakeLoader().base.identity}
     versions = [registry.add(adapter(0.01 * number), **origin).version for number in range(1, 9)]
     rng = random.Random(4)
     for _ in range(5):
@@ -232,7 +232,7 @@ def test_kill_9_in_the_middle_of_promotions_leaves_a_champion_that_serves(tmp_pa
         try:
             server.wait()
             champion = registry.champion()
-            assert httpx.get(server.url + "/ready").json()["version"] == (champion.version if champion else FakeWorkshop().base.version)
+            assert httpx.get(server.url + "/ready").json()["version"] == (champion.version if champion else FakeLoader().base.version)
             with ThreadPoolExecutor(1) as pool:
                 promoting = pool.submit(_promote_until_it_dies, server.url, versions)
                 time.sleep(rng.uniform(0.02, 0.4))

@@ -19,7 +19,7 @@ from backend.learning.agreement import BINS, HEIGHT, WIDTH, ReviewedAnswer, draw
 from backend.web.app import create_app
 from backend.web.overview import SHOWN_RUNS, look
 from tests.learning_fakes import School, school
-from tests.test_watch import review
+from tests.test_auto_rollback import review
 
 BASE_URL = "http://127.0.0.1"
 SHARES = st.floats(0, 1)
@@ -178,7 +178,7 @@ def test_the_page_runs_nothing_but_its_own_script(client: FlaskClient) -> None:
 
 def test_a_version_of_another_model_cannot_be_promoted(place: School, client: FlaskClient) -> None:
     place.add()
-    place.workshop.base_sha256 = "ef" * 32
+    place.loader.base_sha256 = "ef" * 32
     page = client.get("/", base_url=BASE_URL).text
     assert "of another model" in page
     assert "/actions/promote" not in page

@@ -20,7 +20,7 @@ from sam4mllm.adapters.files import WEIGHTS
 from sam4mllm.errors import ModelError, RegistryError
 from tests.backend_fakes import CONFIG, task
 from tests.learning_fakes import PHRASE, School, mask_width, school, width
-from tests.test_watch import review
+from tests.test_auto_rollback import review
 
 
 @pytest.fixture
@@ -44,20 +44,20 @@ def drawn_by(answer: dict[str, Any]) -> tuple[str, int]:
 
 def test_a_promoted_version_serves_and_the_former_one_is_freed(place: School) -> None:
     first, second = place.add(0.1), place.add(0.2)
-    assert drawn_by(answers(place, 1)[0]) == (place.workshop.base.version, width(0))
+    assert drawn_by(answers(place, 1)[0]) == (place.loader.base.version, width(0))
 
     place.service.versions.promote(first)
     assert drawn_by(answers(place, 1)[0]) == (first, width(1))
     assert place.service.version == first
     place.service.versions.promote(second)
     assert drawn_by(answers(place, 1)[0]) == (second, width(2))
-    assert place.workshop.loaded == {second}
+    assert place.loader.loaded == {second}
 
     assert place.service.versions.rollback() is not None
     assert drawn_by(answers(place, 1)[0]) == (first, width(1))
     place.service.versions.rollback()
-    assert drawn_by(answers(place, 1)[0]) == (place.workshop.base.version, width(0))
-    assert place.workshop.loaded == set()
+    assert drawn_by(answers(place, 1)[0]) == (place.loader.base.version, width(0))
+    assert place.loader.loaded == set()
 
 
 def test_a_restart_serves_the_champion_and_knows_its_name_before_the_models_are_there(place: School, tmp_path: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_damaged_champion_is_left_out_at_the_start(place: School, tmp_path: Pa
 
     again = school(tmp_path)
     assert again.service.engine.state == "ready"
-    assert drawn_by(answers(again, 1)[0]) == (again.workshop.base.version, width(0))
+    assert drawn_by(answers(again, 1)[0]) == (again.loader.base.version, width(0))
     again.service.close(5)
 
 
@@ -131,7 +131,7 @@ def test_an_adapter_that_breaks_the_engine_is_refused_and_freed(place: School, m
     monkeypatch.setattr("backend.serving.versions.warm_up", no_memory)
     with pytest.raises(ModelError, match="has no answer"):
         place.service.versions.promote(version)
-    assert place.workshop.loaded == set()
+    assert place.loader.loaded == set()
     assert place.serving is None
 
 
@@ -210,14 +210,14 @@ def test_a_request_keeps_its_version_while_another_is_promoted(place: School) ->
         place.service.versions.promote(version)
         assert drawn_by(answers(place, 3)[0]) == (version, width(1))
         go.set()
-        assert [drawn_by(one) for one in held.result()] == [(place.workshop.base.version, width(0))] * 2
+        assert [drawn_by(one) for one in held.result()] == [(place.loader.base.version, width(0))] * 2
     place.service.versions.sync()
     assert drawn_by(answers(place, 1)[0]) == (version, width(1))
 
 
 def test_a_hundred_swaps_and_ten_rollbacks_under_load(place: School) -> None:
     """No mixed version, no failed request, nothing left over."""
-    known = {place.workshop.base.version: width(0)}
+    known = {place.loader.base.version: width(0)}
     versions = [place.add(0.001 * number) for number in range(1, 101)]
     known |= {version: width(number) for number, version in enumerate(versions, 1)}
     over = threading.Event()
@@ -235,7 +235,7 @@ def test_a_hundred_swaps_and_ten_rollbacks_under_load(place: School) -> None:
         asking = [pool.submit(ask, 100_000 * (worker + 1)) for worker in range(3)]
         try:
             for number, version in enumerate(versions, 1):
-                former = place.serving or place.workshop.base.version
+                former = place.serving or place.loader.base.version
                 place.service.versions.promote(version)
                 if number % 10 == 0:  # reviewers find it much worse than the one before
                     base = [review(former, 0.9, float(index)) for index in range(30)]
@@ -250,4 +250,4 @@ def test_a_hundred_swaps_and_ten_rollbacks_under_load(place: School) -> None:
     assert all(known[version] == wide for version, wide in seen)
     assert len({version for version, _ in seen}) > 5
     place.service.versions.sync()
-    assert place.workshop.loaded == {place.serving}
+    assert place.loader.loaded == {place.serving}

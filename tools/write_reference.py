@@ -15,7 +15,7 @@ import typer.main
 from flask import Flask
 
 from backend.service import build
-from backend.serving.leases import Roster
+from backend.serving.leases import Leases
 from backend.settings import Settings
 from backend.web.app import create_app
 from backend.web.password_guard import OPEN_ENDPOINTS
@@ -81,7 +81,7 @@ def routes() -> Iterator[str]:
                 yield f"| `{method}` | `{rule.rule}` | {_about(flask, rule.endpoint)} |"
 
 
-def _no_models(_: Settings) -> Roster:
+def _no_models(_: Settings) -> Leases:
     raise AssertionError("nothing is started here")
 
 

@@ -20,11 +20,11 @@ def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:
     """
     folder = None if adapter is None else find_adapter(adapter, settings.home)
     described = None if folder is None else describe_adapter(folder, slug(settings.model))  # before the seconds that loading takes
-    roster = load_cold(settings)
-    if folder is not None and described is not None and roster.workshop is not None:
-        roster.seat(remembering(roster.workshop.load(folder, described)))
+    leases = load_cold(settings)
+    if folder is not None and described is not None and leases.loader is not None:
+        leases.seat(remembering(leases.loader.load(folder, described)))
     else:
-        never = Engine(lambda: roster, 1)  # there are no requests here
-        Versions(never, Registry(settings.home), lambda version: None).begin(roster)
-    roster.calibrate(Scorer(settings.home / "score.json").calibration)
-    return roster.current
+        never = Engine(lambda: leases, 1)  # there are no requests here
+        Versions(never, Registry(settings.home), lambda version: None).begin(leases)
+    leases.calibrate(Scorer(settings.home / "score.json").calibration)
+    return leases.current

@@ -48,7 +48,7 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Case:
+class ReviewedAnnotation:
     """All that is known of an annotation; ``present`` are the ids of its regions."""
 
     stored: StoredAnnotation
@@ -86,7 +86,9 @@ class Case:
         return seen
 
 
-def read_case(stored: StoredAnnotation, config: LabelConfig, page: int | None, served: Sequence[Served], max_pixels: int) -> Case:
+def read_annotation(
+    stored: StoredAnnotation, config: LabelConfig, page: int | None, served: Sequence[Served], max_pixels: int
+) -> ReviewedAnnotation:
     """An annotation as far as it is about one picture.
 
     Args:
@@ -116,7 +118,7 @@ def read_case(stored: StoredAnnotation, config: LabelConfig, page: int | None, s
     present = frozenset(str(region.get("id")) for region in own)
     answers = _answers(served)
     typed = typed_text(regions, config)
-    return Case(stored, config, regions, present, drawn, size, answers, check_phrase(typed) if typed else "")
+    return ReviewedAnnotation(stored, config, regions, present, drawn, size, answers, check_phrase(typed) if typed else "")
 
 
 def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> tuple[tuple[DrawnRegion, ...], tuple[int, int] | None]:

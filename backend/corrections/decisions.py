@@ -8,7 +8,7 @@ from typing import Literal
 
 import numpy as np
 
-from backend.corrections.annotation import Answer, Case, DrawnRegion
+from backend.corrections.annotation import Answer, DrawnRegion, ReviewedAnnotation
 from backend.errors import TaskError
 from backend.label_studio.outlines import is_outline_of
 from backend.label_studio.read_regions import Mask
@@ -33,7 +33,7 @@ class PhraseDecision:
     masks: tuple[Rle, ...] = ()
 
 
-def decide_none(case: Case, phrase: str) -> PhraseDecision | None:
+def decide_none(case: ReviewedAnnotation, phrase: str) -> PhraseDecision | None:
     """Whether the reviewer said that the phrase means nothing here; None if that is not known.
 
     Of a phrase in whose place another one was typed it is not: the same thing may have been found by better words.
@@ -48,7 +48,7 @@ def decide_none(case: Case, phrase: str) -> PhraseDecision | None:
     return PhraseDecision("none", 0.0 if proof[0].regions else 1.0, tuple(proof), _one_size(case, proof))
 
 
-def decide_masks(case: Case, phrase: str, drawn: Sequence[DrawnRegion]) -> PhraseDecision:
+def decide_masks(case: ReviewedAnnotation, phrase: str, drawn: Sequence[DrawnRegion]) -> PhraseDecision:
     """What the reviewer made of a phrase; its regions, at least one, are ``drawn``. Raises TaskError if their masks are of another size."""
     kept = {region.id for region in drawn}
     base = _base(case, phrase, kept)
@@ -63,7 +63,7 @@ def decide_masks(case: Case, phrase: str, drawn: Sequence[DrawnRegion]) -> Phras
     return PhraseDecision(outcome, _iou(final, list(served.values()), size) if base else None, tuple(base), size, final)
 
 
-def _base(case: Case, phrase: str, kept: set[str]) -> list[Answer]:
+def _base(case: ReviewedAnnotation, phrase: str, kept: set[str]) -> list[Answer]:
     """The answers that the final regions are compared with: a batch's before an annotator's, in which clicks may have a part."""
     taken = [answer for answer in case.answers if answer.phrase == phrase and kept & answer.regions.keys()]
     batch = case.answers_to(phrase, interactive=False)[-1:]
@@ -75,7 +75,7 @@ def _base(case: Case, phrase: str, kept: set[str]) -> list[Answer]:
     )
 
 
-def _kind(case: Case, phrase: str, region: DrawnRegion, served: Rle | None) -> Outcome:
+def _kind(case: ReviewedAnnotation, phrase: str, region: DrawnRegion, served: Rle | None) -> Outcome:
     """What happened to a region, given the mask that was served under its id for its phrase."""
     if served is None:
         others = [answer.phrase for answer in case.answers if region.id in answer.regions]
@@ -88,19 +88,19 @@ def _kind(case: Case, phrase: str, region: DrawnRegion, served: Rle | None) -> O
     return "accepted" if _is_of(case, region, served) else "edited"
 
 
-def _is_of(case: Case, region: DrawnRegion, served: Rle) -> bool:
+def _is_of(case: ReviewedAnnotation, region: DrawnRegion, served: Rle) -> bool:
     """Whether a region shows a mask as it was served: one that clicks refined keeps its id, and counts as untouched in Label Studio."""
     if _is_exact(case):
         return region.mask["counts"] == served["counts"]
     return region.origin == "prediction" and is_outline_of(region.mask, served, case.config)
 
 
-def _is_exact(case: Case) -> bool:
+def _is_exact(case: ReviewedAnnotation) -> bool:
     """Whether a region shows its mask as it is, not as an outline."""
     return case.config.mask.drawing in ("BrushLabels", "BitmaskLabels")
 
 
-def _final(case: Case, drawn: Sequence[DrawnRegion], base: Sequence[Answer], size: tuple[int, int]) -> tuple[Rle, ...]:
+def _final(case: ReviewedAnnotation, drawn: Sequence[DrawnRegion], base: Sequence[Answer], size: tuple[int, int]) -> tuple[Rle, ...]:
     """The masks that the regions stand for, each once. An outline that was not touched stands for the mask that it was made from."""
     made_from: dict[str, Rle] = {}
     outlines = {} if _is_exact(case) else {region.id: region for region in drawn if region.origin == "prediction"}
@@ -117,7 +117,7 @@ def _final(case: Case, drawn: Sequence[DrawnRegion], base: Sequence[Answer], siz
     return tuple({mask["counts"]: mask for mask in final}.values())
 
 
-def _one_size(case: Case, base: Sequence[Answer]) -> tuple[int, int]:
+def _one_size(case: ReviewedAnnotation, base: Sequence[Answer]) -> tuple[int, int]:
     sizes = {(record.height, record.width) for answer in base for record in answer.records} | ({case.size} if case.size else set())
     if len(sizes) != 1:
         raise TaskError("the annotation's masks are of another size than what was served")

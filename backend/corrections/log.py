@@ -18,7 +18,7 @@ from typing import Any
 from backend.corrections.config_history import LAST, ConfigHistory, config_digest, note_config, note_event, note_pulled, open_notes
 from backend.corrections.log_file import PATIENTLY, LogFile, next_stamp, put_mark
 from backend.corrections.log_records import Event, Served, StoredAnnotation, read_served, served_row
-from backend.corrections.tables import Pulled, bury_project, fold, fold_project, project_rows, storable
+from backend.corrections.tables import Pulled, apply_event, apply_project, bury_project, project_rows, storable
 from backend.label_studio.wire import row_id
 from backend.support.bounded_json import write_json
 from sam4mllm.identity import digest_of
@@ -133,7 +133,7 @@ class CorrectionLog(LogFile):
         # first, and not with the lock: events and what is served are not to wait for it
         rows = project_rows(project, title, label_config, tasks)
         with self._writing() as connection:
-            pulled = fold_project(connection, rows, math.nextafter(began, math.inf), next_stamp(connection))
+            pulled = apply_project(connection, rows, math.nextafter(began, math.inf), next_stamp(connection))
             for (current,) in connection.execute("SELECT label_config FROM projects WHERE id = ?", (project,)).fetchall():
                 note_config(connection, project, current, time.time())  # an event's, where one came since the pull began
             note_pulled(connection, project)
@@ -232,7 +232,7 @@ def _take_event(connection: sqlite3.Connection, value: Any) -> int:
         "INSERT INTO events (received, action, project, body) VALUES (?, ?, ?, ?)",
         (received, action, number, write_json(body)),
     )
-    fold(connection, body, next_stamp(connection), received)
+    apply_event(connection, body, next_stamp(connection), received)
     note_event(connection, body, received)
     return int(cursor.lastrowid or 0)
 

@@ -20,7 +20,7 @@ from typing import Any
 from backend.corrections.log_faults import LogError, explain, wrong
 from backend.corrections.schema import SCHEMA, VERSION
 from backend.corrections.tables import upgrade
-from backend.corrections.waiting_writes import Spill
+from backend.corrections.waiting_writes import WaitingWrites
 from backend.errors import SettingsError
 from sam4mllm.errors import first_line
 
@@ -48,7 +48,7 @@ class LogFile:
         """
         self.path = path
         self._lock, self._read_locks = threading.Lock(), {SOON: threading.Lock(), PATIENTLY: threading.Lock()}
-        self._spill = Spill(path.with_suffix(".waiting.jsonl"))
+        self._spill = WaitingWrites(path.with_suffix(".waiting.jsonl"))
         self._fault = ""
         try:
             with self._explained():

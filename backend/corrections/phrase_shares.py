@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from backend.corrections.annotation import Answer, Case, DrawnRegion, quoted
+from backend.corrections.annotation import Answer, DrawnRegion, ReviewedAnnotation, quoted
 from backend.errors import TaskError
 from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.phrases import wanted
@@ -14,7 +14,7 @@ from backend.label_studio.wire import Task
 DRAWING_TYPES = frozenset(("brushlabels", "bitmasklabels", "polygonlabels", "ellipselabels", "rectanglelabels"))
 
 
-def find_phrases(case: Case, phrase_field: str) -> dict[str, str | None]:
+def find_phrases(case: ReviewedAnnotation, phrase_field: str) -> dict[str, str | None]:
     """The phrases that the annotation may be about, with their labels.
 
     These are what was typed or else the task's own, what the reviewer had been shown, and whatever the regions were served for.
@@ -38,7 +38,7 @@ def _label_of(answer: Answer, config: LabelConfig) -> str | None:
     return label if known else config.label_for(answer.phrase)
 
 
-def share_out(case: Case, phrases: Mapping[str, str | None], named_by_labels: bool) -> dict[str, list[DrawnRegion]]:
+def share_out(case: ReviewedAnnotation, phrases: Mapping[str, str | None], named_by_labels: bool) -> dict[str, list[DrawnRegion]]:
     """Each phrase's regions: by what they were served for, else by their label. Raises TaskError where that does not decide.
 
     What stands alone has a phrase only if the phrases are the labels themselves (``named_by_labels``): the reviewer chose its label.
@@ -75,7 +75,7 @@ def _phrase_of(region: DrawnRegion, phrases: Mapping[str, str | None], config: L
     return fit[0]
 
 
-def _check_other_controls(case: Case, phrases: Mapping[str, str | None]) -> None:
+def _check_other_controls(case: ReviewedAnnotation, phrases: Mapping[str, str | None]) -> None:
     """What was drawn with another control is not read, so that a phrase which it may be about is not known as a whole."""
     own = [control.name for control in (case.config.mask, case.config.box) if control is not None]
     for region in case.regions:

@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-from backend.corrections.annotation import Case, DrawnRegion, read_case
+from backend.corrections.annotation import DrawnRegion, ReviewedAnnotation, read_annotation
 from backend.corrections.config_of import choose_config
 from backend.corrections.decisions import Outcome, PhraseDecision, decide_masks, decide_none
 from backend.corrections.log_records import Served, StoredAnnotation
@@ -174,20 +174,20 @@ def _find(
     """Raises Sam4mllmError: why the annotation is refused. One page that is does not spoil the others."""
     pictures = config.pictures(stored.data)
     if not config.paged:
-        case = read_case(stored, config, None, served, max_pixels)
+        case = read_annotation(stored, config, None, served, max_pixels)
         return _Found(tuple(_reviews(case, pictures[0], 0, unassisted, phrase_field)))
     found: list[Review] = []
     refusals: list[str] = []
     for page, image in enumerate(pictures):
         try:
-            case = read_case(stored, config, page, served, max_pixels)
+            case = read_annotation(stored, config, page, served, max_pixels)
             found += _reviews(case, image, page, unassisted, phrase_field)
         except Sam4mllmError as error:
             refusals.append(f"page {page + 1}: {error}")
     return _Found(tuple(found), next(iter(refusals), ""))
 
 
-def _reviews(case: Case, image: str, page: int, unassisted: bool, phrase_field: str) -> Iterator[Review]:
+def _reviews(case: ReviewedAnnotation, image: str, page: int, unassisted: bool, phrase_field: str) -> Iterator[Review]:
     """Raises Sam4mllmError: why what is about this picture is refused."""
     phrases = find_phrases(case, phrase_field)
     labels_of_config = {label.phrase or label.value for label in case.config.mask.labels}
@@ -207,7 +207,13 @@ def _reviews(case: Case, image: str, page: int, unassisted: bool, phrase_field: 
 
 
 def _review(
-    case: Case, phrase: str, label: str | None, drawn: Sequence[DrawnRegion], decided: PhraseDecision, image: str, unassisted: bool
+    case: ReviewedAnnotation,
+    phrase: str,
+    label: str | None,
+    drawn: Sequence[DrawnRegion],
+    decided: PhraseDecision,
+    image: str,
+    unassisted: bool,
 ) -> Review:
     stored, body = case.stored, case.stored.body
     records = [record for answer in decided.base for record in answer.records]

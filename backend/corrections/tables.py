@@ -53,14 +53,14 @@ class _Row:
     """The body's."""
 
 
-def fold(connection: sqlite3.Connection, body: Mapping[str, Any], stamp: float, received: float) -> None:
+def apply_event(connection: sqlite3.Connection, body: Mapping[str, Any], stamp: float, received: float) -> None:
     """Bring the tables up to an event. What is malformed in it is passed over; nothing but a failing disk raises (sqlite3's error).
 
     ``stamp`` is the write's, and by ``received``, the time of day, it is told whether Label Studio's clock was ahead.
     """
     connection.execute("SAVEPOINT fold")
     try:
-        _fold(connection, body, _Moment(stamp, received))
+        _apply(connection, body, _Moment(stamp, received))
     except sqlite3.OperationalError:
         raise
     except Exception as error:  # the event itself is kept, and the next pull from Label Studio mends the tables
@@ -83,18 +83,18 @@ class _Moment:
         return updated > known or (updated != known and known > self.received + AHEAD_SECONDS)
 
 
-def _fold(connection: sqlite3.Connection, body: Mapping[str, Any], moment: _Moment) -> None:
+def _apply(connection: sqlite3.Connection, body: Mapping[str, Any], moment: _Moment) -> None:
     stamp = moment.stamp
     action, project = body.get("action"), body.get("project")
     number = None
     if isinstance(project, dict):
         number = row_id(project.get("id"))
-        _fold_config(connection, project, moment)
+        _apply_config(connection, project, moment)
     if action in (*SAVED, TASKS_CREATED):
         for raw in objects(body, "task"):
-            _fold_row(connection, "tasks", _task(raw, number), moment)
+            _apply_row(connection, "tasks", _task(raw, number), moment)
         for raw in objects(body, "annotation"):
-            _fold_row(connection, "annotations", _annotation(raw, number), moment)
+            _apply_row(connection, "annotations", _annotation(raw, number), moment)
     elif action == ANNOTATIONS_DELETED:
         for raw in objects(body, "annotation"):
             _bury(connection, "annotations", raw.get("id"), number, stamp, "deleted in Label Studio")
@@ -112,7 +112,7 @@ def objects(body: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
                 yield entry
 
 
-def _fold_config(connection: sqlite3.Connection, raw: Mapping[str, Any], moment: _Moment) -> None:
+def _apply_config(connection: sqlite3.Connection, raw: Mapping[str, Any], moment: _Moment) -> None:
     """A config that came with an older event than the one before does not replace it."""
     number, config = row_id(raw.get("id")), raw.get("label_config")
     if number is None or not isinstance(config, str):
@@ -154,7 +154,7 @@ def _whole(row: _Row, content: Mapping[str, Any]) -> _Row:
     return replace(row, body=body, digest=hashlib.sha256(body.encode()).hexdigest())
 
 
-def _fold_row(connection: sqlite3.Connection, table: str, row: _Row | None, moment: _Moment) -> None:
+def _apply_row(connection: sqlite3.Connection, table: str, row: _Row | None, moment: _Moment) -> None:
     if row is None:
         return
     known = connection.execute(f"SELECT updated, state FROM {table} WHERE id = ?", (row.id,)).fetchone()
@@ -230,7 +230,7 @@ def project_rows(project: int, title: str, label_config: str, tasks: Sequence[Ma
     return ProjectRows(project, title, label_config, pulled_tasks, pulled)
 
 
-def fold_project(connection: sqlite3.Connection, rows: ProjectRows, began: float, now: float) -> Pulled:
+def apply_project(connection: sqlite3.Connection, rows: ProjectRows, began: float, now: float) -> Pulled:
     """Make the tables say what Label Studio says of a project, but for what events told since the pull ``began``."""
     project = rows.project
     updated, changed = connection.execute("SELECT updated, changed FROM projects WHERE id = ?", (project,)).fetchone() or (0.0, 0.0)
@@ -298,7 +298,7 @@ def upgrade(connection: sqlite3.Connection) -> None:
     if version >= VERSION:
         return
     for received, body in stored_events(connection):
-        fold(connection, body, received, received)
+        apply_event(connection, body, received, received)
     connection.execute(f"PRAGMA user_version = {VERSION:d}")
 
 

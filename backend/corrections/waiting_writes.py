@@ -42,7 +42,7 @@ class Chunk:
     writes: list[tuple[str, Any]]
 
 
-class Spill:
+class WaitingWrites:
     """The file. Any number of threads and processes may use it at a time, each inside ``held``."""
 
     def __init__(self, path: Path) -> None:

@@ -68,7 +68,7 @@ def control(before: Sequence[float], since: Sequence[float]) -> ControlChart | N
     )
 
 
-class Watch:
+class AutoRollback:
     """Rolls a version back that reviewers agree less with."""
 
     def __init__(self, tenure: Callable[[], Tenure | None], rollback: Callable[[], Manifest | None]) -> None:

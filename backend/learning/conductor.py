@@ -33,7 +33,7 @@ from backend.learning.runs import Run, Runs, RunState
 from backend.learning.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
 from backend.learning.trainer import STOPPED, TrainingJob
 from backend.serving.engine import Engine
-from backend.serving.leases import Roster
+from backend.serving.leases import Leases
 from backend.serving.versions import Versions
 from backend.settings import Settings
 from backend.support.child import Child
@@ -85,7 +85,7 @@ class Conductor:
     def __init__(
         self,
         settings: Settings,
-        engine: Engine[Roster],
+        engine: Engine[Leases],
         versions: Versions,
         corrections: CorrectionLog,
         files: Files,
@@ -254,15 +254,15 @@ class Conductor:
 
     def _needs(self) -> str:
         """Where a run trains and what memory that takes, said before it does."""
-        roster = self._engine.model
-        weights = roster.workshop.nbytes / 2**30 if roster is not None and roster.workshop is not None else 0.0
+        leases = self._engine.model
+        weights = leases.loader.nbytes / 2**30 if leases is not None and leases.loader is not None else 0.0
         where = {"beside": "beside the serving models", "pause": "while serving pauses"}
         place = where.get(self._settings.train_mode, f"on {self._settings.train_device}")
         return f"trains {place}: {weights:.1f} GB for the models once more, and room for activations"
 
     def _serving(self) -> str:
-        roster = self._engine.model
-        return roster.current.version if roster is not None else ""
+        leases = self._engine.model
+        return leases.current.version if leases is not None else ""
 
     def _run_process(self, name: str, run: Run, arguments: list[str], seconds: float = float("inf")) -> int:
         """The exit code of the training process; it is stopped if the run is cancelled or the server ends."""
@@ -302,11 +302,11 @@ class Conductor:
             return
         self._engine.pause("a new version is being trained; ask again in some minutes", PAUSE_SECONDS)
         try:
-            self._engine.run(lambda roster: roster.away(), True, time.monotonic() + PAUSE_SECONDS)
+            self._engine.run(lambda leases: leases.away(), True, time.monotonic() + PAUSE_SECONDS)
             yield
         finally:
             try:
-                self._engine.run(lambda roster: roster.back(), True, time.monotonic() + PAUSE_SECONDS)
+                self._engine.run(lambda leases: leases.back(), True, time.monotonic() + PAUSE_SECONDS)
             except NotReadyError as error:
                 self._check_ending(error)
                 raise

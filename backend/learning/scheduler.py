@@ -17,13 +17,13 @@ from backend.errors import LearningError, where
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.events import START_TRAINING
 from backend.learning.agreement import ReviewedAnswer, judged_of
-from backend.learning.auto_rollback import Watch
+from backend.learning.auto_rollback import AutoRollback
 from backend.learning.conductor import TRAINER, Conductor
 from backend.learning.runs import Run, Runs
 from backend.learning.snapshot import Files
 from backend.serving.calibration import Scorer
 from backend.serving.engine import Engine
-from backend.serving.leases import Roster
+from backend.serving.leases import Leases
 from backend.serving.versions import Versions
 from backend.settings import Settings
 from backend.support.metrics import Metrics
@@ -46,7 +46,7 @@ class Learner:
     def __init__(
         self,
         settings: Settings,
-        engine: Engine[Roster],
+        engine: Engine[Leases],
         versions: Versions,
         corrections: CorrectionLog,
         files: Files,
@@ -57,7 +57,7 @@ class Learner:
         trainer: Sequence[str] = TRAINER,
     ) -> None:
         self.runs = Runs(settings.home)
-        self.watch = Watch(versions.registry.tenure, versions.rollback)
+        self.watch = AutoRollback(versions.registry.tenure, versions.rollback)
         self._settings = settings
         self._engine = engine
         self._versions = versions
@@ -113,16 +113,16 @@ class Learner:
 
     def _look_at_reviews(self) -> None:
         """What reviewers made of the masks changes the score, and at worst the version."""
-        roster, position = self._engine.model, self._log.position()
-        if roster is None or time.monotonic() < self._next_look or not self._log.count_new(self._looked):
+        leases, position = self._engine.model, self._log.position()
+        if leases is None or time.monotonic() < self._next_look or not self._log.count_new(self._looked):
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
         found = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
         self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused})
         self._metrics.refused_annotations(len(self._log.refusals()))
         self.watch.look(found.reviews, self.serves_since())
-        if self._scorer.refit(found.reviews, roster.current.version):
-            roster.calibrate(self._scorer.calibration)
+        if self._scorer.refit(found.reviews, leases.current.version):
+            leases.calibrate(self._scorer.calibration)
         self.judged = judged_of(found.reviews)
         self._looked = position
 

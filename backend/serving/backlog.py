@@ -33,7 +33,7 @@ Key = tuple[int, int]
 
 
 @dataclass
-class Late:
+class Backlog:
     """A queue of tasks with a thread of its own, one task at a time behind what is asked for meanwhile.
 
     ``predict`` is :meth:`backend.serving.predictor.Predictor.predict_late`. Tasks beyond MAX_TASKS are left to be asked for again.

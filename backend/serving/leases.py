@@ -16,7 +16,7 @@ from sam4mllm.grounding.remembering import RememberingGrounder
 from sam4mllm.pipeline import Pipeline
 
 
-class Workshop(Protocol):
+class AdapterLoader(Protocol):
     """Makes pipelines of one base model with different adapters; only ever called on the engine's thread."""
 
     @property
@@ -33,12 +33,12 @@ class Workshop(Protocol):
     def back(self) -> None: ...
 
 
-class Roster:
+class Leases:
     """The pipeline that serves, and those that still answer requests which began with them."""
 
-    def __init__(self, pipeline: Pipeline, workshop: Workshop | None = None) -> None:
+    def __init__(self, pipeline: Pipeline, loader: AdapterLoader | None = None) -> None:
         self.current = pipeline
-        self.workshop = workshop
+        self.loader = loader
         self._leases: Counter[Pipeline] = Counter()
         self._retired: list[Pipeline] = []
         self._lock = threading.Lock()
@@ -76,43 +76,43 @@ class Roster:
             self._retired = [pipeline for pipeline in self._retired if pipeline not in done]
             used = {_adapter_of(pipeline) for pipeline in (*self._retired, self.current)}
         for version in {_adapter_of(pipeline) for pipeline in done} - used:
-            if self.workshop is not None and version is not None:
-                self.workshop.drop(version)
+            if self.loader is not None and version is not None:
+                self.loader.drop(version)
 
     def discard(self, version: str) -> None:
         """On the engine's thread: free an adapter that did not come to serve."""
         with self._lock:
             used = {_adapter_of(pipeline) for pipeline in (*self._retired, self.current)}
-        if self.workshop is not None and version not in used:
-            self.workshop.drop(version)
+        if self.loader is not None and version not in used:
+            self.loader.drop(version)
 
     def away(self) -> None:
         """On the engine's thread: take the models off their device, for a training that needs it."""
-        if self.workshop is not None:
-            self.workshop.away()
+        if self.loader is not None:
+            self.loader.away()
 
     def back(self) -> None:
         """On the engine's thread: put the models where they were."""
-        if self.workshop is not None:
-            self.workshop.back()
+        if self.loader is not None:
+            self.loader.back()
 
 
 class Lease:
     """The pipeline of one request: taken when it is first needed, the same for all of its tasks, given back at the end."""
 
-    def __init__(self, engine: Engine[Roster], interactive: bool, deadline: float) -> None:
+    def __init__(self, engine: Engine[Leases], interactive: bool, deadline: float) -> None:
         self._engine = engine
         self._interactive = interactive
         self._deadline = deadline
         self._lock = threading.Lock()
-        self._roster: Roster | None = None
+        self._roster: Leases | None = None
         self._pipeline: Pipeline | None = None
 
     def pipeline(self) -> Pipeline:
         """Waits until there is a model. Raises DeadlineError or NotReadyError."""
         with self._lock:
             if self._pipeline is None:
-                self._roster = self._engine.model or self._engine.run(lambda roster: roster, self._interactive, self._deadline)
+                self._roster = self._engine.model or self._engine.run(lambda leases: leases, self._interactive, self._deadline)
                 self._pipeline = self._roster.take()
             return self._pipeline
 

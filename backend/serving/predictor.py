@@ -26,10 +26,10 @@ from backend.label_studio.wire import PredictRequest, Region, Task, prediction, 
 from backend.label_studio.write_regions import answer_line
 from backend.serving.answerer import Answerer, Question, dump
 from backend.serving.engine import Engine
-from backend.serving.leases import Lease, Roster
+from backend.serving.leases import Lease, Leases
 from backend.serving.pointing import OnScreen, on_screen, selected_regions, touched_phrase
 from backend.serving.served_records import ServedAnswer, served_records
-from backend.serving.single_flight import Flights
+from backend.serving.single_flight import SingleFlight
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
@@ -94,7 +94,7 @@ class Predictor:
 
     def __init__(
         self,
-        engine: Engine[Roster],
+        engine: Engine[Leases],
         answerer: Answerer,
         images: Images,
         notes: TaskLog,
@@ -114,7 +114,7 @@ class Predictor:
         self.answerer = answerer
         self.answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
         """Predictions as JSON texts, by what was asked."""
-        self._flights = Flights(self.answers)
+        self._flights = SingleFlight(self.answers)
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
         self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
 
@@ -309,7 +309,7 @@ class Predictor:
                 image = self._images.load(question.image, question.task.id, deadline - time.monotonic())
                 fetched = time.perf_counter() - began
 
-                def work(_: Roster) -> bytes:
+                def work(_: Leases) -> bytes:
                     late = self.answers.get(key, again=True)  # for who asked before, and asked again while that was worked on
                     if late is not None:
                         return late

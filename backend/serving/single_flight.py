@@ -11,7 +11,7 @@ from backend.errors import DeadlineError
 from backend.support.byte_cache import ByteCache
 
 
-class Flights:
+class SingleFlight:
     """Answers are bytes, kept by key. An error is the answer of those who wait for it, and is not kept."""
 
     def __init__(self, cache: ByteCache[str, bytes]) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from backend.errors import NotReadyError, where
 from backend.serving.engine import Engine
-from backend.serving.leases import Roster, remembering
+from backend.serving.leases import Leases, remembering
 from backend.settings import Settings
 from sam4mllm.adapters.files import Manifest
 from sam4mllm.adapters.registry import Registry
@@ -32,7 +32,7 @@ SWAP_SECONDS = 300.0
 class Versions:
     """Keeps the pipeline that serves and the registry's champion the same. Threads may share it."""
 
-    def __init__(self, engine: Engine[Roster], registry: Registry, noted: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine[Leases], registry: Registry, noted: Callable[[str], None]) -> None:
         """``noted`` is called with the version that serves, whenever that is another one."""
         self.registry = registry
         self._engine = engine
@@ -43,60 +43,60 @@ class Versions:
     @property
     def serving(self) -> str | None:
         """The version in the registry that serves, None for the base model."""
-        roster = self._engine.model
-        return _name(roster.current) if roster is not None else None
+        leases = self._engine.model
+        return _name(leases.current) if leases is not None else None
 
-    def begin(self, roster: Roster) -> Roster:
+    def begin(self, leases: Leases) -> Leases:
         """On the engine's thread, with the models just loaded: let the champion serve; if it cannot be used, the version that served before
         it, and so on.
         """
         try:
             champion = self.registry.serving()
-            names = [champion, *self.registry.before()] if roster.workshop is not None else []
+            names = [champion, *self.registry.before()] if leases.loader is not None else []
         except RegistryError as error:
             log.error("the base model serves: %s", error)
             names = []
         for name in names:
             try:
                 if name is not None:
-                    roster.seat(self._make(roster, name))
+                    leases.seat(self._make(leases, name))
                 break
             except Sam4mllmError as error:
                 self._refused = champion
                 log.error("%s cannot serve, what served before it does: %s", name, error)
-        self._noted(roster.current.version)
-        return roster
+        self._noted(leases.current.version)
+        return leases
 
     def sync(self) -> None:
         """Let the registry's champion serve if another does. Raises RegistryError or ModelError; what served before still does."""
         with self._lock:
-            roster = self._engine.model
-            if roster is None or roster.workshop is None:
+            leases = self._engine.model
+            if leases is None or leases.loader is None:
                 return
             name = self.registry.serving()
-            if name == _name(roster.current) or (name is not None and name == self._refused):
-                self._run(lambda roster: roster.sweep())
+            if name == _name(leases.current) or (name is not None and name == self._refused):
+                self._run(lambda leases: leases.sweep())
                 return
             try:
-                pipeline = self._run(lambda roster: self._make(roster, name))
+                pipeline = self._run(lambda leases: self._make(leases, name))
             except (RegistryError, ModelError):  # any other reason, such as a busy engine, passes
                 self._refused = name
                 raise
-            self._seat(roster, pipeline)
+            self._seat(leases, pipeline)
 
     def add(self, files: Mapping[str, Path | bytes], data_sha256: str, metrics: Mapping[str, float]) -> Manifest:
         """Store an adapter of the base model that serves here as a new version. Raises RegistryError."""
-        roster = self._engine.model
-        if roster is None or roster.workshop is None:
+        leases = self._engine.model
+        if leases is None or leases.loader is None:
             raise NotReadyError("the models are not loaded; ask again when the server is ready")
-        workshop, current = roster.workshop, roster.current
+        loader, current = leases.loader, leases.current
         return self.registry.add(
             files,
             slug=current.slug,
-            identity=workshop.base.identity,
+            identity=loader.base.identity,
             base_model=current.slug,
-            base_sha256=workshop.base_sha256,
-            template_sha256=workshop.template_sha256,
+            base_sha256=loader.base_sha256,
+            template_sha256=loader.template_sha256,
             data_sha256=data_sha256,
             metrics=metrics,
             parent=_name(current),
@@ -105,13 +105,13 @@ class Versions:
     def promote(self, version: str) -> Manifest:
         """Verify, load and let serve a version, in this order: one that cannot be loaded never becomes champion."""
         with self._lock:
-            roster = self._engine.model
-            if roster is None or roster.workshop is None:
+            leases = self._engine.model
+            if leases is None or leases.loader is None:
                 raise NotReadyError("the models are not loaded; ask again when the server is ready")
-            pipeline = self._run(lambda roster: self._make(roster, version))
+            pipeline = self._run(lambda leases: self._make(leases, version))
             manifest = self.registry.promote(version)
             self._refused = None
-            self._seat(roster, pipeline)
+            self._seat(leases, pipeline)
             return manifest
 
     def rollback(self, serving: str | None = None) -> Manifest | None:
@@ -122,53 +122,53 @@ class Versions:
         with self._lock:
             if serving is not None and self.registry.serving() != serving:
                 raise RegistryError("another version serves by now; look again")
-            roster = self._engine.model
-            if roster is None or roster.workshop is None:
+            leases = self._engine.model
+            if leases is None or leases.loader is None:
                 return self.registry.rollback()
             former = self.registry.before()[0]
-            pipeline = self._run(lambda roster: self._make(roster, former))
+            pipeline = self._run(lambda leases: self._make(leases, former))
             manifest = self.registry.rollback()
             self._refused = None
-            self._seat(roster, pipeline)
+            self._seat(leases, pipeline)
             return manifest
 
-    def _seat(self, roster: Roster, pipeline: Pipeline) -> None:
+    def _seat(self, leases: Leases, pipeline: Pipeline) -> None:
         self._noted(pipeline.version)
-        roster.seat(pipeline)
-        self._run(lambda roster: roster.sweep())
+        leases.seat(pipeline)
+        self._run(lambda leases: leases.sweep())
 
-    def _make(self, roster: Roster, version: str | None) -> Pipeline:
+    def _make(self, leases: Leases, version: str | None) -> Pipeline:
         """On the engine's thread: the pipeline of a version, None for the base model, tried once. Raises RegistryError or ModelError."""
-        assert roster.workshop is not None
+        assert leases.loader is not None
         if version is None:
-            return remembering(roster.workshop.base)
+            return remembering(leases.loader.base)
         manifest = self.registry.verify(version)
         try:
-            pipeline = remembering(roster.workshop.load(self.registry.path(version), manifest))
+            pipeline = remembering(leases.loader.load(self.registry.path(version), manifest))
             warm_up(pipeline)
         except Exception as error:
-            roster.discard(version)
+            leases.discard(version)
             if isinstance(error, Sam4mllmError):
                 raise
             raise ModelError(f"the adapter {version} has no answer ({where(error)})") from error
         return pipeline
 
-    def _run(self, work: Callable[[Roster], T]) -> T:
+    def _run(self, work: Callable[[Leases], T]) -> T:
         return self._engine.run(work, False, time.monotonic() + SWAP_SECONDS)
 
 
-def load_roster(settings: Settings) -> Roster:
+def load_leases(settings: Settings) -> Leases:
     """The base models of the settings, warmed up."""
-    roster = load_cold(settings)
-    warm_up(roster.current)
-    return roster
+    leases = load_cold(settings)
+    warm_up(leases.current)
+    return leases
 
 
-def load_cold(settings: Settings) -> Roster:
+def load_cold(settings: Settings) -> Leases:
     """The same, for who has work at once."""
     models = (settings.model, settings.segmenter, settings.device)
     variants = load_variants(*models, settings.options, settings.precision)
-    return Roster(remembering(variants.base), variants)
+    return Leases(remembering(variants.base), variants)
 
 
 def warm_up(pipeline: Pipeline) -> None:

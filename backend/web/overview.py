@@ -148,8 +148,8 @@ def _active(run: Run, folder: RunFolder) -> Active:
 
 
 def _read_shelf(service: Service) -> _Shelf:
-    registry, roster = service.versions.registry, service.engine.model
-    base = roster.workshop.base_sha256 if roster is not None and roster.workshop is not None else None
+    registry, leases = service.versions.registry, service.engine.model
+    base = leases.loader.base_sha256 if leases is not None and leases.loader is not None else None
     try:
         champion, tenure, good, broken = registry.serving(), registry.tenure(), *registry.survey()
         back = (registry.before()[0] or BASE_MODEL) if champion is not None else None

@@ -46,12 +46,12 @@ class StateCollector(Collector):
         yield from self._disk()
 
     def _engine(self) -> Iterator[Metric]:
-        engine, settings, late = self._service.engine, self._service.settings, self._service.late
+        engine, settings, backlog = self._service.engine, self._service.settings, self._service.backlog
         yield _by("sam4mllm_state", "1 for the state the server is in.", "state", {one: one == engine.state for one in get_args(State)})
         yield _one("sam4mllm_queue_waiting", "Pieces of work that wait for the models.", engine.waiting)
         yield _by("sam4mllm_requests_in_house", "Requests that wait or run, by kind.", "kind", engine.taken)
         yield _one("sam4mllm_places", "Requests of either kind that may wait or run at once.", settings.queue)
-        yield _one("sam4mllm_late_tasks", "Tasks that missed their deadline and are still worked on.", late.waiting if late else 0)
+        yield _one("sam4mllm_late_tasks", "Tasks that missed their deadline and are still worked on.", backlog.waiting if backlog else 0)
 
     def _caches(self) -> Iterator[Metric]:
         hits = CounterMetricFamily("sam4mllm_cache_hits", "Found in a cache.", labels=["cache"])

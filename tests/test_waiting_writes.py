@@ -19,7 +19,7 @@ import pytest
 
 from backend.corrections.log import CorrectionLog
 from backend.corrections.log_faults import LogError, wrong
-from backend.corrections.waiting_writes import Spill
+from backend.corrections.waiting_writes import WaitingWrites
 from backend.errors import SettingsError
 from backend.web.app import create_app
 from benchmarks.waiting import wait_for
@@ -178,7 +178,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from backend.corrections.log import CorrectionLog
-from backend.corrections.waiting_writes import Spill
+from backend.corrections.waiting_writes import WaitingWrites
 log = CorrectionLog(Path(sys.argv[1]))
 for number in range(int(sys.argv[2]), 10**6):
     log.store({"action": "X", "number": number})
@@ -248,7 +248,7 @@ def test_a_kill_while_it_is_taken_in(tmp_path: Path, monkeypatch: pytest.MonkeyP
         if moment.startswith("before"):
             patch.setattr("backend.corrections.log_file.put_mark", killed)
         else:
-            patch.setattr(Spill, "clear", killed)
+            patch.setattr(WaitingWrites, "clear", killed)
         with pytest.raises(KillError):
             log.drain()
     log._close_all()

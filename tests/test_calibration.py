@@ -12,7 +12,7 @@ import pytest
 from backend.corrections.reviews import Review
 from backend.serving.calibration import Scorer
 from sam4mllm.confidence import FIT_FROM, NAMES, Features
-from tests.test_watch import review
+from tests.test_auto_rollback import review
 
 
 def judged(count: int, seed: int = 1) -> list[Review]:

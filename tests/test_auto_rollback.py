@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from backend.corrections.reviews import Review
-from backend.learning.auto_rollback import BASELINE, LEAST, ControlChart, Watch, control
+from backend.learning.auto_rollback import BASELINE, LEAST, AutoRollback, ControlChart, control
 from sam4mllm.adapters.registry import Tenure
 from sam4mllm.errors import RegistryError
 
@@ -101,8 +101,8 @@ class Desk:
             raise RegistryError("the disk is read-only")
         self.rolled_back += 1
 
-    def watch(self) -> Watch:
-        return Watch(self.tenure, self.rollback)
+    def watch(self) -> AutoRollback:
+        return AutoRollback(self.tenure, self.rollback)
 
 
 def history(former: str, after: Sequence[float]) -> list[Review]:

@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from backend.errors import QueueFullError, TaskError
 from backend.label_studio.wire import PredictRequest
 from backend.serving import backlog as module
-from backend.serving.backlog import Late
+from backend.serving.backlog import Backlog
 from benchmarks.waiting import wait_for
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.bulk_fakes import PROJECT, VERSION, BulkServer
@@ -57,8 +57,8 @@ def test_what_misses_the_deadline_is_pushed(late_house: tuple[House, BulkServer]
 def test_what_is_in_time_is_not_pushed(late_house: tuple[House, BulkServer]) -> None:
     where, server = late_house
     assert all(one["result"] for one in ask(where, 1, 2))
-    assert where.service.late is not None
-    assert where.service.late.waiting == 0
+    assert where.service.backlog is not None
+    assert where.service.backlog.waiting == 0
     assert not server.asked
 
 
@@ -69,7 +69,7 @@ def test_another_request_takes_a_task_back() -> None:
         go.wait(5)
         return json.dumps({"result": [], "score": 0.5, "model_version": VERSION}).encode()
 
-    backlog = Late(predict, server.client())
+    backlog = Backlog(predict, server.client())
     for number in (1, 2, 3):
         backlog.add(task(number), REQUEST)
     assert backlog.withdraw(task(1), REQUEST) is None  # it is being worked on
@@ -95,7 +95,7 @@ def test_a_busy_engine_is_asked_again_and_a_bad_task_is_not(monkeypatch: pytest.
             raise QueueFullError("too many")
         return json.dumps({"result": [], "score": 0.5, "model_version": VERSION}).encode()
 
-    backlog = Late(predict, server.client())
+    backlog = Backlog(predict, server.client())
     for number in (1, 2):
         backlog.add(task(number), REQUEST)
     wait_for("the predictions", lambda: len(server.predictions) == 1, 10, 0.005)
@@ -106,7 +106,7 @@ def test_a_busy_engine_is_asked_again_and_a_bad_task_is_not(monkeypatch: pytest.
 
 @pytest.mark.parametrize(("raw", "project"), [({}, 3), ({"id": "1"}, 3), (7, 3), ({"id": 1}, None)], ids=str)
 def test_what_has_no_number_cannot_be_pushed(raw: object, project: int | None) -> None:
-    backlog = Late(lambda raw, request: b"[]", BulkServer.of(1).client())
+    backlog = Backlog(lambda raw, request: b"[]", BulkServer.of(1).client())
     backlog.add(raw, PredictRequest([], project, CONFIG))
     assert backlog.waiting == 0
     assert backlog.withdraw(raw, PredictRequest([], project, CONFIG)) is None
