@@ -43,8 +43,10 @@ def test_a_training_run_comes_to_its_decision(installed: Installed, start: str, 
     assert done.code == 0, done.err
     image = next((known / "images").iterdir())
     assert installed.run(*installed.starts[start], "predict", image, "the cup").out.startswith("the cup: ")
-    settings = {"SAM4MLLM_REPLAY": str(known), "SAM4MLLM_GOLDEN": str(known), "SAM4MLLM_TRAIN_STEPS": "3", "SAM4MLLM_STRATEGY": "box"}
-    settings |= {"SAM4MLLM_HOME": str(tmp_path / "home")}
+    plan = tmp_path / "plan.toml"
+    plan.write_text("steps = 3\n")
+    settings = {"SAM4MLLM_REPLAY": str(known), "SAM4MLLM_GOLDEN": str(known), "SAM4MLLM_STRATEGY": "box"}
+    settings |= {"SAM4MLLM_HOME": str(tmp_path / "home"), "SAM4MLLM_TRAIN_CONFIG": str(plan)}
     pictures = tmp_path / "pictures"
     pictures.mkdir()
     with hosting(pictures) as host, serving(installed, start, SAM4MLLM_ALLOW_HOSTS=host, **settings) as url:
