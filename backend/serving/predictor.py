@@ -77,7 +77,7 @@ class TaskLog(Protocol):
     def note_config(self, project: int, label_config: str) -> None: ...
 
 
-class Backlog(Protocol):
+class LateQueue(Protocol):
     """Tasks that are worked on after their request's answer."""
 
     def add(self, raw: object, request: PredictRequest) -> None: ...
@@ -101,7 +101,7 @@ class Predictor:
         settings: Settings,
         metrics: Metrics,
         shared: Callable[[int, str], None] = lambda task, version: None,
-        backlog: Backlog | None = None,
+        backlog: LateQueue | None = None,
     ) -> None:
         self.engine = engine
         self._images = images
