@@ -88,7 +88,7 @@ def load(
         model: ``demo``, a folder, or a hub id of a supported family.
         segmenter: ``demo``, ``vit_b|vit_l|vit_h:PATH``, ``efficientvit-sam-xl1:PATH``, or a checkpoint folder or hub id.
         device: ``cpu``, ``cuda``, ``cuda:1``…; by default a GPU if there is one.
-        options: how points are asked.
+        options: the strategy, how points are asked, and which mask is drawn.
         adapter: a folder with a LoRA adapter, or a version in the registry; the base model alone if None.
         dtype: ``bf16``, ``fp16`` or ``fp32``; what the device does well if ``auto``.
         quantize: ``8bit`` or ``4bit`` weights of the language model; needs the extra ``quant``.

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, WEIGHTS, Manifest
+from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, WEIGHTS, Manifest, is_same_adapter
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import RegistryError
 
@@ -282,3 +282,17 @@ def test_a_pickle_does_not_run(home: Registry, tmp_path: Path) -> None:
             with pytest.raises(RegistryError):
                 change(version)
     assert not marker.exists()
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        pytest.param("demo-2-00000000", "demo-2-ffffffff", True, id="renamed"),
+        pytest.param("demo-0-00000000", "demo-0-ffffffff", True, id="the base model"),
+        pytest.param("demo-2-00000000", "demo-3-00000000", False, id="another adapter"),
+        pytest.param("", "", True, id="no version"),
+        pytest.param("", "demo-0-00000000", False, id="one is no version"),
+    ],
+)
+def test_a_version_under_another_name_is_the_same_adapter(one: str, other: str, same: bool) -> None:
+    assert is_same_adapter(one, other) is same

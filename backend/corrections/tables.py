@@ -58,15 +58,15 @@ def apply_event(connection: sqlite3.Connection, body: Mapping[str, Any], stamp: 
 
     ``stamp`` is the write's, and by ``received``, the time of day, it is told whether Label Studio's clock was ahead.
     """
-    connection.execute("SAVEPOINT fold")
+    connection.execute("SAVEPOINT event")
     try:
         _apply(connection, body, _Moment(stamp, received))
     except sqlite3.OperationalError:
         raise
     except Exception as error:  # the event itself is kept, and the next pull from Label Studio mends the tables
-        connection.execute("ROLLBACK TO fold")
+        connection.execute("ROLLBACK TO event")
         log.error("an event could not be read: %s", where(error))
-    connection.execute("RELEASE fold")
+    connection.execute("RELEASE event")
 
 
 @dataclass(frozen=True)

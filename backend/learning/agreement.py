@@ -1,6 +1,6 @@
 """What reviewers made of what was served, drawn over time and against the score: for people to look at, nothing is decided here.
 
-``watch.py`` decides whether a version goes back, ``scoring.py`` fits the score.
+``auto_rollback.py`` decides whether a version goes back, ``backend/serving/calibration.py`` fits the score.
 """
 
 from __future__ import annotations

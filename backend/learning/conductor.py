@@ -38,7 +38,7 @@ from backend.serving.versions import Versions
 from backend.settings import Settings
 from backend.support.child import Child
 from backend.support.metrics import Metrics
-from sam4mllm.adapters.files import CONFIG, WEIGHTS
+from sam4mllm.adapters.files import CONFIG, WEIGHTS, is_same_adapter
 from sam4mllm.data.examples import EXAMPLES
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.durable import file_sha256, remove
@@ -184,7 +184,8 @@ class Conductor:
                 f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id).path}"
             )
         run = self._runs.save(run, attempts=run.attempts + 1)
-        limit = OVERTIME * self._settings.training.plan.budget_seconds + COMPARISON_SECONDS
+        # the plan that it began with: another may be set since
+        limit = OVERTIME * TrainingJob.read(self._runs.folder(run.id)).plan.budget_seconds + COMPARISON_SECONDS
         try:
             with self._room():
                 code = self._run_process("training", run, [str(self._runs.folder(run.id).path)], limit)
@@ -223,7 +224,8 @@ class Conductor:
         with contextlib.suppress(RegistryError, ModelError):
             self._versions.sync()  # somebody may have promoted another just now
         serving = self._serving()
-        if serving not in (run.champion, version):
+        # an update or another setting may call the same adapter by another name
+        if not any(is_same_adapter(serving, one) for one in (run.champion, version)):
             return "kept", f"{serving} was promoted meanwhile, and this version was not compared with it"
         self._versions.promote(version)
         return "promoted", message

@@ -105,15 +105,15 @@ class Lease:
         self._interactive = interactive
         self._deadline = deadline
         self._lock = threading.Lock()
-        self._roster: Leases | None = None
+        self._from: Leases | None = None
         self._pipeline: Pipeline | None = None
 
     def pipeline(self) -> Pipeline:
         """Waits until there is a model. Raises DeadlineError or NotReadyError."""
         with self._lock:
             if self._pipeline is None:
-                self._roster = self._engine.model or self._engine.run(lambda leases: leases, self._interactive, self._deadline)
-                self._pipeline = self._roster.take()
+                self._from = self._engine.model or self._engine.run(lambda leases: leases, self._interactive, self._deadline)
+                self._pipeline = self._from.take()
             return self._pipeline
 
     def version(self) -> str:
@@ -127,9 +127,9 @@ class Lease:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         with self._lock:
-            if self._roster is not None and self._pipeline is not None:
-                self._roster.give_back(self._pipeline)
-                self._roster = None
+            if self._from is not None and self._pipeline is not None:
+                self._from.give_back(self._pipeline)
+                self._from = None
 
 
 def remembering(pipeline: Pipeline) -> Pipeline:

@@ -114,7 +114,7 @@ class Predictor:
         self.answerer = answerer
         self.answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
         """Predictions as JSON texts, by what was asked."""
-        self._flights = SingleFlight(self.answers)
+        self._single_flight = SingleFlight(self.answers)
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
         self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
 
@@ -232,7 +232,7 @@ class Predictor:
             return self._pointed(task, config, pointing, context, request.project)
         elif request.interactive:
             return Question(task, config, (), pointing, True)
-        asked = tuple(self._wanted(task, config, typed, request.project))
+        asked = tuple(self._wanted(task, config, typed))
         seen = self._on_screen(task, asked, request.project).get(asked[0].phrase, ()) if typed else ()
         return Question(task, config, asked, pointing, request.interactive, seen=seen)
 
@@ -277,7 +277,7 @@ class Predictor:
             return True
         return False
 
-    def _wanted(self, task: Task, config: LabelConfig, typed: str, project: int | None) -> list[Wanted]:
+    def _wanted(self, task: Task, config: LabelConfig, typed: str) -> list[Wanted]:
         return wanted(task, config, typed, self._settings.phrase_field)
 
     def _spoken_of(self, task: Task, config: LabelConfig, project: int | None) -> list[Wanted]:
@@ -286,7 +286,7 @@ class Predictor:
         noted = "" if number is None else _recalled(lambda: self._notes.task_phrase(project, number))
         typed = noted or typed_text(task.drafts, config)
         try:
-            return self._wanted(task, config, typed, project)
+            return self._wanted(task, config, typed)
         except Sam4mllmError:
             return []
 
@@ -316,12 +316,12 @@ class Predictor:
                     answer, drawn = self.answerer.answer(pipeline, image, question, key, fetched)
                     # before it is kept, and not by who waits: a late answer is served from memory when it is asked for again
                     self._record(drawn, image, question, request.project, version)
-                    self._flights.keep(key, answer)
+                    self._single_flight.keep(key, answer)
                     return answer
 
                 return self.engine.run(work, question.interactive, deadline)
 
-        answer, shared = self._flights.answer(key, make, deadline)
+        answer, shared = self._single_flight.answer(key, make, deadline)
         if shared and question.task.id is not None and not question.interactive:
             self._shared(question.task.id, version)
         return answer

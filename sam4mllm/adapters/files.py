@@ -110,6 +110,14 @@ def number_of(version: str) -> int:
     return int(version.rsplit("-", 2)[1])
 
 
+def is_same_adapter(one: str, other: str) -> bool:
+    """Whether two versions of a home are of one adapter, or both of the base model, whatever else shapes their predictions."""
+    try:
+        return number_of(one) == number_of(other)
+    except (IndexError, ValueError):  # from a file: no version at all
+        return one == other
+
+
 def version_digest(identity: str, base_sha256: str, template_sha256: str, files: Mapping[str, str]) -> str:
     """The last part of a version: eight hexadecimal digits that follow from all that shapes its predictions."""
     return digest_of({"identity": identity, "base": base_sha256, "template": template_sha256, "files": dict(files)})[:8]

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from sam4mllm.training.recipe import Progress
 
 commands = typer.Typer()
-CONFIG_HELP = "default, paper, released, or a JSON or TOML file with steps, batch, rate, rank …"
+CONFIG_HELP = "default, released, paper, demo, server, or a JSON or TOML file with steps, batch, rate, rank …"
 
 
 @commands.command(epilog="Example: sam4mllm train /tmp/corrections --out /tmp/adapter --replay /tmp/scenes --steps 200")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
@@ -111,10 +112,13 @@ class Pool:
     @property
     def sha256(self) -> str:
         """The hash of all that draws follow from, in hex: pictures, phrases, boxes, masks and labels; not of where they lie."""
-        pictures = [[_describe(example) for example in picture.examples] for picture in self._pictures]
-        replay = [[_describe(example) for example in picture.examples] for picture in self._replay]
-        talks = [[talk.conversation.image.name, [asdict(turn) for turn in talk.conversation.turns]] for talk in self._talks]
-        return digest_of({"strata": self._strata, "pictures": pictures, "replay": replay, "conversations": talks})
+        digest = hashlib.sha256(digest_of({"strata": self._strata, "replay_from": len(self._pictures)}).encode())
+        for picture in (*self._pictures, *self._replay):  # one by one: the masks of a large set fill a gigabyte
+            digest.update(digest_of({"picture": [_describe(example) for example in picture.examples]}).encode())
+        for talk in self._talks:
+            turns = [asdict(turn) for turn in talk.conversation.turns]
+            digest.update(digest_of({"image": talk.conversation.image.name, "turns": turns}).encode())
+        return digest.hexdigest()
 
     # -- at random -------------------------------------------------------------------------------------------------------------------------
 

@@ -57,7 +57,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """The state of the newest finished state of ``folder``, or None if there is none."""
+    """What ``state.json`` of the newest finished state of ``folder`` holds, or None if there is none."""
     finished = _finished(folder)
     if not finished:
         return None

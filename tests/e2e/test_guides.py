@@ -47,7 +47,7 @@ SECONDS = 240
 
 ELSEWHERE = {
     r"make (install|check|e2e|test)": ".ci/run: make install",
-    r"pip install 'sam4mllm\[\w+\]'": "pyproject.toml: sam4mllm[efficientvit,parquet,quant,ray,segmenters,track]",
+    r"pip install 'sam4mllm\[[\w,]+\]'": "pyproject.toml: sam4mllm[efficientvit,parquet,quant,ray,segmenters,server,track]",
     r"make (demo|bench)": "by hand on a clean clone",
     r"export LABEL_STUDIO_URL=.*": "the environment of this test",
     r"sam4mllm serve --model FOLDER .*": "tests/e2e/test_guides.py: test_the_server_of_the_readme_starts",
