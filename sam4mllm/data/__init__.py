@@ -1,0 +1,1 @@
+"""Datasets: the project's own format, and public sets that become it."""

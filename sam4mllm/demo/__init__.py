@@ -1,0 +1,1 @@
+"""Drawn scenes, and the demo models with the recipe that made them."""

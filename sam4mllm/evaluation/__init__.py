@@ -1,0 +1,1 @@
+"""What answers are worth: figures, intervals, and settings compared."""

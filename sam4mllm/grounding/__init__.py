@@ -1,0 +1,1 @@
+"""The multi-modal language model, behind the Grounder protocol."""

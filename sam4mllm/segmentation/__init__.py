@@ -1,0 +1,1 @@
+"""The promptable segmenter, behind the Segmenter protocol."""

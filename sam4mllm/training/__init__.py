@@ -1,0 +1,1 @@
+"""LoRA, from a dataset to an adapter."""
