@@ -64,7 +64,7 @@ def test_it_is_the_wheel_that_runs(installed: Installed) -> None:
 def test_both_ways_have_the_same_commands(installed: Installed, start: str) -> None:
     done = installed.run(*installed.starts[start], "--help")
     assert (done.code, done.err) == (0, "")
-    assert sorted(re.findall(r"^│ ([a-z]+) ", done.out, re.MULTILINE)) == sorted(COMMANDS)
+    assert sorted(re.findall(r"^  ([a-z]+) ", done.out.partition("Commands:")[2], re.MULTILINE)) == sorted(COMMANDS)
     assert re.fullmatch(r"sam4mllm \d+\.\d+\.\d+\n", installed.run(*installed.starts[start], "--version").out)
 
 

@@ -14,7 +14,8 @@ import typer
 
 from backend.cli.server_extra import check_server_extra
 from backend.errors import BatchError
-from sam4mllm.cli.options import DeviceMapOption, DeviceOption, DtypeName, JsonOption, QuantizeName, hush
+from sam4mllm.cli.options import DeviceMapOption, DeviceOption, JsonOption, hush
+from sam4mllm.options import DtypeName, QuantizeName
 
 commands = typer.Typer()
 MOST_REASONS = 10

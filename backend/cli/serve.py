@@ -10,7 +10,8 @@ import typer
 
 from backend.cli.server_extra import check_server_extra
 from backend.support.child import serve_command
-from sam4mllm.cli.options import DeviceMapOption, DeviceOption, DtypeName, QuantizeName
+from sam4mllm.cli.options import DeviceMapOption, DeviceOption
+from sam4mllm.options import DtypeName, QuantizeName
 
 commands = typer.Typer()
 

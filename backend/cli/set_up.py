@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from backend.cli.server_extra import check_server_extra
 from sam4mllm.cli.options import JsonOption
@@ -37,6 +36,8 @@ def doctor(
     from backend.settings import read_settings
 
     settings = read_settings()
+    from rich.console import Console
+
     errors = Console(stderr=True)
     with errors.status("looking") as status:
         from backend.setup.doctor import examine  # takes seconds to import

@@ -8,36 +8,30 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Column, Table
 
 from sam4mllm.cli.options import (
     AdapterOption,
     DatasetArgument,
     DeviceMapOption,
     DeviceOption,
-    DtypeName,
     DtypeOption,
     JsonOption,
     LimitOption,
     MinPixelsOption,
     ModelOption,
-    PatternName,
     PatternOption,
-    PointsName,
     PointsOption,
-    QuantizeName,
     QuantizeOption,
     SeedOption,
     SegmenterOption,
     SplitOption,
-    StrategyName,
     StrategyOption,
-    as_precision,
+    as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
 from sam4mllm.errors import EvaluationError
+from sam4mllm.options import Precision
 
 if TYPE_CHECKING:
     from sam4mllm.evaluation.ablation_table import Row
@@ -58,9 +52,9 @@ def ablate(
     ] = None,
     adapters: Annotated[str, typer.Option("--adapters", help="The adapters of rank: r16=FOLDER,r128=FOLDER.")] = "",
     grid: Annotated[bool, typer.Option("--grid", help="Every combination, instead of one thing at a time.")] = False,
-    strategy: StrategyOption = StrategyName.PQPP,
-    points: PointsOption = PointsName.PACKED,
-    pattern: PatternOption = PatternName.SPREAD,
+    strategy: StrategyOption = "pqpp",
+    points: PointsOption = "packed",
+    pattern: PatternOption = "spread",
     split: SplitOption = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -69,8 +63,8 @@ def ablate(
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
-    dtype: DtypeOption = DtypeName.AUTO,
-    quantize: QuantizeOption = QuantizeName.NONE,
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = "none",
     device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -82,13 +76,12 @@ def ablate(
     from sam4mllm.evaluation.ablation_table import tabulate
     from sam4mllm.evaluation.run import choose
     from sam4mllm.evaluation.settings import Setting, plan
-    from sam4mllm.options import Options
 
-    options = Options(strategy=strategy.value, joint=points is PointsName.JOINT, pattern=pattern.value)
+    options = as_options(strategy, points, pattern)
     settings = plan(Setting(("base",), options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
-    precision = as_precision(dtype, quantize, device_map)
+    precision = Precision(dtype, quantize, device_map)
     open_pipeline = lambda seg, version: load(model, seg, device, options, version, precision)  # noqa: E731
     rows = tabulate(run(settings, dataset, examples, open_pipeline, journal, bar, min_pixels))
     _write(out, rows, len(examples))
@@ -152,6 +145,9 @@ def _print(rows: Sequence[Row], out: Path, as_json: bool) -> None:
     if as_json:
         print(json.dumps({"rows": [to_fields(row) for row in rows], "best": tell_gain(rows), "out": str(out)}))
         return
+    from rich.console import Console
+    from rich.table import Column, Table
+
     table = Table(*[Column(head, no_wrap=True) for head in heads()], box=None, padding=(0, 1))
     for row in rows:
         table.add_row(*cells(row))

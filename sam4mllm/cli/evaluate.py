@@ -10,37 +10,33 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from sam4mllm.cli.options import (
     AdapterOption,
     DatasetArgument,
     DeviceMapOption,
     DeviceOption,
-    DtypeName,
     DtypeOption,
     JsonOption,
     LimitOption,
     MinPixelsOption,
     ModelOption,
-    PatternName,
     PatternOption,
-    PointsName,
     PointsOption,
-    QuantizeName,
     QuantizeOption,
     SeedOption,
     SegmenterOption,
     SplitOption,
-    StrategyName,
     StrategyOption,
-    as_precision,
+    as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
+from sam4mllm.options import Precision
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from sam4mllm.evaluation.metrics import Figures
     from sam4mllm.evaluation.predictions import JudgedExample
 
@@ -51,9 +47,9 @@ commands = typer.Typer()
 def evaluate(
     dataset: DatasetArgument,
     *,
-    strategy: StrategyOption = StrategyName.PQPP,
-    points: PointsOption = PointsName.PACKED,
-    pattern: PatternOption = PatternName.SPREAD,
+    strategy: StrategyOption = "pqpp",
+    points: PointsOption = "packed",
+    pattern: PatternOption = "spread",
     oracle: Annotated[bool, typer.Option("--oracle", help="Also draw from true boxes and points: the upper bound.")] = False,
     split: SplitOption = None,
     limit: LimitOption = None,
@@ -65,19 +61,18 @@ def evaluate(
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
-    dtype: DtypeOption = DtypeName.AUTO,
-    quantize: QuantizeOption = QuantizeName.NONE,
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = "none",
     device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Measure masks, no-target answers and points on a dataset, with 95 % intervals."""
     from sam4mllm.evaluation.run import choose, intervals_of, parts, summarize_judged
     from sam4mllm.evaluation.run import evaluate as run
-    from sam4mllm.options import Options
 
     examples = choose(dataset, split, limit, seed)
-    precision = as_precision(dtype, quantize, device_map)
-    options = Options(strategy=strategy.value, joint=points is PointsName.JOINT, pattern=pattern.value)
+    precision = Precision(dtype, quantize, device_map)
+    options = as_options(strategy, points, pattern)
     pipeline = load(model, segmenter, device, options, adapter, precision)
     evaluating = lambda images, total: bar(images, total, "evaluating")  # noqa: E731
     figures, judged = run(pipeline, dataset, oracle, evaluating, examples=examples, min_pixels=min_pixels)
@@ -92,6 +87,8 @@ def evaluate(
     if as_json:
         print(json.dumps({**figures, "intervals": ends, **{f"{name}s": found for name, found in several.items()}}))
         return
+    from rich.console import Console
+
     Console().print(_figures_table(figures, ends))
     for name, found in several.items():
         Console().print(_parts_table(name, found))
@@ -107,6 +104,8 @@ def _report(folder: Path, dataset: Path, judged: Sequence[JudgedExample], figure
 
 
 def _figures_table(figures: Figures, ends: Mapping[str, tuple[float, float] | None]) -> Table:
+    from rich.table import Table
+
     table = Table("metric", "value", "95 % interval")
     for name, value in figures.items():
         reach = ends.get(name)
@@ -117,6 +116,8 @@ def _figures_table(figures: Figures, ends: Mapping[str, tuple[float, float] | No
 
 def _parts_table(name: str, found: Mapping[str, Figures]) -> Table:
     columns = ("gIoU", "cIoU", "mIoU", "N-acc", "T-acc", "Pr@0.5", "Pr@0.9", "count")
+    from rich.table import Table
+
     table = Table(name, *columns)
     for part, figures in found.items():
         values = [figures[column] for column in columns]

@@ -11,7 +11,6 @@ import warnings
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from sam4mllm import __version__
 from sam4mllm.cli import ablate, adapters, bench, data, evaluate, predict, scenes, train
@@ -32,13 +31,14 @@ def main() -> None:
     try:
         app()
     except Sam4mllmError as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        typer.secho(f"error: {error}", fg="red", err=True)
         sys.exit(1)
 
 
 def make_app() -> typer.Typer:
     """All commands: this package's own, and those of the packages that are installed beside it."""
-    app = typer.Typer(name="sam4mllm", no_args_is_help=True, add_completion=False)
+    # plain help: drawing it with rich costs a tenth of a second at every start
+    app = typer.Typer(name="sam4mllm", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     app.callback()(_common)
     for module in OWN:
         app.add_typer(module.commands)

@@ -6,62 +6,14 @@ import logging
 import os
 from enum import StrEnum
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sam4mllm.options import Precision
+from sam4mllm.options import DtypeName, Options, Pattern, Precision, QuantizeName, Strategy
 
 if TYPE_CHECKING:
-    from sam4mllm.options import Options
     from sam4mllm.pipeline import Pipeline
-
-
-class StrategyName(StrEnum):
-    """The strategies of the method."""
-
-    BOX = "box"
-    PPG = "ppg"
-    PQPP = "pqpp"
-
-
-class PointsName(StrEnum):
-    """The two ways to ask points."""
-
-    PACKED = "packed"
-    JOINT = "joint"
-
-
-class PatternName(StrEnum):
-    """Where points fall."""
-
-    SPREAD = "spread"
-    INTERIOR = "interior"
-    UNSURE = "unsure"
-    SECOND_LOOK = "second-look"
-
-
-class DtypeName(StrEnum):
-    """In which numbers a model is held."""
-
-    AUTO = "auto"
-    BF16 = "bf16"
-    FP16 = "fp16"
-    FP32 = "fp32"
-
-
-class QuantizeName(StrEnum):
-    """How many bits the language model's weights have."""
-
-    NONE = "none"
-    EIGHT = "8bit"
-    FOUR = "4bit"
-
-
-class DeviceMapName(StrEnum):
-    """How a model is spread over devices."""
-
-    AUTO = "auto"
 
 
 class NounsName(StrEnum):
@@ -87,6 +39,9 @@ class DataSetName(StrEnum):
     LABEL_STUDIO = "label-studio"
 
 
+PointsName = Literal["packed", "joint"]
+DeviceMapName = Literal["auto"]
+
 ModelOption = Annotated[str, typer.Option("--model", help="demo, a model folder, or a hub id.")]
 AdapterOption = Annotated[str | None, typer.Option("--adapter", help="A folder with a LoRA adapter, or a version.", metavar="PATH|VERSION")]
 SegmenterOption = Annotated[
@@ -99,10 +54,10 @@ QuantizeOption = Annotated[
     typer.Option("--quantize", help="8 or 4 bit weights of the language model; needs bitsandbytes."),
 ]
 DeviceMapOption = Annotated[DeviceMapName | None, typer.Option("--device-map", help="auto: spread the model over all GPUs.")]
-StrategyOption = Annotated[StrategyName, typer.Option("--strategy", help="How to prompt the segmenter.")]
+StrategyOption = Annotated[Strategy, typer.Option("--strategy", help="How to prompt the segmenter.")]
 PointsOption = Annotated[PointsName, typer.Option("--points", help="Ask each point on its own (packed) or all in one answer (joint).")]
 PatternOption = Annotated[
-    PatternName,
+    Pattern,
     typer.Option("--pattern", help="Where points fall: spread as published, or by the box's mask, by the first answers, or asked again."),
 ]
 DatasetArgument = Annotated[Path, typer.Argument(help="A folder in the dataset format.")]
@@ -113,9 +68,9 @@ MinPixelsOption = Annotated[int, typer.Option("--min-pixels", min=0, help="Take 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def as_precision(dtype: DtypeName, quantize: QuantizeName, device_map: DeviceMapName | None) -> Precision:
+def as_options(strategy: Strategy, points: PointsName, pattern: Pattern) -> Options:
     """The three options in one value."""
-    return Precision(dtype.value, quantize.value, None if device_map is None else "auto")
+    return Options(strategy=strategy, joint=points == "joint", pattern=pattern)
 
 
 def hush() -> None:

@@ -12,23 +12,19 @@ from sam4mllm.cli.options import (
     AdapterOption,
     DeviceMapOption,
     DeviceOption,
-    DtypeName,
     DtypeOption,
     JsonOption,
     ModelOption,
-    PatternName,
     PatternOption,
-    PointsName,
     PointsOption,
-    QuantizeName,
     QuantizeOption,
     SegmenterOption,
-    StrategyName,
     StrategyOption,
-    as_precision,
+    as_options,
     load,
 )
 from sam4mllm.errors import Sam4mllmError
+from sam4mllm.options import Precision
 from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -41,26 +37,25 @@ commands = typer.Typer()
 def predict(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     phrases: Annotated[list[str], typer.Argument(help="What to find; one or more phrases.")],
-    strategy: StrategyOption = StrategyName.PQPP,
-    points: PointsOption = PointsName.PACKED,
-    pattern: PatternOption = PatternName.SPREAD,
+    strategy: StrategyOption = "pqpp",
+    points: PointsOption = "packed",
+    pattern: PatternOption = "spread",
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the answer here.")] = None,
     model: ModelOption = "demo",
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = "demo",
     device: DeviceOption = None,
-    dtype: DtypeOption = DtypeName.AUTO,
-    quantize: QuantizeOption = QuantizeName.NONE,
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = "none",
     device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Find phrases in an image: boxes, masks and a picture of them."""
     from sam4mllm.images import load_image
-    from sam4mllm.options import Options
 
     pixels = load_image(image)
-    options = Options(strategy=strategy.value, joint=points is PointsName.JOINT, pattern=pattern.value)
-    pipeline = load(model, segmenter, device, options, adapter, as_precision(dtype, quantize, device_map))
+    options = as_options(strategy, points, pattern)
+    pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map))
     answers = pipeline.segment(pixels, phrases)
     if out is not None:
         from sam4mllm.overlay import draw

@@ -12,22 +12,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn, track
-from rich.progress import Progress as Bar
 
 from sam4mllm.cli.options import (
     DeviceMapOption,
     DeviceOption,
-    DtypeName,
     DtypeOption,
     JsonOption,
     ModelOption,
-    QuantizeName,
     QuantizeOption,
-    as_precision,
     hush,
 )
+from sam4mllm.options import Precision
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -55,8 +50,8 @@ def train(
     wandb: Annotated[str | None, typer.Option("--wandb", help="Send the curve to this project at Weights & Biases.")] = None,
     model: ModelOption = "demo",
     device: DeviceOption = None,
-    dtype: DtypeOption = DtypeName.AUTO,
-    quantize: QuantizeOption = QuantizeName.NONE,
+    dtype: DtypeOption = "auto",
+    quantize: QuantizeOption = "none",
     device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -72,7 +67,7 @@ def train(
     check_trackers(tensorboard, wandb)
     settings = read_config(config, steps=steps, seed=seed)
     extras = Extras(settings.asking, segmenter, conversations, images, _prompting_bar)
-    precision = as_precision(dtype, quantize, device_map)
+    precision = Precision(dtype, quantize, device_map)
     session = Session(dataset, out, settings.plan, model, device, replay, extras=extras, precision=precision)
     plan, first = session.trainer.plan, session.processes.first
     curves = tracking(plan, out.name, tensorboard, wandb) if first else nullcontext()
@@ -103,6 +98,9 @@ def _print_trained(out: Path, last: Progress | None, phrases: int, as_json: bool
 
 def _prompting_bar(pictures: Iterable[list[Example]], total: int) -> Iterable[list[Example]]:
     """While the points of PPG answers are made."""
+    from rich.console import Console
+    from rich.progress import track
+
     console = Console(stderr=True)
     return track(pictures, "prompting the segmenter", total, console=console, transient=True, disable=not console.is_terminal)
 
@@ -127,6 +125,10 @@ def _stopping(stop: Callable[[], None]) -> Iterator[None]:
 @contextmanager
 def _training_bar(steps: int) -> Iterator[tuple[Callable[[Progress], None], list[Progress]]]:
     """A bar on standard error, and what was told last."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
     columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[loss]}"), TimeRemainingColumn())
     last: list[Progress] = []
     console = Console(stderr=True)
