@@ -281,7 +281,7 @@ def test_a_log_that_fails_is_told(log: CorrectionLog, monkeypatch: pytest.Monkey
     def full(*_: object) -> None:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("backend.corrections.log.fold_project", full)
+    monkeypatch.setattr("backend.corrections.log.apply_project", full)
     found = reconcile(log, server.client(), [PROJECT])
     assert "the disk is full; free space in" in found.problem
 
