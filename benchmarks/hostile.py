@@ -4,7 +4,7 @@ python -m benchmarks.hostile
 
 Starts ``sam4mllm serve`` with the demo models. Meanwhile ``/health`` is asked every tenth of a second, and another team's task again and
 again. Exits with 1 if ``/health`` took longer than a second, the other team's task was not answered within its deadline, the server's
-processes took more than 1 GB beyond idle, or the worker was started anew. Names of attacks (``B4 B7``) choose some of them.
+processes took more than 1 GB beyond idle, or the worker was started anew. Names of attacks (``B4 B7 all``) choose some of them.
 """
 
 from __future__ import annotations
@@ -256,9 +256,8 @@ def attack_with(target: Target, name: str, attack: Callable[[Target], None], sce
 
 def main() -> None:
     """Print a line for each attack; exit with 1 if any bar is missed."""
-    chosen = {name: attack for name, attack in ATTACKS.items() if not sys.argv[1:] or name.split()[0] in sys.argv[1:]}
-    if not sys.argv[1:]:
-        chosen["all at once"] = all_at_once
+    attacks = {**ATTACKS, "all at once": all_at_once}
+    chosen = {name: attack for name, attack in attacks.items() if not sys.argv[1:] or name.split()[0] in sys.argv[1:]}
     with tempfile.TemporaryDirectory() as folder:
         home, port = Path(folder), check_port(0)
         with server(home, port) as child:
