@@ -29,7 +29,7 @@ from backend.serving.versions import Versions, load_leases
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
-from sam4mllm.adapters.files import matches
+from sam4mllm.adapters.fields import matches
 from sam4mllm.adapters.former import former_settings
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.durable import replace_file

@@ -33,7 +33,9 @@ from benchmarks.beside import correction
 from benchmarks.novel import NovelTask, novel_tasks
 from benchmarks.random_adapter import write_random_adapter
 from benchmarks.waiting import wait_for
-from sam4mllm.adapters.files import CONFIG, WEIGHTS
+from sam4mllm.adapters.fields import FILES
+from sam4mllm.adapters.files import hash_files
+from sam4mllm.adapters.manifest import Papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.loading import load_variants
 from sam4mllm.options import Options
@@ -87,17 +89,17 @@ def add_champion(home: Path) -> str:
     """A version of random weights that serves."""
     base = load_variants("demo", "demo", "cpu", Options())
     adapter = write_random_adapter(home / "adapter", 1)
-    identity: Any = {
-        "slug": base.base.slug,
-        "identity": base.base.identity,
-        "base_model": base.base.slug,
-        "base_sha256": base.base_sha256,
-        "template_sha256": base.template_sha256,
-        "data_sha256": "00" * 32,
-        "metrics": {},
-    }
+    papers = Papers(
+        base_model="demo",
+        base_sha256=base.base_sha256,
+        template_sha256=base.template_sha256,
+        data_sha256=None,
+        metrics={},
+        files=hash_files(adapter),
+    )
     registry = Registry(home)
-    version = registry.add({name: adapter / name for name in (CONFIG, WEIGHTS)}, **identity).version
+    files = {name: adapter / name for name in FILES}
+    version = registry.add(files, papers, slug=base.base.slug, identity=base.base.identity).version
     registry.promote(version)
     return version
 

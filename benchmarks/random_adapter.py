@@ -21,5 +21,5 @@ def write_random_adapter(folder: Path, seed: int) -> Path:
     for name, weight in model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(weight, std=SPREAD)
-    save_adapter(model, folder, "demo", alpha=128)
+    save_adapter(model, folder, "demo")
     return folder

@@ -38,7 +38,6 @@ from benchmarks.novel import novel_tasks
 from benchmarks.predict import body
 from benchmarks.random_adapter import write_random_adapter
 from benchmarks.waiting import READY_SECONDS, wait_for
-from sam4mllm.adapters.files import CONFIG, WEIGHTS
 
 PICTURES = 3
 A_REQUEST = 2
@@ -107,7 +106,7 @@ def serving(home: Path) -> Iterator[Service]:
 def add_adapter(service: Service, folder: Path, seed: int) -> str:
     """A new version of random weights."""
     write_random_adapter(folder, seed)
-    return service.versions.add({name: folder / name for name in (CONFIG, WEIGHTS)}, "00" * 32, {}).version
+    return service.versions.add(folder, "00" * 32, {}).version
 
 
 def cornered(region: dict[str, Any]) -> dict[str, Any]:

@@ -72,8 +72,8 @@ def __dir__() -> list[str]:
 
 
 def load(
-    model: str = "demo",
-    segmenter: str = "demo",
+    model: str | None = None,
+    segmenter: str | None = None,
     device: str | None = None,
     options: Options | None = None,
     adapter: str | None = None,
@@ -81,11 +81,12 @@ def load(
     dtype: DtypeName = "auto",
     quantize: QuantizeName = "none",
     device_map: Literal["auto"] | None = None,
+    dialect: str | None = None,
 ) -> Pipeline:
     """Load both models and put them into a Pipeline.
 
     Args:
-        model: ``demo``, a folder, or a hub id of a supported family.
+        model: ``demo``, a folder, or a hub id of a supported family; if None what the adapter's manifest says, else ``demo``. So the next.
         segmenter: ``demo``, ``vit_b|vit_l|vit_h:PATH``, ``efficientvit-sam-xl1:PATH``, or a checkpoint folder or hub id.
         device: ``cpu``, ``cuda``, ``cuda:1``…; by default a GPU if there is one.
         options: the strategy, how points are asked, and which mask is drawn.
@@ -93,6 +94,7 @@ def load(
         dtype: ``bf16``, ``fp16`` or ``fp32``; what the device does well if ``auto``.
         quantize: ``8bit`` or ``4bit`` weights of the language model; needs the extra ``quant``.
         device_map: ``auto`` spreads the language model over all GPUs.
+        dialect: how the model is spoken to, where neither adapter nor family says it: a name in ``DIALECTS``, or a file.
 
     Raises:
         ModelError, RegistryError: with one line on what is wrong and what to do.
@@ -101,4 +103,4 @@ def load(
     from sam4mllm.options import Precision
 
     precision = Precision(dtype, quantize, device_map)
-    return load_pipeline(model, segmenter, device, options, adapter, precision)
+    return load_pipeline(model, segmenter, device, options, adapter, precision, dialect)

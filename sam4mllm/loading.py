@@ -3,28 +3,28 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import re
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from sam4mllm.adapters.files import BASE, Manifest
+from sam4mllm.adapters.fields import BASE
+from sam4mllm.adapters.follow import DEMO, checkpoint_for, choose_model, choose_segmenter
 from sam4mllm.adapters.former import former_identity, former_template, keep_name
-from sam4mllm.adapters.loose import LooseAdapter, describe_adapter, find_adapter
+from sam4mllm.adapters.loose import LooseAdapter, describe_adapter, find_adapter, read_papers
+from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import ANSWER_TOKENS, MllmGrounder
-from sam4mllm.identity import digest_of
 from sam4mllm.memory import announce
 from sam4mllm.options import AUTO, Options, Precision
 from sam4mllm.pipeline import Pipeline, Versioned
 from sam4mllm.precision import movable, move
+from sam4mllm.prompts.dialects import Dialect, load_dialect
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Segmenter
 
@@ -33,20 +33,23 @@ if TYPE_CHECKING:
 
 
 def load_pipeline(
-    model: str,
-    segmenter: str,
+    model: str | None,
+    segmenter: str | None,
     device: str | None,
     options: Options | None,
     adapter: str | None = None,
     precision: Precision = AUTO,
+    dialect: str | None = None,
 ) -> Pipeline:
     """See :func:`sam4mllm.load`."""
-    load = partial(load_variants, model, segmenter, device, options, precision)
+    load = partial(load_variants, device=device, options=options, precision=precision, dialect=dialect)
     if adapter is None:
-        return load().base
+        return load(model or DEMO, segmenter or DEMO).base
     folder = find_adapter(adapter)
-    described = describe_adapter(folder, slug(model))  # before the seconds that loading takes
-    return load().load(folder, described)
+    papers = read_papers(folder)  # before the seconds that loading takes
+    model = choose_model(model, papers)
+    variants = load(model, choose_segmenter(segmenter, papers))
+    return variants.load(folder, describe_adapter(folder, slug(model)))
 
 
 def load_variants(
@@ -55,37 +58,50 @@ def load_variants(
     device: str | None,
     options: Options | None,
     precision: Precision = AUTO,
+    dialect: str | None = None,
 ) -> Variants:
-    """Load both models; adapters can then be loaded beside each other. Raises ModelError, before loading if they cannot fit."""
+    """Load both models; adapters can then be loaded beside each other. ``dialect`` is a name or a file, None the model's own.
+
+    Raises ModelError, before loading if they cannot fit, and TemplateError.
+    """
     place = pick_device(device)
+    spoken = None if dialect is None else load_dialect(dialect)
     announce(model, place, precision, segmenter=segmenter)
     checkpoint = load_checkpoint(model, place, precision)
-    return Variants(checkpoint, load_segmenter(segmenter, place), options, slug(model))
+    return Variants(checkpoint, load_segmenter(segmenter, place), options, slug(model), spoken)
 
 
 class Variants:
     """Pipelines that share one base model and one segmenter, each with its own adapter. For one thread at a time, as an engine's is."""
 
-    def __init__(self, checkpoint: Checkpoint, segmenter: Segmenter, options: Options | None, slug: str) -> None:
-        self.checkpoint = checkpoint
+    def __init__(
+        self, checkpoint: Checkpoint, segmenter: Segmenter, options: Options | None, slug: str, dialect: Dialect | None = None
+    ) -> None:
+        """``dialect`` is what the model is to be spoken to in, None its own; adapters have their own, and any other is then refused."""
+        self.checkpoint = checkpoint_for(checkpoint, None, dialect)
+        self._dialect = dialect
         self._segmenter = segmenter
         self._options = options
         self._slug = slug
         self._adapters: Adapters | None = None
         self._device: torch.device = checkpoint.model.device
-        self.base = self._pipeline(BASE, None)
+        self.base = self._pipeline(BASE, None, self.checkpoint)
 
     def load(self, folder: Path, adapter: Manifest | LooseAdapter) -> Pipeline:
-        """A pipeline with the adapter in a folder. Raises RegistryError if it is not safe, ModelError if it is another base model's."""
+        """A pipeline with the adapter in a folder, spoken to as its papers say.
+
+        Raises RegistryError if it is not safe, ModelError if it is another base model's, or is to be spoken to in another dialect.
+        """
+        papers = adapter if isinstance(adapter, Manifest) else adapter.papers
+        checkpoint = checkpoint_for(self.checkpoint, papers, self._dialect, adapter.version)
         if isinstance(adapter, Manifest):
-            self._check_base(adapter)
             adapter = self._as_named(adapter)
         if self._adapters is None:
             from sam4mllm.adapters.lora import Adapters  # noqa: PLC0415 – peft takes seconds, and the base model does without
 
             self._adapters = Adapters(self.checkpoint)
         self._adapters.load(adapter.version, folder)
-        return self._pipeline(adapter.version, adapter)
+        return self._pipeline(adapter.version, adapter, checkpoint)
 
     def drop(self, version: str) -> None:
         """Free the adapter of a version whose pipeline is used no more."""
@@ -124,14 +140,6 @@ class Variants:
         if self._adapters is not None:
             self._adapters.use(version)
 
-    def _check_base(self, adapter: Manifest) -> None:
-        for what, stored, own in (
-            ("base model", adapter.base_sha256, (self.base_sha256,)),
-            ("set of prompts", adapter.template_sha256, (self.template_sha256, self._former_template)),
-        ):
-            if stored not in own:
-                raise ModelError(f"the adapter {adapter.version} was trained on another {what}; train again, or start with its own")
-
     def _as_named(self, adapter: Manifest) -> Manifest:
         """An adapter from before identities were hashes of JSON keeps its name."""
         if adapter.template_sha256 != self._former_template:
@@ -147,16 +155,16 @@ class Variants:
     @property
     def base_sha256(self) -> str:
         """The hash of the base model."""
-        return hashlib.sha256(self.checkpoint.fingerprint.encode()).hexdigest()
+        return self.checkpoint.base_sha256
 
     @property
     def template_sha256(self) -> str:
         """The hash of what is said to it."""
-        return digest_of({"dialect": asdict(self.checkpoint.dialect), "markup": asdict(self.checkpoint.markup)})
+        return self.checkpoint.template_sha256
 
-    def _pipeline(self, version: str, adapter: Versioned | None) -> Pipeline:
-        whole = MllmGrounder(self.checkpoint, activate=lambda: self._activate(version))
-        grounder = CloserGrounder(whole) if self.checkpoint.dialect.points_view == "close-up" else whole
+    def _pipeline(self, version: str, adapter: Versioned | None, checkpoint: Checkpoint) -> Pipeline:
+        whole = MllmGrounder(checkpoint, activate=lambda: self._activate(version))
+        grounder = CloserGrounder(whole) if checkpoint.dialect.points_view == "close-up" else whole
         return Pipeline(grounder, self._segmenter, self._options, self._slug, adapter)
 
 

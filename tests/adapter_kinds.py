@@ -18,7 +18,7 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sam4mllm.adapters.files import BASE, CONFIG, WEIGHTS
+from sam4mllm.adapters.fields import BASE, CONFIG, WEIGHTS
 from sam4mllm.adapters.lora import Adapters
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.grounding.families import load_checkpoint

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,12 @@ import numpy as np
 from backend.service import Service, build
 from backend.serving.leases import Leases
 from benchmarks.waiting import wait_for
-from sam4mllm.adapters.files import Manifest
+from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.errors import ModelError
 from sam4mllm.pipeline import Pipeline
 from tests.backend_fakes import FakeImages, settings
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
-from tests.test_adapters import ORIGIN, SHA, adapter
+from tests.test_adapters import ORIGIN, PAPERS, SHA, adapter
 
 PHRASE = "the left cup"
 
@@ -68,8 +68,8 @@ class School:
 
     def add(self, value: float = 0.5, **metrics: float) -> str:
         """A new adapter in the registry; its version."""
-        origin: Any = {**ORIGIN, "identity": self.loader.base.identity, "metrics": {"gIoU": 0.5, **metrics}}
-        origin["parent"] = self.serving
+        papers = replace(PAPERS, metrics={"gIoU": 0.5, **metrics})
+        origin: Any = {**ORIGIN, "papers": papers, "identity": self.loader.base.identity, "parent": self.serving}
         return self.service.versions.registry.add(adapter(value), **origin).version
 
     @property

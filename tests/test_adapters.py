@@ -15,7 +15,8 @@ import pytest
 import torch
 from safetensors.torch import save
 
-from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, WEIGHTS, Manifest, is_same_adapter
+from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
+from sam4mllm.adapters.manifest import Manifest, Papers, is_same_adapter
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import RegistryError
 
@@ -24,26 +25,21 @@ LORA: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_mo
 
 
 class Origin(TypedDict):
+    papers: Papers
     slug: str
     identity: str
-    base_model: str
-    base_sha256: str
-    template_sha256: str
-    data_sha256: str
-    metrics: dict[str, float]
     parent: str | None
 
 
-ORIGIN: Origin = {
-    "slug": "demo",
-    "identity": "vit_h pqpp",
-    "base_model": "demo",
-    "base_sha256": SHA,
-    "template_sha256": "cd" * 32,
-    "data_sha256": "ef" * 32,
-    "metrics": {"gIoU": 0.5},
-    "parent": None,
-}
+PAPERS = Papers(
+    base_model="demo",
+    base_sha256=SHA,
+    template_sha256="cd" * 32,
+    data_sha256="ef" * 32,
+    metrics={"gIoU": 0.5},
+    files={CONFIG: SHA, WEIGHTS: SHA},
+)
+ORIGIN: Origin = {"papers": PAPERS, "slug": "demo", "identity": "vit_h pqpp", "parent": None}
 
 
 def weights(value: float = 0.5, dtype: torch.dtype = torch.float32) -> bytes:
@@ -82,7 +78,14 @@ def test_what_peft_saves_is_taken(home: Registry, tmp_path: Path) -> None:
     "change",
     [
         pytest.param({"extra": 1}, id="unknown key"),
-        pytest.param({"data_sha256": None}, id="null hash"),
+        pytest.param({"base_sha256": None}, id="null hash"),
+        pytest.param({"data_sha256": "ef"}, id="short hash"),
+        pytest.param({"strategy": "auto"}, id="strategy"),
+        pytest.param({"points": "some"}, id="points"),
+        pytest.param({"dialect": "demo"}, id="a dialect's name"),
+        pytest.param({"dialect": {"name": None}}, id="a dialect of no text"),
+        pytest.param({"segmenter": 1}, id="segmenter"),
+        pytest.param({"plan": []}, id="plan"),
         pytest.param({"base_sha256": SHA.upper()}, id="hash in capitals"),
         pytest.param({"version": "../demo-1-00000000"}, id="version"),
         pytest.param({"created": "yesterday"}, id="time"),

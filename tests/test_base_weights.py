@@ -21,7 +21,7 @@ from transformers import AutoModelForImageTextToText
 from backend.serving.leases import Leases, remembering
 from backend.serving.versions import Versions
 from sam4mllm import bounded
-from sam4mllm.adapters.files import BASE, CONFIG, WEIGHTS
+from sam4mllm.adapters.fields import BASE, CONFIG
 from sam4mllm.adapters.lora import Adapters
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.cli import main as cli
@@ -139,14 +139,10 @@ def versions(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyP
     return Versions(engine, Registry(tmp_path / "home"), lambda version: None)
 
 
-def files(folder: Path) -> dict[str, Path | bytes]:
-    return {name: folder / name for name in (CONFIG, WEIGHTS)}
-
-
 @pytest.mark.parametrize("name", ["a tensor of the vision tower", "the head as peft saves it", "a factor of another name", "not a number"])
 def test_serving_stores_no_tensor_of_the_base(name: str, versions: Versions, checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match=BAD[name].said):
-        versions.add(files(write_adapter(BAD[name], checkpoint.model, tmp_path / "a")), "ef" * 32, {})
+        versions.add(write_adapter(BAD[name], checkpoint.model, tmp_path / "a"), "ef" * 32, {})
     assert versions.registry.versions() == []
 
 
@@ -159,13 +155,13 @@ UNFIT = (
 
 def test_serving_swaps_no_tensor_of_the_base(versions: Versions, checkpoint: Checkpoint, tmp_path: Path) -> None:
     model, before = checkpoint.model, hash_base(checkpoint.model)
-    good = [files(write_adapter(GOOD["plain"], model, tmp_path / name, seed)) for seed, name in enumerate("ab")]
+    good = [write_adapter(GOOD["plain"], model, tmp_path / name, seed) for seed, name in enumerate("ab")]
     names = [versions.add(adapter, "ef" * 32, {}).version for adapter in good]
     for version in names:
         versions.promote(version)
         assert hash_base(model) == before
     for name in UNFIT:
-        bad = versions.add(files(write_adapter(BAD[name], model, tmp_path / name)), "ef" * 32, {}).version
+        bad = versions.add(write_adapter(BAD[name], model, tmp_path / name), "ef" * 32, {}).version
         with pytest.raises(ModelError, match=BAD[name].said):
             versions.promote(bad)
         assert versions.registry.serving() == names[1], name

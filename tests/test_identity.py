@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from backend.service import _noted_version, version_file
-from sam4mllm.adapters.files import Manifest
 from sam4mllm.adapters.former import former_identity, former_settings, former_template, keep_name
+from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.identity import digest_of
 from sam4mllm.loading import Variants, load_variants
 from sam4mllm.options import Options
@@ -75,8 +75,8 @@ def test_the_former_hash_of_the_prompts_is_known(demo: Variants) -> None:
 
 
 def test_a_former_version_has_its_name_at_its_identity_alone() -> None:
-    given: dict[str, Any] = {"base_sha256": SHA, "template_sha256": SHA, "data_sha256": SHA}
-    stored = Manifest("demo-3-00000000", "2025-01-01T00:00:00+00:00", "demo", **given, metrics={}, parent=None, files=_FILES)
+    given: dict[str, Any] = {"base_sha256": SHA, "template_sha256": SHA, "data_sha256": SHA, "created": "2025-01-01T00:00:00+00:00"}
+    stored = Manifest(version="demo-3-00000000", base_model="demo", **given, metrics={}, parent=None, files=_FILES)
     kept = keep_name(stored, "today", "then")
     assert kept.version == stored.version
     assert kept.version_for("today") == kept.name != stored.version_for("today")

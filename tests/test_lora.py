@@ -7,6 +7,7 @@ import json
 import shutil
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +22,11 @@ from transformers import AutoModelForImageTextToText
 
 import sam4mllm
 from sam4mllm import loading
-from sam4mllm.adapters.files import BASE, CONFIG, WEIGHTS
+from sam4mllm.adapters.fields import BASE, CONFIG, WEIGHTS
+from sam4mllm.adapters.files import hash_files
 from sam4mllm.adapters.loose import describe_adapter, find_adapter
 from sam4mllm.adapters.lora import Adapters, attach
+from sam4mllm.adapters.manifest import Papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.grounding.checkpoint import Checkpoint
@@ -318,16 +321,16 @@ def test_both_models_are_counted_and_moved(checkpoint: Checkpoint) -> None:
 
 def add(home: Registry, variants: Variants, folder: Path, **changes: str) -> str:
     """As the learning loop adds it."""
-    origin = {
-        "slug": "tiny",
-        "identity": variants.base.identity,
-        "base_model": "tiny",
-        "base_sha256": variants.base_sha256,
-        "template_sha256": variants.template_sha256,
-        "data_sha256": "ef" * 32,
-        **changes,
-    }
-    return home.add({name: folder / name for name in (CONFIG, WEIGHTS)}, **origin, metrics={}).version
+    papers = Papers(
+        base_model="tiny",
+        base_sha256=variants.base_sha256,
+        template_sha256=variants.template_sha256,
+        data_sha256="ef" * 32,
+        metrics={},
+        files=hash_files(folder),
+    )
+    files: dict[str, Path | bytes] = {name: folder / name for name in (CONFIG, WEIGHTS)}
+    return home.add(files, replace(papers, **changes), slug="tiny", identity=variants.base.identity).version
 
 
 def serve(home: Registry, variants: Variants, version: str) -> Pipeline:

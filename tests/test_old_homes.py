@@ -16,7 +16,7 @@ from backend.corrections.log import CorrectionLog
 from backend.corrections.reviews import read_reviews
 from backend.learning.snapshot import HOLDOUT
 from backend.web.app import create_app
-from sam4mllm.adapters.files import number_of
+from sam4mllm.adapters.manifest import number_of
 from tests.backend_fakes import CONFIG
 from tests.learning_fakes import PHRASE, School, mask_width, school, width
 from tests.test_learning import FAKE_TRAINER, ManyImages, ended, event, tell

@@ -17,7 +17,8 @@ from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.distributed.tensor import DTensor
 
-from sam4mllm.adapters.files import WEIGHTS, check_adapter
+from sam4mllm.adapters.fields import WEIGHTS
+from sam4mllm.adapters.files import check_adapter
 from sam4mllm.errors import TrainingError
 from sam4mllm.training import tracking
 from sam4mllm.training.asking import Asking

@@ -20,7 +20,8 @@ from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 
-from sam4mllm.adapters.files import CONFIG, WEIGHTS, check_adapter
+from sam4mllm.adapters.fields import CONFIG, WEIGHTS
+from sam4mllm.adapters.files import check_adapter
 from sam4mllm.adapters.lora import Adapters
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import TrainingError

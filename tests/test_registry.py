@@ -12,16 +12,18 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from sam4mllm.adapters import registry
-from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, WEIGHTS, Manifest
+from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
+from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.adapters.registry import STEPS, Registry
 from sam4mllm.errors import RegistryError
-from tests.test_adapters import LORA, ORIGIN, adapter, add, weights
+from tests.test_adapters import LORA, ORIGIN, PAPERS, adapter, add, weights
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["sam4mllm.adapters.registry", "tests.test_registry"])  # each child would import torch again
@@ -71,7 +73,11 @@ def test_an_empty_home_is_read_without_being_made(home: Registry, tmp_path: Path
 
 @pytest.mark.parametrize("field", ["identity", "base_sha256", "template_sha256", "files"])
 def test_the_hash_covers_what_shapes_a_prediction(field: str, tmp_path: Path) -> None:
-    changed: dict[str, Any] = {**ORIGIN} if field == "files" else {**ORIGIN, field: "12" * 32}
+    changed: dict[str, Any] = {**ORIGIN}
+    if field == "identity":
+        changed["identity"] = "12" * 32
+    elif field != "files":
+        changed["papers"] = replace(PAPERS, **{field: "12" * 32})
     first = Registry(tmp_path / "a").add(adapter(), **ORIGIN).version
     assert Registry(tmp_path / "b").add(adapter(), **ORIGIN).version == first
     assert Registry(tmp_path / "c").add(adapter(0.6 if field == "files" else 0.5), **changed).version != first

@@ -14,7 +14,8 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from sam4mllm import loading
-from sam4mllm.adapters.files import CONFIG, FILES, WEIGHTS, check_adapter
+from sam4mllm.adapters.fields import CONFIG, FILES, WEIGHTS
+from sam4mllm.adapters.files import check_adapter
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.cli import main as cli
 from sam4mllm.options import AUTO, Precision

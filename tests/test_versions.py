@@ -16,7 +16,7 @@ import pytest
 from backend import brush
 from backend.errors import DeadlineError, NotReadyError
 from backend.label_studio.wire import read_predict
-from sam4mllm.adapters.files import WEIGHTS
+from sam4mllm.adapters.fields import WEIGHTS
 from sam4mllm.errors import ModelError, RegistryError
 from tests.backend_fakes import CONFIG, task
 from tests.learning_fakes import PHRASE, School, mask_width, school, width

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from backend.corrections.reviews import Review, in_order
-from sam4mllm.adapters.files import number_of
+from sam4mllm.adapters.manifest import number_of
 from sam4mllm.confidence import ACCEPTED_IOU
 from sam4mllm.page import find_ticks
 

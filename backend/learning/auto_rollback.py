@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from backend.corrections.reviews import Review, in_order
-from sam4mllm.adapters.files import Manifest, number_of
+from sam4mllm.adapters.manifest import Manifest, number_of
 from sam4mllm.adapters.registry import Tenure
 from sam4mllm.errors import Sam4mllmError
 

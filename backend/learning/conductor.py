@@ -38,7 +38,7 @@ from backend.serving.versions import Versions
 from backend.settings import Settings
 from backend.support.child import Child
 from backend.support.metrics import Metrics
-from sam4mllm.adapters.files import CONFIG, WEIGHTS, is_same_adapter
+from sam4mllm.adapters.manifest import is_same_adapter
 from sam4mllm.data.examples import EXAMPLES
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.durable import file_sha256, remove
@@ -207,8 +207,7 @@ class Conductor:
             metrics = {"holdout": sum(pair.challenger for pair in pairs) / max(1, len(pairs))}
             if found["golden_challenger"] is not None:
                 metrics["golden"] = found["golden_challenger"]
-            files = {name: folder.adapter / name for name in (CONFIG, WEIGHTS)}
-            added = self._versions.add(files, file_sha256(folder.data / EXAMPLES), metrics)
+            added = self._versions.add(folder.adapter, file_sha256(folder.data / EXAMPLES), metrics)
             run = self._runs.save(run, challenger=added.version)
         with self._room():
             smoke = self._run_process("smoke", run, ["smoke", str(folder.path)], SMOKE_SECONDS) == 0

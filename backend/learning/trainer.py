@@ -33,7 +33,7 @@ from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, rea
 from backend.learning.snapshot import HOLDOUT
 from backend.support.logs import TextFormatter
 from sam4mllm.adapters.files import check_adapter
-from sam4mllm.adapters.loose import LooseAdapter
+from sam4mllm.adapters.loose import LooseAdapter, read_papers
 from sam4mllm.data.examples import EXAMPLES, Example
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.demo.dataset import write_scenes
@@ -63,7 +63,8 @@ TELL_SECONDS = 1.0
 class TrainingJob:
     """What a run is to do; paths are absolute.
 
-    ``champion`` is the adapter's folder, None for the base model, ``champion_version`` its name. Where no golden set is named, demo scenes
+    ``champion`` is the folder of the adapter that the run goes on from and is compared with, None for the base model, ``champion_version``
+    its name. Where no golden set is named, demo scenes
     are; and where no replay is, the demo model has demo scenes.
     """
 
@@ -146,7 +147,8 @@ def _run(run: RunFolder, job: TrainingJob) -> int:
 
 def _train(run: RunFolder, job: TrainingJob) -> bool:
     where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), label_of)
-    session = Session(*where, extras=Extras(job.asking), precision=job.precision)
+    start = None if job.champion is None else Path(job.champion)
+    session = Session(*where, start=start, extras=Extras(job.asking), precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
     tell, parent = Teller(run), os.getppid()
 
@@ -208,8 +210,8 @@ def _evaluate(run: RunFolder, job: TrainingJob) -> None:
     variants = load_variants(job.model, job.segmenter, job.device, job.options, job.precision)
     champion = variants.base
     if job.champion is not None:
-        champion = variants.load(Path(job.champion), LooseAdapter(job.champion_version))
-    challenger = variants.load(run.adapter, LooseAdapter("challenger-0-00000000"))
+        champion = variants.load(Path(job.champion), LooseAdapter(job.champion_version, read_papers(Path(job.champion))))
+    challenger = variants.load(run.adapter, _challenger(run))
     dataset = Path(job.dataset)
     holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
     pairs: list[dict[str, Any]] = []
@@ -277,10 +279,14 @@ def _shrunk(picture: Image.Image) -> Image.Image:
     return picture
 
 
+def _challenger(run: RunFolder) -> LooseAdapter:
+    return LooseAdapter("challenger-0-00000000", read_papers(run.adapter))
+
+
 def _smoke(run: RunFolder, job: TrainingJob) -> int:
     """One answer by the new adapter, in a process that knows nothing else."""
     variants: Variants = load_variants(job.model, job.segmenter, job.device, job.options, job.precision)
-    pipeline = variants.load(run.adapter, LooseAdapter("challenger-0-00000000"))
+    pipeline = variants.load(run.adapter, _challenger(run))
     [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"])
     return 0 if np.isfinite(answer.score) else 1
 

@@ -9,8 +9,8 @@ from types import TracebackType
 from typing import Protocol, Self
 
 from backend.serving.engine import Engine
-from sam4mllm.adapters.files import Manifest
 from sam4mllm.adapters.loose import LooseAdapter
+from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.confidence import Calibration
 from sam4mllm.grounding.remembering import RememberingGrounder
 from sam4mllm.pipeline import Pipeline

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -15,7 +16,10 @@ from backend.errors import NotReadyError, where
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases, remembering
 from backend.settings import Settings
-from sam4mllm.adapters.files import Manifest
+from sam4mllm.adapters.fields import FILES
+from sam4mllm.adapters.files import hash_files
+from sam4mllm.adapters.loose import read_papers
+from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.loading import load_variants
@@ -84,23 +88,23 @@ class Versions:
                 raise
             self._seat(leases, pipeline)
 
-    def add(self, files: Mapping[str, Path | bytes], data_sha256: str, metrics: Mapping[str, float]) -> Manifest:
-        """Store an adapter of the base model that serves here as a new version. Raises RegistryError."""
+    def add(self, folder: Path, data_sha256: str, metrics: Mapping[str, float]) -> Manifest:
+        """Store the adapter in a folder, of the base model that serves here, as a new version. Raises RegistryError."""
         leases = self._engine.model
         if leases is None or leases.loader is None:
             raise NotReadyError("the models are not loaded; ask again when the server is ready")
         loader, current = leases.loader, leases.current
-        return self.registry.add(
-            files,
-            slug=current.slug,
-            identity=loader.base.identity,
+        papers = read_papers(folder) or Papers(  # that of a run which an earlier release began has none
             base_model=current.slug,
             base_sha256=loader.base_sha256,
             template_sha256=loader.template_sha256,
             data_sha256=data_sha256,
-            metrics=metrics,
-            parent=_name(current),
+            metrics={},
+            files=hash_files(folder),
         )
+        papers = replace(papers, data_sha256=data_sha256, metrics={**papers.metrics, **metrics})
+        files = {name: folder / name for name in FILES}
+        return self.registry.add(files, papers, slug=current.slug, identity=loader.base.identity, parent=_name(current))
 
     def promote(self, version: str) -> Manifest:
         """Verify, load and let serve a version, in this order: one that cannot be loaded never becomes champion."""

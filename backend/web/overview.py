@@ -14,7 +14,7 @@ from backend.learning.run_folder import RunFolder, ShownPair
 from backend.learning.runs import Run
 from backend.service import Service
 from backend.support.metrics import Failure, Request
-from sam4mllm.adapters.files import Manifest
+from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.adapters.registry import Broken, Promotion
 from sam4mllm.errors import RegistryError
 

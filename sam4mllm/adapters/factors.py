@@ -19,7 +19,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sam4mllm import bounded
-from sam4mllm.adapters.files import CONFIG, FACTOR, WEIGHTS
+from sam4mllm.adapters.fields import CONFIG, WEIGHTS
+from sam4mllm.adapters.files import FACTOR
 from sam4mllm.plain_text import listed
 
 PREFIX = "base_model.model."
@@ -44,12 +45,13 @@ class Declared:
 
     def to_peft(self) -> LoraConfig:
         """A configuration that names exactly these layers; of the foreign one it has numbers and flags alone."""
+        (rank, ranks), (alpha, alphas) = _by_value(self.ranks), _by_value(self.alphas)
         return LoraConfig(
-            r=1,
-            lora_alpha=1,
+            r=rank,
+            lora_alpha=alpha,
             target_modules=list(self.ranks),
-            rank_pattern=_by_value(self.ranks),
-            alpha_pattern=_by_value(self.alphas),
+            rank_pattern=ranks,
+            alpha_pattern=alphas,
             use_rslora=self.rslora,
             use_dora=self.dora,
             lora_bias=self.bias,
@@ -218,12 +220,15 @@ def _match(patterns: Sequence[str], names: Sequence[str], what: str) -> list[lis
         raise ValueError(f"{what} in {CONFIG} is no regular expression ({error}); name the modules in a list") from error
 
 
-def _by_value(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Patterns for peft: for each number, one of the names that have it. Names are quoted and cannot match anything else."""
+def _by_value(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
+    """The number that most names have, and patterns for peft: for each other number, one of the names that have it. Names are quoted and
+    cannot match anything else.
+    """
     names: dict[Any, list[str]] = {}
     for name, value in values.items():
         names.setdefault(value, []).append(re.escape(name))
-    return {f"^(?:{'|'.join(some)})": value for value, some in names.items()}
+    usual = max(names, key=lambda value: len(names[value]))
+    return usual, {f"^(?:{'|'.join(some)})": value for value, some in names.items() if value != usual}
 
 
 # -- tensors -------------------------------------------------------------------------------------------------------------------------------

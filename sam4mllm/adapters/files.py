@@ -5,12 +5,8 @@ A pickle is refused by its name or by what safetensors finds at its start, never
 
 from __future__ import annotations
 
-import json
 import re
-import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +14,11 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS, is_number, is_whole, matches, parse_object, shown
+from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.durable import file_sha256
 from sam4mllm.errors import RegistryError, first_line
-from sam4mllm.identity import digest_of
 from sam4mllm.plain_text import listed
-
-BASE = ""
-"""The version of no adapter: the base model alone."""
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
-FILES = (CONFIG, WEIGHTS)
-MANIFEST = "manifest.json"
-VERSION = re.compile(r"[a-z0-9.-]{1,32}-(?P<number>[1-9][0-9]{0,17})-[0-9a-f]{8}")
-SLUG = re.compile(r"[a-z0-9.-]{1,32}")
 
 FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<factor>lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector)(?P<older>(?<=vector)\.weight)?",
@@ -41,86 +29,11 @@ FACTOR = re.compile(
 MAX_RANK = 4_096
 """Of an adapter; published ones have up to 512."""
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _TRANSFORMERS = re.compile(r"transformers(\.[a-z0-9_]+)*")
 _MAX_TEXT = 1 << 20
 """Bytes of a JSON file; a LoRA configuration with its lists of modules has a few thousand."""
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What an adapter is and where it comes from. Raises RegistryError if a field is not as it should be.
-
-    ``created`` is an ISO 8601 time with its zone; ``metrics`` are finite; ``parent`` is the version that training set out from, or None;
-    ``files`` gives the SHA-256 of each file of the adapter, in hex, as are the hashes of the base model, its prompts and the training data.
-    """
-
-    version: str
-    created: str
-    base_model: str
-    base_sha256: str
-    template_sha256: str
-    data_sha256: str
-    metrics: dict[str, float]
-    parent: str | None
-    files: dict[str, str]
-
-    def __post_init__(self) -> None:
-        require(matches(VERSION, self.version), "version", self.version, "<slug>-<n>-<8 hex>")
-        require(is_time(self.created), "created", self.created, "an ISO 8601 time with its zone")
-        require(isinstance(self.base_model, str) and self.base_model != "", "base_model", self.base_model, "a model's name")
-        for name in ("base_sha256", "template_sha256", "data_sha256"):
-            require(matches(_SHA256, getattr(self, name)), name, getattr(self, name), "64 hex digits")
-        numbers = isinstance(self.metrics, dict) and all(is_number(value) for value in self.metrics.values())
-        require(numbers, "metrics", self.metrics, "an object of finite numbers")
-        require(self.parent is None or matches(VERSION, self.parent), "parent", self.parent, "a version or null")
-        hashed = isinstance(self.files, dict) and self.files.keys() == set(FILES)
-        hashed = hashed and all(matches(_SHA256, sha256) for sha256 in self.files.values())
-        require(hashed, "files", self.files, f"the hashes of {listed(FILES)}")
-
-    @property
-    def number(self) -> int:
-        """The ``n`` of the version."""
-        return number_of(self.version)
-
-    def version_for(self, identity: str) -> str:
-        """The version's name where something else shapes its predictions, too: its own under the settings that it was added with."""
-        slug = self.version.rsplit("-", 2)[0]
-        digest = version_digest(identity, self.base_sha256, self.template_sha256, self.files)
-        return f"{slug}-{self.number}-{digest}"
-
-    def to_json(self) -> str:
-        """As text for ``manifest.json``."""
-        return json.dumps(asdict(self), indent=2, allow_nan=False) + "\n"
-
-    @classmethod
-    def from_json(cls, text: str) -> Manifest:
-        """The inverse of ``to_json``. Raises RegistryError for keys that are unknown or missing, or values that are wrong."""
-        values = _parse_object(text, MANIFEST)
-        wrong = values.keys() ^ {field.name for field in fields(cls)}
-        if wrong:
-            raise RegistryError(f"{MANIFEST} lacks these keys or should not have them: {listed(wrong)}; add the adapter again")
-        return cls(**values)
-
-
-def number_of(version: str) -> int:
-    """The ``n`` of a version, 0 of the base model; in one home it names an adapter whatever else shapes the version's predictions."""
-    return int(version.rsplit("-", 2)[1])
-
-
-def is_same_adapter(one: str, other: str) -> bool:
-    """Whether two versions of a home are of one adapter, or both of the base model, whatever else shapes their predictions."""
-    try:
-        return number_of(one) == number_of(other)
-    except (IndexError, ValueError):  # from a file: no version at all
-        return one == other
-
-
-def version_digest(identity: str, base_sha256: str, template_sha256: str, files: Mapping[str, str]) -> str:
-    """The last part of a version: eight hexadecimal digits that follow from all that shapes its predictions."""
-    return digest_of({"identity": identity, "base": base_sha256, "template": template_sha256, "files": dict(files)})[:8]
 
 
 def check_names(found: set[str], wanted: set[str]) -> None:
@@ -140,7 +53,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     What the tensors fit is seen when a model is there (:mod:`sam4mllm.adapters.factors`).
     """
     _check_weights(folder / WEIGHTS)
-    config = _parse_object(read_text(folder / CONFIG), CONFIG)
+    config = parse_object(read_text(folder / CONFIG), CONFIG)
     _check_config(config)
     return config
 
@@ -184,16 +97,6 @@ def read_text(path: Path) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise RegistryError(f"{path.name} is not UTF-8 text; restore it") from error
-
-
-def _parse_object(text: str, name: str) -> dict[str, Any]:
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise RegistryError(f"{name} is not valid JSON; restore it") from error
-    if not isinstance(values, dict):
-        raise RegistryError(f"{name} is not a JSON object; restore it")
-    return values
 
 
 def _check_plain(path: Path) -> None:
@@ -244,41 +147,6 @@ def _check_config(config: Mapping[str, Any]) -> None:
 
 
 # -- values --------------------------------------------------------------------------------------------------------------------------------
-
-
-def matches(pattern: re.Pattern[str], value: object) -> bool:
-    """Whether a value is text that a pattern covers whole."""
-    return isinstance(value, str) and pattern.fullmatch(value) is not None
-
-
-def is_whole(value: object) -> bool:
-    """Whether a value is a whole number, not a flag."""
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: object) -> bool:
-    """Whether a value is a finite number that fits a float, not a flag."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-
-
-def is_time(value: object) -> bool:
-    """Whether a value is an ISO 8601 time with its zone."""
-    try:
-        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
-    except ValueError:
-        return False
-
-
-def require(holds: bool, name: str, value: object, wanted: str) -> None:
-    """Raise RegistryError unless it holds; ``wanted`` says what the value should be."""
-    if not holds:
-        raise RegistryError(f"{name} must be {wanted}, not {shown(value)}")
-
-
-def shown(value: object) -> str:
-    """Anything as a short line."""
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
 
 
 def _is_flag(value: object) -> bool:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from sam4mllm import closeup
-from sam4mllm.adapters.files import Manifest
+from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.options import Options
 from sam4mllm.prompts.conversation import ChatMarkup

@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sam4mllm.adapters.files import MANIFEST, Manifest, hash_files, read_text
+from sam4mllm.adapters.fields import MANIFEST
+from sam4mllm.adapters.files import hash_files, read_text
 from sam4mllm.adapters.home import find_home
+from sam4mllm.adapters.manifest import Manifest, Papers, parse_papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import RegistryError
 from sam4mllm.identity import digest_of
@@ -14,9 +16,10 @@ from sam4mllm.identity import digest_of
 
 @dataclass(frozen=True)
 class LooseAdapter:
-    """An adapter in a folder of its own, not in the registry: ``version`` says which it is."""
+    """An adapter in a folder of its own, not in the registry: ``version`` says which it is, ``papers`` what is known of it."""
 
     version: str
+    papers: Papers | None = None
 
     def version_for(self, identity: str) -> str:
         slug, _, digest = self.version.rsplit("-", 2)
@@ -33,19 +36,29 @@ def find_adapter(name: str, home: Path | None = None) -> Path:
     return Registry(find_home() if home is None else home).path(name)
 
 
-def describe_adapter(folder: Path, slug: str) -> Manifest | LooseAdapter:
-    """What is known of an adapter: its manifest, whatever the folder is called, or the hash of its files. Raises RegistryError if the
-    files are not those of the manifest; whether they are safe is seen when they are loaded.
+def read_papers(folder: Path) -> Papers | None:
+    """The papers in an adapter's folder, a Manifest if it is or was a version's; None if it has none.
+
+    Raises RegistryError if its files are not those that the papers name; whether they are safe is seen when they are loaded.
     """
     try:
         hashes = hash_files(folder)
-        if not (folder / MANIFEST).exists():
-            return LooseAdapter(f"{slug}-0-{digest_of(hashes)[:8]}")
-        manifest = Manifest.from_json(read_text(folder / MANIFEST))
+        papers = parse_papers(read_text(folder / MANIFEST)) if (folder / MANIFEST).exists() else None
     except OSError as error:
         raise RegistryError(f"{folder} cannot be read ({error.strerror})") from error
     except RegistryError as error:
         raise RegistryError(f"{folder}: {error}") from error
-    if manifest.files != hashes:
-        raise RegistryError(f"{folder}: its files are not those that its manifest names (SHA-256); restore them or export it again")
-    return manifest
+    if papers is not None and papers.files != hashes:
+        raise RegistryError(f"{folder}: its files are not those that its {MANIFEST} names (SHA-256); restore them or export it again")
+    return papers
+
+
+def describe_adapter(folder: Path, slug: str) -> Manifest | LooseAdapter:
+    """What is known of an adapter: its manifest, whatever the folder is called, or the hash of its files, with its papers if it has some.
+
+    Raises RegistryError as ``read_papers`` does.
+    """
+    papers = read_papers(folder)
+    if isinstance(papers, Manifest):
+        return papers
+    return LooseAdapter(f"{slug}-0-{digest_of(hash_files(folder) if papers is None else papers.files)[:8]}", papers)

@@ -14,7 +14,8 @@ from peft import LoraConfig, LoraModel, PeftModel
 from peft.tuners.lora import LoraLayer
 
 from sam4mllm.adapters.factors import declare, fill, read_factors
-from sam4mllm.adapters.files import BASE, WEIGHTS, check_adapter
+from sam4mllm.adapters.fields import BASE, WEIGHTS
+from sam4mllm.adapters.files import check_adapter
 from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.grounding.checkpoint import Checkpoint
@@ -32,18 +33,36 @@ def attach(checkpoint: Checkpoint, rank: int, alpha: int, dropout: float) -> Pef
         raise ModelError(f"{checkpoint.source} has no layers for LoRA ({first_line(error)})") from error
 
 
-def save_adapter(model: PeftModel, folder: Path, base: str, alpha: float) -> None:
-    """Write what ``attach`` gave, trained, as a plain PEFT folder.
+def attach_stored(checkpoint: Checkpoint, folder: Path, dropout: float) -> PeftModel:
+    """The adapter in a folder, of whatever rank, ready to be trained on; all else is frozen. It answers as it was saved.
+
+    Raises RegistryError if it is not safe, ModelError if it is for another model.
+    """
+    try:
+        declared = declare(check_adapter(folder), checkpoint.model, checkpoint.lora_targets)
+        found = read_factors(folder / WEIGHTS, declared, checkpoint.model)
+        config = declared.to_peft()
+        config.inference_mode, config.lora_dropout = False, dropout
+        model = _wrap(checkpoint.model, config, "default", in_float32=True)
+        fill({name: checkpoint.model.get_submodule(name) for name in declared.ranks}, "default", found)
+    except FAULTS as error:
+        raise ModelError(f"the adapter in {folder} does not fit {checkpoint.source}: {first_line(error)}") from error
+    return model
+
+
+def save_adapter(model: PeftModel, folder: Path, base: str, strength: float = 1.0) -> None:
+    """Write what ``attach`` or ``attach_stored`` gave, trained, as a plain PEFT folder.
 
     Args:
         model: with the adapter.
         folder: it may be there.
         base: how the base model is called in the adapter's configuration.
-        alpha: what the product of the factors is multiplied by, divided by the rank; another one than in training is another strength.
+        strength: of the adapter, of what it is in training.
     """
     config: Any = model.peft_config["default"]
     config.base_model_name_or_path = base
-    config.lora_alpha = alpha
+    config.lora_alpha *= strength
+    config.alpha_pattern = {name: alpha * strength for name, alpha in config.alpha_pattern.items()}
     model.save_pretrained(str(folder), save_embedding_layers=False)  # else peft asks the hub about the base model
     (folder / "README.md").unlink(missing_ok=True)
 

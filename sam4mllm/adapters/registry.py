@@ -22,13 +22,14 @@ import re
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
 from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sam4mllm.adapters import files as adapters
-from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, SLUG, VERSION, WEIGHTS, Manifest, matches, number_of, shown
+from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, SLUG, VERSION, WEIGHTS, is_time, is_whole, matches, require, shown
+from sam4mllm.adapters.manifest import Manifest, Papers, number_of, version_digest
 from sam4mllm.durable import PARTIAL, Step, append_line, locked, no_step, partial, publish, remove, replace_file, sync_path
 from sam4mllm.errors import RegistryError, first_line
 
@@ -99,28 +100,17 @@ class Registry:
         self.root = Path(home) / "adapters"
         self._champion, self._history, self._highest = (self.root / name for name in ("champion", "history.jsonl", "highest"))
 
-    def add(
-        self,
-        files: Mapping[str, Path | bytes],
-        *,
-        slug: str,
-        identity: str,
-        base_model: str,
-        base_sha256: str,
-        template_sha256: str,
-        data_sha256: str,
-        metrics: Mapping[str, float],
-        parent: str | None = None,
-    ) -> Manifest:
+    def add(self, files: Mapping[str, Path | bytes], papers: Papers, *, slug: str, identity: str, parent: str | None = None) -> Manifest:
         """Store an adapter as a new version; it does not serve before it is promoted. A Manifest explains what is not explained here.
 
         Args:
             files: ``adapter_config.json`` and ``adapter_model.safetensors``, as paths or as their bytes.
+            papers: of the adapter; the hashes of its files are taken from the copies, for a source may change meanwhile.
             slug: first part of the version, ``[a-z0-9.-]{1,32}``.
             identity: what else shapes a prediction (segmenter, options); it enters the version's hash.
         """
         adapters.check_names(set(files), set(FILES))
-        adapters.require(matches(SLUG, slug), "slug", slug, "up to 32 of a-z, 0-9, dot and hyphen")
+        require(matches(SLUG, slug), "slug", slug, "up to 32 of a-z, 0-9, dot and hyphen")
         temporary = partial(self.root / "version")
         with self._writing():
             step("sweep")
@@ -132,19 +122,10 @@ class Registry:
                 temporary.mkdir()
                 for name in FILES:
                     _store(files[name], temporary / name)
-                hashes = adapters.hash_files(temporary)  # of the copies: a source may change meanwhile
-                digest = adapters.version_digest(identity, base_sha256, template_sha256, hashes)
-                manifest = Manifest(
-                    version=f"{slug}-{number}-{digest}",
-                    created=_now(),
-                    base_model=base_model,
-                    base_sha256=base_sha256,
-                    template_sha256=template_sha256,
-                    data_sha256=data_sha256,
-                    metrics=dict(metrics),
-                    parent=parent,
-                    files=hashes,
-                )
+                hashes = adapters.hash_files(temporary)
+                digest = version_digest(identity, papers.base_sha256, papers.template_sha256, hashes)
+                own = {field.name: getattr(papers, field.name) for field in fields(Papers)} | {"files": hashes}
+                manifest = Manifest(**own, version=f"{slug}-{number}-{digest}", created=_now(), parent=parent)
                 _store(manifest.to_json().encode(), temporary / MANIFEST)
                 adapters.check_adapter(temporary)
                 replace_file(self._highest, f"{number}\n".encode(), step)  # before the folder, so that no other can have this number
@@ -363,11 +344,11 @@ def _promotion(line: bytes) -> Promotion | None:
         promotion = Promotion(**json.loads(line))
     except (ValueError, TypeError, RecursionError):
         return None
-    numbers = adapters.is_whole(promotion.number) and (promotion.former is None or adapters.is_whole(promotion.former))
+    numbers = is_whole(promotion.number) and (promotion.former is None or is_whole(promotion.former))
     if numbers and promotion.former is not None and promotion.former >= promotion.number:  # a chain back that would never end
         return None
     named = promotion.version is None or matches(VERSION, promotion.version)
-    return promotion if numbers and named and adapters.is_time(promotion.time) else None
+    return promotion if numbers and named and is_time(promotion.time) else None
 
 
 def _line(history: list[Promotion], number: int | None) -> Promotion | None:

@@ -14,6 +14,7 @@ from sam4mllm.cli.options import (
     DatasetArgument,
     DeviceMapOption,
     DeviceOption,
+    DialectOption,
     DtypeOption,
     JsonOption,
     LimitOption,
@@ -59,9 +60,10 @@ def ablate(
     limit: LimitOption = None,
     seed: SeedOption = 0,
     min_pixels: MinPixelsOption = 0,
-    model: ModelOption = "demo",
+    model: ModelOption = None,
     adapter: AdapterOption = None,
-    segmenter: SegmenterOption = "demo",
+    segmenter: SegmenterOption = None,
+    dialect: DialectOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     quantize: QuantizeOption = "none",
@@ -78,14 +80,22 @@ def ablate(
     from sam4mllm.evaluation.settings import Setting, plan
 
     options = as_options(strategy, points, pattern)
-    settings = plan(Setting(("base",), options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
+    settings = plan(Setting(("base",), options, _segmenter(segmenter, adapter), adapter), _axes(over, values or []), _named(adapters), grid)
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
     precision = Precision(dtype, quantize, device_map)
-    open_pipeline = lambda seg, version: load(model, seg, device, options, version, precision)  # noqa: E731
+    open_pipeline = lambda seg, version: load(model, seg, device, options, version, precision, dialect)  # noqa: E731
     rows = tabulate(run(settings, dataset, examples, open_pipeline, journal, bar, min_pixels))
     _write(out, rows, len(examples))
     _print(rows, out, as_json)
+
+
+def _segmenter(given: str | None, adapter: str | None) -> str:
+    """By its name, which the table shows."""
+    from sam4mllm.adapters.follow import choose_segmenter
+    from sam4mllm.adapters.loose import find_adapter, read_papers
+
+    return choose_segmenter(given, None if adapter is None else read_papers(find_adapter(adapter)))
 
 
 def _axes(over: str, values: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -15,7 +15,7 @@ from sam4mllm.errors import RegistryError
 from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
-    from sam4mllm.adapters.files import Manifest
+    from sam4mllm.adapters.manifest import Manifest
     from sam4mllm.adapters.registry import Registry
 
 commands = typer.Typer(name="adapters", no_args_is_help=True, help="The adapter versions that are kept, and which of them serves.")

@@ -16,6 +16,7 @@ from sam4mllm.cli.options import (
     DatasetArgument,
     DeviceMapOption,
     DeviceOption,
+    DialectOption,
     DtypeOption,
     JsonOption,
     LimitOption,
@@ -57,9 +58,10 @@ def evaluate(
     min_pixels: MinPixelsOption = 0,
     report: Annotated[Path | None, typer.Option("--report", help="Write a page with figures, plots and pictures into this folder.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="Write every prediction here: JSON lines, masks as COCO run lengths.")] = None,
-    model: ModelOption = "demo",
+    model: ModelOption = None,
     adapter: AdapterOption = None,
-    segmenter: SegmenterOption = "demo",
+    segmenter: SegmenterOption = None,
+    dialect: DialectOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     quantize: QuantizeOption = "none",
@@ -73,7 +75,7 @@ def evaluate(
     examples = choose(dataset, split, limit, seed)
     precision = Precision(dtype, quantize, device_map)
     options = as_options(strategy, points, pattern)
-    pipeline = load(model, segmenter, device, options, adapter, precision)
+    pipeline = load(model, segmenter, device, options, adapter, precision, dialect)
     evaluating = lambda images, total: bar(images, total, "evaluating")  # noqa: E731
     figures, judged = run(pipeline, dataset, oracle, evaluating, examples=examples, min_pixels=min_pixels)
     ends = intervals_of(judged)

@@ -42,10 +42,13 @@ class DataSetName(StrEnum):
 PointsName = Literal["packed", "joint"]
 DeviceMapName = Literal["auto"]
 
-ModelOption = Annotated[str, typer.Option("--model", help="demo, a model folder, or a hub id.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="demo, a model folder, or a hub id; the adapter's, or demo.")]
 AdapterOption = Annotated[str | None, typer.Option("--adapter", help="A folder with a LoRA adapter, or a version.", metavar="PATH|VERSION")]
 SegmenterOption = Annotated[
-    str, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
+    str | None, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
+]
+DialectOption = Annotated[
+    str | None, typer.Option("--dialect", help="How the model is spoken to, where neither adapter nor family says it: a name or a file.")
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1 …; a GPU if there is one.")]
 DtypeOption = Annotated[DtypeName, typer.Option("--dtype", help="Numbers of the model; auto: bf16 on a GPU, fp32 on a CPU.")]
@@ -85,12 +88,20 @@ def hush() -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 
 
-def load(model: str, segmenter: str, device: str | None, options: Options, adapter: str | None, precision: Precision) -> Pipeline:
+def load(
+    model: str | None,
+    segmenter: str | None,
+    device: str | None,
+    options: Options,
+    adapter: str | None,
+    precision: Precision,
+    dialect: str | None = None,
+) -> Pipeline:
     """The models behind the commands."""
     hush()
     from sam4mllm.loading import load_pipeline  # an error or a help text should not wait
 
-    return load_pipeline(model, segmenter, device, options, adapter, precision)
+    return load_pipeline(model, segmenter, device, options, adapter, precision, dialect)
 
 
 def _say_needs() -> None:

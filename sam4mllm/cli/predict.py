@@ -12,6 +12,7 @@ from sam4mllm.cli.options import (
     AdapterOption,
     DeviceMapOption,
     DeviceOption,
+    DialectOption,
     DtypeOption,
     JsonOption,
     ModelOption,
@@ -41,9 +42,10 @@ def predict(
     points: PointsOption = "packed",
     pattern: PatternOption = "spread",
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the answer here.")] = None,
-    model: ModelOption = "demo",
+    model: ModelOption = None,
     adapter: AdapterOption = None,
-    segmenter: SegmenterOption = "demo",
+    segmenter: SegmenterOption = None,
+    dialect: DialectOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     quantize: QuantizeOption = "none",
@@ -55,7 +57,7 @@ def predict(
 
     pixels = load_image(image)
     options = as_options(strategy, points, pattern)
-    pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map))
+    pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map), dialect)
     answers = pipeline.segment(pixels, phrases)
     if out is not None:
         from sam4mllm.overlay import draw

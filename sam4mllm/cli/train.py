@@ -16,6 +16,7 @@ import typer
 from sam4mllm.cli.options import (
     DeviceMapOption,
     DeviceOption,
+    DialectOption,
     DtypeOption,
     JsonOption,
     ModelOption,
@@ -48,7 +49,11 @@ def train(
     images: Annotated[Path | None, typer.Option("--conversation-images", help="Where its images' paths begin; else its folder.")] = None,
     tensorboard: Annotated[Path | None, typer.Option("--tensorboard", help="Write the curve here for TensorBoard.")] = None,
     wandb: Annotated[str | None, typer.Option("--wandb", help="Send the curve to this project at Weights & Biases.")] = None,
-    model: ModelOption = "demo",
+    model: ModelOption = None,
+    adapter: Annotated[
+        str | None, typer.Option("--adapter", help="Go on from this one, a folder or a version, not from none.", metavar="PATH|VERSION")
+    ] = None,
+    dialect: DialectOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
     quantize: QuantizeOption = "none",
@@ -60,6 +65,9 @@ def train(
     On several GPUs: accelerate launch -m sam4mllm train …
     """
     hush()
+    from sam4mllm.adapters.follow import choose_model
+    from sam4mllm.adapters.loose import find_adapter, read_papers
+    from sam4mllm.prompts.dialects import load_dialect
     from sam4mllm.training.config import read_config  # torch takes seconds to import
     from sam4mllm.training.session import Extras, Session
     from sam4mllm.training.tracking import check_trackers, tracking
@@ -68,7 +76,11 @@ def train(
     settings = read_config(config, steps=steps, seed=seed)
     extras = Extras(settings.asking, segmenter, conversations, images, _prompting_bar)
     precision = Precision(dtype, quantize, device_map)
-    session = Session(dataset, out, settings.plan, model, device, replay, extras=extras, precision=precision)
+    start = None if adapter is None else find_adapter(adapter)
+    model = choose_model(model, None if start is None else read_papers(start))
+    spoken = None if dialect is None else load_dialect(dialect)
+    given = (dataset, out, settings.plan, model, device, replay)
+    session = Session(*given, start=start, dialect=spoken, extras=extras, precision=precision)
     plan, first = session.trainer.plan, session.processes.first
     curves = tracking(plan, out.name, tensorboard, wandb) if first else nullcontext()
     with _stopping(session.trainer.stop), _training_bar(plan.steps) as (show, last), curves as note:

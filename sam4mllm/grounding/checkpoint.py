@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from sam4mllm.identity import digest_of
 from sam4mllm.options import AUTO, Precision
 from sam4mllm.prompts.conversation import ChatMarkup
 from sam4mllm.prompts.dialects import Dialect
@@ -46,3 +48,17 @@ class Checkpoint:
     window: int | None = None
     """How many tokens back the model was made to see; None for all of them."""
     precision: Precision = AUTO
+
+    @property
+    def base_sha256(self) -> str:
+        """The hash of the base model."""
+        return hashlib.sha256(self.fingerprint.encode()).hexdigest()
+
+    @property
+    def template_sha256(self) -> str:
+        """The hash of what is said to it."""
+        return digest_of({"dialect": asdict(self.dialect), "markup": asdict(self.markup)})
+
+    def speaking(self, dialect: Dialect) -> Checkpoint:
+        """The same model, spoken to in another dialect."""
+        return self if dialect == self.dialect else replace(self, dialect=dialect)

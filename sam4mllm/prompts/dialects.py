@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -195,6 +196,14 @@ QWEN_VL_CHAT = Dialect(
 """Thousandths, 0 to 999, between tags (Qwen-VL, arXiv 2308.12966, section 2.2; the words of its demo)."""
 
 DIALECTS = {dialect.name: dialect for dialect in (DEFAULT, DEMO, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL, QWEN_VL_CHAT)}
+
+
+def dialect_of(fields: Mapping[str, object]) -> Dialect:
+    """The dialect with these fields, as an adapter's papers hold them. Raises TemplateError."""
+    try:
+        return Dialect(**fields)  # type: ignore[arg-type] # it checks them
+    except TypeError as error:
+        raise TemplateError(f"the dialect in an adapter's manifest is none: {error}") from error
 
 
 def load_dialect(source: str | Path) -> Dialect:

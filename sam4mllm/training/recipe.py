@@ -1,7 +1,8 @@
 """LoRA on corrections, top to bottom: what is trained, on which images, by which loss.
 
-The base model and its vision tower are frozen; the adapter begins as none. The loss is the text cross-entropy of the answers, as in the
-paper (section 3.3): no auxiliary term. A step takes a few images, each with all of its phrases and their points in one row.
+The base model and its vision tower are frozen; the adapter begins as none, or as the one that serves, of whatever rank. The loss is the
+text cross-entropy of the answers, as in the paper (section 3.3): no auxiliary term. A step takes a few images, each with all of its phrases
+and their points in one row.
 
 A run is a function of its plan and its data: the images of a step, their points and the dropout come from the seed and the step's number.
 Killed and resumed, it gives the weights of an unbroken run. (With a time budget, the number of its steps is the machine's.)
@@ -25,33 +26,30 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from sam4mllm.adapters.lora import attach, save_adapter
+from sam4mllm.adapters.files import hash_files
+from sam4mllm.adapters.lora import attach, attach_stored, save_adapter
 from sam4mllm.data.conversations import Turn
 from sam4mllm.data.examples import Example
 from sam4mllm.durable import remove
 from sam4mllm.errors import PhraseError, TrainingError
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
-from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
-from sam4mllm.grounding.packing import additive
 from sam4mllm.identity import digest_of
 from sam4mllm.training.asking import Asking
-from sam4mllm.training.collate import UNLEARNED, Collator, TrainingRow
+from sam4mllm.training.collate import Collator, TrainingRow
 from sam4mllm.training.features import VisionMemory
+from sam4mllm.training.loss import row_loss
 from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool, TrainingImage
 from sam4mllm.training.processes import Processes
 from sam4mllm.training.sharding import shard
 from sam4mllm.training.state import load_state, read_state, save_state
 from sam4mllm.training.targets import NO_TARGETS, Targets
-
-__all__ = ["Progress", "Trainer", "row_loss"]
 
 log = logging.getLogger(__name__)
 
@@ -70,30 +68,6 @@ class Progress:
     seconds: float
 
 
-def row_loss(model: Any, encoded: Encoded, row: TrainingRow) -> Tensor:
-    """Mean cross-entropy of a row's answers. ``encoded`` is the image with the text before it, on the model's device."""
-    device = encoded.positions.device
-    prefix, length = encoded.positions.shape[-1], len(row.row.ids)
-    visible = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()
-    visible[prefix:, prefix:] = torch.from_numpy(row.row.mask)
-    following = int(encoded.positions.max()) + 1
-    positions = (torch.from_numpy(row.row.offsets) + following).to(device).expand(*encoded.positions.shape[:2], -1)
-    ids = torch.from_numpy(row.row.ids)[None].to(device)
-    inputs = {**encoded.inputs, "input_ids": torch.cat([encoded.inputs["input_ids"], ids], 1)}
-    if "mm_token_type_ids" in inputs:  # 0 is text; not every family has it
-        inputs["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, length))
-    hidden = model.model(
-        **inputs,
-        position_ids=position_ids(torch.cat([encoded.positions, positions], 2)),
-        attention_mask=additive(visible[None, None].to(device), model.dtype),
-        use_cache=False,
-        return_dict=True,
-    ).last_hidden_state[0, prefix:]
-    targets = torch.from_numpy(row.targets).to(device)
-    learned = targets != UNLEARNED
-    return F.cross_entropy(model.lm_head(hidden[learned]).float(), targets[learned])
-
-
 class Trainer:
     """One run: ``train`` until its steps or its budget are done, or until ``stop`` is called."""
 
@@ -106,7 +80,9 @@ class Trainer:
         asking: Asking | None = None,
         targets: Targets = NO_TARGETS,
         processes: Processes | None = None,
+        start: Path | None = None,
     ) -> None:
+        """``start`` is the folder of an adapter to go on from; None begins with none."""
         if plan.epochs is not None:
             plan = replace(plan, steps=pool.count_steps(plan.epochs, plan.batch, plan.replay_share, plan.conversation_share))
         self.plan = plan
@@ -119,15 +95,19 @@ class Trainer:
         self._processes = processes or Processes(self._grounder.device)
         if plan.batch < self._processes.count:
             raise TrainingError(f"batch is {plan.batch}, fewer images than the {self._processes.count} processes; use a larger batch")
-        self._identity = _identity(plan, asking, targets, checkpoint, pool)
+        self._identity = _identity(plan, asking, targets, checkpoint, pool, start)
         torch.manual_seed(plan.seed)
-        self.model = attach(checkpoint, plan.rank, plan.alpha, plan.dropout)
+        if start is None:
+            self.model = attach(checkpoint, plan.rank, plan.alpha, plan.dropout)
+        else:
+            self.model = attach_stored(checkpoint, start, plan.dropout)
         if plan.recompute if plan.recompute is not None else self._grounder.device.type == "cuda":
             _recompute(checkpoint.model)
         if self._processes.sharded:
             shard(checkpoint.model, checkpoint.source)
         self._features = VisionMemory(checkpoint.model, plan.feature_megabytes << 20)
         self._trained = nn.ParameterList([weight for weight in self.model.parameters() if weight.requires_grad])
+        self._start = None if start is None else [weight.detach().cpu().clone() for weight in self._trained]
         self._optimizer = torch.optim.AdamW(self._trained, lr=plan.rate, weight_decay=plan.weight_decay)
         half = checkpoint.model.dtype is torch.float16  # whose least number is 6e-8, so that gradients vanish
         self._scaler = torch.amp.GradScaler(self._grounder.device.type, enabled=half)
@@ -173,8 +153,17 @@ class Trainer:
         return stopped > 0, spent, of_first > 0
 
     def save_adapter(self, folder: Path, base: str) -> None:
-        """Write a plain PEFT folder, at the plan's strength; ``base`` is how the base model is called in it."""
-        save_adapter(self.model, folder, base, self.plan.alpha * self.plan.strength)
+        """Write a plain PEFT folder, at the plan's strength; ``base`` is how the base model is called in it. Nothing is trained after it.
+
+        The step back goes to what the run set out from: to the base model by less of the adapter, to another adapter by weights between
+        the two (Wortsman et al. 2022).
+        """
+        if self._start is None:
+            save_adapter(self.model, folder, base, self.plan.strength)
+            return
+        for weight, start in zip(self._trained, self._start, strict=True):
+            weight.data.lerp_(start.to(weight.device), 1 - self.plan.strength)
+        save_adapter(self.model, folder, base)
 
     def _resume(self) -> tuple[int, int, float]:
         """The step to begin with, the number of steps, and the seconds that were spent."""
@@ -373,7 +362,7 @@ def _generator(*seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-def _identity(plan: TrainingPlan, asking: Asking, targets: Targets, checkpoint: Checkpoint, pool: Pool) -> str:
+def _identity(plan: TrainingPlan, asking: Asking, targets: Targets, checkpoint: Checkpoint, pool: Pool, start: Path | None) -> str:
     """The hash of all that the weights at a step follow from."""
     speed_only = ("seconds_between_saves", "recompute", "feature_megabytes")
     learned = {name: value for name, value in asdict(plan).items() if name not in speed_only}
@@ -385,4 +374,6 @@ def _identity(plan: TrainingPlan, asking: Asking, targets: Targets, checkpoint: 
         "precision": asdict(checkpoint.precision),
         "pool": pool.sha256,
     }
+    if start is not None:
+        parts["start"] = hash_files(start)
     return digest_of(parts)

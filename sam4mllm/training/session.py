@@ -7,10 +7,13 @@ import shutil
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sam4mllm.adapters.files import check_adapter
+from sam4mllm.adapters.fields import MANIFEST
+from sam4mllm.adapters.files import check_adapter, hash_files
+from sam4mllm.adapters.follow import checkpoint_for
+from sam4mllm.adapters.loose import read_papers
 from sam4mllm.data.conversations import read_conversations
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import read_examples
@@ -19,8 +22,10 @@ from sam4mllm.errors import DatasetError, TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.memory import announce
 from sam4mllm.options import AUTO, Precision
+from sam4mllm.prompts.dialects import Dialect
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.training.asking import Asking
+from sam4mllm.training.papers import new_papers
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.pool import Pool, phrase_of
 from sam4mllm.training.processes import Processes, join_processes
@@ -64,9 +69,14 @@ class Session:
         replay: Path | None,
         label: Callable[[Example], Hashable] = phrase_of,
         *,
+        start: Path | None = None,
+        dialect: Dialect | None = None,
         extras: Extras | None = None,
         precision: Precision = AUTO,
     ) -> None:
+        """``start`` is the folder of an adapter to go on from, spoken to as its papers say; None begins with none. ``dialect`` is for a
+        model, or an adapter without papers, that is not spoken to as its family is.
+        """
         extras = extras or Extras()
         self.out = Path(os.path.abspath(out))
         self.runs = self.out.with_name(f".{self.out.name}.run")
@@ -78,16 +88,24 @@ class Session:
         replayed = [] if replay is None else [(replay, select_examples(replay))]
         talks = [] if extras.conversations is None else read_conversations(extras.conversations, extras.images)
         pool = Pool(datasets, replayed, label, talks, plan.phrases)
-        self._model = model
+        papers = None if start is None else read_papers(start)
         announce(model, self.processes.device, precision, rank=plan.rank)
         targets = self._make_targets([*datasets, *replayed], extras)
         checkpoint = load_checkpoint(model, self.processes.device, precision)
-        self.trainer = Trainer(checkpoint, pool, plan, self.runs, extras.asking, targets, self.processes)
+        checkpoint = checkpoint_for(checkpoint, papers, dialect, "" if start is None else str(start))
+        self.trainer = Trainer(checkpoint, pool, plan, self.runs, extras.asking, targets, self.processes, start)
+        self._papers = new_papers(checkpoint, pool.sha256, self.trainer.plan, extras.asking, extras.segmenter)
+        self._last: Progress | None = None
 
     def run(self, tell: Callable[[Progress], None]) -> bool:
         """Train and write the adapter; False if it was stopped before its end."""
+
+        def note(progress: Progress) -> None:
+            self._last = progress
+            tell(progress)
+
         with self._writing():
-            if not self.trainer.train(tell):
+            if not self.trainer.train(note):
                 return False
             if self.processes.first:
                 self._publish()
@@ -101,8 +119,11 @@ class Session:
         temporary = partial(self.out)
         remove(temporary)
         temporary.mkdir()
-        self.trainer.save_adapter(temporary, self._model)
+        self.trainer.save_adapter(temporary, self._papers.base_model)
         check_adapter(temporary)
+        metrics = {} if self._last is None else {"loss": self._last.loss, "steps": float(self._last.step)}
+        papers = replace(self._papers, files=hash_files(temporary), metrics=metrics)
+        (temporary / MANIFEST).write_text(papers.to_json(), encoding="utf-8")
         publish(temporary, self.out)
 
     def _make_targets(self, datasets: list[tuple[Path, list[Example]]], extras: Extras) -> Targets:

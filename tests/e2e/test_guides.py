@@ -28,7 +28,7 @@ from backend.settings import Settings
 from backend.support.child import HOST, Child, check_port
 from benchmarks.random_adapter import write_random_adapter
 from benchmarks.waiting import wait_for
-from sam4mllm.adapters.files import CONFIG, WEIGHTS
+from sam4mllm.adapters.fields import CONFIG, WEIGHTS
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.data.pairs import write_pairs
 from sam4mllm.data.readers import READERS

@@ -11,8 +11,10 @@ from backend.demo.local_label_studio import LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
 from benchmarks.learn import learn
 from benchmarks.waiting import wait_for
-from sam4mllm.adapters.files import CONFIG, WEIGHTS, Manifest
+from sam4mllm.adapters.fields import FILES
+from sam4mllm.adapters.files import hash_files
 from sam4mllm.adapters.lora import attach
+from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.loading import load_variants
 from tests.e2e.conftest import serving
@@ -25,11 +27,17 @@ PROMOTION_SECONDS = 900
 def store_adapter(home: Path, folder: Path) -> Manifest:
     """A new adapter of the demo model in the registry; it changes nothing yet."""
     variants = load_variants("demo", "demo", "cpu", None)
-    base, identity = variants.base.slug, variants.base.identity
-    origin = {"base_sha256": variants.base_sha256, "template_sha256": variants.template_sha256, "data_sha256": "0" * 64}
     attach(variants.checkpoint, 1, 1, 0.0).save_pretrained(str(folder), save_embedding_layers=False)
-    files = {name: folder / name for name in (CONFIG, WEIGHTS)}
-    return Registry(home).add(files, slug=base, identity=identity, base_model=base, metrics={}, **origin)
+    papers = Papers(
+        base_model="demo",
+        base_sha256=variants.base_sha256,
+        template_sha256=variants.template_sha256,
+        data_sha256=None,
+        metrics={},
+        files=hash_files(folder),
+    )
+    files = {name: folder / name for name in FILES}
+    return Registry(home).add(files, papers, slug=variants.base.slug, identity=variants.base.identity)
 
 
 def test_after_a_promotion_label_studio_has_no_predictions_of_the_former_version(label_studio: LocalLabelStudio, tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+"""Values in an adapter's files, told apart: names, numbers, times, and the pattern of a version."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import datetime
+from typing import Any
+
+from sam4mllm.errors import RegistryError
+
+BASE = ""
+"""The version of no adapter: the base model alone."""
+WEIGHTS = "adapter_model.safetensors"
+CONFIG = "adapter_config.json"
+FILES = (CONFIG, WEIGHTS)
+MANIFEST = "manifest.json"
+VERSION = re.compile(r"[a-z0-9.-]{1,32}-(?P<number>[1-9][0-9]{0,17})-[0-9a-f]{8}")
+SLUG = re.compile(r"[a-z0-9.-]{1,32}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def matches(pattern: re.Pattern[str], value: object) -> bool:
+    """Whether a value is text that a pattern covers whole."""
+    return isinstance(value, str) and pattern.fullmatch(value) is not None
+
+
+def is_whole(value: object) -> bool:
+    """Whether a value is a whole number, not a flag."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: object) -> bool:
+    """Whether a value is a finite number that fits a float, not a flag."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
+
+
+def is_time(value: object) -> bool:
+    """Whether a value is an ISO 8601 time with its zone."""
+    try:
+        return isinstance(value, str) and datetime.fromisoformat(value).tzinfo is not None
+    except ValueError:
+        return False
+
+
+def require(holds: bool, name: str, value: object, wanted: str) -> None:
+    """Raise RegistryError unless it holds; ``wanted`` says what the value should be."""
+    if not holds:
+        raise RegistryError(f"{name} must be {wanted}, not {shown(value)}")
+
+
+def shown(value: object) -> str:
+    """Anything as a short line."""
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def parse_object(text: str, name: str) -> dict[str, Any]:
+    """A JSON object from the text of a file of that name."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise RegistryError(f"{name} is not valid JSON; restore it") from error
+    if not isinstance(values, dict):
+        raise RegistryError(f"{name} is not a JSON object; restore it")
+    return values

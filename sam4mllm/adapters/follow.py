@@ -1,0 +1,53 @@
+"""What an adapter's papers say about a command that uses it: what was not given is taken from them, what is given against them refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sam4mllm.adapters.fields import MANIFEST
+from sam4mllm.adapters.former import former_template
+from sam4mllm.adapters.manifest import Papers
+from sam4mllm.errors import ModelError, RegistryError
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.prompts.dialects import Dialect, dialect_of
+
+DEMO = "demo"
+"""The model and the segmenter where nothing says otherwise."""
+
+
+def choose_model(given: str | None, papers: Papers | None) -> str:
+    """The model to load. Whether a given one is the adapter's is seen by its hash, once it is loaded: it may lie elsewhere by now."""
+    return given or (DEMO if papers is None else papers.base_model)
+
+
+def choose_segmenter(given: str | None, papers: Papers | None) -> str:
+    """The segmenter to load. Raises RegistryError if another is given than the one that chose the points of the adapter's answers."""
+    own = None if papers is None else papers.segmenter
+    if given is not None and own is not None and lasting_name(given) != own:
+        raise RegistryError(f"--segmenter {given} is not the one that the adapter was trained with, {own} by its {MANIFEST}; leave it out")
+    return given or own or DEMO
+
+
+def lasting_name(source: str) -> str:
+    """A model's or segmenter's name as it holds in any working directory: paths are absolute, also behind ``vit_h:``."""
+    kind, colon, path = source.rpartition(":")
+    return f"{kind}{colon}{Path(path).absolute()}" if Path(path).exists() else source
+
+
+def checkpoint_for(checkpoint: Checkpoint, papers: Papers | None, dialect: Dialect | None, name: str = "") -> Checkpoint:
+    """The model as an adapter with these papers, called ``name``, is to be spoken to; ``dialect`` is one that was asked for.
+
+    Raises ModelError if the adapter is another model's, was trained in another dialect than the one asked for, or on other prompts.
+    """
+    if papers is None:
+        return checkpoint if dialect is None else checkpoint.speaking(dialect)
+    if papers.base_sha256 != checkpoint.base_sha256:
+        own = f"another base model, {papers.base_model}"
+        raise ModelError(f"the adapter {name} was trained on {own}; start with that one (--model, SAM4MLLM_MODEL), or train again")
+    if papers.dialect is not None:
+        checkpoint = checkpoint.speaking(dialect_of(papers.dialect))
+    if dialect not in (None, checkpoint.dialect):
+        raise ModelError(f"--dialect is not what the adapter {name} was trained in, {checkpoint.dialect.name!r}; leave it out")
+    if papers.template_sha256 not in (checkpoint.template_sha256, former_template(checkpoint.dialect, checkpoint.markup)):
+        raise ModelError(f"the adapter {name} was trained on another set of prompts; train again, or start with its own")
+    return checkpoint

@@ -1,0 +1,38 @@
+"""The papers of an adapter that is being trained: what it changes, what it learned from, and how it is to be asked."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+
+from sam4mllm.adapters.fields import FILES
+from sam4mllm.adapters.follow import lasting_name
+from sam4mllm.adapters.manifest import Papers
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.training.asking import Asking
+from sam4mllm.training.plan import TrainingPlan
+
+_UNWRITTEN = "0" * 64
+
+
+def new_papers(checkpoint: Checkpoint, data_sha256: str, plan: TrainingPlan, asking: Asking | None, segmenter: str | None) -> Papers:
+    """All but the hashes of its files, which are not written yet, and what its training came to.
+
+    It is to be asked in the way that most of its points were (``joint_share``). ``segmenter`` counts where PPG answers were learned. An
+    infinite budget is null in the plan, for JSON has no infinity.
+    """
+    asking = asking or Asking()
+    numbers = {name: None if value == math.inf else value for name, value in asdict(plan).items()}
+    return Papers(
+        base_model=lasting_name(checkpoint.source),
+        base_sha256=checkpoint.base_sha256,
+        template_sha256=checkpoint.template_sha256,
+        data_sha256=data_sha256,
+        metrics={},
+        files=dict.fromkeys(FILES, _UNWRITTEN),
+        strategy="pqpp",
+        points="joint" if asking.joint_share > 0.5 else "packed",
+        dialect=asdict(checkpoint.dialect),
+        segmenter=lasting_name(segmenter) if segmenter is not None and asking.prompt_share else None,
+        plan={**numbers, "asking": asdict(asking)},
+    )
