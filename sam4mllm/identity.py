@@ -1,10 +1,12 @@
-"""Identities: hashes of explicit JSON. Two things have the same identity if, and only if, their JSON is the same."""
+"""Identities: hashes of explicit JSON, and names. Two things have the same identity if, and only if, their JSON is the same."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
+from pathlib import Path
 
 
 def digest_of(parts: Mapping[str, object]) -> str:
@@ -15,6 +17,11 @@ def digest_of(parts: Mapping[str, object]) -> str:
     _check_keys(parts)
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode("ascii")).hexdigest()
+
+
+def slug(model: str) -> str:
+    """A model's name as the first part of a version: lower case, at most 32 of ``[a-z0-9.-]``."""
+    return re.sub(r"[^a-z0-9.-]+", "-", Path(model).name.lower()).strip("-")[:32] or "model"
 
 
 def _check_keys(value: object) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +19,7 @@ from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import ANSWER_TOKENS, MllmGrounder
+from sam4mllm.identity import slug
 from sam4mllm.memory import announce
 from sam4mllm.options import AUTO, Options, Precision
 from sam4mllm.pipeline import Pipeline, Versioned
@@ -47,7 +47,7 @@ def load_pipeline(
         return load(model or DEMO, segmenter or DEMO).base
     folder = find_adapter(adapter)
     papers = read_papers(folder)  # before the seconds that loading takes
-    model = choose_model(model, papers)
+    model = choose_model(model, papers, folder)
     variants = load(model, choose_segmenter(segmenter, papers))
     return variants.load(folder, describe_adapter(folder, slug(model)))
 
@@ -181,8 +181,3 @@ def pick_device(device: str | None) -> torch.device:
     if place.type == "cuda" and (place.index or 0) >= torch.cuda.device_count():
         raise ModelError(f"{device!r} is not there: {torch.cuda.device_count()} CUDA devices were found; use cpu or another number")
     return place
-
-
-def slug(model: str) -> str:
-    """A model's name as the first part of a version: lower case, at most 32 of ``[a-z0-9.-]``."""
-    return re.sub(r"[^a-z0-9.-]+", "-", Path(model).name.lower()).strip("-")[:32] or "model"

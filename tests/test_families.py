@@ -14,7 +14,8 @@ from sam4mllm import bounded
 from sam4mllm.checkpoints import INDEX
 from sam4mllm.errors import ModelError, Sam4mllmError
 from sam4mllm.grounding.families import load_checkpoint
-from sam4mllm.loading import pick_device, slug
+from sam4mllm.identity import slug
+from sam4mllm.loading import pick_device
 from tests.conftest import make_checkpoint
 
 CPU = torch.device("cpu")

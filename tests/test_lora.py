@@ -33,6 +33,7 @@ from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounder
+from sam4mllm.identity import slug as slug_of
 from sam4mllm.loading import Variants
 from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
@@ -319,7 +320,7 @@ def test_both_models_are_counted_and_moved(checkpoint: Checkpoint) -> None:
     assert segmenter.devices == [torch.device("cpu"), checkpoint.model.device]
 
 
-def add(home: Registry, variants: Variants, folder: Path, **changes: str) -> str:
+def add(home: Registry, variants: Variants, folder: Path, slug: str = "tiny", **changes: str) -> str:
     """As the learning loop adds it."""
     papers = Papers(
         base_model="tiny",
@@ -330,7 +331,7 @@ def add(home: Registry, variants: Variants, folder: Path, **changes: str) -> str
         files=hash_files(folder),
     )
     files: dict[str, Path | bytes] = {name: folder / name for name in (CONFIG, WEIGHTS)}
-    return home.add(files, replace(papers, **changes), slug="tiny", identity=variants.base.identity).version
+    return home.add(files, replace(papers, **changes), slug=slug, identity=variants.base.identity).version
 
 
 def serve(home: Registry, variants: Variants, version: str) -> Pipeline:
@@ -388,7 +389,7 @@ def test_an_adapter_by_its_path_or_its_version(
     monkeypatch.setattr(loading, "load_segmenter", lambda *_: FakeSegmenter())
     monkeypatch.setenv("SAM4MLLM_HOME", str(tmp_path / "home"))
     home = Registry(tmp_path / "home")
-    version = add(home, variants, stored[0], slug=loading.slug(str(tiny_checkpoint)))
+    version = add(home, variants, stored[0], slug=slug_of(str(tiny_checkpoint)))
     home.export(version, tmp_path / "exported")
     found = {}
     for adapter in (version, tmp_path / "exported", stored[0], None):

@@ -14,7 +14,7 @@ from PIL import Image
 from typer.testing import CliRunner, Result
 
 from sam4mllm import loading
-from sam4mllm.adapters.fields import CONFIG, FILES, WEIGHTS
+from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.cli import main as cli
@@ -73,7 +73,7 @@ def test_train_writes_an_adapter_and_nothing_else(arguments: list[object], out: 
     assert told["phrases"] == 6
     assert 0 < told["loss"] < 100
     assert [path.name for path in out.parent.iterdir()] == [out.name]
-    assert {path.name for path in out.iterdir()} == set(FILES)
+    assert {path.name for path in out.iterdir()} == {*FILES, MANIFEST}
     check_adapter(out)
     config = json.loads((out / CONFIG).read_text())
     assert config["r"] == 3
@@ -302,7 +302,7 @@ def test_adapter_and_precision_reach_the_pipeline(data: Path, tmp_path: Path, mo
     given = []
 
     def load(*arguments: object) -> Pipeline:
-        given.append(arguments[-2:])
+        given.append(arguments[4:6])
         return Pipeline(FakeGrounder({}), FakeSegmenter())
 
     monkeypatch.setattr(loading, "load_pipeline", load)

@@ -9,7 +9,7 @@ from backend.serving.versions import Versions, load_cold
 from backend.settings import Settings
 from sam4mllm.adapters.loose import describe_adapter, find_adapter
 from sam4mllm.adapters.registry import Registry
-from sam4mllm.loading import slug
+from sam4mllm.identity import slug
 from sam4mllm.pipeline import Pipeline
 
 

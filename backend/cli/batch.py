@@ -50,10 +50,12 @@ def batch(
     check_server_extra()
     given = {"MODEL": model, "SEGMENTER": segmenter, "DEVICE": device, "DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map}
     os.environ |= {f"SAM4MLLM_{name}": str(value) for name, value in given.items() if value is not None}
+    from backend.cli.adapter_option import follow_adapter
     from backend.settings import read_settings
 
-    settings = read_settings()
     hush()
+    follow_adapter(read_settings().home, adapter)
+    settings = read_settings()
     from backend.batch.shards import GOES_ON, BatchPlan, read_shard, run_batch  # takes seconds to import
 
     try:

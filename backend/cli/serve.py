@@ -24,6 +24,10 @@ def serve(
     segmenter: Annotated[
         str | None, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
     ] = None,
+    adapter: Annotated[
+        str | None,
+        typer.Option("--adapter", help="What serves first: an empty registry's champion.", metavar="PATH|VERSION"),
+    ] = None,
     device: DeviceOption = None,
     dtype: Annotated[DtypeName | None, typer.Option("--dtype", help="Numbers of the model; auto.")] = None,
     quantize: Annotated[QuantizeName | None, typer.Option("--quantize", help="8 or 4 bit weights of the language model.")] = None,
@@ -31,6 +35,7 @@ def serve(
 ) -> None:
     """Serve Label Studio. Every other setting is an environment variable; docs/reference.md lists them."""
     check_server_extra()
+    from backend.cli.adapter_option import appoint_adapter, follow_adapter
     from backend.settings import read_settings
 
     given = {"HOST": host, "PORT": port, "MODEL": model, "SEGMENTER": segmenter, "DEVICE": device}
@@ -38,5 +43,8 @@ def serve(
     for name, value in given.items():
         if value is not None:
             os.environ[f"SAM4MLLM_{name}"] = str(value)
-    read_settings()
+    settings = read_settings()
+    if adapter is not None:
+        appoint_adapter(settings.home, adapter)
+    follow_adapter(settings.home)
     os.execv(sys.executable, serve_command())

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sam4mllm.adapters.fields import MANIFEST
+from sam4mllm.adapters.fields import CONFIG, MANIFEST, parse_object
+from sam4mllm.adapters.files import read_text
 from sam4mllm.adapters.former import former_template
 from sam4mllm.adapters.manifest import Papers
 from sam4mllm.errors import ModelError, RegistryError
@@ -15,9 +16,16 @@ DEMO = "demo"
 """The model and the segmenter where nothing says otherwise."""
 
 
-def choose_model(given: str | None, papers: Papers | None) -> str:
-    """The model to load. Whether a given one is the adapter's is seen by its hash, once it is loaded: it may lie elsewhere by now."""
-    return given or (DEMO if papers is None else papers.base_model)
+def choose_model(given: str | None, papers: Papers | None, folder: Path | None = None) -> str:
+    """The model to load: the one that is given, or the one in the papers. Where there are none, the one that peft wrote into the adapter's
+    ``folder``, if that is a folder on this machine.
+
+    Whether it is the adapter's is seen by its hash, once it is loaded: it may lie elsewhere by now.
+    """
+    if given is not None or papers is not None or folder is None:
+        return given or (DEMO if papers is None else papers.base_model)
+    named = parse_object(read_text(folder / CONFIG), CONFIG).get("base_model_name_or_path")
+    return named if isinstance(named, str) and Path(named).is_dir() else DEMO
 
 
 def choose_segmenter(given: str | None, papers: Papers | None) -> str:

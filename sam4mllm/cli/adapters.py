@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam4mllm.cli.options import JsonOption
+from sam4mllm.cli.options import DialectOption, JsonOption, ModelOption, PointsName, hush
 from sam4mllm.errors import RegistryError
+from sam4mllm.options import Strategy
 from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -64,6 +65,34 @@ def show(version: VersionArgument, home: HomeOption = None, as_json: JsonOption 
     for name, value in fields.items():
         shown = json.dumps(value) if isinstance(value, dict) else "none" if value is None else value
         print(one_line(f"{name.replace('_', ' ')}: {shown}"))
+
+
+@commands.command(epilog="Example: sam4mllm adapters add /tmp/adapter --promote")
+def add(
+    folder: Annotated[Path, typer.Argument(help="An adapter's folder, as `sam4mllm train` or peft writes it.")],
+    *,
+    promote: Annotated[bool, typer.Option("--promote", help="Let it serve, too.")] = False,
+    model: ModelOption = None,
+    strategy: Annotated[Strategy | None, typer.Option("--strategy", help="How it is asked, instead of what its manifest says.")] = None,
+    points: Annotated[PointsName | None, typer.Option("--points", help="How its points are asked, likewise.")] = None,
+    dialect: DialectOption = None,
+    home: HomeOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Make an adapter from elsewhere a version. What its manifest does not say, the options do."""
+    hush()
+    from sam4mllm.adapters.adopt import Claims, adopt
+
+    registry = _registry(home)
+    manifest = adopt(folder, registry, Claims(model, strategy, points, dialect))
+    if promote:
+        registry.promote(manifest.version)
+    if as_json:
+        print(json.dumps(asdict(manifest)))
+        return
+    print(f"added: {manifest.version}")
+    if promote:
+        _print_serving(manifest)
 
 
 @commands.command(epilog="Example: sam4mllm adapters promote demo-1-0f3a9c12")

@@ -77,7 +77,7 @@ def train(
     extras = Extras(settings.asking, segmenter, conversations, images, _prompting_bar)
     precision = Precision(dtype, quantize, device_map)
     start = None if adapter is None else find_adapter(adapter)
-    model = choose_model(model, None if start is None else read_papers(start))
+    model = choose_model(model, None if start is None else read_papers(start), start)
     spoken = None if dialect is None else load_dialect(dialect)
     given = (dataset, out, settings.plan, model, device, replay)
     session = Session(*given, start=start, dialect=spoken, extras=extras, precision=precision)

@@ -77,6 +77,17 @@ def resolve(source: str) -> str:
 
 def load_checkpoint(source: str, device: torch.device, precision: Precision = AUTO) -> Checkpoint:
     """Load a model folder or hub id. Raises ModelError or TemplateError with one line on what is wrong and what to do."""
+    return _load_checkpoint(source, device, precision, _load_model)
+
+
+def outline_checkpoint(source: str) -> Checkpoint:
+    """A checkpoint whose model has names and shapes, but no weights: what an adapter is for is seen in a second. Raises as
+    ``load_checkpoint`` does.
+    """
+    return _load_checkpoint(source, torch.device("meta"), AUTO, _outline_model)
+
+
+def _load_checkpoint(source: str, device: torch.device, precision: Precision, load: Callable[..., Any]) -> Checkpoint:
     name = resolve(source)
     family = find_family(name, source)
     check_folder(name, source, NEEDED)
@@ -88,7 +99,7 @@ def load_checkpoint(source: str, device: torch.device, precision: Precision = AU
         image_processor = family.processor.from_pretrained(name, config=config, trust_remote_code=False)
         _find_template(name, source, tokenizer, image_processor)
         markup = _read_markup(source, tokenizer)
-        model = _load_model(name, source, config, device, precision)
+        model = load(name, source, config, device, precision)
     except (torch.OutOfMemoryError, MemoryError) as error:
         raise ModelError(f"{source} does not fit into the memory of {device}; {precision.advice}") from error
     except FAULTS as error:
@@ -113,6 +124,12 @@ def _load_model(name: str, source: str, config: Any, device: torch.device, preci
     model = load_model(AutoModelForImageTextToText, name, source, config, attn_implementation="sdpa", **options)
     check_quantised(precision, model, source)
     return model if "device_map" in options else model.to(device)
+
+
+def _outline_model(name: str, source: str, config: Any, device: torch.device, precision: Precision) -> Any:
+    del name, source, precision
+    with device:
+        return AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
 
 
 def _find_template(name: str, source: str, tokenizer: Any, image_processor: Any) -> None:

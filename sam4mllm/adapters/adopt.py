@@ -1,0 +1,95 @@
+"""An adapter from elsewhere becomes a version: what is wrong with it is said here, not when it is to serve."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from sam4mllm.adapters.fields import FILES
+from sam4mllm.adapters.files import check_adapter, hash_files
+from sam4mllm.adapters.follow import checkpoint_for, choose_model, lasting_name
+from sam4mllm.adapters.loose import find_adapter, read_papers
+from sam4mllm.adapters.lora import attach_stored
+from sam4mllm.adapters.manifest import Manifest, Papers, PointsName
+from sam4mllm.adapters.registry import Registry
+from sam4mllm.errors import RegistryError
+from sam4mllm.grounding.families import outline_checkpoint
+from sam4mllm.identity import slug
+from sam4mllm.options import Strategy
+from sam4mllm.prompts.dialects import load_dialect
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What is said of an adapter by whoever adds it. ``strategy`` and ``points`` win over its papers; ``model`` and ``dialect``, a name or
+    a file, are for one without papers, and must be those of the papers else.
+    """
+
+    model: str | None = None
+    strategy: Strategy | None = None
+    points: PointsName | None = None
+    dialect: str | None = None
+
+
+def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
+    """Add the adapter in a folder to a registry, with its papers or with what is claimed. It does not serve yet.
+
+    Args:
+        folder: what ``sam4mllm train`` or peft has written; whatever else is in it is left there.
+        registry: where to.
+        claims: what its papers do not say.
+
+    Raises:
+        RegistryError: it is not safe, or not what its papers say.
+        ModelError, TemplateError: its model or dialect cannot be had, or it is for another one.
+    """
+    _check(folder)
+    papers = read_papers(folder)
+    model = choose_model(claims.model, papers, folder)
+    dialect = None if claims.dialect is None else load_dialect(claims.dialect)
+    checkpoint = checkpoint_for(outline_checkpoint(model), papers, dialect, str(folder))
+    attach_stored(checkpoint, folder, 0.0)
+    papers = papers or Papers(
+        base_model=lasting_name(checkpoint.source),
+        base_sha256=checkpoint.base_sha256,
+        template_sha256=checkpoint.template_sha256,
+        data_sha256=None,
+        metrics={},
+        files=hash_files(folder),
+        dialect=asdict(checkpoint.dialect),
+    )
+    papers = replace(papers, strategy=claims.strategy or papers.strategy, points=claims.points or papers.points)
+    return registry.add({name: folder / name for name in FILES}, papers, slug=slug(model), identity="")
+
+
+def appoint(adapter: str, registry: Registry, claims: Claims) -> None:
+    """See that a registry has an adapter, a folder or a version; in an empty one it becomes the champion.
+
+    Of a registry that has it, the champion serves, whichever that is by now: it may have learned, or have been rolled back.
+
+    Raises RegistryError if it has others and not this one, and what ``adopt`` raises.
+    """
+    folder = find_adapter(adapter, registry.root.parent)
+    known = registry.versions()
+    if folder.parent == registry.root:
+        if not registry.history():
+            registry.promote(folder.name)
+        return
+    _check(folder)
+    hashes = hash_files(folder)
+    if any(manifest.files == hashes for manifest in known):
+        return
+    if known:
+        serving = registry.serving() or "the base model"
+        line = f"{registry.root} has other adapters, and {serving} serves; let this one serve with"
+        raise RegistryError(f"{line}: sam4mllm adapters add {adapter} --promote")
+    registry.promote(adopt(folder, registry, claims).version)
+
+
+def _check(folder: Path) -> None:
+    try:
+        check_adapter(folder)
+    except OSError as error:
+        raise RegistryError(f"{folder} cannot be read ({error.strerror}); give an adapter's folder") from error
+    except RegistryError as error:
+        raise RegistryError(f"{folder}: {error}") from error

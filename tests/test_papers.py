@@ -1,0 +1,322 @@
+"""An adapter's papers: what training writes, what commands follow, and what is refused against them."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sam4mllm.adapters.adopt import Claims, adopt, appoint
+from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
+from sam4mllm.adapters.loose import read_papers
+from sam4mllm.adapters.lora import attach_stored
+from sam4mllm.adapters.manifest import Papers
+from sam4mllm.adapters.registry import Registry
+from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
+from sam4mllm.grounding.families import load_checkpoint, outline_checkpoint
+from sam4mllm.identity import slug
+from sam4mllm.prompts.dialects import DEMO, LLAVA, dump_dialect
+from sam4mllm.training.loss import row_loss
+from sam4mllm.training.plan import TrainingPlan
+from sam4mllm.training.session import Session
+from tests.conftest import make_checkpoint
+from tests.test_adapters import add as add_version
+from tests.test_cli import fail
+from tests.test_pool import TOY, write_pictures
+from tests.test_train_cli import run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("qwen2_5_vl", tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_pictures(tmp_path_factory.mktemp("data") / "toy", TOY)
+
+
+@pytest.fixture(scope="module")
+def trained(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What ``train`` makes of a model, with a config whose points are all joint."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "plan.toml").write_text("batch = 2\nrank = 3\nalpha = 6\nrate = 0.01\n[asking]\njoint_share = 1.0\nprompt_share = 0.5\n")
+    run("train", data, "--model", model, "--out", folder / "a", "--config", folder / "plan.toml", "--steps", 2, "--segmenter", "demo")
+    return folder / "a"
+
+
+@pytest.fixture
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
+    monkeypatch.setenv("SAM4MLLM_HOME", str(tmp_path / "home"))
+    return Registry(tmp_path / "home")
+
+
+def copied(folder: Path, to: Path, change: Callable[[dict[str, Any]], None] = lambda manifest: None) -> Path:
+    shutil.copytree(folder, to)
+    manifest = json.loads((to / MANIFEST).read_text())
+    change(manifest)
+    (to / MANIFEST).write_text(json.dumps(manifest))
+    return to
+
+
+def without_papers(folder: Path, to: Path) -> Path:
+    shutil.copytree(folder, to)
+    (to / MANIFEST).unlink()
+    return to
+
+
+# -- what training writes ------------------------------------------------------------------------------------------------------------------
+
+
+def test_training_writes_what_the_adapter_is_and_how_it_is_asked(trained: Path, model: Path) -> None:
+    papers = read_papers(trained)
+    assert papers is not None
+    checkpoint = load_checkpoint(str(model), CPU)
+    assert papers.base_model == str(model)
+    assert papers.base_sha256 == checkpoint.base_sha256
+    assert papers.template_sha256 == checkpoint.template_sha256
+    assert papers.dialect == asdict(checkpoint.dialect)
+    assert (papers.strategy, papers.points, papers.segmenter) == ("pqpp", "joint", "demo")
+    assert papers.metrics.keys() == {"loss", "steps"}
+    assert papers.plan is not None
+    assert (papers.plan["rank"], papers.plan["budget_seconds"], papers.plan["asking"]["joint_share"]) == (3, None, 1.0)
+    assert Papers.from_json(papers.to_json()) == papers
+
+
+def test_mostly_single_points_are_asked_singly(model: Path, data: Path, tmp_path: Path) -> None:
+    run("train", data, "--model", model, "--out", tmp_path / "a", "--steps", 1)
+    papers = read_papers(tmp_path / "a")
+    assert papers is not None
+    assert (papers.points, papers.segmenter) == ("packed", None)
+
+
+# -- what commands follow ------------------------------------------------------------------------------------------------------------------
+
+
+def test_commands_take_model_and_dialect_from_the_papers(trained: Path, data: Path) -> None:
+    figures = json.loads(run("evaluate", data, "--adapter", trained, "--limit", 1, "--json"))
+    assert figures["count"]
+
+
+def test_an_adapter_without_papers_is_for_the_model_that_peft_names(trained: Path, data: Path, tmp_path: Path) -> None:
+    bare = without_papers(trained, tmp_path / "bare")
+    assert json.loads(run("evaluate", data, "--adapter", bare, "--limit", 1, "--json"))["count"]
+
+
+AGAINST = {
+    "another model": (("--model", "demo"), "was trained on another base model"),
+    "another dialect": (("--dialect", "llava"), "--dialect is not what the adapter"),
+    "another segmenter": (
+        ("--segmenter", "vit_b:other.pth"),
+        "vit_b:other.pth is not the one that the adapter was trained with",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", AGAINST)
+@pytest.mark.parametrize("command", ["evaluate", "ablate"])
+def test_what_is_given_against_the_papers_is_refused(
+    case: str, command: str, trained: Path, data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options, said = AGAINST[case]
+    more = ("--over", "points", "--out", tmp_path / "out") if command == "ablate" else ()
+    assert said in fail(capsys, monkeypatch, command, data, *more, "--adapter", trained, *options)
+
+
+def test_what_is_given_as_the_papers_say_it_is_taken(trained: Path, model: Path, data: Path) -> None:
+    moved = model.parent / "moved"
+    shutil.copytree(model, moved, dirs_exist_ok=True)
+    options = ("--model", moved, "--dialect", moved / "dialect.json", "--segmenter", "demo")
+    assert json.loads(run("evaluate", data, "--adapter", trained, *options, "--limit", 1, "--json"))["count"]
+
+
+# -- going on ------------------------------------------------------------------------------------------------------------------------------
+
+
+def test_a_run_goes_on_from_an_adapter_as_it_was_saved(trained: Path, model: Path, data: Path, tmp_path: Path) -> None:
+    """Its loss before the first step is that of the saved adapter on the same batch, and not that of the base model."""
+    plan = TrainingPlan(steps=1, batch=2, rank=7)
+    session = Session(data, tmp_path / "b", plan, str(model), "cpu", None, start=trained)
+    losses = {"run": loss_of(session)}
+    ranks = {weight.shape[0] for name, weight in session.trainer.model.named_parameters() if "lora_A" in name}
+    assert ranks == {3}
+
+    stored = load_checkpoint(str(model), CPU)
+    attach_stored(stored, trained, 0.0).eval()
+    losses["saved"] = loss_of(session, stored.model)
+    losses["base"] = loss_of(session, load_checkpoint(str(model), CPU).model)
+    assert losses["run"] == pytest.approx(losses["saved"], abs=1e-6)
+    assert abs(losses["base"] - losses["saved"]) > 1e-3
+
+
+def loss_of(session: Session, model: Any = None) -> float:
+    """In evaluation mode, on the first picture of the run."""
+    trainer = session.trainer
+    model = model or trainer._checkpoint.model
+    model.eval()
+    [shown, *_] = trainer._shown(0, [0])
+    encoded, frame = trainer._encode(shown.image)
+    row = trainer._collator.row(frame, shown.examples, np.random.default_rng(5))
+    with torch.no_grad():
+        return float(row_loss(model, encoded, row))
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.5])
+def test_a_step_back_goes_to_what_the_run_set_out_from(strength: float, trained: Path, model: Path, data: Path, tmp_path: Path) -> None:
+    plan = TrainingPlan(steps=2, batch=2, rate=0.01, strength=strength, dropout=0.0)
+    session = Session(data, tmp_path / "b", plan, str(model), "cpu", None, start=trained)
+    learned: dict[str, torch.Tensor] = {}
+    save = session.trainer.save_adapter
+
+    def saving(folder: Path, base: str) -> None:
+        learned.update({name: weight.detach().clone() for name, weight in session.trainer.model.named_parameters() if "lora_" in name})
+        save(folder, base)
+
+    session.trainer.save_adapter = saving  # type: ignore[method-assign]
+    assert session.run(lambda progress: None)
+    before, after = load_file(trained / WEIGHTS), load_file(tmp_path / "b" / WEIGHTS)
+    assert before.keys() == after.keys()
+    for name, weight in after.items():
+        moved = learned[name.replace(".weight", ".default.weight")] - before[name]
+        assert torch.allclose(weight, before[name] + strength * moved, atol=1e-6), name
+        assert moved.abs().max() > 0
+    scales = [json.loads((folder / CONFIG).read_text()) for folder in (trained, tmp_path / "b")]
+    assert scales[0]["lora_alpha"] == scales[1]["lora_alpha"]
+
+
+def test_train_goes_on_from_a_version(trained: Path, data: Path, home: Registry, tmp_path: Path) -> None:
+    version = adopt(trained, home, Claims()).version
+    run("train", data, "--adapter", version, "--out", tmp_path / "b", "--steps", 1)
+    papers = read_papers(tmp_path / "b")
+    assert papers is not None
+    assert papers.base_sha256 == home.show(version).base_sha256
+
+
+# -- adapters add --------------------------------------------------------------------------------------------------------------------------
+
+
+def test_an_adapter_is_added_with_its_papers(trained: Path, home: Registry) -> None:
+    papers = read_papers(trained)
+    assert papers is not None
+    printed = run("adapters", "add", trained, "--promote")
+    champion = home.champion()
+    assert champion is not None
+    assert printed == f"added: {champion.version}\nserving: {champion.version}\n"
+    assert champion.version.startswith(f"{slug(papers.base_model)}-1-")
+    for field in ("base_model", "base_sha256", "strategy", "points", "dialect", "segmenter", "plan", "metrics", "files", "data_sha256"):
+        assert getattr(champion, field) == getattr(papers, field), field
+
+
+def test_what_is_said_of_an_adapter_wins_over_its_papers(trained: Path, home: Registry) -> None:
+    added = json.loads(run("adapters", "add", trained, "--strategy", "box", "--points", "packed", "--json"))
+    assert (added["strategy"], added["points"]) == ("box", "packed")
+    assert home.serving() is None
+
+
+def test_an_adapter_without_papers_is_added_with_what_is_said(trained: Path, model: Path, home: Registry, tmp_path: Path) -> None:
+    bare = without_papers(trained, tmp_path / "bare")
+    (bare / "optimizer.pt").write_bytes(b"of a trainer")
+    (tmp_path / "words.json").write_text(dump_dialect(replace(DEMO, box_question="where is {phrase}")))
+    options = ("--model", model, "--strategy", "ppg", "--points", "joint", "--dialect", tmp_path / "words.json")
+    added = json.loads(run("adapters", "add", bare, *options, "--json"))
+    assert (added["strategy"], added["points"], added["data_sha256"]) == ("ppg", "joint", None)
+    assert added["dialect"]["box_question"] == "where is {phrase}"
+    assert {path.name for path in home.path(added["version"]).iterdir()} == {*FILES, MANIFEST}
+
+
+def tampered(manifest: dict[str, Any]) -> None:
+    manifest["files"][WEIGHTS] = "00" * 32
+
+
+REFUSED = {
+    "its files are others": (tampered, Claims(), "its files are not those that its manifest.json names"),
+    "a key too many": (lambda manifest: manifest.update(more=1), Claims(), "lacks these keys or should not have them: more"),
+    "a strategy that is none": (lambda manifest: manifest.update(strategy="best"), Claims(), "strategy must be"),
+    "a dialect that is none": (lambda manifest: manifest.update(dialect={"name": "x"}), Claims(), "is none"),
+    "another model's": (lambda manifest: manifest.update(base_sha256="00" * 32), Claims(), "was trained on another base model"),
+    "other prompts": (lambda manifest: manifest.update(template_sha256="00" * 32), Claims(), "another set of prompts"),
+    "a model that is not there": (lambda manifest: manifest.update(base_model="/no/such/model"), Claims(), "no such folder"),
+    "a model against it": (lambda manifest: None, Claims(model="demo"), "was trained on another base model"),
+    "a dialect against it": (lambda manifest: None, Claims(dialect="llava"), "--dialect is not what"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_an_adapter_that_is_not_what_is_said_is_not_added(case: str, trained: Path, home: Registry, tmp_path: Path) -> None:
+    change, claims, said = REFUSED[case]
+    with pytest.raises(Sam4mllmError, match=said) as caught:
+        adopt(copied(trained, tmp_path / "a", change), home, claims)
+    assert "\n" not in str(caught.value)
+    assert home.versions() == []
+
+
+def test_an_adapter_of_other_layers_is_not_added(trained: Path, home: Registry, tmp_path: Path) -> None:
+    bare = without_papers(trained, tmp_path / "bare")
+    with pytest.raises(ModelError, match="does not fit demo"):
+        adopt(bare, home, Claims(model="demo"))
+    assert home.versions() == []
+
+
+def test_no_adapter_is_not_added(home: Registry, tmp_path: Path) -> None:
+    with pytest.raises(RegistryError, match="is missing or not a plain file"):
+        adopt(tmp_path, home, Claims())
+
+
+def test_an_outline_has_the_identity_and_the_shapes_of_the_model(model: Path) -> None:
+    outline, whole = outline_checkpoint(str(model)), load_checkpoint(str(model), CPU)
+    assert (outline.base_sha256, outline.template_sha256) == (whole.base_sha256, whole.template_sha256)
+    shapes = [{name: weight.shape for name, weight in one.model.named_parameters()} for one in (outline, whole)]
+    assert shapes[0] == shapes[1]
+    assert {weight.device.type for weight in outline.model.parameters()} == {"meta"}
+
+
+# -- serve --adapter -----------------------------------------------------------------------------------------------------------------------
+
+
+def test_in_an_empty_registry_the_adapter_becomes_the_champion(trained: Path, home: Registry) -> None:
+    appoint(str(trained), home, Claims())
+    [manifest] = home.versions()
+    assert home.serving() == manifest.version
+    appoint(str(trained), home, Claims())  # as a server that is started again
+    assert home.versions() == [manifest]
+
+
+def test_what_the_registry_has_decided_stands(trained: Path, home: Registry) -> None:
+    appoint(str(trained), home, Claims())
+    better = add_version(home, slug="model")
+    home.promote(better)
+    appoint(str(trained), home, Claims())
+    assert home.serving() == better
+    home.rollback()
+    home.rollback()
+    appoint(str(trained), home, Claims())
+    assert home.serving() is None
+
+
+def test_beside_others_a_new_adapter_has_to_be_added(trained: Path, home: Registry) -> None:
+    version = add_version(home)
+    home.promote(version)
+    with pytest.raises(RegistryError, match=f"{version} serves; let this one serve with: sam4mllm adapters add .* --promote"):
+        appoint(str(trained), home, Claims())
+    assert home.serving() == version
+
+
+def test_a_version_that_never_served_begins_in_an_empty_history(trained: Path, home: Registry) -> None:
+    version = adopt(trained, home, Claims()).version
+    appoint(version, home, Claims())
+    assert home.serving() == version
+
+
+def test_llava_is_another_dialect_than_the_tiny_models(model: Path) -> None:
+    """Or the tests against the papers would show nothing."""
+    assert load_checkpoint(str(model), CPU).dialect != LLAVA
