@@ -19,6 +19,7 @@ from backend.corrections.log import CorrectionLog
 from backend.learning.conductor import Conductor
 from backend.learning.runs import Run
 from backend.learning.snapshot import HOLDOUT, split_of
+from backend.learning.trainer import TrainingJob
 from backend.service import Service
 from backend.web.app import create_app
 from benchmarks.waiting import wait_for
@@ -331,6 +332,19 @@ def test_the_button_outlives_a_kill(start: Start) -> None:
     assert (run.state, run.reason) == ("promoted", "Label Studio's Start Training")
     time.sleep(2.5)
     assert len(again.service.learner.runs.all()) == 1
+
+
+def test_a_run_goes_on_from_the_champion(start: Start) -> None:
+    place = start()
+    correct(place.service, 60)
+    jobs = []
+    for value in (1, 2):
+        run = place.service.learner.ask(f"test {value}")
+        assert ended(place.service).state == "promoted"
+        jobs.append(TrainingJob.read(place.service.learner.runs.folder(run.id)))
+    first = place.service.versions.registry.versions()[0].version
+    assert jobs[0].start is None
+    assert jobs[1].start == jobs[1].champion == str(place.service.versions.registry.path(first).resolve())
 
 
 def test_a_champion_whose_folder_is_gone_stops_no_run(start: Start, caplog: pytest.LogCaptureFixture) -> None:

@@ -13,12 +13,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from backend.learning import trainer
 from backend.learning.gate import PairedSample
 from backend.learning.run_folder import RunFolder
 from backend.learning.snapshot import HOLDOUT
 from backend.learning.trainer import STOPPED, TrainingJob, draw_scenes, main
+from sam4mllm.adapters.fields import WEIGHTS
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.data.write_dataset import ExampleWriter
@@ -106,6 +109,30 @@ def test_a_run_gives_an_adapter_and_a_comparison(tmp_path: Path, job: TrainingJo
     assert main([str(run.path)]) == 0  # killed after training: only the comparison is done again
     assert (run.adapter / "adapter_model.safetensors").read_bytes() == trained
     assert evaluation(run) == found
+
+
+def test_a_run_goes_on_from_its_start(tmp_path: Path, job: TrainingJob) -> None:
+    """Whose weights it has where nothing is learned; one that begins with none would have zeros."""
+    first = start(tmp_path, job)
+    assert main([str(first.path)]) == 0
+    began = first.path.rename(tmp_path / "first") / "adapter"
+    still = TrainingPlan(steps=1, batch=1, rate=1e-12, rank=5)
+    run = start(tmp_path, replace(job, plan=still, start=str(began), champion=str(began), champion_version="demo-1-00000000"))
+    assert main([str(run.path)]) == 0
+    before, after = (load_file(folder / WEIGHTS) for folder in (began, run.adapter))
+    assert before.keys() == after.keys()
+    for name, weight in after.items():
+        assert torch.allclose(weight, before[name], atol=1e-7), name
+    assert max(float(weight.abs().max()) for name, weight in after.items() if "lora_B" in name) > 0
+    assert all(pair["champion"] == pair["challenger"] for pair in evaluation(run)["pairs"])
+
+
+def test_a_job_of_a_server_before_starts_begins_with_none(tmp_path: Path, job: TrainingJob) -> None:
+    run = start(tmp_path, job)
+    fields = json.loads(run.job.read_text())
+    del fields["start"]
+    run.job.write_text(json.dumps({**fields, "champion": "/some/adapter"}))
+    assert TrainingJob.read(run).start is None
 
 
 def test_the_golden_set_is_left_out_where_the_holdout_decides(tmp_path: Path, job: TrainingJob, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -234,6 +234,7 @@ class Conductor:
     def _job(self, champion: str | None, folder: RunFolder) -> TrainingJob:
         settings = self._settings
         home = settings.home.resolve()
+        folder_of_champion = str(self._versions.registry.path(champion).resolve()) if champion else None
         return TrainingJob(
             model=settings.model,
             segmenter=settings.segmenter,
@@ -245,7 +246,8 @@ class Conductor:
             replay=str(settings.replay.resolve()) if settings.replay else None,
             golden=str(settings.golden.resolve()) if settings.golden else None,
             home=str(home),
-            champion=str(self._versions.registry.path(champion).resolve()) if champion else None,
+            champion=folder_of_champion,
+            start=folder_of_champion,
             champion_version=self._serving(),
             plan=settings.training.plan,
             asking=settings.training.asking,

@@ -63,8 +63,8 @@ TELL_SECONDS = 1.0
 class TrainingJob:
     """What a run is to do; paths are absolute.
 
-    ``champion`` is the folder of the adapter that the run goes on from and is compared with, None for the base model, ``champion_version``
-    its name. Where no golden set is named, demo scenes
+    ``champion`` is the adapter's folder, None for the base model, ``champion_version`` its name; ``start`` is the adapter that the run goes
+    on from, None if from none. Where no golden set is named, demo scenes
     are; and where no replay is, the demo model has demo scenes.
     """
 
@@ -85,6 +85,7 @@ class TrainingJob:
     pattern: Pattern = "spread"
     precision: Precision = AUTO
     asking: Asking = field(default_factory=Asking)
+    start: str | None = None
 
     @property
     def options(self) -> Options:
@@ -147,7 +148,7 @@ def _run(run: RunFolder, job: TrainingJob) -> int:
 
 def _train(run: RunFolder, job: TrainingJob) -> bool:
     where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), label_of)
-    start = None if job.champion is None else Path(job.champion)
+    start = None if job.start is None else Path(job.start)
     session = Session(*where, start=start, extras=Extras(job.asking), precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
     tell, parent = Teller(run), os.getppid()

@@ -65,9 +65,7 @@ def train(
     On several GPUs: accelerate launch -m sam4mllm train …
     """
     hush()
-    from sam4mllm.adapters.follow import choose_model
-    from sam4mllm.adapters.loose import find_adapter, read_papers
-    from sam4mllm.prompts.dialects import load_dialect
+    from sam4mllm.adapters.loose import find_adapter
     from sam4mllm.training.config import read_config  # torch takes seconds to import
     from sam4mllm.training.session import Extras, Session
     from sam4mllm.training.tracking import check_trackers, tracking
@@ -77,10 +75,8 @@ def train(
     extras = Extras(settings.asking, segmenter, conversations, images, _prompting_bar)
     precision = Precision(dtype, quantize, device_map)
     start = None if adapter is None else find_adapter(adapter)
-    model = choose_model(model, None if start is None else read_papers(start), start)
-    spoken = None if dialect is None else load_dialect(dialect)
-    given = (dataset, out, settings.plan, model, device, replay)
-    session = Session(*given, start=start, dialect=spoken, extras=extras, precision=precision)
+    given = (dataset, out, settings.plan, _model(model, start), device, replay)
+    session = Session(*given, start=start, dialect=dialect, extras=extras, precision=precision)
     plan, first = session.trainer.plan, session.processes.first
     curves = tracking(plan, out.name, tensorboard, wandb) if first else nullcontext()
     with _stopping(session.trainer.stop), _training_bar(plan.steps) as (show, last), curves as note:
@@ -99,6 +95,13 @@ def train(
     if first:
         _print_trained(session.out, last[0] if last else None, len(session.examples), as_json)
     session.processes.leave()
+
+
+def _model(given: str | None, start: Path | None) -> str:
+    from sam4mllm.adapters.follow import choose_model
+    from sam4mllm.adapters.loose import read_papers
+
+    return choose_model(given, None if start is None else read_papers(start), start)
 
 
 def _print_trained(out: Path, last: Progress | None, phrases: int, as_json: bool) -> None:

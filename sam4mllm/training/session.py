@@ -22,7 +22,7 @@ from sam4mllm.errors import DatasetError, TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.memory import announce
 from sam4mllm.options import AUTO, Precision
-from sam4mllm.prompts.dialects import Dialect
+from sam4mllm.prompts.dialects import load_dialect
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.papers import new_papers
@@ -70,12 +70,12 @@ class Session:
         label: Callable[[Example], Hashable] = phrase_of,
         *,
         start: Path | None = None,
-        dialect: Dialect | None = None,
+        dialect: str | None = None,
         extras: Extras | None = None,
         precision: Precision = AUTO,
     ) -> None:
-        """``start`` is the folder of an adapter to go on from, spoken to as its papers say; None begins with none. ``dialect`` is for a
-        model, or an adapter without papers, that is not spoken to as its family is.
+        """``start`` is the folder of an adapter to go on from, spoken to as its papers say; None begins with none. ``dialect``, a name
+        or a file, is for a model, or an adapter without papers, that is not spoken to as its family is.
         """
         extras = extras or Extras()
         self.out = Path(os.path.abspath(out))
@@ -89,10 +89,11 @@ class Session:
         talks = [] if extras.conversations is None else read_conversations(extras.conversations, extras.images)
         pool = Pool(datasets, replayed, label, talks, plan.phrases)
         papers = None if start is None else read_papers(start)
+        spoken = None if dialect is None else load_dialect(dialect)
         announce(model, self.processes.device, precision, rank=plan.rank)
         targets = self._make_targets([*datasets, *replayed], extras)
         checkpoint = load_checkpoint(model, self.processes.device, precision)
-        checkpoint = checkpoint_for(checkpoint, papers, dialect, "" if start is None else str(start))
+        checkpoint = checkpoint_for(checkpoint, papers, spoken, "" if start is None else str(start))
         self.trainer = Trainer(checkpoint, pool, plan, self.runs, extras.asking, targets, self.processes, start)
         self._papers = new_papers(checkpoint, pool.sha256, self.trainer.plan, extras.asking, extras.segmenter)
         self._last: Progress | None = None
