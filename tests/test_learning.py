@@ -338,9 +338,9 @@ def test_a_run_goes_on_from_the_champion(start: Start) -> None:
     place = start()
     correct(place.service, 60)
     jobs = []
-    for value in (1, 2):
-        run = place.service.learner.ask(f"test {value}")
-        assert ended(place.service).state == "promoted"
+    for number in (1, 2):
+        run = place.service.learner.ask(f"test {number}")
+        assert ended(place.service, number).state == "promoted"
         jobs.append(TrainingJob.read(place.service.learner.runs.folder(run.id)))
     first = place.service.versions.registry.versions()[0].version
     assert jobs[0].start is None
