@@ -35,6 +35,8 @@ LEAST_SCALE = 1e-3
 """A feature that varies less than this hardly varies; a tiny deviation from it must not count as a large one."""
 FAR = 6.0
 """Standard deviations at which a feature's influence ends: nothing so far off was seen when the weights were fitted."""
+AVERAGE_SCORE = 0.9
+"""TODO"""
 MAX_STEPS = 100
 """Newton steps; ten are usual."""
 
@@ -47,7 +49,8 @@ class Features:
     was asked); ``agreement``: share of the sure points whose answer the mask bears out (1 if none); ``predicted_iou`` and
     ``stability``: the segmenter's own; ``entropy``: mean binary entropy of P(inside) of the points, asked or given, in bits (0 if none);
     ``box_agreement``: IoU with the mask that the box alone gives (1 where no points prompted, or nobody asked); ``target_probability``:
-    that the phrase means anything in the image, as the MLLM has it (1 if there was no phrase).
+    that the phrase means anything in the image, as the MLLM has it (1 if there was no phrase); ``varied``: 0 if nearly all points were
+    said to lie on the same side, else 1 (1 if none was asked).
     """
 
     box_probability: float
@@ -58,6 +61,7 @@ class Features:
     entropy: float
     box_agreement: float
     target_probability: float
+    varied: float = 1.0
 
 
 NAMES = tuple(field.name for field in fields(Features))
@@ -163,6 +167,14 @@ def score(features: Features, calibration: Calibration | None = None) -> float:
     parts = np.clip([features.agreement, sure, features.predicted_iou, features.box_probability], 1e-3, 1.0)
     weights = np.array([1.0, 1.0, 1.0, 0.5])
     return float(np.exp((weights * np.log(parts)).sum() / weights.sum()) * features.target_probability)
+
+
+def score_empty(no_target_probability: float, calibration: Calibration | None = None) -> float:
+    """How much to trust the answer that there is no such object, in 0–1: its probability times what the average mask has.
+
+    By the probability alone nearly all empty answers would lie above the masks, for models say "none" with hardly a doubt.
+    """
+    return no_target_probability * (AVERAGE_SCORE if calibration is None else float(_sigmoid(np.array(calibration.bias))))
 
 
 def _table(features: Sequence[Features]) -> NDArray[np.float64]:

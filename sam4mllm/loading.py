@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import re
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,11 +18,11 @@ from sam4mllm.adapters.loose import LooseAdapter, describe_adapter, find_adapter
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.closer import CloserGrounder
-from sam4mllm.grounding.families import load_checkpoint
+from sam4mllm.grounding.families import DEMO, load_checkpoint
 from sam4mllm.grounding.mllm import ANSWER_TOKENS, MllmGrounder
 from sam4mllm.identity import digest_of
 from sam4mllm.memory import announce
-from sam4mllm.options import AUTO, Options, Precision
+from sam4mllm.options import AUTO, Options, Precision, resolve_strategy
 from sam4mllm.pipeline import Pipeline, Versioned
 from sam4mllm.precision import movable, move
 from sam4mllm.segmentation.loading import load_segmenter
@@ -69,7 +69,7 @@ class Variants:
     def __init__(self, checkpoint: Checkpoint, segmenter: Segmenter, options: Options | None, slug: str) -> None:
         self.checkpoint = checkpoint
         self._segmenter = segmenter
-        self._options = options
+        self._options = options or Options()
         self._slug = slug
         self._adapters: Adapters | None = None
         self._device: torch.device = checkpoint.model.device
@@ -136,13 +136,18 @@ class Variants:
         """An adapter from before identities were hashes of JSON keeps its name."""
         if adapter.template_sha256 != self._former_template:
             return adapter
-        pipeline = self.base
+        pipeline = self._pipeline(adapter.version, adapter)
         former = former_identity(self.checkpoint, ANSWER_TOKENS, pipeline.segmenter.identity, pipeline.options)
         return keep_name(adapter, pipeline.identity, former)
 
     @property
     def _former_template(self) -> str:
         return former_template(self.checkpoint.dialect, self.checkpoint.markup)
+
+    @property
+    def identity(self) -> str:
+        """What shapes the predictions of a new adapter besides itself."""
+        return self._pipeline(BASE, LooseAdapter(BASE)).identity
 
     @property
     def base_sha256(self) -> str:
@@ -157,7 +162,10 @@ class Variants:
     def _pipeline(self, version: str, adapter: Versioned | None) -> Pipeline:
         whole = MllmGrounder(self.checkpoint, activate=lambda: self._activate(version))
         grounder = CloserGrounder(whole) if self.checkpoint.dialect.points_view == "close-up" else whole
-        return Pipeline(grounder, self._segmenter, self._options, self._slug, adapter)
+        demo = self.checkpoint.source == DEMO
+        strategy = resolve_strategy(self._options.strategy, None, demo=demo, has_adapter=adapter is not None)
+        options = replace(self._options, strategy=strategy)
+        return Pipeline(grounder, self._segmenter, options, self._slug, adapter, learned=demo or adapter is not None)
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -22,6 +22,8 @@ class AdapterLoader(Protocol):
     @property
     def base(self) -> Pipeline: ...
     @property
+    def identity(self) -> str: ...
+    @property
     def base_sha256(self) -> str: ...
     @property
     def template_sha256(self) -> str: ...
@@ -134,7 +136,7 @@ class Lease:
 
 def remembering(pipeline: Pipeline) -> Pipeline:
     """The pipeline with a grounder that works nothing out twice."""
-    return Pipeline(RememberingGrounder(pipeline.grounder), pipeline.segmenter, pipeline.options, pipeline.slug, pipeline.adapter)
+    return pipeline.through(RememberingGrounder(pipeline.grounder))
 
 
 def _adapter_of(pipeline: Pipeline) -> str | None:

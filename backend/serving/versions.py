@@ -93,7 +93,7 @@ class Versions:
         return self.registry.add(
             files,
             slug=current.slug,
-            identity=loader.base.identity,
+            identity=loader.identity,
             base_model=current.slug,
             base_sha256=loader.base_sha256,
             template_sha256=loader.template_sha256,

@@ -130,8 +130,8 @@ def ask_true_points(
         inquiries += [Inquiry(known, index, spread(box, pipeline.options.points)) for index, box in enumerate(example.boxes_px)]
     answers = pipeline.grounder.ask(opened.scene, inquiries, joint=pipeline.options.joint)
     masks = (mask for example in examples for mask in example.masks())
-    for inquiry, inside, mask in zip(inquiries, answers, masks, strict=True):
-        yield inside, lies_on(mask, inquiry.points_px)
+    for inquiry, answer, mask in zip(inquiries, answers, masks, strict=True):
+        yield answer.inside, lies_on(mask, inquiry.points_px)
 
 
 def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> NDArray[np.bool_]:
