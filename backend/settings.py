@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import SettingsError
 from sam4mllm.errors import TrainingError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import DtypeName, Options, Pattern, Precision, QuantizeName, Strategy
+from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
 from sam4mllm.training.config import Config, read_config
 
 UNASSISTED = 0.05
@@ -55,7 +55,10 @@ class Settings(BaseSettings):
     dtype: DtypeName = Field("auto", description="numbers of the MLLM: `bf16`, `fp16`, `fp32`; `auto`: `bf16` on a GPU, `fp32` on a CPU")
     quantize: QuantizeName = Field("none", description="`8bit` or `4bit` weights of the MLLM's language model; needs the extra `quant`")
     device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")
-    strategy: Strategy = Field("pqpp", description="`box`, `ppg` or `pqpp`")
+    strategy: AskedStrategy = Field(
+        "auto",
+        description="`box`, `ppg` or `pqpp`; `auto`: what the adapter has learned, `box` for a model without one ([docs](docs/points.md))",
+    )
     points: Literal["packed", "joint"] = Field("packed", description="points asked each on its own, or in one answer as published")
     pattern: Pattern = Field(
         "spread", description="where points fall: `spread`, `interior`, `unsure` or `second-look` ([docs](docs/points.md))"

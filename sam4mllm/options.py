@@ -77,6 +77,15 @@ def resolve_strategy(asked: AskedStrategy, adapter_strategy: Strategy | None = N
     return adapter_strategy or ("pqpp" if demo or has_adapter else "box")
 
 
+def describe_strategy(strategy: Strategy, learned: bool) -> str:
+    """A strategy in words, and what to know of it. ``learned``: whether the model was trained to answer about points."""
+    if learned:
+        return f"strategy {strategy}"
+    if strategy == "box":
+        return "strategy box: without an adapter this model has not learned to answer about points"
+    return f"strategy {strategy}, though without an adapter this model has not learned about points; box is the safer one"
+
+
 @dataclass(frozen=True)
 class Precision:
     """How a model is held. Raises ModelError if a value is not one of those named.

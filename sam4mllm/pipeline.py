@@ -27,7 +27,7 @@ from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
-from sam4mllm.options import Choice, Options, Strategy, resolve_strategy
+from sam4mllm.options import AskedStrategy, Choice, Options, Strategy, describe_strategy, resolve_strategy
 from sam4mllm.points import ALIKE, UNSAID, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
@@ -71,7 +71,8 @@ class Pipeline:
         self.slug = slug
         self.adapter = adapter
         self.learned = learned
-        self.options = self._resolve(options or Options())
+        chosen = options or Options()
+        self.options = replace(chosen, strategy=self._strategy(chosen.strategy))
         self.calibration: Calibration | None = None
         """May be replaced at any time, from any thread: each call of ``segment`` scores all its masks by one. No part of the version."""
 
@@ -89,9 +90,18 @@ class Pipeline:
         """The same pipeline with another grounder in front of its model, or with other options."""
         return Pipeline(grounder, self.segmenter, options or self.options, self.slug, self.adapter, self.learned)
 
-    def _resolve(self, options: Options) -> Options:
-        strategy = resolve_strategy(options.strategy, demo=self.learned, has_adapter=self.adapter is not None)
-        return replace(options, strategy=strategy)
+    def _strategy(self, asked: AskedStrategy) -> Strategy:
+        return resolve_strategy(asked, demo=self.learned, has_adapter=self.adapter is not None)
+
+    @property
+    def manner(self) -> str:
+        """The strategy in words."""
+        return describe_strategy(self.strategy, self.learned)
+
+    @property
+    def strategy(self) -> Strategy:
+        """What the options' strategy has come to."""
+        return self._strategy(self.options.strategy)
 
     def _identity(self, options: Options) -> str:
         parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": asdict(options)}
@@ -128,7 +138,7 @@ class Pipeline:
         Raises:
             ImageError, PhraseError: with one line on what to do.
         """
-        options = self.options if strategy is None else self._resolve(replace(self.options, strategy=strategy))
+        options = self.options if strategy is None else replace(self.options, strategy=self._strategy(strategy))
         if isinstance(phrases, str):
             raise PhraseError("phrases is a list of phrases, not one text; write [phrase]")
         cleaned = [check_phrase(phrase) for phrase in phrases]
@@ -267,6 +277,7 @@ def _answer(
         note=note,
         no_target_probability=grounding.no_target_probability,
         version=version,
+        calibrated=calibration is not None,
         size=(embedding.height, embedding.width),
         timings={stage: seconds.get(stage, 0.0) for stage in ("image", "box", "points", "segmenter")},
     )

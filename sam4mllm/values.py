@@ -122,6 +122,8 @@ class Segmentation:
     version: str
     size: tuple[int, int]
     timings: dict[str, float]
+    calibrated: bool = False
+    """Whether the scores are probabilities that a reviewer accepts the masks; else they order, and are no probability."""
     note: str = ""
     """Why the answer may not be what it seems: unreadable, cut off, nothing drawn. Empty if all is well."""
 

@@ -42,6 +42,10 @@ class FakeLoader:
     away_from_device: bool = False
     nbytes: int = 2**30
 
+    @property
+    def identity(self) -> str:
+        return self.base.identity
+
     def load(self, folder: Path, adapter: Manifest) -> Pipeline:
         assert folder.is_dir()
         if "broken" in adapter.metrics:

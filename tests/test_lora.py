@@ -320,7 +320,7 @@ def add(home: Registry, variants: Variants, folder: Path, **changes: str) -> str
     """As the learning loop adds it."""
     origin = {
         "slug": "tiny",
-        "identity": variants.base.identity,
+        "identity": variants.identity,
         "base_model": "tiny",
         "base_sha256": variants.base_sha256,
         "template_sha256": variants.template_sha256,

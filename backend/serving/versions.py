@@ -64,6 +64,7 @@ class Versions:
             except Sam4mllmError as error:
                 self._refused = champion
                 log.error("%s cannot serve, what served before it does: %s", name, error)
+        _tell(leases.current)
         self._noted(leases.current.version)
         return leases
 
@@ -133,6 +134,7 @@ class Versions:
             return manifest
 
     def _seat(self, leases: Leases, pipeline: Pipeline) -> None:
+        _tell(pipeline)
         self._noted(pipeline.version)
         leases.seat(pipeline)
         self._run(lambda leases: leases.sweep())
@@ -174,6 +176,10 @@ def load_cold(settings: Settings) -> Leases:
 def warm_up(pipeline: Pipeline) -> None:
     """One answer, whatever it is."""
     pipeline.segment(np.full((64, 64, 3), 127, np.uint8), ["object"])
+
+
+def _tell(pipeline: Pipeline) -> None:
+    log.info("%s", pipeline.manner)
 
 
 def _name(pipeline: Pipeline) -> str | None:

@@ -52,7 +52,7 @@ def ablate(
     ] = None,
     adapters: Annotated[str, typer.Option("--adapters", help="The adapters of rank: r16=FOLDER,r128=FOLDER.")] = "",
     grid: Annotated[bool, typer.Option("--grid", help="Every combination, instead of one thing at a time.")] = False,
-    strategy: StrategyOption = "pqpp",
+    strategy: StrategyOption = "auto",
     points: PointsOption = "packed",
     pattern: PatternOption = "spread",
     split: SplitOption = None,

@@ -32,7 +32,7 @@ commands = typer.Typer()
 @commands.command(epilog="Example: sam4mllm bench --images 12 --json")
 def bench(
     images: Annotated[int, typer.Option("--images", min=1, help="Demo scenes to time, a phrase each.")] = 12,
-    strategy: StrategyOption = "pqpp",
+    strategy: StrategyOption = "auto",
     points: PointsOption = "packed",
     pattern: PatternOption = "spread",
     model: ModelOption = "demo",

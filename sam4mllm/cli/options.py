@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sam4mllm.options import DtypeName, Options, Pattern, Precision, QuantizeName, Strategy
+from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Pipeline
@@ -54,7 +54,10 @@ QuantizeOption = Annotated[
     typer.Option("--quantize", help="8 or 4 bit weights of the language model; needs bitsandbytes."),
 ]
 DeviceMapOption = Annotated[DeviceMapName | None, typer.Option("--device-map", help="auto: spread the model over all GPUs.")]
-StrategyOption = Annotated[Strategy, typer.Option("--strategy", help="How to prompt the segmenter.")]
+StrategyOption = Annotated[
+    AskedStrategy,
+    typer.Option("--strategy", help="How to prompt the segmenter; auto: by points (pqpp) if the model has learned them, else by the box."),
+]
 PointsOption = Annotated[PointsName, typer.Option("--points", help="Ask each point on its own (packed) or all in one answer (joint).")]
 PatternOption = Annotated[
     Pattern,
@@ -68,7 +71,7 @@ MinPixelsOption = Annotated[int, typer.Option("--min-pixels", min=0, help="Take 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def as_options(strategy: Strategy, points: PointsName, pattern: Pattern) -> Options:
+def as_options(strategy: AskedStrategy, points: PointsName, pattern: Pattern) -> Options:
     """The three options in one value."""
     return Options(strategy=strategy, joint=points == "joint", pattern=pattern)
 

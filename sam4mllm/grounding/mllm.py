@@ -36,6 +36,7 @@ from sam4mllm.prompts.conversation import (
     points_head,
     prompt_question,
 )
+from sam4mllm.prompts.dialects import DEMO
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt, says_no_target
 from sam4mllm.values import Grounding, SpokenPoints
 
@@ -300,7 +301,7 @@ class MllmGrounder:
             phrase=phrase,
             boxes_px=boxes_px[kept],
             box_probabilities=np.array([self._box_probability(answer, index, boxes[index], limit) for index in kept], np.float64),
-            no_target_probability=self._no_target(answer, bool(boxes)),
+            no_target_probability=self._no_target(answer),
             points=tuple(self._spoken_points(scene, spoken[index]) for index in kept) if spoken else (),
             note=self._note(answer, bool(boxes)),
         )
@@ -320,11 +321,19 @@ class MllmGrounder:
         length = len(self.encode(self.dialect.spell_box(box)))
         return float(np.exp(np.mean(answer.log_probabilities[max(0, end - length) : max(1, end)])))
 
-    def _no_target(self, answer: Written, found: bool) -> float:
-        if self._box_start == self._none_start:
-            return 0.0 if found else 1.0
-        none, box = answer.first_logits[self._none_start], answer.first_logits[self._box_start]
-        return float(torch.sigmoid(none - box))
+    def _no_target(self, answer: Written) -> float:
+        """Probability that there is no such object.
+
+        A model that was only ever taught to begin with a box or with "none" has it in those two tokens. Any other may say it in its own
+        words, or begin with words before the box: where its answer says so, as :func:`says_no_target` reads it, it is the geometric mean
+        probability of the answer's tokens, as a box's is; where it does not, that of having begun with "none".
+        """
+        none, first = self._none_start, answer.first_logits
+        if self.dialect.name == DEMO.name:
+            return float(torch.sigmoid(first[none] - first[self._box_start]))
+        if says_no_target(self.dialect, answer.text):
+            return float(np.exp(np.mean(answer.log_probabilities)))
+        return 0.0 if none == self._box_start else float(torch.softmax(first, -1)[none])
 
     def box_numbers(self, scene: Framed, boxes_px: NDArray[np.float32]) -> list[BoxNumbers]:
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in to_numbers(self.dialect, scene, boxes_px).tolist()]
