@@ -19,7 +19,7 @@ from sam4mllm.options import Strategy
 from sam4mllm.pipeline import PROMPTS_AT_ONCE, Pipeline
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
-from tests.fakes import FakeGrounder, FakeSegmenter, grounding
+from tests.fakes import FakeGrounder, FakeSegmenter, grounding, said
 
 IMAGE = np.zeros((100, 200, 3), np.uint8)
 SURE = Features(0.9, 0.9, 0.95, 0.9, 0.95, 0.2, 0.95, 0.99)
@@ -27,7 +27,7 @@ FEATURES = st.builds(Features, *[st.floats(0, 1)] * len(NAMES))
 HELPFUL = [name for name in NAMES if name != "entropy"]
 
 
-def sample(count: int, seed: int = 0, weights: Sequence[float] = (0, 0, 0, 4, 0, -4, 0, 0)) -> tuple[list[Features], list[bool]]:
+def sample(count: int, seed: int = 0, weights: Sequence[float] = (0, 0, 0, 4, 0, -4, 0, 0, 0)) -> tuple[list[Features], list[bool]]:
     """Features of instances, each accepted with a probability that follows from them."""
     rng = np.random.default_rng(seed)
     table = rng.uniform(0, 1, (count, len(NAMES)))
@@ -291,7 +291,7 @@ def test_nothing_is_drawn_for_comparison_where_there_is_none(strategy: Strategy,
 
 def test_unsure_points_leave_nothing_to_compare() -> None:
     pipeline, segmenter = build()
-    pipeline.grounder.ask = lambda scene, inquiries, joint=False: [np.full(len(one.points_px), 0.5) for one in inquiries]  # type: ignore[method-assign]
+    pipeline.grounder.ask = lambda scene, inquiries, joint=False: [said(np.full(len(one.points_px), 0.5)) for one in inquiries]  # type: ignore[method-assign]
     [answer] = pipeline.segment(IMAGE, ["the cup"])
     assert len(segmenter.prompts) == 1
     assert answer.instances[0].features.entropy == 1.0

@@ -57,7 +57,7 @@ def demo() -> Variants:
 @pytest.mark.parametrize(
     ("options", "identity"),
     [
-        pytest.param(Options(), "63158861", id="default"),
+        pytest.param(Options("pqpp"), "63158861", id="default"),
         pytest.param(Options("box"), "5f02ac9c645a426ac4e324269c2e38fa3930dd3c538ab0ed0394829a6fcc92be", id="box"),
         pytest.param(
             Options("box", joint=True, count=7, pattern="unsure", choice="single"),
