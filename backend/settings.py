@@ -54,6 +54,10 @@ class Settings(BaseSettings):
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`…; a GPU if there is one")
     dtype: DtypeName = Field("auto", description="numbers of the MLLM: `bf16`, `fp16`, `fp32`; `auto`: `bf16` on a GPU, `fp32` on a CPU")
     quantize: QuantizeName = Field("none", description="`8bit` or `4bit` weights of the MLLM's language model; needs the extra `quant`")
+    plan: Literal["none", "auto"] = Field(
+        "none",
+        description="`auto`: `serve` takes the quantisation and training mode that fit the GPU, where none is set ([docs](docs/models.md))",
+    )
     device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")
     strategy: AskedStrategy = Field(
         "auto",

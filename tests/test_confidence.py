@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam4mllm.clicks import Clicks
-from sam4mllm.confidence import FIT_FROM, NAMES, PRIOR, PRIOR_STRENGTH, Calibration, Features, agreement, entropy, fit, score
+from sam4mllm.confidence import FIT_FROM, NAMES, PRIOR, PRIOR_STRENGTH, Calibration, Features, agreement, entropy, fit, score, score_empty
 from sam4mllm.options import Strategy
 from sam4mllm.pipeline import PROMPTS_AT_ONCE, Pipeline
 from sam4mllm.segmentation.protocol import Embedding
@@ -325,7 +325,8 @@ def test_a_calibration_can_be_set_and_taken_back_at_any_time() -> None:
     [again] = pipeline.segment(IMAGE, ["the cup"])
     assert calibrated.score == calibrated.instances[0].score == TYPICAL.probability(calibrated.instances[0].features)
     assert plain.score == again.score == score(plain.instances[0].features) != calibrated.score
-    assert none.score == pytest.approx(0.95)
+    assert none.score == score_empty(0.95, TYPICAL)
+    assert (none.calibrated, again.calibrated) == (True, False)
     assert pipeline.version == calibrated.version == version
     assert np.array_equal(plain.mask, calibrated.mask)
 

@@ -15,6 +15,7 @@ from backend.errors import NotReadyError, where
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases, remembering
 from backend.settings import Settings
+from backend.setup.gpu_plan import tell_plan
 from sam4mllm.adapters.files import Manifest
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
@@ -161,6 +162,8 @@ class Versions:
 
 def load_leases(settings: Settings) -> Leases:
     """The base models of the settings, warmed up."""
+    if plan := tell_plan(settings):
+        log.info("%s", plan)
     leases = load_cold(settings)
     warm_up(leases.current)
     return leases

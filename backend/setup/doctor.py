@@ -31,6 +31,7 @@ from backend.setup.machine_checks import (
     webhook_refused,
 )
 from backend.setup.machine_notes import (
+    tell_fit,
     tell_score,
     tell_strategy,
 )
@@ -79,6 +80,7 @@ def examine(settings: Settings, project: int | None, url: str | None = None, pro
         report.add("model", check_models(settings, running=bool(server.state)))
         report.add("adapter", check_adapters(settings.home))
         report.notes += [tell_strategy(settings), tell_score(settings.home)]
+        report.notes += [] if server.state else tell_fit(settings)
         progress("Label Studio")
         label_studio = _label_studio(settings, report)
         if label_studio is None:

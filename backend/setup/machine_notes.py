@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from backend.settings import Settings
+from backend.setup.gpu_plan import tell_plan
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.confidence import FIT_FROM, Calibration
-from sam4mllm.errors import RegistryError
+from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.options import describe_strategy, resolve_strategy
 
 
@@ -20,6 +21,15 @@ def tell_strategy(settings: Settings) -> str:
     demo = settings.model == "demo"
     strategy = resolve_strategy(settings.strategy, None, demo=demo, has_adapter=has_adapter)
     return describe_strategy(strategy, demo or has_adapter)
+
+
+def tell_fit(settings: Settings) -> list[str]:
+    """Which plan runs on this machine's GPU, where no server takes up its memory yet."""
+    try:
+        plan = tell_plan(settings)
+    except ModelError:  # a finding of its own
+        return []
+    return [plan] if plan else []
 
 
 def tell_score(home: Path) -> str:
