@@ -72,7 +72,8 @@ def count(name: str) -> tuple[Any, tuple[Stored, ...]]:
     tied = {"tie_word_embeddings": model.tied}
     config: Any = AutoConfig.for_model(model.kind, text_config={**model.text, **tied}, vision_config=model.vision, **tied)
     with torch.device("meta"):
-        made = AutoModelForImageTextToText.from_config(config)
+        make: Any = AutoModelForImageTextToText
+        made = make.from_config(config)
     return config, tuple(Stored(name, "BF16", tuple(weight.shape)) for name, weight in made.named_parameters())
 
 

@@ -87,8 +87,9 @@ def main() -> None:
     parser.add_argument("--scenes", type=int, default=40, help="a phrase each")
     parser.add_argument("--seed", type=int, default=990_062)
     arguments = parser.parse_args()
+    print(f"| {' | '.join(HEADS)} |\n|{'---|' * len(HEADS)}")
     with unknown_demo() as base:
-        for cells in (HEADS, ("---",) * len(HEADS), *rows(base, arguments.seed, arguments.scenes)):
+        for cells in rows(base, arguments.seed, arguments.scenes):
             print(f"| {' | '.join(cells)} |", flush=True)
 
 

@@ -46,10 +46,14 @@ class ObedientSegmenter:
 def _obey(masks: Masks, prompt: Prompt) -> Masks:
     mask = masks.masks[int(masks.predicted_iou.argmax())].copy()
     if len(prompt.labels) and prompt.box_px is not None:
-        rows, columns = np.indices(mask.shape) + 0.5
-        far = np.hypot(columns - prompt.points_px[:, 0, None, None], rows - prompt.points_px[:, 1, None, None])
-        reached = far.min(0) < REACH * np.sqrt(np.prod(prompt.box_px[2:] - prompt.box_px[:2]))
-        mask[reached] = (prompt.labels == 1)[far.argmin(0)][reached]
+        reach = REACH * np.sqrt(np.prod(prompt.box_px[2:] - prompt.box_px[:2]))
+        left, top = np.maximum(prompt.points_px.min(0) - reach, 0).astype(int)
+        right, bottom = (prompt.points_px.max(0) + reach + 1).astype(int)
+        part = mask[top:bottom, left:right]
+        rows, columns = np.indices(part.shape) + 0.5
+        far = np.hypot(columns + left - prompt.points_px[:, 0, None, None], rows + top - prompt.points_px[:, 1, None, None])
+        reached = far.min(0) < reach
+        part[reached] = (prompt.labels == 1)[far.argmin(0)][reached]
     return Masks(mask[None], np.array([0.9]), np.array([0.9]))
 
 

@@ -29,7 +29,7 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """Say what is wrong with this set-up and what to do: one line a finding, and exit status 1 if there is any. How the server answers
-    and what its scores mean comes after that.
+    and what its scores mean comes on standard error.
 
     It reads the settings that the server runs with, so run it where the server runs. It changes nothing.
     """
@@ -56,7 +56,7 @@ def doctor(
         print(f"all is well: {', '.join(dict.fromkeys(report.checks))}{rest}")
     if not as_json:
         for note in report.notes:
-            print(one_line(note))
+            print(one_line(note), file=sys.stderr)
     if report.findings:
         sys.exit(1)
 
