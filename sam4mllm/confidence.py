@@ -69,6 +69,10 @@ NAMES = tuple(field.name for field in fields(Features))
 PRIOR = PRIOR_WEIGHT * np.array([-1.0 if name == "entropy" else 1.0 for name in NAMES])
 
 
+LATER = {"varied": {"mean": 1.0, "scale": LEAST_SCALE, "weight": 0.0}}
+"""Of a calibration from before there was this feature: it does not count."""
+
+
 @dataclass(frozen=True)
 class Calibration:
     """A logistic regression over standardised features, fitted on the judgements of reviewers.
@@ -102,10 +106,14 @@ class Calibration:
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
-        """What ``to_json`` wrote. Raises ValueError if the text is anything else, unknown keys and infinite numbers included."""
+        """What ``to_json`` wrote, here or in an earlier release.
+
+        Raises ValueError if the text is anything else, unknown keys and infinite numbers included.
+        """
         try:
             top = _exactly(json.loads(text), ("version", "count", "bias", "features"))
-            shape = _exactly(top["features"], NAMES)
+            given = top["features"]
+            shape = _exactly({**LATER, **given} if isinstance(given, dict) else given, NAMES)
             rows = [_exactly(shape[name], ("mean", "scale", "weight")) for name in NAMES]
             columns = {key: tuple(_finite(row[key]) for row in rows) for key in ("mean", "scale", "weight")}
             bias = _finite(top["bias"])
