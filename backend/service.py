@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ from sam4mllm.adapters.former import former_settings
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.durable import replace_file
 from sam4mllm.identity import digest_of
+from sam4mllm.options import Options, resolve_strategy
 
 log = logging.getLogger(__name__)
 
@@ -150,13 +151,24 @@ def build(
 
 def version_file(settings: Settings) -> Path:
     """Where the version of these settings is noted, so that it is known again before the models are."""
-    shaping = {"model": settings.model, "segmenter": settings.segmenter, "options": asdict(settings.options)}
+    shaping = {"model": settings.model, "segmenter": settings.segmenter, "options": asdict(_noted_options(settings))}
     return settings.home / f"version-{digest_of(shaping)[:12]}.txt"
 
 
 def _former_version_file(settings: Settings) -> Path:
     """Where a release from before identities were hashes of JSON noted it."""
-    return settings.home / f"version-{former_settings(settings.model, settings.segmenter, settings.options, settings.points)}.txt"
+    return (
+        settings.home
+        / f"version-{former_settings(settings.model, settings.segmenter, _noted_options(settings), settings.points or 'packed')}.txt"
+    )
+
+
+def _noted_options(settings: Settings) -> Options:
+    """The options that the version is noted under: the demo's strategy was never another one, and earlier releases named it."""
+    options = replace(settings.options, joint=bool(settings.options.joint))
+    if settings.model != "demo":
+        return options
+    return replace(options, strategy=resolve_strategy(options.strategy, demo=True, has_adapter=False))
 
 
 def _noted_version(settings: Settings) -> str:

@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import SettingsError
 from sam4mllm.errors import TrainingError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import DtypeName, Options, Pattern, Precision, QuantizeName, Strategy
+from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
 from sam4mllm.training.config import Config, read_config
 
 UNASSISTED = 0.05
@@ -54,9 +54,19 @@ class Settings(BaseSettings):
     device: str | None = Field(None, description="`cpu`, `cuda`, `cuda:1`…; a GPU if there is one")
     dtype: DtypeName = Field("auto", description="numbers of the MLLM: `bf16`, `fp16`, `fp32`; `auto`: `bf16` on a GPU, `fp32` on a CPU")
     quantize: QuantizeName = Field("none", description="`8bit` or `4bit` weights of the MLLM's language model; needs the extra `quant`")
+    plan: Literal["none", "auto"] = Field(
+        "none",
+        description="`auto`: `serve` takes the quantisation and training mode that fit the GPU, where none is set ([docs](docs/models.md))",
+    )
     device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")
-    strategy: Strategy = Field("pqpp", description="`box`, `ppg` or `pqpp`")
-    points: Literal["packed", "joint"] = Field("packed", description="points asked each on its own, or in one answer as published")
+    strategy: AskedStrategy = Field(
+        "auto",
+        description="`box`, `ppg` or `pqpp`; `auto`: what the adapter has learned, `box` for a model without one ([docs](docs/points.md))",
+    )
+    points: Literal["packed", "joint"] | None = Field(
+        None,
+        description="points asked each on its own (`packed`), or in one answer as published (`joint`); if unset the adapter's way",
+    )
     pattern: Pattern = Field(
         "spread", description="where points fall: `spread`, `interior`, `unsure` or `second-look` ([docs](docs/points.md))"
     )
@@ -153,7 +163,7 @@ class Settings(BaseSettings):
     @property
     def options(self) -> Options:
         """How the MLLM is asked, in serving as in the comparison of versions."""
-        return Options(self.strategy, self.points == "joint", pattern=self.pattern)
+        return Options(self.strategy, None if self.points is None else self.points == "joint", pattern=self.pattern)
 
     @cached_property
     def training(self) -> Config:

@@ -52,8 +52,8 @@ def compare_points(grounder: MllmGrounder, index: int) -> dict[str, float]:
         "packed": packed_seconds,
         "separate": separate_seconds,
         "expanded": expanded_seconds,
-        "difference": float(np.abs(packed - separate).max()),
-        "expanded_difference": float(np.abs(expanded - separate).max()),
+        "difference": float(np.abs(packed.inside - separate.inside).max()),
+        "expanded_difference": float(np.abs(expanded.inside - separate.inside).max()),
     }
 
 

@@ -22,7 +22,7 @@ from sam4mllm.evaluation.ablation import Journal, ablate
 from sam4mllm.evaluation.ablation_table import Row, tabulate
 from sam4mllm.evaluation.run import choose
 from sam4mllm.evaluation.settings import Setting, plan
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Replies, Scene
 from sam4mllm.options import CHOICES, PATTERNS, Options
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.values import Grounding
@@ -56,7 +56,7 @@ class ShakenGrounder:
     def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
         return [self._shaken(found, scene) for found in self._grounder.ground(scene, phrases, with_points)]
 
-    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         return self._grounder.ask(scene, inquiries, joint)
 
     def _shaken(self, found: Grounding, scene: Scene) -> Grounding:
@@ -114,7 +114,7 @@ def main() -> None:
     arguments = parser.parse_args()
     loaded = sam4mllm.load(arguments.model, arguments.segmenter)
     grounder = ShakenGrounder(loaded.grounder, arguments.shake) if arguments.shake else loaded.grounder
-    pipeline = Pipeline(grounder, loaded.segmenter, slug=loaded.slug)
+    pipeline = loaded.through(grounder)
     print(as_markdown(measure(pipeline, arguments.folder, arguments.patterns, arguments.choices)))
 
 

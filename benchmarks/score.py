@@ -3,8 +3,8 @@
     python benchmarks/score.py [--corrections 20] [--scenes 60] [--json]
 
 Scenes have five phrases each. An error is an answer with an IoU below 0.5: a wrong object, one that is not asked for, or a wrong "none".
-An answer is scored by its worst instance, "none" by its own probability. Rows: the fixed formula, and the calibration as it is, fitted on
-whether a mask is of the right thing (IoU of at least ACCEPTED_IOU); for comparison the same fitted at 0.9.
+An answer is scored by its worst instance, "none" by its probability times the average mask's score. Rows: the fixed formula, and the
+calibration as it is, fitted on whether a mask is of the right thing (IoU of at least ACCEPTED_IOU); for comparison the same fitted at 0.9.
 
 AUROC error     how well the score tells errors from the rest: 1 perfect, 0.5 chance; with a bootstrap 95 % interval over the scenes
 ECE not error   expected calibration error of the score as the probability that the answer is no error
@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sam4mllm
-from sam4mllm.confidence import ACCEPTED_IOU, Calibration, Features, fit, score
+from sam4mllm.confidence import ACCEPTED_IOU, Calibration, Features, fit, score, score_empty
 from sam4mllm.demo.scenes import make_scene
 from sam4mllm.evaluation.metrics import compare, point_ece
 from sam4mllm.masks import mask_iou, union
@@ -40,8 +40,8 @@ DRAWS = 2000
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a phrase: of each instance its features and its best IoU with a true one, of the whole its IoU; ``empty`` is the score
-    if there is no instance.
+    """What came of a phrase: of each instance its features and its best IoU with a true one, of the whole its IoU; ``empty`` is the
+    probability of "none".
     """
 
     scene: int
@@ -51,7 +51,7 @@ class Answer:
     empty: float
 
     def score(self, calibration: Calibration | None) -> float:
-        return min((score(one, calibration) for one in self.features), default=self.empty)
+        return min((score(one, calibration) for one in self.features), default=score_empty(self.empty, calibration))
 
 
 def answer_scenes(pipeline: Pipeline, seed: int, scenes: int) -> list[Answer]:
@@ -68,7 +68,7 @@ def judge(scene: int, found: Segmentation, truths: NDArray[np.bool_]) -> Answer:
     """Against the true masks (N, H, W), of which there may be none."""
     matches = tuple(max((mask_iou(one.mask, truth) for truth in truths), default=0.0) for one in found.instances)
     whole = compare(found.mask, union(truths), bool(len(truths))).iou
-    return Answer(scene, tuple(one.features for one in found.instances), matches, whole, found.score)
+    return Answer(scene, tuple(one.features for one in found.instances), matches, whole, found.no_target_probability)
 
 
 def calibrate(answers: Sequence[Answer], least: float) -> Calibration | None:

@@ -17,7 +17,6 @@ from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.evaluation.metrics import Figures
 from sam4mllm.evaluation.run import evaluate
 from sam4mllm.options import Options, Strategy
-from sam4mllm.pipeline import Pipeline
 
 SEED = 990_003
 ROWS: tuple[tuple[str, Strategy, bool], ...] = (
@@ -45,7 +44,7 @@ def main() -> None:
         dataset = Path(folder) / "scenes"
         write_scenes(dataset, arguments.count, arguments.seed)
         for name, strategy, joint in ROWS:
-            pipeline = Pipeline(loaded.grounder, loaded.segmenter, Options(strategy, joint), loaded.slug)
+            pipeline = loaded.through(loaded.grounder, Options(strategy, joint))
             table[name], _ = evaluate(pipeline, dataset, oracle=name == ORACLE_ROW)
     if arguments.json:
         print(json.dumps(table))

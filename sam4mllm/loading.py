@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,18 +11,18 @@ from typing import TYPE_CHECKING
 import torch
 
 from sam4mllm.adapters.fields import BASE
-from sam4mllm.adapters.follow import DEMO, checkpoint_for, choose_model, choose_segmenter
+from sam4mllm.adapters.follow import checkpoint_for, choose_model, choose_options, choose_segmenter
 from sam4mllm.adapters.former import former_identity, former_template, keep_name
 from sam4mllm.adapters.loose import LooseAdapter, describe_adapter, find_adapter, read_papers
-from sam4mllm.adapters.manifest import Manifest
+from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.closer import CloserGrounder
-from sam4mllm.grounding.families import load_checkpoint
+from sam4mllm.grounding.families import DEMO, load_checkpoint
 from sam4mllm.grounding.mllm import ANSWER_TOKENS, MllmGrounder
 from sam4mllm.identity import slug
 from sam4mllm.memory import announce
-from sam4mllm.options import AUTO, Options, Precision
+from sam4mllm.options import AUTO, Options, Precision, resolve_strategy
 from sam4mllm.pipeline import Pipeline, Versioned
 from sam4mllm.precision import movable, move
 from sam4mllm.prompts.dialects import Dialect, load_dialect
@@ -81,7 +82,7 @@ class Variants:
         self.checkpoint = checkpoint_for(checkpoint, None, dialect)
         self._dialect = dialect
         self._segmenter = segmenter
-        self._options = options
+        self._options = options or Options()
         self._slug = slug
         self._adapters: Adapters | None = None
         self._device: torch.device = checkpoint.model.device
@@ -95,13 +96,13 @@ class Variants:
         papers = adapter if isinstance(adapter, Manifest) else adapter.papers
         checkpoint = checkpoint_for(self.checkpoint, papers, self._dialect, adapter.version)
         if isinstance(adapter, Manifest):
-            adapter = self._as_named(adapter)
+            adapter = self._as_named(adapter, checkpoint)
         if self._adapters is None:
             from sam4mllm.adapters.lora import Adapters  # noqa: PLC0415 – peft takes seconds, and the base model does without
 
             self._adapters = Adapters(self.checkpoint)
         self._adapters.load(adapter.version, folder)
-        return self._pipeline(adapter.version, adapter, checkpoint)
+        return self._pipeline(adapter.version, adapter, checkpoint, papers)
 
     def drop(self, version: str) -> None:
         """Free the adapter of a version whose pipeline is used no more."""
@@ -140,17 +141,22 @@ class Variants:
         if self._adapters is not None:
             self._adapters.use(version)
 
-    def _as_named(self, adapter: Manifest) -> Manifest:
+    def _as_named(self, adapter: Manifest, checkpoint: Checkpoint) -> Manifest:
         """An adapter from before identities were hashes of JSON keeps its name."""
         if adapter.template_sha256 != self._former_template:
             return adapter
-        pipeline = self.base
+        pipeline = self._pipeline(adapter.version, adapter, checkpoint, adapter)
         former = former_identity(self.checkpoint, ANSWER_TOKENS, pipeline.segmenter.identity, pipeline.options)
         return keep_name(adapter, pipeline.identity, former)
 
     @property
     def _former_template(self) -> str:
         return former_template(self.checkpoint.dialect, self.checkpoint.markup)
+
+    def identity_for(self, papers: Papers) -> str:
+        """What shapes the predictions of an adapter with these papers besides itself. Raises ModelError if it cannot serve here."""
+        checkpoint = checkpoint_for(self.checkpoint, papers, self._dialect)
+        return self._pipeline(BASE, LooseAdapter(BASE, papers), checkpoint, papers).identity
 
     @property
     def base_sha256(self) -> str:
@@ -162,10 +168,12 @@ class Variants:
         """The hash of what is said to it."""
         return self.checkpoint.template_sha256
 
-    def _pipeline(self, version: str, adapter: Versioned | None, checkpoint: Checkpoint) -> Pipeline:
+    def _pipeline(self, version: str, adapter: Versioned | None, checkpoint: Checkpoint, papers: Papers | None = None) -> Pipeline:
         whole = MllmGrounder(checkpoint, activate=lambda: self._activate(version))
         grounder = CloserGrounder(whole) if checkpoint.dialect.points_view == "close-up" else whole
-        return Pipeline(grounder, self._segmenter, self._options, self._slug, adapter)
+        demo, options = checkpoint.source == DEMO, choose_options(self._options, papers)
+        options = replace(options, strategy=resolve_strategy(options.strategy, demo=demo, has_adapter=adapter is not None))
+        return Pipeline(grounder, self._segmenter, options, self._slug, adapter, learned=demo or adapter is not None)
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +24,10 @@ from transformers import AutoConfig
 
 from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError
+from sam4mllm.fitting import QUANTISATIONS, Demand
 from sam4mllm.grounding.families import resolve
 from sam4mllm.grounding.mllm import MAX_ROW
-from sam4mllm.options import AUTO, Precision
+from sam4mllm.options import AUTO, Precision, QuantizeName
 from sam4mllm.precision import QUANTISED, describe, torch_dtype
 
 log = logging.getLogger(__name__)
@@ -41,6 +42,15 @@ TABLES = 4 * (16 + 256 + 1)
 """Bytes of a 4 bit layer's two code books and its offset, in float32."""
 WORTH_SAYING = 1e9
 """Bytes below which nothing is said: such a model fits anywhere."""
+SAM_TOKENS = 64 * 64
+SAM_HEADS = {"vit_b": 12, "vit_l": 16, "vit_h": 16}
+SAM_MAPS = 3
+"""Of 1,024 pixels SAM makes 64 x 64 tokens, each of which attends to all in the layers with global attention (Kirillov et al. 2023,
+appendix A). Where the relative positions are added, three maps of all heads are there at once, in float32."""
+OTHER_WORKING = 1_000_000_000
+"""Of other segmenters, whose attention is windowed: room for their features and the masks of a batch of prompts."""
+KEPT_BYTES = 2**30
+"""Of images that a server keeps open; what SAM4MLLM_CACHE_MB allows where it is not set."""
 UNLIMITED = 2**60
 """Above this, a limit of control groups (version 1) means none."""
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
@@ -139,6 +149,41 @@ def estimate(source: str, device: torch.device, precision: Precision = AUTO, ran
     except FAULTS:  # loading says which
         working = 0
     return Need(weight_bytes(tensors, precision, dtype), working)
+
+
+def count_demands(source: str, segmenter: str, device: torch.device, precision: Precision, rank: int) -> list[Demand]:
+    """What each way to hold a model needs, from the most exact on; those that ``precision`` rules out are left out. Empty if it cannot be
+    known. A checkpoint that is stored quantised has one way.
+    """
+    tensors = read_headers(source)
+    try:
+        config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=False)
+    except FAULTS:  # loading says which
+        tensors = None
+    if tensors is None:
+        return []
+    once = precision.quantize != "none" or getattr(config, "quantization_config", None) is not None
+    ways = (precision.quantize,) if once else QUANTISATIONS
+    masks = Need(segmenter_bytes(segmenter), segmenter_working(segmenter))
+    return [demand_of(tensors, config, masks, rank, torch_dtype(precision, device), quantize) for quantize in ways]
+
+
+def demand_of(tensors: Sequence[Stored], config: Any, masks: Need, rank: int, dtype: torch.dtype, quantize: QuantizeName) -> Demand:
+    """The demand of a model's tensors and a segmenter that needs ``masks``. The two never work at once. A run trains without a segmenter,
+    and then compares with one.
+    """
+    weights, working = weight_bytes(tensors, Precision(quantize=quantize), dtype), working_bytes(config, dtype)
+    answering = weights + masks.weights + max(working, masks.working)
+    training = weights + working + training_bytes(tensors, config, rank, dtype)
+    return Demand(quantize, rank, answering + KEPT_BYTES, max(answering, training))
+
+
+def segmenter_working(segmenter: str) -> int:
+    """Bytes that a segmenter works with while it takes in an image."""
+    heads = SAM_HEADS.get(segmenter.partition(":")[0])
+    if segmenter == "demo":
+        return 0
+    return OTHER_WORKING if heads is None else SAM_MAPS * heads * SAM_TOKENS**2 * 4
 
 
 def free_bytes(device: torch.device, precision: Precision = AUTO) -> int:

@@ -9,6 +9,8 @@ from sam4mllm.errors import ModelError
 
 Strategy = Literal["box", "ppg", "pqpp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+AskedStrategy = Literal["auto", "box", "ppg", "pqpp"]
+"""``auto``: whichever the model has learned, see :func:`resolve_strategy`."""
 Pattern = Literal["spread", "interior", "unsure", "second-look"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Choice = Literal["predicted", "single", "agreement"]
@@ -33,7 +35,8 @@ class Options:
     """The strategy, and how points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly),
     which answers count, where points fall, and which mask is drawn.
 
-    ``strategy``: ``box``, ``ppg`` or ``pqpp``, see :mod:`sam4mllm.pipeline`.
+    ``strategy``: ``box``, ``ppg`` or ``pqpp``, see :mod:`sam4mllm.pipeline`; ``auto``, which the pipeline replaces by one of them.
+    ``joint`` None: as the adapter has learned, else each on its own.
 
     ``pattern``: ``spread`` over the box (published); ``interior``, half of them deep in the mask that the box alone gives, half deep in the
     rest of the box; ``unsure``, half of them spread, half where those answers leave it open; ``second-look``, spread, and asked again
@@ -42,21 +45,46 @@ class Options:
     them.
     """
 
-    strategy: Strategy = "pqpp"
-    joint: bool = False
+    strategy: AskedStrategy = "auto"
+    joint: bool | None = None
     count: int | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
     pattern: Pattern = "spread"
     choice: Choice = "predicted"
 
     def __post_init__(self) -> None:
-        for name, known in (("strategy", STRATEGIES), ("pattern", PATTERNS), ("choice", CHOICES)):
+        for name, known in (("strategy", get_args(AskedStrategy)), ("pattern", PATTERNS), ("choice", CHOICES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
 
     @property
     def points(self) -> int:
         return self.count if self.count is not None else 15 if self.joint else 30
+
+
+def resolve_strategy(asked: AskedStrategy, adapter_strategy: Strategy | None = None, *, demo: bool, has_adapter: bool) -> Strategy:
+    """The strategy that answers: the one that is named, else the one that the model has learned.
+
+    Args:
+        asked: ``auto`` or a strategy, which stands whatever the model is.
+        adapter_strategy: what the adapter was trained for; None if there is no adapter, or it does not say.
+        demo: whether it is the demo model, which was trained to answer about points.
+        has_adapter: whether an adapter is in use, which training here teaches points.
+
+    A model that was never trained on points may answer all of them alike, and 30 wrong points overrule a good box: its box alone counts.
+    """
+    if asked != "auto":
+        return asked
+    return adapter_strategy or ("pqpp" if demo or has_adapter else "box")
+
+
+def describe_strategy(strategy: Strategy, learned: bool) -> str:
+    """A strategy in words, and what to know of it. ``learned``: whether the model was trained to answer about points."""
+    if learned:
+        return f"strategy {strategy}"
+    if strategy == "box":
+        return "strategy box: without an adapter this model has not learned to answer about points"
+    return f"strategy {strategy}, though without an adapter this model has not learned about points; box is the safer one"
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 - ``box``: the MLLM gives boxes, the segmenter draws each.
 - ``ppg``: the MLLM gives boxes and points in one answer (paper: prompt-point generation).
 - ``pqpp``: the MLLM gives boxes; points spread over each box are put to it as yes/no questions; the sure answers join the box
-  (paper: proactive query of prompt points). The default.
+  (paper: proactive query of prompt points).
+
+``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``.
 """
 
 from __future__ import annotations
@@ -19,14 +21,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.clicks import Clicks, PromptTarget, merge
-from sam4mllm.confidence import Calibration, Features, agreement, entropy, score
+from sam4mllm.confidence import Calibration, Features, agreement, entropy, score, score_empty
 from sam4mllm.errors import PhraseError
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
-from sam4mllm.options import Choice, Options, Strategy
-from sam4mllm.points import Answers, beside, disputed, interior, select, settle, spread, unsure
+from sam4mllm.options import AskedStrategy, Choice, Options, Strategy, describe_strategy, resolve_strategy
+from sam4mllm.points import ALIKE, UNSAID, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
 
@@ -61,12 +63,16 @@ class Pipeline:
         options: Options | None = None,
         slug: str = "custom",
         adapter: Versioned | None = None,
+        learned: bool = True,
     ) -> None:
+        """``learned``: whether the model was trained to answer about points. If not, answers that are all alike are dropped."""
         self.grounder = grounder
         self.segmenter = segmenter
-        self.options = options or Options()
         self.slug = slug
         self.adapter = adapter
+        self.learned = learned
+        chosen = options or Options()
+        self.options = replace(chosen, strategy=self._strategy(chosen.strategy), joint=bool(chosen.joint))
         self.calibration: Calibration | None = None
         """May be replaced at any time, from any thread: each call of ``segment`` scores all its masks by one. No part of the version."""
 
@@ -80,8 +86,27 @@ class Pipeline:
         """``<slug>-<n>-<8 hex>``; n is 0 without an adapter."""
         return self._version(self.options)
 
+    def through(self, grounder: Grounder, options: Options | None = None) -> Pipeline:
+        """The same pipeline with another grounder in front of its model, or with other options."""
+        return Pipeline(grounder, self.segmenter, options or self.options, self.slug, self.adapter, self.learned)
+
+    def _strategy(self, asked: AskedStrategy) -> Strategy:
+        return resolve_strategy(asked, demo=self.learned, has_adapter=self.adapter is not None)
+
+    @property
+    def manner(self) -> str:
+        """The strategy in words."""
+        return describe_strategy(self.strategy, self.learned)
+
+    @property
+    def strategy(self) -> Strategy:
+        """What the options' strategy has come to."""
+        return self._strategy(self.options.strategy)
+
     def _identity(self, options: Options) -> str:
-        return digest_of({"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": asdict(options)})
+        parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": asdict(options)}
+        doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
+        return digest_of({**parts, **doubted})
 
     def _version(self, options: Options) -> str:
         identity = self._identity(options)
@@ -113,7 +138,7 @@ class Pipeline:
         Raises:
             ImageError, PhraseError: with one line on what to do.
         """
-        options = self.options if strategy is None else replace(self.options, strategy=strategy)
+        options = self.options if strategy is None else replace(self.options, strategy=self._strategy(strategy))
         if isinstance(phrases, str):
             raise PhraseError("phrases is a list of phrases, not one text; write [phrase]")
         cleaned = [check_phrase(phrase) for phrase in phrases]
@@ -128,13 +153,17 @@ class Pipeline:
         if options.strategy == "pqpp" and cleaned:
             with _timed(seconds, "points"):
                 targets = self._question(opened, groundings, targets)
+        calibration = self.calibration
         with _timed(seconds, "segmenter"):
             # what is pointed at is there; and who points waits for the mask, so that what only the score wants is left undrawn
             present = [1.0 if clicks is not None else 1.0 - grounding.no_target_probability for grounding in groundings]
-            instances = self._draw(opened.embedding, targets, present, compared=options.strategy != "box" and clicks is None)
+            judge = partial(score, calibration=calibration)
+            compared = options.strategy != "box" and clicks is None
+            instances = self._draw(opened.embedding, targets, present, judge, compared)
         version = self._version(options)
         return [
-            _answer(grounding, found, opened.embedding, version, seconds) for grounding, found in zip(groundings, instances, strict=True)
+            _answer(grounding, found, opened.embedding, version, seconds, calibration)
+            for grounding, found in zip(groundings, instances, strict=True)
         ]
 
     def _question(self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[PromptTarget]]) -> list[list[PromptTarget]]:
@@ -154,8 +183,8 @@ class Pipeline:
 
         def ask(points: list[NDArray[np.float32]]) -> list[Answers]:
             inquiries = [Inquiry(*one, points_px) for one, points_px in zip(asked, points, strict=True)]
-            inside = self.grounder.ask(opened.scene, inquiries, joint=self.options.joint)
-            return list(map(Answers, points, inside))
+            said = self.grounder.ask(opened.scene, inquiries, joint=bool(self.options.joint))
+            return [Answers(points_px, heed(one.inside, one.mass)) for points_px, one in zip(points, said, strict=True)]
 
         match self.options.pattern:
             case "interior":
@@ -177,6 +206,8 @@ class Pipeline:
         kept, labels = select(answers.inside, self.options.thresholds)
         marks = np.full(len(answers.inside), -1, np.int64)
         marks[kept] = labels
+        if not self.learned and are_alike(answers.inside, marks):
+            marks[:] = -1
         return target.with_points(answers.points_px, answers.inside, marks)
 
     def _masks(self, embedding: Embedding, targets: Sequence[PromptTarget]) -> Iterator[NDArray[np.bool_]]:
@@ -190,18 +221,23 @@ class Pipeline:
         """Which of the segmenter's candidates answers a target best."""
         if self.options.choice != "agreement":
             return _best(masks)
-        said = (target.inside >= 0.5).astype(np.int64)
-        return int((masks.predicted_iou * [agreement(mask, target.points_px, said) for mask in masks.masks]).argmax())
+        counts = target.inside != UNSAID if self.learned else target.labels >= 0
+        points_px, said = target.points_px[counts], (target.inside[counts] >= 0.5).astype(np.int64)
+        return int((masks.predicted_iou * [agreement(mask, points_px, said) for mask in masks.masks]).argmax())
 
     def _draw(
-        self, embedding: Embedding, targets: list[list[PromptTarget]], present: Sequence[float], compared: bool
+        self,
+        embedding: Embedding,
+        targets: list[list[PromptTarget]],
+        present: Sequence[float],
+        judge: Callable[[Features], float],
+        compared: bool,
     ) -> list[list[Instance]]:
         """Decode the prompts in batches; of each prompt's candidates keep the one that the options choose.
 
         ``present``: for each phrase, the probability that it has a target. ``compared``: a box with points is drawn without them too, to
         see how much hangs on them.
         """
-        judge = partial(score, calibration=self.calibration)
         flat = [(target, chance) for found, chance in zip(targets, present, strict=True) for target in found]
         at_once = PROMPTS_AT_ONCE // 2 if compared else PROMPTS_AT_ONCE
         instances: list[Instance] = []
@@ -224,15 +260,24 @@ class Pipeline:
         return [(masks, of_box.get(index)) for index, masks in enumerate(decoded[: len(prompts)])]
 
 
-def _answer(grounding: Grounding, found: list[Instance], embedding: Embedding, version: str, seconds: dict[str, float]) -> Segmentation:
+def _answer(
+    grounding: Grounding,
+    found: list[Instance],
+    embedding: Embedding,
+    version: str,
+    seconds: dict[str, float],
+    calibration: Calibration | None,
+) -> Segmentation:
     note = grounding.note or ("" if found or not len(grounding.boxes_px) else "the segmenter drew nothing in the box")
+    empty = 0.0 if note else score_empty(grounding.no_target_probability, calibration)
     return Segmentation(
         phrase=grounding.phrase,
         instances=tuple(found),
-        score=min((instance.score for instance in found), default=0.0 if note else grounding.no_target_probability),
+        score=min((instance.score for instance in found), default=empty),
         note=note,
         no_target_probability=grounding.no_target_probability,
         version=version,
+        calibrated=calibration is not None,
         size=(embedding.height, embedding.width),
         timings={stage: seconds.get(stage, 0.0) for stage in ("image", "box", "points", "segmenter")},
     )
@@ -271,6 +316,7 @@ def _instance(
         entropy=entropy(target.inside),
         box_agreement=mask_iou(masks.masks[best], of_box.masks[_best(of_box)]) if of_box is not None else 1.0,
         target_probability=present,
+        varied=0.0 if not target.pointed and are_alike(target.inside, target.labels) else 1.0,
     )
     box = target.box_px if target.box_px is not None else box_of(mask)
     return Instance(box, target.points_px, target.inside, target.labels, mask, judge(features), features, target.pointed, target.shown)

@@ -40,6 +40,15 @@ BESIDE = 0.02
 """How far beside a disputed point it is asked again, as a share of the box's sides: the same question has the same answer, and this is five
 times nearer than the pattern's next point."""
 BESIDE_STEPS = ((1, 0), (-1, 0), (0, 1), (0, -1))
+LEAST_MASS = 0.5
+"""P(yes) + P(no) from which a point counts. Below a half the model is more likely to say something else than either, and what the two small
+probabilities have to each other is no answer."""
+UNSAID = 0.5
+"""P(inside) of a point of which nothing was said: no threshold keeps it."""
+ALIKE = 0.9
+"""Share of points with the same verdict from which they say nothing of an object in its box. A tight box is touched by its object on all
+sides, so the pattern falls on both sides of the outline unless the object fills nearly all of the box, where the box says as much, or is a
+line of a tenth of it. Of 30 points three may differ, of 15 one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,11 +63,29 @@ class Answers:
         return Answers(np.concatenate([self.points_px, later.points_px]), np.concatenate([self.inside, later.inside]))
 
 
+def heed(inside: NDArray[np.float64], mass: NDArray[np.float64]) -> NDArray[np.float64]:
+    """(K,) P(inside), UNSAID where the model was about to say neither yes nor no: ``mass`` (K,) is P(yes) + P(no)."""
+    return np.where(mass >= LEAST_MASS, inside, UNSAID)
+
+
 def select(inside: NDArray[np.float64], thresholds: Thresholds) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
     """Which of (K,) answers to keep, (K,) bool, and the labels (kept,) 1 for inside, 0 for outside."""
     outside = 1.0 - inside > thresholds.negative
-    kept = outside | (inside > thresholds.positive)
+    kept = (outside | (inside > thresholds.positive)) & (inside != UNSAID)
     return kept, (~outside[kept]).astype(np.int64)
+
+
+def are_alike(inside: NDArray[np.float64], labels: NDArray[np.int64]) -> bool:
+    """Whether nearly all points are said to lie on the same side, or nearly all of those that would prompt.
+
+    ``inside`` (K,) is P(inside); ``labels`` (K,) are 1 and 0 for points that would prompt, -1 for others.
+    """
+    return _is_one_sided(inside[inside != UNSAID] >= 0.5) or _is_one_sided(labels[labels >= 0] == 1)
+
+
+def _is_one_sided(verdicts: NDArray[np.bool_]) -> bool:
+    share = float(verdicts.mean()) if len(verdicts) else 0.5
+    return max(share, 1 - share) >= ALIKE
 
 
 @functools.cache
@@ -137,7 +164,8 @@ def unsure(box_px: NDArray[np.float32], answers: Answers, count: int) -> NDArray
 
 def disputed(answers: Answers, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """(K,) bool: which answers a mask (H, W) contradicts."""
-    return np.asarray((answers.inside >= 0.5) != lies_on(mask, answers.points_px), np.bool_)
+    contradicted = (answers.inside >= 0.5) != lies_on(mask, answers.points_px)
+    return np.asarray(contradicted & (answers.inside != UNSAID), np.bool_)
 
 
 def beside(box_px: NDArray[np.float32], points_px: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -34,7 +34,7 @@ class Grounding:
     """Where a phrase is in a scene.
 
     ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``box_probabilities`` (N,) float64, the geometric mean probability of each box's
-    tokens; ``no_target_probability``: probability that the answer begins with "none" rather than a box; ``points``: N entries if
+    tokens; ``no_target_probability``: probability of the answer that there is no such object; ``points``: N entries if
     they were asked for, else none. No box means that the model found no such object, or wrote nothing that could be read as one.
     """
 
@@ -109,7 +109,8 @@ class Instance:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a phrase means in an image; no instances is the answer "no such object", whose probability is then the score.
+    """What a phrase means in an image; no instances is the answer "no such object". ``score`` is the least of its instances', or that of
+    :func:`sam4mllm.confidence.score_empty`.
 
     ``timings``: seconds for ``image``, ``box``, ``points`` and ``segmenter``, shared by the phrases of one call.
     """
@@ -121,6 +122,8 @@ class Segmentation:
     version: str
     size: tuple[int, int]
     timings: dict[str, float]
+    calibrated: bool = False
+    """Whether the scores are probabilities that a reviewer accepts the masks; else they order, and are no probability."""
     note: str = ""
     """Why the answer may not be what it seems: unreadable, cut off, nothing drawn. Empty if all is well."""
 

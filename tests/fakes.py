@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sam4mllm.grounding.protocol import Inquiry, Scene
+from sam4mllm.grounding.protocol import Inquiry, Replies, Scene
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Grounding, Masks, Prompt, SpokenPoints
 
@@ -20,11 +20,14 @@ def grounding(phrase: str, boxes: Sequence[Sequence[float]], no_target: float = 
     return Grounding(phrase, array, np.full(len(array), 0.8), no_target, points)
 
 
+def said(inside: NDArray[np.float64], mass: float = 1.0) -> Replies:
+    """P(inside) of (K,) points, all with the same mass."""
+    return Replies(inside, np.full(len(inside), mass))
+
+
 @dataclass
 class FakeGrounder:
-    """Answers from ``known``; P(inside) of a point is what ``inside`` says of it, or 0.99 in the left half of its box and 0.01 in
-    the right.
-    """
+    """Answers from ``known``; P(inside) of a point is 0.99 in the left half of its box and 0.01 in the right."""
 
     known: Mapping[str, Grounding]
     identity: str = "fake"
@@ -41,12 +44,13 @@ class FakeGrounder:
         del scene, with_points
         return [self.known.get(phrase, grounding(phrase, [], 0.95)) for phrase in phrases]
 
-    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         del scene, joint
         with self.lock:
             self.asked.extend(inquiries)
         return [
-            np.where(inquiry.points_px[:, 0] < inquiry.grounding.boxes_px[inquiry.index, ::2].mean(), 0.99, 0.01) for inquiry in inquiries
+            said(np.where(inquiry.points_px[:, 0] < inquiry.grounding.boxes_px[inquiry.index, ::2].mean(), 0.99, 0.01))
+            for inquiry in inquiries
         ]
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from backend.service import Service, build
 from backend.serving.leases import Leases
 from benchmarks.waiting import wait_for
-from sam4mllm.adapters.manifest import Manifest
+from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.errors import ModelError
 from sam4mllm.pipeline import Pipeline
 from tests.backend_fakes import FakeImages, settings
@@ -41,6 +41,9 @@ class FakeLoader:
     loaded: set[str] = field(default_factory=set)
     away_from_device: bool = False
     nbytes: int = 2**30
+
+    def identity_for(self, papers: Papers) -> str:
+        return self.base.identity
 
     def load(self, folder: Path, adapter: Manifest) -> Pipeline:
         assert folder.is_dir()

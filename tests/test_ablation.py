@@ -29,7 +29,7 @@ from sam4mllm.values import Grounding
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 BOX = (20, 10, 60, 50)
-BASE = Setting(("base",), Options())
+BASE = Setting(("base",), Options("pqpp"))
 
 
 @dataclass
@@ -92,7 +92,19 @@ def test_a_grid_is_every_combination() -> None:
     assert [setting.label for setting in settings[2:-1]] == [
         f"count={count} thresholds={pair}" for count in (5, 10) for pair in ("0.5/0.5", "0.75/0.9")
     ]
-    assert settings[2].options == Options(count=5, thresholds=Thresholds(0.5, 0.5))
+    assert settings[2].options == Options("pqpp", count=5, thresholds=Thresholds(0.5, 0.5))
+
+
+def test_points_are_asked_where_no_strategy_is_named() -> None:
+    rows = plan(replace(BASE, options=Options()), {"count": ("5",), "strategy": ()})
+    assert {row.label: row.options.strategy for row in rows} == {
+        "base": "pqpp",
+        "published": "pqpp",
+        "count=5": "pqpp",
+        "strategy=box": "box",
+        "strategy=ppg": "ppg",
+        "oracle": "pqpp",
+    }
 
 
 def test_what_a_strategy_does_not_use_makes_no_row() -> None:

@@ -65,7 +65,7 @@ def kinds_of(checkpoint: Checkpoint) -> dict[str, AdapterKind]:
 
 def ask(grounder: MllmGrounder) -> NDArray[np.float64]:
     [answer] = grounder.ask(grounder.open(IMAGE), [QUESTION])
-    return answer
+    return answer.inside
 
 
 def test_every_adapter_loaded_swapped_and_dropped_leaves_the_base_as_it_was(checkpoint: Checkpoint, tmp_path: Path) -> None:

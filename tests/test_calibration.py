@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,3 +58,20 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, text: str) -> None:
     scorer = Scorer(path)
     assert scorer.calibration is None
     assert scorer.refit(judged(100), "a")
+
+
+def test_what_an_earlier_release_fitted_and_noted_still_counts(tmp_path: Path) -> None:
+    """It knew no ``varied``."""
+    path = tmp_path / "score.json"
+    reviews = judged(100)
+    assert Scorer(path).refit(reviews, "a")
+    kept = json.loads(path.read_text())
+    del kept["features"]["varied"]
+    path.write_text(json.dumps(kept))
+    calibration = Scorer(path).calibration
+    assert calibration is not None
+    features = Features(**dict.fromkeys(NAMES, 0.6))
+    assert calibration.probability(features) == calibration.probability(replace(features, varied=1.0))
+    earlier = [replace(one, features={name: value for name, value in one.features.items() if name != "varied"}) for one in reviews]
+    path.unlink()
+    assert Scorer(path).refit(earlier, "a")

@@ -95,7 +95,7 @@ def ask(grounder: CloserGrounder, boxes: list[list[int]], phrases: list[str] | N
         Inquiry(grounding(name, [LARGE, sides]), 1, spread(np.array(sides, np.float32), 6))
         for name, sides in zip(names, boxes, strict=True)
     ]
-    return grounder.ask(grounder.open(IMAGE), inquiries)
+    return [said.inside for said in grounder.ask(grounder.open(IMAGE), inquiries)]
 
 
 def test_points_are_asked_in_the_close_up_of_their_box() -> None:

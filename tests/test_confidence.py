@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam4mllm.clicks import Clicks
-from sam4mllm.confidence import FIT_FROM, NAMES, PRIOR, PRIOR_STRENGTH, Calibration, Features, agreement, entropy, fit, score
+from sam4mllm.confidence import FIT_FROM, NAMES, PRIOR, PRIOR_STRENGTH, Calibration, Features, agreement, entropy, fit, score, score_empty
 from sam4mllm.options import Strategy
 from sam4mllm.pipeline import PROMPTS_AT_ONCE, Pipeline
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
-from tests.fakes import FakeGrounder, FakeSegmenter, grounding
+from tests.fakes import FakeGrounder, FakeSegmenter, grounding, said
 
 IMAGE = np.zeros((100, 200, 3), np.uint8)
 SURE = Features(0.9, 0.9, 0.95, 0.9, 0.95, 0.2, 0.95, 0.99)
@@ -27,7 +27,7 @@ FEATURES = st.builds(Features, *[st.floats(0, 1)] * len(NAMES))
 HELPFUL = [name for name in NAMES if name != "entropy"]
 
 
-def sample(count: int, seed: int = 0, weights: Sequence[float] = (0, 0, 0, 4, 0, -4, 0, 0)) -> tuple[list[Features], list[bool]]:
+def sample(count: int, seed: int = 0, weights: Sequence[float] = (0, 0, 0, 4, 0, -4, 0, 0, 0)) -> tuple[list[Features], list[bool]]:
     """Features of instances, each accepted with a probability that follows from them."""
     rng = np.random.default_rng(seed)
     table = rng.uniform(0, 1, (count, len(NAMES)))
@@ -291,7 +291,7 @@ def test_nothing_is_drawn_for_comparison_where_there_is_none(strategy: Strategy,
 
 def test_unsure_points_leave_nothing_to_compare() -> None:
     pipeline, segmenter = build()
-    pipeline.grounder.ask = lambda scene, inquiries, joint=False: [np.full(len(one.points_px), 0.5) for one in inquiries]  # type: ignore[method-assign]
+    pipeline.grounder.ask = lambda scene, inquiries, joint=False: [said(np.full(len(one.points_px), 0.5)) for one in inquiries]  # type: ignore[method-assign]
     [answer] = pipeline.segment(IMAGE, ["the cup"])
     assert len(segmenter.prompts) == 1
     assert answer.instances[0].features.entropy == 1.0
@@ -325,7 +325,8 @@ def test_a_calibration_can_be_set_and_taken_back_at_any_time() -> None:
     [again] = pipeline.segment(IMAGE, ["the cup"])
     assert calibrated.score == calibrated.instances[0].score == TYPICAL.probability(calibrated.instances[0].features)
     assert plain.score == again.score == score(plain.instances[0].features) != calibrated.score
-    assert none.score == pytest.approx(0.95)
+    assert none.score == score_empty(0.95, TYPICAL)
+    assert (none.calibrated, again.calibrated) == (True, False)
     assert pipeline.version == calibrated.version == version
     assert np.array_equal(plain.mask, calibrated.mask)
 

@@ -46,9 +46,13 @@ from backend.setup.machine_checks import (
     require_token,
     webhook_refused,
 )
+from backend.setup.machine_notes import tell_score, tell_strategy
 from backend.setup.project_checks import Link, check_config, check_entry, check_gate, check_hook, check_images, check_phrases, hook_path
+from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ImageError
 from tests.backend_fakes import CONFIG, FakeImages, settings
+from tests.test_adapters import ORIGIN, adapter
+from tests.test_confidence import TYPICAL
 
 NOW = 1_795_000_000.0
 DAY = 86_400
@@ -419,3 +423,37 @@ def test_what_cannot_be_looked_at_is_left_out(
     key = given.pop("key", "")
     report = examine(settings(tmp_path, **given).model_copy(update={"label_studio_api_key": SecretStr(key)}), 1)
     assert [finding.check for finding in report.findings] == checks
+    assert report.notes == [tell_strategy(settings(tmp_path)), tell_score(tmp_path)]
+
+
+@pytest.mark.parametrize(
+    ("given", "champion", "told"),
+    [
+        pytest.param({}, False, "strategy pqpp", id="the demo"),
+        pytest.param({"model": "some/model"}, False, "strategy box: without an adapter", id="another model"),
+        pytest.param({"model": "some/model"}, True, "strategy pqpp", id="with an adapter"),
+        pytest.param(
+            {"model": "some/model", "strategy": "pqpp"}, False, "strategy pqpp, though without an adapter", id="points all the same"
+        ),
+        pytest.param({"strategy": "ppg"}, False, "strategy ppg", id="as it is set"),
+    ],
+)
+def test_the_strategy_is_told(given: dict[str, Any], champion: bool, told: str, tmp_path: Path) -> None:
+    if champion:
+        registry = Registry(tmp_path)
+        registry.promote(registry.add(adapter(0.5), **ORIGIN).version)
+    assert tell_strategy(settings(tmp_path, **given)).startswith(told)
+
+
+def test_a_damaged_registry_is_another_checks_finding(tmp_path: Path) -> None:
+    (tmp_path / "adapters").mkdir()
+    (tmp_path / "adapters" / "champion").write_text("../../nonsense\n")
+    assert tell_strategy(settings(tmp_path, model="some/model")).startswith("strategy box")
+
+
+def test_what_scores_mean_is_told(tmp_path: Path) -> None:
+    assert tell_score(tmp_path) == "score not calibrated: it orders, and is no probability, until 50 masks are reviewed"
+    (tmp_path / "score.json").write_text("{")
+    assert tell_score(tmp_path).startswith("score not calibrated")
+    (tmp_path / "score.json").write_text(TYPICAL.to_json())
+    assert tell_score(tmp_path) == "score calibrated on 200 reviewed masks"

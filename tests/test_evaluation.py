@@ -94,9 +94,10 @@ def test_the_command_prints_the_keys_of_the_design_and_more(dataset: Path, monke
     assert set(figures) == {
         "gIoU", "cIoU", "mIoU", "N-acc", "T-acc", "Pr@0.5", "Pr@0.6", "Pr@0.7", "Pr@0.8", "Pr@0.9",
         "point_accuracy", "point_ece", "oracle_mIoU", "seconds_per_phrase", "count",
-        "seconds_image", "seconds_box", "seconds_points", "seconds_segmenter", "intervals",
+        "seconds_image", "seconds_box", "seconds_points", "seconds_segmenter", "intervals", "strategy",
     }  # fmt: skip
     assert figures["intervals"]["gIoU"] == [1, 1]
+    assert figures["strategy"] == "pqpp"
     assert "gIoU" in command(monkeypatch, dataset)
 
 

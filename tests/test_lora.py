@@ -89,7 +89,7 @@ def checkpoint(tiny_checkpoint: Path) -> Checkpoint:
 def ask(grounder: Grounder) -> NDArray[np.float64]:
     """A few probabilities, which every layer has a part in."""
     [answer] = grounder.ask(grounder.open(IMAGE), [QUESTION])
-    return answer
+    return answer.inside
 
 
 def size(model: nn.Module) -> tuple[int, int]:
@@ -331,7 +331,7 @@ def add(home: Registry, variants: Variants, folder: Path, slug: str = "tiny", **
         files=hash_files(folder),
     )
     files: dict[str, Path | bytes] = {name: folder / name for name in (CONFIG, WEIGHTS)}
-    return home.add(files, replace(papers, **changes), slug=slug, identity=variants.base.identity).version
+    return home.add(files, replace(papers, **changes), slug=slug, identity=variants.identity_for(papers)).version
 
 
 def serve(home: Registry, variants: Variants, version: str) -> Pipeline:
@@ -351,11 +351,11 @@ def test_pipelines_of_one_base_model_answer_each_with_its_own_adapter(
     scenes = [pipeline.grounder.open(IMAGE) for pipeline in pipelines]
     for index in (0, 2, 1, 1, 0, 2):
         [answer] = pipelines[index].grounder.ask(scenes[index], [QUESTION])
-        np.testing.assert_array_equal(answer, alone[index])
+        np.testing.assert_array_equal(answer.inside, alone[index])
     variants.drop(pipelines[1].version)
     for index in (0, 2):
         [answer] = pipelines[index].grounder.ask(scenes[index], [QUESTION])
-        np.testing.assert_array_equal(answer, alone[index])
+        np.testing.assert_array_equal(answer.inside, alone[index])
     with pytest.raises(ModelError, match="not loaded"):
         pipelines[1].grounder.open(IMAGE)
 

@@ -24,6 +24,7 @@ from backend.support.logs import REQUEST_ID, JsonFormatter, TextFormatter, clean
 from backend.web.app import create_app
 from tests.backend_fakes import CONFIG
 from tests.learning_fakes import School, school
+from tests.test_confidence import TYPICAL
 
 ROOT = Path(__file__).parent.parent
 BASE_URL = "http://127.0.0.1"
@@ -126,6 +127,11 @@ def test_version_runs_and_agreement(place: School, client: FlaskClient) -> None:
     assert value(client, "sam4mllm_runs", state="failed") == value(client, "sam4mllm_last_run_failed") == 1
     assert value(client, "sam4mllm_agreement") == pytest.approx(0.8)
     assert value(client, "sam4mllm_score_calibration_error") == pytest.approx(0.3)
+    assert value(client, "sam4mllm_score_calibrated") == 0
+    leases = place.service.engine.model
+    assert leases is not None
+    leases.calibrate(TYPICAL)
+    assert value(client, "sam4mllm_score_calibrated") == 1
 
 
 def test_a_damaged_registry_costs_its_figures_only(place: School, client: FlaskClient) -> None:

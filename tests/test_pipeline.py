@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 import sam4mllm
 from sam4mllm.clicks import Clicks
+from sam4mllm.confidence import score_empty
 from sam4mllm.errors import ImageError, PhraseError, PromptError
 from sam4mllm.grounding.remembering import RememberingGrounder
 from sam4mllm.options import PATTERNS, STRATEGIES, Choice, Options, Pattern, Strategy
@@ -20,7 +21,7 @@ from sam4mllm.pipeline import Pipeline
 from sam4mllm.points import Answers, beside, interior, spread, unsure
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import MAX_PHRASE, Masks, Prompt, SpokenPoints
-from tests.fakes import FakeGrounder, FakeSegmenter, grounding
+from tests.fakes import FakeGrounder, FakeSegmenter, grounding, said
 
 IMAGE = np.zeros((100, 200, 3), np.uint8)
 CUP = grounding("the cup", [[20, 10, 60, 50]])
@@ -70,7 +71,7 @@ def test_pqpp_asks_the_pattern_and_keeps_the_sure_answers() -> None:
 )
 def test_thresholds_decide_what_prompts(inside: float, label: int) -> None:
     pipeline, grounder, segmenter = build(CUP)
-    grounder.ask = lambda scene, inquiries, joint=False: [np.full(len(one.points_px), inside) for one in inquiries]  # type: ignore[method-assign]
+    grounder.ask = lambda scene, inquiries, joint=False: [said(np.full(len(one.points_px), inside)) for one in inquiries]  # type: ignore[method-assign]
     [answer] = pipeline.segment(IMAGE, ["the cup"], "pqpp")
     assert set(answer.instances[0].labels.tolist()) == {label}
     assert set(segmenter.prompts[0].labels.tolist()) == ({label} if label >= 0 else set())
@@ -96,7 +97,9 @@ def test_several_instances_and_no_target(strategy: str) -> None:
     assert len(many.instances) == 2
     assert many.mask.sum() == 40 * 40 + 80 * 60
     assert none.instances == ()
-    assert none.score == pytest.approx(0.95)
+    assert none.no_target_probability == pytest.approx(0.95)
+    assert none.score == score_empty(0.95)
+    assert not none.calibrated
     assert none.mask.shape == (100, 200)
     assert not none.mask.any()
 

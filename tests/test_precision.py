@@ -57,7 +57,7 @@ def reference(folder: Path) -> NDArray[np.float64]:
 
 def ask(grounder: Grounder) -> NDArray[np.float64]:
     [answer] = grounder.ask(grounder.open(IMAGE), [QUESTION])
-    return answer
+    return answer.inside
 
 
 def named(precision: Precision) -> str:

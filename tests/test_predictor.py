@@ -27,9 +27,12 @@ from backend import brush
 from backend.corrections.log import CorrectionLog
 from backend.errors import QueueFullError
 from backend.label_studio.wire import PredictRequest
+from backend.label_studio.write_regions import UNCALIBRATED
+from sam4mllm.confidence import score_empty
 from sam4mllm.grounding.remembering import RememberingGrounder
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.fakes import grounding
+from tests.test_confidence import TYPICAL
 
 
 @pytest.fixture
@@ -126,7 +129,18 @@ def test_the_field_is_a_setting(home: Callable[..., House]) -> None:
 def test_no_such_object_is_an_empty_result_with_its_probability(home: Callable[..., House]) -> None:
     [answer] = ask(home(), task(description="the moon"))
     assert answer["result"] == []
-    assert answer["score"] == 0.95
+    assert answer["score"] == score_empty(0.95)
+
+
+def test_a_score_says_that_it_is_not_calibrated_until_it_is(home: Callable[..., House]) -> None:
+    where = home()
+    [answer] = ask(where, task(description="the left cup"))
+    assert [region["meta"] for region in answer["result"]] == [{"score": UNCALIBRATED}]
+    leases = where.service.engine.model
+    assert leases is not None
+    leases.calibrate(TYPICAL)
+    [answer] = ask(where, task(number=2, description="the left cup"))
+    assert all(not region.get("meta") for region in answer["result"])
 
 
 def test_an_annotator_reads_that_nothing_was_found(home: Callable[..., House]) -> None:

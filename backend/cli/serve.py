@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -14,6 +14,7 @@ from sam4mllm.cli.options import DeviceMapOption, DeviceOption
 from sam4mllm.options import DtypeName, QuantizeName
 
 commands = typer.Typer()
+PlanName = Literal["none", "auto"]
 
 
 @commands.command(epilog="Example: LABEL_STUDIO_URL=http://localhost:8080 LABEL_STUDIO_API_KEY=… sam4mllm serve")
@@ -32,6 +33,7 @@ def serve(
     dtype: Annotated[DtypeName | None, typer.Option("--dtype", help="Numbers of the model; auto.")] = None,
     quantize: Annotated[QuantizeName | None, typer.Option("--quantize", help="8 or 4 bit weights of the language model.")] = None,
     device_map: DeviceMapOption = None,
+    plan: Annotated[PlanName | None, typer.Option("--plan", help="auto: quantisation and training mode that fit the GPU.")] = None,
 ) -> None:
     """Serve Label Studio. Every other setting is an environment variable; docs/reference.md lists them."""
     check_server_extra()
@@ -39,7 +41,7 @@ def serve(
     from backend.settings import read_settings
 
     given = {"HOST": host, "PORT": port, "MODEL": model, "SEGMENTER": segmenter, "DEVICE": device}
-    given |= {"DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map}
+    given |= {"DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map, "PLAN": plan}
     for name, value in given.items():
         if value is not None:
             os.environ[f"SAM4MLLM_{name}"] = str(value)
@@ -47,4 +49,9 @@ def serve(
     if adapter is not None:
         appoint_adapter(settings.home, adapter)
     follow_adapter(settings.home)
+    settings = read_settings()
+    if settings.plan == "auto":
+        from backend.setup.gpu_plan import take_plan  # takes seconds to import torch
+
+        os.environ.update(take_plan(settings))
     os.execv(sys.executable, serve_command())

@@ -28,7 +28,8 @@ def doctor(
     url: UrlOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Say what is wrong with this set-up and what to do: one line a finding, and exit status 1 if there is any.
+    """Say what is wrong with this set-up and what to do: one line a finding, and exit status 1 if there is any. How the server answers
+    and what its scores mean comes on standard error.
 
     It reads the settings that the server runs with, so run it where the server runs. It changes nothing.
     """
@@ -45,13 +46,17 @@ def doctor(
         report = examine(settings, project, url, lambda what: status.update(f"looking at {what}"))
     if as_json:
         found = [asdict(finding) for finding in report.findings]
-        print(json.dumps({"ok": not found, "checks": list(dict.fromkeys(report.checks)), "findings": found}))
+        told = {"checks": list(dict.fromkeys(report.checks)), "findings": found, "notes": report.notes}
+        print(json.dumps({"ok": not found, **told}))
     elif report.findings:
         for finding in report.findings:
             print(one_line(finding.line))
     else:
         rest = "" if project is not None else "; give a project's number to look at its config, backend, webhook and pictures too"
         print(f"all is well: {', '.join(dict.fromkeys(report.checks))}{rest}")
+    if not as_json:
+        for note in report.notes:
+            print(one_line(note), file=sys.stderr)
     if report.findings:
         sys.exit(1)
 

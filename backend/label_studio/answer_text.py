@@ -11,10 +11,10 @@ from sam4mllm.values import Instance, Segmentation
 
 
 def told(region_id: str, phrase: str) -> dict[str, Any]:
-    """The note of a region that was made by clicks, as fields of the region; none where there is nothing to say."""
+    """The note of a region that was made by clicks, as fields of its ``meta``; none where there is nothing to say."""
     if stands_alone(region_id):
-        return {"meta": {"text": [f"made by clicks alone, not learned as: {phrase}"]}} if phrase else {}
-    return {"meta": {"text": ["takes the place of the mask that was here; that one may be deleted"]}} if MARK in region_id else {}
+        return {"text": [f"made by clicks alone, not learned as: {phrase}"]} if phrase else {}
+    return {"text": ["takes the place of the mask that was here; that one may be deleted"]} if MARK in region_id else {}
 
 
 def summary_of_clicks(found: Sequence[Segmentation], kept: Sequence[Sequence[Instance]], regions: Sequence[Region]) -> str:

@@ -22,6 +22,7 @@ from sam4mllm.values import Instance
 POLYGON_TOLERANCE_PX = 1.5
 """How far a polygon may be from the mask's outline: below what a reviewer sees, and few enough points to drag."""
 MAX_PIECES = 20
+UNCALIBRATED = "not calibrated: it orders, and is no probability"
 
 
 def to_regions(
@@ -31,11 +32,12 @@ def to_regions(
     label: str | None,
     key: str,
     page: int | None = None,
+    calibrated: bool = False,
 ) -> list[Region]:
     """Regions of a phrase's instance for the config's mask control.
 
     ``key``, the phrase's own, and the instance's ``index`` make the regions' ids: the same answer has the same ids, in whatever request it
-    is asked for. ``page``, from 0, is that of the picture in a task of several.
+    is asked for. ``page``, from 0, is that of the picture in a task of several. A score that is not ``calibrated`` says so in ``meta``.
     """
     height, width = instance.mask.shape
     drawn = [(config.mask, value) for value in values_of(instance.mask, config.mask.drawing)]
@@ -47,6 +49,7 @@ def to_regions(
         "original_height": height,
         "image_rotation": 0,
         "score": instance.score,
+        **({} if calibrated else {"meta": {"score": UNCALIBRATED}}),
         **({} if page is None else {"item_index": page}),
     }
     regions: list[Region] = []

@@ -240,7 +240,7 @@ class Conductor:
             segmenter=settings.segmenter,
             device=settings.train_device,
             strategy=settings.strategy,
-            joint=settings.points == "joint",
+            joint=settings.options.joint,
             pattern=settings.pattern,
             dataset=str(folder.data.resolve()),
             replay=str(settings.replay.resolve()) if settings.replay else None,

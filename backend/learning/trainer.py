@@ -40,7 +40,7 @@ from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.loading import Variants, load_variants
-from sam4mllm.options import AUTO, Options, Pattern, Precision, Strategy
+from sam4mllm.options import AUTO, AskedStrategy, Options, Pattern, Precision
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.training.asking import Asking
@@ -71,8 +71,8 @@ class TrainingJob:
     model: str
     segmenter: str
     device: str | None
-    strategy: Strategy
-    joint: bool
+    strategy: AskedStrategy
+    joint: bool | None
     dataset: str
     replay: str | None
     golden: str | None

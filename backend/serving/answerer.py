@@ -111,12 +111,14 @@ class Answerer:
             recorded: list[tuple[Instance, tuple[Region, ...]]] = []
             for index, instance in enumerate(instances):
                 own = _label_alone(question) if instance.pointed == "alone" else label
-                made = to_regions(instance, index, question.config, own, f"{key} {place}", question.page)
+                made = to_regions(
+                    instance, index, question.config, own, f"{key} {place}", question.page, one.calibrated or bool(instance.pointed)
+                )
                 masks = tuple(region for region in made if region["from_name"] == question.config.mask.name)
                 ids = answer_ids(instance, [region["id"] for region in masks], clicks, seen)
                 renamed = dict(zip((region["id"] for region in masks), ids, strict=True))
                 for region in masks:
-                    region.update(told(renamed[region["id"]], one.phrase))
+                    region["meta"] = {**region.get("meta", {}), **told(renamed[region["id"]], one.phrase)}
                 for region in made:  # of a control beside Labels, two regions have one id
                     region["id"] = renamed.get(region["id"], region["id"])
                 regions += made

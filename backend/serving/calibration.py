@@ -47,5 +47,6 @@ class Scorer:
 
 
 def _features(review: Review) -> Features | None:
-    """Those of the least sure mask; None where a "none" was served, or an earlier release that noted others."""
-    return Features(**review.features) if review.features.keys() == set(NAMES) else None
+    """Those of the least sure mask; None where a "none" was served, or an earlier release that noted others. ``varied`` came later."""
+    noted = review.features.keys()
+    return Features(**review.features) if set(NAMES) - {"varied"} <= noted <= set(NAMES) else None

@@ -10,7 +10,7 @@ from typing import Protocol, Self
 
 from backend.serving.engine import Engine
 from sam4mllm.adapters.loose import LooseAdapter
-from sam4mllm.adapters.manifest import Manifest
+from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.confidence import Calibration
 from sam4mllm.grounding.remembering import RememberingGrounder
 from sam4mllm.pipeline import Pipeline
@@ -21,6 +21,7 @@ class AdapterLoader(Protocol):
 
     @property
     def base(self) -> Pipeline: ...
+    def identity_for(self, papers: Papers) -> str: ...
     @property
     def base_sha256(self) -> str: ...
     @property
@@ -134,7 +135,7 @@ class Lease:
 
 def remembering(pipeline: Pipeline) -> Pipeline:
     """The pipeline with a grounder that works nothing out twice."""
-    return Pipeline(RememberingGrounder(pipeline.grounder), pipeline.segmenter, pipeline.options, pipeline.slug, pipeline.adapter)
+    return pipeline.through(RememberingGrounder(pipeline.grounder))
 
 
 def _adapter_of(pipeline: Pipeline) -> str | None:

@@ -16,6 +16,7 @@ from backend.errors import NotReadyError, where
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases, remembering
 from backend.settings import Settings
+from backend.setup.gpu_plan import tell_plan
 from sam4mllm.adapters.fields import FILES
 from sam4mllm.adapters.files import hash_files
 from sam4mllm.adapters.loose import read_papers
@@ -68,6 +69,7 @@ class Versions:
             except Sam4mllmError as error:
                 self._refused = champion
                 log.error("%s cannot serve, what served before it does: %s", name, error)
+        _tell(leases.current)
         self._noted(leases.current.version)
         return leases
 
@@ -104,7 +106,7 @@ class Versions:
         )
         papers = replace(papers, data_sha256=data_sha256, metrics={**papers.metrics, **metrics})
         files = {name: folder / name for name in FILES}
-        return self.registry.add(files, papers, slug=current.slug, identity=loader.base.identity, parent=_name(current))
+        return self.registry.add(files, papers, slug=current.slug, identity=loader.identity_for(papers), parent=_name(current))
 
     def promote(self, version: str) -> Manifest:
         """Verify, load and let serve a version, in this order: one that cannot be loaded never becomes champion."""
@@ -137,6 +139,7 @@ class Versions:
             return manifest
 
     def _seat(self, leases: Leases, pipeline: Pipeline) -> None:
+        _tell(pipeline)
         self._noted(pipeline.version)
         leases.seat(pipeline)
         self._run(lambda leases: leases.sweep())
@@ -163,6 +166,8 @@ class Versions:
 
 def load_leases(settings: Settings) -> Leases:
     """The base models of the settings, warmed up."""
+    if plan := tell_plan(settings):
+        log.info("%s", plan)
     leases = load_cold(settings)
     warm_up(leases.current)
     return leases
@@ -178,6 +183,10 @@ def load_cold(settings: Settings) -> Leases:
 def warm_up(pipeline: Pipeline) -> None:
     """One answer, whatever it is."""
     pipeline.segment(np.full((64, 64, 3), 127, np.uint8), ["object"])
+
+
+def _tell(pipeline: Pipeline) -> None:
+    log.info("%s", pipeline.manner)
 
 
 def _name(pipeline: Pipeline) -> str | None:

@@ -30,6 +30,11 @@ from backend.setup.machine_checks import (
     check_token,
     webhook_refused,
 )
+from backend.setup.machine_notes import (
+    tell_fit,
+    tell_score,
+    tell_strategy,
+)
 from backend.setup.project_checks import (
     Link,
     check_config,
@@ -47,10 +52,11 @@ from sam4mllm.errors import Sam4mllmError
 
 @dataclass
 class Report:
-    """The names of the checks that were made, and what they found."""
+    """The names of the checks that were made, and what they found; ``notes`` are what is good to know and not wrong."""
 
     checks: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def add(self, check: str, found: list[Finding]) -> bool:
         """Note a check; whether it found nothing."""
@@ -73,6 +79,8 @@ def examine(settings: Settings, project: int | None, url: str | None = None, pro
         report.add("server", check_server(settings, server))
         report.add("model", check_models(settings, running=bool(server.state)))
         report.add("adapter", check_adapters(settings.home))
+        report.notes += [tell_strategy(settings), tell_score(settings.home)]
+        report.notes += [] if server.state else tell_fit(settings)
         progress("Label Studio")
         label_studio = _label_studio(settings, report)
         if label_studio is None:

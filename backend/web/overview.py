@@ -110,6 +110,7 @@ class _Shelf:
 def look(service: Service, first: int = 0) -> Overview:
     """The server as it is now; of its runs, a page from the ``first``-newest. Nothing here waits for the models."""
     engine, learner, settings = service.engine, service.learner, service.settings
+    strategy = engine.model.current.strategy if engine.model is not None else settings.strategy
     runs = learner.runs.all()
     shelf = _read_shelf(service)
     judged_run = next((run for run in runs if run.decision), None)
@@ -122,7 +123,7 @@ def look(service: Service, first: int = 0) -> Overview:
         rolls_back_to=shelf.back,
         waiting=engine.waiting,
         places=settings.queue,
-        model=f"{settings.model}, segmenter {settings.segmenter}, strategy {settings.strategy}",
+        model=f"{settings.model}, segmenter {settings.segmenter}, strategy {strategy}",
         label_studio=settings.label_studio_url,
         reconciliation=learner.reconciliation,
         agreement=learner.watch.state,

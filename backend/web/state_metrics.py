@@ -98,6 +98,9 @@ class StateCollector(Collector):
         learner = self._service.learner
         yield _one("sam4mllm_reviews", "Served answers that reviewers have dealt with.", len(learner.judged))
         trend, reliability, control = draw_trend(learner.judged), measure_reliability(learner.judged), learner.watch.state
+        leases = self._service.engine.model
+        calibrated = leases is not None and leases.current.calibration is not None
+        yield _one("sam4mllm_score_calibrated", "1 if the score is fitted on reviews; 0 while it orders only.", calibrated)
         if trend is not None:
             yield _one("sam4mllm_agreement", "Mean IoU of the last 20 answers with what reviewers made of them.", trend.last)
         if control is not None:

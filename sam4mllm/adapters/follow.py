@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from sam4mllm.adapters.fields import CONFIG, MANIFEST, parse_object
@@ -10,10 +11,9 @@ from sam4mllm.adapters.former import former_template
 from sam4mllm.adapters.manifest import Papers
 from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.grounding.families import DEMO
+from sam4mllm.options import Options
 from sam4mllm.prompts.dialects import Dialect, dialect_of
-
-DEMO = "demo"
-"""The model and the segmenter where nothing says otherwise."""
 
 
 def choose_model(given: str | None, papers: Papers | None, folder: Path | None = None) -> str:
@@ -34,6 +34,15 @@ def choose_segmenter(given: str | None, papers: Papers | None) -> str:
     if given is not None and own is not None and lasting_name(given) != own:
         raise RegistryError(f"--segmenter {given} is not the one that the adapter was trained with, {own} by its {MANIFEST}; leave it out")
     return given or own or DEMO
+
+
+def choose_options(given: Options, papers: Papers | None) -> Options:
+    """How an adapter with these papers is asked, where it is not given."""
+    if papers is None:
+        return given
+    strategy = papers.strategy if given.strategy == "auto" and papers.strategy is not None else given.strategy
+    joint = papers.points == "joint" if given.joint is None and papers.points is not None else given.joint
+    return replace(given, strategy=strategy, joint=joint)
 
 
 def lasting_name(source: str) -> str:

@@ -36,6 +36,8 @@ from sam4mllm.options import Precision
 
 if TYPE_CHECKING:
     from sam4mllm.evaluation.ablation_table import Row
+    from sam4mllm.evaluation.settings import Setting
+    from sam4mllm.options import Options
 
 commands = typer.Typer()
 WIDE = 180
@@ -53,8 +55,8 @@ def ablate(
     ] = None,
     adapters: Annotated[str, typer.Option("--adapters", help="The adapters of rank: r16=FOLDER,r128=FOLDER.")] = "",
     grid: Annotated[bool, typer.Option("--grid", help="Every combination, instead of one thing at a time.")] = False,
-    strategy: StrategyOption = "pqpp",
-    points: PointsOption = "packed",
+    strategy: StrategyOption = "auto",
+    points: PointsOption = None,
     pattern: PatternOption = "spread",
     split: SplitOption = None,
     limit: LimitOption = None,
@@ -77,10 +79,10 @@ def ablate(
     from sam4mllm.evaluation.ablation import ablate as run
     from sam4mllm.evaluation.ablation_table import tabulate
     from sam4mllm.evaluation.run import choose
-    from sam4mllm.evaluation.settings import Setting, plan
+    from sam4mllm.evaluation.settings import plan
 
     options = as_options(strategy, points, pattern)
-    settings = plan(Setting(("base",), options, _segmenter(segmenter, adapter), adapter), _axes(over, values or []), _named(adapters), grid)
+    settings = plan(_base(options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
     precision = Precision(dtype, quantize, device_map)
@@ -90,12 +92,14 @@ def ablate(
     _print(rows, out, as_json)
 
 
-def _segmenter(given: str | None, adapter: str | None) -> str:
-    """By its name, which the table shows."""
-    from sam4mllm.adapters.follow import choose_segmenter
+def _base(options: Options, segmenter: str | None, adapter: str | None) -> Setting:
+    """What the values replace one thing of, as the adapter's papers say where nothing is given."""
+    from sam4mllm.adapters.follow import choose_options, choose_segmenter
     from sam4mllm.adapters.loose import find_adapter, read_papers
+    from sam4mllm.evaluation.settings import Setting
 
-    return choose_segmenter(given, None if adapter is None else read_papers(find_adapter(adapter)))
+    papers = None if adapter is None else read_papers(find_adapter(adapter))
+    return Setting(("base",), choose_options(options, papers), choose_segmenter(segmenter, papers), adapter)
 
 
 def _axes(over: str, values: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -32,8 +32,8 @@ commands = typer.Typer()
 @commands.command(epilog="Example: sam4mllm bench --images 12 --json")
 def bench(
     images: Annotated[int, typer.Option("--images", min=1, help="Demo scenes to time, a phrase each.")] = 12,
-    strategy: StrategyOption = "pqpp",
-    points: PointsOption = "packed",
+    strategy: StrategyOption = "auto",
+    points: PointsOption = None,
     pattern: PatternOption = "spread",
     model: ModelOption = None,
     adapter: AdapterOption = None,

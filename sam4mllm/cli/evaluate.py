@@ -48,8 +48,8 @@ commands = typer.Typer()
 def evaluate(
     dataset: DatasetArgument,
     *,
-    strategy: StrategyOption = "pqpp",
-    points: PointsOption = "packed",
+    strategy: StrategyOption = "auto",
+    points: PointsOption = None,
     pattern: PatternOption = "spread",
     oracle: Annotated[bool, typer.Option("--oracle", help="Also draw from true boxes and points: the upper bound.")] = False,
     split: SplitOption = None,
@@ -87,7 +87,11 @@ def evaluate(
     if report is not None:
         _report(report, dataset, judged, figures, pipeline.version)
     if as_json:
-        print(json.dumps({**figures, "intervals": ends, **{f"{name}s": found for name, found in several.items()}}))
+        print(
+            json.dumps(
+                {**figures, "strategy": pipeline.strategy, "intervals": ends, **{f"{name}s": found for name, found in several.items()}}
+            )
+        )
         return
     from rich.console import Console
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sam4mllm.options import DtypeName, Options, Pattern, Precision, QuantizeName, Strategy
+from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Pipeline
@@ -57,8 +57,14 @@ QuantizeOption = Annotated[
     typer.Option("--quantize", help="8 or 4 bit weights of the language model; needs bitsandbytes."),
 ]
 DeviceMapOption = Annotated[DeviceMapName | None, typer.Option("--device-map", help="auto: spread the model over all GPUs.")]
-StrategyOption = Annotated[Strategy, typer.Option("--strategy", help="How to prompt the segmenter.")]
-PointsOption = Annotated[PointsName, typer.Option("--points", help="Ask each point on its own (packed) or all in one answer (joint).")]
+StrategyOption = Annotated[
+    AskedStrategy,
+    typer.Option("--strategy", help="How to prompt the segmenter; auto: by points (pqpp) if the model has learned them, else by the box."),
+]
+PointsOption = Annotated[
+    PointsName | None,
+    typer.Option("--points", help="Ask each point on its own (packed) or all in one answer (joint); the adapter's way, else packed."),
+]
 PatternOption = Annotated[
     Pattern,
     typer.Option("--pattern", help="Where points fall: spread as published, or by the box's mask, by the first answers, or asked again."),
@@ -71,9 +77,9 @@ MinPixelsOption = Annotated[int, typer.Option("--min-pixels", min=0, help="Take 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def as_options(strategy: Strategy, points: PointsName, pattern: Pattern) -> Options:
+def as_options(strategy: AskedStrategy, points: PointsName | None, pattern: Pattern) -> Options:
     """The three options in one value."""
-    return Options(strategy=strategy, joint=points == "joint", pattern=pattern)
+    return Options(strategy=strategy, joint=None if points is None else points == "joint", pattern=pattern)
 
 
 def hush() -> None:

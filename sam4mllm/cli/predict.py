@@ -38,8 +38,8 @@ commands = typer.Typer()
 def predict(
     image: Annotated[Path, typer.Argument(help="An image file.")],
     phrases: Annotated[list[str], typer.Argument(help="What to find; one or more phrases.")],
-    strategy: StrategyOption = "pqpp",
-    points: PointsOption = "packed",
+    strategy: StrategyOption = "auto",
+    points: PointsOption = None,
     pattern: PatternOption = "spread",
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the answer here.")] = None,
     model: ModelOption = None,
@@ -67,7 +67,7 @@ def predict(
         except (OSError, ValueError) as error:
             raise Sam4mllmError(f"{out} could not be written: {error}") from error
     if as_json:
-        print(json.dumps([_as_json(answer) for answer in answers]))
+        print(json.dumps([_as_json(answer, pipeline.strategy) for answer in answers]))
         return
     for answer in answers:
         print(one_line(_as_line(answer)))
@@ -78,7 +78,7 @@ def predict(
 
 def _as_line(answer: Segmentation) -> str:
     if not answer.instances:
-        return f"{answer.phrase}: {answer.note or f'no such object (P = {answer.score:.2f})'}"
+        return f"{answer.phrase}: {answer.note or f'no such object (P = {answer.no_target_probability:.2f})'}"
     boxes = ", ".join(
         "[" + " ".join(f"{side:.0f}" for side in instance.box_px) + f"] {instance.score:.2f}" for instance in answer.instances
     )
@@ -86,13 +86,15 @@ def _as_line(answer: Segmentation) -> str:
     return f"{answer.phrase}: {len(answer.instances)} found, {int(answer.mask.sum())} pixels, box and score {boxes}{note}"
 
 
-def _as_json(answer: Segmentation) -> dict[str, Any]:
+def _as_json(answer: Segmentation, strategy: str) -> dict[str, Any]:
     from sam4mllm.run_lengths import to_rle
 
     return {
         "phrase": answer.phrase,
         "score": answer.score,
+        "calibrated": answer.calibrated,
         "no_target_probability": answer.no_target_probability,
+        "strategy": strategy,
         "version": answer.version,
         "note": answer.note,
         "timings": answer.timings,

@@ -115,9 +115,7 @@ class Bench:
         self._journal = journal
         self._min_pixels = min_pixels
         self._grounder = SharingGrounder(pipeline.grounder)
-        self._pipelines = {
-            setting: Pipeline(self._grounder, pipeline.segmenter, setting.options, pipeline.slug, pipeline.adapter) for setting in settings
-        }
+        self._pipelines = {setting: pipeline.through(self._grounder, setting.options) for setting in settings}
 
     def answer(self, group: Sequence[Example]) -> dict[Setting, SettingResult]:
         """Every setting's outcome on one image, from the journal where it is there; the image is opened only if something is not."""

@@ -128,10 +128,10 @@ def ask_true_points(
     for example in examples:
         known = Grounding(example.phrase, example.boxes_px, np.ones(len(example.instances)), 0.0)
         inquiries += [Inquiry(known, index, spread(box, pipeline.options.points)) for index, box in enumerate(example.boxes_px)]
-    answers = pipeline.grounder.ask(opened.scene, inquiries, joint=pipeline.options.joint)
+    answers = pipeline.grounder.ask(opened.scene, inquiries, joint=bool(pipeline.options.joint))
     masks = (mask for example in examples for mask in example.masks())
-    for inquiry, inside, mask in zip(inquiries, answers, masks, strict=True):
-        yield inside, lies_on(mask, inquiry.points_px)
+    for inquiry, answer, mask in zip(inquiries, answers, masks, strict=True):
+        yield answer.inside, lies_on(mask, inquiry.points_px)
 
 
 def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ from itertools import product
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import Options, Thresholds
+from sam4mllm.options import STRATEGIES, Options, Thresholds
 from sam4mllm.points import PATTERN_SIZE
 
 COUNTS = ("5", "10", "15", "30")
@@ -65,7 +65,7 @@ def plan(base: Setting, axes: Mapping[str, Sequence[str]], adapters: Mapping[str
     Settings that come to the same are one row with both names.
 
     Args:
-        base: what the values replace one thing of.
+        base: what the values replace one thing of; its strategy ``auto`` is ``pqpp``, for most of what is varied is about points.
         axes: values by axis, in order; no values are ``defaults``.
         adapters: a folder or version by name, the values of ``rank``.
         grid: every combination instead of one thing at a time.
@@ -74,6 +74,9 @@ def plan(base: Setting, axes: Mapping[str, Sequence[str]], adapters: Mapping[str
         EvaluationError: an axis or a value is not known, or there is nothing to compare along an axis.
     """
     known = adapters or {}
+    if base.options.strategy == "auto":
+        base = replace(base, options=replace(base.options, strategy="pqpp"))
+    base = replace(base, options=replace(base.options, joint=bool(base.options.joint)))
     values = {axis: tuple(given) or defaults(axis, base, known) for axis, given in axes.items()}
     rows = [replace(base, names=("base",)), replace(base, names=("published",), options=published(base.options))]
     if grid:
@@ -127,7 +130,8 @@ def defaults(axis: str, base: Setting, adapters: Mapping[str, str] | None = None
 
 def choices() -> dict[str, tuple[str, ...]]:
     """The options of a few named values, as their types have them."""
-    return {name: get_args(kind) for name, kind in get_type_hints(Options).items() if get_origin(kind) is Literal}
+    named = {name: get_args(kind) for name, kind in get_type_hints(Options).items() if get_origin(kind) is Literal}
+    return {**named, "strategy": STRATEGIES}
 
 
 def published(options: Options) -> Options:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Replies, Scene
 from sam4mllm.values import Grounding
 
 T = TypeVar("T")
@@ -47,7 +47,7 @@ class SharingGrounder:
         assert isinstance(scene, SharedScene)
         return self._once(scene, "box", (*phrases, with_points), lambda: list(self._grounder.ground(scene.scene, phrases, with_points)))
 
-    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, SharedScene)
         questions = [(one.grounding.phrase, one.index, one.grounding.boxes_px.tobytes(), one.points_px.tobytes()) for one in inquiries]
         return self._once(scene, "points", (*questions, joint), lambda: list(self._grounder.ask(scene.scene, inquiries, joint)))

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sam4mllm import closeup
 from sam4mllm.closeup import Window, window_around
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Replies, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.values import Grounding
 
@@ -43,12 +43,12 @@ class CloserGrounder:
         assert isinstance(scene, CloserScene)
         return self.whole.ground(scene.scene, phrases, with_points)
 
-    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, CloserScene)
         views: defaultdict[Window | None, list[int]] = defaultdict(list)
         for index, inquiry in enumerate(inquiries):
             views[window_around(inquiry.grounding.boxes_px[inquiry.index], scene.width, scene.height)].append(index)
-        answers: dict[int, NDArray[np.float64]] = {}
+        answers: dict[int, Replies] = {}
         for window, indices in views.items():
             asked = [inquiries[index] for index in indices]
             if window is None:

@@ -36,6 +36,7 @@ from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, load_dialect
 
+DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "assets" / "mllm"
 NEEDED = (IMAGE_PROCESSOR, TOKENIZER)
 """What a model folder holds beside its configuration and weights."""
@@ -72,7 +73,7 @@ FAMILIES = {
 
 def resolve(source: str) -> str:
     """``demo`` to the shipped folder; anything else as it is."""
-    return str(DEMO_FOLDER) if source == "demo" else source
+    return str(DEMO_FOLDER) if source == DEMO else source
 
 
 def load_checkpoint(source: str, device: torch.device, precision: Precision = AUTO) -> Checkpoint:

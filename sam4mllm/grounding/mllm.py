@@ -22,7 +22,7 @@ from sam4mllm.grounding.decoding import Written, write
 from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Framed, highest, to_numbers, to_pixels
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
-from sam4mllm.grounding.protocol import Inquiry, Scene
+from sam4mllm.grounding.protocol import Inquiry, Replies, Scene
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.grounding.verdicts import Verdicts
 from sam4mllm.identity import digest_of
@@ -36,6 +36,7 @@ from sam4mllm.prompts.conversation import (
     points_head,
     prompt_question,
 )
+from sam4mllm.prompts.dialects import DEMO
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt, says_no_target
 from sam4mllm.values import Grounding, SpokenPoints
 
@@ -46,6 +47,7 @@ MAX_ROW = 4096
 PHRASES_AT_ONCE = 32
 SAME_OBJECT = 0.9
 """IoU above which a box repeats an earlier one: a model that loops writes an object twice with a step's difference."""
+NOTHING_SAID = Replies(np.zeros(0), np.zeros(0))
 
 
 class MllmGrounder:
@@ -141,11 +143,11 @@ class MllmGrounder:
                 raise PhraseError(f"the phrase contains {token!r}, which is a control word of the model; leave it out")
 
     @torch.inference_mode()
-    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         own = _own(scene)
         self._activate()
         ask = self._ask_joint if joint else self._ask_packed
-        answers: list[NDArray[np.float64]] = []
+        answers: list[Replies] = []
         for start, end in self._rows(own, inquiries):
             answers += ask(own, inquiries[start:end])
         return answers
@@ -163,7 +165,7 @@ class MllmGrounder:
         if len(inquiries):
             yield start, len(inquiries)
 
-    def _ask_packed(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> list[NDArray[np.float64]]:
+    def _ask_packed(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> list[Replies]:
         segments, heads = self._heads(scene, inquiries)
         asked = []
         for head, inquiry in zip(heads, inquiries, strict=True):
@@ -171,10 +173,10 @@ class MllmGrounder:
                 asked.append(len(segments))
                 segments.append(Segment(tuple(self.joint_question([point])), head))
         if not asked:
-            return [np.zeros(0) for _ in inquiries]
+            return [NOTHING_SAID for _ in inquiries]
         row = pack(segments)
-        inside = self.verdicts.inside(self.forward(scene, row.ids, row.offsets, row.mask, row.lasts[asked])[0])
-        return np.split(inside, np.cumsum([len(inquiry.points_px) for inquiry in inquiries])[:-1])
+        said = self.verdicts.inside(self.forward(scene, row.ids, row.offsets, row.mask, row.lasts[asked])[0])
+        return _split(said, [len(inquiry.points_px) for inquiry in inquiries])
 
     def history(self, scene: MllmScene, inquiry: Inquiry) -> tuple[list[int], list[int]]:
         """Ids of the phrase's first turn with its answer, and of the head of the question about one of its boxes."""
@@ -211,23 +213,23 @@ class MllmGrounder:
             segments.append(Segment(tuple(head), turns[key]))
         return segments, heads
 
-    def _ask_joint(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> list[NDArray[np.float64]]:
+    def _ask_joint(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> list[Replies]:
         """All points of a box in one question.
 
         The answers are first guessed by asking each point alone; then the whole answer is fed and read off at once, as often as it
         takes to be the answer that greedy decoding gives (every pass settles at least one more).
         """
         segments, heads = self._heads(scene, inquiries)
-        guesses = [inside > 0.5 for inside in self._ask_packed(scene, inquiries)]
-        results: list[NDArray[np.float64]] = [np.zeros(len(guess)) for guess in guesses]
+        guesses = [said.inside > 0.5 for said in self._ask_packed(scene, inquiries)]
+        results = [NOTHING_SAID for _ in guesses]
         open_inquiries = [index for index, guess in enumerate(guesses) if len(guess)]
         while open_inquiries:
             read = self._read_joint(scene, segments, heads, inquiries, guesses, open_inquiries)
             still_open = []
-            for index, inside in zip(open_inquiries, read, strict=True):
-                results[index] = inside
-                if not np.array_equal(inside > 0.5, guesses[index]):
-                    guesses[index] = inside > 0.5
+            for index, said in zip(open_inquiries, read, strict=True):
+                results[index] = said
+                if not np.array_equal(said.inside > 0.5, guesses[index]):
+                    guesses[index] = said.inside > 0.5
                     still_open.append(index)
             open_inquiries = still_open
         return results
@@ -240,8 +242,8 @@ class MllmGrounder:
         inquiries: Sequence[Inquiry],
         guesses: list[NDArray[np.bool_]],
         which: list[int],
-    ) -> list[NDArray[np.float64]]:
-        """P(inside) of each point given the guessed answers before it, for the inquiries in ``which``, in one pass."""
+    ) -> list[Replies]:
+        """What is said of each point given the guessed answers before it, for the inquiries in ``which``, in one pass."""
         row_segments = list(segments)
         spans = []
         for index in which:
@@ -251,8 +253,8 @@ class MllmGrounder:
             row_segments.append(Segment((*question, *self.verdicts.spell(guesses[index][:-1])), heads[index]))
         row = pack(row_segments)
         positions = np.concatenate([row.starts[segment] + length - 1 + np.arange(count) for segment, length, count in spans])
-        inside = self.verdicts.inside(self.forward(scene, row.ids, row.offsets, row.mask, positions)[0])
-        return np.split(inside, np.cumsum([count for *_, count in spans])[:-1])
+        said = self.verdicts.inside(self.forward(scene, row.ids, row.offsets, row.mask, positions)[0])
+        return _split(said, [count for *_, count in spans])
 
     def joint_question(self, points: Sequence[PointNumbers]) -> list[int]:
         """Ids of one point or several as one question, up to where the first answer is read."""
@@ -299,7 +301,7 @@ class MllmGrounder:
             phrase=phrase,
             boxes_px=boxes_px[kept],
             box_probabilities=np.array([self._box_probability(answer, index, boxes[index], limit) for index in kept], np.float64),
-            no_target_probability=self._no_target(answer, bool(boxes)),
+            no_target_probability=self._no_target(answer),
             points=tuple(self._spoken_points(scene, spoken[index]) for index in kept) if spoken else (),
             note=self._note(answer, bool(boxes)),
         )
@@ -319,11 +321,19 @@ class MllmGrounder:
         length = len(self.encode(self.dialect.spell_box(box)))
         return float(np.exp(np.mean(answer.log_probabilities[max(0, end - length) : max(1, end)])))
 
-    def _no_target(self, answer: Written, found: bool) -> float:
-        if self._box_start == self._none_start:
-            return 0.0 if found else 1.0
-        none, box = answer.first_logits[self._none_start], answer.first_logits[self._box_start]
-        return float(torch.sigmoid(none - box))
+    def _no_target(self, answer: Written) -> float:
+        """Probability that there is no such object.
+
+        A model that was only ever taught to begin with a box or with "none" has it in those two tokens. Any other may say it in its own
+        words, or begin with words before the box: where its answer says so, as :func:`says_no_target` reads it, it is the geometric mean
+        probability of the answer's tokens, as a box's is; where it does not, that of having begun with "none".
+        """
+        none, first = self._none_start, answer.first_logits
+        if self.dialect.name == DEMO.name:
+            return float(torch.sigmoid(first[none] - first[self._box_start]))
+        if says_no_target(self.dialect, answer.text):
+            return float(np.exp(np.mean(answer.log_probabilities)))
+        return 0.0 if none == self._box_start else float(torch.softmax(first, -1)[none])
 
     def box_numbers(self, scene: Framed, boxes_px: NDArray[np.float32]) -> list[BoxNumbers]:
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in to_numbers(self.dialect, scene, boxes_px).tolist()]
@@ -340,6 +350,12 @@ class MllmGrounder:
             return to_pixels(self.dialect, scene, np.array(points, np.float64).reshape(-1, 2))
 
         return SpokenPoints(px(instance.inside), px(instance.outside))
+
+
+def _split(said: Replies, counts: Sequence[int]) -> list[Replies]:
+    """What was said of the points of several inquiries, by inquiry."""
+    ends = np.cumsum(counts)[:-1]
+    return [Replies(inside, mass) for inside, mass in zip(np.split(said.inside, ends), np.split(said.mass, ends), strict=True)]
 
 
 def _generation_ends(model: Any) -> list[int]:

@@ -25,6 +25,16 @@ class Scene:
 
 
 @dataclass(frozen=True, eq=False)
+class Replies:
+    """What was said of the points of an inquiry: ``inside`` (K,) float64 is P(yes) / (P(yes) + P(no)), and ``mass`` (K,) float64 P(yes) +
+    P(no), the share of all that the model might have said next.
+    """
+
+    inside: NDArray[np.float64]
+    mass: NDArray[np.float64]
+
+
+@dataclass(frozen=True, eq=False)
 class Inquiry:
     """A question about points: do ``points_px`` (K, 2) float32 lie on the object in the grounding's box ``index``?"""
 
@@ -49,8 +59,6 @@ class Grounder(Protocol):
         """Boxes of each phrase, one entry a phrase in order; with points, the model writes them too (PPG)."""
         ...
 
-    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
-        """P(inside) of each inquiry's points, (K,) each: every point on its own (packed), or all of a box in one answer (joint, as
-        published).
-        """
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
+        """What is said of each inquiry's points: every point on its own (packed), or all of a box in one answer (joint, as published)."""
         ...

@@ -9,33 +9,33 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sam4mllm.grounding.encoders import position_ids
-from sam4mllm.grounding.mllm import MllmGrounder
+from sam4mllm.grounding.mllm import NOTHING_SAID, MllmGrounder
 from sam4mllm.grounding.packing import additive
-from sam4mllm.grounding.protocol import Inquiry
+from sam4mllm.grounding.protocol import Inquiry, Replies
 from sam4mllm.grounding.scene import MllmScene
 
 
 @torch.inference_mode()
-def ask_separately(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: Inquiry) -> NDArray[np.float64]:
-    """P(inside) of each point by a whole prompt of its own, image and all: what the packed pass must equal."""
-    inside = []
+def ask_separately(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: Inquiry) -> Replies:
+    """What is said of each point by a whole prompt of its own, image and all: what the packed pass must equal."""
+    said = []
     for point in inquiry.points_px:
         scene = grounder.open(image)
         first, head = grounder.history(scene, inquiry)
         ids = [*first, *head, *grounder.joint_question([point_numbers(grounder, scene, point)])]
-        inside.append(grounder.verdicts.inside(_continue(grounder, scene, ids)))
-    return np.concatenate(inside) if inside else np.zeros(0)
+        said.append(grounder.verdicts.inside(_continue(grounder, scene, ids)))
+    return _joined(said)
 
 
 @torch.inference_mode()
-def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> NDArray[np.float64]:
-    """P(inside) of each point as one row of a batch: the prefix with its history is prefilled once and its cache expanded to the batch."""
+def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> Replies:
+    """What is said of each point as one row of a batch: prefix and history are prefilled once and their cache expanded to the batch."""
     first, head = grounder.history(scene, inquiry)
     ids = np.array([*first, *head])
     history, cache = len(ids), _prefill(grounder, scene, ids)
     questions = [grounder.joint_question([point_numbers(grounder, scene, point)]) for point in inquiry.points_px]
     if not questions:
-        return np.zeros(0)
+        return NOTHING_SAID
     width = max(map(len, questions))
     cache.batch_repeat_interleave(len(questions))
     tokens = torch.tensor([question + [question[-1]] * (width - len(question)) for question in questions], device=grounder.device)
@@ -56,16 +56,21 @@ def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> 
 
 
 @torch.inference_mode()
-def ask_one_by_one(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> NDArray[np.float64]:
+def ask_one_by_one(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> Replies:
     """The joint answer as published: all points in one question, the answers decoded greedily, each given those before it."""
     first, head = grounder.history(scene, inquiry)
     points = [point_numbers(grounder, scene, point) for point in inquiry.points_px]
     question = [*first, *head, *grounder.joint_question(points)]
-    inside: list[float] = []
+    said: list[Replies] = []
     for _ in points:
-        answered = grounder.verdicts.spell(np.array(inside) > 0.5)
-        inside.append(float(grounder.verdicts.inside(_continue(grounder, scene, [*question, *answered]))[0]))
-    return np.array(inside)
+        answered = grounder.verdicts.spell(_joined(said).inside > 0.5)
+        said.append(grounder.verdicts.inside(_continue(grounder, scene, [*question, *answered])))
+    return _joined(said)
+
+
+def _joined(said: list[Replies]) -> Replies:
+    every = [NOTHING_SAID, *said]
+    return Replies(np.concatenate([one.inside for one in every]), np.concatenate([one.mass for one in every]))
 
 
 def point_numbers(grounder: MllmGrounder, scene: MllmScene, point_px: NDArray[np.float32]) -> tuple[int, int]:

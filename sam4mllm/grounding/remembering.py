@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Replies, Scene
 from sam4mllm.values import Grounding
 
 K = TypeVar("K")
@@ -26,7 +26,7 @@ class RememberingScene(Scene):
 
     scene: Scene
     groundings: OrderedDict[tuple[str, bool], Grounding] = field(default_factory=OrderedDict)
-    answers: OrderedDict[tuple[str, bytes, bytes, bool], NDArray[np.float64]] = field(default_factory=OrderedDict)
+    answers: OrderedDict[tuple[str, bytes, bytes, bool], Replies] = field(default_factory=OrderedDict)
 
 
 class RememberingGrounder:
@@ -55,7 +55,7 @@ class RememberingGrounder:
         _keep(scene.groundings, answers)
         return [answers[phrase, with_points] for phrase in phrases]
 
-    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[NDArray[np.float64]]:
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, RememberingScene)
         keys = [
             (inquiry.grounding.phrase, inquiry.grounding.boxes_px[inquiry.index].tobytes(), inquiry.points_px.tobytes(), joint)

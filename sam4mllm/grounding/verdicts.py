@@ -1,4 +1,4 @@
-"""Yes and no as a model's tokens, and P(inside) from its logits."""
+"""Yes and no as a model's tokens, and what its logits say of points."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sam4mllm.errors import TemplateError
+from sam4mllm.grounding.protocol import Replies
 from sam4mllm.prompts.dialects import Dialect
 
 
@@ -39,12 +40,12 @@ class Verdicts:
             raise TemplateError(f"dialect {dialect.name!r}: {dialect.yes!r} and {dialect.no!r} are the same token of this model")
         return cls(every_yes, every_no, (later_yes[0], later_no[0]))
 
-    def inside(self, logits: Tensor) -> NDArray[np.float64]:
-        """P(yes) / (P(yes) + P(no)) of (K, vocabulary) logits: (K,) float64."""
+    def inside(self, logits: Tensor) -> Replies:
+        """What (K, vocabulary) logits of the next token say of K points."""
         yes = torch.logsumexp(logits[:, list(self.yes)].cpu().double(), -1)
         no = torch.logsumexp(logits[:, list(self.no)].cpu().double(), -1)
-        inside: NDArray[np.float64] = torch.sigmoid(yes - no).numpy()
-        return inside
+        anything = torch.logsumexp(logits, -1).cpu().double()
+        return Replies(torch.sigmoid(yes - no).numpy(), torch.exp(torch.logaddexp(yes, no) - anything).clamp(max=1).numpy())
 
     def spell(self, inside: Sequence[bool] | NDArray[np.bool_]) -> list[int]:
         """Ids of a joint answer."""

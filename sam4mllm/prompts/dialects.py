@@ -117,15 +117,17 @@ DEMO = Dialect(
     no="no",
 )
 
+_NONE = ' If nothing in the image fits, say "none".'
+"""A model says that there is no such object where the question offers it; the families' own questions about boxes take one for granted."""
 _POINTS_HEAD = "For each point, say Yes if it lies on the object in {box} and No if not: "
 _PROMPT = ' For each instance give its box, then the word "inside" with points on it and the word "outside" with points off it.'
 """Families have words of their own for boxes only; for points they get ours, and learn them."""
 
-_FIND = "Find <|object_ref_start|>{phrase}<|object_ref_end|>"
+_FIND = "Find <|object_ref_start|>{phrase}<|object_ref_end|>."
 QWEN2_VL = Dialect(
     name="qwen2-vl",
-    box_question=_FIND,
-    prompt_question=f"{_FIND}.{_PROMPT}",
+    box_question=_FIND + _NONE,
+    prompt_question=_FIND + _PROMPT + _NONE,
     points_head=_POINTS_HEAD,
     box="<|box_start|>({x1},{y1}),({x2},{y2})<|box_end|>",
     digits=0,
@@ -136,8 +138,8 @@ QWEN2_VL = Dialect(
 _LOCATE_25 = "Locate {phrase} in this image and output the bbox coordinates in JSON format."
 QWEN2_5_VL = Dialect(
     name="qwen2.5-vl",
-    box_question=_LOCATE_25,
-    prompt_question=_LOCATE_25 + _PROMPT,
+    box_question=_LOCATE_25 + _NONE,
+    prompt_question=_LOCATE_25 + _PROMPT + _NONE,
     points_head=_POINTS_HEAD,
     box='{"bbox_2d": [{x1}, {y1}, {x2}, {y2}]}',
     point='{"point_2d": [{x}, {y}]}',
@@ -151,14 +153,14 @@ QWEN2_5_VL = Dialect(
 """
 
 _LOCATE_3 = 'Locate every object that matches the description "{phrase}" in the image. Report bbox coordinates in JSON format.'
-QWEN3_VL = replace(QWEN2_5_VL, name="qwen3-vl", box_question=_LOCATE_3, prompt_question=_LOCATE_3 + _PROMPT, frame="milli")
+QWEN3_VL = replace(QWEN2_5_VL, name="qwen3-vl", box_question=_LOCATE_3 + _NONE, prompt_question=_LOCATE_3 + _PROMPT + _NONE, frame="milli")
 """JSON with thousandths (Qwen3-VL's report, appendix B.5, and the notebook ``2d_grounding`` of its repository)."""
 
 _DESCRIBED = "Please provide the bounding box coordinate of the region this sentence describes: "
 LLAVA = Dialect(
     name="llava",
-    box_question=_DESCRIBED + "{phrase}",
-    prompt_question=_DESCRIBED + "{phrase}." + _PROMPT,
+    box_question=_DESCRIBED + "{phrase}." + _NONE,
+    prompt_question=_DESCRIBED + "{phrase}." + _PROMPT + _NONE,
     points_head=_POINTS_HEAD,
     box="[{x1}, {y1}, {x2}, {y2}]",
     point="({x}, {y})",
@@ -172,8 +174,8 @@ repository, issue 606), which LLaVA-NeXT and LLaVA-OneVision go on with.
 
 INTERNVL = Dialect(
     name="internvl",
-    box_question=_DESCRIBED + "<ref>{phrase}</ref>",
-    prompt_question=_DESCRIBED + "<ref>{phrase}</ref>." + _PROMPT,
+    box_question=_DESCRIBED + "<ref>{phrase}</ref>." + _NONE,
+    prompt_question=_DESCRIBED + "<ref>{phrase}</ref>." + _PROMPT + _NONE,
     points_head=_POINTS_HEAD.replace("{box}", "<box>[{box}]</box>"),
     box="[{x1}, {y1}, {x2}, {y2}]",
     digits=0,
@@ -185,8 +187,8 @@ INTERNVL = Dialect(
 _GENERATE = "Generate the bounding box of <ref>{phrase}</ref>"
 QWEN_VL_CHAT = Dialect(
     name="qwen-vl-chat",
-    box_question=_GENERATE,
-    prompt_question=f"{_GENERATE}.{_PROMPT}",
+    box_question=f"{_GENERATE}.{_NONE}",
+    prompt_question=f"{_GENERATE}.{_PROMPT}{_NONE}",
     points_head=_POINTS_HEAD,
     box="<box>({x1},{y1}),({x2},{y2})</box>",
     digits=0,

@@ -73,6 +73,7 @@ FILLED_IN = {
     r"~/\.local/share/sam4mllm": "{home}",
     r"http://127\.0\.0\.1:9090": "{url}",
     r"--count \d+": "--count 2",
+    r"--scenes \d+": "--scenes 2",
     r"--values count=5,15,30": "--values count=3,5",
 }
 """Patterns of what a reader fills in or makes smaller."""

@@ -1,0 +1,41 @@
+"""What doctor says of this machine's server that is not wrong: how it answers, and what its scores mean."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backend.settings import Settings
+from backend.setup.gpu_plan import tell_plan
+from sam4mllm.adapters.registry import Registry
+from sam4mllm.confidence import FIT_FROM, Calibration
+from sam4mllm.errors import ModelError, RegistryError
+from sam4mllm.options import describe_strategy, resolve_strategy
+
+
+def tell_strategy(settings: Settings) -> str:
+    """The strategy that these settings come to, with the version that is to serve."""
+    try:
+        champion = Registry(settings.home).champion()
+    except RegistryError:  # a finding of its own
+        champion = None
+    demo, has_adapter = settings.model == "demo", champion is not None
+    strategy = resolve_strategy(settings.strategy, champion.strategy if champion else None, demo=demo, has_adapter=has_adapter)
+    return describe_strategy(strategy, demo or has_adapter)
+
+
+def tell_fit(settings: Settings) -> list[str]:
+    """Which plan runs on this machine's GPU, where no server takes up its memory yet."""
+    try:
+        plan = tell_plan(settings)
+    except ModelError:  # a finding of its own
+        return []
+    return [plan] if plan else []
+
+
+def tell_score(home: Path) -> str:
+    """Whether scores are probabilities."""
+    try:
+        count = Calibration.from_json((home / "score.json").read_text(encoding="utf-8")).count
+    except (OSError, ValueError):
+        return f"score not calibrated: it orders, and is no probability, until {FIT_FROM} masks are reviewed"
+    return f"score calibrated on {count} reviewed masks"

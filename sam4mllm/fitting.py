@@ -1,0 +1,98 @@
+"""Which plan fits a GPU: how the MLLM is held, and whether a training run goes on beside serving or while it pauses.
+
+All of it is arithmetic on bytes that :mod:`sam4mllm.memory` counts; no model is needed, and no GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from sam4mllm.options import QuantizeName
+
+Mode = Literal["beside", "pause", "none"]
+"""A run goes on ``beside`` the serving models, while serving makes a ``pause``, or there is no room for one (``none``)."""
+QUANTISATIONS: tuple[QuantizeName, ...] = get_args(QuantizeName)
+"""From the most exact on."""
+PROCESS_BYTES = 1.5e9
+"""What a process takes on a GPU that counting does not see: CUDA's context and libraries, half a gigabyte and more; the logits of a row's
+answers over 150,000 words, half a gigabyte in training; and what the allocator keeps in pieces. An allowance, not a measurement."""
+IDLE_BYTES = 0.5e9
+"""What is left of it in a server whose models are in main memory while serving pauses: CUDA's context."""
+
+
+@dataclass(frozen=True)
+class Demand:
+    """One way to hold the models, in bytes: to serve, and for a run that trains a LoRA of ``rank`` in a process of its own."""
+
+    quantize: QuantizeName
+    rank: int
+    serving: float
+    run: float
+
+    def peak(self, mode: Mode) -> float:
+        """Bytes on the GPU at most."""
+        match mode:
+            case "beside":
+                return self.serving + self.run + 2 * PROCESS_BYTES
+            case "pause":
+                return max(self.serving, self.run + IDLE_BYTES) + PROCESS_BYTES
+            case "none":
+                return self.serving + PROCESS_BYTES
+
+
+@dataclass(frozen=True)
+class Fit:
+    """A demand that a GPU meets, and how a run goes on there."""
+
+    demand: Demand
+    mode: Mode
+
+    @property
+    def peak(self) -> float:
+        """Bytes at most."""
+        return self.demand.peak(self.mode)
+
+
+def choose_fit(demands: Sequence[Demand], free: float, modes: Sequence[Mode] = ("beside", "pause")) -> Fit | None:
+    """The best that fits into ``free`` bytes; None if nothing does.
+
+    ``demands`` come from the most exact one on, and ``modes`` in the order in which they are liked.
+
+    Exact numbers come first, for every answer depends on them and a pause lasts minutes: what trains at all is taken before what is
+    quantised more, beside serving before a pause. Only where nothing trains is it served without.
+    """
+    serve_only: Sequence[Mode] = ("none",)
+    for some in (modes, serve_only):
+        for demand in demands:
+            for mode in some:
+                if demand.peak(mode) <= free:
+                    return Fit(demand, mode)
+    return None
+
+
+def describe_fit(name: str, fit: Fit | None, demands: Sequence[Demand], free: float, dtype: str, pause_seconds: float) -> str:
+    """One line: the plan for the model ``name``, or what would fit. ``pause_seconds`` is the longest that a run trains; ``dtype`` as in
+    ``bf16``.
+    """
+    if fit is None:
+        least = min(demand.peak("none") for demand in demands)
+        smallest = _held(demands[-1].quantize, dtype)
+        return f"{name} does not fit into {_gb(free)}: {smallest} takes {_gb(least)} to serve; use a smaller model, or a GPU with that"
+    held = f"{name} in {_held(fit.demand.quantize, dtype)}"
+    used = f"about {_gb(fit.peak)} of {_gb(free)}"
+    if fit.mode == "none":
+        return f"{held} serves with {used}; there is no room to train it, even while serving pauses"
+    train = f"LoRA of rank {fit.demand.rank}"
+    if fit.mode == "beside":
+        return f"{held} serves and trains beside it ({train}) with {used}"
+    return f"{held} serves, and pauses for at most {pause_seconds / 60:.0f} minutes and a comparison while it trains ({train}), with {used}"
+
+
+def _held(quantize: QuantizeName, dtype: str) -> str:
+    return dtype if quantize == "none" else f"{quantize} ({dtype})"
+
+
+def _gb(count: float) -> str:
+    return f"{count / 1e9:.1f} GB"
