@@ -157,10 +157,8 @@ def version_file(settings: Settings) -> Path:
 
 def _former_version_file(settings: Settings) -> Path:
     """Where a release from before identities were hashes of JSON noted it."""
-    return (
-        settings.home
-        / f"version-{former_settings(settings.model, settings.segmenter, _noted_options(settings), settings.points or 'packed')}.txt"
-    )
+    points = settings.points or "packed"
+    return settings.home / f"version-{former_settings(settings.model, settings.segmenter, _noted_options(settings), points)}.txt"
 
 
 def _noted_options(settings: Settings) -> Options:

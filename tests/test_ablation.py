@@ -92,7 +92,7 @@ def test_a_grid_is_every_combination() -> None:
     assert [setting.label for setting in settings[2:-1]] == [
         f"count={count} thresholds={pair}" for count in (5, 10) for pair in ("0.5/0.5", "0.75/0.9")
     ]
-    assert settings[2].options == Options("pqpp", count=5, thresholds=Thresholds(0.5, 0.5))
+    assert settings[2].options == Options("pqpp", joint=False, count=5, thresholds=Thresholds(0.5, 0.5))
 
 
 def test_points_are_asked_where_no_strategy_is_named() -> None:

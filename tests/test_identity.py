@@ -90,9 +90,8 @@ _FILES = {"adapter_config.json": SHA, "adapter_model.safetensors": SHA}
 
 def test_the_version_that_an_earlier_release_noted_is_known_until_another_is(tmp_path: Path) -> None:
     given = settings(tmp_path, pattern="unsure")
-    former = (
-        tmp_path / f"version-{former_settings(given.model, given.segmenter, replace(given.options, strategy='pqpp'), given.points)}.txt"
-    )
+    options = replace(given.options, strategy="pqpp")
+    former = tmp_path / f"version-{former_settings(given.model, given.segmenter, options, 'packed')}.txt"
     assert former != version_file(given)
     assert _noted_version(given) == ""
     former.write_text("demo-2-0123abcd")

@@ -14,8 +14,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import sam4mllm
 from sam4mllm.adapters.adopt import Claims, adopt, appoint
 from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
+from sam4mllm.adapters.follow import checkpoint_for
 from sam4mllm.adapters.loose import read_papers
 from sam4mllm.adapters.lora import attach_stored
 from sam4mllm.adapters.manifest import Papers
@@ -23,11 +25,13 @@ from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.grounding.families import load_checkpoint, outline_checkpoint
 from sam4mllm.identity import slug
-from sam4mllm.prompts.dialects import DEMO, LLAVA, dump_dialect
+from sam4mllm.options import Options
+from sam4mllm.prompts.dialects import BEFORE_NONE, DEMO, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, dump_dialect
 from sam4mllm.training.loss import row_loss
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.session import Session
 from tests.conftest import make_checkpoint
+from tests.test_adapters import PAPERS
 from tests.test_adapters import add as add_version
 from tests.test_cli import fail
 from tests.test_pool import TOY, write_pictures
@@ -138,6 +142,31 @@ def test_what_is_given_as_the_papers_say_it_is_taken(trained: Path, model: Path,
     shutil.copytree(model, moved, dirs_exist_ok=True)
     options = ("--model", moved, "--dialect", moved / "dialect.json", "--segmenter", "demo")
     assert json.loads(run("evaluate", data, "--adapter", trained, *options, "--limit", 1, "--json"))["count"]
+
+
+def test_how_it_is_asked_follows_the_papers_unless_it_is_given(trained: Path) -> None:
+    asked = {
+        "papers": sam4mllm.load(adapter=str(trained), device="cpu"),
+        "given": sam4mllm.load(adapter=str(trained), device="cpu", options=Options("box", joint=False)),
+        "base": sam4mllm.load(str(read_papers(trained).base_model), device="cpu"),  # type: ignore[union-attr]
+    }
+    found = {name: (pipeline.options.strategy, pipeline.options.joint) for name, pipeline in asked.items()}
+    assert found == {"papers": ("pqpp", True), "given": ("box", False), "base": ("box", False)}
+    assert asked["papers"].options.points == 15
+
+
+@pytest.mark.parametrize("dialect", [QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL], ids=lambda dialect: str(dialect.name))
+def test_an_adapter_of_an_earlier_release_is_spoken_to_in_its_words(dialect: Dialect, model: Path) -> None:
+    checkpoint = outline_checkpoint(str(model)).speaking(dialect)
+    before = checkpoint.speaking(BEFORE_NONE[dialect.name])
+    assert "none" not in before.dialect.box_question
+    assert "none" in dialect.box_question
+    papers = replace(PAPERS, base_sha256=checkpoint.base_sha256, template_sha256=before.template_sha256)
+    assert checkpoint_for(checkpoint, papers, None).dialect == before.dialect
+    of_now = replace(papers, template_sha256=checkpoint.template_sha256)
+    assert checkpoint_for(checkpoint, of_now, None).dialect == dialect
+    with pytest.raises(ModelError, match="another set of prompts"):
+        checkpoint_for(checkpoint, replace(papers, template_sha256="00" * 32), None)
 
 
 # -- going on ------------------------------------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.families import DEMO
 from sam4mllm.options import Options
-from sam4mllm.prompts.dialects import Dialect, dialect_of
+from sam4mllm.prompts.dialects import BEFORE_NONE, Dialect, dialect_of
 
 
 def choose_model(given: str | None, papers: Papers | None, folder: Path | None = None) -> str:
@@ -63,8 +63,19 @@ def checkpoint_for(checkpoint: Checkpoint, papers: Papers | None, dialect: Diale
         raise ModelError(f"the adapter {name} was trained on {own}; start with that one (--model, SAM4MLLM_MODEL), or train again")
     if papers.dialect is not None:
         checkpoint = checkpoint.speaking(dialect_of(papers.dialect))
+    elif papers.template_sha256 != checkpoint.template_sha256:
+        checkpoint = _as_before(checkpoint, papers)
     if dialect not in (None, checkpoint.dialect):
         raise ModelError(f"--dialect is not what the adapter {name} was trained in, {checkpoint.dialect.name!r}; leave it out")
     if papers.template_sha256 not in (checkpoint.template_sha256, former_template(checkpoint.dialect, checkpoint.markup)):
         raise ModelError(f"the adapter {name} was trained on another set of prompts; train again, or start with its own")
     return checkpoint
+
+
+def _as_before(checkpoint: Checkpoint, papers: Papers) -> Checkpoint:
+    """In the words of an earlier release, if those are what the adapter was trained on."""
+    former = BEFORE_NONE.get(checkpoint.dialect.name)
+    if former is None:
+        return checkpoint
+    known = (checkpoint.speaking(former).template_sha256, former_template(former, checkpoint.markup))
+    return checkpoint.speaking(former) if papers.template_sha256 in known else checkpoint

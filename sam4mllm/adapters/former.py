@@ -67,7 +67,7 @@ def former_settings(model: str, segmenter: str, options: Options, points: str) -
 
 def _spell_options(options: Options) -> str:
     thresholds = _spell("Thresholds", options.thresholds, ("positive", "negative"))
-    parts = [f"joint={options.joint!r}", f"count={options.count!r}", f"thresholds={thresholds}"]
+    parts = [f"joint={bool(options.joint)}", f"count={options.count!r}", f"thresholds={thresholds}"]
     # these two came later, and were left out at the values that earlier versions had
     later: Mapping[str, tuple[str, str]] = {"pattern": (options.pattern, "spread"), "choice": (options.choice, "predicted")}
     parts += [f"{name}={value!r}" for name, (value, first) in later.items() if value != first]

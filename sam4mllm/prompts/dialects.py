@@ -197,6 +197,17 @@ QWEN_VL_CHAT = Dialect(
 )
 """Thousandths, 0 to 999, between tags (Qwen-VL, arXiv 2308.12966, section 2.2; the words of its demo)."""
 
+BEFORE_NONE = {
+    QWEN2_VL.name: replace(QWEN2_VL, box_question=_FIND.removesuffix("."), prompt_question=_FIND + _PROMPT),
+    QWEN2_5_VL.name: replace(QWEN2_5_VL, box_question=_LOCATE_25, prompt_question=_LOCATE_25 + _PROMPT),
+    QWEN3_VL.name: replace(QWEN3_VL, box_question=_LOCATE_3, prompt_question=_LOCATE_3 + _PROMPT),
+    LLAVA.name: replace(LLAVA, box_question=_DESCRIBED + "{phrase}", prompt_question=_DESCRIBED + "{phrase}." + _PROMPT),
+    INTERNVL.name: replace(
+        INTERNVL, box_question=_DESCRIBED + "<ref>{phrase}</ref>", prompt_question=_DESCRIBED + "<ref>{phrase}</ref>." + _PROMPT
+    ),
+}
+"""The words of an earlier release, which did not offer "none": adapters of that time have learned them, and do not say so."""
+
 DIALECTS = {dialect.name: dialect for dialect in (DEFAULT, DEMO, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL, QWEN_VL_CHAT)}
 
 
