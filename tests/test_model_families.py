@@ -21,7 +21,7 @@ from sam4mllm.loading import load_variants
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, dump_dialect
 from sam4mllm.prompts.parse import parse_boxes
 from tests import family_table
-from tests.family_checks import CHECKS, CPU, IMAGE, Frame, Subject, boxes_read_back
+from tests.family_checks import CHECKS, CPU, IMAGE, Frame, Subject
 from tests.family_models import KINDS
 
 torch.set_num_threads(1)
@@ -89,10 +89,6 @@ def test_native_answers_are_read(dialect: Dialect, text: str, box_px: list[float
     np.testing.assert_allclose(to_pixels(dialect, FRAME, box), box_px, atol=0.5)
 
 
-def test_boxes_of_qwen_vl_chat_are_read_back() -> None:
-    boxes_read_back(QWEN_VL_CHAT)
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_without_an_adapter_an_answer_in_native_words_is_a_box(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grounder = subject_of(name, home).grounder
@@ -118,13 +114,20 @@ def test_a_dialect_in_the_folder_wins(tmp_path: Path) -> None:
 # -- refused -------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_qwen_vl_chat_is_refused(tmp_path: Path) -> None:
-    """A folder as the hub has it: no processor, weights that are pickles, code beside them."""
-    mapping = {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen", "auto_map": mapping, "visual": {"image_size": 448}}))
-    (tmp_path / "configuration_qwen.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        pytest.param({"model_type": "qwen", "visual": {"image_size": 448}}, "Qwen-VL-Chat", id="Qwen-VL-Chat"),
+        pytest.param({"model_type": "internvl_chat"}, "InternVL", id="InternVL"),
+    ],
+)
+def test_a_folder_with_code_of_its_own_is_to_be_converted(tmp_path: Path, config: dict[str, object], name: str) -> None:
+    """A folder as first published: no processor, weights that are pickles, code beside them."""
+    mapping = {"AutoConfig": "configuration_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": mapping}))
+    (tmp_path / "configuration_own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"code of its own, which is never run here.*; use Qwen/Qwen2-VL-7B-Instruct") as caught:
+    with pytest.raises(ModelError, match=rf"is {name} as first published.*: sam4mllm models convert .* OUT") as caught:
         load_variants(str(tmp_path), "demo", "cpu", None)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()

@@ -43,7 +43,7 @@ MAX_RANK = 4_096
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_TRANSFORMERS = re.compile(r"transformers(\.[a-z0-9_]+)*")
+_LIBRARY = re.compile(r"transformers(\.[a-z0-9_]+)*|sam4mllm\.qwen_vl_chat\.model")
 _MAX_TEXT = 1 << 20
 """Bytes of a JSON file; a LoRA configuration with its lists of modules has a few thousand."""
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -317,12 +317,12 @@ def _is_pattern(value: object) -> bool:
     return isinstance(value, dict) and all(is_number(number) for number in value.values())
 
 
-def _is_transformers(value: object) -> bool:
+def _is_known_class(value: object) -> bool:
     """peft writes where the base model's class is from, and imports it when asked for an automatic model."""
     if not isinstance(value, dict) or set(value) - {"base_model_class", "parent_library", "unsloth_fixed"}:
         return False
     library, model = value.get("parent_library"), value.get("base_model_class")
-    named = isinstance(model, str) and model.isidentifier() and matches(_TRANSFORMERS, library)
+    named = isinstance(model, str) and model.isidentifier() and matches(_LIBRARY, library)
     return named and value.get("unsloth_fixed") in (None, True, False)
 
 
@@ -337,7 +337,7 @@ _CONFIG: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"), _is_off),
     **dict.fromkeys(("arrow_config", "corda_config", "eva_config", "kasa_config", "loftq_config", "lora_ga_config"), _is_off),
     **dict.fromkeys(("megatron_config", "monteclora_config", "velora_config"), _is_off),
-    "auto_mapping": _is_transformers,
+    "auto_mapping": _is_known_class,
     "bias": lambda value: value in ("none", "all", "lora_only"),
     "init_lora_weights": lambda value: _is_flag(value) or value == "gaussian",
     "megatron_core": lambda value: value == "megatron.core",

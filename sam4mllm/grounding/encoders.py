@@ -11,6 +11,7 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
+from sam4mllm.qwen_vl_chat.config import POSITIONS
 
 TALK = 1024
 """Tokens kept for the longest conversation about one phrase where attention reaches only so far."""
@@ -27,12 +28,7 @@ def encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     vision = checkpoint.image_processor(images=[image], return_tensors="pt")
     grid = vision["image_grid_thw"]
     merge, patch = config.vision_config.spatial_merge_size, config.vision_config.patch_size
-    ids: list[int] = checkpoint.tokenizer(opening, add_special_tokens=False)["input_ids"]
-    if ids.count(config.image_token_id) != 1:
-        raise ModelError(f"{checkpoint.source}: the chat template must write the image token exactly once")
-    at = ids.index(config.image_token_id)
-    count = int(grid[0].prod()) // merge**2
-    tokens = torch.tensor([ids[:at] + [config.image_token_id] * count + ids[at + 1 :]])
+    tokens = _repeat_placeholder(checkpoint, opening, int(grid[0].prod()) // merge**2)
     kinds = (tokens == config.image_token_id).int()
     positions, _ = checkpoint.model.model.get_rope_index(tokens, image_grid_thw=grid, mm_token_type_ids=kinds)
     inputs = {
@@ -42,6 +38,18 @@ def encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
         "mm_token_type_ids": kinds,
     }
     return Encoded(inputs, positions, (int(grid[0, 2]) * patch, int(grid[0, 1]) * patch))
+
+
+def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
+    """Qwen-VL-Chat: the image is stretched to a square, and the placeholder repeated for each of the resampler's embeddings."""
+    config = checkpoint.model.config
+    vision = config.vision_config
+    pixels = checkpoint.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+    tokens = _repeat_placeholder(checkpoint, opening, vision.queries)
+    length = tokens.shape[1]
+    if length + TALK > POSITIONS:
+        raise ModelError(f"{checkpoint.source}: its chat template and an image take {length:,} of {POSITIONS:,} tokens; shorten the template")
+    return Encoded({"input_ids": tokens, "pixel_values": pixels}, torch.arange(length)[None, None], (vision.image_size, vision.image_size))
 
 
 def encode_llava(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
@@ -59,6 +67,16 @@ def encode_internvl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded
     side = (tiles.size["height"], tiles.size["width"])
     columns, rows = get_optimal_tiled_canvas((image.height, image.width), side, tiles.min_patches, tiles.max_patches)
     return _encode_tiles(checkpoint, opening, image, (columns * side[1], rows * side[0]))
+
+
+def _repeat_placeholder(checkpoint: Checkpoint, opening: str, count: int) -> Tensor:
+    """The opening's tokens (1, T) with the image's placeholder ``count`` times. Raises ModelError unless it is there once."""
+    placeholder: int = checkpoint.model.config.image_token_id
+    ids: list[int] = checkpoint.tokenizer(opening, add_special_tokens=False)["input_ids"]
+    if ids.count(placeholder) != 1:
+        raise ModelError(f"{checkpoint.source}: the chat template must write the image token exactly once")
+    at = ids.index(placeholder)
+    return torch.tensor([ids[:at] + [placeholder] * count + ids[at + 1 :]])
 
 
 def _encode_tiles(checkpoint: Checkpoint, opening: str, image: Any, resized: tuple[int, int]) -> Encoded:
