@@ -98,7 +98,7 @@ class Manifest:
     @classmethod
     def from_json(cls, text: str) -> Manifest:
         """The inverse of ``to_json``. Raises RegistryError for keys that are unknown or missing, or values that are wrong."""
-        values = _parse_object(text, MANIFEST)
+        values = parse_object(text, MANIFEST)
         wrong = values.keys() ^ {field.name for field in fields(cls)}
         if wrong:
             raise RegistryError(f"{MANIFEST} lacks these keys or should not have them: {listed(wrong)}; add the adapter again")
@@ -139,8 +139,8 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 
     What the tensors fit is seen when a model is there (:mod:`sam4mllm.adapters.factors`).
     """
-    _check_weights(folder / WEIGHTS)
-    config = _parse_object(read_text(folder / CONFIG), CONFIG)
+    check_weights(folder / WEIGHTS)
+    config = parse_object(read_text(folder / CONFIG), CONFIG)
     _check_config(config)
     return config
 
@@ -186,7 +186,8 @@ def read_text(path: Path) -> str:
         raise RegistryError(f"{path.name} is not UTF-8 text; restore it") from error
 
 
-def _parse_object(text: str, name: str) -> dict[str, Any]:
+def parse_object(text: str, name: str) -> dict[str, Any]:
+    """The JSON object in the text of the file ``name``."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -202,8 +203,11 @@ def _check_plain(path: Path) -> None:
         raise RegistryError(f"{path.name} is missing or not a plain file; restore it")
 
 
-def _check_weights(path: Path) -> None:
-    """safetensors checks a header's lengths and types itself, though not that a number is one."""
+def check_weights(path: Path) -> list[str]:
+    """See that a file holds LoRA factors alone, of finite numbers, and give their names. Raises OSError too.
+
+    safetensors checks a header's lengths and types itself, though not that a number is one.
+    """
     _check_plain(path)
     try:
         with safe_open(path, framework="pt") as weights:
@@ -212,6 +216,7 @@ def _check_weights(path: Path) -> None:
                 raise RegistryError(f"{path.name} holds no tensors; save the adapter again")
             for name in names:
                 _check_tensor(name, weights.get_tensor(name))
+            return list(names)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise RegistryError(f"{path.name} cannot be read as safetensors ({first_line(error)}); save the adapter again") from error
 

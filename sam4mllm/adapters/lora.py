@@ -12,8 +12,10 @@ from typing import Any
 
 from peft import LoraConfig, LoraModel, PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
 
-from sam4mllm.adapters.factors import declare, fill, read_factors
+from sam4mllm.adapters.conversion import renew
+from sam4mllm.adapters.factors import declare, fill, pick_factors
 from sam4mllm.adapters.files import BASE, WEIGHTS, check_adapter
 from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError, first_line
@@ -101,8 +103,9 @@ class Adapters:
     def _insert(self, slot: str, folder: Path, foreign: Mapping[str, Any]) -> None:
         """In the precision of the layers that it changes, as autocast has it in training."""
         model = self._checkpoint.model
-        declared = declare(foreign, model, self._checkpoint.lora_targets)
-        found = read_factors(folder / WEIGHTS, declared, model)
+        config_today, tensors = renew(foreign, load_file(folder / WEIGHTS))
+        declared = declare(config_today, model, self._checkpoint.lora_targets)
+        found = pick_factors(tensors, declared, model)
         config = declared.to_peft()
         if self._model is None:
             self._model = _wrap(model, config, slot, in_float32=False)

@@ -1,3 +1,3 @@
-"""Checkpoints in the layouts in which they were first published, rewritten as ``sam4mllm models convert`` does: what they are (``originals``),
-their tensors (``tensors``, ``qwen_vl_chat``, ``internvl_chat``), a tokenizer (``qwen_tokenizer``), and the whole folder (``convert``).
+"""Checkpoints in the layouts of their first publication, rewritten for ``sam4mllm models convert``: a whole folder (``convert``), its
+tensors (``tensors``, by the plans in ``qwen_vl_chat`` and ``internvl_chat``), and a tokenizer (``qwen_tokenizer``).
 """

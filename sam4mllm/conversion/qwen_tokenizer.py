@@ -1,4 +1,4 @@
-"""The tokenizer of Qwen-VL-Chat, made of its tiktoken file: a byte-level BPE with the same tokens for any text, and no tiktoken at run time."""
+"""The tokenizer of Qwen-VL-Chat, made of its tiktoken file: a byte-level BPE with the same tokens for any text, without tiktoken."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from sam4mllm.errors import ModelError
-from sam4mllm.qwen_vl_chat.config import IMAGE_TOKEN, POSITIONS
+from sam4mllm.qwen_vl_chat.config import IMAGE_TOKEN
 
 FILE = "qwen.tiktoken"
 MAX_BYTES = 64 << 20
@@ -27,7 +27,7 @@ SPECIAL = (
     *(f"<|extra_{number}|>" for number in range(205)),
     *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", IMAGE_BEGINS, IMAGE_ENDS, IMAGE_TOKEN),
 )
-"""Its control tokens, whose ids follow those of the file in this order: from 151,643 on in the published one, whose ``<img>`` is 151,857."""
+"""Its control tokens, whose ids follow those of the file in this order: in the published one from 151,643 on; ``<img>`` is 151,857."""
 
 _WORDS = "|".join(
     (
@@ -55,10 +55,10 @@ CHAT_TEMPLATE = (
 """ChatML, with pictures numbered as in the paper's examples (Qwen-VL, arXiv 2308.12966, section 3.3 and appendix B)."""
 
 
-def build_tokenizer(path: Path) -> PreTrainedTokenizerFast:
-    """The fast tokenizer with the control tokens and the chat template. Raises ModelError naming the file."""
+def build_tokenizer(path: Path, length: int) -> PreTrainedTokenizerFast:
+    """The fast tokenizer with control tokens and chat template, for texts of ``length`` tokens. Raises ModelError naming the file."""
     ranks = read_ranks(path)
-    letters = bytes_to_unicode()
+    letters: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
     merges = [(spelled[left], spelled[right]) for left, right in find_merges(ranks)]
     vocabulary = {spelled[token]: rank for token, rank in ranks.items()}
@@ -73,7 +73,7 @@ def build_tokenizer(path: Path) -> PreTrainedTokenizerFast:
         tokenizer_object=tokenizer,
         eos_token=TURN_ENDS,
         pad_token=END_OF_TEXT,
-        model_max_length=POSITIONS,
+        model_max_length=length,
         clean_up_tokenization_spaces=False,
     )
     fast.chat_template = CHAT_TEMPLATE

@@ -11,7 +11,6 @@ from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_t
 
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
-from sam4mllm.qwen_vl_chat.config import POSITIONS
 
 TALK = 1024
 """Tokens kept for the longest conversation about one phrase where attention reaches only so far."""
@@ -46,9 +45,9 @@ def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Enc
     vision = config.vision_config
     pixels = checkpoint.image_processor(images=[image], return_tensors="pt")["pixel_values"]
     tokens = _repeat_placeholder(checkpoint, opening, vision.queries)
-    length = tokens.shape[1]
-    if length + TALK > POSITIONS:
-        raise ModelError(f"{checkpoint.source}: its chat template and an image take {length:,} of {POSITIONS:,} tokens; shorten the template")
+    length, most = tokens.shape[1], config.get_text_config().max_position_embeddings
+    if length + TALK > most:
+        raise ModelError(f"{checkpoint.source}: its chat template and an image take {length:,} of {most:,} tokens; shorten the template")
     return Encoded({"input_ids": tokens, "pixel_values": pixels}, torch.arange(length)[None, None], (vision.image_size, vision.image_size))
 
 

@@ -26,16 +26,17 @@ from sam4mllm.checkpoints import (
     read_config,
     read_object,
 )
-from sam4mllm.conversion.originals import refuse_original
 from sam4mllm.errors import ModelError, TemplateError, first_line
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_qwen_vl, encode_qwen_vl_chat
 from sam4mllm.options import AUTO, Precision
+from sam4mllm.originals import refuse_original
 from sam4mllm.precision import check_quantised, loading_options, refuse_twice
 from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
-from sam4mllm.qwen_vl_chat import model as _qwen_vl_chat  # tells transformers of it
+from sam4mllm.qwen_vl_chat import model as _qwen_vl_chat  # noqa: F401 – which tells transformers of it
+from sam4mllm.qwen_vl_chat.config import MODEL_TYPE as _QWEN_VL_CHAT
 
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "assets" / "mllm"
 NEEDED = (IMAGE_PROCESSOR, TOKENIZER)
@@ -69,7 +70,7 @@ FAMILIES = {
     "llava_next": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "llava_onevision": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "internvl": Family(INTERNVL, encode_internvl, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
-    _qwen_vl_chat.MODEL_TYPE: Family(QWEN_VL_CHAT, encode_qwen_vl_chat, f"{_LANGUAGE}|{_RESAMPLER}", CLIPImageProcessorPil),
+    _QWEN_VL_CHAT: Family(QWEN_VL_CHAT, encode_qwen_vl_chat, f"{_LANGUAGE}|{_RESAMPLER}", CLIPImageProcessorPil),
 }
 
 

@@ -11,9 +11,6 @@ from transformers.configuration_utils import SubConfigSpec
 MODEL_TYPE = "qwen_vl_chat"
 """In the config.json of a converted folder; the published one says ``qwen``, as that of Qwen's first text models does."""
 IMAGE_TOKEN = "<imgpad>"
-POSITIONS = 2048
-"""``seq_length`` of the published config.json. Beyond it the model's rotary base and its queries would be scaled (dynamic NTK, logn); up to
-it both are the identity."""
 
 
 @strict
@@ -45,8 +42,12 @@ class QwenVLChatVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 
 @strict
-class QwenVLChatConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """The whole model; its language model is Qwen2's with as many key heads as heads."""
+class QwenVLChatConfig(PreTrainedConfig):
+    """The whole model; its language model is Qwen2's with as many key heads as heads.
+
+    The language model's ``max_position_embeddings`` is a limit, 2,048 in the published checkpoint (``seq_length``): beyond it the published
+    code scales the rotary base and the queries (dynamic NTK, logn), and up to it both are the identity.
+    """
 
     model_type: ClassVar[str] = MODEL_TYPE
     sub_configs_defaults: ClassVar[dict[str, Any]] = {

@@ -13,7 +13,7 @@ from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
 from sam4mllm.errors import PhraseError
-from sam4mllm.qwen_vl_chat.config import MODEL_TYPE, POSITIONS, QwenVLChatConfig, QwenVLChatVisionConfig
+from sam4mllm.qwen_vl_chat.config import MODEL_TYPE, QwenVLChatConfig, QwenVLChatVisionConfig
 from sam4mllm.qwen_vl_chat.vision import QwenVLChatResampler, QwenVLChatTower
 
 
@@ -99,9 +99,10 @@ class QwenVLChatModel(QwenVLChatPreTrainedModel):
             return
         past = 0 if past_key_values is None else past_key_values.get_seq_length()
         highest = past + length - 1 if position_ids is None else int(position_ids.max())
-        if highest >= POSITIONS:
+        most = self.language_model.config.max_position_embeddings
+        if highest >= most:
             raise PhraseError(
-                f"image, question and answer come to {highest + 1:,} tokens, and Qwen-VL-Chat reads {POSITIONS:,}; "
+                f"image, question and answer come to {highest + 1:,} tokens, and Qwen-VL-Chat reads {most:,}; "
                 "use a shorter phrase or fewer points"
             )
 
