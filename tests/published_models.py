@@ -165,3 +165,82 @@ def write_weights(folder: Path, state: State, pickled: bool, shards: int) -> Non
     if shards > 1:
         index = {"metadata": {}, "weight_map": {name: file for file, some in held.items() for name in some}}
         (folder / f"{stem}.{ending}.index.json").write_text(json.dumps(index))
+
+
+PUBLISHED_FILES = {
+    *("config.json", "generation_config.json", "model.safetensors"),
+    *("preprocessor_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+}
+"""What Qwen-VL-Chat's folder holds once it is converted."""
+
+
+# -- InternVL ------------------------------------------------------------------------------------------------------------------------------
+
+_INTERNVL = (
+    ("model.vision_tower.embeddings.cls_token", "vision_model.embeddings.class_embedding"),
+    ("model.vision_tower.embeddings.position_embeddings", "vision_model.embeddings.position_embedding"),
+    ("model.vision_tower.embeddings.patch_embeddings.projection.", "vision_model.embeddings.patch_embedding."),
+    ("model.vision_tower.encoder.layer.", "vision_model.encoder.layers."),
+    (".attention.projection_layer.", ".attn.proj."),
+    (".layernorm_before.", ".norm1."),
+    (".layernorm_after.", ".norm2."),
+    (".lambda_", ".ls"),
+    ("model.multi_modal_projector.layer_norm.", "mlp1.0."),
+    ("model.multi_modal_projector.linear_1.", "mlp1.1."),
+    ("model.multi_modal_projector.linear_2.", "mlp1.3."),
+    ("model.language_model.", "language_model.model."),
+    ("lm_head.", "language_model.lm_head."),
+)
+"""Names of transformers, and those of InternVL's repository."""
+
+
+def internvl_state(native: Mapping[str, Tensor]) -> State:
+    """The tensors of a model of transformers by their published names."""
+    state: State = {}
+    for name, tensor in native.items():
+        old = name
+        for one, other in _INTERNVL:
+            old = old.replace(one, other)
+        if ".attention.q_proj." in old:
+            parts = [native[name.replace(".q_proj.", f".{part}_proj.")] for part in "qkv"]
+            state[old.replace(".attention.q_proj.", ".attn.qkv.")] = torch.cat(parts)
+        elif ".attention.k_proj." not in old and ".attention.v_proj." not in old:
+            state[old] = tensor
+    return state
+
+
+def write_internvl_chat(folder: Path, native: Path, model: torch.nn.Module, pickled: bool) -> Path:
+    """A folder of transformers in the published layout, with the weights of the model that was loaded from it."""
+    config = json.loads((native / "config.json").read_text())
+    vision = config["vision_config"]
+    folder.mkdir()
+    published = {
+        "model_type": "internvl_chat",
+        "architectures": ["InternVLChatModel"],
+        "auto_map": {"AutoModel": "modeling_internvl_chat.InternVLChatModel"},
+        "downsample_ratio": 0.5,
+        "min_dynamic_patch": 1,
+        "max_dynamic_patch": 4,
+        "ps_version": "v2",
+        "select_layer": -1,
+        "template": "internvl2_5",
+        "torch_dtype": "float32",
+        "use_thumbnail": True,
+        "llm_config": {**config["text_config"], "torch_dtype": "float32", "rope_theta": 10000.0, "use_bfloat16": True},
+        "vision_config": {
+            "model_type": "intern_vit_6b",
+            "image_size": vision["image_size"][0],
+            "patch_size": vision["patch_size"][0],
+            "qkv_bias": vision["attention_bias"],
+            "qk_normalization": vision["use_qk_norm"],
+            **{name: vision[name] for name in ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")},
+            "norm_type": vision["norm_type"],
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(published))
+    (folder / "tokenizer.json").write_bytes((native / "tokenizer.json").read_bytes())
+    tokenizer = json.loads((native / "tokenizer_config.json").read_text())
+    kept = {name: value for name, value in tokenizer.items() if name in ("tokenizer_class", "eos_token", "pad_token", "model_max_length")}
+    (folder / "tokenizer_config.json").write_text(json.dumps(kept))
+    write_weights(folder, internvl_state(model.state_dict()), pickled, 2)
+    return folder

@@ -205,7 +205,7 @@ def test_a_packed_row_may_be_longer(subject: Subject) -> None:
     grounder = subject.grounder
     scene = grounder.open(IMAGE)
     some = inquiry("the left cup", [[5, 5, 60, 80]], 0, 1)
-    whole = Inquiry(some.grounding, 0, np.random.default_rng(0).uniform(5, 60, (200, 2)).astype(np.float32))
+    whole = Inquiry(some.grounding, 0, np.random.default_rng(0).uniform(5, 60, (300, 2)).astype(np.float32))
     assert len(whole.points_px) * len(grounder.joint_question([(5, 5)])) > 2048
     [together] = grounder.ask(scene, [whole])
     parts = [Inquiry(whole.grounding, 0, points) for points in np.array_split(whole.points_px, 8)]
