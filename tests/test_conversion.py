@@ -183,7 +183,7 @@ def test_internvl_answers_as_before(pickled: bool, new: Path, tmp_path: Path) ->
     assert after.markup.opening == "<|im_start|>user\n<IMG_CONTEXT>\n"
     encoded, expected = (one.encode(one, before.markup.opening, Image.fromarray(IMAGE)) for one in (after, before))
     assert torch.equal(encoded.inputs["input_ids"], expected.inputs["input_ids"])
-    assert after.image_processor.image_processor.image_mean == [0.485, 0.456, 0.406]  # ImageNet's, as published
+    assert tuple(after.image_processor.image_processor.image_mean) == (0.485, 0.456, 0.406)  # ImageNet's, as published
     with torch.inference_mode():
         np.testing.assert_array_equal(after.model(**encoded.inputs).logits, before.model(**encoded.inputs).logits)
     [answer] = MllmGrounder(after).ask(MllmGrounder(after).open(IMAGE), [QUESTION])
