@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sam4mllm.errors import ModelError
@@ -22,7 +23,5 @@ def refuse_original(config: Mapping[str, Any], source: str) -> None:
     """Raises ModelError with the command that converts the folder."""
     name = original_name(config)
     if name is not None:
-        raise ModelError(
-            f"{source} is {name} as first published, with code of its own, which is never run here; "
-            f"convert its folder once: sam4mllm models convert {source} OUT"
-        )
+        how = f"sam4mllm models convert {source} OUT" if Path(source).is_dir() else "fetch it, then sam4mllm models convert FOLDER OUT"
+        raise ModelError(f"{source} is {name} as first published, with code of its own, which is never run here; convert it once: {how}")

@@ -279,7 +279,7 @@ def half_converted(folder: Path) -> None:
         pytest.param(
             config_with(kv_channels=7), "hidden_size .* must be num_attention_heads times kv_channels", id="heads that do not fit"
         ),
-        pytest.param(config_with(num_hidden_layers=10**9), "num_hidden_layers .* must be a number from 1", id="a billion layers"),
+        pytest.param(config_with(num_hidden_layers=10**6), "num_hidden_layers .* must be a number from 1", id="a million layers"),
         pytest.param(
             config_with(num_hidden_layers=3), r"lacks 8 of the model's tensors, among them transformer\.h\.2\.", id="a layer more"
         ),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 from sam4mllm.errors import ImageError, ModelError
@@ -109,6 +112,50 @@ def test_a_dialect_in_the_folder_wins(tmp_path: Path) -> None:
     second = MllmGrounder(subject.load())
     assert (first.dialect, second.dialect) == (INTERNVL, LLAVA)
     assert first.identity != second.identity
+
+
+# -- squashed ------------------------------------------------------------------------------------------------------------------------------
+
+
+def squash_to(folder: Path, sides: object, frame: Literal["milli", "square"] = "milli") -> Path:
+    """Another way of preparing images, in the model's folder."""
+    config = json.loads((folder / "processor_config.json").read_text())
+    config["image_processor"]["squash"] = sides
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    (folder / "dialect.json").write_text(dump_dialect(replace(LLAVA, frame=frame, digits=3)))
+    return folder
+
+
+def test_an_image_is_squashed_where_its_processor_says_so(tmp_path: Path) -> None:
+    """As for the adapters that the paper's authors published, with thousandths of the image's own sides."""
+    subject = Subject(KINDS["LLaVA-NeXT, Llama 3"], tmp_path)
+    plain, image = subject.load(), Image.fromarray(IMAGE)
+    squash_to(subject.source, [56, 56])
+    squashing = subject.load()
+    opening = plain.markup.opening
+    found = squashing.encode(squashing, opening, image)
+    expected = plain.encode(plain, opening, image.resize((56, 56), Image.Resampling.BICUBIC))
+    assert torch.equal(found.inputs["pixel_values"], expected.inputs["pixel_values"])
+    assert torch.equal(found.inputs["input_ids"], expected.inputs["input_ids"])
+    assert not torch.equal(found.inputs["pixel_values"], plain.encode(plain, opening, image).inputs["pixel_values"])
+    grounder = MllmGrounder(squashing)
+    [box] = grounder.box_numbers(grounder.open(IMAGE), np.array([[9, 12, 45, 60]], np.float32))
+    assert box == (100, 100, 500, 500)
+
+
+@pytest.mark.parametrize(
+    ("sides", "frame", "said"),
+    [
+        pytest.param("wide", "milli", "squash must be a width and a height", id="no size"),
+        pytest.param([56, 10**6], "milli", "of up to 4,096 pixels", id="without room"),
+        pytest.param([56, 56], "square", "frame is milli or unit", id="shares of a padded square"),
+    ],
+)
+def test_a_squash_that_is_none_is_refused(sides: object, frame: Literal["milli", "square"], said: str, tmp_path: Path) -> None:
+    subject = Subject(KINDS["LLaVA-NeXT, Llama 3"], tmp_path)
+    squash_to(subject.source, sides, frame)
+    with pytest.raises(ModelError, match=said):
+        MllmGrounder(subject.load()).open(IMAGE)
 
 
 # -- refused -------------------------------------------------------------------------------------------------------------------------------

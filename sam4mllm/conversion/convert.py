@@ -46,6 +46,8 @@ _LAYOUTS = {
 
 def convert_folder(folder: Path, out: Path) -> str:
     """Write a model or an adapter anew into ``out``, and say what it is. Raises ModelError or RegistryError as what is called does."""
+    if not folder.is_dir():
+        raise ModelError(f"{folder} is no folder; fetch the model first, all of its files")
     if not (folder / ADAPTER_CONFIG).is_file():
         converted = convert_model(folder, out)
         return f"{converted.name}, {converted.tensors:,} tensors"

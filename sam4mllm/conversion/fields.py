@@ -12,6 +12,8 @@ from sam4mllm.errors import ModelError
 
 MOST = 1 << 24
 """Of a size; vocabularies of a million are the largest there are."""
+MOST_LAYERS = 1_000
+"""Of a model; the largest published ones have up to 130."""
 
 
 class Fields:
@@ -29,10 +31,10 @@ class Fields:
         self._values: Mapping[str, Any] = values
         self._source, self._before = source, before
 
-    def size(self, name: str, default: int | None = None) -> int:
+    def size(self, name: str, default: int | None = None, most: int = MOST) -> int:
         """A number of things, one at least."""
         value = self._values.get(name, default)
-        self.require(name, isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= MOST, f"a number from 1 to {MOST:,}")
+        self.require(name, isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most, f"a number from 1 to {most:,}")
         assert isinstance(value, int)
         return value
 

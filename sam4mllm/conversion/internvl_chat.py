@@ -22,8 +22,8 @@ from transformers import (
 )
 from transformers.models.got_ocr2 import GotOcr2ImageProcessor
 
-from sam4mllm.conversion.fields import Fields, write_generation
-from sam4mllm.conversion.tensors import Plan, Wanted, renamed, split_rows
+from sam4mllm.conversion.fields import MOST_LAYERS, Fields, write_generation
+from sam4mllm.conversion.tensors import Plan, Published, renamed, split_rows
 from sam4mllm.errors import ModelError
 
 TEXT_MODELS = ("qwen2", "qwen3", "llama")
@@ -55,7 +55,8 @@ def read_sizes(config: Mapping[str, Any], source: str) -> InternVLConfig:
     whole.require("downsample_ratio", config.get("downsample_ratio") == 0.5, "0.5")
     side, patch = vision.size("image_size"), vision.size("patch_size")
     tied = bool(config.get("tie_word_embeddings") or published.get("tie_word_embeddings"))
-    for name in ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size"):
+    text.size("num_hidden_layers", most=MOST_LAYERS)
+    for name in ("hidden_size", "intermediate_size", "num_attention_heads", "vocab_size"):
         text.size(name)
     kept = {name: published[name] for name in _KEPT if published.get(name) is not None}
     return InternVLConfig(
@@ -63,7 +64,7 @@ def read_sizes(config: Mapping[str, Any], source: str) -> InternVLConfig:
         vision_config=InternVLVisionConfig(
             hidden_size=vision.size("hidden_size"),
             intermediate_size=vision.size("intermediate_size"),
-            num_hidden_layers=vision.size("num_hidden_layers"),
+            num_hidden_layers=vision.size("num_hidden_layers", most=MOST_LAYERS),
             num_attention_heads=vision.size("num_attention_heads"),
             image_size=[side, side],
             patch_size=[patch, patch],
@@ -116,9 +117,9 @@ def plan_tensors(sizes: InternVLConfig) -> Plan:
     new = "model.language_model"
     with torch.device("meta"):
         language = AutoModel.from_config(text).state_dict()  # type: ignore[no-untyped-call]
-    plan: dict[str, Wanted] = {f"language_model.model.{name}": renamed(f"{new}.{name}", *tensor.shape) for name, tensor in language.items()}
+    plan = {f"language_model.model.{name}": renamed(f"{new}.{name}", *tensor.shape) for name, tensor in language.items()}
     head = renamed("lm_head.weight", text.vocab_size, text.hidden_size)
-    plan["language_model.lm_head.weight"] = Wanted(head.shape, head.make, optional=sizes.tie_word_embeddings)
+    plan["language_model.lm_head.weight"] = Published(head.shape, head.make, optional=sizes.tie_word_embeddings)
     plan |= _embeddings(vision)
     for layer in range(vision.num_hidden_layers):
         plan |= _vision_layer(f"vision_model.encoder.layers.{layer}", f"model.vision_tower.encoder.layer.{layer}", vision)
@@ -139,7 +140,7 @@ def _embeddings(vision: Any) -> Plan:
 def _vision_layer(old: str, new: str, vision: Any) -> Plan:
     width, inner = vision.hidden_size, vision.intermediate_size
     attention = [f"{new}.attention.{one}_proj" for one in "qkv"]
-    plan: dict[str, Wanted] = {
+    plan: dict[str, Published] = {
         f"{old}.attn.qkv.weight": split_rows([f"{name}.weight" for name in attention], 3 * width, width),
         f"{old}.attn.proj.weight": renamed(f"{new}.attention.projection_layer.weight", width, width),
         f"{old}.attn.proj.bias": renamed(f"{new}.attention.projection_layer.bias", width),
@@ -163,7 +164,7 @@ def _vision_layer(old: str, new: str, vision: Any) -> Plan:
 
 def _projector(width: int, hidden: int) -> Plan:
     new = "model.multi_modal_projector"
-    plan: dict[str, Wanted] = {}
+    plan: dict[str, Published] = {}
     for old, name, shape in (
         ("mlp1.0", "layer_norm", (width,)),
         ("mlp1.1", "linear_1", (hidden, width)),

@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from transformers import CLIPImageProcessorPil
 
-from sam4mllm.conversion.fields import Fields, write_generation
+from sam4mllm.conversion.fields import MOST_LAYERS, Fields, write_generation
 from sam4mllm.conversion.qwen_tokenizer import END_OF_TEXT, FILE, IMAGE_BEGINS, TURN_ENDS, build_tokenizer
-from sam4mllm.conversion.tensors import Plan, Wanted, renamed, split_rows
+from sam4mllm.conversion.tensors import Plan, Published, renamed, split_rows
 from sam4mllm.errors import ModelError
 from sam4mllm.qwen_vl_chat.config import IMAGE_TOKEN, QwenVLChatConfig
 
@@ -44,7 +44,7 @@ def read_sizes(config: Mapping[str, Any], source: str) -> QwenVLChatConfig:
             "model_type": "qwen2",
             "hidden_size": width,
             "intermediate_size": inner // 2,
-            "num_hidden_layers": text.size("num_hidden_layers"),
+            "num_hidden_layers": text.size("num_hidden_layers", most=MOST_LAYERS),
             "num_attention_heads": heads,
             "num_key_value_heads": heads,
             "vocab_size": text.size("vocab_size"),
@@ -56,7 +56,7 @@ def read_sizes(config: Mapping[str, Any], source: str) -> QwenVLChatConfig:
         vision_config={
             "hidden_size": tower,
             "intermediate_size": int(tower * visual.number("mlp_ratio")),
-            "num_hidden_layers": visual.size("layers"),
+            "num_hidden_layers": visual.size("layers", most=MOST_LAYERS),
             "num_attention_heads": visual.size("heads"),
             "patch_size": patch,
             "image_size": side,
@@ -93,7 +93,7 @@ def plan_tensors(sizes: QwenVLChatConfig) -> Plan:
     """Every tensor of the published checkpoint."""
     vision, text = _parts(sizes)
     width, words = text.hidden_size, text.vocab_size
-    plan: dict[str, Wanted] = {
+    plan: dict[str, Published] = {
         "transformer.wte.weight": renamed("model.language_model.embed_tokens.weight", words, width),
         "transformer.ln_f.weight": renamed("model.language_model.norm.weight", width),
         "lm_head.weight": renamed("lm_head.weight", words, width),
@@ -125,7 +125,7 @@ def _tower(vision: Any) -> Plan:
     old, new, width, patch = "transformer.visual", "model.visual", vision.hidden_size, vision.patch_size
     return {
         f"{old}.conv1.weight": renamed(f"{new}.patch_embed.weight", width, 3, patch, patch),
-        f"{old}.positional_embedding": Wanted((TABLE, width), lambda table: {f"{new}.positions": enlarge(table, vision.patches)}),
+        f"{old}.positional_embedding": Published((TABLE, width), lambda table: {f"{new}.positions": enlarge(table, vision.patches)}),
         **_affine(f"{old}.ln_pre", f"{new}.norm", width),
     }
 
@@ -134,8 +134,8 @@ def _tower_block(old: str, new: str, width: int, inner: int, heads: int) -> Plan
     return {
         **_affine(f"{old}.ln_1", f"{new}.norm1", width),
         **_affine(f"{old}.ln_2", f"{new}.norm2", width),
-        f"{old}.attn.in_proj.weight": Wanted((3 * width, width), _apart(f"{new}.attn", "weight", heads)),
-        f"{old}.attn.in_proj.bias": Wanted((3 * width,), _apart(f"{new}.attn", "bias", heads)),
+        f"{old}.attn.in_proj.weight": Published((3 * width, width), _apart(f"{new}.attn", "weight", heads)),
+        f"{old}.attn.in_proj.bias": Published((3 * width,), _apart(f"{new}.attn", "bias", heads)),
         **_affine(f"{old}.attn.out_proj", f"{new}.attn.out_proj", width, width),
         **_affine(f"{old}.mlp.c_fc", f"{new}.mlp.fc1", inner, width),
         **_affine(f"{old}.mlp.c_proj", f"{new}.mlp.fc2", width, inner),
@@ -151,7 +151,7 @@ def _resampler(vision: Any) -> Plan:
     attention = [f"{new}.attn.{one}_proj" for one in "qkv"]
     return {
         f"{old}.query": renamed(f"{new}.query", vision.queries, width),
-        f"{old}.pos_embed": Wanted((vision.queries, width), positions),
+        f"{old}.pos_embed": Published((vision.queries, width), positions),
         f"{old}.kv_proj.weight": renamed(f"{new}.kv_proj.weight", width, vision.hidden_size),
         f"{old}.attn.in_proj_weight": split_rows([f"{name}.weight" for name in attention], 3 * width, width),
         f"{old}.attn.in_proj_bias": split_rows([f"{name}.bias" for name in attention], 3 * width),
@@ -159,7 +159,7 @@ def _resampler(vision: Any) -> Plan:
         **_affine(f"{old}.ln_q", f"{new}.norm_q", width),
         **_affine(f"{old}.ln_kv", f"{new}.norm_kv", width),
         **_affine("transformer.visual.ln_post", f"{new}.norm_post", width),
-        "transformer.visual.proj": Wanted((width, width), lambda weight: {f"{new}.proj.weight": weight.T}),
+        "transformer.visual.proj": Published((width, width), lambda weight: {f"{new}.proj.weight": weight.T}),
     }
 
 

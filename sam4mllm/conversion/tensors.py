@@ -22,7 +22,7 @@ from sam4mllm.errors import ModelError, first_line
 
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """The names that transformers gave to weights before safetensors."""
-SHARD_BYTES = 4 << 30
+SHARD_BYTES = 1 << 30
 """At which a file that is written is complete; a single larger tensor has one of its own."""
 COMPUTED = re.compile(r"(.*\.)?(inv_freq|masked_bias)")
 """Matches buffers of early transformers that are worked out anew, whatever a file says."""
@@ -42,7 +42,7 @@ _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
 
 
 @dataclass(frozen=True)
-class Wanted:
+class Published:
     """A published tensor: its shape, and what becomes of it, by the new names. Without an ``optional`` one a checkpoint is whole, too."""
 
     shape: tuple[int, ...]
@@ -50,18 +50,18 @@ class Wanted:
     optional: bool = False
 
 
-Plan = Mapping[str, Wanted]
+Plan = Mapping[str, Published]
 """All tensors of a checkpoint by their published names."""
 
 
-def renamed(name: str, *shape: int) -> Wanted:
+def renamed(name: str, *shape: int) -> Published:
     """Another name for the same tensor."""
-    return Wanted(shape, lambda tensor: {name: tensor})
+    return Published(shape, lambda tensor: {name: tensor})
 
 
-def split_rows(names: Sequence[str], *shape: int) -> Wanted:
+def split_rows(names: Sequence[str], *shape: int) -> Published:
     """As many blocks of rows of equal height as there are names."""
-    return Wanted(shape, lambda tensor: dict(zip(names, tensor.chunk(len(names)), strict=True)))
+    return Published(shape, lambda tensor: dict(zip(names, tensor.chunk(len(names)), strict=True)))
 
 
 def find_files(folder: Path) -> list[Path]:

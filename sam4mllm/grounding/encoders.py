@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
@@ -14,6 +15,8 @@ from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 
 TALK = 1024
 """Tokens kept for the longest conversation about one phrase where attention reaches only so far."""
+MAX_SQUASH = 4096
+"""Pixels of a side; no model's tiles are as many."""
 
 
 def position_ids(positions: Tensor) -> Tensor:
@@ -53,6 +56,7 @@ def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Enc
 
 def encode_llava(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """LLaVA-NeXT and LLaVA-OneVision: the whole image and tiles of it, padding cut off again, as the processor counts them."""
+    image = _squash(checkpoint, image)
     resolutions = checkpoint.image_processor.image_processor.image_grid_pinpoints
     height, width = select_best_resolution((image.height, image.width), resolutions)
     scale = min(width / image.width, height / image.height)
@@ -66,6 +70,20 @@ def encode_internvl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded
     side = (tiles.size["height"], tiles.size["width"])
     columns, rows = get_optimal_tiled_canvas((image.height, image.width), side, tiles.min_patches, tiles.max_patches)
     return _encode_tiles(checkpoint, opening, image, (columns * side[1], rows * side[0]))
+
+
+def _squash(checkpoint: Checkpoint, image: Any) -> Any:
+    """The image stretched to ``squash`` (width, height) pixels, if the image processor's configuration has that key. The adapters that the
+    paper's authors published were trained on 672 x 672. Raises ModelError if it is no size, or numbers are shares of a padded square.
+    """
+    sides = getattr(checkpoint.image_processor.image_processor, "squash", None)
+    if sides is None:
+        return image
+    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SQUASH for side in sides):
+        raise ModelError(f"{checkpoint.source}: squash must be a width and a height of up to {MAX_SQUASH:,} pixels, not {sides!r:.80}")
+    if checkpoint.dialect.frame == "square":
+        raise ModelError(f"{checkpoint.source}: a squashed image is not padded; give a dialect.json whose frame is milli or unit")
+    return image.resize(sides, Image.Resampling.BICUBIC)
 
 
 def _repeat_placeholder(checkpoint: Checkpoint, opening: str, count: int) -> Tensor:
