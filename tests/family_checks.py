@@ -54,6 +54,7 @@ PROJECTORS = {
     "llava_next": _PROJECTOR,
     "llava_onevision": _PROJECTOR,
     "internvl": _PROJECTOR,
+    "qwen_vl_chat": {"model.resampler.kv_proj", "model.resampler.proj"},
 }
 """The exact layers that learn, beside LANGUAGE, by the type of the model."""
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
+    CLIPImageProcessorPil,
     CLIPVisionConfig,
     InternVLConfig,
     InternVLForConditionalGeneration,
@@ -37,7 +38,10 @@ from transformers import (
 )
 from transformers.models.got_ocr2 import GotOcr2ImageProcessor
 
-from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect
+from sam4mllm.conversion.qwen_tokenizer import CHAT_TEMPLATE as QWEN_VL_CHAT_TEMPLATE
+from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect
+from sam4mllm.qwen_vl_chat.config import QwenVLChatConfig
+from sam4mllm.qwen_vl_chat.model import QwenVLChatForConditionalGeneration
 from tests.conftest import FAMILIES as QWEN
 from tests.conftest import TEXT
 
@@ -231,6 +235,18 @@ def _internvl(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, 
     ).save_pretrained(folder)
 
 
+def _qwen_vl_chat(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
+    vision = {"image_size": 4 * TILE, "out_hidden_size": text["hidden_size"], "resampler_heads": 2, "queries": 9, "initializer_range": 0.3}
+    config = QwenVLChatConfig(
+        vision_config={**_VISION, **vision},
+        text_config={"model_type": "qwen2", **text, "num_key_value_heads": text["num_attention_heads"]},
+        image_token_id=tokenizer.convert_tokens_to_ids("<imgpad>"),
+    )
+    QwenVLChatForConditionalGeneration(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    CLIPImageProcessorPil(size={"height": 4 * TILE, "width": 4 * TILE}, do_center_crop=False).save_pretrained(folder)
+
+
 _QWEN_TOKENS = (
     "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>",
     "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
@@ -279,5 +295,14 @@ KINDS = {
             "context_image_token": "<IMG_CONTEXT>",
             "video_token": "<video>",
         },
+    ),
+    "Qwen-VL-Chat": Kind(
+        "qwen_vl_chat",
+        QWEN_VL_CHAT,
+        QWEN_VL_CHAT_TEMPLATE,
+        ("<|im_start|>", "<img>", "</img>", "<ref>", "</ref>", "<box>", "</box>"),
+        "<|im_end|>",
+        "<imgpad>",
+        _qwen_vl_chat,
     ),
 }

@@ -9,14 +9,13 @@ from peft.tuners.lora import LoraLayer
 
 from sam4mllm.adapters.lora import attach
 from sam4mllm.prompts.conversation import box_answer
-from sam4mllm.prompts.dialects import QWEN_VL_CHAT, Dialect
-from tests.family_checks import CHECKS, LANGUAGE, Subject, boxes_read_back
+from sam4mllm.prompts.dialects import Dialect
+from tests.family_checks import CHECKS, LANGUAGE, Subject
 from tests.family_models import KINDS
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
 BEGIN, END = "<!-- written by tests/family_table.py -->\n", "<!-- end -->\n"
 FRAMES = {"milli": "thousandths, 0–999", "resized": "pixels of the resized image", "square": "shares of the padded square"}
-CHAT = "Qwen-VL-Chat"
 
 
 def format_row(name: str, model_type: str, dialect: Dialect, image: str, learned: str) -> str:
@@ -40,8 +39,6 @@ def render(subjects: dict[str, Subject]) -> str:
     for name, kind in KINDS.items():
         formats += format_row(name, kind.model_type, kind.dialect, kind.image, learned_layers(subjects[name]))
         checks += f"| {name} |{' ✓ |' * len(CHECKS)}\n"
-    formats += format_row(CHAT, "qwen", QWEN_VL_CHAT, "<img>…</img>", "refused")
-    checks += f"| {CHAT} |{''.join(' ✓ |' if name == 'boxes read back' else ' refused |' for name in CHECKS)}\n"
     return f"{formats}\n{checks}"
 
 
@@ -56,7 +53,6 @@ def main() -> None:
         for subject in subjects.values():
             for check in CHECKS.values():
                 check(subject)
-        boxes_read_back(QWEN_VL_CHAT)
         page = PAGE.read_text(encoding="utf-8")
         PAGE.write_text(page.replace(BEGIN + between(page), BEGIN + render(subjects)), encoding="utf-8")
 

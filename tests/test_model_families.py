@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from transformers import LlamaConfig, MistralConfig, Qwen2Config
 
 from sam4mllm.errors import ImageError, ModelError
@@ -21,7 +24,7 @@ from sam4mllm.loading import load_variants
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, dump_dialect
 from sam4mllm.prompts.parse import parse_boxes
 from tests import family_table
-from tests.family_checks import CHECKS, CPU, IMAGE, Frame, Subject, boxes_read_back
+from tests.family_checks import CHECKS, CPU, IMAGE, Frame, Subject
 from tests.family_models import KINDS
 
 torch.set_num_threads(1)
@@ -89,10 +92,6 @@ def test_native_answers_are_read(dialect: Dialect, text: str, box_px: list[float
     np.testing.assert_allclose(to_pixels(dialect, FRAME, box), box_px, atol=0.5)
 
 
-def test_boxes_of_qwen_vl_chat_are_read_back() -> None:
-    boxes_read_back(QWEN_VL_CHAT)
-
-
 @pytest.mark.parametrize("name", KINDS)
 def test_without_an_adapter_an_answer_in_native_words_is_a_box(name: str, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     grounder = subject_of(name, home).grounder
@@ -115,16 +114,67 @@ def test_a_dialect_in_the_folder_wins(tmp_path: Path) -> None:
     assert first.identity != second.identity
 
 
+# -- squashed ------------------------------------------------------------------------------------------------------------------------------
+
+
+def squash_to(folder: Path, sides: object, frame: Literal["milli", "square"] = "milli") -> Path:
+    """Another way of preparing images, in the model's folder."""
+    config = json.loads((folder / "processor_config.json").read_text())
+    config["image_processor"]["squash"] = sides
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    (folder / "dialect.json").write_text(dump_dialect(replace(LLAVA, frame=frame, digits=3)))
+    return folder
+
+
+def test_an_image_is_squashed_where_its_processor_says_so(tmp_path: Path) -> None:
+    """As for the adapters that the paper's authors published, with thousandths of the image's own sides."""
+    subject = Subject(KINDS["LLaVA-NeXT, Llama 3"], tmp_path)
+    plain, image = subject.load(), Image.fromarray(IMAGE)
+    squash_to(subject.source, [56, 56])
+    squashing = subject.load()
+    opening = plain.markup.opening
+    found = squashing.encode(squashing, opening, image)
+    expected = plain.encode(plain, opening, image.resize((56, 56), Image.Resampling.BICUBIC))
+    assert torch.equal(found.inputs["pixel_values"], expected.inputs["pixel_values"])
+    assert torch.equal(found.inputs["input_ids"], expected.inputs["input_ids"])
+    assert not torch.equal(found.inputs["pixel_values"], plain.encode(plain, opening, image).inputs["pixel_values"])
+    grounder = MllmGrounder(squashing)
+    [box] = grounder.box_numbers(grounder.open(IMAGE), np.array([[9, 12, 45, 60]], np.float32))
+    assert box == (100, 100, 500, 500)
+
+
+@pytest.mark.parametrize(
+    ("sides", "frame", "said"),
+    [
+        pytest.param("wide", "milli", "squash must be a width and a height", id="no size"),
+        pytest.param([56, 10**6], "milli", "of up to 4,096 pixels", id="without room"),
+        pytest.param([56, 56], "square", "frame is milli or unit", id="shares of a padded square"),
+    ],
+)
+def test_a_squash_that_is_none_is_refused(sides: object, frame: Literal["milli", "square"], said: str, tmp_path: Path) -> None:
+    subject = Subject(KINDS["LLaVA-NeXT, Llama 3"], tmp_path)
+    squash_to(subject.source, sides, frame)
+    with pytest.raises(ModelError, match=said):
+        MllmGrounder(subject.load()).open(IMAGE)
+
+
 # -- refused -------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_qwen_vl_chat_is_refused(tmp_path: Path) -> None:
-    """A folder as the hub has it: no processor, weights that are pickles, code beside them."""
-    mapping = {"AutoConfig": "configuration_qwen.QWenConfig", "AutoModelForCausalLM": "modeling_qwen.QWenLMHeadModel"}
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "qwen", "auto_map": mapping, "visual": {"image_size": 448}}))
-    (tmp_path / "configuration_qwen.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        pytest.param({"model_type": "qwen", "visual": {"image_size": 448}}, "Qwen-VL-Chat", id="Qwen-VL-Chat"),
+        pytest.param({"model_type": "internvl_chat"}, "InternVL", id="InternVL"),
+    ],
+)
+def test_a_folder_with_code_of_its_own_is_to_be_converted(tmp_path: Path, config: dict[str, object], name: str) -> None:
+    """A folder as first published: no processor, weights that are pickles, code beside them."""
+    mapping = {"AutoConfig": "configuration_own.Config", "AutoModelForCausalLM": "modeling_own.Model"}
+    (tmp_path / "config.json").write_text(json.dumps({**config, "auto_map": mapping}))
+    (tmp_path / "configuration_own.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'w')")
     (tmp_path / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ModelError, match=r"code of its own, which is never run here.*; use Qwen/Qwen2-VL-7B-Instruct") as caught:
+    with pytest.raises(ModelError, match=rf"is {name} as first published.*: sam4mllm models convert .* OUT") as caught:
         load_variants(str(tmp_path), "demo", "cpu", None)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()

@@ -1,3 +1,3 @@
 """Everything of an adapter: its files (``files``), its versions (``registry``), where they are kept (``home``), adapters given by name
-(``loose``), and its weights on a model (``factors``, ``lora``).
+(``loose``), its layers' names of today (``conversion``), and its weights on a model (``factors``, ``lora``).
 """

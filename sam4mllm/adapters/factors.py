@@ -10,12 +10,10 @@ import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from peft import LoraConfig
 from peft.tuners.lora import LoraLayer
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sam4mllm import bounded
@@ -76,23 +74,23 @@ def declare(config: Mapping[str, Any], model: nn.Module, trusted: str) -> Declar
     names = _targets(config, layers, model, trusted)
     if not names:
         raise ValueError(f"target_modules in {CONFIG} names no layer of the model")
-    ranks = _values(config, "rank_pattern", names, int(config["r"]))
+    ranks = values_of(config, "rank_pattern", names, int(config["r"]))
     alpha = config.get("lora_alpha")
-    alphas = _values(config, "alpha_pattern", names, DEFAULT_ALPHA if alpha is None else alpha)
+    alphas = values_of(config, "alpha_pattern", names, DEFAULT_ALPHA if alpha is None else alpha)
     flags = (bool(config.get(name)) for name in ("use_rslora", "use_dora", "lora_bias"))
     return Declared(dict(zip(names, ranks, strict=True)), dict(zip(names, alphas, strict=True)), *flags)
 
 
-def read_factors(path: Path, declared: Declared, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of an adapter's file by peft's names without the prefix: all that are declared, and no others.
+def pick_factors(tensors: Mapping[str, Tensor], declared: Declared, model: nn.Module) -> dict[str, Tensor]:
+    """The tensors of an adapter by peft's names without the prefix: all that are declared, and no others.
 
-    Raises ValueError naming what else the file holds, what it lacks, or what has another rank.
+    Raises ValueError naming what else there is, what is missing, or what has another rank.
     """
     layers = base_layers(model)
     wanted = {name: rank for layer, rank in declared.ranks.items() for name in _factors(layer, layers[layer], declared)}
     found: dict[str, Tensor] = {}
     strange: list[str] = []
-    for name, tensor in load_file(path).items():
+    for name, tensor in tensors.items():
         plain = _plain(name)
         if plain not in wanted or plain in found:
             strange.append(name)
@@ -156,17 +154,17 @@ def _targets(config: Mapping[str, Any], layers: Mapping[str, nn.Module], model: 
         head = head.get_base_layer() if isinstance(head, LoraLayer) else head
         chosen = {name for name in names if isinstance(layers[name], nn.Linear) and layers[name] is not head}
     else:
-        chosen = _chosen(given or [], names, trusted)
+        chosen = chosen_names(given or [], names, trusted)
     if isinstance(given, list) and config.get("layers_to_transform") not in (None, []):
         chosen = _numbered(chosen, given, config["layers_to_transform"], config.get("layers_pattern"))
-    chosen -= _chosen(config.get("exclude_modules") or [], names, trusted)
+    chosen -= chosen_names(config.get("exclude_modules") or [], names, trusted)
     for name in names:
         if name in chosen and not isinstance(layers[name], nn.Linear | nn.Embedding | nn.Conv2d | nn.Conv3d):
             raise ValueError(f"target_modules in {CONFIG} names {name}, a {type(layers[name]).__name__}, which LoRA cannot change")
     return [name for name in names if name in chosen]
 
 
-def _chosen(given: str | list[str], names: Sequence[str], trusted: str) -> set[str]:
+def chosen_names(given: str | list[str], names: Sequence[str], trusted: str) -> set[str]:
     """As peft matches: a pattern covers a whole name; an entry of a list is a name or its last parts."""
     if isinstance(given, list):
         return {name for name in names if not set(given).isdisjoint(_endings(name))}
@@ -199,8 +197,8 @@ def _layer_number(name: str, lists: Sequence[str]) -> int | None:
     return None
 
 
-def _values(config: Mapping[str, Any], key: str, names: Sequence[str], default: Any) -> list[Any]:
-    """A number for each name: that of the first pattern that covers the name, or its last parts."""
+def values_of(config: Mapping[str, Any], key: str, names: Sequence[str], default: Any) -> list[Any]:
+    """A number for each name: that of the first pattern under ``key`` that covers the name, or its last parts."""
     patterns: Mapping[str, Any] = config.get(key) or {}
     values = [default] * len(names)
     if patterns:

@@ -30,7 +30,7 @@ MAX_RANK = 4_096
 """Of an adapter; published ones have up to 512."""
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
-_TRANSFORMERS = re.compile(r"transformers(\.[a-z0-9_]+)*")
+_LIBRARY = re.compile(r"transformers(\.[a-z0-9_]+)*|sam4mllm\.qwen_vl_chat\.model")
 _MAX_TEXT = 1 << 20
 """Bytes of a JSON file; a LoRA configuration with its lists of modules has a few thousand."""
 _DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
@@ -52,7 +52,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
 
     What the tensors fit is seen when a model is there (:mod:`sam4mllm.adapters.factors`).
     """
-    _check_weights(folder / WEIGHTS)
+    check_weights(folder / WEIGHTS)
     config = parse_object(read_text(folder / CONFIG), CONFIG)
     _check_config(config)
     return config
@@ -105,8 +105,11 @@ def _check_plain(path: Path) -> None:
         raise RegistryError(f"{path.name} is missing or not a plain file; restore it")
 
 
-def _check_weights(path: Path) -> None:
-    """safetensors checks a header's lengths and types itself, though not that a number is one."""
+def check_weights(path: Path) -> list[str]:
+    """See that a file holds LoRA factors alone, of finite numbers, and give their names. Raises OSError too.
+
+    safetensors checks a header's lengths and types itself, though not that a number is one.
+    """
     _check_plain(path)
     try:
         with safe_open(path, framework="pt") as weights:
@@ -115,6 +118,7 @@ def _check_weights(path: Path) -> None:
                 raise RegistryError(f"{path.name} holds no tensors; save the adapter again")
             for name in names:
                 _check_tensor(name, weights.get_tensor(name))
+            return list(names)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise RegistryError(f"{path.name} cannot be read as safetensors ({first_line(error)}); save the adapter again") from error
 
@@ -185,12 +189,12 @@ def _is_pattern(value: object) -> bool:
     return isinstance(value, dict) and all(is_number(number) for number in value.values())
 
 
-def _is_transformers(value: object) -> bool:
+def _is_known_class(value: object) -> bool:
     """peft writes where the base model's class is from, and imports it when asked for an automatic model."""
     if not isinstance(value, dict) or set(value) - {"base_model_class", "parent_library", "unsloth_fixed"}:
         return False
     library, model = value.get("parent_library"), value.get("base_model_class")
-    named = isinstance(model, str) and model.isidentifier() and matches(_TRANSFORMERS, library)
+    named = isinstance(model, str) and model.isidentifier() and matches(_LIBRARY, library)
     return named and value.get("unsloth_fixed") in (None, True, False)
 
 
@@ -205,7 +209,7 @@ _CONFIG: Mapping[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("alora_invocation_tokens", "layer_replication", "use_bdlora", "use_qalora"), _is_off),
     **dict.fromkeys(("arrow_config", "corda_config", "eva_config", "kasa_config", "loftq_config", "lora_ga_config"), _is_off),
     **dict.fromkeys(("megatron_config", "monteclora_config", "velora_config"), _is_off),
-    "auto_mapping": _is_transformers,
+    "auto_mapping": _is_known_class,
     "bias": lambda value: value in ("none", "all", "lora_only"),
     "init_lora_weights": lambda value: _is_flag(value) or value == "gaussian",
     "megatron_core": lambda value: value == "megatron.core",

@@ -12,8 +12,11 @@ from typing import Any
 
 from peft import LoraConfig, LoraModel, PeftModel
 from peft.tuners.lora import LoraLayer
+from safetensors.torch import load_file
+from torch import Tensor
 
-from sam4mllm.adapters.factors import declare, fill, read_factors
+from sam4mllm.adapters.conversion import renew
+from sam4mllm.adapters.factors import Declared, declare, fill, pick_factors
 from sam4mllm.adapters.fields import BASE, WEIGHTS
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.checkpoints import FAULTS
@@ -39,8 +42,7 @@ def attach_stored(checkpoint: Checkpoint, folder: Path, dropout: float) -> PeftM
     Raises RegistryError if it is not safe, ModelError if it is for another model.
     """
     try:
-        declared = declare(check_adapter(folder), checkpoint.model, checkpoint.lora_targets)
-        found = read_factors(folder / WEIGHTS, declared, checkpoint.model)
+        declared, found = _read(folder, check_adapter(folder), checkpoint)
         config = declared.to_peft()
         config.inference_mode, config.lora_dropout = False, dropout
         model = _wrap(checkpoint.model, config, "default", in_float32=True)
@@ -120,8 +122,7 @@ class Adapters:
     def _insert(self, slot: str, folder: Path, foreign: Mapping[str, Any]) -> None:
         """In the precision of the layers that it changes, as autocast has it in training."""
         model = self._checkpoint.model
-        declared = declare(foreign, model, self._checkpoint.lora_targets)
-        found = read_factors(folder / WEIGHTS, declared, model)
+        declared, found = _read(folder, foreign, self._checkpoint)
         config = declared.to_peft()
         if self._model is None:
             self._model = _wrap(model, config, slot, in_float32=False)
@@ -157,6 +158,13 @@ class Adapters:
             self._model.set_adapter(self._slots[self._active])
         self._model.requires_grad_(False)
         self._model.eval()
+
+
+def _read(folder: Path, foreign: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[Declared, dict[str, Tensor]]:
+    """What an adapter with this configuration declares on the model, and its factors, under today's names. Raises ValueError."""
+    config, tensors = renew(foreign, load_file(folder / WEIGHTS))
+    declared = declare(config, checkpoint.model, checkpoint.lora_targets)
+    return declared, pick_factors(tensors, declared, checkpoint.model)
 
 
 def _wrap(model: Any, config: LoraConfig, slot: str, in_float32: bool) -> PeftModel:

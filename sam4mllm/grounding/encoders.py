@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
@@ -14,6 +15,8 @@ from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 
 TALK = 1024
 """Tokens kept for the longest conversation about one phrase where attention reaches only so far."""
+MAX_SQUASH = 4096
+"""Pixels of a side; no model's tiles are as many."""
 
 
 def position_ids(positions: Tensor) -> Tensor:
@@ -27,12 +30,7 @@ def encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     vision = checkpoint.image_processor(images=[image], return_tensors="pt")
     grid = vision["image_grid_thw"]
     merge, patch = config.vision_config.spatial_merge_size, config.vision_config.patch_size
-    ids: list[int] = checkpoint.tokenizer(opening, add_special_tokens=False)["input_ids"]
-    if ids.count(config.image_token_id) != 1:
-        raise ModelError(f"{checkpoint.source}: the chat template must write the image token exactly once")
-    at = ids.index(config.image_token_id)
-    count = int(grid[0].prod()) // merge**2
-    tokens = torch.tensor([ids[:at] + [config.image_token_id] * count + ids[at + 1 :]])
+    tokens = _repeat_placeholder(checkpoint, opening, int(grid[0].prod()) // merge**2)
     kinds = (tokens == config.image_token_id).int()
     positions, _ = checkpoint.model.model.get_rope_index(tokens, image_grid_thw=grid, mm_token_type_ids=kinds)
     inputs = {
@@ -44,8 +42,21 @@ def encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     return Encoded(inputs, positions, (int(grid[0, 2]) * patch, int(grid[0, 1]) * patch))
 
 
+def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
+    """Qwen-VL-Chat: the image is stretched to a square, and the placeholder repeated for each of the resampler's embeddings."""
+    config = checkpoint.model.config
+    vision = config.vision_config
+    pixels = checkpoint.image_processor(images=[image], return_tensors="pt")["pixel_values"]
+    tokens = _repeat_placeholder(checkpoint, opening, vision.queries)
+    length, most = tokens.shape[1], config.get_text_config().max_position_embeddings
+    if length + TALK > most:
+        raise ModelError(f"{checkpoint.source}: its chat template and an image take {length:,} of {most:,} tokens; shorten the template")
+    return Encoded({"input_ids": tokens, "pixel_values": pixels}, torch.arange(length)[None, None], (vision.image_size, vision.image_size))
+
+
 def encode_llava(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """LLaVA-NeXT and LLaVA-OneVision: the whole image and tiles of it, padding cut off again, as the processor counts them."""
+    image = _squash(checkpoint, image)
     resolutions = checkpoint.image_processor.image_processor.image_grid_pinpoints
     height, width = select_best_resolution((image.height, image.width), resolutions)
     scale = min(width / image.width, height / image.height)
@@ -59,6 +70,30 @@ def encode_internvl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded
     side = (tiles.size["height"], tiles.size["width"])
     columns, rows = get_optimal_tiled_canvas((image.height, image.width), side, tiles.min_patches, tiles.max_patches)
     return _encode_tiles(checkpoint, opening, image, (columns * side[1], rows * side[0]))
+
+
+def _squash(checkpoint: Checkpoint, image: Any) -> Any:
+    """The image stretched to ``squash`` (width, height) pixels, if the image processor's configuration has that key. The adapters that the
+    paper's authors published were trained on 672 x 672. Raises ModelError if it is no size, or numbers are shares of a padded square.
+    """
+    sides = getattr(checkpoint.image_processor.image_processor, "squash", None)
+    if sides is None:
+        return image
+    if not isinstance(sides, list) or len(sides) != 2 or not all(isinstance(side, int) and 1 <= side <= MAX_SQUASH for side in sides):
+        raise ModelError(f"{checkpoint.source}: squash must be a width and a height of up to {MAX_SQUASH:,} pixels, not {sides!r:.80}")
+    if checkpoint.dialect.frame == "square":
+        raise ModelError(f"{checkpoint.source}: a squashed image is not padded; give a dialect.json whose frame is milli or unit")
+    return image.resize(sides, Image.Resampling.BICUBIC)
+
+
+def _repeat_placeholder(checkpoint: Checkpoint, opening: str, count: int) -> Tensor:
+    """The opening's tokens (1, T) with the image's placeholder ``count`` times. Raises ModelError unless it is there once."""
+    placeholder: int = checkpoint.model.config.image_token_id
+    ids: list[int] = checkpoint.tokenizer(opening, add_special_tokens=False)["input_ids"]
+    if ids.count(placeholder) != 1:
+        raise ModelError(f"{checkpoint.source}: the chat template must write the image token exactly once")
+    at = ids.index(placeholder)
+    return torch.tensor([ids[:at] + [placeholder] * count + ids[at + 1 :]])
 
 
 def _encode_tiles(checkpoint: Checkpoint, opening: str, image: Any, resized: tuple[int, int]) -> Encoded:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer
+from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoProcessor, AutoTokenizer, CLIPImageProcessorPil
 from transformers.utils.hub import cached_file
 
 from sam4mllm.checkpoints import (
@@ -28,13 +28,15 @@ from sam4mllm.checkpoints import (
 )
 from sam4mllm.errors import ModelError, TemplateError, first_line
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
-from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_qwen_vl
-from sam4mllm.grounding.qwen_vl_chat import is_qwen_vl_chat, refusal
+from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_qwen_vl, encode_qwen_vl_chat
 from sam4mllm.options import AUTO, Precision
+from sam4mllm.originals import refuse_original
 from sam4mllm.precision import check_quantised, loading_options, refuse_twice
 from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
-from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, load_dialect
+from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
+from sam4mllm.qwen_vl_chat import model as _qwen_vl_chat  # noqa: F401 – which tells transformers of it
+from sam4mllm.qwen_vl_chat.config import MODEL_TYPE as _QWEN_VL_CHAT
 
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "assets" / "mllm"
@@ -60,6 +62,7 @@ _MERGER_2 = r"model\.visual\.merger\.mlp\.[02]"
 _MERGER_3 = r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
 
 _PROJECTOR = r"model\.multi_modal_projector\.linear_[12]"
+_RESAMPLER = r"model\.resampler\.(kv_proj|proj)"
 
 FAMILIES = {
     "qwen2_vl": Family(QWEN2_VL, encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_2}"),
@@ -68,6 +71,7 @@ FAMILIES = {
     "llava_next": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "llava_onevision": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "internvl": Family(INTERNVL, encode_internvl, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
+    _QWEN_VL_CHAT: Family(QWEN_VL_CHAT, encode_qwen_vl_chat, f"{_LANGUAGE}|{_RESAMPLER}", CLIPImageProcessorPil),
 }
 
 
@@ -161,8 +165,7 @@ def _dialect(name: str, family: Family) -> Dialect:
 def find_family(name: str, source: str) -> Family:
     """By the config.json of a folder or hub id, without running code. Raises ModelError."""
     config = read_config(name, source, NEEDED, ADVICE)
-    if is_qwen_vl_chat(config):
-        raise refusal(source)
+    refuse_original(config, source)
     kind = config.get("model_type")
     if not isinstance(kind, str) or kind not in FAMILIES:
         raise ModelError(f"{source}: models of type {kind!r:.80} are not supported; use one of {', '.join(FAMILIES)}")

@@ -120,7 +120,7 @@ def _load_file(name: str, path: Path, digest: str, trusted: bool) -> Any:
 
 
 def _read_pickled(path: Path) -> Mapping[str, Tensor]:
-    """The one place where a pickle-based file is read: weights only, and only a file of a known hash."""
+    """The one place where a pickle-based file is read to be used: weights only, and only a file of a known hash."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     found: Mapping[str, Tensor] = state.get("state_dict", state)  # some of EfficientViT's files wrap it
     return found

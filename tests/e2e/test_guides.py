@@ -51,6 +51,8 @@ ELSEWHERE = {
     r"make (demo|bench)": "by hand on a clean clone",
     r"export LABEL_STUDIO_URL=.*": "the environment of this test",
     r"sam4mllm serve --model FOLDER .*": "tests/e2e/test_guides.py: test_the_server_of_the_readme_starts",
+    r"sam4mllm models convert .*": 'tests/test_conversion.py: run("models", "convert", old, new)',
+    r"sam4mllm predict .* --model qwen-vl-chat .*": "tests/test_qwen_vl_chat.py: test_the_papers_plan_trains_it",
     r"sam4mllm connect 1 --url .*": 'tests/e2e/test_doctor.py: team.run("connect", number, "--url", url)',
     r"sam4mllm batch 7 --ray": "tests/test_batch.py: test_ray_gives_the_same",
     r"accelerate launch .*": "tests/test_processes.py: test_accelerate_launches_two_processes_with_the_losses_of_one",
