@@ -21,7 +21,8 @@ from sam4mllm.adapters import registry
 from sam4mllm.adapters.files import CONFIG, FILES, MANIFEST, WEIGHTS, Manifest
 from sam4mllm.adapters.registry import STEPS, Registry
 from sam4mllm.errors import RegistryError
-from tests.test_adapters import LORA, ORIGIN, adapter, add, weights
+from tests.adapter_files import LORA, ORIGIN, adapter, weights
+from tests.test_adapters import add
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["sam4mllm.adapters.registry", "tests.test_registry"])  # each child would import torch again

@@ -12,16 +12,17 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from sam4mllm.durable import file_sha256
 from sam4mllm.errors import RegistryError, first_line
 from sam4mllm.identity import digest_of
 from sam4mllm.plain_text import listed
+
+if TYPE_CHECKING:
+    from torch import Tensor  # takes seconds, which who names versions does not need
 
 BASE = ""
 """The version of no adapter: the base model alone."""
@@ -46,7 +47,7 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _TRANSFORMERS = re.compile(r"transformers(\.[a-z0-9_]+)*")
 _MAX_TEXT = 1 << 20
 """Bytes of a JSON file; a LoRA configuration with its lists of modules has a few thousand."""
-_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_DTYPES = {"torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"}
 
 
 @dataclass(frozen=True)
@@ -221,9 +222,9 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise RegistryError(
             f"{WEIGHTS}: {shown(name)} is no LoRA factor; save the factors alone, without modules_to_save, biases or base weights"
         )
-    if tensor.dtype not in _DTYPES:
+    if str(tensor.dtype) not in _DTYPES:
         raise RegistryError(f"{WEIGHTS}: {shown(name)} is {tensor.dtype}, but weights are 16, 32 or 64 bit floats")
-    if not torch.isfinite(tensor).all():
+    if not tensor.isfinite().all():
         raise RegistryError(f"{WEIGHTS}: {shown(name)} holds NaN or infinity; train again with a lower learning rate")
 
 
