@@ -27,11 +27,11 @@ from backend.corrections.log_faults import LogError
 from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, NotReadyError, where
 from backend.learning.gate import SIGN_FLIP_PAIRS, Checks, Decision, PairedSample, decide
+from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import Change, RunReport, write_report
 from backend.learning.run_folder import RunFolder, is_number
 from backend.learning.runs import Run, Runs, RunState
 from backend.learning.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
-from backend.learning.trainer import STOPPED, TrainingJob
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases
 from backend.serving.versions import Versions
