@@ -250,7 +250,7 @@ class Conductor:
             champion_version=self._serving(),
             plan=settings.training.plan,
             asking=settings.training.asking,
-            threads=max(1, (os.cpu_count() or 2)),
+            threads=_threads(),
             precision=settings.precision,
         )
 
@@ -381,3 +381,9 @@ def _stop(child: Child) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(STOP_SECONDS)
     child.stop()
+
+
+def _threads() -> int:
+    """What OMP_NUM_THREADS allows, as everywhere else; without it, every core."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return int(allowed) if allowed.isdecimal() and int(allowed) else os.cpu_count() or 1
