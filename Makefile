@@ -10,7 +10,13 @@ LABEL_STUDIO_ML := .venv-label-studio-ml
 # label-studio-ml 1.0.9 pins a Flask of 2020 but runs on ours: its packages stand alone in a folder
 LABEL_STUDIO_ML_PACKAGES := label-studio-ml==1.0.9 label-studio-tools redis rq croniter attrs appdirs colorama lxml requests urllib3 idna charset-normalizer
 
-.PHONY: install label-studio label-studio-ml demo predict test check e2e bench clean
+# two test processes and their servers on two cores: more threads wait for each other, and all are several times slower
+ONE_EACH := OMP_NUM_THREADS=1
+# what takes longest begins first, so that no file is left over for one core at the end; the learning run is timed and has both cores
+LONGEST := tests/e2e/test_guides.py tests/e2e/test_wheel.py tests/e2e/test_doctor.py
+TIMED := tests/e2e/test_learning.py
+
+.PHONY: install label-studio label-studio-ml studios demo predict test check e2e bench clean
 
 install: $(STAMP)
 
@@ -32,6 +38,8 @@ $(LABEL_STUDIO_ML)/.installed: $(STAMP)
 	$(BIN)/pip install --quiet --no-deps --upgrade --target $(LABEL_STUDIO_ML) $(LABEL_STUDIO_ML_PACKAGES)
 	touch $@
 
+studios: install $(STUDIO) label-studio-ml
+
 demo:
 	$(MAKE) --no-print-directory -j2 install $(STUDIO)
 	$(BIN)/sam4mllm demo out/demo
@@ -42,7 +50,7 @@ predict: install
 	$(BIN)/sam4mllm predict "$$(ls out/scenes/images/*.png)" "the horse" "all burgers" "the drum" --out out/overlay.png
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/e2e
+	$(ONE_EACH) $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/e2e
 
 check: install
 	$(BIN)/ruff check .
@@ -51,10 +59,9 @@ check: install
 	$(BIN)/lint-imports
 
 e2e:
-	$(MAKE) --no-print-directory -j2 install $(STUDIO)
-	$(MAKE) --no-print-directory label-studio-ml
-	$(BIN)/python -m pytest -n 2 --dist loadfile --ignore tests/e2e/test_learning.py tests/e2e
-	$(BIN)/python -m pytest tests/e2e/test_learning.py  # alone, for it is timed
+	$(MAKE) --no-print-directory -j2 studios
+	$(ONE_EACH) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST) $(TIMED),$(wildcard tests/e2e/test_*.py))
+	$(BIN)/python -m pytest $(TIMED)
 
 bench: install
 	$(BIN)/sam4mllm bench

@@ -22,8 +22,9 @@ import numpy as np
 
 from backend.learning.conductor import PATIENT
 from backend.learning.gate import Checks, Decision, PairedSample, decide
+from backend.learning.job import TrainingJob
 from backend.learning.run_folder import RunFolder
-from backend.learning.trainer import TrainingJob, draw_scenes
+from backend.learning.trainer import draw_scenes
 from benchmarks.novel import NovelTask, novel_tasks, write_tasks
 from sam4mllm.training.plan import TrainingPlan
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image
 
 from backend.learning.run_folder import PICTURE_SIDES, RunFolder
-from tests.test_adapters import adapter
+from tests.adapter_files import adapter
 
 STOPPED = 3
 

@@ -14,9 +14,9 @@ from benchmarks.waiting import wait_for
 from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.errors import ModelError
 from sam4mllm.pipeline import Pipeline
+from tests.adapter_files import ORIGIN, PAPERS, SHA, adapter
 from tests.backend_fakes import FakeImages, settings
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
-from tests.test_adapters import ORIGIN, PAPERS, SHA, adapter
 
 PHRASE = "the left cup"
 

@@ -9,45 +9,17 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import save
 
 from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
-from sam4mllm.adapters.manifest import Manifest, Papers, is_same_adapter
+from sam4mllm.adapters.manifest import Manifest, is_same_adapter
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import RegistryError
-
-SHA = "ab" * 32
-LORA: dict[str, Any] = {"peft_type": "LORA", "r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "v_proj"], "init_lora_weights": True}
-
-
-class Origin(TypedDict):
-    papers: Papers
-    slug: str
-    identity: str
-    parent: str | None
-
-
-PAPERS = Papers(
-    base_model="demo",
-    base_sha256=SHA,
-    template_sha256="cd" * 32,
-    data_sha256="ef" * 32,
-    metrics={"gIoU": 0.5},
-    files={CONFIG: SHA, WEIGHTS: SHA},
-)
-ORIGIN: Origin = {"papers": PAPERS, "slug": "demo", "identity": "vit_h pqpp", "parent": None}
-
-
-def weights(value: float = 0.5, dtype: torch.dtype = torch.float32) -> bytes:
-    return save({"layer.lora_A.weight": torch.full((4, 8), value).to(dtype), "layer.lora_B.weight": torch.zeros(8, 4).to(dtype)})
-
-
-def adapter(value: float = 0.5, config: dict[str, object] | None = None) -> dict[str, Path | bytes]:
-    return {CONFIG: json.dumps(LORA | (config or {})).encode(), WEIGHTS: weights(value)}
+from tests.adapter_files import LORA, ORIGIN, SHA, adapter, weights
 
 
 def add(home: Registry, value: float = 0.5, slug: str = "demo") -> str:
@@ -63,7 +35,8 @@ def home(tmp_path: Path) -> Registry:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_weights_of_each_precision(dtype: torch.dtype, home: Registry) -> None:
-    home.verify(home.add({**adapter(), WEIGHTS: weights(dtype=dtype)}, **ORIGIN).version)
+    factors = {"layer.lora_A.weight": torch.full((4, 8), 0.5).to(dtype), "layer.lora_B.weight": torch.zeros(8, 4).to(dtype)}
+    home.verify(home.add({**adapter(), WEIGHTS: save(factors)}, **ORIGIN).version)
 
 
 def test_what_peft_saves_is_taken(home: Registry, tmp_path: Path) -> None:

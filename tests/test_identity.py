@@ -14,8 +14,8 @@ from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.identity import digest_of
 from sam4mllm.loading import Variants, load_variants
 from sam4mllm.options import Options
+from tests.adapter_files import SHA
 from tests.backend_fakes import settings
-from tests.test_adapters import SHA
 
 
 def test_equal_parts_have_one_digest_whatever_their_order() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import errno
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -17,9 +18,9 @@ import pytest
 from backend import brush
 from backend.corrections.log import CorrectionLog
 from backend.learning.conductor import Conductor
+from backend.learning.job import TrainingJob
 from backend.learning.runs import Run
 from backend.learning.snapshot import HOLDOUT, split_of
-from backend.learning.trainer import TrainingJob
 from backend.service import Service
 from backend.web.app import create_app
 from benchmarks.waiting import wait_for
@@ -135,6 +136,24 @@ def test_the_button_trains_and_the_better_version_serves(start: Start) -> None:
     assert place.service.versions.registry.show(run.challenger).version == run.challenger
     page = create_app(place.service).test_client().get(f"/api/runs/{run.id}/report", base_url="http://127.0.0.1")
     assert page.status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("allowed", "threads"),
+    [
+        pytest.param("3", 3, id="a number"),
+        pytest.param("", os.cpu_count(), id="nothing"),
+        pytest.param("0", os.cpu_count(), id="none at all"),
+        pytest.param("4,2", os.cpu_count(), id="numbers for nested loops"),
+    ],
+)
+def test_training_takes_the_threads_that_are_allowed(start: Start, monkeypatch: pytest.MonkeyPatch, allowed: str, threads: int) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", allowed)
+    place = start()
+    correct(place.service, 60)
+    place.service.learner.ask("test")
+    job = TrainingJob.read(place.service.learner.runs.folder(ended(place.service).id))
+    assert job.threads == threads
 
 
 def test_a_version_that_is_no_better_is_kept_out(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

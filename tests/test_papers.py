@@ -30,8 +30,8 @@ from sam4mllm.prompts.dialects import BEFORE_NONE, DEMO, INTERNVL, LLAVA, QWEN2_
 from sam4mllm.training.loss import row_loss
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.session import Session
+from tests.adapter_files import PAPERS
 from tests.conftest import make_checkpoint
-from tests.test_adapters import PAPERS
 from tests.test_adapters import add as add_version
 from tests.test_cli import fail
 from tests.test_pool import TOY, write_pictures

@@ -116,3 +116,18 @@ def test_options_and_errors_need_no_model() -> None:
     code = "import sys, sam4mllm; sam4mllm.Options(); sam4mllm.Sam4mllmError; print(*sys.modules)"
     modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert {"numpy", "torch", "transformers"}.isdisjoint(modules)
+
+
+@pytest.mark.parametrize(
+    ("module", "without"),
+    [
+        pytest.param("backend.setup.machine_checks", {"torch", "transformers"}, id="doctor and connect"),
+        pytest.param("sam4mllm.adapters.registry", {"torch", "transformers"}, id="adapters"),
+        pytest.param("tests.fake_trainer", {"torch", "transformers"}, id="a training process of the tests"),
+        pytest.param("backend.service", {"peft", "matplotlib"}, id="the server before its models"),
+    ],
+)
+def test_a_process_loads_what_it_needs(module: str, without: set[str]) -> None:
+    code = f"import sys, {module}; print(*sys.modules)"
+    modules = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout.split()
+    assert without.isdisjoint(modules)

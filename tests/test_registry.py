@@ -23,7 +23,8 @@ from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
 from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.adapters.registry import STEPS, Registry
 from sam4mllm.errors import RegistryError
-from tests.test_adapters import LORA, ORIGIN, PAPERS, adapter, add, weights
+from tests.adapter_files import LORA, ORIGIN, PAPERS, adapter, weights
+from tests.test_adapters import add
 
 PROCESSES = multiprocessing.get_context("forkserver")
 PROCESSES.set_forkserver_preload(["sam4mllm.adapters.registry", "tests.test_registry"])  # each child would import torch again

@@ -16,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import LearningError
+from backend.learning.job import TrainingJob
 from backend.learning.run_folder import RunFolder, ShownPair, parse_changes, parse_progress
 from backend.learning.runs import Run, Runs, parse_run
-from backend.learning.trainer import TrainingJob
 from backend.service import version_file
 from backend.web.app import create_app
 from tests.learning_fakes import School, school

@@ -19,9 +19,9 @@ import pytest
 from backend.corrections.log import CorrectionLog
 from backend.support.child import check_port, serve_command
 from sam4mllm.adapters.registry import Registry
+from tests.adapter_files import ORIGIN, adapter
 from tests.backend_fakes import CONFIG, task
 from tests.learning_fakes import FakeLoader
-from tests.test_adapters import ORIGIN, adapter
 
 ROOT = Path(__file__).parents[1]
 

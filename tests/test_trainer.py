@@ -18,9 +18,10 @@ from safetensors.torch import load_file
 
 from backend.learning import trainer
 from backend.learning.gate import PairedSample
+from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.run_folder import RunFolder
 from backend.learning.snapshot import HOLDOUT
-from backend.learning.trainer import STOPPED, TrainingJob, draw_scenes, main
+from backend.learning.trainer import draw_scenes, main
 from sam4mllm.adapters.fields import WEIGHTS
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.read_dataset import read_examples

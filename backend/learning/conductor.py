@@ -27,11 +27,11 @@ from backend.corrections.log_faults import LogError
 from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, NotReadyError, where
 from backend.learning.gate import SIGN_FLIP_PAIRS, Checks, Decision, PairedSample, decide
+from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import Change, RunReport, write_report
 from backend.learning.run_folder import RunFolder, is_number
 from backend.learning.runs import Run, Runs, RunState
 from backend.learning.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
-from backend.learning.trainer import STOPPED, TrainingJob
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases
 from backend.serving.versions import Versions
@@ -251,7 +251,7 @@ class Conductor:
             champion_version=self._serving(),
             plan=settings.training.plan,
             asking=settings.training.asking,
-            threads=max(1, (os.cpu_count() or 2)),
+            threads=_threads(),
             precision=settings.precision,
         )
 
@@ -382,3 +382,9 @@ def _stop(child: Child) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(STOP_SECONDS)
     child.stop()
+
+
+def _threads() -> int:
+    """What OMP_NUM_THREADS allows, as everywhere else; without it, every core."""
+    allowed = os.environ.get("OMP_NUM_THREADS", "")
+    return int(allowed) if allowed.isdecimal() and int(allowed) else os.cpu_count() or 1

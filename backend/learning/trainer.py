@@ -17,7 +17,6 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +24,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from backend.errors import LearningError
 from backend.learning.compare import answer_all, score
 from backend.learning.gate import PairedSample, is_kept
+from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import choose_changes
 from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, read_text
 from backend.learning.snapshot import HOLDOUT
@@ -40,69 +39,18 @@ from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.loading import Variants, load_variants
-from sam4mllm.options import AUTO, AskedStrategy, Options, Pattern, Precision
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
-from sam4mllm.training.asking import Asking
-from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.recipe import Progress
 from sam4mllm.training.session import Extras, Session
 
 log = logging.getLogger(__name__)
 
-STOPPED = 3
-"""Exit code of a run that was asked to stop and can go on."""
 PICTURES = 10
 SCENES = {"golden": (200, 1, "test"), "replay": (150, 5, "train")}
 SEEDS = {"golden": 880_001, "replay": 880_002}
 """Of scenes that neither the demo model's training nor its published figures have seen."""
 TELL_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class TrainingJob:
-    """What a run is to do; paths are absolute.
-
-    ``champion`` is the adapter's folder, None for the base model, ``champion_version`` its name; ``start`` is the adapter that the run goes
-    on from, None if from none. Where no golden set is named, demo scenes
-    are; and where no replay is, the demo model has demo scenes.
-    """
-
-    model: str
-    segmenter: str
-    device: str | None
-    strategy: AskedStrategy
-    joint: bool | None
-    dataset: str
-    replay: str | None
-    golden: str | None
-    home: str
-    champion: str | None
-    champion_version: str
-    plan: TrainingPlan
-    threads: int
-    # of these an older server's jobs say nothing
-    pattern: Pattern = "spread"
-    precision: Precision = AUTO
-    asking: Asking = field(default_factory=Asking)
-    start: str | None = None
-
-    @property
-    def options(self) -> Options:
-        return Options(self.strategy, self.joint, pattern=self.pattern)
-
-    def write(self, run: RunFolder) -> None:
-        replace_file(run.job, json.dumps(asdict(self), indent=2).encode())
-
-    @classmethod
-    def read(cls, run: RunFolder) -> TrainingJob:
-        """Raises LearningError."""
-        try:
-            fields = json.loads(run.job.read_text(encoding="utf-8"))
-            parts = {"precision": Precision(**fields.get("precision", {})), "asking": Asking(**fields.get("asking", {}))}
-            return cls(**{**fields, "plan": TrainingPlan(**fields["plan"]), **parts})
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
-            raise LearningError(f"{run.job} is no job of a run; start another run") from error
 
 
 def main(arguments: Sequence[str]) -> int:

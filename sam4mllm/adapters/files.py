@@ -8,17 +8,18 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
 
 from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS, is_number, is_whole, matches, parse_object, shown
 from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.durable import file_sha256
 from sam4mllm.errors import RegistryError, first_line
 from sam4mllm.plain_text import listed
+
+if TYPE_CHECKING:
+    from torch import Tensor  # takes seconds, which who names versions does not need
 
 FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<factor>lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector)(?P<older>(?<=vector)\.weight)?",
@@ -33,7 +34,7 @@ _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _LIBRARY = re.compile(r"transformers(\.[a-z0-9_]+)*|sam4mllm\.qwen_vl_chat\.model")
 _MAX_TEXT = 1 << 20
 """Bytes of a JSON file; a LoRA configuration with its lists of modules has a few thousand."""
-_DTYPES = {torch.float16, torch.bfloat16, torch.float32, torch.float64}
+_DTYPES = {"torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"}
 
 
 def check_names(found: set[str], wanted: set[str]) -> None:
@@ -128,9 +129,9 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise RegistryError(
             f"{WEIGHTS}: {shown(name)} is no LoRA factor; save the factors alone, without modules_to_save, biases or base weights"
         )
-    if tensor.dtype not in _DTYPES:
+    if str(tensor.dtype) not in _DTYPES:
         raise RegistryError(f"{WEIGHTS}: {shown(name)} is {tensor.dtype}, but weights are 16, 32 or 64 bit floats")
-    if not torch.isfinite(tensor).all():
+    if not tensor.isfinite().all():
         raise RegistryError(f"{WEIGHTS}: {shown(name)} holds NaN or infinity; train again with a lower learning rate")
 
 

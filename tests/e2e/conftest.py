@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -13,6 +15,7 @@ from backend.demo.launch import READY_TIMEOUT, find_label_studio, is_ready, star
 from backend.demo.local_label_studio import LocalLabelStudio
 from backend.errors import SettingsError
 from backend.support.child import HOST, check_port
+from sam4mllm.durable import locked
 
 if TYPE_CHECKING:
     from tests.e2e.editor import Editor
@@ -36,14 +39,35 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="session")
-def label_studio(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalLabelStudio]:
-    """Label Studio with an empty database."""
+def label_studio_data(pytestconfig: pytest.Config) -> Path:
+    """The data of a Label Studio that was started once and has no project: its database takes most of a minute to make.
+
+    Kept in pytest's cache, for each Label Studio by itself, so that all processes of a run and the runs after it copy the same one.
+    """
     try:
         executable = find_label_studio()
     except SettingsError as error:
         pytest.skip(str(error))
+    of = hashlib.sha256(f"{executable.resolve()} {executable.stat().st_mtime_ns}".encode()).hexdigest()[:16]
+    cache = pytestconfig.cache
+    assert cache is not None
+    place = cache.mkdir("label-studio")
+    with locked(place / f"{of}.lock"):
+        if not (place / of).exists():
+            making = place / f"{of}.making"
+            shutil.rmtree(making, ignore_errors=True)  # of a run that was broken off
+            with LocalLabelStudio(executable, making):
+                pass
+            making.rename(place / of)
+    return place / of
+
+
+@pytest.fixture(scope="session")
+def label_studio(label_studio_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalLabelStudio]:
+    """Label Studio with an empty database."""
+    folder = shutil.copytree(label_studio_data, tmp_path_factory.mktemp("label-studio") / "data")
     files = tmp_path_factory.mktemp("local-files")
-    with LocalLabelStudio(executable, tmp_path_factory.mktemp("label-studio"), local_files=files) as running:
+    with LocalLabelStudio(find_label_studio(), folder, local_files=files) as running:
         yield running
 
 

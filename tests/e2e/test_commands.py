@@ -11,8 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
 import sam4mllm
+from sam4mllm.cli.main import make_app
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.demo.scenes import make_scene
 from sam4mllm.pipeline import Pipeline
@@ -63,9 +65,10 @@ FLOOR = {"gIoU": 0.75, "T-acc": 0.93, "N-acc": 0.6, "oracle_mIoU": 0.88, "point_
 @pytest.mark.parametrize("points", ["packed", "joint"])
 def test_every_strategy_answers(dataset: Path, strategy: str, points: str) -> None:
     example = read_examples(dataset)[0]
-    [answer] = json.loads(
-        command("predict", dataset / example.image, example.phrase, "--strategy", strategy, "--points", points, "--json").stdout
-    )
+    arguments = ["predict", str(dataset / example.image), example.phrase, "--strategy", strategy, "--points", points, "--json"]
+    done = CliRunner().invoke(make_app(), arguments)  # here, for a process of its own takes seconds to load what it needs
+    assert done.exit_code == 0, done.output
+    [answer] = json.loads(done.stdout)
     assert answer["version"].startswith("demo-0-")
 
 
