@@ -6,6 +6,7 @@ frame is the first that they fit, and a note says so. All boxes of one answer ar
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,7 +21,8 @@ from sam4mllm.prompts.answer_text import fold, without_thoughts
 from sam4mllm.prompts.conversation import BoxNumbers, PointNumbers
 from sam4mllm.prompts.coordinates import FoundBox, FoundPoint
 from sam4mllm.prompts.dialects import Dialect
-from sam4mllm.prompts.general import Found, Manner, find_boxes
+from sam4mllm.prompts.gathering import Manner
+from sam4mllm.prompts.general import Found, find_boxes
 from sam4mllm.prompts.parse import (
     MAX_INSTANCES,
     MAX_POINTS,
@@ -74,7 +76,7 @@ def read_answer(dialect: Dialect, image: Framed, text: str, *, with_points: bool
     candidates = _merged(_own(dialect, clear), found)
     read, notes = _placed(dialect, image, candidates)
     if with_points:
-        read = _with_points(dialect, image, clear, read, found)
+        read = _with_points(dialect, image, clear, read, found, [box.start for box in candidates])
     absent = not read and (says_no_target(dialect, clear) or any(not any(box.corners) for box in candidates))
     return ReadAnswer(tuple(instance for instance, _ in read[:MAX_INSTANCES]), absent, "; ".join(notes))
 
@@ -108,11 +110,16 @@ def _merged(own: Sequence[FoundBox], found: Found) -> list[FoundBox]:
         while at < len(spans) and spans[at][1] <= box.start:
             at += 1
         beside = [other for start, end, other in spans[at : at + 4] if start < box.end and end > box.start]
-        if any(other is None or other.named or other.measure for other in beside):
+        if any(other is None or (other.spelled != box.spelled and _says_more(other)) for other in beside):
             continue
         replaced |= {id(other) for other in beside}
         kept.append(box)
     return sorted([*kept, *(box for box in found.boxes if id(box) not in replaced)], key=lambda box: (box.start, box.end))
+
+
+def _says_more(box: FoundBox) -> bool:
+    """Whether the answer itself says which number is which, or in what unit."""
+    return box.measure in ("%", "px") or (box.named and not box.measure)
 
 
 # -- where they are ------------------------------------------------------------------------------------------------------------------------
@@ -131,8 +138,10 @@ def _placed(dialect: Dialect, image: Framed, candidates: Sequence[FoundBox]) -> 
     notes: dict[str, None] = {}
     for box in boxes:
         frame = frames[box.measure, box.as_shares]
-        own = frame is None or frame is BEYOND
-        instance = _in_own_frame(dialect, image, box, frame is BEYOND) if own else _in_foreign_frame(frame, image, box)
+        if frame is None or frame is BEYOND:
+            instance = _in_own_frame(dialect, image, box, frame is BEYOND)
+        else:
+            instance = _in_foreign_frame(frame, image, box)
         if instance is not None and not (box.weak and _is_doubtful(instance.box_px, box, image)):
             placed.setdefault(instance.numbers or tuple(instance.box_px.tolist()), (instance, frame))
             if frame is not None:
@@ -181,10 +190,13 @@ def _no_points() -> NDArray[np.float32]:
 # -- points of a prompt --------------------------------------------------------------------------------------------------------------------
 
 
-def _with_points(dialect: Dialect, image: Framed, clear: str, read: _Placed, found: Found) -> _Placed:
-    """The instances with their points: as the dialect's grammar has them where it reads the same boxes, else each after its box."""
+def _with_points(dialect: Dialect, image: Framed, clear: str, read: _Placed, found: Found, starts: Sequence[int]) -> _Placed:
+    """The instances with their points: as the dialect's grammar has them where it reads the same boxes and any points, else each after its
+    box.
+    """
     spoken = {instance.box: instance for instance in parse_prompt(dialect, clear, highest(dialect, image))}
-    if all(frame in (None, BEYOND) and instance.numbers in spoken for instance, frame in read):
+    told = any(instance.inside or instance.outside for instance in spoken.values()) or not found.points
+    if told and all(frame in (None, BEYOND) and instance.numbers in spoken for instance, frame in read):
         return [
             (
                 replace(
@@ -200,11 +212,14 @@ def _with_points(dialect: Dialect, image: Framed, clear: str, read: _Placed, fou
     events: list[tuple[int, str, FoundPoint | None]] = [(point.start, "", point) for point in found.points]
     events += [(at, word, None) for word, at in found.words if word in _INSIDE | _OUTSIDE]
     events.sort(key=lambda event: event[0])
-    following = [instance.start for instance, _ in read[1:]] + [len(clear) + 1]
-    return [
-        (_given_points(dialect, image, instance, frame, [event for event in events if instance.end <= event[0] < until]), frame)
-        for (instance, frame), until in zip(read, following, strict=True)
-    ]
+    at = [event[0] for event in events]
+    given: _Placed = []
+    for instance, frame in read:
+        following = bisect.bisect_left(starts, instance.end)  # of a box that was there before, too: its points are not this one's
+        until = starts[following] if following < len(starts) else len(clear) + 1
+        own = events[bisect.bisect_left(at, instance.end) : bisect.bisect_left(at, until)]
+        given.append((_given_points(dialect, image, instance, frame, own), frame))
+    return given
 
 
 def _own_points(dialect: Dialect, image: Framed, points: Sequence[PointNumbers]) -> NDArray[np.float32]:
@@ -228,6 +243,5 @@ def _given_points(
 def _point_px(dialect: Dialect, image: Framed, frame: Foreign | None, point: FoundPoint) -> NDArray[np.float32]:
     if frame is None or frame is BEYOND:
         return to_pixels(dialect, image, [_own_number(dialect, image, number.text) for number in (point.x, point.y)])
-    x, y = frame.to_pixels(np.array([point.x.value, point.y.value]), image)
-    return np.clip(np.array([x, y]), 0, [image.width, image.height]).astype(np.float32)
-
+    px = frame.to_pixels(np.array([point.x.value, point.y.value]), image)
+    return np.asarray(np.clip(px, 0, [image.width, image.height]), np.float32)

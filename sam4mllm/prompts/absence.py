@@ -16,14 +16,14 @@ _ENGLISH = (
     r"\b(?:cannot|unable to) (?:see|find|detect|locate)\b",
     r"\bzero (?:objects|instances|boxes|matches)\b",
 )
-_JSON = (
-    r"\b(?:bbox|box|boxes|bboxes|objects|detections|result) (?:d )?(?:null|none)\b",  # figures are left out: bbox_2d is "bbox d"
+_JSON = (  # figures are left out, so that bbox_2d is "bbox d"
+    r"\b(?:bbox|box|boxes|bboxes|objects|detections|result|object|target|coordinates) (?:d )?(?:null|none)\b",
     r"\b(?:found|present|exists|visible|detected|exist) false\b",
 )
 _GERMAN = (
     r"^nein\b",
     r"\b(?:kein|keine|keinen|keiner|keines|keinem|nichts|nirgends|nirgendwo)\b",
-    r"\bnicht (?:\w+ )?(?:vorhanden|gefunden|sichtbar|zu sehen|zu finden|enthalten|da|erkennbar|dargestellt|abgebildet|finden|sehen|erkennen)\b",
+    r"\bnicht (?:\w+ )?(?:vorhanden|gefunden|sichtbar|zu sehen|zu finden|da|erkennbar|abgebildet|finden|sehen)\b",
     r"\bnicht (?:im|auf dem|in dem) (?:bild|foto)\b",
 )
 _FRENCH = (

@@ -28,10 +28,12 @@ _TOKEN = re.compile(
     """,
     re.VERBOSE,
 )
-_CURLY = str.maketrans("“”„‘’", "\"\"\"''")
+_CURLY = str.maketrans("“”„‘’", '"""\'\'')
 _LABELS = frozenset(
-    "label labels name names description desc text phrase caption reason reasoning thought thoughts thinking rationale explanation "
-    "object category class title comment note analysis question".split()
+    (
+        *("label", "labels", "name", "names", "description", "desc", "text", "phrase", "caption", "object", "category", "class", "title"),
+        *("reason", "reasoning", "thought", "thoughts", "thinking", "rationale", "explanation", "analysis", "comment", "note", "question"),
+    )
 )
 """Keys of JSON whose text is about the box, or about another one; numbers in it are none of the answer's."""
 
@@ -91,5 +93,5 @@ def _token(match: re.Match[str]) -> AnswerToken:
     if match["size"] is not None:  # 640x480, 16:9, a date, a version
         return AnswerToken("word", match[0], *span)
     kinds: tuple[Kind, ...] = ("line", "point_tag", "word", "open", "close")
-    kind = next((kind for kind in kinds if match[kind] is not None), "sign")
+    kind: Kind = next((kind for kind in kinds if match[kind] is not None), "sign")
     return AnswerToken(kind, match[0], *span)

@@ -71,7 +71,7 @@ _NAMES = {
     "h": "h height",
 }
 _MEANING = {word: name for name, words in _NAMES.items() for word in words.split()}
-ORDINARY = frozenset("left top right bottom width height w h x y links oben rechts unten".split())
+ORDINARY = frozenset(("left", "top", "right", "bottom", "width", "height", "w", "h", "x", "y", "links", "oben", "rechts", "unten"))
 """Names that are words or letters of prose, too."""
 
 _SCHEMES: tuple[tuple[str, str, str, str], ...] = (
@@ -155,15 +155,13 @@ def box_around(points: Sequence[tuple[Numeral, Numeral]], start: int, end: int) 
     if len(measures) > 1 or not all(math.isfinite(numeral.value) for numeral in corners):
         return None
     x1, y1, x2, y2 = corners
-    return FoundBox(
-        (x1.value, y1.value, x2.value, y2.value), (x1.text, y1.text, x2.text, y2.text), measures.pop(), start, end, named=True
-    )
+    return FoundBox((x1.value, y1.value, x2.value, y2.value), (x1.text, y1.text, x2.text, y2.text), measures.pop(), start, end, named=True)
 
 
 def is_quad(points: Sequence[tuple[Numeral, Numeral]]) -> bool:
     """Whether four points are about the corners of an upright rectangle, each within a quarter of its sides."""
-    box = box_around(points, 0, 0)
-    if len(points) != 4 or box is None:
+    box = box_around(points, 0, 0) if len(points) == 4 else None
+    if box is None:
         return False
     x1, y1, x2, y2 = box.corners
     nearest = set()
