@@ -150,12 +150,12 @@ def _placed(dialect: Dialect, image: Framed, candidates: Sequence[FoundBox]) -> 
 
 
 def _in_own_frame(dialect: Dialect, image: Framed, box: FoundBox, beyond: bool) -> ReadInstance | None:
-    """The box; None if nothing is left of one that lies ``beyond`` the image."""
+    """The box; None if nothing is left of one that lies ``beyond`` the image, or at least began there."""
     spelled = box.spelled or tuple(f"{max(0.0, number):.9f}" for number in box.corners)
     x1, y1, x2, y2 = (_own_number(dialect, image, text) for text in spelled)
     numbers = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
     box_px = to_pixels(dialect, image, numbers)
-    if beyond and (box_px[2:] <= box_px[:2]).any():
+    if (beyond or min(box.corners) < 0) and (box_px[2:] <= box_px[:2]).any():
         return None
     box_px = order_box(box_px, image.width, image.height)
     return ReadInstance(box_px, _no_points(), _no_points(), numbers, box.start, box.end)

@@ -59,7 +59,7 @@ _CORNERS = {
 _CORNER_OF = {word: corner for corner, names in _CORNERS.items() for word in names.split()}
 _CORNERS_CJK = {"左上": "topleft", "右下": "bottomright", "右上": "topright", "左下": "bottomleft"}
 _FILLERS = words(
-    "corner point coordinates coordinate vertex is at of the box located ecke bei ist der des coin angle est à de la boîte "
+    "corner point coordinates coordinate vertex is are at of the box located x y ecke bei ist der des coin angle est à de la boîte "
     "esquina está en caja"
 )
 OPPOSITE = {"topleft": "bottomright", "bottomright": "topleft", "topright": "bottomleft", "bottomleft": "topright"}
@@ -80,7 +80,7 @@ def about(recent: Sequence[str]) -> About:
         spent = spent or word == A_NUMBER or distance >= NEAR
         if plain in _BOX or any(sign in plain for sign in _BOX_CJK):
             return About.BOX
-        if not spent and plain in _POINTS:
+        if distance == 0 and plain in _POINTS:
             return About.POINTS
         if not spent and (plain in _ELSE or (word[0] == '"' and plain in _ELSE_KEYS) or any(sign in plain for sign in _ELSE_CJK)):
             return About.ELSE

@@ -73,6 +73,8 @@ _NAMES = {
 _MEANING = {word: name for name, words in _NAMES.items() for word in words.split()}
 ORDINARY = frozenset(("left", "top", "right", "bottom", "width", "height", "w", "h", "x", "y", "links", "oben", "rechts", "unten"))
 """Names that are words or letters of prose, too."""
+EDGES = frozenset(("left", "top", "right", "bottom", "links", "oben", "rechts", "unten"))
+"""Names that say in prose where something is: four of them in a line of it are no order of numbers."""
 
 _SCHEMES: tuple[tuple[str, str, str, str], ...] = (
     ("x0", "y0", "x1", "y1"),

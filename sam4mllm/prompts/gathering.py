@@ -70,6 +70,8 @@ class Gathering:
         self.ignored: list[tuple[int, int]] = []
         self.recent: list[str] = []
         self.order: tuple[str, ...] = ()
+        self._unordered: dict[int, list[Numeral]] = {}
+        """Numbers of boxes whose order nothing beside them tells."""
         self._among_points = False
         self._last_pair: tuple[Pair, int] | None = None
         self._link = ""
@@ -113,6 +115,14 @@ class Gathering:
             self._among_points = False
             self.unlink()
 
+    def ordered(self) -> list[FoundBox]:
+        """All boxes, in the order that is told anywhere in the answer where nothing beside them tells another."""
+        boxes = list(self.boxes)
+        for index, numbers in self._unordered.items() if self.order else ():
+            box = boxes[index]
+            boxes[index] = box_of(numbers, self.order, box.start, box.end, named=True, weak=box.weak) or box
+        return boxes
+
     def close(self, group: Group, parent: Group, end: int, depth: int) -> None:
         """A group within ``parent``, which is ``depth`` brackets deep, has come to its end."""
         if group.about in (About.POINTS, About.ELSE) and group.kind != "{" and not group.corner:
@@ -120,7 +130,7 @@ class Gathering:
             parent.mixed = True
         elif group.named:
             self.close_named(group, parent, end, depth)
-        elif group.names and not group.numbers:
+        elif group.names and not group.numbers and not group.mixed:
             self._close_names(group)
         elif not group.mixed and len(group.numbers) == 2 and not group.pairs and not group.is_tag:
             self._pair((group.numbers[0], group.numbers[1]), group, parent, end, depth)
@@ -190,9 +200,11 @@ class Gathering:
             numbers, pairs = [], list(zip(numbers[::2], numbers[1::2], strict=True))
             boxed = boxed and (group.is_tag or is_quad(pairs))
         if len(numbers) == 4 and not pairs and not group.mixed:
-            order = group.order or self.order
             weak = group.kind in ("(", "{") and not boxed and not group.angled
-            self.add(box_of(numbers, order or self.manner.order, group.start, end, named=bool(order), weak=weak))
+            box = box_of(numbers, group.order or self.manner.order, group.start, end, named=bool(group.order), weak=weak)
+            self.add(box)
+            if box is not None and not group.order:
+                self._unordered[len(self.boxes) - 1] = numbers
         elif not numbers and (is_quad(pairs) or (boxed and len(pairs) in (2, 4))):
             self.add(box_around(pairs, group.start, end))
         elif not numbers and boxed and group.is_tag and len(pairs) % 2 == 0:

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from sam4mllm.prompts.answer_tokens import AnswerToken, answer_tokens
 from sam4mllm.prompts.answer_words import A_NUMBER, BOX_ENDS, BOX_TAGS, LABEL_TAGS, POINT_ENDS, POINT_TAGS, About, about, corner, words
-from sam4mllm.prompts.coordinates import ORDINARY, FoundBox, FoundPoint, Numeral, bare, box_of, is_order, meaning, order_in
+from sam4mllm.prompts.coordinates import EDGES, ORDINARY, FoundBox, FoundPoint, Numeral, bare, box_of, is_order, meaning, order_in
 from sam4mllm.prompts.gathering import Gathering, Group, Manner
 from sam4mllm.prompts.location_tokens import Locations
 
@@ -120,14 +120,16 @@ class _Reader:
 
     def _name(self, group: Group, numeral: Numeral) -> None:
         """A number that has a name."""
+        place = corner(self.into.recent)
         if self.pending in group.named:
             self._close_named(group)
         if not group.kind and self.pending[0] in "xc" and not any(name[0] in "xyc" for name in group.named):
             group.named.clear()  # a width and height in prose before the first corner are those of the image
         if not group.named and not group.kind:
-            group.start, group.corner = numeral.start, corner(self.into.recent)
+            group.start, group.corner = numeral.start, place
         group.named[self.pending] = numeral
-        group.names[-1:] = []
+        if group.names[-1:] == [self.pending]:
+            group.names.pop()
         self.pending = ""
 
     def _word(self, token: AnswerToken) -> None:
@@ -140,7 +142,7 @@ class _Reader:
         self.into.remember(f'"{token.text}' if token.kind == "key" else token.text)
         self.pending = meaning(token.text)
         if self.pending:
-            group.names.append(self.pending)
+            group.names += [self.pending] if group.kind or token.text not in EDGES else []
             self.loose = token.kind == "word" and token.text in ORDINARY
             return
         group.mixed = True
@@ -293,5 +295,5 @@ class _Reader:
             else:
                 self._drop()
         self._close_named(self.groups[0])
-        boxes = sorted(self.into.boxes, key=lambda box: (box.start, box.end))
+        boxes = sorted(self.into.ordered(), key=lambda box: (box.start, box.end))
         return Found(tuple(boxes), tuple(self.into.points), tuple(self.words), tuple(self.into.ignored))
