@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -150,6 +151,41 @@ def test_a_point_is_inside_where_the_mask_is(grounder: MllmGrounder, toy: Toy, s
         spoken = {grounder.verdicts.spoken[0]: True, grounder.verdicts.spoken[1]: False}
         answers = [spoken.get(target, target in yes) for target in row.targets.tolist() if target in yes | no | set(spoken)]
         assert answers == [True, False, True, False]
+
+
+def test_every_box_is_asked_about_in_random_order(grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment]) -> None:
+    example = cut_corners(toy.examples[1])
+    heads = [tuple(grounder.points_head(scene, box)) for box in example.boxes_px]
+    orders = set()
+    for seed in range(8):
+        found = turns(make_row(grounder, scene, [example], replace(JOINT, every_box=True, spread="disks"), seed), packed)
+        asked = [turn for turn in found if turn.segment.ids in heads]
+        orders.add(tuple(heads.index(turn.segment.ids) for turn in asked))
+        assert len([turn for turn in found if turn.answer]) == 3  # the boxes, and the points of each
+        assert len(found) == 5
+    assert orders == {(0, 1), (1, 0)}
+
+
+@pytest.mark.parametrize("order", ["left", "annotation"])
+def test_boxes_are_said_in_the_order_that_is_asked_for(
+    grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment], order: Literal["left", "annotation"]
+) -> None:
+    example = toy.examples[1]
+    from_right = np.argsort(-example.boxes_px[:, 0])
+    example = replace(example, instances=tuple(example.instances[index] for index in from_right))
+    first, *_ = turns(make_row(grounder, scene, [example], replace(PACKED, order=order)), packed)
+    boxes = example.boxes_px if order == "annotation" else example.boxes_px[::-1]
+    assert first.answer == grounder.box_answer(scene, example.phrase, boxes)
+
+
+def test_points_are_spread_as_is_asked_for(
+    grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    points = np.array([[20, 30], [80, 115], [38, 12]], np.float32)
+    monkeypatch.setattr(collate, "draw_disks", lambda *_: points)
+    found = turns(make_row(grounder, scene, toy.examples[:1], replace(PACKED, spread="disks")), packed)
+    asked = [turn.segment.ids for turn in found[2:]]
+    assert asked == [tuple(grounder.joint_question([number])) for number in grounder.point_numbers(scene, points)]
 
 
 def test_points_of_ppg_are_on_and_off_each_object(grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment]) -> None:

@@ -36,6 +36,7 @@ def test_published_numbers(name: str, rank: int) -> None:
     assert (plan.rank, plan.alpha, plan.dropout, plan.rate, plan.weight_decay) == (rank, 128, 0.05, 1e-4, 0.001)
     assert (plan.epochs, plan.batch, plan.phrases, plan.strength, plan.replay_share) == (3, 80, 5, 1.0, 0.0)
     assert (asking.points, asking.points_deviation, asking.joint_share, asking.shake) == (10, 4.0, 1.0, 0.0)
+    assert (asking.every_box, asking.spread, asking.order) == (True, "disks", "annotation")
     rates = [learning_rate(plan, step, 3200) for step in range(3200)]
     assert int(np.argmax(rates)) in (31, 32)  # a warm-up of one per cent
     assert rates[-1] == pytest.approx(plan.rate / (3200 - 32))
@@ -60,6 +61,10 @@ def test_what_is_given_wins() -> None:
         pytest.param("asking = 3", "asking must be a table", id="asking"),
         pytest.param("[asking]\nanswers = 3", "unknown 'answers' in asking; known are points", id="unknown"),
         pytest.param("[asking]\nprompt_groups = 0", "prompt_groups must be", id="no groups"),
+        pytest.param("squash = 7", "squash must be a whole number from 28", id="squash"),
+        pytest.param("[asking]\nevery_box = 1", "every_box must be true or false", id="every box"),
+        pytest.param('[asking]\nspread = "grid"', "spread must be serving or disks", id="spread"),
+        pytest.param("[asking]\norder = []", "order must be left or annotation", id="order"),
         pytest.param("[asking]\nshake = nan", "shake must be", id="not a number"),
     ],
 )

@@ -560,6 +560,16 @@ def test_an_unreadable_answer_is_not_stored_as_no_such_object(home: Callable[...
     assert answer["result"][0]["value"]["text"] == ["the dog: the model's answer could not be read"]
 
 
+def test_a_note_stands_beside_the_regions_and_in_the_answers_line(home: Callable[..., House]) -> None:
+    where, note = home(), "the model gave percent of the image's sides; they were rescaled"
+    where.grounder.known = {"the dog": dataclasses.replace(grounding("the dog", [[40, 40, 60, 60]]), note=note)}
+    [answer] = ask(where, task(description="the dog"))
+    assert [region["meta"] for region in drawn(answer)] == [{"text": [note]}]
+    [answer] = ask(where, task(), context=[text("the dog")])
+    [line] = [region["value"]["text"] for region in answer["result"] if "text" in region["value"]]
+    assert line == [f"the dog: 1 found ({note})"]
+
+
 def test_a_typed_phrase_stays_with_its_task_and_project(home: Callable[..., House]) -> None:
     where = home()
     ask(where, task(1), context=[text("the dog")])

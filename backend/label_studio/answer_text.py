@@ -10,11 +10,15 @@ from backend.label_studio.wire import Region
 from sam4mllm.values import Instance, Segmentation
 
 
-def told(region_id: str, phrase: str) -> dict[str, Any]:
-    """The note of a region that was made by clicks, as fields of its ``meta``; none where there is nothing to say."""
+def told(region_id: str, phrase: str, note: str = "") -> dict[str, Any]:
+    """What there is to say of a region, as fields of its ``meta``: that it was made by clicks, and the ``note`` of its phrase's answer."""
+    lines = []
     if stands_alone(region_id):
-        return {"text": [f"made by clicks alone, not learned as: {phrase}"]} if phrase else {}
-    return {"text": ["takes the place of the mask that was here; that one may be deleted"]} if MARK in region_id else {}
+        lines += [f"made by clicks alone, not learned as: {phrase}"] if phrase else []
+    else:
+        lines += ["takes the place of the mask that was here; that one may be deleted"] if MARK in region_id else []
+        lines += [note] if note else []
+    return {"text": lines} if lines else {}
 
 
 def summary_of_clicks(found: Sequence[Segmentation], kept: Sequence[Sequence[Instance]], regions: Sequence[Region]) -> str:

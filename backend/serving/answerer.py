@@ -118,7 +118,7 @@ class Answerer:
                 ids = answer_ids(instance, [region["id"] for region in masks], clicks, seen)
                 renamed = dict(zip((region["id"] for region in masks), ids, strict=True))
                 for region in masks:
-                    region["meta"] = {**region.get("meta", {}), **told(renamed[region["id"]], one.phrase)}
+                    region["meta"] = {**region.get("meta", {}), **told(renamed[region["id"]], one.phrase, one.note)}
                 for region in made:  # of a control beside Labels, two regions have one id
                     region["id"] = renamed.get(region["id"], region["id"])
                 regions += made
@@ -197,6 +197,7 @@ def _summary(found: Sequence[Segmentation]) -> str:
     lines = []
     for one in found:
         count = f"{len(one.instances)} found" if one.instances else one.note or "no such object"
+        count += f" ({one.note})" if one.instances and one.note else ""
         lines.append(f"{one.phrase or 'click'}: {count}")
     return "; ".join(lines)
 

@@ -16,20 +16,21 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sam4mllm.errors import ImageError, ModelError, PhraseError
-from sam4mllm.geometry import distinct, order_box
+from sam4mllm.geometry import distinct
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.decoding import Written, write
 from sam4mllm.grounding.encoders import position_ids
-from sam4mllm.grounding.frames import Framed, highest, to_numbers, to_pixels
+from sam4mllm.grounding.frames import Framed, to_numbers
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
 from sam4mllm.grounding.protocol import Inquiry, Replies, Scene
+from sam4mllm.grounding.reading import ReadAnswer, ReadInstance, read_answer
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.grounding.verdicts import Verdicts
 from sam4mllm.identity import digest_of
+from sam4mllm.prompts.answer_text import fold
 from sam4mllm.prompts.conversation import (
     BoxNumbers,
     PointNumbers,
-    SpokenInstance,
     box_answer,
     box_question,
     points_body,
@@ -37,7 +38,6 @@ from sam4mllm.prompts.conversation import (
     prompt_question,
 )
 from sam4mllm.prompts.dialects import DEMO
-from sam4mllm.prompts.parse import parse_boxes, parse_prompt, says_no_target
 from sam4mllm.values import Grounding, SpokenPoints
 
 ANSWER_TOKENS = 400
@@ -290,48 +290,46 @@ class MllmGrounder:
 
     def _read(self, scene: MllmScene, phrase: str, answer: Written, with_points: bool) -> Grounding:
         """The boxes of an answer, each with the probability of the tokens that wrote it."""
-        limit = highest(self.dialect, scene)
-        boxes: list[BoxNumbers] = parse_boxes(self.dialect, answer.text, limit)
-        spoken = parse_prompt(self.dialect, answer.text, limit) if with_points else []
-        if spoken:
-            boxes = [instance.box for instance in spoken]
-        boxes_px = np.array([self._box_px(scene, box) for box in boxes], np.float32).reshape(-1, 4)
-        kept = distinct(boxes_px, SAME_OBJECT)
+        read = read_answer(self.dialect, scene, answer.text, with_points=with_points, finished=answer.finished)
+        boxes_px = np.array([instance.box_px for instance in read.instances], np.float32).reshape(-1, 4)
+        kept = [read.instances[index] for index in distinct(boxes_px, SAME_OBJECT)]
         return Grounding(
             phrase=phrase,
-            boxes_px=boxes_px[kept],
-            box_probabilities=np.array([self._box_probability(answer, index, boxes[index], limit) for index in kept], np.float64),
-            no_target_probability=self._no_target(answer),
-            points=tuple(self._spoken_points(scene, spoken[index]) for index in kept) if spoken else (),
-            note=self._note(answer, bool(boxes)),
+            boxes_px=np.array([instance.box_px for instance in kept], np.float32).reshape(-1, 4),
+            box_probabilities=np.array([self._box_probability(answer, instance) for instance in kept], np.float64),
+            no_target_probability=self._no_target(answer, read.absent),
+            points=tuple(SpokenPoints(instance.inside_px, instance.outside_px) for instance in kept) if with_points else (),
+            note=_note(read, answer.finished),
         )
 
-    def _note(self, answer: Written, found: bool) -> str:
-        if not found and not says_no_target(self.dialect, answer.text):
-            return "the model's answer could not be read"
-        return "" if answer.finished else "the model's answer was cut off; there may be more"
+    def _box_probability(self, answer: Written, instance: ReadInstance) -> float:
+        """Geometric mean probability of a box's tokens: as many as its dialect spells it with, up to where it is complete."""
+        end = self._tokens_of(answer, instance.end)
+        if instance.numbers is not None:
+            start = end - len(self.encode(self.dialect.spell_box(instance.numbers)))
+        else:
+            start = self._tokens_of(answer, instance.start + 1) - 1
+        return float(np.exp(np.mean(answer.log_probabilities[max(0, min(start, end - 1)) : max(1, end)])))
 
-    def _box_probability(self, answer: Written, index: int, box: BoxNumbers, limit: int) -> float:
-        """Geometric mean probability of the tokens of box ``index``: as many as spell it, up to where it is complete."""
+    def _tokens_of(self, answer: Written, length: int) -> int:
+        """How many tokens have written the first ``length`` characters of the folded text."""
 
-        def complete(length: int) -> int:
-            return len(parse_boxes(self.dialect, self.checkpoint.tokenizer.decode(list(answer.ids[:length])), limit))
+        def written(count: int) -> int:
+            return len(fold(self.checkpoint.tokenizer.decode(list(answer.ids[:count]))))
 
-        end = bisect.bisect_left(range(len(answer.ids)), index + 1, key=complete)
-        length = len(self.encode(self.dialect.spell_box(box)))
-        return float(np.exp(np.mean(answer.log_probabilities[max(0, end - length) : max(1, end)])))
+        return bisect.bisect_left(range(len(answer.ids)), length, key=written)
 
-    def _no_target(self, answer: Written) -> float:
+    def _no_target(self, answer: Written, absent: bool) -> float:
         """Probability that there is no such object.
 
         A model that was only ever taught to begin with a box or with "none" has it in those two tokens. Any other may say it in its own
-        words, or begin with words before the box: where its answer says so, as :func:`says_no_target` reads it, it is the geometric mean
-        probability of the answer's tokens, as a box's is; where it does not, that of having begun with "none".
+        words, or begin with words before the box: where its answer says so (``absent``), it is the geometric mean probability of the
+        answer's tokens, as a box's is; where it does not, that of having begun with "none".
         """
         none, first = self._none_start, answer.first_logits
         if self.dialect.name == DEMO.name:
             return float(torch.sigmoid(first[none] - first[self._box_start]))
-        if says_no_target(self.dialect, answer.text):
+        if absent:
             return float(np.exp(np.mean(answer.log_probabilities)))
         return 0.0 if none == self._box_start else float(torch.softmax(first, -1)[none])
 
@@ -342,14 +340,12 @@ class MllmGrounder:
         """Points (K, 2) in the dialect's numbers."""
         return [(x, y) for x, y in to_numbers(self.dialect, scene, points_px).tolist()]
 
-    def _box_px(self, scene: MllmScene, box: BoxNumbers) -> NDArray[np.float32]:
-        return order_box(to_pixels(self.dialect, scene, box), scene.width, scene.height)
 
-    def _spoken_points(self, scene: MllmScene, instance: SpokenInstance) -> SpokenPoints:
-        def px(points: Sequence[PointNumbers]) -> NDArray[np.float32]:
-            return to_pixels(self.dialect, scene, np.array(points, np.float64).reshape(-1, 2))
-
-        return SpokenPoints(px(instance.inside), px(instance.outside))
+def _note(read: ReadAnswer, finished: bool) -> str:
+    """What a user should know of an answer, in one line."""
+    if not read.instances and not read.absent:
+        return "the model's answer could not be read"
+    return "; ".join(filter(None, (read.note, "" if finished else "the model's answer was cut off; there may be more")))
 
 
 def _split(said: Replies, counts: Sequence[int]) -> list[Replies]:

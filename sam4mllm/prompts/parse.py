@@ -1,6 +1,7 @@
-"""A model's answer back to numbers: the inverse of :mod:`sam4mllm.prompts.conversation`, for text that nobody vouches for.
+"""A model's answer back to numbers in its dialect's own grammar: the inverse of :mod:`sam4mllm.prompts.conversation`.
 
-Nothing here raises, whatever the model wrote: what cannot be read is left out. An answer is first made plain: its numbers, words and
+Answers in any other spelling are for :mod:`sam4mllm.prompts.general`. Nothing here raises, whatever the model wrote: what cannot be read
+is left out. An answer is first made plain: its numbers, words and
 single signs, each followed by one space, without commas. The dialect's spellings are made plain in the same way, so spaces, padding
 and the kind of separator make no difference. As numbers are short by then, a spelling is compared with a bounded stretch of the
 answer at each place, and the time grows with the answer's length only.
@@ -10,12 +11,15 @@ Where both could be read, a box comes before points; so a dialect should not spe
 
 from __future__ import annotations
 
+import bisect
 import enum
 import functools
 import itertools
 import re
 from collections.abc import Iterator
 
+from sam4mllm.prompts.absence import says_none
+from sam4mllm.prompts.answer_text import fold
 from sam4mllm.prompts.conversation import BoxNumbers, PointNumbers, SpokenInstance
 from sam4mllm.prompts.dialects import Dialect
 
@@ -42,6 +46,20 @@ def parse_boxes(dialect: Dialect, text: str, limit: int = 999) -> list[BoxNumber
         item for item in _read(dialect, _plain(text, dialect.decimals), limit) if not isinstance(item, _Mark) and len(item) == 4
     )
     return list(boxes)[:MAX_INSTANCES]
+
+
+def spelled_boxes(dialect: Dialect, folded: str) -> list[tuple[tuple[str, str, str, str], int, int]]:
+    """The boxes of a folded answer that are spelled just as the dialect spells them: x1, y1, x2, y2 as written, and from where to where."""
+    tokens = list(_TOKEN.finditer(folded))
+    pieces = [f"{_in_plain(token, dialect.decimals)} " for token in tokens]
+    ends = list(itertools.accumulate(map(len, pieces)))
+    found = []
+    for match in _grammar(dialect).finditer("".join(pieces)):
+        if match.lastgroup == "box":
+            x1, y1, x2, y2 = (tokens[bisect.bisect_right(ends, match.start(f"box_{name}"))][0] for name in ("x1", "y1", "x2", "y2"))
+            first, last = bisect.bisect_right(ends, match.start()), bisect.bisect_left(ends, match.end())
+            found.append(((x1, y1, x2, y2), tokens[first].start(), tokens[last].end()))
+    return found
 
 
 def parse_points(dialect: Dialect, text: str, limit: int = 999) -> list[PointNumbers]:
@@ -80,29 +98,17 @@ def parse_verdicts(dialect: Dialect, text: str, count: int) -> list[bool | None]
     has at most one verdict counts as one. Between several verdicts in one field, other words count as one that is unreadable, lest
     they shift those after them. What comes before the first verdict is an introduction if there would otherwise be too many.
     """
-    fields = re.split(r"[,;\n]++", _fold(text))
-    verdicts = [verdict for field in fields for verdict in _field(_fold(dialect.yes).strip(), _fold(dialect.no).strip(), field)]
+    fields = re.split(r"[,;\n]++", fold(text))
+    verdicts = [verdict for field in fields for verdict in _field(fold(dialect.yes).strip(), fold(dialect.no).strip(), field)]
     introduction = len(list(itertools.takewhile(lambda verdict: verdict is None, verdicts)))
     first = min(introduction, max(0, len(verdicts) - count))
     wanted = verdicts[first : first + max(0, count)]
     return wanted + [None] * (count - len(wanted))
 
 
-_ABSENT = re.compile(
-    r"^no\b|^(?:null|n a)$"
-    r"|\b(?:none|nothing|nowhere|absent)\b"
-    r"|\b(?:there is|there are|there s|contains|shows|see|find|found|detected) no\b"
-    r"|\bno such\b"
-    r"|\bnot (?:found|present|visible|there|here|shown|detected|exist|contain|appear|see|find|in the (?:image|picture|photo))\b"
-    r"|\b(?:isn|aren) t (?:there|here|present|visible|shown|any|in the (?:image|picture|photo))\b"
-    r"|\b(?:doesn|don|didn|can|couldn) t (?:exist|contain|appear|see|find|detect|locate)\b"
-    r"|\b(?:cannot|unable to) (?:see|find|detect|locate)\b"
-)
-"""Over an answer's words in lower case, with one space between them."""
-
-
 def says_no_target(dialect: Dialect, text: str) -> bool:
-    """Whether an answer says that nothing in the image fits: by the dialect's words, common English ones, or an empty list or mapping.
+    """Whether an answer says that nothing in the image fits: by the dialect's words, common ones (:mod:`sam4mllm.prompts.absence`), or an
+    empty list or mapping.
 
     Never True beside a box. An empty answer and the mere beginning of a box say nothing, so they are False: a failure of the model,
     not a statement about the image.
@@ -111,21 +117,23 @@ def says_no_target(dialect: Dialect, text: str) -> bool:
     if any(not isinstance(item, _Mark) and len(item) == 4 for item in _read(dialect, plain)):
         return False
     told = any(words and f" {words}" in f" {plain}" for words in (_plain(dialect.no_target, dialect.decimals), "[ ] ", "{ } "))
-    return told or bool(_ABSENT.search(" ".join(filter(str.isalpha, plain.split(" ")))))
+    return told or says_none(" ".join(filter(str.isalpha, plain.split(" "))))
 
 
 _TOKEN = re.compile(r"(?P<number>(?:(?<![\w.])-)?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++))|[^\W\d_]++|[^\s,]")
 _NUMBER = "[0-9]+ "
 _DIGITS = 9
 _SLOT = re.compile(r"(\{(?:x1|y1|x2|y2|x|y)\})")
-_LIST = "[{x1},{y1},{x2},{y2}]"
-"""How families that answer in JSON spell a box, and others when they forget their own spelling."""
-_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-"""East Asian models now and then write full-width digits, commas and brackets."""
 
 
-def _fold(text: str) -> str:
-    return text.translate(_FULL_WIDTH).casefold()
+def number_order(dialect: Dialect) -> tuple[str, ...]:
+    """The names of a box's four numbers in the order in which the dialect says them: ``("x1", "y1", "x2", "y2")``, or y first."""
+    return tuple(sorted(("x1", "y1", "x2", "y2"), key=lambda name: dialect.box.index(f"{{{name}}}")))
+
+
+def _listed(dialect: Dialect) -> str:
+    """How families that answer in JSON spell a box, and others when they forget their own spelling."""
+    return "[" + ",".join(f"{{{name}}}" for name in number_order(dialect)) + "]"
 
 
 def _plain(text: str, decimals: int = 0) -> str:
@@ -133,11 +141,18 @@ def _plain(text: str, decimals: int = 0) -> str:
 
     With ``decimals``, numbers are taken times ten to the power of them.
     """
-    return "".join(f"{_whole(match['number'], decimals) if match['number'] else match[0]} " for match in _TOKEN.finditer(_fold(text)))
+    return "".join(f"{_in_plain(match, decimals)} " for match in _TOKEN.finditer(fold(text)))
 
 
-def _whole(number: str, decimals: int) -> str:
-    """Rounded down, and brought into the range. Not by int(), which refuses thousands of digits."""
+def _in_plain(match: re.Match[str], decimals: int) -> str:
+    return whole_number(match["number"], decimals) if match["number"] else match[0]
+
+
+def whole_number(number: str, decimals: int) -> str:
+    """A number as written, times ten to the power of ``decimals``, rounded down and brought into 0 to 999,999,999.
+
+    Not by int(), which refuses thousands of digits.
+    """
     whole, _, rest = number.partition(".")
     whole = (whole + rest[:decimals].ljust(decimals, "0")).lstrip("0")
     if not whole or whole.startswith("-"):
@@ -184,7 +199,7 @@ def _beginning(spelling: list[str], boxes: str) -> str:
 @functools.lru_cache(maxsize=16)
 def _grammar(dialect: Dialect) -> re.Pattern[str]:
     """What can stand at a place in plain text, as named groups: a box in either spelling, a word, a point, a broken box; or any token."""
-    box, listed, point = (_spelling(template, dialect.decimals) for template in (dialect.box, _LIST, dialect.point))
+    box, listed, point = (_spelling(template, dialect.decimals) for template in (dialect.box, _listed(dialect), dialect.point))
     boxes = "|".join("".join(_expressions(spelling)) for spelling in (box, listed))
     words = {"inside": _plain(dialect.inside, dialect.decimals), "outside": _plain(dialect.outside, dialect.decimals)}
     kinds = {

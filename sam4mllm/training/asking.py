@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from sam4mllm.errors import TrainingError
 from sam4mllm.training.plan import check_numbers
 
 
@@ -14,11 +15,16 @@ from sam4mllm.training.plan import check_numbers
 class Asking:
     """Raises TrainingError if a number is not as it should be.
 
-    ``points`` a phrase, spread over one of its boxes; with a ``points_deviation``, a number drawn anew each time from a normal
-    distribution, from 1 to twice the mean (the released recipe: mean 10, deviation 4, from 1 to 20). ``joint_share`` of the phrases have
-    them in one answer instead of each in its own, ``prompt_share`` have a PPG conversation too. ``shake`` is how far a box in a question
-    about points may be off, as the standard deviation in shares of its sides: what serving meets. Where points are asked in close-ups,
-    ``close_share`` of the images come with one of ``close_points``.
+    ``points`` are asked of one of a phrase's boxes, drawn anew each time, or with ``every_box`` of each, in random order (the released
+    recipe). With a ``points_deviation``, their number is drawn anew each time from a normal distribution, from 1 to twice the mean (the
+    released recipe: mean 10, deviation 4, from 1 to 20). ``joint_share`` of the boxes have them in one answer instead of each in its own,
+    ``prompt_share`` of the phrases have a PPG conversation too. ``shake`` is how far a box in a question about points may be off, as the
+    standard deviation in shares of its sides: what serving meets. Where points are asked in close-ups, ``close_share`` of the images come
+    with one of ``close_points``.
+
+    ``spread``: "serving", half of the points from the pattern that serving asks about and half anywhere in the box; or "disks", points of a
+    Poisson-disk pattern (:mod:`sam4mllm.training.disks`; the released recipe). ``order`` of the boxes in an answer: "left", from left to
+    right, which a picture shows; or "annotation", as the dataset has them (the released recipe).
 
     A PPG answer has ``prompt_inside`` points on the object and ``prompt_outside`` off it. With a segmenter they are made as in the paper:
     of ``prompt_groups`` random groups the ``prompt_kept`` that it does best with, of which each time one is said. None of the four numbers
@@ -36,9 +42,17 @@ class Asking:
     prompt_outside: int = 2
     prompt_groups: int = 16
     prompt_kept: int = 4
+    every_box: bool = False
+    spread: Literal["serving", "disks"] = "serving"
+    order: Literal["left", "annotation"] = "left"
 
     def __post_init__(self) -> None:
         check_numbers(self, _RANGES)
+        if not isinstance(self.every_box, bool):
+            raise TrainingError(f"every_box must be true or false, not {self.every_box!r}")
+        for name, known in (("spread", ("serving", "disks")), ("order", ("left", "annotation"))):
+            if getattr(self, name) not in known:
+                raise TrainingError(f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
 
     def count(self, rng: np.random.Generator) -> int:
         """How many points to ask this time."""

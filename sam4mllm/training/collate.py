@@ -31,6 +31,7 @@ from sam4mllm.masks import lies_on
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.conversation import SpokenInstance, prompt_answer
 from sam4mllm.training.asking import Asking
+from sam4mllm.training.disks import draw_disks
 from sam4mllm.training.targets import NO_TARGETS, Targets
 
 __all__ = ["UNLEARNED", "Asking", "CloseUp", "Collator", "TrainingRow", "draw_points", "shake_box"]
@@ -71,16 +72,15 @@ class Collator:
         self._closer = grounder.dialect.points_view == "close-up"
 
     def row(self, frame: Framed, examples: Sequence[Example], rng: np.random.Generator) -> TrainingRow:
-        """All examples of an image; ``frame`` has its sides. Several objects are spoken of from left to right."""
+        """All examples of an image; ``frame`` has its sides. Several objects are spoken of in the order that is asked for."""
         builder = _Builder()
         for example in examples:
-            order = np.argsort(example.boxes_px[:, 0], kind="stable")
+            order = self._order(example)
             first = self._ask_boxes(builder, frame, example, order)
-            if len(order):
-                index = int(rng.choice(order))
+            for index in self._asked(order, rng):
                 box_px = shake_box(example.boxes_px[index], frame.width, frame.height, self._asking.shake, rng)
                 if not self._closer or window_around(box_px, frame.width, frame.height) is None:
-                    points = draw_points(box_px, self._asking.count(rng), rng)
+                    points = self._draw(box_px, self._asking.count(rng), rng)
                     self._ask_points(builder, frame, box_px, points, lies_on(_mask(example, index), points), first, rng)
             if rng.random() < self._asking.prompt_share:
                 self._ask_prompt(builder, frame, example, order, rng)
@@ -97,7 +97,7 @@ class Collator:
         window = window_around(box_px, width, height)
         if window is None:
             return None
-        points = draw_points(box_px, self._asking.close_points, rng)
+        points = self._draw(box_px, self._asking.close_points, rng)
         inside = lies_on(_mask(example, index), points)
         return CloseUp(window.cut(image), example.phrase, window.inner(box_px), window.inner(points), inside)
 
@@ -119,6 +119,20 @@ class Collator:
             place = builder.add(said, answer, place, goes_on=number < len(turns))
             before = self._next_turn
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
+
+    def _order(self, example: Example) -> NDArray[np.int64]:
+        """Indices of an example's objects in the order of its answer."""
+        lefts = example.boxes_px[:, 0]
+        return np.argsort(lefts, kind="stable") if self._asking.order == "left" else np.arange(len(lefts))
+
+    def _asked(self, order: NDArray[np.int64], rng: np.random.Generator) -> list[int]:
+        """Of which objects points are asked this time, and in what order."""
+        if self._asking.every_box:
+            return [int(index) for index in rng.permutation(order)]
+        return [int(rng.choice(order))] if len(order) else []
+
+    def _draw(self, box_px: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
+        return (draw_points if self._asking.spread == "serving" else draw_disks)(box_px, count, rng)
 
     def _ask_boxes(self, builder: _Builder, frame: Framed, example: Example, order: NDArray[np.int64]) -> int:
         phrase = _tidy(example.phrase)

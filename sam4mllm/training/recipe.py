@@ -48,6 +48,7 @@ from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_r
 from sam4mllm.training.pool import Pool, TrainingImage
 from sam4mllm.training.processes import Processes
 from sam4mllm.training.sharding import shard
+from sam4mllm.training.squash import check_squash, squashed
 from sam4mllm.training.state import load_state, read_state, save_state
 from sam4mllm.training.targets import NO_TARGETS, Targets
 
@@ -95,6 +96,7 @@ class Trainer:
         self._processes = processes or Processes(self._grounder.device)
         if plan.batch < self._processes.count:
             raise TrainingError(f"batch is {plan.batch}, fewer images than the {self._processes.count} processes; use a larger batch")
+        check_squash(plan.squash, checkpoint.dialect)
         self._identity = _identity(plan, asking, targets, checkpoint, pool, start)
         torch.manual_seed(plan.seed)
         if start is None:
@@ -345,7 +347,8 @@ class Trainer:
             return row_loss(self._checkpoint.model, encoded, row)
 
     def _encode(self, image: NDArray[np.uint8]) -> tuple[Encoded, Frame]:
-        encoded = self._checkpoint.encode(self._checkpoint, self._grounder.markup.opening, Image.fromarray(image))
+        picture = squashed(Image.fromarray(image), self.plan.squash)
+        encoded = self._checkpoint.encode(self._checkpoint, self._grounder.markup.opening, picture)
         device = self._grounder.device
         inputs = {name: tensor.to(device) for name, tensor in encoded.inputs.items()}
         return Encoded(inputs, encoded.positions.to(device), encoded.resized), Frame(image.shape[1], image.shape[0], encoded.resized)

@@ -1,0 +1,118 @@
+"""Frames that are not the dialect's: what numbers of an answer can be instead, and which of them they fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.grounding.frames import Framed
+from sam4mllm.prompts.coordinates import FoundBox
+from sam4mllm.prompts.dialects import Dialect
+
+SLACK = 0.03
+"""Of a side: how far beyond the image a box may reach and still be in the frame, for models overshoot a little (1,000 of 999 for one)."""
+PADDING = 1 / 3
+"""Of a box: how much may lie in the padding of a square; a model that knows the padding finds no objects there."""
+
+_OWN_WORDS = {
+    "milli": "thousandths of the image's sides",
+    "resized": "pixels of the resized image",
+    "unit": "shares of the image's sides",
+    "square": "shares of the padded square",
+}
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """A frame in which ``sides`` numbers go along an image's width and height; ``square``: of the square that the image is padded to."""
+
+    words: str
+    sides: Callable[[Framed], tuple[float, float]]
+    square: bool = False
+
+    def to_pixels(self, numbers: NDArray[np.float64], image: Framed) -> NDArray[np.float64]:
+        """Numbers (2 or 4: x, y pairs) as pixels of the image, which may lie outside of it."""
+        inner = np.array([image.width, image.height], np.float64)
+        whole = np.full(2, inner.max()) if self.square else inner
+        corner = (whole - inner) // 2
+        scale, shift = (np.resize(pair, len(numbers)) for pair in (whole / np.array(self.sides(image), np.float64), corner))
+        px: NDArray[np.float64] = numbers * scale - shift
+        return px
+
+    def note(self, dialect: Dialect) -> str:
+        return f"the model gave {self.words} instead of {_OWN_WORDS[dialect.frame]}; they were rescaled"
+
+
+class _Beyond(Foreign):
+    """The dialect's own, though a box goes beyond it."""
+
+    def note(self, dialect: Dialect) -> str:
+        return f"the model gave a box that reaches beyond the image ({_OWN_WORDS[dialect.frame]}); it was cut at the edge"
+
+
+BEYOND = _Beyond("", lambda image: (1, 1))
+SHARES = Foreign("shares of the image's sides", lambda image: (1, 1))
+SHARES_OF_SQUARE = Foreign("shares of the padded square", lambda image: (1, 1), square=True)
+PERCENT = Foreign("percent of the image's sides", lambda image: (100, 100))
+PERCENT_OF_SQUARE = Foreign("percent of the padded square", lambda image: (100, 100), square=True)
+THOUSANDTHS = Foreign("thousandths of the image's sides", lambda image: (1000, 1000))
+STEPS_1024 = Foreign("1,024ths of the image's sides", lambda image: (1024, 1024))
+PIXELS = Foreign("pixels of the image", lambda image: (image.width, image.height))
+RESIZED = Foreign("pixels of the resized image", lambda image: image.resized)
+
+_OWN = {"milli": THOUSANDTHS, "resized": RESIZED, "unit": SHARES, "square": SHARES_OF_SQUARE}
+
+
+def choose_frame(dialect: Dialect, image: Framed, boxes: Sequence[FoundBox]) -> Foreign | None:
+    """The frame of boxes that are alike in measure and in being shares or not. None is the dialect's own; if they fit nowhere, BEYOND or,
+    where the dialect has shares, pixels.
+    """
+    own = _OWN[dialect.frame]
+    measure = boxes[0].measure
+    if measure:
+        frames = _measured(dialect, image)[measure]
+    elif boxes[0].as_shares:
+        frames = [own, SHARES] if dialect.decimals else [SHARES]
+    elif dialect.frame == "milli":
+        frames = [own, RESIZED, PIXELS]
+    elif dialect.frame == "resized":
+        frames = [own, THOUSANDTHS, PIXELS]
+    elif all(min(box.corners[2:]) > 1 for box in boxes):
+        frames = [own, _percent(dialect), PIXELS, THOUSANDTHS, RESIZED]
+    else:  # shares, of which one went wrong
+        frames = [own]
+    fitting = next((frame for frame in frames if all(_fits(frame, image, box) for box in boxes)), None)
+    if fitting is None:
+        return BEYOND if own in frames and not (dialect.decimals and PIXELS in frames) else PIXELS if PIXELS in frames else frames[0]
+    return None if fitting is own else fitting
+
+
+def _percent(dialect: Dialect) -> Foreign:
+    return PERCENT_OF_SQUARE if dialect.frame == "square" else PERCENT
+
+
+def _measured(dialect: Dialect, image: Framed) -> dict[str, list[Foreign]]:
+    return {
+        "%": [_percent(dialect)],
+        "px": [RESIZED, PIXELS] if dialect.frame == "resized" else [PIXELS, RESIZED],
+        "hundredths": [PERCENT],
+        "milli": [THOUSANDTHS],
+        "1024ths": [STEPS_1024],
+    }
+
+
+def _fits(frame: Foreign, image: Framed, box: FoundBox) -> bool:
+    """Whether a box lies in the image, read in that frame."""
+    sides = np.array([image.width, image.height], np.float64)
+    if frame.square:
+        shares = np.array(box.corners) / np.resize(np.array(frame.sides(image)), 4)
+        px = frame.to_pixels(np.array(box.corners), image).reshape(2, 2)
+        low, high = px.min(0), px.max(0)
+        slack = SLACK * sides.max()
+        inner = np.clip(np.minimum(high, sides + slack) - np.maximum(low, -slack), 0, None)
+        return bool((shares >= -SLACK).all() and (shares <= 1 + SLACK).all() and inner.prod() >= (1 - PADDING) * (high - low).prod())
+    px = frame.to_pixels(np.array(box.corners), image).reshape(2, 2)
+    return bool((px >= -SLACK * sides).all() and (px <= (1 + SLACK) * sides).all())

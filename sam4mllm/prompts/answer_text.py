@@ -1,0 +1,75 @@
+"""An answer's text made ready for reading: in one case and width, and without the thoughts that come before the answer proper."""
+
+from __future__ import annotations
+
+import re
+
+_FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
+"""East Asian models now and then write full-width digits, commas and brackets."""
+
+_THINKING = "think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad|rationale"
+_THOUGHT = re.compile(rf"<(?P<end>/)?(?:{_THINKING})>|◁(?P<other>/)?think▷")
+"""Qwen, GLM and DeepSeek write ``<think>``, Kimi-VL ``◁think▷``; the others are what prompts for reasoning ask for."""
+_ANSWER = re.compile(r"<(?P<end>/)?answer>")
+_FINAL = re.compile(r"\bfinal answer\b|^[*#>\s]{0,8}answer\b(?=[*\s]{0,4}:)", re.MULTILINE)
+
+
+def fold(text: str) -> str:
+    """The text in lower case, with full-width signs as plain ones. Its length may differ."""
+    return text.translate(_FULL_WIDTH).casefold()
+
+
+def without_thoughts(folded: str) -> str:
+    """A folded answer with blanks in place of thoughts, so that all else stays where it is.
+
+    A thought that does not end goes on to the end of the text, and one whose beginning is missing (as where the chat template writes it)
+    begins with the text. Where a model marks its answer, what is outside of it is blanked too.
+    """
+    text = _keep_answers(_blank(folded, _thoughts(folded)))
+    final = list(_FINAL.finditer(text))
+    if final and any(sign.isdigit() for sign in text[final[-1].end() :]):
+        return _blank(text, [(0, final[-1].end())])
+    return text
+
+
+def _thoughts(folded: str) -> list[tuple[int, int]]:
+    spans: list[tuple[int, int]] = []
+    depth, start = 0, 0
+    for mark in _THOUGHT.finditer(folded):
+        if not (mark["end"] or mark["other"]):
+            start = start if depth else mark.start()
+            depth += 1
+        elif depth:
+            depth -= 1
+            if not depth:
+                spans.append((start, mark.end()))
+        elif not spans:
+            spans.append((0, mark.end()))
+    return [*spans, (start, len(folded))] if depth else spans
+
+
+def _keep_answers(text: str) -> str:
+    """The text with what is outside of its marked answers blanked, if there is anything in them."""
+    outside: list[tuple[int, int]] = []
+    kept, since = "", 0
+    inside = False
+    for mark in _ANSWER.finditer(text):
+        if mark["end"] and inside:
+            kept += text[since : mark.start()]
+            since, inside = mark.start(), False
+        elif not mark["end"] and not inside:
+            outside.append((since, mark.end()))
+            since, inside = mark.end(), True
+    if inside:
+        kept += text[since:]
+    else:
+        outside.append((since, len(text)))
+    return _blank(text, outside) if kept.strip() else text
+
+
+def _blank(text: str, spans: list[tuple[int, int]]) -> str:
+    parts, at = [], 0
+    for start, end in spans:
+        parts += [text[at:start], " " * (end - start)]
+        at = end
+    return "".join([*parts, text[at:]])

@@ -1,0 +1,98 @@
+"""The words around numbers that say what the numbers are: a box, points, a corner, or nothing to do with either."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+
+from sam4mllm.prompts.coordinates import bare
+
+
+class About(enum.Enum):
+    """What a list of numbers is, as far as words say."""
+
+    NOTHING = "nothing"
+    BOX = "box"
+    POINTS = "points"
+    ELSE = "else"
+
+
+def words(text: str) -> frozenset[str]:
+    """The words of a text."""
+    return frozenset(text.split())
+
+
+_BOX = words(
+    "box boxes bbox bboxes bbox2d box2d boundingbox boundingboxes bounding bndbox rect rectangle rectangles roi region xyxy xywh coords "
+    "coordinates boxcoordinates det detection quad obb boxstart quadstart "
+    "begrenzungsrahmen rahmen koordinaten boîte boite cadre coordonnées caja cuadro recuadro coordenadas"
+)
+_BOX_CJK = ("边界框", "检测框", "矩形框", "坐标", "位置", "邊界框", "座標")
+_POINTS = words(
+    "point points point2d points2d pointcoord keypoint keypoints click clicks center centre centroid pointstart "
+    "inside outside positive negative punkt punkte punto puntos"
+)
+_ELSE = words(
+    "size sizes imagesize imgsize resolution dimension dimensions ratio rgb rgba hex timestamp timestamps date dates confidence "
+    "confidences id ids year years bbox3d box3d polygon polygons references pages "
+    "grösse auflösung jahr jahre taille année années tamaño año años"
+)
+_ELSE_KEYS = words(
+    "shape poly contour outline segmentation mask masks color colour palette time times score scores line polyline trajectory reference "
+    "page step steps count counts"
+)
+"""Things that a phrase may be about, too, so they count only as keys of JSON."""
+_ELSE_CJK = ("尺寸", "大小", "分辨率", "颜色", "年份")
+BOX_TAGS = words("box bbox boxstart det quad quadstart boundingbox bndbox obb rect")
+BOX_ENDS = words("boxend quadend")
+POINT_TAGS = words("point points pointstart click poly polystart polygon")
+POINT_ENDS = words("pointend polyend")
+LABEL_TAGS = words("ref objectrefstart phrase label")
+
+_CORNERS = {
+    "topleft": "topleft upperleft lefttop leftupper tl lt linksoben obenlinks hautgauche supérieurgauche superiorizquierda p1 min",
+    "bottomright": "bottomright lowerright rightbottom rightlower br rb rechtsunten untenrechts basdroite basdroit inférieurdroit "
+    "inferiorderecha p2 max",
+    "topright": "topright upperright tr rechtsoben obenrechts",
+    "bottomleft": "bottomleft lowerleft bl linksunten untenlinks",
+}
+_CORNER_OF = {word: corner for corner, names in _CORNERS.items() for word in names.split()}
+_CORNERS_CJK = {"左上": "topleft", "右下": "bottomright", "右上": "topright", "左下": "bottomleft"}
+_FILLERS = words(
+    "corner point coordinates coordinate vertex is are at of the box located x y ecke bei ist der des coin angle est à de la boîte "
+    "esquina está en caja"
+)
+OPPOSITE = {"topleft": "bottomright", "bottomright": "topleft", "topright": "bottomleft", "bottomleft": "topright"}
+LINKS = words("to bis à au jusqu hasta a até 到 至 -- - – — → ~ ->")
+"""Between two corners, as in: from (1, 2) to (3, 4)."""
+
+A_NUMBER = "#"
+"""Stands among words for a number or a text, which what was said before it is about: in ``"id": 3, "cup": [...]`` the list is no id."""
+FAR, NEAR = 8, 3
+"""How many words before a list can say that it is a box, and that it is not. A box that is not read is lost, so those must be near."""
+
+
+def about(recent: Sequence[str]) -> About:
+    """What a list is after these words, of which the last is nearest; a quotation mark is before those that are keys."""
+    spent = False
+    for distance, word in enumerate(reversed(recent)):
+        plain = bare(word.lstrip('"'))
+        spent = spent or word == A_NUMBER or distance >= NEAR
+        if plain in _BOX or any(sign in plain for sign in _BOX_CJK):
+            return About.BOX
+        if distance == 0 and plain in _POINTS:
+            return About.POINTS
+        if not spent and (plain in _ELSE or (word[0] == '"' and plain in _ELSE_KEYS) or any(sign in plain for sign in _ELSE_CJK)):
+            return About.ELSE
+    return About.NOTHING
+
+
+def corner(recent: Sequence[str]) -> str:
+    """The corner that the last word names, or the last two together, or nothing. Words between it and its numbers are left out."""
+    plain = [bare(word.lstrip('"')) for word in recent]
+    while plain and plain[-1] in _FILLERS:
+        plain.pop()
+    if not plain:
+        return ""
+    east = next((corner for sign, corner in _CORNERS_CJK.items() if sign in plain[-1]), "")
+    return east or _CORNER_OF.get(plain[-1], "") or _CORNER_OF.get("".join(plain[-2:]), "")

@@ -1,0 +1,175 @@
+"""Coordinates as answers name them: which word means which edge of a box, and which four of them make one."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+Measure = Literal["", "%", "px", "hundredths", "milli", "1024ths"]
+"""What an answer itself says that its numbers are: nothing, or a unit, or the steps of a family's own tokens."""
+Corners = tuple[float, float, float, float]
+
+
+@dataclass(frozen=True)
+class Numeral:
+    """A number of an answer as it is written, and what it is."""
+
+    text: str
+    value: float
+    start: int
+    end: int
+    measure: Measure = ""
+
+
+@dataclass(frozen=True)
+class FoundBox:
+    """A box of an answer, from ``start`` to ``end`` of its text.
+
+    ``corners`` are x1, y1, x2, y2 as numbers of ``measure``; ``spelled`` are the same as written, or None where they were worked out.
+    ``named``: the answer itself says which number is which. ``weak``: nothing but the four numbers speaks for a box.
+    """
+
+    corners: Corners
+    spelled: tuple[str, str, str, str] | None
+    measure: Measure
+    start: int
+    end: int
+    named: bool = False
+    weak: bool = False
+
+    @property
+    def as_shares(self) -> bool:
+        """Whether the numbers are written as shares of 1."""
+        fraction = self.spelled is None or any("." in text for text in self.spelled)
+        return max(map(abs, self.corners)) <= 1.03 and (fraction or self.corners == (0, 0, 1, 1))
+
+
+@dataclass(frozen=True)
+class FoundPoint:
+    """A point of an answer."""
+
+    x: Numeral
+    y: Numeral
+    start: int
+    end: int
+
+
+_NAMES = {
+    "x1": "x1 xmin minx left x1min xtl xleft leftx startx xstart links",
+    "y1": "y1 ymin miny top y1min ytl ytop topy starty ystart oben",
+    "x2": "x2 xmax maxx right x2max xbr xright rightx endx xend rechts",
+    "y2": "y2 ymax maxy bottom y2max ybr ybottom bottomy endy yend unten",
+    "x0": "x0",
+    "y0": "y0",
+    "x": "x",
+    "y": "y",
+    "cx": "cx xc centerx centrex xcenter xcentre",
+    "cy": "cy yc centery centrey ycenter ycentre",
+    "w": "w width",
+    "h": "h height",
+}
+_MEANING = {word: name for name, words in _NAMES.items() for word in words.split()}
+ORDINARY = frozenset(("left", "top", "right", "bottom", "width", "height", "w", "h", "x", "y", "links", "oben", "rechts", "unten"))
+"""Names that are words or letters of prose, too."""
+EDGES = frozenset(("left", "top", "right", "bottom", "links", "oben", "rechts", "unten"))
+"""Names that say in prose where something is: four of them in a line of it are no order of numbers."""
+
+_SCHEMES: tuple[tuple[str, str, str, str], ...] = (
+    ("x0", "y0", "x1", "y1"),
+    ("x1", "y1", "x2", "y2"),
+    ("x", "y", "x2", "y2"),
+    ("x1", "y1", "w", "h"),
+    ("x", "y", "w", "h"),
+    ("cx", "cy", "w", "h"),
+)
+_WHOLE_ORDERS = {
+    "xyxy": ("x1", "y1", "x2", "y2"),
+    "yxyx": ("y1", "x1", "y2", "x2"),
+    "xywh": ("x", "y", "w", "h"),
+    "ltwh": ("x", "y", "w", "h"),
+    "tlwh": ("x", "y", "w", "h"),
+    "cxcywh": ("cx", "cy", "w", "h"),
+    "x1y1x2y2": ("x1", "y1", "x2", "y2"),
+    "yminxminymaxxmax": ("y1", "x1", "y2", "x2"),
+    "xminyminxmaxymax": ("x1", "y1", "x2", "y2"),
+}
+
+
+def bare(word: str) -> str:
+    """A word without what joins its parts: ``x_min`` and ``x-min`` are one."""
+    return word.replace("_", "").replace("-", "").replace(" ", "")
+
+
+def meaning(word: str) -> str:
+    """The coordinate that a word names, or nothing."""
+    return _MEANING.get(bare(word), "")
+
+
+def order_in(word: str) -> tuple[str, ...]:
+    """The order of numbers that a word tells, as ``bbox_xywh`` does, or nothing."""
+    plain = bare(word)
+    for name in sorted(_WHOLE_ORDERS, key=len, reverse=True):
+        if plain.endswith(name) or plain.startswith(name):
+            return _WHOLE_ORDERS[name]
+    return ()
+
+
+def is_order(names: Sequence[str]) -> bool:
+    """Whether four names, in whatever order, make a box."""
+    return len(names) == 4 and any(set(names) == set(scheme) for scheme in _SCHEMES)
+
+
+def named_box(named: Mapping[str, Numeral], start: int, end: int) -> FoundBox | None:
+    """The box that named numbers make, if they do."""
+    for scheme in _SCHEMES:
+        if all(name in named for name in scheme):
+            return box_of([named[name] for name in scheme], scheme, start, end, named=True)
+    return None
+
+
+def box_of(
+    numerals: Sequence[Numeral], order: Sequence[str], start: int, end: int, *, named: bool = False, weak: bool = False
+) -> FoundBox | None:
+    """Four numbers in an order, as a box. None if they are of several measures, or one is no number."""
+    at = dict(zip(order, numerals, strict=True))
+    measures = {numeral.measure for numeral in numerals}
+    scheme = next(scheme for scheme in _SCHEMES if set(scheme) == set(at))
+    a, b, c, d = (at[name] for name in scheme)
+    if len(measures) > 1 or not all(math.isfinite(numeral.value) for numeral in numerals):
+        return None
+    spelled: tuple[str, str, str, str] | None = None
+    if scheme[2] != "w":
+        corners, spelled = (a.value, b.value, c.value, d.value), (a.text, b.text, c.text, d.text)
+    elif scheme[0] == "cx":
+        corners = (a.value - c.value / 2, b.value - d.value / 2, a.value + c.value / 2, b.value + d.value / 2)
+    else:
+        corners = (a.value, b.value, a.value + c.value, b.value + d.value)
+    return FoundBox(corners, spelled, measures.pop(), start, end, named, weak)
+
+
+def box_around(points: Sequence[tuple[Numeral, Numeral]], start: int, end: int) -> FoundBox | None:
+    """The box around corners, two or more."""
+    measures = {numeral.measure for point in points for numeral in point}
+    xs, ys = zip(*points, strict=True)
+    corners = [pick(side, key=lambda numeral: numeral.value) for pick in (min, max) for side in (xs, ys)]
+    if len(measures) > 1 or not all(math.isfinite(numeral.value) for numeral in corners):
+        return None
+    x1, y1, x2, y2 = corners
+    return FoundBox((x1.value, y1.value, x2.value, y2.value), (x1.text, y1.text, x2.text, y2.text), measures.pop(), start, end, named=True)
+
+
+def is_quad(points: Sequence[tuple[Numeral, Numeral]]) -> bool:
+    """Whether four points are about the corners of an upright rectangle, each within a quarter of its sides."""
+    box = box_around(points, 0, 0) if len(points) == 4 else None
+    if box is None:
+        return False
+    x1, y1, x2, y2 = box.corners
+    nearest = set()
+    for x, y in points:
+        right, low = x.value - x1 > x2 - x.value, y.value - y1 > y2 - y.value
+        if abs(x.value - (x2 if right else x1)) > (x2 - x1) / 4 or abs(y.value - (y2 if low else y1)) > (y2 - y1) / 4:
+            return False
+        nearest.add((right, low))
+    return len(nearest) == 4

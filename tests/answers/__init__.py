@@ -1,0 +1,1 @@
+"""Answers that vision-language models give, and what is right about them."""
