@@ -13,7 +13,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 
 from sam4mllm.errors import PhraseError
-from sam4mllm.grounding.decoding import write
+from sam4mllm.grounding.decoding import Written, write
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Inquiry, Replies, Scene
@@ -158,3 +158,38 @@ def test_an_answer_that_cannot_be_read_says_so(grounder: MllmGrounder) -> None:
     """Random weights ramble until the limit and write no box."""
     [found] = grounder.ground(grounder.open(picture(11)), ["the left cup"])
     assert found.note
+
+
+@pytest.mark.parametrize(
+    ("text", "with_points", "finished", "note", "inside"),
+    [
+        pytest.param("{100,250,500,750}", False, True, "", 0, id="another spelling"),
+        pytest.param("[10%, 25%, 50%, 75%]", False, True, "the model gave percent", 0, id="another frame"),
+        pytest.param(
+            "[10%, 25%, 50%, 75%] inside (20%, 50%) (30%, 50%)", True, True, "the model gave percent", 2, id="another frame, with points"
+        ),
+        pytest.param("[10%, 25%, 50%, 75%] and", False, False, "; the model's answer was cut off", 0, id="another frame, cut off"),
+        pytest.param("[100,250,50", False, False, "could not be read", None, id="half a box"),
+        pytest.param("Keine Tasse zu sehen.", True, True, "", None, id="none"),
+    ],
+)
+def test_answers_in_other_words(
+    grounder: MllmGrounder, text: str, with_points: bool, finished: bool, note: str, inside: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both questions are read by the same reader, and each box has the probability of the tokens that wrote it."""
+    ids = grounder.encode(text)
+    logs = tuple(-0.01 * (place + 1) for place in range(len(ids)))
+    given = Written(text, tuple(ids), logs, torch.zeros(grounder.checkpoint.model.config.get_text_config().vocab_size), finished)
+    monkeypatch.setattr("sam4mllm.grounding.mllm.write", lambda *_: [given])
+    monkeypatch.setattr(
+        type(grounder.checkpoint.tokenizer), "decode", lambda self, some, **_: text[: round(len(text) * len(some) / len(ids))]
+    )
+    [found] = grounder.ground(grounder.open(picture(3, 100, 200)), ["a cup"], with_points)
+    assert note in found.note
+    assert bool(note) == bool(found.note)
+    if inside is None:
+        assert not len(found.boxes_px)
+        return
+    np.testing.assert_allclose(found.boxes_px, [[20, 25, 100, 75]], atol=0.2)
+    assert np.exp(logs[-1]) <= found.box_probabilities[0] <= np.exp(logs[0])
+    assert [len(points.inside_px) for points in found.points] == ([inside] if with_points else [])
