@@ -37,7 +37,7 @@ SMALL, PUBLISHED = Picture(), Picture(448, 256)
 
 @cache
 def ranks() -> dict[bytes, int]:
-    """A tiktoken vocabulary: all bytes, then merges in their order."""
+    """A tiktoken vocabulary: all bytes, then merges in their order; a token that two pairs make, and one that none makes."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     corpus = ["Generate the bounding box of the left cup", "Yes", "No", "inside", "outside", "none", "aaaa abab", "世界 naïve café"] * 20
@@ -46,7 +46,8 @@ def ranks() -> dict[bytes, int]:
     tokenizer.train_from_iterator(corpus, trainer)
     bytes_of = {letter: byte for byte, letter in bytes_to_unicode().items()}  # type: ignore[no-untyped-call]
     by_id = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
-    return {bytes(bytes_of[letter] for letter in token): index for index, (token, _) in enumerate(by_id)}
+    tokens = [bytes(bytes_of[letter] for letter in token) for token, _ in by_id]
+    return {token: rank for rank, token in enumerate([*tokens, b"jq", b"qk", b"jqk", b"zxw"])}
 
 
 def qwen_config(picture: Picture = SMALL) -> dict[str, Any]:

@@ -263,6 +263,8 @@ def stretch(tensors: Tensors) -> Tensors:
         ),
         pytest.param(ONE, {"target_modules": None}, "names no layer of the model", id="no target"),
         pytest.param(ONE, {"target_modules": "(((("}, "no regular expression", id="no pattern"),
+        pytest.param(ONE, {"rank_pattern": ["q_proj"]}, r"rank_pattern may not be \['q_proj'\]", id="a list of patterns"),
+        pytest.param(ONE, {"target_modules": [{}]}, "target_modules may not be", id="a layer without a name"),
         pytest.param(ONE, {"r": "many"}, "r may not be 'many'", id="a rank in words"),
         pytest.param(ONE, {"runs": "code"}, "has keys that no plain LoRA needs", id="another key"),
         pytest.param(factors({"encoder.0": (32, 32)}), {}, "names of no model that is known", id="unknown names"),

@@ -21,6 +21,7 @@ from sam4mllm.grounding.families import load_checkpoint, see_everything
 from sam4mllm.grounding.frames import to_pixels
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.loading import load_variants
+from sam4mllm.originals import refuse_original
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, dump_dialect
 from sam4mllm.prompts.parse import parse_boxes
 from tests import family_table
@@ -178,6 +179,11 @@ def test_a_folder_with_code_of_its_own_is_to_be_converted(tmp_path: Path, config
         load_variants(str(tmp_path), "demo", "cpu", None)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "executed").exists()
+
+
+def test_on_the_hub_it_is_to_be_fetched_first() -> None:
+    with pytest.raises(ModelError, match=r"^Qwen/Qwen-VL-Chat is Qwen-VL-Chat .*: fetch it, then sam4mllm models convert FOLDER OUT$"):
+        refuse_original({"model_type": "qwen", "visual": {}}, "Qwen/Qwen-VL-Chat")
 
 
 def test_the_text_models_of_its_series_are_no_family(tmp_path: Path) -> None:

@@ -16,12 +16,14 @@ from torch import Tensor
 
 from sam4mllm.adapters.fields import CONFIG
 from sam4mllm.adapters.files import check_adapter
+from sam4mllm.adapters.lora import attach
 from sam4mllm.conversion.convert import convert_folder
 from sam4mllm.errors import ModelError, PhraseError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Inquiry
+from sam4mllm.training.features import VisionMemory
 from tests import qwen_vl_chat_double as double
 from tests.family_checks import CPU, IMAGE, Subject
 from tests.family_models import KINDS
@@ -258,6 +260,19 @@ def test_the_conversation_is_chatml_with_numbered_pictures(pair: Pair) -> None:
 
 
 # -- training ------------------------------------------------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def test_features_of_the_frozen_tower_are_kept_in_training(subject: Subject) -> None:
+    checkpoint = subject.load()
+    attach(checkpoint, 4, 8, 0.0)
+    memory, tower = VisionMemory(checkpoint.model, 1 << 20), checkpoint.model.model.visual
+    first, other = torch.randn(2, 1, 3, 112, 112).unbind()
+    with memory.of(IMAGE):
+        worked_out = tower(first)
+    with memory.of(IMAGE):
+        assert torch.equal(tower(other), worked_out)  # what comes in is not looked at
+    assert not torch.equal(tower(other), worked_out)
 
 
 def test_the_papers_plan_trains_it(subject: Subject, tmp_path: Path) -> None:

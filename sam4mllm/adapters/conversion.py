@@ -18,8 +18,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sam4mllm.adapters.factors import ALL_LINEAR, DEFAULT_ALPHA, PREFIX, chosen_names, values_of
+<<<<<<< HEAD
 from sam4mllm.adapters.fields import CONFIG, WEIGHTS, parse_object
 from sam4mllm.adapters.files import FACTOR, check_adapter, check_weights, read_text
+=======
+from sam4mllm.adapters.files import CONFIG, FACTOR, WEIGHTS, check_adapter, check_config, check_weights, parse_object, read_text
+>>>>>>> w/qwen-vl
 from sam4mllm.durable import sync_tree, whole_folder
 from sam4mllm.errors import RegistryError, first_line
 from sam4mllm.plain_text import listed
@@ -81,23 +85,18 @@ def convert_adapter(folder: Path, out: Path, read: Callable[[Path], Tensors] | N
     Raises:
         RegistryError: the adapter is not safe, its layers' names are not known, or ``out`` cannot be written; nothing is left of it then.
     """
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise RegistryError(f"{out} is not empty; choose another folder")
     try:
         config, tensors = _read(folder, read, weights)
         origin = origin_of(tensors)
         if origin is None and weights == WEIGHTS:
-            raise RegistryError(f"{folder}: its layers have today's names, or names of no model that is known; use it as it is")
-        config, tensors = renew(config, tensors)
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise RegistryError(f"{out} is not empty; choose another folder")
-        with whole_folder(out) as temporary:
-            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS, {"format": "pt"})
-            (temporary / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
-            check_adapter(temporary)
-            sync_tree(temporary)
-    except ValueError as error:
+            raise RegistryError("its layers have today's names, or names of no model that is known; use it as it is")
+        _write(out, *renew(config, tensors))
+    except (RegistryError, ValueError) as error:
         raise RegistryError(f"{folder}: {error}") from error
-    except (OSError, SafetensorError) as error:
-        raise RegistryError(f"{out} cannot be written ({first_line(error)}); free space, or allow writing there") from error
+    except OSError as error:
+        raise RegistryError(f"{folder} cannot be read ({error.strerror or first_line(error)})") from error
     return [] if origin is None else [f"its layers had the names of {origin}"]
 
 
@@ -141,10 +140,24 @@ def renew(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
 
 def _read(folder: Path, read: Callable[[Path], Tensors] | None, weights: str) -> tuple[Config, Tensors]:
     config = parse_object(read_text(folder / CONFIG), CONFIG)
+    config.pop("auto_mapping", None)  # which names a class of the code that the adapter was trained with
+    check_config(config)
     if read is not None:
         return config, read(folder / weights)
     check_weights(folder / weights)
     return config, load_file(folder / weights)
+
+
+def _write(out: Path, config: Config, tensors: Tensors) -> None:
+    """Raises RegistryError if what is written would not be safe to load, or cannot be written."""
+    try:
+        with whole_folder(out) as temporary:
+            save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS, {"format": "pt"})
+            (temporary / CONFIG).write_text(json.dumps(dict(config), indent=2) + "\n", encoding="utf-8")
+            check_adapter(temporary)
+            sync_tree(temporary)
+    except (OSError, SafetensorError) as error:
+        raise RegistryError(f"{out} cannot be written ({first_line(error)}); free space, or allow writing there") from error
 
 
 def _check_declared(config: Config, modules: list[str]) -> None:

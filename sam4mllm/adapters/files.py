@@ -55,7 +55,7 @@ def check_adapter(folder: Path) -> dict[str, Any]:
     """
     check_weights(folder / WEIGHTS)
     config = parse_object(read_text(folder / CONFIG), CONFIG)
-    _check_config(config)
+    check_config(config)
     return config
 
 
@@ -135,7 +135,7 @@ def _check_tensor(name: str, tensor: Tensor) -> None:
         raise RegistryError(f"{WEIGHTS}: {shown(name)} holds NaN or infinity; train again with a lower learning rate")
 
 
-def _check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any]) -> None:
     """Only the settings of a plain LoRA with values that peft reads as data.
 
     Others make peft import modules by name (``auto_mapping``, ``megatron_core``), read further files (``corda_config``), or change the base

@@ -28,7 +28,6 @@ from backend.settings import Settings
 from backend.support.child import HOST, Child, check_port
 from benchmarks.random_adapter import write_random_adapter
 from benchmarks.waiting import wait_for
-from sam4mllm.adapters.fields import CONFIG, WEIGHTS
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.data.pairs import write_pairs
 from sam4mllm.data.readers import READERS
@@ -51,6 +50,7 @@ ELSEWHERE = {
     r"make (demo|bench)": "by hand on a clean clone",
     r"export LABEL_STUDIO_URL=.*": "the environment of this test",
     r"sam4mllm serve --model FOLDER .*": "tests/e2e/test_guides.py: test_the_server_of_the_readme_starts",
+    r"sam4mllm serve --adapter ADAPTER": 'tests/e2e/test_story.py: "serve", "--adapter"',
     r"sam4mllm models convert .*": 'tests/test_conversion.py: run("models", "convert", old, new)',
     r"sam4mllm predict .* --model qwen-vl-chat .*": "tests/test_qwen_vl_chat.py: test_the_papers_plan_trains_it",
     r"sam4mllm connect 1 --url .*": 'tests/e2e/test_doctor.py: team.run("connect", number, "--url", url)',
@@ -68,7 +68,8 @@ FILLED_IN = {
     r"\bVERSION FOLDER\b": "VERSION exported",
     r"\bVERSION\b": "{version}",
     r"\bDATASET\b": "data/dataset",
-    r"--out ADAPTER\b": "--out adapter-{turn}",
+    r"--out ADAPTER2?(?!\w)": "--out adapter-{turn}",
+    r"(--adapter|adapters add) ADAPTER\b": r"\1 {world}/random",
     r"^(sam4mllm train .*)": r"\1 --steps 1",
     r"^(sam4mllm (?:connect|doctor|batch|export)) [17]\b": r"\1 {project}",
     r"(?<=\s)/(data|tmp|backup)\b": r"\1",
@@ -156,7 +157,7 @@ def make_version(home: Path, folder: Path) -> str:
     service.engine.start()
     wait_for("the models", lambda: service.engine.state != "loading", READY_TIMEOUT)
     write_random_adapter(folder, 3)
-    added = service.versions.add({name: folder / name for name in (CONFIG, WEIGHTS)}, "00" * 32, {})
+    added = service.versions.add(folder, "00" * 32, {})
     service.close(5)
     return added.version
 
