@@ -15,13 +15,13 @@ import torch
 from safetensors.torch import load_file
 
 import sam4mllm
-from sam4mllm.adapters.adopt import Claims, adopt, appoint
 from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
 from sam4mllm.adapters.follow import checkpoint_for
 from sam4mllm.adapters.loose import read_papers
 from sam4mllm.adapters.lora import attach_stored
 from sam4mllm.adapters.manifest import Papers
 from sam4mllm.adapters.registry import Registry
+from sam4mllm.adopt import Claims, adopt, appoint
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.grounding.families import load_checkpoint, outline_checkpoint
 from sam4mllm.identity import slug
@@ -157,7 +157,7 @@ def test_how_it_is_asked_follows_the_papers_unless_it_is_given(trained: Path) ->
 
 @pytest.mark.parametrize("dialect", [QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL], ids=lambda dialect: str(dialect.name))
 def test_an_adapter_of_an_earlier_release_is_spoken_to_in_its_words(dialect: Dialect, model: Path) -> None:
-    checkpoint = outline_checkpoint(str(model)).speaking(dialect)
+    checkpoint = outline_checkpoint(str(model), CPU).speaking(dialect)
     before = checkpoint.speaking(BEFORE_NONE[dialect.name])
     assert "none" not in before.dialect.box_question
     assert "none" in dialect.box_question
@@ -242,6 +242,7 @@ def test_an_adapter_is_added_with_its_papers(trained: Path, home: Registry) -> N
     assert champion is not None
     assert printed == f"added: {champion.version}\nserving: {champion.version}\n"
     assert champion.version.startswith(f"{slug(papers.base_model)}-1-")
+    assert champion.version == sam4mllm.load(adapter=champion.version, device="cpu").version  # as a server names it, too
     for field in ("base_model", "base_sha256", "strategy", "points", "dialect", "segmenter", "plan", "metrics", "files", "data_sha256"):
         assert getattr(champion, field) == getattr(papers, field), field
 
@@ -302,7 +303,7 @@ def test_no_adapter_is_not_added(home: Registry, tmp_path: Path) -> None:
 
 
 def test_an_outline_has_the_identity_and_the_shapes_of_the_model(model: Path) -> None:
-    outline, whole = outline_checkpoint(str(model)), load_checkpoint(str(model), CPU)
+    outline, whole = outline_checkpoint(str(model), CPU), load_checkpoint(str(model), CPU)
     assert (outline.base_sha256, outline.template_sha256) == (whole.base_sha256, whole.template_sha256)
     shapes = [{name: weight.shape for name, weight in one.model.named_parameters()} for one in (outline, whole)]
     assert shapes[0] == shapes[1]

@@ -5,15 +5,18 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from sam4mllm.adapters.adopt import Claims, appoint
+from backend.settings import Settings
 from sam4mllm.adapters.follow import choose_segmenter
 from sam4mllm.adapters.loose import find_adapter, read_papers
 from sam4mllm.adapters.registry import Registry
+from sam4mllm.adopt import Claims, appoint
 
 
-def appoint_adapter(home: Path, adapter: str) -> None:
+def appoint_adapter(settings: Settings, adapter: str) -> None:
     """Let an adapter serve first in an empty home. Raises Sam4mllmError."""
-    appoint(adapter, Registry(home), Claims(os.environ.get("SAM4MLLM_MODEL")))
+    given = {name: getattr(settings, name) for name in ("model", "segmenter") if name in settings.model_fields_set}
+    claims = Claims(**given, device=settings.device, options=settings.options, precision=settings.precision)
+    appoint(adapter, Registry(settings.home), claims)
 
 
 def follow_adapter(home: Path, adapter: str | None = None) -> None:

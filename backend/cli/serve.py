@@ -47,7 +47,7 @@ def serve(
             os.environ[f"SAM4MLLM_{name}"] = str(value)
     settings = read_settings()
     if adapter is not None:
-        appoint_adapter(settings.home, adapter)
+        appoint_adapter(settings, adapter)
     follow_adapter(settings.home)
     settings = read_settings()
     if settings.plan == "auto":

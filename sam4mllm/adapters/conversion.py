@@ -18,12 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sam4mllm.adapters.factors import ALL_LINEAR, DEFAULT_ALPHA, PREFIX, chosen_names, values_of
-<<<<<<< HEAD
 from sam4mllm.adapters.fields import CONFIG, WEIGHTS, parse_object
-from sam4mllm.adapters.files import FACTOR, check_adapter, check_weights, read_text
-=======
-from sam4mllm.adapters.files import CONFIG, FACTOR, WEIGHTS, check_adapter, check_config, check_weights, parse_object, read_text
->>>>>>> w/qwen-vl
+from sam4mllm.adapters.files import FACTOR, check_adapter, check_config, check_weights, read_text
 from sam4mllm.durable import sync_tree, whole_folder
 from sam4mllm.errors import RegistryError, first_line
 from sam4mllm.plain_text import listed

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam4mllm.cli.options import DialectOption, JsonOption, ModelOption, PointsName, hush
+from sam4mllm.cli.options import DeviceOption, DialectOption, JsonOption, ModelOption, PointsName, SegmenterOption, hush
 from sam4mllm.errors import RegistryError
 from sam4mllm.options import Strategy
 from sam4mllm.plain_text import one_line
@@ -76,15 +76,17 @@ def add(
     strategy: Annotated[Strategy | None, typer.Option("--strategy", help="How it is asked, instead of what its manifest says.")] = None,
     points: Annotated[PointsName | None, typer.Option("--points", help="How its points are asked, likewise.")] = None,
     dialect: DialectOption = None,
+    segmenter: SegmenterOption = None,
+    device: DeviceOption = None,
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an adapter from elsewhere a version. What its manifest does not say, the options do."""
+    """Make an adapter from elsewhere a version. What its manifest does not say, the options do; segmenter and device are the server's."""
     hush()
-    from sam4mllm.adapters.adopt import Claims, adopt
+    from sam4mllm.adopt import Claims, adopt
 
     registry = _registry(home)
-    manifest = adopt(folder, registry, Claims(model, strategy, points, dialect))
+    manifest = adopt(folder, registry, Claims(model, strategy, points, dialect, segmenter, device))
     if promote:
         registry.promote(manifest.version)
     if as_json:

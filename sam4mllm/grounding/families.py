@@ -31,7 +31,7 @@ from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_qwen_vl, encode_qwen_vl_chat
 from sam4mllm.options import AUTO, Precision
 from sam4mllm.originals import refuse_original
-from sam4mllm.precision import check_quantised, loading_options, refuse_twice
+from sam4mllm.precision import check_quantised, loading_options, refuse_twice, torch_dtype
 from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
 from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
@@ -85,11 +85,11 @@ def load_checkpoint(source: str, device: torch.device, precision: Precision = AU
     return _load_checkpoint(source, device, precision, _load_model)
 
 
-def outline_checkpoint(source: str) -> Checkpoint:
-    """A checkpoint whose model has names and shapes, but no weights: what an adapter is for is seen in a second. Raises as
-    ``load_checkpoint`` does.
+def outline_checkpoint(source: str, device: torch.device, precision: Precision = AUTO) -> Checkpoint:
+    """A checkpoint as it would be on a device, whose model has names and shapes but no weights: what an adapter is for is seen in a second.
+    Raises as ``load_checkpoint`` does.
     """
-    return _load_checkpoint(source, torch.device("meta"), AUTO, _outline_model)
+    return _load_checkpoint(source, device, precision, _outline_model)
 
 
 def _load_checkpoint(source: str, device: torch.device, precision: Precision, load: Callable[..., Any]) -> Checkpoint:
@@ -132,9 +132,10 @@ def _load_model(name: str, source: str, config: Any, device: torch.device, preci
 
 
 def _outline_model(name: str, source: str, config: Any, device: torch.device, precision: Precision) -> Any:
-    del name, source, precision
-    with device:
-        return AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
+    del name, source
+    with torch.device("meta"):
+        model = AutoModelForImageTextToText.from_config(config)  # type: ignore[no-untyped-call]
+    return model.to(torch_dtype(precision, device))
 
 
 def _find_template(name: str, source: str, tokenizer: Any, image_processor: Any) -> None:

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import torch
+
 from sam4mllm.adapters.fields import FILES
 from sam4mllm.adapters.files import check_adapter, hash_files
-from sam4mllm.adapters.follow import checkpoint_for, choose_model, lasting_name
+from sam4mllm.adapters.follow import checkpoint_for, choose_model, choose_segmenter, lasting_name
 from sam4mllm.adapters.loose import find_adapter, read_papers
 from sam4mllm.adapters.lora import attach_stored
 from sam4mllm.adapters.manifest import Manifest, Papers, PointsName
@@ -15,20 +17,29 @@ from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import RegistryError
 from sam4mllm.grounding.families import outline_checkpoint
 from sam4mllm.identity import slug
-from sam4mllm.options import Strategy
+from sam4mllm.loading import Variants, pick_device
+from sam4mllm.options import AUTO, Options, Precision, Strategy
 from sam4mllm.prompts.dialects import load_dialect
+from sam4mllm.segmentation.loading import load_segmenter
 
 
 @dataclass(frozen=True)
 class Claims:
     """What is said of an adapter by whoever adds it. ``strategy`` and ``points`` win over its papers; ``model`` and ``dialect``, a name or
     a file, are for one without papers, and must be those of the papers else.
+
+    ``segmenter``, ``device``, ``options`` and ``precision`` are those it is to serve with, after which it is named: elsewhere its version
+    has the same number and another hash.
     """
 
     model: str | None = None
     strategy: Strategy | None = None
     points: PointsName | None = None
     dialect: str | None = None
+    segmenter: str | None = None
+    device: str | None = None
+    options: Options = Options()  # noqa: RUF009 – frozen
+    precision: Precision = AUTO
 
 
 def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
@@ -47,7 +58,8 @@ def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
     papers = read_papers(folder)
     model = choose_model(claims.model, papers, folder)
     dialect = None if claims.dialect is None else load_dialect(claims.dialect)
-    checkpoint = checkpoint_for(outline_checkpoint(model), papers, dialect, str(folder))
+    outline = outline_checkpoint(model, pick_device(claims.device), claims.precision)
+    checkpoint = checkpoint_for(outline, papers, dialect, str(folder))
     attach_stored(checkpoint, folder, 0.0)
     papers = papers or Papers(
         base_model=lasting_name(checkpoint.source),
@@ -59,7 +71,9 @@ def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
         dialect=asdict(checkpoint.dialect),
     )
     papers = replace(papers, strategy=claims.strategy or papers.strategy, points=claims.points or papers.points)
-    return registry.add({name: folder / name for name in FILES}, papers, slug=slug(model), identity="")
+    segmenter = load_segmenter(choose_segmenter(claims.segmenter, papers), torch.device("cpu"))
+    identity = Variants(outline, segmenter, claims.options, slug(model)).identity_for(papers)
+    return registry.add({name: folder / name for name in FILES}, papers, slug=slug(model), identity=identity)
 
 
 def appoint(adapter: str, registry: Registry, claims: Claims) -> None:
