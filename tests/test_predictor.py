@@ -564,10 +564,21 @@ def test_a_note_stands_beside_the_regions_and_in_the_answers_line(home: Callable
     where, note = home(), "the model gave percent of the image's sides; they were rescaled"
     where.grounder.known = {"the dog": dataclasses.replace(grounding("the dog", [[40, 40, 60, 60]]), note=note)}
     [answer] = ask(where, task(description="the dog"))
-    assert [region["meta"] for region in drawn(answer)] == [{"text": [note]}]
+    assert [region["meta"]["text"] for region in drawn(answer)] == [[note]]
     [answer] = ask(where, task(), context=[text("the dog")])
     [line] = [region["value"]["text"] for region in answer["result"] if "text" in region["value"]]
     assert line == [f"the dog: 1 found ({note})"]
+
+
+def test_what_is_served_with_a_note_can_be_corrected(home: Callable[..., House]) -> None:
+    where = home()
+    where.grounder.known = {
+        "the dog": dataclasses.replace(grounding("the dog", [[40, 40, 60, 60]]), note="the model's answer was cut off; there may be more"),
+        "the cat": dataclasses.replace(grounding("the cat", []), note="the model's answer could not be read"),
+    }
+    [answer] = ask(where, task(description=["the dog", "the cat"]))
+    served = where.service.corrections.served(3, 1)
+    assert [(one.phrase, one.region) for one in served] == [("the dog", region["id"]) for region in drawn(answer)]
 
 
 def test_a_typed_phrase_stays_with_its_task_and_project(home: Callable[..., House]) -> None:

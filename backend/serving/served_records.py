@@ -25,12 +25,14 @@ class ServedAnswer:
 def served_records(
     drawn: Sequence[ServedAnswer], image: LoadedImage, project: int, task: int, version: str, interactive: bool, page: int
 ) -> list[Served]:
-    """A record for each region, and one for each phrase that means nothing in the image. A click alone has no phrase to learn."""
+    """A record for each region, and one for each phrase that means nothing in the image. A click alone has no phrase to learn, and of an
+    answer that could not be read nothing is known.
+    """
     now = time.time()
     height, width = image.pixels.shape[:2]
     records = []
     for one in drawn:
-        if not one.found.phrase or one.found.note:
+        if not one.found.phrase or (one.found.note and not one.instances):
             continue
         none = Served(
             time=now,
