@@ -22,8 +22,9 @@ from backend.serving.leases import Leases, remembering
 from backend.serving.versions import Versions
 from sam4mllm import bounded
 from sam4mllm.adapters.fields import BASE, CONFIG
-from sam4mllm.adapters.lora import Adapters
+from sam4mllm.adapters.lora import Adapters, attach_stored, save_adapter
 from sam4mllm.adapters.registry import Registry
+from sam4mllm.adopt import Claims, adopt
 from sam4mllm.cli import main as cli
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.grounding.checkpoint import Checkpoint
@@ -215,3 +216,38 @@ def test_a_merged_or_edited_configuration_cannot_name_more(checkpoint: Checkpoin
             adapters.load("copy", copy)
         assert hash_base(checkpoint.model) == before
         assert not any("lora" in name for name, _ in checkpoint.model.named_modules())
+
+
+# -- adding, and training on ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_good_adapter_is_added_and_every_bad_one_is_not(source: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    home, claims = Registry(tmp_path / "home"), Claims(model=str(source), device="cpu")
+    for number, (name, kind) in enumerate({**kinds_of(checkpoint), **BAD}.items()):
+        folder = write_adapter(kind, checkpoint.model, tmp_path / str(number))
+        if kind.said:
+            with pytest.raises(Sam4mllmError, match=kind.said) as caught:
+                adopt(folder, home, claims)
+            assert "\n" not in str(caught.value), name
+        else:
+            home.verify(adopt(folder, home, claims).version)
+    assert len(home.versions()) == len(kinds_of(checkpoint))
+
+
+def test_what_is_trained_on_from_an_adapter_is_saved_as_it_answers(source: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Of every kind: its rank, its scale and its layers stay its own."""
+    for number, (name, kind) in enumerate(kinds_of(checkpoint).items()):
+        folder, again = write_adapter(kind, checkpoint.model, tmp_path / str(number)), load_checkpoint(str(source), CPU)
+        stored = load_checkpoint(str(source), CPU)
+        adapters = Adapters(stored)
+        adapters.load("a", folder)
+        adapters.use("a")
+        answer = ask(MllmGrounder(stored))
+        model = attach_stored(again, folder, 0.0).eval()
+        np.testing.assert_allclose(ask(MllmGrounder(again)), answer, atol=1e-6, err_msg=name)
+        trained = {weight.requires_grad for part, weight in model.named_parameters() if "lora_" in part}
+        assert trained == {True}, name
+        save_adapter(model, tmp_path / f"{number} saved", str(source))
+        adapters.load("b", tmp_path / f"{number} saved")
+        adapters.use("b")
+        np.testing.assert_allclose(ask(MllmGrounder(stored)), answer, atol=1e-6, err_msg=name)
