@@ -13,10 +13,11 @@ import pytest
 from backend.label_studio.config_template import DEMO_CONFIG
 from tests.installed import POISON, Installed, add_package, hosting, install, serving
 
-OWN = ("predict", "scenes", "data", "train", "adapters", "evaluate", "ablate", "bench")
+OWN = ("predict", "scenes", "data", "train", "adapters", "models", "evaluate", "ablate", "bench")
 SERVER = ("serve", "demo", "doctor", "connect", "batch", "export")
 COMMANDS = (*OWN, *SERVER)
-SUBCOMMANDS = ("data prepare", "data merge", *(f"adapters {name}" for name in ("list", "show", "promote", "rollback", "export")))
+ADAPTERS = ("list", "show", "add", "promote", "rollback", "export")
+SUBCOMMANDS = ("data prepare", "data merge", "models convert", *(f"adapters {name}" for name in ADAPTERS))
 CPU_SECONDS = 0.5
 NOISE = 1.4
 """Of the processor time on a machine that is busy with other tests."""
