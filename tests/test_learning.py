@@ -26,6 +26,7 @@ from backend.web.app import create_app
 from benchmarks.waiting import wait_for
 from sam4mllm.durable import remove
 from sam4mllm.images import image_sha256
+from sam4mllm.training.asking import Asking
 from tests.backend_fakes import CONFIG, FakeImages
 from tests.learning_fakes import School, school
 
@@ -363,6 +364,7 @@ def test_a_run_goes_on_from_the_champion(start: Start) -> None:
         jobs.append(TrainingJob.read(place.service.learner.runs.folder(run.id)))
     first = place.service.versions.registry.versions()[0].version
     assert jobs[0].start is None
+    assert (jobs[0].asking, jobs[1].asking) == (Asking(), None)
     assert jobs[1].start == jobs[1].champion == str(place.service.versions.registry.path(first).resolve())
 
 

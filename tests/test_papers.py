@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import sam4mllm
 from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
-from sam4mllm.adapters.follow import checkpoint_for
+from sam4mllm.adapters.follow import checkpoint_for, choose_model
 from sam4mllm.adapters.loose import read_papers
 from sam4mllm.adapters.lora import attach_stored
 from sam4mllm.adapters.manifest import Papers
@@ -27,7 +27,9 @@ from sam4mllm.grounding.families import load_checkpoint, outline_checkpoint
 from sam4mllm.identity import slug
 from sam4mllm.options import Options
 from sam4mllm.prompts.dialects import BEFORE_NONE, DEMO, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, dump_dialect
+from sam4mllm.training.asking import Asking
 from sam4mllm.training.loss import row_loss
+from sam4mllm.training.papers import asking_of
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.session import Session
 from tests.adapter_files import PAPERS
@@ -198,6 +200,29 @@ def loss_of(session: Session, model: Any = None) -> float:
     row = trainer._collator.row(frame, shown.examples, np.random.default_rng(5))
     with torch.no_grad():
         return float(row_loss(model, encoded, row))
+
+
+def test_what_goes_on_from_an_adapter_is_asked_as_that_was(trained: Path, data: Path, tmp_path: Path) -> None:
+    """Unless another plan is named; and its segmenter stays the one of its PPG answers."""
+    run("train", data, "--adapter", trained, "--out", tmp_path / "b", "--steps", 1)
+    run("train", data, "--adapter", trained, "--out", tmp_path / "c", "--steps", 1, "--config", "default")
+    found = [papers for papers in map(read_papers, (tmp_path / "b", tmp_path / "c")) if papers is not None]
+    assert [(papers.points, papers.segmenter) for papers in found] == [("joint", "demo"), ("packed", "demo")]
+
+
+@pytest.mark.parametrize("asking", [None, {"points": 0}, {"of another release": 1}, "joint"])
+def test_a_plan_that_says_nothing_of_asking_is_as_none(asking: object) -> None:
+    assert asking_of(replace(PAPERS, plan=None if asking is None else {"asking": asking})) is None
+    assert asking_of(replace(PAPERS, plan={"asking": {"points": 3}})) == Asking(points=3)
+
+
+@pytest.mark.parametrize(("named", "taken"), [("Qwen/Qwen2.5-VL-7B-Instruct", True), ("/no/such/folder", False), (None, False)])
+def test_the_model_that_peft_names(named: str | None, taken: bool, trained: Path, tmp_path: Path) -> None:
+    bare = without_papers(trained, tmp_path / "bare")
+    config = json.loads((bare / CONFIG).read_text())
+    (bare / CONFIG).write_text(json.dumps({**config, "base_model_name_or_path": named}))
+    assert choose_model(None, None, bare) == (named if taken else "demo")
+    assert choose_model("given", None, bare) == "given"
 
 
 @pytest.mark.parametrize("strength", [1.0, 0.5])

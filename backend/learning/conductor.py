@@ -250,7 +250,7 @@ class Conductor:
             start=folder_of_champion,
             champion_version=self._serving(),
             plan=settings.training.plan,
-            asking=settings.training.asking,
+            asking=settings.training.asking if settings.train_config or champion is None else None,
             threads=_threads(),
             precision=settings.precision,
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field
+from typing import Any
 
 from backend.errors import LearningError
 from backend.learning.run_folder import RunFolder
@@ -21,7 +22,8 @@ class TrainingJob:
     """What a run is to do; paths are absolute.
 
     ``champion`` is the adapter's folder, None for the base model, ``champion_version`` its name; ``start`` is the adapter that the run goes
-    on from, None if from none. Where no golden set is named, demo scenes are; and where no replay is, the demo model has demo scenes.
+    on from, None if from none; ``asking`` None goes on asking as in that one's training. Where no golden set is named, demo scenes are; and
+    where no replay is, the demo model has demo scenes.
     """
 
     model: str
@@ -40,7 +42,7 @@ class TrainingJob:
     # of these an older server's jobs say nothing
     pattern: Pattern = "spread"
     precision: Precision = AUTO
-    asking: Asking = field(default_factory=Asking)
+    asking: Asking | None = field(default_factory=Asking)
     start: str | None = None
 
     @property
@@ -55,7 +57,11 @@ class TrainingJob:
         """Raises LearningError."""
         try:
             fields = json.loads(run.job.read_text(encoding="utf-8"))
-            parts = {"precision": Precision(**fields.get("precision", {})), "asking": Asking(**fields.get("asking", {}))}
+            parts = {"precision": Precision(**fields.get("precision", {})), "asking": _asking(fields.get("asking", {}))}
             return cls(**{**fields, "plan": TrainingPlan(**fields["plan"]), **parts})
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise LearningError(f"{run.job} is no job of a run; start another run") from error
+
+
+def _asking(fields: dict[str, Any] | None) -> Asking | None:
+    return None if fields is None else Asking(**fields)

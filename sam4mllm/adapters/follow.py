@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,17 +16,19 @@ from sam4mllm.grounding.families import DEMO
 from sam4mllm.options import Options
 from sam4mllm.prompts.dialects import BEFORE_NONE, Dialect, dialect_of
 
+_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+
 
 def choose_model(given: str | None, papers: Papers | None, folder: Path | None = None) -> str:
     """The model to load: the one that is given, or the one in the papers. Where there are none, the one that peft wrote into the adapter's
-    ``folder``, if that is a folder on this machine.
+    ``folder``, if that is a folder on this machine or a hub id.
 
     Whether it is the adapter's is seen by its hash, once it is loaded: it may lie elsewhere by now.
     """
     if given is not None or papers is not None or folder is None:
         return given or (DEMO if papers is None else papers.base_model)
     named = parse_object(read_text(folder / CONFIG), CONFIG).get("base_model_name_or_path")
-    return named if isinstance(named, str) and Path(named).is_dir() else DEMO
+    return named if isinstance(named, str) and (_HUB_ID.fullmatch(named) or Path(named).is_dir()) else DEMO
 
 
 def choose_segmenter(given: str | None, papers: Papers | None) -> str:

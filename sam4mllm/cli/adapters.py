@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from dataclasses import asdict
 from pathlib import Path
@@ -81,9 +82,15 @@ def add(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an adapter from elsewhere a version. What its manifest does not say, the options do; segmenter and device are the server's."""
+    """Make an adapter from elsewhere a version. What its manifest does not say, the options do.
+
+    Its version is the one that a server with this segmenter and device gives its predictions; SAM4MLLM_SEGMENTER and _DEVICE count, too.
+    """
     hush()
     from sam4mllm.adopt import Claims, adopt
+
+    segmenter = segmenter or os.environ.get("SAM4MLLM_SEGMENTER")
+    device = device or os.environ.get("SAM4MLLM_DEVICE")
 
     registry = _registry(home)
     manifest = adopt(folder, registry, Claims(model, strategy, points, dialect, segmenter, device))

@@ -72,7 +72,7 @@ def train(
 
     check_trackers(tensorboard, wandb)
     settings = read_config(config, steps=steps, seed=seed)
-    extras = Extras(settings.asking, segmenter, conversations, images, _prompting_bar)
+    extras = Extras(None if config is None else settings.asking, segmenter, conversations, images, _prompting_bar)
     precision = Precision(dtype, quantize, device_map)
     start = None if adapter is None else find_adapter(adapter)
     given = (dataset, out, settings.plan, _model(model, start), device, replay)

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from sam4mllm.adapters.fields import FILES
 from sam4mllm.adapters.follow import lasting_name
 from sam4mllm.adapters.manifest import Papers
+from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan
@@ -15,13 +16,22 @@ from sam4mllm.training.plan import TrainingPlan
 _UNWRITTEN = "0" * 64
 
 
-def new_papers(checkpoint: Checkpoint, data_sha256: str, plan: TrainingPlan, asking: Asking | None, segmenter: str | None) -> Papers:
+def new_papers(
+    checkpoint: Checkpoint,
+    data_sha256: str,
+    plan: TrainingPlan,
+    asking: Asking | None,
+    segmenter: str | None,
+    start: Papers | None = None,
+) -> Papers:
     """All but the hashes of its files, which are not written yet, and what its training came to.
 
-    It is to be asked in the way that most of its points were (``joint_share``). ``segmenter`` counts where PPG answers were learned. An
-    infinite budget is null in the plan, for JSON has no infinity.
+    It is to be asked in the way that most of its points were (``joint_share``). ``segmenter`` counts where PPG answers were learned; an
+    adapter that goes on from another, whose papers are ``start``, keeps that one's else. An infinite budget is null in the plan, for JSON
+    has no infinity.
     """
     asking = asking or Asking()
+    former = None if start is None else start.segmenter
     numbers = {name: None if value == math.inf else value for name, value in asdict(plan).items()}
     return Papers(
         base_model=lasting_name(checkpoint.source),
@@ -33,6 +43,17 @@ def new_papers(checkpoint: Checkpoint, data_sha256: str, plan: TrainingPlan, ask
         strategy="pqpp",
         points="joint" if asking.joint_share > 0.5 else "packed",
         dialect=asdict(checkpoint.dialect),
-        segmenter=lasting_name(segmenter) if segmenter is not None and asking.prompt_share else None,
+        segmenter=lasting_name(segmenter) if segmenter is not None and asking.prompt_share else former,
         plan={**numbers, "asking": asdict(asking)},
     )
+
+
+def asking_of(papers: Papers | None) -> Asking | None:
+    """How images were asked about in an adapter's training, for a run that goes on from it and is not told another way; None if its papers
+    do not say.
+    """
+    asked = None if papers is None or papers.plan is None else papers.plan.get("asking")
+    try:
+        return Asking(**asked) if isinstance(asked, dict) else None
+    except (TypeError, TrainingError):  # of a release that had other numbers
+        return None

@@ -25,7 +25,7 @@ from sam4mllm.options import AUTO, Precision
 from sam4mllm.prompts.dialects import load_dialect
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.training.asking import Asking
-from sam4mllm.training.papers import new_papers
+from sam4mllm.training.papers import asking_of, new_papers
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.pool import Pool, phrase_of
 from sam4mllm.training.processes import Processes, join_processes
@@ -40,8 +40,9 @@ TRAIN = "train"
 class Extras:
     """What the full job has besides examples.
 
-    ``asking``: how images are asked about, None as always. ``segmenter`` makes the points of PPG answers, None takes those of the pattern;
-    ``track`` follows it. ``conversations`` is a file in the LLaVA format, ``images`` the folder that its paths begin in.
+    ``asking``: how images are asked about; None as always, or as in the training of the adapter that a run goes on from. ``segmenter``
+    makes the points of PPG answers, None takes those of the pattern; ``track`` follows it. ``conversations`` is a file in the LLaVA format,
+    ``images`` the folder that its paths begin in.
     """
 
     asking: Asking | None = None
@@ -77,7 +78,9 @@ class Session:
         """``start`` is the folder of an adapter to go on from, spoken to as its papers say; None begins with none. ``dialect``, a name
         or a file, is for a model, or an adapter without papers, that is not spoken to as its family is.
         """
+        papers = None if start is None else read_papers(start)
         extras = extras or Extras()
+        extras = replace(extras, asking=extras.asking or asking_of(papers))
         self.out = Path(os.path.abspath(out))
         self.runs = self.out.with_name(f".{self.out.name}.run")
         _refuse_taken(self.out)
@@ -88,14 +91,14 @@ class Session:
         replayed = [] if replay is None else [(replay, select_examples(replay))]
         talks = [] if extras.conversations is None else read_conversations(extras.conversations, extras.images)
         pool = Pool(datasets, replayed, label, talks, plan.phrases)
-        papers = None if start is None else read_papers(start)
         spoken = None if dialect is None else load_dialect(dialect)
-        announce(model, self.processes.device, precision, rank=plan.rank)
+        rank = plan.rank if start is None else int(check_adapter(start)["r"])
+        announce(model, self.processes.device, precision, rank=rank)
         targets = self._make_targets([*datasets, *replayed], extras)
         checkpoint = load_checkpoint(model, self.processes.device, precision)
         checkpoint = checkpoint_for(checkpoint, papers, spoken, "" if start is None else str(start))
         self.trainer = Trainer(checkpoint, pool, plan, self.runs, extras.asking, targets, self.processes, start)
-        self._papers = new_papers(checkpoint, pool.sha256, self.trainer.plan, extras.asking, extras.segmenter)
+        self._papers = new_papers(checkpoint, pool.sha256, self.trainer.plan, extras.asking, extras.segmenter, papers)
         self._last: Progress | None = None
 
     def run(self, tell: Callable[[Progress], None]) -> bool:
