@@ -12,13 +12,13 @@ from sam4mllm.adapters.files import check_adapter, hash_files
 from sam4mllm.adapters.follow import checkpoint_for, choose_model, choose_segmenter, lasting_name
 from sam4mllm.adapters.loose import find_adapter, read_papers
 from sam4mllm.adapters.lora import attach_stored
-from sam4mllm.adapters.manifest import Manifest, Papers, PointsName
+from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import RegistryError
 from sam4mllm.grounding.families import outline_checkpoint
 from sam4mllm.identity import slug
 from sam4mllm.loading import Variants, pick_device
-from sam4mllm.options import AUTO, Options, Precision, Strategy
+from sam4mllm.options import AUTO, Options, PointsName, Precision, Strategy
 from sam4mllm.prompts.dialects import load_dialect
 from sam4mllm.segmentation.loading import load_segmenter
 
@@ -70,7 +70,9 @@ def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
         files=hash_files(folder),
         dialect=asdict(checkpoint.dialect),
     )
-    papers = replace(papers, strategy=claims.strategy or papers.strategy, points=claims.points or papers.points)
+    base_model = papers.base_model if claims.model is None else lasting_name(claims.model)  # it may have moved
+    strategy, points = claims.strategy or papers.strategy, claims.points or papers.points
+    papers = replace(papers, base_model=base_model, strategy=strategy, points=points)
     segmenter = load_segmenter(choose_segmenter(claims.segmenter, papers), torch.device("cpu"))
     identity = Variants(outline, segmenter, claims.options, slug(model)).identity_for(papers)
     return registry.add({name: folder / name for name in FILES}, papers, slug=slug(model), identity=identity)
@@ -79,19 +81,28 @@ def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
 def appoint(adapter: str, registry: Registry, claims: Claims) -> None:
     """See that a registry has an adapter, a folder or a version; in an empty one it becomes the champion.
 
-    Of a registry that has it, the champion serves, whichever that is by now: it may have learned, or have been rolled back.
+    Of a registry that has it, the champion serves, whichever that is by now: it may have learned, or have been rolled back. So too if the
+    folder is gone by then.
 
     Raises RegistryError if it has others and not this one, and what ``adopt`` raises.
     """
-    folder = find_adapter(adapter, registry.root.parent)
+    decided = bool(registry.history())
+    try:
+        folder = find_adapter(adapter, registry.root.parent)
+    except RegistryError:
+        if decided:
+            return
+        raise
     known = registry.versions()
     if folder.parent == registry.root:
-        if not registry.history():
-            registry.promote(folder.name)
-        return
-    _check(folder)
-    hashes = hash_files(folder)
-    if any(manifest.files == hashes for manifest in known):
+        same = [folder.name]
+    else:
+        _check(folder)
+        hashes = hash_files(folder)
+        same = [manifest.version for manifest in known if manifest.files == hashes]
+    if same:
+        if not decided:
+            registry.promote(same[-1])
         return
     if known:
         serving = registry.serving() or "the base model"

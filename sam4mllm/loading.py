@@ -143,15 +143,11 @@ class Variants:
 
     def _as_named(self, adapter: Manifest, checkpoint: Checkpoint) -> Manifest:
         """An adapter from before identities were hashes of JSON keeps its name."""
-        if adapter.template_sha256 != self._former_template:
+        if adapter.template_sha256 != former_template(checkpoint.dialect, checkpoint.markup):
             return adapter
         pipeline = self._pipeline(adapter.version, adapter, checkpoint, adapter)
-        former = former_identity(self.checkpoint, ANSWER_TOKENS, pipeline.segmenter.identity, pipeline.options)
+        former = former_identity(checkpoint, ANSWER_TOKENS, pipeline.segmenter.identity, pipeline.options)
         return keep_name(adapter, pipeline.identity, former)
-
-    @property
-    def _former_template(self) -> str:
-        return former_template(self.checkpoint.dialect, self.checkpoint.markup)
 
     def identity_for(self, papers: Papers) -> str:
         """What shapes the predictions of an adapter with these papers besides itself. Raises ModelError if it cannot serve here."""

@@ -11,6 +11,7 @@ Strategy = Literal["box", "ppg", "pqpp"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 AskedStrategy = Literal["auto", "box", "ppg", "pqpp"]
 """``auto``: whichever the model has learned, see :func:`resolve_strategy`."""
+PointsName = Literal["packed", "joint"]
 Pattern = Literal["spread", "interior", "unsure", "second-look"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Choice = Literal["predicted", "single", "agreement"]

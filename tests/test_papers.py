@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from dataclasses import asdict, replace
@@ -15,8 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 import sam4mllm
+from backend.cli.adapter_option import follow_adapter
 from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
-from sam4mllm.adapters.follow import checkpoint_for, choose_model
+from sam4mllm.adapters.follow import checkpoint_for, choose_model, choose_segmenter, lasting_name
 from sam4mllm.adapters.loose import read_papers
 from sam4mllm.adapters.lora import attach_stored
 from sam4mllm.adapters.manifest import Papers
@@ -364,6 +366,79 @@ def test_beside_others_a_new_adapter_has_to_be_added(trained: Path, home: Regist
     with pytest.raises(RegistryError, match=f"{version} serves; let this one serve with: sam4mllm adapters add .* --promote"):
         appoint(str(trained), home, Claims())
     assert home.serving() == version
+
+
+def test_an_adapter_that_was_added_but_never_served_begins(trained: Path, home: Registry) -> None:
+    version = adopt(trained, home, Claims()).version
+    appoint(str(trained), home, Claims())
+    assert home.serving() == version
+
+
+def test_what_is_decided_stands_without_the_folder(trained: Path, home: Registry, tmp_path: Path) -> None:
+    appoint(str(trained), home, Claims())
+    appoint(str(tmp_path / "gone"), home, Claims())
+    with pytest.raises(RegistryError, match="there is no folder"):
+        appoint(str(tmp_path / "gone"), Registry(tmp_path / "other"), Claims())
+
+
+def test_a_model_that_has_moved_is_named_where_it_lies(trained: Path, model: Path, home: Registry, tmp_path: Path) -> None:
+    moved = shutil.copytree(model, tmp_path / "moved")
+    lost = copied(trained, tmp_path / "a", lambda manifest: manifest.update(base_model="/gone/model"))
+    assert adopt(lost, home, Claims(model=str(moved))).base_model == str(moved)
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SAM4MLLM_MODEL", "SAM4MLLM_SEGMENTER"):
+        monkeypatch.setenv(name, "")  # so that it is put back
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.usefixtures("environment")
+@pytest.mark.parametrize("ending", ["rolled back", "damaged", "served"])
+def test_a_server_keeps_its_model_whatever_became_of_the_champion(ending: str, trained: Path, model: Path, home: Registry) -> None:
+    appoint(str(trained), home, Claims())
+    if ending == "rolled back":
+        home.rollback()
+    elif ending == "damaged":
+        newer = add_version(home)
+        home.promote(newer)
+        (home.path(newer) / MANIFEST).write_text("{")
+    follow_adapter(home.root.parent)
+    assert (os.environ["SAM4MLLM_MODEL"], os.environ["SAM4MLLM_SEGMENTER"]) == (str(model), "demo")
+
+
+@pytest.mark.usefixtures("environment")
+def test_a_bulk_run_takes_the_model_that_peft_names(trained: Path, model: Path, home: Registry, tmp_path: Path) -> None:
+    follow_adapter(home.root.parent)
+    assert "SAM4MLLM_MODEL" not in os.environ
+    follow_adapter(home.root.parent, str(without_papers(trained, tmp_path / "bare")))
+    assert os.environ["SAM4MLLM_MODEL"] == str(model)
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("demo", "demo"),
+        ("vit_h:sam.pth#sha256=ab", "vit_h:{here}/sam.pth#sha256=ab"),
+        ("vit_b:other.pth", "vit_b:other.pth"),
+        ("a/b", "a/b"),
+    ],
+)
+def test_a_name_that_lasts(source: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "sam.pth").touch()
+    assert lasting_name(source) == name.replace("{here}", str(tmp_path))
+
+
+def test_a_segmenter_that_has_moved_is_the_same() -> None:
+    papers = replace(PAPERS, segmenter="vit_h:/old/sam_vit_h.pth")
+    assert choose_segmenter("vit_h:/new/sam_vit_h.pth", papers) == "vit_h:/new/sam_vit_h.pth"
+    assert choose_segmenter(None, papers) == "vit_h:/old/sam_vit_h.pth"
+    for other in ("vit_l:/old/sam_vit_h.pth", "vit_h:/old/other.pth", "demo"):
+        with pytest.raises(RegistryError, match="is not the one that the adapter was trained with"):
+            choose_segmenter(other, papers)
 
 
 def test_a_version_that_never_served_begins_in_an_empty_history(trained: Path, home: Registry) -> None:

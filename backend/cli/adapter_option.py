@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from backend.settings import Settings
-from sam4mllm.adapters.follow import choose_segmenter
+from sam4mllm.adapters.follow import choose_model, choose_segmenter
 from sam4mllm.adapters.loose import find_adapter, read_papers
+from sam4mllm.adapters.manifest import Papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.adopt import Claims, appoint
+from sam4mllm.errors import RegistryError
 
 
 def appoint_adapter(settings: Settings, adapter: str) -> None:
@@ -20,12 +23,29 @@ def appoint_adapter(settings: Settings, adapter: str) -> None:
 
 
 def follow_adapter(home: Path, adapter: str | None = None) -> None:
-    """Set the model and the segmenter that are not set as an adapter's papers say, those of the champion if none is given.
+    """Set the model and the segmenter that are not set as an adapter's papers say; if none is given, those of the version that serves, or
+    served last: after a rollback to the base model that base model is still the one.
 
-    Raises RegistryError if the segmenter is set against them.
+    Raises RegistryError if the segmenter is set against them, or an adapter that is given cannot be read.
     """
-    papers = Registry(home).champion() if adapter is None else read_papers(find_adapter(adapter, home))
-    if papers is None or papers.dialect is None:  # of an earlier release, whose models have no full names
+    folder = None if adapter is None else find_adapter(adapter, home)
+    papers = _last_served(home) if folder is None else read_papers(folder)
+    if papers is not None and papers.dialect is None:  # of an earlier release, whose models have no full names
         return
-    os.environ["SAM4MLLM_SEGMENTER"] = choose_segmenter(os.environ.get("SAM4MLLM_SEGMENTER"), papers)
-    os.environ.setdefault("SAM4MLLM_MODEL", papers.base_model)
+    if papers is not None:
+        os.environ["SAM4MLLM_SEGMENTER"] = choose_segmenter(os.environ.get("SAM4MLLM_SEGMENTER"), papers)
+    if papers is not None or folder is not None:
+        os.environ.setdefault("SAM4MLLM_MODEL", choose_model(None, papers, folder))
+
+
+def _last_served(home: Path) -> Papers | None:
+    """Of damaged versions nothing is said here: whoever loads them goes back to the one before."""
+    registry, names = Registry(home), list[str | None]()
+    with suppress(RegistryError):
+        names.append(registry.serving())
+    with suppress(RegistryError):
+        names += [line.version for line in reversed(registry.history())]
+    for name in filter(None, names):
+        with suppress(RegistryError):
+            return registry.show(name)
+    return None

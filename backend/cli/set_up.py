@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
@@ -13,6 +14,7 @@ import typer
 
 from backend.cli.server_extra import check_server_extra
 from sam4mllm.cli.options import JsonOption
+from sam4mllm.errors import RegistryError
 from sam4mllm.plain_text import one_line
 
 commands = typer.Typer()
@@ -34,8 +36,11 @@ def doctor(
     It reads the settings that the server runs with, so run it where the server runs. It changes nothing.
     """
     check_server_extra()
+    from backend.cli.adapter_option import follow_adapter
     from backend.settings import read_settings
 
+    with suppress(RegistryError):  # a finding of its own
+        follow_adapter(read_settings().home)
     settings = read_settings()
     from rich.console import Console
 

@@ -167,7 +167,8 @@ def _targets(config: Mapping[str, Any], layers: Mapping[str, nn.Module], model: 
 def chosen_names(given: str | list[str], names: Sequence[str], trusted: str) -> set[str]:
     """As peft matches: a pattern covers a whole name; an entry of a list is a name or its last parts."""
     if isinstance(given, list):
-        return {name for name in names if not set(given).isdisjoint(_endings(name))}
+        wanted = set(given)
+        return {name for name in names if not wanted.isdisjoint(_endings(name))}
     if given == trusted:
         return {name for name in names if re.fullmatch(trusted, name)}
     [found] = _match([given], names, "a pattern of modules")

@@ -32,9 +32,11 @@ def choose_model(given: str | None, papers: Papers | None, folder: Path | None =
 
 
 def choose_segmenter(given: str | None, papers: Papers | None) -> str:
-    """The segmenter to load. Raises RegistryError if another is given than the one that chose the points of the adapter's answers."""
+    """The segmenter to load. Raises RegistryError if another is given than the one that chose the points of the adapter's answers; its
+    file may lie in another folder by now.
+    """
     own = None if papers is None else papers.segmenter
-    if given is not None and own is not None and lasting_name(given) != own:
+    if given is not None and own is not None and _kind_and_file(given) != _kind_and_file(own):
         raise RegistryError(f"--segmenter {given} is not the one that the adapter was trained with, {own} by its {MANIFEST}; leave it out")
     return given or own or DEMO
 
@@ -50,8 +52,20 @@ def choose_options(given: Options, papers: Papers | None) -> Options:
 
 def lasting_name(source: str) -> str:
     """A model's or segmenter's name as it holds in any working directory: paths are absolute, also behind ``vit_h:``."""
-    kind, colon, path = source.rpartition(":")
-    return f"{kind}{colon}{Path(path).absolute()}" if Path(path).exists() else source
+    kind, file, checksum = _parts(source)
+    return source if source == DEMO or not Path(file).exists() else f"{kind}{Path(file).absolute()}{checksum}"
+
+
+def _kind_and_file(segmenter: str) -> tuple[str, str]:
+    kind, file, _ = _parts(segmenter)
+    return kind, Path(file).name
+
+
+def _parts(source: str) -> tuple[str, str, str]:
+    """``vit_h:``, the path or name, and ``#sha256=…``; the first and the last may be empty."""
+    named, mark, checksum = source.partition("#")
+    kind, colon, file = named.rpartition(":")
+    return kind + colon, file, mark + checksum
 
 
 def checkpoint_for(checkpoint: Checkpoint, papers: Papers | None, dialect: Dialect | None, name: str = "") -> Checkpoint:

@@ -5,15 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields
-from typing import Any, Literal, Self, get_args
+from typing import Any, Self, get_args
 
 from sam4mllm.adapters.fields import FILES, MANIFEST, SHA256, VERSION, is_number, is_time, matches, parse_object, require
 from sam4mllm.errors import RegistryError
 from sam4mllm.identity import digest_of
-from sam4mllm.options import STRATEGIES, Strategy
+from sam4mllm.options import STRATEGIES, PointsName, Strategy
 from sam4mllm.plain_text import listed
-
-PointsName = Literal["packed", "joint"]
 
 
 @dataclass(frozen=True, kw_only=True)

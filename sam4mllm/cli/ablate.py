@@ -86,7 +86,8 @@ def ablate(
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
     precision = Precision(dtype, quantize, device_map)
-    open_pipeline = lambda seg, version: load(model, seg, device, options, version, precision, dialect)  # noqa: E731
+    fixed = segmenter is None and "segmenter" not in over  # each adapter's own
+    open_pipeline = lambda seg, version: load(model, None if fixed else seg, device, options, version, precision, dialect)  # noqa: E731
     rows = tabulate(run(settings, dataset, examples, open_pipeline, journal, bar, min_pixels))
     _write(out, rows, len(examples))
     _print(rows, out, as_json)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam4mllm.cli.options import DeviceOption, DialectOption, JsonOption, ModelOption, PointsName, SegmenterOption, hush
+from sam4mllm.cli.options import DeviceOption, DialectOption, JsonOption, ModelOption, SegmenterOption, hush
 from sam4mllm.errors import RegistryError
-from sam4mllm.options import Strategy
+from sam4mllm.options import PointsName, Strategy
 from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
+from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, PointsName, Precision, QuantizeName
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Pipeline
@@ -39,7 +39,6 @@ class DataSetName(StrEnum):
     LABEL_STUDIO = "label-studio"
 
 
-PointsName = Literal["packed", "joint"]
 DeviceMapName = Literal["auto"]
 
 ModelOption = Annotated[str | None, typer.Option("--model", help="demo, a model folder, or a hub id; the adapter's, or demo.")]

@@ -365,13 +365,17 @@ def _generator(*seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
+_LATER = (("squash", None), ("every_box", False), ("spread", "serving"), ("order", "left"))
+"""Fields that came later, at what earlier runs did: those go on where an update interrupted them."""
+
+
 def _identity(plan: TrainingPlan, asking: Asking, targets: Targets, checkpoint: Checkpoint, pool: Pool, start: Path | None) -> str:
     """The hash of all that the weights at a step follow from."""
     speed_only = ("seconds_between_saves", "recompute", "feature_megabytes")
-    learned = {name: value for name, value in asdict(plan).items() if name not in speed_only}
+    learned = {name: value for name, value in asdict(plan).items() if name not in speed_only and (name, value) not in _LATER}
     parts = {
         "plan": {name: None if value == math.inf else value for name, value in learned.items()},
-        "asking": asdict(asking),
+        "asking": {name: value for name, value in asdict(asking).items() if (name, value) not in _LATER},
         "targets": targets.identity,
         "model": checkpoint.fingerprint,
         "precision": asdict(checkpoint.precision),
