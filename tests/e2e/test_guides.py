@@ -69,7 +69,7 @@ FILLED_IN = {
     r"\bVERSION\b": "{version}",
     r"\bDATASET\b": "data/dataset",
     r"--out ADAPTER2?(?!\w)": "--out adapter-{turn}",
-    r"\badapters add FOREIGN --model FOLDER\b": "adapters add {world}/random --model demo",
+    r"\badapters add FOREIGN --model \S+": "adapters add {world}/random --model demo",
     r"(--adapter|adapters add) ADAPTER\b": r"\1 {world}/random",
     r"^(sam4mllm train .*)": r"\1 --steps 1",
     r"^(sam4mllm (?:connect|doctor|batch|export)) [17]\b": r"\1 {project}",
