@@ -33,12 +33,8 @@ from benchmarks.beside import correction
 from benchmarks.novel import NovelTask, novel_tasks
 from benchmarks.random_adapter import write_random_adapter
 from benchmarks.waiting import wait_for
-from sam4mllm.adapters.fields import FILES
-from sam4mllm.adapters.files import hash_files
-from sam4mllm.adapters.manifest import Papers
 from sam4mllm.adapters.registry import Registry
-from sam4mllm.loading import load_variants
-from sam4mllm.options import Options
+from sam4mllm.adopt import Claims, adopt
 
 PORT = 9394
 URL = f"http://127.0.0.1:{PORT}"
@@ -87,19 +83,8 @@ def main() -> None:
 
 def add_champion(home: Path) -> str:
     """A version of random weights that serves."""
-    base = load_variants("demo", "demo", "cpu", Options())
-    adapter = write_random_adapter(home / "adapter", 1)
-    papers = Papers(
-        base_model="demo",
-        base_sha256=base.base_sha256,
-        template_sha256=base.template_sha256,
-        data_sha256=None,
-        metrics={},
-        files=hash_files(adapter),
-    )
     registry = Registry(home)
-    files = {name: adapter / name for name in FILES}
-    version = registry.add(files, papers, slug=base.base.slug, identity=base.base.identity).version
+    version = adopt(write_random_adapter(home / "adapter", 1), registry, Claims(model="demo", device="cpu")).version
     registry.promote(version)
     return version
 

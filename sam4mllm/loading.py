@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from sam4mllm.adapters.fields import BASE
-from sam4mllm.adapters.follow import checkpoint_for, choose_model, choose_options, choose_segmenter
+from sam4mllm.adapters.follow import checkpoint_for, choose_model, choose_segmenter
 from sam4mllm.adapters.former import former_identity, former_template, keep_name
 from sam4mllm.adapters.loose import LooseAdapter, describe_adapter, find_adapter, read_papers
 from sam4mllm.adapters.manifest import Manifest, Papers
@@ -50,7 +50,7 @@ def load_pipeline(
     papers = read_papers(folder)  # before the seconds that loading takes
     model = choose_model(model, papers, folder)
     variants = load(model, choose_segmenter(segmenter, papers))
-    return variants.load(folder, describe_adapter(folder, slug(model)))
+    return variants.load(folder, describe_adapter(folder, slug(model), papers))
 
 
 def load_variants(
@@ -167,7 +167,7 @@ class Variants:
     def _pipeline(self, version: str, adapter: Versioned | None, checkpoint: Checkpoint, papers: Papers | None = None) -> Pipeline:
         whole = MllmGrounder(checkpoint, activate=lambda: self._activate(version))
         grounder = CloserGrounder(whole) if checkpoint.dialect.points_view == "close-up" else whole
-        demo, options = checkpoint.source == DEMO, choose_options(self._options, papers)
+        demo, options = checkpoint.source == DEMO, self._options if papers is None else papers.asked(self._options)
         options = replace(options, strategy=resolve_strategy(options.strategy, demo=demo, has_adapter=adapter is not None))
         return Pipeline(grounder, self._segmenter, options, self._slug, adapter, learned=demo or adapter is not None)
 

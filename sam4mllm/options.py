@@ -63,12 +63,11 @@ class Options:
         return self.count if self.count is not None else 15 if self.joint else 30
 
 
-def resolve_strategy(asked: AskedStrategy, adapter_strategy: Strategy | None = None, *, demo: bool, has_adapter: bool) -> Strategy:
+def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool) -> Strategy:
     """The strategy that answers: the one that is named, else the one that the model has learned.
 
     Args:
-        asked: ``auto`` or a strategy, which stands whatever the model is.
-        adapter_strategy: what the adapter was trained for; None if there is no adapter, or it does not say.
+        asked: ``auto`` or a strategy, which stands whatever the model is; an adapter's papers may have named it.
         demo: whether it is the demo model, which was trained to answer about points.
         has_adapter: whether an adapter is in use, which training here teaches points.
 
@@ -76,7 +75,7 @@ def resolve_strategy(asked: AskedStrategy, adapter_strategy: Strategy | None = N
     """
     if asked != "auto":
         return asked
-    return adapter_strategy or ("pqpp" if demo or has_adapter else "box")
+    return "pqpp" if demo or has_adapter else "box"
 
 
 def describe_strategy(strategy: Strategy, learned: bool) -> str:

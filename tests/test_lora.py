@@ -24,7 +24,7 @@ import sam4mllm
 from sam4mllm import loading
 from sam4mllm.adapters.fields import BASE, CONFIG, WEIGHTS
 from sam4mllm.adapters.files import hash_files
-from sam4mllm.adapters.loose import describe_adapter, find_adapter
+from sam4mllm.adapters.loose import find_adapter, read_papers
 from sam4mllm.adapters.lora import Adapters, attach
 from sam4mllm.adapters.manifest import Papers
 from sam4mllm.adapters.registry import Registry
@@ -403,7 +403,7 @@ def test_an_adapter_by_its_path_or_its_version(
     with (tmp_path / "exported" / WEIGHTS).open("ab") as file:
         file.write(b" ")
     with pytest.raises(RegistryError, match="SHA-256"):
-        describe_adapter(tmp_path / "exported", "tiny")
+        read_papers(tmp_path / "exported")
 
 
 @pytest.mark.parametrize(
@@ -418,4 +418,4 @@ def test_an_adapter_that_is_not_there(name: str, message: str, tmp_path: Path, m
 
 def test_an_empty_folder_is_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(RegistryError, match="missing"):
-        describe_adapter(tmp_path, "tiny")
+        read_papers(tmp_path)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.points import UNSAID, are_alike
 from sam4mllm.prompts.dialects import DEMO
 from sam4mllm.values import Segmentation
+from tests.adapter_files import PAPERS
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding, said
 from tests.obedient import ObedientSegmenter, Say, SayingGrounder, all_but_one, all_no, all_yes, noise, right_at
 from tests.test_lora import add, make_adapter
@@ -47,7 +48,8 @@ CUP = grounding("the cup", [[20, 10, 60, 50]])
     ],
 )
 def test_the_strategy(asked: AskedStrategy, adapter: Strategy | None, demo: bool, has_adapter: bool, strategy: Strategy) -> None:
-    assert resolve_strategy(asked, adapter, demo=demo, has_adapter=has_adapter) == strategy
+    given = replace(PAPERS, strategy=adapter).asked(Options(asked))
+    assert resolve_strategy(given.strategy, demo=demo, has_adapter=has_adapter) == strategy
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from backend.serving.engine import Engine
 from backend.serving.leases import remembering
 from backend.serving.versions import Versions, load_cold
 from backend.settings import Settings
-from sam4mllm.adapters.loose import describe_adapter, find_adapter
+from sam4mllm.adapters.loose import describe_adapter, find_adapter, read_papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.identity import slug
 from sam4mllm.pipeline import Pipeline
@@ -19,7 +19,8 @@ def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:
     Raises Sam4mllmError if a model cannot be loaded.
     """
     folder = None if adapter is None else find_adapter(adapter, settings.home)
-    described = None if folder is None else describe_adapter(folder, slug(settings.model))  # before the seconds that loading takes
+    # before the seconds that loading takes
+    described = None if folder is None else describe_adapter(folder, slug(settings.model), read_papers(folder))
     leases = load_cold(settings)
     if folder is not None and described is not None and leases.loader is not None:
         leases.seat(remembering(leases.loader.load(folder, described)))

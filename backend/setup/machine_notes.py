@@ -19,7 +19,8 @@ def tell_strategy(settings: Settings) -> str:
     except RegistryError:  # a finding of its own
         champion = None
     demo, has_adapter = settings.model == "demo", champion is not None
-    strategy = resolve_strategy(settings.strategy, champion.strategy if champion else None, demo=demo, has_adapter=has_adapter)
+    asked = settings.options if champion is None else champion.asked(settings.options)
+    strategy = resolve_strategy(asked.strategy, demo=demo, has_adapter=has_adapter)
     return describe_strategy(strategy, demo or has_adapter)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from pathlib import Path
 
 from sam4mllm.adapters.fields import CONFIG, MANIFEST, parse_object
@@ -13,7 +12,6 @@ from sam4mllm.adapters.manifest import Papers
 from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.families import DEMO
-from sam4mllm.options import Options
 from sam4mllm.prompts.dialects import BEFORE_NONE, Dialect, dialect_of
 
 _HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
@@ -39,15 +37,6 @@ def choose_segmenter(given: str | None, papers: Papers | None) -> str:
     if given is not None and own is not None and _kind_and_file(given) != _kind_and_file(own):
         raise RegistryError(f"--segmenter {given} is not the one that the adapter was trained with, {own} by its {MANIFEST}; leave it out")
     return given or own or DEMO
-
-
-def choose_options(given: Options, papers: Papers | None) -> Options:
-    """How an adapter with these papers is asked, where it is not given."""
-    if papers is None:
-        return given
-    strategy = papers.strategy if given.strategy == "auto" and papers.strategy is not None else given.strategy
-    joint = papers.points == "joint" if given.joint is None and papers.points is not None else given.joint
-    return replace(given, strategy=strategy, joint=joint)
 
 
 def lasting_name(source: str) -> str:

@@ -53,12 +53,11 @@ def read_papers(folder: Path) -> Papers | None:
     return papers
 
 
-def describe_adapter(folder: Path, slug: str) -> Manifest | LooseAdapter:
-    """What is known of an adapter: its manifest, whatever the folder is called, or the hash of its files, with its papers if it has some.
+def describe_adapter(folder: Path, slug: str, papers: Papers | None) -> Manifest | LooseAdapter:
+    """What is known of an adapter, given what ``read_papers`` found: its manifest, whatever the folder is called, or the hash of its files.
 
-    Raises RegistryError as ``read_papers`` does.
+    Raises RegistryError if they cannot be read.
     """
-    papers = read_papers(folder)
     if isinstance(papers, Manifest):
         return papers
     return LooseAdapter(f"{slug}-0-{digest_of(hash_files(folder) if papers is None else papers.files)[:8]}", papers)

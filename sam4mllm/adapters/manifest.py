@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import MISSING, asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Self, get_args
 
 from sam4mllm.adapters.fields import FILES, MANIFEST, SHA256, VERSION, is_number, is_time, matches, parse_object, require
 from sam4mllm.errors import RegistryError
 from sam4mllm.identity import digest_of
-from sam4mllm.options import STRATEGIES, PointsName, Strategy
+from sam4mllm.options import STRATEGIES, Options, PointsName, Strategy
 from sam4mllm.plain_text import listed
 
 
@@ -54,6 +54,12 @@ class Papers:
         require(self.dialect is None or spelled, "dialect", self.dialect, "an object of texts, or null")
         require(self.segmenter is None or isinstance(self.segmenter, str), "segmenter", self.segmenter, "a segmenter's name or null")
         require(self.plan is None or isinstance(self.plan, dict), "plan", self.plan, "an object or null")
+
+    def asked(self, given: Options) -> Options:
+        """How the adapter is asked, where it is not given."""
+        strategy = self.strategy if given.strategy == "auto" and self.strategy is not None else given.strategy
+        joint = self.points == "joint" if given.joint is None and self.points is not None else given.joint
+        return replace(given, strategy=strategy, joint=joint)
 
     def to_json(self) -> str:
         """As text for ``manifest.json``."""

@@ -95,12 +95,13 @@ def ablate(
 
 def _base(options: Options, segmenter: str | None, adapter: str | None) -> Setting:
     """What the values replace one thing of, as the adapter's papers say where nothing is given."""
-    from sam4mllm.adapters.follow import choose_options, choose_segmenter
+    from sam4mllm.adapters.follow import choose_segmenter
     from sam4mllm.adapters.loose import find_adapter, read_papers
     from sam4mllm.evaluation.settings import Setting
 
     papers = None if adapter is None else read_papers(find_adapter(adapter))
-    return Setting(("base",), choose_options(options, papers), choose_segmenter(segmenter, papers), adapter)
+    asked = options if papers is None else papers.asked(options)
+    return Setting(("base",), asked, choose_segmenter(segmenter, papers), adapter)
 
 
 def _axes(over: str, values: Sequence[str]) -> dict[str, tuple[str, ...]]:

@@ -75,7 +75,7 @@ def train(
     extras = Extras(None if config is None else settings.asking, segmenter, conversations, images, _prompting_bar)
     precision = Precision(dtype, quantize, device_map)
     start = None if adapter is None else find_adapter(adapter)
-    given = (dataset, out, settings.plan, _model(model, start), device, replay)
+    given = (dataset, out, settings.plan, model, device, replay)
     session = Session(*given, start=start, dialect=dialect, extras=extras, precision=precision)
     plan, first = session.trainer.plan, session.processes.first
     curves = tracking(plan, out.name, tensorboard, wandb) if first else nullcontext()
@@ -95,13 +95,6 @@ def train(
     if first:
         _print_trained(session.out, last[0] if last else None, len(session.examples), as_json)
     session.processes.leave()
-
-
-def _model(given: str | None, start: Path | None) -> str:
-    from sam4mllm.adapters.follow import choose_model
-    from sam4mllm.adapters.loose import read_papers
-
-    return choose_model(given, None if start is None else read_papers(start), start)
 
 
 def _print_trained(out: Path, last: Progress | None, phrases: int, as_json: bool) -> None:

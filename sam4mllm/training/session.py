@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sam4mllm.adapters.fields import MANIFEST
 from sam4mllm.adapters.files import check_adapter, hash_files
-from sam4mllm.adapters.follow import checkpoint_for
+from sam4mllm.adapters.follow import checkpoint_for, choose_model
 from sam4mllm.adapters.loose import read_papers
 from sam4mllm.data.conversations import read_conversations
 from sam4mllm.data.examples import Example
@@ -65,7 +65,7 @@ class Session:
         dataset: Path,
         out: Path,
         plan: TrainingPlan,
-        model: str,
+        model: str | None,
         device: str | None,
         replay: Path | None,
         label: Callable[[Example], Hashable] = phrase_of,
@@ -75,10 +75,12 @@ class Session:
         extras: Extras | None = None,
         precision: Precision = AUTO,
     ) -> None:
-        """``start`` is the folder of an adapter to go on from, spoken to as its papers say; None begins with none. ``dialect``, a name
+        """``model`` None is the one of ``start``, or the demo's. ``start`` is the folder of an adapter to go on from, spoken to as its
+        papers say; None begins with none. ``dialect``, a name
         or a file, is for a model, or an adapter without papers, that is not spoken to as its family is.
         """
         papers = None if start is None else read_papers(start)
+        model = choose_model(model, papers, start)
         extras = extras or Extras()
         extras = replace(extras, asking=extras.asking or asking_of(papers))
         self.out = Path(os.path.abspath(out))

@@ -6,17 +6,17 @@ from pathlib import Path
 
 import httpx
 import pytest
+import torch
 
 from backend.demo.local_label_studio import LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
 from benchmarks.learn import learn
 from benchmarks.waiting import wait_for
-from sam4mllm.adapters.fields import FILES
-from sam4mllm.adapters.files import hash_files
 from sam4mllm.adapters.lora import attach
-from sam4mllm.adapters.manifest import Manifest, Papers
+from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.adapters.registry import Registry
-from sam4mllm.loading import load_variants
+from sam4mllm.adopt import Claims, adopt
+from sam4mllm.grounding.families import load_checkpoint
 from tests.e2e.conftest import serving
 from tests.e2e.test_backend import Project, fill, save, scene
 
@@ -26,18 +26,8 @@ PROMOTION_SECONDS = 900
 
 def store_adapter(home: Path, folder: Path) -> Manifest:
     """A new adapter of the demo model in the registry; it changes nothing yet."""
-    variants = load_variants("demo", "demo", "cpu", None)
-    attach(variants.checkpoint, 1, 1, 0.0).save_pretrained(str(folder), save_embedding_layers=False)
-    papers = Papers(
-        base_model="demo",
-        base_sha256=variants.base_sha256,
-        template_sha256=variants.template_sha256,
-        data_sha256=None,
-        metrics={},
-        files=hash_files(folder),
-    )
-    files = {name: folder / name for name in FILES}
-    return Registry(home).add(files, papers, slug=variants.base.slug, identity=variants.base.identity)
+    attach(load_checkpoint("demo", torch.device("cpu")), 1, 1, 0.0).save_pretrained(str(folder), save_embedding_layers=False)
+    return adopt(folder, Registry(home), Claims(model="demo", device="cpu"))
 
 
 def test_after_a_promotion_label_studio_has_no_predictions_of_the_former_version(label_studio: LocalLabelStudio, tmp_path: Path) -> None:
