@@ -22,7 +22,7 @@ from sam4mllm.evaluation.ablation import Journal, ablate
 from sam4mllm.evaluation.ablation_table import Row, tabulate
 from sam4mllm.evaluation.run import choose
 from sam4mllm.evaluation.settings import Setting, plan
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Replies, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.options import CHOICES, PATTERNS, Options
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.values import Grounding
@@ -53,8 +53,8 @@ class ShakenGrounder:
     def open(self, image: NDArray[np.uint8]) -> Scene:
         return self._grounder.open(image)
 
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
-        return [self._shaken(found, scene) for found in self._grounder.ground(scene, phrases, with_points)]
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
+        return [self._shaken(found, scene) for found in self._grounder.ground(scene, phrases, question)]
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         return self._grounder.ask(scene, inquiries, joint)

@@ -7,9 +7,11 @@ from typing import Literal, get_args
 
 from sam4mllm.errors import ModelError
 
-Strategy = Literal["box", "ppg", "pqpp"]
+Strategy = Literal["box", "ppg", "pqpp", "reason", "concept", "choose"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
-AskedStrategy = Literal["auto", "box", "ppg", "pqpp"]
+BY_CONCEPT: tuple[Strategy, ...] = ("concept", "choose")
+"""Those that need a segmenter which takes phrases."""
+AskedStrategy = Literal["auto", "box", "ppg", "pqpp", "reason", "concept", "choose"]
 """``auto``: whichever the model has learned, see :func:`resolve_strategy`."""
 PointsName = Literal["packed", "joint"]
 Pattern = Literal["spread", "interior", "unsure", "second-look"]
@@ -36,7 +38,7 @@ class Options:
     """The strategy, and how points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly),
     which answers count, where points fall, and which mask is drawn.
 
-    ``strategy``: ``box``, ``ppg`` or ``pqpp``, see :mod:`sam4mllm.pipeline`; ``auto``, which the pipeline replaces by one of them.
+    ``strategy``: one of STRATEGIES, see :mod:`sam4mllm.pipeline`; ``auto``, which the pipeline replaces by one of them.
     ``joint`` None: as the adapter has learned, else each on its own.
 
     ``pattern``: ``spread`` over the box (published); ``interior``, half of them deep in the mask that the box alone gives, half deep in the
@@ -44,6 +46,8 @@ class Options:
     beside where the mask contradicts an answer. ``choice``: of the segmenter's candidates, the best by its ``predicted`` IoU (published),
     or by that times the ``agreement`` with all answers; or a ``single`` one where a box has two points or more. docs/points.md measures
     them.
+
+    ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds (SAM 3's published demos: 0.5).
     """
 
     strategy: AskedStrategy = "auto"
@@ -52,6 +56,7 @@ class Options:
     thresholds: Thresholds = field(default_factory=Thresholds)
     pattern: Pattern = "spread"
     choice: Choice = "predicted"
+    threshold: float = 0.5
 
     def __post_init__(self) -> None:
         for name, known in (("strategy", get_args(AskedStrategy)), ("pattern", PATTERNS), ("choice", CHOICES)):

@@ -4,6 +4,7 @@
 - ``ppg``: the MLLM gives boxes and points in one answer (paper: prompt-point generation).
 - ``pqpp``: the MLLM gives boxes; points spread over each box are put to it as yes/no questions; the sure answers join the box
   (paper: proactive query of prompt points).
+- ``reason``: the MLLM thinks before it gives boxes; then as ``pqpp`` where it has learned to answer about points, else as ``box``.
 
 ``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``.
 """
@@ -23,17 +24,18 @@ from numpy.typing import NDArray
 from sam4mllm.clicks import Clicks, PromptTarget, merge
 from sam4mllm.confidence import Calibration, Features, agreement, entropy, score, score_empty
 from sam4mllm.errors import PhraseError
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
-from sam4mllm.options import AskedStrategy, Choice, Options, Strategy, describe_strategy, resolve_strategy
+from sam4mllm.options import BY_CONCEPT, AskedStrategy, Choice, Options, Strategy, describe_strategy, resolve_strategy
 from sam4mllm.points import ALIKE, UNSAID, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
 
 PROMPTS_AT_ONCE = 16
 """Prompts of one decoding batch: each holds three masks of the image's size until the best is chosen."""
+_QUESTIONS: dict[AskedStrategy, Question] = {"ppg": "prompt", "reason": "reason"}
 CLEAR = 2
 """Points that, with a box, leave no doubt what is meant: SAM's authors take its single mask where there is more than one prompt."""
 
@@ -104,7 +106,10 @@ class Pipeline:
         return self._strategy(self.options.strategy)
 
     def _identity(self, options: Options) -> str:
-        parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": asdict(options)}
+        chosen = asdict(options)
+        if options.strategy not in BY_CONCEPT:
+            del chosen["threshold"]
+        parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": chosen}
         doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
         return digest_of({**parts, **doubted})
 
@@ -131,8 +136,7 @@ class Pipeline:
             image: (H, W, 3) uint8 RGB, or what ``open`` made of it.
             phrases: referring expressions; may be empty if there are clicks, which then stand alone (one Segmentation with an empty
                 phrase).
-            strategy: ``box``, ``ppg`` or ``pqpp``; None is the pipeline's own, that of its options. An answer's version is that of the
-                strategy it was given by.
+            strategy: None is the pipeline's own, that of its options. An answer's version is that of the strategy it was given by.
             clicks: a reviewer's own points and boxes; they join the prompts.
 
         Raises:
@@ -146,11 +150,11 @@ class Pipeline:
         seconds = dict(opened.seconds) if not isinstance(image, Opened) else {}
 
         with _timed(seconds, "box"):
-            groundings = self.grounder.ground(opened.scene, cleaned, with_points=options.strategy == "ppg") if cleaned else []
+            groundings = self.grounder.ground(opened.scene, cleaned, _QUESTIONS.get(options.strategy, "box")) if cleaned else []
         targets = [merge(grounding, clicks) for grounding in groundings]
         if not cleaned and clicks is not None:
             groundings, targets = [_nothing("")], [merge(_nothing(""), clicks)]
-        if options.strategy == "pqpp" and cleaned:
+        if cleaned and self._asks_points(options.strategy):
             with _timed(seconds, "points"):
                 targets = self._question(opened, groundings, targets)
         calibration = self.calibration
@@ -165,6 +169,9 @@ class Pipeline:
             _answer(grounding, found, opened.embedding, version, seconds, calibration)
             for grounding, found in zip(groundings, instances, strict=True)
         ]
+
+    def _asks_points(self, strategy: AskedStrategy) -> bool:
+        return strategy == "pqpp" or (strategy == "reason" and self.learned)
 
     def _question(self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[PromptTarget]]) -> list[list[PromptTarget]]:
         """Put points in every box of every phrase to the MLLM, each round in one pass, and keep the sure answers."""

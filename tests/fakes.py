@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sam4mllm.grounding.protocol import Inquiry, Replies, Scene
+from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Grounding, Masks, Prompt, SpokenPoints
 
@@ -40,8 +40,8 @@ class FakeGrounder:
             self.opened += 1
         return Scene(image.shape[1], image.shape[0], image.nbytes)
 
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
-        del scene, with_points
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
+        del scene, question
         return [self.known.get(phrase, grounding(phrase, [], 0.95)) for phrase in phrases]
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:

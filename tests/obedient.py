@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Replies, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Grounding, Masks, Prompt
 
@@ -72,8 +72,8 @@ class SayingGrounder:
     def open(self, image: NDArray[np.uint8]) -> Scene:
         return self._grounder.open(image)
 
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
-        return self._grounder.ground(scene, phrases, with_points)
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
+        return self._grounder.ground(scene, phrases, question)
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         del scene, joint

@@ -22,7 +22,7 @@ from sam4mllm.evaluation.ablation import Journal, ablate
 from sam4mllm.evaluation.ablation_table import Row, describe, find_best, tabulate, tell_gain, to_csv, to_markdown, to_plot
 from sam4mllm.evaluation.run import choose, evaluate
 from sam4mllm.evaluation.settings import Setting, plan, published, vary
-from sam4mllm.grounding.protocol import Scene
+from sam4mllm.grounding.protocol import Question, Scene
 from sam4mllm.options import CHOICES, PATTERNS, Options, Thresholds
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.values import Grounding
@@ -38,9 +38,9 @@ class CountingGrounder(FakeGrounder):
 
     grounded: int = 0
 
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         self.grounded += 1
-        return super().ground(scene, phrases, with_points)
+        return super().ground(scene, phrases, question)
 
 
 def pipeline() -> Pipeline:

@@ -22,7 +22,7 @@ from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.frames import to_pixels
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.packing import ROOT, Segment, pack
-from sam4mllm.grounding.protocol import Inquiry
+from sam4mllm.grounding.protocol import Inquiry, Question
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.masks import lies_on
 from sam4mllm.points import PATTERN_SIZE, spread
@@ -192,7 +192,7 @@ def test_points_of_ppg_are_on_and_off_each_object(grounder: MllmGrounder, toy: T
     example = cut_corners(toy.examples[1])
     turn = turns(make_row(grounder, scene, [example], PPG), packed)[-1]
     assert turn.answer[-1] == grounder.end
-    assert turn.ids == [*grounder.question(example.phrase, with_points=True), *turn.answer[:-1]]
+    assert turn.ids == [*grounder.question(example.phrase, "prompt"), *turn.answer[:-1]]
     spoken = parse_prompt(grounder.dialect, text(grounder, turn.answer[:-1]), 999)
     order = np.argsort(example.boxes_px[:, 0])
     assert [instance.box for instance in spoken] == grounder.box_numbers(scene, example.boxes_px[order])
@@ -205,7 +205,7 @@ def test_points_of_ppg_are_on_and_off_each_object(grounder: MllmGrounder, toy: T
 
 def test_ppg_of_nothing_is_none(grounder: MllmGrounder, toy: Toy, scene: MllmScene, packed: list[Segment]) -> None:
     *_, turn = turns(make_row(grounder, scene, toy.examples[2:], PPG), packed)
-    assert turn.ids == [*grounder.question("the zebra", with_points=True), *grounder.encode(grounder.dialect.no_target)]
+    assert turn.ids == [*grounder.question("the zebra", "prompt"), *grounder.encode(grounder.dialect.no_target)]
     assert turn.answer == [*grounder.encode(grounder.dialect.no_target), grounder.end]
 
 
@@ -227,9 +227,9 @@ def test_white_space_in_a_phrase_is_tidied_as_in_serving(
 ) -> None:
     real, asked = grounder.question, []
 
-    def recording(phrase: str, with_points: bool = False) -> list[int]:
+    def recording(phrase: str, question: Question = "box") -> list[int]:
         asked.append(phrase)
-        return real(phrase, with_points)
+        return real(phrase, question)
 
     monkeypatch.setattr(grounder, "question", recording)
     phrase = " the  left\tcup "

@@ -14,7 +14,7 @@ from backend.learning.compare import answer_all
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import ImageError, PhraseError
-from sam4mllm.grounding.protocol import Scene
+from sam4mllm.grounding.protocol import Question, Scene
 from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.values import Grounding
@@ -32,10 +32,10 @@ class Particular(FakeGrounder):
             raise ImageError("the model cannot take it")
         return super().open(image)
 
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         if FORGED in phrases:
             raise PhraseError("the phrase contains a control word")
-        return super().ground(scene, phrases, with_points)
+        return super().ground(scene, phrases, question)
 
 
 @pytest.fixture

@@ -108,7 +108,7 @@ def test_a_scene_is_left_as_it_was_and_survives_another(grounder: MllmGrounder) 
     first = grounder.open(picture(6))
     before, [answer] = cache_sums(first), grounder.ask(first, [question])
     grounder.ground(grounder.open(picture(7, 60, 150)), PHRASES)
-    grounder.ground(first, PHRASES, with_points=True)
+    grounder.ground(first, PHRASES, "prompt")
     assert cache_sums(first) == before
     [again] = grounder.ask(first, [question])
     assert_same(again, answer, 0)
@@ -184,7 +184,7 @@ def test_answers_in_other_words(
     monkeypatch.setattr(
         type(grounder.checkpoint.tokenizer), "decode", lambda self, some, **_: text[: round(len(text) * len(some) / len(ids))]
     )
-    [found] = grounder.ground(grounder.open(picture(3, 100, 200)), ["a cup"], with_points)
+    [found] = grounder.ground(grounder.open(picture(3, 100, 200)), ["a cup"], "prompt" if with_points else "box")
     assert note in found.note
     assert bool(note) == bool(found.note)
     if inside is None:

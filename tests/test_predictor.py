@@ -29,6 +29,7 @@ from backend.errors import QueueFullError
 from backend.label_studio.wire import PredictRequest
 from backend.label_studio.write_regions import UNCALIBRATED
 from sam4mllm.confidence import score_empty
+from sam4mllm.grounding.protocol import Question
 from sam4mllm.grounding.remembering import RememberingGrounder
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.fakes import grounding
@@ -446,13 +447,13 @@ class Device:
         self._ground = self.where.grounder.ground
         self.where.grounder.ground = self.ground  # type: ignore[method-assign]
 
-    def ground(self, scene: Any, phrases: Any, with_points: bool = False) -> Any:
+    def ground(self, scene: Any, phrases: Any, question: Question = "box") -> Any:
         if len(phrases) > self.phrases or self.where.service.predictor.answerer.opened.nbytes > self.images * 2 * scene.nbytes:
             tensor = torch.zeros(1)
             self.refused.append(weakref.ref(tensor))
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         assert all(one() is None for one in self.refused), "what was refused takes up memory still"
-        return self._ground(scene, phrases, with_points)
+        return self._ground(scene, phrases, question)
 
 
 def test_phrases_that_do_not_fit_together_are_asked_one_by_one(home: Callable[..., House]) -> None:

@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Replies, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.values import Grounding
 
 T = TypeVar("T")
@@ -43,9 +43,9 @@ class SharingGrounder:
         scene = self._grounder.open(image)
         return SharedScene(scene.width, scene.height, scene.nbytes, scene)
 
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         assert isinstance(scene, SharedScene)
-        return self._once(scene, "box", (*phrases, with_points), lambda: list(self._grounder.ground(scene.scene, phrases, with_points)))
+        return self._once(scene, "box", (*phrases, question), lambda: list(self._grounder.ground(scene.scene, phrases, question)))
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, SharedScene)

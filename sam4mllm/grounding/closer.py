@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sam4mllm import closeup
 from sam4mllm.closeup import Window, window_around
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Replies, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.values import Grounding
 
@@ -39,9 +39,9 @@ class CloserGrounder:
         scene = self.whole.open(image)
         return CloserScene(scene.width, scene.height, scene.nbytes + image.nbytes, scene, image)
 
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         assert isinstance(scene, CloserScene)
-        return self.whole.ground(scene.scene, phrases, with_points)
+        return self.whole.ground(scene.scene, phrases, question)
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, CloserScene)

@@ -22,7 +22,7 @@ from sam4mllm.grounding.decoding import Written, write
 from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Framed, to_numbers
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
-from sam4mllm.grounding.protocol import Inquiry, Replies, Scene
+from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
 from sam4mllm.grounding.reading import ReadAnswer, ReadInstance, read_answer
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.grounding.verdicts import Verdicts
@@ -125,16 +125,16 @@ class MllmGrounder:
         return MllmScene(width, height, nbytes, cache, length, following, len(encoded.positions), encoded.resized)
 
     @torch.inference_mode()
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         own = _own(scene)
         self._activate()
         for phrase in phrases:
             self.check_phrase(phrase)
-        questions = [self.question(phrase, with_points) for phrase in phrases]
+        questions = [self.question(phrase, question) for phrase in phrases]
         answers: list[Written] = []
         for start in range(0, len(questions), PHRASES_AT_ONCE):
             answers += write(self, own, questions[start : start + PHRASES_AT_ONCE], self._ends, self.max_new_tokens)
-        return [self._read(own, phrase, answer, with_points) for phrase, answer in zip(phrases, answers, strict=True)]
+        return [self._read(own, phrase, answer, question) for phrase, answer in zip(phrases, answers, strict=True)]
 
     def check_phrase(self, phrase: str) -> None:
         """Raises PhraseError: a control token in a phrase would let a task's text forge turns of the conversation."""
@@ -185,9 +185,9 @@ class MllmGrounder:
         first = [*self.question(phrase), *self.box_answer(scene, phrase, boxes_px)]
         return first, self.points_head(scene, boxes_px[inquiry.index])
 
-    def question(self, phrase: str, with_points: bool = False) -> list[int]:
-        """Ids of the first turn, up to where its answer begins; with points, that of PPG."""
-        render = prompt_question if with_points else box_question
+    def question(self, phrase: str, question: Question = "box") -> list[int]:
+        """Ids of the first turn, up to where its answer begins."""
+        render = prompt_question if question == "prompt" else box_question
         return self.encode(render(self.dialect, phrase) + self.markup.to_answer)
 
     def box_answer(self, scene: Framed, phrase: str, boxes_px: NDArray[np.float32]) -> list[int]:
@@ -288,8 +288,9 @@ class MllmGrounder:
         hidden = output.last_hidden_state[0, torch.from_numpy(keep).to(device)]
         return self.checkpoint.model.lm_head(hidden).float(), past
 
-    def _read(self, scene: MllmScene, phrase: str, answer: Written, with_points: bool) -> Grounding:
+    def _read(self, scene: MllmScene, phrase: str, answer: Written, question: Question) -> Grounding:
         """The boxes of an answer, each with the probability of the tokens that wrote it."""
+        with_points = question == "prompt"
         read = read_answer(self.dialect, scene, answer.text, with_points=with_points, finished=answer.finished)
         boxes_px = np.array([instance.box_px for instance in read.instances], np.float32).reshape(-1, 4)
         kept = [read.instances[index] for index in distinct(boxes_px, SAME_OBJECT)]

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.values import Grounding
+
+Question = Literal["box", "prompt", "reason"]
+"""What is asked of a phrase."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,11 @@ class Grounder(Protocol):
         """Take in an image (H, W, 3) RGB once, for any number of questions."""
         ...
 
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
-        """Boxes of each phrase, one entry a phrase in order; with points, the model writes them too (PPG)."""
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
+        """Boxes of each phrase, one entry a phrase in order.
+
+        ``question``: "box" for boxes alone; "prompt", the model writes points, too (PPG); "reason", it thinks before it answers.
+        """
         ...
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:

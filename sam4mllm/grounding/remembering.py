@@ -10,7 +10,7 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm.grounding.protocol import Grounder, Inquiry, Replies, Scene
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.values import Grounding
 
 K = TypeVar("K")
@@ -25,7 +25,7 @@ class RememberingScene(Scene):
     """A scene and what was asked of it."""
 
     scene: Scene
-    groundings: OrderedDict[tuple[str, bool], Grounding] = field(default_factory=OrderedDict)
+    groundings: OrderedDict[tuple[str, Question], Grounding] = field(default_factory=OrderedDict)
     answers: OrderedDict[tuple[str, bytes, bytes, bool], Replies] = field(default_factory=OrderedDict)
 
 
@@ -43,17 +43,17 @@ class RememberingGrounder:
         scene = self._grounder.open(image)
         return RememberingScene(scene.width, scene.height, scene.nbytes, scene)
 
-    def ground(self, scene: Scene, phrases: Sequence[str], with_points: bool = False) -> list[Grounding]:
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         assert isinstance(scene, RememberingScene)
-        new = [phrase for phrase in dict.fromkeys(phrases) if (phrase, with_points) not in scene.groundings]
+        new = [phrase for phrase in dict.fromkeys(phrases) if (phrase, question) not in scene.groundings]
         if new:
-            found = zip(new, self._grounder.ground(scene.scene, new, with_points), strict=True)
-            answers = {(phrase, with_points): grounding for phrase, grounding in found}
+            found = zip(new, self._grounder.ground(scene.scene, new, question), strict=True)
+            answers = {(phrase, question): grounding for phrase, grounding in found}
         else:
             answers = {}
-        answers |= {(phrase, with_points): scene.groundings[phrase, with_points] for phrase in phrases if phrase not in new}
+        answers |= {(phrase, question): scene.groundings[phrase, question] for phrase in phrases if phrase not in new}
         _keep(scene.groundings, answers)
-        return [answers[phrase, with_points] for phrase in phrases]
+        return [answers[phrase, question] for phrase in phrases]
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, RememberingScene)

@@ -165,7 +165,7 @@ class Collator:
             yes, no = (self._grounder.point_numbers(frame, points) for points in (inside, outside))
             spoken.append(SpokenInstance(box, tuple(yes), tuple(no)))
         answer = self._grounder.encode(prompt_answer(self._grounder.dialect, spoken))
-        builder.add(self._grounder.question(_tidy(example.phrase), with_points=True), [*answer, self._grounder.end], ROOT)
+        builder.add(self._grounder.question(_tidy(example.phrase), "prompt"), [*answer, self._grounder.end], ROOT)
 
     def _of_pattern(self, example: Example, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Where no segmenter has chosen points on and off an object: the first of the pattern that lie so."""
