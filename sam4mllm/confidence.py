@@ -51,7 +51,8 @@ class Features:
     ``stability``: the segmenter's own; ``entropy``: mean binary entropy of P(inside) of the points, asked or given, in bits (0 if none);
     ``box_agreement``: IoU with the mask that the box alone gives (1 where no points prompted, or nobody asked); ``target_probability``:
     that the phrase means anything in the image, as the MLLM has it (1 if there was no phrase); ``varied``: 0 if nearly all points were
-    said to lie on the same side, else 1 (1 if none was asked).
+    said to lie on the same side, else 1 (1 if none was asked); ``support``: IoU of the MLLM's box with the one that the segmenter found by
+    the phrase, 0 if it found none there (1 where it was not asked).
     """
 
     box_probability: float
@@ -63,14 +64,15 @@ class Features:
     box_agreement: float
     target_probability: float
     varied: float = 1.0
+    support: float = 1.0
 
 
 NAMES = tuple(field.name for field in fields(Features))
 PRIOR = PRIOR_WEIGHT * np.array([-1.0 if name == "entropy" else 1.0 for name in NAMES])
 
 
-LATER = {"varied": {"mean": 1.0, "scale": LEAST_SCALE, "weight": 0.0}}
-"""Of a calibration from before there was this feature: it does not count."""
+LATER = {name: {"mean": 1.0, "scale": LEAST_SCALE, "weight": 0.0} for name in ("varied", "support")}
+"""Of a calibration from before there were these features: they do not count."""
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,11 @@ from sam4mllm.errors import ModelError
 Strategy = Literal["box", "ppg", "pqpp", "reason", "concept", "choose"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 BY_CONCEPT: tuple[Strategy, ...] = ("concept", "choose")
-"""Those that need a segmenter which takes phrases."""
+"""Those that need a segmenter which takes phrases; how that one is prompted is no matter of an adapter."""
+LearnedStrategy = Literal["box", "ppg", "pqpp", "reason"]
+"""Those that an adapter may have learned, and its papers may name."""
+NO_MODEL = "none"
+"""The name that stands for no MLLM."""
 AskedStrategy = Literal["auto", "box", "ppg", "pqpp", "reason", "concept", "choose"]
 """``auto``: whichever the model has learned, see :func:`resolve_strategy`."""
 PointsName = Literal["packed", "joint"]
@@ -68,25 +72,41 @@ class Options:
         return self.count if self.count is not None else 15 if self.joint else 30
 
 
-def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool) -> Strategy:
+def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool, has_model: bool = True) -> Strategy:
     """The strategy that answers: the one that is named, else the one that the model has learned.
 
     Args:
         asked: ``auto`` or a strategy, which stands whatever the model is; an adapter's papers may have named it.
         demo: whether it is the demo model, which was trained to answer about points.
         has_adapter: whether an adapter is in use, which training here teaches points.
+        has_model: whether there is an MLLM at all; without one the segmenter takes the phrase.
 
     A model that was never trained on points may answer all of them alike, and 30 wrong points overrule a good box: its box alone counts.
     """
     if asked != "auto":
         return asked
+    if not has_model:
+        return "concept"
     return "pqpp" if demo or has_adapter else "box"
+
+
+def check_strategy(strategy: Strategy, *, has_model: bool, takes_phrases: bool, segmenter: str = "this one") -> None:
+    """Raises ModelError if a strategy needs an MLLM and there is none, or a segmenter that takes phrases and ``segmenter`` does not."""
+    if not has_model and strategy != "concept":
+        raise ModelError(f"strategy {strategy} asks an MLLM, and the model is none: name a model, or use strategy concept")
+    if strategy in BY_CONCEPT and not takes_phrases:
+        needed = "SAM 3, or grounding-dino+SEGMENTER"
+        raise ModelError(f"strategy {strategy} needs a segmenter that takes phrases: {needed}; {segmenter} takes boxes and points only")
 
 
 def describe_strategy(strategy: Strategy, learned: bool) -> str:
     """A strategy in words, and what to know of it. ``learned``: whether the model was trained to answer about points."""
+    if strategy == "concept":
+        return "strategy concept: the segmenter takes the phrase, and no MLLM is asked"
     if learned:
         return f"strategy {strategy}"
+    if strategy == "choose":
+        return "strategy choose: without an adapter this model has not learned to answer about points, and is asked for boxes alone"
     if strategy == "box":
         return "strategy box: without an adapter this model has not learned to answer about points"
     return f"strategy {strategy}, though without an adapter this model has not learned about points; box is the safer one"

@@ -21,6 +21,7 @@ from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.decoding import Written, write
 from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Framed, to_numbers
+from sam4mllm.grounding.naming import NAME_QUESTION, write_names
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
 from sam4mllm.grounding.reading import ReadAnswer, ReadInstance, read_answer
@@ -141,6 +142,16 @@ class MllmGrounder:
         for token in self._control:
             if token in phrase:
                 raise PhraseError(f"the phrase contains {token!r}, which is a control word of the model; leave it out")
+
+    @torch.inference_mode()
+    def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
+        if self.dialect.name == DEMO.name:  # it knows the words of its own dialect, and no others
+            return ["" for _ in phrases]
+        self._activate()
+        for phrase in phrases:
+            self.check_phrase(phrase)
+        questions = [self.encode(NAME_QUESTION.format(phrase=phrase) + self.markup.to_answer) for phrase in phrases]
+        return write_names(self, _own(scene), questions, self._ends)
 
     @torch.inference_mode()
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
