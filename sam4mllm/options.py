@@ -15,6 +15,8 @@ LearnedStrategy = Literal["box", "ppg", "pqpp", "reason"]
 """Those that an adapter may have learned, and its papers may name."""
 NO_MODEL = "none"
 """The name that stands for no MLLM."""
+THRESHOLD = 0.5
+"""Least score of what a segmenter finds by a phrase, where nothing else is set: that of SAM 3's published demos."""
 AskedStrategy = Literal["auto", "box", "ppg", "pqpp", "reason", "concept", "choose"]
 """``auto``: whichever the model has learned, see :func:`resolve_strategy`."""
 PointsName = Literal["packed", "joint"]
@@ -51,7 +53,7 @@ class Options:
     or by that times the ``agreement`` with all answers; or a ``single`` one where a box has two points or more. docs/points.md measures
     them.
 
-    ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds (SAM 3's published demos: 0.5).
+    ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds, from 0 to 1.
     """
 
     strategy: AskedStrategy = "auto"
@@ -60,12 +62,14 @@ class Options:
     thresholds: Thresholds = field(default_factory=Thresholds)
     pattern: Pattern = "spread"
     choice: Choice = "predicted"
-    threshold: float = 0.5
+    threshold: float = THRESHOLD
 
     def __post_init__(self) -> None:
         for name, known in (("strategy", get_args(AskedStrategy)), ("pattern", PATTERNS), ("choice", CHOICES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be from 0 to 1, not {self.threshold!r}")
 
     @property
     def points(self) -> int:

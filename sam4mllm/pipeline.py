@@ -111,6 +111,15 @@ class Pipeline:
         return strategy
 
     @property
+    def strategies(self) -> tuple[Strategy, ...]:
+        """Those worth comparing here: what model and segmenter can do. A trained model thinks only if it was trained to."""
+        if not self.has_model:
+            return ("concept",)
+        thinks = not self.learned or self.strategy == "reason"
+        phrases = BY_CONCEPT if self._finder is not None else ()
+        return ("box", "ppg", "pqpp", *(("reason",) if thinks else ()), *phrases)
+
+    @property
     def manner(self) -> str:
         """The strategy in words."""
         return describe_strategy(self.strategy, self.learned)
