@@ -15,7 +15,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import SettingsError
 from sam4mllm.errors import TrainingError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
+from sam4mllm.options import MAX_THOUGHT_TOKENS, THOUGHT_TOKENS, AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
 from sam4mllm.training.config import Config, read_config
 
 UNASSISTED = 0.05
@@ -61,7 +61,8 @@ class Settings(BaseSettings):
     device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")
     strategy: AskedStrategy = Field(
         "auto",
-        description="`box`, `ppg` or `pqpp`; `auto`: what the adapter has learned, `box` for a model without one ([docs](docs/points.md))",
+        description="`box`, `ppg`, `pqpp` or `reason`; `auto`: what the adapter has learned, `box` for a model without one "
+        "([docs](docs/points.md))",
     )
     points: Literal["packed", "joint"] | None = Field(
         None,
@@ -69,6 +70,13 @@ class Settings(BaseSettings):
     )
     pattern: Pattern = Field(
         "spread", description="where points fall: `spread`, `interior`, `unsure` or `second-look` ([docs](docs/points.md))"
+    )
+    thought_tokens: int = Field(
+        THOUGHT_TOKENS,
+        ge=1,
+        le=MAX_THOUGHT_TOKENS,
+        description="with strategy `reason`, where a thought is cut off and the answer asked for "
+        "([docs](docs/points.md#a-thought-before-the-answer))",
     )
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password and a webhook secret")
@@ -163,7 +171,8 @@ class Settings(BaseSettings):
     @property
     def options(self) -> Options:
         """How the MLLM is asked, in serving as in the comparison of versions."""
-        return Options(self.strategy, None if self.points is None else self.points == "joint", pattern=self.pattern)
+        joint = None if self.points is None else self.points == "joint"
+        return Options(self.strategy, joint, pattern=self.pattern, thought_tokens=self.thought_tokens)
 
     @cached_property
     def training(self) -> Config:

@@ -19,6 +19,11 @@ PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Choice = Literal["predicted", "single", "agreement"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
+THOUGHT_TOKENS = 512
+"""The longest thought (strategy ``reason``) where nothing else is set: some 350 words, which with its question and answer take no more
+than the 1,024 tokens that are kept for a conversation about one phrase. Models made for long thoughts write thousands of tokens."""
+MAX_THOUGHT_TOKENS = 16_384
+"""Half of the window of 32,768 tokens that Qwen2.5-VL was trained with; the image needs room, too."""
 QuantizeName = Literal["none", "8bit", "4bit"]
 
 
@@ -48,6 +53,7 @@ class Options:
     them.
 
     ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds (SAM 3's published demos: 0.5).
+    ``thought_tokens``: with ``reason``, where a thought is cut off and the answer asked for.
     """
 
     strategy: AskedStrategy = "auto"
@@ -57,11 +63,14 @@ class Options:
     pattern: Pattern = "spread"
     choice: Choice = "predicted"
     threshold: float = 0.5
+    thought_tokens: int = THOUGHT_TOKENS
 
     def __post_init__(self) -> None:
         for name, known in (("strategy", get_args(AskedStrategy)), ("pattern", PATTERNS), ("choice", CHOICES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not 1 <= self.thought_tokens <= MAX_THOUGHT_TOKENS:
+            raise ValueError(f"thought_tokens must be from 1 to {MAX_THOUGHT_TOKENS:,}, not {self.thought_tokens!r}")
 
     @property
     def points(self) -> int:

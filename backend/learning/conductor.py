@@ -242,6 +242,7 @@ class Conductor:
             strategy=settings.strategy,
             joint=settings.options.joint,
             pattern=settings.pattern,
+            thought_tokens=settings.thought_tokens,
             dataset=str(folder.data.resolve()),
             replay=str(settings.replay.resolve()) if settings.replay else None,
             golden=str(settings.golden.resolve()) if settings.golden else None,

@@ -27,12 +27,13 @@ from sam4mllm.cli.options import (
     SegmenterOption,
     SplitOption,
     StrategyOption,
+    ThoughtTokensOption,
     as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import Precision
+from sam4mllm.options import THOUGHT_TOKENS, Precision
 
 if TYPE_CHECKING:
     from sam4mllm.evaluation.ablation_table import Row
@@ -58,6 +59,7 @@ def ablate(
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
     pattern: PatternOption = "spread",
+    thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     split: SplitOption = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -81,7 +83,7 @@ def ablate(
     from sam4mllm.evaluation.run import choose
     from sam4mllm.evaluation.settings import plan
 
-    options = as_options(strategy, points, pattern)
+    options = as_options(strategy, points, pattern, thought_tokens)
     settings = plan(_base(options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")

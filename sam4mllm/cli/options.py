@@ -10,7 +10,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, PointsName, Precision, QuantizeName
+from sam4mllm.options import (
+    MAX_THOUGHT_TOKENS,
+    THOUGHT_TOKENS,
+    AskedStrategy,
+    DtypeName,
+    Options,
+    Pattern,
+    PointsName,
+    Precision,
+    QuantizeName,
+)
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Pipeline
@@ -68,6 +78,10 @@ PatternOption = Annotated[
     Pattern,
     typer.Option("--pattern", help="Where points fall: spread as published, or by the box's mask, by the first answers, or asked again."),
 ]
+ThoughtTokensOption = Annotated[
+    int,
+    typer.Option("--thought-tokens", min=1, max=MAX_THOUGHT_TOKENS, help="Where --strategy reason cuts a thought off and has it answer."),
+]
 DatasetArgument = Annotated[Path, typer.Argument(help="A folder in the dataset format.")]
 SplitOption = Annotated[str | None, typer.Option("--split", help="val, testA, testB, test …; all if it is not given.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many images, drawn by --seed.")]
@@ -76,9 +90,10 @@ MinPixelsOption = Annotated[int, typer.Option("--min-pixels", min=0, help="Take 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def as_options(strategy: AskedStrategy, points: PointsName | None, pattern: Pattern) -> Options:
-    """The three options in one value."""
-    return Options(strategy=strategy, joint=None if points is None else points == "joint", pattern=pattern)
+def as_options(strategy: AskedStrategy, points: PointsName | None, pattern: Pattern, thought_tokens: int = THOUGHT_TOKENS) -> Options:
+    """The options of how is asked, in one value."""
+    joint = None if points is None else points == "joint"
+    return Options(strategy=strategy, joint=joint, pattern=pattern, thought_tokens=thought_tokens)
 
 
 def hush() -> None:

@@ -51,7 +51,7 @@ def describe(setting: Setting) -> str:
     options = setting.options
     if setting.options.strategy == "ppg":
         words.append(f"choice {options.choice}")
-    if setting.options.strategy == "pqpp":
+    if setting.options.strategy in ("pqpp", "reason"):
         named = [f"{name} {getattr(options, name)}" for name in choices()]
         words += ["joint" if options.joint else "packed", f"{options.points} points", *named]
         words.append(f"thresholds {options.thresholds.positive:g}/{options.thresholds.negative:g}")
