@@ -150,11 +150,11 @@ class MllmGrounder:
             answers += write(self, own, questions[start : start + at_once], self._ends, self.max_new_tokens, thinking)
         return [self._read(own, phrase, answer, question) for phrase, answer in zip(phrases, answers, strict=True)]
 
-    def check_phrase(self, phrase: str) -> None:
+    def check_phrase(self, phrase: str, what: str = "phrase") -> None:
         """Raises PhraseError: a control token in a phrase would let a task's text forge turns of the conversation."""
         for token in self._control:
             if token in phrase:
-                raise PhraseError(f"the phrase contains {token!r}, which is a control word of the model; leave it out")
+                raise PhraseError(f"the {what} contains {token!r}, which is a control word of the model; leave it out")
 
     @torch.inference_mode()
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:

@@ -23,7 +23,8 @@ def without_thoughts(folded: str) -> str:
     """A folded answer with blanks in place of thoughts, so that all else stays where it is.
 
     A thought that does not end goes on to the end of the text, and one whose beginning is missing (as where the chat template writes it)
-    begins with the text. A second end says so of all before it, unless it is the last there is. Where a model marks its answer, what is outside of it is blanked too.
+    begins with the text. A second end without a beginning says the same of all before it, unless the text ends there. Where a model marks
+    its answer, what is outside of it is blanked too.
     """
     text = _keep_answers(_blank(folded, _thoughts(folded)))
     final = list(_FINAL.finditer(text))
@@ -54,6 +55,11 @@ def end_of_thought(text: str) -> int | None:
     """Where the first closing tag of a thought ends in a text, None if there is none."""
     marks = _THOUGHT.finditer(text.translate(_FULL_WIDTH))
     return next((mark.end() for mark in marks if mark["end"] or mark["other"]), None)
+
+
+def has_thought_tag(text: str) -> bool:
+    """Whether a text holds a tag that begins or ends a thought."""
+    return _THOUGHT.search(text.translate(_FULL_WIDTH)) is not None
 
 
 def _depth(folded: str) -> int:
