@@ -15,7 +15,17 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import SettingsError
 from sam4mllm.errors import TrainingError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import THRESHOLD, AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
+from sam4mllm.options import (
+    MAX_THOUGHT_TOKENS,
+    THOUGHT_TOKENS,
+    THRESHOLD,
+    AskedStrategy,
+    DtypeName,
+    Options,
+    Pattern,
+    Precision,
+    QuantizeName,
+)
 from sam4mllm.training.config import Config, read_config
 
 UNASSISTED = 0.05
@@ -73,6 +83,13 @@ class Settings(BaseSettings):
     )
     threshold: float = Field(
         THRESHOLD, ge=0, le=1, description="with strategy `concept` or `choose`: the least score of what the segmenter finds by the phrase"
+    )
+    thought_tokens: int = Field(
+        THOUGHT_TOKENS,
+        ge=1,
+        le=MAX_THOUGHT_TOKENS,
+        description="with strategy `reason`, where a thought is cut off and the answer asked for "
+        "([docs](docs/points.md#a-thought-before-the-answer))",
     )
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password and a webhook secret")
@@ -168,7 +185,7 @@ class Settings(BaseSettings):
     def options(self) -> Options:
         """How the MLLM is asked, in serving as in the comparison of versions."""
         joint = None if self.points is None else self.points == "joint"
-        return Options(self.strategy, joint, pattern=self.pattern, threshold=self.threshold)
+        return Options(self.strategy, joint, pattern=self.pattern, threshold=self.threshold, thought_tokens=self.thought_tokens)
 
     @cached_property
     def training(self) -> Config:

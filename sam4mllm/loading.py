@@ -205,9 +205,9 @@ class Variants:
     def _pipeline(self, version: str, adapter: Versioned | None, checkpoint: Checkpoint | None, papers: Papers | None = None) -> Pipeline:
         if checkpoint is None:
             return Pipeline(NoGrounder(), self._segmenter, self._options, self._slug, learned=False)
-        whole = MllmGrounder(checkpoint, activate=lambda: self._activate(version))
-        grounder = CloserGrounder(whole) if checkpoint.dialect.points_view == "close-up" else whole
         demo, options = checkpoint.source == DEMO, self._options if papers is None else papers.asked(self._options)
+        whole = MllmGrounder(checkpoint, activate=lambda: self._activate(version), thought_tokens=options.thought_tokens)
+        grounder = CloserGrounder(whole) if checkpoint.dialect.points_view == "close-up" else whole
         options = replace(options, strategy=resolve_strategy(options.strategy, demo=demo, has_adapter=adapter is not None))
         return Pipeline(grounder, self._segmenter, options, self._slug, adapter, learned=demo or adapter is not None)
 

@@ -25,6 +25,11 @@ PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Choice = Literal["predicted", "single", "agreement"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
+THOUGHT_TOKENS = 512
+"""The longest thought (strategy ``reason``) where nothing else is set: some 350 words, which with its question and answer take no more
+than the 1,024 tokens that are kept for a conversation about one phrase. Models made for long thoughts write thousands of tokens."""
+MAX_THOUGHT_TOKENS = 16_384
+"""Half of the window of 32,768 tokens that Qwen2.5-VL was trained with; the image needs room, too."""
 QuantizeName = Literal["none", "8bit", "4bit"]
 
 
@@ -54,6 +59,7 @@ class Options:
     them.
 
     ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds, from 0 to 1.
+    ``thought_tokens``: with ``reason``, where a thought is cut off and the answer asked for.
     """
 
     strategy: AskedStrategy = "auto"
@@ -63,6 +69,7 @@ class Options:
     pattern: Pattern = "spread"
     choice: Choice = "predicted"
     threshold: float = THRESHOLD
+    thought_tokens: int = THOUGHT_TOKENS
 
     def __post_init__(self) -> None:
         for name, known in (("strategy", get_args(AskedStrategy)), ("pattern", PATTERNS), ("choice", CHOICES)):
@@ -70,6 +77,8 @@ class Options:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be from 0 to 1, not {self.threshold!r}")
+        if not 1 <= self.thought_tokens <= MAX_THOUGHT_TOKENS:
+            raise ValueError(f"thought_tokens must be from 1 to {MAX_THOUGHT_TOKENS:,}, not {self.thought_tokens!r}")
 
     @property
     def points(self) -> int:

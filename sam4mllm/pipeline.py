@@ -36,6 +36,7 @@ from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
 from sam4mllm.options import BY_CONCEPT, AskedStrategy, Choice, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
 from sam4mllm.points import ALIKE, UNSAID, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
+from sam4mllm.prompts.thinking import WORDS
 from sam4mllm.segmentation.concept import ConceptSegmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Candidate, Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
@@ -134,6 +135,10 @@ class Pipeline:
         if options.strategy not in BY_CONCEPT:
             del chosen["threshold"]
         parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": chosen}
+        if options.strategy == "reason":
+            parts["thought"] = WORDS
+        else:
+            del chosen["thought_tokens"]
         doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
         choosing = {"name": NAME_QUESTION, "fits": candidates.FITS, "same": candidates.SAME} if options.strategy == "choose" else {}
         return digest_of({**parts, **doubted, **choosing})
@@ -327,6 +332,7 @@ def _answer(
         no_target_probability=grounding.no_target_probability,
         version=version,
         calibrated=calibration is not None,
+        thought=grounding.thought,
         size=(embedding.height, embedding.width),
         timings={stage: seconds.get(stage, 0.0) for stage in ("image", "box", "points", "segmenter")},
     )

@@ -58,6 +58,8 @@ class Grounding:
     note: str = ""
     """What a user should know of the answer: that it was cut off or could not be read. Empty if all is well."""
     candidates: tuple[Candidate | None, ...] = ()
+    thought: str = ""
+    """What the model thought before it answered, in its own words; empty if it did not think."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,6 +141,8 @@ class Segmentation:
     """Whether the scores are probabilities that a reviewer accepts the masks; else they order, and are no probability."""
     note: str = ""
     """Why the answer may not be what it seems: unreadable, cut off, nothing drawn. Empty if all is well."""
+    thought: str = ""
+    """What the model thought before it answered."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:

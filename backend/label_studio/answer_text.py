@@ -1,4 +1,4 @@
-"""What an annotator reads of an answer to clicks: in the answer's line, and in the notes of its regions."""
+"""What an annotator reads of an answer: in the answer's line, and in the notes of its regions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,37 @@ from typing import Any
 
 from backend.label_studio.region_ids import MARK, stands_alone
 from backend.label_studio.wire import Region
+from sam4mllm.plain_text import shortened
 from sam4mllm.values import Instance, Segmentation
 
+MAX_THOUGHT = 1_000
+"""Characters of a thought beside a region: what fits beside a picture, and each of a phrase's regions holds it."""
 
-def told(region_id: str, phrase: str, note: str = "") -> dict[str, Any]:
-    """What there is to say of a region, as fields of its ``meta``: that it was made by clicks, and the ``note`` of its phrase's answer."""
+
+def told(region_id: str, phrase: str, note: str = "", thought: str = "") -> dict[str, Any]:
+    """What there is to say of a region, as fields of its ``meta``, which the editor shows with the region's details.
+
+    That it was made by clicks, and the ``note`` and the ``thought`` of its phrase's answer, which is foreign text.
+    """
     lines = []
     if stands_alone(region_id):
         lines += [f"made by clicks alone, not learned as: {phrase}"] if phrase else []
     else:
         lines += ["takes the place of the mask that was here; that one may be deleted"] if MARK in region_id else []
         lines += [note] if note else []
+        lines += [f"thought: {shortened(thought, MAX_THOUGHT)}"] if thought else []
     return {"text": lines} if lines else {}
+
+
+def summary(found: Sequence[Segmentation]) -> str:
+    """A line on what phrases came to; an answer without a line would leave the last one's standing."""
+    lines = []
+    for one in found:
+        count = f"{len(one.instances)} found" if one.instances else one.note or "no such object"
+        count += f" ({one.note})" if one.instances and one.note else ""
+        thought = f"; thought: {shortened(one.thought)}" if one.thought else ""
+        lines.append(f"{one.phrase or 'click'}: {count}{thought}")
+    return "; ".join(lines)
 
 
 def summary_of_clicks(found: Sequence[Segmentation], kept: Sequence[Sequence[Instance]], regions: Sequence[Region]) -> str:

@@ -243,6 +243,7 @@ class Conductor:
             joint=settings.options.joint,
             pattern=settings.pattern,
             threshold=settings.threshold,
+            thought_tokens=settings.thought_tokens,
             dataset=str(folder.data.resolve()),
             replay=str(settings.replay.resolve()) if settings.replay else None,
             golden=str(settings.golden.resolve()) if settings.golden else None,

@@ -27,13 +27,14 @@ from sam4mllm.cli.options import (
     SegmenterOption,
     SplitOption,
     StrategyOption,
+    ThoughtTokensOption,
     ThresholdOption,
     as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import NO_MODEL, THRESHOLD, Precision
+from sam4mllm.options import NO_MODEL, THOUGHT_TOKENS, THRESHOLD, Precision
 
 if TYPE_CHECKING:
     from sam4mllm.evaluation.ablation import Load
@@ -62,6 +63,7 @@ def ablate(
     points: PointsOption = None,
     pattern: PatternOption = "spread",
     threshold: ThresholdOption = THRESHOLD,
+    thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     split: SplitOption = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -87,7 +89,7 @@ def ablate(
 
     if model == NO_MODEL:
         raise EvaluationError("ablate compares ways to ask an MLLM, the published one among them, and the model is none; name a model")
-    options = as_options(strategy, points, pattern, threshold=threshold)
+    options = as_options(strategy, points, pattern, threshold, thought_tokens)
     base, axes, named = _base(options, segmenter, adapter), _axes(over, values or []), _named(adapters)
     settings = plan(base, axes, named, grid)  # what is wrong with it is said before the models are loaded
     examples = choose(dataset, split, limit, seed)

@@ -20,11 +20,12 @@ from sam4mllm.cli.options import (
     QuantizeOption,
     SegmenterOption,
     StrategyOption,
+    ThoughtTokensOption,
     as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
-from sam4mllm.options import Precision
+from sam4mllm.options import THOUGHT_TOKENS, Precision
 
 commands = typer.Typer()
 
@@ -35,6 +36,7 @@ def bench(
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
     pattern: PatternOption = "spread",
+    thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     model: ModelOption = None,
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = None,
@@ -47,7 +49,7 @@ def bench(
     """Time one phrase an image on demo scenes, split by stage, after one warm-up; loading is stated apart."""
 
     began = time.perf_counter()
-    options = as_options(strategy, points, pattern)
+    options = as_options(strategy, points, pattern, thought_tokens)
     pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map))
     loading = time.perf_counter() - began
     from sam4mllm.evaluation.bench import time_phrases

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sam4mllm.options import THRESHOLD, AskedStrategy, DtypeName, Options, Pattern, PointsName, Precision, QuantizeName
+from sam4mllm.options import (
+    MAX_THOUGHT_TOKENS,
+    THOUGHT_TOKENS,
+    THRESHOLD,
+    AskedStrategy,
+    DtypeName,
+    Options,
+    Pattern,
+    PointsName,
+    Precision,
+    QuantizeName,
+)
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Pipeline
@@ -75,6 +86,10 @@ PatternOption = Annotated[
 ThresholdOption = Annotated[
     float, typer.Option("--threshold", min=0, max=1, help="With strategy concept or choose: the least score of what the segmenter finds.")
 ]
+ThoughtTokensOption = Annotated[
+    int,
+    typer.Option("--thought-tokens", min=1, max=MAX_THOUGHT_TOKENS, help="Where --strategy reason cuts a thought off and has it answer."),
+]
 DatasetArgument = Annotated[Path, typer.Argument(help="A folder in the dataset format.")]
 SplitOption = Annotated[str | None, typer.Option("--split", help="val, testA, testB, test …; all if it is not given.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many images, drawn by --seed.")]
@@ -83,9 +98,16 @@ MinPixelsOption = Annotated[int, typer.Option("--min-pixels", min=0, help="Take 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def as_options(strategy: AskedStrategy, points: PointsName | None, pattern: Pattern, threshold: float = THRESHOLD) -> Options:
+def as_options(
+    strategy: AskedStrategy,
+    points: PointsName | None,
+    pattern: Pattern,
+    threshold: float = THRESHOLD,
+    thought_tokens: int = THOUGHT_TOKENS,
+) -> Options:
     """The options of how an answer is found, in one value."""
-    return Options(strategy=strategy, joint=None if points is None else points == "joint", pattern=pattern, threshold=threshold)
+    joint = None if points is None else points == "joint"
+    return Options(strategy=strategy, joint=joint, pattern=pattern, threshold=threshold, thought_tokens=thought_tokens)
 
 
 def hush() -> None:

@@ -54,7 +54,7 @@ def describe(setting: Setting) -> str:
         words.append(f"choice {options.choice}")
     if setting.options.strategy in BY_CONCEPT:
         words.append(f"threshold {options.threshold:g}")
-    if setting.options.strategy in ("pqpp", "choose"):
+    if setting.options.strategy in ("pqpp", "choose", "reason"):
         named = [f"{name} {getattr(options, name)}" for name in choices()]
         words += ["joint" if options.joint else "packed", f"{options.points} points", *named]
         words.append(f"thresholds {options.thresholds.positive:g}/{options.thresholds.negative:g}")

@@ -54,7 +54,7 @@ class Setting:
         if self.oracle:
             return ("oracle", self.segmenter)
         match self.options.strategy:  # a box alone leaves the choice nothing to go by
-            case "pqpp" | "choose":
+            case "pqpp" | "choose" | "reason":
                 return (replace(self.options, count=self.options.points), self.segmenter, self.adapter)
             case "ppg":
                 return ("ppg", self.options.choice, self.segmenter, self.adapter)

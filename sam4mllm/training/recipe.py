@@ -257,6 +257,7 @@ class Trainer:
     def _may_be_asked(self, example: Example) -> bool:
         try:
             self._grounder.check_phrase(example.phrase)
+            self._grounder.check_phrase(example.thought, "thought")
         except PhraseError as error:
             log.warning("a phrase about %s is left out: %s", example.image, error)
             return False
