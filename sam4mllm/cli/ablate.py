@@ -89,7 +89,7 @@ def ablate(
 
     if model == NO_MODEL:
         raise EvaluationError("ablate compares ways to ask an MLLM, the published one among them, and the model is none; name a model")
-    options = as_options(strategy, points, pattern, threshold, thought_tokens)
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
     base, axes, named = _base(options, segmenter, adapter), _axes(over, values or []), _named(adapters)
     settings = plan(base, axes, named, grid)  # what is wrong with it is said before the models are loaded
     examples = choose(dataset, split, limit, seed)

@@ -21,11 +21,12 @@ from sam4mllm.cli.options import (
     SegmenterOption,
     StrategyOption,
     ThoughtTokensOption,
+    ThresholdOption,
     as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
-from sam4mllm.options import THOUGHT_TOKENS, Precision
+from sam4mllm.options import THOUGHT_TOKENS, THRESHOLD, Precision
 
 commands = typer.Typer()
 
@@ -36,6 +37,7 @@ def bench(
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
     pattern: PatternOption = "spread",
+    threshold: ThresholdOption = THRESHOLD,
     thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -49,7 +51,7 @@ def bench(
     """Time one phrase an image on demo scenes, split by stage, after one warm-up; loading is stated apart."""
 
     began = time.perf_counter()
-    options = as_options(strategy, points, pattern, thought_tokens)
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
     pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map))
     loading = time.perf_counter() - began
     from sam4mllm.evaluation.bench import time_phrases

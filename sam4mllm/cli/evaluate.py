@@ -78,7 +78,7 @@ def evaluate(
 
     examples = choose(dataset, split, limit, seed)
     precision = Precision(dtype, quantize, device_map)
-    options = as_options(strategy, points, pattern, threshold, thought_tokens)
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
     pipeline = load(model, segmenter, device, options, adapter, precision, dialect)
     evaluating = lambda images, total: bar(images, total, "evaluating")  # noqa: E731
     figures, judged = run(pipeline, dataset, oracle, evaluating, examples=examples, min_pixels=min_pixels)

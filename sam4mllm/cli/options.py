@@ -102,6 +102,7 @@ def as_options(
     strategy: AskedStrategy,
     points: PointsName | None,
     pattern: Pattern,
+    *,
     threshold: float = THRESHOLD,
     thought_tokens: int = THOUGHT_TOKENS,
 ) -> Options:

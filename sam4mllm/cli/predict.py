@@ -60,7 +60,7 @@ def predict(
     from sam4mllm.images import load_image
 
     pixels = load_image(image)
-    options = as_options(strategy, points, pattern, threshold, thought_tokens)
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
     pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map), dialect)
     answers = pipeline.segment(pixels, phrases)
     if out is not None:
