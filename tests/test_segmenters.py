@@ -38,6 +38,7 @@ PROCESSORS = {
     "sam2": Sam2Processor,
     "sam2_video": Sam2Processor,
     "sam3_tracker": Sam3TrackerProcessor,
+    "sam3_video": Sam3TrackerProcessor,
     "edgetam": Sam2Processor,
 }
 
