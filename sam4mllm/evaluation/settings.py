@@ -8,11 +8,13 @@ from itertools import product
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import STRATEGIES, Options, Thresholds
+from sam4mllm.options import STRATEGIES, Options, Strategy, Thresholds
 from sam4mllm.points import PATTERN_SIZE
 
 COUNTS = ("5", "10", "15", "30")
 """A sixth, a third, half and all of the published pattern; half of it is what the published inference asks."""
+USUAL: tuple[Strategy, ...] = ("box", "ppg", "pqpp")
+"""The strategies that any model can be asked by: the others need one that thinks, or a segmenter that takes phrases, and are named."""
 THRESHOLDS = ("0.5/0.5", "0.6/0.75", "0.75/0.9", "0.9/0.95")
 """No answer dropped, a looser pair than the published one, the published one, a stricter one."""
 PUBLISHED: Mapping[str, Any] = {
@@ -117,6 +119,8 @@ def defaults(axis: str, base: Setting, adapters: Mapping[str, str] | None = None
             return COUNTS
         case "thresholds":
             return THRESHOLDS
+        case "strategy":
+            return USUAL
         case "rank":
             if not adapters:
                 raise EvaluationError("name the adapters of the ranks, for example --adapters r16=FOLDER,r128=FOLDER")
