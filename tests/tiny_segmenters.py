@@ -41,6 +41,9 @@ from transformers import (
     SamImageProcessor,
     SamModel,
     SamProcessor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
     SwinConfig,
     TimmWrapperConfig,
 )
@@ -211,6 +214,18 @@ def _eomt() -> Made:
     return EomtForUniversalSegmentation(config), processor
 
 
+def _segformer() -> Made:
+    config = SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 16, 16],
+        num_attention_heads=[1, 1, 1, 1],
+        mlp_ratios=[2, 2, 2, 2],
+        decoder_hidden_size=16,
+        id2label=dict(enumerate(["Background", "cup", "bowl", "sky", "road"])),
+    )
+    return SegformerForSemanticSegmentation(config), SegformerImageProcessor(size=SQUARE)
+
+
 PROMPTABLE: dict[str, Callable[[], Made]] = {
     "sam": _sam,
     "sam_hq": _sam_hq,
@@ -219,7 +234,12 @@ PROMPTABLE: dict[str, Callable[[], Made]] = {
     "sam3_tracker": _sam3_tracker,
     "edgetam": _edgetam,
 }
-PROPOSING: dict[str, Callable[[], Made]] = {"mask2former": _mask2former, "maskformer": _maskformer, "eomt": _eomt}
+PROPOSING: dict[str, Callable[[], Made]] = {
+    "mask2former": _mask2former,
+    "maskformer": _maskformer,
+    "eomt": _eomt,
+    "segformer": _segformer,
+}
 
 
 def make_segmenter(name: str, folder: Path) -> Path:

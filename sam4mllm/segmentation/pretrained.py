@@ -10,14 +10,16 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForMaskGeneration,
+    AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
     PreTrainedConfig,
 )
 
 from sam4mllm.checkpoints import FAULTS, IMAGE_PROCESSOR, check_folder, fingerprint, load_model, read_config
 from sam4mllm.errors import ModelError, first_line
-from sam4mllm.segmentation import proposals, transformers_sam
+from sam4mllm.segmentation import proposals, semantic, transformers_sam
 from sam4mllm.segmentation.proposals import ProposalSegmenter
+from sam4mllm.segmentation.semantic import SemanticSegmenter
 from sam4mllm.segmentation.transformers_sam import TransformersSegmenter
 
 NEEDED = (IMAGE_PROCESSOR,)
@@ -25,6 +27,7 @@ NEEDED = (IMAGE_PROCESSOR,)
 _SEGMENTERS: dict[str, tuple[Any, type[TransformersSegmenter] | type[ProposalSegmenter]]] = {
     **dict.fromkeys(transformers_sam.MODEL_TYPES, (AutoModelForMaskGeneration, TransformersSegmenter)),
     **dict.fromkeys(proposals.MODEL_TYPES, (AutoModelForUniversalSegmentation, ProposalSegmenter)),
+    **dict.fromkeys(semantic.MODEL_TYPES, (AutoModelForSemanticSegmentation, SemanticSegmenter)),
 }
 
 
