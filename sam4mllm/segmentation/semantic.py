@@ -9,13 +9,13 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 
+from sam4mllm.masks import label_pieces
 from sam4mllm.segmentation.module import STABILITY_OFFSET
 from sam4mllm.segmentation.proposals import Proposal, ProposalSegmenter
 
@@ -118,8 +118,8 @@ def connected_parts(classes: NDArray[np.int64], left_out: Collection[int] = (), 
 
 def _parts_of(mask: NDArray[np.bool_], least: int, most: int) -> Iterator[Part]:
     """The ``most`` largest parts of a mask that have more than ``least`` pixels."""
-    _, labels, stats, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    for label in 1 + np.argsort(-stats[1:, cv2.CC_STAT_AREA], kind="stable")[:most]:
-        left, top, width, height, area = stats[label].tolist()
-        if area > least:
-            yield Part(left, top, labels[top : top + height, left : left + width] == label, area)
+    labels, areas, boxes = label_pieces(mask, connectivity=8)
+    for label in 1 + np.argsort(-areas[1:], kind="stable")[:most]:
+        left, top, width, height = boxes[label].tolist()
+        if areas[label] > least:
+            yield Part(left, top, labels[top : top + height, left : left + width] == label, int(areas[label]))
