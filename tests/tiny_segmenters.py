@@ -41,6 +41,9 @@ from transformers import (
     SamImageProcessor,
     SamModel,
     SamProcessor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
     SwinConfig,
     TimmWrapperConfig,
 )
@@ -215,6 +218,18 @@ def _eomt() -> Made:
     return EomtForUniversalSegmentation(config), processor
 
 
+def _segformer() -> Made:
+    config = SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 16, 16],
+        num_attention_heads=[1, 1, 1, 1],
+        mlp_ratios=[2, 2, 2, 2],
+        decoder_hidden_size=16,
+        id2label=dict(enumerate(["Background", "cup", "bowl", "sky", "road"])),
+    )
+    return SegformerForSemanticSegmentation(config), SegformerImageProcessor(size=SQUARE)
+
+
 _MADE: dict[str, Callable[[], Made]] = {
     "sam": _sam,
     "sam_hq": _sam_hq,
@@ -225,8 +240,9 @@ _MADE: dict[str, Callable[[], Made]] = {
     "mask2former": _mask2former,
     "maskformer": _maskformer,
     "eomt": _eomt,
+    "segformer": _segformer,
 }
-PROPOSING = ("mask2former", "maskformer", "eomt")
+PROPOSING = ("mask2former", "maskformer", "eomt", "segformer")
 PROMPTABLE = (*(name for name in _MADE if name not in PROPOSING), "sam3_video")
 
 

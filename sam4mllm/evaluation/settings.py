@@ -13,12 +13,10 @@ from sam4mllm.points import PATTERN_SIZE
 
 COUNTS = ("5", "10", "15", "30")
 """A sixth, a third, half and all of the published pattern; half of it is what the published inference asks."""
-USUAL: tuple[Strategy, ...] = ("box", "ppg", "pqpp")
-"""The strategies that any model can be asked by: the others need one that thinks, or a segmenter that takes phrases, and are named."""
 THRESHOLDS = ("0.5/0.5", "0.6/0.75", "0.75/0.9", "0.9/0.95")
 """No answer dropped, a looser pair than the published one, the published one, a stricter one."""
 ANYWHERE: tuple[Strategy, ...] = ("box", "ppg", "pqpp")
-"""The strategies that any MLLM and any segmenter can do."""
+"""The strategies that any MLLM and any segmenter can do: the others need a model that thinks, or a segmenter that takes phrases."""
 PUBLISHED: Mapping[str, Any] = {
     "strategy": "pqpp",
     "joint": True,
@@ -134,8 +132,6 @@ def defaults(
             return COUNTS
         case "thresholds":
             return THRESHOLDS
-        case "strategy":
-            return USUAL
         case "rank":
             if not adapters:
                 raise EvaluationError("name the adapters of the ranks, for example --adapters r16=FOLDER,r128=FOLDER")

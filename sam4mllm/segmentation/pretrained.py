@@ -13,6 +13,7 @@ from transformers import (
     AutoConfig,
     AutoImageProcessor,
     AutoModelForMaskGeneration,
+    AutoModelForSemanticSegmentation,
     AutoModelForUniversalSegmentation,
     AutoModelForZeroShotObjectDetection,
     AutoTokenizer,
@@ -24,12 +25,13 @@ from transformers import (
 
 from sam4mllm.checkpoints import FAULTS, IMAGE_PROCESSOR, check_folder, fingerprint, load_model, read_config
 from sam4mllm.errors import ModelError, first_line
-from sam4mllm.segmentation import grounding_dino, proposals, sam3, transformers_sam
+from sam4mllm.segmentation import grounding_dino, proposals, sam3, semantic, transformers_sam
 from sam4mllm.segmentation.detection import Detector
 from sam4mllm.segmentation.grounding_dino import GroundingDinoDetector
 from sam4mllm.segmentation.proposals import ProposalSegmenter
 from sam4mllm.segmentation.protocol import Segmenter
 from sam4mllm.segmentation.sam3 import Sam3Finder, Sam3Segmenter, Sam3TrackerSegmenter, SharedFeatures
+from sam4mllm.segmentation.semantic import SemanticSegmenter
 from sam4mllm.segmentation.transformers_sam import TransformersSegmenter
 
 log = logging.getLogger(__name__)
@@ -103,6 +105,11 @@ def _proposing(source: str, config: PreTrainedConfig, dtype: torch.dtype) -> Cal
     return lambda origin: ProposalSegmenter(model, images, origin, dtype)
 
 
+def _semantic(source: str, config: PreTrainedConfig, dtype: torch.dtype) -> Callable[[str], SemanticSegmenter]:
+    model, images = _weights(AutoModelForSemanticSegmentation, source, config), _image_processor(source, config)
+    return lambda origin: SemanticSegmenter(model, images, origin, dtype)
+
+
 def _sam3(source: str, config: PreTrainedConfig, dtype: torch.dtype) -> Callable[[str], Sam3Segmenter]:
     tokenizer, images = _tokenizer(source), _image_processor(source, config)
     model = _weights(_FINDERS[config.model_type], source, config)
@@ -132,6 +139,7 @@ _SEGMENTERS: dict[str, _Make] = {
     **dict.fromkeys(sam3.ALONE, _sam3),
     "sam3_video": _sam3_video,
     **dict.fromkeys(proposals.MODEL_TYPES, _proposing),
+    **dict.fromkeys(semantic.MODEL_TYPES, _semantic),
 }
 
 
