@@ -47,6 +47,8 @@ class Kind:
     first: str | None = None
     sentencepiece: bool = False
     extra: dict[str, str] = field(default_factory=dict)
+    text_type: str = ""
+    """Of the text model, where it has other layers than most."""
 
 
 def make_family(kind: Kind, folder: Path) -> Path:

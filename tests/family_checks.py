@@ -60,8 +60,9 @@ LANGUAGES = {
     "glm4v": _GLM,
     "glm46v": _GLM,
     "glm4v_moe": ATTENTION,
+    "qwen3_moe": ATTENTION,
 }
-"""The language model's layers that learn, by the type of the model, where they are not LANGUAGE."""
+"""The language model's layers that learn, by the type of the model or of its text model, where they are not LANGUAGE."""
 _PROJECTOR = {"model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2"}
 _MERGERS = ("merger", "deepstack_merger_list.0", "deepstack_merger_list.1")
 _MERGER_GLM = {f"model.visual.merger.{name}" for name in ("proj", "gate_proj", "up_proj", "down_proj")}
@@ -81,6 +82,11 @@ PROJECTORS = {
     "qwen_vl_chat": {"model.resampler.kv_proj", "model.resampler.proj"},
 }
 """The exact layers that learn beside the language model's, by the type of the model."""
+
+
+def language_of(kind: Kind) -> set[str]:
+    """The language model's layers that learn."""
+    return LANGUAGES.get(kind.text_type or kind.model_type, LANGUAGE)
 
 
 @dataclass(frozen=True)
@@ -189,7 +195,7 @@ def answers_equal_generate(subject: Subject) -> None:
 def lora_is_exact(subject: Subject) -> None:
     checkpoint = subject.load()
     model = attach(checkpoint, 4, 8, 0.05)
-    expected = LANGUAGES.get(subject.kind.model_type, LANGUAGE) | PROJECTORS[subject.kind.model_type]
+    expected = language_of(subject.kind) | PROJECTORS[subject.kind.model_type]
     trained = {name for name, weight in model.named_parameters() if weight.requires_grad}
     assert trained == {f"base_model.model.{name}.lora_{side}.default.weight" for name in expected for side in "AB"}
 
@@ -278,8 +284,9 @@ def boxes_read_back_as_tokens(subject: Subject) -> None:
     boxes_read_back(subject.kind.dialect, lambda text: str(grounder.checkpoint.tokenizer.decode(grounder.encode(text))))
 
 
+PACKED = "packed = separate"
 CHECKS: dict[str, Callable[[Subject], None]] = {
-    "packed = separate": packed_equals_separate,
+    PACKED: packed_equals_separate,
     "joint = one by one": joint_equals_one_by_one,
     "as `generate`": answers_equal_generate,
     "boxes read back": boxes_read_back_as_tokens,

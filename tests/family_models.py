@@ -30,6 +30,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2VLImageProcessor,
+    Qwen3Config,
+    Qwen3MoeConfig,
     SiglipVisionConfig,
 )
 from transformers.models.got_ocr2 import GotOcr2ImageProcessor
@@ -129,22 +131,25 @@ def _onevision(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str,
     ).save_pretrained(folder)
 
 
-def _internvl(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
-    config = InternVLConfig(
-        vision_config=InternVLVisionConfig(**VISION, image_size=[TILE, TILE], patch_size=[7, 7]),
-        text_config=Qwen2Config(**text),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=4,
-        tie_word_embeddings=False,
-    )
-    InternVLForConditionalGeneration(config).save_pretrained(folder)
-    InternVLProcessor(
-        GotOcr2ImageProcessor(size={"height": TILE, "width": TILE}, min_patches=1, max_patches=4),
-        tokenizer,
-        InternVLVideoProcessor(),
-        image_seq_length=4,
-        chat_template=tokenizer.chat_template,
-    ).save_pretrained(folder)
+def _internvl(backbone: type[Qwen2Config] | type[Qwen3Config] | type[Qwen3MoeConfig], **layers: int) -> Save:
+    def save(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
+        config = InternVLConfig(
+            vision_config=InternVLVisionConfig(**VISION, image_size=[TILE, TILE], patch_size=[7, 7]),
+            text_config=backbone(**text, **layers),
+            image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+            image_seq_length=4,
+            tie_word_embeddings=False,
+        )
+        InternVLForConditionalGeneration(config).save_pretrained(folder)
+        InternVLProcessor(
+            GotOcr2ImageProcessor(size={"height": TILE, "width": TILE}, min_patches=1, max_patches=4),
+            tokenizer,
+            InternVLVideoProcessor(),
+            image_seq_length=4,
+            chat_template=tokenizer.chat_template,
+        ).save_pretrained(folder)
+
+    return save
 
 
 def _qwen_vl_chat(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
@@ -170,6 +175,25 @@ def _qwen_kind(model_type: str, dialect: Dialect) -> Kind:
     return Kind(model_type, dialect, _QWEN_TEMPLATE, _QWEN_TOKENS, "<|im_end|>", "<|image_pad|>", _qwen(model_type))
 
 
+def _internvl_kind(save: Save, text_type: str = "") -> Kind:
+    return Kind(
+        "internvl",
+        INTERNVL,
+        chatml("<IMG_CONTEXT>\n"),
+        ("<|im_start|>", "<img>", "</img>", "<video>", "<ref>", "</ref>", "<box>", "</box>"),
+        "<|im_end|>",
+        "<IMG_CONTEXT>",
+        save,
+        extra={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+        text_type=text_type,
+    )
+
+
 KINDS = {
     "Qwen2-VL": _qwen_kind("qwen2_vl", QWEN2_VL),
     "Qwen2.5-VL": _qwen_kind("qwen2_5_vl", QWEN2_5_VL),
@@ -193,20 +217,10 @@ KINDS = {
     "LLaVA-OneVision": Kind(
         "llava_onevision", LLAVA, chatml("<image>\n", " "), ("<|im_start|>", "<video>"), "<|im_end|>", "<image>", _onevision
     ),
-    "InternVL": Kind(
-        "internvl",
-        INTERNVL,
-        chatml("<IMG_CONTEXT>\n"),
-        ("<|im_start|>", "<img>", "</img>", "<video>", "<ref>", "</ref>", "<box>", "</box>"),
-        "<|im_end|>",
-        "<IMG_CONTEXT>",
-        _internvl,
-        extra={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        },
+    "InternVL": _internvl_kind(_internvl(Qwen2Config)),
+    "InternVL 3.5, Qwen3": _internvl_kind(_internvl(Qwen3Config, head_dim=16)),
+    "InternVL 3.5, Qwen3-MoE": _internvl_kind(
+        _internvl(Qwen3MoeConfig, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16), "qwen3_moe"
     ),
     "Qwen-VL-Chat": Kind(
         "qwen_vl_chat",
