@@ -142,7 +142,7 @@ LATER = {
     "Qwen3.5-MoE": _qwen_kind(
         "qwen3_5_moe",
         THINKING_TEMPLATE,
-        _qwen3_5(Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, {**_EXPERTS, "shared_expert_intermediate_size": 16}),
+        _qwen3_5(Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, {**_EXPERTS, "shared_expert_intermediate_size": 48}),
     ),
     "GLM-4.1V": _glm_kind("glm4v", _glm(Glm4vConfig, Glm4vForConditionalGeneration, Glm4vImageProcessor, {})),
     "GLM-4.6V": _glm_kind("glm46v", _glm(Glm46VConfig, Glm46VForConditionalGeneration, Glm46VImageProcessor, {})),
