@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import DynamicCache
 
 from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.grounding.copying import Past
 from sam4mllm.grounding.packing import Segment, pack
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.prompts.answer_text import end_of_thought
@@ -62,8 +62,8 @@ class Continuing(Protocol):
         offsets: NDArray[np.int64],
         mask: NDArray[np.bool_],
         keep: NDArray[np.int64],
-        cache: DynamicCache | None = None,
-    ) -> tuple[Tensor, DynamicCache]: ...
+        cache: Past | None = None,
+    ) -> tuple[Tensor, Past]: ...
 
 
 def write(

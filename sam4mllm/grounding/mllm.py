@@ -17,6 +17,7 @@ from transformers import DynamicCache
 from sam4mllm.errors import ImageError, ModelError, PhraseError
 from sam4mllm.geometry import distinct
 from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copies, keeps_states
 from sam4mllm.grounding.decoding import Thinking, Written, write
 from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Framed, to_numbers
@@ -132,10 +133,8 @@ class MllmGrounder:
             **inputs, position_ids=position_ids(encoded.positions.to(self.device)), past_key_values=cache, use_cache=True, return_dict=True
         )
         height, width = image.shape[:2]
-        layers: list[Any] = cache.layers
-        nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
         length, following = inputs["input_ids"].shape[1], int(encoded.positions.max()) + 1
-        return MllmScene(width, height, nbytes, cache, length, following, len(encoded.positions), encoded.resized)
+        return MllmScene(width, height, cache_bytes(cache), cache, length, following, len(encoded.positions), encoded.resized)
 
     @torch.inference_mode()
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
@@ -301,12 +300,16 @@ class MllmGrounder:
         offsets: NDArray[np.int64],
         mask: NDArray[np.bool_],
         keep: NDArray[np.int64],
-        cache: DynamicCache | None = None,
-    ) -> tuple[Tensor, DynamicCache]:
+        cache: Past | None = None,
+    ) -> tuple[Tensor, Past]:
         """Continue the scene with a row and read the logits (K, vocabulary) float32 at the positions ``keep`` (K,) of the row.
 
         ``mask`` is (T, T + what ``cache`` holds beyond the prefix); without a cache, the scene's own is continued (and left as it is).
         """
+        if keeps_states(self.checkpoint.model.config):
+            assert not isinstance(cache, DynamicCache)
+            return continue_copies(self.checkpoint.model, scene, ids, offsets, mask, keep, cache)
+        assert not isinstance(cache, Copies)
         past = copy_cache(scene.cache) if cache is None else cache
         device = self.device
         visible = torch.from_numpy(np.concatenate([np.ones((len(ids), scene.length), np.bool_), mask], axis=1)).to(device)
