@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
@@ -25,7 +26,7 @@ from transformers import (
 from transformers.models.sam3.modeling_sam3 import Sam3ViTModel
 from transformers.models.swin.modeling_swin import SwinBackbone
 
-from sam4mllm.errors import PromptError
+from sam4mllm.errors import ModelError, PromptError
 from sam4mllm.geometry import box_iou
 from sam4mllm.segmentation import pretrained, sam3
 from sam4mllm.segmentation.concept import Candidates, ConceptSegmenter
@@ -131,15 +132,15 @@ def test_instances_equal_those_of_the_model_and_its_own_processor(
 @pytest.mark.parametrize("name", [*SAM3, *DETECTORS])
 def test_phrases_of_one_call_are_answered_as_each_alone(name: str, fresh: Callable[[str], Any]) -> None:
     model, image, size = fresh(name), picture(2, 120, 90), (120, 90)
-    together = found(model, image, PHRASES)
+    together = found(model, image, PHRASES, 0.0)
     assert len(together) == len(PHRASES) > PHRASES_AT_ONCE
     for phrase, one in zip(PHRASES, together, strict=True):
         if name in SAM3:
             model._finder._phrases._kept.clear()  # else the text would not be encoded again
-        [alone] = found(model, image, [phrase])
-        assert len(one.scores) >= 3
+        [alone] = found(model, image, [phrase], 0.0)
+        assert len(one.scores) >= 10
         assert_same(one, alone, size)
-    assert not np.allclose(together[0].scores[:3], together[1].scores[:3], atol=1e-3)  # phrases matter
+    assert not np.allclose(together[0].boxes_px, together[1].boxes_px, atol=0.1)  # phrases matter
     assert found(model, image, []) == []
 
 
@@ -201,11 +202,12 @@ def test_half_precision_is_of_the_image_only(name: str, folders: Callable[[str],
     read = pretrained.load_detector if name in DETECTORS else pretrained.load_transformers
     half: Any = read(str(folders(name)), torch.bfloat16)
     image = picture(4)
-    assert half.encode(image).nbytes < 0.6 * load(name).encode(image).nbytes
+    assert half.encode(image).nbytes < load(name).encode(image).nbytes
     assert half.identity != load(name).identity
     [one], [other] = found(half, image, ["cup"], 0.0), found(load(name), image, ["cup"], 0.0)
-    assert one.scores.dtype == np.float64
-    assert 0 < np.abs(one.presence - other.presence) < 0.1 or 0 < np.abs(one.scores - other.scores).max() < 0.1
+    assert not np.array_equal(one.scores, other.scores)
+    if name in SAM3:  # half a precision may send a detector's queries to other places
+        np.testing.assert_allclose(one.scores, other.scores, atol=0.1)
 
 
 def test_text_features_are_kept_within_bounds(fresh: Callable[[str], Any], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,12 +248,15 @@ def test_a_box_is_an_example_where_there_is_no_tracker(own_sam3: Callable[[str],
     assert len(decoded) == len(given)
     np.testing.assert_allclose(decoded[0].predicted_iou, [overlaps.max()], atol=1e-5)
     np.testing.assert_array_equal(decoded[0].masks[0], expected["masks"][overlaps.argmax()].bool())
-    masks = expected["masks"].bool().numpy()
-    rows, columns = (~masks[overlaps.argmax()] & masks.any(0)).nonzero()  # not on the best by the box, on another
-    clicks = [[float(columns[0]), float(rows[0])]] * 3
-    [clicked] = segmenter.decode(embedding, [prompt(box, clicks, [1, 1, 1])])
-    assert clicked.masks[0, rows[0], columns[0]]
-    assert not np.array_equal(clicked.masks, decoded[0].masks)
+    logits = answer.pred_masks[0].numpy()
+    elsewhere = np.where(logits[overlaps.argmax()] > 0, -np.inf, logits.max(0))  # off the best by the box, on another
+    row, column = np.unravel_index(elsewhere.argmax(), elsewhere.shape)
+    shares = (column + 0.5) / logits.shape[2], (row + 0.5) / logits.shape[1]
+    [clicked] = segmenter.decode(embedding, [prompt(box, [[shares[0] * 210, shares[1] * 150]], [1])])
+    agreed = (overlaps + (logits[:, row, column] > 0)) / 2
+    assert agreed.argmax() != overlaps.argmax()
+    np.testing.assert_allclose(clicked.predicted_iou, [agreed.max()], atol=1e-5)
+    np.testing.assert_array_equal(clicked.masks[0], expected["masks"][agreed.argmax()].bool())
 
 
 def test_a_point_alone_is_refused_where_there_is_no_tracker(load: Callable[[str], Any]) -> None:
@@ -268,6 +273,52 @@ def test_a_folder_with_both_takes_phrases_and_keeps_the_name_of_its_tracker(
     former = pretrained._promptable(str(folders("sam3_video")), AutoConfig.from_pretrained(folders("sam3_video")), torch.float32)
     assert former(segmenter._source).identity == segmenter.identity
     assert type(segmenter) is Sam3TrackerSegmenter
+
+
+def copied(folder: Path, copy: Path, without: str = "") -> Path:
+    for path in folder.iterdir():
+        if path.name != without:
+            (copy / path.name).write_bytes(path.read_bytes())
+    return copy
+
+
+def test_without_its_tokenizer_a_folder_takes_clicks_and_says_so(
+    folders: Callable[[str], Path], load: Callable[[str], Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    segmenter = load_segmenter(str(copied(folders("sam3_video"), tmp_path, "tokenizer.json")), CPU)
+    assert "lacks tokenizer.json, so it takes box and points and no phrase; fetch that file, too" in caplog.text
+    assert not isinstance(segmenter, ConceptSegmenter)
+    image, whole = picture(1), load("sam3_video")
+    expected, decoded = (one.decode(one.encode(image), PROMPTS[:3]) for one in (whole, segmenter))
+    for one, other in zip(decoded, expected, strict=True):
+        np.testing.assert_array_equal(one.masks, other.masks)
+
+
+@pytest.mark.parametrize(
+    "weight",
+    [
+        pytest.param("detector_model.presence_token.weight", id="of the detector"),
+        pytest.param("detector_model.vision_encoder.backbone.layer_norm.weight", id="of the backbone"),
+        pytest.param("tracker_model.no_memory_embedding", id="of the tracker"),
+        pytest.param("tracker_neck.fpn_layers.0.proj1.weight", id="of the tracker's neck"),
+    ],
+)
+def test_a_missing_weight_is_named(weight: str, folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = copied(folders("sam3_video"), tmp_path)
+    state = load_file(folder / "model.safetensors")
+    [lost] = [name for name in state if name.endswith(weight.removeprefix("detector_model."))]
+    del state[lost]
+    save_file(state, folder / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ModelError, match=r"lacks 1 of the weights of its sam3_video: .*; fetch its weights again"):
+        load_segmenter(str(folder), CPU)
+
+
+def test_a_broken_tokenizer_is_refused_in_one_line(folders: Callable[[str], Path], tmp_path: Path) -> None:
+    folder = copied(folders("sam3_video"), tmp_path)
+    (folder / "tokenizer.json").write_text("{")
+    with pytest.raises(ModelError, match="could not be loaded as a segmenter: ") as refusal:
+        load_segmenter(str(folder), CPU)
+    assert "\n" not in str(refusal.value)
 
 
 # -- Grounding DINO ------------------------------------------------------------------------------------------------------------------------
