@@ -88,7 +88,7 @@ class Settings(BaseSettings):
         THOUGHT_TOKENS,
         ge=1,
         le=MAX_THOUGHT_TOKENS,
-        description="with strategy `reason`, where a thought is cut off and the answer asked for "
+        description="with strategy `reason`, tokens after which a thought is cut off and the answer asked for "
         "([docs](docs/points.md#a-thought-before-the-answer))",
     )
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")

@@ -71,7 +71,9 @@ def rows_of(dataset: Path, axes: Mapping[str, Sequence[str]], journal: Journal |
     ("axes", "labels"),
     [
         pytest.param({"strategy": ()}, ["base", "published", "strategy=box", "strategy=ppg", "oracle"], id="strategies"),
-        pytest.param({"strategy": ("reason",)}, ["base", "published", "strategy=reason", "oracle"], id="a thought first"),
+        pytest.param(
+            {"strategy": ("box", "reason")}, ["base", "published", "strategy=box", "strategy=reason", "oracle"], id="a thought first"
+        ),
         pytest.param({"points": ()}, ["base", "published, points=joint", "oracle"], id="what is the same is one row"),
         pytest.param({"count": ("5", "30")}, ["base", "published", "count=5", "oracle"], id="given values"),
         pytest.param({"pattern": ("spread",)}, ["base", "published", "oracle"], id="the base's own value"),

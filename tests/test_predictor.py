@@ -600,7 +600,7 @@ def test_a_note_comes_before_the_thought(home: Callable[..., House]) -> None:
     where, note = home(), "the thought was cut off at 512 tokens"
     where.grounder.known = {"the dog": dataclasses.replace(grounding("the dog", [[40, 40, 60, 60]]), note=note, thought="It is")}
     [answer] = ask(where, task(description="the dog"))
-    assert [region["meta"]["text"] for region in drawn(answer)] == [[note, "thought: It is"]]
+    assert [region["meta"]["text"] for region in drawn(answer)] == [[f"{note}; thought: It is"]]
 
 
 def test_what_is_served_with_a_note_can_be_corrected(home: Callable[..., House]) -> None:

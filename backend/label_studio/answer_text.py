@@ -26,7 +26,8 @@ def told(region_id: str, phrase: str, note: str = "", thought: str = "") -> dict
         lines += ["takes the place of the mask that was here; that one may be deleted"] if MARK in region_id else []
         lines += [note] if note else []
         lines += [f"thought: {shortened(thought, MAX_THOUGHT)}"] if thought else []
-    return {"text": lines} if lines else {}
+    # Label Studio 1.23.2 shows several texts without anything between them
+    return {"text": ["; ".join(lines)]} if lines else {}
 
 
 def summary(found: Sequence[Segmentation]) -> str:

@@ -88,7 +88,9 @@ ThresholdOption = Annotated[
 ]
 ThoughtTokensOption = Annotated[
     int,
-    typer.Option("--thought-tokens", min=1, max=MAX_THOUGHT_TOKENS, help="Where --strategy reason cuts a thought off and has it answer."),
+    typer.Option(
+        "--thought-tokens", min=1, max=MAX_THOUGHT_TOKENS, help="With --strategy reason, tokens after which a thought is cut off."
+    ),
 ]
 DatasetArgument = Annotated[Path, typer.Argument(help="A folder in the dataset format.")]
 SplitOption = Annotated[str | None, typer.Option("--split", help="val, testA, testB, test …; all if it is not given.")]

@@ -139,7 +139,7 @@ def test_an_annotator_reads_what_was_thought_beside_a_region(label_studio: Local
     label_studio.import_tasks(project_id, [{"image": image, "description": phrase}])
     [number] = [task["id"] for task in label_studio.api("GET", f"/api/tasks?project={project_id}&fields=all")["tasks"]]
     thought = "A dog drinks water.\nIt is in the <b>bowl</b> on the floor, " + "and so on " * 60
-    known = {phrase: dataclasses.replace(grounding(phrase, one.boxes_px[:1].tolist()), thought=thought)}
+    known = {phrase: dataclasses.replace(grounding(phrase, one.boxes_px[:1].tolist()), note="it was cut off", thought=thought)}
     pipeline = Pipeline(FakeGrounder(known), FakeSegmenter(), Options("reason"))
     asked = bulk_question(Task(number, {"image": image, "description": phrase}), read_label_config(DEMO_CONFIG), "description")
     answer, _ = Answerer(Settings(home=tmp_path), Metrics()).answer(pipeline, LoadedImage(one.image, "0" * 64), asked, "key", 0.0)
@@ -147,7 +147,7 @@ def test_an_annotator_reads_what_was_thought_beside_a_region(label_studio: Local
     editor.open_task(project_id, number, regions=1)
     shown = " ".join(editor.details().split())
     editor.screenshot(SHOTS / "thought.png")
-    assert "thought: A dog drinks water. It is in the <b>bowl</b> on the floor, and so on" in shown
+    assert "it was cut off; thought: A dog drinks water. It is in the <b>bowl</b> on the floor, and so on" in shown
     annotation = editor.submit()
     [mask] = [region for region in annotation["result"] if region["type"] == "brushlabels"]
     assert (mask["origin"], mask["meta"]["text"]) == ("prediction", json.loads(answer)["result"][0]["meta"]["text"])
