@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import LlamaConfig, MistralConfig, Qwen2Config
+from transformers import GptOssConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from sam4mllm.errors import ImageError, ModelError
 from sam4mllm.grounding import mllm
@@ -246,6 +246,8 @@ def test_layers_of_a_kind_that_is_not_known_are_refused() -> None:
 def test_narrow_windows_are_refused() -> None:
     with pytest.raises(ModelError, match="see 128 tokens back"):
         see_everything(MistralConfig(sliding_window=128), "model")
+    with pytest.raises(ModelError, match="see 128 tokens back"):  # InternVL 3.5 with gpt-oss
+        see_everything(GptOssConfig(), "model")
 
 
 def test_a_prefix_that_fills_the_window_is_refused(home: Path) -> None:
