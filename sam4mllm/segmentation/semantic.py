@@ -92,11 +92,12 @@ def classify(logits: Tensor, size: tuple[int, int]) -> ClassMap:
     classes = torch.zeros(best.shape, dtype=torch.int64, device=best.device)
     for number in range(1, len(logits)):
         full = _full_size(logits[number], size)
-        highest = torch.maximum(best, full)
-        total = total * (best - highest).exp() + (full - highest).exp()
+        wins = full > best
+        less = (full - best).abs_().neg_().exp_()  # of the two the less likely one's share of the likelier
+        total = torch.where(wins, total * less + 1, total + less)
         second = torch.maximum(second, torch.minimum(best, full))
-        classes[full > best] = number
-        best = highest
+        classes.masked_fill_(wins, number)
+        best = torch.maximum(best, full)
     return ClassMap(classes.cpu().numpy(), (1 / total).cpu().numpy(), (best - second).cpu().numpy())
 
 
