@@ -10,6 +10,7 @@ box             the true box alone
 pqpp            what the demo model asks for by a phrase, one a scene: its boxes, and the points that it is sure of
 best            of a segmenter that proposes: its best proposal by the true mask, which no prompt can better
 any             of such: any of its proposals, drawn evenly; what knowing nothing of the prompt gives
+CPU s           the processor's seconds for an image and the prompts with points of all its things
 
 Twice: the usual scenes, and scenes with two things in nearly one box (those two alone are asked for, by no phrase).
 """
@@ -44,7 +45,9 @@ KINDS = ("scenes", "ambiguous")
 
 @dataclass(eq=False)
 class Measured:
-    """What a segmenter came to on one kind of scenes: the scene of each row, what it adds to each figure, and the seconds of each scene."""
+    """What a segmenter came to on one kind of scenes: the scene of each row, what the row adds to each figure, and the processor's seconds
+    for each scene.
+    """
 
     scenes: list[str] = field(default_factory=list)
     rows: list[dict[str, Term]] = field(default_factory=list)
@@ -65,14 +68,15 @@ def measure(pipelines: Sequence[Pipeline], kind: str, seed: int, scenes: int) ->
     found = [Measured() for _ in pipelines]
     for index in range(scenes):
         drawn = make_scene((seed, index)) if kind == "scenes" else make_ambiguous((seed, index))
-        opened = pipelines[0].grounder.open(drawn.image)
+        opened = pipelines[0].grounder.open(drawn.image) if drawn.expressions else None
         for pipeline, measured in zip(pipelines, found, strict=True):
-            began = time.perf_counter()
+            began = time.process_time()
             embedding = pipeline.segmenter.encode(drawn.image)
             pipeline.segmenter.decode(embedding, list(true_prompts(drawn, points=True)))
-            measured.seconds.append(time.perf_counter() - began)
+            measured.seconds.append(time.process_time() - began)
             measure_things(measured, index, drawn, pipeline.segmenter, embedding)
-            measure_phrase(measured, index, drawn, pipeline, Opened(opened, embedding))
+            if opened is not None:
+                measure_phrase(measured, index, drawn, pipeline, Opened(opened, embedding))
     return found
 
 
@@ -119,7 +123,7 @@ def measure_phrase(measured: Measured, index: int, scene: DemoScene, pipeline: P
 def as_markdown(names: Sequence[str], found: Sequence[Measured]) -> Iterator[str]:
     """A table of figures, and one of differences to the first segmenter."""
     sums = [one.sums() for one in found]
-    yield f"| segmenter | {' | '.join(FIGURES)} | s an image |\n|{'---|' * (len(FIGURES) + 2)}"
+    yield f"| segmenter | {' | '.join(FIGURES)} | CPU s an image |\n|{'---|' * (len(FIGURES) + 2)}"
     for name, one, measured in zip(names, sums, found, strict=True):
         values, ends = one.figures(), intervals(one)
         cells = [_with_ends(values[figure], ends[figure]) for figure in FIGURES]
