@@ -1,8 +1,9 @@
 """What changes with another kind of segmenter: several of them drawn from the same prompts, on scenes that no training has seen.
 
     python -m benchmarks.small_segmenters FOLDER
-    python -m benchmarks.segmenters demo FOLDER/mask2former FOLDER/segformer [--scenes 120] [--seed 990093]
+    python -m benchmarks.segmenters demo FOLDER/mask2former FOLDER/segformer true-classes [--scenes 120] [--seed 990093]
 
+``true-classes`` is no model: the connected parts of the true classes, what a semantic model comes to that is right at every pixel.
 Mean IoU with 95 % intervals by a bootstrap over scenes, and the differences to the first segmenter on the same scenes, in hundredths:
 
 box and points  the true box of a thing and 30 points with their true labels
@@ -35,10 +36,12 @@ from sam4mllm.options import Options
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.segmentation.loading import load_segmenter
-from sam4mllm.segmentation.proposals import ProposalsEmbedding
+from sam4mllm.segmentation.proposals import Proposal, ProposalSegmenter, ProposalsEmbedding
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
+from sam4mllm.segmentation.semantic import connected_parts
 from sam4mllm.values import Prompt
 
+TRUE_CLASSES = "true-classes"
 FIGURES = ("box and points", "box", "pqpp", "best", "any")
 KINDS = ("scenes", "ambiguous")
 
@@ -63,6 +66,23 @@ class Measured:
         return sum_by_image(self.scenes, self.rows)
 
 
+class TrueClasses(ProposalSegmenter):
+    """Knows the noun at every pixel of a scene, as SegFormer is taught it; things without a name are one class."""
+
+    def __init__(self) -> None:
+        super().__init__(torch.nn.Linear(1, 1), None, TRUE_CLASSES)
+        self.scene: DemoScene | None = None
+
+    def _propose(self, image: NDArray[np.uint8]) -> Iterator[Proposal]:
+        assert self.scene is not None
+        numbers = {noun: number for number, noun in enumerate(dict.fromkeys(thing.noun for thing in self.scene.things), 1)}
+        classes = np.zeros(image.shape[:2], np.int64)
+        for thing, mask in zip(self.scene.things, self.scene.masks, strict=True):
+            classes[mask] = numbers[thing.noun]
+        for part in connected_parts(classes, {0}):
+            yield part.proposal(1.0, 1.0)
+
+
 def measure(pipelines: Sequence[Pipeline], kind: str, seed: int, scenes: int) -> list[Measured]:
     """What each pipeline's segmenter comes to. All have one grounder, which answers each question once."""
     found = [Measured() for _ in pipelines]
@@ -70,6 +90,8 @@ def measure(pipelines: Sequence[Pipeline], kind: str, seed: int, scenes: int) ->
         drawn = make_scene((seed, index)) if kind == "scenes" else make_ambiguous((seed, index))
         opened = pipelines[0].grounder.open(drawn.image) if drawn.expressions else None
         for pipeline, measured in zip(pipelines, found, strict=True):
+            if isinstance(pipeline.segmenter, TrueClasses):
+                pipeline.segmenter.scene = drawn
             began = time.process_time()
             embedding = pipeline.segmenter.encode(drawn.image)
             pipeline.segmenter.decode(embedding, list(true_prompts(drawn, points=True)))
@@ -144,7 +166,9 @@ def _with_ends(value: float | None, ends: tuple[float, float] | None) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("segmenters", nargs="+", help="as --segmenter names them; the others are compared with the first")
+    parser.add_argument(
+        "segmenters", nargs="+", help=f"as --segmenter names them, or {TRUE_CLASSES}; the others are compared with the first"
+    )
     parser.add_argument("--scenes", type=int, default=120, help="of each kind")
     parser.add_argument("--seed", type=int, default=990_093)
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS)
@@ -152,7 +176,8 @@ def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     demo = sam4mllm.load("demo", "demo")
     grounder, options = RememberingGrounder(demo.grounder), Options("pqpp")
-    pipelines = [Pipeline(grounder, load_segmenter(name, device), options) for name in arguments.segmenters]
+    segmenters = [TrueClasses() if name == TRUE_CLASSES else load_segmenter(name, device) for name in arguments.segmenters]
+    pipelines = [Pipeline(grounder, segmenter, options) for segmenter in segmenters]
     for kind in arguments.kinds:
         found = measure(pipelines, kind, arguments.seed, arguments.scenes)
         print(f"\n{kind}: {arguments.scenes} scenes, {sum(row['box'][1] > 0 for row in found[0].rows)} things\n")

@@ -50,6 +50,17 @@ class Part:
     mask: NDArray[np.bool_]
     area: int
 
+    def of(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(``area``,) what an (H, W) map of the image says of its pixels."""
+        height, width = self.mask.shape
+        return values[self.top : self.top + height, self.left : self.left + width][self.mask]
+
+    def proposal(self, score: float, stability: float) -> Proposal:
+        """It, as a mask to choose."""
+        height, width = self.mask.shape
+        box_px = np.array([self.left, self.top, self.left + width, self.top + height], np.float32)
+        return Proposal(box_px, np.packbits(self.mask, axis=1), score, stability)
+
 
 class SemanticSegmenter(ProposalSegmenter):
     """Implements :class:`~sam4mllm.segmentation.protocol.Segmenter`; one mask a prompt.
@@ -72,11 +83,8 @@ class SemanticSegmenter(ProposalSegmenter):
             background = _background(self.model.config)
         shown = classify(logits, (image.shape[0], image.shape[1]))
         for part in connected_parts(shown.classes, background):
-            height, width = part.mask.shape
-            place = slice(part.top, part.top + height), slice(part.left, part.left + width)
-            sure, stays = shown.sure[place][part.mask], shown.leads[place][part.mask] >= STABILITY_OFFSET
-            box_px = np.array([part.left, part.top, part.left + width, part.top + height], np.float32)
-            yield Proposal(box_px, np.packbits(part.mask, axis=1), float(sure.mean()), float(stays.mean()))
+            sure, stays = part.of(shown.sure), part.of(shown.leads) >= STABILITY_OFFSET
+            yield part.proposal(float(sure.mean()), float(stays.mean()))
 
 
 def _background(config: Any) -> set[int]:
