@@ -62,8 +62,8 @@ def _two_nouns() -> list[str]:
 
 
 def test_of_an_ambiguous_scene_the_pair_is_asked_for() -> None:
-    scene = make_ambiguous((7, 2), size=(96, 128))
-    assert scene.pair is not None
+    scene = make_ambiguous((7, 3), size=(96, 128))
+    assert scene.pair == (2, 3)
     assert asked_for(scene) == list(scene.pair)
     assert asked_for(SCENE) == list(range(len(SCENE.masks)))
 
