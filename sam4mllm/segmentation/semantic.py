@@ -42,7 +42,7 @@ class ClassMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ClassPart:
     """Pixels of one class that hang together: ``mask`` (h, w) bool within the box whose first pixel is (``left``, ``top``)."""
 
     left: int
@@ -113,11 +113,11 @@ def _full_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
 
 
-def connected_parts(classes: NDArray[np.int64], left_out: Collection[int] = (), most: int = MOST_PROPOSALS) -> list[Part]:
+def connected_parts(classes: NDArray[np.int64], left_out: Collection[int] = (), most: int = MOST_PROPOSALS) -> list[ClassPart]:
     """The ``most`` largest parts of all classes but those left out, largest first. Pixels that touch at a corner hang together: a thin
     slanting thing stays whole.
     """
-    found: list[Part] = []
+    found: list[ClassPart] = []
     for number in np.flatnonzero(np.bincount(classes.ravel())):
         if number not in left_out:
             least = found[-1].area if len(found) == most else 0
@@ -125,10 +125,10 @@ def connected_parts(classes: NDArray[np.int64], left_out: Collection[int] = (), 
     return found
 
 
-def _parts_of(mask: NDArray[np.bool_], least: int, most: int) -> Iterator[Part]:
+def _parts_of(mask: NDArray[np.bool_], least: int, most: int) -> Iterator[ClassPart]:
     """The ``most`` largest parts of a mask that have more than ``least`` pixels."""
     labels, areas, boxes = label_pieces(mask, connectivity=8)
     for label in 1 + np.argsort(-areas[1:], kind="stable")[:most]:
         left, top, width, height = boxes[label].tolist()
         if areas[label] > least:
-            yield Part(left, top, labels[top : top + height, left : left + width] == label, int(areas[label]))
+            yield ClassPart(left, top, labels[top : top + height, left : left + width] == label, int(areas[label]))
