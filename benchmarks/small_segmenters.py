@@ -49,7 +49,7 @@ CROWDED, AMBIGUOUS = (1, 5), (7,)
 BACKGROUND_WEIGHT = 0.25
 """Of SegFormer's pixels: three in four show no thing, and a model of few steps would learn little else."""
 BACKGROUND, NAMELESS = "background", "thing without a name"
-MEAN, STD = np.float32([123.675, 116.28, 103.53]), np.float32([58.395, 57.12, 57.375])
+MEAN, STD = np.array([123.675, 116.28, 103.53], np.float32), np.array([58.395, 57.12, 57.375], np.float32)
 """ImageNet's, as both models' own processors have them."""
 
 
@@ -106,7 +106,7 @@ def _scene(seed: Sequence[int], size: tuple[int, int]) -> DemoScene:
 
 def build_mask2former() -> Mask2FormerForUniversalSegmentation:
     """A Mask2Former of random weights: a small ResNet, one class, and a few more queries than a crowded scene has things."""
-    backbone = ResNetConfig(
+    backbone = ResNetConfig(  # type: ignore[call-arg]
         embedding_size=24,
         hidden_sizes=[24, 48, 96, 128],
         depths=[1, 1, 1, 1],

@@ -18,14 +18,14 @@ from transformers import SegformerForSemanticSegmentation, SegformerImageProcess
 
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.proposals import ProposalsEmbedding
-from sam4mllm.segmentation.semantic import Part, SemanticSegmenter, classify, connected_parts
+from sam4mllm.segmentation.semantic import ClassPart, SemanticSegmenter, classify, connected_parts
 from tests.test_sam import picture, prompt
 from tests.tiny_segmenters import make_segmenter
 
 CPU = torch.device("cpu")
 
 
-def painted(parts: list[Part], size: tuple[int, int]) -> NDArray[np.int64]:
+def painted(parts: list[ClassPart], size: tuple[int, int]) -> NDArray[np.int64]:
     """(H, W): which part each pixel is in, counted from 1; 0 where it is in none. No two may share a pixel."""
     canvas = np.zeros(size, np.int64)
     for number, part in enumerate(parts, 1):
@@ -54,7 +54,7 @@ def flooded(classes: NDArray[np.int64], left_out: Collection[int] = ()) -> list[
     return parts
 
 
-def pixels_of(part: Part) -> frozenset[tuple[int, int]]:
+def pixels_of(part: ClassPart) -> frozenset[tuple[int, int]]:
     return frozenset((int(y) + part.top, int(x) + part.left) for y, x in np.argwhere(part.mask))
 
 

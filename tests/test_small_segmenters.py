@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks import small_segmenters
-from benchmarks.segmenters import Measured, as_markdown, asked_for, measure_things
+from benchmarks.segmenters import Measured, TrueClasses, as_markdown, asked_for, measure_things
 from benchmarks.small_segmenters import BACKGROUND, NAMELESS, Drawn, class_map, class_names, draw
 from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_scene
 from sam4mllm.segmentation.loading import load_segmenter
@@ -45,9 +46,24 @@ def test_what_is_not_proposed_is_found_by_no_prompt() -> None:
     assert measured(SCENE, knowing(SCENE))["best"] == 0
 
 
+def test_true_classes_join_what_touches_of_a_noun() -> None:
+    whole = np.zeros((3, 6, 9), np.bool_)
+    whole[0, 1:3, 0:3] = whole[1, 2:5, 3:6] = whole[2, 0:6, 7] = True
+    cup, bowl = (next(thing for thing in SCENE.things if thing.noun == noun) for noun in _two_nouns())
+    scene = replace(SCENE, image=np.zeros((6, 9, 3), np.uint8), masks=whole, things=(cup, cup, bowl))
+    knowing_all = TrueClasses()
+    knowing_all.scene = scene
+    found = [one.mask(9, 6) for one in knowing_all.encode(scene.image).proposals]
+    np.testing.assert_array_equal(found, [whole[0] | whole[1], whole[2]])
+
+
+def _two_nouns() -> list[str]:
+    return list(dict.fromkeys(thing.noun for thing in SCENE.things))[:2]
+
+
 def test_of_an_ambiguous_scene_the_pair_is_asked_for() -> None:
-    scene = make_ambiguous((7, 2), size=(96, 128))
-    assert scene.pair is not None
+    scene = make_ambiguous((7, 3), size=(96, 128))
+    assert scene.pair == (2, 3)
     assert asked_for(scene) == list(scene.pair)
     assert asked_for(SCENE) == list(range(len(SCENE.masks)))
 

@@ -42,13 +42,24 @@ class ClassMap:
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class ClassPart:
     """Pixels of one class that hang together: ``mask`` (h, w) bool within the box whose first pixel is (``left``, ``top``)."""
 
     left: int
     top: int
     mask: NDArray[np.bool_]
     area: int
+
+    def of(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(``area``,) what an (H, W) map of the image says of its pixels."""
+        height, width = self.mask.shape
+        return values[self.top : self.top + height, self.left : self.left + width][self.mask]
+
+    def proposal(self, score: float, stability: float) -> Proposal:
+        """It, as a mask to choose."""
+        height, width = self.mask.shape
+        box_px = np.array([self.left, self.top, self.left + width, self.top + height], np.float32)
+        return Proposal(box_px, np.packbits(self.mask, axis=1), score, stability)
 
 
 class SemanticSegmenter(ProposalSegmenter):
@@ -72,11 +83,8 @@ class SemanticSegmenter(ProposalSegmenter):
             background = _background(self.model.config)
         shown = classify(logits, (image.shape[0], image.shape[1]))
         for part in connected_parts(shown.classes, background):
-            height, width = part.mask.shape
-            place = slice(part.top, part.top + height), slice(part.left, part.left + width)
-            sure, stays = shown.sure[place][part.mask], shown.leads[place][part.mask] >= STABILITY_OFFSET
-            box_px = np.array([part.left, part.top, part.left + width, part.top + height], np.float32)
-            yield Proposal(box_px, np.packbits(part.mask, axis=1), float(sure.mean()), float(stays.mean()))
+            sure, stays = part.of(shown.sure), part.of(shown.leads) >= STABILITY_OFFSET
+            yield part.proposal(float(sure.mean()), float(stays.mean()))
 
 
 def _background(config: Any) -> set[int]:
@@ -92,11 +100,12 @@ def classify(logits: Tensor, size: tuple[int, int]) -> ClassMap:
     classes = torch.zeros(best.shape, dtype=torch.int64, device=best.device)
     for number in range(1, len(logits)):
         full = _full_size(logits[number], size)
-        highest = torch.maximum(best, full)
-        total = total * (best - highest).exp() + (full - highest).exp()
+        wins = full > best
+        less = (full - best).abs_().neg_().exp_()  # of the two the less likely one's share of the likelier
+        total = torch.where(wins, total * less + 1, total + less)
         second = torch.maximum(second, torch.minimum(best, full))
-        classes[full > best] = number
-        best = highest
+        classes.masked_fill_(wins, number)
+        best = torch.maximum(best, full)
     return ClassMap(classes.cpu().numpy(), (1 / total).cpu().numpy(), (best - second).cpu().numpy())
 
 
@@ -104,11 +113,11 @@ def _full_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
     return interpolate(logits[None, None], size, mode="bilinear", align_corners=False)[0, 0]
 
 
-def connected_parts(classes: NDArray[np.int64], left_out: Collection[int] = (), most: int = MOST_PROPOSALS) -> list[Part]:
+def connected_parts(classes: NDArray[np.int64], left_out: Collection[int] = (), most: int = MOST_PROPOSALS) -> list[ClassPart]:
     """The ``most`` largest parts of all classes but those left out, largest first. Pixels that touch at a corner hang together: a thin
     slanting thing stays whole.
     """
-    found: list[Part] = []
+    found: list[ClassPart] = []
     for number in np.flatnonzero(np.bincount(classes.ravel())):
         if number not in left_out:
             least = found[-1].area if len(found) == most else 0
@@ -116,10 +125,10 @@ def connected_parts(classes: NDArray[np.int64], left_out: Collection[int] = (), 
     return found
 
 
-def _parts_of(mask: NDArray[np.bool_], least: int, most: int) -> Iterator[Part]:
+def _parts_of(mask: NDArray[np.bool_], least: int, most: int) -> Iterator[ClassPart]:
     """The ``most`` largest parts of a mask that have more than ``least`` pixels."""
     labels, areas, boxes = label_pieces(mask, connectivity=8)
     for label in 1 + np.argsort(-areas[1:], kind="stable")[:most]:
         left, top, width, height = boxes[label].tolist()
         if areas[label] > least:
-            yield Part(left, top, labels[top : top + height, left : left + width] == label, int(areas[label]))
+            yield ClassPart(left, top, labels[top : top + height, left : left + width] == label, int(areas[label]))

@@ -72,6 +72,7 @@ FILLED_IN = {
     r"--out ADAPTER2?(?!\w)": "--out adapter-{turn}",
     r"\badapters add FOREIGN --model \S+": "adapters add {world}/random --model demo",
     r"(--adapter|adapters add) ADAPTER\b": r"\1 {world}/random",
+    r"--steps \d+": "--steps 2",
     r"^(sam4mllm train .*)": r"\1 --steps 1",
     r"^(sam4mllm (?:connect|doctor|batch|export)) [17]\b": r"\1 {project}",
     r"(?<=\s)/(data|tmp|backup)\b": r"\1",
