@@ -109,9 +109,9 @@ def tell(rows: Sequence[TrialRow], pictures: int) -> str:
     beaten = [row for row in others if is_beaten(row)]
     said = []
     if equal:
-        said.append(f"is not told apart from {_listed([f'{row.name} {_points(row.to_best)}' for row in equal])}")
+        said.append(f"is not told apart from {_listed([_gap(row, '{name} ({value} points, {low} to {high})') for row in equal])}")
     if beaten:
-        said.append(f"beats {_listed([f'{row.name} by {_points(row.to_best)}' for row in beaten])}")
+        said.append(f"beats {_listed([_gap(row, '{name} by {value} points ({low} to {high})') for row in beaten])}")
     few = f"; {pictures} pictures are few, label {GOOD_PICTURES} to 50" if pictures < GOOD_PICTURES else ""
     return f"{best.name} {' and '.join(said)}{_tell_speed(best, equal or beaten, others)}{few}"
 
@@ -135,16 +135,15 @@ def _times(ratio: float) -> str:
     return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.1f}".removesuffix(".0") + " times"
 
 
-def _points(to_best: Difference | None) -> str:
-    """How many hundredths of gIoU the best lies above, with the interval."""
-    if to_best is None:
-        return "(nothing to compare)"
-    value, low, high = (100 * end + 0.0 for end in (-to_best.value, -to_best.high, -to_best.low))
-    return f"{_signed(value)} points ({_signed(low)} to {_signed(high)})"
+def _gap(row: TrialRow, form: str) -> str:
+    """A row's name, and how many hundredths of gIoU the best lies above it, with the interval, in that form."""
+    assert row.to_best is not None
+    value, low, high = (_signed(100 * end) for end in (-row.to_best.value, -row.to_best.high, -row.to_best.low))
+    return form.format(name=row.name, value=value, low=low, high=high)
 
 
 def _signed(value: float) -> str:
-    return f"{value:.1f}".replace("-0.0", "0.0").replace("-", "−")
+    return f"{value + 0.0:.1f}".replace("-0.0", "0.0").replace("-", "−")
 
 
 def _listed(items: Sequence[str]) -> str:
