@@ -35,11 +35,13 @@ def sentence(*tried: Tried) -> str:
             id="better and faster",
         ),
         pytest.param([made_up("a", GOOD, 1.4), made_up("b", WORSE, 1.0)], "a beats b by 7.5 points (6.7 to 8.3)", id="hardly slower"),
-        pytest.param([made_up("a", GOOD), made_up("b", NOISY)], "a is not told apart from b (2.5 points, 0.0 to 5.0)", id="not told apart"),
+        pytest.param(
+            [made_up("a", GOOD), made_up("b", NOISY)], "a is not told apart from b (2.0 points, −0.7 to 4.7)", id="not told apart"
+        ),
         pytest.param([made_up("a", GOOD), made_up("b", GOOD)], "a is not told apart from b (0.0 points, 0.0 to 0.0)", id="the same"),
         pytest.param(
             [made_up("a", GOOD), made_up("b", NOISY), made_up("c", WORSE)],
-            "a is not told apart from b (2.5 points, −0.5 to 5.5) and beats c by 7.5 points (6.5 to 8.5)",
+            "a is not told apart from b (2.0 points, −1.2 to 5.2) and beats c by 7.5 points (6.5 to 8.5)",
             id="one of each",
         ),
         pytest.param(

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 USUAL_LIMIT = 50
-"""Pictures: with more of them an evening is not enough for several large models, and what 50 do not tell apart is seldom worth choosing by."""
+"""Pictures: more of them take several large models longer than an evening, and what 50 do not tell apart is seldom worth a choice."""
 WIDE = 160
 """Columns of a table that is piped into a file."""
 
@@ -65,7 +65,7 @@ def _make(out: Path) -> None:
 
 
 def _dataset(source: Path, folder: Path) -> Path:
-    """The folder itself if it is in the dataset format, else one that is made of the export anew each time: the same export makes the same."""
+    """The folder itself if it is in the dataset format, else one made of the export, anew each time: the same export makes the same."""
     from sam4mllm.data.examples import EXAMPLES
 
     if (source / EXAMPLES).is_file():

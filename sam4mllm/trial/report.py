@@ -95,7 +95,7 @@ def write_trial(
         DatasetError: a picture cannot be read any more.
     """
     pictures = len({example.image for example in examples})
-    phrases = compare_phrases(examples, tried, rows)
+    phrases = compare_phrases(examples, tried, rows) if rows else []
     facts = {
         "source": source,
         "pictures": pictures,
