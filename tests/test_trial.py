@@ -120,7 +120,7 @@ def test_the_page_stands_alone_whatever_a_phrase_says(candidates: Path, tmp_path
     assert hostile in page.text
     assert "script" not in {tag for tag, _ in page.tags}
     pictures = [found["src"] or "" for tag, found in page.tags if tag == "img"]
-    assert len(pictures) == 6 * (2 + 2) or len(pictures) == 4 * (2 + 2)  # by chance four; none is disputed
+    assert len(pictures) == 4 * (2 + 2)  # four by chance, with picture, truth and two candidates; none is disputed
     assert all(address.startswith("data:image/jpeg;base64,") for address in pictures)
     assert not [found for tag, found in page.tags if tag in {"link", "iframe"} or "href" in found]
     assert "refused needs 140.0 GB" in page.text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from pathlib import Path
 
 import pytest
@@ -91,3 +92,11 @@ def test_a_file_that_is_not_there_is_told(tmp_path: Path) -> None:
 def test_any_text_gives_candidates_or_one_line(tmp_path: Path, text: str) -> None:
     with contextlib.suppress(EvaluationError):
         assert read(tmp_path, text)
+
+
+def test_the_guides_file_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parent.parent / "docs" / "trial.md").read_text(encoding="utf-8")
+    [example] = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert [one.name for one in read(tmp_path, example)] == ["box", "taught", "taught-in-4-bit"]
+    [keys] = re.findall(r"^Keys are (.*?), with the$", page, re.MULTILINE)
+    assert re.findall(r"`(\w+)`", keys) == list(KEYS)
