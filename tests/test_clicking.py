@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from sam4mllm.clicks import Clicks
 from sam4mllm.data.examples import Example, ExampleInstance
 from sam4mllm.evaluation.clicking import MOST_CLICKS, Correction, correct, next_click
 from sam4mllm.evaluation.sharing import SharingGrounder
@@ -18,7 +20,7 @@ from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.run_lengths import to_rle
 from sam4mllm.segmentation.protocol import Embedding
-from sam4mllm.values import Grounding, Masks, Prompt
+from sam4mllm.values import Grounding, Masks, Prompt, Segmentation
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 HEIGHT, WIDTH = 60, 100
@@ -109,8 +111,22 @@ def test_clicks_are_counted_until_the_mask_fits(truth: NDArray[np.bool_], found:
     assert corrected(truth, [found])[0] == Correction(clicks, reached)
 
 
-def test_all_clicks_cost_one_question_and_are_about_what_is_shown() -> None:
+def test_all_clicks_cost_one_question_and_join_each_other() -> None:
     correction, grounder, segmenter = corrected(block(20, 10, 60, 30), [[20, 10, 60, 30]])
     assert (correction.clicks, grounder.grounded) == (3, 1)
     assert [len(prompt.labels) for prompt in segmenter.clicks] == [0, 1, 2, 3]
     assert all((prompt.labels == 1).all() for prompt in segmenter.clicks)
+
+
+def test_clicks_are_about_the_answer_that_is_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[Clicks] = []
+
+    def record(self: Pipeline, *arguments: Any, clicks: Clicks | None = None, **more: Any) -> list[Segmentation]:
+        made.extend([] if clicks is None else [clicks])
+        return segment(self, *arguments, clicks=clicks, **more)
+
+    segment = Pipeline.segment
+    monkeypatch.setattr(Pipeline, "segment", record)
+    corrected(block(20, 10, 60, 30), [[20, 10, 60, 30]])
+    assert [len(clicks.labels) for clicks in made] == [1, 2, 3]
+    assert [[one.box_px.tolist() for one in clicks.shown] for clicks in made] == [[[20, 10, 60, 30]]] * 3

@@ -28,7 +28,7 @@ CANDIDATES = '[box]\nstrategy = "box"\n[points]\nstrategy = "pqpp"\n[huge]\nmode
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Workers that need no process of their own."""
 
-    class Here(trial_run.Worker):
+    class Here(trial_run.TrialProcess):
         def __init__(self, job: worker.Job, command: Sequence[str], log: Path) -> None:
             self._job, self._said = job, ""
 
@@ -44,7 +44,7 @@ def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
         def failure(self) -> str:
             return self._said
 
-    monkeypatch.setattr(trial_run, "Worker", Here)
+    monkeypatch.setattr(trial_run, "TrialProcess", Here)
 
 
 @pytest.fixture

@@ -57,7 +57,7 @@ def load_fake(candidate: Candidate) -> Pipeline:
         case "slow":
             time.sleep(60)
         case "chatty":
-            print('{"failed": "what a library prints"}\nLoading checkpoint shards', flush=True)
+            print("[]\nLoading checkpoint shards", flush=True)
     return Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), FakeSegmenter(), candidate.options)
 
 

@@ -95,7 +95,7 @@ def _try(
     missing = {image: key for image, key in keys.items() if journal.find(key) is None}
     if missing:
         job = Job(asdict(candidate), str(dataset.resolve()), split, str(folder.resolve()), missing)
-        with Worker(job, command, folder / f"{candidate.name}.log") as worker:
+        with TrialProcess(job, command, folder / f"{candidate.name}.log") as worker:
             for _ in track(worker.pictures(), len(missing), candidate.name):
                 pass
             failure = worker.failure()
@@ -109,7 +109,7 @@ def _try(
     )
 
 
-class Worker:
+class TrialProcess:
     """A process that tries a candidate; it ends with the block, whatever ends that."""
 
     def __init__(self, job: Job, command: Sequence[str], log: Path) -> None:
@@ -134,7 +134,7 @@ class Worker:
             self._process.stdin.write(job.to_line())
             self._process.stdin.flush()
 
-    def __enter__(self) -> Worker:
+    def __enter__(self) -> TrialProcess:
         return self
 
     def __exit__(self, *_: object) -> None:
