@@ -29,6 +29,7 @@ from sam4mllm.grounding.families import resolve
 from sam4mllm.grounding.mllm import MAX_ROW
 from sam4mllm.options import AUTO, Precision, QuantizeName
 from sam4mllm.precision import QUANTISED, describe, torch_dtype
+from sam4mllm.segmentation.names import split_name
 
 log = logging.getLogger(__name__)
 
@@ -180,6 +181,9 @@ def demand_of(tensors: Sequence[Stored], config: Any, masks: Need, rank: int, dt
 
 def segmenter_working(segmenter: str) -> int:
     """Bytes that a segmenter works with while it takes in an image."""
+    detector, segmenter = split_name(segmenter)
+    if detector is not None:  # the two work one after the other
+        return max(OTHER_WORKING, segmenter_working(segmenter))
     heads = SAM_HEADS.get(segmenter.partition(":")[0])
     if segmenter == "demo":
         return 0
@@ -256,7 +260,10 @@ def announce(
 
 
 def segmenter_bytes(segmenter: str) -> int:
-    """Bytes of a segmenter's weights, which are loaded as they are stored; 0 if they cannot be known."""
+    """Bytes of a segmenter's weights, which are loaded as they are stored, and of its detector's; 0 if they cannot be known."""
+    detector, segmenter = split_name(segmenter)
+    if detector is not None:
+        return segmenter_bytes(detector) + segmenter_bytes(segmenter)
     _, _, path = segmenter.partition(":")
     file = Path((path or segmenter).partition("#")[0])
     if file.is_file():
