@@ -13,9 +13,9 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
-from sam4mllm.errors import TrainingError
+from sam4mllm.errors import ModelError, TrainingError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
+from sam4mllm.options import NO_MODEL, AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName, check_strategy, resolve_strategy
 from sam4mllm.training.config import Config, read_config
 
 UNASSISTED = 0.05
@@ -45,7 +45,9 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SAM4MLLM_", extra="ignore", frozen=True, populate_by_name=True)
 
-    model: str = Field("demo", description="MLLM: `demo`, a checkpoint folder, or a hub id")
+    model: str = Field(
+        "demo", description="MLLM: `demo`, a checkpoint folder, or a hub id; `none`: the segmenter takes the phrase ([docs](docs/which.md))"
+    )
     segmenter: str = Field(
         "demo",
         description="`demo`, `vit_b|vit_l|vit_h:PATH`, `efficientvit-sam-xl1:PATH`, or a checkpoint folder or hub id "
@@ -62,6 +64,9 @@ class Settings(BaseSettings):
     strategy: AskedStrategy = Field(
         "auto",
         description="`box`, `ppg` or `pqpp`; `auto`: what the adapter has learned, `box` for a model without one ([docs](docs/points.md))",
+    )
+    threshold: float = Field(
+        0.5, ge=0, le=1, description="least score of what the segmenter finds by the phrase, with the strategies `concept` and `choose`"
     )
     points: Literal["packed", "joint"] | None = Field(
         None,
@@ -163,7 +168,22 @@ class Settings(BaseSettings):
     @property
     def options(self) -> Options:
         """How the MLLM is asked, in serving as in the comparison of versions."""
-        return Options(self.strategy, None if self.points is None else self.points == "joint", pattern=self.pattern)
+        return Options(
+            self.strategy, None if self.points is None else self.points == "joint", pattern=self.pattern, threshold=self.threshold
+        )
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is an MLLM."""
+        return self.model != NO_MODEL
+
+    @property
+    def untrained(self) -> str:
+        """Why no run trains a LoRA here, in one line; empty if runs do."""
+        if self.has_model and self.strategy != "concept":
+            return ""
+        why = "strategy concept asks none" if self.has_model else "the model is none"
+        return f"no LoRA is trained: it changes an MLLM, and {why}; reviews are kept, and the score goes on learning from them"
 
     @cached_property
     def training(self) -> Config:
@@ -205,6 +225,11 @@ def read_settings() -> Settings:
         _ = settings.training
     except TrainingError as error:
         raise SettingsError(f"SAM4MLLM_TRAIN_CONFIG: {error}") from error
+    strategy = resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model)
+    try:
+        check_strategy(strategy, has_model=settings.has_model, takes_phrases=True)  # of the segmenter its loading tells
+    except ModelError as error:
+        raise SettingsError(f"SAM4MLLM_STRATEGY: {error}") from error
     if settings.device_map is not None and settings.train_mode == "pause":
         raise SettingsError("SAM4MLLM_TRAIN_MODE=pause cannot move a model that SAM4MLLM_DEVICE_MAP=auto has spread; use beside")
     if settings.host not in LOOPBACK:

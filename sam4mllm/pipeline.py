@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -34,7 +34,7 @@ from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
-from sam4mllm.options import BY_CONCEPT, AskedStrategy, Choice, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
+from sam4mllm.options import AskedStrategy, Choice, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
 from sam4mllm.points import ALIKE, UNSAID, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
 from sam4mllm.segmentation.concept import ConceptSegmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
@@ -121,10 +121,7 @@ class Pipeline:
         return self._strategy(self.options.strategy)
 
     def _identity(self, options: Options) -> str:
-        chosen = asdict(options)
-        if options.strategy not in BY_CONCEPT:
-            del chosen["threshold"]
-        parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": chosen}
+        parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": options.shaping()}
         doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
         choosing = {"name": NAME_QUESTION, "fits": candidates.FITS, "same": candidates.SAME} if options.strategy == "choose" else {}
         return digest_of({**parts, **doubted, **choosing})

@@ -44,10 +44,11 @@ class TrainingJob:
     precision: Precision = AUTO
     asking: Asking | None = field(default_factory=Asking)
     start: str | None = None
+    threshold: float = 0.5
 
     @property
     def options(self) -> Options:
-        return Options(self.strategy, self.joint, pattern=self.pattern)
+        return Options(self.strategy, self.joint, pattern=self.pattern, threshold=self.threshold)
 
     def write(self, run: RunFolder) -> None:
         replace_file(run.job, json.dumps(asdict(self), indent=2).encode())

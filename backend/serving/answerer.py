@@ -130,7 +130,8 @@ class Answerer:
         if notes and not regions and not question.interactive:
             raise TaskError("; ".join(notes))  # not the same as "no such object"
         if question.interactive:
-            regions += answer_line(question.config, _summary(found) if clicks is None else summary_of_clicks(found, kept, regions), key)
+            said = _summary(found, pipeline) if clicks is None else summary_of_clicks(found, kept, regions)
+            regions += answer_line(question.config, said, key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
         answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version))
         self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
@@ -192,14 +193,22 @@ def _label_alone(question: Question) -> str | None:
     return question.pointed.label or (labels[0].value if len(labels) == 1 else None)
 
 
-def _summary(found: Sequence[Segmentation]) -> str:
+def _summary(found: Sequence[Segmentation], pipeline: Pipeline) -> str:
     """What the annotator reads: an answer without a line would leave the last one's standing."""
+    by = " by the segmenter" if pipeline.strategy == "concept" else ""
     lines = []
     for one in found:
-        count = f"{len(one.instances)} found" if one.instances else one.note or "no such object"
+        count = f"{len(one.instances)} found{by}" if one.instances else one.note or _absence(one, pipeline)
         count += f" ({one.note})" if one.instances and one.note else ""
         lines.append(f"{one.phrase or 'click'}: {count}")
     return "; ".join(lines)
+
+
+def _absence(one: Segmentation, pipeline: Pipeline) -> str:
+    """In words what an empty answer says: a segmenter that takes the phrase may well see it, and be sure enough of no single thing."""
+    if pipeline.strategy == "concept" and one.no_target_probability < 0.5:
+        return f"nothing with a score of {pipeline.options.threshold:g} or more, though the segmenter sees some; SAM4MLLM_THRESHOLD sets it"
+    return "no such object"
 
 
 def dump(value: Prediction) -> bytes:
