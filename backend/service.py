@@ -162,7 +162,7 @@ def _former_version_file(settings: Settings) -> Path:
 
 
 def _noted_options(settings: Settings) -> Options:
-    """The options that the version is noted under. The strategy is named where it is sure: the demo's, as in earlier releases, and none's."""
+    """The options that the version is noted under. The strategy is named where it is sure: the demo's, as before, and none's."""
     options = replace(settings.options, joint=bool(settings.options.joint))
     demo = settings.model == "demo"
     if settings.has_model and not demo:

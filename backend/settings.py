@@ -46,7 +46,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SAM4MLLM_", extra="ignore", frozen=True, populate_by_name=True)
 
     model: str = Field(
-        "demo", description="MLLM: `demo`, a checkpoint folder, or a hub id; `none`: the segmenter takes the phrase ([docs](docs/which.md))"
+        "demo", description="MLLM: `demo`, a checkpoint folder, or a hub id; `none`: the segmenter takes the phrase ([docs](docs/models.md))"
     )
     segmenter: str = Field(
         "demo",
@@ -168,9 +168,8 @@ class Settings(BaseSettings):
     @property
     def options(self) -> Options:
         """How the MLLM is asked, in serving as in the comparison of versions."""
-        return Options(
-            self.strategy, None if self.points is None else self.points == "joint", pattern=self.pattern, threshold=self.threshold
-        )
+        joint = None if self.points is None else self.points == "joint"
+        return Options(self.strategy, joint, pattern=self.pattern, threshold=self.threshold)
 
     @property
     def has_model(self) -> bool:

@@ -72,11 +72,7 @@ def weights_nbytes(model: torch.nn.Module) -> int:
 def tell_cut(tokenizer: Any, text: str, most: int) -> str:
     """What a user should know of a text of which a model reads ``most`` tokens: empty if that is all of it."""
     count = len(tokenizer(text, verbose=False)["input_ids"])
-    return (
-        f"the segmenter reads no more than {most} tokens of a phrase, and this one has {count}: say it in fewer words"
-        if count > most
-        else ""
-    )
+    return f"the segmenter reads {most} tokens of a phrase, and this one has {count}: say it in fewer words" if count > most else ""
 
 
 def decode_alike(prompts: Sequence[Prompt], decode: Callable[[Sequence[Prompt]], list[Masks]]) -> list[Masks]:
