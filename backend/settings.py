@@ -15,7 +15,18 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from backend.errors import SettingsError
 from sam4mllm.errors import ModelError, TrainingError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import NO_MODEL, AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName, check_strategy, resolve_strategy
+from sam4mllm.options import (
+    NO_MODEL,
+    THRESHOLD,
+    AskedStrategy,
+    DtypeName,
+    Options,
+    Pattern,
+    Precision,
+    QuantizeName,
+    check_strategy,
+    resolve_strategy,
+)
 from sam4mllm.training.config import Config, read_config
 
 UNASSISTED = 0.05
@@ -45,9 +56,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SAM4MLLM_", extra="ignore", frozen=True, populate_by_name=True)
 
-    model: str = Field(
-        "demo", description="MLLM: `demo`, a checkpoint folder, or a hub id; `none`: the segmenter takes the phrase ([docs](docs/models.md))"
-    )
+    model: str = Field("demo", description="MLLM: `demo`, a checkpoint folder, a hub id, or `none` ([docs](docs/which.md))")
     segmenter: str = Field(
         "demo",
         description="`demo`, `vit_b|vit_l|vit_h:PATH`, `efficientvit-sam-xl1:PATH`, or a checkpoint folder or hub id "
@@ -63,10 +72,8 @@ class Settings(BaseSettings):
     device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")
     strategy: AskedStrategy = Field(
         "auto",
-        description="`box`, `ppg` or `pqpp`; `auto`: what the adapter has learned, `box` for a model without one ([docs](docs/points.md))",
-    )
-    threshold: float = Field(
-        0.5, ge=0, le=1, description="least score of what the segmenter finds by the phrase, with the strategies `concept` and `choose`"
+        description="`box`, `ppg`, `pqpp`, `reason`, `concept` or `choose` ([docs](docs/which.md)); `auto`: what the adapter has learned, "
+        "`box` for a model without one ([docs](docs/points.md)), `concept` without a model",
     )
     points: Literal["packed", "joint"] | None = Field(
         None,
@@ -74,6 +81,9 @@ class Settings(BaseSettings):
     )
     pattern: Pattern = Field(
         "spread", description="where points fall: `spread`, `interior`, `unsure` or `second-look` ([docs](docs/points.md))"
+    )
+    threshold: float = Field(
+        THRESHOLD, ge=0, le=1, description="with strategy `concept` or `choose`: the least score of what the segmenter finds by the phrase"
     )
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password and a webhook secret")

@@ -16,6 +16,8 @@ LearnedStrategy = Literal["box", "ppg", "pqpp", "reason"]
 NO_MODEL = "none"
 """The name that stands for no MLLM."""
 NO_ADAPTER = "the adapter {} changes an MLLM, and the model is none: name the adapter's model, or leave the adapter out"
+THRESHOLD = 0.5
+"""Least score of what a segmenter finds by a phrase, where nothing else is set: that of SAM 3's published demos."""
 AskedStrategy = Literal["auto", "box", "ppg", "pqpp", "reason", "concept", "choose"]
 """``auto``: whichever the model has learned, see :func:`resolve_strategy`."""
 PointsName = Literal["packed", "joint"]
@@ -52,7 +54,7 @@ class Options:
     or by that times the ``agreement`` with all answers; or a ``single`` one where a box has two points or more. docs/points.md measures
     them.
 
-    ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds (SAM 3's published demos: 0.5).
+    ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds, from 0 to 1.
     """
 
     strategy: AskedStrategy = "auto"
@@ -61,12 +63,14 @@ class Options:
     thresholds: Thresholds = field(default_factory=Thresholds)
     pattern: Pattern = "spread"
     choice: Choice = "predicted"
-    threshold: float = 0.5
+    threshold: float = THRESHOLD
 
     def __post_init__(self) -> None:
         for name, known in (("strategy", get_args(AskedStrategy)), ("pattern", PATTERNS), ("choice", CHOICES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be from 0 to 1, not {self.threshold!r}")
 
     @property
     def points(self) -> int:

@@ -34,7 +34,7 @@ from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
-from sam4mllm.options import AskedStrategy, Choice, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
+from sam4mllm.options import BY_CONCEPT, AskedStrategy, Choice, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
 from sam4mllm.points import ALIKE, UNSAID, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
 from sam4mllm.segmentation.concept import ConceptSegmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
@@ -109,6 +109,15 @@ class Pipeline:
         strategy = resolve_strategy(asked, demo=self.learned, has_adapter=self.adapter is not None, has_model=self.has_model)
         check_strategy(strategy, has_model=self.has_model, takes_phrases=self._finder is not None)
         return strategy
+
+    @property
+    def strategies(self) -> tuple[Strategy, ...]:
+        """Those worth comparing here: what model and segmenter can do. A trained model thinks only if it was trained to."""
+        if not self.has_model:
+            return ("concept",)
+        thinks = not self.learned or self.strategy == "reason"
+        phrases = BY_CONCEPT if self._finder is not None else ()
+        return ("box", "ppg", "pqpp", *(("reason",) if thinks else ()), *phrases)
 
     @property
     def manner(self) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from sam4mllm.clicks import Clicks
 from sam4mllm.confidence import NAMES
-from sam4mllm.errors import ModelError, PromptError
+from sam4mllm.errors import ModelError
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.nobody import NoGrounder
 from sam4mllm.grounding.remembering import RememberingGrounder
@@ -280,5 +280,3 @@ def test_a_feature_that_came_later_changes_no_other_strategy() -> None:
     pipeline = Pipeline(FakeGrounder({"the cup": grounding("the cup", [LEFT])}), FakeSegmenter())
     [answer] = pipeline.segment(IMAGE, ["the cup"])
     assert answer.instances[0].features.support == 1.0
-    with pytest.raises(PromptError):
-        clicked([[1, 1]], [2])

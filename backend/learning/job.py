@@ -9,7 +9,7 @@ from typing import Any
 from backend.errors import LearningError
 from backend.learning.run_folder import RunFolder
 from sam4mllm.durable import replace_file
-from sam4mllm.options import AUTO, AskedStrategy, Options, Pattern, Precision
+from sam4mllm.options import AUTO, THRESHOLD, AskedStrategy, Options, Pattern, Precision
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan
 
@@ -44,7 +44,7 @@ class TrainingJob:
     precision: Precision = AUTO
     asking: Asking | None = field(default_factory=Asking)
     start: str | None = None
-    threshold: float = 0.5
+    threshold: float = THRESHOLD
 
     @property
     def options(self) -> Options:

@@ -29,11 +29,12 @@ from sam4mllm.cli.options import (
     SegmenterOption,
     SplitOption,
     StrategyOption,
+    ThresholdOption,
     as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
-from sam4mllm.options import Precision
+from sam4mllm.options import THRESHOLD, Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,6 +52,7 @@ def evaluate(
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
     pattern: PatternOption = "spread",
+    threshold: ThresholdOption = THRESHOLD,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also draw from true boxes and points: the upper bound.")] = False,
     split: SplitOption = None,
     limit: LimitOption = None,
@@ -74,7 +76,7 @@ def evaluate(
 
     examples = choose(dataset, split, limit, seed)
     precision = Precision(dtype, quantize, device_map)
-    options = as_options(strategy, points, pattern)
+    options = as_options(strategy, points, pattern, threshold=threshold)
     pipeline = load(model, segmenter, device, options, adapter, precision, dialect)
     evaluating = lambda images, total: bar(images, total, "evaluating")  # noqa: E731
     figures, judged = run(pipeline, dataset, oracle, evaluating, examples=examples, min_pixels=min_pixels)

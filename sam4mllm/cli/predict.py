@@ -21,11 +21,12 @@ from sam4mllm.cli.options import (
     QuantizeOption,
     SegmenterOption,
     StrategyOption,
+    ThresholdOption,
     as_options,
     load,
 )
 from sam4mllm.errors import Sam4mllmError
-from sam4mllm.options import Precision
+from sam4mllm.options import THRESHOLD, Precision
 from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def predict(
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
     pattern: PatternOption = "spread",
+    threshold: ThresholdOption = THRESHOLD,
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the answer here.")] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -56,7 +58,7 @@ def predict(
     from sam4mllm.images import load_image
 
     pixels = load_image(image)
-    options = as_options(strategy, points, pattern)
+    options = as_options(strategy, points, pattern, threshold=threshold)
     pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map), dialect)
     answers = pipeline.segment(pixels, phrases)
     if out is not None:
