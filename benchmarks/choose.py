@@ -1,6 +1,6 @@
 """Whether the MLLM chooses well among what the segmenter finds: ``choose`` against ``concept``, ``pqpp``, ``box`` and chance.
 
-    python benchmarks/choose.py [--scenes 120] [--seed 990081] [--fits 0.5] [--json]
+    python -m benchmarks.choose [--first 0] [--scenes 120] [--seed 990081] [--fits 0.5] [--keep FILE] [--json]
 
 Demo scenes have five phrases each. A detector stands in for one that finds all of a noun: it gives the true boxes of the things that its
 text names, and nothing else; it takes the phrase for its head noun, as SAM 3 and Grounding DINO do, which were trained on nouns and know
@@ -8,15 +8,17 @@ little of where things stand. ``perfect`` gives all of them; ``patchy`` leaves o
 things and of nothing. All masks are the demo segmenter's.
 
 ``chance`` draws as many candidates as the MLLM chose, each set as likely as another. ``chosen right`` is the share of phrases with a target
-whose chosen things are exactly those that are meant, among those of which the detector found all that are meant.
+whose chosen things are exactly those that are meant, among those of which the detector found all that are meant. ``--keep`` writes
+every scene's results as they come: with the same file the benchmark goes on from there, and several processes may do a part each.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -26,6 +28,7 @@ from sam4mllm import candidates
 from sam4mllm.confidence import score
 from sam4mllm.demo.phrases import plural
 from sam4mllm.demo.scenes import DemoScene, make_scene
+from sam4mllm.durable import append_line
 from sam4mllm.evaluation.intervals import Difference, Term, differences, intervals, sum_by_image, terms
 from sam4mllm.evaluation.metrics import Sample, compare
 from sam4mllm.geometry import box_iou
@@ -99,39 +102,53 @@ def _extra(rng: np.random.Generator, others: Sequence[NDArray[np.float32]], widt
 class Measured:
     """What came of a phrase under each strategy and by ``chance``. ``right``: whether what was meant was chosen, None if it cannot be."""
 
+    detector: str
     scene: int
     kind: str
     samples: dict[str, Sample]
     right: bool | None
-    score_terms: tuple[tuple[float, float, bool], ...]
+    scores: list[tuple[float, float, bool]]
 
 
-def measure(pipeline: Pipeline, detector: NounDetector, seed: int, count: int) -> dict[str, list[Measured]]:
-    """Every phrase of so many scenes, with each of the DETECTORS; what does not depend on them is worked out once."""
-    measured: dict[str, list[Measured]] = {name: [] for name in DETECTORS}
-    for index in range(count):
+def measure(pipeline: Pipeline, detector: NounDetector, seed: int, scenes: range, keep: Path | None) -> list[Measured]:
+    """Every phrase of the scenes, with each of the DETECTORS; what does not depend on them is worked out once."""
+    measured = _read(keep) if keep is not None and keep.exists() else []
+    done = {one.scene for one in measured}
+    for index in [index for index in scenes if index not in done]:
         scene = make_scene((seed, index))
         opened = pipeline.open(scene.image)
         phrases = [expression.phrase for expression in scene.expressions]
         answers = {strategy: pipeline.segment(opened, phrases, strategy) for strategy in BY_MODEL}
+        new: list[Measured] = []
         for name, shares in DETECTORS.items():
             detector.show(scene, (seed, index), *shares)
             answers |= {strategy: pipeline.segment(opened, phrases, strategy) for strategy in BY_CONCEPT}
-            measured[name] += _judge(scene, index, answers, np.random.default_rng([seed, index, 8]))
+            for at in range(len(phrases)):
+                some = {strategy: given[at] for strategy, given in answers.items()}
+                new.append(_judge(name, scene, index, at, some, np.random.default_rng([seed, index, at, 8])))
+        measured += new
+        if keep is not None:
+            append_line(keep, json.dumps([asdict(one) for one in new]).encode())
     return measured
 
 
+def _read(path: Path) -> list[Measured]:
+    """What was kept, a scene a line."""
+    rows = [row for line in path.read_text(encoding="utf-8").splitlines() for row in json.loads(line)]
+    return [Measured(**{**row, "samples": {name: Sample(**one) for name, one in row["samples"].items()}}) for row in rows]
+
+
 def _judge(
-    scene: DemoScene, index: int, answers: Mapping[Strategy, Sequence[Segmentation]], rng: np.random.Generator
-) -> Iterator[Measured]:
-    for at, expression in enumerate(scene.expressions):
-        truth, found, chosen = union(scene.masks[list(expression.targets)]), answers["concept"][at], answers["choose"][at]
-        masks: dict[str, NDArray[np.bool_]] = {strategy: given[at].mask for strategy, given in answers.items()}
-        masks["chance"] = _by_chance(rng, found, chosen)
-        samples = {name: compare(mask, truth, bool(expression.targets)) for name, mask in masks.items()}
-        right = samples["choose"].iou >= ERROR_IOU
-        scores = [(score(one.features), score(one.features) * (1 + one.features.support) / 2, right) for one in chosen.instances]
-        yield Measured(index, expression.kind, samples, _is_right(scene.boxes_px[list(expression.targets)], found, chosen), tuple(scores))
+    name: str, scene: DemoScene, index: int, at: int, answers: Mapping[Strategy, Segmentation], rng: np.random.Generator
+) -> Measured:
+    expression, found, chosen = scene.expressions[at], answers["concept"], answers["choose"]
+    truth = union(scene.masks[list(expression.targets)])
+    masks: dict[str, NDArray[np.bool_]] = {strategy: given.mask for strategy, given in answers.items()}
+    masks["chance"] = _by_chance(rng, found, chosen)
+    samples = {way: compare(mask, truth, bool(expression.targets)) for way, mask in masks.items()}
+    good = samples["choose"].iou >= ERROR_IOU
+    scores = [(score(one.features), score(one.features) * (1 + one.features.support) / 2, good) for one in chosen.instances]
+    return Measured(name, index, expression.kind, samples, _is_right(scene.boxes_px[list(expression.targets)], found, chosen), scores)
 
 
 def _by_chance(rng: np.random.Generator, found: Segmentation, chosen: Segmentation) -> NDArray[np.bool_]:
@@ -176,7 +193,7 @@ def _giou(sample: Sample) -> dict[str, Term]:
 
 def auroc(measured: Sequence[Measured], which: int) -> float:
     """How well a score of the instances chosen tells the right answers from the errors; 1 is the one with ``support``."""
-    rows = [row for one in measured for row in one.score_terms]
+    rows = [row for one in measured for row in one.scores]
     good, bad = ([row[which] for row in rows if row[2] == right] for right in (True, False))
     higher = np.array(good)[:, None] - np.array(bad)[None]
     return float((np.sign(higher).mean() + 1) / 2)
@@ -216,16 +233,20 @@ def print_table(name: str, rows: dict[str, dict[str, object]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--scenes", type=int, default=120)
+    parser.add_argument("--first", type=int, default=0, help="the scene to begin with")
+    parser.add_argument("--scenes", type=int, default=120, help="the scene to end before")
     parser.add_argument("--seed", type=int, default=SEED)
     parser.add_argument("--fits", type=float, default=candidates.FITS, help="IoU from which a box means a candidate")
+    parser.add_argument("--keep", type=Path, help="a file of results, to go on from")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
     candidates.FITS = arguments.fits
     demo, detector = load_pipeline("demo", "demo", "cpu", Options()), NounDetector()
     pipeline = Pipeline(RememberingGrounder(demo.grounder), DetectingSegmenter(detector, demo.segmenter), Options("choose"), "demo")
     tables, missed = {}, []
-    for name, measured in measure(pipeline, detector, arguments.seed, arguments.scenes).items():
+    every = measure(pipeline, detector, arguments.seed, range(arguments.first, arguments.scenes), arguments.keep)
+    for name in DETECTORS:
+        measured = [one for one in every if one.detector == name]
         tables[name] = {kind: figures(measured, [kind]) for kind in KINDS} | {"all": figures(measured, KINDS)}
         missed += bars(name, tables[name]["all"], tables[name]["position"])
         if not arguments.json:

@@ -111,7 +111,9 @@ class FakeConceptSegmenter(FakeSegmenter):
 
     def find(self, embedding: Embedding, phrases: Sequence[str], threshold: float) -> list[Candidates]:
         self.sought.append(tuple(phrases))
-        found = [self.known.get(phrase, candidates([], presence=0.05)) for phrase in phrases]
+        shape = (0, embedding.height, embedding.width)
+        none = Candidates(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(shape, np.bool_), 0.05)
+        found = [self.known.get(phrase, none) for phrase in phrases]
         assert all(one.masks.shape[1:] == (embedding.height, embedding.width) for one in found)
         keep = [one.scores >= threshold for one in found]
         return [Candidates(one.boxes_px[k], one.scores[k], one.masks[k], one.presence) for one, k in zip(found, keep, strict=True)]

@@ -123,7 +123,7 @@ def test_strategies_are_those_that_model_and_segmenter_can_do() -> None:
     assert [describe(setting).split(", segmenter")[0] for setting in rows[2:4]] == ["box", "concept, threshold 0.5"]
     assert describe(rows[4]).startswith("choose, threshold 0.5, packed, 30 points, ")
     two = plan(replace(BASE, options=Options("concept", threshold=0.3)), {"strategy": ("concept", "choose"), "count": ("5",)}, grid=True)
-    assert [setting.label for setting in two] == ["base, strategy=concept count=5", "published", "strategy=choose count=5", "oracle"]
+    assert [setting.label for setting in two] == ["base", "published", "strategy=choose count=5", "oracle"]
 
 
 def test_ranks_are_adapters_by_name() -> None:
