@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from sam4mllm.segmentation.concept import ConceptSegmenter
 from sam4mllm.segmentation.detection import DetectingSegmenter, Detections
 from sam4mllm.segmentation.module import AT_ONCE
+from sam4mllm.segmentation.names import split_name
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
 from tests.fakes import FakeSegmenter
@@ -114,6 +116,27 @@ def test_what_both_have_is_of_both() -> None:
     ]
     assert len({both.identity, *(other.identity for other in others)}) == 4
     assert len(both.identity) == 8
+
+
+@pytest.mark.parametrize(
+    ("source", "parts"),
+    [
+        pytest.param("demo", (None, "demo"), id="no plus sign"),
+        pytest.param("some/detector+demo", ("some/detector", "demo"), id="a hub id"),
+        pytest.param("some/detector+vit_h:a+b.pth", ("some/detector", "vit_h:a+b.pth"), id="a plus sign in the file"),
+        pytest.param("vit_h:a/b+c.pth", (None, "vit_h:a/b+c.pth"), id="only in the file"),
+        pytest.param("c++/dino+some/sam", ("c++/dino", "some/sam"), id="in the detector's folder"),
+        pytest.param("c++/sam", (None, "c++/sam"), id="a segmenter's folder"),
+        pytest.param("/gone/dino+vit_h:sam.pth", ("/gone/dino", "vit_h:sam.pth"), id="a folder that has moved"),
+        pytest.param("some/detector+", ("some/detector", ""), id="nothing behind it"),
+        pytest.param("+demo", ("", "demo"), id="nothing before it"),
+    ],
+)
+def test_a_name_is_parted(source: str, parts: tuple[str | None, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("c++/dino", "c++/sam"):
+        (tmp_path / folder).mkdir(parents=True)
+    assert split_name(source) == parts
 
 
 def test_an_embedding_of_the_segmenter_alone_is_refused() -> None:

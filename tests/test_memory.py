@@ -128,6 +128,7 @@ def test_bytes_of_a_segmenter(tmp_path: Path, spelling: str) -> None:
     save_file({"a": torch.zeros(3, 5, dtype=torch.float16)}, tmp_path / "model.safetensors")
     assert segmenter_bytes(str(tmp_path)) == 30
     assert segmenter_bytes("demo") == 0
+    assert segmenter_bytes(f"{tmp_path}+{spelling.format(file)}") == 530
 
 
 # -- control groups ------------------------------------------------------------------------------------------------------------------------

@@ -45,11 +45,15 @@ from transformers import (
     TimmWrapperConfig,
 )
 
+from tests import tiny_concepts
+
 SIDE = 64
 SQUARE = {"height": SIDE, "width": SIDE}
 DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
 PROMPTS = {"hidden_size": 32, "image_size": SIDE, "patch_size": 16, "mask_input_channels": 4}
 PYRAMID = {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 32}
+
+write_sam3_video = tiny_concepts.write_sam3_video
 
 Made = tuple[Any, Any]
 """A model and its processor."""
@@ -211,21 +215,27 @@ def _eomt() -> Made:
     return EomtForUniversalSegmentation(config), processor
 
 
-PROMPTABLE: dict[str, Callable[[], Made]] = {
+_MADE: dict[str, Callable[[], Made]] = {
     "sam": _sam,
     "sam_hq": _sam_hq,
     "sam2": _sam2,
     "sam2_video": _sam2_video,
     "sam3_tracker": _sam3_tracker,
     "edgetam": _edgetam,
+    "mask2former": _mask2former,
+    "maskformer": _maskformer,
+    "eomt": _eomt,
 }
-PROPOSING: dict[str, Callable[[], Made]] = {"mask2former": _mask2former, "maskformer": _maskformer, "eomt": _eomt}
+PROPOSING = ("mask2former", "maskformer", "eomt")
+PROMPTABLE = (*(name for name in _MADE if name not in PROPOSING), "sam3_video")
 
 
 def make_segmenter(name: str, folder: Path) -> Path:
     """A random checkpoint with weights so large that masks have edges and predictions differ."""
+    if name == "sam3_video":
+        return write_sam3_video(folder)
     torch.manual_seed(11)
-    model, processor = {**PROMPTABLE, **PROPOSING}[name]()
+    model, processor = _MADE[name]()
     for weight in model.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.5 if name == "sam" else 0.25)
