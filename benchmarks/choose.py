@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -147,7 +147,7 @@ def _judge(
     masks["chance"] = _by_chance(rng, found, chosen)
     samples = {way: compare(mask, truth, bool(expression.targets)) for way, mask in masks.items()}
     good = samples["choose"].iou >= ERROR_IOU
-    scores = [(score(one.features), score(one.features) * (1 + one.features.support) / 2, good) for one in chosen.instances]
+    scores = [(score(replace(one.features, support=1.0)), score(one.features), good) for one in chosen.instances]
     return Measured(name, index, expression.kind, samples, _is_right(scene.boxes_px[list(expression.targets)], found, chosen), scores)
 
 

@@ -22,7 +22,7 @@ from sam4mllm.segmentation.detection import DetectingSegmenter
 
 SEED, SCENE = 990_083, 0
 STRATEGIES: tuple[Strategy, ...] = ("box", "pqpp", "concept", "choose")
-WIDTH, COLOURS = 560, 64
+WIDTH, COLOURS = 400, 128
 """Pixels and colours of a picture: under 60 KB each."""
 
 

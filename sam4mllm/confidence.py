@@ -170,14 +170,17 @@ def score(features: Features, calibration: Calibration | None = None) -> float:
     """P(a reviewer accepts the mask), in 0–1; without a calibration a fixed formula that orders but is no probability.
 
     The formula: agreement, sureness and the segmenter's estimate weigh alike, the box's probability half, all times the probability that
-    there is a target. A mask without one sure point counts as half sure: its box alone still says where it is.
+    there is a target. A mask without one sure point counts as half sure: its box alone still says where it is. So does one that the MLLM
+    found and the segmenter did not: the AUROC of right against wrong masks of ``choose`` is then 0.87 instead of 0.76, and 0.78 either way
+    with a segmenter that misses a fifth (120 scenes, ``benchmarks/choose.py``).
     """
     if calibration is not None:
         return calibration.probability(features)
     sure = (1 + features.sure) / 2
     parts = np.clip([features.agreement, sure, features.predicted_iou, features.box_probability], 1e-3, 1.0)
     weights = np.array([1.0, 1.0, 1.0, 0.5])
-    return float(np.exp((weights * np.log(parts)).sum() / weights.sum()) * features.target_probability)
+    found_twice = (1 + features.support) / 2
+    return float(np.exp((weights * np.log(parts)).sum() / weights.sum()) * features.target_probability * found_twice)
 
 
 def score_empty(no_target_probability: float, calibration: Calibration | None = None) -> float:

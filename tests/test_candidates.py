@@ -9,6 +9,7 @@ import pytest
 
 from sam4mllm.clicks import Clicks
 from sam4mllm.confidence import NAMES
+from sam4mllm.confidence import score as fixed_score
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.nobody import NoGrounder
@@ -168,6 +169,9 @@ def test_a_box_that_nothing_fits_is_drawn_as_without_candidates(learned: bool) -
     assert all(len(inquiry.grounding.boxes_px) == 2 for inquiry in grounder.asked)  # it hears its whole answer
     assert [bool(len(prompt.labels)) for prompt in segmenter.prompts] == [True, False][1 - int(learned) :]
     assert [instance.features.support > 0 for instance in answer.instances] == [True, False]
+    for instance in answer.instances:
+        whole = fixed_score(replace(instance.features, support=1.0))
+        assert instance.score == pytest.approx(whole * (1 + instance.features.support) / 2)
 
 
 def test_the_phrase_and_its_noun_are_looked_for_at_once_and_each_thing_is_found_once() -> None:

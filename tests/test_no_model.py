@@ -21,7 +21,6 @@ from sam4mllm.errors import EvaluationError, ModelError, RegistryError
 from sam4mllm.evaluation.run import evaluate
 from sam4mllm.loading import Variants, load_variants
 from sam4mllm.options import AskedStrategy, Options
-from sam4mllm.pipeline import Pipeline
 from tests.adapter_files import PAPERS
 from tests.fakes import FakeConceptSegmenter, candidates
 from tests.tiny_concepts import write_grounding_dino
@@ -147,10 +146,14 @@ def test_ablate_says_that_there_is_nothing_to_compare(segmenter: FakeConceptSegm
     assert str(result.exception).startswith("ablate compares ways to ask an MLLM")
 
 
-def test_a_detector_before_the_demo_segmenter_answers_alone(tmp_path: Path) -> None:
-    pipeline: Pipeline = sam4mllm.load("none", f"{write_grounding_dino(tmp_path / 'dino')}+demo", "cpu", Options(threshold=0.0))
-    image = np.random.default_rng(3).integers(0, 256, (60, 90, 3), np.uint8)
-    found, other = pipeline.segment(image, ["cup", "dog"])
-    assert found.version == other.version
-    assert len(found.instances) > 0
-    assert all(0 <= instance.score <= 1 for instance in found.instances)
+@pytest.mark.parametrize("how", [("--model", "none"), ("--strategy", "choose")], ids=" ".join)
+def test_a_detector_before_the_demo_segmenter_is_enough(tmp_path: Path, how: tuple[str, str]) -> None:
+    """With random weights, whatever it finds."""
+    detector = write_grounding_dino(tmp_path / "dino")
+    Image.fromarray(np.random.default_rng(3).integers(0, 256, (60, 90, 3), np.uint8)).save(tmp_path / "noise.png")
+    result = run("predict", tmp_path / "noise.png", "cup", *how, "--segmenter", f"{detector}+demo", "--threshold", "0", "--json")
+    assert result.exit_code == 0, result.output
+    [answer] = json.loads(result.stdout)
+    assert answer["strategy"] == {"none": "concept"}.get(how[1], how[1])
+    assert answer["version"].startswith("none-0-" if how[1] == "none" else "demo-0-")
+    assert len(answer["instances"]) > 0 or how[1] == "choose"

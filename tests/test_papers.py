@@ -424,12 +424,13 @@ def test_a_bulk_run_takes_the_model_that_peft_names(trained: Path, model: Path, 
         ("vit_b:other.pth", "vit_b:other.pth"),
         ("a/b", "a/b"),
         ("a/b+vit_h:sam.pth", "a/b+vit_h:{here}/sam.pth"),
-        ("demo+demo", "{here}/demo+demo"),
+        ("dino+demo", "{here}/dino+demo"),
     ],
 )
 def test_a_name_that_lasts(source: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").mkdir()
+    for folder in ("demo", "dino"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "sam.pth").touch()
     assert lasting_name(source) == name.replace("{here}", str(tmp_path))
 
