@@ -128,6 +128,7 @@ def test_it_is_ready_and_says_what_serves(start: Start) -> None:
     assert place.client.get("/metrics", base_url=BASE_URL).status_code == 200
     assert "Model none (no MLLM), segmenter sam3, strategy concept" in place.page()
     assert NO_LORA in place.page()
+    assert "None yet: the segmenter alone serves." in place.page()
 
 
 def test_phrases_of_a_task_are_the_segmenters(start: Start) -> None:
