@@ -28,6 +28,7 @@ from backend.setup.machine_checks import check_models
 from backend.setup.machine_notes import tell_strategy
 from backend.web.app import create_app
 from benchmarks.waiting import wait_for
+from sam4mllm import load
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.cli.main import make_app
 from sam4mllm.confidence import FIT_FROM
@@ -423,7 +424,23 @@ def test_sam_3_serves(tmp_path: Path, model: str, strategy: str, serves: str) ->
         service.close(5)
 
 
-def test_a_batch_gives_the_servers_version(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("made", "most", "count"),
+    [
+        pytest.param(lambda folder: str(write_sam3(folder)), 32, 42, id="SAM 3"),
+        pytest.param(lambda folder: f"{write_grounding_dino(folder)}+demo", 64, 75, id="Grounding DINO"),
+    ],
+)
+def test_a_phrase_that_is_not_read_to_its_end_is_told(tmp_path: Path, made: Callable[[Path], str], most: int, count: int) -> None:
+    pipeline = load("none", made(tmp_path / "made"), "cpu", Options(threshold=0.0))
+    short, long = pipeline.segment(np.zeros((40, 60, 3), np.uint8), ["cup", "a" * (most + 8)])
+    assert short.note == ""
+    assert long.note.startswith(f"the segmenter reads {most} tokens of a phrase, and this one has {count}:")
+
+
+def test_a_batch_gives_the_servers_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("MODEL", "SEGMENTER"):
+        monkeypatch.setenv(f"SAM4MLLM_{name}", "")  # the command sets them for good
     folder = write_sam3_video(tmp_path / "sam3")
     given = {"model": "none", "segmenter": str(folder), "threshold": 0.0, "device": "cpu"}
     service, _ = served(tmp_path / "home", given)
