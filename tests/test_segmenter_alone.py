@@ -434,7 +434,7 @@ def test_sam_3_serves(tmp_path: Path, model: str, strategy: str, serves: str) ->
 def test_a_phrase_that_is_not_read_to_its_end_is_told(tmp_path: Path, made: Callable[[Path], str], most: int, count: int) -> None:
     pipeline = load("none", made(tmp_path / "made"), "cpu", Options(threshold=0.0))
     short, long = pipeline.segment(np.zeros((40, 60, 3), np.uint8), ["cup", "a" * (most + 8)])
-    assert short.note == ""
+    assert "tokens" not in short.note
     assert long.note.startswith(f"the segmenter reads {most} tokens of a phrase, and this one has {count}:")
 
 
