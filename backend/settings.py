@@ -13,10 +13,11 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
-from sam4mllm.errors import TrainingError
+from sam4mllm.errors import ModelError, TrainingError
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.options import (
     MAX_THOUGHT_TOKENS,
+    NO_MODEL,
     THOUGHT_TOKENS,
     THRESHOLD,
     AskedStrategy,
@@ -25,6 +26,8 @@ from sam4mllm.options import (
     Pattern,
     Precision,
     QuantizeName,
+    check_strategy,
+    resolve_strategy,
 )
 from sam4mllm.training.config import Config, read_config
 
@@ -187,6 +190,19 @@ class Settings(BaseSettings):
         joint = None if self.points is None else self.points == "joint"
         return Options(self.strategy, joint, pattern=self.pattern, threshold=self.threshold, thought_tokens=self.thought_tokens)
 
+    @property
+    def has_model(self) -> bool:
+        """Whether there is an MLLM."""
+        return self.model != NO_MODEL
+
+    @property
+    def untrained(self) -> str:
+        """Why no run trains a LoRA here, in one line; empty if runs do."""
+        if self.has_model and self.strategy != "concept":
+            return ""
+        why = "strategy concept asks none" if self.has_model else "the model is none"
+        return f"no LoRA is trained: it changes an MLLM, and {why}; reviews are kept, and the score goes on learning from them"
+
     @cached_property
     def training(self) -> Config:
         """How a run trains; the file is read once. Raises TrainingError."""
@@ -227,6 +243,11 @@ def read_settings() -> Settings:
         _ = settings.training
     except TrainingError as error:
         raise SettingsError(f"SAM4MLLM_TRAIN_CONFIG: {error}") from error
+    strategy = resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model)
+    try:
+        check_strategy(strategy, has_model=settings.has_model, takes_phrases=True)  # of the segmenter its loading tells
+    except ModelError as error:
+        raise SettingsError(f"SAM4MLLM_STRATEGY: {error}") from error
     if settings.device_map is not None and settings.train_mode == "pause":
         raise SettingsError("SAM4MLLM_TRAIN_MODE=pause cannot move a model that SAM4MLLM_DEVICE_MAP=auto has spread; use beside")
     if settings.host not in LOOPBACK:

@@ -59,7 +59,7 @@ def choose(
 def _as_grounding(phrase: str, found: Candidates) -> Grounding:
     # the score says how sure the segmenter is of the place and of the mask alike
     candidates = tuple(Candidate(mask, float(score)) for mask, score in zip(found.masks, found.scores, strict=True))
-    return Grounding(phrase, found.boxes_px, found.scores, 1.0 - found.presence, candidates=candidates)
+    return Grounding(phrase, found.boxes_px, found.scores, 1.0 - found.presence, note=found.note, candidates=candidates)
 
 
 def _with_candidates(told: Grounding, found: Sequence[Candidates]) -> Grounding:

@@ -23,7 +23,7 @@ from sam4mllm.grounding.mllm import ANSWER_TOKENS, MllmGrounder
 from sam4mllm.grounding.nobody import NoGrounder
 from sam4mllm.identity import slug
 from sam4mllm.memory import announce
-from sam4mllm.options import AUTO, NO_MODEL, Options, Precision, check_strategy, resolve_strategy
+from sam4mllm.options import AUTO, NO_ADAPTER, NO_MODEL, Options, Precision, check_strategy, resolve_strategy
 from sam4mllm.pipeline import Pipeline, Versioned
 from sam4mllm.precision import movable, move
 from sam4mllm.prompts.dialects import Dialect, load_dialect
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from sam4mllm.adapters.lora import Adapters
 
 CPU = torch.device("cpu")
-NO_ADAPTER = "the adapter {} changes an MLLM, and the model is none: name the adapter's model, or leave the adapter out"
 
 
 def load_pipeline(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 from sam4mllm.errors import ModelError
 
@@ -15,6 +15,7 @@ LearnedStrategy = Literal["box", "ppg", "pqpp", "reason"]
 """Those that an adapter may have learned, and its papers may name."""
 NO_MODEL = "none"
 """The name that stands for no MLLM."""
+NO_ADAPTER = "the adapter {} changes an MLLM, and the model is none: name the adapter's model, or leave the adapter out"
 THRESHOLD = 0.5
 """Least score of what a segmenter finds by a phrase, where nothing else is set: that of SAM 3's published demos."""
 AskedStrategy = Literal["auto", "box", "ppg", "pqpp", "reason", "concept", "choose"]
@@ -83,6 +84,15 @@ class Options:
     @property
     def points(self) -> int:
         return self.count if self.count is not None else 15 if self.joint else 30
+
+    def shaping(self) -> dict[str, Any]:
+        """What of them shapes predictions, for hashes: what a strategy does not look at is left out, so that it renames no version."""
+        chosen = asdict(self)
+        if self.strategy not in BY_CONCEPT:
+            del chosen["threshold"]
+        if self.strategy != "reason":
+            del chosen["thought_tokens"]
+        return chosen
 
 
 def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool, has_model: bool = True) -> Strategy:

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
@@ -131,17 +131,11 @@ class Pipeline:
         return self._strategy(self.options.strategy)
 
     def _identity(self, options: Options) -> str:
-        chosen = asdict(options)
-        if options.strategy not in BY_CONCEPT:
-            del chosen["threshold"]
-        parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": chosen}
-        if options.strategy == "reason":
-            parts["thought"] = WORDS
-        else:
-            del chosen["thought_tokens"]
+        parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": options.shaping()}
+        thought = {"thought": WORDS} if options.strategy == "reason" else {}
         doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
         choosing = {"name": NAME_QUESTION, "fits": candidates.FITS, "same": candidates.SAME} if options.strategy == "choose" else {}
-        return digest_of({**parts, **doubted, **choosing})
+        return digest_of({**parts, **doubted, **choosing, **thought})
 
     def _version(self, options: Options) -> str:
         identity = self._identity(options)

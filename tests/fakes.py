@@ -116,4 +116,6 @@ class FakeConceptSegmenter(FakeSegmenter):
         found = [self.known.get(phrase, none) for phrase in phrases]
         assert all(one.masks.shape[1:] == (embedding.height, embedding.width) for one in found)
         keep = [one.scores >= threshold for one in found]
-        return [Candidates(one.boxes_px[k], one.scores[k], one.masks[k], one.presence) for one, k in zip(found, keep, strict=True)]
+        return [
+            Candidates(one.boxes_px[k], one.scores[k], one.masks[k], one.presence, one.note) for one, k in zip(found, keep, strict=True)
+        ]

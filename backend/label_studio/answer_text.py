@@ -7,6 +7,7 @@ from typing import Any
 
 from backend.label_studio.region_ids import MARK, stands_alone
 from backend.label_studio.wire import Region
+from sam4mllm.options import Options
 from sam4mllm.plain_text import shortened
 from sam4mllm.values import Instance, Segmentation
 
@@ -30,15 +31,23 @@ def told(region_id: str, phrase: str, note: str = "", thought: str = "") -> dict
     return {"text": ["; ".join(lines)]} if lines else {}
 
 
-def summary(found: Sequence[Segmentation]) -> str:
-    """A line on what phrases came to; an answer without a line would leave the last one's standing."""
+def summary(found: Sequence[Segmentation], options: Options) -> str:
+    """A line on what phrases came to by these options; an answer without a line would leave the last one's standing."""
+    by = " by the segmenter" if options.strategy == "concept" else ""
     lines = []
     for one in found:
-        count = f"{len(one.instances)} found" if one.instances else one.note or "no such object"
+        count = f"{len(one.instances)} found{by}" if one.instances else one.note or _absence(one, options)
         count += f" ({one.note})" if one.instances and one.note else ""
         thought = f"; thought: {shortened(one.thought)}" if one.thought else ""
         lines.append(f"{one.phrase or 'click'}: {count}{thought}")
     return "; ".join(lines)
+
+
+def _absence(one: Segmentation, options: Options) -> str:
+    """What an empty answer says. A segmenter that takes the phrase may well see it, and be sure enough of no single thing."""
+    if options.strategy == "concept" and one.no_target_probability < 0.5:
+        return f"nothing with a score of {options.threshold:g} or more, though the segmenter sees some; SAM4MLLM_THRESHOLD sets it"
+    return "no such object"
 
 
 def summary_of_clicks(found: Sequence[Segmentation], kept: Sequence[Sequence[Instance]], regions: Sequence[Region]) -> str:

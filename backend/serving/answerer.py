@@ -129,7 +129,8 @@ class Answerer:
         if notes and not regions and not question.interactive:
             raise TaskError("; ".join(notes))  # not the same as "no such object"
         if question.interactive:
-            regions += answer_line(question.config, summary(found) if clicks is None else summary_of_clicks(found, kept, regions), key)
+            said = summary(found, pipeline.options) if clicks is None else summary_of_clicks(found, kept, regions)
+            regions += answer_line(question.config, said, key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
         answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version))
         self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})

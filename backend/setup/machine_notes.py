@@ -9,18 +9,20 @@ from backend.setup.gpu_plan import tell_plan
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.confidence import FIT_FROM, Calibration
 from sam4mllm.errors import ModelError, RegistryError
-from sam4mllm.options import NO_MODEL, describe_strategy, resolve_strategy
+from sam4mllm.options import describe_strategy, resolve_strategy
 
 
 def tell_strategy(settings: Settings) -> str:
     """The strategy that these settings come to, with the version that is to serve."""
+    if not settings.has_model:
+        return f"no MLLM; {describe_strategy('concept', learned=False)}"
     try:
         champion = Registry(settings.home).champion()
     except RegistryError:  # a finding of its own
         champion = None
-    demo, has_adapter, has_model = settings.model == "demo", champion is not None, settings.model != NO_MODEL
+    demo, has_adapter = settings.model == "demo", champion is not None
     asked = settings.options if champion is None else champion.asked(settings.options)
-    strategy = resolve_strategy(asked.strategy, demo=demo, has_adapter=has_adapter, has_model=has_model)
+    strategy = resolve_strategy(asked.strategy, demo=demo, has_adapter=has_adapter)
     return describe_strategy(strategy, demo or has_adapter)
 
 

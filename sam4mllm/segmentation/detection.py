@@ -22,12 +22,13 @@ class Detections:
     """The boxes that a detector finds for a phrase, best first.
 
     ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``scores`` (N,) float64 in 0–1; ``presence`` in 0–1, as of
-    :class:`~sam4mllm.segmentation.concept.Candidates`.
+    :class:`~sam4mllm.segmentation.concept.Candidates`, and so is ``note``.
     """
 
     boxes_px: NDArray[np.float32]
     scores: NDArray[np.float64]
     presence: float
+    note: str = ""
 
 
 class Detector(Protocol):
@@ -102,7 +103,7 @@ class DetectingSegmenter:
             masks = np.zeros((len(one.boxes_px), kept.height, kept.width), np.bool_)
             for index in range(len(masks)):
                 masks[index] = next(drawn)
-            results.append(Candidates(one.boxes_px, one.scores, masks, one.presence))
+            results.append(Candidates(one.boxes_px, one.scores, masks, one.presence, one.note))
         return results
 
     def _draw(self, embedding: Embedding, boxes_px: Sequence[NDArray[np.float32]]) -> list[NDArray[np.bool_]]:

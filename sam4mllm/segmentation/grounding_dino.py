@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from sam4mllm.segmentation.detection import Detections
-from sam4mllm.segmentation.module import PHRASES_AT_ONCE, ModuleSegmenter, numbers
+from sam4mllm.segmentation.module import PHRASES_AT_ONCE, ModuleSegmenter, numbers, tell_cut
 from sam4mllm.segmentation.protocol import Embedding
 
 MODEL_TYPES = ("grounding-dino", "mm-grounding-dino")
@@ -85,8 +85,9 @@ class GroundingDinoDetector(ModuleSegmenter):
             raise TypeError("this embedding was made by another detector")
         found: list[Detections] = []
         for start in range(0, len(phrases), PHRASES_AT_ONCE):
-            logits, boxes = self._ask(embedding, phrases[start : start + PHRASES_AT_ONCE])
-            found += [_detections(*one, embedding, threshold) for one in zip(logits, boxes, strict=True)]
+            asked = phrases[start : start + PHRASES_AT_ONCE]
+            notes = [tell_cut(self._tokenizer, as_text(phrase), self.model.config.max_text_len) for phrase in asked]
+            found += [_detections(*one, embedding, threshold) for one in zip(*self._ask(embedding, asked), notes, strict=True)]
         return found
 
     def _ask(self, embedding: GroundingDinoEmbedding, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
@@ -117,7 +118,7 @@ def as_text(phrase: str) -> str:
     return " ".join(re.sub(r"[.?]", " ", phrase.lower()).split()) + "."
 
 
-def _detections(logits: Tensor, boxes: Tensor, embedding: GroundingDinoEmbedding, threshold: float) -> Detections:
+def _detections(logits: Tensor, boxes: Tensor, note: str, embedding: GroundingDinoEmbedding, threshold: float) -> Detections:
     """Those of one phrase. A box's score is its probability by the word that fits it best."""
     scores = logits.sigmoid().amax(dim=-1)
     order = scores.argsort(descending=True, stable=True)
@@ -125,4 +126,4 @@ def _detections(logits: Tensor, boxes: Tensor, embedding: GroundingDinoEmbedding
     centres, halves = boxes[kept, :2], boxes[kept, 2:] / 2
     corners = torch.cat([centres - halves, centres + halves], dim=1)
     scaled = corners * corners.new_tensor([embedding.width, embedding.height] * 2)
-    return Detections(scaled.cpu().numpy(), numbers(scores[kept]), float(scores[order[0]]))
+    return Detections(scaled.cpu().numpy(), numbers(scores[kept]), float(scores[order[0]]), note)

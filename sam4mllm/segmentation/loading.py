@@ -16,7 +16,7 @@ from torch import Tensor
 from sam4mllm.checkpoints import CONFIG, WEIGHTS, check_state, read_object, require_files
 from sam4mllm.durable import file_sha256
 from sam4mllm.errors import ModelError, first_line
-from sam4mllm.segmentation import efficientvit
+from sam4mllm.segmentation import efficientvit, pretrained
 from sam4mllm.segmentation.detection import DetectingSegmenter
 from sam4mllm.segmentation.names import split_name
 from sam4mllm.segmentation.pretrained import load_detector, load_transformers
@@ -61,6 +61,12 @@ def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch
     except RuntimeError as error:
         raise ModelError(f"the segmenter does not fit on {device}: {first_line(error)}") from error
     return segmenter
+
+
+def takes_phrases(source: str) -> bool:
+    """Whether the segmenter that ``source`` names takes phrases itself; nothing of it is loaded. Raises ModelError."""
+    detector, name = split_name(source)
+    return detector is not None or (name != "demo" and name.partition(":")[0] not in FILES and pretrained.takes_phrases(name))
 
 
 def _load_both(source: str, dtype: torch.dtype) -> Segmenter:

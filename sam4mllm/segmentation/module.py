@@ -69,6 +69,12 @@ def weights_nbytes(model: torch.nn.Module) -> int:
     return sum(weight.nbytes for weight in model.parameters())
 
 
+def tell_cut(tokenizer: Any, text: str, most: int) -> str:
+    """What a user should know of a text of which a model reads ``most`` tokens: empty if that is all of it."""
+    count = len(tokenizer(text, verbose=False)["input_ids"])
+    return f"the segmenter reads {most} tokens of a phrase, and this one has {count}: say it in fewer words" if count > most else ""
+
+
 def decode_alike(prompts: Sequence[Prompt], decode: Callable[[Sequence[Prompt]], list[Masks]]) -> list[Masks]:
     """Masks of prompts, in order, from batches of those that have as many points, a box or none, and one candidate or several: no padding,
     so each is as if alone.

@@ -68,6 +68,12 @@ def load_detector(source: str, dtype: torch.dtype) -> Detector:
     return loaded
 
 
+def takes_phrases(source: str) -> bool:
+    """Whether the checkpoint in a folder or of a hub id is of a segmenter that takes phrases itself. Raises ModelError."""
+    kind = read_config(source, source, NEEDED).get("model_type")
+    return kind in sam3.ALONE or (kind == "sam3_video" and not _lacks_tokenizer(source))
+
+
 _Make = Callable[[str, PreTrainedConfig, torch.dtype], Callable[[str], Any]]
 """Loads the parts of a checkpoint; what it returns makes one model of them, given the source for its identity."""
 
@@ -85,6 +91,10 @@ def _load(source: str, dtype: torch.dtype, needed: tuple[tuple[str, ...], ...], 
 
 def _image_processor(source: str, config: PreTrainedConfig) -> Any:
     return AutoImageProcessor.from_pretrained(source, config=config, trust_remote_code=False)  # type: ignore[no-untyped-call]
+
+
+def _lacks_tokenizer(source: str) -> bool:
+    return Path(source).is_dir() and not (Path(source) / TOKENIZER_FILE).is_file()
 
 
 def _tokenizer(source: str) -> Any:
@@ -118,7 +128,7 @@ def _sam3(source: str, config: PreTrainedConfig, dtype: torch.dtype) -> Callable
 
 def _sam3_video(source: str, config: PreTrainedConfig, dtype: torch.dtype) -> Callable[[str], TransformersSegmenter]:
     """Detector and tracker; of a folder without the tokenizer's file the tracker alone, as such a folder takes no phrase."""
-    if Path(source).is_dir() and not (Path(source) / TOKENIZER_FILE).is_file():
+    if _lacks_tokenizer(source):
         log.warning("%s lacks %s, so it takes box and points and no phrase; fetch that file, too", source, TOKENIZER_FILE)
         return _promptable(source, config, dtype)
     tokenizer, images = _tokenizer(source), _image_processor(source, config)

@@ -23,7 +23,7 @@ from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 from sam4mllm.errors import PromptError
 from sam4mllm.geometry import box_iou
 from sam4mllm.segmentation.concept import Candidates
-from sam4mllm.segmentation.module import PHRASES_AT_ONCE, ModuleSegmenter, numbers, stability, weights_nbytes
+from sam4mllm.segmentation.module import PHRASES_AT_ONCE, ModuleSegmenter, numbers, stability, tell_cut, weights_nbytes
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.segmentation.transformers_sam import TransformersEmbedding, TransformersSegmenter
 from sam4mllm.values import Masks, Prompt
@@ -85,6 +85,10 @@ class _Phrases:
         self._keep(known, device)
         return torch.stack([known[phrase][0] for phrase in phrases]), torch.stack([known[phrase][1] for phrase in phrases])
 
+    def note(self, phrase: str) -> str:
+        """What a user should know of how a phrase is read."""
+        return tell_cut(self._tokenizer, phrase, TOKENS)
+
     def _keep(self, known: Mapping[str, tuple[Tensor, Tensor]], device: torch.device) -> None:
         with self._lock:
             for phrase, features in known.items():
@@ -136,7 +140,7 @@ class Sam3Finder:
         for start in range(0, len(phrases), PHRASES_AT_ONCE):
             asked = phrases[start : start + PHRASES_AT_ONCE]
             answer = self.ask(maps, asked)
-            found += [_candidates(answer, index, size, threshold) for index in range(len(asked))]
+            found += [_candidates(answer, index, size, threshold, self._phrases.note(phrase)) for index, phrase in enumerate(asked)]
         return found
 
 
@@ -257,7 +261,7 @@ def _mask(logits: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
     return mask
 
 
-def _candidates(answer: Any, index: int, size: tuple[int, int], threshold: float) -> Candidates:
+def _candidates(answer: Any, index: int, size: tuple[int, int], threshold: float, note: str) -> Candidates:
     """Those of one phrase. A query's score is its probability times that of the phrase's presence."""
     presence = answer.presence_logits[index].sigmoid()
     scores = answer.pred_logits[index].sigmoid() * presence
@@ -266,7 +270,7 @@ def _candidates(answer: Any, index: int, size: tuple[int, int], threshold: float
     masks = np.zeros((len(order), *size), np.bool_)
     for place, query in enumerate(order.tolist()):  # one at a time: hundreds at the image's size would not fit
         masks[place] = _mask(answer.pred_masks[index, query], size)
-    return Candidates(_boxes_px(answer.pred_boxes[index, order], size), numbers(scores[order]), masks, float(presence))
+    return Candidates(_boxes_px(answer.pred_boxes[index, order], size), numbers(scores[order]), masks, float(presence), note)
 
 
 def _pick(answer: Any, index: int, embedding: Embedding, box_px: NDArray[np.float32], prompt: Prompt) -> Masks:
