@@ -337,12 +337,13 @@ class Trainer:
         """All weights at once or none: memory may run out half way back."""
         total, found = 0.0, dict[Tensor, Tensor]()
         for part, share in shares_of(self._checkpoint.model, row):
-            loss = self._loss(encoded, part) * share
-            gradients = torch.autograd.grad(self._scaler.scale(loss / self.plan.batch), list(self._trained), allow_unused=True)
+            loss = self._loss(encoded, part)
+            scaled = self._scaler.scale(loss * share / self.plan.batch)
+            gradients = torch.autograd.grad(scaled, list(self._trained), allow_unused=True)
             for weight, gradient in zip(self._trained, gradients, strict=True):
                 if gradient is not None:
                     found[weight] = found[weight].add_(gradient) if weight in found else gradient
-            total += float(loss.detach())
+            total += share * float(loss.detach())
         for weight, gradient in found.items():
             weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         return total
