@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sam4mllm.errors import EvaluationError
 from sam4mllm.options import Options, Precision
-from sam4mllm.trial.candidates import KEYS, Candidate, read_candidates
+from sam4mllm.trial.candidates import KEYS, Contender, read_candidates
 
 FULL = """
 [box]
@@ -33,7 +33,7 @@ device = "cuda:1"
 """
 
 
-def read(folder: Path, text: str) -> list[Candidate]:
+def read(folder: Path, text: str) -> list[Contender]:
     path = folder / "candidates.toml"
     path.write_text(text, encoding="utf-8")
     return read_candidates(path)

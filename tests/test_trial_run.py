@@ -19,14 +19,14 @@ from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.clicking import Correction
 from sam4mllm.evaluation.run import by_image
 from sam4mllm.trial import worker
-from sam4mllm.trial.candidates import Candidate
+from sam4mllm.trial.candidates import Contender
 from sam4mllm.trial.run import ONE_TRIAL, try_all
 from sam4mllm.trial.tried import TrialJournal, keys_of
 from sam4mllm.trial.worker import JOURNAL, Job, describe, work
 from tests.trial_doubles import DOUBLE, load_fake, write_cups
 
 Cups = tuple[Path, list[Example]]
-A, B = Candidate("a", strategy="box"), Candidate("b", strategy="pqpp")
+A, B = Contender("a", strategy="box"), Contender("b", strategy="pqpp")
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def out(tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
-def a_job(cups: Cups, out: Path, candidate: Candidate = A) -> Job:
+def a_job(cups: Cups, out: Path, candidate: Contender = A) -> Job:
     return Job(asdict(candidate), str(cups[0]), None, str(out), keys_of(candidate, by_image(cups[1])))
 
 
@@ -85,7 +85,7 @@ def test_what_is_in_the_journal_is_not_done_again(cups: Cups, out: Path) -> None
         pytest.param(lambda one: replace(one, model="other"), False, id="another model"),
     ],
 )
-def test_the_key_is_of_all_that_shapes_an_answer(cups: Cups, change: Callable[[Candidate], Candidate], same: bool) -> None:
+def test_the_key_is_of_all_that_shapes_an_answer(cups: Cups, change: Callable[[Contender], Contender], same: bool) -> None:
     images = by_image(cups[1])
     assert (keys_of(change(A), images) == keys_of(A, images)) == same
 
@@ -122,9 +122,9 @@ FAILURES = {
 
 
 def test_a_candidate_that_fails_has_a_line_and_the_others_go_on(cups: Cups, out: Path) -> None:
-    failing = [Candidate(name.replace(" ", "-"), model=name) for name in FAILURES]
-    lost = Candidate("lost", adapter="nowhere/adapter")
-    *failed, no_adapter, chatty, last = try_all([*failing, lost, Candidate("chatty", model="chatty"), A], *cups, out, command=DOUBLE)
+    failing = [Contender(name.replace(" ", "-"), model=name) for name in FAILURES]
+    lost = Contender("lost", adapter="nowhere/adapter")
+    *failed, no_adapter, chatty, last = try_all([*failing, lost, Contender("chatty", model="chatty"), A], *cups, out, command=DOUBLE)
     for one, said in zip(failed, FAILURES.values(), strict=True):
         assert one.failure.startswith(said)
         assert "\n" not in one.failure

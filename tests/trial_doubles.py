@@ -20,7 +20,7 @@ from sam4mllm.evaluation.run import choose
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.run_lengths import to_rle
 from sam4mllm.trial import worker
-from sam4mllm.trial.candidates import Candidate
+from sam4mllm.trial.candidates import Contender
 from sam4mllm.trial.run import Tried
 from sam4mllm.trial.tried import TriedPhrase, TriedPicture
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
@@ -41,7 +41,7 @@ def write_cups(folder: Path, count: int = 3) -> tuple[Path, list[Example]]:
     return folder, choose(folder)
 
 
-def load_fake(candidate: Candidate) -> Pipeline:
+def load_fake(candidate: Contender) -> Pipeline:
     """What the candidate's ``model`` says: a pipeline of fakes, or how it fails."""
     match candidate.model:
         case "refused":
@@ -65,7 +65,7 @@ def made_up(name: str, ious: Sequence[float], seconds: float = 1.0, clicks: int 
     """A candidate that was tried on as many pictures, each with a phrase of that IoU."""
     rle = to_rle(np.ones((4, 5), np.bool_))
     return Tried(
-        Candidate(name, model=model),
+        Contender(name, model=model),
         {
             f"images/{at}.png": TriedPicture(
                 (TriedPhrase(Sample(iou, round(100 * iou), 100, True, False), rle, 0.9, Correction(clicks, clicks < 10)),),

@@ -19,7 +19,7 @@ from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
     from sam4mllm.data.examples import Example
-    from sam4mllm.trial.candidates import Candidate
+    from sam4mllm.trial.candidates import Contender
     from sam4mllm.trial.run import Tried
     from sam4mllm.trial.verdict import TrialRow
 
@@ -84,7 +84,7 @@ def _dataset(source: Path, folder: Path) -> Path:
     return folder
 
 
-def _try(listed: Sequence[Candidate], dataset: Path, examples: Sequence[Example], out: Path, split: str | None) -> list[Tried]:
+def _try(listed: Sequence[Contender], dataset: Path, examples: Sequence[Example], out: Path, split: str | None) -> list[Tried]:
     from sam4mllm.trial.run import try_all
 
     try:

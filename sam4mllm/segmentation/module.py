@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from threading import Lock
 from typing import Any
 
 import torch
@@ -67,6 +68,18 @@ class ModuleSegmenter:
 def weights_nbytes(model: torch.nn.Module) -> int:
     """Memory of a module's weights."""
     return sum(weight.nbytes for weight in model.parameters())
+
+
+class SharedTokenizer:
+    """A tokenizer that several threads may call: transformers sets padding and truncation on the tokenizer itself, anew with each call."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        self._lock = Lock()
+
+    def __call__(self, texts: str | Sequence[str], **how: Any) -> Any:
+        with self._lock:
+            return self._tokenizer(texts, **how)
 
 
 def tell_cut(tokenizer: Any, text: str, most: int) -> str:

@@ -28,6 +28,7 @@ from sam4mllm.errors import ModelError, first_line
 from sam4mllm.segmentation import grounding_dino, proposals, sam3, semantic, transformers_sam
 from sam4mllm.segmentation.detection import Detector
 from sam4mllm.segmentation.grounding_dino import GroundingDinoDetector
+from sam4mllm.segmentation.module import SharedTokenizer
 from sam4mllm.segmentation.proposals import ProposalSegmenter
 from sam4mllm.segmentation.protocol import Segmenter
 from sam4mllm.segmentation.sam3 import Sam3Finder, Sam3Segmenter, Sam3TrackerSegmenter, SharedFeatures
@@ -97,8 +98,8 @@ def _lacks_tokenizer(source: str) -> bool:
     return Path(source).is_dir() and not (Path(source) / TOKENIZER_FILE).is_file()
 
 
-def _tokenizer(source: str) -> Any:
-    return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+def _tokenizer(source: str) -> SharedTokenizer:
+    return SharedTokenizer(AutoTokenizer.from_pretrained(source, trust_remote_code=False))
 
 
 def _weights(auto: Any, source: str, config: PreTrainedConfig) -> Any:

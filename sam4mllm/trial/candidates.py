@@ -40,7 +40,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 
 @dataclass(frozen=True)
-class Candidate:
+class Contender:
     """What is loaded, and how it is asked; ``name`` is what it is called in the tables."""
 
     name: str
@@ -72,10 +72,10 @@ class Candidate:
         return {one.name: value for one in fields(self) if (value := getattr(self, one.name)) != one.default and one.name != "name"}
 
 
-KEYS = tuple(field.name for field in fields(Candidate) if field.name != "name")
+KEYS = tuple(field.name for field in fields(Contender) if field.name != "name")
 
 
-def read_candidates(path: Path) -> list[Candidate]:
+def read_candidates(path: Path) -> list[Contender]:
     """The candidates of a file, in its order. Raises EvaluationError with one line that names candidate and key."""
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -91,7 +91,7 @@ def read_candidates(path: Path) -> list[Candidate]:
         raise EvaluationError(f"{path}: {error}") from error
 
 
-def _candidate(name: str, table: object) -> Candidate:
+def _candidate(name: str, table: object) -> Contender:
     if not isinstance(table, dict):
         raise EvaluationError(f"{listed([name])} stands outside of a candidate; write it under a table such as [points]")
     if NAME.fullmatch(name) is None:
@@ -99,7 +99,7 @@ def _candidate(name: str, table: object) -> Candidate:
     unknown = table.keys() - set(KEYS)
     if unknown:
         raise EvaluationError(f"{name} has the unknown key {listed(unknown)}; known are {', '.join(KEYS)}")
-    return Candidate(name, **{key: _value(name, key, value) for key, value in table.items()})
+    return Contender(name, **{key: _value(name, key, value) for key, value in table.items()})
 
 
 def _value(name: str, key: str, value: object) -> Any:

@@ -17,7 +17,7 @@ from sam4mllm.durable import locked
 from sam4mllm.errors import EvaluationError, Sam4mllmError
 from sam4mllm.evaluation.run import by_image
 from sam4mllm.plain_text import one_line
-from sam4mllm.trial.candidates import Candidate
+from sam4mllm.trial.candidates import Contender
 from sam4mllm.trial.tried import TrialJournal, TriedPicture, keys_of
 from sam4mllm.trial.worker import JOURNAL, Job
 
@@ -36,13 +36,13 @@ Track = Callable[[Iterable[str], int, str], Iterable[str]]
 class Tried:
     """A candidate and what came of every picture, by the picture; or why nothing came of it, in a line, and no pictures."""
 
-    candidate: Candidate
+    candidate: Contender
     pictures: dict[str, TriedPicture]
     failure: str = ""
 
 
 def try_all(
-    candidates: Sequence[Candidate],
+    candidates: Sequence[Contender],
     dataset: Path,
     examples: Sequence[Example],
     folder: Path,
@@ -79,7 +79,7 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def _try(
-    candidate: Candidate,
+    candidate: Contender,
     dataset: Path,
     images: Sequence[Sequence[Example]],
     folder: Path,

@@ -16,7 +16,7 @@ from sam4mllm.evaluation.journal import KeyedLines
 from sam4mllm.evaluation.metrics import Sample
 from sam4mllm.identity import digest_of
 from sam4mllm.run_lengths import Rle
-from sam4mllm.trial.candidates import Candidate
+from sam4mllm.trial.candidates import Contender
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class TrialJournal(KeyedLines[TriedPicture]):
         self.put(key, tried, {"candidate": candidate, "image": image, **asdict(tried)})
 
 
-def keys_of(candidate: Candidate, images: Sequence[Sequence[Example]]) -> dict[str, str]:
+def keys_of(candidate: Contender, images: Sequence[Sequence[Example]]) -> dict[str, str]:
     """The key of each picture, by the picture: the hash of the candidate but for its name, of its files' sizes and times, of the picture,
     its phrases and true masks, of how it is clicked on, and of this package's release.
 
@@ -84,7 +84,7 @@ def keys_of(candidate: Candidate, images: Sequence[Sequence[Example]]) -> dict[s
     }
 
 
-def _stamps(candidate: Candidate) -> dict[str, list[tuple[str, int, int]]]:
+def _stamps(candidate: Contender) -> dict[str, list[tuple[str, int, int]]]:
     """Name, size and time of change of each file that a candidate names: to hash a model's gigabytes takes longer than many pictures."""
     segmenter = (candidate.segmenter or "").partition("#")[0]
     places = {

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from sam4mllm.evaluation.intervals import Difference, Sums, differences, intervals, sum_by_image
-from sam4mllm.trial.candidates import Candidate
+from sam4mllm.trial.candidates import Contender
 from sam4mllm.trial.run import Tried
 
 METRIC = "gIoU"
@@ -37,7 +37,7 @@ class TrialRow:
     pictures, ``loading`` seconds that of the processes; ``memory`` and ``gpu_memory`` are bytes at the most.
     """
 
-    candidate: Candidate
+    candidate: Contender
     figures: dict[str, float | None]
     ends: dict[str, tuple[float, float] | None]
     to_best: Difference | None

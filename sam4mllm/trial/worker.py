@@ -28,7 +28,7 @@ from sam4mllm.evaluation.run import by_image, choose, draw_oracle, measure
 from sam4mllm.evaluation.sharing import SharingGrounder
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.run_lengths import to_rle
-from sam4mllm.trial.candidates import Candidate
+from sam4mllm.trial.candidates import Contender
 from sam4mllm.trial.tried import TrialJournal, TriedPhrase, TriedPicture
 from sam4mllm.values import Segmentation
 
@@ -59,12 +59,12 @@ def read_job(stream: TextIO) -> Job:
     return Job(**json.loads(stream.readline()))
 
 
-def work(job: Job, load: Callable[[Candidate], Pipeline]) -> Iterator[str]:
+def work(job: Job, load: Callable[[Contender], Pipeline]) -> Iterator[str]:
     """Try a candidate on each picture that is missing; each is in the journal when its name comes.
 
     Raises Sam4mllmError, and whatever a model raises that is too large or broken.
     """
-    candidate = Candidate(**job.candidate)  # type: ignore[arg-type]
+    candidate = Contender(**job.candidate)  # type: ignore[arg-type]
     folder = Path(job.folder)
     with locked(folder / LOCK):  # until a worker that a kill left without its trial has ended
         journal = TrialJournal(folder / JOURNAL)
@@ -115,7 +115,7 @@ def _gpu_memory() -> int:
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 
 
-def _load(candidate: Candidate) -> Pipeline:
+def _load(candidate: Contender) -> Pipeline:
     from sam4mllm.loading import load_pipeline  # noqa: PLC0415
 
     one = candidate
