@@ -90,6 +90,19 @@ def test_the_key_is_of_all_that_shapes_an_answer(cups: Cups, change: Callable[[C
     assert (keys_of(change(A), images) == keys_of(A, images)) == same
 
 
+@pytest.mark.parametrize("which", ["detector", "segmenter"])
+def test_the_key_changes_with_a_detectors_files_and_with_its_segmenters(cups: Cups, which: str, tmp_path: Path) -> None:
+    images = by_image(cups[1])
+    detector, weights = tmp_path / "detector" / "model.safetensors", tmp_path / "segmenter.safetensors"
+    detector.parent.mkdir()
+    detector.write_bytes(b"1")
+    weights.write_bytes(b"1")
+    named = replace(A, segmenter=f"{detector.parent}+vit_h:{weights}")
+    before = keys_of(named, images)
+    os.utime(detector if which == "detector" else weights, ns=(1, 1))
+    assert keys_of(named, images) != before
+
+
 def test_the_key_changes_with_a_models_files_and_with_the_truth(cups: Cups, tmp_path: Path) -> None:
     images = by_image(cups[1])
     weights = tmp_path / "weights.safetensors"

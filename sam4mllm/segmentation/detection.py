@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from sam4mllm.segmentation.concept import Candidates
 from sam4mllm.segmentation.module import AT_ONCE
-from sam4mllm.segmentation.protocol import Embedding, Segmenter
+from sam4mllm.segmentation.protocol import Embedding, ImageModel, Segmenter
 from sam4mllm.values import Masks, Prompt
 
 
@@ -31,26 +31,8 @@ class Detections:
     note: str = ""
 
 
-class Detector(Protocol):
-    """A model that finds the boxes of a phrase and keeps no image."""
-
-    @property
-    def identity(self) -> str:
-        """What shapes its boxes, as a short hash."""
-        ...
-
-    @property
-    def nbytes(self) -> int:
-        """Memory of its weights."""
-        ...
-
-    def to(self, device: torch.device) -> None:
-        """Move its weights. An embedding is used where it was made."""
-        ...
-
-    def encode(self, image: NDArray[np.uint8]) -> Embedding:
-        """Take in an image (H, W, 3) RGB once, for any number of phrases."""
-        ...
+class Detector(ImageModel, Protocol):
+    """A model that finds the boxes of a phrase."""
 
     def find_boxes(self, embedding: Embedding, phrases: Sequence[str], threshold: float) -> list[Detections]:
         """What has at least the score ``threshold``, one entry a phrase in order."""

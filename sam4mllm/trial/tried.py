@@ -16,6 +16,7 @@ from sam4mllm.evaluation.journal import KeyedLines
 from sam4mllm.evaluation.metrics import Sample
 from sam4mllm.identity import digest_of
 from sam4mllm.run_lengths import Rle
+from sam4mllm.segmentation.names import split_name
 from sam4mllm.trial.candidates import Contender
 
 
@@ -86,9 +87,11 @@ def keys_of(candidate: Contender, images: Sequence[Sequence[Example]]) -> dict[s
 
 def _stamps(candidate: Contender) -> dict[str, list[tuple[str, int, int]]]:
     """Name, size and time of change of each file that a candidate names: to hash a model's gigabytes takes longer than many pictures."""
-    segmenter = (candidate.segmenter or "").partition("#")[0]
+    detector, drawing = split_name(candidate.segmenter or "")
+    segmenter = drawing.partition("#")[0]
     places = {
         "model": candidate.model,
+        "detector": detector,
         "segmenter": segmenter.partition(":")[2] or segmenter,
         "adapter": None if candidate.adapter is None else str(find_adapter(candidate.adapter)),
         "dialect": candidate.dialect,
