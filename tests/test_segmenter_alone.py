@@ -438,8 +438,9 @@ def test_a_phrase_that_is_not_read_to_its_end_is_told(tmp_path: Path, made: Call
     assert long.note.startswith(f"the segmenter reads {most} tokens of a phrase, and this one has {count}:")
 
 
-def test_a_batch_gives_the_servers_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("MODEL", "SEGMENTER"):
+@pytest.mark.parametrize("told", ["setting", "option"])
+def test_a_batch_gives_the_servers_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, told: str) -> None:
+    for name in ("MODEL", "SEGMENTER", "THRESHOLD"):
         monkeypatch.setenv(f"SAM4MLLM_{name}", "")  # the command sets them for good
     folder = write_sam3_video(tmp_path / "sam3")
     given = {"model": "none", "segmenter": str(folder), "threshold": 0.0, "device": "cpu"}
@@ -447,7 +448,9 @@ def test_a_batch_gives_the_servers_version(tmp_path: Path, monkeypatch: pytest.M
     service.close(5)
     write_pictures(tmp_path / "pictures", 1)
     command = ["batch", str(tmp_path / "pictures"), "--phrase", "cup", "--model", "none", "--segmenter", str(folder), "--json"]
-    environment = {"SAM4MLLM_HOME": str(tmp_path / "home"), "SAM4MLLM_THRESHOLD": "0", "SAM4MLLM_DEVICE": "cpu"}
+    command += ["--threshold", "0"] if told == "option" else []
+    threshold = {"SAM4MLLM_THRESHOLD": "0" if told == "setting" else ""}
+    environment = {"SAM4MLLM_HOME": str(tmp_path / "home"), "SAM4MLLM_DEVICE": "cpu", **threshold}
     result = CliRunner().invoke(make_app(), command, env=environment)
     assert result.exit_code == 0, result.output
     summary = json.loads(result.stdout)
