@@ -20,13 +20,13 @@ FITS = 0.5
 """IoU from which an MLLM's box means a candidate. Two boxes side by side cannot both have more with a third, so that none takes what is its
 neighbour's; it is also what a mask counts as right from (ACCEPTED_IOU)."""
 SAME = 0.7
-"""IoU of two masks from which they are of one thing, found twice: by the phrase and by its noun."""
+"""IoU of two masks from which they are of one thing, found twice: by a detector's two boxes, or by the phrase and by its noun."""
 _NEAR = 0.5
 """IoU of two boxes below which their masks are not compared: such masks are hardly ever of one thing, and there may be many pairs."""
 
 
 def find(segmenter: ConceptSegmenter, embedding: Embedding, phrases: Sequence[str], threshold: float) -> list[Grounding]:
-    """The segmenter's own answers: all that it finds for each phrase, one entry a phrase in order."""
+    """The segmenter's own answers: all that it finds for each phrase, each thing once, one entry a phrase in order."""
     found = segmenter.find(embedding, phrases, threshold)
     return [_as_grounding(phrase, one) for phrase, one in zip(phrases, found, strict=True)]
 
@@ -58,8 +58,9 @@ def choose(
 
 def _as_grounding(phrase: str, found: Candidates) -> Grounding:
     # the score says how sure the segmenter is of the place and of the mask alike
-    candidates = tuple(Candidate(mask, float(score)) for mask, score in zip(found.masks, found.scores, strict=True))
-    return Grounding(phrase, found.boxes_px, found.scores, 1.0 - found.presence, note=found.note, candidates=candidates)
+    boxes_px, scores, masks = _pool([found])
+    candidates = tuple(Candidate(mask, score) for mask, score in zip(masks, scores, strict=True))
+    return Grounding(phrase, boxes_px, np.array(scores, np.float64), 1.0 - found.presence, note=found.note, candidates=candidates)
 
 
 def _with_candidates(told: Grounding, found: Sequence[Candidates]) -> Grounding:

@@ -134,8 +134,9 @@ class Pipeline:
         parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": options.shaping()}
         thought = {"thought": WORDS} if options.strategy == "reason" else {}
         doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
-        choosing = {"name": NAME_QUESTION, "fits": candidates.FITS, "same": candidates.SAME} if options.strategy == "choose" else {}
-        return digest_of({**parts, **doubted, **choosing, **thought})
+        found = {"same": candidates.SAME} if options.strategy in BY_CONCEPT else {}
+        choosing = {"name": NAME_QUESTION, "fits": candidates.FITS} if options.strategy == "choose" else {}
+        return digest_of({**parts, **doubted, **found, **choosing, **thought})
 
     def _version(self, options: Options) -> str:
         identity = self._identity(options)

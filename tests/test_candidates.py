@@ -64,6 +64,12 @@ def test_concept_takes_every_candidate_with_its_own_mask() -> None:
     assert not answer.note
 
 
+def test_what_a_detector_finds_twice_is_one_thing() -> None:
+    twice = candidates([LEFT, near(LEFT, 1), MIDDLE], [0.9, 0.8, 0.7])
+    pipeline, _ = alone({"cup": twice})
+    assert boxes_of(pipeline, "cup") == [LEFT, MIDDLE]
+
+
 def test_a_candidates_score_is_the_instances() -> None:
     pipeline, _ = alone({"cup": THREE})
     [answer] = pipeline.segment(IMAGE, ["cup"])
