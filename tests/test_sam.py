@@ -6,6 +6,7 @@ import hashlib
 import pickle
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from segment_anything import SamPredictor
 from segment_anything.modeling import Sam
+from torch import nn
 
 from sam4mllm.errors import ModelError, PromptError
 from sam4mllm.segmentation import loading
+from sam4mllm.segmentation.attention import FusedAttention, fuse_attention
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.sam import SamSegmenter
 from sam4mllm.segmentation.small_sam import build_segmenter
@@ -30,8 +33,13 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(scope="module")
 def model() -> Sam:
+    """segment-anything's own, of which no weight is zero."""
     torch.manual_seed(3)
-    return build_segmenter().eval()
+    official = build_segmenter().eval()
+    for name, weight in official.image_encoder.named_parameters():
+        if "rel_pos" in name:
+            nn.init.normal_(weight)
+    return official
 
 
 def picture(seed: int, height: int = 150, width: int = 210) -> NDArray[np.uint8]:
@@ -58,7 +66,7 @@ def test_masks_equal_the_official_predictor(model: Sam, size: tuple[int, int]) -
     image = picture(1, *size)
     predictor = SamPredictor(model)
     predictor.set_image(image)
-    segmenter = SamSegmenter(model, "test")
+    segmenter = SamSegmenter(fuse_attention(deepcopy(model)), "test")
     embedding = segmenter.encode(image)
     for masks, given in zip(segmenter.decode(embedding, PROMPTS), PROMPTS, strict=True):
         points = (given.points_px, given.labels) if len(given.labels) else (None, None)
@@ -68,6 +76,28 @@ def test_masks_equal_the_official_predictor(model: Sam, size: tuple[int, int]) -
         with torch.inference_mode():
             np.testing.assert_allclose(segmenter.logits(embedding, [given])[0][0].numpy(), low, atol=1e-4)
         assert masks.stability.shape == (3,)
+
+
+@pytest.mark.parametrize("size", [(48, 48), (8, 8), (5, 11)], ids=str)
+def test_fused_attention_equals_the_official_one(model: Sam, size: tuple[int, int]) -> None:
+    """Also where the table of positions is resampled; and so do the gradients of all its weights."""
+    for index in (0, 3):  # in windows, and over the whole image
+        official = deepcopy(model.image_encoder.blocks[index].attn)
+        fused = FusedAttention(deepcopy(official))
+        assert list(fused.state_dict()) == list(official.state_dict())
+        tokens = torch.randn(2, *size, 144)
+        outputs = [layer(tokens) for layer in (official, fused)]
+        torch.testing.assert_close(*outputs, atol=1e-5, rtol=1e-5)
+        for output in outputs:
+            output.square().mean().backward()
+        for (name, one), other in zip(official.named_parameters(), fused.parameters(), strict=True):
+            torch.testing.assert_close(one.grad, other.grad, atol=1e-6, rtol=1e-4, msg=name)
+
+
+def test_what_is_loaded_has_fused_attention() -> None:
+    segmenter = load_segmenter("demo", CPU)
+    assert isinstance(segmenter, SamSegmenter)
+    assert {type(block.attn) for block in segmenter.model.image_encoder.blocks} == {FusedAttention}
 
 
 def test_a_clear_prompt_has_the_official_single_mask_beside_others_with_three(model: Sam) -> None:

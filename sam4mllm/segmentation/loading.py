@@ -17,6 +17,7 @@ from sam4mllm.checkpoints import CONFIG, WEIGHTS, check_state, read_object, requ
 from sam4mllm.durable import file_sha256
 from sam4mllm.errors import ModelError, first_line
 from sam4mllm.segmentation import efficientvit, pretrained
+from sam4mllm.segmentation.attention import fuse_attention
 from sam4mllm.segmentation.detection import DetectingSegmenter
 from sam4mllm.segmentation.names import split_name
 from sam4mllm.segmentation.pretrained import load_detector, load_transformers
@@ -113,7 +114,7 @@ def _build(name: str, state: Mapping[str, Tensor]) -> Any:
     if name in efficientvit.NAMES:
         model: Any = efficientvit.build(name)
     else:
-        model = build_segmenter() if name == "demo" else sam_model_registry[name]()
+        model = fuse_attention(build_segmenter() if name == "demo" else sam_model_registry[name]())
     check_state(model.state_dict(), state)
     model.load_state_dict(state)
     return model

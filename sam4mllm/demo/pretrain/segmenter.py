@@ -23,6 +23,7 @@ from torch import Tensor
 from sam4mllm.demo.pretrain.ahead import Ahead
 from sam4mllm.demo.pretrain.loop import PretrainPlan, run
 from sam4mllm.demo.pretrain.segmenter_examples import PAD_LABEL, WHOLE_EVERY, PromptedImage, click_on, draw_example
+from sam4mllm.segmentation.attention import fuse_attention
 from sam4mllm.segmentation.small_sam import SEGMENTER_PATCH, SEGMENTER_SIZE, build_segmenter
 from sam4mllm.training.state import has_state
 
@@ -54,7 +55,7 @@ def train(
 ) -> Sam:
     """Run or continue the stage and return the model; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
-    model = build_segmenter(size)
+    model = fuse_attention(build_segmenter(size))
     if begin is not None and not has_state(folder):
         begin(model)
     rate = RATE if begin is None else RATE_GROWN

@@ -1,0 +1,67 @@
+"""SAM's image attention without its matrix of positions.
+
+segment-anything adds to each query's scores what its head says of how far a key is below and beside it (decomposed relative positions,
+ViTDet, arXiv 2203.16527, section 3). Per head and image that is a matrix of all tokens by all tokens, written out several times. As the two
+terms depend on the key's row and column alone, they are dot products, too: with the query's terms for every row and column as further
+dimensions of the query, and the key's own row and column as ones among zeros in those of the key, one fused attention does it all.
+
+    query  [ q · scale | below (H) | beside (W) ]
+    key    [ k         | 0 … 1 … 0 | 0 … 1 … 0  ]
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from segment_anything.modeling import Sam
+from segment_anything.modeling.image_encoder import Attention, get_rel_pos
+from torch import Tensor, nn
+
+
+class FusedAttention(nn.Module):
+    """Takes the place of an :class:`~segment_anything.modeling.image_encoder.Attention` with relative positions: the same weights under the
+    same names, the same results but for rounding.
+    """
+
+    def __init__(self, former: Attention) -> None:
+        super().__init__()
+        self.heads, self.scale = former.num_heads, former.scale
+        self.qkv, self.proj = former.qkv, former.proj
+        self.rel_pos_h, self.rel_pos_w = former.rel_pos_h, former.rel_pos_w
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """``tokens`` (B, H, W, C) to the same shape."""
+        batch, height, width, _ = tokens.shape
+        heads = self.qkv(tokens).reshape(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        query, key, value = heads.unbind(0)
+        places = _places(height, width, key).expand(batch, self.heads, -1, -1)
+        found = F.scaled_dot_product_attention(
+            torch.cat([query * self.scale, self._distances(query, height, width)], -1),
+            torch.cat([key, places], -1),
+            F.pad(value, (0, height + width)),  # fused kernels want values as wide as keys
+            scale=1.0,
+        )[..., : value.shape[-1]]
+        joined: Tensor = self.proj(found.transpose(1, 2).reshape(batch, height, width, -1))
+        return joined
+
+    def _distances(self, query: Tensor, height: int, width: int) -> Tensor:
+        """(B, heads, H·W, H + W): what each query (B, heads, H·W, C) says of keys in each row and in each column."""
+        grid = query.reshape(*query.shape[:2], height, width, -1)
+        below = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(height, height, self.rel_pos_h))
+        beside = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(width, width, self.rel_pos_w))
+        return torch.cat([below, beside], -1).flatten(2, 3).to(query.dtype)
+
+
+def _places(height: int, width: int, like: Tensor) -> Tensor:
+    """(H·W, H + W): each token's row and column as ones among zeros."""
+    rows = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, 0)
+    columns = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
+    return torch.cat([rows, columns], -1)
+
+
+def fuse_attention(model: Sam) -> Sam:
+    """The same model, its image encoder's attention fused in place."""
+    for block in model.image_encoder.blocks:
+        if isinstance(block.attn, Attention) and block.attn.use_rel_pos:
+            block.attn = FusedAttention(block.attn)
+    return model
