@@ -56,6 +56,7 @@ _GLM = ATTENTION | {LAYER(layer, f"mlp.{name}") for layer in range(2) for name i
 LANGUAGES = {
     "qwen3_vl_moe": ATTENTION,
     "qwen3_5": _HYBRID_ATTENTION | {name for name in LANGUAGE if ".mlp." in name},
+    "qwen3_5_moe": _HYBRID_ATTENTION | {name.replace(".mlp.", ".mlp.shared_expert.") for name in LANGUAGE if ".mlp." in name},
     "glm4v": _GLM,
     "glm46v": _GLM,
     "glm4v_moe": ATTENTION,
@@ -71,6 +72,7 @@ PROJECTORS = {
     "qwen3_vl": {f"model.visual.{merger}.linear_fc{layer}" for merger in _MERGERS for layer in (1, 2)},
     "qwen3_vl_moe": {f"model.visual.{merger}.linear_fc{layer}" for merger in _MERGERS for layer in (1, 2)},
     "qwen3_5": {"model.visual.merger.linear_fc1", "model.visual.merger.linear_fc2"},
+    "qwen3_5_moe": {"model.visual.merger.linear_fc1", "model.visual.merger.linear_fc2"},
     "glm4v": _MERGER_GLM,
     "glm46v": _MERGER_GLM,
     "glm4v_moe": set(),

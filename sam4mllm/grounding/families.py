@@ -64,6 +64,7 @@ _MERGER_2 = r"model\.visual\.merger\.mlp\.[02]"
 _MERGER_3 = r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
 
 _HYBRID = rf"{_LANGUAGE}|model\.language_model\.layers\.\d+\.linear_attn\.(in_proj_qkv|in_proj_z|out_proj)"
+_SHARED = r"model\.language_model\.layers\.\d+\.mlp\.shared_expert\.(gate|up|down)_proj"
 _LANGUAGE_GLM = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate_up|down)_proj)"
 _MERGER_GLM = r"model\.visual\.merger\.(proj|gate_proj|up_proj|down_proj)"
 _PROJECTOR = r"model\.multi_modal_projector\.linear_[12]"
@@ -75,6 +76,7 @@ FAMILIES = {
     "qwen3_vl": Family(QWEN3_VL, encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_3}"),
     "qwen3_vl_moe": Family(QWEN3_VL, encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_3}"),
     "qwen3_5": Family(QWEN3_VL, encode_qwen_vl, f"{_HYBRID}|{_MERGER_3}"),
+    "qwen3_5_moe": Family(QWEN3_VL, encode_qwen_vl, f"{_HYBRID}|{_SHARED}|{_MERGER_3}"),
     "glm4v": Family(GLM_V, encode_qwen_vl, f"{_LANGUAGE_GLM}|{_MERGER_GLM}"),
     "glm46v": Family(GLM_V, encode_qwen_vl, f"{_LANGUAGE_GLM}|{_MERGER_GLM}"),
     "glm4v_moe": Family(GLM_V, encode_qwen_vl, _ATTENTION),  # peft takes the names of this type's other layers for its experts
