@@ -26,10 +26,13 @@ from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.frames import highest, to_numbers, to_pixels
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounder
+from sam4mllm.grounding.reading import read_answer
 from sam4mllm.grounding.reference import ask_at_once, ask_expanded, ask_one_by_one, ask_separately
-from sam4mllm.prompts.conversation import BoxNumbers, box_answer, points_body
+from sam4mllm.prompts.answer_text import fold
+from sam4mllm.prompts.conversation import BoxNumbers, PointNumbers, box_answer, points_body
 from sam4mllm.prompts.dialects import Dialect
 from sam4mllm.prompts.parse import parse_boxes, parse_points, says_no_target
+from sam4mllm.prompts.pointing import find_marks, pointed_answer
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import Collator
 from sam4mllm.training.loss import row_loss
@@ -79,6 +82,7 @@ PROJECTORS = {
     "llava_next": _PROJECTOR,
     "llava_onevision": _PROJECTOR,
     "internvl": _PROJECTOR,
+    "molmo2": {f"model.multi_modal_projector.image_projector.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
     "qwen_vl_chat": {"model.resampler.kv_proj", "model.resampler.proj"},
 }
 """The exact layers that learn beside the language model's, by the type of the model."""
@@ -278,18 +282,39 @@ def boxes_read_back(dialect: Dialect, through: Callable[[str], str] = str) -> No
     check()
 
 
+def points_read_back(dialect: Dialect, through: Callable[[str], str] = str) -> None:
+    """As :func:`boxes_read_back`, of points as an answer."""
+    share = st.floats(0, 1, allow_nan=False)
+
+    @given(frame=frames(), shares=st.lists(st.tuples(share, share), max_size=12), phrase=st.sampled_from(PHRASES))
+    @settings(max_examples=80, deadline=None, database=None)
+    def check(frame: Frame, shares: list[tuple[float, float]], phrase: str) -> None:
+        points_px = np.array(shares, np.float64).reshape(-1, 2) * [frame.width, frame.height]
+        numbers: list[PointNumbers] = [(x, y) for x, y in to_numbers(dialect, frame, points_px).tolist()]
+        text = through(pointed_answer(dialect, phrase, numbers))
+        assert [(mark.x, mark.y) for mark in find_marks(fold(text))] == numbers
+        read = read_answer(dialect, frame, text)
+        assert (len(read.instances), read.absent, read.note) == (len(set(numbers)), not numbers, "")
+        back = np.array([instance.inside_px[0] for instance in read.instances]).reshape(-1, 2)
+        first = [numbers.index(number) for number in dict.fromkeys(numbers)]
+        assert np.all(np.abs(back - points_px[first]) <= np.array([frame.width, frame.height]) / 1000 * 0.51 + 1e-3)
+
+    check()
+
+
 def boxes_read_back_as_tokens(subject: Subject) -> None:
-    """As :func:`boxes_read_back`, through the family's tokens."""
+    """As :func:`boxes_read_back`, through the family's tokens; of a family that answers with points these."""
     grounder = subject.grounder
-    boxes_read_back(subject.kind.dialect, lambda text: str(grounder.checkpoint.tokenizer.decode(grounder.encode(text))))
+    read_back = points_read_back if subject.kind.dialect.answers_with_points else boxes_read_back
+    read_back(subject.kind.dialect, lambda text: str(grounder.checkpoint.tokenizer.decode(grounder.encode(text))))
 
 
-PACKED = "packed = separate"
+PACKED, READ_BACK = "packed = separate", "boxes read back"
 CHECKS: dict[str, Callable[[Subject], None]] = {
     PACKED: packed_equals_separate,
     "joint = one by one": joint_equals_one_by_one,
     "as `generate`": answers_equal_generate,
-    "boxes read back": boxes_read_back_as_tokens,
+    READ_BACK: boxes_read_back_as_tokens,
     "LoRA exact": lora_is_exact,
     "loss falls": loss_falls,
     "save, load": saved_is_loaded,

@@ -29,13 +29,13 @@ from sam4mllm.checkpoints import (
 from sam4mllm.errors import ModelError, TemplateError, first_line
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.copying import LINEAR
-from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_qwen_vl, encode_qwen_vl_chat
+from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_molmo2, encode_qwen_vl, encode_qwen_vl_chat
 from sam4mllm.options import AUTO, Precision
 from sam4mllm.originals import refuse_original
 from sam4mllm.precision import check_quantised, loading_options, refuse_twice, torch_dtype
 from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
-from sam4mllm.prompts.dialects import GLM_V, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
+from sam4mllm.prompts.dialects import GLM_V, INTERNVL, LLAVA, MOLMO2, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
 from sam4mllm.qwen_vl_chat import model as _qwen_vl_chat  # noqa: F401 – which tells transformers of it
 from sam4mllm.qwen_vl_chat.config import MODEL_TYPE as _QWEN_VL_CHAT
 
@@ -68,6 +68,7 @@ _SHARED = r"model\.language_model\.layers\.\d+\.mlp\.shared_expert\.(gate|up|dow
 _LANGUAGE_GLM = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate_up|down)_proj)"
 _MERGER_GLM = r"model\.visual\.merger\.(proj|gate_proj|up_proj|down_proj)"
 _PROJECTOR = r"model\.multi_modal_projector\.linear_[12]"
+_PROJECTOR_MOLMO = r"model\.multi_modal_projector\.image_projector\.(gate|up|down)_proj"
 _RESAMPLER = r"model\.resampler\.(kv_proj|proj)"
 
 FAMILIES = {
@@ -83,6 +84,7 @@ FAMILIES = {
     "llava_next": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "llava_onevision": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "internvl": Family(INTERNVL, encode_internvl, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
+    "molmo2": Family(MOLMO2, encode_molmo2, f"{_LANGUAGE}|{_PROJECTOR_MOLMO}", AutoProcessor),
     _QWEN_VL_CHAT: Family(QWEN_VL_CHAT, encode_qwen_vl_chat, f"{_LANGUAGE}|{_RESAMPLER}", CLIPImageProcessorPil),
 }
 
