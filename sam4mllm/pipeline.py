@@ -9,6 +9,9 @@
 - ``choose``: the segmenter finds all of the phrase's kind, the MLLM's boxes say which are meant; a box that nothing fits is drawn as by
   ``pqpp`` or ``box``.
 
+A model that answers with points has no boxes to give: with ``box`` and ``ppg`` the segmenter draws each point; the others take the box
+around that mask for the model's (:mod:`sam4mllm.first_masks`).
+
 ``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``; without an MLLM ``concept``.
 """
 
@@ -28,6 +31,7 @@ from sam4mllm import candidates
 from sam4mllm.clicks import Clicks, PromptTarget, merge
 from sam4mllm.confidence import Calibration, Features, agreement, entropy, score, score_empty
 from sam4mllm.errors import PhraseError
+from sam4mllm.first_masks import draw_first
 from sam4mllm.grounding.naming import NAME_QUESTION
 from sam4mllm.grounding.nobody import is_nobody
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
@@ -202,6 +206,11 @@ class Pipeline:
                 return candidates.find(finder, opened.embedding, phrases, threshold)
         with _timed(seconds, "box"):
             told = self.grounder.ground(opened.scene, phrases, _QUESTIONS.get(options.strategy, "box"))
+        if any(one.boxless for one in told):
+            with _timed(seconds, "segmenter"):
+                stand = options.strategy != "choose" and not self._asks_points(options.strategy)
+                told = draw_first(self.segmenter, opened.embedding, told, stand)
+        with _timed(seconds, "box"):
             if options.strategy != "choose" or finder is None:
                 return told
             heads = candidates.find_heads(self.grounder, opened.scene, phrases)
@@ -354,7 +363,7 @@ def _is_asked(target: PromptTarget) -> bool:
 
 
 def _as_masks(found: Candidate) -> Masks:
-    return Masks(found.mask[None], np.array([found.score]), np.ones(1))
+    return Masks(found.mask[None], np.array([found.score]), np.array([found.stability]))
 
 
 def _best(masks: Masks) -> int:

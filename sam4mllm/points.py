@@ -132,11 +132,21 @@ def interior(box_px: NDArray[np.float32], mask: NDArray[np.bool_], count: int) -
     return points
 
 
+def deepest(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """The point (2,) of a mask (H, W) that is farthest from its outline, in the middle of its pixel."""
+    row, column = np.unravel_index(_depth_map(mask).argmax(), mask.shape)
+    return np.array([column + 0.5, row + 0.5], np.float32)
+
+
+def _depth_map(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(H, W) how far each pixel is within a mask. What the image cuts off counts as outline, too: nobody sees what is beyond."""
+    padded = np.pad(mask, 1).astype(np.uint8)
+    return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1], np.float32)
+
+
 def _depths(places_px: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[np.float64]:
-    """(N,) how far each of (N, 2) places is within a mask, in pixels; 0 off it. What the image cuts off counts as outline, too: nobody sees
-    what is beyond.
-    """
-    depth = cv2.distanceTransform(np.pad(mask, 1).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    """(N,) how far each of (N, 2) places is within a mask, in pixels; 0 off it."""
+    depth = _depth_map(mask)
     columns, rows = np.clip(places_px.astype(int), 0, [mask.shape[1] - 1, mask.shape[0] - 1]).T
     return np.asarray(depth[rows, columns], np.float64)
 

@@ -21,9 +21,10 @@ from sam4mllm.options import Precision, QuantizeName
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 """torch's names."""
 
-QUANTISED = r"(?!.*vis(?:ual|ion)).*\b(?:layers|h)\.\d+\."
+QUANTISED = r"(?!.*vis(?:ual|ion)).*\b(?:layers|h|transformer\.blocks)\.\d+\."
 """Matches the beginning of the full name of a module or tensor inside a language model's layers, as transformers calls them now
-(``model.language_model.layers.0``), as older checkpoints do (``language_model.model.layers.0``), or Qwen-VL-Chat (``transformer.h.0``).
+(``model.language_model.layers.0``), as older checkpoints do (``language_model.model.layers.0``), Qwen-VL-Chat (``transformer.h.0``) or
+Molmo 2 as published (``transformer.blocks.0``).
 """
 KEPT = rf"(?!{QUANTISED}).*"
 """All other names; transformers reads it as a pattern of the modules to leave alone."""

@@ -32,12 +32,13 @@ class SpokenPoints:
 @dataclass(frozen=True, eq=False)
 class Candidate:
     """What the segmenter found by a phrase itself: its ``mask`` (H, W) bool, its ``score`` in 0–1, and its ``support`` in 0–1, how well an
-    MLLM's box fits it; 1 if none was asked for.
+    MLLM's box fits it; 1 if none was asked for. ``stability`` as of :class:`Masks`; 1 where none is known.
     """
 
     mask: NDArray[np.bool_]
     score: float
     support: float = 1.0
+    stability: float = 1.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,6 +49,7 @@ class Grounding:
     tokens; ``no_target_probability``: probability of the answer that there is no such object; ``points``: N entries if
     they were asked for, else none. No box means that the model found no such object, or wrote nothing that could be read as one.
     ``candidates``: N entries if the segmenter took the phrase, too, else none; each is what it found in that box, or None.
+    ``boxless``: the model answers with points; each box is a point without sides, until :mod:`sam4mllm.first_masks` has drawn one.
     """
 
     phrase: str
@@ -60,6 +62,7 @@ class Grounding:
     candidates: tuple[Candidate | None, ...] = ()
     thought: str = ""
     """What the model thought before it answered, in its own words; empty if it did not think."""
+    boxless: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,10 +26,13 @@ from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.frames import highest, to_numbers, to_pixels
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Grounder
+from sam4mllm.grounding.reading import read_answer
 from sam4mllm.grounding.reference import ask_at_once, ask_expanded, ask_one_by_one, ask_separately
-from sam4mllm.prompts.conversation import BoxNumbers, box_answer, points_body
+from sam4mllm.prompts.answer_text import fold
+from sam4mllm.prompts.conversation import BoxNumbers, PointNumbers, box_answer, points_body
 from sam4mllm.prompts.dialects import Dialect
 from sam4mllm.prompts.parse import parse_boxes, parse_points, says_no_target
+from sam4mllm.prompts.pointing import find_marks, pointed_answer
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import Collator
 from sam4mllm.training.loss import row_loss
@@ -56,6 +59,7 @@ _GLM = ATTENTION | {LAYER(layer, f"mlp.{name}") for layer in range(2) for name i
 LANGUAGES = {
     "qwen3_vl_moe": ATTENTION,
     "qwen3_5": _HYBRID_ATTENTION | {name for name in LANGUAGE if ".mlp." in name},
+    "qwen3_5_moe": _HYBRID_ATTENTION | {name.replace(".mlp.", ".mlp.shared_expert.") for name in LANGUAGE if ".mlp." in name},
     "glm4v": _GLM,
     "glm46v": _GLM,
     "glm4v_moe": ATTENTION,
@@ -71,12 +75,14 @@ PROJECTORS = {
     "qwen3_vl": {f"model.visual.{merger}.linear_fc{layer}" for merger in _MERGERS for layer in (1, 2)},
     "qwen3_vl_moe": {f"model.visual.{merger}.linear_fc{layer}" for merger in _MERGERS for layer in (1, 2)},
     "qwen3_5": {"model.visual.merger.linear_fc1", "model.visual.merger.linear_fc2"},
+    "qwen3_5_moe": {"model.visual.merger.linear_fc1", "model.visual.merger.linear_fc2"},
     "glm4v": _MERGER_GLM,
     "glm46v": _MERGER_GLM,
     "glm4v_moe": set(),
     "llava_next": _PROJECTOR,
     "llava_onevision": _PROJECTOR,
     "internvl": _PROJECTOR,
+    "molmo2": {f"model.multi_modal_projector.image_projector.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
     "qwen_vl_chat": {"model.resampler.kv_proj", "model.resampler.proj"},
 }
 """The exact layers that learn beside the language model's, by the type of the model."""
@@ -276,18 +282,39 @@ def boxes_read_back(dialect: Dialect, through: Callable[[str], str] = str) -> No
     check()
 
 
+def points_read_back(dialect: Dialect, through: Callable[[str], str] = str) -> None:
+    """As :func:`boxes_read_back`, of points as an answer."""
+    share = st.floats(0, 1, allow_nan=False)
+
+    @given(frame=frames(), shares=st.lists(st.tuples(share, share), max_size=12), phrase=st.sampled_from(PHRASES))
+    @settings(max_examples=80, deadline=None, database=None)
+    def check(frame: Frame, shares: list[tuple[float, float]], phrase: str) -> None:
+        points_px = np.array(shares, np.float64).reshape(-1, 2) * [frame.width, frame.height]
+        numbers: list[PointNumbers] = [(x, y) for x, y in to_numbers(dialect, frame, points_px).tolist()]
+        text = through(pointed_answer(dialect, phrase, numbers))
+        assert [(mark.x, mark.y) for mark in find_marks(fold(text))] == numbers
+        read = read_answer(dialect, frame, text)
+        assert (len(read.instances), read.absent, read.note) == (len(set(numbers)), not numbers, "")
+        back = np.array([instance.inside_px[0] for instance in read.instances]).reshape(-1, 2)
+        first = [numbers.index(number) for number in dict.fromkeys(numbers)]
+        assert np.all(np.abs(back - points_px[first]) <= np.array([frame.width, frame.height]) / 1000 * 0.51 + 1e-3)
+
+    check()
+
+
 def boxes_read_back_as_tokens(subject: Subject) -> None:
-    """As :func:`boxes_read_back`, through the family's tokens."""
+    """As :func:`boxes_read_back`, through the family's tokens; of a family that answers with points these."""
     grounder = subject.grounder
-    boxes_read_back(subject.kind.dialect, lambda text: str(grounder.checkpoint.tokenizer.decode(grounder.encode(text))))
+    read_back = points_read_back if subject.kind.dialect.answers_with_points else boxes_read_back
+    read_back(subject.kind.dialect, lambda text: str(grounder.checkpoint.tokenizer.decode(grounder.encode(text))))
 
 
-PACKED = "packed = separate"
+PACKED, READ_BACK = "packed = separate", "boxes read back"
 CHECKS: dict[str, Callable[[Subject], None]] = {
     PACKED: packed_equals_separate,
     "joint = one by one": joint_equals_one_by_one,
     "as `generate`": answers_equal_generate,
-    "boxes read back": boxes_read_back_as_tokens,
+    READ_BACK: boxes_read_back_as_tokens,
     "LoRA exact": lora_is_exact,
     "loss falls": loss_falls,
     "save, load": saved_is_loaded,

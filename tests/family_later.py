@@ -19,6 +19,8 @@ from transformers import (
     Qwen2VLImageProcessor,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
+    Qwen3_5MoeConfig,
+    Qwen3_5MoeForConditionalGeneration,
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
 )
@@ -89,10 +91,13 @@ def _qwen3_vl_moe(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[s
     _save_qwen(folder, tokenizer, Qwen3VLMoeForConditionalGeneration(config))
 
 
-def _qwen3_5(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
-    vision = {**_TOWER, "depth": 2, "patch_size": 16, "num_position_embeddings": 64}
-    config = Qwen3_5Config(text_config={**text, **_LINEAR}, vision_config=vision, **_qwen_ids(tokenizer))
-    _save_qwen(folder, tokenizer, Qwen3_5ForConditionalGeneration(config))
+def _qwen3_5(config: Callable[..., Any], model: Callable[[Any], Any], experts: dict[str, int]) -> Save:
+    def save(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
+        vision = {**_TOWER, "depth": 2, "patch_size": 16, "num_position_embeddings": 64}
+        settings = config(text_config={**text, **_LINEAR, **experts}, vision_config=vision, **_qwen_ids(tokenizer))
+        _save_qwen(folder, tokenizer, model(settings))
+
+    return save
 
 
 def _glm(config: Callable[..., Any], model: Callable[[Any], Any], processor: Callable[..., Any], layers: dict[str, Any]) -> Save:
@@ -133,7 +138,12 @@ _GLM_EXPERTS = {
 
 LATER = {
     "Qwen3-VL-MoE": _qwen_kind("qwen3_vl_moe", chatml(_IMAGE), _qwen3_vl_moe),
-    "Qwen3.5": _qwen_kind("qwen3_5", THINKING_TEMPLATE, _qwen3_5),
+    "Qwen3.5": _qwen_kind("qwen3_5", THINKING_TEMPLATE, _qwen3_5(Qwen3_5Config, Qwen3_5ForConditionalGeneration, {})),
+    "Qwen3.5-MoE": _qwen_kind(
+        "qwen3_5_moe",
+        THINKING_TEMPLATE,
+        _qwen3_5(Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration, {**_EXPERTS, "shared_expert_intermediate_size": 48}),
+    ),
     "GLM-4.1V": _glm_kind("glm4v", _glm(Glm4vConfig, Glm4vForConditionalGeneration, Glm4vImageProcessor, {})),
     "GLM-4.6V": _glm_kind("glm46v", _glm(Glm46VConfig, Glm46VForConditionalGeneration, Glm46VImageProcessor, {})),
     "GLM-4.5V": _glm_kind("glm4v_moe", _glm(Glm4vMoeConfig, Glm4vMoeForConditionalGeneration, Glm4vImageProcessor, _GLM_EXPERTS)),

@@ -44,6 +44,7 @@ from tests.conftest import FAMILIES as QWEN
 from tests.conftest import TEXT
 from tests.family_base import PHRASES, VISION, Kind, Save, build_tokenizer, chatml, make_family
 from tests.family_later import LATER
+from tests.family_molmo import MOLMO
 
 __all__ = ["KINDS", "PHRASES", "Kind", "build_tokenizer", "make_family"]
 
@@ -232,4 +233,5 @@ KINDS = {
         _qwen_vl_chat,
     ),
     **LATER,
+    **MOLMO,
 }

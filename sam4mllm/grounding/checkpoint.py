@@ -26,6 +26,8 @@ class Encoded:
     positions: Tensor
     resized: tuple[int, int]
     """(width, height) of the image as the processor resized it."""
+    mutual: Tensor | None = None
+    """(L,) bool, the tokens that all see each other, before and after; None where each sees only those before it."""
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,12 +11,14 @@ from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.molmo2.image_processing_molmo2 import compute_crop_geometry
 
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 
 TALK = 1024
 """Tokens kept for the longest conversation about one phrase where attention reaches only so far."""
+_PIXELS = ("pixel_values", "image_sizes", "batch_num_images", "image_token_pooling", "image_grids", "image_num_crops", "mm_token_type_ids")
 MAX_SQUASH = 4096
 """Pixels of a side; no model's tiles are as many."""
 
@@ -82,6 +85,15 @@ def encode_internvl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded
     return _encode_tiles(checkpoint, opening, image, (columns * side[1], rows * side[0]))
 
 
+def encode_molmo2(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
+    """Molmo 2: a small whole image, then overlapping crops of a larger one. The tokens of both see each other in both directions."""
+    crops = checkpoint.image_processor.image_processor
+    side, patch = crops.size["height"], crops.patch_size
+    *_, height, width = compute_crop_geometry(image.height, image.width, crops.max_crops, crops.overlap_margins, side, patch)
+    encoded = _encode_tiles(checkpoint, opening, image, (width, height))
+    return replace(encoded, mutual=encoded.inputs["mm_token_type_ids"][0] == 1)
+
+
 def _squash(checkpoint: Checkpoint, image: Any) -> Any:
     """The image stretched to ``squash`` (width, height) pixels, if the image processor's configuration has that key. The adapters that the
     paper's authors published were trained on 672 x 672. Raises ModelError if it is no size, or numbers are shares of a padded square.
@@ -116,7 +128,7 @@ def _encode_tiles(checkpoint: Checkpoint, opening: str, image: Any, resized: tup
     length = tokens.shape[1]
     if checkpoint.window is not None and length + TALK > checkpoint.window:
         raise ValueError(f"it takes {length} tokens, and the model sees {checkpoint.window} at a time; use a smaller image")
-    pixels = {name: batch[name] for name in ("pixel_values", "image_sizes", "batch_num_images") if name in batch}
+    pixels = {name: batch[name] for name in _PIXELS if name in batch}
     return Encoded({"input_ids": tokens, **pixels}, torch.arange(length)[None, None], resized)
 
 

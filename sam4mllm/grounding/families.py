@@ -29,13 +29,13 @@ from sam4mllm.checkpoints import (
 from sam4mllm.errors import ModelError, TemplateError, first_line
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.copying import LINEAR
-from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_qwen_vl, encode_qwen_vl_chat
+from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_molmo2, encode_qwen_vl, encode_qwen_vl_chat
 from sam4mllm.options import AUTO, Precision
 from sam4mllm.originals import refuse_original
 from sam4mllm.precision import check_quantised, loading_options, refuse_twice, torch_dtype
 from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
-from sam4mllm.prompts.dialects import GLM_V, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
+from sam4mllm.prompts.dialects import GLM_V, INTERNVL, LLAVA, MOLMO2, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
 from sam4mllm.qwen_vl_chat import model as _qwen_vl_chat  # noqa: F401 – which tells transformers of it
 from sam4mllm.qwen_vl_chat.config import MODEL_TYPE as _QWEN_VL_CHAT
 
@@ -64,9 +64,11 @@ _MERGER_2 = r"model\.visual\.merger\.mlp\.[02]"
 _MERGER_3 = r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
 
 _HYBRID = rf"{_LANGUAGE}|model\.language_model\.layers\.\d+\.linear_attn\.(in_proj_qkv|in_proj_z|out_proj)"
+_SHARED = r"model\.language_model\.layers\.\d+\.mlp\.shared_expert\.(gate|up|down)_proj"
 _LANGUAGE_GLM = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate_up|down)_proj)"
 _MERGER_GLM = r"model\.visual\.merger\.(proj|gate_proj|up_proj|down_proj)"
 _PROJECTOR = r"model\.multi_modal_projector\.linear_[12]"
+_PROJECTOR_MOLMO = r"model\.multi_modal_projector\.image_projector\.(gate|up|down)_proj"
 _RESAMPLER = r"model\.resampler\.(kv_proj|proj)"
 
 FAMILIES = {
@@ -75,12 +77,14 @@ FAMILIES = {
     "qwen3_vl": Family(QWEN3_VL, encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_3}"),
     "qwen3_vl_moe": Family(QWEN3_VL, encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_3}"),
     "qwen3_5": Family(QWEN3_VL, encode_qwen_vl, f"{_HYBRID}|{_MERGER_3}"),
+    "qwen3_5_moe": Family(QWEN3_VL, encode_qwen_vl, f"{_HYBRID}|{_SHARED}|{_MERGER_3}"),
     "glm4v": Family(GLM_V, encode_qwen_vl, f"{_LANGUAGE_GLM}|{_MERGER_GLM}"),
     "glm46v": Family(GLM_V, encode_qwen_vl, f"{_LANGUAGE_GLM}|{_MERGER_GLM}"),
     "glm4v_moe": Family(GLM_V, encode_qwen_vl, _ATTENTION),  # peft takes the names of this type's other layers for its experts
     "llava_next": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "llava_onevision": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "internvl": Family(INTERNVL, encode_internvl, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
+    "molmo2": Family(MOLMO2, encode_molmo2, f"{_LANGUAGE}|{_PROJECTOR_MOLMO}", AutoProcessor),
     _QWEN_VL_CHAT: Family(QWEN_VL_CHAT, encode_qwen_vl_chat, f"{_LANGUAGE}|{_RESAMPLER}", CLIPImageProcessorPil),
 }
 

@@ -21,6 +21,7 @@ from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copie
 from sam4mllm.grounding.decoding import Thinking, Written, write
 from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Framed, to_numbers
+from sam4mllm.grounding.marks import said_boxes
 from sam4mllm.grounding.naming import NAME_QUESTION, write_names
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
@@ -206,7 +207,7 @@ class MllmGrounder:
         """Ids of the phrase's first turn with its answer, and of the head of the question about one of its boxes."""
         boxes_px = inquiry.grounding.boxes_px
         phrase = inquiry.grounding.phrase
-        first = [*self.question(phrase), *self.box_answer(scene, phrase, boxes_px)]
+        first = [*self.question(phrase), *self.box_answer(scene, phrase, said_boxes(self.dialect, inquiry.grounding))]
         return first, self.points_head(scene, boxes_px[inquiry.index])
 
     def question(self, phrase: str, question: Question = "box") -> list[int]:
@@ -327,7 +328,8 @@ class MllmGrounder:
 
     def _read(self, scene: MllmScene, phrase: str, answer: Written, question: Question) -> Grounding:
         """The boxes of an answer, each with the probability of the tokens that wrote it."""
-        with_points = question == "prompt"
+        boxless = self.dialect.answers_with_points
+        with_points = question == "prompt" or boxless
         read = read_answer(self.dialect, scene, answer.text, with_points=with_points, finished=answer.finished)
         boxes_px = np.array([instance.box_px for instance in read.instances], np.float32).reshape(-1, 4)
         kept = [read.instances[index] for index in distinct(boxes_px, SAME_OBJECT)]
@@ -339,6 +341,7 @@ class MllmGrounder:
             points=tuple(SpokenPoints(instance.inside_px, instance.outside_px) for instance in kept) if with_points else (),
             note=note_on(read, answer.finished, answer.cut_at),
             thought="\n".join(filter(None, (answer.thought, thoughts_of(answer.text)))),
+            boxless=boxless,
         )
 
     def _box_probability(self, answer: Written, instance: ReadInstance) -> float:

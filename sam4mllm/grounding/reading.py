@@ -33,6 +33,7 @@ from sam4mllm.prompts.parse import (
     spelled_boxes,
     whole_number,
 )
+from sam4mllm.prompts.pointing import find_marks
 
 WEAK_SIDE = 0.01
 """Of the image's side: the least of a box for which nothing speaks but four numbers, lest a count or some years be taken for one."""
@@ -44,7 +45,7 @@ _INSIDE, _OUTSIDE = frozenset(("inside", "positive", "foreground")), frozenset((
 class ReadInstance:
     """One object of an answer: ``box_px`` (4,) float32 inside the image and not empty; ``inside_px`` (P, 2) and ``outside_px`` (Q, 2)
     float32, points that the model wrote for it; ``numbers``, those of the dialect if the box is in its frame, else None; ``start`` and
-    ``end``, where the box stands in the folded text.
+    ``end``, where the box stands in the folded text. Of a model that answers with points the box has no sides.
     """
 
     box_px: NDArray[np.float32]
@@ -74,6 +75,8 @@ def read_answer(dialect: Dialect, image: Framed, text: str, *, with_points: bool
     """
     folded = fold(text)
     clear = without_thoughts(folded)
+    if dialect.answers_with_points:
+        return _read_points(dialect, image, folded, clear, finished)
     manner = Manner(number_order(dialect), _is_paired(dialect), not parse_points(dialect, clear), finished)
     found = find_boxes(clear, manner)
     candidates = _merged(_own(dialect, clear), found)
@@ -84,6 +87,18 @@ def read_answer(dialect: Dialect, image: Framed, text: str, *, with_points: bool
     if not read and not absent and ends_inside_thought(folded):
         notes = [ONLY_THOUGHT]
     return ReadAnswer(tuple(instance for instance, _ in read[:MAX_INSTANCES]), absent, "; ".join(notes))
+
+
+def _read_points(dialect: Dialect, image: Framed, folded: str, clear: str, finished: bool) -> ReadAnswer:
+    """Of a model that answers with points: each in a box without sides."""
+    instances: dict[PointNumbers, ReadInstance] = {}
+    for mark in find_marks(clear, finished):
+        point_px = to_pixels(dialect, image, (mark.x, mark.y))
+        instance = ReadInstance(np.tile(point_px, 2), point_px[None], _no_points(), None, mark.start, mark.end)
+        instances.setdefault((mark.x, mark.y), instance)
+    absent = not instances and says_no_target(dialect, clear)
+    note = ONLY_THOUGHT if not instances and not absent and ends_inside_thought(folded) else ""
+    return ReadAnswer(tuple(instances.values())[:MAX_INSTANCES], absent, note)
 
 
 def note_on(read: ReadAnswer, finished: bool, cut_at: int = 0) -> str:

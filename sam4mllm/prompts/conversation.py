@@ -26,6 +26,7 @@ from jinja2 import TemplateError as TemplateFault
 
 from sam4mllm.errors import TemplateError
 from sam4mllm.prompts.dialects import Dialect
+from sam4mllm.prompts.pointing import pointed_answer
 
 BoxNumbers = tuple[int, int, int, int]
 PointNumbers = tuple[int, int]
@@ -45,7 +46,9 @@ def box_question(dialect: Dialect, phrase: str) -> str:
 
 
 def box_answer(dialect: Dialect, phrase: str, boxes: Sequence[BoxNumbers]) -> str:
-    """All boxes of a phrase, or the no-target words if there are none."""
+    """All boxes of a phrase, or the no-target words if there are none; of a model that answers with points the middle of each box."""
+    if dialect.answers_with_points:
+        return pointed_answer(dialect, phrase, [((x1 + x2) // 2, (y1 + y2) // 2) for x1, y1, x2, y2 in boxes])
     joined = dialect.box_separator.join(map(dialect.spell_box, boxes))
     return dialect.spell_answer(phrase, joined) if boxes else dialect.no_target
 
@@ -121,7 +124,7 @@ def read_markup(template: ChatTemplate) -> ChatMarkup:
         ) from error
     if "'type'" in opening:
         raise TemplateError("the chat template prints a description of the image, not its placeholder; use a multi-modal template")
-    if after == to_answer.rstrip():  # a space before a stored answer is the answer's own, which a model writes with its first word
+    if after.split() == to_answer.split():  # what a model goes on from counts; a space before a stored answer is the answer's own
         to_answer = after
     if after.startswith(to_answer) and after.rstrip().endswith(_THOUGHT_END):  # answers gone by are stored without their empty thoughts
         to_answer = after

@@ -27,7 +27,8 @@ class Dialect:
     to 1; or ``square``, shares of the square that the image stands in the middle of, with its longer side as side. ``digits`` pads whole
     numbers with zeros, and is how many decimals a share has. The questions hold {phrase}; ``points_head`` holds {box} and is followed by
     one or more points, of the whole image or, with the ``points_view`` "close-up", of a close-up of the box (:mod:`sam4mllm.closeup`).
-    ``answer`` stands around the boxes of an answer: it holds {boxes}, and {phrase} where the family repeats it.
+    ``answer`` stands around the boxes of an answer: it holds {boxes}, and {phrase} where the family repeats it. Of a family that answers
+    with points alone (:mod:`sam4mllm.prompts.pointing`) it holds {points}; its numbers are thousandths of three digits.
     """
 
     name: str
@@ -65,7 +66,7 @@ class Dialect:
             "points_head": ("{box}",),
             "box": ("{x1}", "{y1}", "{x2}", "{y2}"),
             "point": ("{x}", "{y}"),
-            "answer": ("{boxes}",),
+            "answer": ("{points}" if self.answers_with_points else "{boxes}",),
         }
         for name, slots in needed.items():
             missing = [slot for slot in slots if slot not in getattr(self, name)]
@@ -75,6 +76,14 @@ class Dialect:
             raise TemplateError(f"dialect {self.name!r}: frame must be {', '.join(FRAMES[:-1])} or {FRAMES[-1]}, not {self.frame!r}")
         if self.points_view not in ("image", "close-up"):
             raise TemplateError(f"dialect {self.name!r}: points_view must be 'image' or 'close-up', not {self.points_view!r}")
+
+        if self.answers_with_points and (self.frame, self.digits) != ("milli", 3):
+            raise TemplateError(f"dialect {self.name!r}: an answer of points has thousandths of three digits: frame 'milli', digits 3")
+
+    @property
+    def answers_with_points(self) -> bool:
+        """Whether an answer is points, one on each object, in place of boxes."""
+        return "{points}" in self.answer
 
     @property
     def decimals(self) -> int:
@@ -92,10 +101,10 @@ class Dialect:
         x, y = map(self.spell_number, point)
         return self.point.replace("{x}", x).replace("{y}", y)
 
-    def spell_answer(self, phrase: str, boxes: str) -> str:
-        """The answer that gives boxes, each spelled and all joined."""
-        before, after = self.answer.split("{boxes}", 1)
-        return before.replace("{phrase}", phrase) + boxes + after.replace("{phrase}", phrase)
+    def spell_answer(self, phrase: str, found: str) -> str:
+        """The answer that gives boxes or points, each spelled and all joined."""
+        before, after = self.answer.split("{points}" if self.answers_with_points else "{boxes}", 1)
+        return before.replace("{phrase}", phrase) + found + after.replace("{phrase}", phrase)
 
 
 DEFAULT = Dialect(
@@ -213,6 +222,19 @@ QWEN_VL_CHAT = Dialect(
 )
 """Thousandths, 0 to 999, between tags (Qwen-VL, arXiv 2308.12966, section 2.2; the words of its demo)."""
 
+_POINT_TO = "Point to {phrase}."
+MOLMO2 = Dialect(
+    name="molmo2",
+    box_question=_POINT_TO,
+    prompt_question=_POINT_TO,
+    points_head=_POINTS_HEAD,
+    no_target="There are none.",
+    answer='<points coords="1 {points}">{phrase}</points>',
+)
+"""Points in thousandths, each after its number, all after the image's (Molmo 2, arXiv 2601.10611; question and answer as in the examples of
+its model cards). That there are none is a sentence of its own and needs no offer. Boxes, in questions about points, are spelled our way.
+"""
+
 BEFORE_NONE = {
     QWEN2_VL.name: replace(QWEN2_VL, box_question=_FIND.removesuffix("."), prompt_question=_FIND + _PROMPT),
     QWEN2_5_VL.name: replace(QWEN2_5_VL, box_question=_LOCATE_25, prompt_question=_LOCATE_25 + _PROMPT),
@@ -224,7 +246,9 @@ BEFORE_NONE = {
 }
 """The words of an earlier release, which did not offer "none": adapters of that time have learned them, and do not say so."""
 
-DIALECTS = {dialect.name: dialect for dialect in (DEFAULT, DEMO, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL, GLM_V, QWEN_VL_CHAT)}
+DIALECTS = {
+    dialect.name: dialect for dialect in (DEFAULT, DEMO, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL, GLM_V, QWEN_VL_CHAT, MOLMO2)
+}
 
 
 def dialect_of(fields: Mapping[str, object]) -> Dialect:

@@ -27,10 +27,11 @@ from sam4mllm.data.conversations import Turn
 from sam4mllm.data.examples import Example
 from sam4mllm.geometry import order_box
 from sam4mllm.grounding.frames import Framed
+from sam4mllm.grounding.marks import as_boxes
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.packing import ROOT, PackedRow, Segment, pack
 from sam4mllm.masks import lies_on
-from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.points import PATTERN_SIZE, deepest, spread
 from sam4mllm.prompts.conversation import SpokenInstance, prompt_answer
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.disks import draw_disks
@@ -71,6 +72,7 @@ class Collator:
         self._asking = asking or Asking()
         self._targets = targets or NO_TARGETS
         self._next_turn = grounder.encode(grounder.markup.to_question)[1:]  # its first token ends the answer
+        self._points = grounder.dialect.answers_with_points
         self._closer = grounder.dialect.points_view == "close-up"
 
     def row(self, frame: Framed, examples: Sequence[Example], rng: np.random.Generator) -> TrainingRow:
@@ -86,7 +88,7 @@ class Collator:
                 if not self._closer or window_around(box_px, frame.width, frame.height) is None:
                     points = self._draw(box_px, self._asking.count(rng), rng)
                     self._ask_points(builder, frame, box_px, points, lies_on(_mask(example, index), points), first, rng)
-            if rng.random() < self._asking.prompt_share:
+            if rng.random() < self._asking.prompt_share and not self._points:  # whose answer is a prompt already
                 self._ask_prompt(builder, frame, example, order, rng)
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
 
@@ -129,6 +131,12 @@ class Collator:
         lefts = example.boxes_px[:, 0]
         return np.argsort(lefts, kind="stable") if self._asking.order == "left" else np.arange(len(lefts))
 
+    def _answered(self, example: Example, order: NDArray[np.int64]) -> NDArray[np.float32]:
+        """The boxes (N, 4) that an answer spells; of a model that points, a point deep in each object."""
+        if not self._points:
+            return example.boxes_px[order]
+        return as_boxes(np.array([deepest(_mask(example, int(index))) for index in order], np.float32))
+
     def _asked(self, order: NDArray[np.int64], rng: np.random.Generator) -> list[int]:
         """Of which objects points are asked this time, and in what order."""
         if self._asking.every_box:
@@ -140,12 +148,12 @@ class Collator:
 
     def _ask_boxes(self, builder: _Builder, frame: Framed, example: Example, order: NDArray[np.int64]) -> int:
         phrase = _tidy(example.phrase)
-        answer = self._grounder.box_answer(frame, phrase, example.boxes_px[order])
+        answer = self._grounder.box_answer(frame, phrase, self._answered(example, order))
         return builder.add(self._grounder.question(phrase), answer, ROOT, goes_on=True)
 
     def _ask_thought(self, builder: _Builder, frame: Framed, example: Example, order: NDArray[np.int64]) -> None:
         phrase = _tidy(example.phrase)
-        answer = self._grounder.box_answer(frame, phrase, example.boxes_px[order])
+        answer = self._grounder.box_answer(frame, phrase, self._answered(example, order))
         builder.add(self._grounder.question(phrase, "reason"), [*self._grounder.thought(example.thought), *answer], ROOT)
 
     def _ask_points(

@@ -20,6 +20,9 @@ def row_loss(model: Any, encoded: Encoded, row: TrainingRow) -> Tensor:
     prefix, length = encoded.positions.shape[-1], len(row.row.ids)
     visible = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()
     visible[prefix:, prefix:] = torch.from_numpy(row.row.mask)
+    if encoded.mutual is not None:
+        mutual = encoded.mutual.cpu()
+        visible[:prefix, :prefix] |= mutual[:, None] & mutual
     hidden = model.model(
         **with_text(encoded, torch.from_numpy(row.row.ids).to(device), torch.from_numpy(row.row.offsets).to(device)),
         attention_mask=additive(visible[None, None].to(device), model.dtype),

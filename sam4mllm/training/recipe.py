@@ -358,7 +358,8 @@ class Trainer:
         encoded = self._checkpoint.encode(self._checkpoint, self._grounder.markup.opening, picture)
         device = self._grounder.device
         inputs = {name: tensor.to(device) for name, tensor in encoded.inputs.items()}
-        return Encoded(inputs, encoded.positions.to(device), encoded.resized), Frame(image.shape[1], image.shape[0], encoded.resized)
+        there = replace(encoded, inputs=inputs, positions=encoded.positions.to(device))
+        return there, Frame(image.shape[1], image.shape[0], encoded.resized)
 
 
 def _recompute(model: Any) -> None:

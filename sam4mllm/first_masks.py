@@ -1,0 +1,56 @@
+"""What a model that answers with points means: the mask that the segmenter draws from each, and the box around it.
+
+With a box around each point's first mask, all that asks about boxes can go on: points in it are put to the model, a candidate is matched
+with it, a reviewer's click is taken for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from sam4mllm.candidates import SAME
+from sam4mllm.masks import box_of, clean, mask_iou
+from sam4mllm.segmentation.protocol import Embedding, Segmenter
+from sam4mllm.values import Candidate, Grounding, Prompt
+
+POINTS_AT_ONCE = 16
+"""Prompts of one decoding batch: each holds three masks of the image's size until the best is chosen."""
+NOTHING_DRAWN = "the segmenter drew nothing at the model's points"
+
+
+def draw_first(segmenter: Segmenter, embedding: Embedding, told: Sequence[Grounding], stand: bool) -> list[Grounding]:
+    """Groundings with a box for each point of those that have none. A mask that repeats an earlier one is another point of the same thing
+    and is left out. ``stand``: the masks themselves are the answer, as candidates; otherwise their boxes are to be drawn.
+    """
+    return [_draw(segmenter, embedding, one, stand) if one.boxless else one for one in told]
+
+
+def _draw(segmenter: Segmenter, embedding: Embedding, told: Grounding, stand: bool) -> Grounding:
+    drawn = _first_masks(segmenter, embedding, told)
+    kept: list[int] = []
+    for index, one in enumerate(drawn):
+        if one.mask.any() and not any(mask_iou(one.mask, drawn[other].mask) >= SAME for other in kept):
+            kept.append(index)
+    return replace(
+        told,
+        boxes_px=np.array([box_of(drawn[index].mask) for index in kept], np.float32).reshape(-1, 4),
+        box_probabilities=told.box_probabilities[kept],
+        points=tuple(told.points[index] for index in kept),
+        candidates=tuple(drawn[index] for index in kept) if stand else (),
+        note=told.note or (NOTHING_DRAWN if drawn and not kept else ""),
+        boxless=False,
+    )
+
+
+def _first_masks(segmenter: Segmenter, embedding: Embedding, told: Grounding) -> list[Candidate]:
+    """The mask that each point alone prompts, the best of the segmenter's by its predicted IoU."""
+    prompts = [Prompt(None, one.inside_px, np.ones(len(one.inside_px), np.int64)) for one in told.points]
+    found = []
+    for start in range(0, len(prompts), POINTS_AT_ONCE):
+        for masks in segmenter.decode(embedding, prompts[start : start + POINTS_AT_ONCE]):
+            best = int(masks.predicted_iou.argmax())
+            found.append(Candidate(clean(masks.masks[best]), float(masks.predicted_iou[best]), stability=float(masks.stability[best])))
+    return found
