@@ -43,6 +43,7 @@ from sam4mllm.qwen_vl_chat.model import QwenVLChatForConditionalGeneration
 from tests.conftest import FAMILIES as QWEN
 from tests.conftest import TEXT
 from tests.family_base import PHRASES, VISION, Kind, Save, build_tokenizer, chatml, make_family
+from tests.family_gemma import GEMMA
 from tests.family_later import LATER
 
 __all__ = ["KINDS", "PHRASES", "Kind", "build_tokenizer", "make_family"]
@@ -232,4 +233,5 @@ KINDS = {
         _qwen_vl_chat,
     ),
     **LATER,
+    **GEMMA,
 }
