@@ -1,10 +1,11 @@
-"""Gemma 4 as tiny random checkpoints: layers with a window, shared keys and values, embeddings of each layer, image tokens that see ahead."""
+"""Gemma 4 as tiny random checkpoints: layers with a window, shared keys and values, embeddings of each layer, images that see ahead."""
 
 from __future__ import annotations
 
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import (
     Gemma4AudioConfig,
     Gemma4Config,
@@ -45,8 +46,12 @@ _SHARED = {
     "global_head_dim": 24,
     "rope_parameters": _ROPE,
     "sliding_window": WINDOW,
-    "final_logit_softcapping": 5.0,
+    "final_logit_softcapping": 10.0,
+    "initializer_range": 0.05,
 }
+"""What layers add is normed, so the size of their weights says nothing, but small ones are what LoRA moves furthest in a few steps."""
+HEAD = 10
+"""How much larger the head's weights are, so that its logits differ nevertheless."""
 SMALL = {
     "num_hidden_layers": 4,
     "layer_types": [SLIDING, FULL, SLIDING, FULL],
@@ -75,6 +80,13 @@ def _ids(tokenizer: PreTrainedTokenizerFast) -> dict[str, Any]:
     return {**ids, "tie_word_embeddings": False}
 
 
+def _save(folder: Path, tokenizer: PreTrainedTokenizerFast, model: Any, images: Any) -> None:
+    with torch.no_grad():
+        model.lm_head.weight.mul_(HEAD)
+    for part in (model, tokenizer, images):
+        part.save_pretrained(folder)
+
+
 def _gemma(layers: dict[str, Any], audio: bool = False) -> Save:
     def save(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
         config = Gemma4Config(
@@ -83,9 +95,7 @@ def _gemma(layers: dict[str, Any], audio: bool = False) -> Save:
             audio_config=Gemma4AudioConfig(**_AUDIO) if audio else None,
             **_ids(tokenizer),
         )
-        Gemma4ForConditionalGeneration(config).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-        Gemma4ImageProcessor(max_soft_tokens=70).save_pretrained(folder)
+        _save(folder, tokenizer, Gemma4ForConditionalGeneration(config), Gemma4ImageProcessor(max_soft_tokens=70))
 
     return save
 
@@ -98,9 +108,7 @@ def _unified(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, A
         audio_config=None,
         **_ids(tokenizer),
     )
-    Gemma4UnifiedForConditionalGeneration(config).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    Gemma4UnifiedImageProcessor(max_soft_tokens=70).save_pretrained(folder)
+    _save(folder, tokenizer, Gemma4UnifiedForConditionalGeneration(config), Gemma4UnifiedImageProcessor(max_soft_tokens=70))
 
 
 _TOKENS = (
