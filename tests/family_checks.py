@@ -56,6 +56,7 @@ ATTENTION = {name for name in LANGUAGE if ".self_attn." in name}
 _RECURRENT = ("linear_attn.in_proj_qkv", "linear_attn.in_proj_z", "linear_attn.out_proj")
 _HYBRID_ATTENTION = {LAYER(0, name) for name in _RECURRENT} | {LAYER(1, name) for name in LINEAR[:4]}
 _GLM = ATTENTION | {LAYER(layer, f"mlp.{name}") for layer in range(2) for name in ("gate_up_proj", "down_proj")}
+_KEYS_AS_VALUES = LAYER(1, "self_attn.v_proj")
 LANGUAGES = {
     "qwen3_vl_moe": ATTENTION,
     "qwen3_5": _HYBRID_ATTENTION | {name for name in LANGUAGE if ".mlp." in name},
@@ -64,6 +65,8 @@ LANGUAGES = {
     "glm46v": _GLM,
     "glm4v_moe": ATTENTION,
     "qwen3_moe": ATTENTION,
+    "gemma4": LANGUAGE - {_KEYS_AS_VALUES},
+    "gemma4, shared": LANGUAGE | {LAYER(layer, name) for layer in (2, 3) for name in LINEAR if name[10:] not in ("k_proj", "v_proj")},
 }
 """The language model's layers that learn, by the type of the model or of its text model, where they are not LANGUAGE."""
 _PROJECTOR = {"model.multi_modal_projector.linear_1", "model.multi_modal_projector.linear_2"}
@@ -83,6 +86,8 @@ PROJECTORS = {
     "llava_onevision": _PROJECTOR,
     "internvl": _PROJECTOR,
     "molmo2": {f"model.multi_modal_projector.image_projector.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
+    "gemma4": {"model.embed_vision.embedding_projection"},
+    "gemma4_unified": {"model.embed_vision.multimodal_embedder.embedding_projection"},
     "qwen_vl_chat": {"model.resampler.kv_proj", "model.resampler.proj"},
 }
 """The exact layers that learn beside the language model's, by the type of the model."""

@@ -43,6 +43,7 @@ from sam4mllm.qwen_vl_chat.model import QwenVLChatForConditionalGeneration
 from tests.conftest import FAMILIES as QWEN
 from tests.conftest import TEXT
 from tests.family_base import PHRASES, VISION, Kind, Save, build_tokenizer, chatml, make_family
+from tests.family_gemma import GEMMA
 from tests.family_later import LATER
 from tests.family_molmo import MOLMO
 
@@ -234,4 +235,5 @@ KINDS = {
     ),
     **LATER,
     **MOLMO,
+    **GEMMA,
 }

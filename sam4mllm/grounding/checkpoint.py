@@ -27,7 +27,7 @@ class Encoded:
     resized: tuple[int, int]
     """(width, height) of the image as the processor resized it."""
     mutual: Tensor | None = None
-    """(L,) bool, the tokens that all see each other, before and after; None where each sees only those before it."""
+    """(L,) bool, the tokens that see those after them, too, in Gemma 4 in layers with a window alone; None where none does."""
 
 
 @dataclass(frozen=True)

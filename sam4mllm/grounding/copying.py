@@ -21,6 +21,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from sam4mllm.grounding.encoders import position_ids
+from sam4mllm.grounding.head import logits_of
 from sam4mllm.grounding.scene import MllmScene
 
 LINEAR = "linear_attention"
@@ -97,7 +98,7 @@ def continue_copies(
         hidden = _forward(model, scene, ids[rows], offsets[rows], batch.cache)
         for row, indices in enumerate(new):
             found |= {index: hidden[row, place] for place, index in enumerate(indices)}
-    logits = model.lm_head(torch.stack([found[index] for index in keep.tolist()])).float()
+    logits = logits_of(model, torch.stack([found[index] for index in keep.tolist()]))
     return logits, Copies(length + len(ids), tuple(batch for batch, _ in continued))
 
 

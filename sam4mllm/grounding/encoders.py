@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -94,6 +95,27 @@ def encode_molmo2(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     return replace(encoded, mutual=encoded.inputs["mm_token_type_ids"][0] == 1)
 
 
+def encode_gemma_4(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
+    """Gemma 4: the placeholder is repeated for each token that is left of a patch's neighbourhood, between a beginning and an end. The image
+    tokens of some sizes see those after them, too, in layers with a window.
+    """
+    config = checkpoint.model.config
+    vision = checkpoint.image_processor(images=[image], return_tensors="pt")
+    count, positions = int(vision["num_soft_tokens_per_image"][0]), vision["image_position_ids"]
+    tokens = _repeat_placeholder(checkpoint, opening, count, (config.boi_token_id,), (config.eoi_token_id,))
+    kinds = (tokens == config.image_token_id).int()
+    inputs = {
+        "input_ids": tokens,
+        "pixel_values": vision["pixel_values"],
+        "image_position_ids": positions,
+        "mm_token_type_ids": kinds,
+    }
+    patch = getattr(config.vision_config, "model_patch_size", config.vision_config.patch_size)
+    width, height = ((positions[0].amax(0) + 1) * patch).tolist()
+    mutual = kinds[0] == 1 if config.get_text_config().use_bidirectional_attention == "vision" else None
+    return Encoded(inputs, torch.arange(tokens.shape[1])[None, None], (width, height), mutual)
+
+
 def _squash(checkpoint: Checkpoint, image: Any) -> Any:
     """The image stretched to ``squash`` (width, height) pixels, if the image processor's configuration has that key. The adapters that the
     paper's authors published were trained on 672 x 672. Raises ModelError if it is no size, or numbers are shares of a padded square.
@@ -108,14 +130,16 @@ def _squash(checkpoint: Checkpoint, image: Any) -> Any:
     return image.resize(sides, Image.Resampling.BICUBIC)
 
 
-def _repeat_placeholder(checkpoint: Checkpoint, opening: str, count: int) -> Tensor:
-    """The opening's tokens (1, T) with the image's placeholder ``count`` times. Raises ModelError unless it is there once."""
+def _repeat_placeholder(checkpoint: Checkpoint, opening: str, count: int, before: Sequence[int] = (), after: Sequence[int] = ()) -> Tensor:
+    """The opening's tokens (1, T) with the image's placeholder ``count`` times, and other tokens around them. Raises ModelError unless the
+    placeholder is there once.
+    """
     placeholder: int = checkpoint.model.config.image_token_id
     ids: list[int] = checkpoint.tokenizer(opening, add_special_tokens=False)["input_ids"]
     if ids.count(placeholder) != 1:
         raise ModelError(f"{checkpoint.source}: the chat template must write the image token exactly once")
     at = ids.index(placeholder)
-    return torch.tensor([ids[:at] + [placeholder] * count + ids[at + 1 :]])
+    return torch.tensor([[*ids[:at], *before, *[placeholder] * count, *after, *ids[at + 1 :]]])
 
 
 def _encode_tiles(checkpoint: Checkpoint, opening: str, image: Any, resized: tuple[int, int]) -> Encoded:

@@ -29,13 +29,34 @@ from sam4mllm.checkpoints import (
 from sam4mllm.errors import ModelError, TemplateError, first_line
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.copying import LINEAR
-from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_molmo2, encode_qwen_vl, encode_qwen_vl_chat
+from sam4mllm.grounding.encoders import (
+    TALK,
+    encode_gemma_4,
+    encode_internvl,
+    encode_llava,
+    encode_molmo2,
+    encode_qwen_vl,
+    encode_qwen_vl_chat,
+)
+from sam4mllm.grounding.windows import WINDOWED
 from sam4mllm.options import AUTO, Precision
 from sam4mllm.originals import refuse_original
 from sam4mllm.precision import check_quantised, loading_options, refuse_twice, torch_dtype
 from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
-from sam4mllm.prompts.dialects import GLM_V, INTERNVL, LLAVA, MOLMO2, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
+from sam4mllm.prompts.dialects import (
+    GEMMA_4,
+    GLM_V,
+    INTERNVL,
+    LLAVA,
+    MOLMO2,
+    QWEN2_5_VL,
+    QWEN2_VL,
+    QWEN3_VL,
+    QWEN_VL_CHAT,
+    Dialect,
+    load_dialect,
+)
 from sam4mllm.qwen_vl_chat import model as _qwen_vl_chat  # noqa: F401 – which tells transformers of it
 from sam4mllm.qwen_vl_chat.config import MODEL_TYPE as _QWEN_VL_CHAT
 
@@ -69,6 +90,7 @@ _LANGUAGE_GLM = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|ml
 _MERGER_GLM = r"model\.visual\.merger\.(proj|gate_proj|up_proj|down_proj)"
 _PROJECTOR = r"model\.multi_modal_projector\.linear_[12]"
 _PROJECTOR_MOLMO = r"model\.multi_modal_projector\.image_projector\.(gate|up|down)_proj"
+_EMBEDDER = r"model\.embed_vision\.(multimodal_embedder\.)?embedding_projection"
 _RESAMPLER = r"model\.resampler\.(kv_proj|proj)"
 
 FAMILIES = {
@@ -84,6 +106,8 @@ FAMILIES = {
     "llava_next": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "llava_onevision": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "internvl": Family(INTERNVL, encode_internvl, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
+    "gemma4": Family(GEMMA_4, encode_gemma_4, f"{_LANGUAGE}|{_EMBEDDER}"),
+    "gemma4_unified": Family(GEMMA_4, encode_gemma_4, f"{_LANGUAGE}|{_EMBEDDER}"),
     "molmo2": Family(MOLMO2, encode_molmo2, f"{_LANGUAGE}|{_PROJECTOR_MOLMO}", AutoProcessor),
     _QWEN_VL_CHAT: Family(QWEN_VL_CHAT, encode_qwen_vl_chat, f"{_LANGUAGE}|{_RESAMPLER}", CLIPImageProcessorPil),
 }
@@ -113,6 +137,8 @@ def _load_checkpoint(source: str, device: torch.device, precision: Precision, lo
     try:
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         window = see_everything(config.get_text_config(), source)
+        if hasattr(config, "audio_config"):
+            config.audio_config = None  # there is nothing to hear, so that part's weights are left where they are
         refuse_twice(config, precision, source)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         image_processor = family.processor.from_pretrained(name, config=config, trust_remote_code=False)
@@ -189,7 +215,8 @@ def find_family(name: str, source: str) -> Family:
 
 def see_everything(text: Any, source: str) -> int | None:
     """Lift a text model's window, and say how wide it was. Within the window, full attention is the same, and a packed row, whose
-    positions restart, can be longer than it. Raises ModelError if the window is too narrow, or a layer is of a kind that is not known here.
+    positions restart, can be longer than it. Where each kind of layer gets a mask of its own, windows stay as they are
+    (:mod:`sam4mllm.grounding.windows`). Raises ModelError if the window is too narrow, or a layer is of a kind that is not known here.
     """
     kinds = set(getattr(text, "layer_types", None) or ())
     unknown = kinds - {"full_attention", "sliding_attention", LINEAR}
@@ -197,6 +224,10 @@ def see_everything(text: Any, source: str) -> int | None:
         raise ModelError(f"{source}: layers of the kind {min(unknown)} cannot be continued by several questions; use another model")
     window: int | None = getattr(text, "sliding_window", None)
     if window is None or (kinds and "sliding_attention" not in kinds):
+        return None
+    if getattr(text, "model_type", None) in WINDOWED:
+        if text.use_bidirectional_attention == "all":
+            raise ModelError(f"{source}: its tokens see those after them, so it writes no answers; use another model")
         return None
     if window < 2 * TALK:
         raise ModelError(f"{source}: its layers see {window} tokens back, fewer than an image with its questions; use another model")

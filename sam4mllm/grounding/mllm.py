@@ -21,13 +21,15 @@ from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copie
 from sam4mllm.grounding.decoding import Thinking, Written, write
 from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Framed, to_numbers
+from sam4mllm.grounding.head import logits_of
 from sam4mllm.grounding.marks import said_boxes
 from sam4mllm.grounding.naming import NAME_QUESTION, write_names
-from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
+from sam4mllm.grounding.packing import ROOT, Segment, pack
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
 from sam4mllm.grounding.reading import ReadInstance, note_on, read_answer
 from sam4mllm.grounding.scene import MllmScene, copy_cache, own_scene
 from sam4mllm.grounding.verdicts import Verdicts
+from sam4mllm.grounding.windows import masks, new_cache
 from sam4mllm.identity import digest_of
 from sam4mllm.options import THOUGHT_TOKENS
 from sam4mllm.prompts.answer_text import fold, thoughts_of
@@ -129,7 +131,7 @@ class MllmGrounder:
         except ValueError as error:  # image processors refuse extreme aspect ratios
             raise ImageError(f"the model cannot take an image of {image.shape[1]} x {image.shape[0]} pixels: {error}") from error
         inputs = {name: tensor.to(self.device) for name, tensor in encoded.inputs.items()}
-        cache = DynamicCache(config=self.checkpoint.model.config.get_text_config())
+        cache = new_cache(self.checkpoint.model.config)
         self.checkpoint.model.model(
             **inputs, position_ids=position_ids(encoded.positions.to(self.device)), past_key_values=cache, use_cache=True, return_dict=True
         )
@@ -317,14 +319,14 @@ class MllmGrounder:
         positions = torch.from_numpy(offsets + scene.following).to(device)
         output = self.checkpoint.model.model(
             input_ids=torch.from_numpy(ids)[None].to(device),
-            attention_mask=additive(visible[None, None], self.checkpoint.model.dtype),
+            attention_mask=masks(self.checkpoint.model, visible),
             position_ids=position_ids(positions.expand(scene.rows, 1, -1)),
             past_key_values=past,
             use_cache=True,
             return_dict=True,
         )
         hidden = output.last_hidden_state[0, torch.from_numpy(keep).to(device)]
-        return self.checkpoint.model.lm_head(hidden).float(), past
+        return logits_of(self.checkpoint.model, hidden), past
 
     def _read(self, scene: MllmScene, phrase: str, answer: Written, question: Question) -> Grounding:
         """The boxes of an answer, each with the probability of the tokens that wrote it."""

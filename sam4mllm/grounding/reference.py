@@ -13,10 +13,11 @@ from transformers import DynamicCache
 
 from sam4mllm.grounding.copying import Past
 from sam4mllm.grounding.encoders import position_ids, with_text
+from sam4mllm.grounding.head import logits_of
 from sam4mllm.grounding.mllm import NOTHING_SAID, MllmGrounder
-from sam4mllm.grounding.packing import additive
 from sam4mllm.grounding.protocol import Inquiry, Replies
 from sam4mllm.grounding.scene import MllmScene
+from sam4mllm.grounding.windows import masks
 
 
 @torch.inference_mode()
@@ -42,7 +43,7 @@ def ask_at_once(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: Inqui
         ids = [*first, *head, *grounder.joint_question([point_numbers(grounder, scene, point)])]
         inputs = with_text(encoded, torch.tensor(ids), torch.arange(len(ids)))
         hidden = checkpoint.model.model(**inputs, use_cache=False, return_dict=True)
-        said.append(grounder.verdicts.inside(checkpoint.model.lm_head(hidden.last_hidden_state[:, -1]).float()))
+        said.append(grounder.verdicts.inside(logits_of(checkpoint.model, hidden.last_hidden_state[:, -1])))
     return _joined(said)
 
 
@@ -64,7 +65,7 @@ def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> 
     positions = torch.arange(width, device=grounder.device) + scene.following + history
     output = grounder.checkpoint.model.model(
         input_ids=tokens,
-        attention_mask=additive(visible[None, None], grounder.checkpoint.model.dtype).expand(len(questions), 1, -1, -1),
+        attention_mask=masks(grounder.checkpoint.model, visible),
         position_ids=position_ids(positions.expand(scene.rows, len(questions), -1)),
         past_key_values=cache,
         use_cache=True,
@@ -72,7 +73,7 @@ def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> 
     )
     lasts = torch.tensor([len(question) - 1 for question in questions], device=grounder.device)
     hidden = output.last_hidden_state[torch.arange(len(questions), device=grounder.device), lasts]
-    return grounder.verdicts.inside(grounder.checkpoint.model.lm_head(hidden).float())
+    return grounder.verdicts.inside(logits_of(grounder.checkpoint.model, hidden))
 
 
 @torch.inference_mode()

@@ -8,8 +8,10 @@ _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 """East Asian models now and then write full-width digits, commas and brackets."""
 
 _THINKING = "think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad|rationale"
-_THOUGHT = re.compile(rf"<(?P<end>/)?(?:{_THINKING})>|◁(?P<other>/)?think▷", re.IGNORECASE)
-"""Qwen, GLM and DeepSeek write ``<think>``, Kimi-VL ``◁think▷``; the others are what prompts for reasoning ask for."""
+_THOUGHT = re.compile(rf"<(?P<end>/)?(?:{_THINKING})>|◁(?P<other>/)?think▷|<\|channel>thought\b|<channel(?P<channel>\|)>", re.IGNORECASE)
+"""Qwen, GLM and DeepSeek write ``<think>``, Kimi-VL ``◁think▷``, Gemma 4 ``<|channel>thought`` and ``<channel|>``; the others are what
+prompts for reasoning ask for.
+"""
 _ANSWER = re.compile(r"<(?P<end>/)?answer>")
 _FINAL = re.compile(r"\bfinal answer\b|^[*#>\s]{0,8}answer\b(?=[*\s]{0,4}:)", re.MULTILINE)
 
@@ -54,7 +56,7 @@ def ends_inside_thought(folded: str) -> bool:
 def end_of_thought(text: str) -> int | None:
     """Where the first closing tag of a thought ends in a text, None if there is none."""
     marks = _THOUGHT.finditer(text.translate(_FULL_WIDTH))
-    return next((mark.end() for mark in marks if mark["end"] or mark["other"]), None)
+    return next((mark.end() for mark in marks if _closes(mark)), None)
 
 
 def has_thought_tag(text: str) -> bool:
@@ -62,10 +64,14 @@ def has_thought_tag(text: str) -> bool:
     return _THOUGHT.search(text.translate(_FULL_WIDTH)) is not None
 
 
+def _closes(tag: re.Match[str]) -> bool:
+    return tag.lastgroup is not None  # each group is of a closing tag
+
+
 def _depth(folded: str) -> int:
     depth = 0
     for mark in _THOUGHT.finditer(folded):
-        depth = max(0, depth - 1) if mark["end"] or mark["other"] else depth + 1
+        depth = max(0, depth - 1) if _closes(mark) else depth + 1
     return depth
 
 
@@ -73,7 +79,7 @@ def _thoughts(folded: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
     depth, start, last = 0, 0, len(folded.rstrip())
     for mark in _THOUGHT.finditer(folded):
-        if not (mark["end"] or mark["other"]):
+        if not _closes(mark):
             start = start if depth else mark.start()
             depth += 1
         elif depth:

@@ -102,8 +102,8 @@ class ChatTemplate(Protocol):
 
 
 _FIRST, _SECOND, _THIRD = "qqFIRSTqq", "qqSECONDqq", "qqTHIRDqq"
-_THOUGHT_END = "</think>"
-"""What closes a thought in the templates of Qwen3.5 and GLM-V; where no thought is wanted, they write an empty one."""
+_THOUGHT_ENDS = ("</think>", "<channel|>")
+"""What closes a thought in the templates of Qwen3.5 and GLM-V, and of Gemma 4; where no thought is wanted, they write an empty one."""
 
 
 def read_markup(template: ChatTemplate) -> ChatMarkup:
@@ -126,6 +126,6 @@ def read_markup(template: ChatTemplate) -> ChatMarkup:
         raise TemplateError("the chat template prints a description of the image, not its placeholder; use a multi-modal template")
     if after.split() == to_answer.split():  # what a model goes on from counts; a space before a stored answer is the answer's own
         to_answer = after
-    if after.startswith(to_answer) and after.rstrip().endswith(_THOUGHT_END):  # answers gone by are stored without their empty thoughts
+    if after.startswith(to_answer) and after.rstrip().endswith(_THOUGHT_ENDS):  # answers gone by are stored without their empty thoughts
         to_answer = after
     return ChatMarkup(opening, to_answer, to_question)

@@ -209,6 +209,22 @@ GLM_V = Dialect(
 grounding of their repository's README).
 """
 
+_DETECT = "detect {phrase}, output only ```json"
+GEMMA_4 = Dialect(
+    name="gemma-4",
+    box_question=f"{_DETECT}.{_NONE}",
+    prompt_question=f"{_DETECT}.{_PROMPT}{_NONE}",
+    points_head=_POINTS_HEAD,
+    box='{"box_2d": [{y1}, {x1}, {y2}, {x2}]}',
+    point='{"point": [{y}, {x}]}',
+    digits=0,
+    box_separator=", ",
+    answer="[{boxes}]",
+)
+"""JSON with thousandths, y first (question as in the section on object detection of Gemma's documentation, "image understanding"; boxes as
+the launch post on Hugging Face's blog shows an answer of Gemma 4; points as Gemini's documentation has them, which Gemma's does not).
+"""
+
 _GENERATE = "Generate the bounding box of <ref>{phrase}</ref>"
 QWEN_VL_CHAT = Dialect(
     name="qwen-vl-chat",
@@ -246,9 +262,8 @@ BEFORE_NONE = {
 }
 """The words of an earlier release, which did not offer "none": adapters of that time have learned them, and do not say so."""
 
-DIALECTS = {
-    dialect.name: dialect for dialect in (DEFAULT, DEMO, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL, GLM_V, QWEN_VL_CHAT, MOLMO2)
-}
+_FAMILIES = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL, GLM_V, GEMMA_4, QWEN_VL_CHAT, MOLMO2)
+DIALECTS = {dialect.name: dialect for dialect in (DEFAULT, DEMO, *_FAMILIES)}
 
 
 def dialect_of(fields: Mapping[str, object]) -> Dialect:

@@ -28,7 +28,7 @@ END = "\n</think>\n\n"
 """As the chat templates of Qwen3-VL-Thinking and Qwen3.5 write them around a thought."""
 WORDS = (ASK, BEGIN, END)
 """All that shapes answers by ``reason`` alone: no part of a dialect, so other strategies' versions do not hang on it."""
-_NO_THOUGHT = re.compile(r"<think>\s*</think>\s*\Z")
+_NO_THOUGHT = re.compile(r"(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>)\s*\Z")
 
 
 def reason_question(dialect: Dialect, phrase: str) -> str:

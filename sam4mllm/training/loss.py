@@ -10,7 +10,8 @@ from torch import Tensor
 
 from sam4mllm.grounding.checkpoint import Encoded
 from sam4mllm.grounding.encoders import with_text
-from sam4mllm.grounding.packing import additive
+from sam4mllm.grounding.head import logits_of
+from sam4mllm.grounding.windows import masks
 from sam4mllm.training.collate import UNLEARNED, TrainingRow
 
 
@@ -20,15 +21,12 @@ def row_loss(model: Any, encoded: Encoded, row: TrainingRow) -> Tensor:
     prefix, length = encoded.positions.shape[-1], len(row.row.ids)
     visible = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()
     visible[prefix:, prefix:] = torch.from_numpy(row.row.mask)
-    if encoded.mutual is not None:
-        mutual = encoded.mutual.cpu()
-        visible[:prefix, :prefix] |= mutual[:, None] & mutual
     hidden = model.model(
         **with_text(encoded, torch.from_numpy(row.row.ids).to(device), torch.from_numpy(row.row.offsets).to(device)),
-        attention_mask=additive(visible[None, None].to(device), model.dtype),
+        attention_mask=masks(model, visible.to(device), encoded.mutual),
         use_cache=False,
         return_dict=True,
     ).last_hidden_state[0, prefix:]
     targets = torch.from_numpy(row.targets).to(device)
     learned = targets != UNLEARNED
-    return F.cross_entropy(model.lm_head(hidden[learned]).float(), targets[learned])
+    return F.cross_entropy(logits_of(model, hidden[learned]), targets[learned])
