@@ -96,7 +96,7 @@ def encode_molmo2(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
 
 
 def encode_gemma_4(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
-    """Gemma 4: the placeholder is repeated for each token that is left of a patch's neighbourhood, between a beginning and an end. The image
+    """Gemma 4: the placeholder is repeated for each token left of a patch's neighbourhood, between a beginning and an end. The image
     tokens of some sizes see those after them, too, in layers with a window.
     """
     config = checkpoint.model.config
