@@ -238,7 +238,7 @@ QWEN_VL_CHAT = Dialect(
 )
 """Thousandths, 0 to 999, between tags (Qwen-VL, arXiv 2308.12966, section 2.2; the words of its demo)."""
 
-_POINT_TO = "Point to {phrase}."
+_POINT_TO = 'Point to {phrase}. If nothing in the image fits, say "There are none."'
 MOLMO2 = Dialect(
     name="molmo2",
     box_question=_POINT_TO,
@@ -248,7 +248,7 @@ MOLMO2 = Dialect(
     answer='<points coords="1 {points}">{phrase}</points>',
 )
 """Points in thousandths, each after its number, all after the image's (Molmo 2, arXiv 2601.10611; question and answer as in the examples of
-its model cards). That there are none is a sentence of its own and needs no offer. Boxes, in questions about points, are spelled our way.
+its model cards; that there are none in the words of its training data). Boxes, in questions about points, are spelled our way.
 """
 
 BEFORE_NONE = {
