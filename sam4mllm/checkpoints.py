@@ -171,6 +171,7 @@ def load_model(auto: Any, name: str, source: str, config: Any, **options: Any) -
         Exception: one of FAULTS, or what the device raises.
     """
     logging.getLogger("transformers.modeling_utils").setLevel(logging.ERROR)  # its report of such weights is a table of many lines
+    logging.getLogger("transformers.distributed.tensor_parallel").setLevel(logging.ERROR)  # it names layers that nobody asked it to spread
     model, loading = auto.from_pretrained(
         name,
         config=config,

@@ -25,7 +25,7 @@ WINDOWED = frozenset({"gemma4_text", "gemma4_unified_text"})
 def window_of(config: Any) -> int | None:
     """How many tokens a layer with a window sees, the last one included; None where none has one, or it could be lifted."""
     text = config.get_text_config()
-    windowed = text.model_type in WINDOWED and SLIDING in text.layer_types
+    windowed = getattr(text, "model_type", None) in WINDOWED and SLIDING in text.layer_types
     return int(text.sliding_window) if windowed else None
 
 
