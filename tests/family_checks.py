@@ -81,7 +81,6 @@ PROJECTORS = {
     "llava_onevision": _PROJECTOR,
     "internvl": _PROJECTOR,
     "gemma4": {"model.embed_vision.embedding_projection"},
-    "gemma4_unified": {"model.embed_vision.multimodal_embedder.embedding_projection"},
     "qwen_vl_chat": {"model.resampler.kv_proj", "model.resampler.proj"},
 }
 """The exact layers that learn beside the language model's, by the type of the model."""

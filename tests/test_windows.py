@@ -102,7 +102,7 @@ def test_windows_stay_where_layers_have_masks_of_their_own() -> None:
     text = Gemma4TextConfig(sliding_window=512)
     assert see_everything(text, "model") is None
     assert window_of(text) == 512
-    with pytest.raises(ModelError, match="^model: its tokens see those after them, so it writes no answers"):
+    with pytest.raises(ModelError, match=r"^model: its tokens see those after them, so it writes no answers"):
         see_everything(Gemma4TextConfig(use_bidirectional_attention="all"), "model")
 
 

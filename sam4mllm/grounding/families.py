@@ -68,7 +68,7 @@ _HYBRID = rf"{_LANGUAGE}|model\.language_model\.layers\.\d+\.linear_attn\.(in_pr
 _LANGUAGE_GLM = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate_up|down)_proj)"
 _MERGER_GLM = r"model\.visual\.merger\.(proj|gate_proj|up_proj|down_proj)"
 _PROJECTOR = r"model\.multi_modal_projector\.linear_[12]"
-_EMBEDDER = r"model\.embed_vision\.(multimodal_embedder\.)?embedding_projection"
+_EMBEDDER = r"model\.embed_vision\.embedding_projection"
 _RESAMPLER = r"model\.resampler\.(kv_proj|proj)"
 
 FAMILIES = {
@@ -84,7 +84,6 @@ FAMILIES = {
     "llava_onevision": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "internvl": Family(INTERNVL, encode_internvl, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "gemma4": Family(GEMMA_4, encode_gemma_4, f"{_LANGUAGE}|{_EMBEDDER}"),
-    "gemma4_unified": Family(GEMMA_4, encode_gemma_4, f"{_LANGUAGE}|{_EMBEDDER}"),
     _QWEN_VL_CHAT: Family(QWEN_VL_CHAT, encode_qwen_vl_chat, f"{_LANGUAGE}|{_RESAMPLER}", CLIPImageProcessorPil),
 }
 
@@ -202,15 +201,12 @@ def see_everything(text: Any, source: str) -> int | None:
     if window is None or (kinds and "sliding_attention" not in kinds):
         return None
     if getattr(text, "model_type", None) in WINDOWED:
-        return _keep_windows(text, source)
+        if text.use_bidirectional_attention == "all":
+            raise ModelError(f"{source}: its tokens see those after them, so it writes no answers; use another model")
+        return None
     if window < 2 * TALK:
         raise ModelError(f"{source}: its layers see {window} tokens back, fewer than an image with its questions; use another model")
     text.sliding_window = None
     if kinds:
         text.layer_types = ["full_attention"] * len(text.layer_types)
     return window
-
-
-def _keep_windows(text: Any, source: str) -> None:
-    if text.use_bidirectional_attention == "all":
-        raise ModelError(f"{source}: its tokens see those after them, so it writes no answers; use another model")

@@ -18,7 +18,7 @@ from sam4mllm.grounding.packing import additive
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """What transformers calls the two kinds in ``layer_types``."""
-WINDOWED = frozenset({"gemma4_text", "gemma4_unified_text"})
+WINDOWED = frozenset({"gemma4_text"})
 """Types of text models that take a mask for each kind of layer here."""
 
 
