@@ -105,7 +105,7 @@ EMPTY_THOUGHT = "<|channel>thought\n<channel|>"
 
 def _kind(save: Save, thought: str = EMPTY_THOUGHT, text_type: str = "") -> Kind:
     shape = template(thought)
-    return Kind(model_type, GEMMA_4, shape, _TOKENS, "<turn|>", "<|image|>", save, first="<bos>", sentencepiece=True, text_type=text_type)
+    return Kind("gemma4", GEMMA_4, shape, _TOKENS, "<turn|>", "<|image|>", save, first="<bos>", sentencepiece=True, text_type=text_type)
 
 
 GEMMA = {
