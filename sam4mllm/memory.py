@@ -28,6 +28,7 @@ from sam4mllm.fitting import QUANTISATIONS, Demand
 from sam4mllm.grounding.copying import COPIES_AT_ONCE, LINEAR, keeps_states
 from sam4mllm.grounding.families import resolve
 from sam4mllm.grounding.mllm import MAX_ROW
+from sam4mllm.grounding.windows import window_of
 from sam4mllm.options import AUTO, Precision, QuantizeName
 from sam4mllm.precision import QUANTISED, describe, torch_dtype
 from sam4mllm.segmentation.names import split_name
@@ -44,6 +45,8 @@ TABLES = 4 * (16 + 256 + 1)
 """Bytes of a 4 bit layer's two code books and its offset, in float32."""
 WORTH_SAYING = 1e9
 """Bytes below which nothing is said: such a model fits anywhere."""
+EMBEDDED = 3
+"""Times that embeddings of each layer are there at once: as looked up, as projected from the token's own, and their sum."""
 SAM_TOKENS = 64 * 64
 SAM_HEADS = {"vit_b": 12, "vit_l": 16, "vit_h": 16}
 SAM_MAPS = 3
@@ -55,6 +58,8 @@ KEPT_BYTES = 2**30
 """Of images that a server keeps open; what SAM4MLLM_CACHE_MB allows where it is not set."""
 UNLIMITED = 2**60
 """Above this, a limit of control groups (version 1) means none."""
+UNREAD = r"(model\.)?(audio_tower|embed_audio)\."
+"""What is left where it is: see :func:`~sam4mllm.grounding.families.load_checkpoint`."""
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
@@ -93,7 +98,7 @@ class Need:
 
 
 def read_headers(source: str) -> list[Stored] | None:
-    """The tensors of a model folder or hub id; None if they cannot be known, of which loading then says why."""
+    """The tensors of a model folder or hub id, as far as they are loaded; None if they cannot be known, of which loading then says why."""
     folder = Path(resolve(source))
     try:
         here = folder if folder.exists() else Path(snapshot_download(source, local_files_only=True))
@@ -102,7 +107,8 @@ def read_headers(source: str) -> list[Stored] | None:
         stored = []
     except (OSError, ValueError, SafetensorError):
         return None
-    return stored or (None if folder.exists() else _fetch_headers(source))
+    found = stored or (None if folder.exists() else _fetch_headers(source))
+    return None if found is None else [tensor for tensor in found if not re.match(UNREAD, tensor.name)]
 
 
 def weight_bytes(tensors: Iterable[Stored], precision: Precision, dtype: torch.dtype) -> int:
@@ -122,17 +128,32 @@ def _tensor_bytes(tensor: Stored, precision: Precision, size: int) -> int:
 
 
 def working_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Room to answer in: keys and values of an image and a full row, the row's mask, and a layer's inner values over the row."""
+    """Room to answer in: keys and values of an image and a full row, the row's masks, and a layer's inner values over the row."""
     text = config.get_text_config()
-    heads, hidden = text.num_attention_heads, text.hidden_size
-    head = getattr(text, "head_dim", None) or hidden // heads
     copies = COPIES_AT_ONCE if keeps_states(config) else 0
-    attending = text.num_hidden_layers - _recurrent_layers(text)
-    token = 2 * attending * (getattr(text, "num_key_value_heads", None) or heads) * head
+    masks = 1 if window_of(config) is None else 2
+    token = _kept_values(config)
     tokens = IMAGE_TOKENS + MAX_ROW
-    layer = MAX_ROW * (4 * hidden + 3 * _inner_values(text))
+    layer = MAX_ROW * (4 * text.hidden_size + 3 * _inner_values(text) + EMBEDDED * _values_of_embeddings(text))
     states = (1 + copies) * _state_bytes(text) if copies else 0
-    return int((token * (tokens + copies * IMAGE_TOKENS) + layer + MAX_ROW * tokens) * dtype.itemsize) + states
+    return int((token * (tokens + copies * IMAGE_TOKENS) + layer + masks * MAX_ROW * tokens) * dtype.itemsize) + states
+
+
+def _kept_values(config: Any) -> int:
+    """Keys and values of a token in all layers that have their own."""
+    text = config.get_text_config()
+    own = text.num_hidden_layers - _recurrent_layers(text) - (getattr(text, "num_kv_shared_layers", 0) or 0)
+    if window_of(config) is not None:  # whose kinds of layers have heads of two sizes
+        layers = [text.per_layer_config[index] for index in range(own)]
+        return int(sum(2 * layer.num_key_value_heads * layer.head_dim for layer in layers))
+    heads = text.num_attention_heads
+    head = getattr(text, "head_dim", None) or text.hidden_size // heads
+    return int(2 * own * (getattr(text, "num_key_value_heads", None) or heads) * head)
+
+
+def _values_of_embeddings(text: Any) -> int:
+    """Of a token, embeddings that are made for each layer, all before the first."""
+    return int(text.num_hidden_layers * (getattr(text, "hidden_size_per_layer_input", 0) or 0))
 
 
 def _recurrent_layers(text: Any) -> int:
@@ -146,6 +167,10 @@ def _state_bytes(text: Any) -> int:
 
 def _inner_values(text: Any) -> int:
     """Of a token in a layer: its MLP's, or those of the experts that it is sent to and of the shared one."""
+    if getattr(text, "enable_moe_block", False):  # Gemma 4 has experts beside an MLP
+        return int(text.intermediate_size + text.top_k_experts * text.moe_intermediate_size)
+    if getattr(text, "use_double_wide_mlp", False):
+        return int(2 * text.intermediate_size)
     experts = getattr(text, "num_experts_per_tok", 0) or 0
     sent = experts * (getattr(text, "moe_intermediate_size", 0) or 0) + (getattr(text, "shared_expert_intermediate_size", 0) or 0)
     return int(max(sent, getattr(text, "intermediate_size", 0) or 0))

@@ -87,7 +87,6 @@ PROJECTORS = {
     "internvl": _PROJECTOR,
     "molmo2": {f"model.multi_modal_projector.image_projector.{name}" for name in ("gate_proj", "up_proj", "down_proj")},
     "gemma4": {"model.embed_vision.embedding_projection"},
-    "gemma4_unified": {"model.embed_vision.multimodal_embedder.embedding_projection"},
     "qwen_vl_chat": {"model.resampler.kv_proj", "model.resampler.proj"},
 }
 """The exact layers that learn beside the language model's, by the type of the model."""

@@ -11,9 +11,6 @@ from transformers import (
     Gemma4Config,
     Gemma4ForConditionalGeneration,
     Gemma4ImageProcessor,
-    Gemma4UnifiedConfig,
-    Gemma4UnifiedForConditionalGeneration,
-    Gemma4UnifiedImageProcessor,
     PreTrainedTokenizerFast,
 )
 
@@ -67,7 +64,7 @@ LARGE = {
     "use_bidirectional_attention": "vision",
     "hidden_size_per_layer_input": 0,
 }
-"""12B and 31B: layers without a window take their keys for values, and image tokens see each other."""
+"""31B: layers without a window take their keys for values, and image tokens see each other."""
 EXPERTS = {**LARGE, "enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16}
 """26B-A4B: experts beside each layer's MLP."""
 _VISION = {**VISION, "num_key_value_heads": 2, "head_dim": 16, "position_embedding_size": 128}
@@ -100,31 +97,19 @@ def _gemma(layers: dict[str, Any], audio: bool = False) -> Save:
     return save
 
 
-def _unified(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
-    large = {name: value for name, value in LARGE.items() if name not in ("attention_k_eq_v", "hidden_size_per_layer_input")}
-    config = Gemma4UnifiedConfig(
-        text_config={**text, **_SHARED, **large},
-        vision_config={"mm_embed_dim": 32, "mm_posemb_size": 128, "output_proj_dims": 32},
-        audio_config=None,
-        **_ids(tokenizer),
-    )
-    _save(folder, tokenizer, Gemma4UnifiedForConditionalGeneration(config), Gemma4UnifiedImageProcessor(max_soft_tokens=70))
-
-
 _TOKENS = (
     "<|turn>", "<|image>", "<image|>", "<|audio|>", "<|video|>", "<|channel>", "<channel|>", "<|think|>",
 )  # fmt: skip
 EMPTY_THOUGHT = "<|channel>thought\n<channel|>"
 
 
-def _kind(model_type: str, save: Save, thought: str = EMPTY_THOUGHT, text_type: str = "") -> Kind:
+def _kind(save: Save, thought: str = EMPTY_THOUGHT, text_type: str = "") -> Kind:
     shape = template(thought)
-    return Kind(model_type, GEMMA_4, shape, _TOKENS, "<turn|>", "<|image|>", save, first="<bos>", sentencepiece=True, text_type=text_type)
+    return Kind("gemma4", GEMMA_4, shape, _TOKENS, "<turn|>", "<|image|>", save, first="<bos>", sentencepiece=True, text_type=text_type)
 
 
 GEMMA = {
-    "Gemma 4, E2B and E4B": _kind("gemma4", _gemma(SMALL, audio=True), thought="", text_type="gemma4, shared"),
-    "Gemma 4, 31B": _kind("gemma4", _gemma(LARGE)),
-    "Gemma 4, 26B-A4B": _kind("gemma4", _gemma(EXPERTS)),
-    "Gemma 4, 12B": _kind("gemma4_unified", _unified),
+    "Gemma 4, E2B and E4B": _kind(_gemma(SMALL, audio=True), thought="", text_type="gemma4, shared"),
+    "Gemma 4, 31B": _kind(_gemma(LARGE)),
+    "Gemma 4, 26B-A4B": _kind(_gemma(EXPERTS)),
 }

@@ -31,7 +31,8 @@ def learned_layers(subject: Subject) -> str:
     attach(checkpoint, 1, 1, 0.0)
     names = {name for name, module in checkpoint.model.named_modules() if isinstance(module, LoraLayer)}
     language = [name for name in names if ".language_model." in name]
-    counts = sorted({sum(name.startswith(LAYER(layer, "")) for name in language) for layer in range(2)})
+    layers = range(checkpoint.model.config.get_text_config().num_hidden_layers)
+    counts = sorted({sum(name.startswith(LAYER(layer, "")) for name in language) for layer in layers})
     only = "" if any(".mlp." in name for name in language) else " (attention only)"
     return f"{' or '.join(map(str, counts))} a layer{only}, {len(names) - len(language)} in the projector"
 

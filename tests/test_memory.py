@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from safetensors.torch import save_file
+from transformers import Gemma4Config
 
 from benchmarks.random_model import TINY, write_checkpoint
 from sam4mllm import memory
@@ -66,6 +67,11 @@ def test_weights_are_counted_as_they_are_loaded(folder: Path) -> None:
             id="nine experts a token",
         ),
         pytest.param(
+            {"hidden_size_per_layer_input": 16},
+            2 * (2 * 4 * 8 * 6144 + 4096 * (4 * 32 + 3 * 48 + 3 * 4 * 16) + 4096 * 6144),
+            id="embeddings of each layer",
+        ),
+        pytest.param(
             {"layer_types": ["linear_attention"] * 3 + ["full_attention"], **LINEAR_SIZES},
             2 * (2 * 8 * (6144 + 8 * 2048) + 4096 * (4 * 32 + 3 * 48) + 4096 * 6144) + 9 * 3 * 4 * 8 * 8 * 4,
             id="a state in three layers of four, copied",
@@ -76,6 +82,34 @@ def test_room_to_work_in_is_of_the_layers_that_there_are(text: dict[str, object]
     sizes = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 1, "hidden_size": 32, "intermediate_size": 48}
     config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**{**sizes, **text}))
     assert working_bytes(config, torch.bfloat16) == expected
+
+
+@pytest.mark.parametrize(
+    ("layers", "kept", "inner"),
+    [
+        pytest.param({"num_kv_shared_layers": 2, "use_double_wide_mlp": True}, 2 * 8 + 2 * 24, 2 * 48, id="the last layers keep nothing"),
+        pytest.param({"attention_k_eq_v": True, "num_global_key_value_heads": 2}, 2 * (2 * 8 + 2 * 2 * 24), 48, id="other heads"),
+        pytest.param(
+            {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 16},
+            2 * (2 * 8 + 2 * 24),
+            48 + 2 * 16,
+            id="experts beside an MLP",
+        ),
+    ],
+)
+def test_room_to_work_in_where_layers_have_windows(layers: dict[str, object], kept: int, inner: int) -> None:
+    """Gemma 4: heads of two sizes, and a mask for each kind of layer."""
+    sizes = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 1, "hidden_size": 32, "intermediate_size": 48}
+    kinds = ["sliding_attention", "full_attention"] * 2
+    heads = {"layer_types": kinds, "head_dim": 8, "global_head_dim": 24, "hidden_size_per_layer_input": 0}
+    config = Gemma4Config(text_config={**sizes, **heads, **layers})
+    assert working_bytes(config, torch.bfloat16) == 2 * (kept * 6144 + 4096 * (4 * 32 + 3 * inner) + 2 * 4096 * 6144)
+
+
+def test_parts_that_hear_are_not_counted(tmp_path: Path) -> None:
+    names = ("lm_head.weight", "model.audio_tower.layers.0.weight", "model.embed_audio.weight")
+    save_file({name: torch.zeros(9) for name in names}, tmp_path / "model.safetensors")
+    assert [tensor.name for tensor in read_headers(str(tmp_path)) or ()] == ["lm_head.weight"]
 
 
 def test_the_demo_needs_no_words(caplog: pytest.LogCaptureFixture) -> None:

@@ -24,7 +24,7 @@ from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.reading import read_answer
 from sam4mllm.loading import load_variants
 from sam4mllm.originals import refuse_original
-from sam4mllm.prompts.dialects import GLM_V, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, dump_dialect
+from sam4mllm.prompts.dialects import GEMMA_4, GLM_V, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, dump_dialect
 from sam4mllm.prompts.parse import parse_boxes
 from tests import family_table
 from tests.family_checks import CHECKS, CPU, IMAGE, Frame, Subject
@@ -88,6 +88,9 @@ FRAME = Frame(800, 400, (1120, 560))
         pytest.param(INTERNVL, "<ref>the cup</ref><box>[[250, 500, 750, 900]]</box>", [200, 200, 600, 360], id="InternVL"),
         pytest.param(INTERNVL, "the cup[[250, 500, 750, 900]]", [200, 200, 600, 360], id="InternVL without its tags"),
         pytest.param(GLM_V, "<|begin_of_box|>[[250,500,750,900]]<|end_of_box|>", [200, 200, 600, 360], id="GLM-4.xV"),
+        pytest.param(
+            GEMMA_4, '```json\n[\n  {"box_2d": [500, 250, 900, 750], "label": "cup"}\n]\n```', [200, 200, 600, 360], id="Gemma 4, y first"
+        ),
         pytest.param(QWEN_VL_CHAT, "<ref>击掌</ref><box>(250,500),(750,900)</box>", [200, 200, 600, 360], id="Qwen-VL-Chat"),
     ],
 )
@@ -134,6 +137,8 @@ def test_a_dialect_in_the_folder_wins(tmp_path: Path) -> None:
     [
         pytest.param("Qwen3.5", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", id="stored answers have no thought"),
         pytest.param("GLM-4.5V", "/nothink<|assistant|>\n<think></think>", id="stored answers have an empty one"),
+        pytest.param("Gemma 4, 31B", "<turn|>\n<|turn>model\n<|channel>thought\n<channel|>", id="an empty thought in a channel"),
+        pytest.param("Gemma 4, E2B and E4B", "<turn|>\n<|turn>model\n", id="no thought where none is wanted"),
         pytest.param("Qwen3-VL-MoE", "<|im_end|>\n<|im_start|>assistant\n", id="a template without thoughts"),
     ],
 )

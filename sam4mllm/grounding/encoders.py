@@ -110,8 +110,7 @@ def encode_gemma_4(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
         "image_position_ids": positions,
         "mm_token_type_ids": kinds,
     }
-    patch = getattr(config.vision_config, "model_patch_size", config.vision_config.patch_size)
-    width, height = ((positions[0].amax(0) + 1) * patch).tolist()
+    width, height = ((positions[0].amax(0) + 1) * config.vision_config.patch_size).tolist()
     mutual = kinds[0] == 1 if config.get_text_config().use_bidirectional_attention == "vision" else None
     return Encoded(inputs, torch.arange(tokens.shape[1])[None, None], (width, height), mutual)
 

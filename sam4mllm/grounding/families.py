@@ -90,7 +90,7 @@ _LANGUAGE_GLM = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|ml
 _MERGER_GLM = r"model\.visual\.merger\.(proj|gate_proj|up_proj|down_proj)"
 _PROJECTOR = r"model\.multi_modal_projector\.linear_[12]"
 _PROJECTOR_MOLMO = r"model\.multi_modal_projector\.image_projector\.(gate|up|down)_proj"
-_EMBEDDER = r"model\.embed_vision\.(multimodal_embedder\.)?embedding_projection"
+_EMBEDDER = r"model\.embed_vision\.embedding_projection"
 _RESAMPLER = r"model\.resampler\.(kv_proj|proj)"
 
 FAMILIES = {
@@ -107,7 +107,6 @@ FAMILIES = {
     "llava_onevision": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "internvl": Family(INTERNVL, encode_internvl, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "gemma4": Family(GEMMA_4, encode_gemma_4, f"{_LANGUAGE}|{_EMBEDDER}"),
-    "gemma4_unified": Family(GEMMA_4, encode_gemma_4, f"{_LANGUAGE}|{_EMBEDDER}"),
     "molmo2": Family(MOLMO2, encode_molmo2, f"{_LANGUAGE}|{_PROJECTOR_MOLMO}", AutoProcessor),
     _QWEN_VL_CHAT: Family(QWEN_VL_CHAT, encode_qwen_vl_chat, f"{_LANGUAGE}|{_RESAMPLER}", CLIPImageProcessorPil),
 }

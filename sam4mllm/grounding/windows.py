@@ -18,14 +18,14 @@ from sam4mllm.grounding.packing import additive
 
 FULL, SLIDING = "full_attention", "sliding_attention"
 """What transformers calls the two kinds in ``layer_types``."""
-WINDOWED = frozenset({"gemma4_text", "gemma4_unified_text"})
+WINDOWED = frozenset({"gemma4_text"})
 """Types of text models that take a mask for each kind of layer here."""
 
 
 def window_of(config: Any) -> int | None:
     """How many tokens a layer with a window sees, the last one included; None where none has one, or it could be lifted."""
     text = config.get_text_config()
-    windowed = text.model_type in WINDOWED and SLIDING in text.layer_types
+    windowed = getattr(text, "model_type", None) in WINDOWED and SLIDING in text.layer_types
     return int(text.sliding_window) if windowed else None
 
 
