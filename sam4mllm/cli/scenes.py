@@ -26,8 +26,8 @@ def scenes(
         SceneKind,
         typer.Option(
             "--kind",
-            help="ambiguous: two things in nearly one box. mixed: one scene in three is ambiguous. relational: phrases that compare things or "
-            "find one by way of others. shifted: other backgrounds, light, blur, noise or drawn lines.",
+            help="ambiguous: two things in nearly one box. mixed: one scene in three is ambiguous. relational: phrases that compare things "
+            "or find one by way of others. shifted: other backgrounds, light, blur, noise or drawn lines.",
         ),
     ] = SceneKind.DEFAULT,
     split: Annotated[str, typer.Option("--split", help="Of all examples: test, or train for `sam4mllm train`.")] = "test",

@@ -46,7 +46,9 @@ def of_pair(
             subject.append(("thing", (known[other],)))
         relations = [words, *(["across"] if kind == "crossed" else [])]
         found[index] += [
-            Expression(f"the {noun} {relation} the {known[other]}", (index,), PAIR, told) for noun, told in subject for relation in relations
+            Expression(f"the {noun} {relation} the {known[other]}", (index,), PAIR, told)
+            for noun, told in subject
+            for relation in relations
         ]
         if index in known:
             absent.append(Expression(f"the {known[index]} {opposite} the {known[other]}", (), "none", (known[index], known[other])))
@@ -66,9 +68,7 @@ def _alone(things: Sequence[Thing], index: int, known: dict[int, str]) -> list[E
 def _wrong_colour(things: Sequence[Thing], index: int, known: dict[int, str]) -> list[Expression]:
     if index not in known or not things[index].colour:
         return []
-    return [
-        Expression(f"the {colour} {known[index]}", (), "none", (known[index],)) for colour in COLOURS if colour != things[index].colour
-    ]
+    return [Expression(f"the {colour} {known[index]}", (), "none", (known[index],)) for colour in COLOURS if colour != things[index].colour]
 
 
 def _free(things: Sequence[Thing], pair: tuple[int, int]) -> bool:

@@ -189,16 +189,27 @@ def make_crowd(seed: Sequence[int], size: tuple[int, int]) -> DemoScene:
             return DemoScene(image, masks, _boxes(masks), tuple(things), ())
 
 
-def close_up(scene: DemoScene, expression: Expression, index: int, window: Window, side: int) -> DemoScene:
-    """What a window shows of a scene, the thing ``index`` at least, ``side`` pixels wide. Its one expression means that thing alone."""
+def close_up(scene: DemoScene, told: Sequence[tuple[Expression, int]], window: Window, side: int) -> DemoScene:
+    """What a window shows of a scene, ``side`` pixels wide. Its expressions are those of ``told``, each for the one thing beside it, if
+    that is shown.
+    """
     image = cv2.resize(window.cut(scene.image), (side, side), interpolation=cv2.INTER_AREA)
     part = scene.masks[:, window.top : window.top + window.side, window.left : window.left + window.side]
     masks = np.array([cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST) for mask in part], np.bool_)
-    shown = [place for place, mask in enumerate(masks) if place == index or mask.any()]
-    told = replace(expression, targets=(shown.index(index),))
+    shown = [place for place, mask in enumerate(masks) if mask.any()]
     return DemoScene(
-        np.asarray(image, np.uint8), masks[shown], _boxes(masks[shown]), tuple(scene.things[place] for place in shown), (told,)
+        image=np.asarray(image, np.uint8),
+        masks=masks[shown],
+        boxes_px=_boxes(masks[shown]),
+        things=tuple(scene.things[place] for place in shown),
+        expressions=tuple(replace(expression, targets=(shown.index(index),)) for expression, index in told if index in shown),
+        pair=_pair_in(shown, scene.pair),
+        pair_kind=scene.pair_kind,
     )
+
+
+def _pair_in(shown: Sequence[int], pair: tuple[int, int] | None) -> tuple[int, int] | None:
+    return (shown.index(pair[0]), shown.index(pair[1])) if pair and pair[0] in shown and pair[1] in shown else None
 
 
 def render(

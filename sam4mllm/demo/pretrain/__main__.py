@@ -59,16 +59,22 @@ def train_tower(folder: Path, steps: int = 7000, threads: Threads = 1, shipped: 
 @app.command("language")
 def train_language(
     folder: Path,
+    *,
     tower_state: Annotated[Path | None, typer.Option("--tower", help="A saved state (step-N) of the tower stage.")] = None,
     steps: int = 9000,
     threads: Threads = 2,
     shipped: Shipped = False,
+    minutes: Minutes = None,
+    workers: Workers = 1,
+    rate: Annotated[float | None, typer.Option(help="The peak learning rate instead of the recipe's.")] = None,
 ) -> None:
     """Train the whole MLLM on scenes with phrases."""
     if (tower_state is None) != shipped:
         raise typer.BadParameter("give either --tower STATE or --shipped")
     begin = from_shipped if tower_state is None else partial(language.start, tower=tower_state)
-    language.train(folder, begin, steps, threads=threads)
+    peak = rate or (language.RATE_TRAINED if shipped else language.RATE)
+    boxes_only = 0 if shipped else language.BOXES_ONLY
+    language.train(folder, begin, steps, threads=threads, rate=peak, minutes=minutes, workers=workers, boxes_only=boxes_only)
 
 
 @app.command("export")
