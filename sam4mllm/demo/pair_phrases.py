@@ -41,7 +41,7 @@ def of_pair(
     for index, other, words, opposite in ((back, front, "behind", "in front of"), (front, back, "in front of", "behind")):
         if other not in known:
             continue
-        subject = [(known[index], (known[index], known[other]))] if index in known else []
+        subject: list[tuple[str, tuple[str, ...]]] = [(known[index], (known[index], known[other]))] if index in known else []
         if _free(things, pair):
             subject.append(("thing", (known[other],)))
         relations = [words, *(["across"] if kind == "crossed" else [])]

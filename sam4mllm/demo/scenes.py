@@ -153,9 +153,9 @@ def _said(
     nouns: Sequence[str],
 ) -> tuple[Expression, ...]:
     """Five expressions in random order, at least one for each of the pair."""
-    chosen = [options[rng.integers(len(options))] for options in (first, second)]
+    chosen = [options[int(rng.integers(len(options)))] for options in (first, second)]
     pool = absent if absent and rng.random() < 0.5 else [*first, *second]
-    chosen.append(pool[rng.integers(len(pool))])
+    chosen.append(pool[int(rng.integers(len(pool)))])
     for kind in ("none", *(KINDS[index] for index in rng.choice(len(KINDS), 6, p=SHARES))):
         chosen += expressions(rng, things, [kind], nouns) or []
     by_phrase: dict[str, Expression] = {}

@@ -82,14 +82,14 @@ def _mosaic(rng: np.random.Generator, height: int, width: int) -> NDArray[np.flo
     rows, columns = np.mgrid[0:height:4, 0:width:4]
     nearest = np.hypot(rows[..., None] - places[:, 0], columns[..., None] - places[:, 1]).argmin(-1).astype(np.float32)
     cells = cv2.resize(nearest, (width, height), interpolation=cv2.INTER_NEAREST).astype(int)
-    return np.stack([_colour(rng) for _ in range(count)])[cells]
+    return np.asarray(np.stack([_colour(rng) for _ in range(count)])[cells], np.float32)
 
 
 def _rings(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
     centre, period = rng.uniform(0, 1, 2) * (height, width), rng.uniform(0.05, 0.2) * max(height, width)
     rows, columns = np.mgrid[:height, :width]
     wave = 0.5 + 0.5 * np.sin(np.hypot(rows - centre[0], columns - centre[1]) * (2 * np.pi / period))[..., None]
-    return (_colour(rng) * wave + _colour(rng) * (1 - wave)).astype(np.float32)
+    return np.asarray(_colour(rng) * wave + _colour(rng) * (1 - wave), np.float32)
 
 
 def _dots(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
@@ -117,4 +117,4 @@ def _light(rng: np.random.Generator, canvas: NDArray[np.float32]) -> NDArray[np.
     ramp = np.clip(0.5 + rows * np.sin(angle) + columns * np.cos(angle), 0, 1)[..., None]
     cast = 1 + rng.uniform(-CAST, CAST, 3)
     lit = (np.clip(canvas, 0, 255) / 255) ** rng.uniform(*GAMMA) * (1 - rng.uniform(0.2, SHADE) * ramp) * cast
-    return (255 * lit).astype(np.float32)
+    return np.asarray(255 * lit, np.float32)

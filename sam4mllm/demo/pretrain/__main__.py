@@ -18,6 +18,7 @@ from typing import Annotated
 import typer
 
 from sam4mllm.demo.pretrain import export, language, segmenter, tower
+from sam4mllm.demo.pretrain.examples import BOXES_ONLY
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
 from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
@@ -73,7 +74,7 @@ def train_language(
         raise typer.BadParameter("give either --tower STATE or --shipped")
     begin = from_shipped if tower_state is None else partial(language.start, tower=tower_state)
     peak = rate or (language.RATE_TRAINED if shipped else language.RATE)
-    boxes_only = 0 if shipped else language.BOXES_ONLY
+    boxes_only = 0 if shipped else BOXES_ONLY
     language.train(folder, begin, steps, threads=threads, rate=peak, minutes=minutes, workers=workers, boxes_only=boxes_only)
 
 

@@ -84,7 +84,7 @@ def dense_targets(scene: DemoScene) -> DenseTargets:
         thing=classes[owner + 1],
         box_milli=boxes_milli[owner + 1].astype(np.float32),
         centre_milli=np.stack([across, down], -1).reshape(-1, 2).astype(np.float32) * 1000,
-        fine=pictures(scene.masks.any(0)),
+        fine=pictures(np.asarray(scene.masks.any(0))),
         colour=colours[owner + 1],
         cover=cover.astype(np.float32),
         owned=_owned(tops, owner),
