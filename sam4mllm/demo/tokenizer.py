@@ -28,7 +28,8 @@ WORDS = (
 )
 LATER_WORDS = (
     *("thing", "part", "ring", "hollow", "whole", "dark", "light", "front", "behind", "across", "between", "and", "than", "to"),
-    *("larger", "smaller", "largest", "smallest", "closest", "is", "this", "think"),
+    *("larger", "smaller", "largest", "smallest", "closest", "is", "this"),
+    *("first", "think", "step", "by", "about", "which", "object", "meant", "then", "answer"),
 )
 """Words that came after the first weights. They stand after all other tokens, so that training can go on from weights without them."""
 THOUGHT, THOUGHT_END = "<think>", "</think>"

@@ -22,7 +22,8 @@ from sam4mllm.prompts.dialects import DEMO
 
 LOOK_QUESTION = "is this {phrase}"
 """Asked of an image with an outlined mask; answered by the dialect's yes or no."""
-THOUGHT_QUESTION = "think find {phrase}"
+THOUGHT_QUESTION = f"{DEMO.box_question} First think step by step about which object is meant, then answer."
+"""Asked of a phrase; the opening tag of the thought stands before the answer."""
 THOUGHT_SHARE = 0.4
 """How often a phrase that is found by way of others is asked about with a thought as well."""
 POINTS_PER_BOX, POINTS_PAIR, POINTS_CLOSE, POINTS_BOTH = 8, 12, 24, 16
@@ -181,10 +182,11 @@ class Teacher:
         rng: np.random.Generator,
     ) -> None:
         """The steps of a phrase, each with its box, then the answer."""
-        question, ends = self._question(THOUGHT_QUESTION, expression, rng)
+        asked, ends = self._question(THOUGHT_QUESTION, expression, rng)
+        question = [*asked, *self.encode(THOUGHT)]
         steps = [f"{phrase} {prompt_answer(DEMO, [SpokenInstance(_box(scene, index))])}" for phrase, index in expression.steps]
         spoken = prompt_answer(DEMO, [SpokenInstance(_box(scene, index)) for index in order])
-        answer = [*self.encode(f"{THOUGHT} {' '.join(steps)} {THOUGHT_END} {spoken}"), self.end]
+        answer = [*self.encode(f"{' '.join(steps)} {THOUGHT_END} {spoken}"), self.end]
         _, start = lesson.add(question + answer, ROOT)
         self._look_at_nouns(lesson, scene, expression, ends, start, regions)
         named = [*(index for _, index in expression.steps), *order]
