@@ -30,7 +30,7 @@ them; a look back asks about an outlined mask.
 """
 BOXES_ONLY = 500
 """Steps of a run from random weights before the first point questions."""
-AMBIGUOUS_SHARE, AMBIGUOUS_CLOSE, RELATIONAL_SHARE = 0.45, 0.6, 0.2
+AMBIGUOUS_SHARE, AMBIGUOUS_CLOSE, RELATIONAL_SHARE = 0.4, 0.6, 0.15
 """Shares of the scenes with a pair, in close-ups too, and of those with relational phrases; the rest are default ones."""
 SHARES = (0.2, 0.2, 0.2, 0.2, 0.2)
 """Of the default kinds of phrases: more of several instances and of none than scenes have, for these are what the first weights missed."""
