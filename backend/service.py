@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +151,7 @@ def build(
 
 def version_file(settings: Settings) -> Path:
     """Where the version of these settings is noted, so that it is known again before the models are."""
-    shaping = {"model": settings.model, "segmenter": settings.segmenter, "options": asdict(_noted_options(settings))}
+    shaping = {"model": settings.model, "segmenter": settings.segmenter, "options": _noted_options(settings).shaping()}
     return settings.home / f"version-{digest_of(shaping)[:12]}.txt"
 
 
@@ -162,11 +162,12 @@ def _former_version_file(settings: Settings) -> Path:
 
 
 def _noted_options(settings: Settings) -> Options:
-    """The options that the version is noted under: the demo's strategy was never another one, and earlier releases named it."""
+    """The options that the version is noted under. The strategy is named where it is sure: the demo's, as before, and none's."""
     options = replace(settings.options, joint=bool(settings.options.joint))
-    if settings.model != "demo":
+    demo = settings.model == "demo"
+    if settings.has_model and not demo:
         return options
-    return replace(options, strategy=resolve_strategy(options.strategy, demo=True, has_adapter=False))
+    return replace(options, strategy=resolve_strategy(options.strategy, demo=demo, has_adapter=False, has_model=settings.has_model))
 
 
 def _noted_version(settings: Settings) -> str:

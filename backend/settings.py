@@ -13,9 +13,22 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from backend.errors import SettingsError
-from sam4mllm.errors import TrainingError
+from sam4mllm.errors import ModelError, TrainingError
 from sam4mllm.images import MAX_PIXELS
-from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, Precision, QuantizeName
+from sam4mllm.options import (
+    MAX_THOUGHT_TOKENS,
+    NO_MODEL,
+    THOUGHT_TOKENS,
+    THRESHOLD,
+    AskedStrategy,
+    DtypeName,
+    Options,
+    Pattern,
+    Precision,
+    QuantizeName,
+    check_strategy,
+    resolve_strategy,
+)
 from sam4mllm.training.config import Config, read_config
 
 UNASSISTED = 0.05
@@ -45,7 +58,7 @@ class Settings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="SAM4MLLM_", extra="ignore", frozen=True, populate_by_name=True)
 
-    model: str = Field("demo", description="MLLM: `demo`, a checkpoint folder, or a hub id")
+    model: str = Field("demo", description="MLLM: `demo`, a checkpoint folder, a hub id, or `none` ([docs](docs/which.md))")
     segmenter: str = Field(
         "demo",
         description="`demo`, `vit_b|vit_l|vit_h:PATH`, `efficientvit-sam-xl1:PATH`, or a checkpoint folder or hub id "
@@ -61,7 +74,8 @@ class Settings(BaseSettings):
     device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")
     strategy: AskedStrategy = Field(
         "auto",
-        description="`box`, `ppg` or `pqpp`; `auto`: what the adapter has learned, `box` for a model without one ([docs](docs/points.md))",
+        description="`box`, `ppg`, `pqpp`, `reason`, `concept` or `choose` ([docs](docs/which.md)); `auto`: what the adapter has learned, "
+        "`box` for a model without one ([docs](docs/points.md)), `concept` without a model",
     )
     points: Literal["packed", "joint"] | None = Field(
         None,
@@ -69,6 +83,16 @@ class Settings(BaseSettings):
     )
     pattern: Pattern = Field(
         "spread", description="where points fall: `spread`, `interior`, `unsure` or `second-look` ([docs](docs/points.md))"
+    )
+    threshold: float = Field(
+        THRESHOLD, ge=0, le=1, description="with strategy `concept` or `choose`: the least score of what the segmenter finds by the phrase"
+    )
+    thought_tokens: int = Field(
+        THOUGHT_TOKENS,
+        ge=1,
+        le=MAX_THOUGHT_TOKENS,
+        description="with strategy `reason`, tokens after which a thought is cut off and the answer asked for "
+        "([docs](docs/points.md#a-thought-before-the-answer))",
     )
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password and a webhook secret")
@@ -163,7 +187,21 @@ class Settings(BaseSettings):
     @property
     def options(self) -> Options:
         """How the MLLM is asked, in serving as in the comparison of versions."""
-        return Options(self.strategy, None if self.points is None else self.points == "joint", pattern=self.pattern)
+        joint = None if self.points is None else self.points == "joint"
+        return Options(self.strategy, joint, pattern=self.pattern, threshold=self.threshold, thought_tokens=self.thought_tokens)
+
+    @property
+    def has_model(self) -> bool:
+        """Whether there is an MLLM."""
+        return self.model != NO_MODEL
+
+    @property
+    def untrained(self) -> str:
+        """Why no run trains a LoRA here, in one line; empty if runs do."""
+        if self.has_model and self.strategy != "concept":
+            return ""
+        why = "strategy concept asks none" if self.has_model else "the model is none"
+        return f"no LoRA is trained: it changes an MLLM, and {why}; reviews are kept, and the score goes on learning from them"
 
     @cached_property
     def training(self) -> Config:
@@ -205,6 +243,11 @@ def read_settings() -> Settings:
         _ = settings.training
     except TrainingError as error:
         raise SettingsError(f"SAM4MLLM_TRAIN_CONFIG: {error}") from error
+    strategy = resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model)
+    try:
+        check_strategy(strategy, has_model=settings.has_model, takes_phrases=True)  # of the segmenter its loading tells
+    except ModelError as error:
+        raise SettingsError(f"SAM4MLLM_STRATEGY: {error}") from error
     if settings.device_map is not None and settings.train_mode == "pause":
         raise SettingsError("SAM4MLLM_TRAIN_MODE=pause cannot move a model that SAM4MLLM_DEVICE_MAP=auto has spread; use beside")
     if settings.host not in LOOPBACK:

@@ -56,6 +56,9 @@ class ShakenGrounder:
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         return [self._shaken(found, scene) for found in self._grounder.ground(scene, phrases, question)]
 
+    def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
+        return self._grounder.name(scene, phrases)
+
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         return self._grounder.ask(scene, inquiries, joint)
 

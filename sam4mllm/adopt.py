@@ -18,7 +18,7 @@ from sam4mllm.errors import RegistryError
 from sam4mllm.grounding.families import outline_checkpoint
 from sam4mllm.identity import slug
 from sam4mllm.loading import Variants, pick_device
-from sam4mllm.options import AUTO, Options, PointsName, Precision, Strategy
+from sam4mllm.options import AUTO, LearnedStrategy, Options, PointsName, Precision
 from sam4mllm.prompts.dialects import load_dialect
 from sam4mllm.segmentation.loading import load_segmenter
 
@@ -33,7 +33,7 @@ class Claims:
     """
 
     model: str | None = None
-    strategy: Strategy | None = None
+    strategy: LearnedStrategy | None = None
     points: PointsName | None = None
     dialect: str | None = None
     segmenter: str | None = None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sam4mllm.errors import PromptError
 from sam4mllm.geometry import box_iou
-from sam4mllm.values import Grounding, Pointed
+from sam4mllm.values import Candidate, Grounding, Pointed
 
 SAME_BOX = 0.3
 """IoU from which a reviewer's box stands for the MLLM's box rather than for another object."""
@@ -75,7 +75,8 @@ class PromptTarget:
     for unused.
 
     ``pointed``: "refined" if a reviewer's click or box is about it; "alone" if it consists of those only, and is no part of the phrase.
-    ``mask``: what the reviewer sees of it, if that is known, and ``shown`` its place in ``Clicks.shown``.
+    ``mask``: what the reviewer sees of it, if that is known, and ``shown`` its place in ``Clicks.shown``. ``candidate``: what the segmenter
+    found by itself in this box; ``support`` as of :class:`~sam4mllm.confidence.Features`.
     """
 
     box_px: NDArray[np.float32] | None
@@ -86,6 +87,13 @@ class PromptTarget:
     pointed: Pointed = ""
     mask: NDArray[np.bool_] | None = None
     shown: int | None = None
+    candidate: Candidate | None = None
+    support: float = 1.0
+
+    @property
+    def standing(self) -> Candidate | None:
+        """What needs no drawing: the segmenter found it by itself, and no reviewer points at it."""
+        return None if self.pointed else self.candidate
 
     def with_points(self, points_px: NDArray[np.float32], inside: NDArray[np.float64], labels: NDArray[np.int64]) -> PromptTarget:
         """The same target with more points."""
@@ -129,6 +137,9 @@ def merge(grounding: Grounding, clicks: Clicks | None) -> list[PromptTarget]:
 
 def _found(grounding: Grounding, index: int) -> PromptTarget:
     target = PromptTarget(grounding.boxes_px[index], float(grounding.box_probabilities[index]))
+    if grounding.candidates:
+        candidate = grounding.candidates[index]
+        target = replace(target, candidate=candidate, support=0.0 if candidate is None else candidate.support)
     if not grounding.points:
         return target
     spoken = grounding.points[index]

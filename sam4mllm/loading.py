@@ -20,17 +20,21 @@ from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import DEMO, load_checkpoint
 from sam4mllm.grounding.mllm import ANSWER_TOKENS, MllmGrounder
+from sam4mllm.grounding.nobody import NoGrounder
 from sam4mllm.identity import slug
 from sam4mllm.memory import announce
-from sam4mllm.options import AUTO, Options, Precision, resolve_strategy
+from sam4mllm.options import AUTO, NO_ADAPTER, NO_MODEL, Options, Precision, check_strategy, resolve_strategy
 from sam4mllm.pipeline import Pipeline, Versioned
 from sam4mllm.precision import movable, move
 from sam4mllm.prompts.dialects import Dialect, load_dialect
+from sam4mllm.segmentation.concept import ConceptSegmenter
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Segmenter
 
 if TYPE_CHECKING:
     from sam4mllm.adapters.lora import Adapters
+
+CPU = torch.device("cpu")
 
 
 def load_pipeline(
@@ -46,6 +50,8 @@ def load_pipeline(
     load = partial(load_variants, device=device, options=options, precision=precision, dialect=dialect)
     if adapter is None:
         return load(model or DEMO, segmenter or DEMO).base
+    if model == NO_MODEL:
+        raise ModelError(NO_ADAPTER.format(adapter))
     folder = find_adapter(adapter)
     papers = read_papers(folder)  # before the seconds that loading takes
     model = choose_model(model, papers, folder)
@@ -61,38 +67,65 @@ def load_variants(
     precision: Precision = AUTO,
     dialect: str | None = None,
 ) -> Variants:
-    """Load both models; adapters can then be loaded beside each other. ``dialect`` is a name or a file, None the model's own.
+    """Load both models; adapters can then be loaded beside each other. ``dialect`` is a name or a file, None the model's own. The model
+    ``none`` is no MLLM: the segmenter alone is loaded.
 
     Raises ModelError, before loading if they cannot fit, and TemplateError.
     """
     place = pick_device(device)
     spoken = None if dialect is None else load_dialect(dialect)
-    announce(model, place, precision, segmenter=segmenter)
-    checkpoint = load_checkpoint(model, place, precision)
-    return Variants(checkpoint, load_segmenter(segmenter, place), options, slug(model), spoken)
+    has_model = model != NO_MODEL
+    if has_model:
+        announce(model, place, precision, segmenter=segmenter)
+    elif spoken is not None:
+        raise ModelError("a dialect says how an MLLM is spoken to, and the model is none; leave --dialect out")
+    draws = load_segmenter(segmenter, place)
+    # before the minutes that the MLLM takes
+    asked = resolve_strategy((options or Options()).strategy, demo=False, has_adapter=False, has_model=has_model)
+    check_strategy(asked, has_model=has_model, takes_phrases=isinstance(draws, ConceptSegmenter), segmenter=segmenter)
+    checkpoint = load_checkpoint(model, place, precision) if has_model else None
+    return Variants(checkpoint, draws, options, slug(model), spoken, place)
 
 
 class Variants:
     """Pipelines that share one base model and one segmenter, each with its own adapter. For one thread at a time, as an engine's is."""
 
     def __init__(
-        self, checkpoint: Checkpoint, segmenter: Segmenter, options: Options | None, slug: str, dialect: Dialect | None = None
+        self,
+        checkpoint: Checkpoint | None,
+        segmenter: Segmenter,
+        options: Options | None,
+        slug: str,
+        dialect: Dialect | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        """``dialect`` is what the model is to be spoken to in, None its own; adapters have their own, and any other is then refused."""
-        self.checkpoint = checkpoint_for(checkpoint, None, dialect)
+        """``checkpoint`` None is no MLLM; the segmenter is then on ``device``. ``dialect`` is what the model is to be spoken to in, None
+        its own; adapters have their own, and any other is then refused. Raises ModelError if the options' strategy cannot be done.
+        """
+        self._checkpoint = None if checkpoint is None else checkpoint_for(checkpoint, None, dialect)
         self._dialect = dialect
         self._segmenter = segmenter
         self._options = options or Options()
         self._slug = slug
         self._adapters: Adapters | None = None
-        self._device: torch.device = checkpoint.model.device
-        self.base = self._pipeline(BASE, None, self.checkpoint)
+        self._device: torch.device = device if checkpoint is None else checkpoint.model.device
+        self.base = self._pipeline(BASE, None, self._checkpoint)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The base model. Raises ModelError if there is none."""
+        if self._checkpoint is None:
+            raise ModelError("there is no MLLM, for the model is none: no adapter can be used or trained; name a model")
+        return self._checkpoint
 
     def load(self, folder: Path, adapter: Manifest | LooseAdapter) -> Pipeline:
         """A pipeline with the adapter in a folder, spoken to as its papers say.
 
-        Raises RegistryError if it is not safe, ModelError if it is another base model's, or is to be spoken to in another dialect.
+        Raises RegistryError if it is not safe, ModelError if it is another base model's, or is to be spoken to in another dialect, or if
+        there is no base model.
         """
+        if self._checkpoint is None:
+            raise ModelError(NO_ADAPTER.format(adapter.version))
         papers = adapter if isinstance(adapter, Manifest) else adapter.papers
         checkpoint = checkpoint_for(self.checkpoint, papers, self._dialect, adapter.version)
         if isinstance(adapter, Manifest):
@@ -113,7 +146,7 @@ class Variants:
     @property
     def nbytes(self) -> int:
         """Memory of both models' weights."""
-        weights: int = sum(weight.nbytes for weight in self.checkpoint.model.parameters())
+        weights: int = 0 if self._checkpoint is None else sum(weight.nbytes for weight in self._checkpoint.model.parameters())
         return weights + self._segmenter.nbytes
 
     def away(self) -> None:
@@ -121,7 +154,7 @@ class Variants:
 
         Raises ModelError if the model is spread over several devices.
         """
-        if not movable(self.checkpoint.model):
+        if not self._movable:
             raise ModelError("a model that is spread by SAM4MLLM_DEVICE_MAP=auto cannot leave its devices; use another SAM4MLLM_TRAIN_MODE")
         self._move(torch.device("cpu"))
         gc.collect()
@@ -132,9 +165,13 @@ class Variants:
         """Move both models to their device again."""
         self._move(self._device)
 
+    @property
+    def _movable(self) -> bool:
+        return self._checkpoint is None or movable(self._checkpoint.model)
+
     def _move(self, device: torch.device) -> None:
-        if movable(self.checkpoint.model):
-            move(self.checkpoint.model, device)
+        if self._checkpoint is not None and self._movable:
+            move(self._checkpoint.model, device)
         self._segmenter.to(device)
 
     def _activate(self, version: str) -> None:
@@ -156,18 +193,20 @@ class Variants:
 
     @property
     def base_sha256(self) -> str:
-        """The hash of the base model."""
-        return self.checkpoint.base_sha256
+        """The hash of the base model; empty if there is none, so that no adapter is its own."""
+        return "" if self._checkpoint is None else self._checkpoint.base_sha256
 
     @property
     def template_sha256(self) -> str:
-        """The hash of what is said to it."""
-        return self.checkpoint.template_sha256
+        """The hash of what is said to it, empty likewise."""
+        return "" if self._checkpoint is None else self._checkpoint.template_sha256
 
-    def _pipeline(self, version: str, adapter: Versioned | None, checkpoint: Checkpoint, papers: Papers | None = None) -> Pipeline:
-        whole = MllmGrounder(checkpoint, activate=lambda: self._activate(version))
-        grounder = CloserGrounder(whole) if checkpoint.dialect.points_view == "close-up" else whole
+    def _pipeline(self, version: str, adapter: Versioned | None, checkpoint: Checkpoint | None, papers: Papers | None = None) -> Pipeline:
+        if checkpoint is None:
+            return Pipeline(NoGrounder(), self._segmenter, self._options, self._slug, learned=False)
         demo, options = checkpoint.source == DEMO, self._options if papers is None else papers.asked(self._options)
+        whole = MllmGrounder(checkpoint, activate=lambda: self._activate(version), thought_tokens=options.thought_tokens)
+        grounder = CloserGrounder(whole) if checkpoint.dialect.points_view == "close-up" else whole
         options = replace(options, strategy=resolve_strategy(options.strategy, demo=demo, has_adapter=adapter is not None))
         return Pipeline(grounder, self._segmenter, options, self._slug, adapter, learned=demo or adapter is not None)
 

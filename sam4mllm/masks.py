@@ -48,13 +48,13 @@ def clean(mask: NDArray[np.bool_], min_share: float = MIN_SHARE, min_hole_share:
 
 def components(mask: NDArray[np.bool_], most: int = MAX_COMPONENTS) -> NDArray[np.bool_]:
     """The 8-connected pieces of a mask (H, W) as (N, H, W) bool, the largest first and at most ``most``; (0, H, W) of an empty mask."""
-    labels, areas, _ = _label(as_mask(mask), connectivity=8)
+    labels, areas, _ = label_pieces(as_mask(mask), connectivity=8)
     order = 1 + np.argsort(-areas[1:], kind="stable")[:most]
     return np.asarray(labels[None] == order[:, None, None], np.bool_)
 
 
 def _without_specks(mask: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
-    labels, areas, _ = _label(mask, connectivity=8)
+    labels, areas, _ = label_pieces(mask, connectivity=8)
     if len(areas) == 2:
         return mask
     keep = areas >= least
@@ -66,7 +66,7 @@ def _without_specks(mask: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
 
 def _without_holes(mask: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
     height, width = mask.shape
-    labels, areas, boxes = _label(~mask, connectivity=4)
+    labels, areas, boxes = label_pieces(~mask, connectivity=4)
     left, top, wide, high = boxes.T
     fill = (left > 0) & (top > 0) & (left + wide < width) & (top + high < height) & (areas < least)
     fill[0] = False
@@ -76,7 +76,7 @@ def _without_holes(mask: NDArray[np.bool_], least: float) -> NDArray[np.bool_]:
     return filled
 
 
-def _label(mask: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
+def label_pieces(mask: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np.int32], NDArray[np.int32], NDArray[np.int32]]:
     """Labels (H, W), areas (N,) and boxes (N, 4: left, top, width, height) of the pieces; the first is the background, label 0."""
     # not connectedComponents: its worker threads wait for each other, many times slower on small masks and busy machines
     _, labels, found, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=connectivity, ltype=cv2.CV_32S)

@@ -25,10 +25,12 @@ from transformers import AutoConfig
 from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError
 from sam4mllm.fitting import QUANTISATIONS, Demand
+from sam4mllm.grounding.copying import COPIES_AT_ONCE, LINEAR, keeps_states
 from sam4mllm.grounding.families import resolve
 from sam4mllm.grounding.mllm import MAX_ROW
 from sam4mllm.options import AUTO, Precision, QuantizeName
 from sam4mllm.precision import QUANTISED, describe, torch_dtype
+from sam4mllm.segmentation.names import split_name
 
 log = logging.getLogger(__name__)
 
@@ -71,8 +73,11 @@ class Stored:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether it is a linear layer's weight in the language model."""
-        return len(self.shape) == 2 and self.name.endswith(".weight") and re.match(QUANTISED, self.name) is not None
+        """Whether it is a linear layer's weight in the language model. Experts are one parameter once they are loaded, also where a file
+        holds each.
+        """
+        linear = len(self.shape) == 2 and self.name.endswith(".weight") and ".experts." not in self.name
+        return linear and re.match(QUANTISED, self.name) is not None
 
 
 @dataclass(frozen=True)
@@ -121,10 +126,29 @@ def working_bytes(config: Any, dtype: torch.dtype) -> int:
     text = config.get_text_config()
     heads, hidden = text.num_attention_heads, text.hidden_size
     head = getattr(text, "head_dim", None) or hidden // heads
+    copies = COPIES_AT_ONCE if keeps_states(config) else 0
+    attending = text.num_hidden_layers - _recurrent_layers(text)
+    token = 2 * attending * (getattr(text, "num_key_value_heads", None) or heads) * head
     tokens = IMAGE_TOKENS + MAX_ROW
-    cache = 2 * text.num_hidden_layers * (getattr(text, "num_key_value_heads", None) or heads) * head * tokens
-    layer = MAX_ROW * (4 * hidden + 3 * text.intermediate_size)
-    return int((cache + layer + MAX_ROW * tokens) * dtype.itemsize)
+    layer = MAX_ROW * (4 * hidden + 3 * _inner_values(text))
+    states = (1 + copies) * _state_bytes(text) if copies else 0
+    return int((token * (tokens + copies * IMAGE_TOKENS) + layer + MAX_ROW * tokens) * dtype.itemsize) + states
+
+
+def _recurrent_layers(text: Any) -> int:
+    return (getattr(text, "layer_types", None) or []).count(LINEAR)
+
+
+def _state_bytes(text: Any) -> int:
+    """What the layers that keep states know of one conversation, in float32."""
+    return int(_recurrent_layers(text) * text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim * 4)
+
+
+def _inner_values(text: Any) -> int:
+    """Of a token in a layer: its MLP's, or those of the experts that it is sent to and of the shared one."""
+    experts = getattr(text, "num_experts_per_tok", 0) or 0
+    sent = experts * (getattr(text, "moe_intermediate_size", 0) or 0) + (getattr(text, "shared_expert_intermediate_size", 0) or 0)
+    return int(max(sent, getattr(text, "intermediate_size", 0) or 0))
 
 
 def training_bytes(tensors: Iterable[Stored], config: Any, rank: int, dtype: torch.dtype) -> int:
@@ -180,6 +204,9 @@ def demand_of(tensors: Sequence[Stored], config: Any, masks: Need, rank: int, dt
 
 def segmenter_working(segmenter: str) -> int:
     """Bytes that a segmenter works with while it takes in an image."""
+    detector, segmenter = split_name(segmenter)
+    if detector is not None:  # the two work one after the other
+        return max(OTHER_WORKING, segmenter_working(segmenter))
     heads = SAM_HEADS.get(segmenter.partition(":")[0])
     if segmenter == "demo":
         return 0
@@ -256,7 +283,10 @@ def announce(
 
 
 def segmenter_bytes(segmenter: str) -> int:
-    """Bytes of a segmenter's weights, which are loaded as they are stored; 0 if they cannot be known."""
+    """Bytes of a segmenter's weights, which are loaded as they are stored, and of its detector's; 0 if they cannot be known."""
+    detector, segmenter = split_name(segmenter)
+    if detector is not None:
+        return segmenter_bytes(detector) + segmenter_bytes(segmenter)
     _, _, path = segmenter.partition(":")
     file = Path((path or segmenter).partition("#")[0])
     if file.is_file():

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Literal, get_args
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal, get_args
 
 from sam4mllm.errors import ModelError
 
 Strategy = Literal["box", "ppg", "pqpp", "reason", "concept", "choose"]
 STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
 BY_CONCEPT: tuple[Strategy, ...] = ("concept", "choose")
-"""Those that need a segmenter which takes phrases."""
+"""Those that need a segmenter which takes phrases; how that one is prompted is no matter of an adapter."""
+LearnedStrategy = Literal["box", "ppg", "pqpp", "reason"]
+"""Those that an adapter may have learned, and its papers may name."""
+NO_MODEL = "none"
+"""The name that stands for no MLLM."""
+NO_ADAPTER = "the adapter {} changes an MLLM, and the model is none: name the adapter's model, or leave the adapter out"
+THRESHOLD = 0.5
+"""Least score of what a segmenter finds by a phrase, where nothing else is set: that of SAM 3's published demos."""
 AskedStrategy = Literal["auto", "box", "ppg", "pqpp", "reason", "concept", "choose"]
 """``auto``: whichever the model has learned, see :func:`resolve_strategy`."""
 PointsName = Literal["packed", "joint"]
@@ -19,6 +26,11 @@ PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Choice = Literal["predicted", "single", "agreement"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
+THOUGHT_TOKENS = 512
+"""The longest thought (strategy ``reason``) where nothing else is set: some 350 words, which with its question and answer take no more
+than the 1,024 tokens that are kept for a conversation about one phrase. Models made for long thoughts write thousands of tokens."""
+MAX_THOUGHT_TOKENS = 16_384
+"""Half of the window of 32,768 tokens that Qwen2.5-VL was trained with; the image needs room, too."""
 QuantizeName = Literal["none", "8bit", "4bit"]
 
 
@@ -47,7 +59,8 @@ class Options:
     or by that times the ``agreement`` with all answers; or a ``single`` one where a box has two points or more. docs/points.md measures
     them.
 
-    ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds (SAM 3's published demos: 0.5).
+    ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds, from 0 to 1.
+    ``thought_tokens``: with ``reason``, where a thought is cut off and the answer asked for.
     """
 
     strategy: AskedStrategy = "auto"
@@ -56,37 +69,67 @@ class Options:
     thresholds: Thresholds = field(default_factory=Thresholds)
     pattern: Pattern = "spread"
     choice: Choice = "predicted"
-    threshold: float = 0.5
+    threshold: float = THRESHOLD
+    thought_tokens: int = THOUGHT_TOKENS
 
     def __post_init__(self) -> None:
         for name, known in (("strategy", get_args(AskedStrategy)), ("pattern", PATTERNS), ("choice", CHOICES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not 0 <= self.threshold <= 1:
+            raise ValueError(f"threshold must be from 0 to 1, not {self.threshold!r}")
+        if not 1 <= self.thought_tokens <= MAX_THOUGHT_TOKENS:
+            raise ValueError(f"thought_tokens must be from 1 to {MAX_THOUGHT_TOKENS:,}, not {self.thought_tokens!r}")
 
     @property
     def points(self) -> int:
         return self.count if self.count is not None else 15 if self.joint else 30
 
+    def shaping(self) -> dict[str, Any]:
+        """What of them shapes predictions, for hashes: what a strategy does not look at is left out, so that it renames no version."""
+        chosen = asdict(self)
+        if self.strategy not in BY_CONCEPT:
+            del chosen["threshold"]
+        if self.strategy != "reason":
+            del chosen["thought_tokens"]
+        return chosen
 
-def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool) -> Strategy:
+
+def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool, has_model: bool = True) -> Strategy:
     """The strategy that answers: the one that is named, else the one that the model has learned.
 
     Args:
         asked: ``auto`` or a strategy, which stands whatever the model is; an adapter's papers may have named it.
         demo: whether it is the demo model, which was trained to answer about points.
         has_adapter: whether an adapter is in use, which training here teaches points.
+        has_model: whether there is an MLLM at all; without one the segmenter takes the phrase.
 
     A model that was never trained on points may answer all of them alike, and 30 wrong points overrule a good box: its box alone counts.
     """
     if asked != "auto":
         return asked
+    if not has_model:
+        return "concept"
     return "pqpp" if demo or has_adapter else "box"
+
+
+def check_strategy(strategy: Strategy, *, has_model: bool, takes_phrases: bool, segmenter: str = "this one") -> None:
+    """Raises ModelError if a strategy needs an MLLM and there is none, or a segmenter that takes phrases and ``segmenter`` does not."""
+    if not has_model and strategy != "concept":
+        raise ModelError(f"strategy {strategy} asks an MLLM, and the model is none: name a model, or use strategy concept")
+    if strategy in BY_CONCEPT and not takes_phrases:
+        needed = "SAM 3, or grounding-dino+SEGMENTER"
+        raise ModelError(f"strategy {strategy} needs a segmenter that takes phrases: {needed}; {segmenter} takes boxes and points only")
 
 
 def describe_strategy(strategy: Strategy, learned: bool) -> str:
     """A strategy in words, and what to know of it. ``learned``: whether the model was trained to answer about points."""
+    if strategy == "concept":
+        return "strategy concept: the segmenter takes the phrase, and no MLLM is asked"
     if learned:
         return f"strategy {strategy}"
+    if strategy == "choose":
+        return "strategy choose: without an adapter this model has not learned to answer about points, and is asked for boxes alone"
     if strategy == "box":
         return "strategy box: without an adapter this model has not learned to answer about points"
     return f"strategy {strategy}, though without an adapter this model has not learned about points; box is the safer one"

@@ -56,7 +56,12 @@ def draw(image: NDArray[np.uint8], answers: Sequence[Segmentation]) -> Image.Ima
 
 
 def draw_compared(
-    image: NDArray[np.uint8], truth: NDArray[np.bool_], predicted: NDArray[np.bool_], instances: Sequence[Marked]
+    image: NDArray[np.uint8],
+    truth: NDArray[np.bool_],
+    predicted: NDArray[np.bool_],
+    instances: Sequence[Marked],
+    shown: NDArray[np.bool_] | None = None,
+    long_side: int = THUMBNAIL,
 ) -> Image.Image:
     """A small picture of a prediction against the truth: both outlines, with the boxes and points that led to it.
 
@@ -65,10 +70,12 @@ def draw_compared(
         truth: (H, W) bool, outlined in TRUE.
         predicted: (H, W) bool, tinted and outlined in PREDICTED.
         instances: what was found, with boxes and points in pixels of the image.
+        shown: (H, W) bool, what has to be seen besides the instances, for several pictures of one frame; truth and prediction if None.
+        long_side: of the picture, in pixels.
     """
-    x1, y1, x2, y2 = _window(truth | predicted, instances)
+    x1, y1, x2, y2 = _window(truth | predicted if shown is None else shown, instances)
     image, truth, predicted = image[y1:y2, x1:x2], truth[y1:y2, x1:x2], predicted[y1:y2, x1:x2]
-    zoom = THUMBNAIL / max(image.shape[:2])
+    zoom = long_side / max(image.shape[:2])
     size = (max(1, round(image.shape[1] * zoom)), max(1, round(image.shape[0] * zoom)))
     canvas = np.asarray(cv2.resize(image, size, interpolation=cv2.INTER_CUBIC if zoom > 1 else cv2.INTER_AREA), dtype=np.float32)
     canvas = _tint(canvas, predicted, PREDICTED, strength=0.3)

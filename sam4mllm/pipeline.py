@@ -5,8 +5,11 @@
 - ``pqpp``: the MLLM gives boxes; points spread over each box are put to it as yes/no questions; the sure answers join the box
   (paper: proactive query of prompt points).
 - ``reason``: the MLLM thinks before it gives boxes; then as ``pqpp`` where it has learned to answer about points, else as ``box``.
+- ``concept``: the segmenter takes the phrase and finds all of its kind; no MLLM is asked.
+- ``choose``: the segmenter finds all of the phrase's kind, the MLLM's boxes say which are meant; a box that nothing fits is drawn as by
+  ``pqpp`` or ``box``.
 
-``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``.
+``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``; without an MLLM ``concept``.
 """
 
 from __future__ import annotations
@@ -14,24 +17,29 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from sam4mllm import candidates
 from sam4mllm.clicks import Clicks, PromptTarget, merge
 from sam4mllm.confidence import Calibration, Features, agreement, entropy, score, score_empty
 from sam4mllm.errors import PhraseError
+from sam4mllm.grounding.naming import NAME_QUESTION
+from sam4mllm.grounding.nobody import is_nobody
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
-from sam4mllm.options import BY_CONCEPT, AskedStrategy, Choice, Options, Strategy, describe_strategy, resolve_strategy
+from sam4mllm.options import BY_CONCEPT, AskedStrategy, Choice, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
 from sam4mllm.points import ALIKE, UNSAID, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
+from sam4mllm.prompts.thinking import WORDS
+from sam4mllm.segmentation.concept import ConceptSegmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
-from sam4mllm.values import Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
+from sam4mllm.values import Candidate, Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
 
 PROMPTS_AT_ONCE = 16
 """Prompts of one decoding batch: each holds three masks of the image's size until the best is chosen."""
@@ -67,9 +75,14 @@ class Pipeline:
         adapter: Versioned | None = None,
         learned: bool = True,
     ) -> None:
-        """``learned``: whether the model was trained to answer about points. If not, answers that are all alike are dropped."""
+        """``learned``: whether the model was trained to answer about points. If not, answers that are all alike are dropped.
+
+        Raises ModelError if the model, a :class:`~sam4mllm.grounding.nobody.NoGrounder` say, or the segmenter cannot do the strategy.
+        """
         self.grounder = grounder
         self.segmenter = segmenter
+        self.has_model = not is_nobody(grounder)
+        self._finder = segmenter if isinstance(segmenter, ConceptSegmenter) else None
         self.slug = slug
         self.adapter = adapter
         self.learned = learned
@@ -93,7 +106,19 @@ class Pipeline:
         return Pipeline(grounder, self.segmenter, options or self.options, self.slug, self.adapter, self.learned)
 
     def _strategy(self, asked: AskedStrategy) -> Strategy:
-        return resolve_strategy(asked, demo=self.learned, has_adapter=self.adapter is not None)
+        """Raises ModelError if the strategy that is meant cannot be done here."""
+        strategy = resolve_strategy(asked, demo=self.learned, has_adapter=self.adapter is not None, has_model=self.has_model)
+        check_strategy(strategy, has_model=self.has_model, takes_phrases=self._finder is not None)
+        return strategy
+
+    @property
+    def strategies(self) -> tuple[Strategy, ...]:
+        """Those worth comparing here: what model and segmenter can do. A trained model thinks only if it was trained to."""
+        if not self.has_model:
+            return ("concept",)
+        thinks = not self.learned or self.strategy == "reason"
+        phrases = BY_CONCEPT if self._finder is not None else ()
+        return ("box", "ppg", "pqpp", *(("reason",) if thinks else ()), *phrases)
 
     @property
     def manner(self) -> str:
@@ -106,12 +131,11 @@ class Pipeline:
         return self._strategy(self.options.strategy)
 
     def _identity(self, options: Options) -> str:
-        chosen = asdict(options)
-        if options.strategy not in BY_CONCEPT:
-            del chosen["threshold"]
-        parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": chosen}
+        parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": options.shaping()}
+        thought = {"thought": WORDS} if options.strategy == "reason" else {}
         doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
-        return digest_of({**parts, **doubted})
+        choosing = {"name": NAME_QUESTION, "fits": candidates.FITS, "same": candidates.SAME} if options.strategy == "choose" else {}
+        return digest_of({**parts, **doubted, **choosing, **thought})
 
     def _version(self, options: Options) -> str:
         identity = self._identity(options)
@@ -140,7 +164,7 @@ class Pipeline:
             clicks: a reviewer's own points and boxes; they join the prompts.
 
         Raises:
-            ImageError, PhraseError: with one line on what to do.
+            ImageError, PhraseError, ModelError: with one line on what to do; the last of a strategy that cannot be done here.
         """
         options = self.options if strategy is None else replace(self.options, strategy=self._strategy(strategy))
         if isinstance(phrases, str):
@@ -149,8 +173,7 @@ class Pipeline:
         opened = image if isinstance(image, Opened) else self.open(image)
         seconds = dict(opened.seconds) if not isinstance(image, Opened) else {}
 
-        with _timed(seconds, "box"):
-            groundings = self.grounder.ground(opened.scene, cleaned, _QUESTIONS.get(options.strategy, "box")) if cleaned else []
+        groundings = self._locate(opened, cleaned, options, seconds) if cleaned else []
         targets = [merge(grounding, clicks) for grounding in groundings]
         if not cleaned and clicks is not None:
             groundings, targets = [_nothing("")], [merge(_nothing(""), clicks)]
@@ -170,15 +193,30 @@ class Pipeline:
             for grounding, found in zip(groundings, instances, strict=True)
         ]
 
+    def _locate(self, opened: Opened, phrases: Sequence[str], options: Options, seconds: dict[str, float]) -> list[Grounding]:
+        """Where the phrases are, by the MLLM, by the segmenter, or by both."""
+        finder, threshold = self._finder, options.threshold
+        if options.strategy == "concept" and finder is not None:
+            with _timed(seconds, "segmenter"):
+                return candidates.find(finder, opened.embedding, phrases, threshold)
+        with _timed(seconds, "box"):
+            told = self.grounder.ground(opened.scene, phrases, _QUESTIONS.get(options.strategy, "box"))
+            if options.strategy != "choose" or finder is None:
+                return told
+            heads = candidates.find_heads(self.grounder, opened.scene, phrases)
+        with _timed(seconds, "segmenter"):
+            return candidates.choose(finder, opened.embedding, told, heads, threshold)
+
     def _asks_points(self, strategy: AskedStrategy) -> bool:
-        return strategy == "pqpp" or (strategy == "reason" and self.learned)
+        return strategy == "pqpp" or (strategy in ("reason", "choose") and self.learned)
 
     def _question(self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[PromptTarget]]) -> list[list[PromptTarget]]:
         """Put points in every box of every phrase to the MLLM, each round in one pass, and keep the sure answers."""
         asked: list[tuple[Grounding, int]] = []
         for grounding, found in zip(groundings, targets, strict=True):
-            known = np.array([target.box_px for target in found if _is_asked(target)], np.float32).reshape(-1, 4)
-            asked += [(replace(grounding, boxes_px=known), index) for index in range(len(known))]
+            said = [target for target in found if _is_of_phrase(target)]
+            known = replace(grounding, boxes_px=np.array([target.box_px for target in said], np.float32).reshape(-1, 4))
+            asked += [(known, index) for index, target in enumerate(said) if _is_asked(target)]
         answers = iter(self._ask_pattern(opened, asked))
         return [[self._keep(target, next(answers)) if _is_asked(target) else target for target in found] for found in targets]
 
@@ -250,8 +288,9 @@ class Pipeline:
         instances: list[Instance] = []
         for start in range(0, len(flat), at_once):
             some = flat[start : start + at_once]
-            drawn = self._decode(embedding, [target for target, _ in some], compared)
-            for (target, chance), (masks, of_box) in zip(some, drawn, strict=True):
+            drawn = iter(self._decode(embedding, [target for target, _ in some if target.standing is None], compared))
+            for target, chance in some:
+                masks, of_box = next(drawn) if target.standing is None else (_as_masks(target.standing), None)
                 instances.append(_instance(target, chance, masks, self._choose(target, masks), of_box, judge))
         following = iter(instances)
         by_phrase = [[next(following) for _ in found] for found in targets]
@@ -259,6 +298,8 @@ class Pipeline:
 
     def _decode(self, embedding: Embedding, targets: Sequence[PromptTarget], compared: bool) -> list[tuple[Masks, Masks | None]]:
         """For each target its masks, and those of its box alone if they are compared and there is a difference in the prompts."""
+        if not targets:
+            return []
         prompts = [_prompt(target, self.options.choice) for target in targets]
         compared_to = [index for index, prompt in enumerate(prompts) if compared and prompt.box_px is not None and len(prompt.labels)]
         bare = [Prompt(prompts[index].box_px, np.zeros((0, 2), np.float32), np.zeros(0, np.int64)) for index in compared_to]
@@ -285,6 +326,7 @@ def _answer(
         no_target_probability=grounding.no_target_probability,
         version=version,
         calibrated=calibration is not None,
+        thought=grounding.thought,
         size=(embedding.height, embedding.width),
         timings={stage: seconds.get(stage, 0.0) for stage in ("image", "box", "points", "segmenter")},
     )
@@ -300,9 +342,18 @@ def _prompt(target: PromptTarget, choice: Choice) -> Prompt:
     return Prompt(target.box_px, target.points_px[used], target.labels[used], single)
 
 
-def _is_asked(target: PromptTarget) -> bool:
-    """Whether the MLLM is asked about points in the target's box: what stands alone is no part of the phrase."""
+def _is_of_phrase(target: PromptTarget) -> bool:
+    """Whether the target's box is one of the phrase's: what stands alone is no part of it."""
     return target.box_px is not None and target.pointed != "alone"
+
+
+def _is_asked(target: PromptTarget) -> bool:
+    """Whether the MLLM is asked about points in the target's box: it needs none where the segmenter found the thing by itself."""
+    return _is_of_phrase(target) and target.candidate is None
+
+
+def _as_masks(found: Candidate) -> Masks:
+    return Masks(found.mask[None], np.array([found.score]), np.ones(1))
 
 
 def _best(masks: Masks) -> int:
@@ -324,6 +375,7 @@ def _instance(
         box_agreement=mask_iou(masks.masks[best], of_box.masks[_best(of_box)]) if of_box is not None else 1.0,
         target_probability=present,
         varied=0.0 if not target.pointed and are_alike(target.inside, target.labels) else 1.0,
+        support=target.support,
     )
     box = target.box_px if target.box_px is not None else box_of(mask)
     return Instance(box, target.points_px, target.inside, target.labels, mask, judge(features), features, target.pointed, target.shown)

@@ -9,12 +9,23 @@ from collections.abc import Iterable
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 """C0 and C1 controls, line and paragraph separators, what turns the direction of text (Bidi_Control), and halves of characters."""
 LONGEST_NAME = 120
+LONGEST_GLANCE = 120
+"""Characters of a text that are read at a glance, beside others in a line."""
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
 def one_line(text: str) -> str:
     r"""The text with each control character written out, as ``\n`` or ``\u202e``: it can neither begin a line nor reorder one."""
     return _CONTROLS.sub(lambda found: _written_out(found[0]), text)
+
+
+def shortened(text: str, most: int = LONGEST_GLANCE) -> str:
+    """The text's words in a line of at most ``most`` characters, … in place of those without room. A first word without room is cut."""
+    line = one_line(" ".join(text.split()))
+    if len(line) <= most:
+        return line
+    kept = line[:most]  # a word that ends just before its last character is whole
+    return (kept.rsplit(" ", 1)[0] if " " in kept else kept[: most - 1]) + "…"
 
 
 def listed(names: Iterable[str]) -> str:

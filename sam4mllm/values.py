@@ -30,12 +30,24 @@ class SpokenPoints:
 
 
 @dataclass(frozen=True, eq=False)
+class Candidate:
+    """What the segmenter found by a phrase itself: its ``mask`` (H, W) bool, its ``score`` in 0–1, and its ``support`` in 0–1, how well an
+    MLLM's box fits it; 1 if none was asked for.
+    """
+
+    mask: NDArray[np.bool_]
+    score: float
+    support: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
 class Grounding:
     """Where a phrase is in a scene.
 
     ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``box_probabilities`` (N,) float64, the geometric mean probability of each box's
     tokens; ``no_target_probability``: probability of the answer that there is no such object; ``points``: N entries if
     they were asked for, else none. No box means that the model found no such object, or wrote nothing that could be read as one.
+    ``candidates``: N entries if the segmenter took the phrase, too, else none; each is what it found in that box, or None.
     """
 
     phrase: str
@@ -45,6 +57,9 @@ class Grounding:
     points: tuple[SpokenPoints, ...] = ()
     note: str = ""
     """What a user should know of the answer: that it was cut off or could not be read. Empty if all is well."""
+    candidates: tuple[Candidate | None, ...] = ()
+    thought: str = ""
+    """What the model thought before it answered, in its own words; empty if it did not think."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +141,8 @@ class Segmentation:
     """Whether the scores are probabilities that a reviewer accepts the masks; else they order, and are no probability."""
     note: str = ""
     """Why the answer may not be what it seems: unreadable, cut off, nothing drawn. Empty if all is well."""
+    thought: str = ""
+    """What the model thought before it answered."""
 
     @property
     def mask(self) -> NDArray[np.bool_]:

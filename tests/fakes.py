@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
+from sam4mllm.segmentation.concept import Candidates
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Grounding, Masks, Prompt, SpokenPoints
 
@@ -43,6 +44,10 @@ class FakeGrounder:
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         del scene, question
         return [self.known.get(phrase, grounding(phrase, [], 0.95)) for phrase in phrases]
+
+    def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
+        del scene
+        return ["" for _ in phrases]
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         del scene, joint
@@ -82,3 +87,35 @@ class FakeSegmenter:
         masks[1, y1:y2, x1:x2] = True
         masks[2] = True
         return Masks(masks, np.array([0.1, 0.9, 0.3]), np.array([0.5, 0.95, 0.9]))
+
+
+def candidates(boxes: Sequence[Sequence[float]], scores: Sequence[float] = (), presence: float = 0.9) -> Candidates:
+    """Candidates in an image of 100 x 200 whose masks fill their boxes; all of score 0.8 if none are given."""
+    masks = np.zeros((len(boxes), 100, 200), np.bool_)
+    for mask, (x1, y1, x2, y2) in zip(masks, boxes, strict=True):
+        mask[int(y1) : int(y2), int(x1) : int(x2)] = True
+    return Candidates(np.array(boxes, np.float32).reshape(-1, 4), np.array(scores or [0.8] * len(boxes), np.float64), masks, presence)
+
+
+@dataclass
+class FakeConceptSegmenter(FakeSegmenter):
+    """Finds what it is told, of each phrase what has the threshold; draws prompts as FakeSegmenter does."""
+
+    known: Mapping[str, Candidates] = field(default_factory=dict)
+    sought: list[tuple[str, ...]] = field(default_factory=list)
+    encoded: int = 0
+
+    def encode(self, image: NDArray[np.uint8]) -> Embedding:
+        self.encoded += 1
+        return super().encode(image)
+
+    def find(self, embedding: Embedding, phrases: Sequence[str], threshold: float) -> list[Candidates]:
+        self.sought.append(tuple(phrases))
+        shape = (0, embedding.height, embedding.width)
+        none = Candidates(np.zeros((0, 4), np.float32), np.zeros(0), np.zeros(shape, np.bool_), 0.05)
+        found = [self.known.get(phrase, none) for phrase in phrases]
+        assert all(one.masks.shape[1:] == (embedding.height, embedding.width) for one in found)
+        keep = [one.scores >= threshold for one in found]
+        return [
+            Candidates(one.boxes_px[k], one.scores[k], one.masks[k], one.presence, one.note) for one, k in zip(found, keep, strict=True)
+        ]

@@ -5,13 +5,9 @@ The tokenizers are trained here on the dialect's own sentences; the chat templat
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import (
     CLIPImageProcessorPil,
     CLIPVisionConfig,
@@ -34,6 +30,8 @@ from transformers import (
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2VLImageProcessor,
+    Qwen3Config,
+    Qwen3MoeConfig,
     SiglipVisionConfig,
 )
 from transformers.models.got_ocr2 import GotOcr2ImageProcessor
@@ -44,25 +42,14 @@ from sam4mllm.qwen_vl_chat.config import QwenVLChatConfig
 from sam4mllm.qwen_vl_chat.model import QwenVLChatForConditionalGeneration
 from tests.conftest import FAMILIES as QWEN
 from tests.conftest import TEXT
+from tests.family_base import PHRASES, VISION, Kind, Save, build_tokenizer, chatml, make_family
+from tests.family_later import LATER
+
+__all__ = ["KINDS", "PHRASES", "Kind", "build_tokenizer", "make_family"]
 
 TILE = 28
 """Side of a tile in pixels: four patches of 14 by 14."""
 GRID = [[TILE, 2 * TILE], [2 * TILE, TILE], [2 * TILE, 2 * TILE]]
-PHRASES = ("the left cup", "all zebras", "the dog below the car")
-
-Template = str
-
-
-def _chatml(image: str, user: str = "\\n") -> Template:
-    """Qwen's shape, which OneVision and InternVL share with another placeholder."""
-    return (
-        "{% for turn in messages %}{{ '<|im_start|>' + turn['role'] + '\\n' if turn['role'] != 'user' else '<|im_start|>user"
-        + user
-        + "' }}"
-        "{% for part in turn['content'] %}{% if part['type'] == 'image' %}" + image + "{% else %}{{ part['text'] }}{% endif %}{% endfor %}"
-        "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-    )
-
 
 LLAMA3_TEMPLATE = (
     "<|begin_of_text|>{% for turn in messages %}<|start_header_id|>{{ turn['role'] }}<|end_header_id|>\n\n"
@@ -82,77 +69,7 @@ MISTRAL_TEMPLATE = (
 )
 
 
-@dataclass(frozen=True)
-class Kind:
-    """One row of the table: a family with one of its text models."""
-
-    model_type: str
-    dialect: Dialect
-    template: Template
-    special: tuple[str, ...]
-    end: str
-    image: str
-    save: Callable[[Path, PreTrainedTokenizerFast, dict[str, Any]], None]
-    first: str | None = None
-    sentencepiece: bool = False
-    extra: dict[str, str] = field(default_factory=dict)
-
-
-def make_family(kind: Kind, folder: Path) -> Path:
-    """Write the checkpoint of a kind. The same weights and files each time."""
-    torch.manual_seed(7)
-    tokenizer = build_tokenizer(kind)
-    text = {
-        **{key: value for key, value in TEXT.items() if key != "rope_parameters"},
-        "vocab_size": len(tokenizer),
-        "eos_token_id": tokenizer.eos_token_id,
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-    }
-    kind.save(folder, tokenizer, text)
-    return folder
-
-
-def build_tokenizer(kind: Kind) -> PreTrainedTokenizerFast:
-    """A small BPE of the family's sort: on bytes, or on characters with a mark for spaces."""
-    special = list(dict.fromkeys(["<pad>", *([kind.first] if kind.first else []), kind.end, kind.image, *kind.special]))
-    if kind.sentencepiece:
-        tokenizer = Tokenizer(models.BPE(unk_token="<unk>", byte_fallback=True, fuse_unk=True))
-        tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-        tokenizer.decoder = decoders.Sequence(
-            [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-        )
-        special = ["<unk>", *special, *(f"<0x{byte:02X}>" for byte in range(256))]
-        alphabet: list[str] = []
-    else:
-        tokenizer = Tokenizer(models.BPE())
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = pre_tokenizers.ByteLevel.alphabet()
-    dialect = kind.dialect
-    words = [dialect.yes, dialect.no, dialect.no_target, *PHRASES, "assistant", "user"]
-    corpus = [*words * 20, dialect.box_question, dialect.points_head, *(str(number) for number in range(100))]
-    trainer = trainers.BpeTrainer(vocab_size=len(special) + 420, special_tokens=special, initial_alphabet=alphabet, show_progress=False)
-    tokenizer.train_from_iterator(corpus, trainer)
-    added = [token for token in special if not token.startswith("<0x")]
-    if kind.first:  # which such tokenizers write by themselves
-        ids = [(kind.first, special.index(kind.first))]
-        tokenizer.post_processor = processors.TemplateProcessing(single=f"{kind.first} $A", special_tokens=ids)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in added])
-    fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        eos_token=kind.end,
-        bos_token=kind.first,
-        extra_special_tokens=kind.extra,
-        model_max_length=4096,
-        clean_up_tokenization_spaces=False,
-    )
-    fast.chat_template = kind.template
-    return fast
-
-
-def _qwen(family: str) -> Callable[[Path, PreTrainedTokenizerFast, dict[str, Any]], None]:
+def _qwen(family: str) -> Save:
     def save(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
         shared = {
             "image_token_id": tokenizer.convert_tokens_to_ids("<|image_pad|>"),
@@ -171,13 +88,10 @@ def _qwen(family: str) -> Callable[[Path, PreTrainedTokenizerFast, dict[str, Any
     return save
 
 
-_VISION = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
-
-
-def _llava_next(backbone: type[LlamaConfig] | type[MistralConfig]) -> Callable[[Path, PreTrainedTokenizerFast, dict[str, Any]], None]:
+def _llava_next(backbone: type[LlamaConfig] | type[MistralConfig]) -> Save:
     def save(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
         config = LlavaNextConfig(
-            vision_config=CLIPVisionConfig(**_VISION, image_size=TILE, patch_size=14, projection_dim=32),
+            vision_config=CLIPVisionConfig(**VISION, image_size=TILE, patch_size=14, projection_dim=32),
             text_config=backbone(**text),
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
             image_grid_pinpoints=GRID,
@@ -199,7 +113,7 @@ def _llava_next(backbone: type[LlamaConfig] | type[MistralConfig]) -> Callable[[
 
 def _onevision(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
     config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**_VISION, image_size=TILE, patch_size=14, vision_use_head=False),
+        vision_config=SiglipVisionConfig(**VISION, image_size=TILE, patch_size=14, vision_use_head=False),
         text_config=Qwen2Config(**text),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
         video_token_id=tokenizer.convert_tokens_to_ids("<video>"),
@@ -217,28 +131,31 @@ def _onevision(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str,
     ).save_pretrained(folder)
 
 
-def _internvl(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
-    config = InternVLConfig(
-        vision_config=InternVLVisionConfig(**_VISION, image_size=[TILE, TILE], patch_size=[7, 7]),
-        text_config=Qwen2Config(**text),
-        image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
-        image_seq_length=4,
-        tie_word_embeddings=False,
-    )
-    InternVLForConditionalGeneration(config).save_pretrained(folder)
-    InternVLProcessor(
-        GotOcr2ImageProcessor(size={"height": TILE, "width": TILE}, min_patches=1, max_patches=4),
-        tokenizer,
-        InternVLVideoProcessor(),
-        image_seq_length=4,
-        chat_template=tokenizer.chat_template,
-    ).save_pretrained(folder)
+def _internvl(backbone: type[Qwen2Config] | type[Qwen3Config] | type[Qwen3MoeConfig], **layers: int) -> Save:
+    def save(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
+        config = InternVLConfig(
+            vision_config=InternVLVisionConfig(**VISION, image_size=[TILE, TILE], patch_size=[7, 7]),
+            text_config=backbone(**text, **layers),
+            image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
+            image_seq_length=4,
+            tie_word_embeddings=False,
+        )
+        InternVLForConditionalGeneration(config).save_pretrained(folder)
+        InternVLProcessor(
+            GotOcr2ImageProcessor(size={"height": TILE, "width": TILE}, min_patches=1, max_patches=4),
+            tokenizer,
+            InternVLVideoProcessor(),
+            image_seq_length=4,
+            chat_template=tokenizer.chat_template,
+        ).save_pretrained(folder)
+
+    return save
 
 
 def _qwen_vl_chat(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
     vision = {"image_size": 4 * TILE, "out_hidden_size": text["hidden_size"], "resampler_heads": 2, "queries": 9, "initializer_range": 0.3}
     config = QwenVLChatConfig(
-        vision_config={**_VISION, **vision},
+        vision_config={**VISION, **vision},
         text_config={"model_type": "qwen2", **text, "num_key_value_heads": text["num_attention_heads"]},
         image_token_id=tokenizer.convert_tokens_to_ids("<imgpad>"),
     )
@@ -251,11 +168,30 @@ _QWEN_TOKENS = (
     "<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|video_pad|>",
     "<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>",
 )  # fmt: skip
-_QWEN_TEMPLATE = _chatml("<|vision_start|><|image_pad|><|vision_end|>")
+_QWEN_TEMPLATE = chatml("<|vision_start|><|image_pad|><|vision_end|>")
 
 
 def _qwen_kind(model_type: str, dialect: Dialect) -> Kind:
     return Kind(model_type, dialect, _QWEN_TEMPLATE, _QWEN_TOKENS, "<|im_end|>", "<|image_pad|>", _qwen(model_type))
+
+
+def _internvl_kind(save: Save, text_type: str = "") -> Kind:
+    return Kind(
+        "internvl",
+        INTERNVL,
+        chatml("<IMG_CONTEXT>\n"),
+        ("<|im_start|>", "<img>", "</img>", "<video>", "<ref>", "</ref>", "<box>", "</box>"),
+        "<|im_end|>",
+        "<IMG_CONTEXT>",
+        save,
+        extra={
+            "start_image_token": "<img>",
+            "end_image_token": "</img>",
+            "context_image_token": "<IMG_CONTEXT>",
+            "video_token": "<video>",
+        },
+        text_type=text_type,
+    )
 
 
 KINDS = {
@@ -279,22 +215,12 @@ KINDS = {
         "llava_next", LLAVA, MISTRAL_TEMPLATE, (), "</s>", "<image>", _llava_next(MistralConfig), first="<s>", sentencepiece=True
     ),
     "LLaVA-OneVision": Kind(
-        "llava_onevision", LLAVA, _chatml("<image>\n", " "), ("<|im_start|>", "<video>"), "<|im_end|>", "<image>", _onevision
+        "llava_onevision", LLAVA, chatml("<image>\n", " "), ("<|im_start|>", "<video>"), "<|im_end|>", "<image>", _onevision
     ),
-    "InternVL": Kind(
-        "internvl",
-        INTERNVL,
-        _chatml("<IMG_CONTEXT>\n"),
-        ("<|im_start|>", "<img>", "</img>", "<video>", "<ref>", "</ref>", "<box>", "</box>"),
-        "<|im_end|>",
-        "<IMG_CONTEXT>",
-        _internvl,
-        extra={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        },
+    "InternVL": _internvl_kind(_internvl(Qwen2Config)),
+    "InternVL 3.5, Qwen3": _internvl_kind(_internvl(Qwen3Config, head_dim=16)),
+    "InternVL 3.5, Qwen3-MoE": _internvl_kind(
+        _internvl(Qwen3MoeConfig, head_dim=16, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=16), "qwen3_moe"
     ),
     "Qwen-VL-Chat": Kind(
         "qwen_vl_chat",
@@ -305,4 +231,5 @@ KINDS = {
         "<imgpad>",
         _qwen_vl_chat,
     ),
+    **LATER,
 }

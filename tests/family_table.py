@@ -8,9 +8,10 @@ from pathlib import Path
 from peft.tuners.lora import LoraLayer
 
 from sam4mllm.adapters.lora import attach
+from sam4mllm.grounding.copying import keeps_states
 from sam4mllm.prompts.conversation import box_answer
 from sam4mllm.prompts.dialects import Dialect
-from tests.family_checks import CHECKS, LANGUAGE, Subject
+from tests.family_checks import CHECKS, LAYER, PACKED, Subject
 from tests.family_models import KINDS
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
@@ -29,7 +30,10 @@ def learned_layers(subject: Subject) -> str:
     checkpoint = subject.load()
     attach(checkpoint, 1, 1, 0.0)
     names = {name for name, module in checkpoint.model.named_modules() if isinstance(module, LoraLayer)}
-    return f"{len(names & LANGUAGE) // 2} a layer, {len(names - LANGUAGE)} in the projector"
+    language = [name for name in names if ".language_model." in name]
+    counts = sorted({sum(name.startswith(LAYER(layer, "")) for name in language) for layer in range(2)})
+    only = "" if any(".mlp." in name for name in language) else " (attention only)"
+    return f"{' or '.join(map(str, counts))} a layer{only}, {len(names) - len(language)} in the projector"
 
 
 def render(subjects: dict[str, Subject]) -> str:
@@ -38,8 +42,14 @@ def render(subjects: dict[str, Subject]) -> str:
     checks = f"| family | {' | '.join(CHECKS)} |\n|---|{'---|' * len(CHECKS)}\n"
     for name, kind in KINDS.items():
         formats += format_row(name, kind.model_type, kind.dialect, kind.image, learned_layers(subjects[name]))
-        checks += f"| {name} |{' ✓ |' * len(CHECKS)}\n"
+        marks = [" by copies |" if by_copies(subjects[name]) and check == PACKED else " ✓ |" for check in CHECKS]
+        checks += f"| {name} |{''.join(marks)}\n"
     return f"{formats}\n{checks}"
+
+
+def by_copies(subject: Subject) -> bool:
+    """Whether each question goes on from a copy of a state, which no row can share."""
+    return keeps_states(subject.grounder.checkpoint.model.config)
 
 
 def between(page: str) -> str:

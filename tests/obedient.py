@@ -75,6 +75,9 @@ class SayingGrounder:
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         return self._grounder.ground(scene, phrases, question)
 
+    def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
+        return self._grounder.name(scene, phrases)
+
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         del scene, joint
         self.asked += len(inquiries)

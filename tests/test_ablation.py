@@ -26,7 +26,7 @@ from sam4mllm.grounding.protocol import Question, Scene
 from sam4mllm.options import CHOICES, PATTERNS, Options, Thresholds
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.values import Grounding
-from tests.fakes import FakeGrounder, FakeSegmenter, grounding
+from tests.fakes import FakeConceptSegmenter, FakeGrounder, FakeSegmenter, grounding
 
 BOX = (20, 10, 60, 50)
 BASE = Setting(("base",), Options("pqpp"))
@@ -71,6 +71,9 @@ def rows_of(dataset: Path, axes: Mapping[str, Sequence[str]], journal: Journal |
     ("axes", "labels"),
     [
         pytest.param({"strategy": ()}, ["base", "published", "strategy=box", "strategy=ppg", "oracle"], id="strategies"),
+        pytest.param(
+            {"strategy": ("box", "reason")}, ["base", "published", "strategy=box", "strategy=reason", "oracle"], id="a thought first"
+        ),
         pytest.param({"points": ()}, ["base", "published, points=joint", "oracle"], id="what is the same is one row"),
         pytest.param({"count": ("5", "30")}, ["base", "published", "count=5", "oracle"], id="given values"),
         pytest.param({"pattern": ("spread",)}, ["base", "published", "oracle"], id="the base's own value"),
@@ -115,6 +118,15 @@ def test_what_a_strategy_does_not_use_makes_no_row() -> None:
         "ppg, choice predicted, segmenter demo",
         "ppg, choice single, segmenter demo",
     ]
+
+
+def test_strategies_are_those_that_model_and_segmenter_can_do() -> None:
+    rows = plan(BASE, {"strategy": ()}, strategies=("box", "concept", "choose"))
+    assert [setting.label for setting in rows] == ["base", "published", "strategy=box", "strategy=concept", "strategy=choose", "oracle"]
+    assert [describe(setting).split(", segmenter")[0] for setting in rows[2:4]] == ["box", "concept, threshold 0.5"]
+    assert describe(rows[4]).startswith("choose, threshold 0.5, packed, 30 points, ")
+    two = plan(replace(BASE, options=Options("concept", threshold=0.3)), {"strategy": ("concept", "choose"), "count": ("5",)}, grid=True)
+    assert [setting.label for setting in two] == ["base", "published", "strategy=choose count=5", "oracle"]
 
 
 def test_ranks_are_adapters_by_name() -> None:
@@ -278,6 +290,25 @@ def command(monkeypatch: pytest.MonkeyPatch, dataset: Path, tmp_path: Path) -> A
         return CliRunner().invoke(cli.make_app(), ["ablate", str(dataset), "--out", str(tmp_path / "out"), *arguments])
 
     return run
+
+
+@pytest.mark.parametrize(
+    ("segmenter", "more"), [(FakeSegmenter(), set()), (FakeConceptSegmenter(), {"concept", "choose"})], ids=["boxes alone", "phrases, too"]
+)
+def test_the_command_compares_the_strategies_that_can_be_done(
+    monkeypatch: pytest.MonkeyPatch, command: Any, segmenter: FakeSegmenter, more: set[str]
+) -> None:
+    loaded: list[Pipeline] = []
+
+    def load_pipeline(*_: object) -> Pipeline:
+        loaded.append(Pipeline(FakeGrounder({}), segmenter))
+        return loaded[-1]
+
+    monkeypatch.setattr(loading, "load_pipeline", load_pipeline)
+    rows = json.loads(command("--over", "strategy", "--json").stdout)["rows"]
+    named = {name for row in rows for name in row["setting"].split(", ")} - {"base", "published", "oracle"}
+    assert named == {f"strategy={name}" for name in {"box", "ppg"} | more}
+    assert len(loaded) == 1
 
 
 def test_the_command_writes_table_csv_and_plot(command: Any, tmp_path: Path) -> None:

@@ -60,18 +60,19 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, text: str) -> None:
     assert scorer.refit(judged(100), "a")
 
 
-def test_what_an_earlier_release_fitted_and_noted_still_counts(tmp_path: Path) -> None:
-    """It knew no ``varied``."""
+@pytest.mark.parametrize("unknown", [("support",), ("varied", "support")], ids=" and ".join)
+def test_what_an_earlier_release_fitted_and_noted_still_counts(tmp_path: Path, unknown: tuple[str, ...]) -> None:
     path = tmp_path / "score.json"
     reviews = judged(100)
     assert Scorer(path).refit(reviews, "a")
     kept = json.loads(path.read_text())
-    del kept["features"]["varied"]
+    for name in unknown:
+        del kept["features"][name]
     path.write_text(json.dumps(kept))
     calibration = Scorer(path).calibration
     assert calibration is not None
     features = Features(**dict.fromkeys(NAMES, 0.6))
-    assert calibration.probability(features) == calibration.probability(replace(features, varied=1.0))
-    earlier = [replace(one, features={name: value for name, value in one.features.items() if name != "varied"}) for one in reviews]
+    assert calibration.probability(features) == calibration.probability(replace(features, **dict.fromkeys(unknown, 1.0)))
+    earlier = [replace(one, features={name: value for name, value in one.features.items() if name not in unknown}) for one in reviews]
     path.unlink()
     assert Scorer(path).refit(earlier, "a")

@@ -136,6 +136,8 @@ def test_what_cannot_be_known_has_no_demand(tmp_path: Path) -> None:
         pytest.param("vit_h:sam.pth", 3.221225472, id="16 heads of 4,096 by 4,096, thrice"),
         pytest.param("vit_b:sam.pth", 2.415919104, id="12 heads"),
         pytest.param("facebook/sam2.1-hiera-large", 1.0, id="another"),
+        pytest.param("some/detector+demo", 1.0, id="a detector's"),
+        pytest.param("some/detector+vit_b:sam.pth", 2.415919104, id="the larger of the two"),
     ],
 )
 def test_room_of_segmenters(segmenter: str, gigabytes: float) -> None:

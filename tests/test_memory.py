@@ -15,12 +15,14 @@ from sam4mllm import memory
 from sam4mllm.cli.options import hush
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.families import load_checkpoint
-from sam4mllm.memory import Stored, announce, estimate, free_ram, read_headers, segmenter_bytes, weight_bytes
+from sam4mllm.memory import Stored, announce, estimate, free_ram, read_headers, segmenter_bytes, weight_bytes, working_bytes
 from sam4mllm.options import AUTO, Precision
 
 CPU = torch.device("cpu")
 LAYER = Stored("model.language_model.layers.0.mlp.up_proj.weight", "BF16", (128, 64))
+EXPERT = Stored("model.language_model.layers.0.mlp.experts.3.up_proj.weight", "BF16", (128, 64))
 HEAD = Stored("lm_head.weight", "F32", (100, 64))
+LINEAR_SIZES = {"linear_num_value_heads": 4, "linear_key_head_dim": 8, "linear_value_head_dim": 8}
 COUNTS = Stored("model.steps", "I64", (3,))
 
 
@@ -35,6 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         pytest.param(LAYER, AUTO, 128 * 64 * 2, id="the dtype, whatever is stored"),
         pytest.param(HEAD, Precision(quantize="4bit"), 100 * 64 * 2, id="the head is not quantised"),
         pytest.param(COUNTS, AUTO, 24, id="whole numbers stay"),
+        pytest.param(EXPERT, Precision(quantize="4bit"), 128 * 64 * 2, id="experts are not quantised"),
         pytest.param(LAYER, Precision(quantize="8bit"), 128 * 64 + 4 * 128, id="8 bit and a scale a row"),
         pytest.param(LAYER, Precision(quantize="4bit"), 128 * 64 // 2 + 128 + 4 + 4 * (16 + 256 + 1), id="4 bit and scales of scales"),
     ],
@@ -51,6 +54,28 @@ def test_weights_are_counted_as_they_are_loaded(folder: Path) -> None:
     assert training is not None
     assert training.weights == need.weights
     assert training.working > need.working > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        pytest.param({}, 2 * (2 * 4 * 8 * 6144 + 4096 * (4 * 32 + 3 * 48) + 4096 * 6144), id="one MLP a layer"),
+        pytest.param(
+            {"intermediate_size": None, "num_experts_per_tok": 8, "moe_intermediate_size": 16, "shared_expert_intermediate_size": 16},
+            2 * (2 * 4 * 8 * 6144 + 4096 * (4 * 32 + 3 * 144) + 4096 * 6144),
+            id="nine experts a token",
+        ),
+        pytest.param(
+            {"layer_types": ["linear_attention"] * 3 + ["full_attention"], **LINEAR_SIZES},
+            2 * (2 * 8 * (6144 + 8 * 2048) + 4096 * (4 * 32 + 3 * 48) + 4096 * 6144) + 9 * 3 * 4 * 8 * 8 * 4,
+            id="a state in three layers of four, copied",
+        ),
+    ],
+)
+def test_room_to_work_in_is_of_the_layers_that_there_are(text: dict[str, object], expected: int) -> None:
+    sizes = {"num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 1, "hidden_size": 32, "intermediate_size": 48}
+    config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(**{**sizes, **text}))
+    assert working_bytes(config, torch.bfloat16) == expected
 
 
 def test_the_demo_needs_no_words(caplog: pytest.LogCaptureFixture) -> None:
@@ -128,6 +153,7 @@ def test_bytes_of_a_segmenter(tmp_path: Path, spelling: str) -> None:
     save_file({"a": torch.zeros(3, 5, dtype=torch.float16)}, tmp_path / "model.safetensors")
     assert segmenter_bytes(str(tmp_path)) == 30
     assert segmenter_bytes("demo") == 0
+    assert segmenter_bytes(f"{tmp_path}+{spelling.format(file)}") == 530
 
 
 # -- control groups ------------------------------------------------------------------------------------------------------------------------

@@ -6,13 +6,14 @@ import json
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import LlamaConfig, MistralConfig, Qwen2Config
+from transformers import GptOssConfig, LlamaConfig, MistralConfig, Qwen2Config
 
 from sam4mllm.errors import ImageError, ModelError
 from sam4mllm.grounding import mllm
@@ -20,9 +21,10 @@ from sam4mllm.grounding.decoding import Written
 from sam4mllm.grounding.families import load_checkpoint, see_everything
 from sam4mllm.grounding.frames import to_pixels
 from sam4mllm.grounding.mllm import MllmGrounder
+from sam4mllm.grounding.reading import read_answer
 from sam4mllm.loading import load_variants
 from sam4mllm.originals import refuse_original
-from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, dump_dialect
+from sam4mllm.prompts.dialects import GLM_V, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, dump_dialect
 from sam4mllm.prompts.parse import parse_boxes
 from tests import family_table
 from tests.family_checks import CHECKS, CPU, IMAGE, Frame, Subject
@@ -85,12 +87,22 @@ FRAME = Frame(800, 400, (1120, 560))
         pytest.param(LLAVA, "[0.25, 0.5, 0.75, 0.70]", [200, 200, 600, 360], id="LLaVA, 200 rows of padding above"),
         pytest.param(INTERNVL, "<ref>the cup</ref><box>[[250, 500, 750, 900]]</box>", [200, 200, 600, 360], id="InternVL"),
         pytest.param(INTERNVL, "the cup[[250, 500, 750, 900]]", [200, 200, 600, 360], id="InternVL without its tags"),
+        pytest.param(GLM_V, "<|begin_of_box|>[[250,500,750,900]]<|end_of_box|>", [200, 200, 600, 360], id="GLM-4.xV"),
         pytest.param(QWEN_VL_CHAT, "<ref>击掌</ref><box>(250,500),(750,900)</box>", [200, 200, 600, 360], id="Qwen-VL-Chat"),
     ],
 )
 def test_native_answers_are_read(dialect: Dialect, text: str, box_px: list[float]) -> None:
     [box] = parse_boxes(dialect, text, 2000)
     np.testing.assert_allclose(to_pixels(dialect, FRAME, box), box_px, atol=0.5)
+
+
+@pytest.mark.parametrize("brackets", ["[]", "()", "<>", "{}"])
+def test_glm_v_may_write_other_brackets(brackets: str) -> None:
+    """As its README says."""
+    text = f"<|begin_of_box|>{brackets[0]}250, 500, 750, 900{brackets[1]}<|end_of_box|>"
+    read = read_answer(GLM_V, FRAME, text, with_points=False, finished=True)
+    np.testing.assert_allclose([instance.box_px for instance in read.instances], [[200, 200, 600, 360]], atol=0.5)
+    assert read.note == ""
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -113,6 +125,18 @@ def test_a_dialect_in_the_folder_wins(tmp_path: Path) -> None:
     second = MllmGrounder(subject.load())
     assert (first.dialect, second.dialect) == (INTERNVL, LLAVA)
     assert first.identity != second.identity
+
+
+@pytest.mark.parametrize(
+    ("name", "to_answer"),
+    [
+        pytest.param("Qwen3.5", "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n", id="stored answers have no thought"),
+        pytest.param("GLM-4.5V", "/nothink<|assistant|>\n<think></think>", id="stored answers have an empty one"),
+        pytest.param("Qwen3-VL-MoE", "<|im_end|>\n<|im_start|>assistant\n", id="a template without thoughts"),
+    ],
+)
+def test_an_answer_begins_after_an_empty_thought_where_a_template_can_think(name: str, to_answer: str, home: Path) -> None:
+    assert subject_of(name, home).grounder.markup.to_answer == to_answer
 
 
 # -- squashed ------------------------------------------------------------------------------------------------------------------------------
@@ -213,9 +237,17 @@ def test_windows_are_lifted_where_they_are_wide_enough() -> None:
     assert see_everything(Qwen2Config(), "model") is None
 
 
+def test_layers_of_a_kind_that_is_not_known_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"^model: layers of the kind chunked_attention cannot be continued by several questions"):
+        see_everything(SimpleNamespace(layer_types=["full_attention", "chunked_attention"]), "model")
+    assert see_everything(SimpleNamespace(layer_types=["linear_attention", "full_attention"]), "model") is None
+
+
 def test_narrow_windows_are_refused() -> None:
     with pytest.raises(ModelError, match="see 128 tokens back"):
         see_everything(MistralConfig(sliding_window=128), "model")
+    with pytest.raises(ModelError, match="see 128 tokens back"):  # InternVL 3.5 with gpt-oss
+        see_everything(GptOssConfig(), "model")
 
 
 def test_a_prefix_that_fills_the_window_is_refused(home: Path) -> None:

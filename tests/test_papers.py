@@ -423,11 +423,14 @@ def test_a_bulk_run_takes_the_model_that_peft_names(trained: Path, model: Path, 
         ("vit_h:sam.pth#sha256=ab", "vit_h:{here}/sam.pth#sha256=ab"),
         ("vit_b:other.pth", "vit_b:other.pth"),
         ("a/b", "a/b"),
+        ("a/b+vit_h:sam.pth", "a/b+vit_h:{here}/sam.pth"),
+        ("dino+demo", "{here}/dino+demo"),
     ],
 )
 def test_a_name_that_lasts(source: str, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "demo").mkdir()
+    for folder in ("demo", "dino"):
+        (tmp_path / folder).mkdir()
     (tmp_path / "sam.pth").touch()
     assert lasting_name(source) == name.replace("{here}", str(tmp_path))
 
@@ -437,6 +440,16 @@ def test_a_segmenter_that_has_moved_is_the_same() -> None:
     assert choose_segmenter("vit_h:/new/sam_vit_h.pth", papers) == "vit_h:/new/sam_vit_h.pth"
     assert choose_segmenter(None, papers) == "vit_h:/old/sam_vit_h.pth"
     for other in ("vit_l:/old/sam_vit_h.pth", "vit_h:/old/other.pth", "demo"):
+        with pytest.raises(RegistryError, match="is not the one that the adapter was trained with"):
+            choose_segmenter(other, papers)
+
+
+def test_a_detector_that_has_moved_is_the_same(tmp_path: Path) -> None:
+    papers = replace(PAPERS, segmenter="/old/dino+vit_h:/old/sam.pth")
+    moved = tmp_path / "dino"
+    moved.mkdir()
+    assert choose_segmenter(f"{moved}+vit_h:/new/sam.pth", papers) == f"{moved}+vit_h:/new/sam.pth"
+    for other in ("vit_h:/old/sam.pth", "/old/other+vit_h:/old/sam.pth", "/old/dino+vit_h:/old/other.pth"):
         with pytest.raises(RegistryError, match="is not the one that the adapter was trained with"):
             choose_segmenter(other, papers)
 

@@ -21,7 +21,7 @@ from sam4mllm.pipeline import Pipeline
 from sam4mllm.points import Answers, beside, interior, spread, unsure
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import MAX_PHRASE, Masks, Prompt, SpokenPoints
-from tests.fakes import FakeGrounder, FakeSegmenter, grounding, said
+from tests.fakes import FakeConceptSegmenter, FakeGrounder, FakeSegmenter, grounding, said
 
 IMAGE = np.zeros((100, 200, 3), np.uint8)
 CUP = grounding("the cup", [[20, 10, 60, 50]])
@@ -223,7 +223,8 @@ def test_an_unknown_strategy_is_refused() -> None:
 
 
 def test_an_answer_has_the_version_of_the_strategy_that_gave_it() -> None:
-    pipeline, grounder, segmenter = build(CUP, strategy="box")
+    grounder, segmenter = FakeGrounder({"the cup": CUP}), FakeConceptSegmenter()
+    pipeline = Pipeline(grounder, segmenter, Options("box"))
     versions = {strategy: Pipeline(grounder, segmenter, Options(strategy)).version for strategy in STRATEGIES}
     assert len(set(versions.values())) == len(STRATEGIES)
     assert pipeline.version == versions["box"]

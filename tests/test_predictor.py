@@ -571,6 +571,38 @@ def test_a_note_stands_beside_the_regions_and_in_the_answers_line(home: Callable
     assert line == [f"the dog: 1 found ({note})"]
 
 
+@pytest.mark.parametrize(
+    ("thought", "beside", "in_line"),
+    [
+        pytest.param("The dog is\nthe brown one.", "The dog is the brown one.", "The dog is the brown one.", id="short"),
+        pytest.param("word " * 100, ("word " * 100).strip(), "word " * 23 + "word…", id="shortened in the line"),
+        pytest.param("word " * 1000, "word " * 199 + "word…", "word " * 23 + "word…", id="bounded beside the region"),
+        pytest.param("<b>dog</b>\x00\u202e", r"<b>dog</b>\x00\u202e", r"<b>dog</b>\x00\u202e", id="markup and control characters"),
+    ],
+)
+def test_a_thought_stands_beside_the_regions_and_in_short_in_the_answers_line(
+    home: Callable[..., House], thought: str, beside: str, in_line: str
+) -> None:
+    where = home(strategy="reason")
+    where.grounder.known = {
+        "the dog": dataclasses.replace(grounding("the dog", [[40, 40, 60, 60]]), thought=thought),
+        "the cat": dataclasses.replace(grounding("the cat", []), thought=thought),
+    }
+    [answer] = ask(where, task(description="the dog"))
+    assert [region["meta"]["text"] for region in drawn(answer)] == [[f"thought: {beside}"]]
+    for phrase, count in (("the dog", "1 found"), ("the cat", "no such object")):
+        [answer] = ask(where, task(), context=[text(phrase)])
+        [line] = [region["value"]["text"] for region in answer["result"] if "text" in region["value"]]
+        assert line == [f"{phrase}: {count}; thought: {in_line}"]
+
+
+def test_a_note_comes_before_the_thought(home: Callable[..., House]) -> None:
+    where, note = home(), "the thought was cut off at 512 tokens"
+    where.grounder.known = {"the dog": dataclasses.replace(grounding("the dog", [[40, 40, 60, 60]]), note=note, thought="It is")}
+    [answer] = ask(where, task(description="the dog"))
+    assert [region["meta"]["text"] for region in drawn(answer)] == [[f"{note}; thought: It is"]]
+
+
 def test_what_is_served_with_a_note_can_be_corrected(home: Callable[..., House]) -> None:
     where = home()
     where.grounder.known = {

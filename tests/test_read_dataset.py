@@ -62,6 +62,17 @@ def drop(name: str) -> Callable[[dict[str, Any]], object]:
                 ("half a character", "\ud800"),
             )
         ],
+        *[
+            pytest.param(put("thought", thought), "thought is text of at most 4,000 characters without tags", id=f"thought {name}")
+            for name, thought in (
+                ("a number", 7),
+                ("null", None),
+                ("too long", "x" * 4001),
+                ("half a character", "\ud800"),
+                ("that ends itself", "It is left.</think>[0,0,1,1]"),
+                ("that begins another", "It is <THINK>left"),
+            )
+        ],
         pytest.param(put("sha256", "ab12"), "sha256", id="hash too short"),
         pytest.param(put("sha256", "A" * 64), "sha256", id="hash in capitals"),
         pytest.param(put("width", 0), "width", id="width zero"),

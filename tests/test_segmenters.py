@@ -38,6 +38,7 @@ PROCESSORS = {
     "sam2": Sam2Processor,
     "sam2_video": Sam2Processor,
     "sam3_tracker": Sam3TrackerProcessor,
+    "sam3_video": Sam3TrackerProcessor,
     "edgetam": Sam2Processor,
 }
 
@@ -295,6 +296,20 @@ def without_a_weight(folder: Path, copy: Path) -> str:
         pytest.param(lambda folder, copy: "nobody/nothing", "neither a folder nor a model that can be had from the hub", id="no hub id"),
         pytest.param(lambda folder, copy: "no body/nothing", "neither a folder nor a model that can be had", id="not even a hub id"),
         pytest.param(lambda folder, copy: "efficientvit-sam-l0", "use efficientvit-sam-l0:PATH", id="no path"),
+        pytest.param(lambda folder, copy: f"{copy}+demo", "not a complete model folder: config.json, prep", id="an empty detector"),
+        pytest.param(lambda folder, copy: f"{folder}+demo", "what stands before the . finds boxes by text; use a gr", id="no detector"),
+        pytest.param(lambda folder, copy: "a/dino+vit_x:sam.pth", "'vit_x:sam.pth' is no segmenter: use demo", id="no segmenter behind +"),
+        pytest.param(lambda folder, copy: "a/dino+", "'a/dino.' names no segmenter after the .", id="nothing behind +"),
+        pytest.param(lambda folder, copy: "a/dino+b/dino+demo", "names two detectors", id="two detectors"),
+        pytest.param(lambda folder, copy: "/no/dino+demo", r"there is no such folder \(/no/dino\)", id="no folder before +"),
+        pytest.param(
+            lambda folder, copy: rewritten(folder, copy, "config.json", model_type="grounding-dino"),
+            "finds boxes and draws no masks: put a segmenter behind it, as .*.vit_h:PATH",
+            id="a detector alone",
+        ),
+        pytest.param(
+            lambda folder, copy: rewritten(folder, copy, "config.json", model_type="sam3"), "tokenizer.json is missing", id="no tokenizer"
+        ),
         pytest.param(lambda folder, copy: f"efficientvit-sam-l0:{copy}/x.pt", "there is no file", id="no file"),
     ],
 )

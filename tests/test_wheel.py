@@ -13,7 +13,7 @@ import pytest
 from backend.label_studio.config_template import DEMO_CONFIG
 from tests.installed import POISON, Installed, add_package, hosting, install, serving
 
-OWN = ("predict", "scenes", "data", "train", "adapters", "models", "evaluate", "ablate", "bench")
+OWN = ("predict", "scenes", "data", "train", "adapters", "models", "evaluate", "ablate", "bench", "trial")
 SERVER = ("serve", "demo", "doctor", "connect", "batch", "export")
 COMMANDS = (*OWN, *SERVER)
 ADAPTERS = ("list", "show", "add", "promote", "rollback", "export")

@@ -41,15 +41,22 @@ from transformers import (
     SamImageProcessor,
     SamModel,
     SamProcessor,
+    SegformerConfig,
+    SegformerForSemanticSegmentation,
+    SegformerImageProcessor,
     SwinConfig,
     TimmWrapperConfig,
 )
+
+from tests import tiny_concepts
 
 SIDE = 64
 SQUARE = {"height": SIDE, "width": SIDE}
 DECODER = {"hidden_size": 32, "mlp_dim": 32, "num_attention_heads": 2, "iou_head_hidden_dim": 16}
 PROMPTS = {"hidden_size": 32, "image_size": SIDE, "patch_size": 16, "mask_input_channels": 4}
 PYRAMID = {"backbone_feature_sizes": [[16, 16], [8, 8], [4, 4]], "fpn_hidden_size": 32}
+
+write_sam3_video = tiny_concepts.write_sam3_video
 
 Made = tuple[Any, Any]
 """A model and its processor."""
@@ -211,21 +218,40 @@ def _eomt() -> Made:
     return EomtForUniversalSegmentation(config), processor
 
 
-PROMPTABLE: dict[str, Callable[[], Made]] = {
+def _segformer() -> Made:
+    config = SegformerConfig(
+        depths=[1, 1, 1, 1],
+        hidden_sizes=[8, 16, 16, 16],
+        num_attention_heads=[1, 1, 1, 1],
+        mlp_ratios=[2, 2, 2, 2],
+        decoder_hidden_size=16,
+        id2label=dict(enumerate(["Background", "cup", "bowl", "sky", "road"])),
+    )
+    return SegformerForSemanticSegmentation(config), SegformerImageProcessor(size=SQUARE)
+
+
+_MADE: dict[str, Callable[[], Made]] = {
     "sam": _sam,
     "sam_hq": _sam_hq,
     "sam2": _sam2,
     "sam2_video": _sam2_video,
     "sam3_tracker": _sam3_tracker,
     "edgetam": _edgetam,
+    "mask2former": _mask2former,
+    "maskformer": _maskformer,
+    "eomt": _eomt,
+    "segformer": _segformer,
 }
-PROPOSING: dict[str, Callable[[], Made]] = {"mask2former": _mask2former, "maskformer": _maskformer, "eomt": _eomt}
+PROPOSING = ("mask2former", "maskformer", "eomt", "segformer")
+PROMPTABLE = (*(name for name in _MADE if name not in PROPOSING), "sam3_video")
 
 
 def make_segmenter(name: str, folder: Path) -> Path:
     """A random checkpoint with weights so large that masks have edges and predictions differ."""
+    if name == "sam3_video":
+        return write_sam3_video(folder)
     torch.manual_seed(11)
-    model, processor = {**PROMPTABLE, **PROPOSING}[name]()
+    model, processor = _MADE[name]()
     for weight in model.parameters():
         if weight.ndim > 1:
             torch.nn.init.normal_(weight, std=0.5 if name == "sam" else 0.25)

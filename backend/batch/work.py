@@ -28,6 +28,7 @@ from backend.serving.answerer import Answerer, bulk_question
 from backend.serving.served_records import served_records
 from backend.settings import Settings
 from backend.support.metrics import Metrics
+from sam4mllm.data.example_fields import is_thought
 from sam4mllm.data.examples import EXAMPLES
 from sam4mllm.data.read_dataset import each_example
 from sam4mllm.errors import Sam4mllmError
@@ -251,7 +252,8 @@ def _example(job: BatchTask, image: LoadedImage, asked: Mapping[str, str], found
     ]
     where = {"image": job.data["image"], "sha256": image.sha256, "width": width, "height": height}
     what = {"phrase": found.phrase, "instances": instances, "split": asked["split"], "label": None, "source": f"sam4mllm:{found.version}"}
-    return {**where, **what, "score": found.score, "note": found.note, "version": found.version}
+    thought = {"thought": found.thought} if found.thought and not found.note and is_thought(found.thought) else {}
+    return {**where, **what, **thought, "score": found.score, "note": found.note, "version": found.version}
 
 
 @dataclass

@@ -12,11 +12,14 @@ from sam4mllm.adapters.loose import find_adapter, read_papers
 from sam4mllm.adapters.manifest import Papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.adopt import Claims, appoint
-from sam4mllm.errors import RegistryError
+from sam4mllm.errors import ModelError, RegistryError
+from sam4mllm.options import NO_ADAPTER, NO_MODEL
 
 
 def appoint_adapter(settings: Settings, adapter: str) -> None:
     """Let an adapter serve first in an empty home. Raises Sam4mllmError."""
+    if not settings.has_model:
+        raise ModelError(NO_ADAPTER.format(adapter))
     given = {name: getattr(settings, name) for name in ("model", "segmenter") if name in settings.model_fields_set}
     claims = Claims(**given, device=settings.device, options=settings.options, precision=settings.precision)
     appoint(adapter, Registry(settings.home), claims)
@@ -26,8 +29,13 @@ def follow_adapter(home: Path, adapter: str | None = None) -> None:
     """Set the model and the segmenter that are not set as an adapter's papers say; if none is given, those of the version that serves, or
     served last: after a rollback to the base model that base model is still the one.
 
-    Raises RegistryError if the segmenter is set against them, or an adapter that is given cannot be read.
+    Raises RegistryError if the segmenter is set against them, or an adapter that is given cannot be read, and ModelError if one is given
+    and the model is none: then no version of the home serves, and none has a say.
     """
+    if os.environ.get("SAM4MLLM_MODEL") == NO_MODEL:
+        if adapter is not None:
+            raise ModelError(NO_ADAPTER.format(adapter))
+        return
     folder = None if adapter is None else find_adapter(adapter, home)
     papers = _last_served(home) if folder is None else read_papers(folder)
     if papers is not None and papers.dialect is None:  # of an earlier release, whose models have no full names

@@ -36,9 +36,12 @@ def batch(
         str | None, typer.Option("--adapter", help="A LoRA adapter; the champion of SAM4MLLM_HOME.", metavar="PATH|VERSION")
     ] = None,
     part: Annotated[int, typer.Option("--part", min=1, help="Tasks that are stored and pushed together.")] = 50,
-    model: Annotated[str | None, typer.Option("--model", help="demo, a model folder, or a hub id.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="demo, a model folder, a hub id, or none.")] = None,
     segmenter: Annotated[
         str | None, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option("--threshold", min=0, max=1, help="The least score of what the segmenter finds by the phrase; 0.5.")
     ] = None,
     device: DeviceOption = None,
     dtype: Annotated[DtypeName | None, typer.Option("--dtype", help="Numbers of the model; auto.")] = None,
@@ -48,7 +51,8 @@ def batch(
 ) -> None:
     """Pre-annotate in bulk; what was stopped or killed goes on with the same command. Settings are those of serve."""
     check_server_extra()
-    given = {"MODEL": model, "SEGMENTER": segmenter, "DEVICE": device, "DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map}
+    models = {"MODEL": model, "SEGMENTER": segmenter, "DEVICE": device, "DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map}
+    given = {**models, "THRESHOLD": threshold}
     os.environ |= {f"SAM4MLLM_{name}": str(value) for name, value in given.items() if value is not None}
     from backend.cli.adapter_option import follow_adapter
     from backend.settings import read_settings

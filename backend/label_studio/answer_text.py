@@ -1,4 +1,4 @@
-"""What an annotator reads of an answer to clicks: in the answer's line, and in the notes of its regions."""
+"""What an annotator reads of an answer: in the answer's line, and in the notes of its regions."""
 
 from __future__ import annotations
 
@@ -7,18 +7,47 @@ from typing import Any
 
 from backend.label_studio.region_ids import MARK, stands_alone
 from backend.label_studio.wire import Region
+from sam4mllm.options import Options
+from sam4mllm.plain_text import shortened
 from sam4mllm.values import Instance, Segmentation
 
+MAX_THOUGHT = 1_000
+"""Characters of a thought beside a region: what fits beside a picture, and each of a phrase's regions holds it."""
 
-def told(region_id: str, phrase: str, note: str = "") -> dict[str, Any]:
-    """What there is to say of a region, as fields of its ``meta``: that it was made by clicks, and the ``note`` of its phrase's answer."""
+
+def told(region_id: str, phrase: str, note: str = "", thought: str = "") -> dict[str, Any]:
+    """What there is to say of a region, as fields of its ``meta``, which the editor shows with the region's details.
+
+    That it was made by clicks, and the ``note`` and the ``thought`` of its phrase's answer, which is foreign text.
+    """
     lines = []
     if stands_alone(region_id):
         lines += [f"made by clicks alone, not learned as: {phrase}"] if phrase else []
     else:
         lines += ["takes the place of the mask that was here; that one may be deleted"] if MARK in region_id else []
         lines += [note] if note else []
-    return {"text": lines} if lines else {}
+        lines += [f"thought: {shortened(thought, MAX_THOUGHT)}"] if thought else []
+    # Label Studio 1.23.2 shows several texts without anything between them
+    return {"text": ["; ".join(lines)]} if lines else {}
+
+
+def summary(found: Sequence[Segmentation], options: Options) -> str:
+    """A line on what phrases came to by these options; an answer without a line would leave the last one's standing."""
+    by = " by the segmenter" if options.strategy == "concept" else ""
+    lines = []
+    for one in found:
+        count = f"{len(one.instances)} found{by}" if one.instances else one.note or _absence(one, options)
+        count += f" ({one.note})" if one.instances and one.note else ""
+        thought = f"; thought: {shortened(one.thought)}" if one.thought else ""
+        lines.append(f"{one.phrase or 'click'}: {count}{thought}")
+    return "; ".join(lines)
+
+
+def _absence(one: Segmentation, options: Options) -> str:
+    """What an empty answer says. A segmenter that takes the phrase may well see it, and be sure enough of no single thing."""
+    if options.strategy == "concept" and one.no_target_probability < 0.5:
+        return f"nothing with a score of {options.threshold:g} or more, though the segmenter sees some; SAM4MLLM_THRESHOLD sets it"
+    return "no such object"
 
 
 def summary_of_clicks(found: Sequence[Segmentation], kept: Sequence[Sequence[Instance]], regions: Sequence[Region]) -> str:

@@ -168,6 +168,8 @@ class Conductor:
             self._metrics.refused_annotations(len(refused))
             folder.refused.write_text(json.dumps(list(refused.items())))
             run = self._runs.save(run, counts={**written.counts, "refused": len(refused)})
+        if self._settings.untrained:
+            return self._end(run, "postponed", self._settings.untrained)
         if not run.counts[TRAIN]:
             return self._end(run, "postponed", "there is no correction to learn from; correct some masks first")
         images = len({example.image for example in read_examples(folder.data) if example.split == HOLDOUT}) if run.counts[HOLDOUT] else 0
@@ -242,6 +244,8 @@ class Conductor:
             strategy=settings.strategy,
             joint=settings.options.joint,
             pattern=settings.pattern,
+            threshold=settings.threshold,
+            thought_tokens=settings.thought_tokens,
             dataset=str(folder.data.resolve()),
             replay=str(settings.replay.resolve()) if settings.replay else None,
             golden=str(settings.golden.resolve()) if settings.golden else None,

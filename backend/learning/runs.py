@@ -64,12 +64,12 @@ class Runs:
         self._told: dict[str, str] = {}
         """What is wrong with records, so that it is said once."""
 
-    def create(self, reason: str, position: float | None = None) -> Run:
+    def create(self, reason: str, position: float | None = None, message: str = "") -> Run:
         """A new run that waits; ``position`` is the log's. Raises OSError if the disk refuses."""
         with self._lock:
             self.root.mkdir(parents=True, exist_ok=True)
             number = 1 + max((int(path.name[4:]) for path in self.root.iterdir() if RUN.fullmatch(path.name)), default=0)
-            run = Run(f"run-{number:06d}", "waiting", reason, time.time(), position=position)
+            run = Run(f"run-{number:06d}", "waiting", reason, time.time(), message=message, position=position)
             self.folder(run.id).path.mkdir()
         return self.save(run)
 

@@ -85,6 +85,8 @@ class Learner:
 
     def start(self) -> None:
         """Begin to look; returns at once. A run that a restart broke off goes on when the models are there."""
+        if self._settings.untrained:
+            log.info("%s", self._settings.untrained)
         self._ticker.start()
 
     def close(self, seconds: float) -> None:
@@ -105,7 +107,7 @@ class Learner:
         """
         with self._changed:
             try:
-                run = self._same() or self.runs.create(reason, self._log.position())
+                run = self._same() or self.runs.create(reason, self._log.position(), self._settings.untrained)
             except OSError as error:
                 raise LearningError(f"the run could not be written ({error.strerror}); free space in {self._settings.home}") from error
             self._changed.notify_all()
@@ -120,7 +122,8 @@ class Learner:
         found = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
         self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused})
         self._metrics.refused_annotations(len(self._log.refusals()))
-        self.watch.look(found.reviews, self.serves_since())
+        if self._settings.has_model:  # what is reviewed without is no fault of the champion, which waits
+            self.watch.look(found.reviews, self.serves_since())
         if self._scorer.refit(found.reviews, leases.current.version):
             leases.calibrate(self._scorer.calibration)
         self.judged = judged_of(found.reviews)
@@ -222,7 +225,7 @@ class Learner:
         return self._log.count_new(max(map(self._position_of, self.runs.all()), default=0.0))
 
     def _count(self) -> None:
-        if (after := self._settings.train_after) and (new := self.count_new()) >= after:
+        if (after := self._settings.train_after) and not self._settings.untrained and (new := self.count_new()) >= after:
             self.ask(f"{new} new corrections")
 
     def _reconcile_in_time(self) -> None:
@@ -239,7 +242,11 @@ class Learner:
     def _begin_next(self) -> None:
         if self._engine.state != "ready" or (self._worker is not None and self._worker.is_alive()):
             return
-        pending = [run for run in self.runs.all() if not run.over]
+        pending = [run for run in self.runs.all() if not run.over and self._may_go_on(run)]
         if pending:
             self._worker = threading.Thread(target=self._conductor.perform, args=(pending[-1],), name="run", daemon=True)
             self._worker.start()
+
+    def _may_go_on(self, run: Run) -> bool:
+        """What another process has begun to train waits until this server trains again."""
+        return not self._settings.untrained or run.state in ("waiting", "preparing")

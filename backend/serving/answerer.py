@@ -6,7 +6,6 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 
 from backend.errors import TaskError
 from backend.images.store import LoadedImage
-from backend.label_studio.answer_text import summary_of_clicks, told
+from backend.label_studio.answer_text import summary, summary_of_clicks, told
 from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.phrases import Pointed, Wanted, wanted
 from backend.label_studio.wire import Region, Task, prediction
@@ -118,7 +117,7 @@ class Answerer:
                 ids = answer_ids(instance, [region["id"] for region in masks], clicks, seen)
                 renamed = dict(zip((region["id"] for region in masks), ids, strict=True))
                 for region in masks:
-                    region["meta"] = {**region.get("meta", {}), **told(renamed[region["id"]], one.phrase, one.note)}
+                    region["meta"] = {**region.get("meta", {}), **told(renamed[region["id"]], one.phrase, one.note, one.thought)}
                 for region in made:  # of a control beside Labels, two regions have one id
                     region["id"] = renamed.get(region["id"], region["id"])
                 regions += made
@@ -130,7 +129,8 @@ class Answerer:
         if notes and not regions and not question.interactive:
             raise TaskError("; ".join(notes))  # not the same as "no such object"
         if question.interactive:
-            regions += answer_line(question.config, _summary(found) if clicks is None else summary_of_clicks(found, kept, regions), key)
+            said = summary(found, pipeline.options) if clicks is None else summary_of_clicks(found, kept, regions)
+            regions += answer_line(question.config, said, key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
         answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version))
         self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
@@ -190,16 +190,6 @@ def _label_alone(question: Question) -> str | None:
     """The label of what stands alone: that of the smart tool, else the only one there is."""
     labels = question.config.mask.labels
     return question.pointed.label or (labels[0].value if len(labels) == 1 else None)
-
-
-def _summary(found: Sequence[Segmentation]) -> str:
-    """What the annotator reads: an answer without a line would leave the last one's standing."""
-    lines = []
-    for one in found:
-        count = f"{len(one.instances)} found" if one.instances else one.note or "no such object"
-        count += f" ({one.note})" if one.instances and one.note else ""
-        lines.append(f"{one.phrase or 'click'}: {count}")
-    return "; ".join(lines)
 
 
 def dump(value: Prediction) -> bytes:

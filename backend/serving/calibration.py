@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from backend.corrections.reviews import Review
-from sam4mllm.confidence import ACCEPTED_IOU, NAMES, Calibration, Features, fit
+from sam4mllm.confidence import ACCEPTED_IOU, LATER, NAMES, Calibration, Features, fit
 from sam4mllm.durable import replace_file
 
 log = logging.getLogger(__name__)
@@ -47,6 +47,6 @@ class Scorer:
 
 
 def _features(review: Review) -> Features | None:
-    """Those of the least sure mask; None where a "none" was served, or an earlier release that noted others. ``varied`` came later."""
+    """Those of the least sure mask; None where a "none" was served, or by a release that noted others. Those of LATER may be missing."""
     noted = review.features.keys()
-    return Features(**review.features) if set(NAMES) - {"varied"} <= noted <= set(NAMES) else None
+    return Features(**review.features) if set(NAMES) - LATER.keys() <= noted <= set(NAMES) else None

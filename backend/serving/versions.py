@@ -53,11 +53,14 @@ class Versions:
 
     def begin(self, leases: Leases) -> Leases:
         """On the engine's thread, with the models just loaded: let the champion serve; if it cannot be used, the version that served before
-        it, and so on.
+        it, and so on. Without an MLLM it waits, and stays the champion.
         """
         try:
             champion = self.registry.serving()
             names = [champion, *self.registry.before()] if leases.loader is not None else []
+            if champion is not None and not leases.current.has_model:
+                log.warning("%s waits: it changes an MLLM, and the model is none; it serves again when its model does", champion)
+                names = []
         except RegistryError as error:
             log.error("the base model serves: %s", error)
             names = []
@@ -77,7 +80,7 @@ class Versions:
         """Let the registry's champion serve if another does. Raises RegistryError or ModelError; what served before still does."""
         with self._lock:
             leases = self._engine.model
-            if leases is None or leases.loader is None:
+            if leases is None or leases.loader is None or not leases.current.has_model:
                 return
             name = self.registry.serving()
             if name == _name(leases.current) or (name is not None and name == self._refused):
@@ -124,11 +127,14 @@ class Versions:
         """Let serve what served before the champion, and return it. As with a promotion, nothing changes if it cannot be loaded.
 
         Asked to go back from ``serving``, it raises RegistryError if that does not serve any more: asked twice must not go two back.
+        Without an MLLM it raises ModelError: none of them serves.
         """
         with self._lock:
             if serving is not None and self.registry.serving() != serving:
                 raise RegistryError("another version serves by now; look again")
             leases = self._engine.model
+            if leases is not None and not leases.current.has_model:
+                raise ModelError("there is nothing to roll back: the model is none; start the server with the versions' model")
             if leases is None or leases.loader is None:
                 return self.registry.rollback()
             former = self.registry.before()[0]

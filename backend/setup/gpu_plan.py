@@ -8,6 +8,7 @@ from pathlib import Path
 from backend.errors import SettingsError
 from backend.settings import Settings
 from sam4mllm.fitting import Fit, Mode, choose_fit, describe_fit
+from sam4mllm.options import NO_MODEL
 
 
 @dataclass(frozen=True)
@@ -19,11 +20,11 @@ class GpuPlan:
 
 
 def find_plan(settings: Settings) -> GpuPlan | None:
-    """None where there is nothing to plan: without a GPU, with several, for the demo model, or if the model's size cannot be known.
+    """None where there is nothing to plan: without a GPU, with several, for the demo model or none, or if the model's size cannot be known.
 
     Raises ModelError if the device is not there.
     """
-    if settings.model == "demo" or settings.device_map is not None or settings.train_mode.startswith("device:"):
+    if settings.model in ("demo", NO_MODEL) or settings.device_map is not None or settings.train_mode.startswith("device:"):
         return None
     from sam4mllm.loading import pick_device  # noqa: PLC0415 – torch takes seconds to import
     from sam4mllm.memory import count_demands, free_bytes  # noqa: PLC0415
@@ -54,6 +55,8 @@ def tell_plan(settings: Settings) -> str:
 
 def take_plan(settings: Settings) -> dict[str, str]:
     """The variables that make the settings those of the plan. Raises SettingsError if there is none, or nothing fits."""
+    if not settings.has_model:
+        raise SettingsError("SAM4MLLM_PLAN=auto plans for an MLLM, and the model is none; leave --plan and SAM4MLLM_PLAN out")
     plan = find_plan(settings)
     if plan is None:
         raise SettingsError("SAM4MLLM_PLAN=auto plans for one GPU and a model whose size is known; set SAM4MLLM_QUANTIZE and _TRAIN_MODE")

@@ -23,6 +23,7 @@ from backend.label_studio.backend_entry import own_url
 from backend.settings import Settings
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError
+from sam4mllm.options import BY_CONCEPT, check_strategy, resolve_strategy
 
 FREE_BYTES = 2_000_000_000
 """For one training state: rank 64 on Qwen2.5-VL-7B's linear layers is 161 M parameters, and AdamW keeps two more figures of each."""
@@ -171,10 +172,11 @@ def check_models(settings: Settings, running: bool) -> list[Finding]:
     try:
         if not running:
             _check_sources(settings)
+        if not running and settings.has_model:
             announce(settings.model, pick_device(settings.device), settings.precision, segmenter=settings.segmenter)
     except ModelError as error:
         return [as_finding("model", error, "set SAM4MLLM_MODEL and SAM4MLLM_SEGMENTER to what docs/reference.md lists")]
-    if settings.train_mode == "pause":
+    if settings.train_mode == "pause" or settings.untrained:
         return []
     from sam4mllm.training.plan import TrainingPlan  # noqa: PLC0415
 
@@ -190,12 +192,18 @@ def check_models(settings: Settings, running: bool) -> list[Finding]:
 def _check_sources(settings: Settings) -> None:
     """Raise ModelError where a name leads to nothing that could be loaded."""
     from sam4mllm.grounding.families import find_family, resolve  # noqa: PLC0415
+    from sam4mllm.segmentation.loading import takes_phrases  # noqa: PLC0415
+    from sam4mllm.segmentation.names import split_name  # noqa: PLC0415
 
-    find_family(resolve(settings.model), settings.model)
-    _, _, path = settings.segmenter.partition(":")
+    if settings.has_model:
+        find_family(resolve(settings.model), settings.model)
+    _, _, path = split_name(settings.segmenter)[1].partition(":")
     file = path.partition("#")[0]
     if file and not Path(file).is_file():
         raise ModelError(f"there is no file {file}; correct SAM4MLLM_SEGMENTER")
+    strategy = resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model)
+    takes = strategy not in BY_CONCEPT or takes_phrases(settings.segmenter)
+    check_strategy(strategy, has_model=settings.has_model, takes_phrases=takes, segmenter=settings.segmenter)
 
 
 def check_adapters(home: Path) -> list[Finding]:

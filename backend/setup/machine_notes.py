@@ -14,6 +14,8 @@ from sam4mllm.options import describe_strategy, resolve_strategy
 
 def tell_strategy(settings: Settings) -> str:
     """The strategy that these settings come to, with the version that is to serve."""
+    if not settings.has_model:
+        return f"no MLLM; {describe_strategy('concept', learned=False)}"
     try:
         champion = Registry(settings.home).champion()
     except RegistryError:  # a finding of its own

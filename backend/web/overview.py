@@ -54,8 +54,8 @@ class Overview:
 
     ``version`` is that of predictions, ``champion`` the registry's, empty for the base model; ``serves_since`` is None if the history does
     not say. ``rolls_back_to`` is None where there is nothing to roll back. ``runs`` are those of a page, from the ``first`` of
-    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``problem`` says what of this
-    could not be read.
+    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``untrained`` says why no
+    run trains a LoRA, ``problem`` what of this could not be read.
     """
 
     state: str
@@ -67,6 +67,7 @@ class Overview:
     waiting: int
     places: int
     model: str
+    untrained: str
     label_studio: str
     reconciliation: str
     agreement: ControlChart | None
@@ -123,7 +124,8 @@ def look(service: Service, first: int = 0) -> Overview:
         rolls_back_to=shelf.back,
         waiting=engine.waiting,
         places=settings.queue,
-        model=f"{settings.model}, segmenter {settings.segmenter}, strategy {strategy}",
+        model=f"{settings.model if settings.has_model else 'none (no MLLM)'}, segmenter {settings.segmenter}, strategy {strategy}",
+        untrained=settings.untrained,
         label_studio=settings.label_studio_url,
         reconciliation=learner.reconciliation,
         agreement=learner.watch.state,
@@ -149,16 +151,16 @@ def _active(run: Run, folder: RunFolder) -> Active:
 
 
 def _read_shelf(service: Service) -> _Shelf:
-    registry, leases = service.versions.registry, service.engine.model
+    registry, leases, used = service.versions.registry, service.engine.model, service.settings.has_model
     base = leases.loader.base_sha256 if leases is not None and leases.loader is not None else None
     try:
         champion, tenure, good, broken = registry.serving(), registry.tenure(), *registry.survey()
-        back = (registry.before()[0] or BASE_MODEL) if champion is not None else None
+        back = (registry.before()[0] or BASE_MODEL) if champion is not None and used else None
         return _Shelf(
             champion=champion or "",
-            since=tenure.since if tenure else None,
+            since=tenure.since if tenure and used else None,
             back=back,
-            versions=tuple(_shown(one, champion, base) for one in reversed(good)),
+            versions=tuple(_shown(one, champion if used else None, base) for one in reversed(good)),
             broken=tuple(broken),
             history=tuple(reversed(registry.history())),
         )

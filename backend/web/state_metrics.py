@@ -72,7 +72,7 @@ class StateCollector(Collector):
         except RegistryError:
             return  # the status page says what is wrong with it
         yield _one("sam4mllm_versions", "Adapters that can be promoted.", len(versions))
-        if tenure is not None:
+        if tenure is not None and service.settings.has_model:
             yield _one("sam4mllm_promoted_timestamp_seconds", "When the serving adapter was promoted.", tenure.since)
 
     def _learning(self) -> Iterator[Metric]:

@@ -69,6 +69,7 @@ def add_status_routes(app: Flask, service: Service) -> None:
             said=said,
             wrong=wrong,
             base_model=BASE_MODEL,
+            has_model=service.settings.has_model,
             page_size=SHOWN_RUNS,
             train_after=service.settings.train_after,
         )

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from flask import Flask, Response, jsonify, request
 
 from backend.corrections.log_faults import LogError
-from backend.label_studio.events import SECRET_HEADER
+from backend.label_studio.events import SECRET_HEADER, START_TRAINING
 from backend.service import Service
 from backend.web.error_handlers import status_of
 from backend.web.http_parts import json_body, knows_password, note_reason, refusal, same
@@ -43,6 +43,7 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
                 note_reason(error)
             log.error("an event could not be stored: %s", error)
             return refusal(status_of(error), f"the event could not be stored: {error}")
-        answer = jsonify(status="stored", event=event)
+        told = {"note": settings.untrained} if settings.untrained and body.get("action") == START_TRAINING else {}
+        answer = jsonify(status="stored", event=event, **told)
         answer.status_code = HTTPStatus.CREATED
         return answer

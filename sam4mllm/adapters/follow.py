@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from sam4mllm.adapters.fields import CONFIG, MANIFEST, parse_object
@@ -13,8 +12,7 @@ from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.families import DEMO
 from sam4mllm.prompts.dialects import BEFORE_NONE, Dialect, dialect_of
-
-_HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+from sam4mllm.segmentation.names import HUB_ID, split_name
 
 
 def choose_model(given: str | None, papers: Papers | None, folder: Path | None = None) -> str:
@@ -26,7 +24,7 @@ def choose_model(given: str | None, papers: Papers | None, folder: Path | None =
     if given is not None or papers is not None or folder is None:
         return given or (DEMO if papers is None else papers.base_model)
     named = parse_object(read_text(folder / CONFIG), CONFIG).get("base_model_name_or_path")
-    return named if isinstance(named, str) and (_HUB_ID.fullmatch(named) or Path(named).is_dir()) else DEMO
+    return named if isinstance(named, str) and (HUB_ID.fullmatch(named) or Path(named).is_dir()) else DEMO
 
 
 def choose_segmenter(given: str | None, papers: Papers | None) -> str:
@@ -40,14 +38,18 @@ def choose_segmenter(given: str | None, papers: Papers | None) -> str:
 
 
 def lasting_name(source: str) -> str:
-    """A model's or segmenter's name as it holds in any working directory: paths are absolute, also behind ``vit_h:``."""
+    """A model's or segmenter's name as it holds in any working directory: paths are absolute, also behind ``vit_h:`` and around ``+``."""
+    detector, segmenter = split_name(source)
+    if detector is not None:
+        return f"{lasting_name(detector)}+{lasting_name(segmenter)}"
     kind, file, checksum = _parts(source)
     return source if source == DEMO or not Path(file).exists() else f"{kind}{Path(file).absolute()}{checksum}"
 
 
-def _kind_and_file(segmenter: str) -> tuple[str, str]:
+def _kind_and_file(source: str) -> tuple[str, str, str]:
+    detector, segmenter = split_name(source)
     kind, file, _ = _parts(segmenter)
-    return kind, Path(file).name
+    return Path(detector or "").name, kind, Path(file).name
 
 
 def _parts(source: str) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from typing import Any, Self, get_args
 from sam4mllm.adapters.fields import FILES, MANIFEST, SHA256, VERSION, is_number, is_time, matches, parse_object, require
 from sam4mllm.errors import RegistryError
 from sam4mllm.identity import digest_of
-from sam4mllm.options import STRATEGIES, Options, PointsName, Strategy
+from sam4mllm.options import LearnedStrategy, Options, PointsName
 from sam4mllm.plain_text import listed
 
 
@@ -32,7 +32,7 @@ class Papers:
     data_sha256: str | None
     metrics: dict[str, float]
     files: dict[str, str]
-    strategy: Strategy | None = None
+    strategy: LearnedStrategy | None = None
     points: PointsName | None = None
     dialect: dict[str, str | int] | None = None
     segmenter: str | None = None
@@ -48,7 +48,8 @@ class Papers:
         hashed = isinstance(self.files, dict) and self.files.keys() == set(FILES)
         hashed = hashed and all(matches(SHA256, sha256) for sha256 in self.files.values())
         require(hashed, "files", self.files, f"the hashes of {listed(FILES)}")
-        require(self.strategy in (None, *STRATEGIES), "strategy", self.strategy, f"{', '.join(STRATEGIES)} or null")
+        learned = get_args(LearnedStrategy)
+        require(self.strategy in (None, *learned), "strategy", self.strategy, f"{', '.join(learned)} or null")
         require(self.points in (None, *get_args(PointsName)), "points", self.points, "packed, joint or null")
         spelled = isinstance(self.dialect, dict) and all(isinstance(value, str | int) for value in self.dialect.values())
         require(self.dialect is None or spelled, "dialect", self.dialect, "an object of texts, or null")

@@ -27,17 +27,21 @@ from sam4mllm.cli.options import (
     SegmenterOption,
     SplitOption,
     StrategyOption,
+    ThoughtTokensOption,
+    ThresholdOption,
     as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import Precision
+from sam4mllm.options import NO_MODEL, THOUGHT_TOKENS, THRESHOLD, Precision
 
 if TYPE_CHECKING:
+    from sam4mllm.evaluation.ablation import Load
     from sam4mllm.evaluation.ablation_table import Row
     from sam4mllm.evaluation.settings import Setting
     from sam4mllm.options import Options
+    from sam4mllm.pipeline import Pipeline
 
 commands = typer.Typer()
 WIDE = 180
@@ -58,6 +62,8 @@ def ablate(
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
     pattern: PatternOption = "spread",
+    threshold: ThresholdOption = THRESHOLD,
+    thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     split: SplitOption = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -81,13 +87,20 @@ def ablate(
     from sam4mllm.evaluation.run import choose
     from sam4mllm.evaluation.settings import plan
 
-    options = as_options(strategy, points, pattern)
-    settings = plan(_base(options, segmenter, adapter), _axes(over, values or []), _named(adapters), grid)
+    if model == NO_MODEL:
+        raise EvaluationError("ablate compares ways to ask an MLLM, the published one among them, and the model is none; name a model")
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
+    base, axes, named = _base(options, segmenter, adapter), _axes(over, values or []), _named(adapters)
+    settings = plan(base, axes, named, grid)  # what is wrong with it is said before the models are loaded
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
     precision = Precision(dtype, quantize, device_map)
     fixed = segmenter is None and "segmenter" not in over  # each adapter's own
-    open_pipeline = lambda seg, version: load(model, None if fixed else seg, device, options, version, precision, dialect)  # noqa: E731
+    open_pipeline: Load = lambda seg, version: load(model, None if fixed else seg, device, options, version, precision, dialect)  # noqa: E731
+    if axes.get("strategy") == ():
+        first = open_pipeline(base.segmenter, base.adapter)
+        settings = plan(base, axes, named, grid, first.strategies)
+        open_pipeline = _beginning_with(first, open_pipeline)
     rows = tabulate(run(settings, dataset, examples, open_pipeline, journal, bar, min_pixels))
     _write(out, rows, len(examples))
     _print(rows, out, as_json)
@@ -102,6 +115,12 @@ def _base(options: Options, segmenter: str | None, adapter: str | None) -> Setti
     papers = None if adapter is None else read_papers(find_adapter(adapter))
     asked = options if papers is None else papers.asked(options)
     return Setting(("base",), asked, choose_segmenter(segmenter, papers), adapter)
+
+
+def _beginning_with(first: Pipeline, load: Load) -> Load:
+    """The pipeline that is there already for the first settings, which are the base's; it is not kept, for two might not fit."""
+    waiting = [first]
+    return lambda segmenter, adapter: waiting.pop() if waiting else load(segmenter, adapter)
 
 
 def _axes(over: str, values: Sequence[str]) -> dict[str, tuple[str, ...]]:

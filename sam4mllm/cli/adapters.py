@@ -13,7 +13,7 @@ import typer
 
 from sam4mllm.cli.options import DeviceOption, DialectOption, JsonOption, ModelOption, SegmenterOption, hush
 from sam4mllm.errors import RegistryError
-from sam4mllm.options import PointsName, Strategy
+from sam4mllm.options import LearnedStrategy, PointsName
 from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
@@ -74,7 +74,9 @@ def add(
     *,
     promote: Annotated[bool, typer.Option("--promote", help="Let it serve, too.")] = False,
     model: ModelOption = None,
-    strategy: Annotated[Strategy | None, typer.Option("--strategy", help="How it is asked, instead of what its manifest says.")] = None,
+    strategy: Annotated[
+        LearnedStrategy | None, typer.Option("--strategy", help="How it is asked, instead of what its manifest says.")
+    ] = None,
     points: Annotated[PointsName | None, typer.Option("--points", help="How its points are asked, likewise.")] = None,
     dialect: DialectOption = None,
     segmenter: SegmenterOption = None,

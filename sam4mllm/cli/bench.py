@@ -20,11 +20,13 @@ from sam4mllm.cli.options import (
     QuantizeOption,
     SegmenterOption,
     StrategyOption,
+    ThoughtTokensOption,
+    ThresholdOption,
     as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
-from sam4mllm.options import Precision
+from sam4mllm.options import THOUGHT_TOKENS, THRESHOLD, Precision
 
 commands = typer.Typer()
 
@@ -35,6 +37,8 @@ def bench(
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
     pattern: PatternOption = "spread",
+    threshold: ThresholdOption = THRESHOLD,
+    thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     model: ModelOption = None,
     adapter: AdapterOption = None,
     segmenter: SegmenterOption = None,
@@ -47,7 +51,7 @@ def bench(
     """Time one phrase an image on demo scenes, split by stage, after one warm-up; loading is stated apart."""
 
     began = time.perf_counter()
-    options = as_options(strategy, points, pattern)
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
     pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map))
     loading = time.perf_counter() - began
     from sam4mllm.evaluation.bench import time_phrases

@@ -29,11 +29,13 @@ from sam4mllm.cli.options import (
     SegmenterOption,
     SplitOption,
     StrategyOption,
+    ThoughtTokensOption,
+    ThresholdOption,
     as_options,
     load,
 )
 from sam4mllm.cli.progress import bar
-from sam4mllm.options import Precision
+from sam4mllm.options import THOUGHT_TOKENS, THRESHOLD, Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -51,6 +53,8 @@ def evaluate(
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
     pattern: PatternOption = "spread",
+    threshold: ThresholdOption = THRESHOLD,
+    thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also draw from true boxes and points: the upper bound.")] = False,
     split: SplitOption = None,
     limit: LimitOption = None,
@@ -74,7 +78,7 @@ def evaluate(
 
     examples = choose(dataset, split, limit, seed)
     precision = Precision(dtype, quantize, device_map)
-    options = as_options(strategy, points, pattern)
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
     pipeline = load(model, segmenter, device, options, adapter, precision, dialect)
     evaluating = lambda images, total: bar(images, total, "evaluating")  # noqa: E731
     figures, judged = run(pipeline, dataset, oracle, evaluating, examples=examples, min_pixels=min_pixels)

@@ -13,12 +13,12 @@ from typing import Annotated
 import typer
 
 from sam4mllm import __version__
-from sam4mllm.cli import ablate, adapters, bench, data, evaluate, models, predict, scenes, train
+from sam4mllm.cli import ablate, adapters, bench, data, evaluate, models, predict, scenes, train, trial
 from sam4mllm.cli.plugins import add_commands
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.plain_text import OneLine
 
-OWN = (predict, scenes, data, train, models, adapters, evaluate, ablate, bench)
+OWN = (predict, scenes, data, train, models, adapters, evaluate, ablate, trial, bench)
 """The modules of this package's commands, in the order in which ``--help`` shows them."""
 
 

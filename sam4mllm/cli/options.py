@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from sam4mllm.options import AskedStrategy, DtypeName, Options, Pattern, PointsName, Precision, QuantizeName
+from sam4mllm.options import (
+    MAX_THOUGHT_TOKENS,
+    THOUGHT_TOKENS,
+    THRESHOLD,
+    AskedStrategy,
+    DtypeName,
+    Options,
+    Pattern,
+    PointsName,
+    Precision,
+    QuantizeName,
+)
 
 if TYPE_CHECKING:
     from sam4mllm.pipeline import Pipeline
@@ -51,7 +62,7 @@ class DataSetName(StrEnum):
 
 DeviceMapName = Literal["auto"]
 
-ModelOption = Annotated[str | None, typer.Option("--model", help="demo, a model folder, or a hub id; the adapter's, or demo.")]
+ModelOption = Annotated[str | None, typer.Option("--model", help="demo, a model folder, a hub id, or none; the adapter's, or demo.")]
 AdapterOption = Annotated[str | None, typer.Option("--adapter", help="A folder with a LoRA adapter, or a version.", metavar="PATH|VERSION")]
 SegmenterOption = Annotated[
     str | None, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
@@ -68,7 +79,11 @@ QuantizeOption = Annotated[
 DeviceMapOption = Annotated[DeviceMapName | None, typer.Option("--device-map", help="auto: spread the model over all GPUs.")]
 StrategyOption = Annotated[
     AskedStrategy,
-    typer.Option("--strategy", help="How to prompt the segmenter; auto: by points (pqpp) if the model has learned them, else by the box."),
+    typer.Option(
+        "--strategy",
+        help="How to find the mask; auto: by points (pqpp) if the model has learned them, else by the box; with --model none by what the "
+        "segmenter finds (concept).",
+    ),
 ]
 PointsOption = Annotated[
     PointsName | None,
@@ -78,6 +93,15 @@ PatternOption = Annotated[
     Pattern,
     typer.Option("--pattern", help="Where points fall: spread as published, or by the box's mask, by the first answers, or asked again."),
 ]
+ThresholdOption = Annotated[
+    float, typer.Option("--threshold", min=0, max=1, help="With strategy concept or choose: the least score of what the segmenter finds.")
+]
+ThoughtTokensOption = Annotated[
+    int,
+    typer.Option(
+        "--thought-tokens", min=1, max=MAX_THOUGHT_TOKENS, help="With --strategy reason, tokens after which a thought is cut off."
+    ),
+]
 DatasetArgument = Annotated[Path, typer.Argument(help="A folder in the dataset format.")]
 SplitOption = Annotated[str | None, typer.Option("--split", help="val, testA, testB, test …; all if it is not given.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many images, drawn by --seed.")]
@@ -86,9 +110,17 @@ MinPixelsOption = Annotated[int, typer.Option("--min-pixels", min=0, help="Take 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]
 
 
-def as_options(strategy: AskedStrategy, points: PointsName | None, pattern: Pattern) -> Options:
-    """The three options in one value."""
-    return Options(strategy=strategy, joint=None if points is None else points == "joint", pattern=pattern)
+def as_options(
+    strategy: AskedStrategy,
+    points: PointsName | None,
+    pattern: Pattern,
+    *,
+    threshold: float = THRESHOLD,
+    thought_tokens: int = THOUGHT_TOKENS,
+) -> Options:
+    """The options of how an answer is found, in one value."""
+    joint = None if points is None else points == "joint"
+    return Options(strategy=strategy, joint=joint, pattern=pattern, threshold=threshold, thought_tokens=thought_tokens)
 
 
 def hush() -> None:

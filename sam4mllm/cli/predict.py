@@ -21,12 +21,14 @@ from sam4mllm.cli.options import (
     QuantizeOption,
     SegmenterOption,
     StrategyOption,
+    ThoughtTokensOption,
+    ThresholdOption,
     as_options,
     load,
 )
 from sam4mllm.errors import Sam4mllmError
-from sam4mllm.options import Precision
-from sam4mllm.plain_text import one_line
+from sam4mllm.options import THOUGHT_TOKENS, THRESHOLD, Precision
+from sam4mllm.plain_text import one_line, shortened
 
 if TYPE_CHECKING:
     from sam4mllm.values import Segmentation
@@ -41,6 +43,8 @@ def predict(
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
     pattern: PatternOption = "spread",
+    threshold: ThresholdOption = THRESHOLD,
+    thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the answer here.")] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -56,7 +60,7 @@ def predict(
     from sam4mllm.images import load_image
 
     pixels = load_image(image)
-    options = as_options(strategy, points, pattern)
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
     pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map), dialect)
     answers = pipeline.segment(pixels, phrases)
     if out is not None:
@@ -78,12 +82,16 @@ def predict(
 
 def _as_line(answer: Segmentation) -> str:
     if not answer.instances:
-        return f"{answer.phrase}: {answer.note or f'no such object (P = {answer.no_target_probability:.2f})'}"
+        return f"{answer.phrase}: {answer.note or f'no such object (P = {answer.no_target_probability:.2f})'}{_thought(answer)}"
     boxes = ", ".join(
         "[" + " ".join(f"{side:.0f}" for side in instance.box_px) + f"] {instance.score:.2f}" for instance in answer.instances
     )
     note = f" ({answer.note})" if answer.note else ""
-    return f"{answer.phrase}: {len(answer.instances)} found, {int(answer.mask.sum())} pixels, box and score {boxes}{note}"
+    return f"{answer.phrase}: {len(answer.instances)} found, {int(answer.mask.sum())} pixels, box and score {boxes}{note}{_thought(answer)}"
+
+
+def _thought(answer: Segmentation) -> str:
+    return f"; thought: {shortened(answer.thought)}" if answer.thought else ""
 
 
 def _as_json(answer: Segmentation, strategy: str) -> dict[str, Any]:
@@ -97,6 +105,7 @@ def _as_json(answer: Segmentation, strategy: str) -> dict[str, Any]:
         "strategy": strategy,
         "version": answer.version,
         "note": answer.note,
+        "thought": answer.thought,
         "timings": answer.timings,
         "instances": [
             {

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import PurePosixPath
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import numpy as np
 
 from sam4mllm.data.examples import IMAGES, Example, ExampleInstance
 from sam4mllm.errors import DatasetError, MaskCodecError
+from sam4mllm.prompts.answer_text import has_thought_tag
 from sam4mllm.run_lengths import Rle, rle_area
 
 MAX_INSTANCES = 1_000
@@ -18,6 +19,9 @@ MAX_INSTANCES = 1_000
 
 MAX_LABEL = 1_000
 """Most characters of a label; those of Label Studio's configs are words."""
+
+MAX_THOUGHT = 4_000
+"""Most characters of a thought, about 1,000 tokens; the longest that is asked for by default has 512."""
 
 _ANY = re.compile(r".*", re.DOTALL)
 _SOMETHING = re.compile(r".*\S.*", re.DOTALL)
@@ -57,7 +61,19 @@ def check_fields(fields: object, max_pixels: int) -> Example:
         ignore=_checked_ignore(fields.get("ignore"), height, width, max_pixels),
         origin=_text(fields, "origin", _ORIGIN) if "origin" in fields else "",
         label=_label(fields),
+        thought=_thought(fields.get("thought", "")),
     )
+
+
+def _thought(text: object) -> str:
+    if not is_thought(text):
+        raise DatasetError(f"thought is text of at most {MAX_THOUGHT:,} characters without tags such as <think>, not {shown(text)}")
+    return text.strip()
+
+
+def is_thought(text: object) -> TypeGuard[str]:
+    """Whether a dataset may hold a text as a thought: a tag in it would end it before its time."""
+    return isinstance(text, str) and len(text) <= MAX_THOUGHT and _is_unicode(text) and not has_thought_tag(text)
 
 
 def _label(fields: dict[str, Any]) -> str | None:

@@ -13,16 +13,18 @@ A dataset is a folder with ``images/`` and ``examples.jsonl``, one line an examp
         "label": "Cup",
         "source": "…",
         "ignore": {"size": [480, 640], "counts": "…"},
+        "thought": "Two cups stand on the table; the left one is red.",
     }
 
 ``sha256`` is of the image file's bytes. Width, height, boxes (pixels, right and bottom sides exclusive) and masks (COCO run lengths) are
 those of the picture turned as its EXIF data says. No instances: the phrase has no target in the picture. Other keys are passed over.
 
-Three keys may be left out:
+Four keys may be left out:
 
 - ``label``: the label that a reviewer chose in Label Studio, null where nobody did. Corrections of releases that did not know this key have
   their label at the end of ``source``, where it is still found.
 - ``ignore``: a mask whose pixels count neither way when a prediction is measured.
+- ``thought``: what a model is to think before it gives the boxes, in plain words (strategy ``reason``).
 - ``origin``: which picture it is where sets share their pictures, such as ``coco:581857``: the same one, whatever its file's bytes.
 """
 
@@ -63,6 +65,7 @@ class Example:
     ignore: Rle | None = None
     origin: str = ""
     label: str | None = None
+    thought: str = ""
 
     @property
     def has_target(self) -> bool:

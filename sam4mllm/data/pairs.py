@@ -47,7 +47,8 @@ _COCO_NAME = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
 class PhrasedPicture:
     """A picture (its file, or what is in it) and a phrase; ``outlines`` of the objects that it means, none if it means nothing there.
 
-    ``origin`` says which picture it is, ``ignore`` draws what counts neither way, ``label`` is a reviewer's, as in the dataset format.
+    ``origin`` says which picture it is, ``ignore`` draws what counts neither way, ``label`` is a reviewer's, ``thought`` comes before the
+    answer, as in the dataset format.
     ``size`` is the picture's (height, width) in the set's own words, if it has any: outlines are of that frame, and another picture is not
     what was outlined.
     """
@@ -61,6 +62,7 @@ class PhrasedPicture:
     size: tuple[int, int] | None = None
     ignore: Draw | None = None
     label: str | None = None
+    thought: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,8 @@ class _Pairs:
             self._seen.add(key)
         ignored = None if pair.ignore is None else encode(pair.ignore, record.height, record.width)
         ignore = None if ignored is None else ignored.rle
-        split, source, origin, label = pair.split, pair.source, pair.origin, pair.label
-        self._writer.add_encoded(record, phrase, instances, split, source, ignore=ignore, origin=origin, label=label)
+        split, source, origin, label, thought = pair.split, pair.source, pair.origin, pair.label, pair.thought
+        self._writer.add_encoded(record, phrase, instances, split, source, ignore=ignore, origin=origin, label=label, thought=thought)
         self._prepared.written[pair.split] += 1
         self._written.add(record.sha256)
         self._prepared.images = len(self._written)

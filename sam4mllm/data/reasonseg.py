@@ -3,6 +3,9 @@
 Its masks are painted, not drawn: the largest shape first and of shapes of one area the last in the file first, each over those
 before it, its border included (LISA's order). What is marked as not to be
 counted (``ignore``) covers what it is painted over, and is the example's ``ignore``.
+
+``ROOT/explanatory/train.json`` may be there, too: explanations of some training pictures, each of which is the thought of all its picture's
+questions (as in LISA, which takes them for any of the questions).
 """
 
 from __future__ import annotations
@@ -19,11 +22,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from sam4mllm.data.example_fields import is_thought
 from sam4mllm.data.pairs import TRAIN, LeftOut, PhrasedPicture, Reading
 from sam4mllm.errors import DatasetError
 from sam4mllm.polygons import MAX_COORDINATE
 
 SPLITS = ("train", "val", "test")
+EXPLAINED = "explanatory/train.json"
 IGNORE, VOID = "ignore", "flag"
 """Labels with the first in them mark what should count for nothing; shapes with the second are void, and all others are what is meant."""
 
@@ -40,11 +45,12 @@ def read_reasonseg(root: Path) -> Reading:
         if not path.with_suffix(".jpg").is_file():
             raise DatasetError(f"{path.with_suffix('.jpg')} is missing; {path.name} is of that picture")
     read = [(split, path, _read(path)) for split, path in files]
-    pairs = [pair for split, path, fields in read for pair in _pairs(split, path, fields)]
+    thoughts = _read_thoughts(root / EXPLAINED)
+    pairs = [pair for split, path, fields in read for pair in _pairs(split, path, fields, thoughts.get(f"{path.stem}.jpg", ""))]
     return Reading(pairs, len(pairs), Counter(split for split, _ in files))
 
 
-def _pairs(split: str, path: Path, fields: Mapping[str, Any]) -> Iterator[PhrasedPicture | LeftOut]:
+def _pairs(split: str, path: Path, fields: Mapping[str, Any], thought: str) -> Iterator[PhrasedPicture | LeftOut]:
     shapes = [shape for shape in fields["shapes"] if shape["label"].lower() != VOID]
     meant = any(IGNORE not in shape["label"].lower() for shape in shapes)
     void = any(IGNORE in shape["label"].lower() for shape in shapes)
@@ -52,7 +58,8 @@ def _pairs(split: str, path: Path, fields: Mapping[str, Any]) -> Iterator[Phrase
     ignore = partial(paint, shapes, ignored=True) if void else None
     for number, text in enumerate(fields["text"] if split == TRAIN else fields["text"][:1]):
         source = f"reasonseg:{split}:{path.stem}:{number}"
-        yield PhrasedPicture(path.with_suffix(".jpg"), text, outlines, split, source, ignore=ignore)
+        said = thought if split == TRAIN else ""
+        yield PhrasedPicture(path.with_suffix(".jpg"), text, outlines, split, source, ignore=ignore, thought=said)
 
 
 def paint(shapes: Sequence[Mapping[str, Any]], height: int, width: int, ignored: bool = False) -> NDArray[np.bool_]:
@@ -74,14 +81,31 @@ def _painted(points: Sequence[Sequence[float]], height: int, width: int) -> NDAr
     return canvas.astype(np.bool_)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read_thoughts(path: Path) -> dict[str, str]:
+    """What is explained, by the picture's file name; an explanation that the dataset format has no room for is left out."""
+    if not path.is_file():
+        return {}
+    try:
+        told = {item["image"]: item["outputs"] for item in json.loads(_decode(path))}
+        fine = all(isinstance(text, str) for one in told.items() for text in one)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        fine = False
+    if not fine:
+        raise DatasetError(f"{path} has not image and outputs as it should; fetch it again, or remove it to do without")
+    return {image: text for image, text in told.items() if is_thought(text)}
+
+
+def _decode(path: Path) -> str:
     data = path.read_bytes()
     try:
-        text = data.decode("utf-8")
+        return data.decode("utf-8")
     except UnicodeDecodeError:
-        text = data.decode("cp1252", errors="replace")  # some of the published files are
+        return data.decode("cp1252", errors="replace")  # some of the published files are
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
-        fields = json.loads(text)
+        fields = json.loads(_decode(path))
         texts, shapes = fields["text"], fields["shapes"]
         lists = isinstance(texts, list) and isinstance(shapes, list)
         fine = lists and all(isinstance(one, str) for one in texts) and all(_is_shape(shape) for shape in shapes)

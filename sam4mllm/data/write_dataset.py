@@ -103,6 +103,7 @@ class ExampleWriter:
         ignored: NDArray[np.bool_] | None = None,
         origin: str = "",
         label: str | None = None,
+        thought: str = "",
     ) -> None:
         """Write one example.
 
@@ -117,6 +118,7 @@ class ExampleWriter:
             ignored: (H, W) bool, pixels that count neither way; None if all count.
             origin: which picture it is, as in the dataset format; may be empty.
             label: the one that a reviewer chose, None if nobody did.
+            thought: what a model is to think before it gives the boxes; may be empty.
 
         Raises:
             DatasetError: what ``read_examples`` would refuse is not written; what ``masks`` raises passes, and nothing is written either.
@@ -127,7 +129,7 @@ class ExampleWriter:
             raise DatasetError(f"boxes are one row of four numbers for each of {len(encoded)} masks, not {boxes_px.shape}")
         instances = [ExampleInstance(box, rle) for box, (_, rle) in zip(boxes_px, encoded, strict=True)]
         ignore = to_rle(ignored) if ignored is not None and ignored.any() else None
-        self.add_encoded(record, phrase, instances, split, source, ignore=ignore, origin=origin, label=label)
+        self.add_encoded(record, phrase, instances, split, source, ignore=ignore, origin=origin, label=label, thought=thought)
 
     def add_encoded(
         self,
@@ -140,6 +142,7 @@ class ExampleWriter:
         ignore: Rle | None = None,
         origin: str = "",
         label: str | None = None,
+        thought: str = "",
     ) -> None:
         """Write one example as ``add`` does, of masks that are run lengths already."""
         fields = {
@@ -151,6 +154,7 @@ class ExampleWriter:
             "source": source,
             **({"ignore": ignore} if ignore else {}),
             **({"origin": origin} if origin else {}),
+            **({"thought": thought} if thought else {}),
         }
         check_fields(fields, max_pixels=record.width * record.height)
         with self._writing():
@@ -183,6 +187,7 @@ class ExampleWriter:
             ignore=example.ignore,
             origin=example.origin,
             label=example.label,
+            thought=example.thought,
         )
 
     @contextmanager

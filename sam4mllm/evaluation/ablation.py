@@ -7,7 +7,6 @@ ablation goes on from there; with another dataset, model or setting it finds not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -19,9 +18,8 @@ from numpy.typing import NDArray
 import sam4mllm
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image
-from sam4mllm.durable import append_line
-from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.intervals import Sums, Term, sum_by_image, terms
+from sam4mllm.evaluation.journal import KeyedLines
 from sam4mllm.evaluation.metrics import Sample
 from sam4mllm.evaluation.run import STAGES, by_image, draw_oracle, measure
 from sam4mllm.evaluation.settings import Setting
@@ -169,48 +167,21 @@ def _count(answer: Segmentation, truth: NDArray[np.bool_]) -> tuple[int, int, in
 # -- the journal ---------------------------------------------------------------------------------------------------------------------------
 
 
-class Journal:
-    """Outcomes by key in a file of JSON lines; kept in memory alone if ``path`` is None.
-
-    A line that a kill left half written is passed over. Raises EvaluationError if the file cannot be read or written.
-    """
+class Journal(KeyedLines[SettingResult]):
+    """Outcomes by key; kept in memory alone if ``path`` is None."""
 
     def __init__(self, path: Path | None = None) -> None:
-        self._path = path
-        self._known: dict[str, SettingResult] = {}
-        try:
-            lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path is not None and path.exists() else []
-        except OSError as error:
-            raise EvaluationError(f"{path} cannot be read ({error.strerror}); choose another folder") from error
-        for line in lines:
-            entry = _parse(line)
-            if entry is not None:
-                self._known[entry[0]] = entry[1]
-
-    def __len__(self) -> int:
-        return len(self._known)
-
-    def find(self, key: str) -> SettingResult | None:
-        """What came of it, if it is known."""
-        return self._known.get(key)
+        super().__init__(path, _parse)
 
     def add(self, key: str, setting: str, image: str, outcome: SettingResult) -> None:
         """Write down an outcome; setting and image are for people to read."""
-        self._known[key] = outcome
-        if self._path is not None:
-            fields = {"key": key, "setting": setting, "image": image, **asdict(outcome)}
-            try:
-                append_line(self._path, json.dumps(fields, allow_nan=False).encode())
-            except OSError as error:
-                raise EvaluationError(f"{self._path} cannot be written ({error.strerror}); free space or choose another folder") from error
+        self.put(key, outcome, {"setting": setting, "image": image, **asdict(outcome)})
 
 
-def _parse(line: str) -> tuple[str, SettingResult] | None:
-    try:
-        fields: dict[str, Any] = json.loads(line)
-        counts = {name: int(fields[name]) for name in ("asked", "right", "kept", "kept_right")}
-        seconds = {str(stage): float(taken) for stage, taken in fields["seconds"].items()}
-        outcome = SettingResult(tuple(Sample(**sample) for sample in fields["samples"]), seconds, **counts)
-        return (str(fields["key"]), outcome) if outcome.samples else None
-    except (ValueError, KeyError, TypeError, AttributeError):
-        return None
+def _parse(fields: dict[str, Any]) -> SettingResult:
+    counts = {name: int(fields[name]) for name in ("asked", "right", "kept", "kept_right")}
+    seconds = {str(stage): float(taken) for stage, taken in fields["seconds"].items()}
+    samples = tuple(Sample(**sample) for sample in fields["samples"])
+    if not samples:
+        raise ValueError("an outcome has a sample of each phrase")
+    return SettingResult(samples, seconds, **counts)

@@ -10,6 +10,7 @@ from typing import Any
 
 from sam4mllm.evaluation.intervals import Difference, Sums, differences, intervals
 from sam4mllm.evaluation.settings import Setting, choices
+from sam4mllm.options import BY_CONCEPT
 
 METRIC = "gIoU"
 """What settings are ranked by: it counts phrases with and without a target, each once."""
@@ -51,7 +52,9 @@ def describe(setting: Setting) -> str:
     options = setting.options
     if setting.options.strategy == "ppg":
         words.append(f"choice {options.choice}")
-    if setting.options.strategy == "pqpp":
+    if setting.options.strategy in BY_CONCEPT:
+        words.append(f"threshold {options.threshold:g}")
+    if setting.options.strategy in ("pqpp", "choose", "reason"):
         named = [f"{name} {getattr(options, name)}" for name in choices()]
         words += ["joint" if options.joint else "packed", f"{options.points} points", *named]
         words.append(f"thresholds {options.thresholds.positive:g}/{options.thresholds.negative:g}")

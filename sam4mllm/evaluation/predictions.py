@@ -43,6 +43,7 @@ class Prediction:
     version: str
     note: str
     size: tuple[int, int]
+    thought: str = ""
 
     def mask(self) -> NDArray[np.bool_]:
         """(H, W) bool, all instances together."""
@@ -56,6 +57,7 @@ class Prediction:
             "no_target_probability": self.no_target_probability,
             "version": self.version,
             "note": self.note,
+            "thought": self.thought,
             "instances": [
                 {
                     "box": one.box_px.tolist(),
@@ -80,6 +82,7 @@ def keep(answer: Segmentation) -> Prediction:
         version=answer.version,
         note=answer.note,
         size=answer.size,
+        thought=answer.thought,
     )
 
 

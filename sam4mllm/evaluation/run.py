@@ -123,7 +123,12 @@ def measure(mask: NDArray[np.bool_], example: Example, min_pixels: int = 0) -> S
 def ask_true_points(
     pipeline: Pipeline, opened: Opened, examples: Sequence[Example]
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """For each true box of the examples, P(inside) and the truth of the default pattern's points; no point is dropped."""
+    """For each true box of the examples, P(inside) and the truth of the default pattern's points; no point is dropped.
+    Without an MLLM there are none.
+    """
+    if not pipeline.has_model:
+        yield from [(no_probabilities(), no_truths()) for example in examples for _ in example.instances]
+        return
     inquiries = []
     for example in examples:
         known = Grounding(example.phrase, example.boxes_px, np.ones(len(example.instances)), 0.0)

@@ -8,13 +8,15 @@ from itertools import product
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import STRATEGIES, Options, Thresholds
+from sam4mllm.options import STRATEGIES, Options, Strategy, Thresholds
 from sam4mllm.points import PATTERN_SIZE
 
 COUNTS = ("5", "10", "15", "30")
 """A sixth, a third, half and all of the published pattern; half of it is what the published inference asks."""
 THRESHOLDS = ("0.5/0.5", "0.6/0.75", "0.75/0.9", "0.9/0.95")
 """No answer dropped, a looser pair than the published one, the published one, a stricter one."""
+ANYWHERE: tuple[Strategy, ...] = ("box", "ppg", "pqpp")
+"""The strategies that any MLLM and any segmenter can do: the others need a model that thinks, or a segmenter that takes phrases."""
 PUBLISHED: Mapping[str, Any] = {
     "strategy": "pqpp",
     "joint": True,
@@ -52,14 +54,22 @@ class Setting:
         if self.oracle:
             return ("oracle", self.segmenter)
         match self.options.strategy:  # a box alone leaves the choice nothing to go by
-            case "pqpp":
+            case "pqpp" | "choose" | "reason":
                 return (replace(self.options, count=self.options.points), self.segmenter, self.adapter)
             case "ppg":
                 return ("ppg", self.options.choice, self.segmenter, self.adapter)
+            case "concept":
+                return ("concept", self.options.threshold, self.segmenter)
         return ("box", self.segmenter, self.adapter)
 
 
-def plan(base: Setting, axes: Mapping[str, Sequence[str]], adapters: Mapping[str, str] | None = None, grid: bool = False) -> list[Setting]:
+def plan(
+    base: Setting,
+    axes: Mapping[str, Sequence[str]],
+    adapters: Mapping[str, str] | None = None,
+    grid: bool = False,
+    strategies: Sequence[Strategy] = ANYWHERE,
+) -> list[Setting]:
     """The rows: base, published, each value of each axis in turn (or of all axes together, as a ``grid``), the upper bound.
 
     Settings that come to the same are one row with both names.
@@ -69,6 +79,7 @@ def plan(base: Setting, axes: Mapping[str, Sequence[str]], adapters: Mapping[str
         axes: values by axis, in order; no values are ``defaults``.
         adapters: a folder or version by name, the values of ``rank``.
         grid: every combination instead of one thing at a time.
+        strategies: what model and segmenter can do, the values of ``strategy``.
 
     Raises:
         EvaluationError: an axis or a value is not known, or there is nothing to compare along an axis.
@@ -77,7 +88,7 @@ def plan(base: Setting, axes: Mapping[str, Sequence[str]], adapters: Mapping[str
     if base.options.strategy == "auto":
         base = replace(base, options=replace(base.options, strategy="pqpp"))
     base = replace(base, options=replace(base.options, joint=bool(base.options.joint)))
-    values = {axis: tuple(given) or defaults(axis, base, known) for axis, given in axes.items()}
+    values = {axis: tuple(given) or defaults(axis, base, known, strategies) for axis, given in axes.items()}
     rows = [replace(base, names=("base",)), replace(base, names=("published",), options=published(base.options))]
     if grid:
         for combination in product(*values.values()):
@@ -108,11 +119,15 @@ def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | Non
     raise EvaluationError(_unknown(axis))
 
 
-def defaults(axis: str, base: Setting, adapters: Mapping[str, str] | None = None) -> tuple[str, ...]:
+def defaults(
+    axis: str, base: Setting, adapters: Mapping[str, str] | None = None, strategies: Sequence[Strategy] = ANYWHERE
+) -> tuple[str, ...]:
     """The values of an axis if none are given. Raises EvaluationError if it has none of its own."""
     match axis:
         case "points":
             return ("packed", "joint")
+        case "strategy":
+            return tuple(strategies)
         case "count":
             return COUNTS
         case "thresholds":

@@ -47,6 +47,10 @@ class SharingGrounder:
         assert isinstance(scene, SharedScene)
         return self._once(scene, "box", (*phrases, question), lambda: list(self._grounder.ground(scene.scene, phrases, question)))
 
+    def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
+        assert isinstance(scene, SharedScene)
+        return self._once(scene, "box", ("name", *phrases), lambda: list(self._grounder.name(scene.scene, phrases)))
+
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, SharedScene)
         questions = [(one.grounding.phrase, one.index, one.grounding.boxes_px.tobytes(), one.points_px.tobytes()) for one in inquiries]

@@ -43,6 +43,10 @@ class CloserGrounder:
         assert isinstance(scene, CloserScene)
         return self.whole.ground(scene.scene, phrases, question)
 
+    def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
+        assert isinstance(scene, CloserScene)
+        return self.whole.name(scene.scene, phrases)
+
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, CloserScene)
         views: defaultdict[Window | None, list[int]] = defaultdict(list)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
@@ -22,6 +23,15 @@ MAX_SQUASH = 4096
 def position_ids(positions: Tensor) -> Tensor:
     """Positions (rows, batch, T) in the shape that the model takes: (batch, T) where there is one row."""
     return positions[0] if len(positions) == 1 else positions
+
+
+def with_text(encoded: Encoded, ids: Tensor, offsets: Tensor) -> dict[str, Tensor]:
+    """What the model takes for an image with the text (T,) after it, whose positions (T,) are given less the image's end."""
+    inputs = {**encoded.inputs, "input_ids": torch.cat([encoded.inputs["input_ids"], ids[None]], 1)}
+    if "mm_token_type_ids" in inputs:  # 0 is text; not every family has it
+        inputs["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, len(ids)))
+    after = (offsets + int(encoded.positions.max()) + 1).expand(*encoded.positions.shape[:2], -1)
+    return {**inputs, "position_ids": position_ids(torch.cat([encoded.positions, after], 2))}
 
 
 def encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:

@@ -28,13 +28,14 @@ from sam4mllm.checkpoints import (
 )
 from sam4mllm.errors import ModelError, TemplateError, first_line
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
+from sam4mllm.grounding.copying import LINEAR
 from sam4mllm.grounding.encoders import TALK, encode_internvl, encode_llava, encode_qwen_vl, encode_qwen_vl_chat
 from sam4mllm.options import AUTO, Precision
 from sam4mllm.originals import refuse_original
 from sam4mllm.precision import check_quantised, loading_options, refuse_twice, torch_dtype
 from sam4mllm.prompts.chat_template import BoundedTemplate
 from sam4mllm.prompts.conversation import ChatMarkup, read_markup
-from sam4mllm.prompts.dialects import INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
+from sam4mllm.prompts.dialects import GLM_V, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, load_dialect
 from sam4mllm.qwen_vl_chat import model as _qwen_vl_chat  # noqa: F401 – which tells transformers of it
 from sam4mllm.qwen_vl_chat.config import MODEL_TYPE as _QWEN_VL_CHAT
 
@@ -53,14 +54,18 @@ class Family:
     encode: Callable[[Checkpoint, str, Any], Encoded]
     lora_targets: str
     """Matches the full names of the linear layers that LoRA changes: the language model's and the projector's. The vision tower stays as
-    it is (paper, section 3)."""
+    it is (paper, section 3). Experts are no linear layers of their own but parts of one parameter, and stay too, with their routers."""
     processor: Any = AutoImageProcessor
 
 
+_ATTENTION = r"model\.language_model\.layers\.\d+\.self_attn\.[qkvo]_proj"
 _LANGUAGE = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 _MERGER_2 = r"model\.visual\.merger\.mlp\.[02]"
 _MERGER_3 = r"model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]"
 
+_HYBRID = rf"{_LANGUAGE}|model\.language_model\.layers\.\d+\.linear_attn\.(in_proj_qkv|in_proj_z|out_proj)"
+_LANGUAGE_GLM = r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate_up|down)_proj)"
+_MERGER_GLM = r"model\.visual\.merger\.(proj|gate_proj|up_proj|down_proj)"
 _PROJECTOR = r"model\.multi_modal_projector\.linear_[12]"
 _RESAMPLER = r"model\.resampler\.(kv_proj|proj)"
 
@@ -68,6 +73,11 @@ FAMILIES = {
     "qwen2_vl": Family(QWEN2_VL, encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_2}"),
     "qwen2_5_vl": Family(QWEN2_5_VL, encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_2}"),
     "qwen3_vl": Family(QWEN3_VL, encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_3}"),
+    "qwen3_vl_moe": Family(QWEN3_VL, encode_qwen_vl, f"{_LANGUAGE}|{_MERGER_3}"),
+    "qwen3_5": Family(QWEN3_VL, encode_qwen_vl, f"{_HYBRID}|{_MERGER_3}"),
+    "glm4v": Family(GLM_V, encode_qwen_vl, f"{_LANGUAGE_GLM}|{_MERGER_GLM}"),
+    "glm46v": Family(GLM_V, encode_qwen_vl, f"{_LANGUAGE_GLM}|{_MERGER_GLM}"),
+    "glm4v_moe": Family(GLM_V, encode_qwen_vl, _ATTENTION),  # peft takes the names of this type's other layers for its experts
     "llava_next": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "llava_onevision": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "internvl": Family(INTERNVL, encode_internvl, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
@@ -175,11 +185,12 @@ def find_family(name: str, source: str) -> Family:
 
 def see_everything(text: Any, source: str) -> int | None:
     """Lift a text model's window, and say how wide it was. Within the window, full attention is the same, and a packed row, whose
-    positions restart, can be longer than it. Raises ModelError if the window is too narrow, or a layer does not attend at all.
+    positions restart, can be longer than it. Raises ModelError if the window is too narrow, or a layer is of a kind that is not known here.
     """
     kinds = set(getattr(text, "layer_types", None) or ())
-    if kinds - {"full_attention", "sliding_attention"}:
-        raise ModelError(f"{source}: layers of the kind {min(kinds - {'full_attention'})} cannot be asked several questions at once")
+    unknown = kinds - {"full_attention", "sliding_attention", LINEAR}
+    if unknown:
+        raise ModelError(f"{source}: layers of the kind {min(unknown)} cannot be continued by several questions; use another model")
     window: int | None = getattr(text, "sliding_window", None)
     if window is None or (kinds and "sliding_attention" not in kinds):
         return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import bisect
-import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -18,16 +17,19 @@ from transformers import DynamicCache
 from sam4mllm.errors import ImageError, ModelError, PhraseError
 from sam4mllm.geometry import distinct
 from sam4mllm.grounding.checkpoint import Checkpoint
-from sam4mllm.grounding.decoding import Written, write
+from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copies, keeps_states
+from sam4mllm.grounding.decoding import Thinking, Written, write
 from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.frames import Framed, to_numbers
+from sam4mllm.grounding.naming import NAME_QUESTION, write_names
 from sam4mllm.grounding.packing import ROOT, Segment, additive, pack
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
-from sam4mllm.grounding.reading import ReadAnswer, ReadInstance, read_answer
-from sam4mllm.grounding.scene import MllmScene
+from sam4mllm.grounding.reading import ReadInstance, note_on, read_answer
+from sam4mllm.grounding.scene import MllmScene, copy_cache, own_scene
 from sam4mllm.grounding.verdicts import Verdicts
 from sam4mllm.identity import digest_of
-from sam4mllm.prompts.answer_text import fold
+from sam4mllm.options import THOUGHT_TOKENS
+from sam4mllm.prompts.answer_text import fold, thoughts_of
 from sam4mllm.prompts.conversation import (
     BoxNumbers,
     PointNumbers,
@@ -38,6 +40,7 @@ from sam4mllm.prompts.conversation import (
     prompt_question,
 )
 from sam4mllm.prompts.dialects import DEMO
+from sam4mllm.prompts.thinking import END, can_think, open_thought, reason_question
 from sam4mllm.values import Grounding, SpokenPoints
 
 ANSWER_TOKENS = 400
@@ -45,6 +48,8 @@ ANSWER_TOKENS = 400
 MAX_ROW = 4096
 """Tokens of a packed row, whose mask grows with their square; what does not fit goes into another pass, with the same result."""
 PHRASES_AT_ONCE = 32
+THOUGHTS_AT_ONCE = 8
+"""Phrases of one batch that are thought about: a thought is as long as some answers, and all that is written stays in memory meanwhile."""
 SAME_OBJECT = 0.9
 """IoU above which a box repeats an earlier one: a model that loops writes an object twice with a step's difference."""
 NOTHING_SAID = Replies(np.zeros(0), np.zeros(0))
@@ -57,9 +62,16 @@ class MllmGrounder:
         checkpoint: model, tokenizer, image processor and dialect.
         max_new_tokens: longest answer to a box question; about twenty tokens a box where every digit is one.
         activate: called before each use of the model, where several grounders share one with an adapter each.
+        thought_tokens: longest thought before an answer, where one is asked for.
     """
 
-    def __init__(self, checkpoint: Checkpoint, max_new_tokens: int = ANSWER_TOKENS, activate: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self,
+        checkpoint: Checkpoint,
+        max_new_tokens: int = ANSWER_TOKENS,
+        activate: Callable[[], None] = lambda: None,
+        thought_tokens: int = THOUGHT_TOKENS,
+    ) -> None:
         self.checkpoint = checkpoint
         self._activate = activate
         self.dialect = checkpoint.dialect
@@ -71,6 +83,8 @@ class MllmGrounder:
         self.verdicts = Verdicts.look_up(self.encode, self.dialect)
         self._box_start = self.encode(box_answer(self.dialect, "", [(0, 0, 0, 0)]))[0]
         self._none_start = self.encode(self.dialect.no_target)[0]
+        self.thinks = can_think(self.encode, checkpoint.tokenizer.decode)
+        self._thinking = Thinking(thought_tokens, tuple(self.encode(END)))
 
     @property
     def identity(self) -> str:
@@ -119,32 +133,42 @@ class MllmGrounder:
             **inputs, position_ids=position_ids(encoded.positions.to(self.device)), past_key_values=cache, use_cache=True, return_dict=True
         )
         height, width = image.shape[:2]
-        layers: list[Any] = cache.layers
-        nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers)
         length, following = inputs["input_ids"].shape[1], int(encoded.positions.max()) + 1
-        return MllmScene(width, height, nbytes, cache, length, following, len(encoded.positions), encoded.resized)
+        return MllmScene(width, height, cache_bytes(cache), cache, length, following, len(encoded.positions), encoded.resized)
 
     @torch.inference_mode()
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
-        own = _own(scene)
+        own = own_scene(scene)
         self._activate()
         for phrase in phrases:
             self.check_phrase(phrase)
         questions = [self.question(phrase, question) for phrase in phrases]
+        thinking = self._thinking if question == "reason" and self.thinks else None
+        at_once = PHRASES_AT_ONCE if thinking is None else THOUGHTS_AT_ONCE
         answers: list[Written] = []
-        for start in range(0, len(questions), PHRASES_AT_ONCE):
-            answers += write(self, own, questions[start : start + PHRASES_AT_ONCE], self._ends, self.max_new_tokens)
+        for start in range(0, len(questions), at_once):
+            answers += write(self, own, questions[start : start + at_once], self._ends, self.max_new_tokens, thinking)
         return [self._read(own, phrase, answer, question) for phrase, answer in zip(phrases, answers, strict=True)]
 
-    def check_phrase(self, phrase: str) -> None:
+    def check_phrase(self, phrase: str, what: str = "phrase") -> None:
         """Raises PhraseError: a control token in a phrase would let a task's text forge turns of the conversation."""
         for token in self._control:
             if token in phrase:
-                raise PhraseError(f"the phrase contains {token!r}, which is a control word of the model; leave it out")
+                raise PhraseError(f"the {what} contains {token!r}, which is a control word of the model; leave it out")
+
+    @torch.inference_mode()
+    def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
+        if self.dialect.name == DEMO.name:  # it knows the words of its own dialect, and no others
+            return ["" for _ in phrases]
+        self._activate()
+        for phrase in phrases:
+            self.check_phrase(phrase)
+        questions = [self.encode(NAME_QUESTION.format(phrase=phrase) + self.markup.to_answer) for phrase in phrases]
+        return write_names(self, own_scene(scene), questions, self._ends)
 
     @torch.inference_mode()
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
-        own = _own(scene)
+        own = own_scene(scene)
         self._activate()
         ask = self._ask_joint if joint else self._ask_packed
         answers: list[Replies] = []
@@ -186,13 +210,22 @@ class MllmGrounder:
         return first, self.points_head(scene, boxes_px[inquiry.index])
 
     def question(self, phrase: str, question: Question = "box") -> list[int]:
-        """Ids of the first turn, up to where its answer begins."""
+        """Ids of the first turn, up to where its answer begins; of one with a thought, where that begins.
+
+        A model whose tokenizer cannot spell a thought's tags is asked for its answer alone.
+        """
+        if question == "reason" and self.thinks:
+            return self.encode(reason_question(self.dialect, phrase) + open_thought(self.markup.to_answer))
         render = prompt_question if question == "prompt" else box_question
         return self.encode(render(self.dialect, phrase) + self.markup.to_answer)
 
     def box_answer(self, scene: Framed, phrase: str, boxes_px: NDArray[np.float32]) -> list[int]:
         """Ids of the answer that gives a phrase's boxes (N, 4), its end included; of none, the no-target words."""
         return [*self.encode(box_answer(self.dialect, phrase, self.box_numbers(scene, boxes_px))), self.end]
+
+    def thought(self, text: str) -> list[int]:
+        """Ids of a thought that has been opened, its end included."""
+        return [*self.encode(text), *self._thinking.close]
 
     def points_head(self, scene: Framed, box_px: NDArray[np.float32]) -> list[int]:
         """Ids of the turn that asks about points in a box (4,), up to the first point."""
@@ -267,12 +300,16 @@ class MllmGrounder:
         offsets: NDArray[np.int64],
         mask: NDArray[np.bool_],
         keep: NDArray[np.int64],
-        cache: DynamicCache | None = None,
-    ) -> tuple[Tensor, DynamicCache]:
+        cache: Past | None = None,
+    ) -> tuple[Tensor, Past]:
         """Continue the scene with a row and read the logits (K, vocabulary) float32 at the positions ``keep`` (K,) of the row.
 
         ``mask`` is (T, T + what ``cache`` holds beyond the prefix); without a cache, the scene's own is continued (and left as it is).
         """
+        if keeps_states(self.checkpoint.model.config):
+            assert not isinstance(cache, DynamicCache)
+            return continue_copies(self.checkpoint.model, scene, ids, offsets, mask, keep, cache)
+        assert not isinstance(cache, Copies)
         past = copy_cache(scene.cache) if cache is None else cache
         device = self.device
         visible = torch.from_numpy(np.concatenate([np.ones((len(ids), scene.length), np.bool_), mask], axis=1)).to(device)
@@ -300,7 +337,8 @@ class MllmGrounder:
             box_probabilities=np.array([self._box_probability(answer, instance) for instance in kept], np.float64),
             no_target_probability=self._no_target(answer, read.absent),
             points=tuple(SpokenPoints(instance.inside_px, instance.outside_px) for instance in kept) if with_points else (),
-            note=_note(read, answer.finished),
+            note=note_on(read, answer.finished, answer.cut_at),
+            thought="\n".join(filter(None, (answer.thought, thoughts_of(answer.text)))),
         )
 
     def _box_probability(self, answer: Written, instance: ReadInstance) -> float:
@@ -342,13 +380,6 @@ class MllmGrounder:
         return [(x, y) for x, y in to_numbers(self.dialect, scene, points_px).tolist()]
 
 
-def _note(read: ReadAnswer, finished: bool) -> str:
-    """What a user should know of an answer, in one line."""
-    if not read.instances and not read.absent:
-        return "the model's answer could not be read"
-    return "; ".join(filter(None, (read.note, "" if finished else "the model's answer was cut off; there may be more")))
-
-
 def _split(said: Replies, counts: Sequence[int]) -> list[Replies]:
     """What was said of the points of several inquiries, by inquiry."""
     ends = np.cumsum(counts)[:-1]
@@ -359,16 +390,3 @@ def _generation_ends(model: Any) -> list[int]:
     """The ids at which the model's own generation config stops."""
     ends = getattr(model.generation_config, "eos_token_id", None)
     return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
-
-
-def copy_cache(cache: DynamicCache) -> DynamicCache:
-    """A cache that can grow on its own: it shares the tensors, which are never written to, for growing makes new ones."""
-    twin: Any = copy.copy(cache)
-    twin.layers = [copy.copy(layer) for layer in cache.layers]
-    return twin  # type: ignore[no-any-return]
-
-
-def _own(scene: Scene) -> MllmScene:
-    if not isinstance(scene, MllmScene):
-        raise TypeError("this scene was opened by another grounder")
-    return scene

@@ -68,3 +68,7 @@ class Grounder(Protocol):
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         """What is said of each inquiry's points: every point on its own (packed), or all of a box in one answer (joint, as published)."""
         ...
+
+    def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
+        """The kind of thing that each phrase asks for, in one to three words; empty where the model does not say it in such."""
+        ...

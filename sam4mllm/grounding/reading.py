@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from sam4mllm.geometry import order_box
 from sam4mllm.grounding.foreign_frames import BEYOND, Foreign, choose_frame
 from sam4mllm.grounding.frames import Framed, highest, to_pixels
-from sam4mllm.prompts.answer_text import fold, without_thoughts
+from sam4mllm.prompts.answer_text import ends_inside_thought, fold, without_thoughts
 from sam4mllm.prompts.conversation import BoxNumbers, PointNumbers
 from sam4mllm.prompts.coordinates import FoundBox, FoundPoint
 from sam4mllm.prompts.dialects import Dialect
@@ -36,6 +36,7 @@ from sam4mllm.prompts.parse import (
 
 WEAK_SIDE = 0.01
 """Of the image's side: the least of a box for which nothing speaks but four numbers, lest a count or some years be taken for one."""
+ONLY_THOUGHT = "the model's thought does not end, so there is no answer"
 _INSIDE, _OUTSIDE = frozenset(("inside", "positive", "foreground")), frozenset(("outside", "negative", "background"))
 
 
@@ -68,9 +69,11 @@ class ReadAnswer:
 def read_answer(dialect: Dialect, image: Framed, text: str, *, with_points: bool = False, finished: bool = True) -> ReadAnswer:
     """Read an answer to a question for boxes or, ``with_points``, for a whole prompt (PPG). Never raises.
 
-    ``finished``: the model came to its end; otherwise a number that the text ends in may be half of one.
+    ``finished``: the model came to its end; otherwise a number that the text ends in may be half of one. Numbers of a thought are none of
+    an answer; after a thought that does not end there is none, and the note says so.
     """
-    clear = without_thoughts(fold(text))
+    folded = fold(text)
+    clear = without_thoughts(folded)
     manner = Manner(number_order(dialect), _is_paired(dialect), not parse_points(dialect, clear), finished)
     found = find_boxes(clear, manner)
     candidates = _merged(_own(dialect, clear), found)
@@ -78,7 +81,20 @@ def read_answer(dialect: Dialect, image: Framed, text: str, *, with_points: bool
     if with_points:
         read = _with_points(dialect, image, clear, read, found, [box.start for box in candidates])
     absent = not read and (says_no_target(dialect, clear) or any(not any(box.corners) for box in candidates))
+    if not read and not absent and ends_inside_thought(folded):
+        notes = [ONLY_THOUGHT]
     return ReadAnswer(tuple(instance for instance, _ in read[:MAX_INSTANCES]), absent, "; ".join(notes))
+
+
+def note_on(read: ReadAnswer, finished: bool, cut_at: int = 0) -> str:
+    """What a user should know of an answer, in one line.
+
+    ``finished``: the model came to its end; ``cut_at``: the tokens after which the thought before it was cut off, 0 if it was not.
+    """
+    thought = f"the thought was cut off at {cut_at:,} tokens" if cut_at else ""
+    if not read.instances and not read.absent:
+        return "; ".join(filter(None, (read.note or "the model's answer could not be read", thought)))
+    return "; ".join(filter(None, (read.note, "" if finished else "the model's answer was cut off; there may be more", thought)))
 
 
 def _is_paired(dialect: Dialect) -> bool:

@@ -1,14 +1,18 @@
-"""The slow ways, kept to check the fast ones against: one prompt a point, a cache copied once a point, one answer token at a time."""
+"""The slow ways, kept to check the fast ones against: one prompt a point with or without a cache, a cache copied once a point, one answer
+token at a time.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from sam4mllm.grounding.encoders import position_ids
+from sam4mllm.grounding.copying import Past
+from sam4mllm.grounding.encoders import position_ids, with_text
 from sam4mllm.grounding.mllm import NOTHING_SAID, MllmGrounder
 from sam4mllm.grounding.packing import additive
 from sam4mllm.grounding.protocol import Inquiry, Replies
@@ -28,11 +32,27 @@ def ask_separately(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: In
 
 
 @torch.inference_mode()
+def ask_at_once(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: Inquiry) -> Replies:
+    """What is said of each point by one pass over image and question, without a cache or a mask of ours."""
+    scene, checkpoint = grounder.open(image), grounder.checkpoint
+    encoded = checkpoint.encode(checkpoint, grounder.markup.opening, Image.fromarray(image))
+    first, head = grounder.history(scene, inquiry)
+    said = []
+    for point in inquiry.points_px:
+        ids = [*first, *head, *grounder.joint_question([point_numbers(grounder, scene, point)])]
+        inputs = with_text(encoded, torch.tensor(ids), torch.arange(len(ids)))
+        hidden = checkpoint.model.model(**inputs, use_cache=False, return_dict=True)
+        said.append(grounder.verdicts.inside(checkpoint.model.lm_head(hidden.last_hidden_state[:, -1]).float()))
+    return _joined(said)
+
+
+@torch.inference_mode()
 def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> Replies:
     """What is said of each point as one row of a batch: prefix and history are prefilled once and their cache expanded to the batch."""
     first, head = grounder.history(scene, inquiry)
     ids = np.array([*first, *head])
     history, cache = len(ids), _prefill(grounder, scene, ids)
+    assert isinstance(cache, DynamicCache)  # padded rows have no states to go on from
     questions = [grounder.joint_question([point_numbers(grounder, scene, point)]) for point in inquiry.points_px]
     if not questions:
         return NOTHING_SAID
@@ -86,6 +106,6 @@ def _continue(grounder: MllmGrounder, scene: MllmScene, ids: list[int]) -> Tenso
     return grounder.forward(scene, np.array(ids), np.arange(length), causal, np.array([length - 1]))[0]
 
 
-def _prefill(grounder: MllmGrounder, scene: MllmScene, ids: NDArray[np.int64]) -> DynamicCache:
+def _prefill(grounder: MllmGrounder, scene: MllmScene, ids: NDArray[np.int64]) -> Past:
     causal = np.tril(np.ones((len(ids), len(ids)), np.bool_))
     return grounder.forward(scene, ids, np.arange(len(ids)), causal, np.array([len(ids) - 1]))[1]

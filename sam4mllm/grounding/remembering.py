@@ -27,6 +27,7 @@ class RememberingScene(Scene):
     scene: Scene
     groundings: OrderedDict[tuple[str, Question], Grounding] = field(default_factory=OrderedDict)
     answers: OrderedDict[tuple[str, bytes, bytes, bool], Replies] = field(default_factory=OrderedDict)
+    names: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
 
 class RememberingGrounder:
@@ -54,6 +55,15 @@ class RememberingGrounder:
         answers |= {(phrase, question): scene.groundings[phrase, question] for phrase in phrases if phrase not in new}
         _keep(scene.groundings, answers)
         return [answers[phrase, question] for phrase in phrases]
+
+    def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
+        assert isinstance(scene, RememberingScene)
+        answers = {phrase: scene.names[phrase] for phrase in phrases if phrase in scene.names}
+        new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in answers]
+        if new:
+            answers |= dict(zip(new, self._grounder.name(scene.scene, new), strict=True))
+        _keep(scene.names, answers)
+        return [answers[phrase] for phrase in phrases]
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, RememberingScene)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import Any
 
 from transformers import DynamicCache
 
@@ -20,3 +22,17 @@ class MllmScene(Scene):
     rows: int
     """Rows of positions that the model takes."""
     resized: tuple[int, int]
+
+
+def copy_cache(cache: DynamicCache) -> DynamicCache:
+    """A cache that can grow on its own: it shares the tensors, which are never written to, for growing makes new ones."""
+    twin: Any = copy.copy(cache)
+    twin.layers = [copy.copy(layer) for layer in cache.layers]
+    return twin  # type: ignore[no-any-return]
+
+
+def own_scene(scene: Scene) -> MllmScene:
+    """Raises TypeError if the scene was opened by another kind of grounder."""
+    if not isinstance(scene, MllmScene):
+        raise TypeError("this scene was opened by another grounder")
+    return scene

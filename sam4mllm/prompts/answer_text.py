@@ -8,7 +8,7 @@ _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
 """East Asian models now and then write full-width digits, commas and brackets."""
 
 _THINKING = "think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad|rationale"
-_THOUGHT = re.compile(rf"<(?P<end>/)?(?:{_THINKING})>|◁(?P<other>/)?think▷")
+_THOUGHT = re.compile(rf"<(?P<end>/)?(?:{_THINKING})>|◁(?P<other>/)?think▷", re.IGNORECASE)
 """Qwen, GLM and DeepSeek write ``<think>``, Kimi-VL ``◁think▷``; the others are what prompts for reasoning ask for."""
 _ANSWER = re.compile(r"<(?P<end>/)?answer>")
 _FINAL = re.compile(r"\bfinal answer\b|^[*#>\s]{0,8}answer\b(?=[*\s]{0,4}:)", re.MULTILINE)
@@ -23,7 +23,8 @@ def without_thoughts(folded: str) -> str:
     """A folded answer with blanks in place of thoughts, so that all else stays where it is.
 
     A thought that does not end goes on to the end of the text, and one whose beginning is missing (as where the chat template writes it)
-    begins with the text. Where a model marks its answer, what is outside of it is blanked too.
+    begins with the text. A second end without a beginning says the same of all before it, unless the text ends there. Where a model marks
+    its answer, what is outside of it is blanked too.
     """
     text = _keep_answers(_blank(folded, _thoughts(folded)))
     final = list(_FINAL.finditer(text))
@@ -32,9 +33,45 @@ def without_thoughts(folded: str) -> str:
     return text
 
 
+def thoughts_of(text: str) -> str:
+    """What the thoughts of an answer say, as they stand in it, without tags and the white space around; a line between two."""
+    plain = text.translate(_FULL_WIDTH)  # as long as the text
+    told = []
+    for start, end in _thoughts(plain):
+        kept, at = "", start
+        for mark in _THOUGHT.finditer(plain, start, end):
+            kept += text[at : mark.start()]
+            at = mark.end()
+        told.append((kept + text[at:end]).strip())
+    return "\n".join(filter(None, told))
+
+
+def ends_inside_thought(folded: str) -> bool:
+    """Whether a folded answer breaks off in a thought."""
+    return _depth(folded) > 0
+
+
+def end_of_thought(text: str) -> int | None:
+    """Where the first closing tag of a thought ends in a text, None if there is none."""
+    marks = _THOUGHT.finditer(text.translate(_FULL_WIDTH))
+    return next((mark.end() for mark in marks if mark["end"] or mark["other"]), None)
+
+
+def has_thought_tag(text: str) -> bool:
+    """Whether a text holds a tag that begins or ends a thought."""
+    return _THOUGHT.search(text.translate(_FULL_WIDTH)) is not None
+
+
+def _depth(folded: str) -> int:
+    depth = 0
+    for mark in _THOUGHT.finditer(folded):
+        depth = max(0, depth - 1) if mark["end"] or mark["other"] else depth + 1
+    return depth
+
+
 def _thoughts(folded: str) -> list[tuple[int, int]]:
     spans: list[tuple[int, int]] = []
-    depth, start = 0, 0
+    depth, start, last = 0, 0, len(folded.rstrip())
     for mark in _THOUGHT.finditer(folded):
         if not (mark["end"] or mark["other"]):
             start = start if depth else mark.start()
@@ -43,8 +80,8 @@ def _thoughts(folded: str) -> list[tuple[int, int]]:
             depth -= 1
             if not depth:
                 spans.append((start, mark.end()))
-        elif not spans:
-            spans.append((0, mark.end()))
+        elif not spans or mark.end() < last:
+            spans = [(0, mark.end())]
     return [*spans, (start, len(folded))] if depth else spans
 
 

@@ -43,8 +43,8 @@ _ELSE_KEYS = words(
 )
 """Things that a phrase may be about, too, so they count only as keys of JSON."""
 _ELSE_CJK = ("尺寸", "大小", "分辨率", "颜色", "年份")
-BOX_TAGS = words("box bbox boxstart det quad quadstart boundingbox bndbox obb rect")
-BOX_ENDS = words("boxend quadend")
+BOX_TAGS = words("box bbox boxstart beginofbox det quad quadstart boundingbox bndbox obb rect")
+BOX_ENDS = words("endofbox boxend quadend")
 POINT_TAGS = words("point points pointstart click poly polystart polygon")
 POINT_ENDS = words("pointend polyend")
 LABEL_TAGS = words("ref objectrefstart phrase label")

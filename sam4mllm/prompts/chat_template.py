@@ -38,9 +38,11 @@ class BoundedTemplate:
         return cls(text, {name: str(token) for name, token in tokenizer.special_tokens_map.items()})
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
-        """The conversation as text. Raises TemplateError if the template is at fault or does not end in time."""
+        """The conversation as text, without thoughts where the template gives that choice. Raises TemplateError if the template is at
+        fault or does not end in time.
+        """
         assert not tokenize
-        variables = {**self.special_tokens, "messages": conversation, "tools": None, "documents": None}
+        variables = {**self.special_tokens, "messages": conversation, "tools": None, "documents": None, "enable_thinking": False}
         try:
             return bounded.render(self.text, {**variables, "add_generation_prompt": add_generation_prompt})
         except bounded.OverLimitError as error:

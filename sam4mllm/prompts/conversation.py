@@ -99,6 +99,8 @@ class ChatTemplate(Protocol):
 
 
 _FIRST, _SECOND, _THIRD = "qqFIRSTqq", "qqSECONDqq", "qqTHIRDqq"
+_THOUGHT_END = "</think>"
+"""What closes a thought in the templates of Qwen3.5 and GLM-V; where no thought is wanted, they write an empty one."""
 
 
 def read_markup(template: ChatTemplate) -> ChatMarkup:
@@ -120,5 +122,7 @@ def read_markup(template: ChatTemplate) -> ChatMarkup:
     if "'type'" in opening:
         raise TemplateError("the chat template prints a description of the image, not its placeholder; use a multi-modal template")
     if after == to_answer.rstrip():  # a space before a stored answer is the answer's own, which a model writes with its first word
+        to_answer = after
+    if after.startswith(to_answer) and after.rstrip().endswith(_THOUGHT_END):  # answers gone by are stored without their empty thoughts
         to_answer = after
     return ChatMarkup(opening, to_answer, to_question)

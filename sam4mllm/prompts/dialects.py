@@ -184,6 +184,22 @@ INTERNVL = Dialect(
 )
 """Thousandths in a list between tags (InternVL's documentation, "chat data format", grounding)."""
 
+_PINPOINT = "Please pinpoint the bounding box [[x1,y1,x2,y2], …] in the image as per the given description. {phrase}"
+GLM_V = Dialect(
+    name="glm-v",
+    box_question=f"{_PINPOINT}.{_NONE}",
+    prompt_question=f"{_PINPOINT}.{_PROMPT}{_NONE}",
+    points_head=_POINTS_HEAD,
+    box="[{x1},{y1},{x2},{y2}]",
+    point="({x},{y})",
+    digits=0,
+    box_separator=",",
+    answer="<|begin_of_box|>[{boxes}]<|end_of_box|>",
+)
+"""Thousandths in a list between the family's own tokens (GLM-4.1V-Thinking and GLM-4.5V, arXiv 2507.01006; question as in the section on
+grounding of their repository's README).
+"""
+
 _GENERATE = "Generate the bounding box of <ref>{phrase}</ref>"
 QWEN_VL_CHAT = Dialect(
     name="qwen-vl-chat",
@@ -208,7 +224,7 @@ BEFORE_NONE = {
 }
 """The words of an earlier release, which did not offer "none": adapters of that time have learned them, and do not say so."""
 
-DIALECTS = {dialect.name: dialect for dialect in (DEFAULT, DEMO, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL, QWEN_VL_CHAT)}
+DIALECTS = {dialect.name: dialect for dialect in (DEFAULT, DEMO, QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL, GLM_V, QWEN_VL_CHAT)}
 
 
 def dialect_of(fields: Mapping[str, object]) -> Dialect:

@@ -17,13 +17,15 @@ class Candidates:
     """What a segmenter finds for a phrase by itself, best first.
 
     ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``scores`` (N,) float64 in 0–1; ``masks`` (N, H, W) bool; ``presence`` in 0–1: that there is
-    any such thing in the image (of a model that does not say so, the best score of all, those below the threshold included).
+    any such thing in the image (of a model that does not say so, the best score of all, those below the threshold included). ``note``: what
+    a user should know of it, empty if all is well.
     """
 
     boxes_px: NDArray[np.float32]
     scores: NDArray[np.float64]
     masks: NDArray[np.bool_]
     presence: float
+    note: str = ""
 
 
 @runtime_checkable

@@ -16,8 +16,10 @@ from torch import Tensor
 from sam4mllm.checkpoints import CONFIG, WEIGHTS, check_state, read_object, require_files
 from sam4mllm.durable import file_sha256
 from sam4mllm.errors import ModelError, first_line
-from sam4mllm.segmentation import efficientvit
-from sam4mllm.segmentation.pretrained import load_transformers
+from sam4mllm.segmentation import efficientvit, pretrained
+from sam4mllm.segmentation.detection import DetectingSegmenter
+from sam4mllm.segmentation.names import split_name
+from sam4mllm.segmentation.pretrained import load_detector, load_transformers
 from sam4mllm.segmentation.protocol import Segmenter
 from sam4mllm.segmentation.sam import SamSegmenter
 from sam4mllm.segmentation.small_sam import build_segmenter
@@ -37,7 +39,8 @@ FILES = (*OFFICIAL_SHA256, *efficientvit.NAMES)
 
 def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Segmenter:
     """The segmenter that ``source`` names (docs/segmenters.md): ``demo``; ``vit_b|vit_l|vit_h:PATH`` or ``efficientvit-sam-xl1:PATH`` and
-    its smaller kin, with weights as .safetensors or SAM's official .pth; a folder or hub id of a transformers checkpoint.
+    its smaller kin, with weights as .safetensors or SAM's official .pth; a folder or hub id of a transformers checkpoint; or a folder or
+    hub id of a detector, ``+``, and one of those.
 
     Args:
         source: its name; ``PATH#sha256=<64 hex>`` admits another .pth or .pt file, one that the user vouches for.
@@ -50,7 +53,7 @@ def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch
     if device.type != "cuda":
         dtype = torch.float32
     try:
-        segmenter = _load(source, dtype)
+        segmenter = _load_both(source, dtype)
     except ModelError as error:
         raise ModelError(f"SAM4MLLM_SEGMENTER or --segmenter: {error}") from error
     try:
@@ -58,6 +61,25 @@ def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch
     except RuntimeError as error:
         raise ModelError(f"the segmenter does not fit on {device}: {first_line(error)}") from error
     return segmenter
+
+
+def takes_phrases(source: str) -> bool:
+    """Whether the segmenter that ``source`` names takes phrases itself; nothing of it is loaded. Raises ModelError."""
+    detector, name = split_name(source)
+    return detector is not None or (name != "demo" and name.partition(":")[0] not in FILES and pretrained.takes_phrases(name))
+
+
+def _load_both(source: str, dtype: torch.dtype) -> Segmenter:
+    """The segmenter, with the detector that stands before it; it is loaded first, for it is the smaller and the likelier to be mistyped."""
+    detector, name = split_name(source)
+    if detector is None:
+        return _load(name, dtype)
+    if not name:
+        raise ModelError(f"{source!r} names no segmenter after the +, which draws the boxes: use {source}vit_h:PATH or another")
+    if split_name(name)[0] is not None:
+        raise ModelError(f"{source!r} names two detectors: use one, +, and the segmenter that draws")
+    segmenter = _load(name, dtype)
+    return DetectingSegmenter(load_detector(detector, dtype), segmenter)
 
 
 def _load(source: str, dtype: torch.dtype) -> Segmenter:

@@ -24,12 +24,12 @@ class Embedding:
     nbytes: int
 
 
-class Segmenter(Protocol):
-    """A promptable segmentation model that keeps no image."""
+class ImageModel(Protocol):
+    """A model that takes in an image once and keeps none."""
 
     @property
     def identity(self) -> str:
-        """What shapes its masks, as a short hash."""
+        """What shapes its answers, as a short hash."""
         ...
 
     @property
@@ -38,12 +38,16 @@ class Segmenter(Protocol):
         ...
 
     def to(self, device: torch.device) -> None:
-        """Move its weights. An embedding is decoded where it was made."""
+        """Move its weights. An embedding is used where it was made."""
         ...
 
     def encode(self, image: NDArray[np.uint8]) -> Embedding:
-        """Take in an image (H, W, 3) RGB once, for any number of prompts."""
+        """Take in an image (H, W, 3) RGB once, for any number of questions."""
         ...
+
+
+class Segmenter(ImageModel, Protocol):
+    """A promptable segmentation model."""
 
     def decode(self, embedding: Embedding, prompts: Sequence[Prompt]) -> list[Masks]:
         """Candidate masks of each prompt, one entry a prompt in order."""

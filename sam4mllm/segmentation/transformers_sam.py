@@ -20,7 +20,7 @@ from sam4mllm.segmentation.module import ModuleSegmenter, decode_alike, numbers,
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
 
-MODEL_TYPES = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "sam3_video", "edgetam", "edgetam_video")
+MODEL_TYPES = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "edgetam", "edgetam_video")
 """``model_type`` of the checkpoints that hold such a model; of a video model, the part that sees single images is taken."""
 
 

@@ -6,6 +6,8 @@ thing. Of an image with the phrases A and B, where A has a target and is asked a
     prefix │ A: question, boxes │ head of A's box │ p, Yes │ q, No │ B: question, "none"
                        learned                       learned  learned            learned
 
+An example with a thought is asked for its boxes in a second way, with the thought before the answer, which is learned with it.
+
 Each segment sees the prefix, those above it in its conversation, and itself; no phrase and no point sees another.
 
 Where the dialect asks about points in close-ups, the row of the whole image asks only about boxes that are too large for one; the points of
@@ -77,6 +79,8 @@ class Collator:
         for example in examples:
             order = self._order(example)
             first = self._ask_boxes(builder, frame, example, order)
+            if example.thought and self._grounder.thinks:
+                self._ask_thought(builder, frame, example, order)
             for index in self._asked(order, rng):
                 box_px = shake_box(example.boxes_px[index], frame.width, frame.height, self._asking.shake, rng)
                 if not self._closer or window_around(box_px, frame.width, frame.height) is None:
@@ -138,6 +142,11 @@ class Collator:
         phrase = _tidy(example.phrase)
         answer = self._grounder.box_answer(frame, phrase, example.boxes_px[order])
         return builder.add(self._grounder.question(phrase), answer, ROOT, goes_on=True)
+
+    def _ask_thought(self, builder: _Builder, frame: Framed, example: Example, order: NDArray[np.int64]) -> None:
+        phrase = _tidy(example.phrase)
+        answer = self._grounder.box_answer(frame, phrase, example.boxes_px[order])
+        builder.add(self._grounder.question(phrase, "reason"), [*self._grounder.thought(example.thought), *answer], ROOT)
 
     def _ask_points(
         self,

@@ -111,7 +111,7 @@ class Pool:
 
     @property
     def sha256(self) -> str:
-        """The hash of all that draws follow from, in hex: pictures, phrases, boxes, masks and labels; not of where they lie."""
+        """The hash of all that draws follow from, in hex: pictures, phrases, boxes, masks, labels and thoughts; not of where they lie."""
         digest = hashlib.sha256(digest_of({"strata": self._strata, "replay_from": len(self._pictures)}).encode())
         for picture in (*self._pictures, *self._replay):  # one by one: the masks of a large set fill a gigabyte
             digest.update(digest_of({"picture": [_describe(example) for example in picture.examples]}).encode())
@@ -208,4 +208,4 @@ def _pictures(datasets: Sequence[tuple[Path, Sequence[Example]]], phrases: int |
 
 def _describe(example: Example) -> list[object]:
     objects = [[instance.box_px.tolist(), instance.rle["counts"]] for instance in example.instances]
-    return [example.sha256, example.phrase, objects]
+    return [example.sha256, example.phrase, objects, *([example.thought] if example.thought else [])]

@@ -51,6 +51,7 @@ from sam4mllm.training.sharding import shard
 from sam4mllm.training.squash import check_squash, squashed
 from sam4mllm.training.state import load_state, read_state, save_state
 from sam4mllm.training.targets import NO_TARGETS, Targets
+from sam4mllm.training.unpacking import shares_of
 
 log = logging.getLogger(__name__)
 
@@ -257,6 +258,7 @@ class Trainer:
     def _may_be_asked(self, example: Example) -> bool:
         try:
             self._grounder.check_phrase(example.phrase)
+            self._grounder.check_phrase(example.thought, "thought")
         except PhraseError as error:
             log.warning("a phrase about %s is left out: %s", example.image, error)
             return False
@@ -333,13 +335,18 @@ class Trainer:
 
     def _add_gradient(self, encoded: Encoded, row: TrainingRow) -> float:
         """All weights at once or none: memory may run out half way back."""
-        loss = self._loss(encoded, row)
-        weights = list(self._trained)
-        gradients = torch.autograd.grad(self._scaler.scale(loss / self.plan.batch), weights, allow_unused=True)
-        for weight, gradient in zip(weights, gradients, strict=True):
-            if gradient is not None:
-                weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
-        return float(loss.detach())
+        total, found = 0.0, dict[Tensor, Tensor]()
+        for part, share in shares_of(self._checkpoint.model, row):
+            loss = self._loss(encoded, part)
+            scaled = self._scaler.scale(loss * share / self.plan.batch)
+            gradients = torch.autograd.grad(scaled, list(self._trained), allow_unused=True)
+            for weight, gradient in zip(self._trained, gradients, strict=True):
+                if gradient is not None:
+                    found[weight] = found[weight].add_(gradient) if weight in found else gradient
+            total += share * float(loss.detach())
+        for weight, gradient in found.items():
+            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        return total
 
     def _loss(self, encoded: Encoded, row: TrainingRow) -> Tensor:
         dtype = self._checkpoint.model.dtype

@@ -12,6 +12,7 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 
 from sam4mllm.errors import TrainingError
+from sam4mllm.grounding.copying import keeps_states
 
 
 def shard(model: Any, source: str) -> None:
@@ -21,6 +22,8 @@ def shard(model: Any, source: str) -> None:
     layers = _decoder_layers(model)
     if not layers:
         raise TrainingError(f"{source} has no decoder layers that FSDP could spread; run accelerate config without it")
+    if keeps_states(model.config):  # a row takes as many passes as it has conversations, and the processes would wait for each other
+        raise TrainingError(f"{source} has layers that keep states, which FSDP cannot spread here; run accelerate config without FSDP")
     frozen = [weight for layer in layers for weight in layer.parameters() if not weight.requires_grad]
     if not all(weight.is_floating_point() for weight in frozen):
         raise TrainingError(f"{source} is quantised, which FSDP cannot spread here; run accelerate config without FSDP")

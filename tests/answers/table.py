@@ -46,7 +46,7 @@ QWEN = (
     Row("cut off in the only box", QWEN2_5_VL, '```json\n[{"bbox_2d": [101, 50, 302, 25', finished=False),
     Row("named, cut off in the last", QWEN2_5_VL, '{"x1": 101, "y1": 50, "x2": 302, "y2": 2', finished=False),
     Row("named, cut off after the last", QWEN2_5_VL, '{"x1": 101, "y1": 50, "x2": 302, "y2": 252, "lab', (A,), finished=False),
-    Row("thought that does not end", QWEN2_5_VL, "<think>The cup is at [101, 50, 302, 252] and", finished=False),
+    Row("thought that does not end", QWEN2_5_VL, "<think>The cup is at [101, 50, 302, 252] and", (), True, finished=False),
     Row("thought without a beginning", QWEN2_5_VL, 'At [5, 5, 9, 9]? No.\n</think>\n\n[{"bbox_2d": [101, 50, 302, 252]}]', (A,)),
     Row("thought and marked answer", QWEN2_5_VL, "<think>[5, 5, 9, 9]</think><answer>[101, 50, 302, 252]</answer>", (A,)),
     Row("answer marked, talk around", QWEN2_5_VL, "First I saw [5, 5, 90, 90]. <answer>[101, 50, 302, 252]</answer> [1, 1, 99, 99]", (A,)),

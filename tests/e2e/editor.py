@@ -134,6 +134,13 @@ class Editor:
         """The lines of the region list, as they are read on the screen."""
         return self.page.locator(".lsf-outliner-item").all_inner_texts()
 
+    def details(self) -> str:
+        """Select the first region; what the panel says of it, as it is read on the screen."""
+        self.page.locator(".lsf-outliner-item").first.click()
+        panel = self.page.locator(".lsf-detailed-region")
+        panel.wait_for()
+        return panel.inner_text()
+
     def drawn(self) -> NDArray[np.uint8]:
         """The masks as painted over the image, suggestions too: (H, W, 4) uint8 RGBA at the image's own size, alpha 0 outside of masks.
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,9 +12,20 @@ import pytest
 from PIL import Image
 
 from backend.corrections.log import CorrectionLog
+from backend.demo.local_label_studio import LocalLabelStudio
+from backend.images.store import LoadedImage
+from backend.label_studio.config_template import DEMO_CONFIG
+from backend.label_studio.label_config import read_label_config
+from backend.label_studio.wire import Task
+from backend.serving.answerer import Answerer, bulk_question
+from backend.settings import Settings
+from backend.support.metrics import Metrics
 from benchmarks.waiting import wait_for
+from sam4mllm.options import Options
+from sam4mllm.pipeline import Pipeline
 from tests.e2e.conftest import BackendServer
 from tests.e2e.test_backend import Mask, Project, fill, mask_of, project, save, scene
+from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 if TYPE_CHECKING:
     from tests.e2e.editor import Editor
@@ -114,6 +127,30 @@ def test_an_annotator_reads_that_nothing_was_found(project: Project, editor: Edi
     assert len(requests) <= 2, "the answer's text may make the editor ask with an empty context, once"
     wait_for("the refusal", lambda: any("at most 500" in line for line in editor.texts()), 20)
     editor.screenshot(SHOTS / "nothing.png")
+
+
+def test_an_annotator_reads_what_was_thought_beside_a_region(label_studio: LocalLabelStudio, editor: Editor, tmp_path: Path) -> None:
+    """The demo model does not think, so that a model of the test does; what it thinks has markup and a line break in it."""
+    one = scene(105)
+    phrase = "what the dog may drink from"
+    project_id = label_studio.create_project("thoughts", DEMO_CONFIG)
+    path = save(one.image, tmp_path / "a.png")
+    [image] = label_studio.upload(project_id, [path])
+    label_studio.import_tasks(project_id, [{"image": image, "description": phrase}])
+    [number] = [task["id"] for task in label_studio.api("GET", f"/api/tasks?project={project_id}&fields=all")["tasks"]]
+    thought = "A dog drinks water.\nIt is in the <b>bowl</b> on the floor, " + "and so on " * 60
+    known = {phrase: dataclasses.replace(grounding(phrase, one.boxes_px[:1].tolist()), note="it was cut off", thought=thought)}
+    pipeline = Pipeline(FakeGrounder(known), FakeSegmenter(), Options("reason"))
+    asked = bulk_question(Task(number, {"image": image, "description": phrase}), read_label_config(DEMO_CONFIG), "description")
+    answer, _ = Answerer(Settings(home=tmp_path), Metrics()).answer(pipeline, LoadedImage(one.image, "0" * 64), asked, "key", 0.0)
+    label_studio.api("POST", "/api/predictions", json={**json.loads(answer), "task": number})
+    editor.open_task(project_id, number, regions=1)
+    shown = " ".join(editor.details().split())
+    editor.screenshot(SHOTS / "thought.png")
+    assert "it was cut off; thought: A dog drinks water. It is in the <b>bowl</b> on the floor, and so on" in shown
+    annotation = editor.submit()
+    [mask] = [region for region in annotation["result"] if region["type"] == "brushlabels"]
+    assert (mask["origin"], mask["meta"]["text"]) == ("prediction", json.loads(answer)["result"][0]["meta"]["text"])
 
 
 def test_a_task_that_was_predicted_on_opening_can_be_submitted_after_its_duplicate_is_gone(

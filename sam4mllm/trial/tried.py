@@ -1,0 +1,124 @@
+"""What came of a picture under a candidate, as it is kept: a line of a journal, under the hash of all that shapes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import sam4mllm
+from sam4mllm.adapters.loose import find_adapter
+from sam4mllm.data.examples import Example
+from sam4mllm.evaluation.clicking import MOST_CLICKS, REACHED, Correction
+from sam4mllm.evaluation.intervals import Term, terms
+from sam4mllm.evaluation.journal import KeyedLines
+from sam4mllm.evaluation.metrics import Sample
+from sam4mllm.identity import digest_of
+from sam4mllm.run_lengths import Rle
+from sam4mllm.segmentation.names import split_name
+from sam4mllm.trial.candidates import Contender
+
+
+@dataclass(frozen=True)
+class TriedPhrase:
+    """One phrase: its mask as ``rle`` and the ``sample`` it is in the figures; ``bound``, the IoU of what the segmenter draws from the true
+    boxes and points; and the clicks that a reviewer needs. Both are None where the phrase has no target.
+    """
+
+    sample: Sample
+    rle: Rle
+    bound: float | None = None
+    correction: Correction | None = None
+
+    def terms(self) -> dict[str, Term]:
+        """What it adds to the figures. ``bound`` is on the scale of gIoU: a phrase without a target counts 1."""
+        clicks = (0.0, 0.0) if self.correction is None else (float(self.correction.clicks), 1.0)
+        reached = (0.0, 0.0) if self.correction is None else (float(self.correction.reached), 1.0)
+        return {**terms(self.sample), "bound": (1.0 if self.bound is None else self.bound, 1.0), "clicks": clicks, "reached": reached}
+
+
+@dataclass(frozen=True)
+class TriedPicture:
+    """One picture: its phrases in the dataset's order, and the ``seconds`` that all of them took together.
+
+    ``loading`` are the seconds that loading took in the process that worked on it, ``memory`` and ``gpu_memory`` the most bytes that this
+    process had until then; ``gpu_memory`` is 0 without a GPU.
+    """
+
+    phrases: tuple[TriedPhrase, ...]
+    seconds: float
+    loading: float
+    memory: int
+    gpu_memory: int = 0
+
+    def terms(self) -> Iterator[dict[str, Term]]:
+        """What each phrase adds to the figures."""
+        for phrase in self.phrases:
+            yield phrase.terms()
+
+
+class TrialJournal(KeyedLines[TriedPicture]):
+    """What came of each picture, by key."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        super().__init__(path, _parse)
+
+    def add(self, key: str, candidate: str, image: str, tried: TriedPicture) -> None:
+        """Write down what came of a picture; candidate and image are for people to read."""
+        self.put(key, tried, {"candidate": candidate, "image": image, **asdict(tried)})
+
+
+def keys_of(candidate: Contender, images: Sequence[Sequence[Example]]) -> dict[str, str]:
+    """The key of each picture, by the picture: the hash of the candidate but for its name, of its files' sizes and times, of the picture,
+    its phrases and true masks, of how it is clicked on, and of this package's release.
+
+    Raises RegistryError if there is no such adapter.
+    """
+    clicking = (REACHED, MOST_CLICKS)
+    shape = {"given": candidate.given(), "files": _stamps(candidate), "clicking": clicking, "release": sam4mllm.__version__}
+    return {
+        group[0].image: digest_of(
+            {**shape, "asked": [(one.sha256, one.phrase, [instance.rle for instance in one.instances], one.ignore) for one in group]}
+        )
+        for group in images
+    }
+
+
+def _stamps(candidate: Contender) -> dict[str, list[tuple[str, int, int]]]:
+    """Name, size and time of change of each file that a candidate names: to hash a model's gigabytes takes longer than many pictures."""
+    detector, drawing = split_name(candidate.segmenter or "")
+    segmenter = drawing.partition("#")[0]
+    places = {
+        "model": candidate.model,
+        "detector": detector,
+        "segmenter": segmenter.partition(":")[2] or segmenter,
+        "adapter": None if candidate.adapter is None else str(find_adapter(candidate.adapter)),
+        "dialect": candidate.dialect,
+    }
+    return {what: stamps for what, place in places.items() if place and (stamps := _stamp(Path(place)))}
+
+
+def _stamp(place: Path) -> list[tuple[str, int, int]]:
+    """Of a file, or of those in a folder; none of a hub id."""
+    try:
+        files = sorted(place.iterdir()) if place.is_dir() else [place]
+        return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
+    except OSError:  # loading says what is wrong with it
+        return []
+
+
+def _parse(fields: dict[str, Any]) -> TriedPicture:
+    phrases = tuple(
+        TriedPhrase(
+            Sample(**one["sample"]),
+            Rle(size=[int(side) for side in one["rle"]["size"]], counts=str(one["rle"]["counts"])),
+            None if one["bound"] is None else float(one["bound"]),
+            None if one["correction"] is None else Correction(**one["correction"]),
+        )
+        for one in fields["phrases"]
+    )
+    if not phrases:
+        raise ValueError("a picture has a phrase at least")
+    seconds, loading = float(fields["seconds"]), float(fields["loading"])
+    return TriedPicture(phrases, seconds, loading, int(fields["memory"]), int(fields["gpu_memory"]))

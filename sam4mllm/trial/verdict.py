@@ -1,0 +1,187 @@
+"""What a trial says: a row of figures for each candidate, and a sentence on which to take.
+
+"Beats" is said only where the difference holds up: it is paired by picture, its interval leaves out 0, and there are pictures enough for an
+interval to mean something. The best of k candidates is compared with the k - 1 others, so each of these intervals is widened to
+1 - 0.05 / (k - 1) (Bonferroni): with two candidates it is the usual one of 95 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from sam4mllm.evaluation.intervals import Difference, Sums, differences, intervals, sum_by_image
+from sam4mllm.trial.candidates import Contender
+from sam4mllm.trial.run import Tried
+
+METRIC = "gIoU"
+ALPHA = 0.05
+DRAWS = 10_000
+"""Bootstrap samples: of 50 candidates the ends of the widened interval still have five samples beyond them."""
+LEAST_PICTURES = 8
+"""Pictures from which an interval counts: with fewer, a bootstrap over them knows too few pictures to tell what others would be like."""
+GOOD_PICTURES = 20
+"""Pictures from which nothing is said of their number."""
+FASTER = 1.5
+"""Ratio of seconds from which it is worth a word: less lies within what a busy machine does to a clock."""
+
+
+@dataclass(frozen=True)
+class TrialRow:
+    """A candidate's ``figures`` with the ``ends`` of their 95 % intervals.
+
+    ``to_best``: how much its gIoU lies above the best candidate's, None of the best itself. ``seconds`` a phrase is the median of the
+    pictures, ``loading`` seconds that of the processes; ``memory`` and ``gpu_memory`` are bytes at the most.
+    """
+
+    candidate: Contender
+    figures: dict[str, float | None]
+    ends: dict[str, tuple[float, float] | None]
+    to_best: Difference | None
+    seconds: float
+    loading: float
+    memory: int
+    gpu_memory: int
+
+    @property
+    def name(self) -> str:
+        return self.candidate.name
+
+    @property
+    def quality(self) -> float:
+        """What candidates are ranked by."""
+        return self.figures[METRIC] or 0.0
+
+
+def tabulate_trial(tried: Sequence[Tried]) -> list[TrialRow]:
+    """A row for each candidate that was tried to the end, the best first; of equals the faster one."""
+    done = [one for one in tried if not one.failure]
+    sums = {one.candidate.name: _sums(one) for one in done}
+    seconds = {one.candidate.name: _seconds(one) for one in done}
+    if not done:
+        return []
+    best = min(sums, key=lambda name: (-(sums[name].figures()[METRIC] or 0.0), seconds[name]))
+    level = 1 - ALPHA / max(1, len(done) - 1)
+    rows = [_row(one, sums[one.candidate.name], sums[best], best, level) for one in done]
+    return sorted(rows, key=lambda row: (row.name != best, -row.quality, row.seconds))
+
+
+def _row(one: Tried, own: Sums, best: Sums, best_name: str, level: float) -> TrialRow:
+    pictures = one.pictures.values()
+    return TrialRow(
+        one.candidate,
+        own.figures(),
+        intervals(own),
+        None if one.candidate.name == best_name else differences(own, best, level, DRAWS)[METRIC],
+        _seconds(one),
+        float(np.median([picture.loading for picture in pictures])),
+        max(picture.memory for picture in pictures),
+        max(picture.gpu_memory for picture in pictures),
+    )
+
+
+def _sums(one: Tried) -> Sums:
+    images = [image for image, picture in one.pictures.items() for _ in picture.phrases]
+    return sum_by_image(images, [row for picture in one.pictures.values() for row in picture.terms()])
+
+
+def _seconds(one: Tried) -> float:
+    """A phrase's, the median: the first picture of a process waits for what is set up once."""
+    return float(np.median([picture.seconds / len(picture.phrases) for picture in one.pictures.values()]))
+
+
+# -- the sentence --------------------------------------------------------------------------------------------------------------------------
+
+
+def tell(rows: Sequence[TrialRow], pictures: int) -> str:
+    """Which candidate to take, in one sentence; ``rows`` as ``tabulate_trial`` gives them."""
+    if not rows:
+        return "no candidate was tried to the end"
+    best, *others = rows
+    if not others:
+        return f"{best.name} has a gIoU of {best.quality:.3f}; a second candidate would give it something to be compared with"
+    if pictures < LEAST_PICTURES:
+        return f"{pictures} pictures tell no candidates apart: label {LEAST_PICTURES} at least, better {GOOD_PICTURES} to 50"
+    equal = [row for row in others if not is_beaten(row)]
+    beaten = [row for row in others if is_beaten(row)]
+    said = []
+    if equal:
+        said.append(f"is not told apart from {_listed([_gap(row, '{name} ({value} points, {low} to {high})') for row in equal])}")
+    if beaten:
+        said.append(f"beats {_listed([_gap(row, '{name} by {value} points ({low} to {high})') for row in beaten])}")
+    few = f"; {pictures} pictures are few, label {GOOD_PICTURES} to 50" if pictures < GOOD_PICTURES else ""
+    return f"{best.name} {' and '.join(said)}{_tell_speed(best, equal or beaten, others)}{few}"
+
+
+def is_beaten(row: TrialRow) -> bool:
+    """Whether the best candidate is better than this one beyond chance."""
+    return row.to_best is not None and row.to_best.high < 0
+
+
+def _tell_speed(best: TrialRow, rivals: Sequence[TrialRow], others: Sequence[TrialRow]) -> str:
+    """The fastest of the others if it is clearly faster than the best, else whether the best is clearly faster than its nearest rival."""
+    fastest = min(others, key=lambda row: row.seconds)
+    if best.seconds >= FASTER * fastest.seconds > 0:
+        return f"; {fastest.name} is {_times(best.seconds / fastest.seconds)} faster"
+    if rivals[0].seconds >= FASTER * best.seconds > 0:
+        return f"; it is {_times(rivals[0].seconds / best.seconds)} faster than {rivals[0].name}"
+    return ""
+
+
+def _times(ratio: float) -> str:
+    return f"{ratio:.0f} times" if ratio >= 10 else f"{ratio:.1f}".removesuffix(".0") + " times"
+
+
+def _gap(row: TrialRow, form: str) -> str:
+    """A row's name, and how many hundredths of gIoU the best lies above it, with the interval, in that form."""
+    assert row.to_best is not None
+    value, low, high = (_signed(100 * end) for end in (-row.to_best.value, -row.to_best.high, -row.to_best.low))
+    return form.format(name=row.name, value=value, low=low, high=high)
+
+
+def _signed(value: float) -> str:
+    return f"{value + 0.0:.1f}".replace("-0.0", "0.0").replace("-", "−")
+
+
+def _listed(items: Sequence[str]) -> str:
+    return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}"
+
+
+# -- as text -------------------------------------------------------------------------------------------------------------------------------
+
+HEADS = ("candidate", "gIoU (95 %)", "to the best × 100", "bound", "clicks to 0.85", "s a phrase", "memory", "loading")
+
+
+def trial_cells(row: TrialRow) -> list[str]:
+    """A row of HEADS as text."""
+    ends, clicks, reached = row.ends[METRIC], row.figures["clicks"], row.figures["reached"]
+    change = row.to_best
+    memory = f"{row.memory / 1e9:.1f} GB" + (f", GPU {row.gpu_memory / 1e9:.1f} GB" if row.gpu_memory else "")
+    return [
+        row.name,
+        f"{row.quality:.3f}" + (f" ({ends[0]:.3f}–{ends[1]:.3f})" if ends else ""),
+        "–" if change is None else f"{_signed(100 * change.value)} ({_signed(100 * change.low)} to {_signed(100 * change.high)})",
+        "–" if row.figures["bound"] is None else f"{row.figures['bound']:.3f}",
+        "–" if clicks is None or reached is None else f"{clicks:.1f}" + (f" ({1 - reached:.0%} never)" if reached < 1 else ""),
+        f"{row.seconds:.2f}",
+        memory,
+        f"{row.loading:.1f} s",
+    ]
+
+
+def trial_fields(row: TrialRow) -> dict[str, Any]:
+    """A row as JSON holds it."""
+    return {
+        "name": row.name,
+        "given": row.candidate.given(),
+        "figures": row.figures,
+        "intervals": row.ends,
+        "to_best": None if row.to_best is None else asdict(row.to_best),
+        "seconds_per_phrase": row.seconds,
+        "loading": row.loading,
+        "memory": row.memory,
+        "gpu_memory": row.gpu_memory,
+    }
