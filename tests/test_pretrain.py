@@ -37,6 +37,7 @@ from sam4mllm.grounding.families import DEMO_FOLDER, load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.packing import pack
 from sam4mllm.prompts.answer_text import without_thoughts
+from sam4mllm.prompts.thinking import WORDS, can_think
 from sam4mllm.segmentation.small_sam import build_segmenter
 from sam4mllm.training.state import save_state
 
@@ -256,6 +257,19 @@ def test_words_that_came_later_are_known_and_stand_last() -> None:
     assert UNKNOWN not in build_tokenizer().tokenize("the hollow ring across the whole part between this and the closest thing")
     assert tokens[OLD_VOCABULARY - 1] == "##zz"
     assert set(LATER_WORDS) - set(tokens[:OLD_VOCABULARY]) == set(tokens[OLD_VOCABULARY:]) - {THOUGHT, THOUGHT_END}
+
+
+def test_the_words_that_ask_for_a_thought_are_known() -> None:
+    tokenizer = build_tokenizer()
+    assert UNKNOWN not in tokenizer.tokenize("".join(WORDS))
+    assert can_think(lambda text: tokenizer(text, add_special_tokens=False)["input_ids"], lambda ids: str(tokenizer.decode(ids)))
+
+
+def test_the_shipped_words_are_the_first_of_all() -> None:
+    """A vocabulary grows at its end: ids of weights that know fewer words stay what they are."""
+    shipped = load_checkpoint(str(DEMO_FOLDER), torch.device("cpu")).tokenizer.get_vocab()
+    assert len(shipped) >= OLD_VOCABULARY
+    assert {token: index for index, token in enumerate(vocabulary()) if index < len(shipped)} == shipped
 
 
 def test_training_goes_on_from_weights_with_fewer_words(trainee: DemoTrainee, tmp_path: Path) -> None:

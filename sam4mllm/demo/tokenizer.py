@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 
 from sam4mllm.demo.glyphs import COLOURS, known_nouns
 from sam4mllm.demo.wording import IRREGULAR_PLURALS, SIDES
+from sam4mllm.prompts.thinking import BEGIN
+from sam4mllm.prompts.thinking import END as END_OF_THOUGHT
 
 PAD, UNKNOWN, USER, ASSISTANT, END = "<|pad|>", "<|unknown|>", "<|user|>", "<|assistant|>", "<|end|>"
 VISION_START, VISION_END, IMAGE = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
@@ -32,7 +34,7 @@ LATER_WORDS = (
     *("first", "think", "step", "by", "about", "which", "object", "meant", "then", "answer"),
 )
 """Words that came after the first weights. They stand after all other tokens, so that training can go on from weights without them."""
-THOUGHT, THOUGHT_END = "<think>", "</think>"
+THOUGHT, THOUGHT_END = BEGIN.strip(), END_OF_THOUGHT.strip()
 SPELLED_SHARE = 0.25
 """How often training spells a known noun from pieces instead of using its own token."""
 
@@ -71,9 +73,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=False)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens(
-        [AddedToken(token, normalized=False) for token in (THOUGHT, THOUGHT_END)]
-    )  # a thought is part of the answer's text
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in (THOUGHT, THOUGHT_END)])  # part of the answer's text
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,

@@ -19,11 +19,12 @@ from sam4mllm.masks import lies_on
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.conversation import ChatMarkup, SpokenInstance, points_answer, points_body, points_head, prompt_answer, read_markup
 from sam4mllm.prompts.dialects import DEMO
+from sam4mllm.prompts.thinking import reason_question
 
 LOOK_QUESTION = "is this {phrase}"
 """Asked of an image with an outlined mask; answered by the dialect's yes or no."""
-THOUGHT_QUESTION = f"{DEMO.box_question} First think step by step about which object is meant, then answer."
-"""Asked of a phrase; the opening tag of the thought stands before the answer."""
+THOUGHT_QUESTION = reason_question(DEMO, "{phrase}")
+"""Asked of a phrase as the strategy ``reason`` does; the opening tag of the thought stands before the answer."""
 THOUGHT_SHARE = 0.4
 """How often a phrase that is found by way of others is asked about with a thought as well."""
 POINTS_PER_BOX, POINTS_PAIR, POINTS_CLOSE, POINTS_BOTH = 8, 12, 24, 16
