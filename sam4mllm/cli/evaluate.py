@@ -103,13 +103,8 @@ def evaluate(
         more = {f"{name}s": found for name, found in several.items()} | ({} if clicked is None else {"clicks": clicked})
         print(json.dumps({**figures, "strategy": pipeline.strategy, "intervals": ends, **more}))
         return
-    from rich.console import Console
-
-    Console().print(_figures_table(figures, ends))
-    for name, found in several.items():
-        Console().print(_parts_table(name, found))
-    if clicked is not None:
-        Console().print(_clicks_table(clicked))
+    tables = [_figures_table(figures, ends), *(_parts_table(name, found) for name, found in several.items())]
+    _print([*tables, *([] if clicked is None else [_clicks_table(clicked)])])
     for path in (out, report):
         if path is not None:
             print(path)
@@ -125,6 +120,13 @@ def _report(folder: Path, dataset: Path, judged: Sequence[JudgedExample], figure
     from sam4mllm.evaluation.report import write_report
 
     write_report(folder, dataset, judged, figures, version, shlex.join(["sam4mllm", *sys.argv[1:]]))
+
+
+def _print(tables: Sequence[Table]) -> None:
+    from rich.console import Console
+
+    for table in tables:
+        Console().print(table)
 
 
 def _figures_table(figures: Figures, ends: Mapping[str, tuple[float, float] | None]) -> Table:
