@@ -100,7 +100,9 @@ def train(
     sittings = Ahead(partial(draw_sitting, seed, batch, boxes_only), steps, 1, workers)
     losses = batch_losses(model, Teacher(build_tokenizer()), lambda step: sittings(step)[0], partial(session_of, boxes_only=boxes_only))
     warmup = WARMUP if boxes_only else WARMUP_TRAINED
-    run(PretrainPlan(folder, steps, batch, rate, warmup=warmup, threads=threads, seed=seed, minutes=minutes), model, losses)
+    source = "of the tower" if boxes_only else "of a whole model"
+    plan = PretrainPlan(folder, steps, batch, rate, warmup=warmup, threads=threads, seed=seed, minutes=minutes, source=source)
+    run(plan, model, losses)
     return model
 
 

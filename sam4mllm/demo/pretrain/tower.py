@@ -72,14 +72,21 @@ def sharpness(step: int) -> float:
 
 
 def train(
-    folder: Path, steps: int, batch: int = 8, threads: int = 1, seed: int = 11, begin: Callable[[DemoTrainee], None] | None = None
+    folder: Path,
+    steps: int,
+    batch: int = 8,
+    threads: int = 1,
+    seed: int = 11,
+    begin: Callable[[DemoTrainee], None] | None = None,
+    minutes: float | None = None,
 ) -> DemoTrainee:
     """Run or continue the stage and return the model with its heads; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
     model = DemoTrainee()
     if begin is not None and not has_state(folder):
         begin(model)
-    plan = PretrainPlan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed)
+    source = "random" if begin is None else "given"
+    plan = PretrainPlan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed, minutes=minutes, source=source)
     run(plan, model, lambda step: crowd_losses(model, seed, step, batch, sharpness(step)))
     return model
 
