@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
+from sam4mllm.evaluation.controls import ANSWERS, Answers
 from sam4mllm.options import STRATEGIES, Options, Strategy, Thresholds
 from sam4mllm.points import PATTERN_SIZE
 
@@ -34,7 +35,7 @@ class Setting:
     """One row of the table.
 
     ``names`` are the roles it has: ``base``, ``published``, ``oracle`` (true boxes and points into the segmenter), ``count=15``.
-    ``adapter`` is a folder or a version, None for the base model alone.
+    ``adapter`` is a folder or a version, None for the base model alone. ``answers`` about points are the model's, or a control's.
     """
 
     names: tuple[str, ...]
@@ -42,6 +43,7 @@ class Setting:
     segmenter: str = "demo"
     adapter: str | None = None
     oracle: bool = False
+    answers: Answers = "model"
 
     @property
     def label(self) -> str:
@@ -55,7 +57,7 @@ class Setting:
             return ("oracle", self.segmenter)
         match self.options.strategy:  # a box alone leaves the choice nothing to go by
             case "pqpp" | "choose" | "reason":
-                return (replace(self.options, count=self.options.points), self.segmenter, self.adapter)
+                return (replace(self.options, count=self.options.points), self.segmenter, self.adapter, self.answers)
             case "ppg":
                 return ("ppg", self.options.choice, self.segmenter, self.adapter)
             case "concept":
@@ -112,6 +114,8 @@ def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | Non
         case "rank":
             known = adapters or {}
             return replace(base, adapter=known[_one_of(axis, value, tuple(known))])
+        case "answers":
+            return replace(base, answers=_one_of(axis, value, ANSWERS))
         case _ if axis in OPTIONS:
             return replace(base, options=replace(base.options, **OPTIONS[axis](value)))
         case _ if axis in choices():
@@ -132,6 +136,8 @@ def defaults(
             return COUNTS
         case "thresholds":
             return THRESHOLDS
+        case "answers":
+            return tuple(name for name in ANSWERS if name != base.answers)
         case "rank":
             if not adapters:
                 raise EvaluationError("name the adapters of the ranks, for example --adapters r16=FOLDER,r128=FOLDER")
@@ -185,7 +191,7 @@ OPTIONS: Mapping[str, Callable[[str], dict[str, Any]]] = {
 
 
 def _unknown(axis: str) -> str:
-    return f"{axis!r} cannot be varied; what can: {', '.join((*choices(), *OPTIONS, 'segmenter', 'rank'))}"
+    return f"{axis!r} cannot be varied; what can: {', '.join((*choices(), *OPTIONS, 'answers', 'segmenter', 'rank'))}"
 
 
 def _one_of(axis: str, value: str, known: tuple[Any, ...]) -> Any:
