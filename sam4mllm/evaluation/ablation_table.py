@@ -41,9 +41,8 @@ def tabulate(results: Mapping[Setting, Sums]) -> list[Row]:
 
 def find_best(rows: Sequence[Row]) -> Row:
     """The row of the largest METRIC that a user can have: not the upper bound, nor a control."""
-    return max(
-        (row for row in rows if not row.setting.oracle and row.setting.answers == "model"), key=lambda row: row.figures[METRIC] or 0.0
-    )
+    to_have = [row for row in rows if not row.setting.oracle and row.setting.answers == "model"]
+    return max(to_have, key=lambda row: row.figures[METRIC] or 0.0)
 
 
 def describe(setting: Setting) -> str:

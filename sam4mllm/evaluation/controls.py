@@ -19,8 +19,10 @@ ANSWERS: tuple[Answers, ...] = get_args(Answers)
 
 @dataclass(frozen=True)
 class ControlGrounder:
-    """A grounder whose answers about points are replaced. ``uniform``: P(inside) is drawn from 0 to 1; ``coin-flipped``: it is 0 or 1, each
-    as likely; ``inverted``: 1 - P. What is drawn follows from phrase, box and points. The model is asked all the same, for the time it takes.
+    """A grounder whose answers about points are replaced.
+
+    ``uniform``: P(inside) is drawn from 0 to 1; ``coin-flipped``: it is 0 or 1, each as likely; ``inverted``: 1 - P. What is drawn follows
+    from phrase, box and points. The model is asked all the same, for the time it takes.
     """
 
     grounder: Grounder

@@ -16,6 +16,12 @@ COUNTS = ("5", "10", "15", "30")
 """A sixth, a third, half and all of the published pattern; half of it is what the published inference asks."""
 THRESHOLDS = ("0.5/0.5", "0.6/0.75", "0.75/0.9", "0.9/0.95")
 """No answer dropped, a looser pair than the published one, the published one, a stricter one."""
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "points": ("packed", "joint"),
+    "count": COUNTS,
+    "thresholds": THRESHOLDS,
+    "answers": ANSWERS,
+}
 ANYWHERE: tuple[Strategy, ...] = ("box", "ppg", "pqpp")
 """The strategies that any MLLM and any segmenter can do: the others need a model that thinks, or a segmenter that takes phrases."""
 PUBLISHED: Mapping[str, Any] = {
@@ -128,16 +134,10 @@ def defaults(
 ) -> tuple[str, ...]:
     """The values of an axis if none are given. Raises EvaluationError if it has none of its own."""
     match axis:
-        case "points":
-            return ("packed", "joint")
+        case _ if axis in USUAL:
+            return USUAL[axis]
         case "strategy":
             return tuple(strategies)
-        case "count":
-            return COUNTS
-        case "thresholds":
-            return THRESHOLDS
-        case "answers":
-            return tuple(name for name in ANSWERS if name != base.answers)
         case "rank":
             if not adapters:
                 raise EvaluationError("name the adapters of the ranks, for example --adapters r16=FOLDER,r128=FOLDER")
