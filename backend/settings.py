@@ -94,6 +94,11 @@ class Settings(BaseSettings):
         description="with strategy `reason`, tokens after which a thought is cut off and the answer asked for "
         "([docs](docs/points.md#a-thought-before-the-answer))",
     )
+    former_mask: bool = Field(
+        False,
+        description="a click shows the segmenter the mask that it corrects, too: for SAM and its kin, not for `demo` "
+        "([docs](docs/points.md#the-former-mask-as-input))",
+    )
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")
     host: str = Field("127.0.0.1", description="address to listen on; any but loopback needs a password and a webhook secret")
     port: int = Field(9090, ge=1, le=65535, description="port to listen on")
@@ -188,7 +193,14 @@ class Settings(BaseSettings):
     def options(self) -> Options:
         """How the MLLM is asked, in serving as in the comparison of versions."""
         joint = None if self.points is None else self.points == "joint"
-        return Options(self.strategy, joint, pattern=self.pattern, threshold=self.threshold, thought_tokens=self.thought_tokens)
+        return Options(
+            self.strategy,
+            joint,
+            pattern=self.pattern,
+            threshold=self.threshold,
+            thought_tokens=self.thought_tokens,
+            former_mask=self.former_mask,
+        )
 
     @property
     def has_model(self) -> bool:

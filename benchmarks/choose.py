@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 
 from sam4mllm import candidates
 from sam4mllm.confidence import score
-from sam4mllm.demo.phrases import plural
 from sam4mllm.demo.scenes import DemoScene, make_scene
+from sam4mllm.demo.wording import plural
 from sam4mllm.durable import append_line
 from sam4mllm.evaluation.intervals import Difference, Term, differences, intervals, sum_by_image, terms
 from sam4mllm.evaluation.metrics import Sample, compare

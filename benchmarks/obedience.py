@@ -4,8 +4,8 @@
 
 On ambiguous scenes both things of each pair are prompted with their true box, alone and with the published 30 points. On default scenes
 clicks stand alone: each is put where the mask so far is wrong, as deep in the largest wrong region as can be (the protocol of SAM and of
-interactive segmentation). Intervals are of 95 %, over scenes. ``--state`` takes the weights of a saved training state instead of the
-segmenter's own.
+interactive segmentation); with the former mask as input, too, as its logits and as they are made from the mask alone. Intervals are of
+95 %, over scenes. ``--state`` takes the weights of a saved training state instead of the segmenter's own.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import argparse
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Literal, get_args
 
 import cv2
 import numpy as np
@@ -27,6 +28,7 @@ from sam4mllm.options import Thresholds
 from sam4mllm.points import PATTERN_SIZE, select, spread
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
+from sam4mllm.segmentation.sam import SamEmbedding, SamSegmenter
 from sam4mllm.training.state import load_weights
 from sam4mllm.values import Prompt
 
@@ -39,6 +41,8 @@ ANSWERS: dict[str, Answer] = {
     "inverted": lambda rng, on: (~on).astype(np.float64),
     "uniform": lambda rng, on: rng.random(len(on)),
 }
+Former = Literal["none", "logits", "mask"]
+"""What a click's prompt holds of the mask before it: nothing, the segmenter's own logits, or what serving makes of the mask."""
 NO_POINTS = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
 
 
@@ -85,22 +89,38 @@ def next_click(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[NDArr
     return np.array([column + 0.5, row + 0.5], np.float32), int(truth[row, column])
 
 
-def click_rows(segmenter: Segmenter, scene: DemoScene) -> list[dict[str, float]]:
+def click_rows(segmenter: SamSegmenter, scene: DemoScene, former: Former = "none") -> list[dict[str, float]]:
     """IoU of each thing after 1 to CLICKS clicks without a box."""
     embedding = segmenter.encode(scene.image)
     rows = []
     for truth in scene.masks:
         mask = np.zeros_like(truth)
-        points, labels, row = [], [], {}
+        points, labels, row = [], [], dict[str, float]()
+        known: NDArray[np.float32] | None = None
         for number in range(1, CLICKS + 1):
             click = next_click(mask, truth)
             if click is not None:
                 points.append(click[0])
                 labels.append(click[1])
-                mask = drawn(segmenter, embedding, Prompt(None, np.array(points), np.array(labels, np.int64)))
+                prompt = Prompt(None, np.array(points), np.array(labels, np.int64), mask_logits=known)
+                mask = drawn(segmenter, embedding, prompt)
+                known = logits_after(segmenter, embedding, prompt, mask, former)
             row[f"{number} clicks"] = iou(mask, truth)
         rows.append(row)
     return rows
+
+
+def logits_after(
+    segmenter: SamSegmenter, embedding: SamEmbedding, prompt: Prompt, mask: NDArray[np.bool_], former: Former
+) -> NDArray[np.float32] | None:
+    """(1, h, w) that the next prompt holds of the mask (H, W) that was drawn for one; None of nothing."""
+    if former == "none":
+        return None
+    if former == "mask":
+        return segmenter.as_logits(embedding, mask)
+    with torch.inference_mode():
+        logits, predicted = segmenter.logits(embedding, [prompt])
+    return np.asarray(logits[0, predicted[0].argmax()].numpy()[None], np.float32)
 
 
 def report(title: str, scenes: Sequence[Sequence[dict[str, float]]], base: str | None) -> dict[str, object]:
@@ -134,15 +154,22 @@ def main() -> None:
     parser.add_argument("--json", type=Path, help="write the figures here, too")
     arguments = parser.parse_args()
     segmenter = load_segmenter(arguments.segmenter, torch.device("cpu"))
+    assert isinstance(segmenter, SamSegmenter), "the benchmark is of SAM"
     if arguments.state:
-        load_weights(arguments.state / "model.safetensors", segmenter.model)  # type: ignore[attr-defined]
+        load_weights(arguments.state / "model.safetensors", segmenter.model)
+    formers: tuple[Former, ...] = get_args(Former)
     seeds = [(arguments.seed, index) for index in range(arguments.count)]
     pairs = [(make_ambiguous(seed), seed) for seed in seeds]
     plain = [(make_scene(seed), seed) for seed in seeds]
     found = {
         "ambiguous": report("ambiguous", [box_rows(segmenter, scene, scene.pair or (), seed) for scene, seed in pairs], "box only"),
         "default": report("default", [box_rows(segmenter, scene, range(len(scene.masks)), seed) for scene, seed in plain], "box only"),
-        "clicks": report("default, clicks without a box", [click_rows(segmenter, scene) for scene, _ in plain], None),
+        **{
+            f"clicks, former {former}": report(
+                f"default, clicks without a box, former mask: {former}", [click_rows(segmenter, scene, former) for scene, _ in plain], None
+            )
+            for former in formers
+        },
     }
     if arguments.json:
         arguments.json.write_text(json.dumps(found, indent=1) + "\n")

@@ -61,6 +61,7 @@ class Options:
 
     ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds, from 0 to 1.
     ``thought_tokens``: with ``reason``, where a thought is cut off and the answer asked for.
+    ``former_mask``: whether the segmenter, where a reviewer's click corrects a mask, sees that mask, too. docs/points.md measures it.
     """
 
     strategy: AskedStrategy = "auto"
@@ -71,6 +72,7 @@ class Options:
     choice: Choice = "predicted"
     threshold: float = THRESHOLD
     thought_tokens: int = THOUGHT_TOKENS
+    former_mask: bool = False
 
     def __post_init__(self) -> None:
         for name, known in (("strategy", get_args(AskedStrategy)), ("pattern", PATTERNS), ("choice", CHOICES)):
@@ -88,6 +90,7 @@ class Options:
     def shaping(self) -> dict[str, Any]:
         """What of them shapes predictions, for hashes: what a strategy does not look at is left out, so that it renames no version."""
         chosen = asdict(self)
+        del chosen["former_mask"]  # nothing is predicted by clicks alone
         if self.strategy not in BY_CONCEPT:
             del chosen["threshold"]
         if self.strategy != "reason":

@@ -38,10 +38,11 @@ from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
 from sam4mllm.masks import box_of, clean, mask_iou
-from sam4mllm.options import BY_CONCEPT, AskedStrategy, Choice, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
+from sam4mllm.options import BY_CONCEPT, AskedStrategy, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
 from sam4mllm.points import ALIKE, UNSAID, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
 from sam4mllm.prompts.thinking import WORDS
 from sam4mllm.segmentation.concept import ConceptSegmenter
+from sam4mllm.segmentation.former import logits_of
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Candidate, Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
 
@@ -310,12 +311,19 @@ class Pipeline:
         """For each target its masks, and those of its box alone if they are compared and there is a difference in the prompts."""
         if not targets:
             return []
-        prompts = [_prompt(target, self.options.choice) for target in targets]
+        prompts = [self._prompt(embedding, target) for target in targets]
         compared_to = [index for index, prompt in enumerate(prompts) if compared and prompt.box_px is not None and len(prompt.labels)]
         bare = [Prompt(prompts[index].box_px, np.zeros((0, 2), np.float32), np.zeros(0, np.int64)) for index in compared_to]
         decoded = self.segmenter.decode(embedding, [*prompts, *bare])
         of_box = dict(zip(compared_to, decoded[len(prompts) :], strict=True))
         return [(masks, of_box.get(index)) for index, masks in enumerate(decoded[: len(prompts)])]
+
+    def _prompt(self, embedding: Embedding, target: PromptTarget) -> Prompt:
+        used = target.labels >= 0
+        single = self.options.choice == "single" and target.box_px is not None and int(used.sum()) >= CLEAR
+        former = target.former if self.options.former_mask else None
+        logits = None if former is None else logits_of(self.segmenter, embedding, former)
+        return Prompt(target.box_px, target.points_px[used], target.labels[used], single, logits)
 
 
 def _answer(
@@ -344,12 +352,6 @@ def _answer(
 
 def _nothing(phrase: str) -> Grounding:
     return Grounding(phrase, np.zeros((0, 4), np.float32), np.zeros(0), 0.0)
-
-
-def _prompt(target: PromptTarget, choice: Choice) -> Prompt:
-    used = target.labels >= 0
-    single = choice == "single" and target.box_px is not None and int(used.sum()) >= CLEAR
-    return Prompt(target.box_px, target.points_px[used], target.labels[used], single)
 
 
 def _is_of_phrase(target: PromptTarget) -> bool:

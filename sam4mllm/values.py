@@ -71,13 +71,16 @@ class Prompt:
 
     ``box_px`` (4,) float32 x1, y1, x2, y2 or None; ``points_px`` (K, 2) float32; ``labels`` (K,) int64, 1 on the object, 0 off it;
     ``single``: the prompt leaves no doubt, so one candidate is enough (a segmenter that always has several may give them all).
-    Raises PromptError if there is nothing in it, the shapes do not match, or a number is not finite.
+    ``mask_logits`` (1, h, w) float32 or None: of an earlier mask of the same object, on the grid of the segmenter's own masks; a segmenter
+    that was not made to look at them draws as if there were none.
+    Raises PromptError if there is no box and no point in it, the shapes do not match, or a number is not finite.
     """
 
     box_px: NDArray[np.float32] | None
     points_px: NDArray[np.float32]
     labels: NDArray[np.int64]
     single: bool = False
+    mask_logits: NDArray[np.float32] | None = None
 
     def __post_init__(self) -> None:
         if self.points_px.ndim != 2 or self.points_px.shape[1] != 2 or self.labels.shape != (len(self.points_px),):
@@ -88,6 +91,10 @@ class Prompt:
             raise PromptError("a prompt needs a box or a point")
         if not np.isfinite(self.points_px).all() or (self.box_px is not None and not np.isfinite(self.box_px).all()):
             raise PromptError("a prompt's coordinates must be finite numbers")
+        if self.mask_logits is not None and (self.mask_logits.ndim != 3 or len(self.mask_logits) != 1):
+            raise PromptError(f"logits of a former mask are (1, h, w), not {self.mask_logits.shape}")
+        if self.mask_logits is not None and not np.isfinite(self.mask_logits).all():
+            raise PromptError("logits of a former mask must be finite numbers")
         if not np.isin(self.labels, (0, 1)).all():
             raise PromptError("a point's label is 1 (on the object) or 0 (off it)")
 

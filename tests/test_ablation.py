@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from typer.testing import CliRunner
 
 from sam4mllm import loading
@@ -20,9 +21,10 @@ from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.ablation import Journal, ablate
 from sam4mllm.evaluation.ablation_table import Row, describe, find_best, tabulate, tell_gain, to_csv, to_markdown, to_plot
+from sam4mllm.evaluation.controls import ANSWERS, Answers, ControlGrounder
 from sam4mllm.evaluation.run import choose, evaluate
 from sam4mllm.evaluation.settings import Setting, plan, published, vary
-from sam4mllm.grounding.protocol import Question, Scene
+from sam4mllm.grounding.protocol import Inquiry, Question, Scene
 from sam4mllm.options import CHOICES, PATTERNS, Options, Thresholds
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.values import Grounding
@@ -75,6 +77,9 @@ def rows_of(dataset: Path, axes: Mapping[str, Sequence[str]], journal: Journal |
             {"strategy": ("box", "reason")}, ["base", "published", "strategy=box", "strategy=reason", "oracle"], id="a thought first"
         ),
         pytest.param({"points": ()}, ["base", "published, points=joint", "oracle"], id="what is the same is one row"),
+        pytest.param(
+            {"answers": ()}, ["base", "published", "answers=uniform", "answers=coin-flipped", "answers=inverted", "oracle"], id="controls"
+        ),
         pytest.param({"count": ("5", "30")}, ["base", "published", "count=5", "oracle"], id="given values"),
         pytest.param({"pattern": ("spread",)}, ["base", "published", "oracle"], id="the base's own value"),
         pytest.param({"pattern": ()}, ["base", "published", *[f"pattern={name}" for name in PATTERNS[1:]], "oracle"], id="patterns"),
@@ -345,3 +350,39 @@ def test_what_cannot_be_compared_is_one_line(command: Any, arguments: list[str],
     result = command(*arguments)
     assert result.exit_code == 1
     assert message in str(result.exception)
+
+
+# -- controls ------------------------------------------------------------------------------------------------------------------------------
+
+
+def answered(answers: Answers, points: int = 200) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """What a control says of points in the cup's box, and what the model says."""
+    model = FakeGrounder({})
+    scene = model.open(np.zeros((80, 100, 3), np.uint8))
+    asked = [Inquiry(grounding("the cup", [BOX]), 0, np.random.default_rng(1).uniform(20, 60, (points, 2)).astype(np.float32))]
+    [control], [again] = (ControlGrounder(model, answers).ask(scene, asked) for _ in range(2))
+    np.testing.assert_array_equal(control.inside, again.inside)
+    return control.inside, model.ask(scene, asked)[0].inside
+
+
+def test_controls_answer_wrongly_on_purpose() -> None:
+    for answers in ANSWERS:
+        control, model = answered(answers)
+        right = float(((control >= 0.5) == (model >= 0.5)).mean())
+        assert right == pytest.approx({"model": 1.0, "inverted": 0.0}.get(answers, 0.5), abs=0.1)
+    assert set(answered("coin-flipped")[0].tolist()) == {0.0, 1.0}
+    assert len(set(answered("uniform")[0].tolist())) == 200
+    np.testing.assert_array_equal(answered("inverted")[0], 1 - answered("inverted")[1])
+
+
+def test_a_control_is_told_apart_and_is_never_the_best(dataset: Path) -> None:
+    journal = Journal()
+    rows = rows_of(dataset, {"answers": ()}, journal)
+    right = {row.setting.label: row.figures["asked_right"] for row in rows}
+    assert right["base"] is not None
+    assert right["answers=inverted"] == pytest.approx(1 - right["base"])
+    assert "answers inverted" in describe(rows[-2].setting)
+    better = [replace(row, figures={**row.figures, "gIoU": 1.0}) if row.setting.answers != "model" else row for row in rows]
+    assert find_best(better).setting.answers == "model"
+    again = rows_of(dataset, {"answers": ()}, journal)
+    assert {row.setting.label: row.figures["asked_right"] for row in again} == right

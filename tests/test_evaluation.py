@@ -14,7 +14,7 @@ from sam4mllm import loading
 from sam4mllm.cli import main as cli
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import DatasetError
-from sam4mllm.evaluation.run import choose, evaluate
+from sam4mllm.evaluation.run import POINT_KINDS, choose, evaluate, intervals_of, summarize_judged
 from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.run_lengths import from_rle
@@ -69,6 +69,24 @@ def test_a_split_and_a_number_of_images_can_be_chosen(dataset: Path) -> None:
         choose(dataset, "val")
 
 
+def test_points_are_told_by_what_they_lie_on(tmp_path: Path) -> None:
+    """The fake says yes to the left half of a box: right of the cup, wrong of the dog, which has the other half of that box."""
+    cup, dog = (np.zeros((1, 80, 100), np.bool_) for _ in range(2))
+    cup[0, 10:50, 20:40] = True
+    dog[0, 10:30, 40:60] = True
+    with ExampleWriter(tmp_path / "data") as writer:
+        record = writer.add_image(np.zeros((80, 100, 3), np.uint8))
+        writer.add(record, "the cup", cup, "test", "", boxes=[BOX])
+        writer.add(record, "the dog", dog, "test", "", boxes=[BOX])
+    figures, judged = evaluate(Pipeline(FakeGrounder({}), FakeSegmenter(), Options("box")), tmp_path / "data")
+    about_cup, about_dog = judged
+    assert about_cup.on_other.sum() == about_dog.on.sum() > 0
+    assert summarize_judged([about_cup])["points_on_other"] == 1
+    assert [summarize_judged([about_dog])[kind] for kind in POINT_KINDS] == [0, 0, 1]
+    ends = intervals_of(judged)
+    assert all(figures[kind] is not None and ends[kind] is not None for kind in POINT_KINDS)
+
+
 def test_what_an_example_ignores_counts_neither_way(tmp_path: Path) -> None:
     mask, ignored = np.zeros((1, 80, 100), np.bool_), np.zeros((80, 100), np.bool_)
     mask[0, 10:50, 20:40] = True
@@ -94,6 +112,7 @@ def test_the_command_prints_the_keys_of_the_design_and_more(dataset: Path, monke
     assert set(figures) == {
         "gIoU", "cIoU", "mIoU", "N-acc", "T-acc", "Pr@0.5", "Pr@0.6", "Pr@0.7", "Pr@0.8", "Pr@0.9",
         "point_accuracy", "point_ece", "oracle_mIoU", "seconds_per_phrase", "count",
+        "points_on_target", "points_on_other", "points_on_background",
         "seconds_image", "seconds_box", "seconds_points", "seconds_segmenter", "intervals", "strategy",
     }  # fmt: skip
     assert figures["intervals"]["gIoU"] == [1, 1]

@@ -23,6 +23,7 @@ from torch import nn
 from sam4mllm.errors import ModelError, PromptError
 from sam4mllm.segmentation import loading
 from sam4mllm.segmentation.attention import FusedAttention, fuse_attention
+from sam4mllm.segmentation.former import SURE
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.sam import SamSegmenter
 from sam4mllm.segmentation.small_sam import build_segmenter
@@ -112,6 +113,67 @@ def test_a_clear_prompt_has_the_official_single_mask_beside_others_with_three(mo
     np.testing.assert_array_equal(one.masks, official)
     np.testing.assert_allclose(one.predicted_iou, predicted, atol=1e-5)
     assert one.stability.shape == (1,)
+
+
+def logits_like(side: int, seed: int = 5) -> NDArray[np.float32]:
+    return np.random.default_rng(seed).normal(0, 6, (1, side, side)).astype(np.float32)
+
+
+@pytest.mark.parametrize("size", [(150, 210), (300, 120)], ids=str)
+def test_a_former_mask_is_the_official_mask_input(model: Sam, size: tuple[int, int]) -> None:
+    image, former = picture(1, *size), logits_like(model.prompt_encoder.mask_input_size[0])
+    predictor = SamPredictor(model)
+    predictor.set_image(image)
+    segmenter = SamSegmenter(model, "test")
+    embedding = segmenter.encode(image)
+    asked = [replace(given, mask_logits=former) for given in PROMPTS]
+    plain = segmenter.decode(embedding, PROMPTS)
+    for masks, without, given in zip(segmenter.decode(embedding, asked), plain, asked, strict=True):
+        points = (given.points_px, given.labels) if len(given.labels) else (None, None)
+        official, predicted, _ = predictor.predict(*points, box=given.box_px, mask_input=former, multimask_output=True)
+        np.testing.assert_array_equal(masks.masks, official)
+        np.testing.assert_allclose(masks.predicted_iou, predicted, atol=1e-5)
+        assert (masks.masks != without.masks).any()
+
+
+def test_prompts_with_and_without_a_former_mask_are_answered_as_each_alone(model: Sam) -> None:
+    segmenter = SamSegmenter(model, "test")
+    embedding = segmenter.encode(picture(1))
+    side = model.prompt_encoder.mask_input_size[0]
+    asked = [PROMPTS[2], replace(PROMPTS[2], mask_logits=logits_like(side)), replace(PROMPTS[2], mask_logits=logits_like(side, 6))]
+    for masks, given in zip(segmenter.decode(embedding, asked), asked, strict=True):
+        [alone] = segmenter.decode(embedding, [given])
+        np.testing.assert_array_equal(masks.masks, alone.masks)
+
+
+@pytest.mark.parametrize("size", [(150, 210), (300, 120), (64, 64)], ids=str)
+def test_a_mask_as_logits_is_drawn_back_as_itself(model: Sam, size: tuple[int, int]) -> None:
+    segmenter, mask = SamSegmenter(model, "test"), np.zeros(size, np.bool_)
+    mask[size[0] // 5 : size[0] // 2, size[1] // 3 :] = True
+    embedding = segmenter.encode(picture(1, *size))
+    logits = segmenter.as_logits(embedding, mask)
+    assert (logits.dtype, logits.min(), logits.max()) == (np.float32, -SURE, SURE)
+    full = model.postprocess_masks(torch.from_numpy(logits)[None], embedding.input_size, size)[0, 0].numpy() > 0
+    assert (full & mask).sum() / (full | mask).sum() > 0.95
+
+
+def test_another_segmenters_logits_are_refused(model: Sam) -> None:
+    segmenter = SamSegmenter(model, "test")
+    with pytest.raises(PromptError, match=r"are \(1, 192, 192\) here, not \(1, 256, 256\)"):
+        segmenter.decode(segmenter.encode(picture(1)), [replace(PROMPTS[0], mask_logits=logits_like(256))])
+
+
+@pytest.mark.parametrize(
+    ("logits", "message"),
+    [
+        pytest.param(np.zeros((8, 8), np.float32), r"\(1, h, w\), not \(8, 8\)", id="no channel"),
+        pytest.param(np.zeros((2, 8, 8), np.float32), r"\(1, h, w\), not \(2, 8, 8\)", id="two masks"),
+        pytest.param(np.full((1, 8, 8), np.nan, np.float32), "finite", id="not a number"),
+    ],
+)
+def test_malformed_former_masks_are_refused(logits: NDArray[np.float32], message: str) -> None:
+    with pytest.raises(PromptError, match=message):
+        replace(PROMPTS[0], mask_logits=logits)
 
 
 def test_threads_and_images_do_not_mix(model: Sam) -> None:

@@ -9,8 +9,9 @@ import pytest
 
 from sam4mllm.demo.glyphs import glyphs_of, known_nouns, novel_nouns
 from sam4mllm.demo.layout import MAX_OVERLAP, SIZE_RANGE
-from sam4mllm.demo.phrases import KINDS, SHARES, plural
+from sam4mllm.demo.phrases import KINDS, SHARES
 from sam4mllm.demo.scenes import DemoScene, make_crowd, make_scene
+from sam4mllm.demo.wording import plural
 
 GOLDEN_PHRASES = ["the cheese", "the pizza at the bottom", "the small pizza", "the large pizza", "the big pizza"]
 GOLDEN_BOX = (141, 179, 343, 362)

@@ -22,6 +22,7 @@ from transformers import AutoModelForMaskGeneration, Sam2Processor, Sam3TrackerP
 from sam4mllm.errors import ModelError
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.segmentation import module, pretrained
+from sam4mllm.segmentation.former import logits_of
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.module import decode_alike
 from sam4mllm.segmentation.transformers_sam import TransformersSegmenter
@@ -67,7 +68,7 @@ def own(folders: Callable[[str], Path]) -> Callable[[str], tuple[Any, Any]]:
 
 @torch.inference_mode()
 def as_documented(
-    model: Any, processor: Any, image: NDArray[np.uint8], given: Prompt, several: bool = True
+    model: Any, processor: Any, image: NDArray[np.uint8], given: Prompt, several: bool = True, **more: Any
 ) -> tuple[Any, NDArray[np.float32]]:
     """The model's answer and its masks' logits at the image's size, by the steps of its page in transformers' documentation."""
     asked: dict[str, Any] = {}
@@ -76,7 +77,7 @@ def as_documented(
     if given.box_px is not None:
         asked["input_boxes"] = [[given.box_px.tolist()]]
     inputs = processor(images=image, **asked, return_tensors="pt")
-    answer = model(**inputs, multimask_output=several)
+    answer = model(**inputs, multimask_output=several, **more)
     sizes = [inputs[key] for key in ("original_sizes", "reshaped_input_sizes") if key in inputs]
     return answer, processor.post_process_masks(answer.pred_masks, *sizes, binarize=False)[0][0].numpy()
 
@@ -116,6 +117,37 @@ def test_a_clear_prompt_has_the_single_mask_of_the_model(
     assert (len(several.masks), len(single.masks)) == (3, 1)
     np.testing.assert_allclose(single.predicted_iou, answer.iou_scores[0, 0], atol=1e-4)
     assert_masks_equal(single.masks, expected)
+
+
+@pytest.mark.parametrize("size", SIZES, ids=str)
+@pytest.mark.parametrize("name", PROMPTABLE)
+def test_a_former_mask_is_the_models_input_mask(
+    name: str, size: tuple[int, int], own: Callable[[str], tuple[Any, Any]], load: Callable[[str], TransformersSegmenter]
+) -> None:
+    image, segmenter = picture(1, *size), load(name)
+    embedding, mask = segmenter.encode(image), np.zeros(size, np.bool_)
+    mask[size[0] // 4 : size[0] // 2, size[1] // 3 :] = True
+    former = [segmenter.as_logits(embedding, mask), -segmenter.as_logits(embedding, mask)]
+    asked = [replace(given, mask_logits=logits) for given in PROMPTS[:3] for logits in former]
+    for given, masks in zip(asked, segmenter.decode(embedding, asked), strict=True):
+        assert given.mask_logits is not None
+        input_masks = torch.from_numpy(given.mask_logits)[None]
+        answer, expected = as_documented(*own(name), image, given, input_masks=input_masks)
+        plain, _ = as_documented(*own(name), image, given)
+        assert not torch.equal(answer.pred_masks, plain.pred_masks)
+        np.testing.assert_allclose(masks.predicted_iou, answer.iou_scores[0, 0], atol=1e-4)
+        assert_masks_equal(masks.masks, expected)
+
+
+@pytest.mark.parametrize("name", PROPOSING)
+def test_who_takes_no_former_mask_draws_as_if_there_were_none(name: str, load: Callable[[str], Any]) -> None:
+    segmenter, image = load(name), picture(1)
+    embedding = segmenter.encode(image)
+    assert logits_of(segmenter, embedding, np.ones((150, 210), np.bool_)) is None
+    [plain], [given] = (
+        segmenter.decode(embedding, [one]) for one in (PROMPTS[0], replace(PROMPTS[0], mask_logits=np.ones((1, 8, 8), np.float32)))
+    )
+    np.testing.assert_array_equal(plain.masks, given.masks)
 
 
 @pytest.mark.parametrize("name", [*PROMPTABLE, *PROPOSING])

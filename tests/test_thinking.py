@@ -30,7 +30,7 @@ from sam4mllm.prompts.thinking import ASK, BEGIN, END, open_thought
 from tests.fakes import FakeGrounder, FakeSegmenter
 from tests.family_models import PHRASES
 from tests.test_mllm import picture
-from tests.thinking_models import OPENED, PLAIN, thinking_grounder
+from tests.thinking_models import OPENED, PLAIN, thinking_grounder, without_tags
 
 torch.set_num_threads(1)
 
@@ -342,9 +342,10 @@ def test_probabilities_are_of_the_answer(grounder: MllmGrounder, text: str, boxe
     assert ("wait" in found.thought) == ("wait" in text)
 
 
-def test_a_model_without_words_for_a_thought_answers_at_once(tiny_checkpoint: Path) -> None:
+def test_a_model_without_words_for_a_thought_answers_at_once(tiny_checkpoint: Path, tmp_path: Path) -> None:
     """As the demo model: its tokenizer knows the words of its questions and answers alone."""
-    grounder = MllmGrounder(load_checkpoint(str(tiny_checkpoint), torch.device("cpu")), max_new_tokens=12)
+    checkpoint = load_checkpoint(str(without_tags(tiny_checkpoint, tmp_path)), torch.device("cpu"))
+    grounder = MllmGrounder(checkpoint, max_new_tokens=12)
     assert not grounder.thinks
     assert grounder.question(PHRASES[0], "reason") == grounder.question(PHRASES[0])
     scene = grounder.open(picture(4))

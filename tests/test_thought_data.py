@@ -29,7 +29,7 @@ from tests.family_checks import PLAN
 from tests.public_sets import reasonseg
 from tests.test_pool import TOY, make_pool, write_pictures
 from tests.test_readers import SQUARE_POINTS, prepare
-from tests.thinking_models import OPENED, PLAIN, thinking_grounder
+from tests.thinking_models import OPENED, PLAIN, thinking_grounder, without_tags
 
 torch.set_num_threads(1)
 
@@ -143,7 +143,8 @@ def test_an_example_with_a_thought_is_asked_in_both_ways(
 def test_a_model_without_words_for_a_thought_learns_the_answer_alone(
     tiny_checkpoint: Path, examples: list[Example], tmp_path: Path
 ) -> None:
-    grounder = MllmGrounder(load_checkpoint(str(tiny_checkpoint), torch.device("cpu")))
+    folder = without_tags(tiny_checkpoint, tmp_path / "model")
+    grounder = MllmGrounder(load_checkpoint(str(folder), torch.device("cpu")))
     thinking = [replace(example, thought=THOUGHT) for example in examples]
     assert said_and_learned(grounder, tmp_path / "data", thinking) == said_and_learned(grounder, tmp_path / "data", examples)
 

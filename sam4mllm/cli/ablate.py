@@ -52,7 +52,9 @@ WIDE = 180
 def ablate(
     dataset: DatasetArgument,
     *,
-    over: Annotated[str, typer.Option("--over", help="What to vary: strategy,points,count,pattern,choice,thresholds,segmenter,rank.")],
+    over: Annotated[
+        str, typer.Option("--over", help="What to vary: strategy,points,count,pattern,choice,thresholds,answers,segmenter,rank")
+    ],
     out: Annotated[Path, typer.Option("--out", help="The folder for table, CSV, plot and journal; there again, it goes on.")],
     values: Annotated[
         list[str] | None, typer.Option("--values", help="Values of an axis instead of the usual: count=5,10,30. May be repeated.")

@@ -7,7 +7,7 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -40,8 +40,10 @@ from sam4mllm.options import THOUGHT_TOKENS, THRESHOLD, Precision
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from sam4mllm.data.examples import Example
     from sam4mllm.evaluation.metrics import Figures
     from sam4mllm.evaluation.predictions import JudgedExample
+    from sam4mllm.pipeline import Pipeline
 
 commands = typer.Typer()
 
@@ -56,6 +58,12 @@ def evaluate(
     threshold: ThresholdOption = THRESHOLD,
     thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     oracle: Annotated[bool, typer.Option("--oracle", help="Also draw from true boxes and points: the upper bound.")] = False,
+    clicks: Annotated[
+        bool,
+        typer.Option(
+            "--clicks", help="Also click on answers until they fit, as a reviewer does, with and without the former mask as input."
+        ),
+    ] = False,
     split: SplitOption = None,
     limit: LimitOption = None,
     seed: SeedOption = 0,
@@ -84,6 +92,7 @@ def evaluate(
     figures, judged = run(pipeline, dataset, oracle, evaluating, examples=examples, min_pixels=min_pixels)
     ends = intervals_of(judged)
     several = {name: {part: summarize_judged(some) for part, some in found.items()} for name, found in parts(judged).items()}
+    clicked = _click(pipeline, dataset, examples) if clicks else None
     if out is not None:
         from sam4mllm.evaluation.predictions import write_predictions
 
@@ -91,26 +100,33 @@ def evaluate(
     if report is not None:
         _report(report, dataset, judged, figures, pipeline.version)
     if as_json:
-        print(
-            json.dumps(
-                {**figures, "strategy": pipeline.strategy, "intervals": ends, **{f"{name}s": found for name, found in several.items()}}
-            )
-        )
+        more = {f"{name}s": found for name, found in several.items()} | ({} if clicked is None else {"clicks": clicked})
+        print(json.dumps({**figures, "strategy": pipeline.strategy, "intervals": ends, **more}))
         return
-    from rich.console import Console
-
-    Console().print(_figures_table(figures, ends))
-    for name, found in several.items():
-        Console().print(_parts_table(name, found))
+    tables = [_figures_table(figures, ends), *(_parts_table(name, found) for name, found in several.items())]
+    _print([*tables, *([] if clicked is None else [_clicks_table(clicked)])])
     for path in (out, report):
         if path is not None:
             print(path)
+
+
+def _click(pipeline: Pipeline, dataset: Path, examples: Sequence[Example]) -> dict[str, Any]:
+    from sam4mllm.evaluation.click_curves import as_fields, measure_clicks
+
+    return as_fields(measure_clicks(pipeline, dataset, examples, lambda images, total: bar(images, total, "clicking")))
 
 
 def _report(folder: Path, dataset: Path, judged: Sequence[JudgedExample], figures: Figures, version: str) -> None:
     from sam4mllm.evaluation.report import write_report
 
     write_report(folder, dataset, judged, figures, version, shlex.join(["sam4mllm", *sys.argv[1:]]))
+
+
+def _print(tables: Sequence[Table]) -> None:
+    from rich.console import Console
+
+    for table in tables:
+        Console().print(table)
 
 
 def _figures_table(figures: Figures, ends: Mapping[str, tuple[float, float] | None]) -> Table:
@@ -122,6 +138,27 @@ def _figures_table(figures: Figures, ends: Mapping[str, tuple[float, float] | No
         shown = "–" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value)
         table.add_row(name, shown, f"{reach[0]:.4f} – {reach[1]:.4f}" if reach else "")
     return table
+
+
+def _clicks_table(clicked: Mapping[str, Any]) -> Table:
+    from rich.table import Table
+
+    with_former = "gain" in clicked
+    table = Table("clicks, mIoU", "value", "95 % interval", *(["with the former mask", "difference (95 %)"] if with_former else []))
+    for name, value in clicked["without"]["figures"].items():
+        shown = [name, *(["–", ""] if value is None else [f"{value:.3f}", _reach(clicked["without"]["intervals"][name])])]
+        if with_former:
+            other, gain = clicked["with"]["figures"][name], clicked["gain"][name]
+            shown += [
+                "–" if other is None else f"{other:.3f}",
+                "" if gain is None else f"{gain[0]:+.3f} ({gain[1]:+.3f} to {gain[2]:+.3f})",
+            ]
+        table.add_row(*shown)
+    return table
+
+
+def _reach(ends: Sequence[float] | None) -> str:
+    return "" if ends is None else f"{ends[0]:.3f} – {ends[1]:.3f}"
 
 
 def _parts_table(name: str, found: Mapping[str, Figures]) -> Table:

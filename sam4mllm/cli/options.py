@@ -34,6 +34,16 @@ class NounsName(StrEnum):
     NOVEL = "novel"
 
 
+class SceneKind(StrEnum):
+    """Which demo scenes: the keys of :data:`~sam4mllm.demo.dataset.MAKERS`."""
+
+    DEFAULT = "default"
+    AMBIGUOUS = "ambiguous"
+    MIXED = "mixed"
+    RELATIONAL = "relational"
+    SHIFTED = "shifted"
+
+
 class DataSetName(StrEnum):
     """The data sets that can be read."""
 

@@ -30,7 +30,7 @@ def mllm_config(vocabulary: int, image_token: int, vision_start: int, vision_end
             "num_key_value_heads": HEADS,
             "head_dim": HIDDEN // HEADS,
             "max_position_embeddings": 4096,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5]},
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
             "bos_token_id": None,
             "eos_token_id": end,
             "pad_token_id": pad,

@@ -3,10 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 
 from sam4mllm.data.write_dataset import ExampleWriter
-from sam4mllm.demo.scenes import make_scene
+from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_mixed, make_relational, make_scene, make_shifted
+
+MAKERS: dict[str, Callable[[Sequence[int], Sequence[str] | None], DemoScene]] = {
+    "default": make_scene,
+    "ambiguous": partial(make_ambiguous, told=True),
+    "mixed": make_mixed,
+    "relational": make_relational,
+    "shifted": make_shifted,
+}
+"""The makers of scenes of each kind, from a seed and the nouns that phrases may ask for."""
 
 
 def write_scenes(
@@ -17,17 +27,17 @@ def write_scenes(
     track: Callable[[Iterable[int]], Iterable[int]] = iter,
     phrases: int | None = None,
     split: str = "test",
+    kind: str = "default",
 ) -> int:
     """Write ``count`` scenes (images) of a seed; each phrase of a scene is an example. Returns the number of examples.
 
     ``track`` wraps the loop, for a progress bar; ``phrases`` are taken of each scene, all if None; ``split`` is every
-    example's. Raises DatasetError if the folder
-    already holds a dataset.
+    example's; ``kind`` is one of MAKERS. Raises DatasetError if the folder already holds a dataset.
     """
     written = 0
     with ExampleWriter(folder) as writer:
         for index in track(range(count)):
-            scene = make_scene((seed, index), nouns)
+            scene = MAKERS[kind]((seed, index), nouns)
             record = writer.add_image(scene.image)
             for expression in scene.expressions[:phrases]:
                 targets = list(expression.targets)

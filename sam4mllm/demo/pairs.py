@@ -45,13 +45,18 @@ class Part:
     rgba: NDArray[np.uint8]
 
 
-def draw_pair(rng: np.random.Generator, kind: str, pool: Sequence[Glyph], extent: tuple[float, float]) -> list[Thing]:
+def draw_pair(
+    rng: np.random.Generator, kind: str, pool: Sequence[Glyph], extent: tuple[float, float], partners: Sequence[Glyph] | None = None
+) -> list[Thing]:
     """The two things of a pair of one of PAIR_KINDS, in the order in which they are painted.
 
-    Of a part the first is the whole and the second the part, painted on itself. ``extent`` is the image's (height, width), the longer 1.
+    Of a part the first is the whole and the second the part, painted on itself and without a noun. ``extent`` is the image's (height,
+    width), the longer 1. One of any other pair is from ``partners``, where they are given.
     """
-    makers: dict[str, Callable[..., list[Thing]]] = {"crossed": _crossed, "front": _front, "ring": _ring, "part": _part}
-    return makers[kind](rng, pool, extent)
+    if kind == "part":
+        return _part(rng, pool, extent)
+    makers: dict[str, Callable[..., list[Thing]]] = {"crossed": _crossed, "front": _front, "ring": _ring}
+    return makers[kind](rng, _two(rng, pool, partners), extent)
 
 
 def suits(kind: str, glyph: Glyph) -> bool:
@@ -101,8 +106,8 @@ def hollow(glyph: Glyph) -> Glyph:
     return replace(glyph, rgba=rgba)
 
 
-def _crossed(rng: np.random.Generator, pool: Sequence[Glyph], extent: tuple[float, float]) -> list[Thing]:
-    first, second = _two(rng, pool)
+def _crossed(rng: np.random.Generator, two: tuple[Glyph, Glyph], extent: tuple[float, float]) -> list[Thing]:
+    first, second = two
     side, centre = _place(rng, extent)
     turn = 1 if rng.random() < 0.5 else -1
     things = []
@@ -115,8 +120,8 @@ def _crossed(rng: np.random.Generator, pool: Sequence[Glyph], extent: tuple[floa
     return things
 
 
-def _front(rng: np.random.Generator, pool: Sequence[Glyph], extent: tuple[float, float]) -> list[Thing]:
-    back, front = _two(rng, pool)
+def _front(rng: np.random.Generator, two: tuple[Glyph, Glyph], extent: tuple[float, float]) -> list[Thing]:
+    back, front = two
     side, centre = _place(rng, extent)
     rotations = rng.uniform(-30, 30, 2)
     x1, y1, x2, y2 = bounds_of(back.index, rotations[0])
@@ -129,8 +134,8 @@ def _front(rng: np.random.Generator, pool: Sequence[Glyph], extent: tuple[float,
     return [behind, before]
 
 
-def _ring(rng: np.random.Generator, pool: Sequence[Glyph], extent: tuple[float, float]) -> list[Thing]:
-    things = _front(rng, pool, extent)
+def _ring(rng: np.random.Generator, two: tuple[Glyph, Glyph], extent: tuple[float, float]) -> list[Thing]:
+    things = _front(rng, two, extent)
     return [things[0], replace(things[1], glyph=hollow(things[1].glyph))]
 
 
@@ -144,12 +149,17 @@ def _part(rng: np.random.Generator, pool: Sequence[Glyph], extent: tuple[float, 
     scale = side / max(bounds[2] - bounds[0], bounds[3] - bounds[1])
     whole = dress(rng, glyph, rotation, scale, centre, _middle(bounds))
     colour = colour_of(rotate_hue(part.rgba, whole.hue, whole.brightness))
-    return [whole, replace(whole, glyph=replace(glyph, rgba=part.rgba), colour=colour)]
+    return [whole, replace(whole, glyph=replace(glyph, rgba=part.rgba, noun=""), colour=colour)]
 
 
-def _two(rng: np.random.Generator, pool: Sequence[Glyph]) -> tuple[Glyph, Glyph]:
-    first, second = rng.choice(len(pool), 2, replace=False)
-    return pool[first], pool[second]
+def _two(rng: np.random.Generator, pool: Sequence[Glyph], partners: Sequence[Glyph] | None) -> tuple[Glyph, Glyph]:
+    if partners is None:
+        first, second = rng.choice(len(pool), 2, replace=False)
+        return pool[first], pool[second]
+    one = pool[int(rng.integers(len(pool)))]
+    others = [glyph for glyph in partners if glyph.index != one.index]
+    other = others[int(rng.integers(len(others)))]
+    return (one, other) if rng.random() < 0.5 else (other, one)
 
 
 def _place(rng: np.random.Generator, extent: tuple[float, float]) -> tuple[float, tuple[float, float]]:

@@ -3,42 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 
+from sam4mllm.demo.comparisons import by_comparison, by_hops
 from sam4mllm.demo.glyphs import COLOURS
 from sam4mllm.demo.layout import Thing
+from sam4mllm.demo.wording import RELATIONS, SIDE_MARGIN, SIDES, SIZE_RATIO, Expression, indices_of, plural, present, stands
 
 KINDS = ("noun", "attribute", "position", "plural", "none")
 SHARES = (0.30, 0.20, 0.20, 0.15, 0.15)
+RELATIONAL_KINDS = ("comparison", "hops")
+"""Kinds of phrases that only relational scenes have: of two things compared, and of a thing that is found by way of others."""
 NEAR_MISS_SHARE = 0.5
-SIZE_RATIO = 1.35
-SIDE_MARGIN = 0.08
-IRREGULAR_PLURALS = {"cherry": "cherries", "strawberry": "strawberries", "butterfly": "butterflies", "sheep": "sheep", "fish": "fish"}
-SIBILANTS = ("s", "x", "ch", "sh", "o")
-SIDES = ("left", "right", "top", "bottom")
-RELATIONS = ("left of", "right of", "above", "below")
-
-
-@dataclass(frozen=True)
-class Expression:
-    """A phrase, the indices of the things that it means (empty: no such object), and its kind (one of KINDS).
-
-    ``nouns`` are the words for things in it, asked one first.
-    """
-
-    phrase: str
-    targets: tuple[int, ...]
-    kind: str
-    nouns: tuple[str, ...]
-
-
-def plural(noun: str) -> str:
-    """The English plural of one of the sheet's nouns."""
-    if noun in IRREGULAR_PLURALS:
-        return IRREGULAR_PLURALS[noun]
-    return noun + ("es" if noun.endswith(SIBILANTS) and noun not in ("kiwi", "avocado") else "s")
 
 
 def expressions(rng: np.random.Generator, things: Sequence[Thing], kinds: Sequence[str], nouns: Sequence[str]) -> list[Expression] | None:
@@ -49,6 +26,8 @@ def expressions(rng: np.random.Generator, things: Sequence[Thing], kinds: Sequen
         "position": _by_position,
         "plural": _by_plural,
         "none": _of_nothing,
+        "comparison": by_comparison,
+        "hops": by_hops,
     }
     chosen: list[Expression] = []
     for kind in kinds:
@@ -60,28 +39,20 @@ def expressions(rng: np.random.Generator, things: Sequence[Thing], kinds: Sequen
     return chosen
 
 
-def _indices(things: Sequence[Thing], noun: str) -> list[int]:
-    return [index for index, thing in enumerate(things) if thing.noun == noun]
-
-
-def _present(things: Sequence[Thing], nouns: Sequence[str]) -> list[str]:
-    return sorted({thing.noun for thing in things if thing.noun in nouns})
-
-
 def _by_noun(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
     article = "the " if rng.random() < 0.75 else ""
     return [
         Expression(f"{article}{noun}", (indices[0],), "noun", (noun,))
-        for noun in _present(things, nouns)
-        if len(indices := _indices(things, noun)) == 1
+        for noun in present(things, nouns)
+        if len(indices := indices_of(things, noun)) == 1
     ]
 
 
 def _by_attribute(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
     telling: list[Expression] = []  # where the noun alone would not do
     idle: list[Expression] = []
-    for noun in _present(things, nouns):
-        indices = _indices(things, noun)
+    for noun in present(things, nouns):
+        indices = indices_of(things, noun)
         for colour in COLOURS:
             matches = [index for index in indices if things[index].colour == colour]
             clear = all(things[index].colour for index in indices)
@@ -99,8 +70,8 @@ def _by_attribute(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequ
 
 def _by_position(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
     found = []
-    for noun in _present(things, nouns):
-        indices = _indices(things, noun)
+    for noun in present(things, nouns):
+        indices = indices_of(things, noun)
         for side, axis, sign in zip(SIDES, (0, 0, 1, 1), (1, -1, 1, -1), strict=True):
             order = sorted(indices, key=lambda index: sign * things[index].middle[axis])
             if len(order) > 1 and abs(things[order[0]].middle[axis] - things[order[1]].middle[axis]) >= SIDE_MARGIN:
@@ -116,14 +87,11 @@ def _relations(things: Sequence[Thing], noun: str, indices: Sequence[int], holds
     found = []
     for anchor in range(len(things)):
         other = things[anchor].noun
-        if not other or other == noun or len(_indices(things, other)) > 1:
+        if not other or other == noun or len(indices_of(things, other)) > 1:
             continue
-        for relation, axis, sign in zip(RELATIONS, (0, 0, 1, 1), (-1, 1, -1, 1), strict=True):
-            along = [sign * (things[index].middle[axis] - things[anchor].middle[axis]) for index in indices]
-            across = [abs(things[index].middle[1 - axis] - things[anchor].middle[1 - axis]) for index in indices]
-            clearly = [a > SIDE_MARGIN and a > b for a, b in zip(along, across, strict=True)]
-            clearly_not = [a < -SIDE_MARGIN for a in along]
-            if sum(clearly) == int(holds) and all(a or b for a, b in zip(clearly, clearly_not, strict=True)):
+        for relation in RELATIONS:
+            clearly = [stands(things[index], relation, things[anchor]) for index in indices]
+            if clearly.count(True) == int(holds) and None not in clearly:
                 targets = tuple(index for index, flag in zip(indices, clearly, strict=True) if flag)
                 kind = "position" if holds else "none"
                 found.append(Expression(f"the {noun} {relation} the {other}", targets, kind, (noun, other)))
@@ -133,8 +101,8 @@ def _relations(things: Sequence[Thing], noun: str, indices: Sequence[int], holds
 def _by_plural(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
     article = "all" if rng.random() < 0.6 else "the"
     found = []
-    for noun in _present(things, nouns):
-        indices = _indices(things, noun)
+    for noun in present(things, nouns):
+        indices = indices_of(things, noun)
         if len(indices) > 1:
             found.append(Expression(f"{article} {plural(noun)}", tuple(indices), "plural", (noun,)))
             for colour in COLOURS:
@@ -145,18 +113,18 @@ def _by_plural(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequenc
 
 
 def _of_nothing(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
-    present = _present(things, nouns)
+    there = present(things, nouns)
     if rng.random() < NEAR_MISS_SHARE:
         near = []
-        for noun in present:
-            indices = _indices(things, noun)
+        for noun in there:
+            indices = indices_of(things, noun)
             colours = {things[index].colour for index in indices}
             if "" not in colours:
                 near += [Expression(f"the {colour} {noun}", (), "none", (noun,)) for colour in COLOURS if colour not in colours]
             near += _relations(things, noun, indices, holds=False)
         if near:
             return near
-    absent = [noun for noun in nouns if not _indices(things, noun)]
+    absent = [noun for noun in nouns if not indices_of(things, noun)]
     if not absent:
         return []
     noun = absent[rng.integers(len(absent))]

@@ -13,8 +13,11 @@ from sam4mllm.closeup import Window
 from sam4mllm.demo.backgrounds import draw_background
 from sam4mllm.demo.glyphs import known_nouns, rotate_hue
 from sam4mllm.demo.layout import Thing, choose_glyphs, crowd_glyphs, draw_size, place
+from sam4mllm.demo.pair_phrases import of_pair
 from sam4mllm.demo.pairs import PAIR_KINDS, draw_pair, pool_for
-from sam4mllm.demo.phrases import KINDS, SHARES, Expression, expressions
+from sam4mllm.demo.phrases import KINDS, RELATIONAL_KINDS, SHARES, expressions
+from sam4mllm.demo.shifts import Look, look_of
+from sam4mllm.demo.wording import Expression
 from sam4mllm.geometry import box_iou
 
 PHRASES_PER_SCENE = 5
@@ -23,6 +26,12 @@ MIN_VISIBLE = 0.5
 
 PAIR_IOU, PAIR_VISIBLE, PAIR_SHARES = 0.60, 0.30, (0.20, 0.80)
 """Least IoU of a pair's boxes, least visible share of each, and each one's share of the pixels of both."""
+
+NAMELESS_PARTNER_SHARE = 0.4
+"""How often a pair that is asked about has a partner that may be nameless."""
+RELATIONAL_PHRASES = 3
+REPEATING = {"plural", "position", *RELATIONAL_KINDS}
+"""Kinds of phrases that need several things with one noun."""
 
 CROWD, CROWD_SIZES, CROWD_VISIBLE = 16, (0.10, 0.36), 0.25
 
@@ -41,10 +50,16 @@ class DemoScene:
     expressions: tuple[Expression, ...]
     pair: tuple[int, int] | None = None
     """The two things in nearly one box, in an ambiguous scene; of a part the whole comes first, and its mask holds the part's."""
+    pair_kind: str = ""
+    """Which of :data:`~sam4mllm.demo.pairs.PAIR_KINDS` the pair is."""
 
 
 def make_scene(
-    seed: Sequence[int], nouns: Sequence[str] | None = None, size: tuple[int, int] | None = None, kinds: Sequence[str] | None = None
+    seed: Sequence[int],
+    nouns: Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
+    kinds: Sequence[str] | None = None,
+    look: Look | None = None,
 ) -> DemoScene:
     """The scene of a seed.
 
@@ -53,6 +68,7 @@ def make_scene(
         nouns: what the phrases may ask for; all known nouns if None.
         size: (height, width) instead of the drawn one.
         kinds: the phrases' kinds instead of five drawn ones.
+        look: another look of the same layouts.
     """
     rng = np.random.default_rng(list(seed))
     asked = known_nouns() if nouns is None else list(nouns)
@@ -62,37 +78,91 @@ def make_scene(
     height, width = size or drawn
     extent = (height / max(height, width), width / max(height, width))
     while True:
-        things = place(rng, choose_glyphs(rng, nouns, repeat="plural" in kinds or "position" in kinds), extent)
+        things = place(rng, choose_glyphs(rng, nouns, repeat=not REPEATING.isdisjoint(kinds)), extent)
         if len(things) < 3:
             continue
+        if look is not None:
+            things = [look.retell(thing) for thing in things]
         said = expressions(rng, things, kinds, asked)
         if said is None:
             continue
-        image, masks, visible = render(np.random.default_rng([*seed, 1]), things, height, width)
+        image, masks, visible = render(np.random.default_rng([*seed, 1]), things, height, width, look)
         if visible.min() >= MIN_VISIBLE:
             return DemoScene(image, masks, _boxes(masks), tuple(things), tuple(said))
 
 
-def make_ambiguous(seed: Sequence[int], nouns: Sequence[str] | None = None, size: tuple[int, int] | None = None) -> DemoScene:
-    """A scene without phrases with a pair in nearly one box, and none to three other things. ``nouns`` limits what the pair may be."""
+def make_relational(seed: Sequence[int], nouns: Sequence[str] | None = None, size: tuple[int, int] | None = None) -> DemoScene:
+    """A scene whose phrases compare things or find one by way of others (RELATIONAL_KINDS)."""
+    kinds = np.random.default_rng([*seed, 4]).choice(RELATIONAL_KINDS, RELATIONAL_PHRASES).tolist()
+    return make_scene(seed, nouns, size, kinds)
+
+
+def make_mixed(seed: Sequence[int], nouns: Sequence[str] | None = None) -> DemoScene:
+    """An ambiguous scene with phrases, with a probability of one third, or a default one."""
+    if np.random.default_rng([*seed, 3]).random() < 1 / 3:
+        return make_ambiguous(seed, nouns, told=True)
+    return make_scene(seed, nouns)
+
+
+def make_shifted(seed: Sequence[int], nouns: Sequence[str] | None = None) -> DemoScene:
+    """A scene with a phrase of each default kind that looks like none that training shows (:mod:`sam4mllm.demo.shifts`)."""
+    return make_scene(seed, nouns, kinds=KINDS, look=look_of(seed))
+
+
+def make_ambiguous(
+    seed: Sequence[int], nouns: Sequence[str] | None = None, size: tuple[int, int] | None = None, told: bool = False
+) -> DemoScene:
+    """A scene with a pair in nearly one box, and none to three other things. ``nouns`` limits what the pair may be.
+
+    It has no phrases unless it is ``told``: then five, at least one for each of the pair, and ``nouns`` (all known ones if None) limits
+    what they ask for.
+    """
     rng = np.random.default_rng(list(seed))
     drawn = draw_size(rng)
     height, width = size or drawn
     extent = (height / max(height, width), width / max(height, width))
-    kind = PAIR_KINDS[rng.integers(len(PAIR_KINDS))]
+    asked = known_nouns() if nouns is None else list(nouns)
+    limit = asked if told else nouns
+    kinds = [kind for kind in PAIR_KINDS if not told or len(pool_for(kind, limit)) > 1]
+    kind = kinds[rng.integers(len(kinds))]
     while True:
-        pair = draw_pair(rng, kind, pool_for(kind, nouns), extent)
+        partners = pool_for(kind, None) if told and rng.random() < NAMELESS_PARTNER_SHARE else None
+        pair = draw_pair(rng, kind, pool_for(kind, limit), extent, partners)
         others = place(rng, crowd_glyphs(rng, int(rng.integers(4))), extent, around=pair)
         after = int(rng.integers(len(others) + 1))
         things = [*others[:after], *pair, *others[after:]]
+        told_apart = of_pair(things, (after, after + 1), kind, asked) if told else None
+        if told_apart and not (told_apart[0] and told_apart[1]):
+            continue
         image, masks, visible = render(np.random.default_rng([*seed, 1]), things, height, width)
         if kind == "part":
             masks[after] |= masks[after + 1]
             visible[after] = 1.0
         if visible.min() >= PAIR_VISIBLE and masks.any((1, 2)).all():
-            scene = DemoScene(image, masks, _boxes(masks), tuple(things), (), (after, after + 1))
+            scene = DemoScene(image, masks, _boxes(masks), tuple(things), (), (after, after + 1), kind)
             if _ambiguous(scene):
-                return scene
+                return replace(scene, expressions=_said(rng, things, *told_apart, asked)) if told_apart else scene
+
+
+def _said(
+    rng: np.random.Generator,
+    things: Sequence[Thing],
+    first: Sequence[Expression],
+    second: Sequence[Expression],
+    absent: Sequence[Expression],
+    nouns: Sequence[str],
+) -> tuple[Expression, ...]:
+    """Five expressions in random order, at least one for each of the pair."""
+    chosen = [options[int(rng.integers(len(options)))] for options in (first, second)]
+    pool = absent if absent and rng.random() < 0.5 else [*first, *second]
+    chosen.append(pool[int(rng.integers(len(pool)))])
+    for kind in ("none", *(KINDS[index] for index in rng.choice(len(KINDS), 6, p=SHARES))):
+        chosen += expressions(rng, things, [kind], nouns) or []
+    by_phrase: dict[str, Expression] = {}
+    for one in chosen:
+        by_phrase.setdefault(one.phrase, one)
+    distinct = list(by_phrase.values())[:PHRASES_PER_SCENE]
+    return tuple(distinct[index] for index in rng.permutation(len(distinct)))
 
 
 def _ambiguous(scene: DemoScene) -> bool:
@@ -119,23 +189,34 @@ def make_crowd(seed: Sequence[int], size: tuple[int, int]) -> DemoScene:
             return DemoScene(image, masks, _boxes(masks), tuple(things), ())
 
 
-def close_up(scene: DemoScene, expression: Expression, index: int, window: Window, side: int) -> DemoScene:
-    """What a window shows of a scene, the thing ``index`` at least, ``side`` pixels wide. Its one expression means that thing alone."""
+def close_up(scene: DemoScene, told: Sequence[tuple[Expression, int]], window: Window, side: int) -> DemoScene:
+    """What a window shows of a scene, ``side`` pixels wide. Its expressions are those of ``told``, each for the one thing beside it, if
+    that is shown.
+    """
     image = cv2.resize(window.cut(scene.image), (side, side), interpolation=cv2.INTER_AREA)
     part = scene.masks[:, window.top : window.top + window.side, window.left : window.left + window.side]
     masks = np.array([cv2.resize(mask.astype(np.uint8), (side, side), interpolation=cv2.INTER_NEAREST) for mask in part], np.bool_)
-    shown = [place for place, mask in enumerate(masks) if place == index or mask.any()]
-    told = replace(expression, targets=(shown.index(index),))
+    shown = [place for place, mask in enumerate(masks) if mask.any()]
     return DemoScene(
-        np.asarray(image, np.uint8), masks[shown], _boxes(masks[shown]), tuple(scene.things[place] for place in shown), (told,)
+        image=np.asarray(image, np.uint8),
+        masks=masks[shown],
+        boxes_px=_boxes(masks[shown]),
+        things=tuple(scene.things[place] for place in shown),
+        expressions=tuple(replace(expression, targets=(shown.index(index),)) for expression, index in told if index in shown),
+        pair=_pair_in(shown, scene.pair),
+        pair_kind=scene.pair_kind,
     )
 
 
+def _pair_in(shown: Sequence[int], pair: tuple[int, int] | None) -> tuple[int, int] | None:
+    return (shown.index(pair[0]), shown.index(pair[1])) if pair and pair[0] in shown and pair[1] in shown else None
+
+
 def render(
-    rng: np.random.Generator, things: Sequence[Thing], height: int, width: int
+    rng: np.random.Generator, things: Sequence[Thing], height: int, width: int, look: Look | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.float64]]:
     """Paint the things in their order: the image (H, W, 3), the visible masks (N, H, W) and the visible shares (N,)."""
-    canvas = draw_background(rng, height, width)
+    canvas = draw_background(rng, height, width) if look is None else look.draw_background(rng, height, width)
     masks = np.zeros((len(things), height, width), np.bool_)
     whole = np.zeros(len(things))
     for index, thing in enumerate(things):
@@ -148,6 +229,8 @@ def render(
         masks[index, rows, columns] = opaque
         whole[index] = opaque.sum()
     shares = masks.sum((1, 2)) / np.maximum(whole, 1)
+    if look is not None:
+        canvas = look.finish(rng, canvas)
     return np.clip(canvas + 0.5, 0, 255).astype(np.uint8), masks, shares
 
 

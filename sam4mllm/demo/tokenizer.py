@@ -12,7 +12,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 from transformers import PreTrainedTokenizerFast
 
 from sam4mllm.demo.glyphs import COLOURS, known_nouns
-from sam4mllm.demo.phrases import IRREGULAR_PLURALS, SIDES
+from sam4mllm.demo.wording import IRREGULAR_PLURALS, SIDES
+from sam4mllm.prompts.thinking import BEGIN
+from sam4mllm.prompts.thinking import END as END_OF_THOUGHT
 
 PAD, UNKNOWN, USER, ASSISTANT, END = "<|pad|>", "<|unknown|>", "<|user|>", "<|assistant|>", "<|end|>"
 VISION_START, VISION_END, IMAGE = "<|vision_start|>", "<|vision_end|>", "<|image_pad|>"
@@ -26,6 +28,13 @@ WORDS = (
     *COLOURS,
     *SIDES,
 )
+LATER_WORDS = (
+    *("thing", "part", "ring", "hollow", "whole", "dark", "light", "front", "behind", "across", "between", "and", "than", "to"),
+    *("larger", "smaller", "largest", "smallest", "closest", "is", "this"),
+    *("first", "think", "step", "by", "about", "which", "object", "meant", "then", "answer"),
+)
+"""Words that came after the first weights. They stand after all other tokens, so that training can go on from weights without them."""
+THOUGHT, THOUGHT_END = BEGIN.strip(), END_OF_THOUGHT.strip()
 SPELLED_SHARE = 0.25
 """How often training spells a known noun from pieces instead of using its own token."""
 
@@ -52,8 +61,8 @@ def vocabulary() -> list[str]:
     initial = sorted({noun[:2] for noun in nouns})
     inner = sorted({"##" + noun[at : at + 2] for noun in nouns for at in range(1, len(noun) - 1)} | {"##es"})
     letters = [*string.ascii_lowercase, *("##" + letter for letter in string.ascii_lowercase)]
-    ordered = dict.fromkeys([*SPECIAL, *COORDINATES, *WORDS, *nouns, *_irregular(), *letters, *initial, *inner])
-    return list(ordered)
+    first = [*SPECIAL, *COORDINATES, *WORDS, *nouns, *_irregular(), *letters, *initial, *inner]
+    return list(dict.fromkeys([*first, *LATER_WORDS, THOUGHT, THOUGHT_END]))
 
 
 def build_tokenizer() -> PreTrainedTokenizerFast:
@@ -64,6 +73,7 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=False)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in (THOUGHT, THOUGHT_END)])  # part of the answer's text
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,

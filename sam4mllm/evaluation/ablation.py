@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 import sam4mllm
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image
+from sam4mllm.evaluation.controls import ControlGrounder
 from sam4mllm.evaluation.intervals import Sums, Term, sum_by_image, terms
 from sam4mllm.evaluation.journal import KeyedLines
 from sam4mllm.evaluation.metrics import Sample
@@ -113,7 +114,9 @@ class Bench:
         self._journal = journal
         self._min_pixels = min_pixels
         self._grounder = SharingGrounder(pipeline.grounder)
-        self._pipelines = {setting: pipeline.through(self._grounder, setting.options) for setting in settings}
+        self._pipelines = {
+            setting: pipeline.through(ControlGrounder(self._grounder, setting.answers), setting.options) for setting in settings
+        }
 
     def answer(self, group: Sequence[Example]) -> dict[Setting, SettingResult]:
         """Every setting's outcome on one image, from the journal where it is there; the image is opened only if something is not."""
@@ -150,6 +153,8 @@ class Bench:
         pipeline = self._pipelines[setting]
         whole = pipeline.version if pipeline.adapter else ""
         shape = {"identity": pipeline.identity, "version": whole, "oracle": setting.oracle, "min_pixels": self._min_pixels}
+        if setting.answers != "model":
+            shape["answers"] = setting.answers
         return digest_of({**shape, "release": sam4mllm.__version__, "asked": asked})
 
 

@@ -40,8 +40,9 @@ def tabulate(results: Mapping[Setting, Sums]) -> list[Row]:
 
 
 def find_best(rows: Sequence[Row]) -> Row:
-    """The row of the largest METRIC that a user can have: not the upper bound."""
-    return max((row for row in rows if not row.setting.oracle), key=lambda row: row.figures[METRIC] or 0.0)
+    """The row of the largest METRIC that a user can have: not the upper bound, nor a control."""
+    to_have = [row for row in rows if not row.setting.oracle and row.setting.answers == "model"]
+    return max(to_have, key=lambda row: row.figures[METRIC] or 0.0)
 
 
 def describe(setting: Setting) -> str:
@@ -58,6 +59,8 @@ def describe(setting: Setting) -> str:
         named = [f"{name} {getattr(options, name)}" for name in choices()]
         words += ["joint" if options.joint else "packed", f"{options.points} points", *named]
         words.append(f"thresholds {options.thresholds.positive:g}/{options.thresholds.negative:g}")
+        if setting.answers != "model":
+            words.append(f"answers {setting.answers}")
     words.append(f"segmenter {setting.segmenter}")
     return ", ".join(words if setting.adapter is None else [*words, f"adapter {setting.adapter}"])
 

@@ -5,7 +5,8 @@ It is the protocol by which interactive segmentation is compared (number of clic
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -33,24 +34,40 @@ class Correction:
 
 
 def correct(pipeline: Pipeline, opened: Opened, example: Example, answer: Segmentation) -> Correction:
-    """Click on an answer until it fits. All clicks are about what the answer shows, as those of a reviewer who has it on the screen.
+    """Click on an answer until it fits."""
+    clicks = 0
+    for clicks, iou in enumerate(click_through(pipeline, opened, example, answer)):
+        if iou >= REACHED:
+            return Correction(clicks, True)
+    return Correction(clicks, False)
+
+
+def click_through(pipeline: Pipeline, opened: Opened, example: Example, answer: Segmentation) -> Iterator[float]:
+    """The answer's IoU, then that after each of at most MOST_CLICKS clicks; it ends where nothing is wrong.
+
+    All clicks are about what the answer shows, as those of a reviewer who has it on the screen. Where a former mask is part of the prompt,
+    that is the mask that the last click made.
 
     Each click asks the MLLM what the one before asked: with a :class:`~sam4mllm.evaluation.sharing.SharingGrounder` in the pipeline all of
     them cost one question.
     """
     truth, ignored = example.union(), example.ignored()
-    shown = tuple(ShownInstance(one.box_px, one.mask) for one in answer.instances)
-    clicks = Clicks(shown=shown)
-    mask = answer.mask
-    while measure(mask, example).iou < REACHED:
-        click = next_click(truth, mask, ignored) if len(clicks.labels) < MOST_CLICKS else None
-        if click is None:
-            return Correction(len(clicks.labels), False)
+    clicks, mask = Clicks(shown=_shown(answer)), answer.mask
+    yield measure(mask, example).iou
+    while len(clicks.labels) < MOST_CLICKS and (click := next_click(truth, mask, ignored)) is not None:
         point_px, label = click
         points_px, labels = np.concatenate([clicks.points_px, point_px[None]]), np.append(clicks.labels, label)
-        clicks = Clicks(points_px, labels, shown=shown)
-        mask = pipeline.segment(opened, [example.phrase], clicks=clicks)[0].mask
-    return Correction(len(clicks.labels), True)
+        clicks = replace(clicks, points_px=points_px, labels=labels)
+        [found] = pipeline.segment(opened, [example.phrase], clicks=clicks)
+        mask = found.mask
+        if pipeline.options.former_mask:
+            clicks = replace(clicks, shown=_shown(found))
+        yield measure(mask, example).iou
+
+
+def _shown(answer: Segmentation) -> tuple[ShownInstance, ...]:
+    """What a click may correct: what stands alone is made of its clicks anew."""
+    return tuple(ShownInstance(one.box_px, one.mask) for one in answer.instances if one.pointed != "alone")
 
 
 def next_click(

@@ -103,8 +103,8 @@ class JudgedExample:
     """One example and what came of it.
 
     ``oracle`` is the sample of what true prompts draw, None if it was not asked for or the phrase has no target; ``inside`` (K,) P(inside)
-    and ``on`` (K,) bool are of the points in the true boxes; ``seconds`` are the phrase's share of its image's, by stage, ``whole``
-    as the clock saw them.
+    and ``on`` (K,) bool are of the points in the true boxes, and ``on_other`` (K,) bool tells those on another thing of which the dataset
+    has a mask in the image; ``seconds`` are the phrase's share of its image's, by stage, ``whole`` as the clock saw them.
     """
 
     example: Example
@@ -114,6 +114,7 @@ class JudgedExample:
     oracle: Sample | None = None
     inside: NDArray[np.float64] = field(default_factory=no_probabilities)
     on: NDArray[np.bool_] = field(default_factory=no_truths)
+    on_other: NDArray[np.bool_] = field(default_factory=no_truths)
     seconds: dict[str, float] = field(default_factory=dict)
     whole: float = 0.0
 

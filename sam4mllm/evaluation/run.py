@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
 
@@ -25,6 +26,11 @@ from sam4mllm.values import Grounding, Prompt
 STAGES = ("image", "box", "points", "segmenter")
 """Where the time goes: the image through the MLLM, the box, the points, and the segmenter with its encoder."""
 
+
+POINT_KINDS = ("points_on_target", "points_on_other", "points_on_background")
+"""Where a point of a true box lies: on its thing, on another thing of which the dataset has a mask in this image, on neither. A model that
+answers "is something there" instead of "is it this" is wrong about the second alone.
+"""
 
 Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
 
@@ -108,8 +114,9 @@ def _judge(pipeline: Pipeline, folder: Path, group: Sequence[Example], oracle: b
             score=answer.score,
             prediction=keep(answer),
             oracle=measure(draw_oracle(pipeline, opened, example), example) if oracle and example.has_target else None,
-            inside=np.concatenate([no_probabilities(), *[inside for inside, _ in points]]),
-            on=np.concatenate([no_truths(), *[truth for _, truth in points]]),
+            inside=np.concatenate([no_probabilities(), *[one.inside for one in points]]),
+            on=np.concatenate([no_truths(), *[one.on for one in points]]),
+            on_other=np.concatenate([no_truths(), *[one.on_other for one in points]]),
             seconds=taken,
             whole=whole,
         )
@@ -120,14 +127,21 @@ def measure(mask: NDArray[np.bool_], example: Example, min_pixels: int = 0) -> S
     return compare(mask, example.union(), example.has_target, ignored=example.ignored(), min_pixels=min_pixels)
 
 
-def ask_true_points(
-    pipeline: Pipeline, opened: Opened, examples: Sequence[Example]
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.bool_]]]:
-    """For each true box of the examples, P(inside) and the truth of the default pattern's points; no point is dropped.
+@dataclass(frozen=True, eq=False)
+class TruePoints:
+    """Points in a true box, as :class:`~sam4mllm.evaluation.predictions.JudgedExample` has them."""
+
+    inside: NDArray[np.float64] = field(default_factory=no_probabilities)
+    on: NDArray[np.bool_] = field(default_factory=no_truths)
+    on_other: NDArray[np.bool_] = field(default_factory=no_truths)
+
+
+def ask_true_points(pipeline: Pipeline, opened: Opened, examples: Sequence[Example]) -> Iterator[TruePoints]:
+    """For each true box of the examples of an image, what is said of the default pattern's points, and the truth; no point is dropped.
     Without an MLLM there are none.
     """
     if not pipeline.has_model:
-        yield from [(no_probabilities(), no_truths()) for example in examples for _ in example.instances]
+        yield from [TruePoints() for example in examples for _ in example.instances]
         return
     inquiries = []
     for example in examples:
@@ -135,8 +149,10 @@ def ask_true_points(
         inquiries += [Inquiry(known, index, spread(box, pipeline.options.points)) for index, box in enumerate(example.boxes_px)]
     answers = pipeline.grounder.ask(opened.scene, inquiries, joint=bool(pipeline.options.joint))
     masks = (mask for example in examples for mask in example.masks())
+    known_masks = np.any([example.union() for example in examples], axis=0)
     for inquiry, answer, mask in zip(inquiries, answers, masks, strict=True):
-        yield answer.inside, lies_on(mask, inquiry.points_px)
+        on = lies_on(mask, inquiry.points_px)
+        yield TruePoints(answer.inside, on, lies_on(known_masks, inquiry.points_px) & ~on)
 
 
 def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> NDArray[np.bool_]:
@@ -154,8 +170,9 @@ def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> NDArray
 
 
 def summarize_judged(judged: Sequence[JudgedExample]) -> Figures:
-    """The figures of :func:`~sam4mllm.evaluation.metrics.summarize`, and ``seconds_image`` … ``seconds_segmenter``: a phrase's share of
-    each stage's time, which together are its ``seconds_per_phrase`` but for what lies between the stages.
+    """The figures of :func:`~sam4mllm.evaluation.metrics.summarize`; the share of each of POINT_KINDS that is judged rightly; and
+    ``seconds_image`` … ``seconds_segmenter``: a phrase's share of each stage's time, which together are its ``seconds_per_phrase`` but
+    for what lies between the stages.
     """
     figures = summarize(
         [one.sample for one in judged],
@@ -165,7 +182,21 @@ def summarize_judged(judged: Sequence[JudgedExample]) -> Figures:
         seconds=[one.whole for one in judged],
     )
     stages = {f"seconds_{stage}": float(np.mean([one.seconds.get(stage, 0.0) for one in judged])) if judged else None for stage in STAGES}
-    return {**figures, **stages}
+    judged_points = [_point_terms(one) for one in judged]
+    kinds = {kind: _share([terms[kind] for terms in judged_points]) for kind in POINT_KINDS}
+    return {**figures, **kinds, **stages}
+
+
+def _point_terms(one: JudgedExample) -> dict[str, Term]:
+    """Points judged rightly, and points asked, by kind."""
+    right = (one.inside >= 0.5) == one.on
+    places = (one.on, one.on_other, ~one.on & ~one.on_other)
+    return {kind: (float((right & place).sum()), float(place.sum())) for kind, place in zip(POINT_KINDS, places, strict=True)}
+
+
+def _share(parts: Sequence[Term]) -> float | None:
+    below = sum(part[1] for part in parts)
+    return sum(part[0] for part in parts) / below if below else None
 
 
 def intervals_of(judged: Sequence[JudgedExample]) -> dict[str, tuple[float, float] | None]:
@@ -179,6 +210,7 @@ def _terms(one: JudgedExample) -> dict[str, Term]:
     return {
         **terms(one.sample),
         "point_accuracy": (right, float(len(one.on))),
+        **_point_terms(one),
         "oracle_mIoU": ideal,
         "seconds_per_phrase": (one.whole, 1.0),
     }

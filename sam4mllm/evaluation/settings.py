@@ -8,6 +8,7 @@ from itertools import product
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
+from sam4mllm.evaluation.controls import ANSWERS, Answers
 from sam4mllm.options import STRATEGIES, Options, Strategy, Thresholds
 from sam4mllm.points import PATTERN_SIZE
 
@@ -15,6 +16,12 @@ COUNTS = ("5", "10", "15", "30")
 """A sixth, a third, half and all of the published pattern; half of it is what the published inference asks."""
 THRESHOLDS = ("0.5/0.5", "0.6/0.75", "0.75/0.9", "0.9/0.95")
 """No answer dropped, a looser pair than the published one, the published one, a stricter one."""
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "points": ("packed", "joint"),
+    "count": COUNTS,
+    "thresholds": THRESHOLDS,
+    "answers": ANSWERS,
+}
 ANYWHERE: tuple[Strategy, ...] = ("box", "ppg", "pqpp")
 """The strategies that any MLLM and any segmenter can do: the others need a model that thinks, or a segmenter that takes phrases."""
 PUBLISHED: Mapping[str, Any] = {
@@ -34,7 +41,7 @@ class Setting:
     """One row of the table.
 
     ``names`` are the roles it has: ``base``, ``published``, ``oracle`` (true boxes and points into the segmenter), ``count=15``.
-    ``adapter`` is a folder or a version, None for the base model alone.
+    ``adapter`` is a folder or a version, None for the base model alone. ``answers`` about points are the model's, or a control's.
     """
 
     names: tuple[str, ...]
@@ -42,6 +49,7 @@ class Setting:
     segmenter: str = "demo"
     adapter: str | None = None
     oracle: bool = False
+    answers: Answers = "model"
 
     @property
     def label(self) -> str:
@@ -55,7 +63,7 @@ class Setting:
             return ("oracle", self.segmenter)
         match self.options.strategy:  # a box alone leaves the choice nothing to go by
             case "pqpp" | "choose" | "reason":
-                return (replace(self.options, count=self.options.points), self.segmenter, self.adapter)
+                return (replace(self.options, count=self.options.points), self.segmenter, self.adapter, self.answers)
             case "ppg":
                 return ("ppg", self.options.choice, self.segmenter, self.adapter)
             case "concept":
@@ -112,6 +120,8 @@ def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | Non
         case "rank":
             known = adapters or {}
             return replace(base, adapter=known[_one_of(axis, value, tuple(known))])
+        case "answers":
+            return replace(base, answers=_one_of(axis, value, ANSWERS))
         case _ if axis in OPTIONS:
             return replace(base, options=replace(base.options, **OPTIONS[axis](value)))
         case _ if axis in choices():
@@ -124,14 +134,10 @@ def defaults(
 ) -> tuple[str, ...]:
     """The values of an axis if none are given. Raises EvaluationError if it has none of its own."""
     match axis:
-        case "points":
-            return ("packed", "joint")
+        case _ if axis in USUAL:
+            return USUAL[axis]
         case "strategy":
             return tuple(strategies)
-        case "count":
-            return COUNTS
-        case "thresholds":
-            return THRESHOLDS
         case "rank":
             if not adapters:
                 raise EvaluationError("name the adapters of the ranks, for example --adapters r16=FOLDER,r128=FOLDER")
@@ -185,7 +191,7 @@ OPTIONS: Mapping[str, Callable[[str], dict[str, Any]]] = {
 
 
 def _unknown(axis: str) -> str:
-    return f"{axis!r} cannot be varied; what can: {', '.join((*choices(), *OPTIONS, 'segmenter', 'rank'))}"
+    return f"{axis!r} cannot be varied; what can: {', '.join((*choices(), *OPTIONS, 'answers', 'segmenter', 'rank'))}"
 
 
 def _one_of(axis: str, value: str, known: tuple[Any, ...]) -> Any:

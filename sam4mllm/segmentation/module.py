@@ -89,12 +89,12 @@ def tell_cut(tokenizer: Any, text: str, most: int) -> str:
 
 
 def decode_alike(prompts: Sequence[Prompt], decode: Callable[[Sequence[Prompt]], list[Masks]]) -> list[Masks]:
-    """Masks of prompts, in order, from batches of those that have as many points, a box or none, and one candidate or several: no padding,
-    so each is as if alone.
+    """Masks of prompts, in order, from batches of those that have as many points, a box or none, a former mask or none, and one candidate
+    or several: no padding, so each is as if alone.
     """
-    alike: dict[tuple[bool, int, bool], list[int]] = defaultdict(list)
+    alike: dict[tuple[bool, int, bool, bool], list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
-        alike[prompt.box_px is not None, len(prompt.labels), prompt.single].append(index)
+        alike[prompt.box_px is not None, len(prompt.labels), prompt.single, prompt.mask_logits is not None].append(index)
     found: dict[int, Masks] = {}
     for indices in alike.values():
         for start in range(0, len(indices), AT_ONCE):

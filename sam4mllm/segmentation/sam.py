@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from sam4mllm.segmentation.former import mask_as_logits, stack_logits
 from sam4mllm.segmentation.module import ModuleSegmenter, decode_alike, numbers, stability
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
@@ -27,7 +28,7 @@ class SamEmbedding(Embedding):
 
 
 class SamSegmenter(ModuleSegmenter):
-    """Implements :class:`~sam4mllm.segmentation.protocol.Segmenter`.
+    """Implements :class:`~sam4mllm.segmentation.former.MaskTaker`.
 
     Args:
         model: a Sam with its weights, in eval mode.
@@ -42,6 +43,12 @@ class SamSegmenter(ModuleSegmenter):
     def _side(self) -> int:
         """The side of the square frame in which prompts are given, in pixels."""
         side: int = self.model.image_encoder.img_size
+        return side
+
+    @property
+    def _grid(self) -> int:
+        """The side of the grid of masks, of those that come as of those that go."""
+        side: int = self.model.prompt_encoder.mask_input_size[0]
         return side
 
     def _pixels(self, image: NDArray[np.uint8]) -> Tensor:
@@ -75,10 +82,18 @@ class SamSegmenter(ModuleSegmenter):
             results.append(Masks(masks, numbers(predicted[index]), numbers(scores[index])))
         return results
 
+    def as_logits(self, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        if not isinstance(embedding, SamEmbedding):
+            raise TypeError("this embedding was made by another segmenter")
+        return mask_as_logits(mask, embedding.input_size, self._transform.target_length, self._grid)
+
     def logits(self, embedding: SamEmbedding, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Logits (P, N, h, w) and predicted IoU (P, N) of prompts that are alike."""
+        """Logits (P, N, h, w) and predicted IoU (P, N) of prompts that are alike. Raises PromptError."""
+        former = stack_logits(prompts, self._grid)
         sparse, dense = self.model.prompt_encoder(
-            points=self._points(embedding, prompts), boxes=self._boxes(embedding, prompts), masks=None
+            points=self._points(embedding, prompts),
+            boxes=self._boxes(embedding, prompts),
+            masks=None if former is None else torch.as_tensor(former, device=self.device),
         )
         logits, predicted = self.model.mask_decoder(
             image_embeddings=embedding.features.float(),

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sam4mllm.segmentation.former import mask_as_logits, stack_logits
 from sam4mllm.segmentation.module import ModuleSegmenter, decode_alike, numbers, stability
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
@@ -36,7 +37,7 @@ class TransformersEmbedding(Embedding):
 
 
 class TransformersSegmenter(ModuleSegmenter):
-    """Implements :class:`~sam4mllm.segmentation.protocol.Segmenter`.
+    """Implements :class:`~sam4mllm.segmentation.former.MaskTaker`.
 
     Args:
         model: one of transformers' models for mask generation, in eval mode.
@@ -81,9 +82,30 @@ class TransformersSegmenter(ModuleSegmenter):
             for index in range(len(prompts))  # one at a time: full-size logits of many prompts would not fit
         ]
 
+    def as_logits(self, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+        if not isinstance(embedding, TransformersEmbedding):
+            raise TypeError("this embedding was made by another segmenter")
+        return mask_as_logits(mask, embedding.input_size, self.model.prompt_encoder.input_image_size, self._grid)
+
+    @property
+    def _grid(self) -> int:
+        """The side of the grid on which former masks are taken."""
+        side: int = 4 * self.model.prompt_encoder.image_embedding_size[0]
+        return side
+
     def logits(self, embedding: TransformersEmbedding, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Logits (P, N, h, w) and predicted IoU (P, N) of prompts that are alike."""
-        asked: dict[str, Tensor] = {}
+        """Logits (P, N, h, w) and predicted IoU (P, N) of prompts that are alike. Raises PromptError."""
+        former = stack_logits(prompts, self._grid)
+        if former is None:
+            return self._ask(embedding, prompts)
+        # these models take one mask an image, whatever the number of its prompts
+        single = [
+            self._ask(embedding, [prompt], input_masks=torch.as_tensor(one[None], device=self.device))
+            for prompt, one in zip(prompts, former, strict=True)
+        ]
+        return torch.cat([logits for logits, _ in single]), torch.cat([predicted for _, predicted in single])
+
+    def _ask(self, embedding: TransformersEmbedding, prompts: Sequence[Prompt], **asked: Tensor) -> tuple[Tensor, Tensor]:
         if len(prompts[0].labels):
             asked["input_points"] = self._moved(embedding, np.stack([prompt.points_px for prompt in prompts]))
             asked["input_labels"] = torch.as_tensor(np.stack([prompt.labels for prompt in prompts]), device=self.device)[None]

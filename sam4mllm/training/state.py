@@ -10,16 +10,18 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sam4mllm.durable import sync_path, sync_tree
-from sam4mllm.errors import ModelError
+from sam4mllm.errors import ModelError, TrainingError, first_line
 
 _KEEP = 2
 
@@ -46,23 +48,33 @@ def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore the newest finished state of ``folder`` in place; returns its step and what was kept beside it, or None if there is none."""
+    """Restore the newest finished state of ``folder`` in place; returns its step and what was kept beside it, or None if there is none.
+
+    Raises TrainingError if it is damaged, ModelError if it is another model's.
+    """
     finished = _finished(folder)
     if not finished:
         return None
     newest = finished[-1]
-    load_weights(newest / "model.safetensors", model)
-    _unflatten(optimizer, load_file(newest / "optimizer.safetensors"))
+    with _telling(newest):
+        load_weights(newest / "model.safetensors", model)
+        _unflatten(optimizer, load_file(newest / "optimizer.safetensors"))
     return read_state(folder)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What ``state.json`` of the newest finished state of ``folder`` holds, or None if there is none."""
+    """What ``state.json`` of the newest finished state of ``folder`` holds, or None if there is none. Raises TrainingError."""
     finished = _finished(folder)
     if not finished:
         return None
-    state: dict[str, Any] = json.loads((finished[-1] / "state.json").read_text())
+    with _telling(finished[-1]):
+        state: dict[str, Any] = json.loads((finished[-1] / "state.json").read_text())
     return state
+
+
+def newest_state(folder: Path) -> Path | None:
+    """The folder of the newest finished state, or None if there is none."""
+    return next(reversed(_finished(folder)), None)
 
 
 def has_state(folder: Path) -> bool:
@@ -78,6 +90,17 @@ def load_weights(path: Path, model: nn.Module) -> None:
     if different:
         raise ModelError(f"{path} holds the weights of another model: {', '.join(different[:3])} differ ({len(different)} in all)")
     model.load_state_dict(loaded, strict=False)  # what is missing is tied to what is there
+
+
+@contextmanager
+def _telling(state: Path) -> Iterator[None]:
+    """A state that was cut short, by a full disk say, is told of in one line; the older one that is kept is as good."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        older = [one.name for one in _finished(state.parent) if one != state]
+        rest = f"the run goes on from {older[-1]}" if older else "the run begins anew"
+        raise TrainingError(f"{state} is damaged ({first_line(error)}): delete that folder, and {rest}") from error
 
 
 def _finished(folder: Path) -> list[Path]:

@@ -1,4 +1,9 @@
-"""The demo models' recipe, stage by stage; a stage continues from the newest training state in its folder and stops cleanly on SIGTERM.
+"""The demo models' recipe: all of it by one command, or stage by stage. A stage continues from the newest training state in its folder and
+stops cleanly on SIGTERM; the same command then goes on.
+
+    python -m sam4mllm.demo.pretrain --runs RUNS --minutes 600
+
+trains every stage and writes the models into RUNS/models. The stages by themselves:
 
     python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter-small --size 256
     python -m sam4mllm.demo.pretrain segmenter RUNS/segmenter --small RUNS/segmenter-small/step-…
@@ -11,6 +16,7 @@ With ``--shipped`` a new run starts from the weights in the package instead, and
 
 from __future__ import annotations
 
+import sys
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -18,19 +24,34 @@ from typing import Annotated
 import typer
 
 from sam4mllm.demo.pretrain import export, language, segmenter, tower
+from sam4mllm.demo.pretrain.examples import BOXES_ONLY
+from sam4mllm.demo.pretrain.recipe import GROWN, SHIPPED, WholeRun, load_package_weights, train_all
 from sam4mllm.demo.pretrain.tower import DemoTrainee
+from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
 from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
 from sam4mllm.segmentation.small_sam import SEGMENTER_SIZE
 
-app = typer.Typer(help=__doc__, no_args_is_help=True, add_completion=False)
+app = typer.Typer(help=__doc__, add_completion=False, rich_markup_mode=None)
 ASSETS = MLLM_FOLDER.parent
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Shipped = Annotated[bool, typer.Option("--shipped", help="Start from the package's weights.")]
 Minutes = Annotated[float | None, typer.Option(help="A budget of training time; resumed runs count together.")]
 Workers = Annotated[int, typer.Option(help="Processes that draw scenes ahead.")]
 
-from_shipped = partial(export.load_shipped, mllm=MLLM_FOLDER, heads=ASSETS)
+
+@app.callback(invoke_without_command=True)
+def train_everything(
+    context: typer.Context,
+    runs: Annotated[Path, typer.Option("--runs", help="A folder for the stages' states and logs.")] = Path("runs"),
+    threads: Threads = 1,
+    shipped: Shipped = False,
+    minutes: Minutes = None,
+    workers: Workers = 1,
+) -> None:
+    """Train all stages in order and write the models into RUNS/models."""
+    if context.invoked_subcommand is None and not train_all(WholeRun(runs, shipped, minutes, threads, workers), print):
+        print("stopped before the end; the same command goes on")
 
 
 @app.command("segmenter")
@@ -47,28 +68,35 @@ def train_segmenter(
     """Train the segmenter on scenes: first with --size 256, then at full size with --small STATE."""
     source = SEGMENTER_FOLDER if shipped else small
     begin = partial(segmenter.grow, small=source) if source else None
-    segmenter.train(folder, steps, threads=threads, size=size, begin=begin, minutes=minutes, workers=workers)
+    named = SHIPPED if shipped else GROWN if small else "random"
+    segmenter.train(folder, steps, threads=threads, size=size, begin=begin, source=named, minutes=minutes, workers=workers)
 
 
 @app.command("tower")
 def train_tower(folder: Path, steps: int = 7000, threads: Threads = 1, shipped: Shipped = False) -> None:
     """Train the MLLM's vision tower on crowded scenes."""
-    tower.train(folder, steps, threads=threads, begin=from_shipped if shipped else None)
+    tower.train(folder, steps, threads=threads, begin=load_package_weights if shipped else None)
 
 
 @app.command("language")
 def train_language(
     folder: Path,
+    *,
     tower_state: Annotated[Path | None, typer.Option("--tower", help="A saved state (step-N) of the tower stage.")] = None,
     steps: int = 9000,
     threads: Threads = 2,
     shipped: Shipped = False,
+    minutes: Minutes = None,
+    workers: Workers = 1,
+    rate: Annotated[float | None, typer.Option(help="The peak learning rate instead of the recipe's.")] = None,
 ) -> None:
     """Train the whole MLLM on scenes with phrases."""
     if (tower_state is None) != shipped:
         raise typer.BadParameter("give either --tower STATE or --shipped")
-    begin = from_shipped if tower_state is None else partial(language.start, tower=tower_state)
-    language.train(folder, begin, steps, threads=threads)
+    begin = load_package_weights if tower_state is None else partial(language.start, tower=tower_state)
+    peak = rate or (language.RATE_TRAINED if shipped else language.RATE)
+    boxes_only = 0 if shipped else BOXES_ONLY
+    language.train(folder, begin, steps, threads=threads, rate=peak, minutes=minutes, workers=workers, boxes_only=boxes_only)
 
 
 @app.command("export")
@@ -81,7 +109,7 @@ def write_assets(
         trainee = export.read_trainee(newest)
         if mean:
             shipped = DemoTrainee()
-            from_shipped(shipped)
+            load_package_weights(shipped)
             export.average(trainee, shipped)
         export.export_mllm(trainee, MLLM_FOLDER)
         export.export_heads(trainee, ASSETS)
@@ -89,5 +117,14 @@ def write_assets(
         export.export_segmenter(newest, SEGMENTER_FOLDER)
 
 
+def main() -> None:
+    """Turn our own errors, and a disk that takes no more, into one line."""
+    try:
+        app()
+    except (Sam4mllmError, OSError) as error:
+        typer.secho(f"error: {first_line(error)}", fg="red", err=True)
+        sys.exit(1)
+
+
 if __name__ == "__main__":
-    app()
+    main()

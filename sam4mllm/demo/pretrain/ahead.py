@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
@@ -39,8 +40,13 @@ class Ahead(Generic[T]):
     def __call__(self, step: int) -> list[T]:
         """The examples of a step, one step after the other."""
         if self._batches is None:
-            extra: dict[str, Any] = {"prefetch_factor": 4} if self._workers else {}
+            extra: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": _outlive} if self._workers else {}
             indices = range(step * self._batch, self._steps * self._batch)
             loader = DataLoader(self._dataset, self._batch, sampler=indices, num_workers=self._workers, collate_fn=list, **extra)
             self._batches = iter(loader)
         return next(self._batches)
+
+
+def _outlive(_: int) -> None:
+    """A signal to stop that reaches the whole group is for the trainer, which saves and then ends its workers."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -54,7 +54,7 @@ class DenseTargets:
 
     ``owner`` (T,): index of the thing under it, or -1; ``thing`` (T,): its class, 0 for background; ``box_milli`` (T, 4): its box;
     ``centre_milli`` (T, 2): the middle of the token's own cell; ``fine`` (T, FINE²): share covered by any thing; ``colour`` (T,): 0
-    for none; ``cover`` (N, T): share of each cell that each thing covers.
+    for none; ``cover`` (N, T): share of each cell that each thing covers; ``owned`` (T, FINE²): share covered by the owner alone.
     """
 
     owner: NDArray[np.int64]
@@ -64,31 +64,60 @@ class DenseTargets:
     fine: NDArray[np.float32]
     colour: NDArray[np.int64]
     cover: NDArray[np.float32]
+    owned: NDArray[np.float32]
 
 
 def dense_targets(scene: DemoScene) -> DenseTargets:
     """The targets for a scene whose image has the model's size."""
     height, width = scene.image.shape[:2]
     rows, columns = height // CELL, width // CELL
-    cover = np.stack([cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA) for mask in scene.masks])
-    cover = cover.reshape(len(scene.masks), -1)
-    owner = np.where(cover.max(0) >= COVERED, cover.argmax(0), -1)
+    cover = shares_of_cells(scene.masks)
+    tops = _on_top(scene.masks)
+    alone = cover if tops is scene.masks else shares_of_cells(tops)
+    owner = np.where(cover.max(0) >= COVERED, alone.argmax(0), -1)
     classes = np.array([0, *(thing.glyph.index + 1 for thing in scene.things)])
     colours = np.array([0, *(COLOURS.index(thing.colour) + 1 if thing.colour else 0 for thing in scene.things)])
     boxes_milli = np.concatenate([np.zeros((1, 4)), scene.boxes_px * (1000.0 / np.array([width, height, width, height]))])
     down, across = np.meshgrid((np.arange(rows) + 0.5) / rows, (np.arange(columns) + 0.5) / columns, indexing="ij")
-    foreground = np.asarray(scene.masks.any(0), np.float32)
-    fine = cv2.resize(foreground, (columns * FINE, rows * FINE), interpolation=cv2.INTER_AREA)
-    fine = fine.reshape(rows, FINE, columns, FINE).transpose(0, 2, 1, 3).reshape(-1, FINE * FINE)
     return DenseTargets(
         owner=owner,
         thing=classes[owner + 1],
         box_milli=boxes_milli[owner + 1].astype(np.float32),
         centre_milli=np.stack([across, down], -1).reshape(-1, 2).astype(np.float32) * 1000,
-        fine=np.ascontiguousarray(fine),
+        fine=pictures(np.asarray(scene.masks.any(0))),
         colour=colours[owner + 1],
         cover=cover.astype(np.float32),
+        owned=_owned(tops, owner),
     )
+
+
+def pictures(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(T, FINE²) what each visual token's picture shows of a mask (H, W) of the model's size: covered shares."""
+    rows, columns = mask.shape[0] // CELL, mask.shape[1] // CELL
+    fine = cv2.resize(mask.astype(np.float32), (columns * FINE, rows * FINE), interpolation=cv2.INTER_AREA)
+    return np.ascontiguousarray(fine.reshape(rows, FINE, columns, FINE).transpose(0, 2, 1, 3).reshape(-1, FINE * FINE), np.float32)
+
+
+def shares_of_cells(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """(N, T) which share of each visual token masks (N, H, W) of the model's size cover."""
+    rows, columns = masks.shape[1] // CELL, masks.shape[2] // CELL
+    cover = np.stack([cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA) for mask in masks])
+    return np.asarray(cover.reshape(len(masks), -1), np.float32)
+
+
+def _on_top(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Masks (N, H, W) of which no two share a pixel: a part is cut out of its whole, which comes before it."""
+    if not (masks.sum(0) > 1).any():
+        return masks
+    return np.stack([mask & ~masks[index + 1 :].any(0) for index, mask in enumerate(masks)])
+
+
+def _owned(masks: NDArray[np.bool_], owner: NDArray[np.int64]) -> NDArray[np.float32]:
+    owned = np.zeros((len(owner), FINE * FINE), np.float32)
+    for index in np.unique(owner[owner >= 0]):
+        own = owner == index
+        owned[own] = pictures(masks[index])[own]
+    return owned
 
 
 def fourier_coordinates() -> Tensor:
@@ -122,6 +151,7 @@ class DenseHeads(nn.Module):
         self.thing = nn.Linear(HIDDEN, len(load_glyphs()) + 1)
         self.coordinates = nn.Linear(HIDDEN, 6 * HIDDEN)
         self.fine = nn.Linear(HIDDEN, FINE * FINE)
+        self.owned = nn.Linear(HIDDEN, FINE * FINE)
         self.colour = nn.Linear(HIDDEN, len(COLOURS) + 1)
         self.point = nn.Linear(HIDDEN, 2 * HIDDEN)
         self.beneath = nn.Linear(HIDDEN, FINE * FINE)
@@ -146,6 +176,9 @@ class DenseHeads(nn.Module):
         located = coordinate_loss(spots[covered, :4], box[covered], sigma)
         placed = -(soft_coordinates(centre, sigma) * spots[:, 4:]).sum(-1).mean()
         fine = F.binary_cross_entropy_with_logits(self.fine(visual).float(), torch.from_numpy(np.concatenate([t.fine for t in targets])))
+        owned = F.binary_cross_entropy_with_logits(
+            self.owned(visual).float()[covered], torch.from_numpy(np.concatenate([t.owned for t in targets]))[covered]
+        )
         colour = F.cross_entropy(
             self.colour(visual).float()[covered], torch.from_numpy(np.concatenate([t.colour for t in targets]))[covered]
         )
@@ -157,6 +190,7 @@ class DenseHeads(nn.Module):
             "box": 0.5 * located,
             "centre": 0.1 * placed,
             "fine": fine,
+            "owned": 0.5 * owned,
             "colour": 0.3 * colour,
             "_accuracy": hit,
             "_box_error": error,
@@ -169,17 +203,18 @@ class DenseHeads(nn.Module):
         error = (logs.argmax(-1) + 0.5 - points).detach().abs().mean()
         return {"read": 0.2 * coordinate_loss(logs, points, sigma), "_read_error": error}
 
-    def spot_losses(self, early: Tensor, late: Tensor, offsets: Tensor, beneath: Tensor) -> dict[str, Tensor]:
+    def spot_losses(self, early: Tensor, late: Tensor, offsets: Tensor, beneath: Tensor, own: Tensor) -> dict[str, Tensor]:
         """Weighted terms for the language model where points are judged: a point must be looked up in the picture of its visual token.
 
         Three steps lead there, each asked for where it can be ready. ``early`` (P, HIDDEN) is after the layer that looks at the token: it
-        holds the token's picture ``beneath`` (P, FINE²) and, written large into fixed places, the point's ``offsets`` (P, 2) from the
-        token's middle, -1 to 1. ``late``, a layer on, holds the picture's column under the point.
+        holds the token's picture ``beneath`` (P, FINE²) of all things and, written large into fixed places, the point's ``offsets`` (P, 2)
+        from the token's middle, -1 to 1. ``late``, a layer on, holds the column under the point of what that picture shows of the thing
+        that is asked about, ``own`` (P, FINE²).
         """
         early, late = F.rms_norm(early, (HIDDEN,)).float(), F.rms_norm(late, (HIDDEN,))
         written = early[:, : 2 * OFFSET_PLACES].reshape(-1, 2, OFFSET_PLACES).mean(-1) / OFFSET_SIZE
         across = ((offsets[:, 0] + 1) / 2 * FINE).long().clamp(0, FINE - 1)
-        column = beneath.reshape(-1, FINE, FINE)[torch.arange(len(across)), :, across]
+        column = own.reshape(-1, FINE, FINE)[torch.arange(len(across)), :, across]
         return {
             "offset": F.smooth_l1_loss(written, offsets),
             "beneath": F.binary_cross_entropy_with_logits(self.beneath(early.to(late.dtype)).float(), beneath),

@@ -20,6 +20,7 @@ from sam4mllm.prompts.dialects import DEMO, dump_dialect
 from sam4mllm.segmentation.small_sam import build_segmenter
 from sam4mllm.training.state import load_weights
 
+EMBEDDINGS = "model.language_model.embed_tokens.weight"
 HEADS = "heads.safetensors"
 """The dense heads, beside the model folders: of no use in serving, but training can go on from them."""
 
@@ -48,11 +49,18 @@ def export_heads(trainee: DemoTrainee, folder: Path) -> None:
 
 
 def load_shipped(trainee: DemoTrainee, mllm: Path, heads: Path) -> None:
-    """Start a trainee from exported weights."""
-    missing, unexpected = trainee.mllm.load_state_dict(load_file(mllm / "model.safetensors"), strict=False)
+    """Start a trainee from exported weights; words that came later keep their first values, a head that came later starts as its like."""
+    weights = load_file(mllm / "model.safetensors")
+    words, known = trainee.words().detach().clone(), weights[EMBEDDINGS]
+    if len(known) <= len(words):
+        size = known.norm(dim=1).median() / words[len(known) :].norm(dim=1, keepdim=True)
+        words = torch.cat([known.to(words.dtype), words[len(known) :] * size])
+        weights[EMBEDDINGS] = words
+    missing, unexpected = trainee.mllm.load_state_dict(weights, strict=False)
     if unexpected or set(missing) - {"lm_head.weight"}:
         raise ModelError(f"{mllm} holds the weights of another model")
-    trainee.heads.load_state_dict(load_file(heads / HEADS))
+    read = load_file(heads / HEADS)
+    trainee.heads.load_state_dict({**{name.replace("fine", "owned"): read[name] for name in ("fine.weight", "fine.bias")}, **read})
 
 
 def export_mllm(trainee: DemoTrainee, folder: Path) -> None:

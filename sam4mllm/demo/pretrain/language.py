@@ -6,8 +6,8 @@ terms. The auxiliary terms are for this base model alone; LoRA training uses tex
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,32 +16,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sam4mllm.closeup import window_around
-from sam4mllm.demo.architecture import HEADS, HIDDEN, MAX_PIXELS, MERGE
-from sam4mllm.demo.layout import draw_size
-from sam4mllm.demo.phrases import IRREGULAR_PLURALS
-from sam4mllm.demo.pretrain.dense import DenseTargets, batch_size_px, coordinate_loss, dense_targets
+from sam4mllm.demo.architecture import HEADS, HIDDEN, MERGE
+from sam4mllm.demo.pretrain.ahead import Ahead
+from sam4mllm.demo.pretrain.dense import DenseTargets, coordinate_loss
+from sam4mllm.demo.pretrain.examples import BOXES_ONLY, Session, Sitting, draw_sitting, session_of
 from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
 from sam4mllm.demo.pretrain.loop import PretrainPlan, run
-from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee, crowd_losses
-from sam4mllm.demo.scenes import DemoScene, close_up, make_scene
+from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee
 from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, IMAGE, build_tokenizer, vocabulary
+from sam4mllm.demo.wording import IRREGULAR_PLURALS
 from sam4mllm.grounding.packing import additive, pack
-from sam4mllm.training.collate import shake_box
 from sam4mllm.training.state import has_state, load_weights
 
 DENSE_WEIGHT = 0.5
-CROWD_EVERY = 3
-"""Every third step is one of stage one, without phrases: its crowded scenes teach the tower more per image."""
-CLOSE_EVERY = 2
-"""Every second of the other steps is of close-ups: points alone, in the windows in which serving asks about them."""
-CLOSE_ZOOM, CLOSE_SHAKE = (1.2, 1.8), 0.05
-"""A close-up's side in long sides of a box, and how far that box is off, in sides of its own: what serving meets."""
-CLOSE_PER_SCENE = 2
-CLOSE_SIDE = math.isqrt(MAX_PIXELS)
-BOXES_ONLY = 500
-"""Steps before the first point questions."""
+FORM_WEIGHT = 0.3
+"""Of the words that an answer repeats or that stand in every answer."""
 SHARPENING, WIDE = 3000, 14.0
+RATE, RATE_TRAINED = 1e-3, 3e-4
+"""Peak rates from a tower alone and from a trained model."""
+WARMUP, WARMUP_TRAINED = 300, 60
 JUDGING_LAYER = 2
 LOOKS = {
     "noun": (1, slice(0, 2), 0.2),
@@ -86,7 +79,17 @@ def start(model: DemoTrainee, tower: Path) -> None:
 
 
 def train(
-    folder: Path, begin: Callable[[DemoTrainee], None], steps: int, batch: int = 8, threads: int = 2, seed: int = 21, rate: float = 1e-3
+    folder: Path,
+    begin: Callable[[DemoTrainee], None],
+    steps: int,
+    *,
+    batch: int = 8,
+    threads: int = 2,
+    seed: int = 21,
+    rate: float = RATE,
+    minutes: float | None = None,
+    workers: int = 0,
+    boxes_only: int = BOXES_ONLY,
 ) -> DemoTrainee:
     """Run or continue the stage and return the model; ``begin`` gives a new run its first weights."""
     torch.manual_seed(seed)
@@ -94,56 +97,41 @@ def train(
     if not has_state(folder):
         begin(model)
     model.mllm.model.language_model.config._attn_implementation = "eager"  # the attention weights are needed
-    teacher = Teacher(build_tokenizer())
-    run(PretrainPlan(folder, steps, batch, rate=rate, threads=threads, seed=seed), model, batch_losses(model, teacher, seed, batch))
+    sittings = Ahead(partial(draw_sitting, seed, batch, boxes_only), steps, 1, workers)
+    losses = batch_losses(model, Teacher(build_tokenizer()), lambda step: sittings(step)[0], partial(session_of, boxes_only=boxes_only))
+    warmup = WARMUP if boxes_only else WARMUP_TRAINED
+    source = "of the tower" if boxes_only else "of a whole model"
+    plan = PretrainPlan(folder, steps, batch, rate, warmup=warmup, threads=threads, seed=seed, minutes=minutes, source=source)
+    run(plan, model, losses)
     return model
 
 
-def batch_losses(model: DemoTrainee, teacher: Teacher, seed: int, batch: int) -> Callable[[int], dict[str, Tensor]]:
-    """The function from a step to its loss terms."""
+def batch_losses(
+    model: DemoTrainee, teacher: Teacher, draw: Callable[[int], Sitting], session: Callable[[int], Session]
+) -> Callable[[int], dict[str, Tensor]]:
+    """The function from a step to its loss terms; ``draw`` gives the step's sitting, ``session`` says what it is about."""
 
     def losses(step: int) -> dict[str, Tensor]:
-        if step % CROWD_EVERY == 0:
-            return crowd_losses(model, seed, step, batch, NARROW)
-        rng = np.random.default_rng([seed, step, 5])
-        if step >= BOXES_ONLY and step % CLOSE_EVERY == 0:
-            scenes = draw_close_ups(rng, seed, step, batch)
-            dense = [dense_targets(scene) for scene in scenes]
-            lessons = [teacher.close_up(scene, targets.cover.shape[1], rng) for scene, targets in zip(scenes, dense, strict=True)]
-        else:
-            size = batch_size_px(rng)
-            scenes = [make_scene((seed, step * batch + index), size=size) for index in range(batch)]
-            dense = [dense_targets(scene) for scene in scenes]
-            lessons = [teacher.lesson(scene, targets, rng, step >= BOXES_ONLY) for scene, targets in zip(scenes, dense, strict=True)]
-        visual, grid = model.see(scenes)
-        sigma = float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
-        seen = model.heads.losses(visual.flatten(0, 1), dense, model.coordinate_embeddings(), sigma)
+        sitting = draw(step)
+        visual, grid = model.see(sitting.images)
+        crowded = session(step) == "crowd"
+        sigma = NARROW if crowded else float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
+        seen = model.heads.losses(visual.flatten(0, 1), sitting.dense, model.coordinate_embeddings(), sigma)
+        if crowded:
+            return seen
         terms = {name: term if name.startswith("_") else DENSE_WEIGHT * term for name, term in seen.items()}
-        read = forward(model, lessons, visual, grid)
-        terms |= answer_losses(model, teacher, lessons, read.hidden[:, read.prefix :], sigma)
-        terms |= look_losses(lessons, read.attentions, read.prefix)
-        terms |= spot_losses(model, lessons, dense, read, sigma)
-        return terms
+        read = forward(model, sitting.lessons, visual, grid)
+        terms |= answer_losses(model, teacher, sitting.lessons, read.hidden[:, read.prefix :], sigma)
+        terms |= look_losses(sitting.lessons, read.attentions, read.prefix)
+        terms |= spot_losses(model, sitting.lessons, sitting.dense, read, sigma)
+        return {_named(session(step), name): term for name, term in terms.items()}
 
     return losses
 
 
-def draw_close_ups(rng: np.random.Generator, seed: int, step: int, batch: int) -> list[DemoScene]:
-    """CLOSE_PER_SCENE close-ups of each of ``batch`` scenes that were drawn at a size of their own, as images come to the model."""
-    shown: list[DemoScene] = []
-    index = 0
-    while len(shown) < CLOSE_PER_SCENE * batch:
-        scene = make_scene((seed, step * batch + index % batch, index // batch), size=draw_size(rng))
-        index += 1
-        things = [(expression, target) for expression in scene.expressions for target in expression.targets]
-        for place in rng.permutation(len(things))[:CLOSE_PER_SCENE]:
-            expression, target = things[place]
-            height, width = scene.image.shape[:2]
-            shaken = shake_box(scene.boxes_px[target], width, height, CLOSE_SHAKE, rng)
-            window = window_around(shaken, width, height, rng.uniform(*CLOSE_ZOOM))
-            if window is not None:
-                shown.append(close_up(scene, expression, target, window, CLOSE_SIDE))
-    return shown[: CLOSE_PER_SCENE * batch]
+def _named(session: Session, name: str) -> str:
+    """Logged figures are kept apart by what was asked."""
+    return f"{name}_{session}" if name in ("_verdict", "_decided", "_coordinate_error") else name
 
 
 class Read(NamedTuple):
@@ -230,7 +218,7 @@ def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], h
             continue
         logits = (_gather(hidden, [(b, position) for b, position, _ in chosen]) @ head.T).float()
         answers = torch.tensor([token for *_, token in chosen])
-        terms[name] = F.cross_entropy(logits, answers) * (2.0 if decides else 0.1)
+        terms[name] = F.cross_entropy(logits, answers) * (2.0 if decides else FORM_WEIGHT)
         if decides:
             terms["_decided"] = (logits.argmax(-1) == answers).float().mean()
     asked = [(b, position, token) for b, lesson in enumerate(lessons) for position, token in lesson.verdicts]
@@ -249,11 +237,12 @@ def spot_losses(model: DemoTrainee, lessons: list[Lesson], dense: list[DenseTarg
         return {}
     places = [(b, position + read.prefix) for b, position, *_ in spots]
     beneath = torch.from_numpy(np.stack([dense[b].fine[cell] for b, _, cell, *_ in spots]))
-    offsets = torch.tensor([offset for *_, offset, _ in spots])
-    points = torch.tensor([point for *_, point in spots])
+    offsets = torch.tensor([offset for *_, offset, _, _ in spots])
+    points = torch.tensor([point for *_, point, _ in spots])
+    own = torch.from_numpy(np.stack([shown for *_, shown in spots]))
     return {
         **model.heads.point_losses(_gather(read.first, places), points, model.coordinate_embeddings(), sigma),
-        **model.heads.spot_losses(_gather(read.early, places), _gather(read.late, places), offsets, beneath),
+        **model.heads.spot_losses(_gather(read.early, places), _gather(read.late, places), offsets, beneath, own),
     }
 
 

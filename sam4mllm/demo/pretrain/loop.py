@@ -7,7 +7,7 @@ import math
 import signal
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,8 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from sam4mllm.training.state import load_state, save_state
+from sam4mllm.errors import TrainingError
+from sam4mllm.training.state import load_state, read_state, save_state
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,17 @@ class PretrainPlan:
     seed: int = 1
     minutes: float | None = None
     """A budget of training time, all resumed runs together: the rate falls with it, and it ends the run before ``steps`` do."""
+    source: str = "random"
+    """What the first weights were."""
+
+    @property
+    def recipe(self) -> dict[str, float | int | str]:
+        """What a run that goes on must have in common with the one that began; how long it is may be changed."""
+        return {"batch": self.batch, "rate": self.rate, "seed": self.seed, "weights": self.source}
+
+    def used_up(self, seconds: float) -> bool:
+        """Whether so many seconds of training are the budget."""
+        return self.minutes is not None and seconds >= 60 * self.minutes
 
     def progress(self, step: int, seconds: float) -> float:
         """The share of the run that is done after so many steps and seconds, 0 to 1."""
@@ -62,12 +74,16 @@ def bfloat16_pays() -> bool:
 
 
 def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]) -> None:
-    """Train ``model`` to the end of the plan, continuing from the newest saved state; on SIGTERM, save and return.
+    """Train ``model`` to the end of the plan, continuing from the newest saved state; on SIGTERM, save and return. ``done`` in the saved
+    state says which it was.
 
     ``losses(step)`` makes the batch of that step and returns weighted terms whose sum is minimised (a term named with a leading
     underscore is only logged). Everything random in it must follow from the step, so that a resumed run sees what an unbroken one
     would have seen.
+
+    Raises TrainingError if the saved state was begun with another recipe, or is damaged.
     """
+    check_recipe(plan)
     torch.set_num_threads(plan.threads)
     cv2.setNumThreads(1)
     decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
@@ -82,6 +98,8 @@ def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, 
     signal.signal(signal.SIGTERM, lambda number, _: asked_to_stop.append(number))
     halves = bfloat16_pays()
     began = saved = time.monotonic()
+    if state and plan.used_up(earlier):
+        return
     for step in range(start, plan.steps):
         torch.manual_seed(plan.seed * 1_000_003 + step)
         for group in optimizer.param_groups:
@@ -102,17 +120,33 @@ def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, 
             _log(plan.folder, {"step": done, "images": done * plan.batch, "images_per_second": round(rate, 1), **means})
             sums.clear()
         seconds = earlier + time.monotonic() - began
-        ends = done == plan.steps or bool(asked_to_stop) or (plan.minutes is not None and seconds >= 60 * plan.minutes)
+        complete = done == plan.steps or plan.used_up(seconds)
+        ends = complete or bool(asked_to_stop)
         if ends or time.monotonic() - saved > plan.seconds_between_saves:
-            save_state(plan.folder, done, model, optimizer, {"seconds": seconds})
+            save_state(plan.folder, done, model, optimizer, {"seconds": seconds, "done": complete, "recipe": plan.recipe})
             saved = time.monotonic()
         if ends:
             break
 
 
+def check_recipe(plan: PretrainPlan) -> None:
+    """Raises TrainingError if the plan's folder holds a run that was begun with another recipe; states of before recipes were kept pass."""
+    began = (read_state(plan.folder) or {}).get("recipe", plan.recipe)
+    other = [f"{name} {began.get(name)}, not {value}" for name, value in plan.recipe.items() if began.get(name) != value]
+    if other:
+        raise TrainingError(f"{plan.folder} was begun with another recipe ({'; '.join(other)}): give its options, or take another folder")
+
+
 def _log(folder: Path, record: dict[str, float]) -> None:
-    line = json.dumps(record)
+    """A line of the run's log, and of the table on the screen: the figures that are no losses."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
-        log.write(line + "\n")
-    print(line, flush=True)
+        log.write(json.dumps(record) + "\n")
+    print(as_row(folder.name, record), flush=True)
+
+
+def as_row(stage: str, record: Mapping[str, float]) -> str:
+    """A line of the table: stage, step, images, images a second, and the figures by their names."""
+    figures = [f"{name.removeprefix('_')} {value:.3f}" for name, value in record.items() if name.startswith("_")]
+    head = f"{stage:16} {record['step']:7,.0f} {record['images']:9,.0f} {record['images_per_second']:6.1f}/s"
+    return " ".join([head, " · ".join(figures)]).rstrip()

@@ -21,7 +21,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sam4mllm.demo.pretrain.ahead import Ahead
-from sam4mllm.demo.pretrain.loop import PretrainPlan, run
+from sam4mllm.demo.pretrain.loop import PretrainPlan, check_recipe, run
 from sam4mllm.demo.pretrain.segmenter_examples import PAD_LABEL, WHOLE_EVERY, PromptedImage, click_on, draw_example
 from sam4mllm.segmentation.attention import fuse_attention
 from sam4mllm.segmentation.small_sam import SEGMENTER_PATCH, SEGMENTER_SIZE, build_segmenter
@@ -50,16 +50,21 @@ def train(
     seed: int = 41,
     size: int = SEGMENTER_SIZE,
     begin: Callable[[Sam], object] | None = None,
+    source: str = "random",
     minutes: float | None = None,
     workers: int = 0,
 ) -> Sam:
-    """Run or continue the stage and return the model; ``begin`` gives a new run other first weights than random ones."""
+    """Run or continue the stage and return the model; ``begin`` gives a new run other first weights than random ones, which
+    ``source`` names.
+    """
     torch.manual_seed(seed)
     model = fuse_attention(build_segmenter(size))
     if begin is not None and not has_state(folder):
         begin(model)
     rate = RATE if begin is None else RATE_GROWN
-    plan = PretrainPlan(folder, steps, batch, rate, warmup=WARMUP, threads=threads, seed=seed, minutes=minutes)
+    weights = f"{source}, {size} pixels"
+    plan = PretrainPlan(folder, steps, batch, rate, warmup=WARMUP, threads=threads, seed=seed, minutes=minutes, source=weights)
+    check_recipe(plan)
     examples = Ahead(partial(_draw, seed, size, batch), steps, batch, workers)
     run(plan, model, lambda step: batch_losses(model, examples(step), np.random.default_rng([seed, step, 9])))
     return model.eval()

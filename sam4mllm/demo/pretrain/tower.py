@@ -8,13 +8,14 @@ from typing import cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers import Qwen3VLForConditionalGeneration
 
 from sam4mllm.demo.architecture import HIDDEN, MERGE, PATCH, POSITIONS_PER_SIDE, build_mllm, mllm_config
 from sam4mllm.demo.pretrain.dense import DenseHeads, batch_size_px, dense_targets, fourier_coordinates, patchify
 from sam4mllm.demo.pretrain.loop import PretrainPlan, run
-from sam4mllm.demo.scenes import DemoScene, make_crowd
+from sam4mllm.demo.scenes import make_crowd
 from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VISION_START, vocabulary
 from sam4mllm.training.state import has_state
 
@@ -49,12 +50,11 @@ class DemoTrainee(nn.Module):
         """(vocabulary, HIDDEN) embeddings, shared with the output layer."""
         return cast("Tensor", self.mllm.get_input_embeddings().weight)
 
-    def see(self, scenes: list[DemoScene]) -> tuple[Tensor, Tensor]:
-        """Visual tokens (B, T, HIDDEN) of scenes that share a size, and their grids (B, 3)."""
-        images = np.stack([scene.image for scene in scenes])
-        grid = torch.tensor([[1, images.shape[1] // PATCH, images.shape[2] // PATCH]]).expand(len(scenes), -1)
+    def see(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
+        """Visual tokens (B, T, HIDDEN) of images (B, H, W, 3), and their grids (B, 3)."""
+        grid = torch.tensor([[1, images.shape[1] // PATCH, images.shape[2] // PATCH]]).expand(len(images), -1)
         visual = self.mllm.model.visual(patchify(images), grid_thw=grid).pooler_output
-        return visual.reshape(len(scenes), int(grid[0].prod()) // MERGE**2, -1), grid
+        return visual.reshape(len(images), int(grid[0].prod()) // MERGE**2, -1), grid
 
 
 def grid_positions() -> Tensor:
@@ -72,14 +72,21 @@ def sharpness(step: int) -> float:
 
 
 def train(
-    folder: Path, steps: int, batch: int = 8, threads: int = 1, seed: int = 11, begin: Callable[[DemoTrainee], None] | None = None
+    folder: Path,
+    steps: int,
+    batch: int = 8,
+    threads: int = 1,
+    seed: int = 11,
+    begin: Callable[[DemoTrainee], None] | None = None,
+    minutes: float | None = None,
 ) -> DemoTrainee:
     """Run or continue the stage and return the model with its heads; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
     model = DemoTrainee()
     if begin is not None and not has_state(folder):
         begin(model)
-    plan = PretrainPlan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed)
+    source = "random" if begin is None else "given"
+    plan = PretrainPlan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed, minutes=minutes, source=source)
     run(plan, model, lambda step: crowd_losses(model, seed, step, batch, sharpness(step)))
     return model
 
@@ -88,6 +95,6 @@ def crowd_losses(model: DemoTrainee, seed: int, step: int, batch: int, sigma: fl
     """The dense terms of a batch of crowded scenes; ``sigma`` is the width of the coordinate targets."""
     size = batch_size_px(np.random.default_rng([seed, step, 5]))
     scenes = [make_crowd((seed, step * batch + index), size) for index in range(batch)]
-    visual, _ = model.see(scenes)
+    visual, _ = model.see(np.stack([scene.image for scene in scenes]))
     targets = [dense_targets(scene) for scene in scenes]
     return model.heads.losses(visual.flatten(0, 1), targets, model.coordinate_embeddings(), sigma)

@@ -1,0 +1,131 @@
+"""The images and lessons of each step of the language stage, drawn from its seed and number alone, so that other processes can do it."""
+
+from __future__ import annotations
+
+import functools
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.closeup import window_around
+from sam4mllm.demo.architecture import MAX_PIXELS
+from sam4mllm.demo.layout import draw_size
+from sam4mllm.demo.phrases import KINDS
+from sam4mllm.demo.pretrain.dense import DenseTargets, batch_size_px, dense_targets
+from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
+from sam4mllm.demo.pretrain.look_back import outlined, suggest
+from sam4mllm.demo.scenes import PHRASES_PER_SCENE, DemoScene, close_up, make_ambiguous, make_crowd, make_relational, make_scene
+from sam4mllm.demo.tokenizer import build_tokenizer
+from sam4mllm.demo.wording import Expression
+from sam4mllm.training.collate import shake_box
+
+Session = Literal["crowd", "whole", "close", "look"]
+CYCLE: tuple[Session, ...] = ("crowd", "whole", "close", "whole", "close", "look")
+"""Steps in turn. Crowded scenes teach the tower more per image; close-ups are of points alone, in the windows in which serving asks about
+them; a look back asks about an outlined mask.
+"""
+BOXES_ONLY = 500
+"""Steps of a run from random weights before the first point questions."""
+AMBIGUOUS_SHARE, AMBIGUOUS_CLOSE, RELATIONAL_SHARE = 0.4, 0.6, 0.15
+"""Shares of the scenes with a pair, in close-ups too, and of those with relational phrases; the rest are default ones."""
+SHARES = (0.2, 0.2, 0.2, 0.2, 0.2)
+"""Of the default kinds of phrases: more of several instances and of none than scenes have, for these are what the first weights missed."""
+CLOSE_ZOOM, CLOSE_SHAKE = (1.2, 1.8), 0.05
+"""A close-up's side in long sides of a box, and how far that box is off, in sides of its own: what serving meets."""
+CLOSE_PER_SCENE = 2
+CLOSE_SIDE = math.isqrt(MAX_PIXELS)
+
+
+@dataclass(frozen=True, eq=False)
+class Sitting:
+    """One step: ``images`` (B, H, W, 3) uint8, what lies in them, and a lesson for each; none for crowded scenes."""
+
+    images: NDArray[np.uint8]
+    dense: list[DenseTargets]
+    lessons: list[Lesson]
+
+
+@functools.cache
+def _teacher() -> Teacher:
+    return Teacher(build_tokenizer())
+
+
+def session_of(step: int, boxes_only: int = BOXES_ONLY) -> Session:
+    """What a step is about."""
+    session = CYCLE[step % len(CYCLE)]
+    return "whole" if step < boxes_only and session != "crowd" else session
+
+
+def draw_sitting(seed: int, batch: int, boxes_only: int, step: int) -> Sitting:
+    """The sitting of a step of ``batch`` images (close-ups: CLOSE_PER_SCENE each)."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng([seed, step, 5])
+    session = session_of(step, boxes_only)
+    if session == "close":
+        scenes = draw_close_ups(rng, seed, step, batch)
+        return _sit(scenes, [_teacher().close_up(scene, rng) for scene in scenes])
+    size = batch_size_px(rng)
+    names = [(seed, step * batch + index) for index in range(batch)]
+    if session == "crowd":
+        return _sit([make_crowd(name, size) for name in names], [])
+    scenes = [draw_scene(name, size) for name in names]
+    if session == "whole":
+        return _sit(scenes, [_teacher().lesson(scene, rng, step >= boxes_only) for scene in scenes])
+    masks = [suggest(rng, scene) for scene in scenes]
+    shown = [outlined(scene, mask) for scene, mask in zip(scenes, masks, strict=True)]
+    return _sit(shown, [_teacher().look_back(scene, mask, rng) for scene, mask in zip(shown, masks, strict=True)])
+
+
+def _sit(scenes: list[DemoScene], lessons: list[Lesson]) -> Sitting:
+    return Sitting(np.stack([scene.image for scene in scenes]), [dense_targets(scene) for scene in scenes], lessons)
+
+
+def draw_scene(name: tuple[int, ...], size: tuple[int, int], ambiguous: float = AMBIGUOUS_SHARE) -> DemoScene:
+    """A scene of one of three kinds, in its share; ``ambiguous`` is that of scenes with a pair."""
+    rng = np.random.default_rng([*name, 8])
+    lot = rng.random()
+    if lot < ambiguous:
+        return make_ambiguous(name, size=size, told=True)
+    if lot < ambiguous + RELATIONAL_SHARE:
+        return make_relational(name, size=size)
+    kinds = [KINDS[index] for index in rng.choice(len(KINDS), PHRASES_PER_SCENE, p=SHARES)]
+    return make_scene(name, size=size, kinds=_sayable(kinds))
+
+
+def _sayable(kinds: list[str]) -> list[str]:
+    """Kinds of which hardly any scene carries more than two are said as "none" beyond that."""
+    return [kind if kind in ("noun", "none") or kinds[:at].count(kind) < 2 else "none" for at, kind in enumerate(kinds)]
+
+
+def draw_close_ups(rng: np.random.Generator, seed: int, step: int, batch: int) -> list[DemoScene]:
+    """CLOSE_PER_SCENE close-ups of each of ``batch`` scenes that were drawn at a size of their own, as images come to the model.
+
+    The close-up of one of a pair is asked about by phrases for both.
+    """
+    shown: list[DemoScene] = []
+    index = 0
+    while len(shown) < CLOSE_PER_SCENE * batch:
+        scene = draw_scene((seed, step * batch + index % batch, index // batch), draw_size(rng), AMBIGUOUS_CLOSE)
+        index += 1
+        for told in _to_show(rng, scene):
+            height, width = scene.image.shape[:2]
+            shaken = shake_box(scene.boxes_px[told[0][1]], width, height, CLOSE_SHAKE, rng)
+            window = window_around(shaken, width, height, rng.uniform(*CLOSE_ZOOM))
+            if window is not None:
+                view = close_up(scene, told, window, CLOSE_SIDE)
+                shown += [view] if view.expressions else []
+    return shown[: CLOSE_PER_SCENE * batch]
+
+
+def _to_show(rng: np.random.Generator, scene: DemoScene) -> list[list[tuple[Expression, int]]]:
+    """What each close-up of a scene is of: phrases and the thing that each means; both of a pair first."""
+    single = [(expression, target) for expression in scene.expressions for target in expression.targets]
+    single = [single[place] for place in rng.permutation(len(single))]
+    both = [[one for one in single if one[1] == index][:1] for index in scene.pair or ()]
+    pair = [one for found in both for one in found]
+    rest = [[one] for one in single if scene.pair is None or one[1] not in scene.pair]
+    return ([pair] if pair else []) + rest[: CLOSE_PER_SCENE - bool(pair)]

@@ -1,0 +1,106 @@
+"""The whole recipe in one run: every stage in order, each from what the one before it saved, then the model folders."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+
+from sam4mllm.demo.pretrain import export, language, segmenter, tower
+from sam4mllm.demo.pretrain.examples import BOXES_ONLY
+from sam4mllm.demo.pretrain.tower import DemoTrainee
+from sam4mllm.errors import TrainingError
+from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
+from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
+from sam4mllm.training.state import newest_state, read_state
+
+STEPS = {"segmenter-small": 3500, "segmenter": 40_000, "tower": 7000, "language": 20_000}
+"""Steps of each stage where no budget ends it before, of 4 images (the segmenter) or 8: from one that starts at a good rate to where the
+curves of trials were still rising, but slowly.
+"""
+SHARES = {"segmenter-small": 0.08, "segmenter": 0.42, "tower": 0.12, "language": 0.38}
+"""Of a budget of minutes. Both models are needed, an obedient segmenter alone does not help: so each has half."""
+MODELS = "models"
+SHIPPED, GROWN = "shipped", "grown"
+"""What the segmenter's first weights are, beside random ones."""
+
+
+@dataclass(frozen=True)
+class WholeRun:
+    """Where and how: each stage has a folder in ``runs``. ``shipped``: from the package's weights, without the stages that lead to such.
+    ``minutes``: a budget of training for all stages, resumed runs included.
+    """
+
+    runs: Path
+    shipped: bool = False
+    minutes: float | None = None
+    threads: int = 1
+    workers: int = 1
+    steps: Mapping[str, int] = field(default_factory=lambda: STEPS)
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        return ("segmenter", "language") if self.shipped else tuple(STEPS)
+
+    def budget(self, stage: str) -> float | None:
+        """A stage's minutes; what a stage that is left out would have had goes to the others."""
+        return None if self.minutes is None else self.minutes * SHARES[stage] / sum(SHARES[one] for one in self.stages)
+
+    def saved(self, stage: str) -> Path:
+        """The newest state of a stage that another begins with. Raises TrainingError if there is none."""
+        found = newest_state(self.runs / stage)
+        if found is None:
+            raise TrainingError(f"{self.runs / stage} holds no saved state: run the stage {stage} first")
+        return found
+
+
+def load_package_weights(trainee: DemoTrainee) -> None:
+    """Start from the package's weights."""
+    export.load_shipped(trainee, MLLM_FOLDER, MLLM_FOLDER.parent)
+
+
+def train_all(whole: WholeRun, tell: Callable[[str], None]) -> bool:
+    """Train every stage that is not done, and write the model folders. False: it was asked to stop, and the same call goes on from there.
+
+    Raises TrainingError or ModelError of a run that was begun with another recipe, or of a damaged state.
+    """
+    for stage in whole.stages:
+        minutes = whole.budget(stage)
+        tell(f"{stage}: at most {whole.steps[stage]:,} steps" + ("" if minutes is None else f" and {minutes:.1f} minutes"))
+        _train(whole, stage, minutes)
+        state = read_state(whole.runs / stage) or {}
+        tell(f"{stage}: step {state.get('step', 0):,} after {state.get('seconds', 0.0) / 60:.1f} minutes of training")
+        if not state.get("done", False) and state.get("step", 0) < whole.steps[stage]:
+            return False
+    folder = whole.runs / MODELS
+    export.export_mllm(export.read_trainee(whole.saved("language")), folder / "mllm")
+    export.export_segmenter(whole.saved("segmenter"), folder / "segmenter")
+    tell(f"models: {folder}")
+    return True
+
+
+def _train(whole: WholeRun, stage: str, minutes: float | None) -> None:
+    folder, steps = whole.runs / stage, whole.steps[stage]
+    match stage:
+        case "segmenter-small":
+            segmenter.train(folder, steps, threads=whole.threads, size=segmenter.SMALL, minutes=minutes, workers=whole.workers)
+        case "segmenter":
+            grown = SEGMENTER_FOLDER if whole.shipped else whole.saved("segmenter-small")
+            begin = partial(segmenter.grow, small=grown)
+            source = SHIPPED if whole.shipped else GROWN
+            segmenter.train(folder, steps, threads=whole.threads, begin=begin, source=source, minutes=minutes, workers=whole.workers)
+        case "tower":
+            tower.train(folder, steps, threads=whole.threads, minutes=minutes)
+        case "language":
+            first = load_package_weights if whole.shipped else partial(language.start, tower=whole.saved("tower"))
+            language.train(
+                folder,
+                first,
+                steps,
+                threads=whole.threads,
+                rate=language.RATE_TRAINED if whole.shipped else language.RATE,
+                minutes=minutes,
+                workers=whole.workers,
+                boxes_only=0 if whole.shipped else BOXES_ONLY,
+            )

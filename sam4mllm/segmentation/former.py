@@ -1,0 +1,56 @@
+"""A former mask as part of a prompt: logits on the grid of the model's own masks, as SAM was trained to refine them by clicks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol, runtime_checkable
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.errors import PromptError
+from sam4mllm.segmentation.protocol import Embedding, Segmenter
+from sam4mllm.values import Prompt
+
+SURE = 10.0
+"""Logit of a cell that lies wholly in a mask from outside; of one outside it is the negative (SAM 2's video model: 20 · mask - 10)."""
+
+
+@runtime_checkable
+class MaskTaker(Segmenter, Protocol):
+    """A segmenter that looks at :attr:`~sam4mllm.values.Prompt.mask_logits`; any other draws as if there were none."""
+
+    def as_logits(self, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+        """(1, h, w) that stand for a mask (H, W) of the image; None if the segmenter behind it takes none."""
+        ...
+
+
+def mask_as_logits(mask: NDArray[np.bool_], input_size: tuple[int, int], side: int, grid: int) -> NDArray[np.float32]:
+    """(1, ``grid``, ``grid``) float32, from -SURE to SURE by the share of each cell that a mask (H, W) covers.
+
+    ``input_size``: height and width of the image in the model's square frame of ``side`` pixels; what was padded is no part of the mask.
+    """
+    rows, columns = (max(1, round(length * grid / side)) for length in input_size)
+    shares = np.zeros((1, grid, grid), np.float32)
+    shares[0, :rows, :columns] = cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    return (2 * shares - 1) * np.float32(SURE)
+
+
+def stack_logits(prompts: Sequence[Prompt], grid: int) -> NDArray[np.float32] | None:
+    """(P, 1, ``grid``, ``grid``) of prompts that all have a former mask, None of prompts without.
+
+    Raises PromptError if the logits are of another grid, and so of another segmenter.
+    """
+    given = [prompt.mask_logits for prompt in prompts if prompt.mask_logits is not None]
+    for logits in given:
+        if logits.shape != (1, grid, grid):
+            raise PromptError(
+                f"logits of a former mask are (1, {grid}, {grid}) here, not {logits.shape}; those of another segmenter do not fit"
+            )
+    return np.stack(given).astype(np.float32) if given else None
+
+
+def logits_of(segmenter: Segmenter, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+    """A mask (H, W) of the image as a segmenter takes it; None if it takes none."""
+    return segmenter.as_logits(embedding, mask) if isinstance(segmenter, MaskTaker) else None
