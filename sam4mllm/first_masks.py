@@ -12,12 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from sam4mllm.candidates import SAME
+from sam4mllm.drawing import PROMPTS_AT_ONCE
 from sam4mllm.masks import box_of, clean, mask_iou
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Candidate, Grounding, Prompt
 
-POINTS_AT_ONCE = 16
-"""Prompts of one decoding batch: each holds three masks of the image's size until the best is chosen."""
 NOTHING_DRAWN = "the segmenter drew nothing at the model's points"
 
 
@@ -49,8 +48,8 @@ def _first_masks(segmenter: Segmenter, embedding: Embedding, told: Grounding) ->
     """The mask that each point alone prompts, the best of the segmenter's by its predicted IoU."""
     prompts = [Prompt(None, one.inside_px, np.ones(len(one.inside_px), np.int64)) for one in told.points]
     found = []
-    for start in range(0, len(prompts), POINTS_AT_ONCE):
-        for masks in segmenter.decode(embedding, prompts[start : start + POINTS_AT_ONCE]):
+    for start in range(0, len(prompts), PROMPTS_AT_ONCE):
+        for masks in segmenter.decode(embedding, prompts[start : start + PROMPTS_AT_ONCE]):
             best = int(masks.predicted_iou.argmax())
             found.append(Candidate(clean(masks.masks[best]), float(masks.predicted_iou[best]), stability=float(masks.stability[best])))
     return found

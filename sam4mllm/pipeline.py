@@ -18,7 +18,7 @@ around that mask for the model's (:mod:`sam4mllm.first_masks`).
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -29,7 +29,8 @@ from numpy.typing import NDArray
 
 from sam4mllm import candidates
 from sam4mllm.clicks import Clicks, PromptTarget, merge
-from sam4mllm.confidence import Calibration, Features, agreement, entropy, score, score_empty
+from sam4mllm.confidence import Calibration, score, score_empty
+from sam4mllm.drawing import Drawing
 from sam4mllm.errors import PhraseError
 from sam4mllm.first_masks import draw_first
 from sam4mllm.grounding.naming import NAME_QUESTION
@@ -37,20 +38,14 @@ from sam4mllm.grounding.nobody import is_nobody
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
-from sam4mllm.masks import box_of, clean, mask_iou
 from sam4mllm.options import BY_CONCEPT, AskedStrategy, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
-from sam4mllm.points import ALIKE, UNSAID, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
+from sam4mllm.points import ALIKE, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
 from sam4mllm.prompts.thinking import WORDS
 from sam4mllm.segmentation.concept import ConceptSegmenter
-from sam4mllm.segmentation.former import logits_of
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
-from sam4mllm.values import Candidate, Grounding, Instance, Masks, Prompt, Segmentation, check_phrase
+from sam4mllm.values import Grounding, Instance, Segmentation, check_phrase
 
-PROMPTS_AT_ONCE = 16
-"""Prompts of one decoding batch: each holds three masks of the image's size until the best is chosen."""
 _QUESTIONS: dict[AskedStrategy, Question] = {"ppg": "prompt", "reason": "reason"}
-CLEAR = 2
-"""Points that, with a box, leave no doubt what is meant: SAM's authors take its single mask where there is more than one prompt."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,6 +104,10 @@ class Pipeline:
     def through(self, grounder: Grounder, options: Options | None = None) -> Pipeline:
         """The same pipeline with another grounder in front of its model, or with other options."""
         return Pipeline(grounder, self.segmenter, options or self.options, self.slug, self.adapter, self.learned)
+
+    @property
+    def _drawing(self) -> Drawing:
+        return Drawing(self.segmenter, self.options, self.learned)
 
     def _strategy(self, asked: AskedStrategy) -> Strategy:
         """Raises ModelError if the strategy that is meant cannot be done here."""
@@ -192,7 +191,7 @@ class Pipeline:
             present = [1.0 if clicks is not None else 1.0 - grounding.no_target_probability for grounding in groundings]
             judge = partial(score, calibration=calibration)
             compared = options.strategy != "box" and clicks is None
-            instances = self._draw(opened.embedding, targets, present, judge, compared)
+            instances = self._drawing.draw(opened.embedding, targets, present, judge, compared)
         version = self._version(options)
         return [
             _answer(grounding, found, opened.embedding, version, seconds, calibration)
@@ -244,14 +243,16 @@ class Pipeline:
 
         match self.options.pattern:
             case "interior":
-                return ask([interior(box, mask, count) for box, mask in zip(boxes, self._masks(opened.embedding, bare), strict=True)])
+                drawn = self._drawing.masks(opened.embedding, bare)
+                return ask([interior(box, mask, count) for box, mask in zip(boxes, drawn, strict=True)])
             case "unsure":
                 first = ask([spread(box, count // 2) for box in boxes])
                 second = ask([unsure(box, known, count - count // 2) for box, known in zip(boxes, first, strict=True)])
                 return [known.and_then(later) for known, later in zip(first, second, strict=True)]
             case "second-look":
                 first = ask([spread(box, count) for box in boxes])
-                drawn = self._masks(opened.embedding, [self._keep(target, known) for target, known in zip(bare, first, strict=True)])
+                known_so_far = [self._keep(target, known) for target, known in zip(bare, first, strict=True)]
+                drawn = self._drawing.masks(opened.embedding, known_so_far)
                 doubted = [disputed(known, mask) for known, mask in zip(first, drawn, strict=True)]
                 second = ask([beside(box, known.points_px[which]) for box, known, which in zip(boxes, first, doubted, strict=True)])
                 return [settle(known, which, again.inside) for known, which, again in zip(first, doubted, second, strict=True)]
@@ -265,65 +266,6 @@ class Pipeline:
         if not self.learned and are_alike(answers.inside, marks):
             marks[:] = -1
         return target.with_points(answers.points_px, answers.inside, marks)
-
-    def _masks(self, embedding: Embedding, targets: Sequence[PromptTarget]) -> Iterator[NDArray[np.bool_]]:
-        """The mask of each target, as it would be drawn, to ask by."""
-        for start in range(0, len(targets), PROMPTS_AT_ONCE):
-            some = targets[start : start + PROMPTS_AT_ONCE]
-            for target, (masks, _) in zip(some, self._decode(embedding, some, compared=False), strict=True):
-                yield masks.masks[self._choose(target, masks)]
-
-    def _choose(self, target: PromptTarget, masks: Masks) -> int:
-        """Which of the segmenter's candidates answers a target best."""
-        if self.options.choice != "agreement":
-            return _best(masks)
-        counts = target.inside != UNSAID if self.learned else target.labels >= 0
-        points_px, said = target.points_px[counts], (target.inside[counts] >= 0.5).astype(np.int64)
-        return int((masks.predicted_iou * [agreement(mask, points_px, said) for mask in masks.masks]).argmax())
-
-    def _draw(
-        self,
-        embedding: Embedding,
-        targets: list[list[PromptTarget]],
-        present: Sequence[float],
-        judge: Callable[[Features], float],
-        compared: bool,
-    ) -> list[list[Instance]]:
-        """Decode the prompts in batches; of each prompt's candidates keep the one that the options choose.
-
-        ``present``: for each phrase, the probability that it has a target. ``compared``: a box with points is drawn without them too, to
-        see how much hangs on them.
-        """
-        flat = [(target, chance) for found, chance in zip(targets, present, strict=True) for target in found]
-        at_once = PROMPTS_AT_ONCE // 2 if compared else PROMPTS_AT_ONCE
-        instances: list[Instance] = []
-        for start in range(0, len(flat), at_once):
-            some = flat[start : start + at_once]
-            drawn = iter(self._decode(embedding, [target for target, _ in some if target.standing is None], compared))
-            for target, chance in some:
-                masks, of_box = next(drawn) if target.standing is None else (_as_masks(target.standing), None)
-                instances.append(_instance(target, chance, masks, self._choose(target, masks), of_box, judge))
-        following = iter(instances)
-        by_phrase = [[next(following) for _ in found] for found in targets]
-        return [[instance for instance in found if instance.mask.any()] for found in by_phrase]
-
-    def _decode(self, embedding: Embedding, targets: Sequence[PromptTarget], compared: bool) -> list[tuple[Masks, Masks | None]]:
-        """For each target its masks, and those of its box alone if they are compared and there is a difference in the prompts."""
-        if not targets:
-            return []
-        prompts = [self._prompt(embedding, target) for target in targets]
-        compared_to = [index for index, prompt in enumerate(prompts) if compared and prompt.box_px is not None and len(prompt.labels)]
-        bare = [Prompt(prompts[index].box_px, np.zeros((0, 2), np.float32), np.zeros(0, np.int64)) for index in compared_to]
-        decoded = self.segmenter.decode(embedding, [*prompts, *bare])
-        of_box = dict(zip(compared_to, decoded[len(prompts) :], strict=True))
-        return [(masks, of_box.get(index)) for index, masks in enumerate(decoded[: len(prompts)])]
-
-    def _prompt(self, embedding: Embedding, target: PromptTarget) -> Prompt:
-        used = target.labels >= 0
-        single = self.options.choice == "single" and target.box_px is not None and int(used.sum()) >= CLEAR
-        former = target.former if self.options.former_mask else None
-        logits = None if former is None else logits_of(self.segmenter, embedding, former)
-        return Prompt(target.box_px, target.points_px[used], target.labels[used], single, logits)
 
 
 def _answer(
@@ -362,35 +304,6 @@ def _is_of_phrase(target: PromptTarget) -> bool:
 def _is_asked(target: PromptTarget) -> bool:
     """Whether the MLLM is asked about points in the target's box: it needs none where the segmenter found the thing by itself."""
     return _is_of_phrase(target) and target.candidate is None
-
-
-def _as_masks(found: Candidate) -> Masks:
-    return Masks(found.mask[None], np.array([found.score]), np.array([found.stability]))
-
-
-def _best(masks: Masks) -> int:
-    return int(masks.predicted_iou.argmax())
-
-
-def _instance(
-    target: PromptTarget, present: float, masks: Masks, best: int, of_box: Masks | None, judge: Callable[[Features], float]
-) -> Instance:
-    mask = clean(masks.masks[best])
-    used = target.labels >= 0
-    features = Features(
-        box_probability=target.probability,
-        sure=float(used.mean()) if len(used) else 1.0,
-        agreement=agreement(mask, target.points_px[used], target.labels[used]),
-        predicted_iou=float(np.clip(masks.predicted_iou[best], 0, 1)),
-        stability=float(np.clip(masks.stability[best], 0, 1)),
-        entropy=entropy(target.inside),
-        box_agreement=mask_iou(masks.masks[best], of_box.masks[_best(of_box)]) if of_box is not None else 1.0,
-        target_probability=present,
-        varied=0.0 if not target.pointed and are_alike(target.inside, target.labels) else 1.0,
-        support=target.support,
-    )
-    box = target.box_px if target.box_px is not None else box_of(mask)
-    return Instance(box, target.points_px, target.inside, target.labels, mask, judge(features), features, target.pointed, target.shown)
 
 
 @contextmanager

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 
 from sam4mllm.clicks import Clicks
 from sam4mllm.confidence import FIT_FROM, NAMES, PRIOR, PRIOR_STRENGTH, Calibration, Features, agreement, entropy, fit, score, score_empty
+from sam4mllm.drawing import PROMPTS_AT_ONCE
 from sam4mllm.options import Strategy
-from sam4mllm.pipeline import PROMPTS_AT_ONCE, Pipeline
+from sam4mllm.pipeline import Pipeline
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding, said

@@ -16,9 +16,7 @@ from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
 from sam4mllm.training.state import newest_state, read_state
 
 STEPS = {"segmenter-small": 3500, "segmenter": 40_000, "tower": 7000, "language": 20_000}
-"""Steps of each stage where no budget ends it before, of 4 images (the segmenter) or 8: from one that starts at a good rate to where the
-curves of trials were still rising, but slowly.
-"""
+"""Steps of each stage where no budget ends it before, of 4 images (the segmenter) or 8. Estimates from the curves of shorter runs."""
 SHARES = {"segmenter-small": 0.08, "segmenter": 0.42, "tower": 0.12, "language": 0.38}
 """Of a budget of minutes. Both models are needed, an obedient segmenter alone does not help: so each has half."""
 MODELS = "models"
