@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
+from transformers import LlamaConfig
 
 from sam4mllm.closeup import window_around
 from sam4mllm.data.examples import Example
@@ -407,6 +408,7 @@ def test_a_family_without_token_types() -> None:
         def __init__(self) -> None:
             super().__init__()
             self.lm_head = torch.nn.Linear(4, 9)
+            self.config = LlamaConfig()
 
         def model(self, **inputs: torch.Tensor) -> object:
             given.update(inputs)
