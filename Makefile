@@ -12,11 +12,12 @@ LABEL_STUDIO_ML_PACKAGES := label-studio-ml==1.0.9 label-studio-tools redis rq c
 
 # two test processes and their servers on two cores: more threads wait for each other, and all are several times slower
 ONE_EACH := OMP_NUM_THREADS=1
-# what takes longest begins first, so that no file is left over for one core at the end; the learning run is timed and has both cores
+WORKERS := 2
+# what takes longest begins first, so that no file is left over for one core at the end; the learning run is timed and begins when they are over
 LONGEST := tests/e2e/test_guides.py tests/e2e/test_wheel.py tests/e2e/test_doctor.py
 TIMED := tests/e2e/test_learning.py
 
-.PHONY: install label-studio label-studio-ml studios demo predict test check e2e bench clean
+.PHONY: install label-studio label-studio-ml studios demo predict test check e2e e2e-untimed e2e-timed bench clean
 
 install: $(STAMP)
 
@@ -50,7 +51,7 @@ predict: install
 	$(BIN)/sam4mllm predict "$$(ls out/scenes/images/*.png)" "the horse" "all burgers" "the drum" --out out/overlay.png
 
 test: install
-	$(ONE_EACH) $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/e2e
+	$(ONE_EACH) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/e2e
 
 check: install
 	$(BIN)/ruff check .
@@ -58,9 +59,13 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-e2e:
+e2e: e2e-untimed e2e-timed
+
+e2e-untimed:
 	$(MAKE) --no-print-directory -j2 studios
 	$(ONE_EACH) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST) $(TIMED),$(wildcard tests/e2e/test_*.py))
+
+e2e-timed: studios
 	$(BIN)/python -m pytest $(TIMED)
 
 bench: install
