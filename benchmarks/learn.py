@@ -29,6 +29,7 @@ from benchmarks.waiting import wait_for
 
 TASKS = 60
 MINUTES = 15
+PREDICTION_SECONDS = 600
 
 
 def main() -> None:
@@ -69,12 +70,11 @@ def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
     tasks = novel_tasks(TASKS, seed)
     print(f"{TASKS} tasks about {', '.join(NOUNS)}; {sum(task.split == 'holdout' for task in tasks)} of them in the holdout")
     numbers = fill(studio, project, tasks, root)
-    studio.retrieve_predictions(project)
+    served = predicted(studio, project, numbers)
     for number, task in zip(numbers, tasks, strict=True):
-        served = studio.api("GET", f"/api/predictions?task={number}")
         # as the editor does: a "none" counts only where a prediction was seen and taken back
-        seen = {"parent_prediction": served[-1]["id"]} if served else {}
-        studio.api("POST", f"/api/tasks/{number}/annotations/", json={"result": regions(task), "lead_time": 9.0, **seen})
+        correction = {"result": regions(task), "lead_time": 9.0, "parent_prediction": served[number]}
+        studio.api("POST", f"/api/tasks/{number}/annotations/", json=correction)
     began = time.monotonic()
     studio.api("POST", f"/api/ml/{backend}/train", json={})
     run = wait(url, 4 * MINUTES * 60)
@@ -97,6 +97,17 @@ def fill(studio: LocalLabelStudio, project: int, tasks: list[NovelTask], root: P
     listed = studio.api("GET", f"/api/tasks?project={project}&page_size=1000&fields=all")["tasks"]
     by_image = {one["data"]["image"]: int(one["id"]) for one in listed}
     return [by_image[image] for image in images]
+
+
+def predicted(studio: LocalLabelStudio, project: int, numbers: list[int]) -> dict[int, int]:
+    """The newest prediction of each task, once all have one: on a busy machine a request ends before all of its tasks are answered."""
+
+    def all_served() -> dict[int, int] | None:
+        studio.retrieve_predictions(project)
+        found = {number: studio.api("GET", f"/api/predictions?task={number}") for number in numbers}
+        return {number: some[-1]["id"] for number, some in found.items()} if all(found.values()) else None
+
+    return wait_for("predictions of all tasks", all_served, PREDICTION_SECONDS)
 
 
 def regions(task: NovelTask) -> list[dict[str, Any]]:
