@@ -100,12 +100,14 @@ def fill(studio: LocalLabelStudio, project: int, tasks: list[NovelTask], root: P
 
 
 def predicted(studio: LocalLabelStudio, project: int, numbers: list[int]) -> dict[int, int]:
-    """The newest prediction of each task, once all have one: on a busy machine a request ends before all of its tasks are answered."""
+    """The first prediction of each task, which stays when repeated ones are deleted; once all have one, for on a busy machine a request
+    ends before all of its tasks are answered.
+    """
 
     def all_served() -> dict[int, int] | None:
         studio.retrieve_predictions(project)
         found = {number: studio.api("GET", f"/api/predictions?task={number}") for number in numbers}
-        return {number: some[-1]["id"] for number, some in found.items()} if all(found.values()) else None
+        return {number: min(one["id"] for one in some) for number, some in found.items()} if all(found.values()) else None
 
     return wait_for("predictions of all tasks", all_served, PREDICTION_SECONDS)
 
