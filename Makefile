@@ -12,7 +12,6 @@ LABEL_STUDIO_ML_PACKAGES := label-studio-ml==1.0.9 label-studio-tools redis rq c
 
 # two test processes and their servers on two cores: more threads wait for each other, and all are several times slower
 ONE_EACH := OMP_NUM_THREADS=1
-WORKERS := 2
 # what takes longest begins first, so that no file is left over for one core at the end; the learning run is timed and begins when they are over
 LONGEST := tests/e2e/test_guides.py tests/e2e/test_wheel.py tests/e2e/test_doctor.py
 TIMED := tests/e2e/test_learning.py
@@ -51,7 +50,7 @@ predict: install
 	$(BIN)/sam4mllm predict "$$(ls out/scenes/images/*.png)" "the horse" "all burgers" "the drum" --out out/overlay.png
 
 test: install
-	$(ONE_EACH) $(BIN)/python -m pytest -n $(WORKERS) --dist worksteal --ignore tests/e2e
+	$(ONE_EACH) $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/e2e
 
 check: install
 	$(BIN)/ruff check .
