@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from sam4mllm.clicks import Clicks
 from sam4mllm.data.examples import Example, ExampleInstance
 from sam4mllm.evaluation.clicking import MOST_CLICKS, Correction, correct, next_click
 from sam4mllm.evaluation.sharing import SharingGrounder
-from sam4mllm.grounding.protocol import Question, Scene
+from sam4mllm.grounding.protocol import Inquiry, Question, Scene
 from sam4mllm.masks import box_of
 from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.run_lengths import to_rle
 from sam4mllm.segmentation.protocol import Embedding
-from sam4mllm.values import Grounding, Masks, Prompt, Segmentation
+from sam4mllm.values import Grounding, Masks, Prompt, Segmentation, SpokenPoints
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 HEIGHT, WIDTH = 60, 100
@@ -130,3 +130,16 @@ def test_clicks_are_about_the_answer_that_is_shown(monkeypatch: pytest.MonkeyPat
     corrected(block(20, 10, 60, 30), [[20, 10, 60, 30]])
     assert [len(clicks.labels) for clicks in made] == [1, 2, 3]
     assert [[one.box_px.tolist() for one in clicks.shown] for clicks in made] == [[[20, 10, 60, 30]]] * 3
+
+
+def test_points_that_were_said_before_are_part_of_a_question() -> None:
+    """Of a model that answers with points: the turn before a question about a box spells them."""
+    fake = FakeGrounder({})
+    shared = SharingGrounder(fake)
+    scene = shared.open(np.zeros((60, 60, 3), np.uint8))
+    none = np.zeros((0, 2), np.float32)
+    for place in (10, 30, 10):
+        said = SpokenPoints(np.full((1, 2), place, np.float32), none)
+        known = replace(grounding("cup", [[5, 5, 40, 40]]), points=(said,))
+        shared.ask(scene, [Inquiry(known, 0, np.array([[20, 20]], np.float32))])
+    assert len(fake.asked) == 2

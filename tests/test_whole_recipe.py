@@ -112,7 +112,7 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float | None
 
     def stage(whole: WholeRun, name: str, minutes: float | None) -> None:
         seen.append((name, minutes))
-        train(whole.runs / name, whole.steps[name], stop_at=2 if name == "tower" and len(seen) < 4 else None)
+        train(whole.runs / name, whole.steps[name], minutes=minutes, stop_at=2 if name == "tower" and len(seen) < 4 else None)
 
     monkeypatch.setattr(recipe, "_train", stage)
     for writer in ("export_mllm", "export_segmenter"):
@@ -131,6 +131,15 @@ def test_stages_come_in_order_and_a_stopped_run_goes_on(tmp_path: Path, fake_sta
     assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["mllm", "segmenter"]
     assert "tower: step 3 after 0.0 minutes of training" in lines
     assert sum(minutes or 0 for _, minutes in fake_stages[3:]) == pytest.approx(100)
+
+
+def test_a_stopped_stage_is_over_where_a_smaller_budget_is_used_up(tmp_path: Path, fake_stages: list[tuple[str, float | None]]) -> None:
+    steps = dict.fromkeys(STEPS, 5)
+    assert not train_all(WholeRun(tmp_path, minutes=100.0, steps=steps), lambda _: None)
+    lines: list[str] = []
+    train_all(WholeRun(tmp_path, minutes=1e-9, steps=steps), lines.append)
+    assert [name for name, _ in fake_stages[3:]] == list(STEPS)
+    assert "tower: step 3 after 0.0 minutes of training" in lines
 
 
 def test_from_shipped_weights_two_stages_are_left(tmp_path: Path, fake_stages: list[tuple[str, float | None]]) -> None:

@@ -92,13 +92,13 @@ def evaluate(
     figures, judged = run(pipeline, dataset, oracle, evaluating, examples=examples, min_pixels=min_pixels)
     ends = intervals_of(judged)
     several = {name: {part: summarize_judged(some) for part, some in found.items()} for name, found in parts(judged).items()}
-    clicked = _click(pipeline, dataset, examples) if clicks else None
     if out is not None:
         from sam4mllm.evaluation.predictions import write_predictions
 
         write_predictions(out, judged)
     if report is not None:
         _report(report, dataset, judged, figures, pipeline.version)
+    clicked = _click(pipeline, dataset, examples) if clicks else None
     if as_json:
         more = {f"{name}s": found for name, found in several.items()} | ({} if clicked is None else {"clicks": clicked})
         print(json.dumps({**figures, "strategy": pipeline.strategy, "intervals": ends, **more}))

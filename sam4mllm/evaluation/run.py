@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import groupby
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def ask_true_points(pipeline: Pipeline, opened: Opened, examples: Sequence[Examp
         inquiries += [Inquiry(known, index, spread(box, pipeline.options.points)) for index, box in enumerate(example.boxes_px)]
     answers = pipeline.grounder.ask(opened.scene, inquiries, joint=bool(pipeline.options.joint))
     masks = (mask for example in examples for mask in example.masks())
-    known_masks = np.any([example.union() for example in examples], axis=0)
+    known_masks = reduce(np.logical_or, (example.union() for example in examples))
     for inquiry, answer, mask in zip(inquiries, answers, masks, strict=True):
         on = lies_on(mask, inquiry.points_px)
         yield TruePoints(answer.inside, on, lies_on(known_masks, inquiry.points_px) & ~on)

@@ -53,7 +53,7 @@ class SharingGrounder:
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
         assert isinstance(scene, SharedScene)
-        questions = [(one.grounding.phrase, one.index, one.grounding.boxes_px.tobytes(), one.points_px.tobytes()) for one in inquiries]
+        questions = [_question(one) for one in inquiries]
         return self._once(scene, "points", (*questions, joint), lambda: list(self._grounder.ask(scene.scene, inquiries, joint)))
 
     def _once(self, scene: SharedScene, stage: str, question: tuple[object, ...], answer: Callable[[], T]) -> T:
@@ -67,3 +67,10 @@ class SharingGrounder:
         found = answer()
         scene.answers[key] = (found, time.perf_counter() - began)
         return found
+
+
+def _question(one: Inquiry) -> tuple[object, ...]:
+    """All that an answer about points follows from: the turns before it spell boxes, or points of a model that answers with those."""
+    known = one.grounding
+    spoken = tuple(points.inside_px.tobytes() for points in known.points)
+    return known.phrase, one.index, known.boxes_px.tobytes(), spoken, one.points_px.tobytes()

@@ -97,6 +97,8 @@ def _telling(state: Path) -> Iterator[None]:
     """A state that was cut short, by a full disk say, is told of in one line; the older one that is kept is as good."""
     try:
         yield
+    except PermissionError as error:
+        raise TrainingError(f"{state} cannot be read: {first_line(error)}") from error
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         older = [one.name for one in _finished(state.parent) if one != state]
         rest = f"the run goes on from {older[-1]}" if older else "the run begins anew"

@@ -68,8 +68,9 @@ def train_all(whole: WholeRun, tell: Callable[[str], None]) -> bool:
         tell(f"{stage}: at most {whole.steps[stage]:,} steps" + ("" if minutes is None else f" and {minutes:.1f} minutes"))
         _train(whole, stage, minutes)
         state = read_state(whole.runs / stage) or {}
-        tell(f"{stage}: step {state.get('step', 0):,} after {state.get('seconds', 0.0) / 60:.1f} minutes of training")
-        if not state.get("done", False) and state.get("step", 0) < whole.steps[stage]:
+        step, trained = state.get("step", 0), state.get("seconds", 0.0) / 60
+        tell(f"{stage}: step {step:,} after {trained:.1f} minutes of training")
+        if step < whole.steps[stage] and (minutes is None or trained < minutes):
             return False
     folder = whole.runs / MODELS
     export.export_mllm(export.read_trainee(whole.saved("language")), folder / "mllm")
