@@ -170,8 +170,8 @@ def load_model(auto: Any, name: str, source: str, config: Any, **options: Any) -
             not be there, unless the configuration says that they are not tied.
         Exception: one of FAULTS, or what the device raises.
     """
-    for name_of_log in ("modeling_utils", "distributed.tensor_parallel"):  # whose reports of weights are tables of many lines
-        logging.getLogger(f"transformers.{name_of_log}").setLevel(logging.ERROR)
+    for logger in ("modeling_utils", "distributed.tensor_parallel"):  # whose reports of weights are tables of many lines
+        logging.getLogger(f"transformers.{logger}").setLevel(logging.ERROR)
     model, loading = auto.from_pretrained(
         name,
         config=config,

@@ -13,7 +13,7 @@ from sam4mllm.confidence import Features, agreement, entropy
 from sam4mllm.masks import box_of, clean, mask_iou
 from sam4mllm.options import Options
 from sam4mllm.points import UNSAID, are_alike
-from sam4mllm.segmentation.former import logits_of
+from sam4mllm.segmentation.former import mask_logits_of
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Candidate, Instance, Masks, Prompt
 
@@ -87,7 +87,7 @@ class Drawing:
         used = target.labels >= 0
         single = self.options.choice == "single" and target.box_px is not None and int(used.sum()) >= CLEAR
         former = target.former if self.options.former_mask else None
-        logits = None if former is None else logits_of(self.segmenter, embedding, former)
+        logits = None if former is None else mask_logits_of(self.segmenter, embedding, former)
         return Prompt(target.box_px, target.points_px[used], target.labels[used], single, logits)
 
 

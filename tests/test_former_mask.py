@@ -26,7 +26,7 @@ from sam4mllm.evaluation.run import choose
 from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.segmentation.detection import DetectingSegmenter
-from sam4mllm.segmentation.former import logits_of
+from sam4mllm.segmentation.former import mask_logits_of
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
 from tests.backend_fakes import KNOWN, FakeImages, House, settings, task, wait_for
@@ -108,7 +108,7 @@ def test_a_former_mask_renames_no_version() -> None:
 @pytest.mark.parametrize(("behind", "takes"), [(FakeMaskTaker(), True), (FakeSegmenter(), False)], ids=["SAM", "another"])
 def test_behind_a_detector_the_segmenter_decides(behind: FakeSegmenter, takes: bool) -> None:
     both = DetectingSegmenter(FakeSegmenter(), behind)  # type: ignore[arg-type]
-    assert (logits_of(both, both.encode(IMAGE), shown(*BOX)[0].mask) is not None) == takes
+    assert (mask_logits_of(both, both.encode(IMAGE), shown(*BOX)[0].mask) is not None) == takes
 
 
 # -- how it is measured --------------------------------------------------------------------------------------------------------------------

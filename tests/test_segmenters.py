@@ -22,7 +22,7 @@ from transformers import AutoModelForMaskGeneration, Sam2Processor, Sam3TrackerP
 from sam4mllm.errors import ModelError
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.segmentation import module, pretrained
-from sam4mllm.segmentation.former import logits_of
+from sam4mllm.segmentation.former import mask_logits_of
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.module import decode_alike
 from sam4mllm.segmentation.transformers_sam import TransformersSegmenter
@@ -143,7 +143,7 @@ def test_a_former_mask_is_the_models_input_mask(
 def test_who_takes_no_former_mask_draws_as_if_there_were_none(name: str, load: Callable[[str], Any]) -> None:
     segmenter, image = load(name), picture(1)
     embedding = segmenter.encode(image)
-    assert logits_of(segmenter, embedding, np.ones((150, 210), np.bool_)) is None
+    assert mask_logits_of(segmenter, embedding, np.ones((150, 210), np.bool_)) is None
     [plain], [given] = (
         segmenter.decode(embedding, [one]) for one in (PROMPTS[0], replace(PROMPTS[0], mask_logits=np.ones((1, 8, 8), np.float32)))
     )

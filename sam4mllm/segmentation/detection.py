@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sam4mllm.segmentation.concept import Candidates
-from sam4mllm.segmentation.former import logits_of
+from sam4mllm.segmentation.former import mask_logits_of
 from sam4mllm.segmentation.module import AT_ONCE
 from sam4mllm.segmentation.protocol import Embedding, ImageModel, Segmenter
 from sam4mllm.values import Masks, Prompt
@@ -79,7 +79,7 @@ class DetectingSegmenter:
 
     def as_logits(self, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
         """See :class:`~sam4mllm.segmentation.former.MaskTaker`: what the segmenter takes."""
-        return logits_of(self.segmenter, _own(embedding).segmenter, mask)
+        return mask_logits_of(self.segmenter, _own(embedding).segmenter, mask)
 
     def find(self, embedding: Embedding, phrases: Sequence[str], threshold: float) -> list[Candidates]:
         kept = _own(embedding)

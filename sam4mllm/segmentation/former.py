@@ -51,6 +51,6 @@ def stack_logits(prompts: Sequence[Prompt], grid: int) -> NDArray[np.float32] | 
     return np.stack(given).astype(np.float32) if given else None
 
 
-def logits_of(segmenter: Segmenter, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
+def mask_logits_of(segmenter: Segmenter, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
     """A mask (H, W) of the image as a segmenter takes it; None if it takes none."""
     return segmenter.as_logits(embedding, mask) if isinstance(segmenter, MaskTaker) else None

@@ -158,22 +158,9 @@ class Teacher:
         regions: list[NDArray[np.bool_]],
         rng: np.random.Generator,
     ) -> int:
-        question, ends = self._question(DEMO.box_question, expression, rng)
-        height, width = scene.image.shape[:2]
+        asked = self._question(DEMO.box_question, expression, rng)
         spoken = prompt_answer(DEMO, [SpokenInstance(_box(scene, index)) for index in order])
-        answer = [*self.encode(spoken), self.end]
-        segment, start = lesson.add(question + answer, ROOT)
-        self._look_at_nouns(lesson, scene, expression, ends, start, regions)
-        self._answer(
-            lesson,
-            answer,
-            start + len(question),
-            [scene.boxes_px[index] for index in order],
-            [regions[index] for index in order],
-            width,
-            height,
-        )
-        return segment
+        return self._add_turn(lesson, scene, expression, asked, spoken, order, regions)
 
     def _ask_thought(
         self,
@@ -185,41 +172,54 @@ class Teacher:
         rng: np.random.Generator,
     ) -> None:
         """The steps of a phrase, each with its box, then the answer."""
-        asked, ends = self._question(THOUGHT_QUESTION, expression, rng)
-        question = [*asked, *self.encode(THOUGHT)]
+        question, ends = self._question(THOUGHT_QUESTION, expression, rng)
         steps = [f"{phrase} {prompt_answer(DEMO, [SpokenInstance(_box(scene, index))])}" for phrase, index in expression.steps]
         spoken = prompt_answer(DEMO, [SpokenInstance(_box(scene, index)) for index in order])
-        answer = [*self.encode(f"{' '.join(steps)} {THOUGHT_END} {spoken}"), self.end]
-        _, start = lesson.add(question + answer, ROOT)
-        self._look_at_nouns(lesson, scene, expression, ends, start, regions)
+        answer = f"{' '.join(steps)} {THOUGHT_END} {spoken}"
         named = [*(index for _, index in expression.steps), *order]
-        height, width = scene.image.shape[:2]
-        boxes, shown = [scene.boxes_px[index] for index in named], [regions[index] for index in named]
-        self._answer(lesson, answer, start + len(question), boxes, shown, width, height)
+        self._add_turn(lesson, scene, expression, ([*question, *self.encode(THOUGHT)], ends), answer, named, regions)
+
+    def _add_turn(
+        self,
+        lesson: Lesson,
+        scene: DemoScene,
+        expression: Expression,
+        asked: tuple[list[int], dict[str, int]],
+        spoken: str,
+        named: list[int],
+        regions: list[NDArray[np.bool_]],
+    ) -> int:
+        """A question, as ``_question`` gives it, and its answer with a box for each thing of ``named``; the index of its segment."""
+        question, ends = asked
+        answer = [*self.encode(spoken), self.end]
+        segment, start = lesson.add(question + answer, ROOT)
+        self._look_at_nouns(lesson, scene, expression, ends, start, regions)
+        self._answer(lesson, answer, start + len(question), scene, named, regions)
+        return segment
 
     def _answer(
         self,
         lesson: Lesson,
         answer: list[int],
         start: int,
-        boxes: list[NDArray[np.float32]],
+        scene: DemoScene,
+        named: list[int],
         regions: list[NDArray[np.bool_]],
-        width: int,
-        height: int,
     ) -> None:
         """Targets of an answer whose first token stands at ``start``. Points keep their spelled value; boxes the exact one."""
+        height, width = scene.image.shape[:2]
         instance, within = -1, 0
         nothing = np.zeros(lesson.visual_tokens, bool)
         for offset, token in enumerate(answer):
             position = start + offset - 1
             if token == self.open:
                 instance, within = instance + 1, 0
-                lesson.look_at("answer", position, regions[instance])
+                lesson.look_at("answer", position, regions[named[instance]])
             if self.first_coordinate <= token < self.first_coordinate + len(COORDINATES):
                 value = float(token - self.first_coordinate) + 0.5
                 if within < 4:
-                    value = float(boxes[instance][within]) / (width, height)[within % 2] * 1000
-                lesson.look_at("answer", position, regions[instance])
+                    value = float(scene.boxes_px[named[instance]][within]) / (width, height)[within % 2] * 1000
+                lesson.look_at("answer", position, regions[named[instance]])
                 lesson.coordinates.append((position, value))
                 within += 1
             else:
@@ -277,7 +277,7 @@ class Teacher:
     def _ask_prompt(
         self, lesson: Lesson, scene: DemoScene, expression: Expression, regions: list[NDArray[np.bool_]], rng: np.random.Generator
     ) -> None:
-        question, ends = self._question(DEMO.prompt_question, expression, rng)
+        asked = self._question(DEMO.prompt_question, expression, rng)
         height, width = scene.image.shape[:2]
         order = sorted(expression.targets, key=lambda index: float(scene.boxes_px[index, 0]))
         instances = []
@@ -291,18 +291,7 @@ class Teacher:
                     _numbers(points[~inside][:PROMPT_OUTSIDE], width, height),
                 )
             )
-        answer = [*self.encode(prompt_answer(DEMO, instances)), self.end]
-        _, start = lesson.add(question + answer, ROOT)
-        self._look_at_nouns(lesson, scene, expression, ends, start, regions)
-        self._answer(
-            lesson,
-            answer,
-            start + len(question),
-            [scene.boxes_px[index] for index in order],
-            [regions[index] for index in order],
-            width,
-            height,
-        )
+        self._add_turn(lesson, scene, expression, asked, prompt_answer(DEMO, instances), order, regions)
 
 
 def _begin(scene: DemoScene) -> tuple[Lesson, list[NDArray[np.bool_]]]:
