@@ -32,7 +32,7 @@ DENSE_WEIGHT = 0.5
 FORM_WEIGHT = 0.3
 """Of the words that an answer repeats or that stand in every answer."""
 SHARPENING, WIDE = 3000, 14.0
-RATE, RATE_TRAINED = 1e-3, 6e-4
+RATE, RATE_TRAINED = 1e-3, 3e-4
 """Peak rates from a tower alone and from a trained model."""
 WARMUP, WARMUP_TRAINED = 300, 60
 JUDGING_LAYER = 2

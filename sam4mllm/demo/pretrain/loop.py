@@ -15,7 +15,6 @@ import cv2
 import torch
 from torch import Tensor, nn
 
-from sam4mllm.demo.pretrain.muon import Muon
 from sam4mllm.errors import TrainingError
 from sam4mllm.training.state import load_state, read_state, save_state
 
@@ -42,7 +41,7 @@ class PretrainPlan:
     @property
     def recipe(self) -> dict[str, float | int | str]:
         """What a run that goes on must have in common with the one that began; how long it is may be changed."""
-        return {"batch": self.batch, "rate": self.rate, "seed": self.seed, "weights": self.source, "optimizer": "muon"}
+        return {"batch": self.batch, "rate": self.rate, "seed": self.seed, "weights": self.source}
 
     def used_up(self, seconds: float) -> bool:
         """Whether so many seconds of training are the budget."""
@@ -87,7 +86,10 @@ def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, 
     check_recipe(plan)
     torch.set_num_threads(plan.threads)
     cv2.setNumThreads(1)
-    optimizer = Muon(model, plan.rate, plan.weight_decay)
+    decayed = [p for p in model.parameters() if p.requires_grad and p.ndim >= 2]
+    plain = [p for p in model.parameters() if p.requires_grad and p.ndim < 2]
+    groups = [{"params": decayed, "weight_decay": plan.weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=(0.9, 0.98))
     state = load_state(plan.folder, model, optimizer)
     start = state["step"] if state else 0
     earlier = float(state.get("seconds", 0.0)) if state else 0.0

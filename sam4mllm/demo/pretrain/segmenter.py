@@ -28,8 +28,8 @@ from sam4mllm.segmentation.small_sam import SEGMENTER_PATCH, SEGMENTER_SIZE, bui
 from sam4mllm.training.state import has_state
 
 SMALL = 256
-RATE, RATE_GROWN = 1e-3, 3e-4
-"""Peak rates from random weights and from grown ones: at 5e-4 with AdamW a trained model obeyed points at once and unlearned the rest."""
+RATE, RATE_GROWN = 1e-3, 1.5e-4
+"""Peak rates from random weights and from grown ones: at 5e-4 a trained model obeys points at once and unlearns the rest."""
 WARMUP = 60
 MASK_INPUT_SHARE = 0.7
 """Share of the rounds after the first that see the former mask: clicks must work with and without."""
