@@ -26,11 +26,11 @@ from sam4mllm.demo.pretrain.examples import (
     session_of,
 )
 from sam4mllm.demo.pretrain.export import EMBEDDINGS, average, export_heads, export_mllm, load_shipped, read_trainee
-from sam4mllm.demo.pretrain.language import batch_losses, forward, prefix_positions
+from sam4mllm.demo.pretrain.language import WIDE, batch_losses, forward, prefix_positions, softness
 from sam4mllm.demo.pretrain.lessons import POINTS_BOTH, POINTS_CLOSE, THOUGHT_SHARE, Lesson, Teacher
 from sam4mllm.demo.pretrain.look_back import RIGHT, outlined, suggest, verdict
 from sam4mllm.demo.pretrain.loop import PretrainPlan, learning_rate, run
-from sam4mllm.demo.pretrain.tower import DemoTrainee
+from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee
 from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_relational, make_scene
 from sam4mllm.demo.tokenizer import LATER_WORDS, THOUGHT, THOUGHT_END, UNKNOWN, Speller, build_tokenizer, vocabulary
 from sam4mllm.grounding.families import DEMO_FOLDER, load_checkpoint
@@ -149,6 +149,20 @@ def test_every_loss_is_finite_and_reaches_the_weights(step: int) -> None:
     silent = {name for name, parameter in model.named_parameters() if parameter.grad is None}
     of_points = {f"heads.{head}.{kind}" for head in ("point", "beneath", "column") for kind in ("weight", "bias")}
     assert silent == (set() if session_of(step) in ("whole", "close") and step > BOXES_ONLY else of_points)
+
+
+@pytest.mark.parametrize(
+    ("step", "sharpening", "expected"),
+    [
+        pytest.param(0, 100, WIDE, id="begins soft"),
+        pytest.param(50, 100, (WIDE * NARROW) ** 0.5, id="half way"),
+        pytest.param(100, 100, NARROW, id="as sharp as it will be"),
+        pytest.param(101, 100, NARROW, id="stays sharp"),
+        pytest.param(0, 0, NARROW, id="a trained model is taught sharp at once"),
+    ],
+)
+def test_targets_of_coordinates_become_sharp(step: int, sharpening: int, expected: float) -> None:
+    assert softness(step, sharpening) == pytest.approx(expected)
 
 
 def test_the_mean_of_two_trainees() -> None:

@@ -45,6 +45,7 @@ def states(folder: Path) -> list[str]:
         pytest.param({"batch": 2}, "batch 1, not 2", id="another batch"),
         pytest.param({"seed": 5}, "seed 1, not 5", id="other scenes"),
         pytest.param({"source": "shipped"}, "weights random, not shipped", id="other first weights"),
+        pytest.param({"optimizer": "muon"}, "optimizer adamw, not muon", id="another optimizer"),
     ],
 )
 def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path: Path, changed: dict[str, Any], told: str) -> None:
@@ -54,6 +55,18 @@ def test_a_run_of_another_recipe_is_not_gone_on_with(tmp_path: Path, changed: di
         train(tmp_path, 4, **changed)
     assert states(tmp_path) == ["step-00000002"]
     assert (tmp_path / "step-00000002" / "model.safetensors").read_bytes() == before
+
+
+def test_a_recipe_that_names_no_optimizer_is_adamw(tmp_path: Path) -> None:
+    train(tmp_path, 2)
+    path = tmp_path / "step-00000002" / "state.json"
+    state = json.loads(path.read_text())
+    del state["recipe"]["optimizer"]
+    path.write_text(json.dumps(state))
+    with pytest.raises(TrainingError, match="optimizer adamw, not muon"):
+        train(tmp_path, 4, optimizer="muon")
+    train(tmp_path, 3)
+    assert "step-00000003" in states(tmp_path)
 
 
 def test_a_state_of_before_recipes_were_kept_is_gone_on_with(tmp_path: Path) -> None:

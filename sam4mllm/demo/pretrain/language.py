@@ -32,7 +32,7 @@ DENSE_WEIGHT = 0.5
 FORM_WEIGHT = 0.3
 """Of the words that an answer repeats or that stand in every answer."""
 SHARPENING, WIDE = 3000, 14.0
-RATE, RATE_TRAINED = 1e-3, 3e-4
+RATE, RATE_TRAINED = 1e-3, 6e-4
 """Peak rates from a tower alone and from a trained model."""
 WARMUP, WARMUP_TRAINED = 300, 60
 JUDGING_LAYER = 2
@@ -98,24 +98,43 @@ def train(
         begin(model)
     model.mllm.model.language_model.config._attn_implementation = "eager"  # the attention weights are needed
     sittings = Ahead(partial(draw_sitting, seed, batch, boxes_only), steps, 1, workers)
-    losses = batch_losses(model, Teacher(build_tokenizer()), lambda step: sittings(step)[0], partial(session_of, boxes_only=boxes_only))
+    session = partial(session_of, boxes_only=boxes_only)
+    sharpening = SHARPENING if boxes_only else 0
+    losses = batch_losses(model, Teacher(build_tokenizer()), lambda step: sittings(step)[0], session, sharpening)
     warmup = WARMUP if boxes_only else WARMUP_TRAINED
     source = "of the tower" if boxes_only else "of a whole model"
-    plan = PretrainPlan(folder, steps, batch, rate, warmup=warmup, threads=threads, seed=seed, minutes=minutes, source=source)
+    plan = PretrainPlan(
+        folder,
+        steps,
+        batch,
+        rate,
+        warmup=warmup,
+        threads=threads,
+        seed=seed,
+        minutes=minutes,
+        source=source,
+        optimizer="adamw" if boxes_only else "muon",
+    )
     run(plan, model, losses)
     return model
 
 
 def batch_losses(
-    model: DemoTrainee, teacher: Teacher, draw: Callable[[int], Sitting], session: Callable[[int], Session]
+    model: DemoTrainee,
+    teacher: Teacher,
+    draw: Callable[[int], Sitting],
+    session: Callable[[int], Session],
+    sharpening: int = SHARPENING,
 ) -> Callable[[int], dict[str, Tensor]]:
-    """The function from a step to its loss terms; ``draw`` gives the step's sitting, ``session`` says what it is about."""
+    """The function from a step to its loss terms; ``draw`` gives the step's sitting, ``session`` says what it is about, and
+    :func:`softness` what ``sharpening`` is.
+    """
 
     def losses(step: int) -> dict[str, Tensor]:
         sitting = draw(step)
         visual, grid = model.see(sitting.images)
         crowded = session(step) == "crowd"
-        sigma = NARROW if crowded else float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
+        sigma = NARROW if crowded else softness(step, sharpening)
         seen = model.heads.losses(visual.flatten(0, 1), sitting.dense, model.coordinate_embeddings(), sigma)
         if crowded:
             return seen
@@ -127,6 +146,13 @@ def batch_losses(
         return {_named(session(step), name): term for name, term in terms.items()}
 
     return losses
+
+
+def softness(step: int, sharpening: int) -> float:
+    """Standard deviation in milli of the targets of coordinates: from WIDE down to NARROW in so many steps. A model that knows
+    coordinates is taught at NARROW from its first step on (0), or it unlearns them.
+    """
+    return NARROW if step >= sharpening else float(WIDE * (NARROW / WIDE) ** (step / sharpening))
 
 
 def _named(session: Session, name: str) -> str:

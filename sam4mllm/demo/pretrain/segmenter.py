@@ -28,8 +28,8 @@ from sam4mllm.segmentation.small_sam import SEGMENTER_PATCH, SEGMENTER_SIZE, bui
 from sam4mllm.training.state import has_state
 
 SMALL = 256
-RATE, RATE_GROWN = 1e-3, 1.5e-4
-"""Peak rates from random weights and from grown ones: at 5e-4 a trained model obeys points at once and unlearns the rest."""
+RATE, RATE_GROWN = 1e-3, 3e-4
+"""Peak rates from random weights and from grown ones: at 5e-4 with AdamW a trained model obeyed points at once and unlearned the rest."""
 WARMUP = 60
 MASK_INPUT_SHARE = 0.7
 """Share of the rounds after the first that see the former mask: clicks must work with and without."""
@@ -61,9 +61,18 @@ def train(
     model = fuse_attention(build_segmenter(size))
     if begin is not None and not has_state(folder):
         begin(model)
-    rate = RATE if begin is None else RATE_GROWN
-    weights = f"{source}, {size} pixels"
-    plan = PretrainPlan(folder, steps, batch, rate, warmup=WARMUP, threads=threads, seed=seed, minutes=minutes, source=weights)
+    plan = PretrainPlan(
+        folder,
+        steps,
+        batch,
+        RATE if begin is None else RATE_GROWN,
+        warmup=WARMUP,
+        threads=threads,
+        seed=seed,
+        minutes=minutes,
+        source=f"{source}, {size} pixels",
+        optimizer="adamw" if begin is None else "muon",
+    )
     check_recipe(plan)
     examples = Ahead(partial(_draw, seed, size, batch), steps, batch, workers)
     run(plan, model, lambda step: batch_losses(model, examples(step), np.random.default_rng([seed, step, 9])))

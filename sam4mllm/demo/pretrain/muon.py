@@ -1,0 +1,70 @@
+"""AdamW, but the matrices of linear layers take steps of Muon: the momentum with all its singular values made alike (Jordan et al. 2024).
+
+Trained on from the shipped weights with it at a rate of 3e-4, the demo segmenter had after 8,000 images the held-out loss that AdamW at
+1.5e-4 had after 12,600. AdamW at 3e-4 was not tried. torch has a Muon of its own, which multiplies in bfloat16: without a unit for it,
+1.6 s a step, not 0.1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MOMENTUM = 0.95
+STEPS = 5
+COEFFICIENTS = (3.4445, -4.7750, 2.0315)
+"""Of the polynomial that is applied STEPS times: it brings singular values from near zero to about 1 fastest (Jordan et al. 2024)."""
+SCALE = 0.2
+"""Root mean square of a step at rate 1, which is what AdamW's steps have, so that one rate serves both (Liu et al. 2025, section 2.2)."""
+
+
+class Muon(torch.optim.AdamW):
+    """Muon in the groups that are ``matrices``, AdamW in the others."""
+
+    def __init__(self, model: nn.Module, rate: float, weight_decay: float) -> None:
+        matrices = matrices_of(model)
+        others = [weight for weight in model.parameters() if weight.requires_grad and not any(weight is one for one in matrices)]
+        groups: list[dict[str, Any]] = [
+            {"params": matrices, "weight_decay": weight_decay, "matrices": True},
+            {"params": [weight for weight in others if weight.ndim >= 2], "weight_decay": weight_decay, "matrices": False},
+            {"params": [weight for weight in others if weight.ndim < 2], "weight_decay": 0.0, "matrices": False},
+        ]
+        super().__init__([group for group in groups if group["params"]], lr=rate, betas=(0.9, 0.98))
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        for group in self.param_groups:
+            for weight in group["params"] if group["matrices"] else ():
+                if weight.grad is not None:
+                    self._step(weight, weight.grad, group["lr"], group["weight_decay"])
+                    weight.grad = None  # AdamW passes over what has none
+        loss: float | None = super().step(closure)
+        return loss
+
+    def _step(self, weight: Tensor, gradient: Tensor, rate: float, weight_decay: float) -> None:
+        momentum = self.state[weight].setdefault("momentum", torch.zeros_like(weight))
+        momentum.lerp_(gradient, 1 - MOMENTUM)
+        step = orthogonal(gradient.lerp(momentum, MOMENTUM))
+        weight.mul_(1 - rate * weight_decay).add_(step, alpha=-rate * SCALE * max(weight.shape) ** 0.5)
+
+
+def matrices_of(model: nn.Module) -> list[Tensor]:
+    """The trained weights of linear layers; not those that are an embedding's, too."""
+    embeddings = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}
+    weights = {id(layer.weight): layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
+    return [weight for key, weight in weights.items() if key not in embeddings and weight.requires_grad]
+
+
+def orthogonal(matrix: Tensor) -> Tensor:
+    """A matrix (M, N) with its singular values brought near 1."""
+    first, second, third = COEFFICIENTS
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
+    found = wide / wide.norm().clamp(min=1e-12)
+    for _ in range(STEPS):
+        square = found @ found.T
+        found = first * found + (second * square + third * square @ square) @ found
+    turned: Tensor = found if wide is matrix else found.T
+    return turned
