@@ -22,10 +22,12 @@ from sam4mllm.options import (
     THRESHOLD,
     AskedStrategy,
     DtypeName,
+    LookBack,
     Options,
     Pattern,
     Precision,
     QuantizeName,
+    check_look_back,
     check_strategy,
     resolve_strategy,
 )
@@ -93,6 +95,11 @@ class Settings(BaseSettings):
         le=MAX_THOUGHT_TOKENS,
         description="with strategy `reason`, tokens after which a thought is cut off and the answer asked for "
         "([docs](docs/points.md#a-thought-before-the-answer))",
+    )
+    look_back: LookBack = Field(
+        "off",
+        description="`score`: the model is shown each mask's outline and asked if that is what the phrase means, which tells right masks "
+        "from wrong ones; `drop`: what it denies is left out, too ([docs](docs/points.md#the-look-back))",
     )
     former_mask: bool = Field(
         False,
@@ -200,6 +207,7 @@ class Settings(BaseSettings):
             threshold=self.threshold,
             thought_tokens=self.thought_tokens,
             former_mask=self.former_mask,
+            look_back=self.look_back,
         )
 
     @property
@@ -260,6 +268,10 @@ def read_settings() -> Settings:
         check_strategy(strategy, has_model=settings.has_model, takes_phrases=True)  # of the segmenter its loading tells
     except ModelError as error:
         raise SettingsError(f"SAM4MLLM_STRATEGY: {error}") from error
+    try:
+        check_look_back(settings.look_back, has_model=settings.has_model)
+    except ModelError as error:
+        raise SettingsError(f"SAM4MLLM_LOOK_BACK: {error}") from error
     if settings.device_map is not None and settings.train_mode == "pause":
         raise SettingsError("SAM4MLLM_TRAIN_MODE=pause cannot move a model that SAM4MLLM_DEVICE_MAP=auto has spread; use beside")
     if settings.host not in LOOPBACK:

@@ -98,7 +98,7 @@ def measure(pipelines: Sequence[Pipeline], kind: str, seed: int, scenes: int) ->
             measured.seconds.append(time.process_time() - began)
             measure_things(measured, index, drawn, pipeline.segmenter, embedding)
             if opened is not None:
-                measure_phrase(measured, index, drawn, pipeline, Opened(opened, embedding))
+                measure_phrase(measured, index, drawn, pipeline, Opened(opened, embedding, drawn.image))
     return found
 
 

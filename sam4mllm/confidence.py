@@ -52,7 +52,8 @@ class Features:
     ``box_agreement``: IoU with the mask that the box alone gives (1 where no points prompted, or nobody asked); ``target_probability``:
     that the phrase means anything in the image, as the MLLM has it (1 if there was no phrase); ``varied``: 0 if nearly all points were
     said to lie on the same side, else 1 (1 if none was asked); ``support``: IoU of the MLLM's box with the one that the segmenter found by
-    the phrase, 0 if it found none there (1 where it was not asked).
+    the phrase, 0 if it found none there (1 where it was not asked); ``looked``: P(yes) of the look back, shown the mask's outline (1 where
+    it was not asked).
     """
 
     box_probability: float
@@ -65,13 +66,14 @@ class Features:
     target_probability: float
     varied: float = 1.0
     support: float = 1.0
+    looked: float = 1.0
 
 
 NAMES = tuple(field.name for field in fields(Features))
 PRIOR = PRIOR_WEIGHT * np.array([-1.0 if name == "entropy" else 1.0 for name in NAMES])
 
 
-LATER = {name: {"mean": 1.0, "scale": LEAST_SCALE, "weight": 0.0} for name in ("varied", "support")}
+LATER = {name: {"mean": 1.0, "scale": LEAST_SCALE, "weight": 0.0} for name in ("varied", "support", "looked")}
 """Of a calibration from before there were these features: they do not count."""
 
 
@@ -180,7 +182,8 @@ def score(features: Features, calibration: Calibration | None = None) -> float:
     parts = np.clip([features.agreement, sure, features.predicted_iou, features.box_probability], 1e-3, 1.0)
     weights = np.array([1.0, 1.0, 1.0, 0.5])
     found_twice = (1 + features.support) / 2
-    return float(np.exp((weights * np.log(parts)).sum() / weights.sum()) * features.target_probability * found_twice)
+    confirmed = (1 + features.looked) / 2
+    return float(np.exp((weights * np.log(parts)).sum() / weights.sum()) * features.target_probability * found_twice * confirmed)
 
 
 def score_empty(no_target_probability: float, calibration: Calibration | None = None) -> float:

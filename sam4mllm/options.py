@@ -25,6 +25,8 @@ Pattern = Literal["spread", "interior", "unsure", "second-look"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 Choice = Literal["predicted", "single", "agreement"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
+LookBack = Literal["off", "score", "drop"]
+LOOKS_BACK: tuple[LookBack, ...] = get_args(LookBack)
 DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
 THOUGHT_TOKENS = 512
 """The longest thought (strategy ``reason``) where nothing else is set: some 350 words, which with its question and answer take no more
@@ -61,6 +63,8 @@ class Options:
 
     ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds, from 0 to 1.
     ``thought_tokens``: with ``reason``, where a thought is cut off and the answer asked for.
+    ``look_back``: whether the MLLM is shown each mask's outline and asked if that is what the phrase means: ``off``, for the ``score``
+    alone, or to ``drop`` what it denies, too. Where a reviewer clicks it is not asked.
     ``former_mask``: whether the segmenter, where a reviewer's click corrects a mask, sees that mask, too. docs/points.md measures it.
     """
 
@@ -73,9 +77,11 @@ class Options:
     threshold: float = THRESHOLD
     thought_tokens: int = THOUGHT_TOKENS
     former_mask: bool = False
+    look_back: LookBack = "off"
 
     def __post_init__(self) -> None:
-        for name, known in (("strategy", get_args(AskedStrategy)), ("pattern", PATTERNS), ("choice", CHOICES)):
+        named = {"strategy": get_args(AskedStrategy), "pattern": PATTERNS, "choice": CHOICES, "look_back": LOOKS_BACK}
+        for name, known in named.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
         if not 0 <= self.threshold <= 1:
@@ -95,6 +101,8 @@ class Options:
             del chosen["threshold"]
         if self.strategy != "reason":
             del chosen["thought_tokens"]
+        if self.look_back == "off":
+            del chosen["look_back"]
         return chosen
 
 
@@ -114,6 +122,12 @@ def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool, has
     if not has_model:
         return "concept"
     return "pqpp" if demo or has_adapter else "box"
+
+
+def check_look_back(look_back: LookBack, *, has_model: bool) -> None:
+    """Raises ModelError if there is no MLLM to be shown a mask."""
+    if look_back != "off" and not has_model:
+        raise ModelError(f"look back {look_back} asks an MLLM, and the model is none: name a model, or leave it off")
 
 
 def check_strategy(strategy: Strategy, *, has_model: bool, takes_phrases: bool, segmenter: str = "this one") -> None:

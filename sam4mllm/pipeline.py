@@ -27,7 +27,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sam4mllm import candidates
+from sam4mllm import candidates, look_back
 from sam4mllm.clicks import Clicks, PromptTarget, merge
 from sam4mllm.confidence import Calibration, score, score_empty
 from sam4mllm.drawing import Drawing
@@ -38,7 +38,16 @@ from sam4mllm.grounding.nobody import is_nobody
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
-from sam4mllm.options import BY_CONCEPT, AskedStrategy, Options, Strategy, check_strategy, describe_strategy, resolve_strategy
+from sam4mllm.options import (
+    BY_CONCEPT,
+    AskedStrategy,
+    Options,
+    Strategy,
+    check_look_back,
+    check_strategy,
+    describe_strategy,
+    resolve_strategy,
+)
 from sam4mllm.points import ALIKE, Answers, are_alike, beside, disputed, heed, interior, select, settle, spread, unsure
 from sam4mllm.prompts.thinking import WORDS
 from sam4mllm.segmentation.concept import ConceptSegmenter
@@ -50,11 +59,17 @@ _QUESTIONS: dict[AskedStrategy, Question] = {"ppg": "prompt", "reason": "reason"
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An image taken in by both models, for any number of calls."""
+    """An image (H, W, 3) uint8 taken in by both models, for any number of calls."""
 
     scene: Scene
     embedding: Embedding
+    image: NDArray[np.uint8]
     seconds: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def nbytes(self) -> int:
+        """What a cache should count for it."""
+        return self.scene.nbytes + self.embedding.nbytes + self.image.nbytes
 
 
 class Versioned(Protocol):
@@ -87,6 +102,7 @@ class Pipeline:
         self.adapter = adapter
         self.learned = learned
         chosen = options or Options()
+        check_look_back(chosen.look_back, has_model=self.has_model)
         self.options = replace(chosen, strategy=self._strategy(chosen.strategy), joint=bool(chosen.joint))
         self.calibration: Calibration | None = None
         """May be replaced at any time, from any thread: each call of ``segment`` scores all its masks by one. No part of the version."""
@@ -139,22 +155,26 @@ class Pipeline:
         thought = {"thought": WORDS} if options.strategy == "reason" else {}
         doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
         found = {"same": candidates.SAME} if options.strategy in BY_CONCEPT else {}
+        looking = {} if options.look_back == "off" else {"look_back": look_back.SHAPE}
         choosing = {"name": NAME_QUESTION, "fits": candidates.FITS} if options.strategy == "choose" else {}
-        return digest_of({**parts, **doubted, **found, **choosing, **thought})
+        return digest_of({**parts, **doubted, **found, **choosing, **thought, **looking})
 
     def _version(self, options: Options) -> str:
         identity = self._identity(options)
         return f"{self.slug}-0-{identity[:8]}" if self.adapter is None else self.adapter.version_for(identity)
 
-    def open(self, image: NDArray[np.uint8]) -> Opened:
-        """Take in an image (H, W, 3) uint8 RGB, EXIF-rotated. Raises ImageError if it is of another kind, or too small."""
+    def open(self, image: NDArray[np.uint8], embedding: Embedding | None = None) -> Opened:
+        """Take in an image (H, W, 3) uint8 RGB, EXIF-rotated; ``embedding`` if the segmenter has taken it in already.
+
+        Raises ImageError if it is of another kind, or too small.
+        """
         check_image(image)
         seconds: dict[str, float] = {}
         with _timed(seconds, "image"):
             scene = self.grounder.open(image)
         with _timed(seconds, "segmenter"):
-            embedding = self.segmenter.encode(image)
-        return Opened(scene, embedding, seconds)
+            embedding = self.segmenter.encode(image) if embedding is None else embedding
+        return Opened(scene, embedding, image, seconds)
 
     def segment(
         self, image: NDArray[np.uint8] | Opened, phrases: Sequence[str], strategy: Strategy | None = None, clicks: Clicks | None = None
@@ -192,6 +212,15 @@ class Pipeline:
             judge = partial(score, calibration=calibration)
             compared = options.strategy != "box" and clicks is None
             instances = self._drawing.draw(opened.embedding, targets, present, judge, compared)
+        if options.look_back != "off" and clicks is None:
+            with _timed(seconds, "points"):
+                instances = [
+                    look_back.look_back(self.grounder, opened.image, phrase, found, judge)
+                    for phrase, found in zip(cleaned, instances, strict=True)
+                ]
+            if options.look_back == "drop":
+                left = [look_back.drop_denied(*one) for one in zip(groundings, instances, strict=True)]
+                groundings, instances = [grounding for grounding, _ in left], [kept for _, kept in left]
         version = self._version(options)
         return [
             _answer(grounding, found, opened.embedding, version, seconds, calibration)

@@ -32,6 +32,7 @@ class FakeGrounder:
 
     known: Mapping[str, Grounding]
     identity: str = "fake"
+    looks: Mapping[str, float] = field(default_factory=dict)
     opened: int = 0
     asked: list[Inquiry] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
@@ -44,6 +45,10 @@ class FakeGrounder:
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         del scene, question
         return [self.known.get(phrase, grounding(phrase, [], 0.95)) for phrase in phrases]
+
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+        del scene
+        return np.array([self.looks.get(phrase, 0.9) for phrase in phrases], np.float64)
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
         del scene

@@ -60,7 +60,7 @@ def test_a_damaged_file_counts_as_none(tmp_path: Path, text: str) -> None:
     assert scorer.refit(judged(100), "a")
 
 
-@pytest.mark.parametrize("unknown", [("support",), ("varied", "support")], ids=" and ".join)
+@pytest.mark.parametrize("unknown", [("looked",), ("support", "looked"), ("varied", "support", "looked")], ids=" and ".join)
 def test_what_an_earlier_release_fitted_and_noted_still_counts(tmp_path: Path, unknown: tuple[str, ...]) -> None:
     path = tmp_path / "score.json"
     reviews = judged(100)

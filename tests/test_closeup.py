@@ -158,7 +158,7 @@ def test_the_rest_is_the_wrapped_grounders_own() -> None:
     closer = CloserGrounder(fake)
     scene = closer.open(IMAGE)
     assert isinstance(scene, CloserScene)
-    assert (scene.width, scene.height, scene.nbytes) == (300, 200, 2 * IMAGE.nbytes)
+    assert (scene.width, scene.height, scene.nbytes) == (300, 200, IMAGE.nbytes)
     [answer] = closer.ground(scene, ["the cup"])
     assert answer is found["the cup"]
     assert closer.identity not in ("", fake.identity)

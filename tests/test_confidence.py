@@ -28,7 +28,7 @@ FEATURES = st.builds(Features, *[st.floats(0, 1)] * len(NAMES))
 HELPFUL = [name for name in NAMES if name != "entropy"]
 
 
-def sample(count: int, seed: int = 0, weights: Sequence[float] = (0, 0, 0, 4, 0, -4, 0, 0, 0, 0)) -> tuple[list[Features], list[bool]]:
+def sample(count: int, seed: int = 0, weights: Sequence[float] = (0, 0, 0, 4, 0, -4, 0, 0, 0, 0, 0)) -> tuple[list[Features], list[bool]]:
     """Features of instances, each accepted with a probability that follows from them."""
     rng = np.random.default_rng(seed)
     table = rng.uniform(0, 1, (count, len(NAMES)))

@@ -448,7 +448,7 @@ class Device:
         self.where.grounder.ground = self.ground  # type: ignore[method-assign]
 
     def ground(self, scene: Any, phrases: Any, question: Question = "box") -> Any:
-        if len(phrases) > self.phrases or self.where.service.predictor.answerer.opened.nbytes > self.images * 2 * scene.nbytes:
+        if len(phrases) > self.phrases or self.where.service.predictor.answerer.opened.nbytes > self.images * 3 * scene.nbytes:
             tensor = torch.zeros(1)
             self.refused.append(weakref.ref(tensor))
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")

@@ -41,7 +41,7 @@ def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[E
         image = load_example_image(folder, some[0])
         try:
             embedding = pipelines[0].segmenter.encode(image)
-            opened = [Opened(pipeline.grounder.open(image), embedding) for pipeline in pipelines]
+            opened = [pipeline.open(image, embedding) for pipeline in pipelines]
         except ImageError as error:
             log.warning("%s is left out: %s", some[0].image, error)
             continue

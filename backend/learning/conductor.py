@@ -246,6 +246,7 @@ class Conductor:
             pattern=settings.pattern,
             threshold=settings.threshold,
             thought_tokens=settings.thought_tokens,
+            look_back=settings.look_back,
             dataset=str(folder.data.resolve()),
             replay=str(settings.replay.resolve()) if settings.replay else None,
             golden=str(settings.golden.resolve()) if settings.golden else None,

@@ -9,7 +9,7 @@ from typing import Any
 from backend.errors import LearningError
 from backend.learning.run_folder import RunFolder
 from sam4mllm.durable import replace_file
-from sam4mllm.options import AUTO, THOUGHT_TOKENS, THRESHOLD, AskedStrategy, Options, Pattern, Precision
+from sam4mllm.options import AUTO, THOUGHT_TOKENS, THRESHOLD, AskedStrategy, LookBack, Options, Pattern, Precision
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan
 
@@ -46,10 +46,18 @@ class TrainingJob:
     start: str | None = None
     threshold: float = THRESHOLD
     thought_tokens: int = THOUGHT_TOKENS
+    look_back: LookBack = "off"
 
     @property
     def options(self) -> Options:
-        return Options(self.strategy, self.joint, pattern=self.pattern, threshold=self.threshold, thought_tokens=self.thought_tokens)
+        return Options(
+            self.strategy,
+            self.joint,
+            pattern=self.pattern,
+            threshold=self.threshold,
+            thought_tokens=self.thought_tokens,
+            look_back=self.look_back,
+        )
 
     def write(self, run: RunFolder) -> None:
         replace_file(run.job, json.dumps(asdict(self), indent=2).encode())

@@ -83,9 +83,7 @@ class Answerer:
     def __init__(self, settings: Settings, metrics: Metrics) -> None:
         self._settings = settings
         self._metrics = metrics
-        self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(
-            settings.cache_mb * 1024 * 1024, lambda opened: opened.scene.nbytes + opened.embedding.nbytes
-        )
+        self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(settings.cache_mb * 1024 * 1024, lambda opened: opened.nbytes)
         """Images taken in, by version and SHA-256."""
 
     def answer(

@@ -20,6 +20,7 @@ from sam4mllm.cli.options import (
     DtypeOption,
     JsonOption,
     LimitOption,
+    LookBackOption,
     MinPixelsOption,
     ModelOption,
     PatternOption,
@@ -57,6 +58,7 @@ def evaluate(
     pattern: PatternOption = "spread",
     threshold: ThresholdOption = THRESHOLD,
     thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
+    look_back: LookBackOption = "off",
     oracle: Annotated[bool, typer.Option("--oracle", help="Also draw from true boxes and points: the upper bound.")] = False,
     clicks: Annotated[
         bool,
@@ -86,7 +88,7 @@ def evaluate(
 
     examples = choose(dataset, split, limit, seed)
     precision = Precision(dtype, quantize, device_map)
-    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens, look_back=look_back)
     pipeline = load(model, segmenter, device, options, adapter, precision, dialect)
     evaluating = lambda images, total: bar(images, total, "evaluating")  # noqa: E731
     figures, judged = run(pipeline, dataset, oracle, evaluating, examples=examples, min_pixels=min_pixels)

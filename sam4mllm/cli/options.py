@@ -16,6 +16,7 @@ from sam4mllm.options import (
     THRESHOLD,
     AskedStrategy,
     DtypeName,
+    LookBack,
     Options,
     Pattern,
     PointsName,
@@ -102,6 +103,10 @@ ThoughtTokensOption = Annotated[
         "--thought-tokens", min=1, max=MAX_THOUGHT_TOKENS, help="With --strategy reason, tokens after which a thought is cut off."
     ),
 ]
+LookBackOption = Annotated[
+    LookBack,
+    typer.Option("--look-back", help="Show the model each mask and ask if it is right: for its score, or to drop what is denied."),
+]
 DatasetArgument = Annotated[Path, typer.Argument(help="A folder in the dataset format.")]
 SplitOption = Annotated[str | None, typer.Option("--split", help="val, testA, testB, test …; all if it is not given.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", min=1, help="At most so many images, drawn by --seed.")]
@@ -117,10 +122,11 @@ def as_options(
     *,
     threshold: float = THRESHOLD,
     thought_tokens: int = THOUGHT_TOKENS,
+    look_back: LookBack = "off",
 ) -> Options:
     """The options of how an answer is found, in one value."""
     joint = None if points is None else points == "joint"
-    return Options(strategy=strategy, joint=joint, pattern=pattern, threshold=threshold, thought_tokens=thought_tokens)
+    return Options(strategy=strategy, joint=joint, pattern=pattern, threshold=threshold, thought_tokens=thought_tokens, look_back=look_back)
 
 
 def hush() -> None:

@@ -15,6 +15,7 @@ from sam4mllm.cli.options import (
     DialectOption,
     DtypeOption,
     JsonOption,
+    LookBackOption,
     ModelOption,
     PatternOption,
     PointsOption,
@@ -45,6 +46,7 @@ def predict(
     pattern: PatternOption = "spread",
     threshold: ThresholdOption = THRESHOLD,
     thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
+    look_back: LookBackOption = "off",
     out: Annotated[Path | None, typer.Option("--out", help="Write a picture of the answer here.")] = None,
     model: ModelOption = None,
     adapter: AdapterOption = None,
@@ -60,7 +62,7 @@ def predict(
     from sam4mllm.images import load_image
 
     pixels = load_image(image)
-    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
+    options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens, look_back=look_back)
     pipeline = load(model, segmenter, device, options, adapter, Precision(dtype, quantize, device_map), dialect)
     answers = pipeline.segment(pixels, phrases)
     if out is not None:

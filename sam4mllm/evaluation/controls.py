@@ -38,6 +38,9 @@ class ControlGrounder:
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         return self.grounder.ground(scene, phrases, question)
 
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+        return self.grounder.confirm(scene, phrases)
+
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
         return self.grounder.name(scene, phrases)
 

@@ -31,6 +31,7 @@ PUBLISHED: Mapping[str, Any] = {
     "thresholds": Thresholds(0.75, 0.90),
     "pattern": "spread",
     "choice": "predicted",
+    "look_back": "off",
 }
 """The released inference notebook: 15 points of the blue-noise pattern in one question, P(yes) > 0.75 and P(no) > 0.9, of three masks
 the one of best predicted IoU."""
@@ -61,14 +62,15 @@ class Setting:
         """What it comes to: settings of which this is equal draw the same masks."""
         if self.oracle:
             return ("oracle", self.segmenter)
+        look_back = self.options.look_back
         match self.options.strategy:  # a box alone leaves the choice nothing to go by
             case "pqpp" | "choose" | "reason":
                 return (replace(self.options, count=self.options.points), self.segmenter, self.adapter, self.answers)
             case "ppg":
-                return ("ppg", self.options.choice, self.segmenter, self.adapter)
+                return ("ppg", self.options.choice, self.segmenter, self.adapter, look_back)
             case "concept":
-                return ("concept", self.options.threshold, self.segmenter)
-        return ("box", self.segmenter, self.adapter)
+                return ("concept", self.options.threshold, self.segmenter, look_back, self.adapter if look_back != "off" else None)
+        return ("box", self.segmenter, self.adapter, look_back)
 
 
 def plan(

@@ -47,6 +47,11 @@ class SharingGrounder:
         assert isinstance(scene, SharedScene)
         return self._once(scene, "box", (*phrases, question), lambda: list(self._grounder.ground(scene.scene, phrases, question)))
 
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+        """Not remembered: each mask is another scene."""
+        assert isinstance(scene, SharedScene)
+        return self._grounder.confirm(scene.scene, phrases)
+
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
         assert isinstance(scene, SharedScene)
         return self._once(scene, "box", ("name", *phrases), lambda: list(self._grounder.name(scene.scene, phrases)))

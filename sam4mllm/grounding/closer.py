@@ -18,7 +18,7 @@ from sam4mllm.values import Grounding
 
 @dataclass(frozen=True, eq=False)
 class CloserScene(Scene):
-    """A scene and the image (H, W, 3) uint8 that close-ups are cut from."""
+    """A scene and the image (H, W, 3) uint8 that close-ups are cut from; ``nbytes`` leave out the image, which who opened it holds, too."""
 
     scene: Scene
     image: NDArray[np.uint8]
@@ -37,11 +37,15 @@ class CloserGrounder:
 
     def open(self, image: NDArray[np.uint8]) -> CloserScene:
         scene = self.whole.open(image)
-        return CloserScene(scene.width, scene.height, scene.nbytes + image.nbytes, scene, image)
+        return CloserScene(scene.width, scene.height, scene.nbytes, scene, image)
 
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         assert isinstance(scene, CloserScene)
         return self.whole.ground(scene.scene, phrases, question)
+
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+        assert isinstance(scene, CloserScene)
+        return self.whole.confirm(scene.scene, phrases)
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
         assert isinstance(scene, CloserScene)

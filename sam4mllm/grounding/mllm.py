@@ -5,7 +5,6 @@ from __future__ import annotations
 import bisect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from typing import Any
 
 import numpy as np
 import torch
@@ -14,12 +13,13 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
-from sam4mllm.errors import ImageError, ModelError, PhraseError
+from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.geometry import distinct
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copies, keeps_states
 from sam4mllm.grounding.decoding import Thinking, Written, write
 from sam4mllm.grounding.encoders import position_ids
+from sam4mllm.grounding.endings import generation_ends, read_ending
 from sam4mllm.grounding.frames import Framed, to_numbers
 from sam4mllm.grounding.head import logits_of
 from sam4mllm.grounding.marks import said_boxes
@@ -43,6 +43,7 @@ from sam4mllm.prompts.conversation import (
     prompt_question,
 )
 from sam4mllm.prompts.dialects import DEMO
+from sam4mllm.prompts.look_back import look_back_question
 from sam4mllm.prompts.thinking import END, can_think, open_thought, reason_question
 from sam4mllm.values import Grounding, SpokenPoints
 
@@ -80,8 +81,8 @@ class MllmGrounder:
         self.dialect = checkpoint.dialect
         self.markup = checkpoint.markup
         self.max_new_tokens = max_new_tokens
-        self.end, self._next_turn = self._read_ending()
-        self._ends = frozenset({self.end, *_generation_ends(checkpoint.model)})
+        self.end, self._next_turn = read_ending(checkpoint, self.encode)
+        self._ends = frozenset({self.end, *generation_ends(checkpoint.model)})
         self._control = tuple({*checkpoint.tokenizer.all_special_tokens, *checkpoint.tokenizer.get_added_vocab()})
         self.verdicts = Verdicts.look_up(self.encode, self.dialect)
         self._box_start = self.encode(box_answer(self.dialect, "", [(0, 0, 0, 0)]))[0]
@@ -111,17 +112,6 @@ class MllmGrounder:
         tokens.
         """
         return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
-
-    def _read_ending(self) -> tuple[int, list[int]]:
-        """The token that ends an answer, and the ids up to the next question."""
-        tokenizer = self.checkpoint.tokenizer
-        ids = self.encode(self.markup.to_question)
-        if not ids:
-            raise ModelError(f"{self.checkpoint.source}: the chat template writes nothing after an answer, so answers would not end")
-        if ids[0] in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} or tokenizer.eos_token_id is None:
-            return ids[0], ids[1:]
-        end = int(tokenizer.eos_token_id)  # an ordinary word would end an answer in its middle
-        return end, ids[ids.index(end) + 1 :] if end in ids else ids
 
     @torch.inference_mode()
     def open(self, image: NDArray[np.uint8]) -> MllmScene:
@@ -158,6 +148,20 @@ class MllmGrounder:
         for token in self._control:
             if token in phrase:
                 raise PhraseError(f"the {what} contains {token!r}, which is a control word of the model; leave it out")
+
+    @torch.inference_mode()
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+        if not phrases:
+            return np.zeros(0)
+        self._activate()
+        for phrase in phrases:
+            self.check_phrase(phrase)
+        row = pack([Segment(tuple(self.look_back_question(phrase)), ROOT) for phrase in phrases])
+        return self.verdicts.inside(self.forward(own_scene(scene), row.ids, row.offsets, row.mask, row.lasts)[0]).inside
+
+    def look_back_question(self, phrase: str) -> list[int]:
+        """Ids of the question whether an outlined mask is what a phrase means, up to where yes or no is read."""
+        return self.encode(look_back_question(self.dialect, phrase) + self.markup.to_answer)
 
     @torch.inference_mode()
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
@@ -389,9 +393,3 @@ def _split(said: Replies, counts: Sequence[int]) -> list[Replies]:
     """What was said of the points of several inquiries, by inquiry."""
     ends = np.cumsum(counts)[:-1]
     return [Replies(inside, mass) for inside, mass in zip(np.split(said.inside, ends), np.split(said.mass, ends), strict=True)]
-
-
-def _generation_ends(model: Any) -> list[int]:
-    """The ids at which the model's own generation config stops."""
-    ends = getattr(model.generation_config, "eos_token_id", None)
-    return [] if ends is None else [ends] if isinstance(ends, int) else list(ends)

@@ -31,6 +31,10 @@ class NoGrounder:
         del scene, inquiries, joint
         raise ModelError(NOBODY)
 
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+        del scene, phrases
+        raise ModelError(NOBODY)
+
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
         del scene, phrases
         raise ModelError(NOBODY)

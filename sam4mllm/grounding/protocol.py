@@ -69,6 +69,10 @@ class Grounder(Protocol):
         """What is said of each inquiry's points: every point on its own (packed), or all of a box in one answer (joint, as published)."""
         ...
 
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+        """Whether what is outlined in the scene's image is what each phrase means: (P,) float64, P(yes) / (P(yes) + P(no))."""
+        ...
+
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
         """The kind of thing that each phrase asks for, in one to three words; empty where the model does not say it in such."""
         ...

@@ -56,6 +56,11 @@ class RememberingGrounder:
         _keep(scene.groundings, answers)
         return [answers[phrase, question] for phrase in phrases]
 
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+        """Not remembered: each mask is another scene."""
+        assert isinstance(scene, RememberingScene)
+        return self._grounder.confirm(scene.scene, phrases)
+
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
         assert isinstance(scene, RememberingScene)
         answers = {phrase: scene.names[phrase] for phrase in phrases if phrase in scene.names}

@@ -19,10 +19,9 @@ from sam4mllm.masks import lies_on
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.prompts.conversation import ChatMarkup, SpokenInstance, points_answer, points_body, points_head, prompt_answer, read_markup
 from sam4mllm.prompts.dialects import DEMO
+from sam4mllm.prompts.look_back import DEMO_QUESTION
 from sam4mllm.prompts.thinking import reason_question
 
-LOOK_QUESTION = "is this {phrase}"
-"""Asked of an image with an outlined mask; answered by the dialect's yes or no."""
 THOUGHT_QUESTION = reason_question(DEMO, "{phrase}")
 """Asked of a phrase as the strategy ``reason`` does; the opening tag of the thought stands before the answer."""
 THOUGHT_SHARE = 0.4
@@ -126,7 +125,7 @@ class Teacher:
         wrong = [wrong[place] for place in rng.permutation(len(wrong))[: len(right) + 1]]
         [shown] = shares_of_cells(mask[None])
         for expression in [*right, *wrong]:
-            question, ends = self._question(LOOK_QUESTION, expression, rng)
+            question, ends = self._question(DEMO_QUESTION, expression, rng)
             _, start = lesson.add(question, ROOT)
             last = lesson.length - 1
             self._look_at_nouns(lesson, scene, expression, ends, start, regions)

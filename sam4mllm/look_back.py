@@ -1,0 +1,59 @@
+"""The look back: each mask's outline is drawn on the image, and the MLLM says whether that is what the phrase means.
+
+The paper asks the MLLM about points before there is a mask; this asks about the mask that came of them. What it says is a feature of the
+score, and by an option what it denies is dropped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.confidence import Features
+from sam4mllm.grounding.protocol import Grounder
+from sam4mllm.outline import COLOUR, WIDTH, draw_outline
+from sam4mllm.prompts.look_back import DEMO_QUESTION, QUESTION
+from sam4mllm.values import Grounding, Instance
+
+SHAPE = {"questions": (QUESTION, DEMO_QUESTION), "colour": COLOUR, "width": WIDTH}
+"""All that shapes a look, for hashes."""
+DENIED = 0.5
+"""P(yes) below which an instance is dropped, where that is asked for."""
+
+
+def look_back(
+    grounder: Grounder, image: NDArray[np.uint8], phrase: str, found: Sequence[Instance], judge: Callable[[Features], float]
+) -> list[Instance]:
+    """The instances of a phrase, scored anew with P(yes) of each.
+
+    Args:
+        grounder: asked once an instance, each time about an image of its own.
+        image: (H, W, 3) uint8, on which the outlines are drawn.
+        phrase: what they are to be.
+        found: the instances; their masks are not empty.
+        judge: the score of what is known of an instance.
+    """
+    return [_looked(one, _ask(grounder, image, phrase, one), judge) for one in found]
+
+
+def drop_denied(grounding: Grounding, looked: Sequence[Instance]) -> tuple[Grounding, list[Instance]]:
+    """Without what the look back denied. If nothing is left, the answer is that there is no such object, as sure as the least sure no."""
+    kept = [one for one in looked if one.features.looked >= DENIED]
+    if kept or not looked:
+        return grounding, kept
+    absent = 1 - max(one.features.looked for one in looked)
+    none = np.zeros((0, 4), np.float32)
+    return replace(grounding, boxes_px=none, no_target_probability=max(absent, grounding.no_target_probability)), kept
+
+
+def _ask(grounder: Grounder, image: NDArray[np.uint8], phrase: str, one: Instance) -> float:
+    [sure] = grounder.confirm(grounder.open(draw_outline(image, one.mask)), [phrase])
+    return float(sure)
+
+
+def _looked(one: Instance, sure: float, judge: Callable[[Features], float]) -> Instance:
+    features = replace(one.features, looked=sure)
+    return replace(one, features=features, score=judge(features))

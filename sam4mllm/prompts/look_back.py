@@ -1,0 +1,21 @@
+"""The look back: the question about an image on which the outline of a mask is drawn (:mod:`sam4mllm.outline`).
+
+One turn, answered by the dialect's yes or no::
+
+    user       <image> Is what the magenta line surrounds this: the left cup? Answer Yes or No.
+    assistant  Yes
+"""
+
+from __future__ import annotations
+
+from sam4mllm.prompts.dialects import DEMO, Dialect
+
+QUESTION = "Is what the magenta line surrounds this: {phrase}? Answer {yes} or {no}."
+DEMO_QUESTION = "is this {phrase}"
+"""In the words that the demo model knows."""
+
+
+def look_back_question(dialect: Dialect, phrase: str) -> str:
+    """What is asked. It is no part of a dialect, so that the versions of those who do not look back do not hang on it."""
+    template = DEMO_QUESTION if dialect.name == DEMO.name else QUESTION
+    return template.replace("{yes}", dialect.yes).replace("{no}", dialect.no).replace("{phrase}", phrase)
