@@ -28,7 +28,7 @@ from sam4mllm.demo.pretrain.examples import (
 from sam4mllm.demo.pretrain.export import EMBEDDINGS, average, export_heads, export_mllm, load_shipped, read_trainee
 from sam4mllm.demo.pretrain.language import WIDE, batch_losses, forward, prefix_positions, softness
 from sam4mllm.demo.pretrain.lessons import POINTS_BOTH, POINTS_CLOSE, THOUGHT_SHARE, Lesson, Teacher
-from sam4mllm.demo.pretrain.look_back import RIGHT, outlined, suggest, verdict
+from sam4mllm.demo.pretrain.look_back import outlined, suggest, verdict
 from sam4mllm.demo.pretrain.loop import PretrainPlan, learning_rate, run
 from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee
 from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_relational, make_scene
@@ -39,6 +39,7 @@ from sam4mllm.grounding.packing import pack
 from sam4mllm.prompts.answer_text import without_thoughts
 from sam4mllm.prompts.thinking import WORDS, can_think
 from sam4mllm.segmentation.small_sam import build_segmenter
+from sam4mllm.training.looks import RIGHT
 from sam4mllm.training.state import save_state
 
 SIZE = (224, 288)

@@ -209,6 +209,7 @@ def test_saves_come_at_their_time(single: Path, data: Path, tmp_path: Path) -> N
         pytest.param({"plan": replace(PLAN, seed=2)}, id="seed"),
         pytest.param({"plan": replace(PLAN, steps=7)}, id="steps"),
         pytest.param({"asking": Asking(points=3)}, id="points"),
+        pytest.param({"asking": replace(ASKING, look_share=0.5)}, id="looks back"),
         pytest.param({"data": TOY[:2]}, id="data"),
     ],
 )
@@ -261,6 +262,15 @@ def test_close_ups_are_learned_besides_the_image(share: float, count: int, singl
     trainer = make_trainer(single, data, tmp_path, asking=replace(ASKING, close_share=share))
     shown = next(one for one in trainer._pool.draw(np.random.default_rng(0), 9, 0.0) if one.examples[0].has_target)
     assert len(trainer._learn(shown, np.random.default_rng(0))) == count
+
+
+@pytest.mark.parametrize(("share", "count"), [(0.0, 2), (1.0, 3)], ids=["none", "one"])
+def test_looks_back_are_learned_besides_image_and_close_up(share: float, count: int, single: Path, data: Path, tmp_path: Path) -> None:
+    trainer = make_trainer(single, data, tmp_path, asking=replace(ASKING, close_share=1.0, look_share=share))
+    shown = next(one for one in trainer._pool.draw(np.random.default_rng(0), 9, 0.0) if one.examples[0].has_target)
+    losses = trainer._learn(shown, np.random.default_rng(3))
+    assert len(losses) == count
+    assert trainer._gather({0: losses}) == pytest.approx(losses)
 
 
 def test_an_adapter_is_saved_at_its_strength(single: Path, data: Path, tmp_path: Path) -> None:

@@ -20,7 +20,8 @@ class Asking:
     released recipe: mean 10, deviation 4, from 1 to 20). ``joint_share`` of the boxes have them in one answer instead of each in its own,
     ``prompt_share`` of the phrases have a PPG conversation too. ``shake`` is how far a box in a question about points may be off, as the
     standard deviation in shares of its sides: what serving meets. Where points are asked in close-ups, ``close_share`` of the images come
-    with one of ``close_points``.
+    with one of ``close_points``. ``look_share`` of the images come with a look back (:mod:`sam4mllm.training.looks`), for adapters that are
+    to serve with one; each takes a pass of its own.
 
     ``spread``: "serving", half of the points from the pattern that serving asks about and half anywhere in the box; or "disks", points of a
     Poisson-disk pattern (:mod:`sam4mllm.training.disks`; the released recipe). ``order`` of the boxes in an answer: "left", from left to
@@ -45,6 +46,7 @@ class Asking:
     every_box: bool = False
     spread: Literal["serving", "disks"] = "serving"
     order: Literal["left", "annotation"] = "left"
+    look_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_numbers(self, _RANGES)
@@ -68,6 +70,7 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "shake": (int | float, 0, 1),
     "close_share": (int | float, 0, 1),
     "close_points": (int, 1, 200),
+    "look_share": (int | float, 0, 1),
     "points_deviation": (int | float, 0, 200),
     "prompt_inside": (int, 1, 50),
     "prompt_outside": (int, 0, 50),

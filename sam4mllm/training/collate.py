@@ -11,13 +11,14 @@ An example with a thought is asked for its boxes in a second way, with the thoug
 Each segment sees the prefix, those above it in its conversation, and itself; no phrase and no point sees another.
 
 Where the dialect asks about points in close-ups, the row of the whole image asks only about boxes that are too large for one; the points of
-another box have a row of their own, with the close-up before it, in which the phrase and its box are said but not learned.
+another box have a row of their own, with the close-up before it, in which the phrase and its box are said but not learned. So has a look
+back, with the outlined image before it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,6 +36,7 @@ from sam4mllm.points import PATTERN_SIZE, deepest, spread
 from sam4mllm.prompts.conversation import SpokenInstance, prompt_answer
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.disks import draw_disks
+from sam4mllm.training.looks import OutlinedImage, draw_look, mask_of
 from sam4mllm.training.targets import NO_TARGETS, Targets
 
 __all__ = ["UNLEARNED", "Asking", "CloseUp", "Collator", "TrainingRow", "draw_points", "shake_box"]
@@ -87,7 +89,7 @@ class Collator:
                 box_px = shake_box(example.boxes_px[index], frame.width, frame.height, self._asking.shake, rng)
                 if not self._closer or window_around(box_px, frame.width, frame.height) is None:
                     points = self._draw(box_px, self._asking.count(rng), rng)
-                    self._ask_points(builder, frame, box_px, points, lies_on(_mask(example, index), points), first, rng)
+                    self._ask_points(builder, frame, box_px, points, lies_on(mask_of(example, index), points), first, rng)
             if rng.random() < self._asking.prompt_share and not self._points:  # whose answer is a prompt already
                 self._ask_prompt(builder, frame, example, order, rng)
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
@@ -104,7 +106,7 @@ class Collator:
         if window is None:
             return None
         points = self._draw(box_px, self._asking.close_points, rng)
-        inside = lies_on(_mask(example, index), points)
+        inside = lies_on(mask_of(example, index), points)
         return CloseUp(window.cut(image), example.phrase, window.inner(box_px), window.inner(points), inside)
 
     def close_row(self, frame: Framed, seen: CloseUp, rng: np.random.Generator) -> TrainingRow:
@@ -114,6 +116,19 @@ class Collator:
         said = [*self._grounder.question(phrase), *self._grounder.box_answer(frame, phrase, seen.box_px[None])]
         first = builder.add(said, (), ROOT, goes_on=True)
         self._ask_points(builder, frame, seen.box_px, seen.points_px, seen.inside, first, rng)
+        return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
+
+    def look(self, image: NDArray[np.uint8], examples: Sequence[Example], rng: np.random.Generator) -> OutlinedImage | None:
+        """A look back at a mask of an image; None where none is due."""
+        if not self._asking.look_share or rng.random() >= self._asking.look_share:
+            return None
+        return draw_look(image, examples, rng)
+
+    def look_row(self, look: OutlinedImage) -> TrainingRow:
+        """Whether what is outlined is what each phrase means."""
+        builder = _Builder()
+        for phrase, right in look.asked:
+            builder.add(self._grounder.look_back_question(_tidy(phrase)), self._grounder.verdicts.spell([right]), ROOT)
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
 
     def talk_row(self, turns: Sequence[Turn]) -> TrainingRow:
@@ -135,7 +150,7 @@ class Collator:
         """The boxes (N, 4) that an answer spells; of a model that points, a point deep in each object."""
         if not self._points:
             return example.boxes_px[order]
-        return as_boxes(np.array([deepest(_mask(example, int(index))) for index in order], np.float32))
+        return as_boxes(np.array([deepest(mask_of(example, int(index))) for index in order], np.float32))
 
     def _asked(self, order: NDArray[np.int64], rng: np.random.Generator) -> list[int]:
         """Of which objects points are asked this time, and in what order."""
@@ -187,7 +202,7 @@ class Collator:
     def _of_pattern(self, example: Example, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Where no segmenter has chosen points on and off an object: the first of the pattern that lie so."""
         points = spread(example.boxes_px[index], PATTERN_SIZE)
-        inside = lies_on(_mask(example, index), points)
+        inside = lies_on(mask_of(example, index), points)
         return points[inside][: self._asking.prompt_inside], points[~inside][: self._asking.prompt_outside]
 
 
@@ -207,12 +222,6 @@ def shake_box(box_px: NDArray[np.float32], width: int, height: int, share: float
 def _tidy(phrase: str) -> str:
     """White space as serving has it."""
     return " ".join(phrase.split())
-
-
-def _mask(example: Example, index: int) -> NDArray[np.bool_]:
-    """(H, W) of one instance; all at once would be a gigabyte of a crowd."""
-    mask: NDArray[np.bool_] = replace(example, instances=example.instances[index : index + 1]).masks()[0]
-    return mask
 
 
 @dataclass

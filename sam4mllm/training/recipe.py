@@ -55,6 +55,8 @@ from sam4mllm.training.unpacking import shares_of
 
 log = logging.getLogger(__name__)
 
+LOSSES = 3
+"""The most that an image has: of all of it, of a close-up, of a look back."""
 LATE = 1.25
 """Of its budget, after which a run ends at whatever step it is."""
 
@@ -223,11 +225,10 @@ class Trainer:
         return self._pool.deal(plan.seed, [step * plan.batch + place for place in places], plan.replay_share, plan.conversation_share)
 
     def _gather(self, losses: Mapping[int, list[float]]) -> list[float]:
-        """The losses of all processes, by place; of a place there are at most two."""
-        table = np.zeros((self.plan.batch, 2, 2))
+        """The losses of all processes, by place."""
+        table = np.zeros((self.plan.batch, 2, LOSSES))
         for place, some in losses.items():
-            table[place, 0, : len(some)] = some
-            table[place, 1, : len(some)] = 1
+            table[place, :, : len(some)] = [some, [1.0] * len(some)]
         table = np.array(self._processes.add_up(table.ravel().tolist())).reshape(table.shape)
         used: list[float] = table[:, 0][table[:, 1] > 0].tolist()
         return used
@@ -243,7 +244,7 @@ class Trainer:
         self._scaler.update()
 
     def _learn(self, shown: TrainingImage, rng: np.random.Generator) -> list[float]:
-        """The losses of an image and of what is seen of it closer, their gradients added; none if the image cannot be used."""
+        """The losses of an image, of what is seen of it closer and of a look back, their gradients added; none if it cannot be used."""
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
         if shown.turns:
             loss = self._learn_talk(shown)
@@ -251,9 +252,15 @@ class Trainer:
         shown = replace(shown, examples=tuple(example for example in shown.examples if self._may_be_asked(example)))
         if not shown.examples:
             return []
-        whole = self._learn_whole(shown, rng)
-        closer = None if whole is None else self._learn_closer(shown, rng)
-        return [loss for loss in (whole, closer) if loss is not None]
+        whole, collator = self._learn_whole(shown, rng), self._collator
+        if whole is None:
+            return []
+        losses: list[float | None] = [whole]
+        if (seen := collator.close_up(shown.image, shown.examples, rng)) is not None:
+            losses.append(self._learn_view(seen.image, lambda frame: collator.close_row(frame, seen, rng), shown, "a close-up"))
+        if (look := collator.look(shown.image, shown.examples, rng)) is not None:
+            losses.append(self._learn_view(look.image, lambda _: collator.look_row(look), shown, "a look back"))
+        return [loss for loss in losses if loss is not None]
 
     def _may_be_asked(self, example: Example) -> bool:
         try:
@@ -297,14 +304,12 @@ class Trainer:
             log.warning("%s is left out: it is too large even with one phrase", name)
         return loss
 
-    def _learn_closer(self, shown: TrainingImage, rng: np.random.Generator) -> float | None:
-        seen = self._collator.close_up(shown.image, shown.examples, rng)
-        if seen is None:
-            return None
-        encoded, frame = self._encode(seen.image)
-        loss = self._try(encoded, self._collator.close_row(frame, seen, rng))
+    def _learn_view(self, view: NDArray[np.uint8], row: Callable[[Frame], TrainingRow], shown: TrainingImage, what: str) -> float | None:
+        """Of another view of an image its loss, of the row that its frame makes."""
+        encoded, frame = self._encode(view)
+        loss = self._try(encoded, row(frame))
         if loss is None:
-            log.warning("a close-up of %s is left out: it is too large", shown.examples[0].image)
+            log.warning("%s of %s is left out: it is too large", what, shown.examples[0].image)
         return loss
 
     def _try(self, encoded: Encoded, row: TrainingRow) -> float | None:
@@ -373,7 +378,7 @@ def _generator(*seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-_LATER = (("squash", None), ("every_box", False), ("spread", "serving"), ("order", "left"))
+_LATER = (("squash", None), ("every_box", False), ("spread", "serving"), ("order", "left"), ("look_share", 0.0))
 """Fields that came later, at what earlier runs did: those go on where an update interrupted them."""
 
 

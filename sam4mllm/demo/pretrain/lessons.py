@@ -21,6 +21,7 @@ from sam4mllm.prompts.conversation import ChatMarkup, SpokenInstance, points_ans
 from sam4mllm.prompts.dialects import DEMO
 from sam4mllm.prompts.look_back import DEMO_QUESTION
 from sam4mllm.prompts.thinking import reason_question
+from sam4mllm.training.looks import balanced
 
 THOUGHT_QUESTION = reason_question(DEMO, "{phrase}")
 """Asked of a phrase as the strategy ``reason`` does; the opening tag of the thought stands before the answer."""
@@ -120,17 +121,14 @@ class Teacher:
         """Whether an outlined mask is what each phrase means; of those that it is not, hardly more than of those that it is."""
         lesson, regions = _begin(scene)
         answers = [(expression, verdict(scene, mask, expression.targets)) for expression in scene.expressions]
-        right = [expression for expression, answer in answers if answer]
-        wrong = [expression for expression, answer in answers if answer is False]
-        wrong = [wrong[place] for place in rng.permutation(len(wrong))[: len(right) + 1]]
         [shown] = shares_of_cells(mask[None])
-        for expression in [*right, *wrong]:
+        for expression, right in balanced(rng, answers):
             question, ends = self._question(DEMO_QUESTION, expression, rng)
             _, start = lesson.add(question, ROOT)
             last = lesson.length - 1
             self._look_at_nouns(lesson, scene, expression, ends, start, regions)
             lesson.look_at("answer", last, _region(shown))
-            lesson.verdicts.append((last, self.yes if expression in right else self.no))
+            lesson.verdicts.append((last, self.yes if right else self.no))
         return lesson
 
     def _question(self, template: str, expression: Expression, rng: np.random.Generator) -> tuple[list[int], dict[str, int]]:

@@ -1,0 +1,109 @@
+"""What a look back is learned from: a mask's outline on its image, and of each phrase whether the mask is what it means.
+
+A segmenter's mask is off at its edge, and now and then it is of another thing, of half of one, or of more than one; so are these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.data.examples import Example
+from sam4mllm.masks import mask_iou
+from sam4mllm.outline import draw_outline
+
+RIGHT, WRONG = 0.7, 0.5
+"""Least IoU of a mask that is what a phrase means, and the IoU below which it is not; between them nothing is asked."""
+FLAW_SHARE = 0.35
+"""How often a mask is spoiled: a part is missing, a strip is too much, it lies beside the thing, or it holds another thing as well."""
+SHAKE = 0.02
+"""The most that an edge is moved, in widths of the image."""
+MISSING = (0.3, 0.7)
+"""The least and the most of a side that is cut off."""
+BESIDE = (0.25, 0.6)
+"""The least and the most by which a mask lies beside its thing, in sides of its box."""
+
+Mask = NDArray[np.bool_]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class OutlinedImage:
+    """An ``image`` (H, W, 3) uint8 with the outline of a mask, and what is asked of it: phrases, and whether the mask is meant."""
+
+    image: NDArray[np.uint8]
+    asked: tuple[tuple[str, bool], ...]
+
+
+def draw_look(image: NDArray[np.uint8], examples: Sequence[Example], rng: np.random.Generator) -> OutlinedImage | None:
+    """A look at one of the instances of an image's examples, about all of their phrases; None if nothing can be asked."""
+    found = [(example, index) for example in examples for index in range(len(example.instances))]
+    if not found:
+        return None
+    pick = int(rng.integers(len(found)))
+    shown = as_drawn(rng, mask_of(*found[pick]), lambda: mask_of(*found[int(rng.integers(len(found)))]))
+    answers = [(example.phrase, is_meant(shown, (mask_of(example, at) for at in range(len(example.instances))))) for example in examples]
+    asked = balanced(rng, answers)
+    return OutlinedImage(draw_outline(image, shown), tuple(asked)) if asked else None
+
+
+def balanced(rng: np.random.Generator, answers: Sequence[tuple[T, bool | None]]) -> list[tuple[T, bool]]:
+    """The phrases that a mask is, and hardly more of those that it is not."""
+    right = [(phrase, True) for phrase, answer in answers if answer]
+    wrong = [(phrase, False) for phrase, answer in answers if answer is False]
+    return [*right, *[wrong[place] for place in rng.permutation(len(wrong))[: len(right) + 1]]]
+
+
+def as_drawn(rng: np.random.Generator, mask: Mask, other: Callable[[], Mask]) -> Mask:
+    """A mask (H, W) as a segmenter might draw it: its edge shaken, now and then spoiled, by what ``other`` draws among other things."""
+    drawn = _shaken(rng, mask)
+    if rng.random() < FLAW_SHARE:
+        drawn = _spoiled(rng, drawn, other)
+    return drawn if drawn.any() else mask
+
+
+def is_meant(mask: Mask, meant: Iterable[Mask]) -> bool | None:
+    """Whether a mask is one of those that are meant; None if it is only half of one."""
+    best = max((mask_iou(mask, one) for one in meant), default=0.0)
+    return True if best >= RIGHT else False if best < WRONG else None
+
+
+def mask_of(example: Example, index: int) -> Mask:
+    """(H, W) of one instance; all at once would be a gigabyte of a crowd."""
+    mask: Mask = replace(example, instances=example.instances[index : index + 1]).masks()[0]
+    return mask
+
+
+def _shaken(rng: np.random.Generator, mask: Mask) -> Mask:
+    side = max(1, round(SHAKE * mask.shape[1] * rng.random()))
+    kernel = np.ones((2 * side + 1,) * 2, np.uint8)
+    change = (cv2.erode, cv2.dilate, lambda image, _: image)[rng.integers(3)]
+    return np.asarray(change(mask.astype(np.uint8), kernel) > 0)
+
+
+def _spoiled(rng: np.random.Generator, mask: Mask, other: Callable[[], Mask]) -> Mask:
+    if not mask.any():
+        return mask
+    rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+    height, width = rows[-1] + 1 - rows[0], columns[-1] + 1 - columns[0]
+    spoiled = mask.copy()
+    match int(rng.integers(4)):
+        case 0:  # a side is missing
+            axis, share = int(rng.integers(2)), rng.uniform(*MISSING)
+            start, length = (rows[0], height) if axis == 0 else (columns[0], width)
+            cut = slice(start, start + int(share * length))
+            spoiled[(cut, slice(None)) if axis == 0 else (slice(None), cut)] = False
+        case 1:  # the whole box
+            spoiled[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1] = True
+        case 2:  # beside the thing
+            shift = rng.uniform(*BESIDE, 2) * (width, height) * rng.choice([-1, 1], 2)
+            matrix = np.array([[1, 0, shift[0]], [0, 1, shift[1]]], np.float32)
+            spoiled = np.asarray(cv2.warpAffine(mask.astype(np.uint8), matrix, mask.shape[::-1]) > 0)
+        case _:  # another thing as well
+            spoiled |= other()
+    return spoiled
