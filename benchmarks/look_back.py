@@ -1,0 +1,145 @@
+"""Does a look back tell wrong masks from right ones? And what does dropping what it denies cost or bring?
+
+    python -m benchmarks.look_back [--count 120] [--seed 990401] [--model demo] [--segmenter demo] [--json FILE]
+
+Mixed scenes: two thirds default ones, one third with a pair in one box, five phrases each. Each answer is made once, with the look back;
+"off" is the same answer with its part in the score taken out, "shuffled" the same with the answers of the looks exchanged among the masks,
+which must gain nothing. A mask is right if it has an IoU of 0.5 with a thing that is meant. AUROC: of a right mask and a wrong one, how
+often the right one has the higher score. Intervals are of 95 %, by a bootstrap over scenes, and differences are paired.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+import sam4mllm
+from benchmarks.score import auroc
+from sam4mllm.confidence import Features, score
+from sam4mllm.demo.dataset import MAKERS
+from sam4mllm.evaluation.metrics import compare
+from sam4mllm.look_back import DENIED
+from sam4mllm.masks import mask_iou, union
+from sam4mllm.options import Options
+from sam4mllm.pipeline import Pipeline
+
+RIGHT_IOU = 0.5
+DRAWS = 2000
+BAR = 0.02
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A mask that was looked back at: in which scene, what is known of it, and its best IoU with a thing that is meant."""
+
+    scene: int
+    features: Features
+    iou: float
+
+    @property
+    def right(self) -> bool:
+        return self.iou >= RIGHT_IOU
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The gIoU term of an answer as it is, and without what the look back denied."""
+
+    scene: int
+    whole: float
+    dropped: float
+
+
+def look_at(pipeline: Pipeline, kind: str, seed: int, scenes: int) -> tuple[list[Shown], list[Answered]]:
+    """All masks and answers of the scenes of a kind."""
+    masks: list[Shown] = []
+    answers: list[Answered] = []
+    for index in range(scenes):
+        scene = MAKERS[kind]((seed, index), None)
+        found = pipeline.segment(scene.image, [one.phrase for one in scene.expressions])
+        for expression, one in zip(scene.expressions, found, strict=True):
+            meant = scene.masks[list(expression.targets)]
+            best = [max((mask_iou(drawn.mask, truth) for truth in meant), default=0.0) for drawn in one.instances]
+            masks += [Shown(index, drawn.features, iou) for drawn, iou in zip(one.instances, best, strict=True)]
+            kept = [drawn.mask for drawn in one.instances if drawn.features.looked >= DENIED]
+            left = union(np.array(kept, np.bool_).reshape(-1, *one.mask.shape))
+            ious = [compare(drawn, union(meant), bool(len(meant))).iou for drawn in (one.mask, left)]
+            answers.append(Answered(index, *ious))
+    return masks, answers
+
+
+def scores_of(masks: Sequence[Shown]) -> dict[str, NDArray[np.float64]]:
+    """The score of each mask, in three ways."""
+    other = np.random.default_rng(0).permutation([one.features.looked for one in masks])
+    looked = {
+        "off": np.ones(len(masks)),
+        "look back": np.array([one.features.looked for one in masks]),
+        "shuffled": other,
+    }
+    return {
+        name: np.array([score(replace(one.features, looked=float(sure))) for one, sure in zip(masks, some, strict=True)])
+        for name, some in looked.items()
+    }
+
+
+def differences(masks: Sequence[Shown], scores: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, float, float]]:
+    """AUROC of each score, and of each less ``off``, with intervals."""
+    good, scenes = np.array([one.right for one in masks]), np.array([one.scene for one in masks])
+    every = np.arange(len(masks))
+    groups = [np.flatnonzero(scenes == scene) for scene in np.unique(scenes)]
+    rng = np.random.default_rng(0)
+    draws = [every, *(np.concatenate([groups[at] for at in rng.integers(len(groups), size=len(groups))]) for _ in range(DRAWS))]
+    draws = [draw for draw in draws if good[draw].any() and not good[draw].all()]
+    table = {name: np.array([auroc(some[draw], good[draw]) for draw in draws]) for name, some in scores.items()}
+    rows = {**table, **{f"{name} − off": table[name] - table["off"] for name in table if name != "off"}}
+    ends = {name: np.quantile(values[1:], [0.025, 0.975]) for name, values in rows.items()}
+    return {name: (float(values[0]), float(ends[name][0]), float(ends[name][1])) for name, values in rows.items()}
+
+
+def gain_of_dropping(answers: Sequence[Answered]) -> tuple[float, float, float]:
+    """gIoU with what is denied dropped, less gIoU, with its interval."""
+    scenes = np.array([one.scene for one in answers])
+    gains = np.array([one.dropped - one.whole for one in answers])
+    sums = np.array([(gains[scenes == scene].sum(), (scenes == scene).sum()) for scene in np.unique(scenes)])
+    rng = np.random.default_rng(0)
+    drawn = sums[rng.integers(len(sums), size=(DRAWS, len(sums)))].sum(1)
+    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
+    return float(gains.mean()), float(low), float(high)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=120, help="scenes")
+    parser.add_argument("--seed", type=int, default=990_401)
+    parser.add_argument("--kind", default="mixed", choices=MAKERS)
+    parser.add_argument("--model", default="demo")
+    parser.add_argument("--segmenter", default="demo")
+    parser.add_argument("--json", type=Path, help="write every mask's features here")
+    arguments = parser.parse_args()
+    pipeline = sam4mllm.load(arguments.model, arguments.segmenter, options=Options("pqpp", look_back="score"))
+    masks, answers = look_at(pipeline, arguments.kind, arguments.seed, arguments.count)
+    if arguments.json:
+        arguments.json.write_text(json.dumps([asdict(one) for one in masks]))
+    wrong = sum(not one.right for one in masks)
+    print(f"{len(answers)} phrases, {len(masks)} masks, {wrong} of them wrong\n")
+    found = differences(masks, scores_of(masks))
+    for name, (value, low, high) in found.items():
+        print(f"AUROC {name:20} {value:+.3f} ({low:+.3f} to {high:+.3f})")
+    looked = np.array([one.features.looked for one in masks])
+    right = np.array([one.right for one in masks])
+    print(f"AUROC of P(yes) alone    {auroc(looked, right):.3f}; yes to {(looked[right] >= DENIED).mean():.3f} of the right, ", end="")
+    print(f"no to {(looked[~right] < DENIED).mean():.3f} of the wrong")
+    value, low, high = gain_of_dropping(answers)
+    print(f"gIoU, denied masks dropped − all kept: {value:+.4f} ({low:+.4f} to {high:+.4f})")
+    gain = found["look back − off"]
+    print(f"\nThe bar, +{BAR} with a lower end above 0: {'met' if gain[0] >= BAR and gain[1] > 0 else 'MISSED'}")
+
+
+if __name__ == "__main__":
+    main()
