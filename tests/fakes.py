@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
@@ -45,6 +45,10 @@ class FakeGrounder:
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         del scene, question
         return [self.known.get(phrase, grounding(phrase, [], 0.95)) for phrase in phrases]
+
+    def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        found = zip(self.ground(scene, phrases, "reason"), thoughts, strict=True)
+        return [replace(one, thought=text) for one, text in found]
 
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
         del scene

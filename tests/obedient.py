@@ -75,6 +75,9 @@ class SayingGrounder:
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         return self._grounder.ground(scene, phrases, question)
 
+    def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        return self._grounder.ground_after(scene, phrases, thoughts)
+
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
         return self._grounder.confirm(scene, phrases)
 

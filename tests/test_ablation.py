@@ -369,10 +369,36 @@ def test_controls_answer_wrongly_on_purpose() -> None:
     for answers in ANSWERS:
         control, model = answered(answers)
         right = float(((control >= 0.5) == (model >= 0.5)).mean())
-        assert right == pytest.approx({"model": 1.0, "inverted": 0.0}.get(answers, 0.5), abs=0.1)
+        assert right == pytest.approx({"model": 1.0, "shuffled-thoughts": 1.0, "inverted": 0.0}.get(answers, 0.5), abs=0.1)
     assert set(answered("coin-flipped")[0].tolist()) == {0.0, 1.0}
     assert len(set(answered("uniform")[0].tolist())) == 200
     np.testing.assert_array_equal(answered("inverted")[0], 1 - answered("inverted")[1])
+
+
+@dataclass
+class ThinkingGrounder(FakeGrounder):
+    """Thinks of each phrase in its own words, where it is asked to."""
+
+    def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
+        found = [grounding(phrase, [BOX]) for phrase in phrases]
+        return [replace(one, thought=f"it is {one.phrase}") for one in found] if question == "reason" else found
+
+
+def test_shuffled_thoughts_are_those_of_other_phrases() -> None:
+    control = ControlGrounder(ThinkingGrounder({}), "shuffled-thoughts")
+    scene = control.open(np.zeros((80, 100, 3), np.uint8))
+    phrases = ["the cup", "the dog", "the hat"]
+    assert [one.thought for one in control.ground(scene, phrases, "reason")] == ["it is the dog", "it is the hat", "it is the cup"]
+    assert [one.thought for one in control.ground(scene, phrases[:1], "reason")] == [""]
+    assert [one.thought for one in control.ground(scene, phrases)] == ["", "", ""]
+    assert [one.phrase for one in control.ground(scene, phrases, "reason")] == phrases
+
+
+def test_shuffled_thoughts_are_a_row_where_the_model_thinks() -> None:
+    thinking = Setting(("base",), Options("reason"))
+    axes = {"answers": ("model", "shuffled-thoughts")}
+    assert [row.answers for row in plan(thinking, axes)] == ["model", "model", "shuffled-thoughts", "model"]
+    assert [row.label for row in plan(BASE, axes)] == ["base", "published", "oracle"]
 
 
 def test_a_control_is_told_apart_and_is_never_the_best(dataset: Path) -> None:

@@ -321,6 +321,21 @@ def test_a_written_thought_equals_the_whole_conversation(grounder: MllmGrounder)
     np.testing.assert_allclose(written.log_probabilities, again.log_probabilities, atol=1e-4)
 
 
+def test_a_thought_that_is_given_stands_where_the_models_own_would(grounder: MllmGrounder, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[list[int]] = []
+
+    def recording(*given: Any) -> list[Written]:
+        asked.extend(given[2])
+        return write(*given)
+
+    monkeypatch.setattr("sam4mllm.grounding.mllm.write", recording)
+    thoughts = ["it is the left one" if index else "" for index, _ in enumerate(PHRASES)]
+    found = grounder.ground_after(grounder.open(picture(4)), PHRASES, thoughts)
+    assert [one.thought for one in found] == thoughts
+    for ids, phrase, thought in zip(asked, PHRASES, thoughts, strict=True):
+        assert ids == [*grounder.question(phrase, "reason"), *grounder.encode(thought), *grounder.encode(END)]
+
+
 @pytest.mark.parametrize(
     ("text", "boxes", "note"),
     [

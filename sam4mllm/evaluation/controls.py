@@ -1,4 +1,4 @@
-"""Controls: answers about points that are wrong on purpose. A method in which they do as well as the model's does not go by points."""
+"""Controls: answers about points, and thoughts, that are wrong on purpose. A method that does as well with them does not go by them."""
 
 from __future__ import annotations
 
@@ -13,16 +13,17 @@ from numpy.typing import NDArray
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.values import Grounding
 
-Answers = Literal["model", "uniform", "coin-flipped", "inverted"]
+Answers = Literal["model", "uniform", "coin-flipped", "inverted", "shuffled-thoughts"]
 ANSWERS: tuple[Answers, ...] = get_args(Answers)
 
 
 @dataclass(frozen=True)
 class ControlGrounder:
-    """A grounder whose answers about points are replaced.
+    """A grounder whose answers about points, or whose thoughts, are replaced.
 
     ``uniform``: P(inside) is drawn from 0 to 1; ``coin-flipped``: it is 0 or 1, each as likely; ``inverted``: 1 - P. What is drawn follows
-    from phrase, box and points. The model is asked all the same, for the time it takes.
+    from phrase, box and points. The model is asked all the same, for the time it takes. ``shuffled-thoughts``: where it thinks, each
+    phrase is answered after the thought about another one of the same image; a phrase that is alone there after no thought.
     """
 
     grounder: Grounder
@@ -36,7 +37,14 @@ class ControlGrounder:
         return self.grounder.open(image)
 
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
-        return self.grounder.ground(scene, phrases, question)
+        found = self.grounder.ground(scene, phrases, question)
+        if self.answers != "shuffled-thoughts" or question != "reason":
+            return found
+        thoughts = [one.thought for one in found] if len(found) > 1 else [""] * len(found)
+        return self.grounder.ground_after(scene, phrases, thoughts[1:] + thoughts[:1])
+
+    def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        return self.grounder.ground_after(scene, phrases, thoughts)
 
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
         return self.grounder.confirm(scene, phrases)
@@ -51,7 +59,7 @@ class ControlGrounder:
     def _replaced(self, inquiry: Inquiry, said: Replies) -> Replies:
         rng, count = np.random.default_rng(_seed(inquiry)), len(said.inside)
         match self.answers:
-            case "model":
+            case "model" | "shuffled-thoughts":
                 return said
             case "inverted":
                 return Replies(1 - said.inside, said.mass)

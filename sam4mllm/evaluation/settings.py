@@ -65,7 +65,9 @@ class Setting:
         look_back = self.options.look_back
         match self.options.strategy:  # a box alone leaves the choice nothing to go by
             case "pqpp" | "choose" | "reason":
-                return (replace(self.options, count=self.options.points), self.segmenter, self.adapter, self.answers)
+                same = self.answers == "shuffled-thoughts" and self.options.strategy != "reason"
+                answers = "model" if same else self.answers
+                return (replace(self.options, count=self.options.points), self.segmenter, self.adapter, answers)
             case "ppg":
                 return ("ppg", self.options.choice, self.segmenter, self.adapter, look_back)
             case "concept":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -46,6 +47,11 @@ class SharingGrounder:
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         assert isinstance(scene, SharedScene)
         return self._once(scene, "box", (*phrases, question), lambda: list(self._grounder.ground(scene.scene, phrases, question)))
+
+    def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        assert isinstance(scene, SharedScene)
+        answer = partial(self._grounder.ground_after, scene.scene, phrases, thoughts)
+        return self._once(scene, "box", ("after", *phrases, *thoughts), answer)
 
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
         """Not remembered: each mask is another scene."""

@@ -43,6 +43,10 @@ class CloserGrounder:
         assert isinstance(scene, CloserScene)
         return self.whole.ground(scene.scene, phrases, question)
 
+    def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        assert isinstance(scene, CloserScene)
+        return self.whole.ground_after(scene.scene, phrases, thoughts)
+
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
         assert isinstance(scene, CloserScene)
         return self.whole.confirm(scene.scene, phrases)

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import bisect
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import torch
@@ -28,11 +27,12 @@ from sam4mllm.grounding.packing import ROOT, Segment, pack
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
 from sam4mllm.grounding.reading import ReadInstance, note_on, read_answer
 from sam4mllm.grounding.scene import MllmScene, copy_cache, own_scene
+from sam4mllm.grounding.sureness import box_probability
 from sam4mllm.grounding.verdicts import Verdicts
 from sam4mllm.grounding.windows import masks, new_cache
 from sam4mllm.identity import digest_of
 from sam4mllm.options import THOUGHT_TOKENS
-from sam4mllm.prompts.answer_text import fold, thoughts_of
+from sam4mllm.prompts.answer_text import thoughts_of
 from sam4mllm.prompts.conversation import (
     BoxNumbers,
     PointNumbers,
@@ -131,12 +131,24 @@ class MllmGrounder:
 
     @torch.inference_mode()
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
+        thinking = self._thinking if question == "reason" and self.thinks else None
+        return self._ground(scene, phrases, [self.question(phrase, question) for phrase in phrases], question, thinking)
+
+    @torch.inference_mode()
+    def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        if not self.thinks:
+            return self.ground(scene, phrases, "reason")
+        led = [[*self.question(phrase, "reason"), *self.thought(text)] for phrase, text in zip(phrases, thoughts, strict=True)]
+        found = self._ground(scene, phrases, led, "reason", None)
+        return [replace(one, thought=text) for one, text in zip(found, thoughts, strict=True)]
+
+    def _ground(
+        self, scene: Scene, phrases: Sequence[str], questions: list[list[int]], question: Question, thinking: Thinking | None
+    ) -> list[Grounding]:
         own = own_scene(scene)
         self._activate()
         for phrase in phrases:
             self.check_phrase(phrase)
-        questions = [self.question(phrase, question) for phrase in phrases]
-        thinking = self._thinking if question == "reason" and self.thinks else None
         at_once = PHRASES_AT_ONCE if thinking is None else THOUGHTS_AT_ONCE
         answers: list[Written] = []
         for start in range(0, len(questions), at_once):
@@ -342,7 +354,7 @@ class MllmGrounder:
         return Grounding(
             phrase=phrase,
             boxes_px=np.array([instance.box_px for instance in kept], np.float32).reshape(-1, 4),
-            box_probabilities=np.array([self._box_probability(answer, instance) for instance in kept], np.float64),
+            box_probabilities=np.array([self._probability(answer, instance) for instance in kept], np.float64),
             no_target_probability=self._no_target(answer, read.absent),
             points=tuple(SpokenPoints(instance.inside_px, instance.outside_px) for instance in kept) if with_points else (),
             note=note_on(read, answer.finished, answer.cut_at),
@@ -350,22 +362,9 @@ class MllmGrounder:
             boxless=boxless,
         )
 
-    def _box_probability(self, answer: Written, instance: ReadInstance) -> float:
-        """Geometric mean probability of a box's tokens: as many as its dialect spells it with, up to where it is complete."""
-        end = self._tokens_of(answer, instance.end)
-        if instance.numbers is not None:
-            start = end - len(self.encode(self.dialect.spell_box(instance.numbers)))
-        else:
-            start = self._tokens_of(answer, instance.start + 1) - 1
-        return float(np.exp(np.mean(answer.log_probabilities[max(0, min(start, end - 1)) : max(1, end)])))
-
-    def _tokens_of(self, answer: Written, length: int) -> int:
-        """How many tokens have written the first ``length`` characters of the folded text."""
-
-        def written(count: int) -> int:
-            return len(fold(self.checkpoint.tokenizer.decode(list(answer.ids[:count]))))
-
-        return bisect.bisect_left(range(len(answer.ids)), length, key=written)
+    def _probability(self, answer: Written, instance: ReadInstance) -> float:
+        spelled = 1 if instance.numbers is None else len(self.encode(self.dialect.spell_box(instance.numbers)))
+        return box_probability(answer, instance, spelled, self.checkpoint.tokenizer.decode)
 
     def _no_target(self, answer: Written, absent: bool) -> float:
         """Probability that there is no such object.

@@ -31,6 +31,10 @@ class NoGrounder:
         del scene, inquiries, joint
         raise ModelError(NOBODY)
 
+    def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        del scene, phrases, thoughts
+        raise ModelError(NOBODY)
+
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
         del scene, phrases
         raise ModelError(NOBODY)

@@ -69,6 +69,11 @@ class Grounder(Protocol):
         """What is said of each inquiry's points: every point on its own (packed), or all of a box in one answer (joint, as published)."""
         ...
 
+    def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        """Boxes as by "reason", but after a thought that is given to each phrase: what the model's own thoughts are worth is measured by
+        other ones. A model that cannot think answers without."""
+        ...
+
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
         """Whether what is outlined in the scene's image is what each phrase means: (P,) float64, P(yes) / (P(yes) + P(no))."""
         ...

@@ -56,6 +56,10 @@ class RememberingGrounder:
         _keep(scene.groundings, answers)
         return [answers[phrase, question] for phrase in phrases]
 
+    def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        assert isinstance(scene, RememberingScene)
+        return self._grounder.ground_after(scene.scene, phrases, thoughts)
+
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
         """Not remembered: each mask is another scene."""
         assert isinstance(scene, RememberingScene)
