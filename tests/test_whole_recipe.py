@@ -95,6 +95,19 @@ def test_a_damaged_state_costs_one_line_and_few_steps(tmp_path: Path, name: str,
     torch.testing.assert_close(train(tmp_path, 5), train(tmp_path.with_name("whole"), 5), atol=1e-6, rtol=0)
 
 
+def test_a_state_that_is_no_object_is_told_in_one_line(tmp_path: Path) -> None:
+    train(tmp_path, 2)
+    (tmp_path / "step-00000002" / "state.json").write_text("[2]")
+    with pytest.raises(TrainingError, match="damaged"):
+        train(tmp_path, 4)
+
+
+def test_outside_of_a_stage_sigterm_is_not_swallowed(tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    train(tmp_path, 2, stop_at=1)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
 def test_who_is_asked_to_stop_is_not_done(tmp_path: Path) -> None:
     train(tmp_path, 5, stop_at=2)
     assert (states(tmp_path), (read_state(tmp_path) or {})["done"]) == (["step-00000003"], False)

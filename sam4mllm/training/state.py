@@ -69,6 +69,8 @@ def read_state(folder: Path) -> dict[str, Any] | None:
         return None
     with _telling(finished[-1]):
         state: dict[str, Any] = json.loads((finished[-1] / "state.json").read_text())
+        if not isinstance(state, dict):
+            raise ValueError("state.json holds no object")
     return state
 
 

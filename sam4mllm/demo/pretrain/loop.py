@@ -8,7 +8,8 @@ import signal
 import time
 import timeit
 from collections import defaultdict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -97,39 +98,49 @@ def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, 
     start = state["step"] if state else 0
     earlier = float(state.get("seconds", 0.0)) if state else 0.0
     sums: dict[str, list[float]] = defaultdict(list)
-    asked_to_stop: list[int] = []
-    signal.signal(signal.SIGTERM, lambda number, _: asked_to_stop.append(number))
     halves = bfloat16_pays()
     began = saved = time.monotonic()
     if state and plan.used_up(earlier):
         return
-    for step in range(start, plan.steps):
-        torch.manual_seed(plan.seed * 1_000_003 + step)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(plan, step, earlier + time.monotonic() - began)
-        with torch.autocast("cpu", torch.bfloat16, enabled=halves):
-            terms = losses(step)
-        total = torch.stack([term for name, term in terms.items() if not name.startswith("_")]).sum()
-        optimizer.zero_grad(set_to_none=True)
-        total.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        for name, term in terms.items():
-            sums[name].append(float(term.detach()))
-        done = step + 1
-        if done % 50 == 0 or done == plan.steps:
-            means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
-            rate = (done - start) * plan.batch / (time.monotonic() - began)
-            _log(plan.folder, {"step": done, "images": done * plan.batch, "images_per_second": round(rate, 1), **means})
-            sums.clear()
-        seconds = earlier + time.monotonic() - began
-        complete = done == plan.steps or plan.used_up(seconds)
-        ends = complete or bool(asked_to_stop)
-        if ends or time.monotonic() - saved > plan.seconds_between_saves:
-            save_state(plan.folder, done, model, optimizer, {"seconds": seconds, "done": complete, "recipe": plan.recipe})
-            saved = time.monotonic()
-        if ends:
-            break
+    with _noting_sigterm() as asked_to_stop:
+        for step in range(start, plan.steps):
+            torch.manual_seed(plan.seed * 1_000_003 + step)
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(plan, step, earlier + time.monotonic() - began)
+            with torch.autocast("cpu", torch.bfloat16, enabled=halves):
+                terms = losses(step)
+            total = torch.stack([term for name, term in terms.items() if not name.startswith("_")]).sum()
+            optimizer.zero_grad(set_to_none=True)
+            total.backward()  # type: ignore[no-untyped-call]
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            optimizer.step()
+            for name, term in terms.items():
+                sums[name].append(float(term.detach()))
+            done = step + 1
+            if done % 50 == 0 or done == plan.steps:
+                means = {name: round(sum(values) / len(values), 4) for name, values in sums.items()}
+                rate = (done - start) * plan.batch / (time.monotonic() - began)
+                _log(plan.folder, {"step": done, "images": done * plan.batch, "images_per_second": round(rate, 1), **means})
+                sums.clear()
+            seconds = earlier + time.monotonic() - began
+            complete = done == plan.steps or plan.used_up(seconds)
+            ends = complete or bool(asked_to_stop)
+            if ends or time.monotonic() - saved > plan.seconds_between_saves:
+                save_state(plan.folder, done, model, optimizer, {"seconds": seconds, "done": complete, "recipe": plan.recipe})
+                saved = time.monotonic()
+            if ends:
+                break
+
+
+@contextmanager
+def _noting_sigterm() -> Iterator[list[int]]:
+    """What grows by a number when SIGTERM comes. Outside of the block it ends the process, as it does by itself: all is saved there."""
+    noted: list[int] = []
+    former = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
+    try:
+        yield noted
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _optimizer(plan: PretrainPlan, model: nn.Module) -> torch.optim.Optimizer:
