@@ -23,6 +23,7 @@ import sam4mllm
 from benchmarks.score import auroc
 from sam4mllm.confidence import Features, score
 from sam4mllm.demo.dataset import MAKERS
+from sam4mllm.evaluation.intervals import Difference, differences, sum_by_image
 from sam4mllm.evaluation.metrics import compare
 from sam4mllm.look_back import DENIED
 from sam4mllm.masks import mask_iou, union
@@ -88,7 +89,7 @@ def scores_of(masks: Sequence[Shown]) -> dict[str, NDArray[np.float64]]:
     }
 
 
-def differences(masks: Sequence[Shown], scores: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, float, float]]:
+def auroc_table(masks: Sequence[Shown], scores: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, float, float]]:
     """AUROC of each score, and of each less ``off``, with intervals."""
     good, scenes = np.array([one.right for one in masks]), np.array([one.scene for one in masks])
     every = np.arange(len(masks))
@@ -102,15 +103,14 @@ def differences(masks: Sequence[Shown], scores: dict[str, NDArray[np.float64]]) 
     return {name: (float(values[0]), float(ends[name][0]), float(ends[name][1])) for name, values in rows.items()}
 
 
-def gain_of_dropping(answers: Sequence[Answered]) -> tuple[float, float, float]:
-    """gIoU with what is denied dropped, less gIoU, with its interval."""
-    scenes = np.array([one.scene for one in answers])
-    gains = np.array([one.dropped - one.whole for one in answers])
-    sums = np.array([(gains[scenes == scene].sum(), (scenes == scene).sum()) for scene in np.unique(scenes)])
-    rng = np.random.default_rng(0)
-    drawn = sums[rng.integers(len(sums), size=(DRAWS, len(sums)))].sum(1)
-    low, high = np.quantile(drawn[:, 0] / drawn[:, 1], [0.025, 0.975])
-    return float(gains.mean()), float(low), float(high)
+def gain_of_dropping(answers: Sequence[Answered]) -> Difference | None:
+    """gIoU with what is denied dropped, less gIoU."""
+    scenes = [str(one.scene) for one in answers]
+    dropped, whole = (
+        sum_by_image(scenes, [{"gIoU": (iou, 1.0)} for iou in ious])
+        for ious in ([one.dropped for one in answers], [one.whole for one in answers])
+    )
+    return differences(dropped, whole)["gIoU"]
 
 
 def main() -> None:
@@ -128,15 +128,18 @@ def main() -> None:
         arguments.json.write_text(json.dumps([asdict(one) for one in masks]))
     wrong = sum(not one.right for one in masks)
     print(f"{len(answers)} phrases, {len(masks)} masks, {wrong} of them wrong\n")
-    found = differences(masks, scores_of(masks))
+    if not 0 < wrong < len(masks):
+        print("there is nothing to tell apart: take more scenes")
+        return
+    found = auroc_table(masks, scores_of(masks))
     for name, (value, low, high) in found.items():
         print(f"AUROC {name:20} {value:+.3f} ({low:+.3f} to {high:+.3f})")
     looked = np.array([one.features.looked for one in masks])
     right = np.array([one.right for one in masks])
     print(f"AUROC of P(yes) alone    {auroc(looked, right):.3f}; yes to {(looked[right] >= DENIED).mean():.3f} of the right, ", end="")
     print(f"no to {(looked[~right] < DENIED).mean():.3f} of the wrong")
-    value, low, high = gain_of_dropping(answers)
-    print(f"gIoU, denied masks dropped − all kept: {value:+.4f} ({low:+.4f} to {high:+.4f})")
+    if dropping := gain_of_dropping(answers):
+        print(f"gIoU, denied masks dropped − all kept: {dropping.value:+.4f} ({dropping.low:+.4f} to {dropping.high:+.4f})")
     gain = found["look back − off"]
     print(f"\nThe bar, +{BAR} with a lower end above 0: {'met' if gain[0] >= BAR and gain[1] > 0 else 'MISSED'}")
 

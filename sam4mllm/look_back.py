@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 from sam4mllm.confidence import Features
 from sam4mllm.grounding.protocol import Grounder
 from sam4mllm.outline import COLOUR, WIDTH, draw_outline
+from sam4mllm.points import heed
 from sam4mllm.prompts.look_back import DEMO_QUESTION, QUESTION
 from sam4mllm.values import Grounding, Instance
 
 SHAPE = {"questions": (QUESTION, DEMO_QUESTION), "colour": COLOUR, "width": WIDTH}
 """All that shapes a look, for hashes."""
 DENIED = 0.5
-"""P(yes) below which an instance is dropped, where that is asked for."""
+"""P(yes) below which an instance is dropped, where that is asked for. One of which the model says neither yes nor no stays."""
 
 
 def look_back(
@@ -50,8 +51,8 @@ def drop_denied(grounding: Grounding, looked: Sequence[Instance]) -> tuple[Groun
 
 
 def _ask(grounder: Grounder, image: NDArray[np.uint8], phrase: str, one: Instance) -> float:
-    [sure] = grounder.confirm(grounder.open(draw_outline(image, one.mask)), [phrase])
-    return float(sure)
+    said = grounder.confirm(grounder.open(draw_outline(image, one.mask)), [phrase])
+    return float(heed(said.inside, said.mass)[0])
 
 
 def _looked(one: Instance, sure: float, judge: Callable[[Features], float]) -> Instance:

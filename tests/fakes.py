@@ -50,9 +50,9 @@ class FakeGrounder:
         found = zip(self.ground(scene, phrases, "reason"), thoughts, strict=True)
         return [replace(one, thought=text) for one, text in found]
 
-    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
         del scene
-        return np.array([self.looks.get(phrase, 0.9) for phrase in phrases], np.float64)
+        return said(np.array([self.looks.get(phrase, 0.9) for phrase in phrases], np.float64))
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
         del scene

@@ -78,7 +78,7 @@ class SayingGrounder:
     def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
         return self._grounder.ground_after(scene, phrases, thoughts)
 
-    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
         return self._grounder.confirm(scene, phrases)
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:

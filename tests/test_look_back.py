@@ -24,14 +24,15 @@ from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.nobody import NoGrounder
-from sam4mllm.grounding.protocol import Scene
+from sam4mllm.grounding.protocol import Replies, Scene
 from sam4mllm.options import LOOKS_BACK, LookBack, Options
 from sam4mllm.outline import COLOUR
 from sam4mllm.pipeline import Pipeline
+from sam4mllm.points import UNSAID
 from sam4mllm.prompts.dialects import DEMO, DIALECTS
 from sam4mllm.prompts.look_back import look_back_question
 from sam4mllm.values import Segmentation
-from tests.fakes import FakeConceptSegmenter, FakeGrounder, FakeSegmenter, grounding
+from tests.fakes import FakeConceptSegmenter, FakeGrounder, FakeSegmenter, grounding, said
 
 IMAGE = np.zeros((100, 200, 3), np.uint8)
 LEFT, RIGHT = (20, 10, 60, 50), (120, 10, 160, 50)
@@ -43,15 +44,16 @@ class LookingGrounder(FakeGrounder):
     """Is shown images, and says yes of an outline as sure as ``yes`` has it for the left and the right half of the image."""
 
     yes: tuple[float, float] = (0.9, 0.9)
+    mass: float = 1.0
     shown: list[NDArray[np.uint8]] = field(default_factory=list)
 
     def open(self, image: NDArray[np.uint8]) -> Scene:
         self.shown.append(image)
         return super().open(image)
 
-    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
         columns = np.flatnonzero((self.shown[-1] == COLOUR).all(-1).any(0))
-        return np.full(len(phrases), self.yes[int(columns.mean() > scene.width / 2)])
+        return said(np.full(len(phrases), self.yes[int(columns.mean() > scene.width / 2)]), self.mass)
 
 
 def answer(look_back: LookBack, yes: tuple[float, float], phrase: str = "the cups", clicks: Clicks | None = None) -> Segmentation:
@@ -96,6 +98,12 @@ def test_where_all_is_denied_there_is_no_such_object() -> None:
     assert (found.instances, found.note) == ((), "")
     assert found.no_target_probability == pytest.approx(0.7)
     assert not found.mask.any()
+
+
+def test_where_neither_yes_nor_no_is_said_nothing_is_dropped() -> None:
+    grounder = LookingGrounder(KNOWN, yes=(0.0, 0.0), mass=0.4)
+    [found] = Pipeline(grounder, FakeSegmenter(), Options("box", look_back="drop")).segment(IMAGE, ["the cups"])
+    assert [one.features.looked for one in found.instances] == [UNSAID, UNSAID]
 
 
 def test_where_there_was_nothing_nothing_changes() -> None:
@@ -169,11 +177,11 @@ def test_several_phrases_are_answered_as_each_alone(demo: MllmGrounder) -> None:
     phrases = [one.phrase for one in scene.expressions]
     assert len(phrases) > 1
     opened = demo.open(scene.image)
-    together = demo.confirm(opened, phrases)
-    np.testing.assert_allclose(together, [demo.confirm(opened, [one])[0] for one in phrases], atol=1e-5)
-    assert demo.confirm(opened, []).shape == (0,)
+    together = demo.confirm(opened, phrases).inside
+    np.testing.assert_allclose(together, [demo.confirm(opened, [one]).inside[0] for one in phrases], atol=1e-5)
+    assert demo.confirm(opened, []).inside.shape == (0,)
     closer = CloserGrounder(demo)
-    np.testing.assert_allclose(closer.confirm(closer.open(scene.image), phrases), together, atol=1e-5)
+    np.testing.assert_allclose(closer.confirm(closer.open(scene.image), phrases).inside, together, atol=1e-5)
 
 
 def test_the_demo_is_taught_the_question_that_it_is_asked() -> None:

@@ -53,7 +53,7 @@ class SharingGrounder:
         answer = partial(self._grounder.ground_after, scene.scene, phrases, thoughts)
         return self._once(scene, "box", ("after", *phrases, *thoughts), answer)
 
-    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
         """Not remembered: each mask is another scene."""
         assert isinstance(scene, SharedScene)
         return self._grounder.confirm(scene.scene, phrases)

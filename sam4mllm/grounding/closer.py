@@ -18,7 +18,7 @@ from sam4mllm.values import Grounding
 
 @dataclass(frozen=True, eq=False)
 class CloserScene(Scene):
-    """A scene and the image (H, W, 3) uint8 that close-ups are cut from; ``nbytes`` leave out the image, which who opened it holds, too."""
+    """A scene and the image (H, W, 3) uint8 that close-ups are cut from. ``nbytes`` is without the image: whoever opened it counts that."""
 
     scene: Scene
     image: NDArray[np.uint8]
@@ -47,7 +47,7 @@ class CloserGrounder:
         assert isinstance(scene, CloserScene)
         return self.whole.ground_after(scene.scene, phrases, thoughts)
 
-    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
         assert isinstance(scene, CloserScene)
         return self.whole.confirm(scene.scene, phrases)
 

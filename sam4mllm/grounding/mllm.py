@@ -162,14 +162,14 @@ class MllmGrounder:
                 raise PhraseError(f"the {what} contains {token!r}, which is a control word of the model; leave it out")
 
     @torch.inference_mode()
-    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
         if not phrases:
-            return np.zeros(0)
+            return NOTHING_SAID
         self._activate()
         for phrase in phrases:
             self.check_phrase(phrase)
         row = pack([Segment(tuple(self.look_back_question(phrase)), ROOT) for phrase in phrases])
-        return self.verdicts.inside(self.forward(own_scene(scene), row.ids, row.offsets, row.mask, row.lasts)[0]).inside
+        return self.verdicts.inside(self.forward(own_scene(scene), row.ids, row.offsets, row.mask, row.lasts)[0])
 
     def look_back_question(self, phrase: str) -> list[int]:
         """Ids of the question whether an outlined mask is what a phrase means, up to where yes or no is read."""

@@ -35,7 +35,7 @@ class NoGrounder:
         del scene, phrases, thoughts
         raise ModelError(NOBODY)
 
-    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
         del scene, phrases
         raise ModelError(NOBODY)
 

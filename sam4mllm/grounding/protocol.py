@@ -29,7 +29,7 @@ class Scene:
 
 @dataclass(frozen=True, eq=False)
 class Replies:
-    """What was said of the points of an inquiry: ``inside`` (K,) float64 is P(yes) / (P(yes) + P(no)), and ``mass`` (K,) float64 P(yes) +
+    """What was said of K points, or of K outlines: ``inside`` (K,) float64 is P(yes) / (P(yes) + P(no)), and ``mass`` (K,) float64 P(yes) +
     P(no), the share of all that the model might have said next.
     """
 
@@ -74,8 +74,8 @@ class Grounder(Protocol):
         other ones. A model that cannot think answers without."""
         ...
 
-    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
-        """Whether what is outlined in the scene's image is what each phrase means: (P,) float64, P(yes) / (P(yes) + P(no))."""
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
+        """Whether what is outlined in the scene's image is what each phrase means: one reply a phrase."""
         ...
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:

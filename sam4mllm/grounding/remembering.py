@@ -57,10 +57,11 @@ class RememberingGrounder:
         return [answers[phrase, question] for phrase in phrases]
 
     def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
+        """Not remembered: it is asked in comparisons alone."""
         assert isinstance(scene, RememberingScene)
         return self._grounder.ground_after(scene.scene, phrases, thoughts)
 
-    def confirm(self, scene: Scene, phrases: Sequence[str]) -> NDArray[np.float64]:
+    def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
         """Not remembered: each mask is another scene."""
         assert isinstance(scene, RememberingScene)
         return self._grounder.confirm(scene.scene, phrases)
