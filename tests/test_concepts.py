@@ -131,7 +131,9 @@ def test_instances_equal_those_of_the_model_and_its_own_processor(
 
 @pytest.mark.parametrize("name", [*SAM3, *DETECTORS])
 def test_phrases_of_one_call_are_answered_as_each_alone(name: str, fresh: Callable[[str], Any]) -> None:
-    model, image, size = fresh(name), picture(2, 120, 90), (120, 90)
+    size = (60, 45)
+    # of this picture no mask's probability comes nearer to one half than 7e-6: in others, one processor's rounding turned a pixel
+    model, image = fresh(name), picture(22, *size)
     together = found(model, image, PHRASES, 0.0)
     assert len(together) == len(PHRASES) > PHRASES_AT_ONCE
     for phrase, one in zip(PHRASES, together, strict=True):
