@@ -27,6 +27,7 @@ def main() -> None:
     if logging.lastResort is not None:  # what libraries and we log without a handler
         logging.lastResort.setFormatter(OneLine())
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of a damaged file's metadata, once a tag; the pixels are checked by us
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some processors its import warns of a package that it would like
     app = make_app()
     try:
         app()
