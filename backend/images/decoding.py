@@ -29,7 +29,7 @@ from sam4mllm.images import MAX_PIXELS, image_sha256
 
 PROCESSES = min(4, os.cpu_count() or 1)
 REMEMBERED = 1000
-"""Files that took too much, by their SHA-256: the next time they are refused without work."""
+"""Files that were refused, by their SHA-256: the next time they are refused without work."""
 NO_TIME = "there was no time left to decode the image in this request; it is asked again later"
 
 
@@ -68,7 +68,7 @@ class Decoder:
                 return self._decode(process, data, end)
         except TimeoutError as error:
             raise DeadlineError(NO_TIME) from error
-        except _TakesTooMuchError as error:
+        except (ImageError, _TakesTooMuchError) as error:
             with self._lock:
                 self._refused[name] = str(error)
                 while len(self._refused) > REMEMBERED:
