@@ -190,7 +190,7 @@ def test_a_curve_that_a_kill_cut_off(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "nowhere").read_curve() == []
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["new", "drawn by a release that called them test"])
+@pytest.mark.parametrize("older", [False, True], ids=["new", "drawn of other seeds by an earlier release"])
 def test_the_demo_models_own_replay_can_be_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool) -> None:
     monkeypatch.setattr(trainer, "SCENES", {name: (2, *rest) for name, (_, *rest) in trainer.SCENES.items()})
     if older:

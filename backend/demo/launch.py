@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from backend.demo.local_label_studio import LocalLabelStudio
@@ -21,7 +23,8 @@ from backend.errors import LabelStudioError, SettingsError
 from backend.label_studio.click_help import CORRECTING
 from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, Child, Progress, check_port, serve_command
-from sam4mllm.demo.scenes import DemoScene, make_scene
+from sam4mllm.demo.pair_phrases import PAIR
+from sam4mllm.demo.scenes import make_ambiguous, make_scene
 
 TITLE = "SAM4MLLM demo"
 BACKEND_TITLE = "SAM4MLLM"
@@ -31,8 +34,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 """Where ``make label-studio`` has installed Label Studio, if this package runs from its repository."""
 SEED = 2014
 MIN_SCENES = 24
-KINDS = ("noun", "plural", "position", "noun", "plural", "attribute", "plural", "none")
-"""The phrases' kinds in turn: for one thing, for several, and one in eight for nothing."""
+KINDS = ("noun", "plural", "position", PAIR, "plural", "attribute", "plural", "none")
+"""The phrases' kinds in turn: for one thing, for several, for one of a pair in nearly one box, and one in eight for nothing."""
 READY_TIMEOUT = 300.0
 PREDICTION_TIMEOUT = 900.0
 """Seconds; a busy machine without a GPU needs some for each task."""
@@ -162,15 +165,22 @@ def _project(label_studio: LocalLabelStudio, scenes: int, progress: Progress) ->
 
 
 def _upload_scenes(label_studio: LocalLabelStudio, project: int, scenes: int) -> list[dict[str, Any]]:
-    drawn = [make_scene((SEED, index), kinds=[KINDS[index % len(KINDS)]]) for index in range(scenes)]
+    drawn = [_draw(index) for index in range(scenes)]
     with tempfile.TemporaryDirectory() as folder:
-        files = [_save(scene, Path(folder) / f"scene-{index:03d}.png") for index, scene in enumerate(drawn)]
+        files = [_save(image, Path(folder) / f"scene-{index:03d}.png") for index, (image, _) in enumerate(drawn)]
         images = label_studio.upload(project, files)
-    return [{"image": image, "description": scene.expressions[0].phrase} for image, scene in zip(images, drawn, strict=True)]
+    return [{"image": image, "description": phrase} for image, (_, phrase) in zip(images, drawn, strict=True)]
 
 
-def _save(scene: DemoScene, path: Path) -> Path:
-    Image.fromarray(scene.image).save(path)
+def _draw(index: int) -> tuple[NDArray[np.uint8], str]:
+    """A scene's image and a phrase for it."""
+    kind = KINDS[index % len(KINDS)]
+    scene = make_ambiguous((SEED, index), told=True) if kind == PAIR else make_scene((SEED, index), kinds=[kind])
+    return scene.image, next(said.phrase for said in scene.expressions if said.kind == kind)
+
+
+def _save(image: NDArray[np.uint8], path: Path) -> Path:
+    Image.fromarray(image).save(path)
     return path
 
 

@@ -19,7 +19,6 @@ ZOOM_SHARE, ZOOMS = 0.3, (1.3, 2.0)
 FEW_POINTS, MAX_POINTS = 8, 30
 BOX_NOISE, MAX_BOX_NOISE, SHAKEN_SHARE = 0.06, 0.15, 0.75
 """Spread and bound of a box corner's error, in sides of the box, and the share of boxes that have one: as the MLLM's answers will be."""
-LABEL_NOISE = 0.04
 SHARED_BOX_SHARE = 0.5
 """Share of a pair's prompts that have one box for both: only points can part them."""
 ROUNDS, ROUND_SHARES = (1, 2, 3, 5), (0.35, 0.25, 0.25, 0.15)
@@ -35,7 +34,7 @@ INSIDE = 0.95
 
 Start = Literal["box", "points", "click"]
 STARTS: tuple[Start, ...] = ("box", "points", "click")
-START_SHARES = (0.2, 0.45, 0.35)
+START_SHARES = (0.15, 0.55, 0.3)
 
 
 @dataclass(frozen=True, eq=False)
@@ -132,7 +131,7 @@ def _prompt(
         return click_on(rng, mask)[None], np.ones(1, np.int64)
     points = rng.uniform(box_px[:2], box_px[2:], (count, 2)).astype(np.float32)
     rows, columns = (np.clip(points[:, axis].astype(int), 0, mask.shape[1 - axis] - 1) for axis in (1, 0))
-    labels = mask[rows, columns] ^ (rng.random(count) < LABEL_NOISE)
+    labels = mask[rows, columns]
     return np.concatenate([points, box_px.reshape(2, 2)]), np.concatenate([labels.astype(np.int64), np.array(BOX_LABELS)])
 
 
