@@ -11,7 +11,8 @@ trains every stage and writes the models into RUNS/models. The stages by themsel
     python -m sam4mllm.demo.pretrain language RUNS/language --tower RUNS/tower/step-…
     python -m sam4mllm.demo.pretrain export RUNS
 
-With ``--shipped`` a new run starts from the weights in the package instead, and with ``--mean`` its mean with them is written.
+With ``--shipped`` a new run starts from the weights in the package instead, and with ``--mean`` its mean with them is written. ``--device
+cuda`` trains on a GPU; more ``--workers`` then draw scenes as fast as it learns from them.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ from sam4mllm.demo.pretrain.recipe import GROWN, SHIPPED, WholeRun, load_package
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
+from sam4mllm.loading import pick_device
 from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
 from sam4mllm.segmentation.small_sam import SEGMENTER_SIZE
 
@@ -37,6 +39,7 @@ ASSETS = MLLM_FOLDER.parent
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Shipped = Annotated[bool, typer.Option("--shipped", help="Start from the package's weights.")]
 Minutes = Annotated[float | None, typer.Option(help="A budget of training time; resumed runs count together.")]
+Device = Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU; a run may go on on another.")]
 Workers = Annotated[int, typer.Option(help="Processes that draw scenes ahead.")]
 
 
@@ -48,15 +51,19 @@ def train_everything(
     shipped: Shipped = False,
     minutes: Minutes = None,
     workers: Workers = 1,
+    device: Device = "cpu",
 ) -> None:
     """Train all stages in order and write the models into RUNS/models."""
-    if context.invoked_subcommand is None and not train_all(WholeRun(runs, shipped, minutes, threads, workers), print):
-        print("stopped before the end; the same command goes on")
+    if context.invoked_subcommand is None:
+        whole = WholeRun(runs, shipped, minutes, threads, workers, device=pick_device(device))
+        if not train_all(whole, print):
+            print("stopped before the end; the same command goes on")
 
 
 @app.command("segmenter")
 def train_segmenter(
     folder: Path,
+    *,
     small: Annotated[Path | None, typer.Option("--small", help="Start from a saved state (step-N) of the small size.")] = None,
     size: int = SEGMENTER_SIZE,
     steps: int = 3500,
@@ -64,18 +71,29 @@ def train_segmenter(
     shipped: Shipped = False,
     minutes: Minutes = None,
     workers: Workers = 1,
+    device: Device = "cpu",
 ) -> None:
     """Train the segmenter on scenes: first with --size 256, then at full size with --small STATE."""
     source = SEGMENTER_FOLDER if shipped else small
     begin = partial(segmenter.grow, small=source) if source else None
     named = SHIPPED if shipped else GROWN if small else "random"
-    segmenter.train(folder, steps, threads=threads, size=size, begin=begin, source=named, minutes=minutes, workers=workers)
+    segmenter.train(
+        folder,
+        steps,
+        threads=threads,
+        size=size,
+        begin=begin,
+        source=named,
+        minutes=minutes,
+        workers=workers,
+        device=pick_device(device),
+    )
 
 
 @app.command("tower")
-def train_tower(folder: Path, steps: int = 7000, threads: Threads = 1, shipped: Shipped = False) -> None:
+def train_tower(folder: Path, steps: int = 7000, threads: Threads = 1, shipped: Shipped = False, device: Device = "cpu") -> None:
     """Train the MLLM's vision tower on crowded scenes."""
-    tower.train(folder, steps, threads=threads, begin=load_package_weights if shipped else None)
+    tower.train(folder, steps, threads=threads, begin=load_package_weights if shipped else None, device=pick_device(device))
 
 
 @app.command("language")
@@ -89,6 +107,7 @@ def train_language(
     minutes: Minutes = None,
     workers: Workers = 1,
     rate: Annotated[float | None, typer.Option(help="The peak learning rate instead of the recipe's.")] = None,
+    device: Device = "cpu",
 ) -> None:
     """Train the whole MLLM on scenes with phrases."""
     if (tower_state is None) != shipped:
@@ -96,7 +115,17 @@ def train_language(
     begin = load_package_weights if tower_state is None else partial(language.start, tower=tower_state)
     peak = rate or (language.RATE_TRAINED if shipped else language.RATE)
     boxes_only = 0 if shipped else BOXES_ONLY
-    language.train(folder, begin, steps, threads=threads, rate=peak, minutes=minutes, workers=workers, boxes_only=boxes_only)
+    language.train(
+        folder,
+        begin,
+        steps,
+        threads=threads,
+        rate=peak,
+        minutes=minutes,
+        workers=workers,
+        boxes_only=boxes_only,
+        device=pick_device(device),
+    )
 
 
 @app.command("export")

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, TypeVar
 
+import torch
 from torch.utils.data import DataLoader, Dataset
 
 T = TypeVar("T")
@@ -43,7 +44,8 @@ class Ahead(Generic[T]):
             extra: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": _outlive} if self._workers else {}
             indices = range(step * self._batch, self._steps * self._batch)
             loader = DataLoader(self._dataset, self._batch, sampler=indices, num_workers=self._workers, collate_fn=list, **extra)
-            self._batches = iter(loader)
+            with torch.device("cpu"):  # a child that forks must not wake the trainer's GPU
+                self._batches = iter(loader)
         return next(self._batches)
 
 

@@ -43,7 +43,7 @@ def batch_size_px(rng: np.random.Generator) -> tuple[int, int]:
 def patchify(images: NDArray[np.uint8]) -> Tensor:
     """(B, H, W, 3) uint8 to the (B · patches, 3 · PATCH²) rows of the Qwen-VL image processor, normalised to -1…1."""
     count, height, width, _ = images.shape
-    pixels = torch.from_numpy(images).float() / 127.5 - 1.0
+    pixels = torch.as_tensor(images).float() / 127.5 - 1.0
     blocks = pixels.reshape(count, height // CELL, MERGE, PATCH, width // CELL, MERGE, PATCH, 3)
     return blocks.permute(0, 1, 4, 2, 5, 7, 3, 6).reshape(-1, 3 * PATCH * PATCH)
 
@@ -164,23 +164,23 @@ class DenseHeads(nn.Module):
     def losses(self, visual: Tensor, targets: list[DenseTargets], embeddings: Tensor, sigma: float) -> dict[str, Tensor]:
         """Weighted terms for ``visual`` (B · T, HIDDEN) in reading order, and the logged accuracy and box error (‰)."""
         visual = F.rms_norm(visual, (HIDDEN,))  # as the language model's first layer will
-        thing = torch.from_numpy(np.concatenate([t.thing for t in targets]))
+        thing = torch.as_tensor(np.concatenate([t.thing for t in targets]))
         covered = thing > 0
         weight = torch.where(covered, 1.0, 0.3)
         logits = self.thing(visual).float()
         recognised = (F.cross_entropy(logits, thing, reduction="none") * weight).sum() / weight.sum()
-        box = torch.from_numpy(np.concatenate([t.box_milli for t in targets]))
-        centre = torch.from_numpy(np.concatenate([t.centre_milli for t in targets]))
+        box = torch.as_tensor(np.concatenate([t.box_milli for t in targets]))
+        centre = torch.as_tensor(np.concatenate([t.centre_milli for t in targets]))
         read = self.coordinates(visual).reshape(-1, 6, HIDDEN)
         spots = F.log_softmax((read @ embeddings.T).float(), -1)
         located = coordinate_loss(spots[covered, :4], box[covered], sigma)
         placed = -(soft_coordinates(centre, sigma) * spots[:, 4:]).sum(-1).mean()
-        fine = F.binary_cross_entropy_with_logits(self.fine(visual).float(), torch.from_numpy(np.concatenate([t.fine for t in targets])))
+        fine = F.binary_cross_entropy_with_logits(self.fine(visual).float(), torch.as_tensor(np.concatenate([t.fine for t in targets])))
         owned = F.binary_cross_entropy_with_logits(
-            self.owned(visual).float()[covered], torch.from_numpy(np.concatenate([t.owned for t in targets]))[covered]
+            self.owned(visual).float()[covered], torch.as_tensor(np.concatenate([t.owned for t in targets]))[covered]
         )
         colour = F.cross_entropy(
-            self.colour(visual).float()[covered], torch.from_numpy(np.concatenate([t.colour for t in targets]))[covered]
+            self.colour(visual).float()[covered], torch.as_tensor(np.concatenate([t.colour for t in targets]))[covered]
         )
         with torch.no_grad():
             hit = (logits[covered].argmax(-1) == thing[covered]).float().mean()

@@ -21,7 +21,7 @@ from sam4mllm.demo.pretrain.ahead import Ahead
 from sam4mllm.demo.pretrain.dense import DenseTargets, coordinate_loss
 from sam4mllm.demo.pretrain.examples import BOXES_ONLY, Session, Sitting, draw_sitting, session_of
 from sam4mllm.demo.pretrain.lessons import Lesson, Teacher
-from sam4mllm.demo.pretrain.loop import PretrainPlan, run
+from sam4mllm.demo.pretrain.loop import CPU, PretrainPlan, run
 from sam4mllm.demo.pretrain.tower import NARROW, DemoTrainee
 from sam4mllm.demo.tokenizer import AFTER_IMAGE, BEFORE_IMAGE, COORDINATES, IMAGE, build_tokenizer, vocabulary
 from sam4mllm.demo.wording import IRREGULAR_PLURALS
@@ -90,6 +90,7 @@ def train(
     minutes: float | None = None,
     workers: int = 0,
     boxes_only: int = BOXES_ONLY,
+    device: torch.device = CPU,
 ) -> DemoTrainee:
     """Run or continue the stage and return the model; ``begin`` gives a new run its first weights."""
     torch.manual_seed(seed)
@@ -114,6 +115,7 @@ def train(
         minutes=minutes,
         source=source,
         optimizer="adamw" if boxes_only else "muon",
+        device=device,
     )
     run(plan, model, losses)
     return model
@@ -185,14 +187,14 @@ def forward(model: DemoTrainee, lessons: list[Lesson], visual: Tensor, grid: Ten
     visible = torch.eye(total, dtype=torch.bool).repeat(len(rows), 1, 1)
     visible[:, : len(prefix), : len(prefix)] = torch.ones(len(prefix), len(prefix)).tril().bool()
     positions = prefix_positions(tokens, grid[0])[:, None].repeat(1, len(rows), 1)
-    following = int(positions.max()) + 1
+    following = positions.max() + 1
     offsets = torch.zeros(len(rows), longest, dtype=torch.long)
     for index, row in enumerate(rows):
         length = len(row.ids)
-        row_ids[index, :length] = torch.from_numpy(row.ids)
-        offsets[index, :length] = torch.from_numpy(row.offsets)
+        row_ids[index, :length] = torch.as_tensor(row.ids)
+        offsets[index, :length] = torch.as_tensor(row.offsets)
         visible[index, len(prefix) :, : len(prefix)] = True
-        visible[index, len(prefix) : len(prefix) + length, len(prefix) : len(prefix) + length] = torch.from_numpy(row.mask)
+        visible[index, len(prefix) : len(prefix) + length, len(prefix) : len(prefix) + length] = torch.as_tensor(row.mask)
     embed = model.mllm.get_input_embeddings()
     head = embed(prefix)[None].expand(len(rows), -1, -1)
     inputs = torch.cat([head[:, :2], visual.to(head.dtype), head[:, -1:], embed(row_ids)], 1)
@@ -262,10 +264,10 @@ def spot_losses(model: DemoTrainee, lessons: list[Lesson], dense: list[DenseTarg
     if not spots:
         return {}
     places = [(b, position + read.prefix) for b, position, *_ in spots]
-    beneath = torch.from_numpy(np.stack([dense[b].fine[cell] for b, _, cell, *_ in spots]))
+    beneath = torch.as_tensor(np.stack([dense[b].fine[cell] for b, _, cell, *_ in spots]))
     offsets = torch.tensor([offset for *_, offset, _, _ in spots])
     points = torch.tensor([point for *_, point, _ in spots])
-    own = torch.from_numpy(np.stack([shown for *_, shown in spots]))
+    own = torch.as_tensor(np.stack([shown for *_, shown in spots]))
     return {
         **model.heads.point_losses(_gather(read.first, places), points, model.coordinate_embeddings(), sigma),
         **model.heads.spot_losses(_gather(read.early, places), _gather(read.late, places), offsets, beneath, own),
@@ -282,7 +284,7 @@ def look_losses(lessons: list[Lesson], attentions: tuple[Tensor, ...], prefix: i
             seen = attentions[layer][index[:, 0], heads, index[:, 1]].float()
             right = torch.zeros(len(looks), seen.shape[-1])
             for row, (*_, columns) in zip(right, looks, strict=True):
-                row[torch.from_numpy(columns)] = 1.0
+                row[torch.as_tensor(columns)] = 1.0
             mass = (seen * right[:, None]).sum(-1)
             terms[f"look_{kind}"] = -weight * (mass + 1e-4).log().mean()
             terms[f"_mass_{kind}"] = mass.mean()

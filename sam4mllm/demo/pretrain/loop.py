@@ -19,10 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from sam4mllm.demo.pretrain.muon import Muon
-from sam4mllm.errors import TrainingError
+from sam4mllm.errors import TrainingError, first_line
+from sam4mllm.precision import default_dtype
 from sam4mllm.training.state import load_state, read_state, save_state
 
 Stepper = Literal["adamw", "muon"]
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,7 @@ class PretrainPlan:
     source: str = "random"
     """What the first weights were."""
     optimizer: Stepper = "adamw"
+    device: torch.device = CPU
 
     @property
     def recipe(self) -> dict[str, float | int | str]:
@@ -68,11 +71,13 @@ def learning_rate(plan: PretrainPlan, step: int, seconds: float = 0.0) -> float:
     return plan.rate * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * plan.progress(step, seconds))))
 
 
-def bfloat16_pays() -> bool:
+def bfloat16_pays(device: torch.device = CPU) -> bool:
     """Whether this processor multiplies faster in bfloat16: by much with a unit for it; without, it takes many times as long.
 
-    The fastest of five tries counts, so that other work on the machine does not decide in what numbers a run goes on.
+    Of a CPU the fastest of five tries counts, so that other work on the machine does not decide in what numbers a run goes on.
     """
+    if device != CPU:
+        return default_dtype(device) == torch.bfloat16
 
     def fastest(matrix: Tensor) -> float:
         return min(timeit.repeat(lambda: matrix @ matrix, number=2, repeat=5))
@@ -85,29 +90,29 @@ def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, 
     state says which it was.
 
     ``losses(step)`` makes the batch of that step and returns weighted terms whose sum is minimised (a term named with a leading
-    underscore is only logged). Everything random in it must follow from the step, so that a resumed run sees what an unbroken one
-    would have seen.
+    underscore is only logged). What it makes with torch lies on the plan's device by itself, but for ``torch.from_numpy``. Everything
+    random in it must follow from the step, so that a resumed run sees what an unbroken one would have seen.
 
-    Raises TrainingError if the saved state was begun with another recipe, or is damaged.
+    Raises TrainingError if the saved state was begun with another recipe, or is damaged, or if the device fails.
     """
     check_recipe(plan)
     torch.set_num_threads(plan.threads)
     cv2.setNumThreads(1)
-    optimizer = _optimizer(plan, model)
+    optimizer = _optimizer(plan, model.to(plan.device))
     state = load_state(plan.folder, model, optimizer)
     start = state["step"] if state else 0
     earlier = float(state.get("seconds", 0.0)) if state else 0.0
     sums: dict[str, list[float]] = defaultdict(list)
-    halves = bfloat16_pays()
+    halves = bfloat16_pays(plan.device)
     began = saved = time.monotonic()
     if state and plan.used_up(earlier):
         return
-    with _noting_sigterm() as asked_to_stop:
+    with _noting_sigterm() as asked_to_stop, telling_of_failure(plan):
         for step in range(start, plan.steps):
             torch.manual_seed(plan.seed * 1_000_003 + step)
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(plan, step, earlier + time.monotonic() - began)
-            with torch.autocast("cpu", torch.bfloat16, enabled=halves):
+            with plan.device, torch.autocast(plan.device.type, torch.bfloat16, enabled=halves):
                 terms = losses(step)
             total = torch.stack([term for name, term in terms.items() if not name.startswith("_")]).sum()
             optimizer.zero_grad(set_to_none=True)
@@ -141,6 +146,18 @@ def _noting_sigterm() -> Iterator[list[int]]:
         yield noted
     finally:
         signal.signal(signal.SIGTERM, former)
+
+
+@contextmanager
+def telling_of_failure(plan: PretrainPlan) -> Iterator[None]:
+    """A GPU that fails or is full is told of in one line: what was saved last is kept."""
+    try:
+        yield
+    except RuntimeError as error:
+        if plan.device == CPU:
+            raise
+        line = f"{plan.device} failed ({first_line(error)}); the same command goes on from the newest state in {plan.folder}"
+        raise TrainingError(line) from error
 
 
 def _optimizer(plan: PretrainPlan, model: nn.Module) -> torch.optim.Optimizer:

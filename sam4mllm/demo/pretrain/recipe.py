@@ -6,9 +6,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from sam4mllm.demo.pretrain import export, language, segmenter, tower
 from sam4mllm.demo.pretrain.examples import BOXES_ONLY
+from sam4mllm.demo.pretrain.loop import CPU
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
@@ -36,6 +40,7 @@ class WholeRun:
     threads: int = 1
     workers: int = 1
     steps: Mapping[str, int] = field(default_factory=lambda: STEPS)
+    device: torch.device = CPU
 
     @property
     def stages(self) -> tuple[str, ...]:
@@ -81,25 +86,25 @@ def train_all(whole: WholeRun, tell: Callable[[str], None]) -> bool:
 
 def _train(whole: WholeRun, stage: str, minutes: float | None) -> None:
     folder, steps = whole.runs / stage, whole.steps[stage]
+    how: Any = {"threads": whole.threads, "minutes": minutes, "device": whole.device}
     match stage:
         case "segmenter-small":
-            segmenter.train(folder, steps, threads=whole.threads, size=segmenter.SMALL, minutes=minutes, workers=whole.workers)
+            segmenter.train(folder, steps, size=segmenter.SMALL, workers=whole.workers, **how)
         case "segmenter":
             grown = SEGMENTER_FOLDER if whole.shipped else whole.saved("segmenter-small")
             begin = partial(segmenter.grow, small=grown)
             source = SHIPPED if whole.shipped else GROWN
-            segmenter.train(folder, steps, threads=whole.threads, begin=begin, source=source, minutes=minutes, workers=whole.workers)
+            segmenter.train(folder, steps, begin=begin, source=source, workers=whole.workers, **how)
         case "tower":
-            tower.train(folder, steps, threads=whole.threads, minutes=minutes)
+            tower.train(folder, steps, **how)
         case "language":
             first = load_package_weights if whole.shipped else partial(language.start, tower=whole.saved("tower"))
             language.train(
                 folder,
                 first,
                 steps,
-                threads=whole.threads,
                 rate=language.RATE_TRAINED if whole.shipped else language.RATE,
-                minutes=minutes,
                 workers=whole.workers,
                 boxes_only=0 if whole.shipped else BOXES_ONLY,
+                **how,
             )

@@ -21,7 +21,7 @@ from segment_anything.modeling import Sam
 from torch import Tensor
 
 from sam4mllm.demo.pretrain.ahead import Ahead
-from sam4mllm.demo.pretrain.loop import PretrainPlan, check_recipe, run
+from sam4mllm.demo.pretrain.loop import CPU, PretrainPlan, check_recipe, run
 from sam4mllm.demo.pretrain.segmenter_examples import PAD_LABEL, WHOLE_EVERY, PromptedImage, click_on, draw_example
 from sam4mllm.segmentation.attention import fuse_attention
 from sam4mllm.segmentation.small_sam import SEGMENTER_PATCH, SEGMENTER_SIZE, build_segmenter
@@ -53,6 +53,7 @@ def train(
     source: str = "random",
     minutes: float | None = None,
     workers: int = 0,
+    device: torch.device = CPU,
 ) -> Sam:
     """Run or continue the stage and return the model; ``begin`` gives a new run other first weights than random ones, which
     ``source`` names.
@@ -72,6 +73,7 @@ def train(
         minutes=minutes,
         source=f"{source}, {size} pixels",
         optimizer="adamw" if begin is None else "muon",
+        device=device,
     )
     check_recipe(plan)
     examples = Ahead(partial(_draw, seed, size, batch), steps, batch, workers)
@@ -97,7 +99,7 @@ def grow(model: Sam, small: Path) -> None:
 
 def batch_losses(model: Sam, examples: Sequence[PromptedImage], rng: np.random.Generator) -> dict[str, Tensor]:
     """The mean of the examples' losses, over all rounds of clicks."""
-    images = torch.from_numpy(np.stack([example.image for example in examples])).permute(0, 3, 1, 2).float()
+    images = torch.as_tensor(np.stack([example.image for example in examples])).permute(0, 3, 1, 2).float()
     embeddings = encode(model, images / 127.5 - 1.0, [example.corner for example in examples])
     terms = [_image_losses(model, embeddings[index : index + 1], example, rng) for index, example in enumerate(examples)]
     return {name: torch.stack([term[name] for term in terms if name in term]).mean() for name in sorted(set().union(*terms))}
@@ -127,18 +129,18 @@ def _cells(corner: tuple[int, int], grid: int) -> tuple[tuple[int, int], tuple[i
 
 def _image_losses(model: Sam, embedding: Tensor, example: PromptedImage, rng: np.random.Generator) -> dict[str, Tensor]:
     """Decode the prompts ``example.rounds`` times; before each but the first, click where the former masks are wrong."""
-    target = torch.from_numpy(example.masks)
-    near = torch.from_numpy(np.stack([cv2.dilate((mask > 0).astype(np.uint8), NEAR) for mask in example.masks])).float()
+    target = torch.as_tensor(example.masks)
+    near = torch.as_tensor(np.stack([cv2.dilate((mask > 0).astype(np.uint8), NEAR) for mask in example.masks])).float()
     points, labels = example.points, example.labels
     former: Tensor | None = None
     rounds: list[dict[str, Tensor]] = []
     for turn in range(example.rounds):
-        doubtful = torch.from_numpy(example.doubtful & (turn == 0))
+        doubtful = torch.as_tensor(example.doubtful & (turn == 0))
         logits, iou = decode(model, embedding, example.corner, points, labels, former)
         terms, drawn = _round_losses(logits, iou, target, near, doubtful)
         rounds.append(terms)
         if turn + 1 < example.rounds:
-            clicks, marks = corrective_clicks(rng, drawn.numpy() > 0, example.masks > 0.5)
+            clicks, marks = corrective_clicks(rng, drawn.cpu().numpy() > 0, example.masks > 0.5)
             clicks += np.array(example.corner, np.float32)
             points, labels = np.concatenate([clicks, points], 1), np.concatenate([marks, labels], 1)
             former = drawn[:, None] if rng.random() < MASK_INPUT_SHARE else None
@@ -159,7 +161,7 @@ def decode(
     The first of the four masks is the one for prompts that leave no doubt.
     """
     encoder = model.prompt_encoder
-    sparse = _embed_points(model, torch.from_numpy(points), torch.from_numpy(labels))
+    sparse = _embed_points(model, torch.as_tensor(points), torch.as_tensor(labels))
     if former is None:
         dense = encoder.no_mask_embed.weight.reshape(1, -1, 1, 1).expand(len(points), -1, *embedding.shape[-2:])
     else:

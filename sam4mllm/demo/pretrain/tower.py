@@ -14,7 +14,7 @@ from transformers import Qwen3VLForConditionalGeneration
 
 from sam4mllm.demo.architecture import HIDDEN, MERGE, PATCH, POSITIONS_PER_SIDE, build_mllm, mllm_config
 from sam4mllm.demo.pretrain.dense import DenseHeads, batch_size_px, dense_targets, fourier_coordinates, patchify
-from sam4mllm.demo.pretrain.loop import PretrainPlan, run
+from sam4mllm.demo.pretrain.loop import CPU, PretrainPlan, run
 from sam4mllm.demo.scenes import make_crowd
 from sam4mllm.demo.tokenizer import COORDINATES, END, IMAGE, PAD, VISION_END, VISION_START, vocabulary
 from sam4mllm.training.state import has_state
@@ -79,6 +79,7 @@ def train(
     seed: int = 11,
     begin: Callable[[DemoTrainee], None] | None = None,
     minutes: float | None = None,
+    device: torch.device = CPU,
 ) -> DemoTrainee:
     """Run or continue the stage and return the model with its heads; ``begin`` gives a new run other first weights than random ones."""
     torch.manual_seed(seed)
@@ -86,7 +87,7 @@ def train(
     if begin is not None and not has_state(folder):
         begin(model)
     source = "random" if begin is None else "given"
-    plan = PretrainPlan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed, minutes=minutes, source=source)
+    plan = PretrainPlan(folder, steps, batch, rate=1e-3, threads=threads, seed=seed, minutes=minutes, source=source, device=device)
     run(plan, model, lambda step: crowd_losses(model, seed, step, batch, sharpness(step)))
     return model
 
