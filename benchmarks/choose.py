@@ -240,6 +240,8 @@ def main() -> None:
     parser.add_argument("--keep", type=Path, help="a file of results, to go on from")
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()
+    if arguments.first >= arguments.scenes:
+        parser.error("--scenes is the scene to end before: give one beyond --first")
     candidates.FITS = arguments.fits
     demo, detector = load_pipeline("demo", "demo", "cpu", Options()), NounDetector()
     pipeline = Pipeline(RememberingGrounder(demo.grounder), DetectingSegmenter(detector, demo.segmenter), Options("choose"), "demo")
@@ -247,8 +249,10 @@ def main() -> None:
     every = measure(pipeline, detector, arguments.seed, range(arguments.first, arguments.scenes), arguments.keep)
     for name in DETECTORS:
         measured = [one for one in every if one.detector == name]
-        tables[name] = {kind: figures(measured, [kind]) for kind in KINDS} | {"all": figures(measured, KINDS)}
-        missed += bars(name, tables[name]["all"], tables[name]["position"])
+        asked = {one.kind for one in measured}
+        tables[name] = {kind: figures(measured, [kind]) for kind in KINDS if kind in asked} | {"all": figures(measured, KINDS)}
+        if "position" in asked:
+            missed += bars(name, tables[name]["all"], tables[name]["position"])
         if not arguments.json:
             print_table(name, tables[name])
             print(f"\nscore of what was chosen, AUROC: {auroc(measured, 0):.3f} without support, {auroc(measured, 1):.3f} with it")

@@ -26,7 +26,7 @@ import typer
 
 from sam4mllm.demo.pretrain import export, language, segmenter, tower
 from sam4mllm.demo.pretrain.examples import BOXES_ONLY
-from sam4mllm.demo.pretrain.recipe import GROWN, SHIPPED, WholeRun, load_package_weights, train_all
+from sam4mllm.demo.pretrain.recipe import GROWN, SHIPPED, STEPS, WholeRun, load_package_weights, train_all
 from sam4mllm.demo.pretrain.tower import DemoTrainee
 from sam4mllm.errors import Sam4mllmError, first_line
 from sam4mllm.grounding.families import DEMO_FOLDER as MLLM_FOLDER
@@ -66,7 +66,7 @@ def train_segmenter(
     *,
     small: Annotated[Path | None, typer.Option("--small", help="Start from a saved state (step-N) of the small size.")] = None,
     size: int = SEGMENTER_SIZE,
-    steps: int = 3500,
+    steps: Annotated[int | None, typer.Option(help="The recipe's if it is not given.")] = None,
     threads: Threads = 1,
     shipped: Shipped = False,
     minutes: Minutes = None,
@@ -79,7 +79,7 @@ def train_segmenter(
     named = SHIPPED if shipped else GROWN if small else "random"
     segmenter.train(
         folder,
-        steps,
+        steps or STEPS["segmenter-small" if size == segmenter.SMALL else "segmenter"],
         threads=threads,
         size=size,
         begin=begin,
@@ -91,7 +91,7 @@ def train_segmenter(
 
 
 @app.command("tower")
-def train_tower(folder: Path, steps: int = 7000, threads: Threads = 1, shipped: Shipped = False, device: Device = "cpu") -> None:
+def train_tower(folder: Path, steps: int = STEPS["tower"], threads: Threads = 1, shipped: Shipped = False, device: Device = "cpu") -> None:
     """Train the MLLM's vision tower on crowded scenes."""
     tower.train(folder, steps, threads=threads, begin=load_package_weights if shipped else None, device=pick_device(device))
 
@@ -101,7 +101,7 @@ def train_language(
     folder: Path,
     *,
     tower_state: Annotated[Path | None, typer.Option("--tower", help="A saved state (step-N) of the tower stage.")] = None,
-    steps: int = 9000,
+    steps: int = STEPS["language"],
     threads: Threads = 2,
     shipped: Shipped = False,
     minutes: Minutes = None,
