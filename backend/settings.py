@@ -102,8 +102,8 @@ class Settings(BaseSettings):
         "from wrong ones; `drop`: what it denies is left out, too ([docs](docs/points.md#the-look-back))",
     )
     former_mask: bool = Field(
-        False,
-        description="a click shows the segmenter the mask that it corrects, too: for SAM and its kin, not for `demo` "
+        True,
+        description="a click shows the segmenter the mask that it corrects, too, if it takes one: SAM and its kin do "
         "([docs](docs/points.md#the-former-mask-as-input))",
     )
     home: Path = Field(Path("~/.local/share/sam4mllm"), description="folder for all that is kept: events, versions")

@@ -76,7 +76,7 @@ class Options:
     choice: Choice = "predicted"
     threshold: float = THRESHOLD
     thought_tokens: int = THOUGHT_TOKENS
-    former_mask: bool = False
+    former_mask: bool = True
     look_back: LookBack = "off"
 
     def __post_init__(self) -> None:

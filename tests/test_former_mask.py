@@ -80,7 +80,7 @@ def pointed(points: list[list[float]], boxes: list[list[float]], seen: tuple[Sho
 )
 def test_a_click_shows_the_mask_that_it_corrects(given: Clicks, takes: bool) -> None:
     segmenter = FakeMaskTaker()
-    pipeline = Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), segmenter, Options("box", former_mask=True))
+    pipeline = Pipeline(FakeGrounder({"the cup": grounding("the cup", [BOX])}), segmenter, Options("box"))
     pipeline.segment(IMAGE, ["the cup"], clicks=given)
     former = [prompt.mask_logits for prompt in segmenter.prompts if prompt.mask_logits is not None]
     assert len(former) == takes
@@ -91,8 +91,8 @@ def test_a_click_shows_the_mask_that_it_corrects(given: Clicks, takes: bool) -> 
 @pytest.mark.parametrize(
     ("segmenter", "options"),
     [
-        pytest.param(FakeMaskTaker(), Options("box"), id="not asked for"),
-        pytest.param(FakeSegmenter(), Options("box", former_mask=True), id="a segmenter that takes none"),
+        pytest.param(FakeMaskTaker(), Options("box", former_mask=False), id="turned off"),
+        pytest.param(FakeSegmenter(), Options("box"), id="a segmenter that takes none"),
     ],
 )
 def test_no_former_mask(segmenter: FakeSegmenter, options: Options) -> None:
@@ -102,7 +102,7 @@ def test_no_former_mask(segmenter: FakeSegmenter, options: Options) -> None:
 
 
 def test_a_former_mask_renames_no_version() -> None:
-    assert Options(former_mask=True).shaping() == Options().shaping()
+    assert Options(former_mask=False).shaping() == Options().shaping()
 
 
 @pytest.mark.parametrize(("behind", "takes"), [(FakeMaskTaker(), True), (FakeSegmenter(), False)], ids=["SAM", "another"])

@@ -21,6 +21,10 @@ BOX_NOISE, MAX_BOX_NOISE, SHAKEN_SHARE = 0.06, 0.15, 0.75
 """Spread and bound of a box corner's error, in sides of the box, and the share of boxes that have one: as the MLLM's answers will be."""
 SHARED_BOX_SHARE = 0.5
 """Share of a pair's prompts that have one box for both: only points can part them."""
+CUT_SHARE, CUT_FROM = 0.3, 6
+"""Share of the images with so many points or more whose targets are cut along a line, which only the points tell. Without such targets a
+segmenter takes points for a hint at which thing is meant, and hardly heeds one that contradicts the others.
+"""
 ROUNDS, ROUND_SHARES = (1, 2, 3, 5), (0.35, 0.25, 0.25, 0.15)
 PAD_LABEL, BOX_LABELS = -1, (2, 3)
 
@@ -71,13 +75,14 @@ def draw_example(seed: int, index: int, side: int, whole: bool) -> PromptedImage
     boxes = _boxes(rng, scene, picks)
     start = STARTS[rng.choice(len(STARTS), p=START_SHARES)]
     count = int(rng.integers(1, (MAX_POINTS if rng.random() < 0.5 else FEW_POINTS) + 1)) if start == "points" else 0
-    prompts = [_prompt(rng, scene.masks[pick], box, start, count) for pick, box in zip(picks, boxes, strict=True)]
+    targets = _cut(rng, scene, picks) if count >= CUT_FROM and rng.random() < CUT_SHARE else [scene.masks[pick] for pick in picks]
+    prompts = [_prompt(rng, target, box, start, count) for target, box in zip(targets, boxes, strict=True)]
     image = scene.image if zoom == 1 else _resize(scene.image, (round(height * scale), round(width * scale)))
     cells = slice(top // 2, (top + window) // 2), slice(left // 2, (left + window) // 2)
     return PromptedImage(
         image=np.ascontiguousarray(_square(image, side)[top : top + window, left : left + window]),
         corner=(left, top),
-        masks=np.stack([_soft_mask(scene.masks[pick], side // 2)[cells] for pick in picks]),
+        masks=np.stack([_soft_mask(target, side // 2)[cells] for target in targets]),
         points=np.stack([points for points, _ in prompts]) * np.float32(to_frame),
         labels=np.stack([labels for _, labels in prompts]),
         doubtful=np.array([start == "box" and pick in (scene.pair or ()) for pick in picks]),
@@ -107,6 +112,20 @@ def _picks(rng: np.random.Generator, scene: DemoScene, window_px: NDArray[np.flo
     pair = list(scene.pair or ())
     others = [int(index) for index in rng.permutation(len(shares)) if index not in pair and shares[index] >= INSIDE]
     return [*pair, *others][:PROMPTS_PER_IMAGE] or [int(shares.argmax())]
+
+
+def _cut(rng: np.random.Generator, scene: DemoScene, picks: Sequence[int]) -> list[NDArray[np.bool_]]:
+    """For each pick what lies on one side of a line through its box's middle, of a pair together with the other's part beyond it."""
+    down, across = np.indices(scene.masks.shape[1:])
+    cut = []
+    for pick in picks:
+        x, y = (scene.boxes_px[pick, :2] + scene.boxes_px[pick, 2:]) / 2
+        angle = rng.uniform(0, 2 * np.pi)
+        here = (across - x) * np.cos(angle) + (down - y) * np.sin(angle) > 0
+        other = scene.masks[sum(scene.pair) - pick] & ~here if scene.pair and pick in scene.pair else np.zeros_like(here)
+        part = (scene.masks[pick] & here) | other
+        cut.append(part if part.any() else scene.masks[pick])
+    return cut
 
 
 def _boxes(rng: np.random.Generator, scene: DemoScene, picks: Sequence[int]) -> list[NDArray[np.float32]]:
