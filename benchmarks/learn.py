@@ -24,7 +24,7 @@ from backend.demo.launch import find_label_studio, is_ready, start_backend
 from backend.demo.local_label_studio import LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, check_port
-from benchmarks.novel import NOUNS, NovelTask, novel_tasks, write_tests
+from benchmarks.novel import NOUNS, NovelTask, novel_tasks, splits_of, write_tests
 from benchmarks.waiting import wait_for
 
 TASKS = 60
@@ -68,7 +68,7 @@ def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
     project = studio.create_project("learning", DEMO_CONFIG)
     backend = studio.connect(project, url, "SAM4MLLM")
     tasks = novel_tasks(TASKS, seed)
-    print(f"{TASKS} tasks about {', '.join(NOUNS)}; {sum(task.split == 'holdout' for task in tasks)} of them in the holdout")
+    print(f"{TASKS} tasks about {', '.join(NOUNS)}; {splits_of(tasks).count('holdout')} of them in the holdout")
     numbers = fill(studio, project, tasks, root)
     served = predicted(studio, project, numbers)
     for number, task in zip(numbers, tasks, strict=True):

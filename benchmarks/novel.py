@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend.learning.gate import SIGN_FLIP_PAIRS
-from backend.learning.snapshot import HOLDOUT, split_of
+from backend.learning.holdout import is_held_out, place_of, threshold
+from backend.learning.snapshot import HOLDOUT, TRAIN
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.demo.glyphs import novel_nouns
@@ -31,19 +32,17 @@ class NovelTask:
     phrase: str
     masks: NDArray[np.bool_]
 
-    @property
-    def split(self) -> str:
-        return split_of(image_sha256(self.png))
+
+def novel_tasks(count: int, seed: int) -> list[NovelTask]:
+    """The first ``count`` scenes of a seed."""
+    return [_task(seed, index) for index in range(count)]
 
 
-def novel_tasks(count: int, seed: int, holdout: int = SIGN_FLIP_PAIRS) -> list[NovelTask]:
-    """The first ``count`` scenes of a seed of which ``holdout`` or more belong to the holdout."""
-    tasks: list[NovelTask] = []
-    index = 0
-    while len(tasks) < count or sum(task.split == HOLDOUT for task in tasks) < holdout:
-        tasks = [*tasks[-(count - 1) :], _task(seed, index)]
-        index += 1
-    return tasks
+def splits_of(tasks: Sequence[NovelTask]) -> list[str]:
+    """The side of each task, as a new server splits them."""
+    names = [image_sha256(task.png) for task in tasks]
+    at = threshold(map(place_of, names))
+    return [HOLDOUT if is_held_out(name, at) else TRAIN for name in names]
 
 
 def _task(seed: int, index: int) -> NovelTask:
@@ -67,5 +66,5 @@ def write_tests(folder: Path) -> tuple[Path, Path]:
 def write_tasks(folder: Path, tasks: list[NovelTask], label: str) -> None:
     """The tasks as a run's snapshot has them, without a server."""
     with ExampleWriter(folder) as writer:
-        for task in tasks:
-            writer.add(writer.add_image_data(task.png), task.phrase, task.masks, task.split, "label-studio", label=label)
+        for task, split in zip(tasks, splits_of(tasks), strict=True):
+            writer.add(writer.add_image_data(task.png), task.phrase, task.masks, split, "label-studio", label=label)

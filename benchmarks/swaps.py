@@ -200,7 +200,7 @@ class Trial:
 
     def _review(self, times: int, accept: bool) -> None:
         """Corrections as webhooks, of tasks served just before: the masks are taken as they are, or drawn anew in a corner."""
-        [task_like] = novel_tasks(1, 771_001, holdout=0)
+        [task_like] = novel_tasks(1, 771_001)
         for _ in range(times):
             number = next(self._tasks)
             task: Any = {**self._bodies[0]["tasks"][0], "id": number}  # type: ignore[index]

@@ -20,7 +20,7 @@ from backend import brush
 from backend.errors import TaskError
 from backend.label_studio.export_file import find_picture
 from backend.learning.exports import label_studio_reader, read_label_studio
-from backend.learning.snapshot import split_of
+from backend.learning.holdout import SHARE, is_held_out
 from sam4mllm.cli.main import make_app
 from sam4mllm.data.examples import Example
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Prepared, to_mask, write_pairs
@@ -117,7 +117,7 @@ def test_every_kind_of_region_is_a_mask(kind: str, minimal: bool, folder: Path) 
     one = task(annotation(region(kind)), description="the left cup")
     [example], prepared = prepare(folder, as_min(one) if minimal else [one])
     assert (example.phrase, example.origin) == ("the left cup", "")
-    assert example.split == split_of(image_sha256(folder / "images" / "ab12-cup.png"))
+    assert (example.split == "holdout") == is_held_out(image_sha256(folder / "images" / "ab12-cup.png"), SHARE)
     assert (example.source, example.label) == (f"label-studio:{0 if minimal else 3}:1:1:drawn", "Cup")
     assert not prepared.left_out
     if kind == "ellipselabels":

@@ -18,9 +18,10 @@ import pytest
 from backend import brush
 from backend.corrections.log import CorrectionLog
 from backend.learning.conductor import Conductor
+from backend.learning.holdout import is_held_out, place_of, threshold
 from backend.learning.job import TrainingJob
 from backend.learning.runs import Run
-from backend.learning.snapshot import HOLDOUT, split_of
+from backend.learning.snapshot import HOLDOUT
 from backend.service import Service
 from backend.web.app import create_app
 from benchmarks.waiting import wait_for
@@ -132,7 +133,9 @@ def test_the_button_trains_and_the_better_version_serves(start: Start) -> None:
 
     assert run.state == "promoted", run
     assert run.counts["train"] + run.counts[HOLDOUT] == 60
-    assert run.counts[HOLDOUT] == sum(split_of(image_sha256(ManyImages().read("", number))) == HOLDOUT for number in range(1, 61))
+    names = [image_sha256(ManyImages().read("", number)) for number in range(1, 61)]
+    at = threshold(map(place_of, names))
+    assert run.counts[HOLDOUT] == sum(is_held_out(name, at) for name in names) >= 10
     assert place.serving == run.challenger == place.service.version
     assert place.service.versions.registry.show(run.challenger).version == run.challenger
     page = create_app(place.service).test_client().get(f"/api/runs/{run.id}/report", base_url="http://127.0.0.1")
@@ -180,7 +183,8 @@ def test_a_version_without_a_voice_is_kept_out(start: Start, monkeypatch: pytest
 
 
 @pytest.mark.parametrize(
-    ("count", "says"), [pytest.param(0, "no correction to learn from", id="none"), pytest.param(4, "needed to judge", id="few")]
+    ("count", "says"),
+    [pytest.param(0, "no correction to learn from", id="none"), pytest.param(4, "about 16 more until", id="few")],
 )
 def test_too_few_corrections_cost_no_training(start: Start, count: int, says: str) -> None:
     place = start()
@@ -438,13 +442,12 @@ def test_a_process_that_hangs_is_ended(start: Start, monkeypatch: pytest.MonkeyP
 
 
 def test_copies_of_one_picture_are_too_few_to_judge(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Thirty tasks of the same held-out picture are one picture."""
-    held_out = next(number for number in range(1, 100) if split_of(image_sha256(ManyImages().read("", number))) == HOLDOUT)
+    """Thirty-one tasks of the same picture are one picture."""
     read = ManyImages.read
-    monkeypatch.setattr(ManyImages, "read", lambda self, reference, task: read(self, reference, held_out if (task or 0) > 10 else task))
+    monkeypatch.setattr(ManyImages, "read", lambda self, reference, task: read(self, reference, min(task or 0, 10)))
     place = start()
     correct(place.service, 40)
     place.service.learner.ask("test")
     run = ended(place.service)
     assert run.state == "postponed"
-    assert "needed to judge" in run.message
+    assert run.message == "10 corrected pictures, 10 held out, about 10 more until a run can be judged"

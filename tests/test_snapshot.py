@@ -13,7 +13,8 @@ from PIL import Image
 
 from backend.corrections.reviews import Review
 from backend.errors import FetchError
-from backend.learning.snapshot import HOLDOUT, TRAIN, split_of, write_snapshot
+from backend.learning.holdout import Holdout
+from backend.learning.snapshot import HOLDOUT, TRAIN, write_snapshot
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import DatasetError
 from sam4mllm.run_lengths import to_rle
@@ -61,7 +62,7 @@ def review(annotation: int, image: str, width: int = 40, height: int = 30, **cha
 
 def test_what_is_written_is_read_again(tmp_path: Path) -> None:
     none = review(2, "20", instances=(), outcome="none", phrase="the dog", label=None)
-    snapshot = write_snapshot([review(1, "10"), none], Files(), tmp_path / "data")
+    snapshot = write_snapshot([review(1, "10"), none], Files(), tmp_path / "data", Holdout(tmp_path))
     examples = read_examples(tmp_path / "data")
     assert [(one.phrase, len(one.instances)) for one in examples] == [("the cup", 1), ("the dog", 0)]
     assert (examples[0].source, examples[0].label) == ("label-studio:1:1:1:drawn", "Cup")
@@ -74,14 +75,16 @@ def test_the_same_picture_is_on_one_side_whatever_its_address(tmp_path: Path) ->
         def read(self, reference: object, task_id: int | None) -> bytes:
             return picture(7)
 
-    write_snapshot([review(number, f"{number}") for number in range(20)], Same(), tmp_path / "data")
+    write_snapshot([review(number, f"{number}") for number in range(20)], Same(), tmp_path / "data", Holdout(tmp_path))
     assert len({one.split for one in read_examples(tmp_path / "data")}) == 1
 
 
-def test_a_fifth_is_held_out() -> None:
-    sides = [split_of(f"{number:064x}") for number in range(5_000)]
-    assert sides.count(HOLDOUT) + sides.count(TRAIN) == 5_000
-    assert 0.18 < sides.count(HOLDOUT) / 5_000 < 0.22
+def test_ten_of_twenty_five_pictures_are_held_out(tmp_path: Path) -> None:
+    twice = [review(number, f"{number % 25}") for number in range(50)]
+    snapshot = write_snapshot(twice, Files(), tmp_path / "data", Holdout(tmp_path))
+    assert (snapshot.pictures, snapshot.held_out, snapshot.counts) == (25, 10, {TRAIN: 30, HOLDOUT: 20})
+    splits = [one.split for one in read_examples(tmp_path / "data")]
+    assert (splits.count(TRAIN), splits.count(HOLDOUT)) == (30, 20)
 
 
 @pytest.mark.parametrize(
@@ -97,7 +100,7 @@ def test_a_fifth_is_held_out() -> None:
     ],
 )
 def test_what_does_not_fit_is_left_out_with_its_reason(tmp_path: Path, bad: Review, says: str) -> None:
-    snapshot = write_snapshot([bad, review(1, "10")], Files(), tmp_path / "data")
+    snapshot = write_snapshot([bad, review(1, "10")], Files(), tmp_path / "data", Holdout(tmp_path))
     assert len(read_examples(tmp_path / "data")) == 1
     [(number, reason)] = snapshot.refused
     assert number == 9
@@ -118,7 +121,7 @@ def test_masks_are_in_memory_one_at_a_time(tmp_path: Path) -> None:
             return picture(7, side, side)
 
     tracemalloc.start()
-    write_snapshot([review(1, "7", side, side, instances=tuple(masks))], Large(), tmp_path / "data")
+    write_snapshot([review(1, "7", side, side, instances=tuple(masks))], Large(), tmp_path / "data", Holdout(tmp_path))
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < 20 * side * side
@@ -132,7 +135,7 @@ def test_a_disk_that_is_full_refuses_no_annotation(tmp_path: Path, monkeypatch: 
 
     monkeypatch.setattr("sam4mllm.data.write_dataset.replace_file", full)
     with pytest.raises(DatasetError, match="No space left on device"):
-        write_snapshot([review(1, "10")], Files(), tmp_path / "data")
+        write_snapshot([review(1, "10")], Files(), tmp_path / "data", Holdout(tmp_path))
 
 
 def test_a_snapshot_that_is_broken_off_leaves_no_dataset(tmp_path: Path) -> None:
@@ -141,6 +144,6 @@ def test_a_snapshot_that_is_broken_off_leaves_no_dataset(tmp_path: Path) -> None
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_snapshot([review(number, f"{number}") for number in range(5)], Files(), tmp_path / "data", stop)
+        write_snapshot([review(number, f"{number}") for number in range(5)], Files(), tmp_path / "data", Holdout(tmp_path), stop)
     assert not (tmp_path / "data" / "examples.jsonl").exists()
-    assert sum(write_snapshot([review(1, "1")], Files(), tmp_path / "data").counts.values()) == 1
+    assert sum(write_snapshot([review(1, "1")], Files(), tmp_path / "data", Holdout(tmp_path)).counts.values()) == 1

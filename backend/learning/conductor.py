@@ -26,7 +26,8 @@ from backend.corrections.log import CorrectionLog
 from backend.corrections.log_faults import LogError
 from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, NotReadyError, where
-from backend.learning.gate import SIGN_FLIP_PAIRS, Checks, Decision, PairedSample, decide
+from backend.learning.gate import Checks, Decision, PairedSample, decide
+from backend.learning.holdout import SHARE, WHOLE, Holdout, count_missing, standing
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import Change, RunReport, write_report
 from backend.learning.run_folder import RunFolder, is_number
@@ -161,7 +162,7 @@ class Conductor:
         folder = self._runs.folder(run.id)
         if not run.counts:
             remove(folder.data)  # of a start that was killed before it could say what it had written
-            written = write_snapshot(reviews.reviews, self._files, folder.data, lambda: self._check_halted(run))
+            written = write_snapshot(reviews.reviews, self._files, folder.data, self._holdout(), lambda: self._check_halted(run))
             self._log.note_refusals("reviews", {one.annotation: one.reason for one in reviews.refused})
             self._log.note_refusals("snapshot", dict(written.refused))
             refused = self._log.refusals()
@@ -170,12 +171,12 @@ class Conductor:
             run = self._runs.save(run, counts={**written.counts, "refused": len(refused)})
         if self._settings.untrained:
             return self._end(run, "postponed", self._settings.untrained)
-        if not run.counts[TRAIN]:
+        if not run.counts[TRAIN] + run.counts[HOLDOUT]:
             return self._end(run, "postponed", "there is no correction to learn from; correct some masks first")
-        images = len({example.image for example in read_examples(folder.data) if example.split == HOLDOUT}) if run.counts[HOLDOUT] else 0
-        if images < SIGN_FLIP_PAIRS:
-            missing = f"{images} of the {SIGN_FLIP_PAIRS} corrected images that are needed to judge a new version"
-            return self._end(run, "postponed", f"there are {missing}, about a fifth of all; correct more masks first")
+        sides = {example.image: example.split for example in read_examples(folder.data)}
+        held_out = list(sides.values()).count(HOLDOUT)
+        if count_missing(len(sides), held_out):
+            return self._end(run, "postponed", standing(len(sides), held_out))
         self._job(self._versions.serving, folder).write(folder)
         return self._runs.save(run, state="training", champion=self._serving(), message=self._needs())
 
@@ -259,6 +260,11 @@ class Conductor:
             threads=_threads(),
             precision=settings.precision,
         )
+
+    def _holdout(self) -> Holdout:
+        """In a home of an earlier release, which kept no threshold, a fifth has always been held out."""
+        learned = any(run.attempts for run in self._runs.all())
+        return Holdout(self._settings.home, SHARE if learned else WHOLE)
 
     def _needs(self) -> str:
         """Where a run trains and what memory that takes, said before it does."""

@@ -23,7 +23,8 @@ from backend.label_studio.export_file import CONFIG, export_file, find_picture, 
 from backend.label_studio.label_config import LabelConfig, read_label_config
 from backend.label_studio.region_parts import is_label_alone, page_of, without_text_labels
 from backend.label_studio.wire import Region, row_id
-from backend.learning.snapshot import split_of
+from backend.learning.holdout import NEEDED, SHARE, is_held_out, place_of, threshold
+from backend.learning.snapshot import HOLDOUT, TRAIN
 from backend.settings import PROMPT_NAME, read_settings
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Reading, coco_origin
 from sam4mllm.data.readers import Reader
@@ -79,8 +80,10 @@ def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PRO
     for one in export.annotations:
         if one.number not in said or one.number in refused:  # of an annotation of several pages one may be refused alone
             items.append(LeftOut(SPLIT, f"label-studio:{one.project}:{one.task}:{one.number}", _reason(one, refused)))
-    files: dict[Path, str] = {}
-    items += [_pair(review, path.parent, files) for review in reviews.reviews]
+    pictures = _Pictures(path.parent)
+    places = {place_of(name) for review in reviews.reviews if (name := pictures.name(review.image))}
+    at = threshold(places) if len(places) >= NEEDED else SHARE  # so few are not judged by, and all but a fifth are to learn from
+    items += [_pair(review, pictures, at) for review in reviews.reviews]
     return Reading(items, len(items))
 
 
@@ -94,13 +97,33 @@ def _reason(one: ExportedAnnotation, refused: Mapping[int, str]) -> str:
     return "it has no mask, which does not say that there is no such object"
 
 
-def _pair(review: Review, folder: Path, splits: dict[Path, str]) -> PhrasedPicture | LeftOut:
+class _Pictures:
+    """The files of an export's pictures, each found and hashed once."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._names: dict[Path, str] = {}
+
+    def find(self, image: str) -> tuple[Path, str]:
+        """A picture's file and its SHA-256. Raises TaskError or ImageError."""
+        file = find_picture(image, self._folder)
+        return file, self._names.get(file) or self._names.setdefault(file, image_sha256(file))
+
+    def name(self, image: str) -> str:
+        """Its SHA-256, or nothing if it is not there."""
+        try:
+            return self.find(image)[1]
+        except (TaskError, ImageError):
+            return ""
+
+
+def _pair(review: Review, pictures: _Pictures, at: float) -> PhrasedPicture | LeftOut:
     source = f"label-studio:{review.project}:{review.task}:{review.annotation}"
     try:
-        file = find_picture(review.image, folder)
-        split = splits.get(file) or splits.setdefault(file, split_of(image_sha256(file)))
+        file, name = pictures.find(review.image)
     except (TaskError, ImageError) as error:
         return LeftOut(SPLIT, f"{source} {ascii(review.image)[:80]}", str(error))
+    split = HOLDOUT if is_held_out(name, at) else TRAIN
     size, source = (review.height, review.width), f"{source}:{review.outcome}"
     origin, label = coco_origin(file.name), review.label or None
     return PhrasedPicture(file, review.phrase, review.instances, split, source, origin, size, label=label)

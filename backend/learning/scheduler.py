@@ -78,6 +78,8 @@ class Learner:
         self._worker: threading.Thread | None = None
         self._reconciled = 0.0
         self._next_look, self._looked = 0.0, 0.0
+        self.corrected = 0
+        """Pictures with a correction, as of the last look at the reviews."""
         self.judged: tuple[ReviewedAnswer, ...] = ()
         """What reviewers made of all that was served, as of the last look at the reviews."""
         self.reconciliation = ""
@@ -127,6 +129,7 @@ class Learner:
         if self._scorer.refit(found.reviews, leases.current.version):
             leases.calibrate(self._scorer.calibration)
         self.judged = judged_of(found.reviews)
+        self.corrected = len({review.image for review in found.reviews})
         self._looked = position
 
     def serves_since(self) -> float:

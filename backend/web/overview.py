@@ -9,6 +9,7 @@ from typing import Any
 
 from backend.learning.agreement import Reliability, ReviewedAnswer, Trend, draw_trend, measure_reliability
 from backend.learning.auto_rollback import ControlChart
+from backend.learning.holdout import standing
 from backend.learning.report import Plot, draw_curve
 from backend.learning.run_folder import RunFolder, ShownPair
 from backend.learning.runs import Run
@@ -55,7 +56,7 @@ class Overview:
     ``version`` is that of predictions, ``champion`` the registry's, empty for the base model; ``serves_since`` is None if the history does
     not say. ``rolls_back_to`` is None where there is nothing to roll back. ``runs`` are those of a page, from the ``first`` of
     ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``untrained`` says why no
-    run trains a LoRA, ``problem`` what of this could not be read.
+    run trains a LoRA, ``standing`` how far the next one is, ``problem`` what of this could not be read.
     """
 
     state: str
@@ -73,6 +74,7 @@ class Overview:
     agreement: ControlChart | None
     judged: tuple[ReviewedAnswer, ...]
     reliability: Reliability | None
+    standing: str
     active: list[Active]
     runs: list[Run]
     first: int
@@ -131,6 +133,7 @@ def look(service: Service, first: int = 0) -> Overview:
         agreement=learner.watch.state,
         judged=learner.judged,
         reliability=measure_reliability(learner.judged),
+        standing="" if settings.untrained else standing(learner.corrected),
         active=[_active(run, learner.runs.folder(run.id)) for run in runs if not run.over],
         runs=runs[first : first + SHOWN_RUNS],
         first=first,

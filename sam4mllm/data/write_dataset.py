@@ -6,7 +6,7 @@ import hashlib
 import io
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
@@ -159,6 +159,19 @@ class ExampleWriter:
         check_fields(fields, max_pixels=record.width * record.height)
         with self._writing():
             self._opened().write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+
+    def split_by(self, split_of: Callable[[str], str]) -> None:
+        """Give each example written so far the split that ``split_of`` makes of its picture's SHA-256."""
+        settled = self._temporary.with_suffix(".settled")
+        with self._writing():
+            self._opened().close()
+            with self._temporary.open("rb") as written, settled.open("wb") as file:
+                for line in written:
+                    fields = json.loads(line)
+                    fields["split"] = split_of(fields["sha256"])
+                    file.write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
+            os.replace(settled, self._temporary)
+            self._file = self._temporary.open("ab")
 
     def copy(self, folder: Path, example: Example) -> None:
         """Write an example of the dataset in ``folder``, with its picture's file, linked where the disk allows it.

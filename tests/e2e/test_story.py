@@ -6,7 +6,6 @@ On tiny random weights of two backbones; no flag says again what the adapter's m
 from __future__ import annotations
 
 import base64
-import hashlib
 import io
 import json
 import os
@@ -25,7 +24,7 @@ from PIL import Image
 from backend import brush
 from backend.demo.launch import READY_TIMEOUT, is_ready
 from backend.label_studio.config_template import DEMO_CONFIG
-from backend.learning.snapshot import HOLDOUT, split_of
+from backend.learning.holdout import NEEDED
 from backend.support.child import HOST, Child, check_port
 from benchmarks.waiting import wait_for
 from tests.e2e.test_commands import COMMAND
@@ -33,8 +32,6 @@ from tests.family_models import KINDS, make_family
 from tests.public_sets import refer_root, reference
 from tests.published_models import write_qwen_vl_chat
 
-EACH = 8
-"""Corrections to learn from, and as many to judge by, the least with which a run begins."""
 WIDTH, HEIGHT = 96, 64
 
 
@@ -72,13 +69,11 @@ def served(home: Path, *arguments: str) -> Iterator[str]:
         server.stop()
 
 
-def photos() -> Iterator[tuple[str, str]]:
-    """Pictures as addresses of their data, and the side that each is on for ever."""
-    for number in range(1000):
-        file = io.BytesIO()
-        Image.fromarray(np.full((HEIGHT, WIDTH, 3), (number % 250, 40, number // 250), np.uint8)).save(file, "PNG")
-        side = split_of(hashlib.sha256(file.getvalue()).hexdigest())
-        yield f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}", side
+def photo(number: int) -> str:
+    """A picture as the address of its data."""
+    file = io.BytesIO()
+    Image.fromarray(np.full((HEIGHT, WIDTH, 3), (number, 40, 0), np.uint8)).save(file, "PNG")
+    return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def correction(number: int, picture: str) -> dict[str, Any]:
@@ -106,14 +101,9 @@ def correction(number: int, picture: str) -> dict[str, Any]:
 
 
 def correct(url: str) -> None:
-    """EACH corrections on either side."""
-    wanted = {"train": EACH, HOLDOUT: EACH}
-    for number, (picture, side) in enumerate(photos(), 1):
-        if wanted[side]:
-            wanted[side] -= 1
-            assert httpx.post(f"{url}/webhook", json=correction(number, picture)).status_code == 201
-        if not any(wanted.values()):
-            return
+    """As many corrections as a run takes to be judged."""
+    for number in range(1, NEEDED + 1):
+        assert httpx.post(f"{url}/webhook", json=correction(number, photo(number))).status_code == 201
 
 
 def refer(folder: Path) -> Path:

@@ -15,17 +15,13 @@ from backend import brush
 from backend.demo.launch import find_label_studio
 from backend.errors import SettingsError
 from backend.label_studio.config_template import DEMO_CONFIG
-from backend.learning.snapshot import HOLDOUT, split_of
+from backend.learning.holdout import LEAST, NEEDED
 from backend.support.child import HOST, check_port
 from sam4mllm.demo.scenes import DemoScene, make_scene
-from sam4mllm.images import image_sha256
 from tests.e2e.test_backend import save
 from tests.installed import Installed, hosting, install, serving
 
 SEED = 880_021
-HELD_OUT = 8
-"""The gate decides on no fewer."""
-TRAINED = 6
 RUN_SECONDS = 600
 DEMO_SECONDS = 1200
 
@@ -55,24 +51,14 @@ def test_a_training_run_comes_to_its_decision(installed: Installed, start: str, 
         httpx.post(f"{url}/api/runs", json={}, trust_env=False).raise_for_status()
         run = finished(url)
     assert run["state"] in ("kept", "promoted"), run
-    assert run["counts"] == {"train": TRAINED, "holdout": HELD_OUT, "refused": 0}
+    assert run["counts"] == {"train": NEEDED - LEAST, "holdout": LEAST, "refused": 0}
 
 
 def scenes(folder: Path) -> list[DemoScene]:
-    """Scenes with one thing that is asked for, as many of each side as the run needs; the n-th is ``n.png``."""
-    wanted = {True: HELD_OUT, False: TRAINED}
-    found: list[DemoScene] = []
-    index = 0
-    while any(wanted.values()):
-        one = make_scene((SEED, index), kinds=["noun"])
-        index += 1
-        path = save(one.image, folder / f"{len(found) + 1}.png")
-        side = split_of(image_sha256(path)) == HOLDOUT
-        if wanted[side]:
-            wanted[side] -= 1
-            found.append(one)
-        else:
-            path.unlink()
+    """Scenes with one thing that is asked for, as many as the run needs; the n-th is ``n.png``."""
+    found = [make_scene((SEED, index), kinds=["noun"]) for index in range(NEEDED)]
+    for number, one in enumerate(found, 1):
+        save(one.image, folder / f"{number}.png")
     return found
 
 

@@ -1,0 +1,101 @@
+"""Which pictures are held out: a new version is judged by those, and learns from the others.
+
+A picture's place from 0 to 1 follows from the content of its file. Those up to a threshold are held out::
+
+    0          0.2                                  1
+    |--held out-|-------------- learned from -------|      many pictures: a fifth
+    |--------- the ten lowest ------|---------------|      twenty to fifty: ten of them
+
+The threshold is kept and only ever falls, so that what was once learned from is never held out. With it falling, what was held out may be
+learned from later. The same picture uploaded twice has one place, and cannot be on both sides.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from backend.errors import LearningError
+from backend.learning.gate import SIGN_FLIP_PAIRS
+from sam4mllm.durable import replace_file
+from sam4mllm.errors import first_line
+
+SHARE = 0.2
+"""Of many pictures."""
+LEAST = 10
+"""Pictures held out where a fifth would be fewer: of eight pairs, the fewest that are decided on, nearly all must be better."""
+NEEDED = 2 * LEAST
+"""Pictures from which a run can be judged: as many to learn from as are held out."""
+WHOLE = 1.0
+"""The threshold before anything was learned from."""
+FILE = "holdout.json"
+
+
+def place_of(image_sha256: str) -> float:
+    """The place of a picture, by the SHA-256 of its file: from 0 to 1, 1 excluded. Its hundredth is what earlier releases went by."""
+    number = int(hashlib.sha256(image_sha256.encode()).hexdigest(), 16)
+    hundredth, rest = number % 100, number // 100 % 10**9
+    return (hundredth + rest / 10**9) / 100
+
+
+def threshold(places: Iterable[float], former: float = WHOLE) -> float:
+    """The place up to which pictures are held out, of the places of all pictures that there are; never above the ``former``."""
+    lowest = sorted(set(places))[:LEAST]
+    return min(former, max(SHARE, lowest[-1] if len(lowest) == LEAST else WHOLE))
+
+
+def is_held_out(image_sha256: str, at: float) -> bool:
+    """Whether a picture is held out at a threshold."""
+    return place_of(image_sha256) <= at
+
+
+def count_held_out(pictures: int) -> int:
+    """How many of so many pictures are held out, about, if none was deleted."""
+    return max(min(pictures, LEAST), round(SHARE * pictures))
+
+
+def count_missing(pictures: int, held_out: int) -> int:
+    """How many more corrected pictures a run takes to be judged, about."""
+    if pictures < NEEDED:
+        return NEEDED - pictures
+    return max(0, math.ceil((SIGN_FLIP_PAIRS - held_out) / SHARE))  # where some were deleted, a fifth of new ones are held out at least
+
+
+def standing(pictures: int, held_out: int | None = None) -> str:
+    """How far a run is, in a sentence; ``held_out`` None is not counted yet."""
+    held_out = count_held_out(pictures) if held_out is None else held_out
+    missing = count_missing(pictures, held_out)
+    ahead = f"about {missing} more until a run can be judged" if missing else "a run can be judged"
+    return f"{pictures} corrected picture{'s' * (pictures != 1)}, {held_out} held out, {ahead}"
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """The threshold of a home. ``former``: where none is kept yet, SHARE in a home of an earlier release that has learned, else WHOLE."""
+
+    home: Path
+    former: float = WHOLE
+
+    def lower(self, image_sha256s: Iterable[str]) -> float:
+        """Lower the threshold as these pictures ask for, and keep it. Raises LearningError if what is kept is damaged."""
+        kept = self._read()
+        at = threshold(map(place_of, image_sha256s), self.former if kept is None else kept)
+        if at != kept:
+            replace_file(self.home / FILE, json.dumps({"threshold": at}).encode())
+        return at
+
+    def _read(self) -> float | None:
+        path = self.home / FILE
+        if not path.exists():
+            return None
+        try:
+            at = json.loads(path.read_text(encoding="utf-8"))["threshold"]
+            if not isinstance(at, float) or not SHARE <= at <= WHOLE:
+                raise ValueError(f"no threshold from {SHARE} to {WHOLE}")
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise LearningError(f'{path} is damaged ({first_line(error)}); write {{"threshold": {SHARE}}} into it') from error
+        return at
