@@ -135,7 +135,7 @@ def test_from_public_data_to_a_run_that_goes_on(make: Callable[[Path], Path], tm
         [champion] = json.loads(command("adapters", "list", "--json", "--home", home))["versions"]
         answer = httpx.post(
             f"{url}/predict",
-            json={"tasks": [{"id": 1, "data": {"image": next(photos())[0], "description": "the left cup"}}], "label_config": DEMO_CONFIG},
+            json={"tasks": [{"id": 1, "data": {"image": photo(99), "description": "the left cup"}}], "label_config": DEMO_CONFIG},
             timeout=100,
         )
         assert answer.status_code == 200, answer.text
