@@ -46,7 +46,7 @@ def open_thought(to_answer: str) -> str:
 
 
 def can_think(encode: Callable[[str], list[int]], decode: Callable[[Sequence[int]], str]) -> bool:
-    """Whether a tokenizer can spell the tags. The demo model's cannot: its words are those of its questions and answers."""
+    """Whether a tokenizer can spell the tags; one that is made of whole words may lack them."""
     return all(tag.strip() in decode(encode(tag)) for tag in (BEGIN, END))
 
 
