@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
+from torch.utils._device import _device_constructors
 
 from sam4mllm.demo.architecture import HIDDEN, MERGE, PATCH
 from sam4mllm.demo.pretrain.examples import draw_sitting, session_of
@@ -39,6 +40,7 @@ class SightlessTrainee(DemoTrainee):
 
 @pytest.mark.parametrize("session", ["crowd", "whole", "close", "look"])
 def test_what_the_mllm_learns_lies_on_the_gpu(session: str) -> None:
+    _device_constructors.cache_clear()  # transformers replaces one of them for a while, and torch may have kept its stand-in
     step = next(step for step in range(100) if session_of(step, 0) == session)
     sitting = draw_sitting(3, 1, 0, step)
     with FakeTensorMode(shape_env=ShapeEnv(allow_dynamic_output_shape_ops=True)), GPU:

@@ -27,7 +27,7 @@ from backend.corrections.log_faults import LogError
 from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, NotReadyError, where
 from backend.learning.gate import Checks, Decision, PairedSample, decide
-from backend.learning.holdout import SHARE, WHOLE, Holdout, count_missing, standing
+from backend.learning.holdout import count_missing, standing
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import Change, RunReport, write_report
 from backend.learning.run_folder import RunFolder, is_number
@@ -162,7 +162,7 @@ class Conductor:
         folder = self._runs.folder(run.id)
         if not run.counts:
             remove(folder.data)  # of a start that was killed before it could say what it had written
-            written = write_snapshot(reviews.reviews, self._files, folder.data, self._holdout(), lambda: self._check_halted(run))
+            written = write_snapshot(reviews.reviews, self._files, folder.data, self._runs.holdout(), lambda: self._check_halted(run))
             self._log.note_refusals("reviews", {one.annotation: one.reason for one in reviews.refused})
             self._log.note_refusals("snapshot", dict(written.refused))
             refused = self._log.refusals()
@@ -260,11 +260,6 @@ class Conductor:
             threads=_threads(),
             precision=settings.precision,
         )
-
-    def _holdout(self) -> Holdout:
-        """In a home of an earlier release, which kept no threshold, a fifth has always been held out."""
-        learned = any(run.attempts for run in self._runs.all())
-        return Holdout(self._settings.home, SHARE if learned else WHOLE)
 
     def _needs(self) -> str:
         """Where a run trains and what memory that takes, said before it does."""

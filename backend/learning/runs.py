@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from backend.learning.holdout import SHARE, WHOLE, Holdout
 from backend.learning.run_folder import RunFolder, Side, is_number, parse_object
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import first_line
@@ -114,6 +115,10 @@ class Runs:
         """Every run, the newest first."""
         names = sorted((path.name for path in self.root.iterdir()), reverse=True) if self.root.is_dir() else []
         return [run for name in names if (run := self.load(name)) is not None]
+
+    def holdout(self) -> Holdout:
+        """The home's; of an earlier release, which kept no threshold, a fifth has always been held out."""
+        return Holdout(self.root.parent, SHARE if any(run.attempts for run in self.all()) else WHOLE)
 
     def report(self, run: str) -> bytes | None:
         """The page that tells of a run, or None if there is none. ``run`` may be anything that an address holds."""
