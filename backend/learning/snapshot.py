@@ -28,11 +28,9 @@ class Files(Protocol):
 
 @dataclass
 class Snapshot:
-    """What was written: examples by split, how many pictures, how many of them held out, and why other reviews were not."""
+    """What was written: examples by split, and why other reviews were not."""
 
     counts: dict[str, int] = field(default_factory=lambda: {TRAIN: 0, HOLDOUT: 0})
-    pictures: int = 0
-    held_out: int = 0
     refused: list[tuple[int, str]] = field(default_factory=list)
     """(annotation, reason)"""
 
@@ -63,7 +61,6 @@ def write_snapshot(
         writer.split_by(sides.__getitem__)
     for name in written:
         snapshot.counts[sides[name]] += 1
-    snapshot.pictures, snapshot.held_out = len(sides), list(sides.values()).count(HOLDOUT)
     return snapshot
 
 
