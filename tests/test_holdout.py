@@ -66,6 +66,16 @@ def test_a_home_that_has_learned_without_one_keeps_a_fifth(tmp_path: Path) -> No
     assert Holdout(tmp_path, SHARE).lower(names(list(range(5)))) == SHARE
 
 
+@pytest.mark.parametrize(
+    ("former", "expected"), [(WHOLE, [0, 5, 10, 10, 20]), (SHARE, [0, 1, 4, 8, 20])], ids=["new", "of an earlier release"]
+)
+def test_how_many_a_home_expects_to_hold_out(former: float, expected: list[int], tmp_path: Path) -> None:
+    holdout = Holdout(tmp_path, former)
+    assert [holdout.expect(pictures) for pictures in (0, 5, 20, 40, 100)] == expected
+    holdout.lower(names(list(range(40))))
+    assert Holdout(tmp_path, SHARE).expect(40) == expected[3], "what is kept counts, once there is such"
+
+
 @pytest.mark.parametrize("kept", ["", "{}", "[]", '{"threshold": 2.0}', '{"threshold": "x"}'])
 def test_a_damaged_threshold_is_told_of_in_one_line(kept: str, tmp_path: Path) -> None:
     (tmp_path / FILE).write_text(kept)
@@ -76,13 +86,13 @@ def test_a_damaged_threshold_is_told_of_in_one_line(kept: str, tmp_path: Path) -
 @pytest.mark.parametrize(
     ("pictures", "held_out", "says"),
     [
-        (0, None, "0 corrected pictures, 0 held out, about 20 more until a run can be judged"),
-        (1, None, "1 corrected picture, 1 held out, about 19 more until a run can be judged"),
-        (12, None, "12 corrected pictures, 10 held out, about 8 more until a run can be judged"),
-        (40, None, "40 corrected pictures, 10 held out, a run can be judged"),
-        (100, None, "100 corrected pictures, 20 held out, a run can be judged"),
+        (0, 0, "0 corrected pictures, 0 held out, about 20 more until a run can be judged"),
+        (1, 1, "1 corrected picture, 1 held out, about 19 more until a run can be judged"),
+        (12, 10, "12 corrected pictures, 10 held out, about 8 more until a run can be judged"),
+        (40, 10, "40 corrected pictures, 10 held out, a run can be judged"),
+        (100, 20, "100 corrected pictures, 20 held out, a run can be judged"),
         (30, 6, "30 corrected pictures, 6 held out, about 10 more until a run can be judged"),
     ],
 )
-def test_how_far_a_run_is(pictures: int, held_out: int | None, says: str) -> None:
+def test_how_far_a_run_is(pictures: int, held_out: int, says: str) -> None:
     assert standing(pictures, held_out) == says

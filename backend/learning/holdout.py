@@ -53,11 +53,6 @@ def is_held_out(image_sha256: str, at: float) -> bool:
     return place_of(image_sha256) <= at
 
 
-def count_held_out(pictures: int) -> int:
-    """How many of so many pictures are held out, about, if none was deleted."""
-    return max(min(pictures, LEAST), round(SHARE * pictures))
-
-
 def count_missing(pictures: int, held_out: int) -> int:
     """How many more corrected pictures a run takes to be judged, about."""
     if pictures < NEEDED:
@@ -65,9 +60,8 @@ def count_missing(pictures: int, held_out: int) -> int:
     return max(0, math.ceil((SIGN_FLIP_PAIRS - held_out) / SHARE))  # where some were deleted, a fifth of new ones are held out at least
 
 
-def standing(pictures: int, held_out: int | None = None) -> str:
-    """How far a run is, in a sentence; ``held_out`` None is not counted yet."""
-    held_out = count_held_out(pictures) if held_out is None else held_out
+def standing(pictures: int, held_out: int) -> str:
+    """How far a run is, in a sentence."""
     missing = count_missing(pictures, held_out)
     ahead = f"about {missing} more until a run can be judged" if missing else "a run can be judged"
     return f"{pictures} corrected picture{'s' * (pictures != 1)}, {held_out} held out, {ahead}"
@@ -87,6 +81,12 @@ class Holdout:
         if at != kept:
             replace_file(self.home / FILE, json.dumps({"threshold": at}).encode())
         return at
+
+    def expect(self, pictures: int) -> int:
+        """How many of so many pictures are held out, about, if none was deleted. Raises LearningError as ``lower`` does."""
+        kept = self._read()
+        share = round(SHARE * pictures)
+        return share if (self.former if kept is None else kept) == SHARE else max(min(pictures, LEAST), share)
 
     def _read(self) -> float | None:
         path = self.home / FILE

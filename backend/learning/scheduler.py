@@ -19,6 +19,7 @@ from backend.label_studio.events import START_TRAINING
 from backend.learning.agreement import ReviewedAnswer, judged_of
 from backend.learning.auto_rollback import AutoRollback
 from backend.learning.conductor import TRAINER, Conductor
+from backend.learning.holdout import standing
 from backend.learning.runs import Run, Runs
 from backend.learning.snapshot import Files
 from backend.serving.calibration import Scorer
@@ -158,6 +159,13 @@ class Learner:
         """A run that would do what another one would."""
         pending = [run for run in self.runs.all() if not run.over]
         return next((run for run in pending if run.state == "waiting" or not self._log.count_new(self._position_of(run))), None)
+
+    def standing(self) -> str:
+        """How far the next run is, in a sentence."""
+        try:
+            return standing(self.corrected, self.runs.holdout().expect(self.corrected))
+        except LearningError as error:
+            return str(error)
 
     def wake(self) -> None:
         """Look at once, not at the next tick: Start Training is in the log."""

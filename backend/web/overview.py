@@ -9,7 +9,6 @@ from typing import Any
 
 from backend.learning.agreement import Reliability, ReviewedAnswer, Trend, draw_trend, measure_reliability
 from backend.learning.auto_rollback import ControlChart
-from backend.learning.holdout import standing
 from backend.learning.report import Plot, draw_curve
 from backend.learning.run_folder import RunFolder, ShownPair
 from backend.learning.runs import Run
@@ -133,7 +132,7 @@ def look(service: Service, first: int = 0) -> Overview:
         agreement=learner.watch.state,
         judged=learner.judged,
         reliability=measure_reliability(learner.judged),
-        standing="" if settings.untrained else standing(learner.corrected),
+        standing="" if settings.untrained else learner.standing(),
         active=[_active(run, learner.runs.folder(run.id)) for run in runs if not run.over],
         runs=runs[first : first + SHOWN_RUNS],
         first=first,

@@ -9,7 +9,6 @@ from flask import Flask, Response, jsonify, request
 
 from backend.corrections.log_faults import LogError
 from backend.label_studio.events import SECRET_HEADER, START_TRAINING
-from backend.learning.holdout import standing
 from backend.service import Service
 from backend.web.error_handlers import status_of
 from backend.web.http_parts import json_body, knows_password, note_reason, refusal, same
@@ -44,8 +43,8 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
                 note_reason(error)
             log.error("an event could not be stored: %s", error)
             return refusal(status_of(error), f"the event could not be stored: {error}")
-        note = settings.untrained or standing(service.learner.corrected)
-        told = {"note": note} if body.get("action") == START_TRAINING else {}
+        starts = body.get("action") == START_TRAINING
+        told = {"note": settings.untrained or service.learner.standing()} if starts else {}
         answer = jsonify(status="stored", event=event, **told)
         answer.status_code = HTTPStatus.CREATED
         return answer

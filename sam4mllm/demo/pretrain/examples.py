@@ -34,7 +34,7 @@ AMBIGUOUS_SHARE, AMBIGUOUS_CLOSE, RELATIONAL_SHARE = 0.4, 0.6, 0.15
 """Shares of the scenes with a pair, in close-ups too, and of those with relational phrases; the rest are default ones."""
 SHARES = (0.22, 0.22, 0.22, 0.22, 0.12)
 """Of the default kinds of phrases, "none" the last: more of several instances than scenes have, for these are what the first weights
-missed. With as many of "none" as of each other kind it was said of one thing in fifty that is there.
+missed. With as many of "none" as of each other kind it was said of one in five of the pairs' phrases; with these shares of one in seven.
 """
 CLOSE_ZOOM, CLOSE_SHAKE = (1.2, 1.8), 0.05
 """A close-up's side in long sides of a box, and how far that box is off, in sides of its own: what serving meets."""
