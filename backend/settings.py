@@ -33,8 +33,10 @@ from sam4mllm.options import (
 )
 from sam4mllm.training.config import Config, read_config
 
-UNASSISTED = 0.05
-"""Share of unassisted tasks where nothing else is set: enough to notice an anchoring bias, few enough to bear."""
+UNASSISTED = 0.12
+"""Share of unassisted tasks where nothing else is set: three fifths of the pictures that are held out of many, so that the gate may count
+ties (:mod:`backend.learning.gate`).
+"""
 PROMPT_NAME = "prompt"
 """The name of the TextArea in which annotators type what to find, if no setting names another one."""
 ANSWER_NAME = "answer"
@@ -142,7 +144,10 @@ class Settings(BaseSettings):
     replay: Path | None = Field(None, description="dataset that is mixed in so that the model keeps what it knows; demo scenes for `demo`")
     golden: Path | None = Field(None, description="dataset on which no version may get worse; 200 demo scenes if unset")
     unassisted: float | None = Field(
-        None, ge=0, le=0.5, description="share of tasks that are opened without a pre-annotation; 0.05 if runs start by themselves, else 0"
+        None,
+        ge=0,
+        le=0.5,
+        description="share of tasks opened without a pre-annotation, held-out pictures first; 0.12 if runs start by themselves, else 0",
     )
     reconcile_minutes: float = Field(10.0, gt=0, description="minutes between two looks at Label Studio's API for what webhooks missed")
     refresh: bool = Field(

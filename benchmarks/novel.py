@@ -11,8 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from backend.learning.holdout import is_held_out, place_of, threshold
+from backend.learning.holdout import is_held_out, threshold
 from backend.learning.snapshot import HOLDOUT, TRAIN
+from backend.support.places import place_of
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.demo.glyphs import novel_nouns

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from pydantic import SecretStr
 
 from backend.errors import FetchError
@@ -59,8 +60,9 @@ class FakeImages:
         return LoadedImage(np.zeros((height, width, 3), np.uint8), hashlib.sha256(str(reference).encode()).hexdigest())
 
     def read(self, reference: object, task_id: int | None) -> bytes:
-        packed = io.BytesIO()
-        Image.fromarray(self.load(reference, task_id).pixels).save(packed, "PNG")
+        packed, notes = io.BytesIO(), PngInfo()
+        notes.add_text("of", str(reference))  # no two have the same file
+        Image.fromarray(self.load(reference, task_id).pixels).save(packed, "PNG", pnginfo=notes)
         return packed.getvalue()
 
 

@@ -15,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
-from backend.learning import gate
-from backend.learning.gate import Checks, Decision, PairedSample, decide, is_kept, lower_bounds, sign_flip_p
+from backend.learning import gate, paired_tests
+from backend.learning.gate import Checks, Decision, PairedSample, decide, is_kept
+from backend.learning.paired_tests import lower_bounds, sign_flip_p
 
 GOOD = Checks(golden_champion=0.8, golden_challenger=0.8, smoke=True)
 SHARE = st.floats(0, 1)
@@ -64,6 +65,62 @@ def test_the_pairs_decide(pairs: list[PairedSample], verdict: str, method: str) 
     assert decision.figures["pairs"] == len(pairs)
     assert (decision.figures["p"] is not None) == (method == "sign-flip")
     assert (decision.figures["lower_bound"] is not None) == (method == "bootstrap")
+
+
+def on(count: int, by: float, champion: float = 0.9, **how: bool) -> list[PairedSample]:
+    """Pairs of as many images."""
+    return [PairedSample("cup", champion, champion + by, f"{how}{champion}{by}{index}", **how) for index in range(count)]
+
+
+def alone(count: int, by: float) -> list[PairedSample]:
+    return on(count, by, 0.5, unassisted=True)
+
+
+def let_stand(count: int, by: float) -> list[PairedSample]:
+    return on(count, by, 1.0, accepted=True)
+
+
+@pytest.mark.parametrize(
+    ("pairs", "verdict", "method"),
+    [
+        pytest.param(alone(5, 0.1) + let_stand(5, -0.03), "promote", "sign-flip", id="accepted masks that are drawn alike are ties"),
+        pytest.param(alone(4, 0.1) + let_stand(5, -0.03), "keep", "sign-flip", id="fewer than half unassisted: no ties"),
+        pytest.param(alone(5, 0.1) + let_stand(4, -0.03) + let_stand(1, -0.101), "keep", "sign-flip", id="less than 0.9 is no tie"),
+        pytest.param(alone(4, 0.1) + alone(1, 0) + let_stand(5, -0.03), "wait", "none", id="4 without a tie are too few"),
+        pytest.param(alone(3, 0.1) + let_stand(3, -0.03), "wait", "none", id="6 are too few at all"),
+        pytest.param(alone(5, -0.1) + let_stand(5, 0), "keep", "sign-flip", id="worse where nobody was shown a mask"),
+        pytest.param(alone(29, 0.1) + let_stand(29, -0.03), "promote", "sign-flip", id="29 without a tie"),
+        pytest.param(alone(30, 0.1) + let_stand(30, -0.03), "promote", "bootstrap", id="30 without a tie"),
+        pytest.param(alone(30, 0.0001) + let_stand(30, -0.03), "promote", "bootstrap", id="ties do not weigh against a small gain"),
+        pytest.param(on(8, -0.03, 1.0) + alone(8, 0.01), "keep", "sign-flip", id="only accepted masks tie"),
+    ],
+)
+def test_accepted_masks_tie_where_half_are_unassisted(pairs: list[PairedSample], verdict: str, method: str) -> None:
+    decision = decide(pairs, GOOD)
+    assert (decision.verdict, decision.method) == (verdict, method)
+    assert is_kept(pairs) == (verdict == "keep")
+
+
+def test_ties_do_not_veto_by_their_label() -> None:
+    pairs = alone(25, 0.1) + [dataclasses.replace(pair, label="dog") for pair in let_stand(25, -0.05)]
+    decision = decide(pairs, GOOD)
+    assert decision.verdict == "promote"
+    assert (decision.figures["unassisted_images"], decision.figures["ties"]) == (25, 25)
+    assert decision.labels["dog"]["difference"] == 0
+
+
+def test_an_image_is_unassisted_if_all_its_samples_are() -> None:
+    half = [PairedSample("cup", 0.5, 0.6, f"{index}", unassisted=True) for index in range(8)]
+    assert not gate.allows_ties([*half, *[PairedSample("dog", 1.0, 0.95, f"{index}", accepted=True) for index in range(5)]])
+    assert gate.allows_ties([*half, *[PairedSample("dog", 1.0, 0.95, f"{index}", accepted=True) for index in range(4)]])
+    assert not gate.allows_ties([])
+
+
+@pytest.mark.parametrize("how", [{}, {"accepted": True}, {"unassisted": True, "phrase": "the cup"}, {"accepted": 1}])
+def test_a_pair_is_read_from_its_record(how: dict[str, Any]) -> None:
+    """A run of an earlier release, taken up by this one, has a record that does not say how its samples came about."""
+    pair = gate.read_pair({"label": "cup", "champion": 0.5, "challenger": 0.6, "image": "a", **how})
+    assert pair == PairedSample("cup", 0.5, 0.6, "a", how.get("accepted") is True, how.get("unassisted") is True)
 
 
 @pytest.mark.parametrize(
@@ -208,9 +265,9 @@ def test_lower_bound_is_that_of_theory() -> None:
 def test_blocks_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     differences = np.random.default_rng(0).normal(0, 0.1, (2, 50))
     whole = lower_bounds(differences)
-    monkeypatch.setattr(gate, "BLOCK", 7_777)
+    monkeypatch.setattr(paired_tests, "BLOCK", 7_777)
     assert lower_bounds(differences) == pytest.approx(whole)
-    monkeypatch.setattr(gate, "BLOCK", 10)
+    monkeypatch.setattr(paired_tests, "BLOCK", 10)
     assert lower_bounds(differences) == pytest.approx(whole)
 
 

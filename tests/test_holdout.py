@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.errors import LearningError
-from backend.learning.holdout import FILE, LEAST, SHARE, WHOLE, Holdout, is_held_out, place_of, standing, threshold
+from backend.learning.holdout import FILE, LEAST, SHARE, WHOLE, Holdout, is_held_out, standing, threshold
+from backend.support.places import place_of
 
 
 def names(numbers: list[int]) -> list[str]:

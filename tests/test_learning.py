@@ -18,11 +18,12 @@ import pytest
 from backend import brush
 from backend.corrections.log import CorrectionLog
 from backend.learning.conductor import Conductor
-from backend.learning.holdout import is_held_out, place_of, threshold
+from backend.learning.holdout import is_held_out, threshold
 from backend.learning.job import TrainingJob
 from backend.learning.runs import Run
 from backend.learning.snapshot import HOLDOUT
 from backend.service import Service
+from backend.support.places import place_of
 from backend.web.app import create_app
 from benchmarks.waiting import wait_for
 from sam4mllm.durable import remove

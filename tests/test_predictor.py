@@ -28,9 +28,11 @@ from backend.corrections.log import CorrectionLog
 from backend.errors import QueueFullError
 from backend.label_studio.wire import PredictRequest
 from backend.label_studio.write_regions import UNCALIBRATED
+from backend.support.places import place_of
 from sam4mllm.confidence import score_empty
 from sam4mllm.grounding.protocol import Question
 from sam4mllm.grounding.remembering import RememberingGrounder
+from sam4mllm.images import image_sha256
 from tests.backend_fakes import CONFIG, House, house, task
 from tests.fakes import grounding
 from tests.test_confidence import TYPICAL
@@ -537,6 +539,39 @@ def test_on_a_full_disk_there_is_an_answer_and_a_line(
     assert all(f"task {new}" in line for line in lines)
     assert where.service.metrics.recent == []
     assert ask(where, task(noted, description="the dog")) == [[]], "what was noted before holds"
+
+
+def test_tasks_without_our_help_are_those_of_held_out_pictures(home: Callable[..., House]) -> None:
+    """Whatever their numbers: the same picture is drawn without help in each of its tasks, and in no bulk run."""
+    where = home(unassisted=0.2)
+    places = {number: place_of(image_sha256(where.images.read(task(number)["data"]["image"], number))) for number in range(1, 60)}
+    alone = [number for number in places if ask(where, task(number, description="the dog")) == [[]]]
+    assert alone == [number for number, place in places.items() if place < 0.2]
+    assert 3 < len(alone) < 25
+    again = {**task(alone[0], description="the dog"), "id": 1_000}
+    assert ask(where, again) == [[]]
+    assert [drawn(answer) != [] for answer in ask(where, again, task(alone[1], description="the dog"))] == [True, True]
+    assert drawn(ask(where, again, context=[text("the dog")])[0])
+
+
+def test_of_several_pages_the_first_decides(home: Callable[..., House]) -> None:
+    where, paged = home(unassisted=0.2), CONFIG.replace('value="$image"', 'valueList="$images"')
+
+    def alone(reference: str) -> bool:
+        return place_of(image_sha256(where.images.read(reference, None))) < 0.2
+
+    pictures = [f"/{number}-100x80" for number in range(60)]
+    low, high = next(filter(alone, pictures)), next(one for one in pictures if not alone(one))
+    for number, pages in ((1, [low, high]), (2, [high, low])):
+        [answer] = ask(where, {"id": number, "data": {"images": pages, "description": "the dog"}}, config=paged)
+        assert (answer == []) == (number == 1)
+
+
+def test_a_picture_that_cannot_be_had_is_no_reason_to_hold_back(home: Callable[..., House]) -> None:
+    where = home(unassisted=0.5)
+    assert ask(where, task(1, "dead", description="the dog")) == [[]]
+    assert where.service.metrics.recent
+    assert not where.service.corrections.withheld(3, 1)
 
 
 def test_a_failure_leaves_one_line_in_the_log_without_its_text(home: Callable[..., House], caplog: pytest.LogCaptureFixture) -> None:

@@ -26,7 +26,7 @@ from backend.corrections.log import CorrectionLog
 from backend.corrections.log_faults import LogError
 from backend.corrections.reviews import read_reviews
 from backend.errors import LearningError, NotReadyError, where
-from backend.learning.gate import Checks, Decision, PairedSample, decide
+from backend.learning.gate import Checks, Decision, PairedSample, decide, read_pair
 from backend.learning.holdout import count_missing, standing
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import Change, RunReport, write_report
@@ -371,7 +371,7 @@ def _read_evaluation(folder: RunFolder) -> tuple[dict[str, Any], list[PairedSamp
     """What the comparison found. Raises LearningError."""
     try:
         found = json.loads(folder.evaluation.read_text(encoding="utf-8"))
-        pairs = [PairedSample(one["label"], one["champion"], one["challenger"], one["image"]) for one in found["pairs"]]
+        pairs = [read_pair(one) for one in found["pairs"]]
         whole = all(is_number(one.champion) and is_number(one.challenger) for one in pairs)
         whole = whole and all(found[side] is None or is_number(found[side]) for side in ("golden_champion", "golden_challenger"))
         if whole and isinstance(found["pictures"], list):

@@ -23,9 +23,10 @@ from backend.label_studio.export_file import CONFIG, export_file, find_picture, 
 from backend.label_studio.label_config import LabelConfig, read_label_config
 from backend.label_studio.region_parts import is_label_alone, page_of, without_text_labels
 from backend.label_studio.wire import Region, row_id
-from backend.learning.holdout import NEEDED, SHARE, is_held_out, place_of, threshold
+from backend.learning.holdout import NEEDED, SHARE, is_held_out, threshold
 from backend.learning.snapshot import HOLDOUT, TRAIN
 from backend.settings import PROMPT_NAME, read_settings
+from backend.support.places import place_of
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Reading, coco_origin
 from sam4mllm.data.readers import Reader
 from sam4mllm.errors import DatasetError, ImageError

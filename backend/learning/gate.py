@@ -7,6 +7,11 @@ from 30   the one-sided 95 % lower bound of the mean difference, by the paired p
 8 to 29   the exact one-sided paired sign-flip test gives p ≤ 0.05; a bootstrap of so few is too sure of itself
 below 8   nothing is decided: wait for more
 
+A mask that a reviewer accepted is the champion's own: the champion has an IoU of 1 with it, an equally good challenger about 0.97. Where at
+least half of the images were drawn with no mask of ours in sight (``unassisted``), an accepted sample is therefore a tie if the challenger
+has an IoU of 0.9 or more with it, and the images without one decide: below 5 wait, below 30 the sign-flip test of those, from 30 the
+bootstrap of all. With fewer drawn without our help no rule sees the losses that acceptance hides, and there are no ties.
+
 Whatever the pairs say, the champion stays if a label that is asked for often gets clearly worse, if the golden set does, or if a fresh
 process had no answer from the adapter. That goes before waiting: no further pair heals it.
 Where the pairs already keep the champion, the golden set need not be asked.
@@ -16,33 +21,30 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
+
+from backend.learning.paired_tests import BOOTSTRAP_PAIRS, LEVEL, TIE, lower_bounds, sign_flip_p
 
 SIGN_FLIP_PAIRS = 8
 """Fewest pairs decided on. The smallest p of n pairs is 2⁻ⁿ: of 5 all must be better, of 8 one may be worse by as much."""
-BOOTSTRAP_PAIRS = 30
-"""From here the bootstrap decides, by the usual rule of thumb for a mean."""
-LEVEL = 0.05
-"""Share of equal challengers that either test may promote, the common one-sided choice."""
-DRAWS = 10_000
-"""Bootstrap samples: the share of their means at or below 0, near 5 %, then has a standard error of 0.2 percentage points."""
-SEED = 20_140
-"""Any number does, if it is always the same: a decision can then be worked out again from its run's record."""
 LABEL_PAIRS = 20
 """A label with fewer pairs is not judged on its own: at a spread of 0.10 the mean of 20 has a standard error of 0.022."""
 LABEL_LOSS = 0.03
 """IoU that a label may lose, about what chance does to 20 pairs at a spread of 0.10 once in eleven times."""
 GOLDEN_LOSS = 0.01
 """gIoU that the golden set may lose: two of its 200 scenes."""
-TIE = 1e-9
-"""IoU differences are equal within this: far above the rounding of a sum of doubles, far below one pixel of a usual image."""
-BLOCK = 1_000_000
-"""Indices drawn at once, so that a holdout of any size takes some 30 MB."""
+
+TIED_IOU = 0.9
+"""Of a challenger with an accepted mask, from which it is a tie."""
+UNASSISTED_HALF = 0.5
+"""Least share of images drawn without a mask of ours where ties count: of those the true difference shows."""
+UNTIED_PAIRS = 5
+"""Fewest images without a tie decided on: of 5 the smallest p, 2⁻⁵, is the first below LEVEL."""
 
 Figures = dict[str, float | int | None]
 Verdict = Literal["promote", "keep", "wait"]
@@ -52,13 +54,21 @@ Method = Literal["bootstrap", "sign-flip", "none"]
 @dataclass(frozen=True)
 class PairedSample:
     """One holdout sample under both adapters: IoU, or 1 or 0 for a phrase without a target. ``image`` names its image, empty if no other
-    sample is of the same.
+    sample is of the same. ``accepted``: the reviewer let the served mask stand; ``unassisted``: drew it with none of ours in sight.
     """
 
     label: str
     champion: float
     challenger: float
     image: str = ""
+    accepted: bool = False
+    unassisted: bool = False
+
+
+def read_pair(record: Mapping[str, Any]) -> PairedSample:
+    """From a record that holds its fields, and may hold others. Raises LookupError or TypeError."""
+    how = {name: record.get(name) is True for name in ("accepted", "unassisted")}
+    return PairedSample(record["label"], record["champion"], record["challenger"], record["image"], **how)
 
 
 @dataclass(frozen=True)
@@ -107,10 +117,12 @@ def decide(pairs: Sequence[PairedSample], checks: Checks) -> Decision:
         ValueError: an IoU or gIoU is not a number from 0 to 1, or the golden set was not asked though the pairs leave it open.
     """
     _require_shares(pairs, checks)
+    fair = allows_ties(pairs)
+    pairs = tie(pairs) if fair else pairs
     if _golden_difference(checks) is None and not is_kept(pairs):
         raise ValueError("without the golden set nothing is promoted")
     labels = compare_labels(pairs)
-    evidence = _weigh(_differences(pairs))
+    evidence = _weigh(_differences(pairs), fair)
     vetoes = _vetoes(labels, checks)
     figures = {
         **_compare(pairs),
@@ -120,6 +132,8 @@ def decide(pairs: Sequence[PairedSample], checks: Checks) -> Decision:
         "golden_challenger": checks.golden_challenger,
         "golden_difference": _golden_difference(checks),
         "smoke": int(checks.smoke),
+        "unassisted_images": count_unassisted(pairs),
+        "ties": sum(map(_is_tie, pairs)) if fair else 0,
     }
     if vetoes:
         reasons = (*vetoes, evidence.reason) if evidence.verdict == "keep" else tuple(vetoes)
@@ -129,7 +143,28 @@ def decide(pairs: Sequence[PairedSample], checks: Checks) -> Decision:
 
 def is_kept(pairs: Sequence[PairedSample]) -> bool:
     """Whether the pairs alone keep the champion, so that the golden set, the longest part of a comparison, need not be asked."""
-    return _weigh(_differences(pairs)).verdict == "keep" or bool(losing_labels(compare_labels(pairs)))
+    fair = allows_ties(pairs)
+    pairs = tie(pairs) if fair else pairs
+    return _weigh(_differences(pairs), fair).verdict == "keep" or bool(losing_labels(compare_labels(pairs)))
+
+
+def allows_ties(pairs: Sequence[PairedSample]) -> bool:
+    """Whether enough of the images were drawn without a mask of ours."""
+    return bool(pairs) and count_unassisted(pairs) >= UNASSISTED_HALF * len(_by_image(pairs))
+
+
+def count_unassisted(pairs: Sequence[PairedSample]) -> int:
+    """Images of which every sample was drawn without a mask of ours."""
+    return sum(all(pair.unassisted for pair in found) for found in _by_image(pairs))
+
+
+def tie(pairs: Sequence[PairedSample]) -> list[PairedSample]:
+    """The pairs, with the champion's IoU in place of the challenger's where they tie."""
+    return [replace(pair, challenger=pair.champion) if _is_tie(pair) else pair for pair in pairs]
+
+
+def _is_tie(pair: PairedSample) -> bool:
+    return pair.accepted and pair.challenger >= TIED_IOU
 
 
 def compare_labels(pairs: Sequence[PairedSample]) -> dict[str, Figures]:
@@ -145,74 +180,19 @@ def losing_labels(labels: dict[str, Figures]) -> list[str]:
     return [label for label, figures in labels.items() if _number(figures, "pairs") >= LABEL_PAIRS and _loses_too_much(figures)]
 
 
-def lower_bounds(differences: ArrayLike) -> NDArray[np.float64]:
-    """One-sided 95 % lower bounds of mean paired differences, by the percentile bootstrap (Efron 1979) with a fixed seed.
-
-    The bound is the largest of the sampled means that no more than 5 % of them lie below; nothing is interpolated.
-
-    Args:
-        differences: (T, N), the N differences of each of T comparisons, which are all resampled alike. ``decide`` sorts them.
-
-    Returns:
-        (T,) in the unit of the differences.
-
-    Raises:
-        ValueError: the shape is another, N is 0, or a difference is not finite.
-    """
-    table = np.asarray(differences, np.float64)
-    if table.ndim != 2 or not table.shape[1] or not np.isfinite(table).all():
-        raise ValueError(f"differences are a (T, N) table of finite numbers, N at least 1, not of the shape {table.shape}")
-    count = table.shape[1]
-    rng = np.random.default_rng(SEED)
-    rows = max(1, BLOCK // count)
-    means = [_draw_counts(rng, min(rows, DRAWS - start), count) @ table.T / count for start in range(0, DRAWS, rows)]
-    return np.asarray(np.quantile(np.concatenate(means), LEVEL, axis=0, method="lower"), np.float64)
-
-
-def sign_flip_p(differences: ArrayLike) -> float:
-    """Exact one-sided p of the paired sign-flip test (Fisher 1935) for a mean difference above 0.
-
-    If neither adapter is better, each difference might as well have had the other sign. p is the share of all 2ᴺ signs whose sum is at
-    least the observed one; ties count. The sum is at least that if the differences that change their sign add up to 0 or less, so it is
-    sums of subsets that are counted, by meeting in the middle: those of one half are looked up among the sorted ones of the other.
-
-    Args:
-        differences: (N,), N from 1 to 29. Time and memory go with 2^(N/2).
-
-    Raises:
-        ValueError: the shape is another, or a difference is not finite.
-    """
-    data = np.asarray(differences, np.float64)
-    if data.ndim != 1 or not 0 < len(data) < BOOTSTRAP_PAIRS or not np.isfinite(data).all():
-        raise ValueError(f"the sign-flip test is of 1 to {BOOTSTRAP_PAIRS - 1} finite differences, not of the shape {data.shape}")
-    middle = len(data) // 2
-    lookups, others = _subset_sums(data[:middle]), np.sort(_subset_sums(data[middle:]))
-    at_least = int(np.searchsorted(others, TIE - lookups, side="right").sum())
-    return math.ldexp(at_least, -len(data))
-
-
-def _draw_counts(rng: np.random.Generator, draws: int, count: int) -> NDArray[np.float64]:
-    """(draws, count): how often each of ``count`` samples is in each bootstrap draw."""
-    chosen = rng.integers(count, size=(draws, count)) + np.arange(draws)[:, None] * count
-    return np.bincount(chosen.ravel(), minlength=draws * count).reshape(draws, count).astype(np.float64)
-
-
-def _subset_sums(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(2ᴺ,) sums of all subsets of (N,) values, the empty one among them."""
-    sums = np.zeros(1)
-    for value in values:
-        sums = np.concatenate([sums, sums + value])
-    return sums
-
-
-def _weigh(differences: NDArray[np.float64]) -> _Evidence:
-    """What (N,) differences say by themselves."""
+def _weigh(differences: NDArray[np.float64], ties: bool) -> _Evidence:
+    """What (N,) differences say by themselves; ``ties``: those of 0 say nothing."""
     count = len(differences)
     if count < SIGN_FLIP_PAIRS:
         return _Evidence("wait", "none", f"the holdout has {count} corrected images so far; a decision takes {SIGN_FLIP_PAIRS}")
     change = f"the mean IoU of {count} holdout images changes by {math.fsum(differences) / count:+.4f}"
-    if count < BOOTSTRAP_PAIRS:
-        return _weigh_few(differences, change)
+    telling = differences[np.abs(differences) > TIE] if ties else differences
+    if ties and len(telling) < UNTIED_PAIRS:
+        return _Evidence(
+            "wait", "none", f"on only {len(telling)} of {count} holdout images do the two differ; a decision takes {UNTIED_PAIRS}"
+        )
+    if len(telling) < BOOTSTRAP_PAIRS:
+        return _weigh_few(telling, change)
     bound = float(lower_bounds(differences[None])[0])
     reason = f"{change}, with 95 % confidence by at least {bound:+.4f}"
     if bound > TIE:
@@ -266,10 +246,16 @@ def _compare(pairs: Sequence[PairedSample]) -> Figures:
 
 def _differences(pairs: Sequence[PairedSample]) -> NDArray[np.float64]:
     """(N,) challenger minus champion of each image, sorted: the bootstrap draws by place, and the order of the pairs must not matter."""
-    grouped: defaultdict[str | int, list[float]] = defaultdict(list)
+    means = [math.fsum(pair.challenger - pair.champion for pair in found) / len(found) for found in _by_image(pairs)]
+    return np.sort(np.array(means, np.float64))
+
+
+def _by_image(pairs: Sequence[PairedSample]) -> list[list[PairedSample]]:
+    """The pairs of each image; one whose image has no name is alone."""
+    grouped: defaultdict[str | int, list[PairedSample]] = defaultdict(list)
     for index, pair in enumerate(pairs):
-        grouped[pair.image or index].append(pair.challenger - pair.champion)
-    return np.sort(np.array([math.fsum(found) / len(found) for found in grouped.values()], np.float64))
+        grouped[pair.image or index].append(pair)
+    return list(grouped.values())
 
 
 def _require_shares(pairs: Sequence[PairedSample], checks: Checks) -> None:

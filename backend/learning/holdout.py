@@ -12,7 +12,6 @@ learned from later. The same picture uploaded twice has one place, and cannot be
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -21,6 +20,7 @@ from pathlib import Path
 
 from backend.errors import LearningError
 from backend.learning.gate import SIGN_FLIP_PAIRS
+from backend.support.places import place_of
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import first_line
 
@@ -33,13 +33,6 @@ NEEDED = 2 * LEAST
 WHOLE = 1.0
 """The threshold before anything was learned from."""
 FILE = "holdout.json"
-
-
-def place_of(image_sha256: str) -> float:
-    """The place of a picture, by the SHA-256 of its file: from 0 to 1, 1 excluded. Its hundredth is what earlier releases went by."""
-    number = int(hashlib.sha256(image_sha256.encode()).hexdigest(), 16)
-    hundredth, rest = number % 100, number // 100 % 10**9
-    return (hundredth + rest / 10**9) / 100
 
 
 def threshold(places: Iterable[float], former: float = WHOLE) -> float:

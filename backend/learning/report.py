@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from backend.learning.gate import TIE, Decision, Figures
+from backend.learning.gate import Decision, Figures
+from backend.learning.paired_tests import TIE
 from backend.learning.run_folder import RunFolder
 from sam4mllm.durable import replace_file
 from sam4mllm.page import find_ticks, render

@@ -18,6 +18,8 @@ from sam4mllm.run_lengths import from_rle
 log = logging.getLogger(__name__)
 
 TRAIN, HOLDOUT = "train", "holdout"
+ACCEPTED, UNASSISTED = "accepted", "unassisted"
+"""How an example came about, at the end of its source: the served mask stands, or it was drawn with none of ours in sight."""
 
 
 class Files(Protocol):
@@ -70,9 +72,16 @@ def _write(review: Review, files: Files, writer: ExampleWriter) -> str:
     _check_size(review, record)
     # one at a time: decoded, each is as large as the image
     masks = (from_rle(rle, record.height, record.width) for rle in review.instances)
-    source = f"label-studio:{review.project}:{review.task}:{review.annotation}:{review.outcome}"
+    how = UNASSISTED if review.unassisted and review.outcome == "drawn" else review.outcome
+    source = f"label-studio:{review.project}:{review.task}:{review.annotation}:{how}"
     writer.add(record, review.phrase, masks, TRAIN, source, label=review.label or None)
     return record.sha256
+
+
+def how_made(source: str) -> str:
+    """How the example of a review came about, by its source; empty of any other."""
+    parts = source.split(":")
+    return parts[4] if parts[0] == "label-studio" and len(parts) > 4 else ""
 
 
 def _check_size(review: Review, record: ImageRecord) -> None:

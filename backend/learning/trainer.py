@@ -17,6 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,11 @@ import torch
 from PIL import Image
 
 from backend.learning.compare import answer_all, score
-from backend.learning.gate import PairedSample, is_kept
+from backend.learning.gate import PairedSample, is_kept, read_pair
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import choose_changes
 from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, read_text
-from backend.learning.snapshot import HOLDOUT
+from backend.learning.snapshot import ACCEPTED, HOLDOUT, UNASSISTED, how_made
 from backend.support.logs import TextFormatter
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.adapters.loose import LooseAdapter, read_papers
@@ -170,10 +171,10 @@ def _evaluate(run: RunFolder, job: TrainingJob) -> None:
         run.write_progress("comparing", index, len(holdout))
         before, after = (score(answer, found.example) for answer in found.answers)
         example = found.example
-        pairs.append(
-            {"label": label_of(example), "champion": before, "challenger": after, "phrase": example.phrase, "image": example.image}
-        )
-    kept = is_kept([PairedSample(one["label"], one["champion"], one["challenger"], one["image"]) for one in pairs])
+        how = how_made(example.source)
+        pair = PairedSample(label_of(example), before, after, example.image, accepted=how == ACCEPTED, unassisted=how == UNASSISTED)
+        pairs.append({**asdict(pair), "phrase": example.phrase})
+    kept = is_kept([read_pair(one) for one in pairs])
     golden = (None, None) if kept else _golden(run, job, champion, challenger)
     pictures = _picture_changes(run, job, champion, challenger, holdout, pairs)
     result = {"pairs": pairs, "golden_champion": golden[0], "golden_challenger": golden[1], "pictures": pictures}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import threading
 import time
@@ -33,7 +32,9 @@ from backend.serving.single_flight import SingleFlight
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
+from backend.support.places import place_of
 from sam4mllm.errors import Sam4mllmError
+from sam4mllm.images import image_sha256
 from sam4mllm.values import check_phrase
 
 log = logging.getLogger(__name__)
@@ -262,19 +263,20 @@ class Predictor:
         return {one.phrase: on_screen(records, one.phrase, task.present) for one in phrases}
 
     def _withheld(self, question: Question, request: PredictRequest) -> bool:
-        """A small share of the tasks that are opened, always the same ones, is drawn without our help: the yardstick of its worth. Bulk
-        runs and whatever an annotator asks are answered, and so is a task of which that cannot be noted.
+        """A share of the tasks that are opened, always the same ones, is drawn without our help: the yardstick of its worth. They are those
+        whose picture, of several the first, comes first among the held-out ones, so that a new version is judged by them. Bulk runs and
+        whatever an annotator asks are answered, and so is a task of which that cannot be noted. Raises FetchError.
         """
         project, number, share = request.project, question.task.id, self._settings.unassisted_share
         if not share or question.interactive or number is None or len(request.tasks) > 1 or project is None:
             return False
-        drawn = int(hashlib.sha256(f"{project} {number}".encode()).hexdigest(), 16) % 10_000 < share * 10_000
-        if not drawn:
-            return False
         with _noting(f"that task {number} is drawn without our help"):
-            if not self._notes.withheld(project, number):  # one that is noted stays so, also on a full disk
+            if self._notes.withheld(project, number):  # one that is noted stays so, also on a full disk
+                return True
+            drawn = place_of(image_sha256(self._images.read(question.image, number))) < share
+            if drawn:
                 self._notes.withhold(project, number)
-            return True
+            return drawn
         return False
 
     def _wanted(self, task: Task, config: LabelConfig, typed: str) -> list[Wanted]:

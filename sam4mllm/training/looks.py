@@ -22,7 +22,7 @@ RIGHT, WRONG = 0.7, 0.5
 FLAW_SHARE = 0.35
 """How often a mask is spoiled: a part is missing, a strip is too much, it lies beside the thing, or it holds another thing as well."""
 SHAKE = 0.02
-"""The most that an edge is moved, in widths of the image."""
+"""The most that an edge is moved or smoothed by, in widths of the image."""
 MISSING = (0.3, 0.7)
 """The least and the most of a side that is cut off."""
 BESIDE = (0.25, 0.6)
@@ -82,8 +82,17 @@ def mask_of(example: Example, index: int) -> Mask:
 def _shaken(rng: np.random.Generator, mask: Mask) -> Mask:
     side = max(1, round(SHAKE * mask.shape[1] * rng.random()))
     kernel = np.ones((2 * side + 1,) * 2, np.uint8)
-    change = (cv2.erode, cv2.dilate, lambda image, _: image)[rng.integers(3)]
-    return np.asarray(change(mask.astype(np.uint8), kernel) > 0)
+    shown = mask.astype(np.uint8)
+    match int(rng.integers(4)):
+        case 0:
+            shown = np.asarray(cv2.erode(shown, kernel), dtype=np.uint8)
+        case 1:
+            shown = np.asarray(cv2.dilate(shown, kernel), dtype=np.uint8)
+        case 2:  # as a coarse grid of logits draws it
+            return np.asarray(cv2.GaussianBlur(shown.astype(np.float32), (0, 0), side) > 0.5)
+        case _:
+            pass
+    return shown > 0
 
 
 def _spoiled(rng: np.random.Generator, mask: Mask, other: Callable[[], Mask]) -> Mask:

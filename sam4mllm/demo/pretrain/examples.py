@@ -24,7 +24,7 @@ from sam4mllm.demo.wording import Expression
 from sam4mllm.training.collate import shake_box
 
 Session = Literal["crowd", "whole", "close", "look"]
-CYCLE: tuple[Session, ...] = ("crowd", "whole", "close", "whole", "close", "look", "whole", "close")
+CYCLE: tuple[Session, ...] = ("crowd", "whole", "close", "look", "close", "whole", "close", "look", "whole", "close")
 """Steps in turn. Crowded scenes teach the tower more per image; close-ups are of points alone, in the windows in which serving asks about
 them; a look back asks about an outlined mask.
 """
