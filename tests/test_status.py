@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backend.learning.agreement import BINS, HEIGHT, WIDTH, ReviewedAnswer, draw_trend, judged_of, measure_reliability
+from backend.learning.worth import measure_worth
 from backend.web.app import create_app
 from backend.web.overview import SHOWN_RUNS, look
 from tests.learning_fakes import School, school
@@ -303,3 +305,22 @@ def test_only_what_was_served_is_judged() -> None:
     version = "demo-1-0123abcd"
     reviews = [review(version, 0.5, 2.0), review(version, None, 0.0), review("", 0.7, 0.0), review(version, 0.9, 1.0)]
     assert [one.iou for one in judged_of(reviews)] == [0.9, 0.5]
+
+
+def test_the_page_says_what_masks_are_worth_and_what_tasks_without_cost(tmp_path: Path) -> None:
+    made = school(tmp_path, train_after=50)
+    try:
+        page = create_app(made.service).test_client()
+        assert "What the masks are worth" not in page.get("/").text
+        assert "12 of 100 tasks" in page.get("/").text
+        served = [replace(review("demo-1-aaaa", 1.0, 1.0), annotation=number, outcome="accepted", lead_time=12.0) for number in range(3)]
+        drawn = [replace(review("", None, 2.0), annotation=9, outcome="drawn", unassisted=True, lead_time=42.0)]
+        made.service.learner.worth = measure_worth([*served, *drawn])
+        text = page.get("/").text
+        assert all(figure in text for figure in ("12.0 s", "42.0 s", "100 %", "demo-1-aaaa"))
+        assert "that takes annotators 6.0 minutes" in text
+        metrics = page.get("/metrics").text
+        assert 'sam4mllm_task_seconds{tasks="unassisted"} 42.0' in metrics
+        assert 'sam4mllm_reviewed_tasks{tasks="assisted"} 3.0' in metrics
+    finally:
+        made.service.close(5)

@@ -22,6 +22,7 @@ from backend.learning.conductor import TRAINER, Conductor
 from backend.learning.holdout import standing
 from backend.learning.runs import Run, Runs
 from backend.learning.snapshot import Files
+from backend.learning.worth import NOTHING, measure_worth
 from backend.serving.calibration import Scorer
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases
@@ -83,6 +84,8 @@ class Learner:
         """Pictures with a correction, as of the last look at the reviews."""
         self.judged: tuple[ReviewedAnswer, ...] = ()
         """What reviewers made of all that was served, as of the last look at the reviews."""
+        self.worth = NOTHING
+        """What pre-annotations are worth, as of the last look at the reviews."""
         self.reconciliation = ""
         """What the last look at Label Studio's API said; empty before."""
 
@@ -129,7 +132,7 @@ class Learner:
             self.watch.look(found.reviews, self.serves_since())
         if self._scorer.refit(found.reviews, leases.current.version):
             leases.calibrate(self._scorer.calibration)
-        self.judged = judged_of(found.reviews)
+        self.judged, self.worth = judged_of(found.reviews), measure_worth(found.reviews)
         self.corrected = len({review.image for review in found.reviews})
         self._looked = position
 

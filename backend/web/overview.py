@@ -12,6 +12,7 @@ from backend.learning.auto_rollback import ControlChart
 from backend.learning.report import Plot, draw_curve
 from backend.learning.run_folder import RunFolder, ShownPair
 from backend.learning.runs import Run
+from backend.learning.worth import Worth
 from backend.service import Service
 from backend.support.metrics import Failure, Request
 from sam4mllm.adapters.manifest import Manifest
@@ -55,7 +56,8 @@ class Overview:
     ``version`` is that of predictions, ``champion`` the registry's, empty for the base model; ``serves_since`` is None if the history does
     not say. ``rolls_back_to`` is None where there is nothing to roll back. ``runs`` are those of a page, from the ``first`` of
     ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``untrained`` says why no
-    run trains a LoRA, ``standing`` how far the next one is, ``problem`` what of this could not be read.
+    run trains a LoRA, ``standing`` how far the next one is, ``unassisted_minutes`` what those without our help cost in a hundred tasks,
+    ``problem`` what of this could not be read.
     """
 
     state: str
@@ -73,6 +75,8 @@ class Overview:
     agreement: ControlChart | None
     judged: tuple[ReviewedAnswer, ...]
     reliability: Reliability | None
+    worth: Worth
+    unassisted_minutes: float | None
     standing: str
     active: list[Active]
     runs: list[Run]
@@ -132,6 +136,8 @@ def look(service: Service, first: int = 0) -> Overview:
         agreement=learner.watch.state,
         judged=learner.judged,
         reliability=measure_reliability(learner.judged),
+        worth=learner.worth,
+        unassisted_minutes=learner.worth.cost(settings.unassisted_share),
         standing="" if settings.untrained else learner.standing(),
         active=[_active(run, learner.runs.folder(run.id)) for run in runs if not run.over],
         runs=runs[first : first + SHOWN_RUNS],

@@ -43,6 +43,7 @@ class StateCollector(Collector):
         yield from self._version()
         yield from self._learning()
         yield from self._agreement()
+        yield from self._worth()
         yield from self._disk()
 
     def _engine(self) -> Iterator[Metric]:
@@ -108,6 +109,19 @@ class StateCollector(Collector):
             yield _one("sam4mllm_agreement_limit", "Below it, for long enough, the former version serves again.", control.limit)
         if reliability is not None:
             yield _one("sam4mllm_score_calibration_error", "Mean distance of scores from the share accepted.", reliability.error)
+
+    def _worth(self) -> Iterator[Metric]:
+        worth = self._service.learner.worth
+        rows = {"assisted": worth.assisted, "unassisted": worth.unassisted, **{one.name: one for one in worth.versions}}
+        yield _by("sam4mllm_reviewed_tasks", "Submitted tasks.", "tasks", {name: one.tasks for name, one in rows.items()})
+        for field, about in (
+            ("seconds", "Median seconds of a submitted task."),
+            ("agreement", "Mean IoU of served masks with what reviewers made of them."),
+            ("unchanged", "Share of phrases whose masks were let stand."),
+        ):
+            values = {name: float(value) for name, one in rows.items() if (value := getattr(one, field)) is not None}
+            if values:
+                yield _by(f"sam4mllm_task_{field}", about, "tasks", values)
 
     def _disk(self) -> Iterable[Metric]:
         home = self._service.settings.home

@@ -72,6 +72,7 @@ def add_status_routes(app: Flask, service: Service) -> None:
             has_model=service.settings.has_model,
             page_size=SHOWN_RUNS,
             train_after=service.settings.train_after,
+            unassisted=service.settings.unassisted_share,
         )
         answer = Response(text.encode(errors="replace"), status, mimetype="text/html")  # a phrase may hold half of a character
         answer.headers["Content-Security-Policy"] = POLICY.format(nonce=nonce)
