@@ -120,6 +120,7 @@ def test_a_home_with_dates_to_come_of_before_there_were_stamps(start: Callable[.
     clock.off = 0.0
     with sqlite3.connect(tmp_path / "corrections.sqlite") as connection:
         connection.execute("DROP TABLE marks")
+        connection.execute("DROP INDEX served_by_note")
         connection.execute("ALTER TABLE served DROP COLUMN noted")
         connection.execute(
             "INSERT INTO events (received, action, project, body) VALUES (?, ?, 1, ?)", (time.time(), START_TRAINING, json.dumps(PRESS))

@@ -257,27 +257,12 @@ def test_many_annotations_are_read_some_at_a_time(log: CorrectionLog, monkeypatc
     assert [one.id for one in log.each_annotation()] == [0, 1, 2, 3, 4]
 
 
-def test_a_digest_tells_whether_anything_changed(log: CorrectionLog) -> None:
-    def digest() -> str:
-        return log.annotations()[0].digest
-
-    log.store(created())
-    digests = [digest()]
-    log.store(created())
-    assert digest() == digests[0]
-    later = {**updated()["project"], "label_config": "<View/>", "updated_at": when(CREATED + 3600)}
-    for body in (updated(), {"action": "PROJECT_UPDATED", "project": later}):
-        log.store(body)
-        digests.append(digest())
-    assert len(set(digests)) == 3
-
-
 def test_other_digests_in_the_file_cost_a_recomputation_and_no_review(tmp_path: Path) -> None:
     path = tmp_path / "corrections.sqlite"
     with closing(CorrectionLog(path)) as log:
         for number in range(3):
             log.store(created(region("a", blob(4)), number=number, task=number))
-        before = [(one.id, one.body, one.digest) for one in log.annotations()]
+        before = [(one.id, one.body) for one in log.annotations()]
         reviews = [(one.annotation, one.phrase, one.outcome) for one in read_reviews(log, "description").reviews]
     assert len(reviews) == 3
     with closing(sqlite3.connect(path)) as file, file:
@@ -285,7 +270,7 @@ def test_other_digests_in_the_file_cost_a_recomputation_and_no_review(tmp_path: 
     with closing(CorrectionLog(path)) as log:
         for number in range(3):
             log.store(created(region("a", blob(4)), number=number, task=number))
-        assert [(one.id, one.body, one.digest) for one in log.annotations()] == before
+        assert [(one.id, one.body) for one in log.annotations()] == before
         assert [(one.annotation, one.phrase, one.outcome) for one in read_reviews(log, "description").reviews] == reviews
 
 

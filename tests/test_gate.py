@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from numpy.typing import ArrayLike
 
 from backend.learning import gate, paired_tests
+from backend.learning.evaluation import read_pair
 from backend.learning.gate import Checks, Decision, PairedSample, decide, is_kept
 from backend.learning.paired_tests import lower_bounds, sign_flip_p
 
@@ -119,7 +120,7 @@ def test_an_image_is_unassisted_if_all_its_samples_are() -> None:
 @pytest.mark.parametrize("how", [{}, {"accepted": True}, {"unassisted": True, "phrase": "the cup"}, {"accepted": 1}])
 def test_a_pair_is_read_from_its_record(how: dict[str, Any]) -> None:
     """A run of an earlier release, taken up by this one, has a record that does not say how its samples came about."""
-    pair = gate.read_pair({"label": "cup", "champion": 0.5, "challenger": 0.6, "image": "a", **how})
+    pair = read_pair({"label": "cup", "champion": 0.5, "challenger": 0.6, "image": "a", **how})
     assert pair == PairedSample("cup", 0.5, 0.6, "a", how.get("accepted") is True, how.get("unassisted") is True)
 
 

@@ -133,6 +133,9 @@ def test_the_button_trains_and_the_better_version_serves(start: Start) -> None:
     run = ended(place.service)
 
     assert run.state == "promoted", run
+    folder = place.service.learner.runs.folder(run.id)
+    wait_for("what it needs no more to be removed", lambda: not any(one.exists() for one in (folder.data, folder.adapter)), 10)
+    assert folder.report_page.exists()
     assert run.counts["train"] + run.counts[HOLDOUT] == 60
     names = [image_sha256(ManyImages().read("", number)) for number in range(1, 61)]
     at = threshold(map(place_of, names))

@@ -14,7 +14,7 @@ from PIL import Image
 from backend.corrections.reviews import Review
 from backend.errors import FetchError
 from backend.learning.holdout import Holdout
-from backend.learning.snapshot import HOLDOUT, TRAIN, write_snapshot
+from backend.learning.snapshot import HOLDOUT, TRAIN, how_made, newest, write_snapshot
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import DatasetError
 from sam4mllm.run_lengths import to_rle
@@ -79,12 +79,41 @@ def test_the_same_picture_is_on_one_side_whatever_its_address(tmp_path: Path) ->
     assert len({one.split for one in read_examples(tmp_path / "data")}) == 1
 
 
+@pytest.mark.parametrize(
+    ("changes", "how"),
+    [
+        ({"outcome": "accepted"}, "accepted"),
+        ({"outcome": "drawn", "unassisted": True}, "unassisted"),
+        ({"outcome": "edited", "unassisted": True}, "edited"),
+        ({"outcome": "drawn"}, "drawn"),
+    ],
+)
+def test_an_example_says_how_it_came_about(tmp_path: Path, changes: dict[str, Any], how: str) -> None:
+    """Where help was asked for after all, the mask was not drawn without."""
+    write_snapshot([review(1, "10", **changes)], Files(), tmp_path / "data", Holdout(tmp_path))
+    [example] = read_examples(tmp_path / "data")
+    assert how_made(example.source) == how
+    assert how_made("scenes:1:2:3:accepted") == ""
+
+
 def test_ten_of_twenty_five_pictures_are_held_out(tmp_path: Path) -> None:
     twice = [review(number, f"{number % 25}") for number in range(50)]
     snapshot = write_snapshot(twice, Files(), tmp_path / "data", Holdout(tmp_path))
     assert snapshot.counts == {TRAIN: 30, HOLDOUT: 20}
     splits = [one.split for one in read_examples(tmp_path / "data")]
     assert (splits.count(TRAIN), splits.count(HOLDOUT)) == (30, 20)
+
+
+def test_of_very_many_pictures_the_last_ones_are_taken_with_all_their_phrases() -> None:
+    reviews = [review(number, f"{number}", changed=float(100 - number)) for number in range(10)]
+    reviews += [review(20, "3", phrase="the dog", changed=200.0), review(21, "0", phrase="the dog", project=2, changed=1.0)]
+    assert [(one.image, one.phrase, one.project) for one in newest(reviews, 3)] == [
+        ("3", "the cup", 1),
+        ("3", "the dog", 1),
+        ("0", "the cup", 1),
+        ("1", "the cup", 1),
+    ]
+    assert len(newest(reviews)) == len(reviews)
 
 
 @pytest.mark.parametrize(

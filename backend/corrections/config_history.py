@@ -16,7 +16,6 @@ from typing import Any
 
 from backend.corrections.tables import instant, objects, storable, stored_events
 from backend.label_studio.wire import row_id
-from sam4mllm.identity import digest_of
 
 MAX_CONFIGS = 20
 """Most configs of a project, the newest, that an annotation is tried with."""
@@ -154,10 +153,10 @@ class ConfigHistory:
         self._read = read
         self._notes: dict[int, list[tuple[str, float]]] = {}
         self._texts: dict[str, str] = {}
-        self._found: dict[tuple[int, str, str], tuple[tuple[str, ...], str]] = {}
+        self._found: dict[tuple[int, str, str], tuple[str, ...]] = {}
 
-    def configs(self, project: int, own: str | None, updated: float, current: str) -> tuple[tuple[str, ...], str]:
-        """What an annotation may have been made under, the likeliest first, and a digest of all of it.
+    def configs(self, project: int, own: str | None, updated: float, current: str) -> tuple[str, ...]:
+        """What an annotation may have been made under, the likeliest first.
 
         Args:
             project: the annotation's.
@@ -171,8 +170,7 @@ class ConfigHistory:
             # of those that are not known to be of the time, the newest first
             digests = list(dict.fromkeys(digest for digest, _ in reversed(notes)))[:MAX_CONFIGS]
             texts = [self._text(key[1]), current, *map(self._text, digests)]
-            found = tuple(dict.fromkeys(text for text in texts if text.strip()))
-            self._found[key] = found, digest_of({"configs": found})
+            self._found[key] = tuple(dict.fromkeys(text for text in texts if text.strip()))
         return self._found[key]
 
     def _notes_of(self, project: int) -> list[tuple[str, float]]:

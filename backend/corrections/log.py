@@ -18,10 +18,10 @@ from typing import Any
 from backend.corrections.config_history import LAST, ConfigHistory, config_digest, note_config, note_event, note_pulled, open_notes
 from backend.corrections.log_file import PATIENTLY, LogFile, next_stamp, put_mark
 from backend.corrections.log_records import Event, Served, StoredAnnotation, read_served, served_row
+from backend.corrections.schema import NOTED
 from backend.corrections.tables import Pulled, apply_event, apply_project, bury_project, project_rows, storable
 from backend.label_studio.wire import row_id
 from backend.support.bounded_json import write_json
-from sam4mllm.identity import digest_of
 
 AT_ONCE = 20
 """Annotations that are read from the file at once: each may hold megabytes."""
@@ -30,8 +30,15 @@ _ANNOTATIONS = """
 SELECT a.id, a.project, a.task, a.updated, a.changed, a.state, a.body, coalesce(t.body, '{}'), coalesce(p.label_config, ''), c.digest
 FROM annotations a LEFT JOIN tasks t ON t.id = a.task LEFT JOIN projects p ON p.id = a.project
 LEFT JOIN annotation_configs c ON c.annotation = a.id AND c.updated = a.updated
-WHERE a.id > ? AND a.state != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY a.id LIMIT ?
+WHERE a.id {which} AND a.state != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY a.id LIMIT ?
 """
+_FOLLOWING, _NUMBERED = (_ANNOTATIONS.replace("{which}", which) for which in ("> ?", "IN (SELECT value FROM json_each(?))"))
+_TOUCHED = """
+SELECT id FROM annotations WHERE changed > :since
+UNION SELECT a.id FROM tasks t JOIN annotations a ON a.task = t.id WHERE t.changed > :since
+UNION SELECT a.id FROM served s JOIN annotations a ON a.task = s.task AND a.project = s.project WHERE s.noted > :since
+"""
+_CONFIGS = "SELECT id, label_config, (SELECT max(n.id) FROM config_notes n WHERE n.project = p.id) FROM projects p"
 _REFUSALS = """
 SELECT r.annotation, r.reason FROM refusals r LEFT JOIN annotations a ON a.id = r.annotation LEFT JOIN tasks t ON t.id = a.task
 WHERE coalesce(a.state, '') != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY r.annotation, r.noted, r.stage
@@ -59,6 +66,9 @@ class CorrectionLog(LogFile):
         if not self._read("SELECT 1 FROM sqlite_master WHERE name = 'config_notes'", wait=PATIENTLY):
             with self._writing() as connection:
                 open_notes(connection)
+        if not self._read("SELECT 1 FROM sqlite_master WHERE name = 'served_by_note'", wait=PATIENTLY):
+            with self._writing() as connection:  # the column may have been added just now
+                connection.execute(NOTED)
 
     def _take(self, connection: sqlite3.Connection, kind: str, value: Any) -> int:
         return _TAKERS[kind](connection, value)
@@ -98,16 +108,26 @@ class CorrectionLog(LogFile):
         """All annotations that are not deleted, skipped ones included, by number."""
         return list(self.each_annotation())
 
-    def each_annotation(self) -> Iterator[StoredAnnotation]:
-        """The same, some at a time: masks take memory. What is stored meanwhile may or may not be among them."""
-        last = -1
+    def each_annotation(self, numbers: Sequence[int] | None = None) -> Iterator[StoredAnnotation]:
+        """The same, or those with these numbers, some at a time: masks take memory. What is stored meanwhile may be among them or not."""
         history = ConfigHistory(self._patiently)
-        while True:
-            rows = self._patiently(_ANNOTATIONS, (last, AT_ONCE))
-            if not rows:
-                return
+        if numbers is not None:
+            for start in range(0, len(numbers), AT_ONCE):
+                rows = self._patiently(_NUMBERED, (json.dumps(numbers[start : start + AT_ONCE]), AT_ONCE))
+                yield from (_stored(row, history) for row in rows)
+            return
+        last = -1
+        while rows := self._patiently(_FOLLOWING, (last, AT_ONCE)):
             last = rows[-1][0]
             yield from (_stored(row, history) for row in rows)
+
+    def touched(self, since: float) -> list[int]:
+        """Annotations, deleted ones too, that were written after a stamp, or whose task was, or what was served for it."""
+        return [number for (number,) in self._patiently(_TOUCHED, {"since": since})]
+
+    def config_states(self) -> dict[int, str]:
+        """By project, what changes when another labelling config is known of it."""
+        return {project: f"{note}:{config_digest(config)}" for project, config, note in self._patiently(_CONFIGS)}
 
     def count_new(self, since: float) -> int:
         """Annotations, neither deleted nor skipped, that came or changed after a stamp."""
@@ -215,7 +235,7 @@ class CorrectionLog(LogFile):
         rows = self._read(_PHRASE, (task, name, f"{name}.", f"{name}/"))
         return str(rows[0][0]) if rows else ""
 
-    def _patiently(self, query: str, values: Sequence[object] = ()) -> list[Any]:
+    def _patiently(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[Any]:
         """For the learning, which has time."""
         return self._read(query, values, PATIENTLY)
 
@@ -288,7 +308,5 @@ _TAKERS: Mapping[str, Callable[[sqlite3.Connection, Any], int]] = {
 def _stored(row: Sequence[Any], history: ConfigHistory) -> StoredAnnotation:
     number, project, task, updated, changed, state, body, data, current, own = row
     home = -1 if project is None else project
-    configs, known = history.configs(home, own, updated, current)
-    named = {"id": number, "project": home, "task": task, "updated": updated, "state": state}
-    digest = digest_of({**named, "body": body, "data": data, "configs": known})
-    return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), configs, digest)
+    configs = history.configs(home, own, updated, current)
+    return StoredAnnotation(number, home, task, updated, changed, state, json.loads(body), json.loads(data), configs)

@@ -114,7 +114,7 @@ class LogFile:
 
     # -- reading and writing ---------------------------------------------------------------------------------------------------------------
 
-    def _read(self, query: str, values: Sequence[object] = (), wait: float = SOON) -> list[Any]:
+    def _read(self, query: str, values: Sequence[object] | Mapping[str, object] = (), wait: float = SOON) -> list[Any]:
         lock = self._read_locks[wait]
         if not lock.acquire(timeout=wait):
             raise LogError(f"{self.path} is busy; ask again in a moment", "busy")

@@ -55,8 +55,7 @@ class StoredAnnotation:
 
     ``body`` has the fields of :data:`backend.corrections.tables.KEPT`, of any type: it is foreign. ``data`` is the task's, empty where
     the log has not heard of it. ``label_configs`` are those that it may have been made under, the likeliest first. ``updated`` is Label
-    Studio's time, in seconds since 1970; ``changed`` is the stamp of the last write, which says what came first. ``digest`` follows from
-    all the rest but ``changed``.
+    Studio's time, in seconds since 1970; ``changed`` is the stamp of the last write, which says what came first.
     """
 
     id: int
@@ -68,7 +67,6 @@ class StoredAnnotation:
     body: Mapping[str, Any]
     data: Mapping[str, Any]
     label_configs: tuple[str, ...]
-    digest: str
 
 
 # -- what was served, as a row ------------------------------------------------------------------------------------------------------------

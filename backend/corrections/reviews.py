@@ -8,7 +8,6 @@ that clicks made away from all that was served is no truth for the phrase, and o
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import time
@@ -28,16 +27,11 @@ from backend.label_studio.phrases import has_phrase
 from backend.label_studio.region_ids import stands_alone
 from backend.label_studio.wire import row_id
 from backend.settings import PROMPT_NAME
-from backend.support.byte_cache import ByteCache
 from sam4mllm.errors import Sam4mllmError
-from sam4mllm.identity import digest_of
 from sam4mllm.images import MAX_PIXELS
 from sam4mllm.run_lengths import Rle
 
 log = logging.getLogger(__name__)
-
-MEMORY = 64 * 1024 * 1024
-"""Bytes of reviews that are kept: the log is read again and again, and most of it is as it was."""
 
 
 class Annotations(Protocol):
@@ -99,48 +93,55 @@ class Refused:
 
 @dataclass(frozen=True)
 class Reviews:
-    """One review at most for each phrase of a picture, in order of project, task, phrase and page; and what was refused."""
+    """One review at most for each phrase of a picture; and what was refused."""
 
     reviews: list[Review]
     refused: list[Refused]
 
 
 @dataclass(frozen=True)
-class _Found:
-    """What an annotation teaches, and why it is refused, or the first of its pages that are; empty if none is."""
+class Taught:
+    """What one annotation teaches, and why it is refused, or the first of its pages that are; empty if none is. ``truth``: Label Studio has
+    it as a ground truth.
+    """
 
     reviews: tuple[Review, ...] = ()
     refusal: str = ""
-
-    @property
-    def nbytes(self) -> int:
-        return 1000 + sum(1000 + len(mask["counts"]) for review in self.reviews for mask in review.instances)
+    truth: bool = False
 
 
-_memory: ByteCache[str, _Found] = ByteCache(MEMORY, lambda found: found.nbytes)
+Key = tuple[int, int, str, int]
+"""Project, task, phrase and page of a review: what there is one of at most."""
+
+
+def key_of(review: Review) -> Key:
+    return (review.project, review.task, review.phrase, review.page)
 
 
 def read_reviews(corrections: Annotations, phrase_field: str, max_pixels: int = MAX_PIXELS, prompt_control: str = PROMPT_NAME) -> Reviews:
-    """All that the log's annotations teach; skipped and deleted ones teach nothing.
+    """All that the annotations teach, in order of project, task, phrase and page; skipped and deleted ones teach nothing.
 
-    Of several reviews of a phrase in a picture a ground truth comes first, then the newest. ``phrase_field`` is where a task's data holds
-    its phrase, ``prompt_control`` the TextArea with what was typed; masks of more than ``max_pixels`` are refused.
+    ``phrase_field`` is where a task's data holds its phrase, ``prompt_control`` the TextArea with what was typed; masks of more than
+    ``max_pixels`` are refused.
     """
-    best: dict[tuple[int, int, str, int], tuple[bool, Review]] = {}
+    found: dict[Key, list[tuple[bool, Review]]] = {}
     refused: list[Refused] = []
     for stored in corrections.each_annotation():
-        if stored.state == "skipped":
-            continue
-        truth = stored.body.get("ground_truth") is True
-        found = _remembered(stored, corrections, phrase_field, max_pixels, prompt_control)
-        if found.refusal:
-            refused.append(Refused(stored.id, stored.project, stored.task, found.refusal))
-        for one in found.reviews:
-            review = replace(one, changed=stored.changed)
-            key = (review.project, review.task, review.phrase, review.page)
-            if key not in best or truth > best[key][0] or (truth == best[key][0] and _is_newer(review, best[key][1])):
-                best[key] = truth, review
-    return Reviews([best[key][1] for key in sorted(best)], refused)
+        one = read_one(stored, corrections, phrase_field, max_pixels, prompt_control)
+        if one.refusal:
+            refused.append(Refused(stored.id, stored.project, stored.task, one.refusal))
+        for review in one.reviews:
+            found.setdefault(key_of(review), []).append((one.truth, review))
+    return Reviews([choose(found[key]) for key in sorted(found)], refused)
+
+
+def choose(candidates: Sequence[tuple[bool, Review]]) -> Review:
+    """Of several reviews of a phrase in a picture a ground truth, then the newest; each is told with whether it is a truth."""
+    best = candidates[0]
+    for one in candidates[1:]:
+        if one[0] > best[0] or (one[0] == best[0] and _is_newer(one[1], best[1])):
+            best = one
+    return best[1]
 
 
 def _is_newer(one: Review, other: Review) -> bool:
@@ -150,32 +151,33 @@ def _is_newer(one: Review, other: Review) -> bool:
     return (one.updated, one.annotation) > (other.updated, other.annotation)
 
 
-def _remembered(stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int, prompt_control: str) -> _Found:
-    """The reviews of an annotation, or why it is refused; worked out once for as long as nothing that they hang on has changed."""
+def read_one(
+    stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int, prompt_control: str
+) -> Taught:
+    """What one annotation teaches, or why it is refused."""
+    if stored.state == "skipped":
+        return Taught()
     served, unassisted = corrections.served(stored.project, stored.task), corrections.withheld(stored.project, stored.task)
-    known_of = {"annotation": stored.digest, "served": json.dumps([vars(one) for one in served], sort_keys=True), "unassisted": unassisted}
-    key = digest_of({**known_of, "phrase_field": phrase_field, "max_pixels": max_pixels, "prompt_control": prompt_control})
-    known = _memory.get(key)
-    if known is None:
-        try:
-            known = _find(stored, choose_config(stored, prompt_control), served, unassisted, phrase_field, max_pixels)
-        except Sam4mllmError as error:
-            known = _Found(refusal=str(error))
-        except Exception as error:  # an annotation is foreign: one must not keep the others from being learnt
-            known = _Found(refusal=f"internal error ({where(error)})")
-            log.error("annotation %d: %s", stored.id, known.refusal)
-        _memory.put(key, known)
-    return known
+    try:
+        found = _find(stored, choose_config(stored, prompt_control), served, unassisted, phrase_field, max_pixels)
+    except Sam4mllmError as error:
+        return Taught(refusal=str(error))
+    except Exception as error:  # an annotation is foreign: one must not keep the others from being learnt
+        reason = f"internal error ({where(error)})"
+        log.error("annotation %d: %s", stored.id, reason)
+        return Taught(refusal=reason)
+    dated = tuple(replace(review, changed=stored.changed) for review in found.reviews)
+    return replace(found, reviews=dated, truth=stored.body.get("ground_truth") is True)
 
 
 def _find(
     stored: StoredAnnotation, config: LabelConfig, served: Sequence[Served], unassisted: bool, phrase_field: str, max_pixels: int
-) -> _Found:
+) -> Taught:
     """Raises Sam4mllmError: why the annotation is refused. One page that is does not spoil the others."""
     pictures = config.pictures(stored.data)
     if not config.paged:
         case = read_annotation(stored, config, None, served, max_pixels)
-        return _Found(tuple(_reviews(case, pictures[0], 0, unassisted, phrase_field)))
+        return Taught(tuple(_reviews(case, pictures[0], 0, unassisted, phrase_field)))
     found: list[Review] = []
     refusals: list[str] = []
     for page, image in enumerate(pictures):
@@ -184,7 +186,7 @@ def _find(
             found += _reviews(case, image, page, unassisted, phrase_field)
         except Sam4mllmError as error:
             refusals.append(f"page {page + 1}: {error}")
-    return _Found(tuple(found), next(iter(refusals), ""))
+    return Taught(tuple(found), next(iter(refusals), ""))
 
 
 def _reviews(case: ReviewedAnnotation, image: str, page: int, unassisted: bool, phrase_field: str) -> Iterator[Review]:

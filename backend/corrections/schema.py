@@ -92,3 +92,4 @@ of the tables ``kind``, and say nothing of a row whose ``changed`` is another: a
 is the stamp of the record, or nothing if an older release wrote it. ``marks`` are numbers that are kept under a name."""
 ADDED = "ALTER TABLE served ADD COLUMN noted REAL"
 """For a file that a release without the column made."""
+NOTED = "CREATE INDEX IF NOT EXISTS served_by_note ON served (noted)"

@@ -24,15 +24,16 @@ from typing import Any
 
 from backend.corrections.log import CorrectionLog
 from backend.corrections.log_faults import LogError
-from backend.corrections.reviews import read_reviews
+from backend.corrections.review_book import ReviewBook
 from backend.errors import LearningError, NotReadyError, where
-from backend.learning.gate import Checks, Decision, PairedSample, decide, read_pair
+from backend.learning.evaluation import read_evaluation
+from backend.learning.gate import Checks, Decision, decide
 from backend.learning.holdout import count_missing, standing
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import Change, RunReport, write_report
-from backend.learning.run_folder import RunFolder, is_number
+from backend.learning.run_folder import RunFolder
 from backend.learning.runs import Run, Runs, RunState
-from backend.learning.snapshot import HOLDOUT, TRAIN, Files, write_snapshot
+from backend.learning.snapshot import HOLDOUT, TRAIN, Files, newest, write_snapshot
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases
 from backend.serving.versions import Versions
@@ -89,6 +90,7 @@ class Conductor:
         engine: Engine[Leases],
         versions: Versions,
         corrections: CorrectionLog,
+        book: ReviewBook,
         files: Files,
         runs: Runs,
         metrics: Metrics,
@@ -100,6 +102,7 @@ class Conductor:
         self._engine = engine
         self._versions = versions
         self._log = corrections
+        self._book = book
         self._files = files
         self._runs = runs
         self._metrics = metrics
@@ -152,17 +155,20 @@ class Conductor:
             log.debug("the traceback", exc_info=True)
             run = self._end(run, "failed", "internal error; see the server's log")
         log.info("%s: %s, %s", run.id, run.state, run.message)
+        with contextlib.suppress(OSError):  # what stays takes room, and does no other harm
+            self._runs.folder(run.id).prune()
 
     # -- steps -----------------------------------------------------------------------------------------------------------------------------
 
     def _prepare(self, run: Run) -> Run:
         """Look at the corrections once more, and write down those to learn from and to be judged by."""
         self._reconcile()
-        reviews = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
+        reviews = self._book.read()
         folder = self._runs.folder(run.id)
         if not run.counts:
             remove(folder.data)  # of a start that was killed before it could say what it had written
-            written = write_snapshot(reviews.reviews, self._files, folder.data, self._runs.holdout(), lambda: self._check_halted(run))
+            chosen = self._book.with_masks(newest(reviews.reviews))
+            written = write_snapshot(chosen, self._files, folder.data, self._runs.holdout(), lambda: self._check_halted(run))
             self._log.note_refusals("reviews", {one.annotation: one.reason for one in reviews.refused})
             self._log.note_refusals("snapshot", dict(written.refused))
             refused = self._log.refusals()
@@ -204,7 +210,7 @@ class Conductor:
     def _decide(self, run: Run) -> Run:
         """Weigh champion and challenger; the better one serves."""
         folder = self._runs.folder(run.id)
-        found, pairs = _read_evaluation(folder)
+        found, pairs = read_evaluation(folder)
         if not run.challenger:
             self._check_champion(run)
             metrics = {"holdout": sum(pair.challenger for pair in pairs) / max(1, len(pairs))}
@@ -365,20 +371,6 @@ class Conductor:
         lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
         told = [line.removeprefix("error: ") for line in lines if line.startswith("error: ")]
         return told[-1] if told else f"its process ended without a word; see {path}"
-
-
-def _read_evaluation(folder: RunFolder) -> tuple[dict[str, Any], list[PairedSample]]:
-    """What the comparison found. Raises LearningError."""
-    try:
-        found = json.loads(folder.evaluation.read_text(encoding="utf-8"))
-        pairs = [read_pair(one) for one in found["pairs"]]
-        whole = all(is_number(one.champion) and is_number(one.challenger) for one in pairs)
-        whole = whole and all(found[side] is None or is_number(found[side]) for side in ("golden_champion", "golden_challenger"))
-        if whole and isinstance(found["pictures"], list):
-            return found, pairs
-    except (ValueError, TypeError, LookupError, RecursionError):
-        pass
-    raise LearningError(f"{folder.evaluation} is damaged; start another run")
 
 
 def _stop(child: Child) -> None:

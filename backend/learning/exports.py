@@ -7,7 +7,6 @@ not say whether the reviewer saw that there is none, or drew nothing; such annot
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -164,10 +163,9 @@ class _Export:
             drawn = [{**region, "from_name": self.config.mask.name} for region in one.drawings]
             body = {name: one.raw.get(name) for name in KEPT} | {"result": [*drawn, *one.texts]}
             configs = self.config_texts(one)
-            digest = hashlib.sha256(json.dumps([one.number, one.project, one.task, body, one.data, configs]).encode()).hexdigest()
             updated = instant(one.raw.get("updated_at"))
             state: Literal["submitted", "skipped"] = "skipped" if one.skipped else "submitted"
-            yield StoredAnnotation(one.number, one.project, one.task, updated, updated, state, body, one.data, configs, digest)
+            yield StoredAnnotation(one.number, one.project, one.task, updated, updated, state, body, one.data, configs)
 
     def served(self, project: int, task: int) -> list[Served]:
         return []

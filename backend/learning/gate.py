@@ -21,9 +21,9 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,12 +63,6 @@ class PairedSample:
     image: str = ""
     accepted: bool = False
     unassisted: bool = False
-
-
-def read_pair(record: Mapping[str, Any]) -> PairedSample:
-    """From a record that holds its fields, and may hold others. Raises LookupError or TypeError."""
-    how = {name: record.get(name) is True for name in ("accepted", "unassisted")}
-    return PairedSample(record["label"], record["champion"], record["challenger"], record["image"], **how)
 
 
 @dataclass(frozen=True)

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from sam4mllm.durable import remove
+
 Side = Literal["before", "after"]
 """Which of the two versions drew a picture: the champion, or the challenger."""
 PICTURE_SIDES: tuple[Side, Side] = ("before", "after")
@@ -46,6 +48,7 @@ class RunFolder:
         ├── report.json         what came of the run       written by report         for programs
         └── report.html         the same as a page         written by report         read by web
 
+    Once a run is over, ``data``, ``adapter`` and the training state are removed: the log has the corrections, and the registry the adapter.
     A run is resumed by later releases, so names and formats stay as they are. The methods that read raise no error, whatever a file holds:
     it may be of another release, half written, or damaged.
     """
@@ -101,6 +104,11 @@ class RunFolder:
     @property
     def pictures(self) -> Path:
         return self.path / "pictures"
+
+    def prune(self) -> None:
+        """Remove what a run that is over has no use for. Raises OSError."""
+        for path in (self.data, self.adapter, self.training_state):
+            remove(path)
 
     @property
     def report_record(self) -> Path:

@@ -5,6 +5,7 @@ An event wakes the thread here and never waits for it. Twice asked before a run 
 
 from __future__ import annotations
 
+import heapq
 import logging
 import threading
 import time
@@ -12,7 +13,8 @@ from collections.abc import Callable, Sequence
 
 from backend.corrections.log import CorrectionLog
 from backend.corrections.reconcile import reconcile
-from backend.corrections.reviews import read_reviews
+from backend.corrections.review_book import ReviewBook
+from backend.corrections.reviews import in_order
 from backend.errors import LearningError, where
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.events import START_TRAINING
@@ -39,7 +41,9 @@ AHEAD_SECONDS = 60.0
 EARLIEST = 1.0
 """A position before all others."""
 LOOK_SECONDS = 20.0
-"""Between two looks at the reviews, all of which are read."""
+"""Between two looks at the reviews."""
+LATEST = 5_000
+"""Reviews by which agreement is judged and shown, the last ones: a look must not take longer with each that comes."""
 
 
 class Learner:
@@ -68,8 +72,9 @@ class Learner:
         self._scorer = scorer
         self._files = files
         self._label_studio = label_studio
+        self._book = ReviewBook(corrections, settings.phrase_field, settings.prompt_control)
         self._conductor = Conductor(
-            settings, engine, versions, corrections, files, self.runs, metrics, reconcile=self._reconcile, command=trainer
+            settings, engine, versions, corrections, self._book, files, self.runs, metrics, reconcile=self._reconcile, command=trainer
         )
         self._heeded = 0
         self._promotion = ("", 0.0)
@@ -125,14 +130,15 @@ class Learner:
         if leases is None or time.monotonic() < self._next_look or not self._log.count_new(self._looked):
             return
         self._next_look = time.monotonic() + LOOK_SECONDS
-        found = read_reviews(self._log, self._settings.phrase_field, prompt_control=self._settings.prompt_control)
+        found = self._book.read()
         self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused})
         self._metrics.refused_annotations(len(self._log.refusals()))
+        latest = heapq.nlargest(LATEST, found.reviews, in_order)
         if self._settings.has_model:  # what is reviewed without is no fault of the champion, which waits
-            self.watch.look(found.reviews, self.serves_since())
+            self.watch.look(latest, self.serves_since())
         if self._scorer.refit(found.reviews, leases.current.version):
             leases.calibrate(self._scorer.calibration)
-        self.judged, self.worth = judged_of(found.reviews), measure_worth(found.reviews)
+        self.judged, self.worth = judged_of(latest), measure_worth(latest)
         self.corrected = len({review.image for review in found.reviews})
         self._looked = position
 

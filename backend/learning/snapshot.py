@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from backend.corrections.reviews import Review
+from backend.corrections.reviews import Review, in_order
 from backend.learning.holdout import Holdout, is_held_out
 from sam4mllm.data.examples import ImageRecord
 from sam4mllm.data.write_dataset import ExampleWriter, FolderError
@@ -20,6 +21,12 @@ log = logging.getLogger(__name__)
 TRAIN, HOLDOUT = "train", "holdout"
 ACCEPTED, UNASSISTED = "accepted", "unassisted"
 """How an example came about, at the end of its source: the served mask stands, or it was drawn with none of ours in sight."""
+
+
+MAX_PICTURES = 5_000
+"""Pictures that a run learns from or is judged by, the last ones that were corrected: of more a run would see each but once or not at
+all, and to copy them would take longer than to train.
+"""
 
 
 class Files(Protocol):
@@ -37,8 +44,17 @@ class Snapshot:
     """(annotation, reason)"""
 
 
+def newest(reviews: Iterable[Review], pictures: int = MAX_PICTURES) -> list[Review]:
+    """The reviews of the pictures that were corrected last."""
+    found: defaultdict[tuple[int, str], list[Review]] = defaultdict(list)
+    for review in reviews:
+        found[review.project, review.image].append(review)
+    by_time = sorted(found.values(), key=lambda some: max(map(in_order, some)), reverse=True)
+    return [review for some in by_time[:pictures] for review in some]
+
+
 def write_snapshot(
-    reviews: Sequence[Review], files: Files, folder: Path, holdout: Holdout, check: Callable[[], None] = lambda: None
+    reviews: Iterable[Review], files: Files, folder: Path, holdout: Holdout, check: Callable[[], None] = lambda: None
 ) -> Snapshot:
     """Write the reviews that make an example, all or nothing: ``check`` is called before each and may raise. The holdout's threshold is
     lowered as their pictures ask for.

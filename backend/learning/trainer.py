@@ -26,7 +26,8 @@ import torch
 from PIL import Image
 
 from backend.learning.compare import answer_all, score
-from backend.learning.gate import PairedSample, is_kept, read_pair
+from backend.learning.evaluation import read_pair
+from backend.learning.gate import PairedSample, is_kept
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import choose_changes
 from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, read_text

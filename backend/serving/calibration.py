@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 from backend.corrections.reviews import Review
@@ -30,8 +30,10 @@ class Scorer:
         except (OSError, ValueError) as error:
             log.warning("%s is not used: %s", path, error)
 
-    def refit(self, reviews: Iterable[Review], version: str) -> bool:
+    def refit(self, reviews: Sequence[Review], version: str) -> bool:
         """Fit on the judgements, if there are enough more of them. ``version`` is the one that serves. Raises OSError."""
+        if self.calibration is not None and sum(bool(review.features) for review in reviews) < GROWTH * self.calibration.count:
+            return False
         judged = [
             (features, review.iou >= ACCEPTED_IOU) for review in reviews if review.iou is not None and (features := _features(review))
         ]

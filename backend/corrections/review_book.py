@@ -1,0 +1,87 @@
+"""The log's reviews, kept up to date: what has not changed since the last look is not read again."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+
+from backend.corrections.log import CorrectionLog
+from backend.corrections.log_records import StoredAnnotation
+from backend.corrections.reviews import Taught, Key, Refused, Review, Reviews, choose, key_of, read_one
+from backend.settings import PROMPT_NAME
+from sam4mllm.images import MAX_PIXELS
+
+
+class ReviewBook:
+    """What reviewers made of each phrase of a picture. Its reviews are without masks, which are megabytes; ``with_masks`` reads those.
+
+    Threads may share it. Methods raise LogError.
+    """
+
+    def __init__(
+        self, corrections: CorrectionLog, phrase_field: str, prompt_control: str = PROMPT_NAME, max_pixels: int = MAX_PIXELS
+    ) -> None:
+        self._log = corrections
+        self._how = phrase_field, max_pixels, prompt_control
+        self._lock = threading.Lock()
+        self._position: float | None = None
+        self._configs: dict[int, str] = {}
+        self._projects: dict[int, int] = {}
+        """Of annotations that were read."""
+        self._keys: dict[int, tuple[Key, ...]] = {}
+        """Of an annotation's reviews."""
+        self._candidates: dict[Key, dict[int, tuple[bool, Review]]] = {}
+        """All reviews of a phrase, by annotation."""
+        self._best: dict[Key, Review] = {}
+        self._refused: dict[int, Refused] = {}
+
+    def read(self) -> Reviews:
+        """The reviews as they are now, in no order."""
+        with self._lock:
+            position, configs = self._log.position(), self._log.config_states()
+            for stored in self._news(configs):
+                self._take(stored, read_one(stored, self._log, *self._how))
+            self._position, self._configs = position, configs
+            return Reviews(list(self._best.values()), list(self._refused.values()))
+
+    def _news(self, configs: Mapping[int, str]) -> Iterator[StoredAnnotation]:
+        """Annotations that must be read, which are forgotten before."""
+        if self._position is None:
+            self._forget(list(self._projects))  # of a first look that an error broke off
+            return self._log.each_annotation()
+        edited = {project for project in configs if configs[project] != self._configs.get(project)}
+        touched = {*self._log.touched(self._position), *(number for number, project in self._projects.items() if project in edited)}
+        self._forget(touched)
+        return self._log.each_annotation(sorted(touched))
+
+    def with_masks(self, reviews: Iterable[Review]) -> Iterator[Review]:
+        """Some of the reviews with their masks, in the order of their annotations; what changed since they were read is left out."""
+        wanted = {(review.annotation, key_of(review)): review.changed for review in reviews}
+        for stored in self._log.each_annotation(sorted({annotation for annotation, _ in wanted})):
+            for review in read_one(stored, self._log, *self._how).reviews:
+                if wanted.get((review.annotation, key_of(review))) == review.changed:
+                    yield review
+
+    def _forget(self, annotations: Iterable[int]) -> None:
+        for annotation in annotations:
+            self._refused.pop(annotation, None)
+            for key in self._keys.pop(annotation, ()):
+                del self._candidates[key][annotation]
+                self._choose(key)
+
+    def _take(self, stored: StoredAnnotation, found: Taught) -> None:
+        self._projects[stored.id] = stored.project
+        if found.refusal:
+            self._refused[stored.id] = Refused(stored.id, stored.project, stored.task, found.refusal)
+        self._keys[stored.id] = tuple(map(key_of, found.reviews))
+        for review in found.reviews:
+            self._candidates.setdefault(key_of(review), {})[stored.id] = found.truth, replace(review, instances=())
+            self._choose(key_of(review))
+
+    def _choose(self, key: Key) -> None:
+        candidates = self._candidates[key]
+        if candidates:
+            self._best[key] = choose([candidates[annotation] for annotation in sorted(candidates)])
+        else:
+            del self._candidates[key], self._best[key]
