@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic_settings import SettingsError as SourceError
 
 from backend.errors import SettingsError
 from sam4mllm.errors import ModelError, TrainingError
@@ -54,6 +56,8 @@ GONE = {
     "SAM4MLLM_SHOW_PROMPTS": "`sam4mllm predict --out` draws box and points",
 }
 """Variables of earlier releases, and what to do instead of each."""
+PARTICIPANT = re.compile(r"(?:project|reviewer):[0-9]{1,18}")
+"""Whose corrections they are."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -149,6 +153,14 @@ class Settings(BaseSettings):
         le=0.5,
         description="share of tasks opened without a pre-annotation, held-out pictures first; 0.12 if runs start by themselves, else 0",
     )
+    leave_out: Annotated[tuple[str, ...], NoDecode] = Field(
+        (), description="projects and reviewers whose corrections teach nothing, comma-separated: `project:3`, `reviewer:7`"
+    )
+    renamed: dict[int, dict[str, str]] = Field(
+        {},
+        description='what labels are called now, by project, where that cannot be followed: `{"3": {"Cup": "Mug"}}` '
+        "([docs](docs/first-retraining.md#labels-that-are-renamed))",
+    )
     reconcile_minutes: float = Field(10.0, gt=0, description="minutes between two looks at Label Studio's API for what webhooks missed")
     refresh: bool = Field(
         False, description="after a promotion, name the backend in Label Studio after the version and delete the former one's predictions"
@@ -164,7 +176,15 @@ class Settings(BaseSettings):
         SecretStr(""), validation_alias="LABEL_STUDIO_API_KEY", description="legacy token or personal access token"
     )
 
-    @field_validator("allow_hosts", mode="before")
+    @field_validator("leave_out")
+    @classmethod
+    def _participants(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for name in value:
+            if not PARTICIPANT.fullmatch(name):
+                raise ValueError(f"{name[:40]!r} is neither a project nor a reviewer; write project:3 or reviewer:7")
+        return value
+
+    @field_validator("allow_hosts", "leave_out", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return tuple(part.strip() for part in value.split(",") if part.strip()) if isinstance(value, str) else value
@@ -264,6 +284,8 @@ def read_settings() -> Settings:
         name = str(first["loc"][0]) if first["loc"] else "settings"
         variable = name if name.isupper() else f"SAM4MLLM_{name.upper()}"
         raise SettingsError(f"{variable}: {first['msg'].removeprefix('Value error, ')}") from error
+    except SourceError as error:
+        raise SettingsError('SAM4MLLM_RENAMED is no JSON; write {"3": {"Cup": "Mug"}}') from error
     try:
         _ = settings.training
     except TrainingError as error:

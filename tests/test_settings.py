@@ -69,3 +69,29 @@ def test_a_variable_that_is_gone_names_the_new_one(variable: str, monkeypatch: p
     with pytest.raises(SettingsError, match=f"^{variable} is gone: .*{re.escape(GONE[variable])}") as caught:
         read_settings()
     assert len(str(caught.value).splitlines()) == 1
+
+
+def test_whom_to_leave_out_and_what_was_renamed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SAM4MLLM_LEAVE_OUT", "project:3, reviewer:7")
+    monkeypatch.setenv("SAM4MLLM_RENAMED", '{"3": {"Cup": "Mug"}}')
+    settings = read_settings()
+    assert settings.leave_out == ("project:3", "reviewer:7")
+    assert settings.renamed == {3: {"Cup": "Mug"}}
+
+
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("SAM4MLLM_LEAVE_OUT", "ann@example.com"),
+        ("SAM4MLLM_LEAVE_OUT", "reviewer:"),
+        ("SAM4MLLM_RENAMED", "Cup=Mug"),
+        ("SAM4MLLM_RENAMED", '{"Cup": "Mug"}'),
+        ("SAM4MLLM_RENAMED", '{"3": "Mug"}'),
+    ],
+)
+def test_a_wrong_one_is_one_line(variable: str, value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(variable, value)
+    with pytest.raises(SettingsError) as caught:
+        read_settings()
+    assert str(caught.value).startswith(f"{variable}")
+    assert "\n" not in str(caught.value)

@@ -324,3 +324,25 @@ def test_the_page_says_what_masks_are_worth_and_what_tasks_without_cost(tmp_path
         assert 'sam4mllm_reviewed_tasks{tasks="assisted"} 3.0' in metrics
     finally:
         made.service.close(5)
+
+
+def test_a_reviewer_is_left_out_and_taken_in_on_the_page(tmp_path: Path) -> None:
+    made = school(tmp_path, leave_out=("project:99",))
+    try:
+        page, learner = create_app(made.service).test_client(), made.service.learner
+        learner.survey = learner.participants.survey([replace(review("demo-1-aaaa", 0.9, 1.0), reviewer=7)])
+        text = page.get("/", base_url=BASE_URL).text
+        assert "reviewer 7" in text
+        assert "SAM4MLLM_LEAVE_OUT; no correction of theirs" in text
+        assert press(page, "leave-out", "reviewer:7").status_code == 303
+        assert learner.participants.is_left_out(replace(review("", None, 1.0), reviewer=7))
+        learner.survey = learner.participants.survey([replace(review("demo-1-aaaa", 0.9, 1.0), reviewer=7)])
+        assert press(page, "take-in", "reviewer:7").status_code == 303
+        assert not learner.participants.is_left_out(replace(review("", None, 1.0), reviewer=7))
+        learner.survey = learner.participants.survey([replace(review("demo-1-aaaa", 0.9, 1.0), reviewer=7)])
+        fields = next(fields for address, fields in Forms(page.get("/", base_url=BASE_URL).text).found if address == "/actions/leave-out")
+        wrong = page.post("/actions/leave-out", data={**fields, "subject": "reviewer:<7>"}, base_url=BASE_URL)
+        assert "is no participant" in wrong.text
+        assert wrong.status_code >= 400
+    finally:
+        made.service.close(5)

@@ -38,6 +38,9 @@ SELECT id FROM annotations WHERE changed > :since
 UNION SELECT a.id FROM tasks t JOIN annotations a ON a.task = t.id WHERE t.changed > :since
 UNION SELECT a.id FROM served s JOIN annotations a ON a.task = s.task AND a.project = s.project WHERE s.noted > :since
 """
+_CONFIG_TEXTS = (
+    "SELECT c.label_config FROM config_notes n JOIN configs c ON c.digest = n.digest WHERE n.project = ? ORDER BY n.id DESC LIMIT 100"
+)
 _CONFIGS = "SELECT id, label_config, (SELECT max(n.id) FROM config_notes n WHERE n.project = p.id) FROM projects p"
 _REFUSALS = """
 SELECT r.annotation, r.reason FROM refusals r LEFT JOIN annotations a ON a.id = r.annotation LEFT JOIN tasks t ON t.id = a.task
@@ -124,6 +127,10 @@ class CorrectionLog(LogFile):
     def touched(self, since: float) -> list[int]:
         """Annotations, deleted ones too, that were written after a stamp, or whose task was, or what was served for it."""
         return [number for (number,) in self._patiently(_TOUCHED, {"since": since})]
+
+    def config_texts(self, project: int) -> list[str]:
+        """The last configs of a project that were noted, in that order."""
+        return [text for (text,) in self._patiently(_CONFIG_TEXTS, (project,))][::-1]
 
     def config_states(self) -> dict[int, str]:
         """By project, what changes when another labelling config is known of it."""

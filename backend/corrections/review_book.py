@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
+from types import MappingProxyType
 
+from backend.corrections.config_of import read_config
 from backend.corrections.log import CorrectionLog
 from backend.corrections.log_records import StoredAnnotation
-from backend.corrections.reviews import Taught, Key, Refused, Review, Reviews, choose, key_of, read_one
+from backend.corrections.renames import Renames, follow, rename, unknown
+from backend.corrections.reviews import Key, Refused, Review, Reviews, Taught, choose, key_of, read_one
+from backend.label_studio.label_config import Label
 from backend.settings import PROMPT_NAME
+from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import MAX_PIXELS
+
+log = logging.getLogger(__name__)
 
 
 class ReviewBook:
@@ -20,9 +28,21 @@ class ReviewBook:
     """
 
     def __init__(
-        self, corrections: CorrectionLog, phrase_field: str, prompt_control: str = PROMPT_NAME, max_pixels: int = MAX_PIXELS
+        self,
+        corrections: CorrectionLog,
+        phrase_field: str,
+        prompt_control: str = PROMPT_NAME,
+        max_pixels: int = MAX_PIXELS,
+        is_left_out: Callable[[Review], bool] = lambda _: False,
+        renamed: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
+        """``is_left_out`` says from which reviews nothing is to be learned; ``renamed``, by project, what labels are now that were renamed
+        in a way that cannot be followed.
+        """
         self._log = corrections
+        self._is_left_out = is_left_out
+        self._told = renamed
+        self._renames: dict[int, Renames] = {}
         self._how = phrase_field, max_pixels, prompt_control
         self._lock = threading.Lock()
         self._position: float | None = None
@@ -41,9 +61,30 @@ class ReviewBook:
         with self._lock:
             position, configs = self._log.position(), self._log.config_states()
             for stored in self._news(configs):
-                self._take(stored, read_one(stored, self._log, *self._how))
+                self._take(stored, self._read_one(stored))
             self._position, self._configs = position, configs
-            return Reviews(list(self._best.values()), list(self._refused.values()))
+            sides: tuple[list[Review], list[Review]] = [], []
+            for review in self._best.values():
+                sides[self._is_left_out(review)].append(review)
+            return Reviews(sides[False], list(self._refused.values()), sides[True])
+
+    def _read_one(self, stored: StoredAnnotation) -> Taught:
+        found = read_one(stored, self._log, *self._how)
+        return replace(found, reviews=tuple(rename(found.reviews, self._renames_of(stored.project))))
+
+    def _renames_of(self, project: int) -> Renames:
+        if project not in self._renames:
+            told, configs = self._told.get(project, {}), [self._labels(text) for text in self._log.config_texts(project)]
+            if wrong := unknown(configs, told):
+                log.warning("SAM4MLLM_RENAMED names labels that project %d does not have: %s", project, ascii(wrong)[:200])
+            self._renames[project] = {former: label for former, label in follow(configs, told).items() if former != label.value}
+        return self._renames[project]
+
+    def _labels(self, text: str) -> tuple[Label, ...]:
+        try:
+            return read_config(text, self._how[2]).mask.labels
+        except Sam4mllmError:
+            return ()
 
     def _news(self, configs: Mapping[int, str]) -> Iterator[StoredAnnotation]:
         """Annotations that must be read, which are forgotten before."""
@@ -51,6 +92,8 @@ class ReviewBook:
             self._forget(list(self._projects))  # of a first look that an error broke off
             return self._log.each_annotation()
         edited = {project for project in configs if configs[project] != self._configs.get(project)}
+        for project in edited:
+            self._renames.pop(project, None)
         touched = {*self._log.touched(self._position), *(number for number, project in self._projects.items() if project in edited)}
         self._forget(touched)
         return self._log.each_annotation(sorted(touched))
@@ -59,7 +102,7 @@ class ReviewBook:
         """Some of the reviews with their masks, in the order of their annotations; what changed since they were read is left out."""
         wanted = {(review.annotation, key_of(review)): review.changed for review in reviews}
         for stored in self._log.each_annotation(sorted({annotation for annotation, _ in wanted})):
-            for review in read_one(stored, self._log, *self._how).reviews:
+            for review in self._read_one(stored).reviews:
                 if wanted.get((review.annotation, key_of(review))) == review.changed:
                     yield review
 

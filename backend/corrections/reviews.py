@@ -51,7 +51,8 @@ class Review:
     ``version``: what served it, or empty. ``features``: those of its least sure region. ``lead_time``: seconds; ``reviewer``: the user who
     was last to save; ``updated``: seconds since 1970. ``image``: the reference in the task's data; ``page``: its number there, from 0, in a
     task of several. ``unassisted``: no pre-annotation was shown, on purpose. ``score``: that of the least sure region when it was served,
-    None if nothing was. ``changed``: the stamp of the annotation in the log, which says what came first.
+    None if nothing was. ``by_label``: the phrase is the label's name, for the task has none of its own. ``changed``: the stamp of
+    the annotation in the log, which says what came first.
     """
 
     annotation: int
@@ -73,6 +74,7 @@ class Review:
     unassisted: bool
     score: float | None = None
     page: int = 0
+    by_label: bool = False
     changed: float = field(default=0.0, compare=False)
 
 
@@ -93,10 +95,11 @@ class Refused:
 
 @dataclass(frozen=True)
 class Reviews:
-    """One review at most for each phrase of a picture; and what was refused."""
+    """One review at most for each phrase of a picture, and what was refused; ``left_out`` are those of whom nothing is to be learned."""
 
     reviews: list[Review]
     refused: list[Refused]
+    left_out: list[Review] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -151,9 +154,7 @@ def _is_newer(one: Review, other: Review) -> bool:
     return (one.updated, one.annotation) > (other.updated, other.annotation)
 
 
-def read_one(
-    stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int, prompt_control: str
-) -> Taught:
+def read_one(stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int, prompt_control: str) -> Taught:
     """What one annotation teaches, or why it is refused."""
     if stored.state == "skipped":
         return Taught()
@@ -205,7 +206,7 @@ def _reviews(case: ReviewedAnnotation, image: str, page: int, unassisted: bool, 
         if decided is not None:
             labels = {name for region in drawn for name in region.labels}
             review = _review(case, phrase, labels.pop() if len(labels) == 1 else label, drawn, decided, image, unassisted)
-            yield replace(review, page=page)
+            yield replace(review, page=page, by_label=named_by_labels)
 
 
 def _review(

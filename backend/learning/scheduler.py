@@ -22,6 +22,7 @@ from backend.learning.agreement import ReviewedAnswer, judged_of
 from backend.learning.auto_rollback import AutoRollback
 from backend.learning.conductor import TRAINER, Conductor
 from backend.learning.holdout import standing
+from backend.learning.participants import Participant, Participants
 from backend.learning.runs import Run, Runs
 from backend.learning.snapshot import Files
 from backend.learning.worth import NOTHING, measure_worth
@@ -72,7 +73,16 @@ class Learner:
         self._scorer = scorer
         self._files = files
         self._label_studio = label_studio
-        self._book = ReviewBook(corrections, settings.phrase_field, settings.prompt_control)
+        self.participants = Participants(settings.home, settings.leave_out)
+        self.survey: tuple[Participant, ...] = ()
+        """Whose reviews there are, as of the last look at them."""
+        self._book = ReviewBook(
+            corrections,
+            settings.phrase_field,
+            settings.prompt_control,
+            is_left_out=self.participants.is_left_out,
+            renamed=settings.renamed,
+        )
         self._conductor = Conductor(
             settings, engine, versions, corrections, self._book, files, self.runs, metrics, reconcile=self._reconcile, command=trainer
         )
@@ -133,6 +143,7 @@ class Learner:
         found = self._book.read()
         self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused})
         self._metrics.refused_annotations(len(self._log.refusals()))
+        self.survey = self.participants.survey([*found.reviews, *found.left_out])
         latest = heapq.nlargest(LATEST, found.reviews, in_order)
         if self._settings.has_model:  # what is reviewed without is no fault of the champion, which waits
             self.watch.look(latest, self.serves_since())
@@ -141,6 +152,20 @@ class Learner:
         self.judged, self.worth = judged_of(latest), measure_worth(latest)
         self.corrected = len({review.image for review in found.reviews})
         self._looked = position
+
+    def leave_out(self, name: str) -> None:
+        """Learn nothing more from a project or a reviewer. Raises LearningError."""
+        self.participants.leave_out(name)
+        self._look_again()
+
+    def take_in(self, name: str) -> None:
+        """Learn from them again. Raises LearningError."""
+        self.participants.take_in(name)
+        self._look_again()
+
+    def _look_again(self) -> None:
+        self._looked, self._next_look = 0.0, 0.0
+        self.wake()
 
     def serves_since(self) -> float:
         """The log's position when the serving version was promoted, kept as soon as that is seen; 0 if the registry does not say.

@@ -96,8 +96,17 @@ def _write(review: Review, files: Files, writer: ExampleWriter) -> str:
 
 def how_made(source: str) -> str:
     """How the example of a review came about, by its source; empty of any other."""
+    return _part(source, 4)
+
+
+def project_of(source: str) -> str:
+    """The project of an example's review; empty if it is of none."""
+    return _part(source, 1)
+
+
+def _part(source: str, at: int) -> str:
     parts = source.split(":")
-    return parts[4] if parts[0] == "label-studio" and len(parts) > 4 else ""
+    return parts[at] if parts[0] == "label-studio" and len(parts) > at else ""
 
 
 def _check_size(review: Review, record: ImageRecord) -> None:

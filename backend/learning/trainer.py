@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,7 @@ from backend.learning.gate import PairedSample, is_kept
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import choose_changes
 from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, read_text
-from backend.learning.snapshot import ACCEPTED, HOLDOUT, UNASSISTED, how_made
+from backend.learning.snapshot import ACCEPTED, HOLDOUT, UNASSISTED, how_made, project_of
 from backend.support.logs import TextFormatter
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.adapters.loose import LooseAdapter, read_papers
@@ -98,7 +98,7 @@ def _run(run: RunFolder, job: TrainingJob) -> int:
 
 
 def _train(run: RunFolder, job: TrainingJob) -> bool:
-    where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), label_of)
+    where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), labeller(read_examples(Path(job.dataset))))
     start = None if job.start is None else Path(job.start)
     session = Session(*where, start=start, extras=Extras(job.asking), precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
@@ -150,9 +150,17 @@ class Teller:
             self._run.write_progress("training", progress.step, progress.steps)
 
 
-def label_of(example: Example) -> str:
-    """The label of a correction; empty if it has none."""
-    return example.label or ""
+def labeller(examples: Sequence[Example]) -> Callable[[Example], str]:
+    """What gives the label of a correction, empty if it has none; where the examples are of several projects with its project's number, for
+    there one name may mean two things.
+    """
+    several = len({project_of(example.source) for example in examples}) > 1
+
+    def label_of(example: Example) -> str:
+        name = example.label or ""
+        return f"{name} (project {project_of(example.source)})" if several else name
+
+    return label_of
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------------------------------
@@ -168,12 +176,14 @@ def _evaluate(run: RunFolder, job: TrainingJob) -> None:
     dataset = Path(job.dataset)
     holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
     pairs: list[dict[str, Any]] = []
+    label_of = labeller(holdout)
     for index, found in enumerate(answer_all([champion, challenger], dataset, holdout)):
         run.write_progress("comparing", index, len(holdout))
         before, after = (score(answer, found.example) for answer in found.answers)
         example = found.example
         how = how_made(example.source)
-        pair = PairedSample(label_of(example), before, after, example.image, accepted=how == ACCEPTED, unassisted=how == UNASSISTED)
+        made = {"accepted": how == ACCEPTED, "unassisted": how == UNASSISTED}
+        pair = PairedSample(label_of(example), before, after, example.image, **made)
         pairs.append({**asdict(pair), "phrase": example.phrase})
     kept = is_kept([read_pair(one) for one in pairs])
     golden = (None, None) if kept else _golden(run, job, champion, challenger)

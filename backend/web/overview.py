@@ -9,6 +9,7 @@ from typing import Any
 
 from backend.learning.agreement import Reliability, ReviewedAnswer, Trend, draw_trend, measure_reliability
 from backend.learning.auto_rollback import ControlChart
+from backend.learning.participants import Participant
 from backend.learning.report import Plot, draw_curve
 from backend.learning.run_folder import RunFolder, ShownPair
 from backend.learning.runs import Run
@@ -77,6 +78,7 @@ class Overview:
     reliability: Reliability | None
     worth: Worth
     unassisted_minutes: float | None
+    participants: tuple[Participant, ...]
     standing: str
     active: list[Active]
     runs: list[Run]
@@ -138,6 +140,7 @@ def look(service: Service, first: int = 0) -> Overview:
         reliability=measure_reliability(learner.judged),
         worth=learner.worth,
         unassisted_minutes=learner.worth.cost(settings.unassisted_share),
+        participants=learner.survey,
         standing="" if settings.untrained else learner.standing(),
         active=[_active(run, learner.runs.folder(run.id)) for run in runs if not run.over],
         runs=runs[first : first + SHOWN_RUNS],

@@ -48,6 +48,8 @@ BUTTONS = {
     "train": Button(lambda service, _: service.learner.ask("asked for on the status page"), "A run begins as soon as the server is free."),
     "stop": Button(_stop, "The run is being stopped."),
     "promote": Button(lambda service, version: service.versions.promote(version), "The version serves."),
+    "leave-out": Button(lambda service, name: service.learner.leave_out(name), "What they corrected teaches nothing from now on."),
+    "take-in": Button(lambda service, name: service.learner.take_in(name), "What they corrected is learned from again."),
     "rollback": Button(lambda service, serving: service.versions.rollback(serving), "The former version serves again."),
 }
 
@@ -92,7 +94,7 @@ def add_status_routes(app: Flask, service: Service) -> None:
 
     @app.post("/actions/<name>")
     def action(name: str) -> Response:
-        """The status page's buttons: train, stop, promote, rollback; pressed by its own forms alone."""
+        """The status page's buttons: train, stop, promote, rollback, leave-out, take-in; pressed by its own forms alone."""
         button = BUTTONS.get(name)
         if button is None:
             return page(HTTPStatus.NOT_FOUND, wrong="there is no such button")

@@ -1,0 +1,68 @@
+"""Labels that were renamed: what was corrected under a former name is learned under the present one.
+
+A label of one config is that of the next if they share a name, be it the value or an alias. Where exactly one label is left over on either
+side, one name went and one came: that is a rename, too. Two that went and two that came prove nothing; a mapping in the settings tells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+from backend.corrections.reviews import Review
+from backend.label_studio.label_config import Label
+
+Renames = Mapping[str, Label]
+"""What a label is now, by its former value."""
+
+
+def follow(configs: Sequence[Sequence[Label]], told: Mapping[str, str] | None = None) -> dict[str, Label]:
+    """What each label of a project's configs, in the order of time, is in the last of them.
+
+    Those that are gone are left out. ``told`` says of former values what they are now; what is no present label is passed over.
+    """
+    present: dict[str, Label] = {}
+    before: Sequence[Label] = ()
+    for labels in configs:
+        step = _match(before, labels)
+        present = {former: step.get(label.value, label) for former, label in present.items()}
+        present |= {label.value: label for label in labels}
+        before = labels
+    last = {label.value: label for label in before}
+    found = {former: last[label.value] for former, label in present.items() if label.value in last}
+    return found | {former: last[now] for former, now in (told or {}).items() if now in last}
+
+
+def unknown(configs: Sequence[Sequence[Label]], told: Mapping[str, str]) -> list[str]:
+    """The values in a mapping that none of the configs has, or of present ones the last."""
+    ever = {label.value for labels in configs for label in labels}
+    now = {label.value for label in configs[-1]} if configs else set()
+    return sorted({former for former in told if former not in ever} | {value for value in told.values() if value not in now})
+
+
+def rename(reviews: Iterable[Review], renames: Renames) -> list[Review]:
+    """The reviews under present names; a phrase that is a label's name follows it."""
+    return [_renamed(review, renames) for review in reviews]
+
+
+def _renamed(review: Review, renames: Renames) -> Review:
+    label = renames.get(review.label or "")
+    if label is None:
+        return review
+    return replace(review, label=label.value, phrase=(label.phrase if review.by_label else None) or review.phrase)
+
+
+def _match(before: Sequence[Label], after: Sequence[Label]) -> dict[str, Label]:
+    """What each label of a config is in the next, by its value."""
+    values = {label.value: label for label in after}
+    found = {label.value: values[label.value] for label in before if label.value in values}
+    for label in before:
+        if label.value not in found:
+            shared = [one for one in after if one not in found.values() and set(one.names) & set(label.names)]
+            if shared:
+                found[label.value] = shared[0]
+    went = [label for label in before if label.value not in found]
+    came = [label for label in after if label not in found.values()]
+    if len(went) == len(came) == 1:
+        found[went[0].value] = came[0]
+    return found
