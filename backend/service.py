@@ -22,6 +22,7 @@ from backend.learning.scheduler import Learner
 from backend.serving.answerer import Answerer
 from backend.serving.backlog import Backlog
 from backend.serving.calibration import Scorer
+from backend.serving.edges import Edges
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases
 from backend.serving.predictor import Images, Predictor
@@ -114,15 +115,19 @@ def build(
     scorer = Scorer(settings.home / "score.json")
 
     def begin() -> Leases:
-        leases = versions.begin(load(settings))
+        leases = load(settings)
+        leases.name_edges(edges.digest)
+        versions.begin(leases)
         leases.calibrate(scorer.calibration)
         return leases
 
-    answerer = Answerer(settings, metrics)
+    edges = Edges(settings.home)
+    answerer = Answerer(settings, metrics, edges)
     engine: Engine[Leases] = Engine(begin, settings.queue, answerer.forget_images)
     background = ThreadPoolExecutor(1, "background")
 
     def noted(version: str) -> None:
+        edges.note(version)
         former = _note(version, settings)
         if settings.refresh and former and former != version and label_studio is not None and token:
             background.submit(_refresh, label_studio, corrections.projects(), former, version)
@@ -141,7 +146,16 @@ def build(
     backlog = Backlog(predict_late, label_studio) if label_studio is not None and token else None
     predictor = Predictor(engine, answerer, pictures, corrections, settings, metrics, shared, backlog)
     learner = Learner(
-        settings, engine, versions, corrections, pictures, metrics, label_studio=label_studio, scorer=scorer, trainer=trainer or TRAINER
+        settings,
+        engine,
+        versions,
+        corrections,
+        pictures,
+        metrics,
+        label_studio=label_studio,
+        scorer=scorer,
+        edges=edges,
+        trainer=trainer or TRAINER,
     )
     caches: dict[str, ByteCache[Any, Any]] = {"answers": predictor.answers, "images": predictor.answerer.opened}
     if isinstance(pictures, ImageStore):

@@ -65,6 +65,7 @@ class Options:
     ``thought_tokens``: with ``reason``, where a thought is cut off and the answer asked for.
     ``look_back``: whether the MLLM is shown each mask's outline and asked if that is what the phrase means: ``off``, for the ``score``
     alone, or to ``drop`` what it denies, too. Where a reviewer clicks it is not asked.
+    ``edges``: names the edges that masks get afterwards, where a team adopted some (:mod:`sam4mllm.edges`); it only names them.
     ``former_mask``: whether the segmenter, where a reviewer's click corrects a mask, sees that mask, too. docs/points.md measures it.
     """
 
@@ -78,6 +79,7 @@ class Options:
     thought_tokens: int = THOUGHT_TOKENS
     former_mask: bool = True
     look_back: LookBack = "off"
+    edges: str = ""
 
     def __post_init__(self) -> None:
         named = {"strategy": get_args(AskedStrategy), "pattern": PATTERNS, "choice": CHOICES, "look_back": LOOKS_BACK}
@@ -103,6 +105,8 @@ class Options:
             del chosen["thought_tokens"]
         if self.look_back == "off":
             del chosen["look_back"]
+        if not self.edges:
+            del chosen["edges"]
         return chosen
 
 

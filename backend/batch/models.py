@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from backend.serving.calibration import Scorer
+from backend.serving.edges import Edges
 from backend.serving.engine import Engine
 from backend.serving.leases import remembering
 from backend.serving.versions import Versions, load_cold
@@ -22,6 +23,7 @@ def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:
     # before the seconds that loading takes
     described = None if folder is None else describe_adapter(folder, slug(settings.model), read_papers(folder))
     leases = load_cold(settings)
+    leases.name_edges(Edges(settings.home).digest)
     if folder is not None and described is not None and leases.loader is not None:
         leases.seat(remembering(leases.loader.load(folder, described)))
     else:

@@ -25,6 +25,7 @@ from backend.label_studio.push import patiently, tasks_without
 from backend.label_studio.region_parts import join_pages, naming_page
 from backend.label_studio.wire import Task, is_row_id, read_task
 from backend.serving.answerer import Answerer, bulk_question
+from backend.serving.edges import Edges
 from backend.serving.served_records import served_records
 from backend.settings import Settings
 from backend.support.metrics import Metrics
@@ -149,7 +150,7 @@ class ProjectWork:
                 with naming_page(question.page):
                     # decoded, a picture takes megabytes: further pages are had one at a time
                     shown = store.load(question.image, job.id) if page else image
-                    text, drawn = answerer.answer(pipeline, shown, question, question.key(version, self.project), seconds)
+                    text, drawn = answerer.answer(pipeline, shown, question, question.key(version, self.project), seconds, self.project)
                 answers.append((page, text))
                 served += served_records(drawn, shown, self.project, job.id, version, False, page)
             return Answered(json.loads(join_pages(answers, config) if config.paged else answers[0][1]), served)
@@ -307,7 +308,7 @@ def _number(name: str) -> int:
 
 
 def _answerer(settings: Settings) -> Answerer:
-    return Answerer(settings.model_copy(update={"cache_mb": min(settings.cache_mb, OPENED_MB)}), Metrics())
+    return Answerer(settings.model_copy(update={"cache_mb": min(settings.cache_mb, OPENED_MB)}), Metrics(), Edges(settings.home))
 
 
 def _digest(*parts: object) -> str:

@@ -32,6 +32,11 @@ class PhraseDecision:
     size: tuple[int, int]
     masks: tuple[Rle, ...] = ()
 
+    @property
+    def served(self) -> tuple[Rle, ...]:
+        """The masks of ``base``."""
+        return tuple({mask["counts"]: mask for answer in self.base for mask in answer.regions.values()}.values())
+
 
 def decide_none(case: ReviewedAnnotation, phrase: str) -> PhraseDecision | None:
     """Whether the reviewer said that the phrase means nothing here; None if that is not known.

@@ -119,7 +119,7 @@ class ReviewBook:
             self._refused[stored.id] = Refused(stored.id, stored.project, stored.task, found.refusal)
         self._keys[stored.id] = tuple(map(key_of, found.reviews))
         for review in found.reviews:
-            self._candidates.setdefault(key_of(review), {})[stored.id] = found.truth, replace(review, instances=())
+            self._candidates.setdefault(key_of(review), {})[stored.id] = found.truth, replace(review, instances=(), served=())
             self._choose(key_of(review))
 
     def _choose(self, key: Key) -> None:

@@ -51,8 +51,8 @@ class Review:
     ``version``: what served it, or empty. ``features``: those of its least sure region. ``lead_time``: seconds; ``reviewer``: the user who
     was last to save; ``updated``: seconds since 1970. ``image``: the reference in the task's data; ``page``: its number there, from 0, in a
     task of several. ``unassisted``: no pre-annotation was shown, on purpose. ``score``: that of the least sure region when it was served,
-    None if nothing was. ``by_label``: the phrase is the label's name, for the task has none of its own. ``changed``: the stamp of
-    the annotation in the log, which says what came first.
+    None if nothing was. ``by_label``: the phrase is the label's name, for the task has none of its own. ``served``: the
+    masks that were served for it. ``changed``: the stamp of the annotation in the log, which says what came first.
     """
 
     annotation: int
@@ -75,6 +75,7 @@ class Review:
     score: float | None = None
     page: int = 0
     by_label: bool = False
+    served: tuple[Rle, ...] = ()
     changed: float = field(default=0.0, compare=False)
 
 
@@ -241,6 +242,7 @@ def _review(
         image=image,
         unassisted=unassisted,
         score=least.score if least else None,
+        served=decided.served,
     )
 
 

@@ -14,24 +14,27 @@ from collections.abc import Callable, Sequence
 from backend.corrections.log import CorrectionLog
 from backend.corrections.reconcile import reconcile
 from backend.corrections.review_book import ReviewBook
-from backend.corrections.reviews import in_order
-from backend.errors import LearningError, where
+from backend.corrections.reviews import Review, in_order
+from backend.errors import LearningError, NotReadyError, where
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.events import START_TRAINING
 from backend.learning.agreement import ReviewedAnswer, judged_of
 from backend.learning.auto_rollback import AutoRollback
 from backend.learning.conductor import TRAINER, Conductor
+from backend.learning.edge_offers import EdgeOffer, find_offers, groups
 from backend.learning.holdout import standing
 from backend.learning.participants import Participant, Participants
 from backend.learning.runs import Run, Runs
 from backend.learning.snapshot import Files
 from backend.learning.worth import NOTHING, measure_worth
 from backend.serving.calibration import Scorer
+from backend.serving.edges import Edges
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases
 from backend.serving.versions import Versions
 from backend.settings import Settings
 from backend.support.metrics import Metrics
+from sam4mllm.edges import Edge
 from sam4mllm.errors import Sam4mllmError
 
 log = logging.getLogger(__name__)
@@ -43,6 +46,8 @@ EARLIEST = 1.0
 """A position before all others."""
 LOOK_SECONDS = 20.0
 """Between two looks at the reviews."""
+GROWTH = 1.2
+"""A label's edge is fitted anew when it has so many times the corrections."""
 LATEST = 5_000
 """Reviews by which agreement is judged and shown, the last ones: a look must not take longer with each that comes."""
 
@@ -61,6 +66,7 @@ class Learner:
         *,
         label_studio: LabelStudio | None,
         scorer: Scorer,
+        edges: Edges,
         trainer: Sequence[str] = TRAINER,
     ) -> None:
         self.runs = Runs(settings.home)
@@ -71,6 +77,10 @@ class Learner:
         self._log = corrections
         self._metrics = metrics
         self._scorer = scorer
+        self.edges = edges
+        self.edge_offers: tuple[EdgeOffer, ...] = ()
+        """As of the last look at edges."""
+        self._edges_seen: dict[tuple[int, str], tuple[Edge, int]] = {}
         self._files = files
         self._label_studio = label_studio
         self.participants = Participants(settings.home, settings.leave_out)
@@ -150,6 +160,7 @@ class Learner:
         if self._scorer.refit(found.reviews, leases.current.version):
             leases.calibrate(self._scorer.calibration)
         self.judged, self.worth = judged_of(latest), measure_worth(latest)
+        self._look_at_edges(latest)
         self.corrected = len({review.image for review in found.reviews})
         self._looked = position
 
@@ -166,6 +177,31 @@ class Learner:
     def _look_again(self) -> None:
         self._looked, self._next_look = 0.0, 0.0
         self.wake()
+
+    def adopt_edge(self, project: int, label: str, edge: Edge) -> None:
+        """Draw a label's masks with another edge; AS_DRAWN takes it back. Raises LearningError or NotReadyError."""
+        former = self.edges.of(project, label)
+        self.edges.adopt(project, label, edge)
+        try:
+            self._versions.name_edges(self.edges.digest)
+        except NotReadyError:
+            self.edges.adopt(project, label, former)
+            raise
+        self.edge_offers = tuple(one for one in self.edge_offers if (one.project, one.label) != (project, label))
+
+    def _look_at_edges(self, reviews: Sequence[Review]) -> None:
+        """Fit the edges of labels that have enough more corrections than last time."""
+        found = groups(reviews)
+        seen = {key: (self.edges.of(*key), len(some)) for key, some in found.items()}
+        fresh = {key for key, (edge, count) in seen.items() if self._is_fresh(key, edge, count)}
+        kept = [one for one in self.edge_offers if (one.project, one.label) in found.keys() - fresh]
+        offers = find_offers([one for key in fresh for one in found[key]], self._book.with_masks, self.edges)
+        self.edge_offers = tuple(sorted([*kept, *offers], key=lambda one: (one.project, one.label)))
+        self._edges_seen |= {key: seen[key] for key in fresh}
+
+    def _is_fresh(self, key: tuple[int, str], edge: Edge, count: int) -> bool:
+        known, before = self._edges_seen.get(key, (edge, 0))
+        return edge != known or count >= GROWTH * before
 
     def serves_since(self) -> float:
         """The log's position when the serving version was promoted, kept as soon as that is seen; 0 if the registry does not say.

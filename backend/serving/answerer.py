@@ -18,12 +18,14 @@ from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.phrases import Pointed, Wanted, wanted
 from backend.label_studio.wire import Region, Task, prediction
 from backend.label_studio.write_regions import answer_line, to_regions
+from backend.serving.edges import Edges
 from backend.serving.pointing import OnScreen, answer_ids, of_size, with_shown
 from backend.serving.served_records import ServedAnswer
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
+from sam4mllm.edges import draw_edge
 from sam4mllm.identity import digest_of
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Instance, Segmentation
@@ -80,14 +82,15 @@ def bulk_question(task: Task, config: LabelConfig, phrase_field: str) -> Questio
 class Answerer:
     """Answers questions by a pipeline, and keeps the images it took in. For one thread at a time."""
 
-    def __init__(self, settings: Settings, metrics: Metrics) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, edges: Edges) -> None:
         self._settings = settings
+        self._edges = edges
         self._metrics = metrics
         self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(settings.cache_mb * 1024 * 1024, lambda opened: opened.nbytes)
         """Images taken in, by version and SHA-256."""
 
     def answer(
-        self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float
+        self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float, project: int | None
     ) -> tuple[bytes, list[ServedAnswer]]:
         """A prediction's JSON text, and what was drawn for it; ``fetched`` are the seconds that the image took.
 
@@ -106,7 +109,8 @@ class Answerer:
         drawn: list[ServedAnswer] = []
         for place, (one, label, instances) in enumerate(zip(found, labels, kept, strict=True)):
             recorded: list[tuple[Instance, tuple[Region, ...]]] = []
-            for index, instance in enumerate(instances):
+            for index, bare in enumerate(instances):
+                instance = replace(bare, mask=draw_edge(bare.mask, self._edges.of(project, label)))
                 own = _label_alone(question) if instance.pointed == "alone" else label
                 made = to_regions(
                     instance, index, question.config, own, f"{key} {place}", question.page, one.calibrated or bool(instance.pointed)

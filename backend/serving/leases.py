@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -44,11 +45,24 @@ class Leases:
         self._retired: list[Pipeline] = []
         self._lock = threading.Lock()
         self._calibration: Calibration | None = None
+        self._edges = ""
 
     def calibrate(self, calibration: Calibration | None) -> None:
         """Score by this from now on, whichever pipeline serves."""
         with self._lock:
             self._calibration = self.current.calibration = calibration
+
+    def name_edges(self, edges: str) -> None:
+        """From now on predictions are of versions that these edges are part of (:class:`backend.serving.edges.Edges`)."""
+        with self._lock:
+            self._edges = edges
+        self.seat(self.current)
+
+    def with_edges(self, pipeline: Pipeline) -> Pipeline:
+        """The pipeline as it serves: itself, if its version has the edges of now."""
+        if pipeline.options.edges == self._edges:
+            return pipeline
+        return pipeline.through(pipeline.grounder, replace(pipeline.options, edges=self._edges))
 
     def take(self) -> Pipeline:
         """The pipeline for a request, until it is given back."""
@@ -64,6 +78,7 @@ class Leases:
 
     def seat(self, pipeline: Pipeline) -> None:
         """From now on requests begin with this pipeline."""
+        pipeline = self.with_edges(pipeline)
         with self._lock:
             pipeline.calibration = self._calibration
             if pipeline is not self.current:

@@ -315,7 +315,7 @@ class Predictor:
                     late = self.answers.get(key, again=True)  # for who asked before, and asked again while that was worked on
                     if late is not None:
                         return late
-                    answer, drawn = self.answerer.answer(pipeline, image, question, key, fetched)
+                    answer, drawn = self.answerer.answer(pipeline, image, question, key, fetched, request.project)
                     # before it is kept, and not by who waits: a late answer is served from memory when it is asked for again
                     self._record(drawn, image, question, request.project, version)
                     self._single_flight.keep(key, answer)

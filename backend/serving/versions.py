@@ -111,6 +111,15 @@ class Versions:
         files = {name: folder / name for name in FILES}
         return self.registry.add(files, papers, slug=current.slug, identity=loader.identity_for(papers), parent=_name(current))
 
+    def name_edges(self, edges: str) -> None:
+        """From now on these edges are part of the version. Raises NotReadyError."""
+        with self._lock:
+            leases = self._engine.model
+            if leases is None:
+                raise NotReadyError("the models are not loaded; ask again when the server is ready")
+            leases.name_edges(edges)
+            self._noted(leases.current.version)
+
     def promote(self, version: str) -> Manifest:
         """Verify, load and let serve a version, in this order: one that cannot be loaded never becomes champion."""
         with self._lock:
@@ -145,6 +154,7 @@ class Versions:
             return manifest
 
     def _seat(self, leases: Leases, pipeline: Pipeline) -> None:
+        pipeline = leases.with_edges(pipeline)
         _tell(pipeline)
         self._noted(pipeline.version)
         leases.seat(pipeline)

@@ -9,6 +9,7 @@ from typing import Any
 
 from backend.learning.agreement import Reliability, ReviewedAnswer, Trend, draw_trend, measure_reliability
 from backend.learning.auto_rollback import ControlChart
+from backend.learning.edge_offers import EdgeOffer
 from backend.learning.participants import Participant
 from backend.learning.report import Plot, draw_curve
 from backend.learning.run_folder import RunFolder, ShownPair
@@ -78,6 +79,8 @@ class Overview:
     reliability: Reliability | None
     worth: Worth
     unassisted_minutes: float | None
+    edge_offers: tuple[EdgeOffer, ...]
+    edges: tuple[tuple[int, str, str], ...]
     participants: tuple[Participant, ...]
     standing: str
     active: list[Active]
@@ -140,6 +143,8 @@ def look(service: Service, first: int = 0) -> Overview:
         reliability=measure_reliability(learner.judged),
         worth=learner.worth,
         unassisted_minutes=learner.worth.cost(settings.unassisted_share),
+        edge_offers=learner.edge_offers,
+        edges=tuple((project, label, str(edge)) for project, label, edge in learner.edges.adopted),
         participants=learner.survey,
         standing="" if settings.untrained else learner.standing(),
         active=[_active(run, learner.runs.folder(run.id)) for run in runs if not run.over],

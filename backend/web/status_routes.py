@@ -17,6 +17,7 @@ from backend.web.error_handlers import status_of
 from backend.web.form_guard import TOKEN, FormGuard
 from backend.web.http_parts import note_reason
 from backend.web.overview import BASE_MODEL, SHOWN_RUNS, look
+from sam4mllm.edges import AS_DRAWN
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.page import render
 
@@ -44,7 +45,24 @@ def _stop(service: Service, run: str) -> None:
         raise WireError("there is no such run")
 
 
+def _adopt(service: Service, subject: str) -> None:
+    learner = service.learner
+    offer = next((one for one in learner.edge_offers if f"{one.project}:{one.label}" == subject), None)
+    if offer is None:
+        raise WireError("there is no such offer any more")
+    learner.adopt_edge(offer.project, offer.label, offer.edge)
+
+
+def _take_back(service: Service, subject: str) -> None:
+    project, _, label = subject.partition(":")
+    if not any(subject == f"{number}:{name}" for number, name, _ in service.learner.edges.adopted):
+        raise WireError("no such edge was adopted")
+    service.learner.adopt_edge(int(project), label, AS_DRAWN)
+
+
 BUTTONS = {
+    "adopt-edge": Button(_adopt, "Masks of this label are drawn so from now on, by a version with a new name."),
+    "drop-edge": Button(_take_back, "Masks of this label are drawn as they are again."),
     "train": Button(lambda service, _: service.learner.ask("asked for on the status page"), "A run begins as soon as the server is free."),
     "stop": Button(_stop, "The run is being stopped."),
     "promote": Button(lambda service, version: service.versions.promote(version), "The version serves."),
@@ -94,7 +112,7 @@ def add_status_routes(app: Flask, service: Service) -> None:
 
     @app.post("/actions/<name>")
     def action(name: str) -> Response:
-        """The status page's buttons: train, stop, promote, rollback, leave-out, take-in; pressed by its own forms alone."""
+        """The status page's buttons: train, stop, promote, rollback, leave-out, take-in, adopt-edge, drop-edge."""
         button = BUTTONS.get(name)
         if button is None:
             return page(HTTPStatus.NOT_FOUND, wrong="there is no such button")

@@ -1,0 +1,114 @@
+"""Offers of an edge: where a label's reviewers draw it, if that is not where the masks end. Nothing is adopted without a press."""
+
+from __future__ import annotations
+
+import base64
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from backend.corrections.reviews import Review, in_order
+from backend.learning.paired_tests import BOOTSTRAP_PAIRS, LEVEL, sign_flip_p
+from backend.serving.edges import Edges
+from sam4mllm.edges import AS_DRAWN, MAX_OFFSET_PX, Edge, EdgeFit, draw_edge, fit_edge, try_edges, union_of
+from sam4mllm.run_lengths import from_rle
+
+LEAST_PICTURES = 8
+"""Edited pictures of a label; of 8 the smallest p is 2⁻⁸, and at three pixels an offset is found in all trials with ten."""
+MOST_PICTURES = BOOTSTRAP_PAIRS - 1
+"""The last ones, of which the exact test is quick."""
+SHOWN = 3
+SIDE = 220
+"""Pixels of a picture on the page, at most."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class EdgeOffer:
+    """Reviewers of a project's label draw it with another ``edge`` than the ``present`` one.
+
+    ``gain``: the mean IoU with their masks that it brings, on pictures that it was not fitted on, by so many ``pictures``; ``p``: how
+    often chance would do as much. ``examples``: PNG files in ``data:`` addresses: the served mask in grey, the reviewer's outline in
+    blue, the offered one in orange.
+    """
+
+    project: int
+    label: str
+    edge: Edge
+    present: Edge
+    gain: float
+    p: float
+    pictures: int
+    examples: tuple[str, ...] = ()
+
+
+def groups(reviews: Iterable[Review]) -> dict[tuple[int, str], list[Review]]:
+    """The edited reviews by project and label, of each picture one, the last MOST_PICTURES; labels with too few are left out."""
+    found: defaultdict[tuple[int, str], dict[str, Review]] = defaultdict(dict)
+    for review in sorted(reviews, key=in_order):
+        if review.outcome == "edited" and review.label is not None and review.iou:
+            found[review.project, review.label][review.image] = review
+    return {key: list(some.values())[-MOST_PICTURES:] for key, some in found.items() if len(some) >= LEAST_PICTURES}
+
+
+def find_offer(reviews: Sequence[Review], edges: Edges) -> EdgeOffer | None:
+    """The offer to one group, whose reviews are with their masks; None if its edge is well where it is."""
+    if len(reviews) < LEAST_PICTURES:
+        return None
+    project, label = reviews[0].project, reviews[0].label or ""
+    present = edges.of(project, label)
+    pairs = [_masks(review) for review in reviews]
+    known = [edges.at(review.version, project, label) for review in reviews]
+    found = fit_guarded([try_edges(*pair, at) for pair, at in zip(pairs, known, strict=True)], present)
+    if found is None:
+        return None
+    fitted, p = found
+    examples = tuple(_picture(*pair, fitted.edge, at) for pair, at in list(zip(pairs, known, strict=True))[-SHOWN:])
+    return EdgeOffer(project, label, fitted.edge, present, float(fitted.gains.mean()), p, len(reviews), examples)
+
+
+def fit_guarded(ious: Sequence[NDArray[np.float64]], present: Edge = AS_DRAWN) -> tuple[EdgeFit, float] | None:
+    """The best edge of pictures, from 2 to MOST_PICTURES, by their tables of :func:`sam4mllm.edges.try_edges`, and the p of its gain on
+    pictures that it was not fitted on, by the exact sign-flip test; None if it is the present one, or p is above LEVEL.
+    """
+    fitted = fit_edge(ious, present)
+    if fitted.edge == present or fitted.gains.mean() <= 0:
+        return None
+    p = sign_flip_p(fitted.gains)
+    return (fitted, p) if p <= LEVEL else None
+
+
+def find_offers(reviews: Iterable[Review], with_masks: Callable[[Iterable[Review]], Iterable[Review]], edges: Edges) -> list[EdgeOffer]:
+    """The offers to all projects and labels."""
+    offers = (find_offer(list(with_masks(some)), edges) for _, some in sorted(groups(reviews).items()))
+    return [offer for offer in offers if offer is not None]
+
+
+def _masks(review: Review) -> tuple[Mask, Mask]:
+    """What was served for the phrase, and what the reviewer made of it, (H, W) each."""
+    size = (review.height, review.width)
+    served, final = (union_of((from_rle(rle, *size) for rle in some), size) for some in (review.served, review.instances))
+    return served, final
+
+
+def _picture(served: Mask, final: Mask, edge: Edge, known: Edge) -> str:
+    offset = max(-MAX_OFFSET_PX, min(MAX_OFFSET_PX, edge.offset_px - known.offset_px))
+    offered = draw_edge(served, Edge(offset, edge.filled))
+    rows, columns = (np.flatnonzero((served | final | offered).any(axis)) for axis in (1, 0))
+    crop = tuple(slice(max(0, some[0] - 4), some[-1] + 5) for some in (rows, columns))
+    scale = max(1, round(SIDE / max(served[crop].shape)))
+    canvas = np.full((*served[crop].shape, 3), 255, np.uint8)
+    canvas[served[crop]] = 205
+    canvas = np.asarray(cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST), np.uint8)
+    for mask, colour in ((final, (196, 99, 36)), (offered, (0, 120, 240))):
+        large = cv2.resize(mask[crop].astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        lines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, lines, -1, colour, 1 if max(canvas.shape) < SIDE else 2)
+    shrink = min(1.0, SIDE / max(canvas.shape))
+    small = cv2.resize(canvas, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", small)[1].tobytes()).decode()

@@ -1,0 +1,135 @@
+"""Where a team draws edges: an offset from a segmenter's masks, and whether holes are filled, fitted on few corrections.
+
+A rule of one number: with trained decoders it shares that it learns a convention and no recognition, and it is as good at that from fewer
+pictures (a constant offset of three pixels: +0.08 of mean IoU from ten). Unguarded it would fit noise, so it has to hold on pictures that
+it was not fitted on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from sam4mllm.masks import mask_iou
+
+MAX_OFFSET_PX = 8
+OFFSETS_PX = tuple(sorted(range(-MAX_OFFSET_PX, MAX_OFFSET_PX + 1), key=abs))
+"""Tried in this order, so that of two that are as good the smaller one is taken."""
+
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Edge:
+    """``offset_px`` pixels of the image outward, or inward if it is negative; ``filled``: holes are part of the thing."""
+
+    offset_px: int = 0
+    filled: bool = False
+
+    def __post_init__(self) -> None:
+        if abs(self.offset_px) > MAX_OFFSET_PX:
+            raise ValueError(f"an edge is moved by at most {MAX_OFFSET_PX} pixels, not {self.offset_px}")
+
+    def __str__(self) -> str:
+        side = f"{abs(self.offset_px)} px {'wider' if self.offset_px > 0 else 'narrower'}" if self.offset_px else ""
+        return " and ".join(filter(None, (side, "without holes" if self.filled else ""))) or "as they are"
+
+
+AS_DRAWN = Edge()
+EDGES = tuple(Edge(offset, filled) for filled in (False, True) for offset in OFFSETS_PX)
+
+
+class Outline:
+    """The signed distance of a mask's pixels from its edge, for any number of edges."""
+
+    def __init__(self, mask: Mask) -> None:
+        """``mask`` is (H, W)."""
+        self.mask = mask
+        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
+        empty = not len(rows)
+        # nothing changes farther away
+        pad = MAX_OFFSET_PX + 1
+        self._crop = (slice(0, 0),) * 2 if empty else tuple(slice(max(0, some[0] - pad), some[-1] + 1 + pad) for some in (rows, columns))
+
+    @cached_property
+    def _plain(self) -> NDArray[np.float32]:
+        return _signed_distance(self.mask[self._crop])
+
+    @cached_property
+    def _filled(self) -> NDArray[np.float32]:
+        return _signed_distance(_fill(self.mask[self._crop]))
+
+    def at(self, edge: Edge) -> Mask:
+        """The mask (H, W) with another edge; as it was, if nothing would be left of it."""
+        if edge == AS_DRAWN or not self.mask.any():
+            return self.mask
+        distance, offset = self._filled if edge.filled else self._plain, edge.offset_px
+        moved = distance <= offset if offset >= 0 else distance < offset
+        if not moved.any():
+            return self.mask
+        whole = np.zeros_like(self.mask)
+        whole[self._crop] = moved
+        return whole
+
+
+def draw_edge(mask: Mask, edge: Edge) -> Mask:
+    """A mask (H, W) with another edge."""
+    return Outline(mask).at(edge)
+
+
+def try_edges(drawn: Mask, corrected: Mask, known: Edge = AS_DRAWN) -> NDArray[np.float64]:
+    """(len(EDGES),) IoU of a reviewer's mask with what would have been drawn at each edge; ``drawn`` was at the ``known`` one.
+
+    Edges that would need more than a move by MAX_OFFSET_PX from there count as that.
+    """
+    outline = Outline(drawn)
+
+    def moved(edge: Edge) -> Mask:
+        offset = max(-MAX_OFFSET_PX, min(MAX_OFFSET_PX, edge.offset_px - known.offset_px))
+        return outline.at(Edge(offset, edge.filled))
+
+    return np.array([mask_iou(moved(edge), corrected) for edge in EDGES])
+
+
+@dataclass(frozen=True)
+class EdgeFit:
+    """The best edge, and the (N,) IoU that each picture gains by the edge that fits the others best, against the ``known`` one."""
+
+    edge: Edge
+    gains: NDArray[np.float64]
+
+
+def fit_edge(ious: Sequence[NDArray[np.float64]] | NDArray[np.float64], known: Edge = AS_DRAWN) -> EdgeFit:
+    """Fit on the tables of at least two pictures, each from :func:`try_edges`."""
+    table = np.asarray(ious, np.float64)
+    total = table.sum(0)
+    rest = (total[None] - table).argmax(1)
+    own = np.arange(len(table))
+    return EdgeFit(EDGES[int(total.argmax())], table[own, rest] - table[:, EDGES.index(known)])
+
+
+def union_of(masks: Iterable[Mask], size: tuple[int, int]) -> Mask:
+    """(H, W), of one mask after the other."""
+    whole = np.zeros(size, np.bool_)
+    for mask in masks:
+        whole |= mask
+    return whole
+
+
+def _signed_distance(mask: Mask) -> NDArray[np.float32]:
+    """Pixels to the mask outside of it, and less than 0 inside."""
+    inside = mask.astype(np.uint8)
+    outward, inward = (cv2.distanceTransform(part, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for part in (1 - inside, inside))
+    return np.asarray(outward - inward, dtype=np.float32)
+
+
+def _fill(mask: Mask) -> Mask:
+    filled = np.zeros(mask.shape, np.uint8)
+    outer, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    cv2.drawContours(filled, outer, -1, 1, cv2.FILLED)
+    return np.asarray((filled > 0) | mask)
