@@ -105,10 +105,12 @@ def _picture(served: Mask, final: Mask, edge: Edge, known: Edge) -> str:
     canvas = np.full((*served[crop].shape, 3), 255, np.uint8)
     canvas[served[crop]] = 205
     canvas = np.asarray(cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST), np.uint8)
-    for mask, colour in ((final, (196, 99, 36)), (offered, (0, 120, 240))):
+    thin = 1 if max(canvas.shape) < SIDE else 2
+    # where both are at one place the offered one lies in the middle of the other
+    for mask, colour, thickness in ((final, (196, 99, 36), 3 * thin), (offered, (0, 120, 240), thin)):
         large = cv2.resize(mask[crop].astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
         lines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-        cv2.drawContours(canvas, lines, -1, colour, 1 if max(canvas.shape) < SIDE else 2)
+        cv2.drawContours(canvas, lines, -1, colour, thickness)
     shrink = min(1.0, SIDE / max(canvas.shape))
     small = cv2.resize(canvas, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
     return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", small)[1].tobytes()).decode()

@@ -21,8 +21,9 @@ class TrainingPlan:
     corrections; ``budget_seconds`` bounds the steps once their speed is known. ``recompute``: do not keep a layer's inner values for the
     way back but work them out again, which takes a third longer and far less memory; None: on a GPU.
 
-    ``epochs``: passes over the data, each image once in each, from which the steps follow; None: ``steps`` images are drawn, every label as
-    often as any other. ``phrases``: the most that are learned of an image at once, the others being an image of their own; None: all.
+    ``epochs``: passes over the data, each image once in each, from which the steps follow; None: ``steps`` images are drawn, a label by
+    the square root of how often it is there. ``phrases``: the most that are learned of an image at once, the others being an image of
+    their own; None: all.
     ``conversation_share`` of the images come with a conversation about something else, where there are any, so that the model goes on
     answering questions. ``feature_megabytes``: memory for what the frozen vision tower makes of the images of a run, so that it need not
     see one twice; a photo of 640 × 480 takes 4 MB in Qwen2.5-VL (1,564 patches of 1,280 numbers in bfloat16).

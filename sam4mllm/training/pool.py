@@ -77,7 +77,8 @@ class _Talk:
 
 
 class Pool:
-    """Images to draw from. Of the corrections, every label is drawn as often as any other, however rare it is.
+    """Images to draw from. Of the corrections, a label is drawn in proportion to the square root of how often it was corrected: a rare one
+    more often than its share, and not so often that its few pictures are learned by heart (square-root resampling, as Mahajan et al. 2018).
 
     Args:
         corrections: (folder of the dataset, its examples to learn from).
@@ -105,6 +106,8 @@ class Pool:
             for key in {label(example) for example in picture.examples}:
                 strata[key].append(index)
         self._strata = [strata[key] for key in sorted(strata, key=repr)]
+        roots = np.sqrt([len(stratum) for stratum in self._strata])
+        self._shares = np.cumsum(roots / roots.sum())
         self._orders: dict[str, tuple[tuple[int, ...], NDArray[np.int64]]] = {}
         self._images: OrderedDict[tuple[Path, str], NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
@@ -141,7 +144,7 @@ class Pool:
             return self._talks[rng.integers(len(self._talks))]
         if self._replay and rng.random() < replay_share:
             return self._replay[rng.integers(len(self._replay))]
-        stratum = self._strata[rng.integers(len(self._strata))]
+        stratum = self._strata[min(int(np.searchsorted(self._shares, rng.random(), side="right")), len(self._strata) - 1)]
         return self._pictures[stratum[rng.integers(len(stratum))]]
 
     # -- in turn ---------------------------------------------------------------------------------------------------------------------------

@@ -1,0 +1,90 @@
+"""From how few corrections is a version promoted, and what is it worth? Runs without a server: training, comparison and the gate.
+
+    python -m benchmarks.few [--pictures 25] [--seeds 3] [--first 0] [--threads 1] [--skip-evaluation]
+
+As in ``benchmarks/learn.py``: tasks that ask for three things the demo model has never seen, true masks as corrections. What is promoted is
+tried on 200 unseen scenes that ask for these, and on 120 that ask for known things.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from backend.learning.conductor import PATIENT
+from backend.learning.evaluation import read_pair
+from backend.learning.gate import Checks, Decision, decide
+from backend.learning.job import TrainingJob
+from backend.learning.run_folder import RunFolder
+from backend.learning.trainer import draw_scenes
+from benchmarks.novel import novel_tasks, splits_of, write_tasks, write_tests
+from sam4mllm.training.config import read_config
+
+
+def run_once(home: Path, pictures: int, seed: int, threads: int) -> tuple[Decision, RunFolder, float]:
+    """One run on so many corrections: the gate's decision, the run's folder, and its seconds."""
+    run = RunFolder(home / f"run-{seed}")
+    run.path.mkdir()
+    tasks = novel_tasks(pictures, 881_000 + seed)
+    write_tasks(run.data, tasks, "Object")
+    plan = read_config("demo").plan
+    TrainingJob("demo", "demo", None, "pqpp", False, str(run.data), None, None, str(home), None, "demo-0-base", plan, threads).write(run)
+    environment = {**os.environ, **PATIENT, "OMP_NUM_THREADS": str(threads)}
+    began = time.monotonic()
+    subprocess.run(
+        [sys.executable, "-m", "backend.learning.trainer", str(run.path)], check=True, env=environment, stderr=subprocess.DEVNULL
+    )
+    seconds = time.monotonic() - began
+    found = json.loads(run.evaluation.read_text())
+    pairs = [read_pair(one) for one in found["pairs"]]
+    print(f"seed {seed}: {splits_of(tasks).count('holdout')} held out", end="; ")
+    return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], smoke=True)), run, seconds
+
+
+def worth(adapter: Path | None, folder: Path) -> float:
+    """gIoU on a dataset."""
+    command = [
+        sys.executable,
+        "-m",
+        "sam4mllm",
+        "evaluate",
+        str(folder),
+        "--json",
+        *([] if adapter is None else ["--adapter", str(adapter)]),
+    ]
+    return float(json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)["gIoU"])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pictures", type=int, default=25)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--first", type=int, default=0)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--skip-evaluation", action="store_true")
+    parser.add_argument("--tests", type=Path, default=Path(tempfile.gettempdir()) / "sam4mllm-learn", help="where the test scenes are kept")
+    arguments = parser.parse_args()
+    promoted = 0
+    tests = [] if arguments.skip_evaluation else write_tests(arguments.tests)
+    before = [worth(None, folder) for folder in tests]
+    with tempfile.TemporaryDirectory() as folder:
+        draw_scenes(Path(folder))
+        for seed in range(arguments.first, arguments.first + arguments.seeds):
+            decision, run, seconds = run_once(Path(folder), arguments.pictures, seed, arguments.threads)
+            promoted += decision.verdict == "promote"
+            figures = decision.figures
+            print(f"{decision.verdict} after {seconds:.0f} s; {figures['champion']:.3f} -> {figures['challenger']:.3f}; {decision.reasons}")
+            if decision.verdict == "promote":
+                gains = [worth(run.adapter, tried) - was for tried, was in zip(tests, before, strict=True)]
+                print("   gains on new and on known things: " + ", ".join(f"{gain:+.3f}" for gain in gains), flush=True)
+    print(f"{promoted} of {arguments.seeds} promoted")
+
+
+if __name__ == "__main__":
+    main()
