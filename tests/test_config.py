@@ -49,6 +49,7 @@ def test_published_numbers(name: str, rank: int) -> None:
 def test_what_is_given_wins() -> None:
     assert read_config("released", steps=7, seed=None).plan.steps == 7
     assert read_config("released", steps=7).plan.epochs is None
+    assert read_config("server", steps=7).plan.least_epochs is None
 
 
 @pytest.mark.parametrize(

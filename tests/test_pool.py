@@ -15,6 +15,7 @@ from sam4mllm.data.read_dataset import load_example_image, read_examples
 from sam4mllm.data.write_dataset import ExampleWriter
 from sam4mllm.errors import DatasetError, TrainingError
 from sam4mllm.training import pool
+from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.pool import Pool
 
 SIDES = (90, 120)
@@ -186,3 +187,17 @@ def test_a_conversation_s_broken_picture(tmp_path: Path) -> None:
     found = Pool([(folder, read_examples(folder))], conversations=talks)
     with pytest.raises(DatasetError, match=r"broken\.png"):
         found.draw(np.random.default_rng(0), 1, 0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("plan", "steps"),
+    [
+        (TrainingPlan(steps=7), 7),
+        (TrainingPlan(steps=7, least_epochs=2, batch=1, replay_share=0), 20),
+        (TrainingPlan(steps=30, least_epochs=2, batch=1, replay_share=0), 30),
+        (TrainingPlan(epochs=3, batch=4, replay_share=0), 8),
+    ],
+)
+def test_a_large_corpus_gets_more_steps(tmp_path: Path, plan: TrainingPlan, steps: int) -> None:
+    pictures: list[dict[str, list[Box]]] = [{"the cup": [(5, 10, 40 + index, 60)]} for index in range(10)]
+    assert make_pool(write_pictures(tmp_path / "data", pictures)).steps_of(plan) == steps

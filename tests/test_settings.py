@@ -18,13 +18,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_demo_trains_as_it_always_did() -> None:
-    assert Settings().training.plan == TrainingPlan(steps=400, rate=1e-3, budget_seconds=60 * 120.0)
+    assert Settings().training.plan == TrainingPlan(steps=400, rate=1e-3, budget_seconds=60 * 120.0, least_epochs=2)
 
 
 @pytest.mark.parametrize("model", ["Qwen/Qwen2.5-VL-7B-Instruct", "/models/demo"])
 def test_any_other_model_has_a_rate_for_billions_of_parameters(model: str) -> None:
     plan = Settings(model=model).training.plan
-    assert (plan.steps, plan.rate, plan.budget_seconds) == (400, 1e-4, 60 * 120.0)
+    assert (plan.steps, plan.least_epochs, plan.rate, plan.budget_seconds) == (400, 2, 1e-4, 60 * 120.0)
 
 
 def test_a_file_is_the_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,7 +23,7 @@ class TrainingPlan:
 
     ``epochs``: passes over the data, each image once in each, from which the steps follow; None: ``steps`` images are drawn, a label by
     the square root of how often it is there. ``phrases``: the most that are learned of an image at once, the others being an image of
-    their own; None: all.
+    their own; None: all. ``least_epochs``: of a large corpus so many steps more that each image is drawn as often, on average; None: none.
     ``conversation_share`` of the images come with a conversation about something else, where there are any, so that the model goes on
     answering questions. ``feature_megabytes``: memory for what the frozen vision tower makes of the images of a run, so that it need not
     see one twice; a photo of 640 × 480 takes 4 MB in Qwen2.5-VL (1,564 patches of 1,280 numbers in bfloat16).
@@ -56,9 +56,10 @@ class TrainingPlan:
     conversation_share: float = 0.2
     feature_megabytes: int = 256
     squash: int | None = None
+    least_epochs: float | None = None
 
     def __post_init__(self) -> None:
-        check_numbers(self, _RANGES, optional=("epochs", "phrases", "squash"))
+        check_numbers(self, _RANGES, optional=("epochs", "phrases", "squash", "least_epochs"))
         if self.recompute not in (None, True, False):
             raise TrainingError(f"recompute must be true or false, not {self.recompute!r}")
 
@@ -91,6 +92,7 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "budget_seconds": (int | float, _TINY, math.inf),
     "seconds_between_saves": (int | float, 0, math.inf),
     "epochs": (int | float, _TINY, 100_000),
+    "least_epochs": (int | float, _TINY, 100_000),
     "phrases": (int, 1, 10_000),
     "conversation_share": (int | float, 0, 1),
     "feature_megabytes": (int, 0, 10_000_000),
@@ -123,5 +125,5 @@ def plan_of(values: Mapping[str, Any], **given: Any) -> TrainingPlan:
         raise TrainingError("steps and epochs are both given; leave one out")
     own = {name: value for name, value in given.items() if value is not None}
     if "steps" in own:
-        own["epochs"] = None
+        own |= {"epochs": None, "least_epochs": None}
     return TrainingPlan(**{**values, **own})

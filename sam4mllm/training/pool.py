@@ -18,6 +18,7 @@ from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.errors import DatasetError, ImageError, TrainingError
 from sam4mllm.identity import digest_of
 from sam4mllm.images import load_image
+from sam4mllm.training.plan import TrainingPlan
 
 BYTES_KEPT = 256 << 20
 """Of decoded images in memory; at 640 × 480, 290 of them."""
@@ -152,6 +153,13 @@ class Pool:
     def deal(self, seed: int, places: Iterable[int], replay_share: float, conversation_share: float = 0.0) -> list[TrainingImage]:
         """The images at ``places`` of an endless run through all, shuffled anew each time, with the shares as exact as can be."""
         return [self._show(self._dealt(seed, place, replay_share, conversation_share)) for place in places]
+
+    def steps_of(self, plan: TrainingPlan) -> int:
+        """How many steps a plan has on these images. Raises TrainingError as ``count_steps`` does."""
+        shares = plan.batch, plan.replay_share, plan.conversation_share
+        if plan.epochs is not None:
+            return self.count_steps(plan.epochs, *shares)
+        return plan.steps if plan.least_epochs is None else max(plan.steps, self.count_steps(plan.least_epochs, *shares))
 
     def count_steps(self, epochs: float, batch: int, replay_share: float, conversation_share: float = 0.0) -> int:
         """Steps of ``batch`` images until each is dealt ``epochs`` times. Raises TrainingError if the shares leave none to be dealt."""

@@ -87,8 +87,7 @@ class Trainer:
         start: Path | None = None,
     ) -> None:
         """``start`` is the folder of an adapter to go on from; None begins with none."""
-        if plan.epochs is not None:
-            plan = replace(plan, steps=pool.count_steps(plan.epochs, plan.batch, plan.replay_share, plan.conversation_share))
+        plan = replace(plan, steps=pool.steps_of(plan))
         self.plan = plan
         self.folder = folder
         self._checkpoint = checkpoint
@@ -378,7 +377,7 @@ def _generator(*seed: int) -> np.random.Generator:
     return np.random.default_rng(seed)
 
 
-_LATER = (("squash", None), ("every_box", False), ("spread", "serving"), ("order", "left"), ("look_share", 0.0))
+_LATER = (("squash", None), ("every_box", False), ("spread", "serving"), ("order", "left"), ("look_share", 0.0), ("least_epochs", None))
 """Fields that came later, at what earlier runs did: those go on where an update interrupted them."""
 
 
