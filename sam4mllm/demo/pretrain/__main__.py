@@ -39,6 +39,7 @@ ASSETS = MLLM_FOLDER.parent
 Threads = Annotated[int, typer.Option(help="CPU threads.")]
 Shipped = Annotated[bool, typer.Option("--shipped", help="Start from the package's weights.")]
 Minutes = Annotated[float | None, typer.Option(help="A budget of training time; resumed runs count together.")]
+Seed = Annotated[int, typer.Option(help="Of scenes: a run that goes on from shipped weights takes one that no run before it had.")]
 Device = Annotated[str, typer.Option(help="cpu, or cuda where there is a GPU; a run may go on on another.")]
 Workers = Annotated[int, typer.Option(help="Processes that draw scenes ahead.")]
 
@@ -71,6 +72,7 @@ def train_segmenter(
     shipped: Shipped = False,
     minutes: Minutes = None,
     workers: Workers = 1,
+    seed: Seed = segmenter.SEED,
     device: Device = "cpu",
 ) -> None:
     """Train the segmenter on scenes: first with --size 256, then at full size with --small STATE."""
@@ -86,6 +88,7 @@ def train_segmenter(
         source=named,
         minutes=minutes,
         workers=workers,
+        seed=seed,
         device=pick_device(device),
     )
 
@@ -107,6 +110,7 @@ def train_language(
     minutes: Minutes = None,
     workers: Workers = 1,
     rate: Annotated[float | None, typer.Option(help="The peak learning rate instead of the recipe's.")] = None,
+    seed: Seed = language.SEED,
     device: Device = "cpu",
 ) -> None:
     """Train the whole MLLM on scenes with phrases."""
@@ -124,6 +128,7 @@ def train_language(
         minutes=minutes,
         workers=workers,
         boxes_only=boxes_only,
+        seed=seed,
         device=pick_device(device),
     )
 

@@ -35,6 +35,7 @@ SHARPENING, WIDE = 3000, 14.0
 RATE, RATE_TRAINED = 1e-3, 6e-4
 """Peak rates from a tower alone and from a trained model."""
 WARMUP, WARMUP_TRAINED = 300, 60
+SEED = 21
 JUDGING_LAYER = 2
 LOOKS = {
     "noun": (1, slice(0, 2), 0.2),
@@ -85,7 +86,7 @@ def train(
     *,
     batch: int = 8,
     threads: int = 2,
-    seed: int = 21,
+    seed: int = SEED,
     rate: float = RATE,
     minutes: float | None = None,
     workers: int = 0,
