@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -170,11 +169,30 @@ FAR = '{"3": {"Cup": {"offset_px": 99, "filled": false}}}'
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"adopted": {"x": {}}, "served": {}}', f'{{"adopted": {FAR}, "served": {{}}}}'])
-def test_a_damaged_file_is_one_line(tmp_path: Path, text: str) -> None:
+def test_with_a_damaged_file_masks_are_as_they_are(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "edges.json").write_text(text)
-    with pytest.raises(LearningError, match="is damaged") as caught:
-        Edges(tmp_path)
-    assert "\n" not in str(caught.value)
+    edges = Edges(tmp_path)
+    [line] = [record.getMessage() for record in caplog.records]
+    assert "is damaged" in line
+    assert "\n" not in line
+    assert (edges.of(3, "Cup"), edges.digest) == (AS_DRAWN, "")
+    with pytest.raises(LearningError, match="is damaged"):
+        edges.adopt(3, "Cup", Edge(1))
+    assert (tmp_path / "edges.json").read_text() == text, "what is there may be mended"
+
+
+def test_on_a_full_disk_edges_are_drawn_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    edges = Edges(tmp_path)
+    edges.adopt(3, "Cup", Edge(1))
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("backend.serving.edges.replace_file", full)
+    edges.note("demo-0-aaaa")
+    with pytest.raises(LearningError, match="No space left"):
+        edges.adopt(3, "Cup", Edge(2))
+    assert edges.of(3, "Cup") == Edge(1)
 
 
 VALUES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5)
@@ -186,8 +204,7 @@ RECORDS = st.recursive(VALUES, lambda inner: st.lists(inner, max_size=3) | st.di
 def test_whatever_the_file_holds_it_is_read_or_refused(record: Any) -> None:
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "edges.json").write_text(json.dumps(record))
-        with suppress(LearningError):
-            Edges(Path(folder))
+        assert isinstance(Edges(Path(folder)).of(3, "Cup"), Edge)
 
 
 # -- on the server -------------------------------------------------------------------------------------------------------------------------

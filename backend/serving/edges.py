@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,8 @@ from sam4mllm.edges import AS_DRAWN, Edge
 from sam4mllm.errors import first_line
 from sam4mllm.identity import digest_of
 
+log = logging.getLogger(__name__)
+
 FILE = "edges.json"
 
 Adopted = dict[str, dict[str, Edge]]
@@ -21,13 +24,22 @@ Adopted = dict[str, dict[str, Edge]]
 
 
 class Edges:
-    """Threads may share it. What was served under which edges is kept, so that the offset of later corrections is counted from there."""
+    """Threads may share it. What was served under which edges is kept, so that the offset of later corrections is counted from there.
+
+    If the file is damaged masks are drawn as they are, which is said in the log, and nothing can be adopted.
+    """
 
     def __init__(self, home: Path) -> None:
-        """Raises LearningError if the file is damaged."""
         self._path = home / FILE
         self._lock = threading.Lock()
-        self._adopted, self._served = self._read()
+        self._adopted: Adopted = {}
+        self._served: dict[str, Adopted] = {}
+        self._problem = ""
+        try:
+            self._adopted, self._served = self._read()
+        except LearningError as error:
+            self._problem = str(error)
+            log.error("%s", error)
 
     @property
     def digest(self) -> str:
@@ -55,12 +67,17 @@ class Edges:
             self._write({name: one for name, one in changed.items() if one}, self._served)
 
     def note(self, version: str) -> None:
-        """Predictions of this version have the edges of now. Raises LearningError."""
+        """Predictions of this version have the edges of now. On a full disk that is only said: it matters for later offers alone."""
         with self._lock:
             if self._adopted != self._served.get(version, {}):
-                self._write(self._adopted, {**self._served, version: self._adopted})
+                try:
+                    self._write(self._adopted, {**self._served, version: self._adopted})
+                except LearningError as error:
+                    log.warning("%s", error)
 
     def _write(self, adopted: Adopted, served: Mapping[str, Adopted]) -> None:
+        if self._problem:
+            raise LearningError(self._problem)
         record = {"adopted": _plain(adopted), "served": {version: _plain(one) for version, one in served.items()}}
         try:
             replace_file(self._path, json.dumps(record, indent=1).encode())
