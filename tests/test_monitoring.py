@@ -8,6 +8,7 @@ import logging.config
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +21,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from backend.learning.agreement import ReviewedAnswer
 from backend.learning.auto_rollback import ControlChart
+from backend.learning.worth import measure_worth
 from backend.support.logs import REQUEST_ID, JsonFormatter, TextFormatter, clean, log_config
 from backend.web.app import create_app
 from tests.backend_fakes import CONFIG
 from tests.learning_fakes import School, school
+from tests.test_auto_rollback import review
 from tests.test_confidence import TYPICAL
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +70,7 @@ def fill(place: School, client: FlaskClient) -> None:
     serving = registry.serving() or ""
     place.service.learner.judged = tuple(ReviewedAnswer(float(at), 0.8, serving, 0.7) for at in range(30))
     place.service.learner.watch.state = ControlChart(0.8, 0.6, 0.8, 0.7, 30)
+    place.service.learner.worth = measure_worth([replace(review(serving, 0.8, 1.0), lead_time=9.0)])
     tasks = [{"id": 1, "data": {"image": "x/100x80.png", "description": "the left cup"}}, {"id": 2, "data": {"image": "dead"}}]
     place.service.engine.state = "ready"
     client.post("/predict", json={"tasks": tasks, "project": "1.1", "label_config": CONFIG}, base_url=BASE_URL)

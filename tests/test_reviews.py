@@ -18,7 +18,7 @@ from backend.corrections.reviews import Review, read_reviews
 from backend.label_studio.read_regions import EMPTY
 from backend.label_studio.write_regions import _DRAW
 from sam4mllm.masks import mask_iou
-from sam4mllm.run_lengths import from_rle
+from sam4mllm.run_lengths import from_rle, to_rle
 from tests.review_fakes import (
     CONFIG,
     CREATED,
@@ -90,6 +90,7 @@ def test_an_untouched_region_is_accepted(tmp_path: Path) -> None:
         image="/data/upload/3/a.png",
         unassisted=False,
         score=0.7,
+        served=(to_rle(blob(4)),),
     )
     assert (decoded(review.instances[0]) == blob(4)).all()
 

@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 from backend.cli.adapter_option import appoint_adapter, follow_adapter
 from backend.corrections.log_file import SOON
 from backend.corrections.log_records import Served
+from backend.corrections.reviews import Reviews
 from backend.errors import SettingsError
 from backend.learning.snapshot import HOLDOUT
 from backend.service import Service, build, version_file
@@ -234,10 +235,9 @@ def test_a_run_that_an_mllm_began_waits_for_it(start: Start) -> None:
 def test_the_score_learns_from_reviews(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
     place = start()
     before = place.ask(description="cups")["score"]
-    found = type("Found", (), {"reviews": judged(2 * FIT_FROM), "refused": []})
-    monkeypatch.setattr("backend.learning.scheduler.read_reviews", lambda *_, **__: found)
-    correct(place.service, 1)
     learner = place.service.learner
+    monkeypatch.setattr(learner._book, "read", lambda: Reviews(judged(2 * FIT_FROM), []))
+    correct(place.service, 1)
     learner._next_look = 0.0
     learner._look_at_reviews()
     leases = place.service.engine.model
