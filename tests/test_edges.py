@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from backend.corrections.reviews import Review
 from backend.errors import LearningError
-from backend.learning.edge_offers import LEAST_PICTURES, MOST_PICTURES, find_offer, find_offers, fit_guarded, groups
+from backend.learning.edge_offers import LEAST_PICTURES, MOST_PICTURES, EdgeOffer, find_offer, fit_guarded, groups
 from backend.serving.edges import Edges
 from backend.web.app import create_app
 from sam4mllm.edges import AS_DRAWN, EDGES, MAX_OFFSET_PX, Edge, Outline, draw_edge, fit_edge, try_edges
@@ -117,19 +117,24 @@ def edited(number: int, edge: Edge, version: str = "demo-0-base", **changes: Any
     return replace(review(number, f"{number}"), **{**given, **masks, "updated": float(number), **changes})
 
 
+def find_offers(reviews: list[Review], edges: Edges) -> list[EdgeOffer]:
+    found = [find_offer(some, edges) for some in groups(reviews).values()]
+    return [offer for offer in found if offer is not None]
+
+
 def test_an_offer_is_of_a_label_with_enough_pictures(tmp_path: Path) -> None:
     edges = Edges(tmp_path)
     few = [edited(number, Edge(3), label="Dog") for number in range(LEAST_PICTURES - 1)]
     enough = [edited(number, Edge(3)) for number in range(10)]
     exact = [edited(number, AS_DRAWN, label="Bowl", iou=0.99) for number in range(10)]
     none = [edited(number, Edge(3), label="Far", outcome="accepted") for number in range(10)]
-    [offer] = find_offers([*few, *enough, *exact, *none], list, edges)
+    [offer] = find_offers([*few, *enough, *exact, *none], edges)
     assert (offer.project, offer.label, offer.edge, offer.present, offer.pictures) == (1, "Cup", Edge(3), AS_DRAWN, 10)
     assert offer.gain > 0.1
     assert offer.p <= 0.05
     assert all(one.startswith("data:image/png;base64,iVBOR") for one in offer.examples)
     edges.adopt(1, "Cup", Edge(3))
-    assert find_offers(enough, list, edges) == [], "it is adopted"
+    assert find_offers(enough, edges) == [], "it is adopted"
 
 
 def test_of_very_many_the_last_pictures_are_taken_each_once() -> None:
@@ -243,7 +248,7 @@ def test_an_edge_is_adopted_and_taken_back_on_the_page(start: Callable[[], Schoo
     page, learner = create_app(place.service).test_client(), place.service.learner
     before, version = width_of(place)
     reviews = [replace(edited(number, Edge(3), version), project=3) for number in range(10)]
-    learner.edge_offers = tuple(find_offers(reviews, list, learner.edges))
+    learner.edge_offers = tuple(find_offers(reviews, learner.edges))
     assert "draw it 3 px wider" in page.get("/").text
     assert press(page, "adopt-edge").status_code == 303
     wide, named = width_of(place)
@@ -277,10 +282,34 @@ def test_a_version_with_edges_serves_after_a_restart_and_after_a_promotion(start
     assert width_of(again) == (wide - 4, promoted)
 
 
+def test_the_server_finds_offers_by_itself(start: Callable[[], School], monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = start().service.learner
+    reviews = [edited(number, Edge(3)) for number in range(12)]
+    monkeypatch.setattr(learner._book, "with_masks", list)
+    fitted: list[int] = []
+
+    def counted(some: list[Review], edges: Edges) -> Any:
+        fitted.append(len(some))
+        return find_offer(some, edges)
+
+    monkeypatch.setattr("backend.learning.scheduler.find_offer", counted)
+    for count in (7, 10, 11, 12):
+        learner._look_at_edges(reviews[:count])
+        learner._fit_next_edge()
+    assert fitted == [10, 12]
+    [offer] = learner.edge_offers
+    assert (offer.edge, offer.pictures) == (Edge(3), 12)
+    learner.adopt_edge(offer.project, offer.label, offer.edge)
+    learner._look_at_edges(reviews)
+    learner._fit_next_edge()
+    assert fitted == [10, 12, 12], "the edge is another one"
+    assert learner.edge_offers == ()
+
+
 def test_an_offer_that_is_gone_is_said(start: Callable[[], School]) -> None:
     place = start()
     page, learner = create_app(place.service).test_client(), place.service.learner
-    learner.edge_offers = tuple(find_offers([replace(edited(number, Edge(3)), project=3) for number in range(10)], list, learner.edges))
+    learner.edge_offers = tuple(find_offers([replace(edited(number, Edge(3)), project=3) for number in range(10)], learner.edges))
     forms = Forms(page.get("/", base_url=BASE_URL).text).found
     learner.edge_offers = ()
     fields = next(fields for address, fields in forms if address == "/actions/adopt-edge")

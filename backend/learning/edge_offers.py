@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -81,12 +81,6 @@ def fit_guarded(ious: Sequence[NDArray[np.float64]], present: Edge = AS_DRAWN) -
         return None
     p = sign_flip_p(fitted.gains)
     return (fitted, p) if p <= LEVEL else None
-
-
-def find_offers(reviews: Iterable[Review], with_masks: Callable[[Iterable[Review]], Iterable[Review]], edges: Edges) -> list[EdgeOffer]:
-    """The offers to all projects and labels."""
-    offers = (find_offer(list(with_masks(some)), edges) for _, some in sorted(groups(reviews).items()))
-    return [offer for offer in offers if offer is not None]
 
 
 def _masks(review: Review) -> tuple[Mask, Mask]:

@@ -9,7 +9,7 @@ import heapq
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from backend.corrections.log import CorrectionLog
 from backend.corrections.reconcile import reconcile
@@ -21,7 +21,7 @@ from backend.label_studio.events import START_TRAINING
 from backend.learning.agreement import ReviewedAnswer, judged_of
 from backend.learning.auto_rollback import AutoRollback
 from backend.learning.conductor import TRAINER, Conductor
-from backend.learning.edge_offers import EdgeOffer, find_offers, groups
+from backend.learning.edge_offers import EdgeOffer, find_offer, groups
 from backend.learning.holdout import standing
 from backend.learning.participants import Participant, Participants
 from backend.learning.runs import Run, Runs
@@ -81,6 +81,7 @@ class Learner:
         self.edge_offers: tuple[EdgeOffer, ...] = ()
         """As of the last look at edges."""
         self._edges_seen: dict[tuple[int, str], tuple[Edge, int]] = {}
+        self._edges_due: dict[tuple[int, str], list[Review]] = {}
         self._files = files
         self._label_studio = label_studio
         self.participants = Participants(settings.home, settings.leave_out)
@@ -189,15 +190,24 @@ class Learner:
             raise
         self.edge_offers = tuple(one for one in self.edge_offers if (one.project, one.label) != (project, label))
 
-    def _look_at_edges(self, reviews: Sequence[Review]) -> None:
-        """Fit the edges of labels that have enough more corrections than last time."""
+    def _look_at_edges(self, reviews: Iterable[Review]) -> None:
+        """Note the labels that have enough more corrections than when their edge was fitted last."""
         found = groups(reviews)
-        seen = {key: (self.edges.of(*key), len(some)) for key, some in found.items()}
-        fresh = {key for key, (edge, count) in seen.items() if self._is_fresh(key, edge, count)}
-        kept = [one for one in self.edge_offers if (one.project, one.label) in found.keys() - fresh]
-        offers = find_offers([one for key in fresh for one in found[key]], self._book.with_masks, self.edges)
-        self.edge_offers = tuple(sorted([*kept, *offers], key=lambda one: (one.project, one.label)))
-        self._edges_seen |= {key: seen[key] for key in fresh}
+        self.edge_offers = tuple(one for one in self.edge_offers if (one.project, one.label) in found)
+        self._edges_due = {key: some for key, some in found.items() if self._is_fresh(key, self.edges.of(*key), len(some))}
+
+    def _fit_next_edge(self) -> None:
+        """Of one label at a time, for pictures of many megapixels take seconds."""
+        if not self._edges_due:
+            return
+        key = next(iter(self._edges_due))
+        due = self._edges_due.pop(key)
+        present = self.edges.of(*key)
+        offer = find_offer(list(self._book.with_masks(due)), self.edges)
+        others = [one for one in self.edge_offers if (one.project, one.label) != key]
+        if self.edges.of(*key) == present:  # nobody adopted another one meanwhile
+            self.edge_offers = tuple(sorted([*others, *([offer] if offer else [])], key=lambda one: (one.project, one.label)))
+            self._edges_seen[key] = present, len(due)
 
     def _is_fresh(self, key: tuple[int, str], edge: Edge, count: int) -> bool:
         known, before = self._edges_seen.get(key, (edge, 0))
@@ -266,6 +276,7 @@ class Learner:
                 self.serves_since,
                 self._versions.sync,
                 self._look_at_reviews,
+                self._fit_next_edge,
                 self._reconcile_in_time,
                 self._count,
                 self._begin_next,
