@@ -138,7 +138,8 @@ class Settings(BaseSettings):
     train_mode: str = Field(
         "beside",
         pattern=r"^(beside|pause|device:[0-9]+)$",
-        description="`beside` the serving models, on another GPU (`device:1`), or `pause` serving while training",
+        description="`beside`: on the same device, while serving goes on; `device:1`: on another GPU; `pause`: serving stops while a run "
+        "trains",
     )
     train_config: str = Field(
         "",

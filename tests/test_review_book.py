@@ -167,6 +167,7 @@ def _aliased(value: str) -> str:
         pytest.param([labels("Mug", "Hound")], {"Cup": "Mug"}, ("Mug", "Mug"), id="unless it is told"),
         pytest.param([labels("Mug", "Dog")], {"Cup": "Dog"}, ("Dog", "Dog"), id="what is told goes before"),
         pytest.param([labels("Dog")], {}, ("Cup", "Cup"), id="one went"),
+        pytest.param([labels("Fork", "Dog")], {"Cup": ""}, ("Cup", "Cup"), id="another thing, as it is told"),
         pytest.param([labels("Mug", "Dog"), labels("Mug", "Dog", "Cup")], {}, ("Cup", "Cup"), id="the name is there again"),
         pytest.param([labels("Mug", "Dog"), "<View", labels("Mug", "Hound")], {}, ("Mug", "Mug"), id="a broken config between"),
     ],

@@ -19,7 +19,8 @@ Renames = Mapping[str, Label]
 def follow(configs: Sequence[Sequence[Label]], told: Mapping[str, str] | None = None) -> dict[str, Label]:
     """What each label of a project's configs, in the order of time, is in the last of them.
 
-    Those that are gone are left out. ``told`` says of former values what they are now; what is no present label is passed over.
+    Those that are gone are left out. ``told`` says of former values what they are now, or by an empty text that they were not renamed;
+    what is no present label is passed over.
     """
     present: dict[str, Label] = {}
     before: Sequence[Label] = ()
@@ -30,14 +31,16 @@ def follow(configs: Sequence[Sequence[Label]], told: Mapping[str, str] | None = 
         before = labels
     last = {label.value: label for label in before}
     found = {former: last[label.value] for former, label in present.items() if label.value in last}
-    return found | {former: last[now] for former, now in (told or {}).items() if now in last}
+    told = told or {}
+    kept = {former: label for former, label in found.items() if told.get(former) != ""}
+    return kept | {former: last[now] for former, now in told.items() if now in last}
 
 
 def unknown(configs: Sequence[Sequence[Label]], told: Mapping[str, str]) -> list[str]:
     """The values in a mapping that none of the configs has, or of present ones the last."""
     ever = {label.value for labels in configs for label in labels}
     now = {label.value for label in configs[-1]} if configs else set()
-    return sorted({former for former in told if former not in ever} | {value for value in told.values() if value not in now})
+    return sorted({former for former in told if former not in ever} | {value for value in told.values() if value and value not in now})
 
 
 def rename(reviews: Iterable[Review], renames: Renames) -> list[Review]:
