@@ -21,6 +21,9 @@ MAX_OFFSET_PX = 8
 OFFSETS_PX = tuple(sorted(range(-MAX_OFFSET_PX, MAX_OFFSET_PX + 1), key=abs))
 """Tried in this order, so that of two that are as good the smaller one is taken."""
 
+TIE = 1e-9
+"""Far below what a pixel changes."""
+
 Mask = NDArray[np.bool_]
 
 
@@ -107,6 +110,8 @@ class EdgeFit:
 def fit_edge(ious: Sequence[NDArray[np.float64]] | NDArray[np.float64], known: Edge = AS_DRAWN) -> EdgeFit:
     """Fit on the tables of at least two pictures, each from :func:`try_edges`."""
     table = np.asarray(ious, np.float64)
+    # masks that were served filled say nothing of holes: of edges that are as good, one like the known one is taken
+    table = table + TIE * np.array([edge.filled == known.filled for edge in EDGES])
     total = table.sum(0)
     rest = (total[None] - table).argmax(1)
     own = np.arange(len(table))

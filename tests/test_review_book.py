@@ -259,3 +259,37 @@ def test_whom_nothing_is_learned_from(tmp_path: Path) -> None:
     with pytest.raises(LearningError, match="damaged"):
         Participants(tmp_path)
     log.close()
+
+
+def test_leaving_one_out_leaves_the_work_of_others_in(tmp_path: Path) -> None:
+    log = CorrectionLog(tmp_path / "corrections.sqlite")
+    for number, reviewer in ((1, 7), (2, 8)):
+        who = {"completed_by": reviewer, "updated_by": None, "updated": 1_795_396_688.0 + number}
+        log.store(created(region(f"r{number}", blob(3), origin="manual"), number=number, **who))
+    out = Participants(tmp_path, ["reviewer:8"])
+    found = ReviewBook(log, "description", is_left_out=out.is_left_out).read()
+    assert ([one.reviewer for one in found.reviews], found.left_out) == ([7], [])
+    assert [one.reviewer for one in ReviewBook(log, "description").read().reviews] == [8]
+    log.close()
+
+
+def test_two_labels_of_an_annotation_that_became_one_are_one(tmp_path: Path) -> None:
+    log = CorrectionLog(tmp_path / "corrections.sqlite")
+    both = [region("a", blob(3), origin="manual"), region("b", blob(15), label="Mug", origin="manual")]
+    log.store(created(*both, phrase=None, config=labels("Cup", "Mug")))
+    book = ReviewBook(log, "description", renamed={PROJECT: {"Cup": "Mug"}})
+    found = book.read().reviews
+    assert [(one.label, one.phrase) for one in found] == [("Mug", "Mug")]
+    assert [len(one.instances) for one in book.with_masks(found)] == [2]
+    log.note_config(PROJECT, labels("Mug", "Dog"))
+    assert [one.label for one in book.read().reviews] == ["Mug"], "it is forgotten and read again"
+    log.close()
+
+
+def test_a_phrase_follows_its_labels_alias(tmp_path: Path) -> None:
+    log = CorrectionLog(tmp_path / "corrections.sqlite")
+    coffee = region("a", blob(3), label="coffee cup", origin="manual")
+    log.store(created(coffee, phrase=None, config=labels("c1=coffee cup", "c2=dog")))
+    log.note_config(PROJECT, labels("c1=espresso cup", "c2=dog"))
+    assert [(one.label, one.phrase) for one in ReviewBook(log, "description").read().reviews] == [("c1", "espresso cup")]
+    log.close()

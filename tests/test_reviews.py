@@ -91,6 +91,7 @@ def test_an_untouched_region_is_accepted(tmp_path: Path) -> None:
         unassisted=False,
         score=0.7,
         served=(to_rle(blob(4)),),
+        served_label="Cup",
     )
     assert (decoded(review.instances[0]) == blob(4)).all()
 

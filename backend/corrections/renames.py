@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from backend.corrections.reviews import Review
+from backend.corrections.reviews import Review, key_of
 from backend.label_studio.label_config import Label
 
 Renames = Mapping[str, Label]
@@ -44,8 +44,12 @@ def unknown(configs: Sequence[Sequence[Label]], told: Mapping[str, str]) -> list
 
 
 def rename(reviews: Iterable[Review], renames: Renames) -> list[Review]:
-    """The reviews under present names; a phrase that is a label's name follows it."""
-    return [_renamed(review, renames) for review in reviews]
+    """The reviews of an annotation under present names; a phrase that is a label's name follows it, and labels that became one are one."""
+    found: dict[tuple[int, int, str, int], Review] = {}
+    for review in (_renamed(one, renames) for one in reviews):
+        key = key_of(review)
+        found[key] = _joined(found[key], review) if key in found else review
+    return list(found.values())
 
 
 def _renamed(review: Review, renames: Renames) -> Review:
@@ -53,6 +57,14 @@ def _renamed(review: Review, renames: Renames) -> Review:
     if label is None:
         return review
     return replace(review, label=label.value, phrase=(label.phrase if review.by_label else None) or review.phrase)
+
+
+def _joined(one: Review, other: Review) -> Review:
+    """Two reviews of one annotation as the review of one phrase."""
+    ious = [review.iou for review in (one, other) if review.iou is not None]
+    instances, served = (*one.instances, *other.instances), (*one.served, *other.served)
+    outcome = one.outcome if one.outcome == other.outcome or not other.instances else other.outcome if not one.instances else "edited"
+    return replace(one, instances=instances, served=served, outcome=outcome, iou=min(ious, default=None))
 
 
 def _match(before: Sequence[Label], after: Sequence[Label]) -> dict[str, Label]:

@@ -63,22 +63,29 @@ class ReviewBook:
             for stored in self._news(configs):
                 self._take(stored, self._read_one(stored))
             self._position, self._configs = position, configs
-            sides: tuple[list[Review], list[Review]] = [], []
-            for review in self._best.values():
-                sides[self._is_left_out(review)].append(review)
-            return Reviews(sides[False], list(self._refused.values()), sides[True])
+            admitted, left_out = [], []
+            for key, candidates in self._candidates.items():
+                some = [one for _, one in sorted(candidates.items()) if not self._is_left_out(one[1])]
+                if len(some) == len(candidates):
+                    admitted.append(self._best[key])
+                elif some:
+                    admitted.append(choose(some))
+                else:
+                    left_out.append(self._best[key])
+            return Reviews(admitted, list(self._refused.values()), left_out)
 
     def _read_one(self, stored: StoredAnnotation) -> Taught:
         found = read_one(stored, self._log, *self._how)
         return replace(found, reviews=tuple(rename(found.reviews, self._renames_of(stored.project))))
 
     def _renames_of(self, project: int) -> Renames:
-        if project not in self._renames:
+        found = self._renames.get(project)
+        if found is None:
             told, configs = self._told.get(project, {}), [self._labels(text) for text in self._log.config_texts(project)]
             if wrong := unknown(configs, told):
                 log.warning("SAM4MLLM_RENAMED names labels that project %d does not have: %s", project, ascii(wrong)[:200])
-            self._renames[project] = {former: label for former, label in follow(configs, told).items() if former != label.value}
-        return self._renames[project]
+            found = self._renames[project] = follow(configs, told)
+        return found
 
     def _labels(self, text: str) -> tuple[Label, ...]:
         try:

@@ -52,7 +52,7 @@ class Review:
     was last to save; ``updated``: seconds since 1970. ``image``: the reference in the task's data; ``page``: its number there, from 0, in a
     task of several. ``unassisted``: no pre-annotation was shown, on purpose. ``score``: that of the least sure region when it was served,
     None if nothing was. ``by_label``: the phrase is the label's name, for the task has none of its own. ``served``: the
-    masks that were served for it. ``changed``: the stamp of the annotation in the log, which says what came first.
+    masks that were served for it, under ``served_label``. ``changed``: the stamp of the annotation in the log, which says what came first.
     """
 
     annotation: int
@@ -76,6 +76,7 @@ class Review:
     page: int = 0
     by_label: bool = False
     served: tuple[Rle, ...] = ()
+    served_label: str | None = None
     changed: float = field(default=0.0, compare=False)
 
 
@@ -243,6 +244,7 @@ def _review(
         unassisted=unassisted,
         score=least.score if least else None,
         served=decided.served,
+        served_label=records[0].label if records else None,
     )
 
 

@@ -155,8 +155,9 @@ class Conductor:
             log.debug("the traceback", exc_info=True)
             run = self._end(run, "failed", "internal error; see the server's log")
         log.info("%s: %s, %s", run.id, run.state, run.message)
-        with contextlib.suppress(OSError):  # what stays takes room, and does no other harm
-            self._runs.folder(run.id).prune()
+        if run.state != "failed":  # what it has trained may be all that there is
+            with contextlib.suppress(OSError):  # what stays takes room, and does no other harm
+                self._runs.folder(run.id).prune()
 
     # -- steps -----------------------------------------------------------------------------------------------------------------------------
 

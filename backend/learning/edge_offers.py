@@ -21,6 +21,7 @@ LEAST_PICTURES = 8
 """Edited pictures of a label; of 8 the smallest p is 2⁻⁸, and at three pixels an offset is found in all trials with ten."""
 MOST_PICTURES = BOOTSTRAP_PAIRS - 1
 """The last ones, of which the exact test is quick."""
+MARGIN = MAX_OFFSET_PX + 2
 SHOWN = 3
 SIDE = 220
 """Pixels of a picture on the page, at most."""
@@ -46,29 +47,37 @@ class EdgeOffer:
     pictures: int
     examples: tuple[str, ...] = ()
 
+    @property
+    def name(self) -> str:
+        """What tells it from any other, a later one of the same label too."""
+        return f"{self.project}:{self.label}: {self.edge}"
+
 
 def groups(reviews: Iterable[Review]) -> dict[tuple[int, str], list[Review]]:
-    """The edited reviews by project and label, of each picture one, the last MOST_PICTURES; labels with too few are left out."""
+    """The edited reviews by project and label, of each picture one, in order; labels with too few are left out.
+
+    What was served under another label, or under none, was drawn with the edge of that.
+    """
     found: defaultdict[tuple[int, str], dict[str, Review]] = defaultdict(dict)
     for review in sorted(reviews, key=in_order):
-        if review.outcome == "edited" and review.label is not None and review.iou:
+        if review.outcome == "edited" and review.label is not None and review.label == review.served_label and review.iou:
             found[review.project, review.label][review.image] = review
-    return {key: list(some.values())[-MOST_PICTURES:] for key, some in found.items() if len(some) >= LEAST_PICTURES}
+    return {key: list(some.values()) for key, some in found.items() if len(some) >= LEAST_PICTURES}
 
 
 def find_offer(reviews: Sequence[Review], edges: Edges) -> EdgeOffer | None:
-    """The offer to one group, whose reviews are with their masks; None if its edge is well where it is."""
+    """The offer to one group by its last MOST_PICTURES reviews, which are with their masks; None if its edge is well where it is."""
+    reviews = reviews[-MOST_PICTURES:]
     if len(reviews) < LEAST_PICTURES:
         return None
     project, label = reviews[0].project, reviews[0].label or ""
     present = edges.of(project, label)
-    pairs = [_masks(review) for review in reviews]
     known = [edges.at(review.version, project, label) for review in reviews]
-    found = fit_guarded([try_edges(*pair, at) for pair, at in zip(pairs, known, strict=True)], present)
+    found = fit_guarded([try_edges(*_masks(review), at) for review, at in zip(reviews, known, strict=True)], present)
     if found is None:
         return None
     fitted, p = found
-    examples = tuple(_picture(*pair, fitted.edge, at) for pair, at in list(zip(pairs, known, strict=True))[-SHOWN:])
+    examples = tuple(_picture(*_masks(review), fitted.edge, at) for review, at in list(zip(reviews, known, strict=True))[-SHOWN:])
     return EdgeOffer(project, label, fitted.edge, present, float(fitted.gains.mean()), p, len(reviews), examples)
 
 
@@ -84,10 +93,12 @@ def fit_guarded(ious: Sequence[NDArray[np.float64]], present: Edge = AS_DRAWN) -
 
 
 def _masks(review: Review) -> tuple[Mask, Mask]:
-    """What was served for the phrase, and what the reviewer made of it, (H, W) each."""
+    """What was served for the phrase, and what the reviewer made of it, cut to where an edge of either may lie: (h, w) each."""
     size = (review.height, review.width)
     served, final = (union_of((from_rle(rle, *size) for rle in some), size) for some in (review.served, review.instances))
-    return served, final
+    rows, columns = (np.flatnonzero((served | final).any(axis)) for axis in (1, 0))
+    crop = tuple(slice(max(0, some[0] - MARGIN), some[-1] + 1 + MARGIN) if len(some) else slice(0, 1) for some in (rows, columns))
+    return served[crop].copy(), final[crop].copy()
 
 
 def _picture(served: Mask, final: Mask, edge: Edge, known: Edge) -> str:
@@ -96,15 +107,16 @@ def _picture(served: Mask, final: Mask, edge: Edge, known: Edge) -> str:
     rows, columns = (np.flatnonzero((served | final | offered).any(axis)) for axis in (1, 0))
     crop = tuple(slice(max(0, some[0] - 4), some[-1] + 5) for some in (rows, columns))
     scale = max(1, round(SIDE / max(served[crop].shape)))
+    height, width = (scale * side for side in served[crop].shape)
     canvas = np.full((*served[crop].shape, 3), 255, np.uint8)
     canvas[served[crop]] = 205
-    canvas = np.asarray(cv2.resize(canvas, None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST), np.uint8)
+    canvas = np.asarray(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
     thin = 1 if max(canvas.shape) < SIDE else 2
     # where both are at one place the offered one lies in the middle of the other
     for mask, colour, thickness in ((final, (196, 99, 36), 3 * thin), (offered, (0, 120, 240), thin)):
-        large = cv2.resize(mask[crop].astype(np.uint8), None, fx=scale, fy=scale, interpolation=cv2.INTER_NEAREST)
+        large = cv2.resize(mask[crop].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
         lines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         cv2.drawContours(canvas, lines, -1, colour, thickness)
-    shrink = min(1.0, SIDE / max(canvas.shape))
-    small = cv2.resize(canvas, None, fx=shrink, fy=shrink, interpolation=cv2.INTER_AREA)
+    shrink = min(1.0, SIDE / max(height, width))
+    small = cv2.resize(canvas, (max(1, round(width * shrink)), max(1, round(height * shrink))), interpolation=cv2.INTER_AREA)
     return "data:image/png;base64," + base64.b64encode(cv2.imencode(".png", small)[1].tobytes()).decode()

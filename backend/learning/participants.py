@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import statistics
+import threading
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,6 +39,7 @@ class Participants:
         """Raises LearningError if what the page wrote is damaged."""
         self._path = home / FILE
         self._fixed = frozenset(fixed)
+        self._lock = threading.Lock()
         self._chosen = self._read()
 
     def is_left_out(self, review: Review) -> bool:
@@ -46,19 +48,21 @@ class Participants:
 
     def leave_out(self, name: str) -> None:
         """Learn nothing more from a project or a reviewer. Raises LearningError."""
-        self._write(self._chosen | {_checked(name)})
+        with self._lock:
+            self._write(self._chosen | {_checked(name)})
 
     def take_in(self, name: str) -> None:
         """Learn from them again. Raises LearningError."""
         if name in self._fixed:
             raise LearningError(f"{name} is left out by SAM4MLLM_LEAVE_OUT; change it there")
-        self._write(self._chosen - {_checked(name)})
+        with self._lock:
+            self._write(self._chosen - {_checked(name)})
 
     def survey(self, reviews: Iterable[Review]) -> tuple[Participant, ...]:
         """All that there are reviews of, and all that are left out."""
         agreements: defaultdict[str, list[float | None]] = defaultdict(list)
         for review in reviews:
-            for name in names_of(review):
+            for name in filter(PARTICIPANT.fullmatch, names_of(review)):
                 agreements[name].append(review.iou)
         out = self._fixed | self._chosen
         return tuple(

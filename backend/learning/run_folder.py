@@ -48,9 +48,9 @@ class RunFolder:
         ├── report.json         what came of the run       written by report         for programs
         └── report.html         the same as a page         written by report         read by web
 
-    Once a run is over, ``data``, ``adapter`` and the training state are removed: the log has the corrections, and the registry the adapter.
-    A run is resumed by later releases, so names and formats stay as they are. The methods that read raise no error, whatever a file holds:
-    it may be of another release, half written, or damaged.
+    Once a run has ended without a failure, ``data``, ``adapter`` and the training state are removed: the log has the corrections, and the
+    registry the adapter. A run is resumed by later releases, so names and formats stay as they are. The methods that read raise no error,
+    whatever a file holds: it may be of another release, half written, or damaged.
     """
 
     path: Path

@@ -81,6 +81,7 @@ class Learner:
         self.edge_offers: tuple[EdgeOffer, ...] = ()
         """As of the last look at edges."""
         self._edges_seen: dict[tuple[int, str], tuple[Edge, int]] = {}
+        self._adopting = threading.Lock()
         self._edges_due: dict[tuple[int, str], list[Review]] = {}
         self._files = files
         self._label_studio = label_studio
@@ -105,7 +106,7 @@ class Learner:
         self._ticker = threading.Thread(target=self._tick_until_closed, name="learning", daemon=True)
         self._worker: threading.Thread | None = None
         self._reconciled = 0.0
-        self._next_look, self._looked = 0.0, 0.0
+        self._next_look, self._looked, self._must_look = 0.0, 0.0, False
         self.corrected = 0
         """Pictures with a correction, as of the last look at the reviews."""
         self.judged: tuple[ReviewedAnswer, ...] = ()
@@ -148,8 +149,9 @@ class Learner:
     def _look_at_reviews(self) -> None:
         """What reviewers made of the masks changes the score, and at worst the version."""
         leases, position = self._engine.model, self._log.position()
-        if leases is None or time.monotonic() < self._next_look or not self._log.count_new(self._looked):
+        if leases is None or not (self._must_look or (time.monotonic() >= self._next_look and self._log.count_new(self._looked))):
             return
+        anew, self._must_look = self._must_look, False
         self._next_look = time.monotonic() + LOOK_SECONDS
         found = self._book.read()
         self._log.note_refusals("reviews", {one.annotation: one.reason for one in found.refused})
@@ -158,7 +160,7 @@ class Learner:
         latest = heapq.nlargest(LATEST, found.reviews, in_order)
         if self._settings.has_model:  # what is reviewed without is no fault of the champion, which waits
             self.watch.look(latest, self.serves_since())
-        if self._scorer.refit(found.reviews, leases.current.version):
+        if self._scorer.refit(found.reviews, leases.current.version, anew=anew):
             leases.calibrate(self._scorer.calibration)
         self.judged, self.worth = judged_of(latest), measure_worth(latest)
         self._look_at_edges(latest)
@@ -176,18 +178,19 @@ class Learner:
         self._look_again()
 
     def _look_again(self) -> None:
-        self._looked, self._next_look = 0.0, 0.0
+        self._must_look = True
         self.wake()
 
     def adopt_edge(self, project: int, label: str, edge: Edge) -> None:
         """Draw a label's masks with another edge; AS_DRAWN takes it back. Raises LearningError or NotReadyError."""
-        former = self.edges.of(project, label)
-        self.edges.adopt(project, label, edge)
-        try:
-            self._versions.name_edges(self.edges.digest)
-        except NotReadyError:
-            self.edges.adopt(project, label, former)
-            raise
+        with self._adopting:
+            former = self.edges.of(project, label)
+            self.edges.adopt(project, label, edge)
+            try:
+                self._versions.name_edges(self.edges.digest)
+            except NotReadyError:
+                self.edges.adopt(project, label, former)
+                raise
         self.edge_offers = tuple(one for one in self.edge_offers if (one.project, one.label) != (project, label))
 
     def _look_at_edges(self, reviews: Iterable[Review]) -> None:

@@ -25,7 +25,7 @@ from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
-from sam4mllm.edges import draw_edge
+from sam4mllm.edges import Edge, draw_edge
 from sam4mllm.identity import digest_of
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Instance, Segmentation
@@ -110,7 +110,7 @@ class Answerer:
         for place, (one, label, instances) in enumerate(zip(found, labels, kept, strict=True)):
             recorded: list[tuple[Instance, tuple[Region, ...]]] = []
             for index, bare in enumerate(instances):
-                instance = replace(bare, mask=draw_edge(bare.mask, self._edges.of(project, label)))
+                instance = replace(bare, mask=draw_edge(bare.mask, self._edge(pipeline, project, label)))
                 own = _label_alone(question) if instance.pointed == "alone" else label
                 made = to_regions(
                     instance, index, question.config, own, f"{key} {place}", question.page, one.calibrated or bool(instance.pointed)
@@ -138,6 +138,12 @@ class Answerer:
         self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
         self._metrics.served(sum(map(len, kept)))
         return answer, drawn
+
+    def _edge(self, pipeline: Pipeline, project: int | None, label: str | None) -> Edge:
+        """That of the version which answers: another one may be adopted meanwhile."""
+        if pipeline.options.edges == self._edges.digest:
+            return self._edges.of(project, label)
+        return self._edges.at(pipeline.version, project, label)
 
     def find(
         self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None

@@ -30,14 +30,16 @@ class Scorer:
         except (OSError, ValueError) as error:
             log.warning("%s is not used: %s", path, error)
 
-    def refit(self, reviews: Sequence[Review], version: str) -> bool:
-        """Fit on the judgements, if there are enough more of them. ``version`` is the one that serves. Raises OSError."""
-        if self.calibration is not None and sum(bool(review.features) for review in reviews) < GROWTH * self.calibration.count:
+    def refit(self, reviews: Sequence[Review], version: str, *, anew: bool = False) -> bool:
+        """Fit on the judgements, if there are enough more of them, or ``anew`` in any case. ``version`` is the one that serves. Raises
+        OSError.
+        """
+        if not anew and self.calibration is not None and sum(bool(review.features) for review in reviews) < GROWTH * self.calibration.count:
             return False
         judged = [
             (features, review.iou >= ACCEPTED_IOU) for review in reviews if review.iou is not None and (features := _features(review))
         ]
-        if self.calibration is not None and len(judged) < GROWTH * self.calibration.count:
+        if not anew and self.calibration is not None and len(judged) < GROWTH * self.calibration.count:
             return False
         fitted = fit([features for features, _ in judged], [accepted for _, accepted in judged], version)
         if fitted is None:

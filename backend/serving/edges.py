@@ -55,7 +55,7 @@ class Edges:
         """Where the masks of a project's label are to end."""
         return self._adopted.get(str(project), {}).get(label or "", AS_DRAWN)
 
-    def at(self, version: str, project: int, label: str | None) -> Edge:
+    def at(self, version: str, project: int | None, label: str | None) -> Edge:
         """Where they ended in a version's predictions."""
         return self._served.get(version, {}).get(str(project), {}).get(label or "", AS_DRAWN)
 

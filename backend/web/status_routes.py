@@ -47,7 +47,7 @@ def _stop(service: Service, run: str) -> None:
 
 def _adopt(service: Service, subject: str) -> None:
     learner = service.learner
-    offer = next((one for one in learner.edge_offers if f"{one.project}:{one.label}" == subject), None)
+    offer = next((one for one in learner.edge_offers if one.name == subject), None)
     if offer is None:
         raise WireError("there is no such offer any more")
     learner.adopt_edge(offer.project, offer.label, offer.edge)

@@ -149,7 +149,7 @@ def test_from_public_data_to_a_run_that_goes_on(make: Callable[[Path], Path], tm
         assert run["state"] in ("promoted", "kept", "postponed"), run
     job = json.loads(next((home / "runs").glob("*/job.json")).read_text())
     assert Path(job["start"]) == (home / "adapters" / champion["version"]).resolve()
-    made = json.loads(next((home / "runs").glob("*/adapter/manifest.json")).read_text())
+    made = json.loads((home / "adapters" / run["challenger"] / "manifest.json").read_text())
     assert made["base_sha256"] == papers["base_sha256"]
     assert json.loads((Path(job["start"]) / "adapter_config.json").read_text())["r"] == 256
 
