@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from backend.learning.compare import answer_all
+from backend.learning.compare import answer_all, score
 from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.data.write_dataset import ExampleWriter
+from sam4mllm.edges import Edge, draw_edge
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.grounding.protocol import Question, Scene
 from sam4mllm.options import Options
@@ -55,3 +56,14 @@ def test_what_cannot_be_asked_is_left_out(dataset: Path, caplog: pytest.LogCaptu
     assert [(answers.example.phrase, answers.image.shape[1]) for answers in found] == [("the cup", 60), ("the dog", 60)]
     assert all(len(answers.answers) == 2 for answers in found)
     assert caplog.text.count("is left out") == 3
+
+
+def test_versions_are_compared_with_the_edge_that_serves(tmp_path: Path) -> None:
+    pipeline = Pipeline(FakeGrounder({"the cup": grounding("the cup", [[15, 15, 30, 30]])}), FakeSegmenter(), Options("box"))
+    drawn = pipeline.segment(np.zeros((50, 60, 3), np.uint8), ["the cup"])[0].mask
+    with ExampleWriter(tmp_path / "data") as writer:
+        record = writer.add_image(np.zeros((50, 60, 3), np.uint8))
+        writer.add(record, "the cup", draw_edge(drawn, Edge(3))[None], "holdout", "label-studio:3:1:1:edited", label="Cup")
+    [found] = answer_all([pipeline], tmp_path / "data", read_examples(tmp_path / "data"))
+    assert score(found.answers[0], found.example) < 0.7
+    assert score(found.answers[0], found.example, Edge(3)) == 1.0

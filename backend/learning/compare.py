@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image
+from sam4mllm.edges import AS_DRAWN, Edge, draw_edge
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.evaluation.metrics import compare
 from sam4mllm.pipeline import Opened, Pipeline
@@ -66,7 +67,7 @@ def _answer(
         yield Compared(image, example, answers)
 
 
-def score(answer: Segmentation, example: Example) -> float:
-    """IoU with the truth; for a phrase without a target 1 if nothing was drawn, else 0."""
-    sample = compare(answer.mask, example.union(), example.has_target)
+def score(answer: Segmentation, example: Example, edge: Edge = AS_DRAWN) -> float:
+    """IoU with the truth, with the edge that serves; for a phrase without a target 1 if nothing was drawn, else 0."""
+    sample = compare(draw_edge(answer.mask, edge), example.union(), example.has_target)
     return sample.iou if example.has_target else float(sample.predicted_empty)

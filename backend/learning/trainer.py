@@ -32,6 +32,7 @@ from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.report import choose_changes
 from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, read_text
 from backend.learning.snapshot import ACCEPTED, HOLDOUT, UNASSISTED, how_made, project_of
+from backend.serving.edges import Edges
 from backend.support.logs import TextFormatter
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.adapters.loose import LooseAdapter, read_papers
@@ -176,11 +177,12 @@ def _evaluate(run: RunFolder, job: TrainingJob) -> None:
     dataset = Path(job.dataset)
     holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
     pairs: list[dict[str, Any]] = []
-    label_of = labeller(holdout)
+    label_of, edges = labeller(holdout), Edges(Path(job.home))
     for index, found in enumerate(answer_all([champion, challenger], dataset, holdout)):
         run.write_progress("comparing", index, len(holdout))
-        before, after = (score(answer, found.example) for answer in found.answers)
         example = found.example
+        edge = edges.of(project_of(example.source), example.label)
+        before, after = (score(answer, example, edge) for answer in found.answers)
         how = how_made(example.source)
         made = {"accepted": how == ACCEPTED, "unassisted": how == UNASSISTED}
         pair = PairedSample(label_of(example), before, after, example.image, **made)

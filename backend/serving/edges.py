@@ -51,7 +51,7 @@ class Edges:
         """(project, label, edge) of all that were adopted."""
         return [(int(project), label, edge) for project, labels in sorted(self._adopted.items()) for label, edge in sorted(labels.items())]
 
-    def of(self, project: int | None, label: str | None) -> Edge:
+    def of(self, project: int | str | None, label: str | None) -> Edge:
         """Where the masks of a project's label are to end."""
         return self._adopted.get(str(project), {}).get(label or "", AS_DRAWN)
 
