@@ -65,13 +65,13 @@ class ReviewBook:
             self._position, self._configs = position, configs
             admitted, left_out = [], []
             for key, candidates in self._candidates.items():
-                some = [one for _, one in sorted(candidates.items()) if not self._is_left_out(one[1])]
-                if len(some) == len(candidates):
+                out = [annotation for annotation, (_, review) in candidates.items() if self._is_left_out(review)]
+                if not out:
                     admitted.append(self._best[key])
-                elif some:
-                    admitted.append(choose(some))
-                else:
+                elif len(out) == len(candidates):
                     left_out.append(self._best[key])
+                else:
+                    admitted.append(choose([candidates[annotation] for annotation in sorted(candidates.keys() - set(out))]))
             return Reviews(admitted, list(self._refused.values()), left_out)
 
     def _read_one(self, stored: StoredAnnotation) -> Taught:
