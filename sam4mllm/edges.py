@@ -7,7 +7,7 @@ it was not fitted on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -116,14 +116,6 @@ def fit_edge(ious: Sequence[NDArray[np.float64]] | NDArray[np.float64], known: E
     rest = (total[None] - table).argmax(1)
     own = np.arange(len(table))
     return EdgeFit(EDGES[int(total.argmax())], table[own, rest] - table[:, EDGES.index(known)])
-
-
-def union_of(masks: Iterable[Mask], size: tuple[int, int]) -> Mask:
-    """(H, W), of one mask after the other."""
-    whole = np.zeros(size, np.bool_)
-    for mask in masks:
-        whole |= mask
-    return whole
 
 
 def _signed_distance(mask: Mask) -> NDArray[np.float32]:

@@ -132,10 +132,10 @@ def _one_size(case: ReviewedAnnotation, base: Sequence[Answer]) -> tuple[int, in
 def _iou(final: Sequence[Rle], served: Sequence[Rle], size: tuple[int, int]) -> float:
     if {mask["counts"] for mask in final} == {mask["counts"] for mask in served}:
         return 1.0
-    return mask_iou(_union(final, size), _union(served, size))
+    return mask_iou(union_of(final, size), union_of(served, size))
 
 
-def _union(masks: Iterable[Rle], size: tuple[int, int]) -> Mask:
+def union_of(masks: Iterable[Rle], size: tuple[int, int]) -> Mask:
     """One at a time: decoded, each is as large as the image."""
     union = np.zeros(size, np.bool_)
     for mask in masks:

@@ -11,11 +11,11 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.corrections.decisions import union_of
 from backend.corrections.reviews import Review, in_order
 from backend.learning.paired_tests import BOOTSTRAP_PAIRS, LEVEL, sign_flip_p
 from backend.serving.edges import Edges
-from sam4mllm.edges import AS_DRAWN, MAX_OFFSET_PX, Edge, EdgeFit, draw_edge, fit_edge, try_edges, union_of
-from sam4mllm.run_lengths import from_rle
+from sam4mllm.edges import AS_DRAWN, MAX_OFFSET_PX, Edge, EdgeFit, draw_edge, fit_edge, try_edges
 
 LEAST_PICTURES = 8
 """Edited pictures of a label; of 8 the smallest p is 2⁻⁸, and at three pixels an offset is found in all trials with ten."""
@@ -95,7 +95,7 @@ def fit_guarded(ious: Sequence[NDArray[np.float64]], present: Edge = AS_DRAWN) -
 def _masks(review: Review) -> tuple[Mask, Mask]:
     """What was served for the phrase, and what the reviewer made of it, cut to where an edge of either may lie: (h, w) each."""
     size = (review.height, review.width)
-    served, final = (union_of((from_rle(rle, *size) for rle in some), size) for some in (review.served, review.instances))
+    served, final = (union_of(some, size) for some in (review.served, review.instances))
     rows, columns = (np.flatnonzero((served | final).any(axis)) for axis in (1, 0))
     crop = tuple(slice(max(0, some[0] - MARGIN), some[-1] + 1 + MARGIN) if len(some) else slice(0, 1) for some in (rows, columns))
     return served[crop].copy(), final[crop].copy()
