@@ -18,33 +18,29 @@ import time
 from pathlib import Path
 
 from backend.learning.conductor import PATIENT
-from backend.learning.evaluation import read_pair
+from backend.learning.evaluation import read_evaluation
 from backend.learning.gate import Checks, Decision, decide
 from backend.learning.job import TrainingJob
 from backend.learning.run_folder import RunFolder
+from backend.learning.snapshot import HOLDOUT
 from backend.learning.trainer import draw_scenes
-from benchmarks.novel import novel_tasks, splits_of, write_tasks, write_tests
+from benchmarks.novel import NovelTask, novel_tasks, splits_of, write_tasks, write_tests
 from sam4mllm.training.config import read_config
+from sam4mllm.training.plan import TrainingPlan
 
 
-def run_once(home: Path, pictures: int, seed: int, threads: int) -> tuple[Decision, RunFolder, float]:
-    """One run on so many corrections: the gate's decision, the run's folder, and its seconds."""
-    run = RunFolder(home / f"run-{seed}")
+def run_once(home: Path, name: str, tasks: list[NovelTask], plan: TrainingPlan, threads: int) -> tuple[Decision, RunFolder]:
+    """One run on corrections of these tasks, without a server: the gate's decision, and the run's folder."""
+    run = RunFolder(home / name)
     run.path.mkdir()
-    tasks = novel_tasks(pictures, 881_000 + seed)
     write_tasks(run.data, tasks, "Object")
-    plan = read_config("demo").plan
     TrainingJob("demo", "demo", None, "pqpp", False, str(run.data), None, None, str(home), None, "demo-0-base", plan, threads).write(run)
     environment = {**os.environ, **PATIENT, "OMP_NUM_THREADS": str(threads)}
-    began = time.monotonic()
     subprocess.run(
         [sys.executable, "-m", "backend.learning.trainer", str(run.path)], check=True, env=environment, stderr=subprocess.DEVNULL
     )
-    seconds = time.monotonic() - began
-    found = json.loads(run.evaluation.read_text())
-    pairs = [read_pair(one) for one in found["pairs"]]
-    print(f"seed {seed}: {splits_of(tasks).count('holdout')} held out", end="; ")
-    return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], smoke=True)), run, seconds
+    found, pairs = read_evaluation(run)
+    return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], smoke=True)), run
 
 
 def worth(adapter: Path | None, folder: Path) -> float:
@@ -76,7 +72,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         draw_scenes(Path(folder))
         for seed in range(arguments.first, arguments.first + arguments.seeds):
-            decision, run, seconds = run_once(Path(folder), arguments.pictures, seed, arguments.threads)
+            tasks = novel_tasks(arguments.pictures, 881_000 + seed)
+            began = time.monotonic()
+            decision, run = run_once(Path(folder), f"run-{seed}", tasks, read_config("demo").plan, arguments.threads)
+            seconds = time.monotonic() - began
+            print(f"seed {seed}: {splits_of(tasks).count(HOLDOUT)} held out", end="; ")
             promoted += decision.verdict == "promote"
             figures = decision.figures
             print(f"{decision.verdict} after {seconds:.0f} s; {figures['champion']:.3f} -> {figures['challenger']:.3f}; {decision.reasons}")

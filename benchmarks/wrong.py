@@ -8,10 +8,7 @@ As in ``benchmarks/learn.py``, but each task has the true masks of another one; 
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import subprocess
-import sys
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -20,12 +17,10 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from backend.learning.conductor import PATIENT
-from backend.learning.gate import Checks, Decision, PairedSample, decide
-from backend.learning.job import TrainingJob
-from backend.learning.run_folder import RunFolder
+from backend.learning.gate import Decision
 from backend.learning.trainer import draw_scenes
-from benchmarks.novel import NovelTask, novel_tasks, write_tasks
+from benchmarks.few import run_once
+from benchmarks.novel import NovelTask, novel_tasks
 from sam4mllm.training.plan import TrainingPlan
 
 TASKS = 60
@@ -68,18 +63,9 @@ def exchange(tasks: list[NovelTask]) -> list[NovelTask]:
 
 def judge(home: Path, seed: int, minutes: float, threads: int) -> Decision:
     """One run on wrong corrections, and the gate's decision."""
-    run = RunFolder(home / f"run-{seed}")
-    run.path.mkdir()
-    write_tasks(run.data, exchange(novel_tasks(TASKS, 880_100 + seed)), "Object")
     plan = TrainingPlan(rate=1e-3, seed=seed, budget_seconds=60 * minutes)
-    TrainingJob("demo", "demo", None, "pqpp", False, str(run.data), None, None, str(home), None, "demo-0-base", plan, threads).write(run)
-    environment = {**os.environ, **PATIENT, "OMP_NUM_THREADS": str(threads)}
-    subprocess.run(
-        [sys.executable, "-m", "backend.learning.trainer", str(run.path)], check=True, env=environment, stderr=subprocess.DEVNULL
-    )
-    found = json.loads(run.evaluation.read_text())
-    pairs = [PairedSample(one["label"], one["champion"], one["challenger"]) for one in found["pairs"]]
-    return decide(pairs, Checks(found["golden_champion"], found["golden_challenger"], smoke=True))
+    decision, _ = run_once(home, f"run-{seed}", exchange(novel_tasks(TASKS, 880_100 + seed)), plan, threads)
+    return decision
 
 
 if __name__ == "__main__":
