@@ -207,7 +207,12 @@ def test_start_training_says_why_no_lora_is_trained(
     assert (run.state, run.message) == ("postponed", NO_LORA)
     assert run.counts["train"] + run.counts[HOLDOUT] == 20
     assert run.counts[HOLDOUT] > 0
-    assert [record.message for record in caplog.records if NO_LORA in record.message] == [NO_LORA, f"{run.id}: postponed, {NO_LORA}"]
+
+    def told() -> list[str]:
+        return [record.message for record in caplog.records if NO_LORA in record.message]
+
+    wait_for("the line about the run", lambda: len(told()) == 2)  # which is written once its record is
+    assert told() == [NO_LORA, f"{run.id}: postponed, {NO_LORA}"]
     asked = place.client.post("/api/runs", json={}, base_url=BASE_URL)
     assert asked.json is not None
     assert asked.json["message"] == NO_LORA
