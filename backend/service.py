@@ -36,6 +36,7 @@ from sam4mllm.adapters.registry import Registry
 from sam4mllm.durable import replace_file
 from sam4mllm.identity import digest_of
 from sam4mllm.options import Options, resolve_strategy
+from sam4mllm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
@@ -116,7 +117,7 @@ def build(
 
     def begin() -> Leases:
         leases = load(settings)
-        leases.name_edges(edges.digest)
+        leases.name_edges(edges.digest_of)
         versions.begin(leases)
         leases.calibrate(scorer.calibration)
         return leases
@@ -126,11 +127,11 @@ def build(
     engine: Engine[Leases] = Engine(begin, settings.queue, answerer.forget_images)
     background = ThreadPoolExecutor(1, "background")
 
-    def noted(version: str) -> None:
-        edges.note(version)
-        former = _note(version, settings)
-        if settings.refresh and former and former != version and label_studio is not None and token:
-            background.submit(_refresh, label_studio, corrections.projects(), former, version)
+    def noted(pipeline: Pipeline) -> None:
+        edges.note(pipeline.version, pipeline.decoder)
+        former = _note(pipeline.version, settings)
+        if settings.refresh and former and former != pipeline.version and label_studio is not None and token:
+            background.submit(_refresh, label_studio, corrections.projects(), former, pipeline.version)
 
     versions = Versions(engine, Registry(settings.home), noted)
 

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from sam4mllm.adapters.fields import BASE
+from sam4mllm.adapters.fields import BASE, FILES, SEGMENTER_FILES, SEGMENTER_WEIGHTS
+from sam4mllm.adapters.files import parts_of
 from sam4mllm.adapters.follow import checkpoint_for, choose_model, choose_segmenter
 from sam4mllm.adapters.former import former_identity, former_template, keep_name
 from sam4mllm.adapters.loose import LooseAdapter, describe_adapter, find_adapter, read_papers
@@ -23,7 +24,7 @@ from sam4mllm.grounding.mllm import ANSWER_TOKENS, MllmGrounder
 from sam4mllm.grounding.nobody import NoGrounder
 from sam4mllm.identity import slug
 from sam4mllm.memory import announce
-from sam4mllm.options import AUTO, NO_ADAPTER, NO_MODEL, Options, Precision, check_strategy, resolve_strategy
+from sam4mllm.options import AUTO, NO_ADAPTER, NO_MODEL, PLAIN, Options, Precision, check_strategy, resolve_strategy
 from sam4mllm.pipeline import Pipeline, Versioned
 from sam4mllm.precision import movable, move
 from sam4mllm.prompts.dialects import Dialect, load_dialect
@@ -45,18 +46,22 @@ def load_pipeline(
     adapter: str | None = None,
     precision: Precision = AUTO,
     dialect: str | None = None,
+    segmenter_adapter: str | None = None,
 ) -> Pipeline:
-    """See :func:`sam4mllm.load`."""
+    """See :func:`sam4mllm.load`. ``segmenter_adapter`` is that of its mask decoder, a folder or a version, in place of the one that
+    ``adapter`` has; PLAIN is none.
+    """
     load = partial(load_variants, device=device, options=options, precision=precision, dialect=dialect)
     if adapter is None:
-        return load(model or DEMO, segmenter or DEMO).base
+        variants = load(model or DEMO, segmenter or DEMO)
+        return variants.drawing_with(segmenter_adapter, variants.base)
     if model == NO_MODEL:
         raise ModelError(NO_ADAPTER.format(adapter))
     folder = find_adapter(adapter)
     papers = read_papers(folder)  # before the seconds that loading takes
     model = choose_model(model, papers, folder)
     variants = load(model, choose_segmenter(segmenter, papers))
-    return variants.load(folder, describe_adapter(folder, slug(model), papers))
+    return variants.drawing_with(segmenter_adapter, variants.load(folder, describe_adapter(folder, slug(model), papers)))
 
 
 def load_variants(
@@ -108,6 +113,7 @@ class Variants:
         self._options = options or Options()
         self._slug = slug
         self._adapters: Adapters | None = None
+        self._adapted: dict[str, Segmenter] = {}
         self._device: torch.device = device if checkpoint is None else checkpoint.model.device
         self.base = self._pipeline(BASE, None, self._checkpoint)
 
@@ -119,26 +125,48 @@ class Variants:
         return self._checkpoint
 
     def load(self, folder: Path, adapter: Manifest | LooseAdapter) -> Pipeline:
-        """A pipeline with the adapter in a folder, spoken to as its papers say.
+        """A pipeline with the adapter in a folder, spoken to as its papers say; its part for the segmenter, if it has one, draws.
 
-        Raises RegistryError if it is not safe, ModelError if it is another base model's, or is to be spoken to in another dialect, or if
-        there is no base model.
+        Raises RegistryError if it is not safe, ModelError if it is another base model's or another segmenter's, or is to be spoken to in
+        another dialect, or if there is no base model.
         """
         if self._checkpoint is None:
             raise ModelError(NO_ADAPTER.format(adapter.version))
         papers = adapter if isinstance(adapter, Manifest) else adapter.papers
         checkpoint = checkpoint_for(self.checkpoint, papers, self._dialect, adapter.version)
-        if isinstance(adapter, Manifest):
+        parts = parts_of(folder)
+        segmenter = self._segmenter
+        if SEGMENTER_FILES in parts:
+            from sam4mllm.adapters.segmenter import with_adapter  # noqa: PLC0415 – peft takes seconds, and the base models do without
+
+            segmenter = self._adapted[adapter.version] = with_adapter(self._segmenter, folder)
+        elif isinstance(adapter, Manifest):
             adapter = self._as_named(adapter, checkpoint)
+        if FILES not in parts:
+            return self._pipeline(BASE, adapter, checkpoint, papers, segmenter)
         if self._adapters is None:
-            from sam4mllm.adapters.lora import Adapters  # noqa: PLC0415 – peft takes seconds, and the base model does without
+            from sam4mllm.adapters.lora import Adapters  # noqa: PLC0415 – as above
 
             self._adapters = Adapters(self.checkpoint)
         self._adapters.load(adapter.version, folder)
-        return self._pipeline(adapter.version, adapter, checkpoint, papers)
+        return self._pipeline(adapter.version, adapter, checkpoint, papers, segmenter)
+
+    def drawing_with(self, name: str | None, pipeline: Pipeline) -> Pipeline:
+        """A pipeline of these with another adapter of the mask decoder, a folder's or a version's; PLAIN is none, None its own.
+
+        Raises RegistryError and ModelError as ``load`` does.
+        """
+        if name is None:
+            return pipeline
+        if name == PLAIN:
+            return pipeline.through(pipeline.grounder, segmenter=self._segmenter)
+        from sam4mllm.adapters.segmenter import with_adapter  # noqa: PLC0415 – as above
+
+        return pipeline.through(pipeline.grounder, segmenter=with_adapter(self._segmenter, find_adapter(name)))
 
     def drop(self, version: str) -> None:
         """Free the adapter of a version whose pipeline is used no more."""
+        self._adapted.pop(version, None)
         if self._adapters is not None:
             self._adapters.use(BASE)
             self._adapters.drop(version)
@@ -172,7 +200,8 @@ class Variants:
     def _move(self, device: torch.device) -> None:
         if self._checkpoint is not None and self._movable:
             move(self._checkpoint.model, device)
-        self._segmenter.to(device)
+        for segmenter in (self._segmenter, *self._adapted.values()):
+            segmenter.to(device)
 
     def _activate(self, version: str) -> None:
         if self._adapters is not None:
@@ -189,7 +218,12 @@ class Variants:
     def identity_for(self, papers: Papers) -> str:
         """What shapes the predictions of an adapter with these papers besides itself. Raises ModelError if it cannot serve here."""
         checkpoint = checkpoint_for(self.checkpoint, papers, self._dialect)
-        return self._pipeline(BASE, LooseAdapter(BASE, papers), checkpoint, papers).identity
+        segmenter = self._segmenter
+        if SEGMENTER_WEIGHTS in papers.files:
+            from sam4mllm.adapters.segmenter import named_with  # noqa: PLC0415 – as above
+
+            segmenter = named_with(segmenter, papers.files)
+        return self._pipeline(BASE, LooseAdapter(BASE, papers), checkpoint, papers, segmenter).identity
 
     @property
     def base_sha256(self) -> str:
@@ -201,14 +235,24 @@ class Variants:
         """The hash of what is said to it, empty likewise."""
         return "" if self._checkpoint is None else self._checkpoint.template_sha256
 
-    def _pipeline(self, version: str, adapter: Versioned | None, checkpoint: Checkpoint | None, papers: Papers | None = None) -> Pipeline:
+    def _pipeline(
+        self,
+        version: str,
+        adapter: Versioned | None,
+        checkpoint: Checkpoint | None,
+        papers: Papers | None = None,
+        segmenter: Segmenter | None = None,
+    ) -> Pipeline:
+        """``version`` is what the MLLM answers with; ``adapter`` may be of the segmenter alone, and is then no adapter of it."""
+        segmenter = segmenter or self._segmenter
         if checkpoint is None:
-            return Pipeline(NoGrounder(), self._segmenter, self._options, self._slug, learned=False)
+            return Pipeline(NoGrounder(), segmenter, self._options, self._slug, learned=False)
+        taught = adapter is not None and (version != BASE if papers is None else papers.changes_mllm)
         demo, options = checkpoint.source == DEMO, self._options if papers is None else papers.asked(self._options)
         whole = MllmGrounder(checkpoint, activate=lambda: self._activate(version), thought_tokens=options.thought_tokens)
         grounder = CloserGrounder(whole) if checkpoint.dialect.points_view == "close-up" else whole
-        options = replace(options, strategy=resolve_strategy(options.strategy, demo=demo, has_adapter=adapter is not None))
-        return Pipeline(grounder, self._segmenter, options, self._slug, adapter, learned=demo or adapter is not None)
+        options = replace(options, strategy=resolve_strategy(options.strategy, demo=demo, has_adapter=taught))
+        return Pipeline(grounder, segmenter, options, self._slug, adapter, learned=demo or taught)
 
 
 def pick_device(device: str | None) -> torch.device:

@@ -15,6 +15,8 @@ LearnedStrategy = Literal["box", "ppg", "pqpp", "reason"]
 """Those that an adapter may have learned, and its papers may name."""
 NO_MODEL = "none"
 """The name that stands for no MLLM."""
+PLAIN = "none"
+"""The name of no adapter where one of the segmenter's mask decoder is meant."""
 NO_ADAPTER = "the adapter {} changes an MLLM, and the model is none: name the adapter's model, or leave the adapter out"
 THRESHOLD = 0.5
 """Least score of what a segmenter finds by a phrase, where nothing else is set: that of SAM 3's published demos."""

@@ -117,9 +117,14 @@ class Pipeline:
         """``<slug>-<n>-<8 hex>``; n is 0 without an adapter."""
         return self._version(self.options)
 
-    def through(self, grounder: Grounder, options: Options | None = None) -> Pipeline:
-        """The same pipeline with another grounder in front of its model, or with other options."""
-        return Pipeline(grounder, self.segmenter, options or self.options, self.slug, self.adapter, self.learned)
+    @property
+    def decoder(self) -> str:
+        """The hash of the adapter that the segmenter's mask decoder has; empty if it has none."""
+        return str(getattr(self.segmenter, "adapter", ""))
+
+    def through(self, grounder: Grounder, options: Options | None = None, segmenter: Segmenter | None = None) -> Pipeline:
+        """The same pipeline with another grounder in front of its model, or with other options or another segmenter."""
+        return Pipeline(grounder, segmenter or self.segmenter, options or self.options, self.slug, self.adapter, self.learned)
 
     @property
     def _drawing(self) -> Drawing:

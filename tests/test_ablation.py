@@ -192,8 +192,8 @@ def test_every_setting_is_measured_as_it_is_alone(dataset: Path) -> None:
 def test_images_are_taken_in_once_and_questions_put_once(dataset: Path) -> None:
     made: list[Pipeline] = []
 
-    def load(segmenter: str, adapter: str | None) -> Pipeline:
-        del segmenter, adapter
+    def load(setting: Setting) -> Pipeline:
+        del setting
         made.append(pipeline())
         return made[-1]
 

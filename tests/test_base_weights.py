@@ -137,7 +137,7 @@ def versions(checkpoint: Checkpoint, tmp_path: Path, monkeypatch: pytest.MonkeyP
     variants = Variants(checkpoint, FakeSegmenter(), None, "tiny")
     leases = Leases(remembering(variants.base), variants)
     engine: Any = SimpleNamespace(model=leases, run=lambda work, *_: work(leases))
-    return Versions(engine, Registry(tmp_path / "home"), lambda version: None)
+    return Versions(engine, Registry(tmp_path / "home"), lambda pipeline: None)
 
 
 @pytest.mark.parametrize("name", ["a tensor of the vision tower", "the head as peft saves it", "a factor of another name", "not a number"])

@@ -118,7 +118,7 @@ def edited(number: int, edge: Edge, version: str = "demo-0-base", **changes: Any
 
 
 def find_offers(reviews: list[Review], edges: Edges) -> list[EdgeOffer]:
-    found = [find_offer(some, edges) for some in groups(reviews).values()]
+    found = [find_offer(some, edges) for some in groups(reviews, edges).values()]
     return [offer for offer in found if offer is not None]
 
 
@@ -139,15 +139,15 @@ def test_an_offer_is_of_a_label_with_enough_pictures(tmp_path: Path) -> None:
 
 def test_of_very_many_the_last_pictures_are_fitted_each_once(tmp_path: Path) -> None:
     many = [edited(number, Edge(3 if number >= MOST_PICTURES else -2), image=f"{number // 2}") for number in range(4 * MOST_PICTURES)]
-    [found] = groups(many).values()
+    [found] = groups(many, Edges(tmp_path)).values()
     assert len(found) == 2 * MOST_PICTURES
     offer = find_offer(found, Edges(tmp_path))
     assert offer is not None
     assert (offer.edge, offer.pictures) == (Edge(3), MOST_PICTURES)
 
 
-def test_what_was_served_under_another_label_says_nothing_of_this_one() -> None:
-    assert not groups([edited(number, Edge(3), served_label=None) for number in range(20)])
+def test_what_was_served_under_another_label_says_nothing_of_this_one(tmp_path: Path) -> None:
+    assert not groups([edited(number, Edge(3), served_label=None) for number in range(20)], Edges(tmp_path))
 
 
 def test_an_edge_that_fills_holes_is_not_undone_by_masks_that_were_served_filled() -> None:
@@ -173,13 +173,13 @@ def test_masks_that_cannot_be_read_any_more_are_no_offer(tmp_path: Path) -> None
 
 def test_edges_are_kept_and_taken_back(tmp_path: Path) -> None:
     edges = Edges(tmp_path)
-    assert (edges.digest, edges.adopted) == ("", [])
+    assert (edges.digest_of(""), edges.adopted) == ("", [])
     edges.adopt(3, "Cup", Edge(2, True))
     edges.note("demo-0-aaaa")
-    first = edges.digest
+    first = edges.digest_of("")
     edges.adopt(4, "Cup", Edge(-1))
     again = Edges(tmp_path)
-    assert again.digest == edges.digest != first
+    assert again.digest_of("") == edges.digest_of("") != first
     assert (again.of(3, "Cup"), again.of(4, "Cup"), again.of(5, "Cup"), again.of(None, None)) == (
         Edge(2, True),
         Edge(-1),
@@ -188,22 +188,22 @@ def test_edges_are_kept_and_taken_back(tmp_path: Path) -> None:
     )
     assert (again.at("demo-0-aaaa", 3, "Cup"), again.at("demo-0-bbbb", 3, "Cup")) == (Edge(2, True), AS_DRAWN)
     again.adopt(4, "Cup", AS_DRAWN)
-    assert again.digest == first
+    assert again.digest_of("") == first
     again.adopt(3, "Cup", AS_DRAWN)
-    assert (again.digest, Edges(tmp_path).adopted) == ("", [])
+    assert (again.digest_of(""), Edges(tmp_path).adopted) == ("", [])
 
 
-FAR = '{"3": {"Cup": {"offset_px": 99, "filled": false}}}'
+FAR = '{"": {"3": {"Cup": {"offset_px": 99, "filled": false}}}}'
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"adopted": {"x": {}}, "served": {}}', f'{{"adopted": {FAR}, "served": {{}}}}'])
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"adopted": {"": {"x": {}}}, "served": {}}', f'{{"adopted": {FAR}, "served": {{}}}}'])
 def test_with_a_damaged_file_masks_are_as_they_are(tmp_path: Path, text: str, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "edges.json").write_text(text)
     edges = Edges(tmp_path)
     [line] = [record.getMessage() for record in caplog.records]
     assert "is damaged" in line
     assert "\n" not in line
-    assert (edges.of(3, "Cup"), edges.digest) == (AS_DRAWN, "")
+    assert (edges.of(3, "Cup"), edges.digest_of("")) == (AS_DRAWN, "")
     with pytest.raises(LearningError, match="is damaged"):
         edges.adopt(3, "Cup", Edge(1))
     assert (tmp_path / "edges.json").read_text() == text, "what is there may be mended"

@@ -163,7 +163,7 @@ def test_a_kill_before_the_adapter_is_named_leaves_the_run(arguments: list[objec
         raise Killed
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(session, "publish", killed)
+        patch.setattr(session, "sync_tree", killed)
         with pytest.raises(Killed):
             CliRunner().invoke(cli.make_app(), [*map(str, arguments), "--steps", "2"])
     assert not out.exists()

@@ -23,11 +23,11 @@ def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:
     # before the seconds that loading takes
     described = None if folder is None else describe_adapter(folder, slug(settings.model), read_papers(folder))
     leases = load_cold(settings)
-    leases.name_edges(Edges(settings.home).digest)
+    leases.name_edges(Edges(settings.home).digest_of)
     if folder is not None and described is not None and leases.loader is not None:
         leases.seat(remembering(leases.loader.load(folder, described)))
     else:
         never = Engine(lambda: leases, 1)  # there are no requests here
-        Versions(never, Registry(settings.home), lambda version: None).begin(leases)
+        Versions(never, Registry(settings.home), lambda pipeline: None).begin(leases)
     leases.calibrate(Scorer(settings.home / "score.json").calibration)
     return leases.current

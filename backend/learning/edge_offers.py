@@ -53,15 +53,17 @@ class EdgeOffer:
         return f"{self.project}:{self.label}: {self.edge}"
 
 
-def groups(reviews: Iterable[Review]) -> dict[tuple[int, str], list[Review]]:
+def groups(reviews: Iterable[Review], edges: Edges) -> dict[tuple[int, str], list[Review]]:
     """The edited reviews by project and label, of each picture one, in order; labels with too few are left out.
 
-    What was served under another label, or under none, was drawn with the edge of that.
+    What was served under another label, or under none, was drawn with the edge of that; and by another mask decoder than serves now, with
+    that one's edges.
     """
     found: defaultdict[tuple[int, str], dict[str, Review]] = defaultdict(dict)
     for review in sorted(reviews, key=in_order):
-        if review.outcome == "edited" and review.label is not None and review.label == review.served_label and review.iou:
-            found[review.project, review.label][review.image] = review
+        comparable = review.label is not None and review.label == review.served_label and edges.drew(review.version)
+        if review.outcome == "edited" and review.iou and comparable:
+            found[review.project, review.label or ""][review.image] = review
     return {key: list(some.values()) for key, some in found.items() if len(some) >= LEAST_PICTURES}
 
 

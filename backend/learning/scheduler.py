@@ -80,7 +80,7 @@ class Learner:
         self.edges = edges
         self.edge_offers: tuple[EdgeOffer, ...] = ()
         """As of the last look at edges."""
-        self._edges_seen: dict[tuple[int, str], tuple[Edge, int]] = {}
+        self._edges_seen: dict[tuple[str, int, str], tuple[Edge, int]] = {}
         self._adopting = threading.Lock()
         self._edges_due: dict[tuple[int, str], list[Review]] = {}
         self._files = files
@@ -187,7 +187,7 @@ class Learner:
             former = self.edges.of(project, label)
             self.edges.adopt(project, label, edge)
             try:
-                self._versions.name_edges(self.edges.digest)
+                self._versions.name_edges(self.edges.digest_of)
             except NotReadyError:
                 self.edges.adopt(project, label, former)
                 raise
@@ -195,7 +195,7 @@ class Learner:
 
     def _look_at_edges(self, reviews: Iterable[Review]) -> None:
         """Note the labels that have enough more corrections than when their edge was fitted last."""
-        found = groups(reviews)
+        found = groups(reviews, self.edges)
         self.edge_offers = tuple(one for one in self.edge_offers if (one.project, one.label) in found)
         self._edges_due = {key: some for key, some in found.items() if self._is_fresh(key, self.edges.of(*key), len(some))}
 
@@ -210,10 +210,10 @@ class Learner:
         others = [one for one in self.edge_offers if (one.project, one.label) != key]
         if self.edges.of(*key) == present:  # nobody adopted another one meanwhile
             self.edge_offers = tuple(sorted([*others, *([offer] if offer else [])], key=lambda one: (one.project, one.label)))
-            self._edges_seen[key] = present, len(due)
+            self._edges_seen[self.edges.decoder, *key] = present, len(due)
 
     def _is_fresh(self, key: tuple[int, str], edge: Edge, count: int) -> bool:
-        known, before = self._edges_seen.get(key, (edge, 0))
+        known, before = self._edges_seen.get((self.edges.decoder, *key), (edge, 0))
         return edge != known or count >= GROWTH * before
 
     def serves_since(self) -> float:

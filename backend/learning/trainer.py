@@ -34,7 +34,7 @@ from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, rea
 from backend.learning.snapshot import ACCEPTED, HOLDOUT, UNASSISTED, how_made, project_of
 from backend.serving.edges import Edges
 from backend.support.logs import TextFormatter
-from sam4mllm.adapters.files import check_adapter
+from sam4mllm.adapters.files import check_parts
 from sam4mllm.adapters.loose import LooseAdapter, read_papers
 from sam4mllm.data.examples import EXAMPLES, Example
 from sam4mllm.data.read_dataset import read_examples
@@ -168,7 +168,7 @@ def labeller(examples: Sequence[Example]) -> Callable[[Example], str]:
 
 
 def _evaluate(run: RunFolder, job: TrainingJob) -> None:
-    check_adapter(run.adapter)
+    check_parts(run.adapter)
     variants = load_variants(job.model, job.segmenter, job.device, job.options, job.precision)
     champion = variants.base
     if job.champion is not None:
@@ -181,7 +181,7 @@ def _evaluate(run: RunFolder, job: TrainingJob) -> None:
     for index, found in enumerate(answer_all([champion, challenger], dataset, holdout)):
         run.write_progress("comparing", index, len(holdout))
         example = found.example
-        edge = edges.of(project_of(example.source), example.label)
+        edge = edges.of(project_of(example.source), example.label, champion.decoder)
         before, after = (score(answer, example, edge) for answer in found.answers)
         how = how_made(example.source)
         made = {"accepted": how == ACCEPTED, "unassisted": how == UNASSISTED}

@@ -141,8 +141,8 @@ class Answerer:
 
     def _edge(self, pipeline: Pipeline, project: int | None, label: str | None) -> Edge:
         """That of the version which answers: another one may be adopted meanwhile."""
-        if pipeline.options.edges == self._edges.digest:
-            return self._edges.of(project, label)
+        if pipeline.options.edges == self._edges.digest_of(pipeline.decoder):
+            return self._edges.of(project, label, pipeline.decoder)
         return self._edges.at(pipeline.version, project, label)
 
     def find(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -45,24 +46,25 @@ class Leases:
         self._retired: list[Pipeline] = []
         self._lock = threading.Lock()
         self._calibration: Calibration | None = None
-        self._edges = ""
+        self._edges: Callable[[str], str] = lambda decoder: ""
 
     def calibrate(self, calibration: Calibration | None) -> None:
         """Score by this from now on, whichever pipeline serves."""
         with self._lock:
             self._calibration = self.current.calibration = calibration
 
-    def name_edges(self, edges: str) -> None:
-        """From now on predictions are of versions that these edges are part of (:class:`backend.serving.edges.Edges`)."""
+    def name_edges(self, edges: Callable[[str], str]) -> None:
+        """From now on predictions are of versions that the edges of their decoder are part of (:class:`backend.serving.edges.Edges`)."""
         with self._lock:
             self._edges = edges
         self.seat(self.current)
 
     def with_edges(self, pipeline: Pipeline) -> Pipeline:
         """The pipeline as it serves: itself, if its version has the edges of now."""
-        if pipeline.options.edges == self._edges:
+        edges = self._edges(pipeline.decoder)
+        if pipeline.options.edges == edges:
             return pipeline
-        return pipeline.through(pipeline.grounder, replace(pipeline.options, edges=self._edges))
+        return pipeline.through(pipeline.grounder, replace(pipeline.options, edges=edges))
 
     def take(self) -> Pipeline:
         """The pipeline for a request, until it is given back."""

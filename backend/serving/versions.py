@@ -17,7 +17,6 @@ from backend.serving.engine import Engine
 from backend.serving.leases import Leases, remembering
 from backend.settings import Settings
 from backend.setup.gpu_plan import tell_plan
-from sam4mllm.adapters.fields import FILES
 from sam4mllm.adapters.files import hash_files
 from sam4mllm.adapters.loose import read_papers
 from sam4mllm.adapters.manifest import Manifest, Papers
@@ -37,8 +36,8 @@ SWAP_SECONDS = 300.0
 class Versions:
     """Keeps the pipeline that serves and the registry's champion the same. Threads may share it."""
 
-    def __init__(self, engine: Engine[Leases], registry: Registry, noted: Callable[[str], None]) -> None:
-        """``noted`` is called with the version that serves, whenever that is another one."""
+    def __init__(self, engine: Engine[Leases], registry: Registry, noted: Callable[[Pipeline], None]) -> None:
+        """``noted`` is called with the pipeline that serves, whenever that is of another version."""
         self.registry = registry
         self._engine = engine
         self._noted = noted
@@ -73,7 +72,7 @@ class Versions:
                 self._refused = champion
                 log.error("%s cannot serve, what served before it does: %s", name, error)
         _tell(leases.current)
-        self._noted(leases.current.version)
+        self._noted(leases.current)
         return leases
 
     def sync(self) -> None:
@@ -108,17 +107,17 @@ class Versions:
             files=hash_files(folder),
         )
         papers = replace(papers, data_sha256=data_sha256, metrics={**papers.metrics, **metrics})
-        files = {name: folder / name for name in FILES}
+        files = {name: folder / name for name in hash_files(folder)}
         return self.registry.add(files, papers, slug=current.slug, identity=loader.identity_for(papers), parent=_name(current))
 
-    def name_edges(self, edges: str) -> None:
-        """From now on these edges are part of the version. Raises NotReadyError."""
+    def name_edges(self, edges: Callable[[str], str]) -> None:
+        """From now on the edges of the decoder that serves are part of the version. Raises NotReadyError."""
         with self._lock:
             leases = self._engine.model
             if leases is None:
                 raise NotReadyError("the models are not loaded; ask again when the server is ready")
             leases.name_edges(edges)
-            self._noted(leases.current.version)
+            self._noted(leases.current)
 
     def promote(self, version: str) -> Manifest:
         """Verify, load and let serve a version, in this order: one that cannot be loaded never becomes champion."""
@@ -156,7 +155,7 @@ class Versions:
     def _seat(self, leases: Leases, pipeline: Pipeline) -> None:
         pipeline = leases.with_edges(pipeline)
         _tell(pipeline)
-        self._noted(pipeline.version)
+        self._noted(pipeline)
         leases.seat(pipeline)
         self._run(lambda leases: leases.sweep())
 

@@ -150,7 +150,7 @@ def _targets(config: Mapping[str, Any], layers: Mapping[str, nn.Module], model: 
     given = config.get("target_modules")
     names = [name for name in layers if name]
     if isinstance(given, str) and given.lower() == ALL_LINEAR:
-        head = model.get_output_embeddings()
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # a mask decoder has no such
         head = head.get_base_layer() if isinstance(head, LoraLayer) else head
         chosen = {name for name in names if isinstance(layers[name], nn.Linear) and layers[name] is not head}
     else:

@@ -15,6 +15,10 @@ BASE = ""
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 FILES = (CONFIG, WEIGHTS)
+SEGMENTER_CONFIG = "segmenter_config.json"
+SEGMENTER_WEIGHTS = "segmenter_model.safetensors"
+SEGMENTER_FILES = (SEGMENTER_CONFIG, SEGMENTER_WEIGHTS)
+"""An adapter's parts: what changes the MLLM, and what changes the segmenter's mask decoder. It has one of them or both."""
 MANIFEST = "manifest.json"
 VERSION = re.compile(r"[a-z0-9.-]{1,32}-(?P<number>[1-9][0-9]{0,17})-[0-9a-f]{8}")
 SLUG = re.compile(r"[a-z0-9.-]{1,32}")

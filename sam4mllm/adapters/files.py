@@ -1,4 +1,4 @@
-"""What an adapter's folder may hold: a plain LoRA's configuration, finite weights in safetensors, and a manifest that names their hashes.
+"""What an adapter's folder may hold: plain LoRA configurations, finite weights in safetensors, and a manifest that names their hashes.
 
 A pickle is refused by its name or by what safetensors finds at its start, never opened as one. All checks raise RegistryError.
 """
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError, safe_open
 
-from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS, is_number, is_whole, matches, parse_object, shown
+from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, SEGMENTER_FILES, is_number, is_whole, matches, parse_object, shown
 from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.durable import file_sha256
 from sam4mllm.errors import RegistryError, first_line
@@ -37,6 +37,12 @@ _MAX_TEXT = 1 << 20
 _DTYPES = {"torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"}
 
 
+def parts_of(folder: Path) -> tuple[tuple[str, str], ...]:
+    """The parts of an adapter that a folder has, in full or not: FILES, SEGMENTER_FILES or both; FILES where it has nothing of either."""
+    found = tuple(part for part in (FILES, SEGMENTER_FILES) if any((folder / name).exists() for name in part))
+    return found or (FILES,)
+
+
 def check_names(found: set[str], wanted: set[str]) -> None:
     """See that a folder has these files and no others."""
     pickles = {name for name in found if Path(name).suffix.lower() in _PICKLES}
@@ -48,15 +54,22 @@ def check_names(found: set[str], wanted: set[str]) -> None:
         raise RegistryError(f"{listed(wanted - found)} is missing; an adapter is {listed(wanted)}")
 
 
-def check_adapter(folder: Path) -> dict[str, Any]:
-    """See that FILES are safe to load, whatever else is there, and give the configuration. Raises OSError too.
+def check_adapter(folder: Path, part: tuple[str, str] = FILES) -> dict[str, Any]:
+    """See that a part of an adapter is safe to load, whatever else is there, and give its configuration. Raises OSError too.
 
     What the tensors fit is seen when a model is there (:mod:`sam4mllm.adapters.factors`).
     """
-    check_weights(folder / WEIGHTS)
-    config = parse_object(read_text(folder / CONFIG), CONFIG)
-    check_config(config)
+    named, weights = part
+    check_weights(folder / weights)
+    config = parse_object(read_text(folder / named), named)
+    check_config(config, named)
     return config
+
+
+def check_parts(folder: Path) -> None:
+    """The same of all parts that a folder has."""
+    for part in parts_of(folder):
+        check_adapter(folder, part)
 
 
 def read_manifest(folder: Path) -> Manifest:
@@ -69,21 +82,24 @@ def read_manifest(folder: Path) -> Manifest:
 
 def check_folder(folder: Path) -> Manifest:
     """See that a version is whole and safe to load: no other files, the hashes of its manifest, and what ``check_adapter`` checks."""
-    check_names({path.name for path in folder.iterdir()}, {*FILES, MANIFEST})
+    found = {path.name for path in folder.iterdir()}
+    check_names(found, {*(name for part in parts_of(folder) for name in part), MANIFEST})
     manifest = read_manifest(folder)
+    check_names(found, {*manifest.files, MANIFEST})
     for name, sha256 in hash_files(folder).items():
         if sha256 != manifest.files[name]:
             raise RegistryError(f"{name} is not the file that its manifest names (SHA-256); restore it or add the adapter again")
-    check_adapter(folder)
+    check_parts(folder)
     return manifest
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each of FILES, in hex. Raises OSError too."""
+    """The SHA-256 of each file of the parts that a folder has, in hex. Raises OSError too."""
     hashes: dict[str, str] = {}
-    for name in FILES:
-        _check_plain(folder / name)
-        hashes[name] = file_sha256(folder / name)
+    for part in parts_of(folder):
+        for name in part:
+            _check_plain(folder / name)
+            hashes[name] = file_sha256(folder / name)
     return hashes
 
 
@@ -118,24 +134,24 @@ def check_weights(path: Path) -> list[str]:
             if not names:
                 raise RegistryError(f"{path.name} holds no tensors; save the adapter again")
             for name in names:
-                _check_tensor(name, weights.get_tensor(name))
+                _check_tensor(name, weights.get_tensor(name), path.name)
             return list(names)
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
         raise RegistryError(f"{path.name} cannot be read as safetensors ({first_line(error)}); save the adapter again") from error
 
 
-def _check_tensor(name: str, tensor: Tensor) -> None:
+def _check_tensor(name: str, tensor: Tensor, file: str) -> None:
     if not FACTOR.fullmatch(name):
         raise RegistryError(
-            f"{WEIGHTS}: {shown(name)} is no LoRA factor; save the factors alone, without modules_to_save, biases or base weights"
+            f"{file}: {shown(name)} is no LoRA factor; save the factors alone, without modules_to_save, biases or base weights"
         )
     if str(tensor.dtype) not in _DTYPES:
-        raise RegistryError(f"{WEIGHTS}: {shown(name)} is {tensor.dtype}, but weights are 16, 32 or 64 bit floats")
+        raise RegistryError(f"{file}: {shown(name)} is {tensor.dtype}, but weights are 16, 32 or 64 bit floats")
     if not tensor.isfinite().all():
-        raise RegistryError(f"{WEIGHTS}: {shown(name)} holds NaN or infinity; train again with a lower learning rate")
+        raise RegistryError(f"{file}: {shown(name)} holds NaN or infinity; train again with a lower learning rate")
 
 
-def check_config(config: Mapping[str, Any]) -> None:
+def check_config(config: Mapping[str, Any], name: str = CONFIG) -> None:
     """Only the settings of a plain LoRA with values that peft reads as data.
 
     Others make peft import modules by name (``auto_mapping``, ``megatron_core``), read further files (``corda_config``), or change the base
@@ -143,12 +159,12 @@ def check_config(config: Mapping[str, Any]) -> None:
     """
     unknown = config.keys() - _CONFIG.keys()
     if unknown:
-        raise RegistryError(f"{CONFIG} has keys that no plain LoRA needs: {listed(unknown)}; remove them")
+        raise RegistryError(f"{name} has keys that no plain LoRA needs: {listed(unknown)}; remove them")
     if config.get("peft_type") is None or config.get("r") is None:
-        raise RegistryError(f"{CONFIG}: peft_type must be LORA and r its rank")
-    for name, value in config.items():
-        if value is not None and not _CONFIG[name](value):
-            raise RegistryError(f"{CONFIG}: {name} may not be {shown(value)}")
+        raise RegistryError(f"{name}: peft_type must be LORA and r its rank")
+    for key, value in config.items():
+        if value is not None and not _CONFIG[key](value):
+            raise RegistryError(f"{name}: {key} may not be {shown(value)}")
 
 
 # -- values --------------------------------------------------------------------------------------------------------------------------------

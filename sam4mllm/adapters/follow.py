@@ -17,11 +17,11 @@ from sam4mllm.segmentation.names import HUB_ID, split_name
 
 def choose_model(given: str | None, papers: Papers | None, folder: Path | None = None) -> str:
     """The model to load: the one that is given, or the one in the papers. Where there are none, the one that peft wrote into the adapter's
-    ``folder``, if that is a folder on this machine or a hub id.
+    ``folder``, if it changes an MLLM and that is a folder on this machine or a hub id.
 
     Whether it is the adapter's is seen by its hash, once it is loaded: it may lie elsewhere by now.
     """
-    if given is not None or papers is not None or folder is None:
+    if given is not None or papers is not None or folder is None or not (folder / CONFIG).exists():
         return given or (DEMO if papers is None else papers.base_model)
     named = parse_object(read_text(folder / CONFIG), CONFIG).get("base_model_name_or_path")
     return named if isinstance(named, str) and (HUB_ID.fullmatch(named) or Path(named).is_dir()) else DEMO

@@ -31,7 +31,7 @@ def attach(checkpoint: Checkpoint, rank: int, alpha: int, dropout: float) -> Pef
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=checkpoint.lora_targets, bias="none")
     try:
-        return _wrap(checkpoint.model, config, "default", in_float32=True)
+        return wrap(checkpoint.model, config, "default", in_float32=True)
     except ValueError as error:
         raise ModelError(f"{checkpoint.source} has no layers for LoRA ({first_line(error)})") from error
 
@@ -45,7 +45,7 @@ def attach_stored(checkpoint: Checkpoint, folder: Path, dropout: float) -> PeftM
         declared, found = _read(folder, check_adapter(folder), checkpoint)
         config = declared.to_peft()
         config.inference_mode, config.lora_dropout = False, dropout
-        model = _wrap(checkpoint.model, config, "default", in_float32=True)
+        model = wrap(checkpoint.model, config, "default", in_float32=True)
         fill({name: checkpoint.model.get_submodule(name) for name in declared.ranks}, "default", found)
     except FAULTS as error:
         raise ModelError(f"the adapter in {folder} does not fit {checkpoint.source}: {first_line(error)}") from error
@@ -125,7 +125,7 @@ class Adapters:
         declared, found = _read(folder, foreign, self._checkpoint)
         config = declared.to_peft()
         if self._model is None:
-            self._model = _wrap(model, config, slot, in_float32=False)
+            self._model = wrap(model, config, slot, in_float32=False)
         else:
             self._model.add_adapter(slot, config, autocast_adapter_dtype=False)
         fill({name: model.get_submodule(name) for name in declared.ranks}, slot, found)
@@ -167,7 +167,7 @@ def _read(folder: Path, foreign: Mapping[str, Any], checkpoint: Checkpoint) -> t
     return declared, pick_factors(tensors, declared, checkpoint.model)
 
 
-def _wrap(model: Any, config: LoraConfig, slot: str, in_float32: bool) -> PeftModel:
+def wrap(model: Any, config: LoraConfig, slot: str, in_float32: bool) -> PeftModel:
     """peft with a first adapter, in float32 even on a model of lesser precision, or in the model's."""
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)

@@ -7,7 +7,19 @@ from collections.abc import Mapping
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from typing import Any, Self, get_args
 
-from sam4mllm.adapters.fields import FILES, MANIFEST, SHA256, VERSION, is_number, is_time, matches, parse_object, require
+from sam4mllm.adapters.fields import (
+    FILES,
+    MANIFEST,
+    SEGMENTER_FILES,
+    SHA256,
+    VERSION,
+    WEIGHTS,
+    is_number,
+    is_time,
+    matches,
+    parse_object,
+    require,
+)
 from sam4mllm.errors import RegistryError
 from sam4mllm.identity import digest_of
 from sam4mllm.options import LearnedStrategy, Options, PointsName
@@ -45,9 +57,10 @@ class Papers:
             require(known, name, getattr(self, name), "64 hex digits")
         numbers = isinstance(self.metrics, dict) and all(is_number(value) for value in self.metrics.values())
         require(numbers, "metrics", self.metrics, "an object of finite numbers")
-        hashed = isinstance(self.files, dict) and self.files.keys() == set(FILES)
+        parts = [set(FILES), set(SEGMENTER_FILES), {*FILES, *SEGMENTER_FILES}]
+        hashed = isinstance(self.files, dict) and self.files.keys() in parts
         hashed = hashed and all(matches(SHA256, sha256) for sha256 in self.files.values())
-        require(hashed, "files", self.files, f"the hashes of {listed(FILES)}")
+        require(hashed, "files", self.files, f"the hashes of {listed(FILES)}, of {listed(SEGMENTER_FILES)}, or of all")
         learned = get_args(LearnedStrategy)
         require(self.strategy in (None, *learned), "strategy", self.strategy, f"{', '.join(learned)} or null")
         require(self.points in (None, *get_args(PointsName)), "points", self.points, "packed, joint or null")
@@ -55,6 +68,11 @@ class Papers:
         require(self.dialect is None or spelled, "dialect", self.dialect, "an object of texts, or null")
         require(self.segmenter is None or isinstance(self.segmenter, str), "segmenter", self.segmenter, "a segmenter's name or null")
         require(self.plan is None or isinstance(self.plan, dict), "plan", self.plan, "an object or null")
+
+    @property
+    def changes_mllm(self) -> bool:
+        """Whether it has a part for the MLLM; one that trains the segmenter alone has none."""
+        return WEIGHTS in self.files
 
     def asked(self, given: Options) -> Options:
         """How the adapter is asked, where it is not given."""

@@ -28,7 +28,20 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from sam4mllm.adapters import files as adapters
-from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, SLUG, VERSION, WEIGHTS, is_time, is_whole, matches, require, shown
+from sam4mllm.adapters.fields import (
+    CONFIG,
+    FILES,
+    MANIFEST,
+    SEGMENTER_FILES,
+    SLUG,
+    VERSION,
+    WEIGHTS,
+    is_time,
+    is_whole,
+    matches,
+    require,
+    shown,
+)
 from sam4mllm.adapters.manifest import Manifest, Papers, number_of, version_digest
 from sam4mllm.durable import PARTIAL, Step, append_line, locked, no_step, partial, publish, remove, replace_file, sync_path
 from sam4mllm.errors import RegistryError, first_line
@@ -104,12 +117,13 @@ class Registry:
         """Store an adapter as a new version; it does not serve before it is promoted. A Manifest explains what is not explained here.
 
         Args:
-            files: ``adapter_config.json`` and ``adapter_model.safetensors``, as paths or as their bytes.
+            files: of the part for the MLLM, of that for the segmenter, or of both, as paths or as their bytes.
             papers: of the adapter; the hashes of its files are taken from the copies, for a source may change meanwhile.
             slug: first part of the version, ``[a-z0-9.-]{1,32}``.
             identity: what else shapes a prediction (segmenter, options); it enters the version's hash.
         """
-        adapters.check_names(set(files), set(FILES))
+        parts = [name for part in (FILES, SEGMENTER_FILES) if not set(part).isdisjoint(files) for name in part]
+        adapters.check_names(set(files), set(parts or FILES))
         require(matches(SLUG, slug), "slug", slug, "up to 32 of a-z, 0-9, dot and hyphen")
         temporary = partial(self.root / "version")
         with self._writing():
@@ -120,14 +134,14 @@ class Registry:
             try:
                 step("make folder")
                 temporary.mkdir()
-                for name in FILES:
+                for name in parts:
                     _store(files[name], temporary / name)
                 hashes = adapters.hash_files(temporary)
                 digest = version_digest(identity, papers.base_sha256, papers.template_sha256, hashes)
                 own = {field.name: getattr(papers, field.name) for field in fields(Papers)} | {"files": hashes}
                 manifest = Manifest(**own, version=f"{slug}-{number}-{digest}", created=_now(), parent=parent)
                 _store(manifest.to_json().encode(), temporary / MANIFEST)
-                adapters.check_adapter(temporary)
+                adapters.check_parts(temporary)
                 replace_file(self._highest, f"{number}\n".encode(), step)  # before the folder, so that no other can have this number
                 publish(temporary, self.root / manifest.version, step, "folder")
             finally:
@@ -265,7 +279,7 @@ class Registry:
 
     def export(self, version: str, folder: Path) -> None:
         """Copy a verified version into a new or empty folder, whole or not at all."""
-        self.verify(version)
+        manifest = self.verify(version)
         folder = Path(folder).resolve()
         temporary = partial(folder)
         with _disk(folder):
@@ -274,7 +288,7 @@ class Registry:
             remove(temporary)
             temporary.mkdir(parents=True)
             try:
-                for name in (*FILES, MANIFEST):
+                for name in (*manifest.files, MANIFEST):
                     shutil.copyfile(self.path(version) / name, temporary / name)
                 publish(temporary, folder)
             finally:

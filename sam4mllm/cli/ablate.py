@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from sam4mllm.pipeline import Pipeline
 
 commands = typer.Typer()
+AXES = "strategy,points,count,pattern,choice,thresholds,answers,segmenter,segmenter-adapter,rank"
 WIDE = 180
 """Columns of a table that is piped into a file."""
 
@@ -52,9 +53,7 @@ WIDE = 180
 def ablate(
     dataset: DatasetArgument,
     *,
-    over: Annotated[
-        str, typer.Option("--over", help="What to vary: strategy,points,count,pattern,choice,thresholds,answers,segmenter,rank")
-    ],
+    over: Annotated[str, typer.Option("--over", help=f"What to vary: {AXES}")],
     out: Annotated[Path, typer.Option("--out", help="The folder for table, CSV, plot and journal; there again, it goes on.")],
     values: Annotated[
         list[str] | None, typer.Option("--values", help="Values of an axis instead of the usual: count=5,10,30. May be repeated.")
@@ -97,10 +96,15 @@ def ablate(
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
     precision = Precision(dtype, quantize, device_map)
-    fixed = segmenter is None and "segmenter" not in over  # each adapter's own
-    open_pipeline: Load = lambda seg, version: load(model, None if fixed else seg, device, options, version, precision, dialect)  # noqa: E731
+    fixed = segmenter is None and "segmenter" not in axes  # each adapter's own
+
+    def of_setting(setting: Setting) -> Pipeline:
+        named = None if fixed else setting.segmenter
+        return load(model, named, device, options, setting.adapter, precision, dialect, setting.segmenter_adapter)
+
+    open_pipeline: Load = of_setting
     if axes.get("strategy") == ():
-        first = open_pipeline(base.segmenter, base.adapter)
+        first = open_pipeline(base)
         settings = plan(base, axes, named, grid, first.strategies)
         open_pipeline = _beginning_with(first, open_pipeline)
     rows = tabulate(run(settings, dataset, examples, open_pipeline, journal, bar, min_pixels))
@@ -122,7 +126,7 @@ def _base(options: Options, segmenter: str | None, adapter: str | None) -> Setti
 def _beginning_with(first: Pipeline, load: Load) -> Load:
     """The pipeline that is there already for the first settings, which are the base's; it is not kept, for two might not fit."""
     waiting = [first]
-    return lambda segmenter, adapter: waiting.pop() if waiting else load(segmenter, adapter)
+    return lambda setting: waiting.pop() if waiting else load(setting)
 
 
 def _axes(over: str, values: Sequence[str]) -> dict[str, tuple[str, ...]]:

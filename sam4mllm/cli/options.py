@@ -149,12 +149,13 @@ def load(
     adapter: str | None,
     precision: Precision,
     dialect: str | None = None,
+    segmenter_adapter: str | None = None,
 ) -> Pipeline:
     """The models behind the commands."""
     hush()
     from sam4mllm.loading import load_pipeline  # an error or a help text should not wait
 
-    return load_pipeline(model, segmenter, device, options, adapter, precision, dialect)
+    return load_pipeline(model, segmenter, device, options, adapter, precision, dialect, segmenter_adapter)
 
 
 def _say_needs() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
@@ -23,13 +23,14 @@ from sam4mllm.cli.options import (
     QuantizeOption,
     hush,
 )
+from sam4mllm.cli.train_segmenter import pictures_bar, refuse_others, train_segmenter
 from sam4mllm.options import Precision
 
 if TYPE_CHECKING:
     from types import FrameType
 
-    from sam4mllm.data.examples import Example
     from sam4mllm.training.recipe import Progress
+    from sam4mllm.training.session import Session
 
 commands = typer.Typer()
 CONFIG_HELP = "default, released, paper, demo, server, or a JSON or TOML file with steps, batch, rate, rank …"
@@ -37,6 +38,7 @@ CONFIG_HELP = "default, released, paper, demo, server, or a JSON or TOML file wi
 
 @commands.command(epilog="Example: sam4mllm train /tmp/corrections --out /tmp/adapter --replay /tmp/scenes --steps 200")
 def train(
+    context: typer.Context,
     dataset: Annotated[Path, typer.Argument(help="A folder in the dataset format, of which the split train is learned.")],
     *,
     out: Annotated[Path, typer.Option("--out", help="Where to write the adapter: a new or empty folder.")],
@@ -53,6 +55,9 @@ def train(
     adapter: Annotated[
         str | None, typer.Option("--adapter", help="Go on from this one, a folder or a version, not from none.", metavar="PATH|VERSION")
     ] = None,
+    segmenter_adapter: Annotated[
+        bool, typer.Option("--segmenter-adapter", help="Train one of the segmenter instead: where masks end, from some ten pictures on.")
+    ] = False,
     dialect: DialectOption = None,
     device: DeviceOption = None,
     dtype: DtypeOption = "auto",
@@ -65,20 +70,31 @@ def train(
     On several GPUs: accelerate launch -m sam4mllm train …
     """
     hush()
+    if segmenter_adapter:
+        refuse_others(context)
+        train_segmenter(dataset, out, segmenter, device, steps or 0, seed or 0, as_json)
+        return
     from sam4mllm.adapters.loose import find_adapter
     from sam4mllm.training.config import read_config  # torch takes seconds to import
     from sam4mllm.training.session import Extras, Session
-    from sam4mllm.training.tracking import check_trackers, tracking
+    from sam4mllm.training.tracking import check_trackers
 
     check_trackers(tensorboard, wandb)
     settings = read_config(config, steps=steps, seed=seed)
-    extras = Extras(None if config is None else settings.asking, segmenter, conversations, images, _prompting_bar)
+    extras = Extras(None if config is None else settings.asking, segmenter, conversations, images, pictures_bar("prompting the segmenter"))
     precision = Precision(dtype, quantize, device_map)
     start = None if adapter is None else find_adapter(adapter)
     given = (dataset, out, settings.plan, model, device, replay)
     session = Session(*given, start=start, dialect=dialect, extras=extras, precision=precision)
+    _run(session, tensorboard, wandb, as_json)
+
+
+def _run(session: Session, tensorboard: Path | None, wandb: str | None, as_json: bool) -> None:
+    """To its end, or until it is stopped."""
+    from sam4mllm.training.tracking import tracking
+
     plan, first = session.trainer.plan, session.processes.first
-    curves = tracking(plan, out.name, tensorboard, wandb) if first else nullcontext()
+    curves = tracking(plan, session.out.name, tensorboard, wandb) if first else nullcontext()
     with _stopping(session.trainer.stop), _training_bar(plan.steps) as (show, last), curves as note:
 
         def tell(progress: Progress) -> None:
@@ -102,15 +118,6 @@ def _print_trained(out: Path, last: Progress | None, phrases: int, as_json: bool
     summary = {"adapter": str(out), "phrases": phrases, **({} if last is None else asdict(last))}
     done = "" if last is None else f": {last.steps} steps in {last.seconds:.0f} s, loss {last.loss:.3f}"
     print(json.dumps(summary) if as_json else f"{out}{done}")
-
-
-def _prompting_bar(pictures: Iterable[list[Example]], total: int) -> Iterable[list[Example]]:
-    """While the points of PPG answers are made."""
-    from rich.console import Console
-    from rich.progress import track
-
-    console = Console(stderr=True)
-    return track(pictures, "prompting the segmenter", total, console=console, transient=True, disable=not console.is_terminal)
 
 
 @contextmanager

@@ -30,9 +30,8 @@ from sam4mllm.masks import lies_on
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Segmentation
 
-Load = Callable[[str, str | None], Pipeline]
-"""A pipeline of a segmenter and an adapter, by their names."""
-Group = tuple[str, str | None]
+Load = Callable[[Setting], Pipeline]
+"""The pipeline of a setting's segmenter and adapters; its options are not looked at."""
 Track = Callable[[Iterable[list[Example]], int, str], Iterable[list[Example]]]
 """Wraps the images of a group of settings, for a progress bar: images, how many, and what they go through."""
 
@@ -82,7 +81,7 @@ def ablate(
         settings: what ``plan`` planned.
         folder: the dataset.
         examples: what ``choose`` chose of it.
-        load: called once for each segmenter and adapter, one after the other.
+        load: called once for each segmenter and its adapters, one after the other.
         journal: what is there already, and where the rest is written.
         track: for a progress bar.
         min_pixels: as of ``compare``.
@@ -90,14 +89,14 @@ def ablate(
     Raises:
         DatasetError, ModelError, EvaluationError
     """
-    groups: dict[Group, list[Setting]] = {}
+    groups: dict[tuple[str | None, ...], list[Setting]] = {}
     for setting in settings:
-        groups.setdefault((setting.segmenter, setting.adapter), []).append(setting)
+        groups.setdefault((setting.segmenter, setting.adapter, setting.segmenter_adapter), []).append(setting)
     images = by_image(examples)
     sums: dict[Setting, Sums] = {}
-    for (segmenter, adapter), some in groups.items():
-        bench = Bench(load(segmenter, adapter), folder, some, journal, min_pixels)
-        what = segmenter if adapter is None else f"{adapter}, {segmenter}"
+    for models, some in groups.items():
+        bench = Bench(load(some[0]), folder, some, journal, min_pixels)
+        what = ", ".join(name for name in models if name is not None)
         done = [bench.answer(group) for group in track(images, len(images), what)]
         for setting in some:
             outcomes = [outcome[setting] for outcome in done]

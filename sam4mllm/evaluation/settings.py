@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.controls import ANSWERS, Answers
-from sam4mllm.options import STRATEGIES, Options, Strategy, Thresholds
+from sam4mllm.options import PLAIN, STRATEGIES, Options, Strategy, Thresholds
 from sam4mllm.points import PATTERN_SIZE
 
 COUNTS = ("5", "10", "15", "30")
@@ -43,6 +43,7 @@ class Setting:
 
     ``names`` are the roles it has: ``base``, ``published``, ``oracle`` (true boxes and points into the segmenter), ``count=15``.
     ``adapter`` is a folder or a version, None for the base model alone. ``answers`` about points are the model's, or a control's.
+    ``segmenter_adapter`` is the one of the mask decoder, in such a folder, too; None is what ``adapter`` has, PLAIN none whatever it has.
     """
 
     names: tuple[str, ...]
@@ -51,6 +52,7 @@ class Setting:
     adapter: str | None = None
     oracle: bool = False
     answers: Answers = "model"
+    segmenter_adapter: str | None = None
 
     @property
     def label(self) -> str:
@@ -60,6 +62,10 @@ class Setting:
     @property
     def what(self) -> tuple[object, ...]:
         """What it comes to: settings of which this is equal draw the same masks."""
+        return (*self._what, self.segmenter_adapter)
+
+    @property
+    def _what(self) -> tuple[object, ...]:
         if self.oracle:
             return ("oracle", self.segmenter)
         look_back = self.options.look_back
@@ -110,9 +116,10 @@ def plan(
             rows.append(replace(setting, names=(" ".join(f"{axis}={value}" for axis, value in zip(values, combination, strict=True)),)))
     else:
         rows += [replace(vary(base, axis, value, known), names=(f"{axis}={value}",)) for axis, some in values.items() for value in some]
-    for segmenter in dict.fromkeys(row.segmenter for row in list(rows)):
-        name = "oracle" if segmenter == base.segmenter else f"oracle segmenter={segmenter}"
-        rows.append(replace(base, names=(name,), segmenter=segmenter, oracle=True))
+    for segmenter, adapted in dict.fromkeys((row.segmenter, row.segmenter_adapter) for row in list(rows)):
+        other = "" if segmenter == base.segmenter else f" segmenter={segmenter}"
+        other += "" if adapted == base.segmenter_adapter else f" segmenter-adapter={adapted}"
+        rows.append(replace(base, names=(f"oracle{other}",), segmenter=segmenter, segmenter_adapter=adapted, oracle=True))
     return _merged(rows)
 
 
@@ -121,6 +128,8 @@ def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | Non
     match axis:
         case "segmenter":
             return replace(base, segmenter=value)
+        case "segmenter-adapter":
+            return replace(base, segmenter_adapter=value)
         case "rank":
             known = adapters or {}
             return replace(base, adapter=known[_one_of(axis, value, tuple(known))])
@@ -148,6 +157,8 @@ def defaults(
             return tuple(adapters)
         case "segmenter":
             raise EvaluationError(f"name the segmenters, for example --values segmenter={base.segmenter},vit_h:FILE")
+        case "segmenter-adapter":
+            raise EvaluationError(f"name the adapters of the segmenter, for example --values segmenter-adapter={PLAIN},FOLDER")
         case _ if axis in choices():
             return choices()[axis]
     raise EvaluationError(_unknown(axis))
@@ -195,7 +206,7 @@ OPTIONS: Mapping[str, Callable[[str], dict[str, Any]]] = {
 
 
 def _unknown(axis: str) -> str:
-    return f"{axis!r} cannot be varied; what can: {', '.join((*choices(), *OPTIONS, 'answers', 'segmenter', 'rank'))}"
+    return f"{axis!r} cannot be varied; what can: {', '.join((*choices(), *OPTIONS, 'answers', 'segmenter', 'segmenter-adapter', 'rank'))}"
 
 
 def _one_of(axis: str, value: str, known: tuple[Any, ...]) -> Any:

@@ -62,6 +62,11 @@ class DetectingSegmenter:
         return hashlib.sha256(f"{self.detector.identity}+{self.segmenter.identity}".encode()).hexdigest()[:8]
 
     @property
+    def adapter(self) -> str:
+        """The hash of the adapter that the segmenter's mask decoder has; empty if it has none."""
+        return str(getattr(self.segmenter, "adapter", ""))
+
+    @property
     def nbytes(self) -> int:
         return self.detector.nbytes + self.segmenter.nbytes
 

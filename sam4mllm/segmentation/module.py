@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from copy import copy
 from threading import Lock
-from typing import Any
+from typing import Any, Self
 
 import torch
 from numpy.typing import NDArray
@@ -41,11 +42,29 @@ class ModuleSegmenter:
         self.model = model
         self._source = source
         self._dtype = dtype
+        self.adapter = ""
+        """The hash of the adapter that is merged into its mask decoder; empty if there is none."""
 
     @property
     def identity(self) -> str:
         precision = "" if self._dtype is torch.float32 else f":{self._dtype}"
-        return hashlib.sha256((self._source + precision).encode()).hexdigest()[:8]
+        adapted = f"+{self.adapter}" if self.adapter else ""
+        return hashlib.sha256((self._source + precision + adapted).encode()).hexdigest()[:8]
+
+    @property
+    def fingerprint(self) -> str:
+        """The SHA-256 of what it was loaded from, 64 hexadecimal digits: the same on every device, whatever adapter is merged."""
+        return hashlib.sha256(self._source.encode()).hexdigest()
+
+    def with_decoder(self, decoder: Any, adapter: str) -> Self:
+        """The same segmenter with another mask decoder, of which ``adapter`` is the hash; all else is shared, so that an image which one of
+        them has taken in is taken in for both.
+        """
+        other = copy(self)
+        other.model = copy(self.model)
+        other.model._modules = {**self.model._modules, "mask_decoder": decoder}
+        other.adapter = adapter
+        return other
 
     @property
     def nbytes(self) -> int:

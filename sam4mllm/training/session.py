@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sam4mllm.adapters.fields import MANIFEST
-from sam4mllm.adapters.files import check_adapter, hash_files
+from sam4mllm.adapters.fields import FILES, MANIFEST, SEGMENTER_FILES
+from sam4mllm.adapters.files import check_adapter, check_parts, hash_files, parts_of
 from sam4mllm.adapters.follow import checkpoint_for, choose_model
 from sam4mllm.adapters.loose import read_papers
 from sam4mllm.data.conversations import read_conversations
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import read_examples
-from sam4mllm.durable import partial, publish, remove
+from sam4mllm.durable import sync_tree, whole_folder
 from sam4mllm.errors import DatasetError, TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.memory import announce
@@ -76,16 +76,18 @@ class Session:
         precision: Precision = AUTO,
     ) -> None:
         """``model`` None is the one of ``start``, or the demo's. ``start`` is the folder of an adapter to go on from, spoken to as its
-        papers say; None begins with none. ``dialect``, a name
+        papers say; None begins with none. What it has for the segmenter goes along unchanged. ``dialect``, a name
         or a file, is for a model, or an adapter without papers, that is not spoken to as its family is.
         """
         papers = None if start is None else read_papers(start)
         model = choose_model(model, papers, start)
+        self._drawing = start if start is not None and SEGMENTER_FILES in parts_of(start) else None
+        start = start if start is not None and FILES in parts_of(start) else None
         extras = extras or Extras()
         extras = replace(extras, asking=extras.asking or asking_of(papers))
         self.out = Path(os.path.abspath(out))
         self.runs = self.out.with_name(f".{self.out.name}.run")
-        _refuse_taken(self.out)
+        refuse_taken(self.out)
         self.processes = join_processes(device)
         _refuse_precision(precision, self.processes)
         self.examples = select_examples(dataset)
@@ -110,7 +112,7 @@ class Session:
             self._last = progress
             tell(progress)
 
-        with self._writing():
+        with writing(self.out):
             if not self.trainer.train(note):
                 return False
             if self.processes.first:
@@ -121,16 +123,17 @@ class Session:
         return True
 
     def _publish(self) -> None:
-        _refuse_taken(self.out)
-        temporary = partial(self.out)
-        remove(temporary)
-        temporary.mkdir()
-        self.trainer.save_adapter(temporary, self._papers.base_model)
-        check_adapter(temporary)
-        metrics = {} if self._last is None else {"loss": self._last.loss, "steps": float(self._last.step)}
-        papers = replace(self._papers, files=hash_files(temporary), metrics=metrics)
-        (temporary / MANIFEST).write_text(papers.to_json(), encoding="utf-8")
-        publish(temporary, self.out)
+        refuse_taken(self.out)
+        with whole_folder(self.out) as temporary:
+            self.trainer.save_adapter(temporary, self._papers.base_model)
+            if self._drawing is not None:
+                for name in SEGMENTER_FILES:
+                    shutil.copyfile(self._drawing / name, temporary / name)
+            check_parts(temporary)
+            metrics = {} if self._last is None else {"loss": self._last.loss, "steps": float(self._last.step)}
+            papers = replace(self._papers, files=hash_files(temporary), metrics=metrics)
+            (temporary / MANIFEST).write_text(papers.to_json(), encoding="utf-8")
+            sync_tree(temporary)
 
     def _make_targets(self, datasets: list[tuple[Path, list[Example]]], extras: Extras) -> Targets:
         """By a segmenter that is gone again before the model is loaded."""
@@ -140,13 +143,15 @@ class Session:
         segmenter = load_segmenter(extras.segmenter, self.processes.device)
         return make_targets(datasets, segmenter, asking, self.processes, extras.track)
 
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        try:
-            self.out.parent.mkdir(parents=True, exist_ok=True)
-            yield
-        except OSError as error:
-            raise TrainingError(f"{self.out.parent} cannot be written ({error.strerror}); free space or choose another folder") from error
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """That the folder where ``out`` will be cannot be written is one line, a TrainingError."""
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except OSError as error:
+        raise TrainingError(f"{out.parent} cannot be written ({error.strerror}); free space or choose another folder") from error
 
 
 def _refuse_precision(precision: Precision, processes: Processes) -> None:
@@ -166,6 +171,7 @@ def select_examples(folder: Path) -> list[Example]:
     return chosen
 
 
-def _refuse_taken(out: Path) -> None:
+def refuse_taken(out: Path) -> None:
+    """Raises TrainingError if an adapter cannot be written there."""
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise TrainingError(f"{out} is not an empty folder; choose another one for the adapter")
