@@ -48,7 +48,7 @@ def find_best(rows: Sequence[Row]) -> Row:
 def describe(setting: Setting) -> str:
     """All of a setting in words: ``pqpp, joint, 15 points, thresholds 0.75/0.9``."""
     if setting.oracle:
-        return f"true boxes and points, segmenter {setting.segmenter}"
+        return f"true boxes and points, {_drawing(setting)}"
     words: list[str] = [setting.options.strategy]
     options = setting.options
     if setting.options.strategy == "ppg":
@@ -61,8 +61,13 @@ def describe(setting: Setting) -> str:
         words.append(f"thresholds {options.thresholds.positive:g}/{options.thresholds.negative:g}")
         if setting.answers != "model":
             words.append(f"answers {setting.answers}")
-    words.append(f"segmenter {setting.segmenter}")
+    words.append(_drawing(setting))
     return ", ".join(words if setting.adapter is None else [*words, f"adapter {setting.adapter}"])
+
+
+def _drawing(setting: Setting) -> str:
+    adapted = "" if setting.segmenter_adapter is None else f" with the adapter {setting.segmenter_adapter}"
+    return f"segmenter {setting.segmenter}{adapted}"
 
 
 def tell_gain(rows: Sequence[Row]) -> str:
