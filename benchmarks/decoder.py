@@ -54,8 +54,8 @@ def draw_cases(segmenter: SamSegmenter, seed: int, count: int) -> list[Case]:
     cases = []
     for place in range(count):
         scene, rng = make_scene((seed, 1000 + place)), np.random.default_rng([seed, place])
-        for lesson in _lessons(segmenter, scene, exact, rng):
-            cases.append(Case(scene, place, lesson.mask, draw_prompt(lesson, rng)))
+        for truth, lesson in zip(scene.masks, _lessons(segmenter, scene, exact, rng), strict=False):
+            cases.append(Case(scene, place, truth, draw_prompt(lesson, rng)))
     return cases
 
 

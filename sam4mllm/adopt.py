@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 
-from sam4mllm.adapters.fields import FILES, SEGMENTER_FILES, SEGMENTER_WEIGHTS
+from sam4mllm.adapters.fields import SEGMENTER_FILES, SEGMENTER_WEIGHTS, WEIGHTS
 from sam4mllm.adapters.files import check_parts, hash_files, parts_of
 from sam4mllm.adapters.follow import checkpoint_for, choose_model, choose_segmenter, lasting_name
 from sam4mllm.adapters.loose import find_adapter, read_papers
@@ -21,10 +23,12 @@ from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.families import outline_checkpoint
 from sam4mllm.identity import slug
 from sam4mllm.loading import Variants, pick_device
-from sam4mllm.options import AUTO, LearnedStrategy, Options, PointsName, Precision
-from sam4mllm.prompts.dialects import Dialect, load_dialect
+from sam4mllm.options import AUTO, NO_ADAPTER, NO_MODEL, LearnedStrategy, Options, PointsName, Precision
+from sam4mllm.prompts.dialects import load_dialect
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Segmenter
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -62,69 +66,71 @@ def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
         ModelError, TemplateError: its model or dialect cannot be had, or it is for another one.
     """
     _check(folder)
-    serving = _serving(registry, folder)
-    model = choose_model(claims.model, read_papers(folder) or _left(folder, serving), folder)
-    dialect = None if claims.dialect is None else load_dialect(claims.dialect)
+    if claims.model == NO_MODEL:
+        raise ModelError(NO_ADAPTER.format(folder))
+    own = {name: folder / name for part in parts_of(folder) for name in part}
+    champion = _champion(registry, own)
+    papers = read_papers(folder) if champion is None or WEIGHTS in own else champion
+    model = choose_model(claims.model, papers, folder)
+    segmenter = load_segmenter(choose_segmenter(claims.segmenter, papers, folder), torch.device("cpu"))
+    kept = {} if champion is None else _kept(registry.path(champion.version), own, segmenter)
+    files = own | kept
     outline = outline_checkpoint(model, pick_device(claims.device), claims.precision)
-    papers = _papers(folder, serving, outline, dialect, claims)
-    segmenter = load_segmenter(choose_segmenter(claims.segmenter, papers), torch.device("cpu"))
-    files = {name: folder / name for part in parts_of(folder) for name in part}
-    parent = None
-    if serving is not None and (FILES not in parts_of(folder) or _draws_here(registry.path(serving.version), segmenter)):
-        files = {name: registry.path(serving.version) / name for name in serving.files} | files
-        parent = serving.version
+    papers = _papers(files, papers, outline, claims, str(folder))
     if SEGMENTER_WEIGHTS in files:
         with_adapter(segmenter, files[SEGMENTER_WEIGHTS].parent)
-    papers = replace(papers, files={name: file_sha256(path) for name, path in files.items()})
     identity = Variants(outline, segmenter, claims.options, slug(model)).identity_for(papers)
+    parent = champion.version if champion is not None and kept else None
     return registry.add(files, papers, slug=slug(model), identity=identity, parent=parent)
 
 
-def _serving(registry: Registry, folder: Path) -> Manifest | None:
-    """The champion, or None; a damaged one is in nobody's way unless its part for the MLLM is needed. Raises RegistryError then."""
+def _champion(registry: Registry, own: Mapping[str, Path]) -> Manifest | None:
+    """The version that serves, whole and safe, or None; a damaged one is in nobody's way unless its part for the MLLM is needed.
+
+    Raises RegistryError then.
+    """
     try:
-        return registry.champion()
+        serving = registry.serving()
+        return None if serving is None else registry.verify(serving)
     except RegistryError:
-        if FILES in parts_of(folder):
+        if WEIGHTS in own:
             return None
         raise
 
 
-def _left(folder: Path, serving: Manifest | None) -> Papers | None:
-    """The papers of the champion, where a folder without its own changes the segmenter alone, so that the rest stays the champion's."""
-    return serving if FILES not in parts_of(folder) else None
+def _kept(champion: Path, own: Mapping[str, Path], segmenter: Segmenter) -> dict[str, Path]:
+    """The champion's files of a part that an adapter does not have itself. One for another segmenter is left out, which is said."""
+    kept = {name: champion / name for part in parts_of(champion) for name in part if name not in own}
+    if SEGMENTER_WEIGHTS in kept:
+        try:
+            with_adapter(segmenter, champion)
+        except ModelError as error:
+            log.warning("the new version has no part for the segmenter: %s", error)
+            return {name: path for name, path in kept.items() if name not in SEGMENTER_FILES}
+    return kept
 
 
-def _papers(folder: Path, serving: Manifest | None, outline: Checkpoint, dialect: Dialect | None, claims: Claims) -> Papers:
-    """Of the version to be: the folder's own, the champion's or new ones, with what is claimed; all but the hashes of its files."""
-    papers = read_papers(folder) or _left(folder, serving)
-    checkpoint = checkpoint_for(outline, papers, dialect, str(folder))
-    if FILES in parts_of(folder):
-        attach_stored(checkpoint, folder, 0.0)
+def _papers(files: Mapping[str, Path], papers: Papers | None, outline: Checkpoint, claims: Claims, name: str) -> Papers:
+    """Of the version to be: those of its part for the MLLM, if it has papers, or new ones, with what is claimed."""
+    dialect = None if claims.dialect is None else load_dialect(claims.dialect)
+    checkpoint = checkpoint_for(outline, papers, dialect, name)
+    if WEIGHTS in files:
+        attach_stored(checkpoint, files[WEIGHTS].parent, 0.0)
+    hashes = {file: file_sha256(path) for file, path in files.items()}
     papers = papers or Papers(
         base_model=lasting_name(checkpoint.source),
         base_sha256=checkpoint.base_sha256,
         template_sha256=checkpoint.template_sha256,
         data_sha256=None,
         metrics={},
-        files=hash_files(folder),
+        files=hashes,
         dialect=asdict(checkpoint.dialect),
     )
     base_model = papers.base_model if claims.model is None else lasting_name(claims.model)  # it may have moved
+    asked = {"strategy": claims.strategy or papers.strategy, "points": claims.points or papers.points}
+    metrics = papers.metrics if papers.files == hashes else {}  # which were measured on other masks
     own = {field.name: getattr(papers, field.name) for field in fields(Papers)}
-    strategy, points = claims.strategy or papers.strategy, claims.points or papers.points
-    return Papers(**{**own, "base_model": base_model, "strategy": strategy, "points": points})
-
-
-def _draws_here(champion: Path, segmenter: Segmenter) -> bool:
-    """Whether the champion has a part for this segmenter, which then goes along with an adapter of the MLLM alone."""
-    if SEGMENTER_FILES not in parts_of(champion):
-        return False
-    try:
-        with_adapter(segmenter, champion)
-    except (ModelError, RegistryError):
-        return False
-    return True
+    return Papers(**{**own, **asked, "base_model": base_model, "files": hashes, "metrics": metrics})
 
 
 def appoint(adapter: str, registry: Registry, claims: Claims) -> None:

@@ -60,7 +60,7 @@ def load_pipeline(
     folder = find_adapter(adapter)
     papers = read_papers(folder)  # before the seconds that loading takes
     model = choose_model(model, papers, folder)
-    variants = load(model, choose_segmenter(segmenter, papers))
+    variants = load(model, choose_segmenter(segmenter, papers, folder))
     return variants.drawing_with(segmenter_adapter, variants.load(folder, describe_adapter(folder, slug(model), papers)))
 
 

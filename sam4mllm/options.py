@@ -17,7 +17,7 @@ NO_MODEL = "none"
 """The name that stands for no MLLM."""
 PLAIN = "none"
 """The name of no adapter where one of the segmenter's mask decoder is meant."""
-NO_ADAPTER = "the adapter {} changes an MLLM, and the model is none: name the adapter's model, or leave the adapter out"
+NO_ADAPTER = "the adapter {} serves with an MLLM, and the model is none: name the adapter's model, or leave the adapter out"
 THRESHOLD = 0.5
 """Least score of what a segmenter finds by a phrase, where nothing else is set: that of SAM 3's published demos."""
 AskedStrategy = Literal["auto", "box", "ppg", "pqpp", "reason", "concept", "choose"]

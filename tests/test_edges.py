@@ -271,7 +271,7 @@ def test_an_edge_is_adopted_and_taken_back_on_the_page(start: Callable[[], Schoo
     page, learner = create_app(place.service).test_client(), place.service.learner
     before, version = width_of(place)
     reviews = [replace(edited(number, Edge(3), version), project=3) for number in range(10)]
-    learner.edge_offers = tuple(find_offers(reviews, learner.edges))
+    learner.offers = tuple(find_offers(reviews, learner.edges))
     assert "draw it 3 px wider" in page.get("/").text
     assert press(page, "adopt-edge").status_code == 303
     wide, named = width_of(place)
@@ -329,12 +329,43 @@ def test_the_server_finds_offers_by_itself(start: Callable[[], School], monkeypa
     assert learner.edge_offers == ()
 
 
+def test_an_offer_waits_while_another_decoder_serves(start: Callable[[], School], monkeypatch: pytest.MonkeyPatch) -> None:
+    learner = start().service.learner
+    reviews = [edited(number, Edge(3)) for number in range(10)]
+
+    def fit(found: Callable[[list[Review]], list[Review]] = list) -> None:
+        monkeypatch.setattr(learner._book, "with_masks", found)
+        learner._look_at_edges(reviews)
+        learner._fit_next_edge()
+
+    fit()
+    [offer] = learner.edge_offers
+    learner.edges.note("demo-2-00000000", "abc")
+    assert learner.edge_offers == (), "it was fitted on other masks"
+    learner.adopt_edge(offer.project, offer.label, offer.edge, offer.decoder)  # pressed on a page that was open
+    assert (learner.edges.of(1, "Cup", "abc"), learner.edges.of(1, "Cup", "")) == (AS_DRAWN, Edge(3))
+    learner.adopt_edge(1, "Cup", AS_DRAWN)
+    learner.offers = (offer,)
+    learner.edges.note("demo-2-00000000", "abc")
+    fit()
+    learner.edges.note("demo-1-00000000")
+    assert learner.edge_offers == (offer,), "after a rollback it is there again"
+
+    def while_it_is_fitted(some: list[Review]) -> list[Review]:
+        learner.edges.note("demo-2-00000000", "abc")
+        return some
+
+    learner.offers, learner._edges_seen = (), {}
+    fit(while_it_is_fitted)
+    assert learner.offers == ()
+
+
 def test_an_offer_that_is_gone_is_said(start: Callable[[], School]) -> None:
     place = start()
     page, learner = create_app(place.service).test_client(), place.service.learner
-    learner.edge_offers = tuple(find_offers([replace(edited(number, Edge(3)), project=3) for number in range(10)], learner.edges))
+    learner.offers = tuple(find_offers([replace(edited(number, Edge(3)), project=3) for number in range(10)], learner.edges))
     forms = Forms(page.get("/", base_url=BASE_URL).text).found
-    learner.edge_offers = ()
+    learner.offers = ()
     fields = next(fields for address, fields in forms if address == "/actions/adopt-edge")
     assert "no such offer any more" in page.post("/actions/adopt-edge", data=fields, base_url=BASE_URL).text
     gone = page.post("/actions/drop-edge", data={**fields, "subject": "3:Cup"}, base_url=BASE_URL)

@@ -75,7 +75,7 @@ def test_no_adapter_can_be_used(segmenter: FakeConceptSegmenter, tmp_path: Path)
     with pytest.raises(ModelError, match=r"the model is none: name the adapter's model, or leave the adapter out$"):
         sam4mllm.load("none", "sam3", "cpu", adapter=str(tmp_path))
     variants = load_variants("none", "sam3", "cpu", None)
-    with pytest.raises(ModelError, match=r"^the adapter mine-1-0123abcd changes an MLLM, and the model is none"):
+    with pytest.raises(ModelError, match=r"^the adapter mine-1-0123abcd serves with an MLLM, and the model is none"):
         variants.load(tmp_path, LooseAdapter("mine-1-0123abcd", PAPERS))
     with pytest.raises(ModelError, match="no adapter can be used or trained"):
         variants.identity_for(PAPERS)

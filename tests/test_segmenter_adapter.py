@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,12 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 import sam4mllm
+from backend.cli.adapter_option import follow_adapter
 from backend.serving.edges import Edges
-from sam4mllm.adapters.fields import FILES, SEGMENTER_CONFIG, SEGMENTER_FILES, SEGMENTER_WEIGHTS
+from sam4mllm.adapters.fields import FILES, SEGMENTER_CONFIG, SEGMENTER_FILES, SEGMENTER_WEIGHTS, WEIGHTS
 from sam4mllm.adapters.files import hash_files, parts_of
+from sam4mllm.adapters.follow import choose_segmenter
+from sam4mllm.adapters.loose import describe_adapter
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.adapters.segmenter import attach_to_decoder, named_with, promptable, save_of_decoder, with_adapter
 from sam4mllm.cli.main import make_app
@@ -26,6 +30,7 @@ from sam4mllm.demo.scenes import DemoScene, make_scene
 from sam4mllm.edges import AS_DRAWN, Edge, draw_edge
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 from sam4mllm.evaluation.settings import Setting, plan
+from sam4mllm.loading import load_variants
 from sam4mllm.options import Options
 from sam4mllm.segmentation.detection import DetectingSegmenter
 from sam4mllm.segmentation.loading import load_segmenter
@@ -130,6 +135,16 @@ def of_the_base(folder: Path) -> None:
     save_file({**load_file(folder / SEGMENTER_WEIGHTS), "iou_token.weight": torch.zeros(1, 128)}, folder / SEGMENTER_WEIGHTS)
 
 
+def overflowing(folder: Path) -> None:
+    config = json.loads((folder / SEGMENTER_CONFIG).read_text())
+    (folder / SEGMENTER_CONFIG).write_text(json.dumps({**config, "lora_alpha": 1e40}))
+
+
+def of_a_convolution(folder: Path) -> None:
+    config = json.loads((folder / SEGMENTER_CONFIG).read_text())
+    (folder / SEGMENTER_CONFIG).write_text(json.dumps({**config, "target_modules": ["output_upscaling.0"]}))
+
+
 def without_weights(folder: Path) -> None:
     (folder / SEGMENTER_WEIGHTS).unlink()
 
@@ -141,6 +156,8 @@ def without_weights(folder: Path) -> None:
         (of_other_shapes, "does not fit its mask decoder"),
         (not_a_number, "segmenter_model.safetensors: .* holds NaN"),
         (of_the_base, "segmenter_model.safetensors: 'iou_token.weight' is no LoRA factor"),
+        (overflowing, "does not fit its mask decoder: its factors are so large"),
+        (of_a_convolution, "does not fit its mask decoder: target_modules in segmenter_config.json names output_upscaling.0"),
         (without_weights, "segmenter_model.safetensors is missing"),
     ],
 )
@@ -260,6 +277,72 @@ def test_each_part_keeps_the_champions_other_one(trained: Path, of_mllm: Path, h
     run("train", tmp_path / "data", "--adapter", both["version"], "--out", tmp_path / "next", "--steps", 1)
     assert parts_of(tmp_path / "next") == (FILES, SEGMENTER_FILES), "what learns on keeps it"
     assert hash_files(tmp_path / "next")[SEGMENTER_WEIGHTS] == hash_files(trained)[SEGMENTER_WEIGHTS]
+
+
+def test_the_champions_papers_stay_where_its_part_stays(trained: Path, of_mllm: Path, home: Registry, tmp_path: Path) -> None:
+    alone = json.loads(run("adapters", "add", trained, "--json"))["version"]
+    home.export(alone, tmp_path / "exported")
+    champion = json.loads(run("adapters", "add", of_mllm, "--strategy", "ppg", "--points", "joint", "--promote", "--json"))
+    assert champion["metrics"]
+    both = json.loads(run("adapters", "add", tmp_path / "exported", "--json"))
+    assert (both["strategy"], both["points"], both["parent"]) == ("ppg", "joint", champion["version"])
+    assert both["metrics"] == {}, "they were measured on other masks"
+    home.export(both["version"], tmp_path / "whole")
+    assert json.loads(run("adapters", "add", tmp_path / "whole", "--json"))["parent"] is None, "nothing of the champion's was kept"
+
+
+def test_a_damaged_champion_is_not_copied(trained: Path, of_mllm: Path, home: Registry) -> None:
+    champion = json.loads(run("adapters", "add", of_mllm, "--promote", "--json"))["version"]
+    tensors = load_file(home.path(champion) / WEIGHTS)
+    save_file({name: tensor + 1 for name, tensor in tensors.items()}, home.path(champion) / WEIGHTS)
+    assert "is not the file that its manifest names" in refused("adapters", "add", trained)
+
+
+def test_a_part_for_another_segmenter_is_left_out_and_said(
+    trained: Path, of_mllm: Path, home: Registry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run("adapters", "add", trained, "--promote")
+    other = make_segmenter("sam", tmp_path / "other")
+    added = json.loads(run("adapters", "add", of_mllm, "--segmenter", other, "--json"))
+    assert (added["files"].keys(), added["parent"]) == (set(FILES), None)
+    [line] = [record.getMessage() for record in caplog.records if "no part for the segmenter" in record.getMessage()]
+    assert "is of another segmenter, demo" in line
+
+
+def test_without_an_mllm_none_is_added(trained: Path, home: Registry) -> None:
+    assert "serves with an MLLM, and the model is none" in refused("adapters", "add", trained, "--model", "none")
+    assert home.versions() == []
+
+
+def test_its_segmenter_is_found_where_none_is_named(home: Registry, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("SAM4MLLM_MODEL", "SAM4MLLM_SEGMENTER"):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+    source = str(make_segmenter("sam", tmp_path / "sam"))
+    write_random(promptable(load_segmenter(source, CPU)), tmp_path / "adapter", source)
+    version = json.loads(run("adapters", "add", tmp_path / "adapter", "--promote", "--json"))["version"]
+    assert masks_of(version)[0] == version
+    follow_adapter(home.root.parent)
+    assert os.environ["SAM4MLLM_SEGMENTER"] == source
+    config = json.loads((tmp_path / "adapter" / SEGMENTER_CONFIG).read_text())
+    vouched = {**config, "base_model_name_or_path": f"vit_h:{tmp_path}/sam.pth#sha256={'ab' * 32}"}
+    (tmp_path / "adapter" / SEGMENTER_CONFIG).write_text(json.dumps(vouched))
+    assert choose_segmenter(None, None, tmp_path / "adapter") == "demo", "only a user vouches for a file"
+
+
+def test_a_dropped_version_leaves_nothing_and_moves_are_of_all(trained: Path) -> None:
+    variants = load_variants("demo", "demo", "cpu", None)
+    pipeline = variants.load(trained, describe_adapter(trained, "demo", None))
+    scene = make_scene((7, 3))
+    opened = variants.base.open(scene.image)
+    [by_base], [by_it] = (one.segment(opened, [scene.expressions[0].phrase], "box") for one in (variants.base, pipeline))
+    assert (by_base.mask != by_it.mask).any(), "one image taken in serves both"
+    decoder = pipeline.segmenter.model.mask_decoder  # type: ignore[attr-defined]
+    variants._move(torch.device("meta"))
+    assert next(decoder.parameters()).device.type == "meta"
+    [version] = variants._adapted
+    variants.drop(version)
+    assert variants._adapted == {}
 
 
 def test_a_version_that_lost_it_does_not_serve(trained: Path, of_mllm: Path, home: Registry) -> None:

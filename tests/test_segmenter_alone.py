@@ -279,7 +279,7 @@ def test_a_champion_waits_and_is_not_lost(start: Start, tmp_path: Path, caplog: 
     for _ in range(3):
         versions.sync()
     [told] = [record.message for record in caplog.records if second in record.message]
-    assert told == f"{second} waits: it changes an MLLM, and the model is none; it serves again when its model does"
+    assert told == f"{second} waits: it serves with an MLLM, and the model is none; it serves again when its model does"
     assert place.ask(description="cups")["model_version"] == place.service.version
     for change in (lambda: versions.promote(first), versions.rollback, lambda: versions.rollback(second)):
         with pytest.raises(ModelError, match="the model is none"):
@@ -389,7 +389,7 @@ def test_a_home_with_versions_says_nothing_of_the_segmenter(tmp_path: Path, monk
     monkeypatch.setenv("SAM4MLLM_MODEL", "none")
     follow_adapter(tmp_path)
     for refused in (lambda: follow_adapter(tmp_path, "mine"), lambda: appoint_adapter(settings(tmp_path, model="none"), "mine")):
-        with pytest.raises(ModelError, match=r"^the adapter mine changes an MLLM, and the model is none: name"):
+        with pytest.raises(ModelError, match=r"^the adapter mine serves with an MLLM, and the model is none: name"):
             refused()
 
 
@@ -461,4 +461,4 @@ def test_a_batch_gives_the_servers_version(tmp_path: Path, monkeypatch: pytest.M
     summary = json.loads(result.stdout)
     assert (summary["version"], summary["done"]) == (service.version, 1)
     refused = CliRunner().invoke(make_app(), [*command, "--adapter", "mine"], env=environment)
-    assert str(refused.exception).startswith("the adapter mine changes an MLLM, and the model is none")
+    assert str(refused.exception).startswith("the adapter mine serves with an MLLM, and the model is none")

@@ -7,9 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 from backend.settings import Settings
+from sam4mllm.adapters.fields import FILES
+from sam4mllm.adapters.files import parts_of
 from sam4mllm.adapters.follow import choose_model, choose_segmenter
 from sam4mllm.adapters.loose import find_adapter, read_papers
-from sam4mllm.adapters.manifest import Papers
+from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.adopt import Claims, appoint
 from sam4mllm.errors import ModelError, RegistryError
@@ -38,11 +40,13 @@ def follow_adapter(home: Path, adapter: str | None = None) -> None:
         return
     folder = None if adapter is None else find_adapter(adapter, home)
     papers = _last_served(home) if folder is None else read_papers(folder)
+    if folder is not None and papers is None and FILES not in parts_of(folder):  # the rest is the champion's
+        papers = _last_served(home)
+    drawing = Registry(home).root / papers.version if folder is None and isinstance(papers, Manifest) else folder
     if papers is not None and papers.dialect is None:  # of an earlier release, whose models have no full names
         return
-    if papers is not None:
-        os.environ["SAM4MLLM_SEGMENTER"] = choose_segmenter(os.environ.get("SAM4MLLM_SEGMENTER"), papers)
-    if papers is not None or folder is not None:
+    if papers is not None or drawing is not None:
+        os.environ["SAM4MLLM_SEGMENTER"] = choose_segmenter(os.environ.get("SAM4MLLM_SEGMENTER"), papers, drawing)
         os.environ.setdefault("SAM4MLLM_MODEL", choose_model(None, papers, folder))
 
 

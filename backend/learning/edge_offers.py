@@ -31,7 +31,8 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class EdgeOffer:
-    """Reviewers of a project's label draw it with another ``edge`` than the ``present`` one.
+    """Reviewers of a project's label draw it with another ``edge`` than the ``present`` one, on masks by the decoder that has the adapter
+    ``decoder`` (empty for none).
 
     ``gain``: the mean IoU with their masks that it brings, on pictures that it was not fitted on, by so many ``pictures``; ``p``: how
     often chance would do as much. ``examples``: PNG files in ``data:`` addresses: the served mask in grey, the reviewer's outline in
@@ -46,6 +47,7 @@ class EdgeOffer:
     p: float
     pictures: int
     examples: tuple[str, ...] = ()
+    decoder: str = ""
 
     @property
     def name(self) -> str:
@@ -72,15 +74,15 @@ def find_offer(reviews: Sequence[Review], edges: Edges) -> EdgeOffer | None:
     reviews = reviews[-MOST_PICTURES:]
     if len(reviews) < LEAST_PICTURES:
         return None
-    project, label = reviews[0].project, reviews[0].label or ""
-    present = edges.of(project, label)
+    project, label, decoder = reviews[0].project, reviews[0].label or "", edges.decoder
+    present = edges.of(project, label, decoder)
     known = [edges.at(review.version, project, label) for review in reviews]
     found = fit_guarded([try_edges(*_masks(review), at) for review, at in zip(reviews, known, strict=True)], present)
     if found is None:
         return None
     fitted, p = found
     examples = tuple(_picture(*_masks(review), fitted.edge, at) for review, at in list(zip(reviews, known, strict=True))[-SHOWN:])
-    return EdgeOffer(project, label, fitted.edge, present, float(fitted.gains.mean()), p, len(reviews), examples)
+    return EdgeOffer(project, label, fitted.edge, present, float(fitted.gains.mean()), p, len(reviews), examples, decoder)
 
 
 def fit_guarded(ious: Sequence[NDArray[np.float64]], present: Edge = AS_DRAWN) -> tuple[EdgeFit, float] | None:

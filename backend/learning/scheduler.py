@@ -78,8 +78,8 @@ class Learner:
         self._metrics = metrics
         self._scorer = scorer
         self.edges = edges
-        self.edge_offers: tuple[EdgeOffer, ...] = ()
-        """As of the last look at edges."""
+        self.offers: tuple[EdgeOffer, ...] = ()
+        """As of the last look at edges; those of other decoders wait until theirs serves again."""
         self._edges_seen: dict[tuple[str, int, str], tuple[Edge, int]] = {}
         self._adopting = threading.Lock()
         self._edges_due: dict[tuple[int, str], list[Review]] = {}
@@ -181,22 +181,32 @@ class Learner:
         self._must_look = True
         self.wake()
 
-    def adopt_edge(self, project: int, label: str, edge: Edge) -> None:
-        """Draw a label's masks with another edge; AS_DRAWN takes it back. Raises LearningError or NotReadyError."""
+    @property
+    def edge_offers(self) -> tuple[EdgeOffer, ...]:
+        """Those of the decoder that serves."""
+        return tuple(one for one in self.offers if one.decoder == self.edges.decoder)
+
+    def adopt_edge(self, project: int, label: str, edge: Edge, decoder: str | None = None) -> None:
+        """Draw a label's masks with another edge, by the decoder that serves or another; AS_DRAWN takes it back.
+
+        Raises LearningError or NotReadyError.
+        """
         with self._adopting:
-            former = self.edges.of(project, label)
-            self.edges.adopt(project, label, edge)
+            decoder = self.edges.decoder if decoder is None else decoder
+            former = self.edges.of(project, label, decoder)
+            self.edges.adopt(project, label, edge, decoder)
             try:
                 self._versions.name_edges(self.edges.digest_of)
             except NotReadyError:
-                self.edges.adopt(project, label, former)
+                self.edges.adopt(project, label, former, decoder)
                 raise
-        self.edge_offers = tuple(one for one in self.edge_offers if (one.project, one.label) != (project, label))
+        self.offers = tuple(one for one in self.offers if (one.project, one.label, one.decoder) != (project, label, decoder))
 
     def _look_at_edges(self, reviews: Iterable[Review]) -> None:
         """Note the labels that have enough more corrections than when their edge was fitted last."""
         found = groups(reviews, self.edges)
-        self.edge_offers = tuple(one for one in self.edge_offers if (one.project, one.label) in found)
+        decoder = self.edges.decoder
+        self.offers = tuple(one for one in self.offers if one.decoder != decoder or (one.project, one.label) in found)
         self._edges_due = {key: some for key, some in found.items() if self._is_fresh(key, self.edges.of(*key), len(some))}
 
     def _fit_next_edge(self) -> None:
@@ -205,12 +215,13 @@ class Learner:
             return
         key = next(iter(self._edges_due))
         due = self._edges_due.pop(key)
-        present = self.edges.of(*key)
+        decoder, present = self.edges.decoder, self.edges.of(*key)
         offer = find_offer(list(self._book.with_masks(due)), self.edges)
-        others = [one for one in self.edge_offers if (one.project, one.label) != key]
-        if self.edges.of(*key) == present:  # nobody adopted another one meanwhile
-            self.edge_offers = tuple(sorted([*others, *([offer] if offer else [])], key=lambda one: (one.project, one.label)))
-            self._edges_seen[self.edges.decoder, *key] = present, len(due)
+        others = [one for one in self.offers if (one.project, one.label, one.decoder) != (*key, decoder)]
+        # nobody adopted another one meanwhile, and no version came to serve that draws otherwise
+        if (self.edges.decoder, self.edges.of(*key)) == (decoder, present):
+            self.offers = tuple(sorted([*others, *([offer] if offer else [])], key=lambda one: (one.project, one.label)))
+            self._edges_seen[decoder, *key] = present, len(due)
 
     def _is_fresh(self, key: tuple[int, str], edge: Edge, count: int) -> bool:
         known, before = self._edges_seen.get((self.edges.decoder, *key), (edge, 0))

@@ -79,15 +79,16 @@ class Edges:
         """Where they ended in a version's predictions."""
         return self._served.get(version, ServedEdges()).adopted.get(str(project), {}).get(label or "", AS_DRAWN)
 
-    def adopt(self, project: int, label: str, edge: Edge) -> None:
-        """From now on; AS_DRAWN takes it back. Raises LearningError if it cannot be written."""
+    def adopt(self, project: int, label: str, edge: Edge, decoder: str | None = None) -> None:
+        """From now on, for the decoder that serves or another; AS_DRAWN takes it back. Raises LearningError if it cannot be written."""
         with self._lock:
-            adopted = self._by_decoder.get(self.decoder, {})
+            decoder = self.decoder if decoder is None else decoder
+            adopted = self._by_decoder.get(decoder, {})
             labels = {**adopted.get(str(project), {}), label: edge}
             changed = {**adopted, str(project): {name: one for name, one in labels.items() if one != AS_DRAWN}}
             kept = {name: one for name, one in changed.items() if one}
-            by_decoder = {**self._by_decoder, self.decoder: kept}
-            self._write({decoder: one for decoder, one in by_decoder.items() if one}, self._served)
+            by_decoder = {**self._by_decoder, decoder: kept}
+            self._write({name: one for name, one in by_decoder.items() if one}, self._served)
 
     def note(self, version: str, decoder: str = "") -> None:
         """A version serves from now on, with this decoder and the edges that were adopted under it.

@@ -58,7 +58,7 @@ class Versions:
             champion = self.registry.serving()
             names = [champion, *self.registry.before()] if leases.loader is not None else []
             if champion is not None and not leases.current.has_model:
-                log.warning("%s waits: it changes an MLLM, and the model is none; it serves again when its model does", champion)
+                log.warning("%s waits: it serves with an MLLM, and the model is none; it serves again when its model does", champion)
                 names = []
         except RegistryError as error:
             log.error("the base model serves: %s", error)

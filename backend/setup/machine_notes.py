@@ -20,7 +20,7 @@ def tell_strategy(settings: Settings) -> str:
         champion = Registry(settings.home).champion()
     except RegistryError:  # a finding of its own
         champion = None
-    demo, has_adapter = settings.model == "demo", champion is not None
+    demo, has_adapter = settings.model == "demo", champion is not None and champion.changes_mllm
     asked = settings.options if champion is None else champion.asked(settings.options)
     strategy = resolve_strategy(asked.strategy, demo=demo, has_adapter=has_adapter)
     return describe_strategy(strategy, demo or has_adapter)

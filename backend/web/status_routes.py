@@ -50,7 +50,7 @@ def _adopt(service: Service, subject: str) -> None:
     offer = next((one for one in learner.edge_offers if one.name == subject), None)
     if offer is None:
         raise WireError("there is no such offer any more")
-    learner.adopt_edge(offer.project, offer.label, offer.edge)
+    learner.adopt_edge(offer.project, offer.label, offer.edge, offer.decoder)
 
 
 def _take_back(service: Service, subject: str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sam4mllm.adapters.fields import CONFIG, MANIFEST, parse_object
+from sam4mllm.adapters.fields import CONFIG, MANIFEST, SEGMENTER_CONFIG, parse_object
 from sam4mllm.adapters.files import read_text
 from sam4mllm.adapters.former import former_template
 from sam4mllm.adapters.manifest import Papers
@@ -27,14 +27,29 @@ def choose_model(given: str | None, papers: Papers | None, folder: Path | None =
     return named if isinstance(named, str) and (HUB_ID.fullmatch(named) or Path(named).is_dir()) else DEMO
 
 
-def choose_segmenter(given: str | None, papers: Papers | None) -> str:
-    """The segmenter to load. Raises RegistryError if another is given than the one that chose the points of the adapter's answers; its
-    file may lie in another folder by now.
+def choose_segmenter(given: str | None, papers: Papers | None, folder: Path | None = None) -> str:
+    """The segmenter to load: the one that is given, or the one in the papers, or the one whose decoder the adapter in ``folder`` changes,
+    if that is on this machine or a hub id.
+
+    Raises RegistryError if another is given than the one that chose the points of the adapter's answers; its file may lie in another folder
+    by now.
     """
     own = None if papers is None else papers.segmenter
     if given is not None and own is not None and _kind_and_file(given) != _kind_and_file(own):
         raise RegistryError(f"--segmenter {given} is not the one that the adapter was trained with, {own} by its {MANIFEST}; leave it out")
-    return given or own or DEMO
+    return given or own or _adapted(folder) or DEMO
+
+
+def _adapted(folder: Path | None) -> str | None:
+    """A name that vouches for a file, by its hash, counts only where a user gives it."""
+    if folder is None or not (folder / SEGMENTER_CONFIG).exists():
+        return None
+    named = parse_object(read_text(folder / SEGMENTER_CONFIG), SEGMENTER_CONFIG).get("base_model_name_or_path")
+    if not isinstance(named, str) or "#" in named:
+        return None
+    detector, segmenter = split_name(named)
+    there = [HUB_ID.fullmatch(one) or Path(_parts(one)[1]).exists() for one in (detector, segmenter) if one not in (None, DEMO)]
+    return named if all(there) else None
 
 
 def lasting_name(source: str) -> str:

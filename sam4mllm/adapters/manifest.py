@@ -100,7 +100,8 @@ class Papers:
 class Manifest(Papers):
     """The papers of a version in a registry. Raises RegistryError if a field is not as it should be.
 
-    ``created`` is an ISO 8601 time with its zone; ``parent`` is the version that training set out from, or None.
+    ``created`` is an ISO 8601 time with its zone; ``parent`` is the version that training set out from, or whose other part was
+    kept, or None.
     """
 
     version: str

@@ -61,7 +61,7 @@ STEPS = (
     *(f"{action} history" for action in ("append", "sync", "settle")),
     *(f"{action} champion" for action in ("write", "sync", "replace", "settle")),
 )
-"""Each moment at which the disk changes, in the order of one ``add`` and one ``promote``."""
+"""Each moment at which the disk changes, in the order of one ``add`` of an MLLM's adapter and one ``promote``."""
 
 step: Step = no_step
 """Called with a name of STEPS before that step; a test puts another in its place, to stop the process there."""

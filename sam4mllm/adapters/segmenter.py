@@ -74,7 +74,8 @@ def with_adapter(segmenter: Segmenter, folder: Path) -> Segmenter:
     try:
         decoder = _merged(drawing.model.mask_decoder, config, folder)
     except FAULTS as error:
-        raise ModelError(f"the segmenter's adapter in {folder} does not fit its mask decoder: {first_line(error)}") from error
+        reason = first_line(error).replace(CONFIG, SEGMENTER_CONFIG).replace(WEIGHTS, SEGMENTER_WEIGHTS)  # told as of an MLLM's adapter
+        raise ModelError(f"the segmenter's adapter in {folder} does not fit its mask decoder: {reason}") from error
     return _replaced(segmenter, drawing.with_decoder(decoder, decoder_digest(hash_files(folder))))
 
 
@@ -93,10 +94,15 @@ def decoder_digest(files: Mapping[str, str]) -> str:
 def _merged(decoder: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.Module:
     decoder = deepcopy(decoder)
     declared = declare(config, decoder, "")
+    for name in declared.ranks:
+        if not isinstance(decoder.get_submodule(name), nn.Linear):  # some convolutions run where an image is taken in
+            raise ValueError(f"target_modules names {name}, and only linear layers are changed")
     found = pick_factors(load_file(folder / SEGMENTER_WEIGHTS), declared, decoder)
     model = wrap(decoder, declared.to_peft(), "default", in_float32=True)
     fill({name: decoder.get_submodule(name) for name in declared.ranks}, "default", found)
     merged = cast("Any", model).merge_and_unload()
+    if not all(weight.isfinite().all() for weight in merged.parameters()):
+        raise ValueError("its factors are so large that the weights are no numbers; train again with a lower rate")
     return cast("nn.Module", merged.requires_grad_(False).eval())
 
 

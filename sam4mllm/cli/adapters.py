@@ -122,7 +122,7 @@ def rollback(home: HomeOption = None) -> None:
 def export(
     version: VersionArgument, folder: Annotated[Path, typer.Argument(help="A new or empty folder.")], home: HomeOption = None
 ) -> None:
-    """Copy a version into a folder that peft can load, and `--adapter`."""
+    """Copy a version into a folder for `--adapter`; its part for the MLLM can be loaded by peft, too."""
     _registry(home).export(version, folder)
     print(f"{folder}: {version}")
 

@@ -46,7 +46,7 @@ def train(
     replay: Annotated[Path | None, typer.Option("--replay", help="A dataset of what the model knows, so that it does not forget.")] = None,
     steps: Annotated[int | None, typer.Option("--steps", min=1, help="Steps, instead of the plan's.")] = None,
     seed: Annotated[int | None, typer.Option("--seed", min=0, help="The same seed gives the same adapter.")] = None,
-    segmenter: Annotated[str | None, typer.Option("--segmenter", help="Let it choose PPG's points: demo, vit_h:PATH …")] = None,
+    segmenter: Annotated[str | None, typer.Option("--segmenter", help="It chooses PPG's points, or is trained: demo, vit_h:PATH …")] = None,
     conversations: Annotated[Path | None, typer.Option("--conversations", help="A LLaVA file, mixed in at conversation_share.")] = None,
     images: Annotated[Path | None, typer.Option("--conversation-images", help="Where its images' paths begin; else its folder.")] = None,
     tensorboard: Annotated[Path | None, typer.Option("--tensorboard", help="Write the curve here for TensorBoard.")] = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +21,9 @@ TAKEN = ("dataset", "out", "segmenter_adapter", "segmenter", "device", "steps", 
 
 
 def refuse_others(context: typer.Context) -> None:
-    """Raises TrainingError if an option is given that says how an MLLM is trained."""
+    """Raises TrainingError if an option is given that says how an MLLM is trained, or several processes were started."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise TrainingError("--segmenter-adapter trains in one process; leave accelerate launch out")
     for name in context.params:
         source = context.get_parameter_source(name)
         if name not in TAKEN and source is not None and source.name == "COMMANDLINE":

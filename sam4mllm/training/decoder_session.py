@@ -24,6 +24,8 @@ from sam4mllm.training.session import refuse_taken, select_examples, writing
 MOST_PICTURES = 200
 """Of a larger dataset so many are drawn: their features are kept in memory (SAM: 4 MB a picture), and of 40 it learned hardly more than of
 20 or 10 (0.055, 0.052 and 0.045 of IoU)."""
+MOST_THINGS = 16
+"""Of a picture with more objects so many are drawn; each takes half a megabyte."""
 
 Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
 """Wraps the pictures, for a progress bar: pictures, how many."""
@@ -69,7 +71,7 @@ def train_decoder(
     refuse_taken(out)
     pictures = _choose(dataset, seed)
     drawing = promptable(load_segmenter(segmenter, device))
-    lessons = [lesson for picture in track(pictures, len(pictures)) for lesson in _lessons(drawing, dataset, picture)]
+    lessons = [lesson for picture in track(pictures, len(pictures)) for lesson in _lessons(drawing, dataset, picture, seed)]
     last = 0.0
 
     def note(step: int, loss: float) -> None:
@@ -100,10 +102,12 @@ def _choose(dataset: Path, seed: int) -> list[list[Example]]:
     return [pictures[place] for place in sorted(chosen.tolist())]
 
 
-def _lessons(drawing: Promptable, dataset: Path, picture: Sequence[Example]) -> list[DecoderLesson]:
+def _lessons(drawing: Promptable, dataset: Path, picture: Sequence[Example], seed: int) -> list[DecoderLesson]:
     """One a distinct object: two phrases of a picture may mean the same."""
     objects = {str(instance.rle["counts"]): (example, index) for example in picture for index, instance in enumerate(example.instances)}
     some = list(objects.values())
+    if len(some) > MOST_THINGS:
+        some = [some[place] for place in np.random.default_rng([seed, len(some)]).choice(len(some), MOST_THINGS, replace=False)]
     masks = np.stack([example.masks()[index] for example, index in some])
     boxes_px = np.stack([example.boxes_px[index] for example, index in some])
     return make_lessons(drawing, load_example_image(dataset, picture[0]), masks, boxes_px)
