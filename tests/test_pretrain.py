@@ -166,11 +166,11 @@ def test_targets_of_coordinates_become_sharp(step: int, sharpening: int, expecte
     assert softness(step, sharpening) == pytest.approx(expected)
 
 
-def test_the_mean_of_two_trainees() -> None:
+def test_the_weighted_mean_of_two_trainees() -> None:
     torch.manual_seed(3)
     one, other = DemoTrainee(), DemoTrainee()
-    expected = {name: (weight + other.state_dict()[name]) / 2 for name, weight in one.state_dict().items()}
-    average(one, other)
+    expected = {name: 0.65 * weight + 0.35 * other.state_dict()[name] for name, weight in one.state_dict().items()}
+    average(one, other, 0.65)
     for name, weight in one.state_dict().items():
         torch.testing.assert_close(weight, expected[name])
 

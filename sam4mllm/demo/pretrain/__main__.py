@@ -11,8 +11,8 @@ trains every stage and writes the models into RUNS/models. The stages by themsel
     python -m sam4mllm.demo.pretrain language RUNS/language --tower RUNS/tower/step-…
     python -m sam4mllm.demo.pretrain export RUNS
 
-With ``--shipped`` a new run starts from the weights in the package instead, and with ``--mean`` its mean with them is written. ``--device
-cuda`` trains on a GPU; more ``--workers`` then draw scenes as fast as it learns from them.
+With ``--shipped`` a new run starts from the weights in the package instead, and ``--share`` says how much of it goes into what is written.
+``--device cuda`` trains on a GPU; more ``--workers`` then draw scenes as fast as it learns from them.
 """
 
 from __future__ import annotations
@@ -136,15 +136,15 @@ def train_language(
 @app.command("export")
 def write_assets(
     runs: Path,
-    mean: Annotated[bool, typer.Option("--mean", help="Of the MLLM, write the mean of the new weights and the package's.")] = False,
+    share: Annotated[float, typer.Option("--share", min=0, max=1, help="Of the MLLM, so much of the new weights, else the package's.")] = 1.0,
 ) -> None:
     """Write the newest states of ``language`` and ``segmenter`` in RUNS, those that there are, as the package's model folders."""
     for newest in sorted((runs / "language").glob("step-*"))[-1:]:
         trainee = export.read_trainee(newest)
-        if mean:
+        if share < 1:
             shipped = DemoTrainee()
             load_package_weights(shipped)
-            export.average(trainee, shipped)
+            export.average(trainee, shipped, share)
         export.export_mllm(trainee, MLLM_FOLDER)
         export.export_heads(trainee, ASSETS)
     for newest in sorted((runs / "segmenter").glob("step-*"))[-1:]:

@@ -32,15 +32,15 @@ def read_trainee(state: Path) -> DemoTrainee:
     return trainee
 
 
-def average(trainee: DemoTrainee, other: DemoTrainee) -> None:
-    """Give a trainee the mean of both weights.
+def average(trainee: DemoTrainee, other: DemoTrainee, share: float) -> None:
+    """Give a trainee the weighted mean of both weights, ``share`` (0 to 1) of its own.
 
-    Of a model before and after it was trained further, the mean keeps what that would have cost, and most of what it brought (Wortsman et
+    Of a model before and after it was trained further, a mean keeps what that would have cost, and most of what it brought (Wortsman et
     al. 2022, "Robust fine-tuning of zero-shot models").
     """
     with torch.no_grad():
         for own, others in zip(trainee.parameters(), other.parameters(), strict=True):
-            own.lerp_(others, 0.5)
+            own.lerp_(others, 1 - share)
 
 
 def export_heads(trainee: DemoTrainee, folder: Path) -> None:
