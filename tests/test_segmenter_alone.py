@@ -211,7 +211,7 @@ def test_start_training_says_why_no_lora_is_trained(
     def told() -> list[str]:
         return [record.message for record in caplog.records if NO_LORA in record.message]
 
-    wait_for("the line about the run", lambda: len(told()) == 2)  # which is written once its record is
+    wait_for("the line about the run", lambda: len(told()) == 2, 30)  # which is written once its record is
     assert told() == [NO_LORA, f"{run.id}: postponed, {NO_LORA}"]
     asked = place.client.post("/api/runs", json={}, base_url=BASE_URL)
     assert asked.json is not None
