@@ -136,7 +136,7 @@ def train_language(
 @app.command("export")
 def write_assets(
     runs: Path,
-    share: Annotated[float, typer.Option("--share", min=0, max=1, help="Of the MLLM, so much of the new weights, else the package's.")] = 1.0,
+    share: Annotated[float, typer.Option("--share", min=0, max=1, help="Of the MLLM, how much is of the new weights.")] = 1.0,
 ) -> None:
     """Write the newest states of ``language`` and ``segmenter`` in RUNS, those that there are, as the package's model folders."""
     for newest in sorted((runs / "language").glob("step-*"))[-1:]:
