@@ -77,8 +77,8 @@ def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
     files = own | kept
     outline = outline_checkpoint(model, pick_device(claims.device), claims.precision)
     papers = _papers(files, papers, outline, claims, str(folder))
-    if SEGMENTER_WEIGHTS in files:
-        with_adapter(segmenter, files[SEGMENTER_WEIGHTS].parent)
+    if SEGMENTER_WEIGHTS in own:
+        with_adapter(segmenter, folder)
     identity = Variants(outline, segmenter, claims.options, slug(model)).identity_for(papers)
     parent = champion.version if champion is not None and kept else None
     return registry.add(files, papers, slug=slug(model), identity=identity, parent=parent)

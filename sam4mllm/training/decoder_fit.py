@@ -6,7 +6,7 @@ corrected stay true, it is held near what the decoder drew before.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypeVar
@@ -42,8 +42,6 @@ NEAR, FAR_WEIGHT = np.ones((13, 13), np.uint8), 0.05
 """Cells of the mask grid around a thing count in full, those farther away little."""
 
 E = TypeVar("E", bound=Embedding)
-Tell = Callable[[int, float], None]
-"""Called after each step with its number, from 1, and its loss."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,10 +80,11 @@ def make_lessons(
     return lessons
 
 
-def fit_decoder(
-    segmenter: Promptable, lessons: Sequence[DecoderLesson], steps: int = STEPS, seed: int = 0, tell: Tell = lambda step, loss: None
-) -> PeftModel:
-    """Train an adapter on the segmenter's mask decoder, which it draws with from now on. Raises TrainingError if the loss is no number."""
+def fit_decoder(segmenter: Promptable, lessons: Sequence[DecoderLesson], steps: int = STEPS, seed: int = 0) -> tuple[PeftModel, float]:
+    """Train an adapter on the segmenter's mask decoder, which it draws with from now on; the adapter, and the loss of the last step.
+
+    Raises TrainingError if a loss is no number.
+    """
     plain = segmenter.with_decoder(deepcopy(segmenter.model.mask_decoder), "")
     torch.manual_seed(seed)
     rng = np.random.default_rng([seed, 17])
@@ -102,8 +101,7 @@ def fit_decoder(
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
-        tell(step, loss.item())
-    return model
+    return model, loss.item()
 
 
 def draw_prompt(lesson: DecoderLesson, rng: np.random.Generator) -> Prompt:

@@ -18,7 +18,7 @@ from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.durable import sync_tree, whole_folder
 from sam4mllm.errors import DatasetError
 from sam4mllm.segmentation.loading import load_segmenter
-from sam4mllm.training.decoder_fit import STEPS, DecoderLesson, Tell, fit_decoder, make_lessons
+from sam4mllm.training.decoder_fit import STEPS, DecoderLesson, fit_decoder, make_lessons
 from sam4mllm.training.session import refuse_taken, select_examples, writing
 
 MOST_PICTURES = 200
@@ -49,7 +49,6 @@ def train_decoder(
     seed: int = 0,
     *,
     track: Track = lambda pictures, total: pictures,
-    tell: Tell = lambda step, loss: None,
 ) -> DecoderRun:
     """Fit an adapter of the segmenter's mask decoder to the masks of a dataset's split ``train``.
 
@@ -61,7 +60,6 @@ def train_decoder(
         steps: of the optimiser.
         seed: the same one gives the same adapter.
         track: for a progress bar.
-        tell: called after each step.
 
     Raises:
         DatasetError: no example has a mask, or a picture cannot be read.
@@ -72,19 +70,12 @@ def train_decoder(
     pictures = _choose(dataset, seed)
     drawing = promptable(load_segmenter(segmenter, device))
     lessons = [lesson for picture in track(pictures, len(pictures)) for lesson in _lessons(drawing, dataset, picture, seed)]
-    last = 0.0
-
-    def note(step: int, loss: float) -> None:
-        nonlocal last
-        last = loss
-        tell(step, loss)
-
-    model = fit_decoder(drawing, lessons, steps, seed, note)
+    model, loss = fit_decoder(drawing, lessons, steps, seed)
     with writing(out), whole_folder(out) as temporary:
         save_of_decoder(model, drawing, lasting_name(segmenter), temporary)
         check_adapter(temporary, SEGMENTER_FILES)
         sync_tree(temporary)
-    return DecoderRun(len(pictures), len(lessons), last)
+    return DecoderRun(len(pictures), len(lessons), loss)
 
 
 def _choose(dataset: Path, seed: int) -> list[list[Example]]:
