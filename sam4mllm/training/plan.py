@@ -32,6 +32,10 @@ class TrainingPlan:
     base brings back most of what was forgotten). On demo scenes a step back of an eighth undid a loss of 0.010 on the golden set and cost
     nothing of what was learned. The released recipe has none, 1.
 
+    ``augment_share`` of the images are stretched, put on a larger canvas and made brighter or darker. On ``paste_share`` of the replay's
+    images, at most half, something new to the replay is pasted, cut out of a correction by its mask, and as many are asked for such in vain
+    (:mod:`sam4mllm.training.variety`).
+
     ``squash``: both sides in pixels to which pictures are brought before the model's processor takes them (the released recipe: 672); None:
     they keep their shape, as in serving.
     """
@@ -57,6 +61,8 @@ class TrainingPlan:
     feature_megabytes: int = 256
     squash: int | None = None
     least_epochs: float | None = None
+    augment_share: float = 0.0
+    paste_share: float = 0.0
 
     def __post_init__(self) -> None:
         check_numbers(self, _RANGES, optional=("epochs", "phrases", "squash", "least_epochs"))
@@ -96,6 +102,8 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "phrases": (int, 1, 10_000),
     "conversation_share": (int | float, 0, 1),
     "feature_megabytes": (int, 0, 10_000_000),
+    "augment_share": (int | float, 0, 1),
+    "paste_share": (int | float, 0, 0.5),
     "squash": (int, 28, 4_096),  # a patch of Qwen2.5-VL's, to more than any family takes
 }
 """Of each number its type, its least and its most."""

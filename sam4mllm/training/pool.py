@@ -31,18 +31,22 @@ def phrase_of(example: Example) -> str:
 
 @dataclass(frozen=True, eq=False)
 class TrainingImage:
-    """An image (H, W, 3) uint8 RGB, and what is asked about it or else said about it; ``name`` is for messages."""
+    """An image (H, W, 3) uint8 RGB, and what is asked about it or else said about it; ``name`` is for messages. ``replayed``: it is no
+    correction.
+    """
 
     image: NDArray[np.uint8]
     examples: tuple[Example, ...]
     turns: tuple[Turn, ...] = ()
     name: str = ""
+    replayed: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class _Picture:
     folder: Path
     examples: tuple[Example, ...]
+    replayed: bool = False
 
     @property
     def name(self) -> str:
@@ -56,7 +60,7 @@ class _Picture:
         return load_example_image(self.folder, self.examples[0])
 
     def shown(self, image: NDArray[np.uint8]) -> TrainingImage:
-        return TrainingImage(image, self.examples, name=self.name)
+        return TrainingImage(image, self.examples, name=self.name, replayed=self.replayed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +102,7 @@ class Pool:
         phrases: int | None = None,
     ) -> None:
         self._pictures = list(_pictures(corrections, phrases))
-        self._replay = list(_pictures(replay, phrases))
+        self._replay = list(_pictures(replay, phrases, replayed=True))
         self._talks = [_Talk(conversation) for conversation in conversations]
         if not self._pictures:
             raise DatasetError("there is no example to learn from; correct some masks first")
@@ -145,8 +149,19 @@ class Pool:
             return self._talks[rng.integers(len(self._talks))]
         if self._replay and rng.random() < replay_share:
             return self._replay[rng.integers(len(self._replay))]
+        return self._draw_own(rng)
+
+    def _draw_own(self, rng: np.random.Generator) -> _Picture:
         stratum = self._strata[min(int(np.searchsorted(self._shares, rng.random(), side="right")), len(self._strata) - 1)]
         return self._pictures[stratum[rng.integers(len(stratum))]]
+
+    def replay_phrases(self) -> set[str]:
+        """What is asked about the replay's pictures."""
+        return {example.phrase for picture in self._replay for example in picture.examples}
+
+    def draw_correction(self, rng: np.random.Generator) -> TrainingImage:
+        """One of the corrections, a label drawn as everywhere."""
+        return self._show(self._draw_own(rng))
 
     # -- in turn ---------------------------------------------------------------------------------------------------------------------------
 
@@ -206,7 +221,7 @@ def _is_due(place: int, share: float) -> tuple[bool, int]:
     return due, before if due else place - before
 
 
-def _pictures(datasets: Sequence[tuple[Path, Sequence[Example]]], phrases: int | None) -> Iterator[_Picture]:
+def _pictures(datasets: Sequence[tuple[Path, Sequence[Example]]], phrases: int | None, replayed: bool = False) -> Iterator[_Picture]:
     for folder, examples in datasets:
         by_image: defaultdict[str, list[Example]] = defaultdict(list)
         for example in examples:
@@ -214,7 +229,7 @@ def _pictures(datasets: Sequence[tuple[Path, Sequence[Example]]], phrases: int |
         for some in by_image.values():
             most = phrases or len(some)
             for start in range(0, len(some), most):
-                yield _Picture(folder, tuple(some[start : start + most]))
+                yield _Picture(folder, tuple(some[start : start + most]), replayed)
 
 
 def _describe(example: Example) -> list[object]:

@@ -20,7 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from sam4mllm.adapters.files import hash_files
 from sam4mllm.adapters.lora import attach, attach_stored, save_adapter
 from sam4mllm.data.conversations import Turn
 from sam4mllm.data.examples import Example
@@ -39,10 +38,10 @@ from sam4mllm.errors import PhraseError, TrainingError
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
-from sam4mllm.identity import digest_of
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import Collator, TrainingRow
 from sam4mllm.training.features import VisionMemory
+from sam4mllm.training.identity import identity_of_run
 from sam4mllm.training.loss import row_loss
 from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool, TrainingImage
@@ -52,6 +51,7 @@ from sam4mllm.training.squash import check_squash, squashed
 from sam4mllm.training.state import load_state, read_state, save_state
 from sam4mllm.training.targets import NO_TARGETS, Targets
 from sam4mllm.training.unpacking import shares_of
+from sam4mllm.training.variety import Variety
 
 log = logging.getLogger(__name__)
 
@@ -95,11 +95,12 @@ class Trainer:
         asking = asking or Asking()
         self._collator = Collator(self._grounder, asking, targets)
         self._pool = pool
+        self._vary = Variety(plan, pool)
         self._processes = processes or Processes(self._grounder.device)
         if plan.batch < self._processes.count:
             raise TrainingError(f"batch is {plan.batch}, fewer images than the {self._processes.count} processes; use a larger batch")
         check_squash(plan.squash, checkpoint.dialect)
-        self._identity = _identity(plan, asking, targets, checkpoint, pool, start)
+        self._identity = identity_of_run(plan, asking, targets, checkpoint, pool, start)
         torch.manual_seed(plan.seed)
         if start is None:
             self.model = attach(checkpoint, plan.rank, plan.alpha, plan.dropout)
@@ -248,6 +249,7 @@ class Trainer:
         if shown.turns:
             loss = self._learn_talk(shown)
             return [] if loss is None else [loss]
+        shown = self._vary(shown, rng)
         shown = replace(shown, examples=tuple(example for example in shown.examples if self._may_be_asked(example)))
         if not shown.examples:
             return []
@@ -375,24 +377,3 @@ def _recompute(model: Any) -> None:
 def _generator(*seed: int) -> np.random.Generator:
     """Independent of that of other numbers; a last one of 0 would be as if it were not there."""
     return np.random.default_rng(seed)
-
-
-_LATER = (("squash", None), ("every_box", False), ("spread", "serving"), ("order", "left"), ("look_share", 0.0), ("least_epochs", None))
-"""Fields that came later, at what earlier runs did: those go on where an update interrupted them."""
-
-
-def _identity(plan: TrainingPlan, asking: Asking, targets: Targets, checkpoint: Checkpoint, pool: Pool, start: Path | None) -> str:
-    """The hash of all that the weights at a step follow from."""
-    speed_only = ("seconds_between_saves", "recompute", "feature_megabytes")
-    learned = {name: value for name, value in asdict(plan).items() if name not in speed_only and (name, value) not in _LATER}
-    parts = {
-        "plan": {name: None if value == math.inf else value for name, value in learned.items()},
-        "asking": {name: value for name, value in asdict(asking).items() if (name, value) not in _LATER},
-        "targets": targets.identity,
-        "model": checkpoint.fingerprint,
-        "precision": asdict(checkpoint.precision),
-        "pool": pool.sha256,
-    }
-    if start is not None:
-        parts["start"] = hash_files(start)
-    return digest_of(parts)

@@ -25,6 +25,10 @@ CUT_SHARE, CUT_FROM = 0.3, 6
 """Share of the images with so many points or more whose targets are cut along a line, which only the points tell. Without such targets a
 segmenter takes points for a hint at which thing is meant, and hardly heeds one that contradicts the others.
 """
+WITHIN_SHARE, WITHIN_SIDES = 0.12, (0.01, 0.25)
+"""Share of the images whose prompts are boxes within the things, and their sides in sides of the image. What such a box asks for is the
+thing's part in it. Without these lessons a segmenter draws nothing in a small box that an annotator drags on a thing.
+"""
 ROUNDS, ROUND_SHARES = (1, 2, 3, 5), (0.35, 0.25, 0.25, 0.15)
 PAD_LABEL, BOX_LABELS = -1, (2, 3)
 
@@ -76,6 +80,10 @@ def draw_example(seed: int, index: int, side: int, whole: bool) -> PromptedImage
     start = STARTS[rng.choice(len(STARTS), p=START_SHARES)]
     count = int(rng.integers(1, (MAX_POINTS if rng.random() < 0.5 else FEW_POINTS) + 1)) if start == "points" else 0
     targets = _cut(rng, scene, picks) if count >= CUT_FROM and rng.random() < CUT_SHARE else [scene.masks[pick] for pick in picks]
+    within = rng.random() < WITHIN_SHARE
+    if within:
+        start, count = "box", 0
+        boxes, targets = zip(*(_within(rng, scene.masks[pick]) for pick in picks), strict=True)
     prompts = [_prompt(rng, target, box, start, count) for target, box in zip(targets, boxes, strict=True)]
     image = scene.image if zoom == 1 else _resize(scene.image, (round(height * scale), round(width * scale)))
     cells = slice(top // 2, (top + window) // 2), slice(left // 2, (left + window) // 2)
@@ -85,7 +93,7 @@ def draw_example(seed: int, index: int, side: int, whole: bool) -> PromptedImage
         masks=np.stack([_soft_mask(target, side // 2)[cells] for target in targets]),
         points=np.stack([points for points, _ in prompts]) * np.float32(to_frame),
         labels=np.stack([labels for _, labels in prompts]),
-        doubtful=np.array([start == "box" and pick in (scene.pair or ()) for pick in picks]),
+        doubtful=np.array([start == "box" and not within and pick in (scene.pair or ()) for pick in picks]),
         rounds=int(rng.choice(ROUNDS, p=ROUND_SHARES)),
     )
 
@@ -126,6 +134,18 @@ def _cut(rng: np.random.Generator, scene: DemoScene, picks: Sequence[int]) -> li
         part = (scene.masks[pick] & here) | other
         cut.append(part if part.any() else scene.masks[pick])
     return cut
+
+
+def _within(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    """A box (4,) in pixels around a place on a thing's mask (H, W), and the mask's part in it."""
+    height, width = mask.shape
+    middle = click_on(rng, mask)
+    sides = np.exp(rng.uniform(*np.log(WITHIN_SIDES), 2)) * np.array([width, height])
+    box_px = np.concatenate([middle - sides / 2, middle + sides / 2]).clip(0, [width, height, width, height]).astype(np.float32)
+    x1, y1, x2, y2 = np.concatenate([np.floor(box_px[:2]), np.ceil(box_px[2:])]).astype(int)
+    part = np.zeros_like(mask)
+    part[y1:y2, x1:x2] = mask[y1:y2, x1:x2]
+    return box_px, part
 
 
 def _boxes(rng: np.random.Generator, scene: DemoScene, picks: Sequence[int]) -> list[NDArray[np.float32]]:

@@ -1,0 +1,44 @@
+"""What tells one training run from another: a run is gone on with only by the settings and data that began it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from sam4mllm.adapters.files import hash_files
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.identity import digest_of
+from sam4mllm.training.asking import Asking
+from sam4mllm.training.plan import TrainingPlan
+from sam4mllm.training.pool import Pool
+from sam4mllm.training.targets import Targets
+
+_SPEED_ONLY = ("seconds_between_saves", "recompute", "feature_megabytes")
+_LATER = (
+    ("squash", None),
+    ("every_box", False),
+    ("spread", "serving"),
+    ("order", "left"),
+    ("look_share", 0.0),
+    ("least_epochs", None),
+    ("augment_share", 0.0),
+    ("paste_share", 0.0),
+)
+"""Fields that came later, at what earlier runs did: those go on where an update interrupted them."""
+
+
+def identity_of_run(plan: TrainingPlan, asking: Asking, targets: Targets, checkpoint: Checkpoint, pool: Pool, start: Path | None) -> str:
+    """The hash of all that the weights at a step follow from; ``start`` is the folder of the adapter that the run goes on from."""
+    learned = {name: value for name, value in asdict(plan).items() if name not in _SPEED_ONLY and (name, value) not in _LATER}
+    parts = {
+        "plan": {name: None if value == math.inf else value for name, value in learned.items()},
+        "asking": {name: value for name, value in asdict(asking).items() if (name, value) not in _LATER},
+        "targets": targets.identity,
+        "model": checkpoint.fingerprint,
+        "precision": asdict(checkpoint.precision),
+        "pool": pool.sha256,
+    }
+    if start is not None:
+        parts["start"] = hash_files(start)
+    return digest_of(parts)

@@ -1,0 +1,150 @@
+"""Images changed as no phrase minds, and things pasted from one picture on another: the masks go with them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from sam4mllm.data.examples import Example, ExampleInstance
+from sam4mllm.masks import box_of
+from sam4mllm.run_lengths import to_rle
+from sam4mllm.training.plan import TrainingPlan
+from sam4mllm.training.pool import Pool, TrainingImage
+from sam4mllm.training.variety import Variety, augment, paste
+
+GREY, RED = (90, 90, 90), (220, 30, 30)
+Boxes = Sequence[tuple[int, int, int, int]]
+
+
+def example(phrase: str, masks: Sequence[NDArray[np.bool_]], shape: tuple[int, int]) -> Example:
+    instances = tuple(ExampleInstance(box_of(mask), to_rle(mask)) for mask in masks)
+    return Example("a.png", "00", shape[1], shape[0], phrase, instances, "train", "test", thought="a thought")
+
+
+def shown(
+    phrase: str = "the cup", boxes: Sequence[tuple[int, int, int, int]] = ((10, 20, 40, 60),), replayed: bool = False
+) -> TrainingImage:
+    """A grey picture of 120 × 90 pixels with red things (x1, y1, x2, y2)."""
+    image = np.full((90, 120, 3), GREY, np.uint8)
+    masks = []
+    for x1, y1, x2, y2 in boxes:
+        mask = np.zeros((90, 120), np.bool_)
+        mask[y1:y2, x1:x2] = True
+        image[mask] = RED
+        masks.append(mask)
+    return TrainingImage(image, (example(phrase, masks, (90, 120)),), replayed=replayed)
+
+
+def redness(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> float:
+    return float((image[mask].astype(int) @ (2, -1, -1)).mean())
+
+
+@given(st.integers(0, 2**32 - 1))
+def test_an_augmented_mask_lies_on_its_thing(seed: int) -> None:
+    found = augment(shown(boxes=((10, 20, 40, 60), (100, 5, 118, 30))), np.random.default_rng(seed))
+    [one] = found.examples
+    assert (one.height, one.width) == found.image.shape[:2]
+    assert redness(found.image, one.union()) > 150
+    assert abs(redness(found.image, ~one.union())) < 40
+    for instance, mask in zip(one.instances, one.masks(), strict=True):
+        assert np.abs(instance.box_px - box_of(mask)).max() <= 1
+
+
+def test_what_is_left_stays_left_and_nothing_is_cut_off() -> None:
+    boxes = ((0, 0, 12, 12), (50, 40, 70, 60), (108, 78, 120, 90))
+    for seed in range(30):
+        [one] = augment(shown(boxes=boxes), np.random.default_rng(seed)).examples
+        assert (np.diff(one.boxes_px[:, 0]) > 0).all()
+        share = one.masks().sum((1, 2)) / one.masks()[1].sum()
+        assert share[0] == pytest.approx(12 * 12 / 400, rel=0.35)
+
+
+def test_a_thing_too_small_to_be_seen_is_not_learned_as_absent() -> None:
+    small = shown(boxes=((10, 20, 11, 21), (50, 40, 70, 60)))
+    counts = {len(augment(small, np.random.default_rng(seed)).examples[0].instances) for seed in range(200)}
+    assert counts == {2}
+
+
+def test_a_phrase_without_a_target_stays_without() -> None:
+    nothing = augment(shown(boxes=()), np.random.default_rng(0))
+    assert not nothing.examples[0].has_target
+    assert nothing.image.shape != (90, 120, 3)
+
+
+def pasted(onto: TrainingImage, donor: TrainingImage, seed: int) -> TrainingImage:
+    return paste(onto, donor.image, donor.examples[0], np.random.default_rng(seed))
+
+
+def test_a_pasted_thing_is_asked_for_beside_what_was_asked() -> None:
+    onto, donor = shown("the dog", ((60, 10, 110, 80),)), shown("the cup")
+    onto.image[...] = GREY
+    found = pasted(onto, donor, 1)
+    assert [one.phrase for one in found.examples] == ["the dog", "the cup"]
+    dog, cup = found.examples
+    assert dog.instances is onto.examples[0].instances
+    assert cup.thought == ""
+    assert not (dog.union() & cup.union()).any()
+    assert redness(found.image, cup.union()) > 300
+    assert abs(redness(found.image, ~cup.union())) < 1
+    assert (onto.image == GREY).all()
+
+
+@pytest.mark.parametrize(
+    ("thing", "boxes"),
+    [
+        pytest.param((10, 20, 40, 60), ((0, 0, 120, 90),), id="no room"),
+        pytest.param((0, 0, 120, 90), ((45, 30, 75, 60),), id="it would cover something wherever it lies"),
+        pytest.param((10, 20, 10, 20), (), id="an empty mask"),
+    ],
+)
+def test_what_has_no_room_is_not_pasted(thing: tuple[int, int, int, int], boxes: Boxes) -> None:
+    onto, donor = shown("the dog", boxes), shown("the cup", (thing,))
+    for seed in range(10):
+        assert pasted(onto, donor, seed) is onto
+
+
+class FixedPool(Pool):
+    """Draws one correction, beside a replay that names dogs and lamps."""
+
+    def __init__(self, donor: TrainingImage) -> None:
+        self.donor = donor
+
+    def replay_phrases(self) -> set[str]:
+        return {"the dog", "the lamp below the Cup"}
+
+    def draw_correction(self, rng: np.random.Generator) -> TrainingImage:
+        return self.donor
+
+
+def kinds(donor: TrainingImage, replayed: bool = True, share: float = 0.5) -> set[tuple[str, bool]]:
+    """What is asked of the picture of a dog beside the dog, and whether it is there."""
+    vary, onto = Variety(TrainingPlan(paste_share=share), FixedPool(donor)), shown("the dog", ((60, 10, 110, 80),), replayed)
+    drawn = [vary(onto, np.random.default_rng(seed)) for seed in range(40)]
+    return {(one.phrase, one.has_target) for found in drawn for one in found.examples[1:]}
+
+
+@pytest.mark.parametrize(
+    ("donor", "replayed", "share", "asked"),
+    [
+        pytest.param(shown("the bird"), True, 0.5, {("the bird", True), ("the bird", False)}, id="new: pasted, and asked for in vain"),
+        pytest.param(shown("the bird by the dog"), True, 0.5, {("the bird by the dog", False)}, id="it holds in its own picture alone"),
+        pytest.param(shown("the cup"), True, 0.5, set(), id="the replay may show it"),
+        pytest.param(shown("the bird", ()), True, 0.5, set(), id="a correction that means nothing"),
+        pytest.param(shown("the bird"), False, 0.5, set(), id="a correction gets nothing pasted on it"),
+        pytest.param(shown("the bird"), True, 0.0, set(), id="not asked for"),
+    ],
+)
+def test_what_is_new_to_the_replay(donor: TrainingImage, replayed: bool, share: float, asked: set[tuple[str, bool]]) -> None:
+    assert kinds(donor, replayed, share) == asked
+
+
+def test_a_plan_without_variety_changes_nothing_not_even_the_generator() -> None:
+    rng, one = np.random.default_rng(5), shown(replayed=True)
+    assert Variety(TrainingPlan(), FixedPool(one))(one, rng) is one
+    assert rng.random() == np.random.default_rng(5).random()
+    assert Variety(TrainingPlan(augment_share=1.0), FixedPool(one))(one, rng) is not one
