@@ -196,9 +196,14 @@ def make_data(folder: Path) -> None:
     first = lines[0]["image"]
     told = [{**line, "split": "train" if line["image"] == first else "testA"} for line in lines]
     (data / "dataset" / "examples.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in told))
-    picture(data / "export" / "images" / "ab12-cup.png")
+    tasks = []
+    for number in range(1, 5):  # of so few about a fifth are held out
+        name = picture(data / "export" / "images" / f"ab1{number}-cup.png", 40 * number).name
+        tasks.append(
+            task(annotation(region()), number=number, image=f"/data/upload/3/{name}", description="the cup") | {"file_upload": name}
+        )
     (folder / "candidates.toml").write_text('[box]\nstrategy = "box"\n[points]\nstrategy = "pqpp"\n')
-    (data / "export" / "export.json").write_text(json.dumps([task(annotation(region()), description="the cup")]))
+    (data / "export" / "export.json").write_text(json.dumps(tasks))
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
