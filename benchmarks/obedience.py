@@ -4,8 +4,9 @@
 
 On ambiguous scenes both things of each pair are prompted with their true box, alone and with the published 30 points. On default scenes
 clicks stand alone: each is put where the mask so far is wrong, as deep in the largest wrong region as can be (the protocol of SAM and of
-interactive segmentation); with the former mask as input, too, as its logits and as they are made from the mask alone. Intervals are of
-95 %, over scenes. ``--state`` takes the weights of a saved training state instead of the segmenter's own.
+interactive segmentation); with the former mask as input, too, as its logits and as they are made from the mask alone. Small boxes lie
+around the middle of a thing; they ask for its part in them, and an empty mask counts as 0. Intervals are of 95 %, over scenes.
+``--state`` takes the weights of a saved training state instead of the segmenter's own.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_scene
 from sam4mllm.evaluation.intervals import differences, intervals, sum_by_image
 from sam4mllm.masks import lies_on
 from sam4mllm.options import Thresholds
-from sam4mllm.points import PATTERN_SIZE, select, spread
+from sam4mllm.points import PATTERN_SIZE, deepest, select, spread
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.segmentation.sam import SamEmbedding, SamSegmenter
@@ -43,6 +44,8 @@ ANSWERS: dict[str, Answer] = {
 }
 Former = Literal["none", "logits", "mask"]
 """What a click's prompt holds of the mask before it: nothing, the segmenter's own logits, or what serving makes of the mask."""
+SMALL = (0.012, 0.03, 0.1)
+"""Sides of small boxes, in sides of the image: what a reviewer drags on a thing without holding Ctrl was as small as the first."""
 NO_POINTS = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
 
 
@@ -110,6 +113,30 @@ def click_rows(segmenter: SamSegmenter, scene: DemoScene, former: Former = "none
     return rows
 
 
+def small_rows(segmenter: Segmenter, scene: DemoScene) -> list[dict[str, float]]:
+    """IoU of each thing's part in boxes around its deepest place, and how often the segmenter draws nothing there."""
+    embedding = segmenter.encode(scene.image)
+    height, width = scene.image.shape[:2]
+    rows = []
+    for truth in scene.masks:
+        middle, row = deepest(truth), dict[str, float]()
+        for side in SMALL:
+            half = np.array([width, height]) * side / 2
+            box_px = np.concatenate([middle - half, middle + half]).clip(0, [width, height, width, height]).astype(np.float32)
+            part, mask = truth & inside(box_px, truth.shape), drawn(segmenter, embedding, Prompt(box_px, *NO_POINTS))
+            row |= {f"{side:.1%} of a side": iou(mask, part), f"{side:.1%}, nothing": float(not mask.any())}
+        rows.append(row)
+    return rows
+
+
+def inside(box_px: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.bool_]:
+    """(H, W) bool: the pixels that a box touches."""
+    x1, y1, x2, y2 = np.concatenate([np.floor(box_px[:2]), np.ceil(box_px[2:])]).astype(int)
+    found = np.zeros(shape, np.bool_)
+    found[y1:y2, x1:x2] = True
+    return found
+
+
 def logits_after(
     segmenter: SamSegmenter, embedding: SamEmbedding, prompt: Prompt, mask: NDArray[np.bool_], former: Former
 ) -> NDArray[np.float32] | None:
@@ -164,6 +191,7 @@ def main() -> None:
     found = {
         "ambiguous": report("ambiguous", [box_rows(segmenter, scene, scene.pair or (), seed) for scene, seed in pairs], "box only"),
         "default": report("default", [box_rows(segmenter, scene, range(len(scene.masks)), seed) for scene, seed in plain], "box only"),
+        "small boxes": report("default, small boxes on a thing", [small_rows(segmenter, scene) for scene, _ in plain], None),
         **{
             f"clicks, former {former}": report(
                 f"default, clicks without a box, former mask: {former}", [click_rows(segmenter, scene, former) for scene, _ in plain], None

@@ -81,7 +81,18 @@ class Drawing:
         bare = [Prompt(prompts[index].box_px, np.zeros((0, 2), np.float32), np.zeros(0, np.int64)) for index in compared_to]
         decoded = self.segmenter.decode(embedding, [*prompts, *bare])
         of_box = dict(zip(compared_to, decoded[len(prompts) :], strict=True))
-        return [(masks, of_box.get(index)) for index, masks in enumerate(decoded[: len(prompts)])]
+        drawn = self._with_clicks(embedding, prompts, decoded[: len(prompts)])
+        return [(masks, of_box.get(index)) for index, masks in enumerate(drawn)]
+
+    def _with_clicks(self, embedding: Embedding, prompts: Sequence[Prompt], drawn: Sequence[Masks]) -> list[Masks]:
+        """The masks, where a box alone gave none those of a click on its middle: a box of a few pixels is less than a segmenter sees."""
+        clicks = {
+            index: Prompt(None, prompt.box_px.reshape(2, 2).mean(0, keepdims=True), np.ones(1, np.int64))
+            for index, (prompt, masks) in enumerate(zip(prompts, drawn, strict=True))
+            if prompt.box_px is not None and not len(prompt.labels) and not masks.masks.any()
+        }
+        clicked = dict(zip(clicks, self.segmenter.decode(embedding, list(clicks.values())) if clicks else (), strict=True))
+        return [clicked.get(index, masks) for index, masks in enumerate(drawn)]
 
     def _prompt(self, embedding: Embedding, target: PromptTarget) -> Prompt:
         used = target.labels >= 0
@@ -96,7 +107,8 @@ def _as_masks(found: Candidate) -> Masks:
 
 
 def _best(masks: Masks) -> int:
-    return int(masks.predicted_iou.argmax())
+    """By the segmenter's own estimate, and an empty one only where all are."""
+    return int((masks.predicted_iou + masks.masks.any(axis=(1, 2))).argmax())
 
 
 def _instance(

@@ -16,6 +16,7 @@ from sam4mllm.clicks import Clicks
 from sam4mllm.confidence import score_empty
 from sam4mllm.errors import ImageError, PhraseError, PromptError
 from sam4mllm.grounding.remembering import RememberingGrounder
+from sam4mllm.masks import box_of
 from sam4mllm.options import PATTERNS, STRATEGIES, Choice, Options, Pattern, Strategy
 from sam4mllm.pipeline import Pipeline
 from sam4mllm.points import Answers, beside, interior, spread, unsure
@@ -46,6 +47,40 @@ def test_box_prompts_with_the_box_alone() -> None:
     assert not grounder.asked
     assert len(segmenter.prompts[0].labels) == 0
     assert answer.mask.sum() == 40 * 40
+
+
+class NearSightedSegmenter(FakeSegmenter):
+    """Draws nothing in a small box, and takes an empty mask for the best one."""
+
+    def _draw(self, embedding: Embedding, prompt: Prompt) -> Masks:
+        drawn = super()._draw(embedding, prompt)
+        small = prompt.box_px is not None and (prompt.box_px[2:] - prompt.box_px[:2]).max() < 8
+        drawn.masks[...] &= not small
+        drawn.predicted_iou[0] = 0.95
+        return drawn
+
+
+@pytest.mark.parametrize(
+    ("box", "drawn"),
+    [
+        pytest.param([20, 20, 60, 50], [20, 20, 60, 50], id="the best that is not empty"),
+        pytest.param([38, 28, 42, 32], [35, 25, 45, 35], id="a box too small to be seen is a click on its middle"),
+    ],
+)
+def test_a_box_is_not_left_empty(box: list[float], drawn: list[float]) -> None:
+    pipeline = Pipeline(FakeGrounder({"the cup": grounding("the cup", [box])}), NearSightedSegmenter(), Options("box"))
+    [answer] = pipeline.segment(IMAGE, ["the cup"])
+    [instance] = answer.instances
+    assert box_of(instance.mask).tolist() == drawn
+    assert instance.box_px.tolist() == box
+
+
+def test_points_may_leave_a_box_empty() -> None:
+    grounder = FakeGrounder({"the cup": grounding("the cup", [[38, 28, 42, 32]])})
+    pipeline = Pipeline(grounder, NearSightedSegmenter(), Options("pqpp"))
+    [answer] = pipeline.segment(IMAGE, ["the cup"])
+    assert answer.instances == ()
+    assert answer.note
 
 
 def test_pqpp_asks_the_pattern_and_keeps_the_sure_answers() -> None:
@@ -255,7 +290,7 @@ def test_the_version_changes_with_what_shapes_a_prediction() -> None:
 
 def test_the_demo_keeps_its_version() -> None:
     pipeline = sam4mllm.load(device="cpu", options=Options(pattern="spread", choice="predicted"))
-    assert pipeline.version == "demo-0-8adb1b88"
+    assert pipeline.version == "demo-0-39fb0bd0"
 
 
 def test_patterns_and_choices_are_part_of_the_version() -> None:

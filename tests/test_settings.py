@@ -18,7 +18,9 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_demo_trains_as_it_always_did() -> None:
-    assert Settings().training.plan == TrainingPlan(steps=400, rate=1e-3, budget_seconds=60 * 120.0, least_epochs=2)
+    assert Settings().training.plan == TrainingPlan(
+        steps=500, rate=1e-3, replay_share=0.5, budget_seconds=60 * 120.0, least_epochs=2, augment_share=0.7, paste_share=0.45
+    )
 
 
 @pytest.mark.parametrize("model", ["Qwen/Qwen2.5-VL-7B-Instruct", "/models/demo"])
