@@ -85,11 +85,13 @@ class Drawing:
         return [(masks, of_box.get(index)) for index, masks in enumerate(drawn)]
 
     def _with_clicks(self, embedding: Embedding, prompts: Sequence[Prompt], drawn: Sequence[Masks]) -> list[Masks]:
-        """The masks, where a box alone gave none those of a click on its middle: a box of a few pixels is less than a segmenter sees."""
+        """The masks; where a box gave none, and no point says that it should, those of a click on its middle: a box of a few pixels is less
+        than a segmenter sees.
+        """
         clicks = {
             index: Prompt(None, prompt.box_px.reshape(2, 2).mean(0, keepdims=True), np.ones(1, np.int64))
             for index, (prompt, masks) in enumerate(zip(prompts, drawn, strict=True))
-            if prompt.box_px is not None and not len(prompt.labels) and not masks.masks.any()
+            if prompt.box_px is not None and prompt.labels.all() and not masks.masks.any()
         }
         clicked = dict(zip(clicks, self.segmenter.decode(embedding, list(clicks.values())) if clicks else (), strict=True))
         return [clicked.get(index, masks) for index, masks in enumerate(drawn)]

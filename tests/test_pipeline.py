@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import cast
@@ -15,6 +15,7 @@ import sam4mllm
 from sam4mllm.clicks import Clicks
 from sam4mllm.confidence import score_empty
 from sam4mllm.errors import ImageError, PhraseError, PromptError
+from sam4mllm.grounding.protocol import Inquiry, Replies, Scene
 from sam4mllm.grounding.remembering import RememberingGrounder
 from sam4mllm.masks import box_of
 from sam4mllm.options import PATTERNS, STRATEGIES, Choice, Options, Pattern, Strategy
@@ -75,7 +76,24 @@ def test_a_box_is_not_left_empty(box: list[float], drawn: list[float]) -> None:
     assert instance.box_px.tolist() == box
 
 
-def test_points_may_leave_a_box_empty() -> None:
+class DenyingGrounder(FakeGrounder):
+    """Says of every point that it is off the thing."""
+
+    def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
+        return [said(np.full(len(inquiry.points_px), 0.01)) for inquiry in inquiries]
+
+
+def test_a_reviewer_who_draws_a_box_knows_that_the_thing_is_in_it() -> None:
+    grounder, segmenter = DenyingGrounder({"the cup": CUP}), FakeSegmenter()
+    pipeline = Pipeline(grounder, segmenter, Options("pqpp"))
+    pipeline.segment(IMAGE, ["the cup"])
+    assert set(segmenter.prompts[0].labels.tolist()) == {0}
+    segmenter.prompts.clear()
+    pipeline.segment(IMAGE, ["the cup"], clicks=clicks([], [], [[22, 12, 58, 48]]))
+    assert not len(segmenter.prompts[0].labels)
+
+
+def test_points_off_the_thing_may_leave_a_box_empty() -> None:
     grounder = FakeGrounder({"the cup": grounding("the cup", [[38, 28, 42, 32]])})
     pipeline = Pipeline(grounder, NearSightedSegmenter(), Options("pqpp"))
     [answer] = pipeline.segment(IMAGE, ["the cup"])
