@@ -45,7 +45,7 @@ ANSWERS: dict[str, Answer] = {
 Former = Literal["none", "logits", "mask"]
 """What a click's prompt holds of the mask before it: nothing, the segmenter's own logits, or what serving makes of the mask."""
 SMALL = (0.012, 0.03, 0.1)
-"""Sides of small boxes, in sides of the image: what a reviewer drags on a thing without holding Ctrl was as small as the first."""
+"""Sides of small boxes, in sides of the image. A reviewer who drags a little where a click was meant draws one as small as the first."""
 NO_POINTS = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
 
 

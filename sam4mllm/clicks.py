@@ -75,9 +75,9 @@ class PromptTarget:
     for unused.
 
     ``pointed``: "refined" if a reviewer's click or box is about it; "alone" if it consists of those only, and is no part of the phrase.
-    ``mask``: what the reviewer sees of it, if that is known, and ``shown`` its place in ``Clicks.shown``; ``redrawn``: a reviewer's box has
-    taken the place of the box that the mask was drawn by. ``candidate``: what the segmenter
-    found by itself in this box; ``support`` as of :class:`~sam4mllm.confidence.Features`.
+    ``mask``: what the reviewer sees of it, if that is known, and ``shown`` its place in ``Clicks.shown``; ``boxed``: the box is a
+    reviewer's, and not what that mask was drawn by. ``candidate``: what the segmenter found by itself in this box; ``support`` as of
+    :class:`~sam4mllm.confidence.Features`.
     """
 
     box_px: NDArray[np.float32] | None
@@ -88,14 +88,14 @@ class PromptTarget:
     pointed: Pointed = ""
     mask: NDArray[np.bool_] | None = None
     shown: int | None = None
-    redrawn: bool = False
+    boxed: bool = False
     candidate: Candidate | None = None
     support: float = 1.0
 
     @property
     def former(self) -> NDArray[np.bool_] | None:
         """The mask that a reviewer's clicks correct: that of a box which still stands."""
-        return self.mask if self.pointed == "refined" and not self.redrawn else None
+        return self.mask if self.pointed == "refined" and not self.boxed else None
 
     @property
     def standing(self) -> Candidate | None:
@@ -173,14 +173,14 @@ def _with_shown(targets: list[PromptTarget], shown: Sequence[ShownInstance]) -> 
 
 def _with_box(targets: list[PromptTarget], box_px: NDArray[np.float32], known: int, selected: int | None) -> list[PromptTarget]:
     """A box replaces only one of the first ``known`` targets, never another of the reviewer's."""
-    own = PromptTarget(box_px, 1.0, pointed="refined")
+    own = PromptTarget(box_px, 1.0, pointed="refined", boxed=True)
     theirs = [target.box_px for target in targets[:known] if target.box_px is not None]
     likeness = [_likeness(box, box_px) for box in theirs]
     if selected is None and not any(_meets(_enlarged(box), box_px) for box in theirs):
         return [*targets, replace(own, pointed="alone")]
     index = int(np.argmax(likeness)) if selected is None else selected
     if selected is not None or likeness[index] > 0:
-        return [*targets[:index], replace(own, mask=targets[index].mask, shown=targets[index].shown, redrawn=True), *targets[index + 1 :]]
+        return [*targets[:index], replace(own, mask=targets[index].mask, shown=targets[index].shown), *targets[index + 1 :]]
     return [*targets, own]
 
 

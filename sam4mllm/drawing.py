@@ -22,6 +22,11 @@ PROMPTS_AT_ONCE = 16
 CLEAR = 2
 """Points that, with a box, leave no doubt what is meant: SAM's authors take its single mask where there is more than one prompt."""
 
+SMALL_BOX = 0.03
+"""Longest side, in longer sides of the image, of a box that counts as a click where the segmenter draws nothing in it: six cells of the
+demo segmenter's masks, eight of SAM's; our choice.
+"""
+
 
 @dataclass(frozen=True)
 class Drawing:
@@ -85,13 +90,13 @@ class Drawing:
         return [(masks, of_box.get(index)) for index, masks in enumerate(drawn)]
 
     def _with_clicks(self, embedding: Embedding, prompts: Sequence[Prompt], drawn: Sequence[Masks]) -> list[Masks]:
-        """The masks; where a box gave none, and no point says that it should, those of a click on its middle: a box of a few pixels is less
-        than a segmenter sees.
-        """
+        """The masks; where a small box gave none, and no point says that it should, those of a click: on its points, else on its middle."""
+        small = SMALL_BOX * max(embedding.width, embedding.height)
         clicks = {
-            index: Prompt(None, prompt.box_px.reshape(2, 2).mean(0, keepdims=True), np.ones(1, np.int64))
+            index: _as_click(prompt.box_px, prompt.points_px)
             for index, (prompt, masks) in enumerate(zip(prompts, drawn, strict=True))
-            if prompt.box_px is not None and prompt.labels.all() and not masks.masks.any()
+            if prompt.box_px is not None and (prompt.box_px[2:] - prompt.box_px[:2]).max() <= small
+            if prompt.labels.all() and not masks.masks[_best(masks)].any()
         }
         clicked = dict(zip(clicks, self.segmenter.decode(embedding, list(clicks.values())) if clicks else (), strict=True))
         return [clicked.get(index, masks) for index, masks in enumerate(drawn)]
@@ -108,9 +113,13 @@ def _as_masks(found: Candidate) -> Masks:
     return Masks(found.mask[None], np.array([found.score]), np.array([found.stability]))
 
 
+def _as_click(box_px: NDArray[np.float32], points_px: NDArray[np.float32]) -> Prompt:
+    points_px = points_px if len(points_px) else box_px.reshape(2, 2).mean(0, keepdims=True)
+    return Prompt(None, points_px, np.ones(len(points_px), np.int64))
+
+
 def _best(masks: Masks) -> int:
-    """By the segmenter's own estimate, and an empty one only where all are."""
-    return int((masks.predicted_iou + masks.masks.any(axis=(1, 2))).argmax())
+    return int(masks.predicted_iou.argmax())
 
 
 def _instance(

@@ -299,8 +299,8 @@ class Pipeline:
         marks[kept] = labels
         if not self.learned and are_alike(answers.inside, marks):
             marks[:] = -1
-        if target.redrawn and not (marks == 1).any():  # a reviewer who draws a box knows that the thing is in it
-            marks[:] = -1
+        if target.boxed and not (marks == 1).any():  # a reviewer who draws a box knows that the thing is in it
+            return target
         return target.with_points(answers.points_px, answers.inside, marks)
 
 

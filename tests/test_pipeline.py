@@ -51,29 +51,27 @@ def test_box_prompts_with_the_box_alone() -> None:
 
 
 class NearSightedSegmenter(FakeSegmenter):
-    """Draws nothing in a small box, and takes an empty mask for the best one."""
+    """Draws nothing in a small box."""
 
     def _draw(self, embedding: Embedding, prompt: Prompt) -> Masks:
         drawn = super()._draw(embedding, prompt)
-        small = prompt.box_px is not None and (prompt.box_px[2:] - prompt.box_px[:2]).max() < 8
-        drawn.masks[...] &= not small
-        drawn.predicted_iou[0] = 0.95
+        drawn.masks[...] &= prompt.box_px is None or (prompt.box_px[2:] - prompt.box_px[:2]).max() >= 8
         return drawn
 
 
 @pytest.mark.parametrize(
-    ("box", "drawn"),
+    ("box", "points", "drawn"),
     [
-        pytest.param([20, 20, 60, 50], [20, 20, 60, 50], id="the best that is not empty"),
-        pytest.param([38, 28, 42, 32], [35, 25, 45, 35], id="a box too small to be seen is a click on its middle"),
+        pytest.param([38, 28, 42, 32], [], [35, 25, 45, 35], id="too small to be seen: a click on its middle"),
+        pytest.param([38, 28, 42, 32], [[41, 31]], [36, 26, 46, 36], id="or on the reviewer's point in it"),
+        pytest.param([36, 26, 43, 33], [], None, id="not so small"),
     ],
 )
-def test_a_box_is_not_left_empty(box: list[float], drawn: list[float]) -> None:
+def test_a_small_box_in_which_nothing_is_drawn(box: list[float], points: list[list[float]], drawn: list[float] | None) -> None:
     pipeline = Pipeline(FakeGrounder({"the cup": grounding("the cup", [box])}), NearSightedSegmenter(), Options("box"))
-    [answer] = pipeline.segment(IMAGE, ["the cup"])
-    [instance] = answer.instances
-    assert box_of(instance.mask).tolist() == drawn
-    assert instance.box_px.tolist() == box
+    [answer] = pipeline.segment(IMAGE, ["the cup"], clicks=clicks(points, [1] * len(points)) if points else None)
+    assert [box_of(instance.mask).tolist() for instance in answer.instances] == ([] if drawn is None else [drawn])
+    assert bool(answer.note) == (drawn is None)
 
 
 class DenyingGrounder(FakeGrounder):
@@ -83,14 +81,18 @@ class DenyingGrounder(FakeGrounder):
         return [said(np.full(len(inquiry.points_px), 0.01)) for inquiry in inquiries]
 
 
-def test_a_reviewer_who_draws_a_box_knows_that_the_thing_is_in_it() -> None:
-    grounder, segmenter = DenyingGrounder({"the cup": CUP}), FakeSegmenter()
-    pipeline = Pipeline(grounder, segmenter, Options("pqpp"))
-    pipeline.segment(IMAGE, ["the cup"])
-    assert set(segmenter.prompts[0].labels.tolist()) == {0}
-    segmenter.prompts.clear()
-    pipeline.segment(IMAGE, ["the cup"], clicks=clicks([], [], [[22, 12, 58, 48]]))
-    assert not len(segmenter.prompts[0].labels)
+@pytest.mark.parametrize("choice", ["predicted", "agreement"])
+@pytest.mark.parametrize(
+    ("box", "count"),
+    [pytest.param([22, 12, 58, 48], 1, id="in place of the model's"), pytest.param([62, 12, 80, 48], 2, id="of one more")],
+)
+def test_a_reviewer_who_draws_a_box_knows_that_the_thing_is_in_it(box: list[float], count: int, choice: Choice) -> None:
+    pipeline = Pipeline(DenyingGrounder({"the cup": CUP}), FakeSegmenter(), Options("pqpp", choice=choice))
+    [answer] = pipeline.segment(IMAGE, ["the cup"], clicks=clicks([], [], [box]))
+    assert len(answer.instances) == count or choice == "agreement"
+    [own] = [instance for instance in answer.instances if instance.pointed]
+    assert box_of(own.mask).tolist() == box
+    assert not len(own.labels)
 
 
 def test_points_off_the_thing_may_leave_a_box_empty() -> None:

@@ -32,7 +32,7 @@ def phrase_of(example: Example) -> str:
 @dataclass(frozen=True, eq=False)
 class TrainingImage:
     """An image (H, W, 3) uint8 RGB, and what is asked about it or else said about it; ``name`` is for messages. ``replayed``: it is no
-    correction.
+    correction; ``varied``: it does not come up again as it is.
     """
 
     image: NDArray[np.uint8]
@@ -40,6 +40,7 @@ class TrainingImage:
     turns: tuple[Turn, ...] = ()
     name: str = ""
     replayed: bool = False
+    varied: bool = False
 
 
 @dataclass(frozen=True, eq=False)

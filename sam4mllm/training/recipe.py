@@ -20,6 +20,7 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -294,7 +295,7 @@ class Trainer:
             log.warning("%s is left out: %s", name, error)
             return None
         while True:
-            with self._features.of(shown.image):
+            with nullcontext() if shown.varied else self._features.of(shown.image):
                 loss = self._try(encoded, self._collator.row(frame, examples, rng))
             if loss is not None or len(examples) == 1:
                 break

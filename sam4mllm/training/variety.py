@@ -1,16 +1,17 @@
 """More from few corrections: images changed as no phrase minds, and new things pasted on the replay's pictures or asked of them in vain.
 
-Of fifteen corrected pictures each is seen a hundred times. Without variety a model learns them by heart and says "none" of the same things
-in other pictures; without questions in vain it says "none" too seldom of what it knew (docs/training.md has the figures).
+Without variety a model learns a few pictures by heart and says "none" of the same things in others; without questions in vain it says
+"none" too seldom of what it knew (docs/training.md has the figures). The constants are our choice.
 
-What is new has a word that no phrase of the replay has, so that the replay's pictures can be taken not to show it.
+New is a phrase about a noun that no phrase of the replay has, so that the replay's pictures can be taken not to show it; a phrase whose
+noun the rule for English does not find for sure is not.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import cv2
@@ -18,8 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.data.examples import Example, ExampleInstance
+from sam4mllm.head_noun import head_noun
+from sam4mllm.images import MIN_SIDE
 from sam4mllm.masks import box_of
-from sam4mllm.run_lengths import to_rle
+from sam4mllm.run_lengths import rle_area, to_rle
+from sam4mllm.training.looks import mask_of
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.pool import Pool, TrainingImage
 
@@ -33,6 +37,9 @@ ZOOM = 0.35
 """The most by which the logarithm of a pasted thing's size changes."""
 WORDS = 3
 """The most words of a phrase that is pasted: "the small cup" holds anywhere, "the cup below the lamp" does not."""
+_SIDES = ("left", "right", "top", "bottom", "upper", "lower", "middle", "centre", "center", "front", "back", "near", "far")
+PLACES = frozenset((*_SIDES, "first", "second", "third", "last", "next"))
+"""Nor does a phrase that says where, with "most" behind it or without."""
 TRIES = 20
 """Places tried for a pasted thing until one covers nothing that a phrase means."""
 
@@ -45,7 +52,8 @@ class Variety:
     def __init__(self, plan: TrainingPlan, pool: Pool) -> None:
         self._plan = plan
         self._pool = pool
-        self._said = {word for phrase in pool.replay_phrases() for word in _words(phrase)} if plan.paste_share else set[str]()
+        said = pool.replay_phrases() if plan.paste_share else ()
+        self._said = {form for phrase in said for word in _words(phrase) for form in _forms(word)}
 
     def __call__(self, shown: TrainingImage, rng: np.random.Generator) -> TrainingImage:
         if shown.replayed and self._plan.paste_share:
@@ -60,17 +68,32 @@ class Variety:
         if chance >= 2 * share:
             return shown
         donor = self._pool.draw_correction(rng)
-        new = [example for example in donor.examples if example.has_target and not _words(example.phrase) <= self._said]
+        new = [example for example in donor.examples if example.has_target and self._is_new(example.phrase)]
         if not new:
             return shown
         example = new[rng.integers(len(new))]
         if chance >= share:
-            return replace(shown, examples=(*shown.examples, _with(example, shown, (), ())))
-        return paste(shown, donor.image, example, rng) if len(example.phrase.split()) <= WORDS else shown
+            asked = replace(_asked_of(example, shown.examples[0], shown.image, ()), thought="")
+            return replace(shown, examples=(*shown.examples, asked))
+        return paste(shown, donor.image, example, rng) if _holds_anywhere(example.phrase) else shown
+
+    def _is_new(self, phrase: str) -> bool:
+        head = head_noun(phrase)
+        return head.sure and not self._said & {form for word in _words(head.noun) for form in _forms(word)}
 
 
-def _words(phrase: str) -> set[str]:
-    return set(re.findall(r"\w+", phrase.casefold()))
+def _words(phrase: str) -> list[str]:
+    return re.findall(r"\w+", phrase.lower())
+
+
+def _forms(word: str) -> set[str]:
+    """A word and what it may be the plural of."""
+    return {word, word.removesuffix("s"), word.removesuffix("es"), re.sub("ies$", "y", word)}
+
+
+def _holds_anywhere(phrase: str) -> bool:
+    words = _words(phrase)
+    return len(words) <= WORDS and not PLACES & {word.removesuffix("most") for word in words}
 
 
 def augment(shown: TrainingImage, rng: np.random.Generator) -> TrainingImage:
@@ -81,20 +104,22 @@ def augment(shown: TrainingImage, rng: np.random.Generator) -> TrainingImage:
     levels = np.linspace(0, 1, 256) ** math.exp(rng.uniform(-LIGHT, LIGHT)) * math.exp(rng.uniform(-LIGHT, LIGHT))
     image = (255 * levels).clip(0, 255).astype(np.uint8)[cv2.resize(shown.image, size, interpolation=cv2.INTER_AREA)]
     colour = [round(mean) for mean in image.reshape(-1, 3).mean(0)]
-    image = cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=colour)
-
-    def moved(mask: Mask) -> Mask:
-        return np.pad(_resized(mask, size), ((top, bottom), (left, right)))
-
+    image = np.asarray(cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=colour), np.uint8)
+    if min(image.shape[:2]) < MIN_SIDE:
+        return shown
     scale, offset = np.tile(np.array(size) / (width, height), 2), np.tile([left, top], 2)
-    changed, examples = replace(shown, image=np.asarray(image, np.uint8)), list[Example]()
+
+    def moved(instance: ExampleInstance, mask: Mask) -> ExampleInstance:
+        around = np.pad(_resized(mask, size), ((top, bottom), (left, right)))
+        return ExampleInstance((instance.box_px * scale + offset).astype(np.float32), to_rle(around))
+
+    examples = list[Example]()
     for example in shown.examples:
-        masks = [moved(mask) for mask in example.masks()]
-        if not all(mask.any() for mask in masks):  # a thing too small to be seen in it must not be learned as absent
-            return shown
-        there = _with(example, changed, masks, example.boxes_px * scale + offset)
-        examples.append(replace(there, thought=example.thought))
-    return replace(changed, examples=tuple(examples))
+        instances = [moved(instance, mask_of(example, index)) for index, instance in enumerate(example.instances)]
+        if not all(rle_area(instance.rle, *image.shape[:2]) for instance in instances):
+            return shown  # a thing too small to be seen in it must not be learned as absent
+        examples.append(_asked_of(example, shown.examples[0], image, instances))
+    return replace(shown, image=image, examples=tuple(examples), varied=True)
 
 
 def paste(onto: TrainingImage, source: NDArray[np.uint8], example: Example, rng: np.random.Generator) -> TrainingImage:
@@ -103,15 +128,15 @@ def paste(onto: TrainingImage, source: NDArray[np.uint8], example: Example, rng:
     """
     image = onto.image.copy()
     taken = np.any([other.union() for other in onto.examples], axis=0)
-    masks = list[Mask]()
-    for mask in example.masks():
-        place = _paste_one(image, taken, source, mask, rng)
+    instances = list[ExampleInstance]()
+    for index in range(len(example.instances)):
+        place = _paste_one(image, taken, source, mask_of(example, index), rng)
         if place is None:
             return onto
         taken |= place
-        masks.append(place)
-    pasted = replace(onto, image=image)
-    return replace(pasted, examples=(*onto.examples, _with(example, pasted, masks, [box_of(mask) for mask in masks])))
+        instances.append(ExampleInstance(box_of(place), to_rle(place)))
+    pasted = replace(_asked_of(example, onto.examples[0], image, instances), thought="")
+    return replace(onto, image=image, examples=(*onto.examples, pasted), varied=True)
 
 
 def _paste_one(image: NDArray[np.uint8], taken: Mask, source: NDArray[np.uint8], mask: Mask, rng: np.random.Generator) -> Mask | None:
@@ -131,7 +156,8 @@ def _paste_one(image: NDArray[np.uint8], taken: Mask, source: NDArray[np.uint8],
         if not (taken[window] & shape).any():
             pasted = np.zeros_like(taken)
             pasted[window] = shape
-            image[window][shape] = cv2.resize(source[y1:y2, x1:x2], (width, height), interpolation=cv2.INTER_LINEAR)[:, ::turn][shape]
+            how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+            image[window][shape] = cv2.resize(source[y1:y2, x1:x2], (width, height), interpolation=how)[:, ::turn][shape]
             return pasted
     return None
 
@@ -141,9 +167,8 @@ def _resized(mask: Mask, size: tuple[int, ...]) -> Mask:
     return np.asarray(cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0, np.bool_)
 
 
-def _with(example: Example, on: TrainingImage, masks: Sequence[Mask], boxes_px: Iterable[NDArray[np.floating]]) -> Example:
-    """What an example asks, of another picture: masks (H, W) and boxes (4,) in it. What was thought of its own is left out."""
-    instances = tuple(ExampleInstance(box.astype(np.float32), to_rle(mask)) for mask, box in zip(masks, boxes_px, strict=True))
-    first, (height, width) = on.examples[0], on.image.shape[:2]
-    own = {"image": first.image, "sha256": first.sha256, "height": height, "width": width, "ignore": None, "thought": ""}
-    return replace(example, instances=instances, **own)
+def _asked_of(example: Example, of: Example, image: NDArray[np.uint8], instances: Sequence[ExampleInstance]) -> Example:
+    """What an example asks, asked of another one's picture as it is now (H, W, 3), with instances in its pixels."""
+    height, width = image.shape[:2]
+    there = replace(example, image=of.image, sha256=of.sha256, height=height, width=width)
+    return replace(there, instances=tuple(instances), ignore=None)

@@ -43,6 +43,7 @@ INSIDE = 0.95
 Start = Literal["box", "points", "click"]
 STARTS: tuple[Start, ...] = ("box", "points", "click")
 START_SHARES = (0.15, 0.55, 0.3)
+"""Of the images whose prompts are not boxes within things."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +84,8 @@ def draw_example(seed: int, index: int, side: int, whole: bool) -> PromptedImage
     within = rng.random() < WITHIN_SHARE
     if within:
         start, count = "box", 0
-        boxes, targets = zip(*(_within(rng, scene.masks[pick]) for pick in picks), strict=True)
+        parts = [_within(rng, scene.masks[pick]) for pick in picks]
+        boxes, targets = [box for box, _ in parts], [part for _, part in parts]
     prompts = [_prompt(rng, target, box, start, count) for target, box in zip(targets, boxes, strict=True)]
     image = scene.image if zoom == 1 else _resize(scene.image, (round(height * scale), round(width * scale)))
     cells = slice(top // 2, (top + window) // 2), slice(left // 2, (left + window) // 2)
@@ -140,7 +142,8 @@ def _within(rng: np.random.Generator, mask: NDArray[np.bool_]) -> tuple[NDArray[
     """A box (4,) in pixels around a place on a thing's mask (H, W), and the mask's part in it."""
     height, width = mask.shape
     middle = click_on(rng, mask)
-    sides = np.exp(rng.uniform(*np.log(WITHIN_SIDES), 2)) * np.array([width, height])
+    low, high = np.log(WITHIN_SIDES)
+    sides = np.exp(rng.uniform(low, high, 2)) * np.array([width, height])
     box_px = np.concatenate([middle - sides / 2, middle + sides / 2]).clip(0, [width, height, width, height]).astype(np.float32)
     x1, y1, x2, y2 = np.concatenate([np.floor(box_px[:2]), np.ceil(box_px[2:])]).astype(int)
     part = np.zeros_like(mask)
