@@ -1,6 +1,6 @@
 """What reviewers get wrong must not be promoted, and a little of it must not spoil the rest: training, comparison, the gate.
 
-    python -m benchmarks.wrong [--seeds 10] [--minutes 3] [--at-once 2] [--share 1]
+    python -m benchmarks.wrong [--seeds 10] [--minutes 15] [--at-once 2] [--share 1]
 
 As in ``benchmarks/learn.py``, but each task, or a ``--share`` of them, has the true masks of another one; holdout and training are wrong
 alike. No server takes part. With a share, the same tasks are learned without errors, too, and both versions, promoted or not, are tried on
@@ -43,7 +43,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--first", type=int, default=0)
-    parser.add_argument("--minutes", type=float, default=3.0)
+    parser.add_argument("--minutes", type=float, default=15.0, help="of a run; with fewer it gets fewer steps than a server's")
     parser.add_argument("--at-once", type=int, default=2)
     parser.add_argument("--share", type=float, default=1.0, help="of the tasks, more than 0")
     parser.add_argument("--tests", type=Path, default=Path(tempfile.gettempdir()) / "sam4mllm-learn", help="where the test scenes are kept")
