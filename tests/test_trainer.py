@@ -21,7 +21,7 @@ from backend.learning.gate import PairedSample
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.run_folder import RunFolder
 from backend.learning.snapshot import HOLDOUT
-from backend.learning.trainer import draw_scenes, main
+from backend.learning.trainer import by_noun, draw_scenes, labeller, main
 from sam4mllm.adapters.fields import WEIGHTS
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.read_dataset import read_examples
@@ -45,6 +45,13 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             split = HOLDOUT if index in (1, 3) else "train"
             writer.add(writer.add_image(image), f"the cup {index}", masks, split, f"label-studio:1:{index}:{index}:drawn", label="Cup")
     return folder
+
+
+def test_a_correction_is_drawn_by_its_label_and_its_noun(dataset: Path) -> None:
+    drawn_as = by_noun(labeller(read_examples(dataset)))
+    [one, *_] = read_examples(dataset)
+    phrases = ["the small cup left of the dog", "cup", "the dog", "左边的杯子"]
+    assert [drawn_as(replace(one, phrase=phrase)) for phrase in phrases] == [("Cup", "cup"), ("Cup", "cup"), ("Cup", "dog"), ("Cup", "")]
 
 
 @pytest.fixture

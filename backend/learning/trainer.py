@@ -41,6 +41,7 @@ from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
+from sam4mllm.head_noun import head_noun
 from sam4mllm.loading import Variants, load_variants
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
@@ -99,7 +100,8 @@ def _run(run: RunFolder, job: TrainingJob) -> int:
 
 
 def _train(run: RunFolder, job: TrainingJob) -> bool:
-    where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), labeller(read_examples(Path(job.dataset))))
+    drawn_as = by_noun(labeller(read_examples(Path(job.dataset))))
+    where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), drawn_as)
     start = None if job.start is None else Path(job.start)
     session = Session(*where, start=start, extras=Extras(job.asking), precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
@@ -162,6 +164,16 @@ def labeller(examples: Sequence[Example]) -> Callable[[Example], str]:
         return f"{name} (project {project_of(example.source)})" if several else name
 
     return label_of
+
+
+def by_noun(label_of: Callable[[Example], str]) -> Callable[[Example], tuple[str, str]]:
+    """What a correction is drawn as: its label and the noun of its phrase, so that a rare thing is not lost where all have one label."""
+
+    def drawn_as(example: Example) -> tuple[str, str]:
+        head = head_noun(example.phrase)
+        return label_of(example), head.noun if head.sure else ""
+
+    return drawn_as
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------------------------------
