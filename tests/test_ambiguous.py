@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -34,6 +35,13 @@ def test_a_box_leaves_a_question(index: int) -> None:
         others = [thing for at, thing in enumerate(scene.things) if at not in scene.pair]
         assert all(overlap(scene.things[pick].box, other.box) <= CLEARANCE for other in others)
     assert whole == bool((scene.masks[first] & scene.masks[second]).any())
+
+
+def test_kinds_of_pairs_come_in_their_shares() -> None:
+    shares = {"ring": 0.7, "front": 0.3, "part": 0.0, "crossed": 0.0}
+    kinds = Counter(make_ambiguous((5, index), size=(160, 200), shares=shares).pair_kind for index in range(30))
+    assert set(kinds) == {"ring", "front"}
+    assert kinds["ring"] > kinds["front"]
 
 
 def test_a_seed_gives_the_same_scene() -> None:

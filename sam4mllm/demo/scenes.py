@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -110,9 +110,14 @@ def make_shifted(seed: Sequence[int], nouns: Sequence[str] | None = None) -> Dem
 
 
 def make_ambiguous(
-    seed: Sequence[int], nouns: Sequence[str] | None = None, size: tuple[int, int] | None = None, told: bool = False
+    seed: Sequence[int],
+    nouns: Sequence[str] | None = None,
+    size: tuple[int, int] | None = None,
+    told: bool = False,
+    shares: Mapping[str, float] | None = None,
 ) -> DemoScene:
-    """A scene with a pair in nearly one box, and none to three other things. ``nouns`` limits what the pair may be.
+    """A scene with a pair in nearly one box, and none to three other things. ``nouns`` limits what the pair may be, ``shares`` says how
+    often each of PAIR_KINDS is drawn (None: as often as every other).
 
     It has no phrases unless it is ``told``: then five, at least one for each of the pair, and ``nouns`` (all known ones if None) limits
     what they ask for.
@@ -124,7 +129,7 @@ def make_ambiguous(
     asked = known_nouns() if nouns is None else list(nouns)
     limit = asked if told else nouns
     kinds = [kind for kind in PAIR_KINDS if not told or len(pool_for(kind, limit)) > 1]
-    kind = kinds[rng.integers(len(kinds))]
+    kind = kinds[rng.integers(len(kinds))] if shares is None else _draw_kind(rng, kinds, shares)
     while True:
         partners = pool_for(kind, None) if told and rng.random() < NAMELESS_PARTNER_SHARE else None
         pair = draw_pair(rng, kind, pool_for(kind, limit), extent, partners)
@@ -142,6 +147,11 @@ def make_ambiguous(
             scene = DemoScene(image, masks, _boxes(masks), tuple(things), (), (after, after + 1), kind)
             if _ambiguous(scene):
                 return replace(scene, expressions=_said(rng, things, *told_apart, asked)) if told_apart else scene
+
+
+def _draw_kind(rng: np.random.Generator, kinds: Sequence[str], shares: Mapping[str, float]) -> str:
+    weights = np.array([shares[kind] for kind in kinds])
+    return kinds[rng.choice(len(kinds), p=weights / weights.sum())]
 
 
 def _said(
