@@ -29,6 +29,7 @@ from backend.serving.predictor import Images, Predictor
 from backend.serving.versions import Versions, load_leases
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
+from backend.support.demo_project import demo_notice
 from backend.support.metrics import Metrics
 from sam4mllm.adapters.fields import matches
 from sam4mllm.adapters.former import former_settings
@@ -74,6 +75,8 @@ class Service:
 
     def start(self) -> None:
         """Begin to load the models and to look for what there is to learn; returns at once."""
+        if notice := demo_notice(self.settings):
+            log.warning("%s", notice)
         self.engine.start()
         self.learner.start()
 

@@ -21,6 +21,7 @@ from backend.images.store import LoadedImage
 from backend.service import Service, build
 from backend.serving.leases import Leases
 from backend.settings import Settings
+from backend.support.demo_project import note_demo
 from benchmarks.waiting import wait_for
 from sam4mllm.pipeline import Pipeline
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
@@ -31,6 +32,8 @@ CONFIG = (
     '<KeyPointLabels name="click" toName="image"><Label value="Cup"/><Label value="Dog"/></KeyPointLabels>'
     '<RectangleLabels name="box" toName="image"><Label value="Cup"/><Label value="Dog"/></RectangleLabels></View>'
 )
+PROJECT = 3
+"""The one that counts as the demo's."""
 KNOWN = {
     "the left cup": grounding("the left cup", [[10, 10, 30, 30]]),
     "all cups": grounding("all cups", [[10, 10, 30, 30], [60, 10, 80, 30]]),
@@ -83,6 +86,7 @@ def settings(home: Path, **given: Any) -> Settings:
 
 def house(home: Path, **given: Any) -> House:
     """A started service; its model is there when this returns."""
+    note_demo(home, PROJECT)
     grounder, segmenter, images = FakeGrounder(KNOWN), FakeSegmenter(), FakeImages()
     service = build(settings(home, **given), lambda _: Leases(Pipeline(grounder, segmenter, slug="fake")), images)
     service.start()

@@ -16,6 +16,7 @@ from backend.label_studio.config_template import DEMO_CONFIG, make_config, offer
 from backend.label_studio.events import WEBHOOK_EVENTS
 from backend.label_studio.label_config import Label, read_label_config
 from backend.setup.connect import UnfitConfigError, connect
+from backend.support.demo_project import demo_notice
 from tests.backend_fakes import CONFIG, settings
 
 SHIPPED = (Path(__file__).parents[1] / "label_config.xml").read_text(encoding="utf-8")
@@ -74,9 +75,11 @@ class Server:
 
 
 def run(server: Server, tmp_path: Path, url: str = URL, config: str | None = None, force: bool = False, **given: Any) -> list[bool]:
-    """What was changed: config, entry, webhook."""
+    """What was changed: config, entry, webhook. Each time the last line says that the demo's models serve."""
     client = LabelStudio("http://ls:8080", "a" * 40, transport=httpx.MockTransport(server))
-    return [step.changed for step in connect(client, settings(tmp_path, **given), 7, url, ["v1"], config, force)]
+    *steps, told = connect(client, settings(tmp_path, **given), 7, url, ["v1"], config, force)
+    assert told.line == f"models: {demo_notice(settings(tmp_path))}"
+    return [step.changed for step in steps]
 
 
 GUARDED = {"auth_password": "pw", "webhook_secret": "s"}

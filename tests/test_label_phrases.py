@@ -44,10 +44,13 @@ def test_the_order_of_labels_and_other_names_make_no_difference(row: Row) -> Non
 def test_a_task_gets_the_labels_of_its_phrases_heads() -> None:
     config = config_of("man", "motorcycle", "Cup")
     one = Task(1, {"i": "x", "description": ["man on motorcycle", "the cup below the motorcycle", "the man's hat"]})
-    assert [found.label for found in wanted(one, config, "", "description", "")] == ["man", "Cup", None]
-    assert wanted(one, config, "motorcycle behind the man", "description", "")[0].label == "motorcycle"
+    assert [found.label for found in wanted(one, config, (), "description", "")] == ["man", "Cup", None]
+    assert [found.label for found in wanted(one, config, ("motorcycle behind the man", "a cup"), "description", "")] == [
+        "motorcycle",
+        "Cup",
+    ]
     told = Task(1, {"i": "x", "description": {"Cup": "the man", "men": "the cup", "a man on a cup": "it"}})
-    assert [found.label for found in wanted(told, config, "", "description", "")] == ["Cup", "man", "man"]
+    assert [found.label for found in wanted(told, config, (), "description", "")] == ["Cup", "man", "man"]
 
 
 def test_an_alias_counts_as_its_label() -> None:

@@ -33,7 +33,7 @@ from sam4mllm.confidence import score_empty
 from sam4mllm.grounding.protocol import Question
 from sam4mllm.grounding.remembering import RememberingGrounder
 from sam4mllm.images import image_sha256
-from tests.backend_fakes import CONFIG, House, house, task
+from tests.backend_fakes import CONFIG, PROJECT, House, house, task
 from tests.fakes import grounding
 from tests.test_confidence import TYPICAL
 
@@ -52,7 +52,7 @@ def home(tmp_path: Path) -> Iterator[Callable[..., House]]:
 
 
 def ask(where: House, *tasks: object, context: list[dict[str, Any]] | None = None, config: str = CONFIG) -> list[Any]:
-    request = PredictRequest(list(tasks), 3, config, None if context is None else tuple(context))
+    request = PredictRequest(list(tasks), PROJECT, config, None if context is None else tuple(context))
     return [json.loads(answer) for answer in where.service.predictor.predict(request)]
 
 
@@ -138,12 +138,12 @@ def test_no_such_object_is_an_empty_result_with_its_probability(home: Callable[.
 def test_a_score_says_that_it_is_not_calibrated_until_it_is(home: Callable[..., House]) -> None:
     where = home()
     [answer] = ask(where, task(description="the left cup"))
-    assert [region["meta"] for region in answer["result"]] == [{"score": UNCALIBRATED}]
+    assert [region["meta"] for region in answer["result"]] == [{"score": UNCALIBRATED, "text": ["for: the left cup"]}]
     leases = where.service.engine.model
     assert leases is not None
     leases.calibrate(TYPICAL)
     [answer] = ask(where, task(number=2, description="the left cup"))
-    assert all(not region.get("meta") for region in answer["result"])
+    assert [region["meta"] for region in answer["result"]] == [{"text": ["for: the left cup"]}]
 
 
 def test_an_annotator_reads_that_nothing_was_found(home: Callable[..., House]) -> None:
@@ -163,6 +163,35 @@ def test_typed_text_comes_before_the_field_and_is_remembered_for_clicks(home: Ca
     assert [20.0, 16.0] in prompt.points_px.tolist()
     assert len(prompt.points_px) > 10
     assert len(drawn(clicked)) == 1
+
+
+@pytest.mark.parametrize(
+    ("data", "said"),
+    [
+        pytest.param({}, "the left cup; the dog", id="typed with a semicolon"),
+        pytest.param({}, "the left cup\n the dog\n", id="typed in lines"),
+        pytest.param({"description": "the left cup; the dog;"}, "", id="in the task"),
+        pytest.param({"description": ["the left cup； the dog", "the dog"]}, "", id="in a list in the task, once each"),
+    ],
+)
+def test_several_phrases_in_one_field(home: Callable[..., House], data: dict[str, Any], said: str) -> None:
+    [answer] = ask(home(), task(**data), context=[text(said)] if said else None)
+    told = [(region["value"]["brushlabels"], region["meta"]["text"]) for region in drawn(answer)]
+    assert told == [(["Cup"], ["for: the left cup"]), (["Dog"], ["for: the dog"])]
+    lines = [region["value"]["text"] for region in answer["result"] if "text" in region["value"]]
+    assert lines == ([["the left cup: 1 found; the dog: 1 found"]] if said else [])
+
+
+def test_a_click_is_about_the_one_of_several_typed_phrases_that_it_touches(home: Callable[..., House]) -> None:
+    where = home()
+    ask(where, task(), context=[text("the left cup; the dog")])
+    [clicked] = ask(where, task(), context=[keypoint(50, 60)])
+    assert [region["meta"]["text"][0].startswith("for: the dog") for region in drawn(clicked)] == [True]
+
+
+def test_too_many_phrases_at_once_are_one_line(home: Callable[..., House]) -> None:
+    [answer] = ask(home(), task(), context=[text(";".join(f"cup {number}" for number in range(40)))])
+    assert answer["result"][0]["value"]["text"] == ["40 descriptions were typed; at most 32 are answered"]
 
 
 def test_an_annotator_reads_how_many_were_found(home: Callable[..., House]) -> None:
@@ -600,7 +629,7 @@ def test_a_note_stands_beside_the_regions_and_in_the_answers_line(home: Callable
     where, note = home(), "the model gave percent of the image's sides; they were rescaled"
     where.grounder.known = {"the dog": dataclasses.replace(grounding("the dog", [[40, 40, 60, 60]]), note=note)}
     [answer] = ask(where, task(description="the dog"))
-    assert [region["meta"]["text"] for region in drawn(answer)] == [[note]]
+    assert [region["meta"]["text"] for region in drawn(answer)] == [[f"for: the dog; {note}"]]
     [answer] = ask(where, task(), context=[text("the dog")])
     [line] = [region["value"]["text"] for region in answer["result"] if "text" in region["value"]]
     assert line == [f"the dog: 1 found ({note})"]
@@ -624,7 +653,7 @@ def test_a_thought_stands_beside_the_regions_and_in_short_in_the_answers_line(
         "the cat": dataclasses.replace(grounding("the cat", []), thought=thought),
     }
     [answer] = ask(where, task(description="the dog"))
-    assert [region["meta"]["text"] for region in drawn(answer)] == [[f"thought: {beside}"]]
+    assert [region["meta"]["text"] for region in drawn(answer)] == [[f"for: the dog; thought: {beside}"]]
     for phrase, count in (("the dog", "1 found"), ("the cat", "no such object")):
         [answer] = ask(where, task(), context=[text(phrase)])
         [line] = [region["value"]["text"] for region in answer["result"] if "text" in region["value"]]
@@ -635,7 +664,7 @@ def test_a_note_comes_before_the_thought(home: Callable[..., House]) -> None:
     where, note = home(), "the thought was cut off at 512 tokens"
     where.grounder.known = {"the dog": dataclasses.replace(grounding("the dog", [[40, 40, 60, 60]]), note=note, thought="It is")}
     [answer] = ask(where, task(description="the dog"))
-    assert [region["meta"]["text"] for region in drawn(answer)] == [[f"{note}; thought: It is"]]
+    assert [region["meta"]["text"] for region in drawn(answer)] == [[f"for: the dog; {note}; thought: It is"]]
 
 
 def test_what_is_served_with_a_note_can_be_corrected(home: Callable[..., House]) -> None:

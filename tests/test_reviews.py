@@ -294,6 +294,12 @@ def test_a_typed_phrase_takes_the_place_of_the_tasks_own(tmp_path: Path) -> None
     assert review.phrase == "the left cup"
 
 
+def test_several_typed_phrases_are_reviewed_each(tmp_path: Path) -> None:
+    given = [served("a", blob(4), "the left cup", interactive=True), served("", None, "the saucer", interactive=True)]
+    body = created(region("a", blob(8), "Cup", "prediction-changed"), typed("the left cup; the saucer"), parent_prediction=None)
+    assert [(one.phrase, one.outcome) for one in read(tmp_path, body, given=given)] == [("the left cup", "edited"), ("the saucer", "none")]
+
+
 def test_a_pre_annotation_that_was_not_loaded_does_not_compete_with_a_typed_phrase(tmp_path: Path) -> None:
     body = created(region("h", blob(4), "Cup", "manual"), typed("the spoon"), parent_prediction=None, config=ONE_LABEL)
     assert [one.phrase for one in read(tmp_path, body, given=[served("a", blob(16))])] == ["the spoon"]

@@ -11,12 +11,11 @@ from backend.corrections.log_records import Served, StoredAnnotation
 from backend.corrections.tables import instant
 from backend.errors import TaskError
 from backend.label_studio.label_config import LabelConfig
-from backend.label_studio.phrases import typed_text
+from backend.label_studio.phrases import typed_phrases
 from backend.label_studio.read_regions import from_region
 from backend.label_studio.region_parts import join_labels, on_page, without_text_labels
 from backend.label_studio.wire import Region, row_id
 from sam4mllm.run_lengths import Rle, to_rle
-from sam4mllm.values import check_phrase
 
 MAX_REGIONS = 200
 """Most masks of an annotation that are read: each costs as much work as the image has pixels."""
@@ -58,7 +57,7 @@ class ReviewedAnnotation:
     drawn: tuple[DrawnRegion, ...]
     size: tuple[int, int] | None
     answers: tuple[Answer, ...]
-    typed: str
+    typed: tuple[str, ...]
 
     @property
     def has_parent(self) -> bool:
@@ -117,8 +116,7 @@ def read_annotation(
     drawn, size = _drawn(own, config, max_pixels)
     present = frozenset(str(region.get("id")) for region in own)
     answers = _answers(served)
-    typed = typed_text(regions, config)
-    return ReviewedAnnotation(stored, config, regions, present, drawn, size, answers, check_phrase(typed) if typed else "")
+    return ReviewedAnnotation(stored, config, regions, present, drawn, size, answers, typed_phrases(regions, config))
 
 
 def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> tuple[tuple[DrawnRegion, ...], tuple[int, int] | None]:

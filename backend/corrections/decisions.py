@@ -41,9 +41,9 @@ class PhraseDecision:
 def decide_none(case: ReviewedAnnotation, phrase: str) -> PhraseDecision | None:
     """Whether the reviewer said that the phrase means nothing here; None if that is not known.
 
-    Of a phrase in whose place another one was typed it is not: the same thing may have been found by better words.
+    Of a phrase in whose place others were typed it is not: the same thing may have been found by better words.
     """
-    if case.typed and case.typed != phrase:
+    if case.typed and phrase not in case.typed:
         return None
     proof = [answer for answer in case.answers_to(phrase, interactive=False)[-1:] if case.was_seen(answer)]
     if not proof and case.typed:

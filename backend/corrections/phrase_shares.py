@@ -22,7 +22,7 @@ def find_phrases(case: ReviewedAnnotation, phrase_field: str) -> dict[str, str |
     batch = case.answers_to(None, interactive=False)
     shown = [answer for answer in batch if answer.time == batch[-1].time and case.was_seen(answer)]
     if case.typed:
-        # where nothing had been found for the phrase shown, the annotation is about the typed one
+        # where nothing had been found for the phrase shown, the annotation is about what was typed
         shown = [answer for answer in shown if answer.regions]
     shown += [answer for answer in case.answers if case.present & answer.regions.keys()]
     phrases = {answer.phrase: _label_of(answer, case.config) for answer in shown if answer.phrase}

@@ -23,6 +23,7 @@ from backend.errors import LabelStudioError, SettingsError
 from backend.label_studio.click_help import CORRECTING
 from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, Child, Progress, check_port, serve_command
+from backend.support.demo_project import note_demo
 from sam4mllm.demo.pair_phrases import PAIR
 from sam4mllm.demo.scenes import make_ambiguous, make_scene
 
@@ -100,6 +101,7 @@ def start_demo(folder: Path, port: int = 0, backend_port: int = 0, scenes: int =
         url = f"http://{HOST}:{backend_port}"
         backend.wait_until(lambda: is_ready(url), READY_TIMEOUT, progress)
         project = _project(label_studio, max(scenes, MIN_SCENES), progress)
+        note_demo(folder / "backend", project)
         label_studio.connect(project, url, BACKEND_TITLE)
         _predict_all(label_studio, backend, project, progress)
         undo.pop_all()

@@ -18,12 +18,13 @@ MAX_THOUGHT = 1_000
 def told(region_id: str, phrase: str, note: str = "", thought: str = "") -> dict[str, Any]:
     """What there is to say of a region, as fields of its ``meta``, which the editor shows with the region's details.
 
-    That it was made by clicks, and the ``note`` and the ``thought`` of its phrase's answer, which is foreign text.
+    Its phrase, or that it was made by clicks, and the ``note`` and the ``thought`` of the phrase's answer, which is foreign text.
     """
     lines = []
     if stands_alone(region_id):
         lines += [f"made by clicks alone, not learned as: {phrase}"] if phrase else []
     else:
+        lines += [f"for: {phrase}"] if phrase else []
         lines += ["takes the place of the mask that was here; that one may be deleted"] if MARK in region_id else []
         lines += [note] if note else []
         lines += [f"thought: {shortened(thought, MAX_THOUGHT)}"] if thought else []

@@ -17,6 +17,8 @@ COLOURS = {
 }
 """Of a control's labels in turn; clicks and boxes are one colour each, told apart from masks."""
 
+PLACEHOLDER = "Another description, or several: the left cup; the spoon"
+
 
 def offer_config(xml: str, phrase_field: str = "description", prompt_control: str = PROMPT_NAME) -> str:
     """A config with every control, for the labels and the pictures that ``xml`` has; ``Object`` if it has none, or is no XML."""
@@ -42,7 +44,7 @@ def make_config(
     source = f" value={quoteattr(label_value)}" if label_value else ""
     return f"""<View>
   <Header value={quoteattr(f"${phrase_field}")}/>
-  <TextArea {prompt} toName="image" placeholder="Another description, for example: the left cup" maxSubmissions="1" editable="true"/>
+  <TextArea {prompt} toName="image" placeholder="{PLACEHOLDER}" maxSubmissions="1" editable="true"/>
   <TextArea name="answer" toName="image" smart="false" editable="false" maxSubmissions="0"/>
   <Image name="image" {picture} zoomControl="true"/>
   <BrushLabels name="mask" toName="image"{source} smart="false">

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -21,6 +22,7 @@ MAX_PHRASES = 32
 MAX_CLICKS = 200
 MAX_NUMBER = 1e15
 """A number below this is taken for a phrase as it is written; longer ones are no word, and NaN is none."""
+_SEPARATOR = re.compile(r"[;；\r\n]")
 
 
 @dataclass(frozen=True)
@@ -63,8 +65,20 @@ def _turned_box(box: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
-def typed_text(regions: Iterable[Region], config: LabelConfig) -> str:
-    """The last text in the prompt's control, or nothing."""
+def split_phrases(text: str) -> tuple[str, ...]:
+    """The phrases of a text, tidied, each once: semicolons and line breaks part them. Raises PhraseError."""
+    return tuple(dict.fromkeys(check_phrase(part) for part in _SEPARATOR.split(text) if part.strip()))
+
+
+def typed_phrases(regions: Iterable[Region], config: LabelConfig) -> tuple[str, ...]:
+    """Those of the last text in the prompt's control, or none. Raises PhraseError, and TaskError for more than MAX_PHRASES."""
+    found = split_phrases(_typed_text(regions, config))
+    if len(found) > MAX_PHRASES:
+        raise TaskError(f"{len(found)} descriptions were typed; at most {MAX_PHRASES} are answered")
+    return found
+
+
+def _typed_text(regions: Iterable[Region], config: LabelConfig) -> str:
     if config.prompt is None:
         return ""
     for region in reversed(list(regions)):
@@ -77,14 +91,14 @@ def typed_text(regions: Iterable[Region], config: LabelConfig) -> str:
     return ""
 
 
-def wanted(task: Task, config: LabelConfig, typed: str, phrase_field: str, shown: str = "") -> list[Wanted]:
+def wanted(task: Task, config: LabelConfig, typed: Sequence[str], phrase_field: str, shown: str = "") -> list[Wanted]:
     """The phrases of a task: what was typed, else its data field, else the one ``shown`` for it, else the config's label names.
 
-    The field holds one phrase, a list of them, or {label: phrase or list}. Raises TaskError if it holds anything else, or there is
-    nothing to look for, and PhraseError for a phrase that cannot be used.
+    The field holds a text, a list of texts, or {label: text or list}; a text may hold several phrases. Raises TaskError if it holds
+    anything else, or there is nothing to look for, and PhraseError for a phrase that cannot be used.
     """
     if typed:
-        return [Wanted(typed, config.label_for(typed))]
+        return [Wanted(phrase, config.label_for(phrase)) for phrase in typed]
     found = _from_field(find(task.data, phrase_field))
     if len(found) > MAX_PHRASES:
         raise TaskError(f"the task's {phrase_field!r} holds {len(found)} phrases; at most {MAX_PHRASES} are answered")
@@ -116,14 +130,14 @@ def _label_of(name: str, config: LabelConfig) -> str | None:
 
 
 def _phrases(value: object) -> list[str]:
-    """A phrase, or several, tidied; nothing for none and for blanks. Raises TaskError and PhraseError."""
+    """A text's phrases, or those of several; nothing for none and for blanks. Raises TaskError and PhraseError."""
     entries = value if isinstance(value, list) else [value]
     # tables become tasks with empty cells as null, and with words of digits, as a house's number, as numbers
     entries = [str(entry) if _is_number(entry) else entry for entry in entries if entry is not None]
     texts = [entry for entry in entries if isinstance(entry, str)]
     if len(texts) != len(entries):
         raise TaskError("a task's phrase is a text, a list of texts, or an object {label: text}")
-    return list(dict.fromkeys(check_phrase(text) for text in texts if text.strip()))
+    return list(dict.fromkeys(phrase for text in texts for phrase in split_phrases(text)))
 
 
 def _is_number(value: object) -> bool:

@@ -23,6 +23,7 @@ from backend.serving.pointing import OnScreen, answer_ids, of_size, with_shown
 from backend.serving.served_records import ServedAnswer
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
+from backend.support.demo_project import demo_notice
 from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
 from sam4mllm.edges import Edge, draw_edge
@@ -50,7 +51,7 @@ class Question:
     interactive: bool
     page: int | None = None
     seen: tuple[OnScreen, ...] = ()
-    """What the annotator may have on the screen for the phrase."""
+    """What the annotator may have on the screen for the phrases."""
     selected: frozenset[str] = frozenset()
 
     def key(self, version: str, project: int | None) -> str:
@@ -76,7 +77,7 @@ class Question:
 def bulk_question(task: Task, config: LabelConfig, phrase_field: str) -> Question:
     """What a bulk run asks of a task. Raises TaskError or PhraseError."""
     config = config.for_task(task.data)
-    return Question(task, config, tuple(wanted(task, config, "", phrase_field)), Pointed(), False)
+    return Question(task, config, tuple(wanted(task, config, (), phrase_field)), Pointed(), False)
 
 
 class Answerer:
@@ -116,7 +117,8 @@ class Answerer:
                     instance, index, question.config, own, f"{key} {place}", question.page, one.calibrated or bool(instance.pointed)
                 )
                 masks = tuple(region for region in made if region["from_name"] == question.config.mask.name)
-                ids = answer_ids(instance, [region["id"] for region in masks], clicks, seen)
+                alike = seen if clicks else [shown for shown in seen if shown.phrase == one.phrase]
+                ids = answer_ids(instance, [region["id"] for region in masks], clicks, alike)
                 renamed = dict(zip((region["id"] for region in masks), ids, strict=True))
                 for region in masks:
                     region["meta"] = {**region.get("meta", {}), **told(renamed[region["id"]], one.phrase, one.note, one.thought)}
@@ -131,7 +133,10 @@ class Answerer:
         if notes and not regions and not question.interactive:
             raise TaskError("; ".join(notes))  # not the same as "no such object"
         if question.interactive:
-            said = summary(found, pipeline.options) if clicks is None else summary_of_clicks(found, kept, regions)
+            said = summary_of_clicks(found, kept, regions)
+            if clicks is None:
+                notice = "" if regions else demo_notice(self._settings, project)
+                said = "; ".join(filter(None, (summary(found, pipeline.options), notice)))
             regions += answer_line(question.config, said, key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
         answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version))

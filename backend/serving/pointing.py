@@ -24,8 +24,9 @@ NOTHING_FOUND = Grounding("", np.zeros((0, 4), np.float32), np.zeros(0), 0.0)
 
 @dataclass(frozen=True)
 class OnScreen:
-    """An instance that was served for the phrase: the ids of its regions, its box in pixels, its mask, and its picture's number, from 0."""
+    """An instance that was served for a phrase: the ids of its regions, its box in pixels, its mask, and its picture's number, from 0."""
 
+    phrase: str
     regions: tuple[str, ...]
     box_px: tuple[float, ...]
     mask: Rle = field(repr=False)
@@ -50,7 +51,9 @@ def on_screen(records: Sequence[Served], phrase: str, present: frozenset[str]) -
         if one.mask is not None and len(one.box_px) == 4:
             groups.setdefault((one.time, one.version, one.interactive, one.page, str(one.mask["counts"])), []).append(one)
     found = [
-        OnScreen(tuple(one.region for one in some), some[0].box_px, some[0].mask, some[0].page) for some in groups.values() if some[0].mask
+        OnScreen(phrase, tuple(one.region for one in some), some[0].box_px, some[0].mask, some[0].page)
+        for some in groups.values()
+        if some[0].mask
     ]
     found.reverse()  # the newest first
     return tuple(sorted(found, key=lambda one: not present & {*one.regions}))[:MAX_SHOWN]

@@ -19,7 +19,7 @@ from backend.corrections.log_records import Served
 from backend.errors import BackendError, ConfigError, DeadlineError, where
 from backend.images.store import LoadedImage
 from backend.label_studio.label_config import LabelConfig, read_label_config
-from backend.label_studio.phrases import Pointed, Wanted, pointed, typed_text, wanted
+from backend.label_studio.phrases import Pointed, Wanted, pointed, split_phrases, typed_phrases, wanted
 from backend.label_studio.region_parts import join_labels, join_pages, naming_page, on_page, page_of
 from backend.label_studio.wire import PredictRequest, Region, Task, prediction, read_task
 from backend.label_studio.write_regions import answer_line
@@ -35,7 +35,6 @@ from backend.support.metrics import Metrics
 from backend.support.places import place_of
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.images import image_sha256
-from sam4mllm.values import check_phrase
 
 log = logging.getLogger(__name__)
 
@@ -223,18 +222,18 @@ class Predictor:
 
     def _question(self, task: Task, config: LabelConfig, context: Sequence[Region], request: PredictRequest) -> Question:
         """What is asked of a task, whichever its pages; it may be nothing."""
-        typed, pointing = typed_text(context, config), pointed(context, config)
+        typed, pointing = typed_phrases(context, config), pointed(context, config)
         if typed:
-            typed = check_phrase(typed)
             if task.id is not None:
                 with _noting(f"the phrase that was typed for task {task.id}"):
-                    self._notes.remember(request.project, task.id, typed)
+                    self._notes.remember(request.project, task.id, "; ".join(typed))
         elif pointing:
             return self._pointed(task, config, pointing, context, request.project)
         elif request.interactive:
             return Question(task, config, (), pointing, True)
         asked = tuple(self._wanted(task, config, typed))
-        seen = self._on_screen(task, asked, request.project).get(asked[0].phrase, ()) if typed else ()
+        shown = self._on_screen(task, asked, request.project) if typed else {}
+        seen = tuple(one for some in shown.values() for one in some)
         return Question(task, config, asked, pointing, request.interactive, seen=seen)
 
     def _pointed(self, task: Task, config: LabelConfig, pointing: Pointed, context: Sequence[Region], project: int | None) -> Question:
@@ -279,16 +278,15 @@ class Predictor:
             return drawn
         return False
 
-    def _wanted(self, task: Task, config: LabelConfig, typed: str) -> list[Wanted]:
+    def _wanted(self, task: Task, config: LabelConfig, typed: Sequence[str]) -> list[Wanted]:
         return wanted(task, config, typed, self._settings.phrase_field)
 
     def _spoken_of(self, task: Task, config: LabelConfig, project: int | None) -> list[Wanted]:
         """The phrases that a click may be about. Its context never holds the phrase that was typed before, and drafts are seconds late."""
         number = task.id
         noted = "" if number is None else _recalled(lambda: self._notes.task_phrase(project, number))
-        typed = noted or typed_text(task.drafts, config)
         try:
-            return self._wanted(task, config, typed)
+            return self._wanted(task, config, split_phrases(noted) or typed_phrases(task.drafts, config))
         except Sam4mllmError:
             return []
 

@@ -30,6 +30,7 @@ from backend.label_studio.config_template import offer_config
 from backend.label_studio.events import SECRET_HEADER, WEBHOOK_EVENTS
 from backend.label_studio.label_config import read_label_config
 from backend.settings import Settings
+from backend.support.demo_project import demo_notice
 
 
 @dataclass(frozen=True)
@@ -76,10 +77,12 @@ def connect(
         raise _refused(refusal)
     require_label_studio(label_studio)
     project = _project(label_studio, project_id)
+    notice = demo_notice(settings, project_id)
     return [
         _set_config(label_studio, settings, project, config, force),
         _set_entry(label_studio, settings, project_id, url, versions),
         _set_hook(label_studio, settings, project_id, url),
+        *([Step(f"models: {notice}", False)] if notice else []),
     ]
 
 

@@ -47,6 +47,8 @@ from backend.setup.project_checks import (
     read_link,
     sample_tasks,
 )
+from backend.setup.project_notes import tell_task
+from backend.support.demo_project import demo_notice
 from sam4mllm.errors import Sam4mllmError
 
 
@@ -152,6 +154,7 @@ def _examine_project(case: _Case, report: Report, progress: Callable[[str], None
         gone = Finding("project", f"there is no project {case.project} at {case.label_studio.url}", "its number is in its page's address")
         report.add("project", [gone if error.status == 404 else as_finding("project", error, "see Label Studio's log")])
         return
+    report.notes += [note for note in [demo_notice(case.settings, case.project)] if note]
     link = read_link(case.label_studio, case.project, case.url, case.server)
     config, found = check_config(project["label_config"], link.entry is None or link.entry.interactive, case.settings.prompt_control)
     report.add("config", found)
@@ -179,6 +182,7 @@ def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: R
 
 def _examine_tasks(case: _Case, config: LabelConfig, report: Report, progress: Callable[[str], None]) -> None:
     tasks = sample_tasks(case.label_studio, case.project)
+    report.notes += tell_task(config, tasks, case.settings.phrase_field)
     report.add("phrases", check_phrases(config, tasks, case.settings.phrase_field))
     progress("pictures")
     try:

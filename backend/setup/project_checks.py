@@ -102,7 +102,7 @@ def check_phrases(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phras
             task = read_task(raw)
             own = config.for_task(task.data)
             labels |= {label.value: label for label in own.mask.labels}
-            asked += [(task.id, one) for one in wanted(task, own, "", phrase_field)]
+            asked += [(task.id, one) for one in wanted(task, own, (), phrase_field)]
         except (TaskError, PhraseError) as error:
             problem, _, cure = str(error).partition(": ")
             errors.append(Finding("phrases", f"task {raw.get('id')}: {problem}", cure or f"correct {phrase_field!r} in the task's data"))

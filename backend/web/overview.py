@@ -7,6 +7,7 @@ from datetime import datetime
 from functools import cached_property
 from typing import Any
 
+from backend.corrections.log_faults import LogError
 from backend.learning.agreement import Reliability, ReviewedAnswer, Trend, draw_trend, measure_reliability
 from backend.learning.auto_rollback import ControlChart
 from backend.learning.edge_offers import EdgeOffer
@@ -16,6 +17,7 @@ from backend.learning.run_folder import RunFolder, ShownPair
 from backend.learning.runs import Run
 from backend.learning.worth import Worth
 from backend.service import Service
+from backend.support.demo_project import demo_notice
 from backend.support.metrics import Failure, Request
 from sam4mllm.adapters.manifest import Manifest
 from sam4mllm.adapters.registry import Broken, Promotion
@@ -57,7 +59,8 @@ class Overview:
 
     ``version`` is that of predictions, ``champion`` the registry's, empty for the base model; ``serves_since`` is None if the history does
     not say. ``rolls_back_to`` is None where there is nothing to roll back. ``runs`` are those of a page, from the ``first`` of
-    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``untrained`` says why no
+    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``demo`` says that
+    the demo's models serve a project that is not the demo's, ``untrained`` why no
     run trains a LoRA, ``standing`` how far the next one is, ``unassisted_minutes`` what those without our help cost in a hundred tasks,
     ``problem`` what of this could not be read.
     """
@@ -71,6 +74,7 @@ class Overview:
     waiting: int
     places: int
     model: str
+    demo: str
     untrained: str
     label_studio: str
     reconciliation: str
@@ -135,6 +139,7 @@ def look(service: Service, first: int = 0) -> Overview:
         waiting=engine.waiting,
         places=settings.queue,
         model=f"{settings.model if settings.has_model else 'none (no MLLM)'}, segmenter {settings.segmenter}, strategy {strategy}",
+        demo=_tell_demo(service),
         untrained=settings.untrained,
         label_studio=settings.label_studio_url,
         reconciliation=learner.reconciliation,
@@ -192,3 +197,13 @@ def _shown(manifest: Manifest, champion: str | None, base_sha256: str | None) ->
         serving=manifest.version == champion,
         usable=base_sha256 in (None, manifest.base_sha256),
     )
+
+
+def _tell_demo(service: Service) -> str:
+    """Of the projects that are known, or of all that may come."""
+    try:
+        projects = service.corrections.projects()
+    except LogError:  # the page says so elsewhere
+        projects = []
+    told = [demo_notice(service.settings, project) for project in projects] or [demo_notice(service.settings)]
+    return next(filter(None, told), "")

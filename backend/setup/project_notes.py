@@ -1,0 +1,60 @@
+"""What doctor says of tasks that is not wrong: what one would be asked for, and which other text of theirs could be asked for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.phrases import has_phrase, wanted
+from backend.label_studio.wire import read_task
+from sam4mllm.errors import Sam4mllmError
+from sam4mllm.values import MAX_PHRASE
+
+NAMED = 3
+"""Phrases of a task that are named."""
+MOST = 0.5
+"""A key is proposed if this share of the tasks has words there."""
+
+
+def tell_task(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str) -> list[str]:
+    """What the first task that can be asked is asked for, under which labels and why; and a field to ask for instead, if there is one."""
+    for raw in tasks:
+        try:
+            task = read_task(raw)
+            asked = wanted(task, config.for_task(task.data), (), phrase_field)
+            own = has_phrase(task.data, phrase_field)
+        except Sam4mllmError:  # a finding of its own
+            continue
+        named = ", ".join(f"{one.phrase!r} ({f'label {one.label}' if one.label else 'no label'})" for one in asked[:NAMED])
+        more = f" and {len(asked) - NAMED} more" if len(asked) > NAMED else ""
+        source = f"its {phrase_field!r}" if own else f"the labels' names, for it has no {phrase_field!r}"
+        return [f"task {task.id} is asked for {named}{more}: {source}", *([] if own else _propose(config, tasks))]
+    return []
+
+
+def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The key under which the most tasks have a text of words."""
+    found = Counter[str]()
+    for raw in tasks:
+        data = raw.get("data")
+        if isinstance(data, Mapping):
+            pictures = _pictures(config, data)
+            found.update(key for key, value in data.items() if _is_words(value) and value not in pictures)
+    for key, count in found.most_common(1):
+        if count >= MOST * len(tasks):
+            return [f"{count} of {len(tasks)} tasks have a text under {key!r}; SAM4MLLM_PHRASE_FIELD={key} asks for it"]
+    return []
+
+
+def _pictures(config: LabelConfig, data: Mapping[str, Any]) -> tuple[str, ...]:
+    try:
+        return config.pictures(data)
+    except Sam4mllmError:
+        return ()
+
+
+def _is_words(value: object) -> bool:
+    """Whether a value may be a phrase: a short text of at least two words, and no address or path."""
+    return isinstance(value, str) and len(value) <= MAX_PHRASE and len(value.split()) > 1 and "/" not in value

@@ -1,0 +1,37 @@
+"""What to say where the demo's models serve a project that is not the demo's: they know drawn scenes, and find nothing in photos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from backend.settings import Settings
+from sam4mllm.durable import replace_file
+
+FILE = "demo-project.txt"
+"""In SAM4MLLM_HOME, the number of the demo's project: `sam4mllm demo` writes it."""
+
+
+def note_demo(home: Path, project: int) -> None:
+    """Say which project is the demo's."""
+    replace_file(home / FILE, str(project).encode())
+
+
+def demo_notice(settings: Settings, project: int | None = None) -> str:
+    """One line on which of the models are the demo's, and what to set; empty if none is, or the project is the demo's.
+
+    ``project`` None stands for all projects: of a demo's home nothing is said then.
+    """
+    sources = {"SAM4MLLM_MODEL": settings.model, "SAM4MLLM_SEGMENTER": settings.segmenter}
+    unset = [name for name, source in sources.items() if source == "demo"]
+    noted = _noted(settings.home) if unset else None
+    if not unset or (noted is not None and project in (None, noted)):
+        return ""
+    which = "models serve" if len(unset) == 2 else "segmenter serves" if sources["SAM4MLLM_MODEL"] != "demo" else "language model serves"
+    return f"the demo's {which}, made for drawn scenes and not for photos; set {' and '.join(unset)} (docs/which.md)"
+
+
+def _noted(home: Path) -> int | None:
+    try:
+        return int((home / FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
