@@ -1,9 +1,10 @@
 """From how few corrections is a version promoted, and what is it worth? Runs without a server: training, comparison and the gate.
 
-    python -m benchmarks.few [--pictures 25] [--seeds 3] [--first 0] [--threads 1] [--skip-evaluation]
+    python -m benchmarks.few [--pictures 25] [--seeds 3] [--first 0] [--threads 1] [--skip-evaluation] [--kept-too] [--set steps=500]
 
-As in ``benchmarks/learn.py``: tasks that ask for three things the demo model has never seen, true masks as corrections. What is promoted is
-tried on 200 unseen scenes that ask for these, and on 120 that ask for known things.
+As in ``benchmarks/learn.py``: tasks that ask for three things the demo model has never seen, true masks as corrections. What is promoted
+(``--kept-too``: and what is not) is tried on 200 unseen scenes that ask for these, and on 120 that ask for known things. ``--set`` takes
+other values of the plan's fields: ``--set augment_share=0 paste_share=0`` is without variety.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 from backend.learning.conductor import PATIENT
@@ -64,8 +66,13 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--skip-evaluation", action="store_true")
+    parser.add_argument("--kept-too", action="store_true")
+    parser.add_argument("--set", nargs="*", default=[], metavar="FIELD=VALUE", help="of the plan demo.toml")
     parser.add_argument("--tests", type=Path, default=Path(tempfile.gettempdir()) / "sam4mllm-learn", help="where the test scenes are kept")
     arguments = parser.parse_args()
+    plan = replace(
+        read_config("demo").plan, **{name: json.loads(value) for name, _, value in (one.partition("=") for one in arguments.set)}
+    )
     promoted = 0
     tests = [] if arguments.skip_evaluation else write_tests(arguments.tests)
     before = [worth(None, folder) for folder in tests]
@@ -74,13 +81,13 @@ def main() -> None:
         for seed in range(arguments.first, arguments.first + arguments.seeds):
             tasks = novel_tasks(arguments.pictures, 881_000 + seed)
             began = time.monotonic()
-            decision, run = run_once(Path(folder), f"run-{seed}", tasks, read_config("demo").plan, arguments.threads)
+            decision, run = run_once(Path(folder), f"run-{seed}", tasks, plan, arguments.threads)
             seconds = time.monotonic() - began
             print(f"seed {seed}: {splits_of(tasks).count(HOLDOUT)} held out", end="; ")
             promoted += decision.verdict == "promote"
             figures = decision.figures
             print(f"{decision.verdict} after {seconds:.0f} s; {figures['champion']:.3f} -> {figures['challenger']:.3f}; {decision.reasons}")
-            if decision.verdict == "promote":
+            if decision.verdict == "promote" or arguments.kept_too:
                 gains = [worth(run.adapter, tried) - was for tried, was in zip(tests, before, strict=True)]
                 print("   gains on new and on known things: " + ", ".join(f"{gain:+.3f}" for gain in gains), flush=True)
     print(f"{promoted} of {arguments.seeds} promoted")
