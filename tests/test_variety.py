@@ -136,7 +136,7 @@ class FixedPool(Pool):
         return self.corrections[place]
 
 
-def kinds(donor: TrainingImage, replayed: bool = True, share: float = 0.5) -> set[tuple[str, bool]]:
+def kinds(donor: TrainingImage, replayed: bool = True, share: float = 1.0) -> set[tuple[str, bool]]:
     """What is asked of the picture of a dog beside the dog, and whether it is there."""
     vary, onto = Variety(TrainingPlan(paste_share=share), FixedPool(donor)), shown("the dog", ((60, 10, 110, 80),), replayed)
     drawn = [vary(onto, np.random.default_rng(seed)) for seed in range(40)]
@@ -146,7 +146,7 @@ def kinds(donor: TrainingImage, replayed: bool = True, share: float = 0.5) -> se
 @pytest.mark.parametrize(
     ("donor", "replayed", "share", "asked"),
     [
-        pytest.param(shown("the bird"), True, 0.5, {("the bird", True), ("the bird", False)}, id="new"),
+        pytest.param(shown("the bird"), True, 1.0, {("the bird", True), ("the bird", False)}, id="new"),
         pytest.param(
             shown("the small bird"),
             True,
@@ -168,14 +168,14 @@ def kinds(donor: TrainingImage, replayed: bool = True, share: float = 0.5) -> se
             {("the bird by the dog", False), ("the bird", True)},
             id="it holds in its own picture alone",
         ),
-        pytest.param(shown("the bird"), True, 0.25, {("the bird", True), ("the bird", False)}, id="on fewer pictures"),
-        pytest.param(shown("the leftmost bird"), True, 0.5, {("the leftmost bird", False), ("the bird", True)}, id="it says where"),
-        pytest.param(shown("all cups"), True, 0.5, set(), id="the replay shows one"),
-        pytest.param(shown("the striped lamp"), True, 0.5, set(), id="the replay shows several"),
-        pytest.param(shown("the berry"), True, 0.5, set(), id="the replay shows more than one"),
-        pytest.param(shown("左边的杯子"), True, 0.5, set(), id="nobody knows what it is about"),
-        pytest.param(shown("the bird", ()), True, 0.5, set(), id="a correction that means nothing"),
-        pytest.param(shown("the bird"), False, 0.5, set(), id="a correction gets nothing pasted on it"),
+        pytest.param(shown("the bird"), True, 0.5, {("the bird", True), ("the bird", False)}, id="on fewer pictures"),
+        pytest.param(shown("the leftmost bird"), True, 1.0, {("the leftmost bird", False), ("the bird", True)}, id="it says where"),
+        pytest.param(shown("all cups"), True, 1.0, set(), id="the replay shows one"),
+        pytest.param(shown("the striped lamp"), True, 1.0, set(), id="the replay shows several"),
+        pytest.param(shown("the berry"), True, 1.0, set(), id="the replay shows more than one"),
+        pytest.param(shown("左边的杯子"), True, 1.0, set(), id="nobody knows what it is about"),
+        pytest.param(shown("the bird", ()), True, 1.0, set(), id="a correction that means nothing"),
+        pytest.param(shown("the bird"), False, 1.0, set(), id="a correction gets nothing pasted on it"),
         pytest.param(shown("the bird"), True, 0.0, set(), id="not asked for"),
     ],
 )
@@ -186,7 +186,7 @@ def test_what_is_new_to_the_replay(donor: TrainingImage, replayed: bool, share: 
 def test_a_second_new_thing_is_another_one() -> None:
     small = ((10, 20, 20, 30),)
     pool, onto = FixedPool(shown("the bird", small), shown("the zebra", small)), shown("the dog", ((60, 10, 110, 80),), replayed=True)
-    vary = Variety(TrainingPlan(paste_share=0.5), pool)
+    vary = Variety(TrainingPlan(paste_share=1.0), pool)
     drawn = [vary(onto, np.random.default_rng(seed)).examples[1:] for seed in range(60)]
     both = [{one.phrase: one for one in found} for found in drawn if len(found) == 2]
     assert all(set(found) == {"the bird", "the zebra"} for found in both)
@@ -198,7 +198,7 @@ def test_a_second_new_thing_is_another_one() -> None:
 def test_a_thing_that_was_corrected_once_is_pasted_as_often_as_every_other() -> None:
     small = ((10, 20, 20, 30),)
     pool = FixedPool(*[shown("the birds", small)] * 9, shown("the bird", small), shown("the zebra", small))
-    vary, onto = Variety(TrainingPlan(paste_share=0.5), pool), shown("the dog", ((60, 10, 110, 80),), replayed=True)
+    vary, onto = Variety(TrainingPlan(paste_share=1.0), pool), shown("the dog", ((60, 10, 110, 80),), replayed=True)
     asked = Counter(one.phrase for seed in range(300) for one in vary(onto, np.random.default_rng(seed)).examples[1:])
     assert asked["the bird"] + asked["the birds"] == pytest.approx(asked["the zebra"], rel=0.2)
 
@@ -227,7 +227,7 @@ def test_a_plan_without_variety_changes_nothing_not_even_the_generator() -> None
 
 def trained(source: Path, data: Path, folder: Path, stop_at: Sequence[int]) -> tuple[list[Tensor], list[TrainingImage]]:
     """The weights after a run that was stopped at these steps, and its images as they were learned."""
-    plan = TrainingPlan(steps=8, batch=2, rate=1e-2, rank=4, alpha=8, replay_share=0.6, augment_share=0.5, paste_share=0.5)
+    plan = TrainingPlan(steps=8, batch=2, rate=1e-2, rank=4, alpha=8, replay_share=0.6, augment_share=0.5, paste_share=1.0)
     seen: list[TrainingImage] = []
     for step in (*stop_at, plan.steps):
         trainer = Trainer(load_checkpoint(str(source), CPU), make_pool(data / "own", data / "replay"), plan, folder, Asking(points=2))

@@ -45,6 +45,8 @@ WORDS = 3
 _SIDES = ("left", "right", "top", "bottom", "upper", "lower", "middle", "centre", "center", "front", "back", "near", "far")
 PLACES = frozenset((*_SIDES, "first", "second", "third", "last", "next"))
 """Nor does a phrase that says where, with "most" behind it or without."""
+IN_VAIN = 0.35
+"""Of the new things that a picture of the replay gets, the share that is asked for and not there."""
 MOST = 2
 """The most new things that a picture of the replay gets."""
 TRIES = 20
@@ -69,13 +71,13 @@ class Variety:
         return shown
 
     def _with_new_things(self, shown: TrainingImage, rng: np.random.Generator) -> TrainingImage:
-        """Up to two new things, each pasted or, as often, asked for in vain: the second teaches one new thing from the other."""
-        if not self._new or rng.random() >= 2 * self._plan.paste_share:
+        """Up to two new things, each pasted or asked for in vain: the second teaches one new thing from the other."""
+        if not self._new or rng.random() >= self._plan.paste_share:
             return shown
         for kind in rng.permutation(len(self._new))[: rng.integers(1, MOST + 1)]:
             one = self._new[kind][rng.integers(len(self._new[kind]))]
             example, holds = one.example, _holds_anywhere(one.example.phrase)
-            if rng.random() < 0.5:
+            if rng.random() < IN_VAIN:
                 asked = replace(_asked_of(example, shown.examples[0], shown.image, ()), thought="")
                 shown = replace(shown, examples=(*shown.examples, asked))
             elif len(example.instances) == 1 and (rng.random() < 0.5 or not holds):
