@@ -115,6 +115,26 @@ def test_an_annotator_types_clicks_boxes_accepts_and_submits(
     wait_for("the event", stored, 60)
 
 
+def test_an_annotator_types_several_descriptions_at_once(project: Project, editor: Editor, tmp_path: Path) -> None:
+    one = scene(102)
+    nouns = [thing.noun for thing in one.things]
+    phrases = [f"the {noun}" for noun in nouns if nouns.count(noun) == 1][:2]
+    [number] = fill(project, (save(one.image, tmp_path / "a.png"), ""))
+    editor.open_task(project.id, number)
+    editor.auto_annotate()
+    typed = editor.prompt("; ".join(phrases))["data"]
+    *regions, line = typed["result"]
+    assert [part.split(":")[0] for part in line["value"]["text"][0].split("; ")] == phrases
+    told = {region["meta"]["text"][0].removeprefix("for: ") for region in regions}
+    assert told <= {*phrases}
+    assert regions, "nothing was found for either"
+    editor.screenshot(SHOTS / "several.png")
+    editor.accept()
+    annotation = editor.submit()
+    masks = [region for region in annotation["result"] if region["type"] == "brushlabels"]
+    assert {region["meta"]["text"][0].removeprefix("for: ") for region in masks} == told
+
+
 def test_an_annotator_reads_that_nothing_was_found(project: Project, editor: Editor, tmp_path: Path) -> None:
     one = scene(103)
     [number] = fill(project, (save(one.image, tmp_path / "a.png"), ""))
