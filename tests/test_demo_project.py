@@ -26,6 +26,8 @@ BOTH = "the demo's models serve, made for drawn scenes and not for photos; set S
         pytest.param({"model": "qwen", "segmenter": "vit_h:a.pth"}, 4, "", id="no model of the demo's"),
         pytest.param({"model": "none", "segmenter": "sam3"}, 4, "", id="no model at all"),
         pytest.param({"model": "qwen"}, 4, "the demo's segmenter serves", id="its segmenter"),
+        pytest.param({"model": "qwen", "segmenter": "DET+demo"}, 4, "the demo's segmenter serves", id="its segmenter behind a detector"),
+        pytest.param({"strategy": "concept", "segmenter": "sam3"}, 4, "", id="its language model is not asked"),
         pytest.param({"segmenter": "vit_h:a.pth"}, 4, "the demo's language model serves", id="its language model"),
     ],
 )
@@ -78,6 +80,14 @@ def test_an_annotator_who_finds_nothing_and_the_status_page_are_told(tmp_path: P
             [{"where": "a shelf"}, {}, {}],
             ["task 1 is asked for 'Cup' (label Cup), 'Dog' (label Dog): the labels' names, for it has no 'description'"],
             id="too few have it",
+        ),
+        pytest.param(
+            [{}, {"description": "a cup of tea", "Alt text": "a cup"}, {"description": "two dogs", "Alt text": "some dogs"}],
+            [
+                "task 1 is asked for 'Cup' (label Cup), 'Dog' (label Dog): the labels' names, for it has no 'description'",
+                "2 of 3 tasks have a text under 'Alt text'; SAM4MLLM_PHRASE_FIELD='Alt text' asks for it",
+            ],
+            id="not the field that is set",
         ),
         pytest.param(
             [{"description": 1e30}, {"description": "dog"}], ["task 2 is asked for 'dog' (label Dog): its 'description'"], id="broken"

@@ -189,6 +189,13 @@ def test_a_click_is_about_the_one_of_several_typed_phrases_that_it_touches(home:
     assert [region["meta"]["text"][0].startswith("for: the dog") for region in drawn(clicked)] == [True]
 
 
+def test_a_click_beside_several_typed_phrases_is_about_the_one_that_it_touches(home: Callable[..., House]) -> None:
+    where, typed = home(), text("the left cup; the dog")
+    ask(where, task(), context=[typed])
+    [clicked] = ask(where, task(), context=[typed, keypoint(50, 60)])
+    assert [region["meta"]["text"][0].split(";")[0] for region in drawn(clicked)] == ["for: the dog"]
+
+
 def test_too_many_phrases_at_once_are_one_line(home: Callable[..., House]) -> None:
     [answer] = ask(home(), task(), context=[text(";".join(f"cup {number}" for number in range(40)))])
     assert answer["result"][0]["value"]["text"] == ["40 descriptions were typed; at most 32 are answered"]

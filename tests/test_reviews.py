@@ -300,6 +300,17 @@ def test_several_typed_phrases_are_reviewed_each(tmp_path: Path) -> None:
     assert [(one.phrase, one.outcome) for one in read(tmp_path, body, given=given)] == [("the left cup", "edited"), ("the saucer", "none")]
 
 
+@pytest.mark.parametrize("words", ["the cup; it has a handle", "the cup\nleft of the dog"])
+@pytest.mark.parametrize("where", ["typed", "in the task"])
+def test_a_text_that_an_earlier_release_asked_for_as_one_phrase_stays_one(tmp_path: Path, words: str, where: str) -> None:
+    whole = " ".join(words.split())
+    asked = [typed(words)] if where == "typed" else []
+    field = "the cup" if where == "typed" else words
+    body = created(region("a", blob(4)), region("h", blob(16), "Cup", "manual"), *asked, config=ONE_LABEL, phrase=field)
+    [review] = read(tmp_path, body, given=[served("a", blob(4), whole)])
+    assert (review.phrase, review.outcome, len(review.instances)) == (whole, "edited", 2)
+
+
 def test_a_pre_annotation_that_was_not_loaded_does_not_compete_with_a_typed_phrase(tmp_path: Path) -> None:
     body = created(region("h", blob(4), "Cup", "manual"), typed("the spoon"), parent_prediction=None, config=ONE_LABEL)
     assert [one.phrase for one in read(tmp_path, body, given=[served("a", blob(16))])] == ["the spoon"]

@@ -21,7 +21,7 @@ from backend.learning.gate import PairedSample
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.run_folder import RunFolder
 from backend.learning.snapshot import HOLDOUT
-from backend.learning.trainer import by_noun, draw_scenes, labeller, main
+from backend.learning.trainer import draw_scenes, drawn_by, main
 from sam4mllm.adapters.fields import WEIGHTS
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.read_dataset import read_examples
@@ -47,11 +47,12 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_correction_is_drawn_by_its_label_and_its_noun(dataset: Path) -> None:
-    drawn_as = by_noun(labeller(read_examples(dataset)))
+def test_a_correction_is_drawn_by_its_label_or_where_there_is_but_one_by_its_noun(dataset: Path) -> None:
     [one, *_] = read_examples(dataset)
-    phrases = ["the small cup left of the dog", "cup", "the dog", "左边的杯子"]
-    assert [drawn_as(replace(one, phrase=phrase)) for phrase in phrases] == [("Cup", "cup"), ("Cup", "cup"), ("Cup", "dog"), ("Cup", "")]
+    asked = [replace(one, phrase=phrase) for phrase in ("the small cup left of the dog", "cup", "the dog", "左边的杯子")]
+    assert [*map(drawn_by(asked), asked)] == ["cup", "cup", "dog", ""]
+    several = [*asked, replace(one, label="Dog")]
+    assert [*map(drawn_by(several), several)] == ["Cup"] * 4 + ["Dog"]
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 
@@ -201,6 +202,31 @@ def test_a_thing_that_was_corrected_once_is_pasted_as_often_as_every_other() -> 
     vary, onto = Variety(TrainingPlan(paste_share=1.0), pool), shown("the dog", ((60, 10, 110, 80),), replayed=True)
     asked = Counter(one.phrase for seed in range(300) for one in vary(onto, np.random.default_rng(seed)).examples[1:])
     assert asked["the bird"] + asked["the birds"] == pytest.approx(asked["the zebra"], rel=0.2)
+
+
+def test_a_part_of_what_is_pasted_is_not_asked_for_in_vain() -> None:
+    man, hat = shown("the man", ((10, 20, 20, 40),)), shown("the hat", ((10, 20, 20, 25),))
+    both = replace(man, examples=(*man.examples, *hat.examples))
+    vary, onto = Variety(TrainingPlan(paste_share=1.0), FixedPool(both)), shown("the dog", ((60, 10, 110, 80),), replayed=True)
+    drawn = [vary(onto, np.random.default_rng(seed)).examples[1:] for seed in range(80)]
+    assert any(len(found) == 2 for found in drawn)
+    assert all(len({one.has_target for one in found}) < 2 for found in drawn)
+
+
+def test_nouns_that_share_a_word_are_one_kind() -> None:
+    small = ((10, 20, 20, 30),)
+    pool = FixedPool(shown("the tennis racket", small), shown("the racket", small), shown("all rackets", small))
+    vary, onto = Variety(TrainingPlan(paste_share=1.0), pool), shown("the dog", ((60, 10, 110, 80),), replayed=True)
+    assert {len(vary(onto, np.random.default_rng(seed)).examples[1:]) for seed in range(40)} <= {0, 1}
+
+
+def test_a_word_that_may_be_a_colour_keeps_its_colour() -> None:
+    donor, onto = shown("the magenta bird"), shown("the dog", ((60, 10, 110, 80),), replayed=True)
+    vary = Variety(TrainingPlan(paste_share=1.0), FixedPool(donor))
+    found = [
+        one for seed in range(60) if (one := vary(onto, np.random.default_rng(seed))).examples[-1].has_target and len(one.examples) > 1
+    ]
+    assert {tuple(np.median(one.image[one.examples[1].union()], axis=0).astype(int)) for one in found} == {RED}
 
 
 def test_a_thing_asked_for_by_its_noun_alone_may_have_another_colour() -> None:

@@ -116,7 +116,9 @@ def read_annotation(
     drawn, size = _drawn(own, config, max_pixels)
     present = frozenset(str(region.get("id")) for region in own)
     answers = _answers(served)
-    return ReviewedAnnotation(stored, config, regions, present, drawn, size, answers, typed_phrases(regions, config))
+    return ReviewedAnnotation(
+        stored, config, regions, present, drawn, size, answers, typed_phrases(regions, config, [answer.phrase for answer in answers])
+    )
 
 
 def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> tuple[tuple[DrawnRegion, ...], tuple[int, int] | None]:

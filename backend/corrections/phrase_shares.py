@@ -27,7 +27,7 @@ def find_phrases(case: ReviewedAnnotation, phrase_field: str) -> dict[str, str |
     shown += [answer for answer in case.answers if case.present & answer.regions.keys()]
     phrases = {answer.phrase: _label_of(answer, case.config) for answer in shown if answer.phrase}
     task = Task(case.stored.task, case.stored.data)
-    asked = wanted(task, case.config, case.typed, phrase_field, next(iter(phrases), ""))
+    asked = wanted(task, case.config, case.typed, phrase_field, next(iter(phrases), ""), {answer.phrase for answer in case.answers})
     return phrases | {one.phrase: one.label for one in asked}
 
 

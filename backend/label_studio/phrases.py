@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -65,14 +65,19 @@ def _turned_box(box: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
     return [min(xs), min(ys), max(xs), max(ys)]
 
 
-def split_phrases(text: str) -> tuple[str, ...]:
-    """The phrases of a text, tidied, each once: semicolons and line breaks part them. Raises PhraseError."""
-    return tuple(dict.fromkeys(check_phrase(part) for part in _SEPARATOR.split(text) if part.strip()))
+def split_phrases(text: str, served: Collection[str] = ()) -> tuple[str, ...]:
+    """The phrases of a text, tidied, each once: semicolons and line breaks part them. Raises PhraseError.
+
+    A text that was ``served`` as one phrase, and no part of it by itself, is one: earlier releases asked for it so.
+    """
+    parts = tuple(dict.fromkeys(check_phrase(part) for part in _SEPARATOR.split(text) if part.strip()))
+    whole = " ".join(text.split())
+    return (whole,) if len(parts) > 1 and whole in served and not {*parts} & {*served} else parts
 
 
-def typed_phrases(regions: Iterable[Region], config: LabelConfig) -> tuple[str, ...]:
+def typed_phrases(regions: Iterable[Region], config: LabelConfig, served: Collection[str] = ()) -> tuple[str, ...]:
     """Those of the last text in the prompt's control, or none. Raises PhraseError, and TaskError for more than MAX_PHRASES."""
-    found = split_phrases(_typed_text(regions, config))
+    found = split_phrases(_typed_text(regions, config), served)
     if len(found) > MAX_PHRASES:
         raise TaskError(f"{len(found)} descriptions were typed; at most {MAX_PHRASES} are answered")
     return found
@@ -91,15 +96,18 @@ def _typed_text(regions: Iterable[Region], config: LabelConfig) -> str:
     return ""
 
 
-def wanted(task: Task, config: LabelConfig, typed: Sequence[str], phrase_field: str, shown: str = "") -> list[Wanted]:
+def wanted(
+    task: Task, config: LabelConfig, typed: Sequence[str], phrase_field: str, shown: str = "", served: Collection[str] = ()
+) -> list[Wanted]:
     """The phrases of a task: what was typed, else its data field, else the one ``shown`` for it, else the config's label names.
 
-    The field holds a text, a list of texts, or {label: text or list}; a text may hold several phrases. Raises TaskError if it holds
+    The field holds a text, a list of texts, or {label: text or list}; a text may hold several phrases (:func:`split_phrases`, of what was
+    ``served``). Raises TaskError if it holds
     anything else, or there is nothing to look for, and PhraseError for a phrase that cannot be used.
     """
     if typed:
         return [Wanted(phrase, config.label_for(phrase)) for phrase in typed]
-    found = _from_field(find(task.data, phrase_field))
+    found = _from_field(find(task.data, phrase_field), served)
     if len(found) > MAX_PHRASES:
         raise TaskError(f"the task's {phrase_field!r} holds {len(found)} phrases; at most {MAX_PHRASES} are answered")
     if found:
@@ -118,18 +126,18 @@ def has_phrase(data: Mapping[str, Any], phrase_field: str) -> bool:
     return bool(_from_field(find(data, phrase_field)))
 
 
-def _from_field(value: object) -> list[tuple[str | None, str]]:
+def _from_field(value: object, served: Collection[str] = ()) -> list[tuple[str | None, str]]:
     """Pairs of the label that is given, if any, and a phrase."""
     if isinstance(value, Mapping):
-        return [(str(label), phrase) for label, entry in value.items() for phrase in _phrases(entry)]
-    return [(None, phrase) for phrase in _phrases(value)]
+        return [(str(label), phrase) for label, entry in value.items() for phrase in _phrases(entry, served)]
+    return [(None, phrase) for phrase in _phrases(value, served)]
 
 
 def _label_of(name: str, config: LabelConfig) -> str | None:
     return name if name in config.label_values else config.label_for(name)
 
 
-def _phrases(value: object) -> list[str]:
+def _phrases(value: object, served: Collection[str]) -> list[str]:
     """A text's phrases, or those of several; nothing for none and for blanks. Raises TaskError and PhraseError."""
     entries = value if isinstance(value, list) else [value]
     # tables become tasks with empty cells as null, and with words of digits, as a house's number, as numbers
@@ -137,7 +145,7 @@ def _phrases(value: object) -> list[str]:
     texts = [entry for entry in entries if isinstance(entry, str)]
     if len(texts) != len(entries):
         raise TaskError("a task's phrase is a text, a list of texts, or an object {label: text}")
-    return list(dict.fromkeys(phrase for text in texts for phrase in split_phrases(text)))
+    return list(dict.fromkeys(phrase for text in texts for phrase in split_phrases(text, served)))
 
 
 def _is_number(value: object) -> bool:

@@ -100,7 +100,7 @@ def _run(run: RunFolder, job: TrainingJob) -> int:
 
 
 def _train(run: RunFolder, job: TrainingJob) -> bool:
-    drawn_as = by_noun(labeller(read_examples(Path(job.dataset))))
+    drawn_as = drawn_by(read_examples(Path(job.dataset)))
     where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), drawn_as)
     start = None if job.start is None else Path(job.start)
     session = Session(*where, start=start, extras=Extras(job.asking), precision=job.precision)
@@ -166,14 +166,15 @@ def labeller(examples: Sequence[Example]) -> Callable[[Example], str]:
     return label_of
 
 
-def by_noun(label_of: Callable[[Example], str]) -> Callable[[Example], tuple[str, str]]:
-    """What a correction is drawn as: its label and the noun of its phrase, so that a rare thing is not lost where all have one label."""
+def drawn_by(examples: Sequence[Example]) -> Callable[[Example], str]:
+    """What a correction is drawn by: its label, or where all have one the noun of its phrase, so that a rare thing is not lost."""
+    label_of = labeller(examples)
 
-    def drawn_as(example: Example) -> tuple[str, str]:
+    def noun_of(example: Example) -> str:
         head = head_noun(example.phrase)
-        return label_of(example), head.noun if head.sure else ""
+        return head.noun if head.sure else ""
 
-    return drawn_as
+    return label_of if len({label_of(example) for example in examples}) > 1 else noun_of
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------------------------------

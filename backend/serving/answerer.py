@@ -117,8 +117,8 @@ class Answerer:
                     instance, index, question.config, own, f"{key} {place}", question.page, one.calibrated or bool(instance.pointed)
                 )
                 masks = tuple(region for region in made if region["from_name"] == question.config.mask.name)
-                alike = seen if clicks else [shown for shown in seen if shown.phrase == one.phrase]
-                ids = answer_ids(instance, [region["id"] for region in masks], clicks, alike)
+                known = seen if clicks is not None else [shown for shown in seen if shown.phrase == one.phrase]
+                ids = answer_ids(instance, [region["id"] for region in masks], clicks, known)
                 renamed = dict(zip((region["id"] for region in masks), ids, strict=True))
                 for region in masks:
                     region["meta"] = {**region.get("meta", {}), **told(renamed[region["id"]], one.phrase, one.note, one.thought)}
@@ -133,10 +133,9 @@ class Answerer:
         if notes and not regions and not question.interactive:
             raise TaskError("; ".join(notes))  # not the same as "no such object"
         if question.interactive:
-            said = summary_of_clicks(found, kept, regions)
-            if clicks is None:
-                notice = "" if regions else demo_notice(self._settings, project)
-                said = "; ".join(filter(None, (summary(found, pipeline.options), notice)))
+            notice = "" if regions or clicks is not None else demo_notice(self._settings, project)
+            said = summary(found, pipeline.options) if clicks is None else summary_of_clicks(found, kept, regions)
+            said = f"{said}; {notice}" if notice else said
             regions += answer_line(question.config, said, key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
         answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version))

@@ -227,6 +227,8 @@ class Predictor:
             if task.id is not None:
                 with _noting(f"the phrase that was typed for task {task.id}"):
                     self._notes.remember(request.project, task.id, "; ".join(typed))
+            if pointing and len(typed) > 1:  # a click is about one of them
+                return self._pointed(task, config, pointing, context, request.project)
         elif pointing:
             return self._pointed(task, config, pointing, context, request.project)
         elif request.interactive:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -30,21 +31,21 @@ def tell_task(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_fi
         named = ", ".join(f"{one.phrase!r} ({f'label {one.label}' if one.label else 'no label'})" for one in asked[:NAMED])
         more = f" and {len(asked) - NAMED} more" if len(asked) > NAMED else ""
         source = f"its {phrase_field!r}" if own else f"the labels' names, for it has no {phrase_field!r}"
-        return [f"task {task.id} is asked for {named}{more}: {source}", *([] if own else _propose(config, tasks))]
+        return [f"task {task.id} is asked for {named}{more}: {source}", *([] if own else _propose(config, tasks, phrase_field))]
     return []
 
 
-def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The key under which the most tasks have a text of words."""
+def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str) -> list[str]:
+    """The key under which the most tasks have a text of words, if it is another one."""
     found = Counter[str]()
     for raw in tasks:
         data = raw.get("data")
         if isinstance(data, Mapping):
             pictures = _pictures(config, data)
-            found.update(key for key, value in data.items() if _is_words(value) and value not in pictures)
+            found.update(key for key, value in data.items() if key != phrase_field and _is_words(value) and value not in pictures)
     for key, count in found.most_common(1):
         if count >= MOST * len(tasks):
-            return [f"{count} of {len(tasks)} tasks have a text under {key!r}; SAM4MLLM_PHRASE_FIELD={key} asks for it"]
+            return [f"{count} of {len(tasks)} tasks have a text under {key!r}; SAM4MLLM_PHRASE_FIELD={shlex.quote(key)} asks for it"]
     return []
 
 

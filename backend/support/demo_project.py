@@ -12,7 +12,8 @@ FILE = "demo-project.txt"
 
 
 def note_demo(home: Path, project: int) -> None:
-    """Say which project is the demo's."""
+    """Say which project is the demo's; the folder is made if need be."""
+    home.mkdir(parents=True, exist_ok=True)
     replace_file(home / FILE, str(project).encode())
 
 
@@ -21,12 +22,13 @@ def demo_notice(settings: Settings, project: int | None = None) -> str:
 
     ``project`` None stands for all projects: of a demo's home nothing is said then.
     """
-    sources = {"SAM4MLLM_MODEL": settings.model, "SAM4MLLM_SEGMENTER": settings.segmenter}
-    unset = [name for name, source in sources.items() if source == "demo"]
+    asked = settings.strategy != "concept"
+    named = {"SAM4MLLM_MODEL": asked and settings.model == "demo", "SAM4MLLM_SEGMENTER": settings.segmenter.split("+")[-1] == "demo"}
+    unset = [name for name, is_demo in named.items() if is_demo]
     noted = _noted(settings.home) if unset else None
     if not unset or (noted is not None and project in (None, noted)):
         return ""
-    which = "models serve" if len(unset) == 2 else "segmenter serves" if sources["SAM4MLLM_MODEL"] != "demo" else "language model serves"
+    which = "models serve" if len(unset) == 2 else "segmenter serves" if named["SAM4MLLM_SEGMENTER"] else "language model serves"
     return f"the demo's {which}, made for drawn scenes and not for photos; set {' and '.join(unset)} (docs/which.md)"
 
 

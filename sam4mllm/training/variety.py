@@ -1,8 +1,8 @@
 """More from few corrections: images changed as no phrase minds, and new things pasted on the replay's pictures or asked of them in vain.
 
 Without variety a model learns a few pictures by heart and says "none" of the same things in others; without questions in vain it says
-"none" too seldom of what it knew, and without two new things in a picture it takes whatever is new for what it is asked for
-(docs/training.md has the figures). The constants are our choice.
+"none" too seldom of what it knew (docs/training.md has the figures). Two new things in a picture are there so that it does not take
+whatever is new for what it is asked for. The constants are our choice.
 
 New is a phrase about a noun that no phrase of the replay has, so that the replay's pictures can be taken not to show it; a phrase whose
 noun the rule for English does not find for sure is not. What is pasted is asked for by its phrase where that holds anywhere ("the small
@@ -74,18 +74,24 @@ class Variety:
         """Up to two new things, each pasted or asked for in vain: the second teaches one new thing from the other."""
         if not self._new or rng.random() >= self._plan.paste_share:
             return shown
-        for kind in rng.permutation(len(self._new))[: rng.integers(1, MOST + 1)]:
-            one = self._new[kind][rng.integers(len(self._new[kind]))]
-            example, holds = one.example, _holds_anywhere(one.example.phrase)
-            if rng.random() < IN_VAIN:
-                asked = replace(_asked_of(example, shown.examples[0], shown.image, ()), thought="")
+        drawn = [self._new[kind] for kind in rng.permutation(len(self._new))[: rng.integers(1, MOST + 1)]]
+        chosen = [(things, things[rng.integers(len(things))], rng.random() < IN_VAIN) for things in drawn]
+        pasted = {one.picture for _, one, in_vain in chosen if not in_vain}
+        for things, one, in_vain in chosen:
+            if not in_vain:
+                shown = self._with_pasted(shown, one, rng)
+            elif not pasted & {thing.picture for thing in things}:  # it may be a part of what is pasted: the hat of the man
+                asked = replace(_asked_of(one.example, shown.examples[0], shown.image, ()), thought="")
                 shown = replace(shown, examples=(*shown.examples, asked))
-            elif len(example.instances) == 1 and (rng.random() < 0.5 or not holds):
-                named = replace(example, phrase=f"the {one.noun}")
-                shown = paste(shown, self._pool.correction(one.picture).image, named, rng, recolour=True)
-            elif holds:
-                shown = paste(shown, self._pool.correction(one.picture).image, example, rng)
         return shown
+
+    def _with_pasted(self, shown: TrainingImage, one: _NewThing, rng: np.random.Generator) -> TrainingImage:
+        example, holds = one.example, _holds_anywhere(one.example.phrase)
+        source = self._pool.correction(one.picture).image
+        if len(example.instances) == 1 and (rng.random() < 0.5 or not holds):
+            named = replace(example, phrase=f"the {one.noun}")
+            return paste(shown, source, named, rng, recolour=" " not in one.noun)  # of two words the first may be a colour
+        return paste(shown, source, example, rng) if holds else shown
 
 
 class _NewThing(NamedTuple):
@@ -97,19 +103,22 @@ class _NewThing(NamedTuple):
 
 
 def _new_things(pool: Pool) -> list[list[_NewThing]]:
-    """By noun, one in the plural with the singular: each is drawn as often as every other, however seldom it was corrected."""
+    """By noun, together with what shares a word with it ("racket", "tennis rackets"): each is drawn as often as every other, however
+    seldom it was corrected.
+    """
     said = {form for phrase in pool.replay_phrases() for word in _words(phrase) for form in _forms(word)}
     kinds = list[list[_NewThing]]()
     known = dict[str, int]()
     for picture, examples in enumerate(pool.asked_of_corrections()):
         for example in examples:
             head = head_noun(example.phrase)
-            if not example.has_target or not head.sure or said & {form for word in _words(head.noun) for form in _forms(word)}:
+            forms = {form for word in _words(head.noun) for form in _forms(word)}
+            if not example.has_target or not head.sure or said & forms:
                 continue
-            kind = next((known[form] for form in sorted(_forms(head.noun)) if form in known), len(kinds))
+            kind = next((known[form] for form in sorted(forms) if form in known), len(kinds))
             if kind == len(kinds):
                 kinds.append([])
-            known |= dict.fromkeys(_forms(head.noun), kind)
+            known = dict.fromkeys(forms, kind) | known
             kinds[kind].append(_NewThing(picture, example, head.noun))
     return kinds
 
