@@ -8,10 +8,14 @@ from typing import Any
 import pytest
 
 from backend.label_studio.label_config import read_label_config
+from backend.service import build
+from backend.serving.leases import Leases
 from backend.setup.project_notes import tell_task
 from backend.support.demo_project import FILE, demo_notice, note_demo
 from backend.web.overview import look
-from tests.backend_fakes import CONFIG, PROJECT, house, settings, task
+from sam4mllm.pipeline import Pipeline
+from tests.backend_fakes import CONFIG, PROJECT, FakeImages, house, settings, task
+from tests.fakes import FakeGrounder, FakeSegmenter
 from tests.test_predictor import ask, text
 
 BOTH = "the demo's models serve, made for drawn scenes and not for photos; set SAM4MLLM_MODEL and SAM4MLLM_SEGMENTER (docs/which.md)"
@@ -58,6 +62,16 @@ def test_an_annotator_who_finds_nothing_and_the_status_page_are_told(tmp_path: P
         assert look(where.service).demo == BOTH
     finally:
         where.service.close(5.0)
+
+
+@pytest.mark.parametrize(("noted", "told"), [(True, []), (False, [BOTH])])
+def test_the_log_says_so_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureFixture, noted: bool, told: list[str]) -> None:
+    if noted:
+        note_demo(tmp_path, PROJECT)
+    service = build(settings(tmp_path), lambda _: Leases(Pipeline(FakeGrounder({}), FakeSegmenter(), slug="fake")), FakeImages())
+    service.start()
+    service.close(5.0)
+    assert [record.message for record in caplog.records if "demo's" in record.message] == told
 
 
 @pytest.mark.parametrize(

@@ -101,13 +101,15 @@ def test_a_healthy_set_up_is_silent(team: Team, healthy: int) -> None:
     said = json.loads(team.run("doctor", healthy, "--json").stdout)
     assert said["ok"] is True
     assert said["findings"] == []
+    assert any(note.startswith("the demo's models serve, made for drawn scenes") for note in said["notes"])
+    assert any(note.endswith("is asked for 'the horse' (label Object): its 'description'") for note in said["notes"])
     assert {"gate", "backend", "webhook", "config", "phrases", "images", "token", "disk"} <= set(said["checks"])
 
 
 def test_connect_twice_changes_nothing_the_second_time_and_events_arrive(team: Team) -> None:
     number = team.project()
     first = json.loads(team.run("connect", number, "--json").stdout)
-    assert [step["changed"] for step in first["steps"]] == [False, True, True]
+    assert [step["changed"] for step in first["steps"]] == [False, True, True, False]  # the last says whose models serve
     entries, hooks = (team.studio.api("GET", f"/api/{what}?project={number}") for what in ("ml", "webhooks/"))
     second = json.loads(team.run("connect", number, "--json").stdout)
     assert second["changed"] is False
