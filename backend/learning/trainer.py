@@ -41,7 +41,6 @@ from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
-from sam4mllm.head_noun import head_noun
 from sam4mllm.loading import Variants, load_variants
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
@@ -100,8 +99,7 @@ def _run(run: RunFolder, job: TrainingJob) -> int:
 
 
 def _train(run: RunFolder, job: TrainingJob) -> bool:
-    drawn_as = drawn_by(read_examples(Path(job.dataset)))
-    where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), drawn_as)
+    where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), labeller(read_examples(Path(job.dataset))))
     start = None if job.start is None else Path(job.start)
     session = Session(*where, start=start, extras=Extras(job.asking), precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
@@ -164,17 +162,6 @@ def labeller(examples: Sequence[Example]) -> Callable[[Example], str]:
         return f"{name} (project {project_of(example.source)})" if several else name
 
     return label_of
-
-
-def drawn_by(examples: Sequence[Example]) -> Callable[[Example], str]:
-    """What a correction is drawn by: its label, or where all have one the noun of its phrase, so that a rare thing is not lost."""
-    label_of = labeller(examples)
-
-    def noun_of(example: Example) -> str:
-        head = head_noun(example.phrase)
-        return head.noun if head.sure else ""
-
-    return label_of if len({label_of(example) for example in examples}) > 1 else noun_of
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------------------------------

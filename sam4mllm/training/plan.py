@@ -32,9 +32,9 @@ class TrainingPlan:
     base brings back most of what was forgotten). On demo scenes a step back of an eighth undid a loss of 0.010 on the golden set and cost
     nothing of what was learned. The released recipe has none, 1.
 
-    ``augment_share`` of the images are stretched, put on a larger canvas and made brighter or darker. ``paste_share`` of the replay's
-    images get things that are new to the replay: cut out of corrections by their masks and pasted, or asked for in vain
-    (:mod:`sam4mllm.training.variety`).
+    ``augment_share`` of the images are stretched, put on a larger canvas and made brighter or darker. On up to
+    ``paste_share`` of the replay's images, at most half, something new to the replay is pasted, cut out of a correction by its mask, and as
+    many are asked for such in vain (:mod:`sam4mllm.training.variety`).
 
     ``squash``: both sides in pixels to which pictures are brought before the model's processor takes them (the released recipe: 672); None:
     they keep their shape, as in serving.
@@ -103,7 +103,7 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "conversation_share": (int | float, 0, 1),
     "feature_megabytes": (int, 0, 10_000_000),
     "augment_share": (int | float, 0, 1),
-    "paste_share": (int | float, 0, 1),
+    "paste_share": (int | float, 0, 0.5),
     "squash": (int, 28, 4_096),  # a patch of Qwen2.5-VL's, to more than any family takes
 }
 """Of each number its type, its least and its most."""

@@ -150,6 +150,9 @@ class Pool:
             return self._talks[rng.integers(len(self._talks))]
         if self._replay and rng.random() < replay_share:
             return self._replay[rng.integers(len(self._replay))]
+        return self._draw_own(rng)
+
+    def _draw_own(self, rng: np.random.Generator) -> _Picture:
         stratum = self._strata[min(int(np.searchsorted(self._shares, rng.random(), side="right")), len(self._strata) - 1)]
         return self._pictures[stratum[rng.integers(len(stratum))]]
 
@@ -157,13 +160,9 @@ class Pool:
         """What is asked about the replay's pictures."""
         return {example.phrase for picture in self._replay for example in picture.examples}
 
-    def asked_of_corrections(self) -> list[tuple[Example, ...]]:
-        """What is asked about each of the corrections' pictures."""
-        return [picture.examples for picture in self._pictures]
-
-    def correction(self, place: int) -> TrainingImage:
-        """The picture at a place of :meth:`asked_of_corrections`."""
-        return self._show(self._pictures[place])
+    def draw_correction(self, rng: np.random.Generator) -> TrainingImage:
+        """One of the corrections, a label drawn as everywhere."""
+        return self._show(self._draw_own(rng))
 
     # -- in turn ---------------------------------------------------------------------------------------------------------------------------
 

@@ -1,12 +1,10 @@
 """More from few corrections: images changed as no phrase minds, and new things pasted on the replay's pictures or asked of them in vain.
 
 Without variety a model learns a few pictures by heart and says "none" of the same things in others; without questions in vain it says
-"none" too seldom of what it knew (docs/training.md has the figures). Two new things in a picture are there so that it does not take
-whatever is new for what it is asked for. The constants are our choice.
+"none" too seldom of what it knew (docs/training.md has the figures). The constants are our choice.
 
 New is a phrase about a noun that no phrase of the replay has, so that the replay's pictures can be taken not to show it; a phrase whose
-noun the rule for English does not find for sure is not. What is pasted is asked for by its phrase where that holds anywhere ("the small
-cup"), else, and half of the time, by its noun alone ("the cup"); then its colour may be another one, for nothing speaks of it.
+noun the rule for English does not find for sure is not.
 """
 
 from __future__ import annotations
@@ -15,7 +13,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import NamedTuple
 
 import cv2
 import numpy as np
@@ -38,17 +35,11 @@ so that what stands left or right of something still does.
 """
 ZOOM = 0.35
 """The most by which the logarithm of a pasted thing's size changes."""
-ROTATION = 20.0
-"""The most degrees by which it is turned."""
 WORDS = 3
 """The most words of a phrase that is pasted: "the small cup" holds anywhere, "the cup below the lamp" does not."""
 _SIDES = ("left", "right", "top", "bottom", "upper", "lower", "middle", "centre", "center", "front", "back", "near", "far")
 PLACES = frozenset((*_SIDES, "first", "second", "third", "last", "next"))
 """Nor does a phrase that says where, with "most" behind it or without."""
-IN_VAIN = 0.35
-"""Of the new things that a picture of the replay gets, the share that is asked for and not there."""
-MOST = 2
-"""The most new things that a picture of the replay gets."""
 TRIES = 20
 """Places tried for a pasted thing until one covers nothing that a phrase means."""
 
@@ -61,7 +52,8 @@ class Variety:
     def __init__(self, plan: TrainingPlan, pool: Pool) -> None:
         self._plan = plan
         self._pool = pool
-        self._new = _new_things(pool) if plan.paste_share else []
+        said = pool.replay_phrases() if plan.paste_share else ()
+        self._said = {form for phrase in said for word in _words(phrase) for form in _forms(word)}
 
     def __call__(self, shown: TrainingImage, rng: np.random.Generator) -> TrainingImage:
         if shown.replayed and self._plan.paste_share:
@@ -71,56 +63,23 @@ class Variety:
         return shown
 
     def _with_new_things(self, shown: TrainingImage, rng: np.random.Generator) -> TrainingImage:
-        """Up to two new things, each pasted or asked for in vain: the second teaches one new thing from the other."""
-        if not self._new or rng.random() >= self._plan.paste_share:
+        """Something new pasted, as often asked for in vain."""
+        share, chance = self._plan.paste_share, rng.random()
+        if chance >= 2 * share:
             return shown
-        drawn = [self._new[kind] for kind in rng.permutation(len(self._new))[: rng.integers(1, MOST + 1)]]
-        chosen = [(things, things[rng.integers(len(things))], rng.random() < IN_VAIN) for things in drawn]
-        pasted = {one.picture for _, one, in_vain in chosen if not in_vain}
-        for things, one, in_vain in chosen:
-            if not in_vain:
-                shown = self._with_pasted(shown, one, rng)
-            elif not pasted & {thing.picture for thing in things}:  # it may be a part of what is pasted: the hat of the man
-                asked = replace(_asked_of(one.example, shown.examples[0], shown.image, ()), thought="")
-                shown = replace(shown, examples=(*shown.examples, asked))
-        return shown
+        donor = self._pool.draw_correction(rng)
+        new = [example for example in donor.examples if example.has_target and self._is_new(example.phrase)]
+        if not new:
+            return shown
+        example = new[rng.integers(len(new))]
+        if chance >= share:
+            asked = replace(_asked_of(example, shown.examples[0], shown.image, ()), thought="")
+            return replace(shown, examples=(*shown.examples, asked))
+        return paste(shown, donor.image, example, rng) if _holds_anywhere(example.phrase) else shown
 
-    def _with_pasted(self, shown: TrainingImage, one: _NewThing, rng: np.random.Generator) -> TrainingImage:
-        example, holds = one.example, _holds_anywhere(one.example.phrase)
-        source = self._pool.correction(one.picture).image
-        if len(example.instances) == 1 and (rng.random() < 0.5 or not holds):
-            named = replace(example, phrase=f"the {one.noun}")
-            return paste(shown, source, named, rng, recolour=" " not in one.noun)  # of two words the first may be a colour
-        return paste(shown, source, example, rng) if holds else shown
-
-
-class _NewThing(NamedTuple):
-    """A phrase about something new, the place of its picture among the corrections, and the noun that it is about."""
-
-    picture: int
-    example: Example
-    noun: str
-
-
-def _new_things(pool: Pool) -> list[list[_NewThing]]:
-    """By noun, together with what shares a word with it ("racket", "tennis rackets"): each is drawn as often as every other, however
-    seldom it was corrected.
-    """
-    said = {form for phrase in pool.replay_phrases() for word in _words(phrase) for form in _forms(word)}
-    kinds = list[list[_NewThing]]()
-    known = dict[str, int]()
-    for picture, examples in enumerate(pool.asked_of_corrections()):
-        for example in examples:
-            head = head_noun(example.phrase)
-            forms = {form for word in _words(head.noun) for form in _forms(word)}
-            if not example.has_target or not head.sure or said & forms:
-                continue
-            kind = next((known[form] for form in sorted(forms) if form in known), len(kinds))
-            if kind == len(kinds):
-                kinds.append([])
-            known = dict.fromkeys(forms, kind) | known
-            kinds[kind].append(_NewThing(picture, example, head.noun))
-    return kinds
+    def _is_new(self, phrase: str) -> bool:
+        head = head_noun(phrase)
+        return head.sure and not self._said & {form for word in _words(head.noun) for form in _forms(word)}
 
 
 def _words(phrase: str) -> list[str]:
@@ -163,18 +122,13 @@ def augment(shown: TrainingImage, rng: np.random.Generator) -> TrainingImage:
     return replace(shown, image=image, examples=tuple(examples), varied=True)
 
 
-def paste(
-    onto: TrainingImage, source: NDArray[np.uint8], example: Example, rng: np.random.Generator, recolour: bool = False
-) -> TrainingImage:
-    """What an example means in its image (H, W, 3), cut out by its masks and pasted in other sizes, turned a little, some turned over
-    (copy-paste, Ghiasi et al. 2021), and its phrase asked beside the others; with ``recolour`` in another hue half of the time. ``onto`` as
-    it is where there is no room.
+def paste(onto: TrainingImage, source: NDArray[np.uint8], example: Example, rng: np.random.Generator) -> TrainingImage:
+    """What an example means in its image (H, W, 3), cut out by its masks and pasted in other sizes, some turned over (copy-paste, Ghiasi et
+    al. 2021), and its phrase asked beside the others. ``onto`` as it is where there is no room.
     """
     image = onto.image.copy()
     taken = np.any([other.union() for other in onto.examples], axis=0)
     instances = list[ExampleInstance]()
-    if recolour and rng.random() < 0.5:
-        source = in_another_hue(source, rng)
     for index in range(len(example.instances)):
         place = _paste_one(image, taken, source, mask_of(example, index), rng)
         if place is None:
@@ -185,13 +139,6 @@ def paste(
     return replace(onto, image=image, examples=(*onto.examples, pasted), varied=True)
 
 
-def in_another_hue(image: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
-    """(H, W, 3) with all hues turned by the same angle; its brightness and saturation stay."""
-    hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-    hsv[..., 0] += np.uint8(rng.integers(256))  # wraps around
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB_FULL), np.uint8)
-
-
 def _paste_one(image: NDArray[np.uint8], taken: Mask, source: NDArray[np.uint8], mask: Mask, rng: np.random.Generator) -> Mask | None:
     """Where (H, W) it now lies; None if it does not fit, or covers something wherever it was tried."""
     if not mask.any():
@@ -200,10 +147,7 @@ def _paste_one(image: NDArray[np.uint8], taken: Mask, source: NDArray[np.uint8],
     zoom = math.exp(rng.uniform(-ZOOM, ZOOM)) * math.sqrt(taken.size / mask.size)
     width, height = (max(1, round(float(side * zoom))) for side in (x2 - x1, y2 - y1))
     turn = -1 if rng.random() < 0.5 else 1
-    how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
-    cut = np.asarray(cv2.resize(source[y1:y2, x1:x2], (width, height), interpolation=how)[:, ::turn], np.uint8)
-    cut, shape = _rotated(cut, _resized(mask[y1:y2, x1:x2], (width, height))[:, ::turn], rng.uniform(-ROTATION, ROTATION))
-    height, width = shape.shape
+    shape = _resized(mask[y1:y2, x1:x2], (width, height))[:, ::turn]
     if width > taken.shape[1] or height > taken.shape[0] or not shape.any():
         return None
     for _ in range(TRIES):
@@ -212,24 +156,10 @@ def _paste_one(image: NDArray[np.uint8], taken: Mask, source: NDArray[np.uint8],
         if not (taken[window] & shape).any():
             pasted = np.zeros_like(taken)
             pasted[window] = shape
-            image[window][shape] = cut[shape]
+            how = cv2.INTER_AREA if zoom < 1 else cv2.INTER_LINEAR
+            image[window][shape] = cv2.resize(source[y1:y2, x1:x2], (width, height), interpolation=how)[:, ::turn][shape]
             return pasted
     return None
-
-
-def _rotated(cut: NDArray[np.uint8], shape: Mask, degrees: float) -> tuple[NDArray[np.uint8], Mask]:
-    """An image (h, w, 3) and its mask (h, w), turned, in the smallest window around the turned mask."""
-    height, width = shape.shape
-    matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
-    cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
-    size = math.ceil(width * cos + height * sin), math.ceil(width * sin + height * cos)
-    matrix[:, 2] += (size[0] - width) / 2, (size[1] - height) / 2
-    turned = cv2.warpAffine(shape.astype(np.uint8), matrix, size, flags=cv2.INTER_NEAREST) > 0
-    if not turned.any():
-        return cut, shape
-    x1, y1, x2, y2 = box_of(turned).astype(int)
-    moved = cv2.warpAffine(cut, matrix, size, flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    return np.asarray(moved[y1:y2, x1:x2], np.uint8), turned[y1:y2, x1:x2]
 
 
 def _resized(mask: Mask, size: tuple[int, ...]) -> Mask:
