@@ -131,6 +131,12 @@ def test_what_is_wrong_is_mended_and_nothing_else(damage: Any, changed: list[boo
     assert set(server.hooks[0]["headers"]) <= {"X-Webhook-Secret", "X-Team"}
 
 
+def test_models_that_are_not_the_demos_are_not_spoken_of(tmp_path: Path) -> None:
+    client = LabelStudio("http://ls:8080", "a" * 40, transport=httpx.MockTransport(Server()))
+    steps = connect(client, settings(tmp_path, model="qwen", segmenter="vit_h:a.pth"), 7, URL, ["v1"])
+    assert [step.line.partition(":")[0] for step in steps] == ["label config", "backend", "webhook"]
+
+
 def test_a_new_address_moves_the_entry_and_keeps_its_title(tmp_path: Path) -> None:
     server = Server()
     run(server, tmp_path)

@@ -101,9 +101,9 @@ def wanted(
 ) -> list[Wanted]:
     """The phrases of a task: what was typed, else its data field, else the one ``shown`` for it, else the config's label names.
 
-    The field holds a text, a list of texts, or {label: text or list}; a text may hold several phrases (:func:`split_phrases`, of what was
-    ``served``). Raises TaskError if it holds
-    anything else, or there is nothing to look for, and PhraseError for a phrase that cannot be used.
+    The field holds a text, a list of texts, or {label: text or list}. :func:`split_phrases` says how many phrases a text is, and what
+    ``served`` is. Raises TaskError if the field holds anything else, or there is nothing to look for, and PhraseError for a phrase that
+    cannot be used.
     """
     if typed:
         return [Wanted(phrase, config.label_for(phrase)) for phrase in typed]

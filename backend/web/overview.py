@@ -59,10 +59,9 @@ class Overview:
 
     ``version`` is that of predictions, ``champion`` the registry's, empty for the base model; ``serves_since`` is None if the history does
     not say. ``rolls_back_to`` is None where there is nothing to roll back. ``runs`` are those of a page, from the ``first`` of
-    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``demo`` says that
-    the demo's models serve a project that is not the demo's, ``untrained`` why no
-    run trains a LoRA, ``standing`` how far the next one is, ``unassisted_minutes`` what those without our help cost in a hundred tasks,
-    ``problem`` what of this could not be read.
+    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``demo`` says
+    that the demo's models serve a project that is not the demo's, ``untrained`` why no run trains a LoRA, ``standing`` how far the next
+    one is, ``unassisted_minutes`` what those without our help cost in a hundred tasks, ``problem`` what of this could not be read.
     """
 
     state: str
@@ -203,7 +202,7 @@ def _tell_demo(service: Service) -> str:
     """Of the projects that are known, or of all that may come."""
     try:
         projects = service.corrections.projects()
-    except LogError:  # the page says so elsewhere
+    except LogError:  # the page is needed most when the log is in trouble
         projects = []
     told = [demo_notice(service.settings, project) for project in projects] or [demo_notice(service.settings)]
     return next(filter(None, told), "")
