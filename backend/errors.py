@@ -6,6 +6,7 @@
     └── BackendError         base; ``reason`` is a short word for logs and metrics
         ├── SettingsError    a setting cannot be used
         ├── ConfigError      the labelling config lacks what is needed, or is no XML
+        ├── ParametersError  a project's extra parameters cannot be used
         ├── WireError        a request is not what Label Studio sends
         ├── TaskError        a task has no data to work on
         ├── FetchError       an image could not be had, or must not be
@@ -49,6 +50,12 @@ class ConfigError(BackendError):
     """The labelling config lacks what is needed, or is no XML."""
 
     reason = "config"
+
+
+class ParametersError(BackendError):
+    """A project's extra parameters cannot be used; the text says which, and why."""
+
+    reason = "parameters"
 
 
 class WireError(BackendError):

@@ -25,9 +25,10 @@ from typing import Any
 from flask import request
 
 from backend.corrections.log import CorrectionLog
-from backend.errors import SettingsError, where
+from backend.errors import ConfigError, SettingsError, where
 from backend.label_studio.events import SECRET_HEADER, START_TRAINING
-from backend.label_studio.wire import read_predict
+from backend.label_studio.label_config import read_label_config
+from backend.label_studio.wire import PredictRequest, read_predict
 from backend.service import Service, build
 from backend.settings import Settings, read_settings
 from backend.support.home_lock import hold_home, keep_from_children
@@ -76,8 +77,17 @@ class _Backend:
         asks = isinstance(context, Mapping) and isinstance(context.get("result"), list)  # 2.x hands on an empty context with a batch
         body = {"tasks": tasks, "project": getattr(self, "project_id", None), "label_config": self.label_config}
         request = read_predict({**body, "params": {"context": context} if asks else None})
+        if self._new:
+            self._note_parameters(request)
         answers = [json.loads(answer) for answer in service().predictor.predict(request)]
         return answers if self._new else [_without_version(answer) for answer in answers]
+
+    def _note_parameters(self, request: PredictRequest) -> None:
+        """Those that 2.x has kept of the last setup."""
+        with contextlib.suppress(ConfigError):  # which each task of the request tells
+            config = read_label_config(request.label_config, service().settings.prompt_control)
+            kept = self.get("extra_params") if self.has("extra_params") else None  # type: ignore[attr-defined]
+            service().note_parameters(request.project, kept, config)
 
     def fit(self, *args: Any, event: object = "", data: object = None, workdir: str | None = None, **_: Any) -> None:
         """Keep the event; Start Training starts a run. 1.x calls ``fit((), event=…, data=…)``, 2.x ``fit(event, data)``.

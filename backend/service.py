@@ -16,6 +16,7 @@ from backend.errors import LabelStudioError
 from backend.images.store import ImageStore, image_store
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.events import START_TRAINING, counted_as
+from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.wire import PredictRequest
 from backend.learning.conductor import TRAINER
 from backend.learning.scheduler import Learner
@@ -26,6 +27,7 @@ from backend.serving.edges import Edges
 from backend.serving.engine import Engine
 from backend.serving.leases import Leases
 from backend.serving.predictor import Images, Predictor
+from backend.serving.project_parameters import ProjectParameters
 from backend.serving.versions import Versions, load_leases
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
@@ -63,6 +65,7 @@ class Service:
     background: ThreadPoolExecutor
     versions: Versions
     learner: Learner
+    parameters: ProjectParameters
     backlog: Backlog | None = None
     caches: dict[str, ByteCache[Any, Any]] = field(default_factory=dict)
 
@@ -72,6 +75,11 @@ class Service:
         if self.predictor.version:
             return self.predictor.version
         return _noted_version(self.settings)
+
+    def note_parameters(self, project: int | None, given: object, config: LabelConfig) -> None:
+        """Take the extra parameters that Label Studio has for a project."""
+        leases = self.engine.model
+        self.parameters.note(project, given, config, leases.current if leases is not None else None)
 
     def start(self) -> None:
         """Begin to load the models and to look for what there is to learn; returns at once."""
@@ -148,7 +156,8 @@ def build(
         return predictor.predict_late(raw, request)
 
     backlog = Backlog(predict_late, label_studio) if label_studio is not None and token else None
-    predictor = Predictor(engine, answerer, pictures, corrections, settings, metrics, shared, backlog)
+    parameters = ProjectParameters(corrections)
+    predictor = Predictor(engine, answerer, pictures, corrections, settings, metrics, shared, backlog, parameters=parameters.of)
     learner = Learner(
         settings,
         engine,
@@ -164,7 +173,9 @@ def build(
     caches: dict[str, ByteCache[Any, Any]] = {"answers": predictor.answers, "images": predictor.answerer.opened}
     if isinstance(pictures, ImageStore):
         caches["files"] = pictures.files
-    return Service(settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, backlog, caches)
+    return Service(
+        settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, parameters, backlog, caches
+    )
 
 
 def version_file(settings: Settings) -> Path:

@@ -103,7 +103,7 @@ class Pipeline:
         self.learned = learned
         chosen = options or Options()
         check_look_back(chosen.look_back, has_model=self.has_model)
-        self.options = replace(chosen, strategy=self._strategy(chosen.strategy), joint=bool(chosen.joint))
+        self.options = replace(chosen, strategy=self.resolve(chosen.strategy), joint=bool(chosen.joint))
         self.calibration: Calibration | None = None
         """May be replaced at any time, from any thread: each call of ``segment`` scores all its masks by one. No part of the version."""
 
@@ -130,8 +130,8 @@ class Pipeline:
     def _drawing(self) -> Drawing:
         return Drawing(self.segmenter, self.options, self.learned)
 
-    def _strategy(self, asked: AskedStrategy) -> Strategy:
-        """Raises ModelError if the strategy that is meant cannot be done here."""
+    def resolve(self, asked: AskedStrategy) -> Strategy:
+        """The strategy that is meant. Raises ModelError if it cannot be done here."""
         strategy = resolve_strategy(asked, demo=self.learned, has_adapter=self.adapter is not None, has_model=self.has_model)
         check_strategy(strategy, has_model=self.has_model, takes_phrases=self._finder is not None)
         return strategy
@@ -153,7 +153,7 @@ class Pipeline:
     @property
     def strategy(self) -> Strategy:
         """What the options' strategy has come to."""
-        return self._strategy(self.options.strategy)
+        return self.resolve(self.options.strategy)
 
     def _identity(self, options: Options) -> str:
         parts = {"grounder": self.grounder.identity, "segmenter": self.segmenter.identity, "options": options.shaping()}
@@ -182,7 +182,12 @@ class Pipeline:
         return Opened(scene, embedding, image, seconds)
 
     def segment(
-        self, image: NDArray[np.uint8] | Opened, phrases: Sequence[str], strategy: Strategy | None = None, clicks: Clicks | None = None
+        self,
+        image: NDArray[np.uint8] | Opened,
+        phrases: Sequence[str],
+        strategy: Strategy | None = None,
+        clicks: Clicks | None = None,
+        threshold: float | None = None,
     ) -> list[Segmentation]:
         """Masks for each phrase, in order.
 
@@ -192,11 +197,13 @@ class Pipeline:
                 phrase).
             strategy: None is the pipeline's own, that of its options. An answer's version is that of the strategy it was given by.
             clicks: a reviewer's own points and boxes; they join the prompts.
+            threshold: None is the pipeline's own, that of its options.
 
         Raises:
             ImageError, PhraseError, ModelError: with one line on what to do; the last of a strategy that cannot be done here.
         """
-        options = self.options if strategy is None else replace(self.options, strategy=self._strategy(strategy))
+        options = self.options if strategy is None else replace(self.options, strategy=self.resolve(strategy))
+        options = options if threshold is None else replace(options, threshold=threshold)
         if isinstance(phrases, str):
             raise PhraseError("phrases is a list of phrases, not one text; write [phrase]")
         cleaned = [check_phrase(phrase) for phrase in phrases]

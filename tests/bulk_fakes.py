@@ -30,6 +30,7 @@ class BulkServer:
 
     tasks: dict[int, dict[str, Any]] = field(default_factory=dict)
     predictions: list[dict[str, Any]] = field(default_factory=list)
+    entries: list[dict[str, Any]] = field(default_factory=list)
     fail: Callable[[str, httpx.Request], httpx.Response | None] = lambda line, request: None
     after: Callable[[str], None] = lambda line: None
     asked: Counter[str] = field(default_factory=Counter)
@@ -54,8 +55,9 @@ class BulkServer:
         return answer
 
     def _answer(self, line: str, request: httpx.Request) -> httpx.Response:
-        if line == f"GET /api/projects/{PROJECT}/":
-            return httpx.Response(200, json={"id": PROJECT, "title": "bulk", "label_config": CONFIG})
+        fixed = {f"GET /api/projects/{PROJECT}/": {"id": PROJECT, "title": "bulk", "label_config": CONFIG}, "GET /api/ml": self.entries}
+        if line in fixed:
+            return httpx.Response(200, json=fixed[line])
         if line == "GET /api/tasks/":
             return self._list(json.loads(request.url.params["query"]), int(request.url.params["page_size"]))
         if line == f"POST /api/projects/{PROJECT}/import/predictions":

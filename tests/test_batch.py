@@ -27,6 +27,8 @@ from backend.batch.work import BatchTask, FolderSource, ProjectSource, ProjectWo
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError, FetchError, LabelStudioError
 from backend.label_studio import push as pushing
+from backend.label_studio.label_config import read_label_config
+from backend.label_studio.parameters import read_parameters
 from backend.label_studio.wire import PredictRequest
 from sam4mllm.cli.main import make_app
 from sam4mllm.data.examples import EXAMPLES
@@ -224,18 +226,25 @@ def test_another_question_is_another_answer(tmp_path: Path) -> None:
     assert server.having(VERSION) == {1: 1, 2: 1}
 
 
+PARAMETERS = [{}, {"prompts": {"Cup": "the left cup"}, "strategy": "box"}, {"field": "image"}]
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS, ids=["", "parameters", "another field"])
 @pytest.mark.parametrize("description", ["the left cup", ["the left cup", "the dog"], {"Dog": "all cups"}, "the moon", None], ids=str)
-def test_a_prediction_is_that_of_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, description: Any) -> None:
+def test_a_prediction_is_that_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, description: Any, parameters: dict[str, Any]
+) -> None:
     where = house(tmp_path / "server")
     raw = {"id": 5, "data": {"image": "/data/upload/5-100x80.png", "description": description}}
     try:
+        where.service.note_parameters(PROJECT, parameters, read_label_config(CONFIG))
         [answer] = where.service.predictor.predict(PredictRequest([raw], PROJECT, CONFIG))
         [*served] = where.service.corrections.served(PROJECT, 5)
     finally:
         where.service.close(5.0)
     monkeypatch.setattr(work, "image_store", lambda *_: FakeImages())
     given = settings(tmp_path, label_studio_url="http://ls:8080", label_studio_api_key=KEY)
-    asked = ProjectWork(given, PROJECT, CONFIG)
+    asked = ProjectWork(given, PROJECT, CONFIG, read_parameters(parameters))
     job = BatchTask(5, raw["data"])
     found = asked.answerer()(fake_pipeline(), job, asked.loader()(job), 0.0)
     assert found.result == json.loads(answer)
@@ -262,6 +271,9 @@ def test_a_project_from_the_command_line(tmp_path: Path, monkeypatch: pytest.Mon
     result = CliRunner().invoke(make_app(), ["batch", str(PROJECT), "--part", "1"])
     assert result.exit_code == 0
     assert "2 tasks done before" in result.stdout
+    server.entries = [{"id": 1, "url": "http://me:9090", "title": "SAM4MLLM", "extra_params": {"field": 1}}]
+    result = CliRunner().invoke(make_app(), ["batch", str(PROJECT)])
+    assert "the extra parameters of project 3 cannot be used: field must be a key" in str(result.exception)
 
 
 def test_a_folder_of_pictures(tmp_path: Path, fake_models: None) -> None:

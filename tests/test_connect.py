@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from backend.errors import LabelStudioError
+from backend.errors import LabelStudioError, ParametersError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG, make_config, offer_config
 from backend.label_studio.events import WEBHOOK_EVENTS
@@ -74,10 +74,18 @@ class Server:
         return {**body, "state": "CO", "basic_auth_pass_is_set": bool(body.get("basic_auth_pass")), "model_version": "v1"}
 
 
-def run(server: Server, tmp_path: Path, url: str = URL, config: str | None = None, force: bool = False, **given: Any) -> list[bool]:
+def run(
+    server: Server,
+    tmp_path: Path,
+    url: str = URL,
+    config: str | None = None,
+    force: bool = False,
+    parameters: str | None = None,
+    **given: Any,
+) -> list[bool]:
     """What was changed: config, entry, webhook. Each time the last line says that the demo's models serve."""
     client = LabelStudio("http://ls:8080", "a" * 40, transport=httpx.MockTransport(server))
-    *steps, told = connect(client, settings(tmp_path, **given), 7, url, ["v1"], config, force)
+    *steps, told = connect(client, settings(tmp_path, **given), 7, url, ["v1"], config, force, parameters)
     assert told.line == f"models: {demo_notice(settings(tmp_path))}"
     return [step.changed for step in steps]
 
@@ -250,3 +258,28 @@ def test_an_offered_config_keeps_labels_aliases_and_odd_characters() -> None:
     assert found.keypoint is not None
     assert found.prompt is not None
     assert offer_config(make_config(labels, "$img", "what"), "what") == make_config(labels, "$img", "what")
+
+
+PARAMETERS = {"prompts": {"Cup": "the coffee cup"}, "strategy": "box"}
+
+
+def test_a_projects_parameters_are_set_kept_and_taken_away(tmp_path: Path) -> None:
+    server = Server()
+    assert run(server, tmp_path, parameters=json.dumps(PARAMETERS)) == [False, True, False]
+    [entry] = server.entries
+    assert entry["extra_params"] == {"prompts": {"Cup": ["the coffee cup"]}, "strategy": "box"}
+    assert run(server, tmp_path, parameters=json.dumps(PARAMETERS)) == [False, False, False]
+    assert run(server, tmp_path) == [False, False, False]
+    entry["is_interactive"] = False
+    run(server, tmp_path)
+    assert entry["extra_params"]["strategy"] == "box"
+    assert run(server, tmp_path, parameters="{}") == [False, True, False]
+    assert entry["extra_params"] is None
+
+
+def test_parameters_that_do_not_fit_the_project_are_refused(tmp_path: Path) -> None:
+    server = Server()
+    for wrong, line in (("{", "no JSON"), ('{"prompts": {"Cap": "a cap"}}', "the label 'Cap' of prompts is not in the labelling config")):
+        with pytest.raises(ParametersError, match=line):
+            run(server, tmp_path, parameters=wrong)
+    assert server.changes == []

@@ -86,7 +86,7 @@ def test_the_log_says_so_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureF
             [{"caption": "a cup of tea", "id": "A 17/3", "file": "big picture.png"}, {"caption": "two dogs"}, {}],
             [
                 "task 1 is asked for 'Cup' (label Cup), 'Dog' (label Dog): the labels' names, for it has no 'description'",
-                "2 of 3 tasks have a text under 'caption'; SAM4MLLM_PHRASE_FIELD=caption asks for it",
+                "2 of 3 tasks have a text under 'caption'; `sam4mllm connect 7 --parameters '{\"field\": \"caption\"}'` asks for it",
             ],
             id="a caption",
         ),
@@ -99,7 +99,7 @@ def test_the_log_says_so_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureF
             [{}, {"description": "a cup of tea", "Alt text": "a cup"}, {"description": "two dogs", "Alt text": "some dogs"}],
             [
                 "task 1 is asked for 'Cup' (label Cup), 'Dog' (label Dog): the labels' names, for it has no 'description'",
-                "2 of 3 tasks have a text under 'Alt text'; SAM4MLLM_PHRASE_FIELD='Alt text' asks for it",
+                "2 of 3 tasks have a text under 'Alt text'; `sam4mllm connect 7 --parameters '{\"field\": \"Alt text\"}'` asks for it",
             ],
             id="not the field that is set",
         ),
@@ -111,4 +111,4 @@ def test_the_log_says_so_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureF
 )
 def test_what_would_be_asked_of_a_task(data: list[dict[str, Any]], told: list[str]) -> None:
     tasks = [task(number, **one) for number, one in enumerate(data, 1)]
-    assert tell_task(read_label_config(CONFIG), tasks, "description") == told
+    assert tell_task(read_label_config(CONFIG), tasks, "description", 7) == told

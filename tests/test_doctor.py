@@ -32,6 +32,7 @@ from backend.label_studio.backend_entry import (
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.events import WEBHOOK_EVENTS
 from backend.label_studio.label_config import read_label_config
+from backend.label_studio.parameters import read_parameters
 from backend.setup import machine_checks
 from backend.setup.doctor import examine
 from backend.setup.machine_checks import (
@@ -47,7 +48,17 @@ from backend.setup.machine_checks import (
     webhook_refused,
 )
 from backend.setup.machine_notes import tell_score, tell_strategy
-from backend.setup.project_checks import Link, check_config, check_entry, check_gate, check_hook, check_images, check_phrases, hook_path
+from backend.setup.project_checks import (
+    Link,
+    check_config,
+    check_entry,
+    check_extra_parameters,
+    check_gate,
+    check_hook,
+    check_images,
+    check_phrases,
+    hook_path,
+)
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ImageError
 from tests.backend_fakes import CONFIG, FakeImages, settings
@@ -383,6 +394,34 @@ def test_phrases(labels: str, data: dict[str, Any], problem: str | None) -> None
     xml = f'<View><Image name="i" value="$i"/><BrushLabels name="m" toName="i">{labels}</BrushLabels></View>'
     found = check_phrases(read_label_config(xml), [{"id": 3, "data": {"i": "x", **data}}], "description")
     assert (found == []) if problem is None else problem in only(found).problem
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        pytest.param(None, None, id="none"),
+        pytest.param({"prompts": {"Cup": "the coffee cup"}, "strategy": "box"}, None, id="right"),
+        pytest.param({"prompts": {"Cap": "the cap"}}, "the label 'Cap' of prompts is not in the labelling config", id="unknown label"),
+        pytest.param({"threshold": "0.4"}, "threshold must be a number from 0 to 1", id="wrong type"),
+        pytest.param({"threshold": 4}, "from 0 to 1, not 4", id="out of range"),
+        pytest.param({"strategy": "choose"}, "needs a segmenter that takes phrases", id="not possible"),
+        pytest.param({"threshold": 0.4}, "pqpp does not look at it", id="without effect"),
+    ],
+)
+def test_a_projects_extra_parameters(given: Any, problem: str | None, tmp_path: Path) -> None:
+    parameters, found = check_extra_parameters(link(entry(parameters=given)), read_label_config(CONFIG), settings(tmp_path))
+    if problem is None:
+        assert (parameters, found) == (read_parameters(given), [])
+    else:
+        assert problem in only(found).problem
+        assert "sam4mllm connect 7 --parameters" in found[0].cure
+
+
+def test_a_label_with_a_prompt_is_not_mute() -> None:
+    config = read_label_config(CONFIG.replace('"Cup"', '"c1"'))
+    given = {"image": "/a.png"}
+    assert "the label 'c1' has" in only(check_phrases(config, [{"id": 1, "data": given}], "description")).problem
+    assert check_phrases(config, [{"id": 1, "data": given}], "description", read_parameters({"prompts": {"c1": "the cup"}})) == []
 
 
 def test_a_picture_of_each_place_is_fetched_once() -> None:

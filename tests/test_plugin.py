@@ -50,6 +50,12 @@ class NewBase:
     def set_extra_params(self, params: Any) -> None:
         self.set("extra_params", params)
 
+    def get(self, key: str) -> str:
+        return self.kept[key]
+
+    def has(self, key: str) -> bool:
+        return key in self.kept
+
 
 @pytest.fixture
 def where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[House]:

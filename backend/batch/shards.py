@@ -22,9 +22,11 @@ from backend.batch.store import Store, opened
 from backend.batch.view import View
 from backend.batch.work import FolderSource, FolderWork, ProjectSource, ProjectWork, Shard, TaskSource, Work
 from backend.corrections.log import CorrectionLog
-from backend.errors import BatchError
+from backend.errors import BatchError, ParametersError
+from backend.label_studio.backend_entry import pick_entry, read_entries, tidy
 from backend.label_studio.client import LabelStudio
-from backend.label_studio.label_config import read_label_config
+from backend.label_studio.label_config import LabelConfig, read_label_config
+from backend.label_studio.parameters import Parameters, check_parameters, read_parameters
 from backend.settings import Settings
 from sam4mllm.durable import replace_file
 
@@ -93,9 +95,20 @@ def _open_target(plan: BatchPlan, settings: Settings) -> tuple[TaskSource, Work,
         raise BatchError(f"--phrase is for folders of pictures; a project's phrases are its tasks' {settings.phrase_field!r}")
     label_studio = LabelStudio(settings.label_studio_url, token)
     project = label_studio.project(plan.target)
-    read_label_config(project["label_config"])
-    work = ProjectWork(settings, plan.target, project["label_config"])
+    config = read_label_config(project["label_config"])
+    work = ProjectWork(settings, plan.target, project["label_config"], _parameters(label_studio, settings, plan.target, config))
     return ProjectSource(label_studio, plan.target, plan.shard), work, label_studio
+
+
+def _parameters(label_studio: LabelStudio, settings: Settings, project: int, config: LabelConfig) -> Parameters:
+    """The extra parameters of this server's entry in a project. Raises BatchError if they cannot be used."""
+    entry = pick_entry(read_entries(label_studio, project), tidy(settings.url), ())
+    try:
+        parameters = read_parameters(entry.parameters if entry else None)
+        check_parameters(parameters, config)
+    except ParametersError as error:
+        raise BatchError(f"the extra parameters of project {project} cannot be used: {error}") from error
+    return parameters
 
 
 def _models(plan: BatchPlan, settings: Settings, work: Work, source: TaskSource) -> tuple[str, Stages]:

@@ -21,6 +21,7 @@ from backend.images.decoding import shared_decoder
 from backend.images.store import ImageStore, LoadedImage, image_store
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.label_config import read_label_config
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters
 from backend.label_studio.push import patiently, tasks_without
 from backend.label_studio.region_parts import join_pages, naming_page
 from backend.label_studio.wire import Task, is_row_id, read_task
@@ -126,9 +127,12 @@ class ProjectWork:
     settings: Settings
     project: int
     label_config: str
+    parameters: Parameters = NO_PARAMETERS
+    """The project's, as they were at the start: what changes meanwhile is for the next run."""
 
     def key(self, job: BatchTask) -> str:
-        return _digest(self.project, self.label_config, self.settings.phrase_field, job)
+        told = [told] if (told := self.parameters.to_json()) else []
+        return _digest(self.project, self.label_config, self.settings.phrase_field, job, *told)
 
     def loader(self) -> Load:
         store = self._store()
@@ -145,7 +149,7 @@ class ProjectWork:
             version = pipeline.version
             answers: list[tuple[int, bytes]] = []
             served: list[Served] = []
-            for question in bulk_question(task, config, self.settings.phrase_field).each_page():
+            for question in bulk_question(task, config, self.settings.phrase_field, self.parameters).each_page():
                 page = question.page or 0
                 with naming_page(question.page):
                     # decoded, a picture takes megabytes: further pages are had one at a time

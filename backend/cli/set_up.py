@@ -74,6 +74,10 @@ def connect(
         str | None, typer.Option("--config", help="Set a label config: a file, or default for one with the project's labels.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Set it although the project has annotations.")] = False,
+    parameters: Annotated[
+        str | None,
+        typer.Option("--parameters", help="Set how this project is asked: JSON or its file, as in docs/connect.md; '{}' for nothing."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """Make or update a project's backend and webhook in Label Studio, with password, secret and events. Run it where the server runs."""
@@ -90,12 +94,13 @@ def connect(
     settings = read_settings()
     require_token(settings, time.time())
     address = server_url(settings, url)
-    text = _read_config(config)
+    text = config if config == "default" else _read("--config", config)
+    told = parameters if parameters is None or parameters.lstrip().startswith("{") else _read("--parameters", parameters)
     with httpx.Client(timeout=SERVER_SECONDS, trust_env=False) as client:
         versions = ask_server(settings, client).versions
     label_studio = LabelStudio(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
     try:
-        steps = join(label_studio, settings, project, address, versions, text, force)
+        steps = join(label_studio, settings, project, address, versions, text, force, told)
     except UnfitConfigError as error:
         if not as_json:
             print(error.offered)
@@ -109,12 +114,14 @@ def connect(
         print(one_line(step.line))
 
 
-def _read_config(given: str | None) -> str | None:
+def _read(option: str, given: str | None) -> str | None:
+    """The text of an option's file."""
     from backend.errors import SettingsError
 
-    if given is None or given == "default":
-        return given
+    if given is None:
+        return None
     try:
         return Path(given).read_text(encoding="utf-8")
     except (OSError, UnicodeError) as error:
-        raise SettingsError(f"--config {given} cannot be read as a text file; give a label config's file, or default") from error
+        kind = "a label config's file, or default" if option == "--config" else "JSON, or a file of it"
+        raise SettingsError(f"{option} {given} cannot be read as a text file; give {kind}") from error

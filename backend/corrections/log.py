@@ -20,6 +20,8 @@ from backend.corrections.log_file import PATIENTLY, LogFile, next_stamp, put_mar
 from backend.corrections.log_records import Event, Served, StoredAnnotation, read_served, served_row
 from backend.corrections.schema import NOTED
 from backend.corrections.tables import Pulled, apply_event, apply_project, bury_project, project_rows, storable
+from backend.errors import ParametersError
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters, read_parameters
 from backend.label_studio.wire import row_id
 from backend.support.bounded_json import write_json
 
@@ -41,7 +43,10 @@ UNION SELECT a.id FROM served s JOIN annotations a ON a.task = s.task AND a.proj
 _CONFIG_TEXTS = (
     "SELECT c.label_config FROM config_notes n JOIN configs c ON c.digest = n.digest WHERE n.project = ? ORDER BY n.id DESC LIMIT 100"
 )
-_CONFIGS = "SELECT id, label_config, (SELECT max(n.id) FROM config_notes n WHERE n.project = p.id) FROM projects p"
+_CONFIGS = (
+    "SELECT p.id, p.label_config, (SELECT max(n.id) FROM config_notes n WHERE n.project = p.id), coalesce(q.body, '') "
+    "FROM projects p LEFT JOIN parameters q ON q.project = p.id"
+)
 _REFUSALS = """
 SELECT r.annotation, r.reason FROM refusals r LEFT JOIN annotations a ON a.id = r.annotation LEFT JOIN tasks t ON t.id = a.task
 WHERE coalesce(a.state, '') != 'deleted' AND coalesce(t.state, 'live') != 'deleted' ORDER BY r.annotation, r.noted, r.stage
@@ -133,8 +138,8 @@ class CorrectionLog(LogFile):
         return [text for (text,) in self._patiently(_CONFIG_TEXTS, (project,))][::-1]
 
     def config_states(self) -> dict[int, str]:
-        """By project, what changes when another labelling config is known of it."""
-        return {project: f"{note}:{config_digest(config)}" for project, config, note in self._patiently(_CONFIGS)}
+        """By project, what changes when another labelling config, or other parameters, are known of it."""
+        return {project: f"{note}:{config_digest(config)}:{told}" for project, config, note, told in self._patiently(_CONFIGS)}
 
     def count_new(self, since: float) -> int:
         """Annotations, neither deleted nor skipped, that came or changed after a stamp."""
@@ -178,6 +183,18 @@ class CorrectionLog(LogFile):
         if any(digest == config_digest(label_config) for _, digest, _ in self._read(LAST, (project,))):
             return
         self._keep("config", [project, label_config, time.time()])
+
+    def note_parameters(self, project: int, parameters: Parameters) -> None:
+        """Note the extra parameters by which a project is asked from now on."""
+        self._keep("parameters", [project, parameters.to_json()])
+
+    def parameters(self, project: int) -> Parameters:
+        """Those by which a project is asked."""
+        rows = self._patiently("SELECT body FROM parameters WHERE project = ?", (project,))
+        try:
+            return read_parameters(rows[0][0]) if rows else NO_PARAMETERS
+        except ParametersError:  # of a newer release
+            return NO_PARAMETERS
 
     # -- what nothing is learnt from -------------------------------------------------------------------------------------------------------
 
@@ -294,6 +311,11 @@ def _take_config(connection: sqlite3.Connection, value: Any) -> int:
     return 1
 
 
+def _take_parameters(connection: sqlite3.Connection, value: Any) -> int:
+    connection.execute("INSERT OR REPLACE INTO parameters (project, body) VALUES (?, ?)", value)
+    return 1
+
+
 def _take_mark(connection: sqlite3.Connection, value: Any) -> int:
     put_mark(connection, *value)
     return 1
@@ -305,6 +327,7 @@ _TAKERS: Mapping[str, Callable[[sqlite3.Connection, Any], int]] = {
     "withheld": _take_withheld,
     "phrase": _take_phrase,
     "config": _take_config,
+    "parameters": _take_parameters,
     "mark": _take_mark,
 }
 

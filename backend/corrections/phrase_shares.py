@@ -28,7 +28,7 @@ def find_phrases(case: ReviewedAnnotation, phrase_field: str) -> dict[str, str |
     phrases = {answer.phrase: _label_of(answer, case.config) for answer in shown if answer.phrase}
     task = Task(case.stored.task, case.stored.data)
     asked = wanted(task, case.config, case.typed, phrase_field, next(iter(phrases), ""), {answer.phrase for answer in case.answers})
-    return phrases | {one.phrase: one.label for one in asked}
+    return phrases | {one.phrase: one.label for one in asked if phrases.get(one.phrase) is None}
 
 
 def _label_of(answer: Answer, config: LabelConfig) -> str | None:

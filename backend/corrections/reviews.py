@@ -23,6 +23,7 @@ from backend.corrections.phrase_shares import find_phrases, share_out
 from backend.corrections.tables import AHEAD_SECONDS
 from backend.errors import TaskError, where
 from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.parameters import Parameters
 from backend.label_studio.phrases import has_phrase
 from backend.label_studio.region_ids import stands_alone
 from backend.label_studio.wire import row_id
@@ -40,6 +41,7 @@ class Annotations(Protocol):
     def each_annotation(self) -> Iterator[StoredAnnotation]: ...
     def served(self, project: int, task: int) -> list[Served]: ...
     def withheld(self, project: int, task: int) -> bool: ...
+    def parameters(self, project: int) -> Parameters: ...
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,10 @@ def read_one(stored: StoredAnnotation, corrections: Annotations, phrase_field: s
     if stored.state == "skipped":
         return Taught()
     served, unassisted = corrections.served(stored.project, stored.task), corrections.withheld(stored.project, stored.task)
+    parameters = corrections.parameters(stored.project)
     try:
-        found = _find(stored, choose_config(stored, prompt_control), served, unassisted, phrase_field, max_pixels)
+        config = parameters.apply(choose_config(stored, prompt_control))
+        found = _find(stored, config, served, unassisted, parameters.phrase_field(phrase_field), max_pixels)
     except Sam4mllmError as error:
         return Taught(refusal=str(error))
     except Exception as error:  # an annotation is foreign: one must not keep the others from being learnt
@@ -195,8 +199,9 @@ def _find(
 def _reviews(case: ReviewedAnnotation, image: str, page: int, unassisted: bool, phrase_field: str) -> Iterator[Review]:
     """Raises Sam4mllmError: why what is about this picture is refused."""
     phrases = find_phrases(case, phrase_field)
-    labels_of_config = {label.phrase or label.value for label in case.config.mask.labels}
+    labels_of_config = {phrase for label in case.config.mask.labels for phrase in case.config.phrases_of(label)}
     named_by_labels = phrases.keys() <= labels_of_config and not (case.typed or has_phrase(case.stored.data, phrase_field))
+    prompts = {prompt for some in case.config.prompts.values() for prompt in some}
     shares = share_out(case, phrases, named_by_labels)
     alone = [region for region in case.drawn if stands_alone(region.id) and not named_by_labels]
     if alone and not any(shares.values()):
@@ -208,7 +213,7 @@ def _reviews(case: ReviewedAnnotation, image: str, page: int, unassisted: bool, 
         if decided is not None:
             labels = {name for region in drawn for name in region.labels}
             review = _review(case, phrase, labels.pop() if len(labels) == 1 else label, drawn, decided, image, unassisted)
-            yield replace(review, page=page, by_label=named_by_labels)
+            yield replace(review, page=page, by_label=named_by_labels and phrase not in prompts)
 
 
 def _review(

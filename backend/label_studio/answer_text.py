@@ -15,10 +15,11 @@ MAX_THOUGHT = 1_000
 """Characters of a thought beside a region: what fits beside a picture, and each of a phrase's regions holds it."""
 
 
-def told(region_id: str, phrase: str, note: str = "", thought: str = "") -> dict[str, Any]:
+def told(region_id: str, phrase: str, note: str = "", thought: str = "", asked: str = "") -> dict[str, Any]:
     """What there is to say of a region, as fields of its ``meta``, which the editor shows with the region's details.
 
-    Its phrase, or that it was made by clicks, and the ``note`` and the ``thought`` of the phrase's answer, which is foreign text.
+    Its phrase, or that it was made by clicks, the ``note`` and the ``thought`` of the phrase's answer, which is foreign text, and how the
+    project has it ``asked``.
     """
     lines = []
     if stands_alone(region_id):
@@ -27,6 +28,7 @@ def told(region_id: str, phrase: str, note: str = "", thought: str = "") -> dict
         lines += [f"for: {phrase}"] if phrase else []
         lines += ["takes the place of the mask that was here; that one may be deleted"] if MARK in region_id else []
         lines += [note] if note else []
+        lines += [f"by the project's parameters: {asked}"] if asked else []
         lines += [f"thought: {shortened(thought, MAX_THOUGHT)}"] if thought else []
     # Label Studio 1.23.2 shows several texts without anything between them
     return {"text": ["; ".join(lines)]} if lines else {}

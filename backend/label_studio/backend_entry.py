@@ -38,6 +38,8 @@ class Entry:
     user: str
     has_password: bool
     version: str
+    parameters: object = None
+    """The extra parameters, as they were stored."""
 
     @property
     def connected(self) -> bool:
@@ -239,6 +241,7 @@ def _entry(one: Mapping[str, Any]) -> Entry:
         user=str(one.get("basic_auth_user") or "") if one.get("auth_method") == "BASIC_AUTH" else "",
         has_password=one.get("basic_auth_pass_is_set") is True and one.get("auth_method") == "BASIC_AUTH",
         version=str(one.get("model_version") or ""),
+        parameters=one.get("extra_params"),
     )
 
 

@@ -84,7 +84,8 @@ class LabelConfig:
     """What a config has for an image; of the controls only ``mask``, which gets the answers, is always there.
 
     ``image`` is the Image tag's name and ``image_value`` what it shows, as ``$image``; ``paged``: a list of pictures, each a page.
-    ``names`` are those of all tags. ``former`` are labels of other times: regions may be labelled with them, phrases are not.
+    ``names`` are those of all tags. ``former`` are labels of other times: regions may be labelled with them, phrases are not. ``prompts``
+    are the phrases that a project asks for labels by, see :meth:`asked_by`.
     """
 
     image: str
@@ -99,6 +100,7 @@ class LabelConfig:
     paged: bool = False
     names: tuple[str, ...] = ()
     former: tuple[Label, ...] = ()
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
     def label_values(self) -> frozenset[str]:
@@ -107,11 +109,22 @@ class LabelConfig:
     @cached_property
     def digest(self) -> str:
         """The hash of all of it."""
-        return digest_of(asdict(self))
+        parts = asdict(replace(self, prompts={}))
+        del parts["prompts"]
+        return digest_of({**parts, "prompts": {label: [*some] for label, some in self.prompts.items()}} if self.prompts else parts)
 
     @cached_property
     def _names(self) -> LabelNames:
-        return LabelNames((name, label.value) for label in self.mask.labels for name in label.names)
+        prompts = ((phrase, label.value) for label in self.mask.labels for phrase in self.prompts.get(label.value, ()))
+        return LabelNames((*((name, label.value) for label in self.mask.labels for name in label.names), *prompts))
+
+    def asked_by(self, prompts: Mapping[str, tuple[str, ...]]) -> LabelConfig:
+        """With phrases that labels are asked for by, in the place of their names; a label without any phrase is not asked for."""
+        return replace(self, prompts=dict(prompts)) if prompts else self
+
+    def phrases_of(self, label: Label) -> tuple[str, ...]:
+        """The phrases that a label is asked for by where a task has none of its own."""
+        return self.prompts.get(label.value, (label.phrase or label.value,))
 
     def pictures(self, data: Mapping[str, Any]) -> tuple[str, ...]:
         """The references of a task's pictures, one unless it is paged. Raises TaskError where there is none."""

@@ -99,7 +99,8 @@ def _typed_text(regions: Iterable[Region], config: LabelConfig) -> str:
 def wanted(
     task: Task, config: LabelConfig, typed: Sequence[str], phrase_field: str, shown: str = "", served: Collection[str] = ()
 ) -> list[Wanted]:
-    """The phrases of a task: what was typed, else its data field, else the one ``shown`` for it, else the config's label names.
+    """The phrases of a task: what was typed, else its data field, else the one ``shown`` for it, else the config's labels by
+    the project's prompts or their names.
 
     The field holds a text, a list of texts, or {label: text or list}. :func:`split_phrases` says how many phrases a text is, and what
     ``served`` is. Raises TaskError if the field holds anything else, or there is nothing to look for, and PhraseError for a phrase that
@@ -114,7 +115,8 @@ def wanted(
         return [Wanted(phrase, config.label_for(phrase) if label is None else _label_of(label, config)) for label, phrase in found]
     if shown:
         return [Wanted(shown, config.label_for(shown))]
-    asked = ((label.phrase or label.value, label.value) for label in config.mask.labels)
+    own_first = sorted(config.mask.labels, key=lambda label: label.value not in config.prompts)
+    asked = ((phrase, label.value) for label in own_first for phrase in config.phrases_of(label))
     named = list(islice((Wanted(phrase, label) for phrase, label in asked if len(phrase) <= MAX_PHRASE), MAX_PHRASES))
     if not named:
         raise TaskError(f"there is nothing to look for: write a phrase into the task's {phrase_field!r}, or labels into the config")

@@ -49,6 +49,8 @@ class SetupRequest:
 
     project: int | None
     label_config: str = field(repr=False)
+    parameters: object = field(default=None, repr=False)
+    """The extra parameters of the backend's entry, as they were stored."""
 
 
 def read_predict(body: Mapping[str, Any]) -> PredictRequest:
@@ -66,7 +68,7 @@ def read_predict(body: Mapping[str, Any]) -> PredictRequest:
 
 def read_setup(body: Mapping[str, Any]) -> SetupRequest:
     """The body of ``POST /setup``. Raises WireError."""
-    return SetupRequest(_project(body.get("project")), _text(body.get("schema"), "schema"))
+    return SetupRequest(_project(body.get("project")), _text(body.get("schema"), "schema"), body.get("extra_params"))
 
 
 def read_task(raw: object) -> Task:

@@ -20,6 +20,7 @@ from backend.corrections.tables import KEPT, instant
 from backend.errors import TaskError
 from backend.label_studio.export_file import CONFIG, export_file, find_picture, read_config_text, read_export
 from backend.label_studio.label_config import LabelConfig, read_label_config
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters
 from backend.label_studio.region_parts import is_label_alone, page_of, without_text_labels
 from backend.label_studio.wire import Region, row_id
 from backend.learning.holdout import NEEDED, SHARE, is_held_out, threshold
@@ -169,6 +170,10 @@ class _Export:
 
     def served(self, project: int, task: int) -> list[Served]:
         return []
+
+    def parameters(self, project: int) -> Parameters:
+        """An export does not say them."""
+        return NO_PARAMETERS
 
     def withheld(self, project: int, task: int) -> bool:
         return False

@@ -15,6 +15,7 @@ from backend.errors import TaskError
 from backend.images.store import LoadedImage
 from backend.label_studio.answer_text import summary, summary_of_clicks, told
 from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters
 from backend.label_studio.phrases import Pointed, Wanted, wanted
 from backend.label_studio.wire import Region, Task, prediction
 from backend.label_studio.write_regions import answer_line, to_regions
@@ -28,6 +29,7 @@ from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
 from sam4mllm.edges import Edge, draw_edge
 from sam4mllm.identity import digest_of
+from sam4mllm.options import Options
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Instance, Segmentation
 
@@ -49,6 +51,7 @@ class Question:
     wanted: tuple[Wanted, ...]
     pointed: Pointed
     interactive: bool
+    parameters: Parameters = NO_PARAMETERS
     page: int | None = None
     seen: tuple[OnScreen, ...] = ()
     """What the annotator may have on the screen for the phrases."""
@@ -59,7 +62,8 @@ class Question:
         asked = {"phrases": [asdict(one) for one in self.wanted], "pointed": asdict(self.pointed), "config": self.config.digest}
         shown = {"seen": [asdict(one) for one in self.seen], "selected": sorted(self.selected)}
         where = {"project": project, "task": self.task.id, "data": json.dumps(self.task.data, sort_keys=True), "page": self.page}
-        return digest_of({"version": version, "interactive": self.interactive, **where, **asked, **shown})
+        how = {"parameters": shaping} if (shaping := self.parameters.shaping()) else {}
+        return digest_of({"version": version, "interactive": self.interactive, **where, **asked, **shown, **how})
 
     @property
     def image(self) -> str:
@@ -74,10 +78,11 @@ class Question:
         return tuple(replace(self, page=page, seen=tuple(one for one in self.seen if one.page == page)) for page in pages)
 
 
-def bulk_question(task: Task, config: LabelConfig, phrase_field: str) -> Question:
-    """What a bulk run asks of a task. Raises TaskError or PhraseError."""
-    config = config.for_task(task.data)
-    return Question(task, config, tuple(wanted(task, config, (), phrase_field)), Pointed(), False)
+def bulk_question(task: Task, config: LabelConfig, phrase_field: str, parameters: Parameters = NO_PARAMETERS) -> Question:
+    """What a bulk run asks of a task, in a project of these parameters. Raises TaskError or PhraseError."""
+    config = parameters.apply(config.for_task(task.data))
+    asked = wanted(task, config, (), parameters.phrase_field(phrase_field))
+    return Question(task, config, tuple(asked), Pointed(), False, parameters)
 
 
 class Answerer:
@@ -100,7 +105,7 @@ class Answerer:
         height, width = image.pixels.shape[:2]
         seen = of_size(question.seen, height, width)
         clicks = with_shown(question.pointed.clicks(width, height), seen, question.selected) if question.pointed else None
-        found, seconds = self.find(pipeline, image, [one.phrase for one in question.wanted], clicks)
+        found, seconds = self.find(pipeline, image, [one.phrase for one in question.wanted], clicks, question.parameters)
         drawing = time.perf_counter()
         labels = [one.label for one in question.wanted] or [None]
         if question.pointed.label is not None:
@@ -121,7 +126,10 @@ class Answerer:
                 ids = answer_ids(instance, [region["id"] for region in masks], clicks, known)
                 renamed = dict(zip((region["id"] for region in masks), ids, strict=True))
                 for region in masks:
-                    region["meta"] = {**region.get("meta", {}), **told(renamed[region["id"]], one.phrase, one.note, one.thought)}
+                    region["meta"] = {
+                        **region.get("meta", {}),
+                        **told(renamed[region["id"]], one.phrase, one.note, one.thought, question.parameters.tell()),
+                    }
                 for region in made:  # of a control beside Labels, two regions have one id
                     region["id"] = renamed.get(region["id"], region["id"])
                 regions += made
@@ -134,7 +142,7 @@ class Answerer:
             raise TaskError("; ".join(notes))  # not the same as "no such object"
         if question.interactive:
             notice = "" if regions or clicks is not None else demo_notice(self._settings, project)
-            said = summary(found, pipeline.options) if clicks is None else summary_of_clicks(found, kept, regions)
+            said = summary(found, _options(pipeline, question.parameters)) if clicks is None else summary_of_clicks(found, kept, regions)
             said = f"{said}; {notice}" if notice else said
             regions += answer_line(question.config, said, key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
@@ -150,13 +158,20 @@ class Answerer:
         return self._edges.at(pipeline.version, project, label)
 
     def find(
-        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
+        self,
+        pipeline: Pipeline,
+        image: LoadedImage,
+        phrases: list[str],
+        clicks: Clicks | None = None,
+        parameters: Parameters = NO_PARAMETERS,
     ) -> tuple[list[Segmentation], dict[str, float]]:
-        """What is found, by phrase, and the seconds of each stage. Where memory does not suffice for all phrases at once, no other image
-        stays open and each phrase is asked by itself. Raises TaskError if that is too much still.
+        """What is found, by phrase, and the seconds of each stage; the parameters' strategy and threshold go before the server's.
+
+        Where memory does not suffice for all phrases at once, no other image stays open and each phrase is asked by itself. Raises
+        TaskError if that is too much still.
         """
         try:
-            return self._find_at_once(pipeline, image, phrases, clicks)
+            return self._find_at_once(pipeline, image, phrases, clicks, parameters)
         except torch.cuda.OutOfMemoryError:
             pass  # until the error is gone, what it refers to takes up memory
         log.warning("out of memory: all opened images are closed, and the task is tried again phrase by phrase")
@@ -165,7 +180,7 @@ class Answerer:
         seconds: dict[str, float] = {}
         try:
             for some in [[phrase] for phrase in phrases] or [[]]:
-                more, spent = self._find_at_once(pipeline, image, some, clicks)
+                more, spent = self._find_at_once(pipeline, image, some, clicks, parameters)
                 found += more
                 seconds = {stage: seconds.get(stage, 0.0) + value for stage, value in spent.items()}
             return found, seconds
@@ -175,12 +190,12 @@ class Answerer:
         raise TaskError(NO_ROOM)
 
     def _find_at_once(
-        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None
+        self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None, parameters: Parameters
     ) -> tuple[list[Segmentation], dict[str, float]]:
         began = time.perf_counter()
         opened = self._open(pipeline, image)
         seconds = {"open": time.perf_counter() - began}
-        found = pipeline.segment(opened, phrases, clicks=clicks)
+        found = pipeline.segment(opened, phrases, parameters.strategy, clicks, parameters.threshold)
         return found, seconds | {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
 
     def forget_images(self) -> None:
@@ -196,6 +211,11 @@ class Answerer:
             opened = pipeline.open(image.pixels)
             self.opened.put(key, opened)
         return opened
+
+
+def _options(pipeline: Pipeline, parameters: Parameters) -> Options:
+    """Those by which a project is answered."""
+    return replace(pipeline.options, **parameters.shaping())
 
 
 def _label_alone(question: Question) -> str | None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import replace
 from functools import lru_cache
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from backend.corrections.log_faults import LogError
 from backend.corrections.log_file import SOON
@@ -19,6 +19,7 @@ from backend.corrections.log_records import Served
 from backend.errors import BackendError, ConfigError, DeadlineError, where
 from backend.images.store import LoadedImage
 from backend.label_studio.label_config import LabelConfig, read_label_config
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters
 from backend.label_studio.phrases import Pointed, Wanted, pointed, split_phrases, typed_phrases, wanted
 from backend.label_studio.region_parts import join_labels, join_pages, naming_page, on_page, page_of
 from backend.label_studio.wire import PredictRequest, Region, Task, prediction, read_task
@@ -86,10 +87,23 @@ class LateQueue(Protocol):
         ...
 
 
+class _Project(NamedTuple):
+    """A project as it is when a request comes: what changes meanwhile holds from the next one on."""
+
+    number: int | None
+    config: LabelConfig
+    parameters: Parameters
+
+    def for_task(self, task: Task) -> _Project:
+        """With the labels that the task's data adds, and what they are asked for by. Raises TaskError if they are too many."""
+        return self._replace(config=self.parameters.apply(self.config.for_task(task.data)))
+
+
 class Predictor:
     """Answers requests by the engine's pipeline.
 
     ``shared`` is called with (task, version) when two batches got one answer at once; ``backlog`` takes what a batch has no time for.
+    ``parameters`` says how a project wants to be asked.
     """
 
     def __init__(
@@ -102,6 +116,8 @@ class Predictor:
         metrics: Metrics,
         shared: Callable[[int, str], None] = lambda task, version: None,
         backlog: LateQueue | None = None,
+        *,
+        parameters: Callable[[int | None], Parameters] = lambda project: NO_PARAMETERS,
     ) -> None:
         self.engine = engine
         self._images = images
@@ -110,6 +126,7 @@ class Predictor:
         self._metrics = metrics
         self._shared = shared
         self._backlog = backlog
+        self._parameters = parameters
         cache_bytes = settings.cache_mb * 1024 * 1024
         self.answerer = answerer
         self.answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
@@ -131,15 +148,15 @@ class Predictor:
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(request.interactive), Lease(self.engine, request.interactive, deadline) as lease:
             try:
-                config: LabelConfig | ConfigError = self._config(request)
+                project: _Project | ConfigError = self._project(request)
                 self.note_config(request.project, request.label_config)
             except ConfigError as error:
-                config = error
+                project = error
             # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
             others = [
-                self._pool.submit(copy_context().run, self._answer, raw, request, config, lease, deadline) for raw in request.tasks[1:]
+                self._pool.submit(copy_context().run, self._answer, raw, request, project, lease, deadline) for raw in request.tasks[1:]
             ]
-            first = [self._answer(raw, request, config, lease, deadline) for raw in request.tasks[:1]]
+            first = [self._answer(raw, request, project, lease, deadline) for raw in request.tasks[:1]]
             answers = first + [_in_time(answer, deadline) for answer in others]
         if self._backlog is not None and not request.interactive:
             for raw, answer in zip(request.tasks, answers, strict=True):
@@ -156,7 +173,7 @@ class Predictor:
         """
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(False), Lease(self.engine, False, deadline) as lease:
-            questions = self._questions(read_task(raw), self._config(request), request)
+            questions = self._questions(read_task(raw), self._project(request), request)
             return self._ask_pages(questions, request, lease, deadline)
 
     def note_config(self, project: int | None, label_config: str) -> None:
@@ -165,14 +182,15 @@ class Predictor:
             with _noting("the labelling config"):
                 self._notes.note_config(project, label_config)
 
-    def _config(self, request: PredictRequest) -> LabelConfig:
-        return read_config(request.label_config, self._settings.prompt_control)
+    def _project(self, request: PredictRequest) -> _Project:
+        config = read_config(request.label_config, self._settings.prompt_control)
+        return _Project(request.project, config, self._parameters(request.project))
 
     def close(self) -> None:
         """Begin no more tasks."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _answer(self, raw: object, request: PredictRequest, config: LabelConfig | ConfigError, lease: Lease, deadline: float) -> bytes:
+    def _answer(self, raw: object, request: PredictRequest, project: _Project | ConfigError, lease: Lease, deadline: float) -> bytes:
         """Whatever is wrong with a task stays with that task."""
         number = raw.get("id") if isinstance(raw, dict) else None
         name = str(number) if isinstance(number, int) else ascii(number)[:40]
@@ -180,9 +198,9 @@ class Predictor:
         try:
             if time.monotonic() > deadline:
                 raise DeadlineError(NO_TIME)
-            if isinstance(config, ConfigError):
-                raise config
-            questions = self._questions(read_task(raw), config, request)
+            if isinstance(project, ConfigError):
+                raise project
+            questions = self._questions(read_task(raw), project, request)
             if questions and self._withheld(questions[0], request):
                 return LEFT_OUT
             if not questions:
@@ -199,18 +217,19 @@ class Predictor:
             log.error("task %s failed: %s", name, where(error))
             log.debug("the traceback", exc_info=True)
         self._metrics.failed(name, reason, message)
-        return self._apology(config, message, lease) if request.interactive else TOO_LATE if late else LEFT_OUT
+        return self._apology(project, message, lease) if request.interactive else TOO_LATE if late else LEFT_OUT
 
-    def _apology(self, config: LabelConfig | ConfigError, message: str, lease: Lease) -> bytes:
+    def _apology(self, project: _Project | ConfigError, message: str, lease: Lease) -> bytes:
         """An annotator who waits gets an answer in any case: where the config has a place for it, what went wrong."""
-        regions = answer_line(config, message, message) if isinstance(config, LabelConfig) else []
+        regions = answer_line(project.config, message, message) if isinstance(project, _Project) else []
         return dump(prediction(regions, 0.0, lease.version()))
 
-    def _questions(self, task: Task, config: LabelConfig, request: PredictRequest) -> list[Question]:
+    def _questions(self, task: Task, project: _Project, request: PredictRequest) -> list[Question]:
         """One for each page that something is asked of. None: the annotator took the last prompt back, or accepted its mask."""
-        config = config.for_task(task.data)
+        project = project.for_task(task)
+        config = project.config
         context = join_labels(request.context or (), config)
-        question = self._question(task, config, context, request)
+        question = self._question(task, project, context, request.interactive)
         if not question.wanted and not question.pointed:
             return []
         pages = question.each_page()
@@ -220,27 +239,28 @@ class Predictor:
         found = [replace(one, pointed=pointed(on_page(context, one.page or 0), config)) for one in pages]
         return [one for one in found if one.pointed]
 
-    def _question(self, task: Task, config: LabelConfig, context: Sequence[Region], request: PredictRequest) -> Question:
+    def _question(self, task: Task, project: _Project, context: Sequence[Region], interactive: bool) -> Question:
         """What is asked of a task, whichever its pages; it may be nothing."""
+        config = project.config
         typed, pointing = typed_phrases(context, config), pointed(context, config)
         if typed:
             if task.id is not None:
                 with _noting(f"the phrase that was typed for task {task.id}"):
-                    self._notes.remember(request.project, task.id, "; ".join(typed))
+                    self._notes.remember(project.number, task.id, "; ".join(typed))
             if pointing and len(typed) > 1:  # a click is about one of them
-                return self._pointed(task, config, pointing, context, request.project)
+                return self._pointed(task, project, pointing, context)
         elif pointing:
-            return self._pointed(task, config, pointing, context, request.project)
-        elif request.interactive:
+            return self._pointed(task, project, pointing, context)
+        elif interactive:
             return Question(task, config, (), pointing, True)
-        asked = tuple(self._wanted(task, config, typed))
-        shown = self._on_screen(task, asked, request.project) if typed else {}
+        asked = tuple(self._wanted(task, project, typed))
+        shown = self._on_screen(task, asked, project.number) if typed else {}
         seen = tuple(one for some in shown.values() for one in some)
-        return Question(task, config, asked, pointing, request.interactive, seen=seen)
+        return Question(task, config, asked, pointing, interactive, project.parameters, seen=seen)
 
-    def _pointed(self, task: Task, config: LabelConfig, pointing: Pointed, context: Sequence[Region], project: int | None) -> Question:
-        phrases = self._spoken_of(task, config, project)
-        seen, selected = self._on_screen(task, phrases, project), selected_regions(context, config)
+    def _pointed(self, task: Task, project: _Project, pointing: Pointed, context: Sequence[Region]) -> Question:
+        config, phrases = project.config, self._spoken_of(task, project)
+        seen, selected = self._on_screen(task, phrases, project.number), selected_regions(context, config)
         if config.paged:
             pages = {page_of(region) for region in context}
             seen = {phrase: tuple(one for one in some if one.page in pages) for phrase, some in seen.items()}
@@ -250,7 +270,8 @@ class Predictor:
             about = [one for one in phrases if (one.phrase == phrase if phrase else one.label == pointing.label)]
         if len(about) != 1:
             return Question(task, config, (), pointing, True)
-        return Question(task, config, tuple(about), pointing, True, seen=seen.get(about[0].phrase, ()), selected=selected)
+        shown = seen.get(about[0].phrase, ())
+        return Question(task, config, tuple(about), pointing, True, project.parameters, seen=shown, selected=selected)
 
     def _on_screen(self, task: Task, phrases: Sequence[Wanted], project: int | None) -> dict[str, tuple[OnScreen, ...]]:
         """What an annotator may see, by phrase; a click is answered even if the log cannot be read."""
@@ -280,15 +301,15 @@ class Predictor:
             return drawn
         return False
 
-    def _wanted(self, task: Task, config: LabelConfig, typed: Sequence[str]) -> list[Wanted]:
-        return wanted(task, config, typed, self._settings.phrase_field)
+    def _wanted(self, task: Task, project: _Project, typed: Sequence[str]) -> list[Wanted]:
+        return wanted(task, project.config, typed, project.parameters.phrase_field(self._settings.phrase_field))
 
-    def _spoken_of(self, task: Task, config: LabelConfig, project: int | None) -> list[Wanted]:
+    def _spoken_of(self, task: Task, project: _Project) -> list[Wanted]:
         """The phrases that a click may be about. Its context never holds the phrase that was typed before, and drafts are seconds late."""
         number = task.id
-        noted = "" if number is None else _recalled(lambda: self._notes.task_phrase(project, number))
+        noted = "" if number is None else _recalled(lambda: self._notes.task_phrase(project.number, number))
         try:
-            return self._wanted(task, config, split_phrases(noted) or typed_phrases(task.drafts, config))
+            return self._wanted(task, project, split_phrases(noted) or typed_phrases(task.drafts, project.config))
         except Sam4mllmError:
             return []
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
-from backend.errors import ConfigError, LabelStudioError
+from backend.errors import ConfigError, LabelStudioError, ParametersError
 from backend.finding import Finding
 from backend.label_studio.backend_entry import (
     TITLE,
@@ -29,6 +30,7 @@ from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
 from backend.label_studio.config_template import offer_config
 from backend.label_studio.events import SECRET_HEADER, WEBHOOK_EVENTS
 from backend.label_studio.label_config import read_label_config
+from backend.label_studio.parameters import Parameters, check_parameters, read_parameters
 from backend.settings import Settings
 from backend.support.demo_project import demo_notice
 
@@ -57,6 +59,7 @@ def connect(
     versions: Collection[str] = (),
     config: str | None = None,
     force: bool = False,
+    parameters: str | None = None,
 ) -> list[Step]:
     """Join a project to the server at ``url``, which must be running: Label Studio asks it before it takes it.
 
@@ -68,9 +71,11 @@ def connect(
         versions: what this server serves or has served, by which its entry is found again after its address has changed.
         config: a label config to set; ``default`` for one with the project's labels; None to leave the project's.
         force: set it although the project has annotations.
+        parameters: the project's extra parameters to set, as JSON; None to leave them as they are.
 
     Raises:
         UnfitConfigError: the project's config will not do, and none was given.
+        ParametersError: the parameters cannot be used, or do not fit the config. Nothing was changed then but the config.
         LabelStudioError: what Label Studio refuses and why, in one line.
     """
     if (refusal := hook_refusal("webhook", url)) is not None:
@@ -78,9 +83,13 @@ def connect(
     require_label_studio(label_studio)
     project = _project(label_studio, project_id)
     notice = demo_notice(settings, project_id)
+    given = None if parameters is None else read_parameters(parameters)
+    config_step = _set_config(label_studio, settings, project, config, force)
+    if given is not None:
+        check_parameters(given, read_label_config(_project(label_studio, project_id)["label_config"], settings.prompt_control))
     return [
-        _set_config(label_studio, settings, project, config, force),
-        _set_entry(label_studio, settings, project_id, url, versions),
+        config_step,
+        _set_entry(label_studio, settings, project_id, url, versions, given),
         _set_hook(label_studio, settings, project_id, url),
         *([Step(f"models: {notice}", False)] if notice else []),
     ]
@@ -124,10 +133,14 @@ def _set_config(label_studio: LabelStudio, settings: Settings, project: dict[str
     return Step("label config: set", True)
 
 
-def _set_entry(label_studio: LabelStudio, settings: Settings, project: int, url: str, versions: Collection[str]) -> Step:
+def _set_entry(
+    label_studio: LabelStudio, settings: Settings, project: int, url: str, versions: Collection[str], parameters: Parameters | None
+) -> Step:
+    """With the extra parameters, unless they are None."""
     entry = pick_entry(read_entries(label_studio, project), url, versions)
     password = settings.auth_password.get_secret_value()
-    if entry is not None and _is_right(entry, settings, url):
+    told = None if parameters is None else parameters.to_json()
+    if entry is not None and _is_right(entry, settings, url) and told in (None, _told_of(entry)):
         return Step(f"backend: entry {entry.id} leads to {url} already", False)
     login = {"auth_method": "BASIC_AUTH", "basic_auth_user": settings.auth_user, "basic_auth_pass": password}
     body = {
@@ -136,6 +149,7 @@ def _set_entry(label_studio: LabelStudio, settings: Settings, project: int, url:
         "title": entry.title if entry else TITLE,
         "is_interactive": True,
         **(login if password else {"auth_method": "NONE", "basic_auth_user": ""}),
+        **({} if told is None else {"extra_params": json.loads(told or "null")}),
     }
     method, path = ("POST", "/api/ml/") if entry is None else ("PATCH", f"/api/ml/{entry.id:d}")
     try:
@@ -144,7 +158,16 @@ def _set_entry(label_studio: LabelStudio, settings: Settings, project: int, url:
         raise _entry_refused(error, url) from error
     verb = "made" if entry is None else "updated"
     guarded = ", with the password" if password else ""
-    return Step(f"backend: entry {stored['id']} {verb} for {url}, interactive preannotations on{guarded}", True)
+    with_parameters = "" if told is None else f", with the parameters {told}" if told else ", without parameters"
+    return Step(f"backend: entry {stored['id']} {verb} for {url}, interactive preannotations on{guarded}{with_parameters}", True)
+
+
+def _told_of(entry: Entry) -> str | None:
+    """The extra parameters that an entry has, as they are written here; None if they cannot be read."""
+    try:
+        return read_parameters(entry.parameters).to_json()
+    except ParametersError:
+        return None
 
 
 def _is_right(entry: Entry, settings: Settings, url: str) -> bool:

@@ -17,6 +17,7 @@ from backend.images.store import image_store
 from backend.label_studio.backend_entry import carries_secret, is_loopback, require_label_studio, server_url
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.parameters import Parameters
 from backend.settings import Settings
 from backend.setup.machine_checks import (
     SERVER_SECONDS,
@@ -39,6 +40,7 @@ from backend.setup.project_checks import (
     Link,
     check_config,
     check_entry,
+    check_extra_parameters,
     check_gate,
     check_hook,
     check_images,
@@ -160,7 +162,9 @@ def _examine_project(case: _Case, report: Report, progress: Callable[[str], None
     report.add("config", found)
     _examine_link(case, link, config, report)
     if config is not None:
-        _examine_tasks(case, config, report, progress)
+        parameters, found = check_extra_parameters(link, config, case.settings)
+        report.add("parameters", found)
+        _examine_tasks(case, config, parameters, report, progress)
 
 
 def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: Report) -> None:
@@ -180,10 +184,10 @@ def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: R
     report.add("webhook", check_hook(link, refuses))
 
 
-def _examine_tasks(case: _Case, config: LabelConfig, report: Report, progress: Callable[[str], None]) -> None:
+def _examine_tasks(case: _Case, config: LabelConfig, parameters: Parameters, report: Report, progress: Callable[[str], None]) -> None:
     tasks = sample_tasks(case.label_studio, case.project)
-    report.notes += tell_task(config, tasks, case.settings.phrase_field)
-    report.add("phrases", check_phrases(config, tasks, case.settings.phrase_field))
+    report.notes += tell_task(config, tasks, case.settings.phrase_field, case.project, parameters)
+    report.add("phrases", check_phrases(config, tasks, case.settings.phrase_field, parameters))
     progress("pictures")
     try:
         report.add("images", check_images(config, tasks, image_store(case.settings, case.label_studio)))

@@ -23,7 +23,7 @@ from backend.label_studio.backend_entry import own_url
 from backend.settings import Settings
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError
-from sam4mllm.options import BY_CONCEPT, check_strategy, resolve_strategy
+from sam4mllm.options import BY_CONCEPT, Strategy, check_strategy, resolve_strategy
 
 FREE_BYTES = 2_000_000_000
 """For one training state: rank 64 on Qwen2.5-VL-7B's linear layers is 161 M parameters, and AdamW keeps two more figures of each."""
@@ -192,7 +192,6 @@ def check_models(settings: Settings, running: bool) -> list[Finding]:
 def _check_sources(settings: Settings) -> None:
     """Raise ModelError where a name leads to nothing that could be loaded."""
     from sam4mllm.grounding.families import find_family, resolve  # noqa: PLC0415
-    from sam4mllm.segmentation.loading import takes_phrases  # noqa: PLC0415
     from sam4mllm.segmentation.names import split_name  # noqa: PLC0415
 
     if settings.has_model:
@@ -201,7 +200,13 @@ def _check_sources(settings: Settings) -> None:
     file = path.partition("#")[0]
     if file and not Path(file).is_file():
         raise ModelError(f"there is no file {file}; correct SAM4MLLM_SEGMENTER")
-    strategy = resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model)
+    check_possible(resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model), settings)
+
+
+def check_possible(strategy: Strategy, settings: Settings) -> None:
+    """Raises ModelError if the models of these settings cannot do a strategy."""
+    from sam4mllm.segmentation.loading import takes_phrases  # noqa: PLC0415
+
     takes = strategy not in BY_CONCEPT or takes_phrases(settings.segmenter)
     check_strategy(strategy, has_model=settings.has_model, takes_phrases=takes, segmenter=settings.segmenter)
 

@@ -9,21 +9,26 @@ from backend.setup.gpu_plan import tell_plan
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.confidence import FIT_FROM, Calibration
 from sam4mllm.errors import ModelError, RegistryError
-from sam4mllm.options import describe_strategy, resolve_strategy
+from sam4mllm.options import Strategy, describe_strategy, resolve_strategy
 
 
 def tell_strategy(settings: Settings) -> str:
     """The strategy that these settings come to, with the version that is to serve."""
+    strategy, learned = serving_strategy(settings)
+    return f"{'' if settings.has_model else 'no MLLM; '}{describe_strategy(strategy, learned)}"
+
+
+def serving_strategy(settings: Settings) -> tuple[Strategy, bool]:
+    """The same by its name, and whether the model was trained to answer about points."""
     if not settings.has_model:
-        return f"no MLLM; {describe_strategy('concept', learned=False)}"
+        return "concept", False
     try:
         champion = Registry(settings.home).champion()
     except RegistryError:  # a finding of its own
         champion = None
     demo, has_adapter = settings.model == "demo", champion is not None and champion.changes_mllm
     asked = settings.options if champion is None else champion.asked(settings.options)
-    strategy = resolve_strategy(asked.strategy, demo=demo, has_adapter=has_adapter)
-    return describe_strategy(strategy, demo or has_adapter)
+    return resolve_strategy(asked.strategy, demo=demo, has_adapter=has_adapter), demo or has_adapter
 
 
 def tell_fit(settings: Settings) -> list[str]:

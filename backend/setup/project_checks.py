@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from backend.errors import ConfigError, FetchError, LabelStudioError, TaskError
+from backend.errors import ConfigError, FetchError, LabelStudioError, ParametersError, TaskError
 from backend.finding import Finding, as_finding
 from backend.images.store import ImageStore
 from backend.label_studio.backend_entry import (
@@ -27,11 +27,13 @@ from backend.label_studio.backend_entry import (
 from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
 from backend.label_studio.events import SECRET_HEADER
 from backend.label_studio.label_config import Label, LabelConfig, read_label_config
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters, check_parameters, read_parameters, without_effect
 from backend.label_studio.phrases import Wanted, wanted
 from backend.label_studio.wire import read_task
 from backend.settings import Settings
-from backend.setup.machine_checks import Server
-from sam4mllm.errors import ImageError, PhraseError, Sam4mllmError
+from backend.setup.machine_checks import Server, check_possible
+from backend.setup.machine_notes import serving_strategy
+from sam4mllm.errors import ImageError, ModelError, PhraseError, Sam4mllmError
 
 SAMPLE = 50
 """Tasks that are looked at, the project's first."""
@@ -92,27 +94,44 @@ def _no_prompt(config: LabelConfig, prompt_control: str) -> Finding:
     return Finding("config", problem, cure)
 
 
-def check_phrases(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str) -> list[Finding]:
+def check_extra_parameters(link: Link, config: LabelConfig, settings: Settings) -> tuple[Parameters, list[Finding]]:
+    """Those of this server's entry, and what is wrong with them; none where they cannot be used."""
+    cure = f"correct them: sam4mllm connect {link.project} --parameters '{{…}}'"
+    try:
+        parameters = read_parameters(link.entry.parameters if link.entry else None)
+        check_parameters(parameters, config)
+        if parameters.strategy is not None:
+            check_possible(parameters.strategy, settings)
+    except (ParametersError, ModelError) as error:
+        return NO_PARAMETERS, [Finding("parameters", f"the project's extra parameters are not used: {error}", cure)]
+    idle = without_effect(parameters, serving_strategy(settings)[0])
+    return parameters, [Finding("parameters", f"of the project's extra parameters, {idle}", cure)] if idle else []
+
+
+def check_phrases(
+    config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str, parameters: Parameters = NO_PARAMETERS
+) -> list[Finding]:
     """Whether each label can be asked for, and each phrase of the sampled tasks can be labelled."""
+    phrase_field = parameters.phrase_field(phrase_field)
     asked: list[tuple[int | None, Wanted]] = []
     labels: dict[str, Label] = {label.value: label for label in config.mask.labels}
     errors: list[Finding] = []
     for raw in tasks:
         try:
             task = read_task(raw)
-            own = config.for_task(task.data)
+            own = parameters.apply(config.for_task(task.data))
             labels |= {label.value: label for label in own.mask.labels}
             asked += [(task.id, one) for one in wanted(task, own, (), phrase_field)]
         except (TaskError, PhraseError) as error:
             problem, _, cure = str(error).partition(": ")
             errors.append(Finding("phrases", f"task {raw.get('id')}: {problem}", cure or f"correct {phrase_field!r} in the task's data"))
-    return [*_mute_labels(labels.values(), [one for _, one in asked], phrase_field), *_homeless(asked), *errors[:1]]
+    return [*_mute_labels(labels.values(), [one for _, one in asked], phrase_field, parameters.prompts), *_homeless(asked), *errors[:1]]
 
 
-def _mute_labels(labels: Iterable[Label], asked: Sequence[Wanted], phrase_field: str) -> list[Finding]:
-    """Labels that no phrase leads to: their name is a code, they have no alias, and no sampled task asks for them in words."""
+def _mute_labels(labels: Iterable[Label], asked: Sequence[Wanted], phrase_field: str, prompted: Collection[str]) -> list[Finding]:
+    """Labels that no phrase leads to: their name is a code, they have no alias or prompt, and no sampled task asks for them."""
     reached = {one.label for one in asked if one.phrase != one.label}
-    mute = [label.value for label in labels if label.phrase is None and label.value not in reached]
+    mute = [label.value for label in labels if label.phrase is None and label.value not in reached and label.value not in prompted]
     if not mute:
         return []
     names = ", ".join(map(repr, mute[:NAMED])) + (f" and {len(mute) - NAMED} more" if len(mute) > NAMED else "")

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters
 from backend.label_studio.phrases import has_phrase, wanted
 from backend.label_studio.wire import read_task
 from sam4mllm.errors import Sam4mllmError
@@ -19,23 +20,28 @@ MOST = 0.5
 """A key is proposed if this share of the tasks has words there."""
 
 
-def tell_task(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str) -> list[str]:
+def tell_task(
+    config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str, project: int, parameters: Parameters = NO_PARAMETERS
+) -> list[str]:
     """What the first task that can be asked is asked for, under which labels and why; and a field to ask for instead, if there is one."""
+    phrase_field = parameters.phrase_field(phrase_field)
     for raw in tasks:
         try:
             task = read_task(raw)
-            asked = wanted(task, config.for_task(task.data), (), phrase_field)
+            asked = wanted(task, parameters.apply(config.for_task(task.data)), (), phrase_field)
             own = has_phrase(task.data, phrase_field)
         except Sam4mllmError:  # a finding of its own
             continue
         named = ", ".join(f"{one.phrase!r} ({f'label {one.label}' if one.label else 'no label'})" for one in asked[:NAMED])
         more = f" and {len(asked) - NAMED} more" if len(asked) > NAMED else ""
-        source = f"its {phrase_field!r}" if own else f"the labels' names, for it has no {phrase_field!r}"
-        return [f"task {task.id} is asked for {named}{more}: {source}", *([] if own else _propose(config, tasks, phrase_field))]
+        labels = "the labels' prompts or names" if parameters.prompts else "the labels' names"
+        source = f"its {phrase_field!r}" if own else f"{labels}, for it has no {phrase_field!r}"
+        proposed = [] if own or parameters.prompts else _propose(config, tasks, phrase_field, project)
+        return [f"task {task.id} is asked for {named}{more}: {source}", *proposed]
     return []
 
 
-def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str) -> list[str]:
+def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str, project: int) -> list[str]:
     """The key under which the most tasks have a text of words, if it is another one."""
     found = Counter[str]()
     for raw in tasks:
@@ -45,7 +51,8 @@ def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_fie
             found.update(key for key, value in data.items() if key != phrase_field and _is_words(value) and value not in pictures)
     for key, count in found.most_common(1):
         if count >= MOST * len(tasks):
-            return [f"{count} of {len(tasks)} tasks have a text under {key!r}; SAM4MLLM_PHRASE_FIELD={shlex.quote(key)} asks for it"]
+            command = f"sam4mllm connect {project} --parameters {shlex.quote(Parameters(field=key).to_json())}"
+            return [f"{count} of {len(tasks)} tasks have a text under {key!r}; `{command}` asks for it"]
     return []
 
 

@@ -59,9 +59,10 @@ class Overview:
 
     ``version`` is that of predictions, ``champion`` the registry's, empty for the base model; ``serves_since`` is None if the history does
     not say. ``rolls_back_to`` is None where there is nothing to roll back. ``runs`` are those of a page, from the ``first`` of
-    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``demo`` says
-    that the demo's models serve a project that is not the demo's, ``untrained`` why no run trains a LoRA, ``standing`` how far the next
-    one is, ``unassisted_minutes`` what those without our help cost in a hundred tasks, ``problem`` what of this could not be read.
+    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``demo`` says that the demo's
+    models serve a project that is not the demo's, ``parameters`` by project what is wrong with those of its own, ``untrained`` why no run
+    trains a LoRA, ``standing`` how far the next one is, ``unassisted_minutes`` what those without our help cost in a hundred tasks,
+    ``problem`` what of this could not be read.
     """
 
     state: str
@@ -74,6 +75,7 @@ class Overview:
     places: int
     model: str
     demo: str
+    parameters: dict[int, str]
     untrained: str
     label_studio: str
     reconciliation: str
@@ -139,6 +141,7 @@ def look(service: Service, first: int = 0) -> Overview:
         places=settings.queue,
         model=f"{settings.model if settings.has_model else 'none (no MLLM)'}, segmenter {settings.segmenter}, strategy {strategy}",
         demo=_tell_demo(service),
+        parameters=service.parameters.problems,
         untrained=settings.untrained,
         label_studio=settings.label_studio_url,
         reconciliation=learner.reconciliation,

@@ -34,8 +34,9 @@ def add_prediction_routes(app: Flask, service: Service) -> None:
     def setup() -> Response:
         """Label Studio's: checks the label config, answers with the version."""
         asked = read_setup(json_body(SETUP_BODY))
-        read_label_config(asked.label_config, settings.prompt_control)
+        config = read_label_config(asked.label_config, settings.prompt_control)
         service.predictor.note_config(asked.project, asked.label_config)
+        service.note_parameters(asked.project, asked.parameters, config)
         if not service.version:
             raise NotReadyError(engine.failure or "the models are loading; ask again in a few seconds")
         return jsonify(model_version=service.version)

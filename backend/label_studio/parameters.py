@@ -1,0 +1,166 @@
+"""How a project wants to be asked: the extra parameters of its backend entry in Label Studio, which come with each ``/setup``.
+
+::
+
+    {
+        "prompts": {"Cup": "the coffee cup", "Scratch": ["the scratch", "the dent"], "Blur": null},
+        "field": "caption",
+        "strategy": "choose",
+        "threshold": 0.4,
+    }
+
+All of them are optional. They are foreign data: what is wrong with them is one line, and nothing of them is then used.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from backend.errors import ParametersError
+from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.phrases import MAX_PHRASES, split_phrases
+from sam4mllm.errors import PhraseError
+from sam4mllm.options import BY_CONCEPT, STRATEGIES, Strategy
+
+MAX_CHARACTERS = 100_000
+NAMED = 5
+"""Labels that a line names."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a project says of how it wants to be asked; nothing by itself.
+
+    ``prompts``: by label, the phrases that it is asked for by where a task has none; none at all: it is not asked for. ``field``: where a
+    task's data holds its phrase. ``strategy`` and ``threshold``: in the place of the server's (:class:`~sam4mllm.options.Options`).
+    """
+
+    prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    field: str = ""
+    strategy: Strategy | None = None
+    threshold: float | None = None
+
+    def apply(self, config: LabelConfig) -> LabelConfig:
+        """A task's config with the phrases that its labels are asked for by."""
+        return config.asked_by(self.prompts)
+
+    def phrase_field(self, default: str) -> str:
+        return self.field or default
+
+    def shaping(self) -> dict[str, Any]:
+        """What of them shapes the answer to given phrases, for hashes; empty where nothing does."""
+        return {name: value for name in ("strategy", "threshold") if (value := getattr(self, name)) is not None}
+
+    def tell(self) -> str:
+        """The same in words; empty where nothing does."""
+        return ", ".join(f"{name} {value}" for name, value in self.shaping().items())
+
+    def to_json(self) -> str:
+        """As they are kept, and as ``read_parameters`` reads them: the same ones give the same text. Empty for none."""
+        prompts = {"prompts": {label: list(phrases) or None for label, phrases in self.prompts.items()}} if self.prompts else {}
+        told = {**prompts, **({"field": self.field} if self.field else {}), **self.shaping()}
+        return json.dumps(told, sort_keys=True, ensure_ascii=False) if told else ""
+
+
+NO_PARAMETERS = Parameters()
+
+
+def read_parameters(given: object) -> Parameters:
+    """The parameters in an object, or in JSON text of one; nothing, null and blanks are none. Raises ParametersError."""
+    if isinstance(given, str):
+        given = _parse(given)
+    if given is None:
+        return NO_PARAMETERS
+    if not isinstance(given, Mapping):
+        raise ParametersError(f'they must be an object, as {{"field": "caption"}}, not {_kind(given)}')
+    known = ("prompts", "field", "strategy", "threshold")
+    if unknown := sorted(str(name) for name in given if name not in known):
+        raise ParametersError(f"{unknown[0][:40]!r} is not known; use {', '.join(known)}")
+    return Parameters(_prompts(given.get("prompts")), _field(given.get("field")), _strategy(given.get("strategy")), _threshold(given))
+
+
+def check_parameters(parameters: Parameters, config: LabelConfig) -> None:
+    """Raises ParametersError if they do not fit a project's config: an unknown label, or one phrase for two labels."""
+    values = [label.value for label in config.mask.labels]
+    unknown = [label for label in parameters.prompts if label not in values]
+    if unknown and not config.mask.label_value:  # a task's data may add labels
+        has = ", ".join(map(repr, values[:NAMED])) + (" and more" if len(values) > NAMED else "")
+        raise ParametersError(f"the label {unknown[0][:40]!r} of prompts is not in the labelling config, which has {has or 'none'}")
+    asked = parameters.apply(config)
+    owners: dict[str, str] = {}
+    for label in asked.mask.labels:
+        for phrase in asked.phrases_of(label):
+            if owners.setdefault(phrase, label.value) != label.value:
+                raise ParametersError(f"{phrase[:40]!r} is asked for two labels, {owners[phrase][:40]!r} and {label.value[:40]!r}")
+
+
+def without_effect(parameters: Parameters, strategy: str) -> str:
+    """What of them does nothing where the server answers by ``strategy``, in a line; empty if all of them do."""
+    if parameters.threshold is not None and (parameters.strategy or strategy) not in BY_CONCEPT:
+        return f"threshold is for the strategies {' and '.join(BY_CONCEPT)}; {parameters.strategy or strategy} does not look at it"
+    return ""
+
+
+def _parse(text: str) -> object:
+    if len(text) > MAX_CHARACTERS:
+        raise ParametersError(f"they have {len(text):,} characters; at most {MAX_CHARACTERS:,} are read")
+    try:
+        return json.loads(text) if text.strip() else None
+    except (ValueError, RecursionError) as error:
+        raise ParametersError('they are no JSON; write them as {"field": "caption"}') from error
+
+
+def _prompts(given: object) -> Mapping[str, tuple[str, ...]]:
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        raise ParametersError(f'prompts must be an object, as {{"Cup": "the coffee cup"}}, not {_kind(given)}')
+    return {str(label): _phrases(str(label), entry) for label, entry in given.items()}
+
+
+def _phrases(label: str, given: object) -> tuple[str, ...]:
+    entries = [] if given is None else given if isinstance(given, list) else [given]
+    texts = [entry for entry in entries if isinstance(entry, str)]
+    if len(texts) != len(entries):
+        raise ParametersError(f"the prompt of {label[:40]!r} must be a text, a list of texts, or null")
+    try:
+        phrases = tuple(dict.fromkeys(phrase for text in texts for phrase in split_phrases(text)))
+    except PhraseError as error:
+        raise ParametersError(f"the prompt of {label[:40]!r}: {error}") from error
+    if given is not None and not phrases:
+        raise ParametersError(f"the prompt of {label[:40]!r} is empty; write null if it is not to be asked for")
+    if len(phrases) > MAX_PHRASES:
+        raise ParametersError(f"the prompt of {label[:40]!r} is {len(phrases)} phrases; at most {MAX_PHRASES} are asked")
+    return phrases
+
+
+def _field(given: object) -> str:
+    if given is None:
+        return ""
+    if not isinstance(given, str) or not given.strip() or len(given) > 200:
+        raise ParametersError(f'field must be a key of the tasks\' data, as "caption", not {_kind(given)}')
+    return given.strip()
+
+
+def _strategy(given: object) -> Strategy | None:
+    found = next((one for one in STRATEGIES if one == given), None)
+    if given is not None and found is None:
+        raise ParametersError(f"strategy must be one of {', '.join(STRATEGIES)}, not {_kind(given)}")
+    return found
+
+
+def _threshold(given: Mapping[Any, object]) -> float | None:
+    value = given.get("threshold")
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+        raise ParametersError(f"threshold must be a number from 0 to 1, not {_kind(value)}")
+    return float(value)
+
+
+def _kind(value: object) -> str:
+    """A foreign value, short and fit for a line of ours."""
+    return ascii(value)[:40] if isinstance(value, str | int | float) else f"a {type(value).__name__}"

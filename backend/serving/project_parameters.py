@@ -1,0 +1,89 @@
+"""The extra parameters of each project, as Label Studio last sent them; what cannot be used changes nothing, and is told."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from typing import Protocol
+
+from backend.corrections.log_faults import LogError
+from backend.errors import ParametersError
+from backend.label_studio.label_config import LabelConfig
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters, check_parameters, read_parameters, without_effect
+from sam4mllm.errors import ModelError
+from sam4mllm.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+
+class ParameterLog(Protocol):
+    """Where they are kept from one start to the next."""
+
+    def parameters(self, project: int) -> Parameters: ...
+    def note_parameters(self, project: int, parameters: Parameters) -> None: ...
+
+
+class ProjectParameters:
+    """Threads may share it."""
+
+    def __init__(self, kept: ParameterLog) -> None:
+        self._kept = kept
+        self._lock = threading.Lock()
+        self._now: dict[int, Parameters] = {}
+        self._problems: dict[int, str] = {}
+
+    @property
+    def problems(self) -> dict[int, str]:
+        """By project, what is wrong with those that Label Studio sends; the ones before them hold."""
+        with self._lock:
+            return dict(sorted(self._problems.items()))
+
+    def of(self, project: int | None) -> Parameters:
+        """Those that hold for a project. Where the log cannot be read, none: the next ``/setup`` brings them."""
+        if project is None:
+            return NO_PARAMETERS
+        with self._lock:
+            if project in self._now:
+                return self._now[project]
+        try:
+            kept = self._kept.parameters(project)
+        except LogError as error:
+            log.error("the parameters of project %d could not be read: %s", project, error)
+            return NO_PARAMETERS
+        with self._lock:
+            return self._now.setdefault(project, kept)
+
+    def note(self, project: int | None, given: object, config: LabelConfig, pipeline: Pipeline | None) -> None:
+        """Take what Label Studio sends for a project, which has this config; ``pipeline`` is what serves, None while it loads.
+
+        What cannot be used is told in the log, once, and by ``problems``; what held before holds.
+        """
+        if project is None:
+            return
+        try:
+            parameters = read_parameters(given)
+            check_parameters(parameters, config)
+            if pipeline is not None and parameters.strategy is not None:
+                pipeline.resolve(parameters.strategy)
+        except (ParametersError, ModelError) as error:
+            self._tell(project, f"its extra parameters are not used: {error}")
+            return
+        problem = without_effect(parameters, pipeline.strategy) if pipeline is not None else ""
+        self._tell(project, f"of its extra parameters, {problem}" if problem else "")
+        if parameters == self.of(project):
+            return
+        try:
+            self._kept.note_parameters(project, parameters)
+        except LogError as error:
+            log.error("the parameters of project %d hold until the server ends: %s", project, error)
+        with self._lock:
+            self._now[project] = parameters
+        log.info("project %d is asked by %s", project, parameters.to_json() or "no parameters of its own")
+
+    def _tell(self, project: int, problem: str) -> None:
+        with self._lock:
+            known = self._problems.pop(project, "")
+            if problem:
+                self._problems[project] = problem
+        if problem and problem != known:
+            log.warning("project %d: %s", project, problem)
