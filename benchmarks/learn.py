@@ -25,6 +25,7 @@ from backend.demo.local_label_studio import LocalLabelStudio
 from backend.label_studio.config_template import DEMO_CONFIG
 from backend.support.child import HOST, check_port
 from benchmarks.novel import NOUNS, NovelTask, novel_tasks, splits_of, write_tests
+from benchmarks.pace import pace
 from benchmarks.waiting import wait_for
 
 TASKS = 60
@@ -55,10 +56,13 @@ def main() -> None:
 
 
 class Learned(NamedTuple):
-    """A run's record, the seconds from the button to its end, the project, and the versions of its first task's predictions."""
+    """A run's record, the seconds from the button to its end, the machine's pace around it (:mod:`benchmarks.pace`), the project, and the
+    versions of its first task's predictions.
+    """
 
     run: dict[str, Any]
     seconds: float
+    pace: float
     project: int
     versions: list[str]
 
@@ -75,15 +79,17 @@ def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
         # as the editor does: a "none" counts only where a prediction was seen and taken back
         correction = {"result": regions(task), "lead_time": 9.0, "parent_prediction": served[number]}
         studio.api("POST", f"/api/tasks/{number}/annotations/", json=correction)
+    paces = [pace()]
     began = time.monotonic()
     studio.api("POST", f"/api/ml/{backend}/train", json={})
     run = wait(url, 4 * MINUTES * 60)
     seconds = time.monotonic() - began
-    print(f"{run['state']} after {seconds:.0f} s (bar: {MINUTES * 60} s)")
+    paces.append(pace())
+    print(f"{run['state']} after {seconds:.0f} s (bar: {MINUTES * 60} s at the pace of 1; here it was {paces[0]:.2f}, then {paces[1]:.2f})")
     studio.retrieve_predictions(project)
     versions = [one["model_version"] for one in studio.api("GET", f"/api/predictions?task={numbers[0]}")]
     print(f"predictions of the first task: {', '.join(versions)}")
-    return Learned(run, seconds, project, versions)
+    return Learned(run, seconds, sum(paces) / len(paces), project, versions)
 
 
 def fill(studio: LocalLabelStudio, project: int, tasks: list[NovelTask], root: Path) -> list[int]:

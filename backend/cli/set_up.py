@@ -51,7 +51,7 @@ def doctor(
         report = examine(settings, project, url, lambda what: status.update(f"looking at {what}"))
     if as_json:
         found = [asdict(finding) for finding in report.findings]
-        told = {"checks": list(dict.fromkeys(report.checks)), "findings": found, "notes": report.notes}
+        told = {"checks": list(dict.fromkeys(report.checks)), "findings": found, "notes": report.notes, "next": report.next}
         print(json.dumps({"ok": not found, **told}))
     elif report.findings:
         for finding in report.findings:
@@ -60,7 +60,7 @@ def doctor(
         rest = "" if project is not None else "; give a project's number to look at its config, backend, webhook and pictures too"
         print(f"all is well: {', '.join(dict.fromkeys(report.checks))}{rest}")
     if not as_json:
-        for note in report.notes:
+        for note in (*report.notes, report.next):
             print(one_line(note), file=sys.stderr)
     if report.findings:
         sys.exit(1)
@@ -90,6 +90,7 @@ def connect(
     from backend.setup.connect import UnfitConfigError
     from backend.setup.connect import connect as join
     from backend.setup.machine_checks import SERVER_SECONDS, ask_server, require_token
+    from backend.setup.next_step import after_connect
 
     settings = read_settings()
     require_token(settings, time.time())
@@ -108,10 +109,12 @@ def connect(
     finally:
         label_studio.close()
     if as_json:
-        print(json.dumps({"changed": any(step.changed for step in steps), "steps": [asdict(step) for step in steps]}))
+        changed = any(step.changed for step in steps)
+        print(json.dumps({"changed": changed, "steps": [asdict(step) for step in steps], "next": after_connect(project)}))
         return
     for step in steps:
         print(one_line(step.line))
+    print(after_connect(project))
 
 
 def _read(option: str, given: str | None) -> str | None:

@@ -18,6 +18,10 @@ COLOURS = {
 """Of a control's labels in turn; clicks and boxes are one colour each, told apart from masks."""
 
 PLACEHOLDER = "Another description, or several: the left cup; the spoon"
+NEVER_SAVED = 'visibleWhen="choice-selected" whenTagName="answer"'
+"""Shown, and not part of what is submitted: to Label Studio 1.23.2 it depends on a choice that cannot be made."""
+TOOLS = {"click": "point", "box": "box"}
+"""What is added to a label's name where it is pointed with; what is drawn so carries the label's own name."""
 
 
 def offer_config(xml: str, phrase_field: str = "description", prompt_control: str = PROMPT_NAME) -> str:
@@ -45,17 +49,19 @@ def make_config(
     return f"""<View>
   <Header value={quoteattr(f"${phrase_field}")}/>
   <TextArea {prompt} toName="image" placeholder="{PLACEHOLDER}" maxSubmissions="1" editable="true"/>
-  <TextArea name="answer" toName="image" smart="false" editable="false" maxSubmissions="0"/>
-  <Image name="image" {picture} zoomControl="true"/>
-  <BrushLabels name="mask" toName="image"{source} smart="false">
+  <TextArea name="answer" toName="image" smart="false" editable="false" maxSubmissions="0" {NEVER_SAVED}/>
+  <View style="display: flex; flex-wrap: wrap; column-gap: 16px">
+    <BrushLabels name="mask" toName="image"{source} smart="false">
 {_labels(labels, "mask")}
-  </BrushLabels>
-  <KeyPointLabels name="click" toName="image"{source} smart="true">
+    </BrushLabels>
+    <KeyPointLabels name="click" toName="image"{source} smart="true">
 {_labels(labels, "click")}
-  </KeyPointLabels>
-  <RectangleLabels name="box" toName="image"{source} smart="true">
+    </KeyPointLabels>
+    <RectangleLabels name="box" toName="image"{source} smart="true">
 {_labels(labels, "box")}
-  </RectangleLabels>
+    </RectangleLabels>
+  </View>
+  <Image name="image" {picture} zoomControl="true"/>
 {_instructions()}
 </View>
 """
@@ -69,13 +75,16 @@ def _instructions() -> str:
 def _labels(labels: Sequence[Label], control: str) -> str:
     colours = COLOURS[control]
     return "\n".join(
-        f"    <Label value={quoteattr(label.value)}{_alias(label)} background={quoteattr(colours[index % len(colours)])}/>"
+        f"      <Label {_names(label, control)} background={quoteattr(colours[index % len(colours)])}/>"
         for index, label in enumerate(labels)
     )
 
 
-def _alias(label: Label) -> str:
-    return f" alias={quoteattr(', '.join(label.aliases))}" if label.aliases else ""
+def _names(label: Label, control: str) -> str:
+    """A label's name, and what Label Studio writes in its place."""
+    tool = TOOLS.get(control)
+    shown, written = (label.value, ", ".join(label.aliases)) if tool is None else (f"{label.value}: {tool}", label.value)
+    return f"value={quoteattr(shown)}" + (f" alias={quoteattr(written)}" if written else "")
 
 
 DEMO_CONFIG = make_config([Label("Object")])

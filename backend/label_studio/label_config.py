@@ -100,6 +100,8 @@ class LabelConfig:
     paged: bool = False
     names: tuple[str, ...] = ()
     former: tuple[Label, ...] = ()
+    tells: bool = False
+    """Whether ``answer`` is shown and never saved, so that predictions may say there what they come to."""
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
@@ -110,8 +112,9 @@ class LabelConfig:
     def digest(self) -> str:
         """The hash of all of it."""
         parts = asdict(replace(self, prompts={}))
-        del parts["prompts"]
-        return digest_of({**parts, "prompts": {label: [*some] for label, some in self.prompts.items()}} if self.prompts else parts)
+        later = {"tells": self.tells, "prompts": {label: [*some] for label, some in self.prompts.items()}}
+        # what an earlier release did not know counts where it says something: the same config has the same hash, and its regions their ids
+        return digest_of({name: value for name, value in (parts | later).items() if name not in later or value})
 
     @cached_property
     def _names(self) -> LabelNames:
@@ -203,12 +206,19 @@ def read_label_config(xml: str, prompt_control: str = PROMPT_NAME) -> LabelConfi
         mask=mask,
         prompt=next((control for control in texts if control.name == prompt_control), None),
         answer=next((control for control in texts if control.name == ANSWER_NAME), None),
+        tells=any(tag.attributes.get("name") == ANSWER_NAME and _is_never_saved(tag) for tag in beside),
         keypoint=_pointer(beside, tags, "KeyPoint", mask),
         box=_pointer(beside, tags, "Rectangle", mask),
         paged=image.paged,
         names=names,
         unread=tuple(control.name for control in texts if control.name not in (prompt_control, ANSWER_NAME)),
     )
+
+
+def _is_never_saved(text: _Tag) -> bool:
+    """Whether Label Studio shows a TextArea and leaves it out of what is submitted: it waits for a choice in a control that has none."""
+    waits = text.attributes.get("visiblewhen") == "choice-selected"
+    return text.name == "TextArea" and waits and text.attributes.get("whentagname") == text.attributes.get("name")
 
 
 def _masks(tags: list[_Tag], images: Mapping[str, _Tag]) -> list[Control]:
@@ -238,9 +248,11 @@ class Salvaged:
 def salvage(xml: str) -> Salvaged:
     """What can be kept of a config. Raises ConfigError."""
     tags, _ = _tags(xml)
+    found = [label for tag in tags for label in tag.labels]
+    values = {label.value for label in found}
     labels: dict[str, Label] = {}
-    for tag in tags:
-        for label in tag.labels:
+    for label in found:
+        if not values & {*label.aliases}:  # else it is shown as "Cup: point" and written as "Cup"
             labels.setdefault(label.value, label)
     image = next((tag for tag in tags if tag.name == "Image" and not tag.repeated and has_variable(tag.picture)), None)
     source = next((tag.label_value for tag in tags if tag.label_value and not tag.repeated), "")

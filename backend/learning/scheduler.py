@@ -22,7 +22,7 @@ from backend.learning.agreement import ReviewedAnswer, judged_of
 from backend.learning.auto_rollback import AutoRollback
 from backend.learning.conductor import TRAINER, Conductor
 from backend.learning.edge_offers import EdgeOffer, find_offer, groups
-from backend.learning.holdout import standing
+from backend.learning.holdout import count_missing, standing
 from backend.learning.participants import Participant, Participants
 from backend.learning.runs import Run, Runs
 from backend.learning.snapshot import Files
@@ -260,6 +260,13 @@ class Learner:
             return standing(self.corrected, self.runs.holdout().expect(self.corrected))
         except LearningError as error:
             return str(error)
+
+    def missing(self) -> int | None:
+        """How many more corrected pictures a run takes to be judged, about; None if that cannot be read."""
+        try:
+            return count_missing(self.corrected, self.runs.holdout().expect(self.corrected))
+        except LearningError:
+            return None
 
     def wake(self) -> None:
         """Look at once, not at the next tick: Start Training is in the log."""

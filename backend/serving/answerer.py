@@ -140,7 +140,7 @@ class Answerer:
         notes = sorted({one.note for one in found if one.note})
         if notes and not regions and not question.interactive:
             raise TaskError("; ".join(notes))  # not the same as "no such object"
-        if question.interactive:
+        if question.interactive or question.config.tells:
             notice = "" if regions or clicks is not None else demo_notice(self._settings, project)
             said = summary(found, _options(pipeline, question.parameters)) if clicks is None else summary_of_clicks(found, kept, regions)
             said = f"{said}; {notice}" if notice else said

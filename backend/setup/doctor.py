@@ -36,6 +36,7 @@ from backend.setup.machine_notes import (
     tell_score,
     tell_strategy,
 )
+from backend.setup.next_step import Progress, after_doctor, ask_progress
 from backend.setup.project_checks import (
     Link,
     check_config,
@@ -61,6 +62,8 @@ class Report:
     checks: list[str] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    next: str = ""
+    """What to do now, in one line."""
 
     def add(self, check: str, found: list[Finding]) -> bool:
         """Note a check; whether it found nothing."""
@@ -75,6 +78,13 @@ def examine(settings: Settings, project: int | None, url: str | None = None, pro
     ``url``: this server as Label Studio reaches it, where the project has no entry of it yet. ``progress`` is told what comes next.
     """
     report = Report()
+    progress_made = _look(settings, project, url, progress, report)
+    report.next = after_doctor(settings, project, bool(report.findings), progress_made)
+    return report
+
+
+def _look(settings: Settings, project: int | None, url: str | None, progress: Callable[[str], None], report: Report) -> Progress:
+    """All checks; how far the project is, as far as they came."""
     with httpx.Client(timeout=SERVER_SECONDS, trust_env=False) as client:
         progress("this machine")
         report.add("disk", check_disk(settings.home))
@@ -88,15 +98,16 @@ def examine(settings: Settings, project: int | None, url: str | None = None, pro
         progress("Label Studio")
         label_studio = _label_studio(settings, report)
         if label_studio is None:
-            return report
+            return Progress()
         try:
             if _answers(label_studio, report) and project is not None:
-                _examine_project(_Case(settings, label_studio, client, server, project, _url(settings, url)), report, progress)
+                tasks = _examine_project(_Case(settings, label_studio, client, server, project, _url(settings, url)), report, progress)
+                return ask_progress(settings, client, tasks)
         except LabelStudioError as error:  # it ended meanwhile, or is an odd one
             report.add("Label Studio", [as_finding("Label Studio", error, "see its log")])
         finally:
             label_studio.close()
-    return report
+    return Progress()
 
 
 @dataclass(frozen=True)
@@ -148,14 +159,15 @@ def _answers(label_studio: LabelStudio, report: Report) -> bool:
     return True
 
 
-def _examine_project(case: _Case, report: Report, progress: Callable[[str], None]) -> None:
+def _examine_project(case: _Case, report: Report, progress: Callable[[str], None]) -> int:
+    """How many tasks the project has."""
     progress(f"project {case.project}")
     try:
         project = case.label_studio.project(case.project)
     except LabelStudioError as error:
         gone = Finding("project", f"there is no project {case.project} at {case.label_studio.url}", "its number is in its page's address")
         report.add("project", [gone if error.status == 404 else as_finding("project", error, "see Label Studio's log")])
-        return
+        return 0
     report.notes += [note for note in [demo_notice(case.settings, case.project)] if note]
     link = read_link(case.label_studio, case.project, case.url, case.server)
     config, found = check_config(project["label_config"], link.entry is None or link.entry.interactive, case.settings.prompt_control)
@@ -165,6 +177,8 @@ def _examine_project(case: _Case, report: Report, progress: Callable[[str], None
         parameters, found = check_extra_parameters(link, config, case.settings)
         report.add("parameters", found)
         _examine_tasks(case, config, parameters, report, progress)
+    count = project.get("task_number")
+    return count if isinstance(count, int) else 0
 
 
 def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: Report) -> None:

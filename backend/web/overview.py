@@ -61,8 +61,8 @@ class Overview:
     not say. ``rolls_back_to`` is None where there is nothing to roll back. ``runs`` are those of a page, from the ``first`` of
     ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``demo`` says that the demo's
     models serve a project that is not the demo's, ``parameters`` by project what is wrong with those of its own, ``untrained`` why no run
-    trains a LoRA, ``standing`` how far the next one is, ``unassisted_minutes`` what those without our help cost in a hundred tasks,
-    ``problem`` what of this could not be read.
+    trains a LoRA, ``standing`` how far the next one is and ``missing`` how many pictures it lacks, ``unassisted_minutes`` what those
+    without our help cost in a hundred tasks, ``problem`` what of this could not be read.
     """
 
     state: str
@@ -88,6 +88,7 @@ class Overview:
     edges: tuple[tuple[int, str, str], ...]
     participants: tuple[Participant, ...]
     standing: str
+    missing: int | None
     active: list[Active]
     runs: list[Run]
     first: int
@@ -154,6 +155,7 @@ def look(service: Service, first: int = 0) -> Overview:
         edges=tuple((project, label, str(edge)) for project, label, edge in learner.edges.adopted),
         participants=learner.survey,
         standing="" if settings.untrained else learner.standing(),
+        missing=None if settings.untrained else learner.missing(),
         active=[_active(run, learner.runs.folder(run.id)) for run in runs if not run.over],
         runs=runs[first : first + SHOWN_RUNS],
         first=first,

@@ -110,7 +110,7 @@ def test_batch_masks_are_what_the_sdk_reads(project: Project, backend_server: Ba
     assert [len(one) for one in found] == [1] * 4
     version = httpx.get(backend_server.url + "/ready").json()["version"]
     assert {one[0]["model_version"] for one in found} == {version}
-    regions = [region for one in found for region in one[0]["result"]]
+    regions = [region for one in found for region in drawn(one[0]["result"])]
     assert regions
     read = subprocess.run(
         [str(find_label_studio().with_name("python")), "-c", SDK_DECODE],
@@ -176,7 +176,7 @@ def test_turned_and_large_images_have_masks_of_their_shown_size(project: Project
     height, width = one.image.shape[:2]
     for number, size in zip(numbers, ((width, height), (4000, 3000)), strict=True):
         [prediction] = project.predictions(number)
-        for region in prediction["result"]:
+        for region in drawn(prediction["result"]):
             assert (region["original_width"], region["original_height"]) == size
             assert mask_of(region).any()
 

@@ -25,7 +25,7 @@ from benchmarks.waiting import wait_for
 from sam4mllm.options import Options
 from sam4mllm.pipeline import Pipeline
 from tests.e2e.conftest import BackendServer
-from tests.e2e.test_backend import Mask, Project, fill, mask_of, project, save, scene
+from tests.e2e.test_backend import Mask, Project, drawn, fill, mask_of, project, save, scene
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ def test_the_mask_of_a_description_is_drawn_where_it_was_served(project: Project
     [number] = fill(project, (save(one.image, tmp_path / "a.png"), one.expressions[0].phrase))
     project.studio.retrieve_predictions(project.id)
     [prediction] = project.predictions(number)
-    served = np.any([mask_of(region) for region in prediction["result"]], axis=0)
-    editor.open_task(project.id, number, regions=len(prediction["result"]))
+    served = np.any([mask_of(region) for region in drawn(prediction["result"])], axis=0)
+    editor.open_task(project.id, number, regions=len(drawn(prediction["result"])))
     editor.screenshot(SHOTS / "description.png")
     assert iou(editor.drawn()[..., 3] > 0, served) > 0.85
     assert editor.blocked == []
@@ -69,12 +69,12 @@ def test_turned_and_large_images_have_their_masks_in_place(project: Project, edi
     [number] = fill(project, (path, one.expressions[0].phrase))
     project.studio.retrieve_predictions(project.id)
     [prediction] = project.predictions(number)
-    served = np.any([mask_of(region) for region in prediction["result"]], axis=0)
-    editor.open_task(project.id, number, regions=len(prediction["result"]))
+    served = np.any([mask_of(region) for region in drawn(prediction["result"])], axis=0)
+    editor.open_task(project.id, number, regions=len(drawn(prediction["result"])))
     editor.screenshot(SHOTS / f"{kind}.png")
-    drawn = editor.drawn()[..., 3] > 0
-    assert drawn.shape == served.shape
-    assert iou(drawn, served) > 0.85
+    shown = editor.drawn()[..., 3] > 0
+    assert shown.shape == served.shape
+    assert iou(shown, served) > 0.85
 
 
 def test_an_annotator_types_clicks_boxes_accepts_and_submits(
@@ -99,8 +99,8 @@ def test_an_annotator_types_clicks_boxes_accepts_and_submits(
     editor.screenshot(SHOTS / "clicked.png")
     x1, y1, x2, y2 = one.boxes_px[expression.targets[0]] / np.array([width, height, width, height]) * 100
     boxed = editor.box(float(x1), float(y1), float(x2 - x1), float(y2 - y1))["data"]
-    drawn = next(region for region in boxed["result"] if region["type"] == "brushlabels")
-    assert iou(mask_of(drawn), target) > 0.5
+    [mask, *_] = drawn(boxed["result"])
+    assert iou(mask_of(mask), target) > 0.5
     editor.screenshot(SHOTS / "boxed.png")
     editor.accept()
     annotation = editor.submit()
@@ -131,6 +131,7 @@ def test_an_annotator_types_several_descriptions_at_once(project: Project, edito
     editor.screenshot(SHOTS / "several.png")
     editor.accept()
     annotation = editor.submit()
+    assert [region["from_name"] for region in annotation["result"] if region["type"] != "brushlabels"] == ["prompt"]
     masks = [region for region in annotation["result"] if region["type"] == "brushlabels"]
     assert {region["meta"]["text"][0].removeprefix("for: ") for region in masks} == told
 
@@ -148,6 +149,22 @@ def test_an_annotator_reads_that_nothing_was_found(project: Project, editor: Edi
     assert len(requests) <= 2, "the answer's text may make the editor ask with an empty context, once"
     wait_for("the refusal", lambda: any("at most 500" in line for line in editor.texts()), 20)
     editor.screenshot(SHOTS / "nothing.png")
+
+
+def test_an_empty_prediction_is_read_and_nothing_of_it_is_saved(project: Project, editor: Editor, tmp_path: Path) -> None:
+    one = scene(103)
+    [number] = fill(project, (save(one.image, tmp_path / "a.png"), "the lighthouse"))
+    project.studio.retrieve_predictions(project.id)
+    [prediction] = project.predictions(number)
+    said = "the lighthouse: no such object"
+    [line] = prediction["result"]
+    assert line["value"]["text"][0].startswith(said)
+    editor.open_task(project.id, number)
+    wait_for("the line", lambda: any(line.startswith(said) for line in editor.texts()), 20)
+    editor.screenshot(SHOTS / "empty.png")
+    annotation = editor.submit()
+    assert annotation["result"] == []
+    assert annotation["parent_prediction"] == prediction["id"]
 
 
 def test_an_annotator_reads_what_was_thought_beside_a_region(label_studio: LocalLabelStudio, editor: Editor, tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def ready(project: Project, editor: Editor, tmp_path: Path) -> Ready:
         number = fill(project, (image, phrase))[-1]
         project.studio.retrieve_predictions(project.id)
         [prediction] = project.predictions(number)
-        found = Ready(project, number, one, phrase, prediction["result"], image)
-        if len(prediction["result"]) == 1 and beside(found) is not None and elsewhere(found) is not None:
+        found = Ready(project, number, one, phrase, drawn(prediction["result"]), image)
+        if len(found.regions) == 1 and beside(found) is not None and elsewhere(found) is not None:
             editor.open_task(project.id, number, regions=1)
             return found
     raise AssertionError("no scene has one mask, with room beside it and another thing")

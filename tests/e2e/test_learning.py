@@ -22,6 +22,7 @@ from tests.e2e.test_backend import Project, fill, save, scene
 
 SEED = 771_001
 PROMOTION_SECONDS = 900
+"""At the pace of the machine of the bars; the run's two cores may be slower, or not its own."""
 
 
 def store_adapter(home: Path, folder: Path) -> Manifest:
@@ -54,7 +55,7 @@ def test_corrections_make_a_better_version(label_studio: LocalLabelStudio, tmp_p
         learned = learn(label_studio, url, SEED, tmp_path)
         run = learned.run
         assert run["state"] == "promoted", run
-        assert learned.seconds <= PROMOTION_SECONDS
+        assert learned.seconds <= PROMOTION_SECONDS * max(1.0, learned.pace)
         assert run["counts"] == {"train": 48, "holdout": 12, "refused": 0}
         assert httpx.get(f"{url}/versions", trust_env=False).json()["versions"][0] == run["challenger"]
         assert learned.versions[-1] == run["challenger"]

@@ -1,0 +1,44 @@
+"""How fast this machine is at the moment, against the one on which bars in seconds were set.
+
+    python -m benchmarks.pace
+
+Machines differ, and so does what else runs on them: a bar of 900 s is one of 900 s at the pace of 1, and of 1,800 s at that of 2. The work
+is fixed and none of ours, so that slower code of ours does not slow the clock.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import torch
+from torch import nn
+
+REFERENCE_SECONDS = 0.3
+"""For one piece of the work on the machine of the bars: two cores on which the demo's language model trains by 3.1 images a second."""
+PIECES = 9
+TOKENS, WIDTH, LAYERS = 512, 256, 4
+
+
+def pace() -> float:
+    """The median seconds of a few pieces of work on one thread, in those of the machine of the bars: 2.0 is half as fast."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            layer = nn.TransformerEncoderLayer(WIDTH, 4, 4 * WIDTH, 0.0, batch_first=True)
+            model, given = nn.TransformerEncoder(layer, LAYERS, enable_nested_tensor=False), torch.randn(1, TOKENS, WIDTH)
+        return statistics.median(_seconds(model, given) for _ in range(PIECES)) / REFERENCE_SECONDS
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _seconds(model: nn.Module, given: torch.Tensor) -> float:
+    began = time.perf_counter()
+    model(given).square().mean().backward()
+    return time.perf_counter() - began
+
+
+if __name__ == "__main__":
+    print(f"pace {pace():.2f}")
