@@ -21,6 +21,14 @@ from tests.backend_fakes import CONFIG, settings
 
 SHIPPED = (Path(__file__).parents[1] / "label_config.xml").read_text(encoding="utf-8")
 URL = "http://sam4mllm.internal:9090"
+SCORE = "tasks:predictions_score"
+COLUMNS = [
+    {"id": "image", "target": "tasks", "parent": "data", "visibility_defaults": {"explore": True, "labeling": True}},
+    {"id": "description", "target": "tasks", "parent": "data", "visibility_defaults": {"explore": True, "labeling": False}},
+    {"id": "data", "target": "tasks"},
+    {"id": "predictions_score", "target": "tasks", "visibility_defaults": {"explore": False, "labeling": False}},
+    {"id": "reviewed", "target": "tasks", "visibility_defaults": {"explore": False, "labeling": False}},
+]
 NO_MASK = (
     '<View><Image name="i" value="$img"/><Choices name="c" toName="i"/>'
     '<KeyPointLabels name="k" toName="i"><Label value="Cup"/></KeyPointLabels></View>'
@@ -34,6 +42,7 @@ class Server:
         self.project: dict[str, Any] = {"id": 7, "label_config": config, "total_annotations_number": annotations}
         self.entries: list[dict[str, Any]] = []
         self.hooks: list[dict[str, Any]] = []
+        self.views: list[dict[str, Any]] = [{"id": 3, "data": {"hiddenColumns": {"explore": [], "labeling": []}}}]
         self.changes: list[str] = []
         self.is_label_studio = True
         self.refusal: httpx.Response | None = None
@@ -47,6 +56,11 @@ class Server:
                 return self.refusal
         if path == "/api/version":
             return httpx.Response(200 if self.is_label_studio else 401, json={"label-studio-os-package": {"version": "1.23.2"}})
+        if path.startswith("/api/dm/"):
+            return self._data_manager(method, path, body)
+        return self._of_project(method, path, body)
+
+    def _of_project(self, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
         if path == "/api/projects/7/":
             self.project |= body
             return httpx.Response(200, json=self.project)
@@ -67,6 +81,15 @@ class Server:
             self.hooks.append({**hook, "actions": [], "is_active": True, "send_payload": True})
         return httpx.Response(200, json=one)
 
+    def _data_manager(self, method: str, path: str, body: dict[str, Any]) -> httpx.Response:
+        if path == "/api/dm/columns/":
+            return httpx.Response(200, json={"columns": COLUMNS})
+        if method == "POST":
+            self.views.append({"id": 4, **body})
+        if method == "PATCH":
+            self.views[0] |= body
+        return httpx.Response(200, json=self.views if method == "GET" else self.views[0])
+
     @staticmethod
     def _stored(kind: str, body: dict[str, Any]) -> dict[str, Any]:
         if kind == "webhooks":
@@ -83,9 +106,9 @@ def run(
     parameters: str | None = None,
     **given: Any,
 ) -> list[bool]:
-    """What was changed: config, entry, webhook. Each time the last line says that the demo's models serve."""
+    """What was changed: config, entry, webhook. Each time the last lines are of the data manager, and that the demo's models serve."""
     client = LabelStudio("http://ls:8080", "a" * 40, transport=httpx.MockTransport(server))
-    *steps, told = connect(client, settings(tmp_path, **given), 7, url, ["v1"], config, force, parameters)
+    *steps, _, told = connect(client, settings(tmp_path, **given), 7, url, ["v1"], config, force, parameters)
     assert told.line == f"models: {demo_notice(settings(tmp_path))}"
     return [step.changed for step in steps]
 
@@ -142,7 +165,7 @@ def test_what_is_wrong_is_mended_and_nothing_else(damage: Any, changed: list[boo
 def test_models_that_are_not_the_demos_are_not_spoken_of(tmp_path: Path) -> None:
     client = LabelStudio("http://ls:8080", "a" * 40, transport=httpx.MockTransport(Server()))
     steps = connect(client, settings(tmp_path, model="qwen", segmenter="vit_h:a.pth"), 7, URL, ["v1"])
-    assert [step.line.partition(":")[0] for step in steps] == ["label config", "backend", "webhook"]
+    assert [step.line.partition(":")[0] for step in steps] == ["label config", "backend", "webhook", "data manager"]
 
 
 def test_a_new_address_moves_the_entry_and_keeps_its_title(tmp_path: Path) -> None:
@@ -283,3 +306,27 @@ def test_parameters_that_do_not_fit_the_project_are_refused(tmp_path: Path) -> N
         with pytest.raises(ParametersError, match=line):
             run(server, tmp_path, parameters=wrong)
     assert server.changes == []
+
+
+@pytest.mark.parametrize(
+    ("views", "hidden"),
+    [
+        pytest.param([], {"explore": ["tasks:reviewed"], "labeling": ["tasks:data.description", SCORE, "tasks:reviewed"]}, id="no tab yet"),
+        pytest.param(
+            [{"id": 3, "data": {"title": "Mine", "hiddenColumns": {"explore": ["a", SCORE], "labeling": [SCORE]}}}],
+            {"explore": ["a"], "labeling": [SCORE]},
+            id="hidden",
+        ),
+        pytest.param([{"id": 3, "data": {"hiddenColumns": {"explore": ["a"]}}}], {"explore": ["a"]}, id="shown"),
+        pytest.param([{"id": 3, "data": {"title": "as it comes"}}], None, id="says nothing"),
+    ],
+)
+def test_the_score_is_shown_in_the_data_manager(views: list[dict[str, Any]], hidden: dict[str, Any] | None, tmp_path: Path) -> None:
+    server = Server()
+    server.views = views
+    run(server, tmp_path)
+    [view] = server.views
+    assert view["data"].get("hiddenColumns") == hidden
+    before = len(server.changes)
+    run(server, tmp_path)
+    assert len(server.changes) == before

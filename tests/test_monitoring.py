@@ -24,7 +24,7 @@ from backend.learning.auto_rollback import ControlChart
 from backend.learning.worth import measure_worth
 from backend.support.logs import REQUEST_ID, JsonFormatter, TextFormatter, clean, log_config
 from backend.web.app import create_app
-from tests.backend_fakes import CONFIG
+from tests.backend_fakes import CONFIG, house, task
 from tests.learning_fakes import School, school
 from tests.test_auto_rollback import review
 from tests.test_confidence import TYPICAL
@@ -255,13 +255,53 @@ def test_every_line_of_a_request_carries_its_id(place: School, client: FlaskClie
 
 def test_the_last_requests_of_label_studio_are_remembered(place: School, client: FlaskClient) -> None:
     fill(place, client)
-    last = place.service.metrics.requests
-    assert [(one.route, one.status, one.tasks) for one in last] == [("/webhook", 401, ""), ("/webhook", 201, ""), ("/predict", 200, "1, 2")]
-    assert "secret is wrong" in last[0].message
+    metrics = place.service.metrics
+    assert [(one.route, one.status, one.tasks) for one in metrics.requests] == [("/predict", 200, "1, 2")]
+    assert [(one.route, one.status, one.tasks) for one in metrics.events] == [("/webhook", 401, ""), ("/webhook", 201, "")]
+    assert "secret is wrong" in metrics.events[0].message
     page = client.get("/", base_url=BASE_URL).text
     assert "secret is wrong" in page
     client.post(f"/webhook/{SECRET}", json={}, base_url=BASE_URL)
     assert SECRET not in client.get("/", base_url=BASE_URL).text
+
+
+@pytest.mark.parametrize(
+    ("address", "link"),
+    [
+        pytest.param("http://ls.example/", '<a href="http://ls.example/projects/3/data?task=7">project 3, task 7</a>', id="a host"),
+        pytest.param("http://label-studio:8080", "<bdi>project 3, task 7</bdi>", id="a container's name"),
+    ],
+)
+def test_a_task_without_an_answer_is_listed_once_until_it_has_one(tmp_path: Path, address: str, link: str) -> None:
+    where = house(tmp_path, label_studio_url=address)
+    try:
+        metrics = where.service.metrics
+        for message in ("the host is away", "the host is still away"):
+            metrics.failed(7, "fetch", message, 3)
+        metrics.failed(8, "fetch", "gone", 3)
+        assert [(one.task, one.times, one.message) for one in metrics.recent] == [("8", 1, "gone"), ("7", 2, "the host is still away")]
+        page = create_app(where.service).test_client().get("/").get_data(as_text=True)
+        assert link in page
+        assert "<small>2 times</small>" in page
+        metrics.mended(7, 3)
+        metrics.mended(8, 4)
+        assert [one.task for one in metrics.recent] == ["8"]
+    finally:
+        where.service.close(5.0)
+
+
+def test_events_do_not_push_out_predictions(tmp_path: Path) -> None:
+    where = house(tmp_path)
+    try:
+        client = create_app(where.service).test_client()
+        client.post("/predict", json={"tasks": [task(41)], "project": "3.1", "label_config": CONFIG})
+        for _ in range(60):
+            client.post("/webhook", json={"action": "TASKS_CREATED"})
+        page = client.get("/").get_data(as_text=True)
+        assert page.index("POST /predict") < page.index("The last events")
+        assert page.count("POST /webhook") == 5
+    finally:
+        where.service.close(5.0)
 
 
 # -- the log -------------------------------------------------------------------------------------------------------------------------------

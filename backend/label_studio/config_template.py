@@ -74,10 +74,8 @@ def _instructions() -> str:
 
 def _labels(labels: Sequence[Label], control: str) -> str:
     colours = COLOURS[control]
-    return "\n".join(
-        f"      <Label {_names(label, control)} background={quoteattr(colours[index % len(colours)])}/>"
-        for index, label in enumerate(labels)
-    )
+    rows = [(_names(label, control), colours[index % len(colours)]) for index, label in enumerate(labels)]
+    return "\n".join(f"      <Label {names} background={quoteattr(colour)}/>" for names, colour in rows)
 
 
 def _names(label: Label, control: str) -> str:

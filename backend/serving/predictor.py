@@ -205,7 +205,9 @@ class Predictor:
                 return LEFT_OUT
             if not questions:
                 return dump(prediction([], 0.0, lease.version()))
-            return self._ask_pages(questions, request, lease, deadline)
+            answer = self._ask_pages(questions, request, lease, deadline)
+            self._metrics.mended(name, request.project)
+            return answer
         except DeadlineError as error:
             late, reason, message = True, error.reason, str(error)
             log.warning("task %s: %s", name, message)
@@ -216,7 +218,7 @@ class Predictor:
             reason, message = "internal", "internal error; see the server's log"
             log.error("task %s failed: %s", name, where(error))
             log.debug("the traceback", exc_info=True)
-        self._metrics.failed(name, reason, message)
+        self._metrics.failed(name, reason, message, request.project)
         return self._apology(project, message, lease) if request.interactive else TOO_LATE if late else LEFT_OUT
 
     def _apology(self, project: _Project | ConfigError, message: str, lease: Lease) -> bytes:

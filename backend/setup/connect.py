@@ -32,6 +32,7 @@ from backend.label_studio.events import SECRET_HEADER, WEBHOOK_EVENTS
 from backend.label_studio.label_config import read_label_config
 from backend.label_studio.parameters import Parameters, check_parameters, read_parameters
 from backend.settings import Settings
+from backend.setup.data_manager import show_score
 from backend.support.demo_project import demo_notice
 
 
@@ -91,6 +92,7 @@ def connect(
         config_step,
         _set_entry(label_studio, settings, project_id, url, versions, given),
         _set_hook(label_studio, settings, project_id, url),
+        _set_columns(label_studio, project_id),
         *([Step(f"models: {notice}", False)] if notice else []),
     ]
 
@@ -202,6 +204,16 @@ def _set_hook(label_studio: LabelStudio, settings: Settings, project: int, url: 
         raise LabelStudioError(f"Label Studio refuses the webhook: {error.detail or error}", error.status) from error
     carried = f"the header {SECRET_HEADER} and " if secret else ""
     return Step(f"webhook: {stored['id']} {'made' if hook is None else 'updated'} with {carried}{len(WEBHOOK_EVENTS)} events", True)
+
+
+def _set_columns(label_studio: LabelStudio, project: int) -> Step:
+    """Nothing depends on it, so that a Label Studio which refuses it stops nothing."""
+    try:
+        changed = show_score(label_studio, project)
+    except LabelStudioError as error:
+        return Step(f"data manager: Prediction score is not shown ({error}); tick it under Columns", False)
+    shown = f"Prediction score is shown{'' if changed else ' already'}"
+    return Step(f"data manager: {shown}; in ascending order, what to look at first comes first", changed)
 
 
 def _is_complete(hook: Hook, url: str, secret: str) -> bool:

@@ -17,10 +17,14 @@ BUCKETS = (0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 100.
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that got no answer: when (seconds since 1970), which, and why in one line."""
+    """A task that got no answer: when (seconds since 1970), which, of which project if that is known, how often, and why in one line, the
+    last time.
+    """
 
     when: float
+    project: int | None
     task: str
+    times: int
     reason: str
     message: str
 
@@ -63,18 +67,28 @@ class Metrics:
         self._annotations = Gauge(
             "sam4mllm_refused_annotations", "Annotations in the log that nothing is learned from.", registry=self.registry
         )
-        self._recent: deque[Failure] = deque(maxlen=RECENT)
+        self._recent: dict[tuple[int | None, str], Failure] = {}
         self._last: deque[Request] = deque(maxlen=RECENT)
+        self._events_taken: deque[Request] = deque(maxlen=RECENT)
         self._lock = threading.Lock()
 
     def served(self, regions: int) -> None:
         self._tasks.labels("served" if regions else "nothing_found").inc()
 
-    def failed(self, task: object, reason: str, message: str) -> None:
+    def failed(self, task: object, reason: str, message: str, project: int | None = None) -> None:
         self._tasks.labels("failed").inc()
         self._failures.labels(reason).inc()
         with self._lock:
-            self._recent.append(Failure(time.time(), str(task), reason, message))
+            before = self._recent.pop((project, str(task)), None)
+            times = before.times + 1 if before else 1
+            self._recent[project, str(task)] = Failure(time.time(), project, str(task), times, reason, message)
+            while len(self._recent) > RECENT:
+                del self._recent[next(iter(self._recent))]
+
+    def mended(self, task: object, project: int | None) -> None:
+        """A task got its answer after all."""
+        with self._lock:
+            self._recent.pop((project, str(task)), None)
 
     def stored(self, action: str) -> None:
         self._events.labels(action).inc()
@@ -95,19 +109,25 @@ class Metrics:
     def remember(self, request: Request) -> None:
         """Show it among the last ones."""
         with self._lock:
-            self._last.append(request)
+            (self._events_taken if request.route.startswith("/webhook") else self._last).append(request)
 
     @property
     def requests(self) -> list[Request]:
-        """The last requests of Label Studio, newest first."""
+        """The last requests of Label Studio that are no events, newest first."""
         with self._lock:
             return list(reversed(self._last))
 
     @property
-    def recent(self) -> list[Failure]:
-        """The last failures, newest first."""
+    def events(self) -> list[Request]:
+        """The last events of Label Studio, newest first: there are many more of them than of other requests."""
         with self._lock:
-            return list(reversed(self._recent))
+            return list(reversed(self._events_taken))
+
+    @property
+    def recent(self) -> list[Failure]:
+        """The tasks without an answer, each once, the last one first."""
+        with self._lock:
+            return list(reversed(self._recent.values()))
 
     def text(self) -> bytes:
         """In Prometheus' text format."""

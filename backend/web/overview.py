@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
+from urllib.parse import urlsplit
 
 from backend.corrections.log_faults import LogError
 from backend.learning.agreement import Reliability, ReviewedAnswer, Trend, draw_trend, measure_reliability
@@ -100,7 +101,14 @@ class Overview:
     history: list[Promotion]
     failures: list[Failure]
     requests: list[Request]
+    events: list[Request]
     problem: str
+
+    @property
+    def label_studio_page(self) -> str:
+        """Label Studio's address where a browser reaches it, too: a name without a dot is that of a container, and empty here."""
+        host = urlsplit(self.label_studio).hostname or ""
+        return self.label_studio.rstrip("/") if "." in host or ":" in host or host == "localhost" else ""
 
     @cached_property
     def trend(self) -> Trend | None:
@@ -167,6 +175,7 @@ def look(service: Service, first: int = 0) -> Overview:
         history=list(shelf.history),
         failures=service.metrics.recent,
         requests=service.metrics.requests,
+        events=service.metrics.events,
         problem="; ".join(filter(None, (shelf.problem, service.corrections.problem))),
     )
 

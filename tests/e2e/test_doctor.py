@@ -103,13 +103,18 @@ def test_a_healthy_set_up_is_silent(team: Team, healthy: int) -> None:
     assert said["findings"] == []
     assert any(note.startswith("the demo's models serve, made for drawn scenes") for note in said["notes"])
     assert any(note.endswith("is asked for 'the horse' (label Object): its 'description'") for note in said["notes"])
+    assert said["next"].startswith("next: correct the masks of about ")
     assert {"gate", "backend", "webhook", "config", "phrases", "images", "token", "disk"} <= set(said["checks"])
 
 
 def test_connect_twice_changes_nothing_the_second_time_and_events_arrive(team: Team) -> None:
     number = team.project()
     first = json.loads(team.run("connect", number, "--json").stdout)
-    assert [step["changed"] for step in first["steps"]] == [False, True, True, False]  # the last says whose models serve
+    assert [step["changed"] for step in first["steps"]] == [False, True, True, True, False]  # the last says whose models serve
+    assert "`sam4mllm doctor" in first["next"]
+    [view] = team.studio.api("GET", f"/api/dm/views/?project={number}")
+    assert "tasks:predictions_score" not in view["data"]["hiddenColumns"]["explore"]
+    assert "tasks:updated_at" in view["data"]["hiddenColumns"]["explore"]
     entries, hooks = (team.studio.api("GET", f"/api/{what}?project={number}") for what in ("ml", "webhooks/"))
     second = json.loads(team.run("connect", number, "--json").stdout)
     assert second["changed"] is False
@@ -121,6 +126,27 @@ def test_connect_twice_changes_nothing_the_second_time_and_events_arrive(team: T
     log = CorrectionLog(Path(team.environment["SAM4MLLM_HOME"]) / "corrections.sqlite")
     wait_for("the event", lambda: any(event.action == "ANNOTATION_CREATED" and event.project == number for event in log.events()), 60)
     log.close()
+
+
+def test_a_projects_parameters_reach_the_server_and_the_predictions(team: Team, tmp_path: Path) -> None:
+    number = team.project()
+    [upload] = team.studio.upload(number, [save(scene(1).image, tmp_path / "a.png")])
+    team.studio.import_tasks(number, [{"image": upload, "caption": "the horse", "description": "the lighthouse"}])
+    team.run("connect", number, "--parameters", '{"field": "caption", "strategy": "box"}')
+    [entry] = team.studio.api("GET", f"/api/ml?project={number}")
+    assert entry["extra_params"] == {"field": "caption", "strategy": "box"}
+    team.studio.retrieve_predictions(number)
+    tasks = team.studio.api("GET", f"/api/tasks?project={number}&fields=all")["tasks"]
+    task = next(one["id"] for one in tasks if one["data"].get("caption"))
+    [prediction] = team.studio.api("GET", f"/api/predictions?task={task}")
+    told = [region["meta"]["text"] for region in prediction["result"] if "text" in region.get("meta", {})]
+    assert told == [["for: the horse; by the project's parameters: strategy box"]]
+    assert json.loads(team.run("doctor", number, "--json").stdout)["ok"]
+    login = {"auth_method": "BASIC_AUTH", "basic_auth_user": "sam4mllm", "basic_auth_pass": SECRETS["SAM4MLLM_AUTH_PASSWORD"]}
+    changed = {"url": entry["url"], "project": number, "extra_params": {"threshold": 7}, **login}
+    team.studio.api("PATCH", f"/api/ml/{entry['id']}", json=changed)
+    check, problem, cure = team.finding(number)
+    assert (check, "from 0 to 1, not 7" in problem, "--parameters" in cure) == ("parameters", True, True)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,48 @@
+"""The column *Prediction score* in a project's Data Manager, by which a team orders its tasks: Label Studio hides it at first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backend.errors import LabelStudioError
+from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
+
+SCORE = "tasks:predictions_score"
+
+
+def show_score(label_studio: LabelStudio, project: int) -> bool:
+    """Show the column in every tab that hides it, or make the first tab with it; whether anything was changed. Raises LabelStudioError."""
+    views = label_studio.request("GET", f"/api/dm/views/?project={project:d}", timeout=LIST_TIMEOUT)
+    if not isinstance(views, list):
+        raise LabelStudioError("its list of tabs is none")
+    if not views:
+        body = {"project": project, "data": {"title": "Default", "hiddenColumns": _hidden(label_studio, project)}}
+        label_studio.request("POST", "/api/dm/views/", body)
+        return True
+    changed = False
+    for view in views:
+        data: Any = view.get("data") if isinstance(view, dict) else None
+        columns: Any = data.get("hiddenColumns") if isinstance(data, dict) else None
+        explore = columns.get("explore") if isinstance(columns, dict) else None
+        if isinstance(explore, list) and SCORE in explore:
+            shown = {**columns, "explore": [name for name in explore if name != SCORE]}
+            label_studio.request("PATCH", f"/api/dm/views/{view['id']:d}/", {"data": {**data, "hiddenColumns": shown}})
+            changed = True
+    return changed
+
+
+def _hidden(label_studio: LabelStudio, project: int) -> dict[str, list[str]]:
+    """The columns that a new tab hides, the score left out: in the table, and beside the editor."""
+    found = label_studio.request("GET", f"/api/dm/columns/?project={project:d}", timeout=LIST_TIMEOUT)
+    columns = found.get("columns") if isinstance(found, dict) else None
+    if not isinstance(columns, list):
+        raise LabelStudioError("its list of columns is none")
+    shown: dict[str, Any] = {_name(one): one.get("visibility_defaults") or {} for one in columns if isinstance(one, dict)}
+    hidden = {place: [name for name, at in shown.items() if at.get(place) is False] for place in ("explore", "labeling")}
+    return {**hidden, "explore": [name for name in hidden["explore"] if name != SCORE]}
+
+
+def _name(column: dict[str, Any]) -> str:
+    """As tabs name a column: ``tasks:data.image`` for a key of the tasks' data."""
+    parent = f"{column['parent']}." if column.get("parent") else ""
+    return f"{column.get('target')}:{parent}{column.get('id')}"
