@@ -11,7 +11,7 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -38,6 +38,8 @@ FAR = 6.0
 AVERAGE_SCORE = 0.8
 """What the fixed formula gives the average mask. The demo's have 0.64 (213 masks of scenes of seed 990031), for it is seldom sure of a
 coordinate; a model that writes boxes surely comes to 0.9 and more. Between them, empty answers lie among the masks of either."""
+FIT_EMPTY_FROM = 20
+"""Fewest judgements of empty answers that their chance is fitted on: two numbers are, not a dozen."""
 MAX_STEPS = 100
 """Newton steps; ten are usual."""
 
@@ -78,11 +80,29 @@ LATER = {name: {"mean": 1.0, "scale": LEAST_SCALE, "weight": 0.0} for name in ("
 
 
 @dataclass(frozen=True)
+class EmptyCalibration:
+    """The chance that an empty answer is right, from the model's own probability: log-odds as ``bias + weight * z``, where z are the
+    standardised log-odds of that probability. ``count`` judgements went into it.
+    """
+
+    mean: float
+    scale: float
+    weight: float
+    bias: float
+    count: int
+
+    def probability(self, no_target_probability: float) -> float:
+        """P(a reviewer agrees that there is no such object)."""
+        [[z]] = _standardise(_log_odds([no_target_probability]), np.array([self.mean]), np.array([self.scale]))
+        return float(_sigmoid(np.array(self.bias + self.weight * z)))
+
+
+@dataclass(frozen=True)
 class Calibration:
     """A logistic regression over standardised features, fitted on the judgements of reviewers.
 
     ``means``, ``scales`` and ``weights`` have a number for each of NAMES; ``bias`` is the log-odds of the average instance. ``count``
-    judgements of masks of the model ``version`` went into it.
+    judgements of masks of the model ``version`` went into it. ``empty`` is for answers without a mask, None while too few were judged.
     """
 
     means: tuple[float, ...]
@@ -91,6 +111,7 @@ class Calibration:
     bias: float
     count: int
     version: str
+    empty: EmptyCalibration | None = None
 
     @property
     def id(self) -> str:
@@ -106,7 +127,8 @@ class Calibration:
         """One line that ``from_json`` reads; the same calibration gives the same text."""
         rows = zip(NAMES, self.means, self.scales, self.weights, strict=True)
         shape = {name: {"mean": mean, "scale": scale, "weight": weight} for name, mean, scale, weight in rows}
-        return json.dumps({"version": self.version, "count": self.count, "bias": self.bias, "features": shape})
+        empty = {"empty": asdict(self.empty)} if self.empty is not None else {}
+        return json.dumps({"version": self.version, "count": self.count, "bias": self.bias, "features": shape, **empty})
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
@@ -115,7 +137,10 @@ class Calibration:
         Raises ValueError if the text is anything else, unknown keys and infinite numbers included.
         """
         try:
-            top = _exactly(json.loads(text), ("version", "count", "bias", "features"))
+            given_whole = json.loads(text)
+            later = ("empty",) if isinstance(given_whole, dict) and "empty" in given_whole else ()
+            top = _exactly(given_whole, ("version", "count", "bias", "features", *later))
+            empty = _read_empty(top["empty"]) if later else None
             given = top["features"]
             shape = _exactly({**LATER, **given} if isinstance(given, dict) else given, NAMES)
             rows = [_exactly(shape[name], ("mean", "scale", "weight")) for name in NAMES]
@@ -128,7 +153,7 @@ class Calibration:
         count, version = top["count"], top["version"]
         if type(count) is not int or count < FIT_FROM or not isinstance(version, str) or min(columns["scale"]) < LEAST_SCALE:
             raise ValueError("this is no calibration: its count, version or a scale cannot be")
-        return cls(columns["mean"], columns["scale"], columns["weight"], bias, count, version)
+        return cls(columns["mean"], columns["scale"], columns["weight"], bias, count, version, empty)
 
 
 def fit(features: Sequence[Features], accepted: Sequence[bool], version: str) -> Calibration | None:
@@ -150,6 +175,22 @@ def fit(features: Sequence[Features], accepted: Sequence[bool], version: str) ->
     means, scales = table.mean(0), np.maximum(table.std(0), LEAST_SCALE)
     bias, weights = _newton(_standardise(table, means, scales), labels.astype(np.float64))
     return Calibration(_floats(means), _floats(scales), _floats(weights), bias, len(labels), version)
+
+
+def fit_empty(no_target_probabilities: Sequence[float], right: Sequence[bool]) -> EmptyCalibration | None:
+    """From judgements of empty answers: the model's probability of each, and whether the reviewer left it empty. None of fewer than
+    FIT_EMPTY_FROM.
+
+    One judgement of each kind is added where the model is of average sureness: of answers that were all right, the next one may be wrong.
+    """
+    if len(right) < FIT_EMPTY_FROM:
+        return None
+    rows = _log_odds(no_target_probabilities)
+    mean, scale = rows.mean(0), np.maximum(rows.std(0), LEAST_SCALE)
+    standard = np.concatenate([_standardise(rows, mean, scale), np.zeros((2, 1))])
+    labels = np.array([*right, True, False], np.float64)
+    bias, [weight] = _newton(standard, labels, np.array([PRIOR_WEIGHT]))
+    return EmptyCalibration(float(mean[0]), float(scale[0]), float(weight), bias, len(right))
 
 
 def agreement(mask: NDArray[np.bool_], points_px: NDArray[np.float32], labels: NDArray[np.int64]) -> float:
@@ -187,10 +228,13 @@ def score(features: Features, calibration: Calibration | None = None) -> float:
 
 
 def score_empty(no_target_probability: float, calibration: Calibration | None = None) -> float:
-    """How much to trust the answer that there is no such object, in 0–1: its probability times what the average mask has.
+    """How much to trust the answer that there is no such object, in 0–1: the chance that it is right, on the scale of the masks' scores.
 
-    By the probability alone nearly all empty answers would lie above the masks, for models say "none" with hardly a doubt.
+    Before enough of them were judged it is its probability times what the average mask has: by the probability alone nearly all empty
+    answers would lie above the masks, for models say "none" with hardly a doubt.
     """
+    if calibration is not None and calibration.empty is not None:
+        return calibration.empty.probability(no_target_probability)
     return no_target_probability * (AVERAGE_SCORE if calibration is None else float(_sigmoid(np.array(calibration.bias))))
 
 
@@ -203,14 +247,23 @@ def _standardise(table: NDArray[np.float64], means: NDArray[np.float64], scales:
     return np.clip((table - means) / scales, -FAR, FAR)
 
 
-def _newton(rows: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
-    """Bias and weights (F,) at which the penalised loss of (N, F) rows and their labels (N,), 0 or 1, is least.
+def _log_odds(probabilities: Sequence[float]) -> NDArray[np.float64]:
+    """(N, 1), finite also for 0 and 1."""
+    chances = np.clip(np.array(probabilities, np.float64), 1e-6, 1 - 1e-6)
+    return np.log(chances / (1 - chances)).reshape(-1, 1)
+
+
+def _newton(
+    rows: NDArray[np.float64], labels: NDArray[np.float64], before: NDArray[np.float64] = PRIOR
+) -> tuple[float, NDArray[np.float64]]:
+    """Bias and weights (F,) at which the penalised loss of (N, F) rows and their labels (N,), 0 or 1, is least; ``before`` are the weights
+    before any judgement.
 
     The bias is free of penalty. The loss is convex, so that Newton's steps, halved until they lead down, end at its one minimum.
     """
     design = np.concatenate([np.ones((len(rows), 1)), rows], axis=1)
-    prior = np.concatenate([[0.0], PRIOR])
-    penalty = np.array([0.0] + [PRIOR_STRENGTH] * len(PRIOR))
+    prior = np.concatenate([[0.0], before])
+    penalty = np.array([0.0] + [PRIOR_STRENGTH] * len(before))
 
     def loss(at: NDArray[np.float64]) -> float:
         odds = design @ at
@@ -232,6 +285,17 @@ def _newton(rows: NDArray[np.float64], labels: NDArray[np.float64]) -> tuple[flo
 
 def _sigmoid(odds: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.asarray(np.exp(-np.logaddexp(0, -odds)), np.float64)
+
+
+def _read_empty(given: object) -> EmptyCalibration:
+    """Raises ValueError."""
+    names = tuple(field.name for field in fields(EmptyCalibration))
+    record = _exactly(given, names)
+    mean, scale, weight, bias = (_finite(record[name]) for name in names[:-1])
+    count = record["count"]
+    if type(count) is not int or count < FIT_EMPTY_FROM or scale < LEAST_SCALE:
+        raise ValueError("the count or the scale of the empty answers cannot be")
+    return EmptyCalibration(mean, scale, weight, bias, count)
 
 
 def _floats(values: NDArray[np.float64]) -> tuple[float, ...]:

@@ -12,7 +12,7 @@ import pytest
 
 from backend.corrections.reviews import Review
 from backend.serving.calibration import Scorer
-from sam4mllm.confidence import FIT_FROM, NAMES, Features
+from sam4mllm.confidence import FIT_EMPTY_FROM, FIT_FROM, NAMES, Features, score_empty
 from tests.test_auto_rollback import review
 
 
@@ -76,3 +76,28 @@ def test_what_an_earlier_release_fitted_and_noted_still_counts(tmp_path: Path, u
     earlier = [replace(one, features={name: value for name, value in one.features.items() if name not in unknown}) for one in reviews]
     path.unlink()
     assert Scorer(path).refit(earlier, "a")
+
+
+def emptied(count: int, seed: int = 2) -> list[Review]:
+    """Reviews of "none" served, which is right as often as its probability says."""
+    rng = np.random.default_rng(seed)
+    chances = rng.uniform(0.5, 0.999, count)
+    plain = asdict(review("demo-0-00000000", 1.0, 1.0))
+    return [
+        Review(**{**plain, "features": {"no_target": float(chance)}, "iou": float(rng.random() < chance), "outcome": "none"})
+        for chance in chances
+    ]
+
+
+def test_empty_answers_have_the_chance_that_they_are_right(tmp_path: Path) -> None:
+    scorer = Scorer(tmp_path / "score.json")
+    assert scorer.refit(judged(100) + emptied(FIT_EMPTY_FROM - 1), "a")
+    assert scorer.calibration is not None
+    assert scorer.calibration.empty is None
+    assert scorer.refit(judged(100) + emptied(400), "a", anew=True)
+    assert scorer.calibration.empty is not None
+    assert Scorer(tmp_path / "score.json").calibration == scorer.calibration
+    low, high = (score_empty(chance, scorer.calibration) for chance in (0.55, 0.99))
+    assert low < high
+    told = [(score_empty(one.features["no_target"], scorer.calibration), one.iou) for one in emptied(2000, seed=3)]
+    assert abs(np.mean([chance for chance, _ in told]) - np.mean([right for _, right in told])) < 0.04

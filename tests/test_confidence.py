@@ -14,7 +14,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam4mllm.clicks import Clicks
-from sam4mllm.confidence import FIT_FROM, NAMES, PRIOR, PRIOR_STRENGTH, Calibration, Features, agreement, entropy, fit, score, score_empty
+from sam4mllm.confidence import (
+    FIT_EMPTY_FROM,
+    FIT_FROM,
+    NAMES,
+    PRIOR,
+    PRIOR_STRENGTH,
+    Calibration,
+    Features,
+    agreement,
+    entropy,
+    fit,
+    fit_empty,
+    score,
+    score_empty,
+)
 from sam4mllm.drawing import PROMPTS_AT_ONCE
 from sam4mllm.options import Strategy
 from sam4mllm.pipeline import Pipeline
@@ -345,3 +359,24 @@ def test_one_call_scores_by_one_calibration(monkeypatch: pytest.MonkeyPatch) -> 
     [answer] = pipeline.segment(IMAGE, ["the cup"])
     assert {instance.score for instance in answer.instances} == {TYPICAL.probability(one.features) for one in answer.instances}
     assert len(segmenter.batches) > 1
+
+
+def test_empty_answers_that_were_all_right_are_not_beyond_doubt() -> None:
+    assert fit_empty([0.9] * (FIT_EMPTY_FROM - 1), [True] * (FIT_EMPTY_FROM - 1)) is None
+    fitted = fit_empty([0.9, 0.99] * 10, [True] * 20)
+    assert fitted is not None
+    assert 0.9 < fitted.probability(0.95) < 0.99
+    assert fitted.probability(0.0) < fitted.probability(1.0) < 1
+    shuffled = fit_empty([0.6, 0.99] * 100, [True, True, False, False] * 50)
+    assert shuffled is not None
+    assert abs(shuffled.probability(0.99) - shuffled.probability(0.6)) < 0.1, "a probability that says nothing moves nothing"
+
+
+@pytest.mark.parametrize(
+    "empty",
+    [None, {}, {"mean": 0, "scale": 0, "weight": 1, "bias": 0, "count": 20}, {"mean": 0, "scale": 1, "weight": 1, "bias": 0, "count": 1}],
+)
+def test_a_calibration_of_empty_answers_that_cannot_be_is_none(empty: object) -> None:
+    text = json.dumps(json.loads(TYPICAL.to_json()) | {"empty": empty})
+    with pytest.raises(ValueError, match="this is no calibration"):
+        Calibration.from_json(text)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from backend.corrections.reviews import Review
-from sam4mllm.confidence import ACCEPTED_IOU, LATER, NAMES, Calibration, Features, fit
+from sam4mllm.confidence import ACCEPTED_IOU, LATER, NAMES, Calibration, Features, fit, fit_empty
 from sam4mllm.durable import replace_file
 
 log = logging.getLogger(__name__)
@@ -44,10 +45,17 @@ class Scorer:
         fitted = fit([features for features, _ in judged], [accepted for _, accepted in judged], version)
         if fitted is None:
             return False
+        empty = [(review.features["no_target"], review.iou == 1) for review in reviews if review.iou is not None and _is_empty(review)]
+        fitted = replace(fitted, empty=fit_empty([chance for chance, _ in empty], [right for _, right in empty]))
         replace_file(self._path, fitted.to_json().encode())
         self.calibration = fitted
         log.info("the score is fitted on %d judgements (%s)", fitted.count, fitted.id)
         return True
+
+
+def _is_empty(review: Review) -> bool:
+    """Whether a "none" was served."""
+    return review.features.keys() == {"no_target"}
 
 
 def _features(review: Review) -> Features | None:
