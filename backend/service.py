@@ -13,6 +13,7 @@ from typing import Any
 
 from backend.corrections.log import CorrectionLog
 from backend.errors import LabelStudioError
+from backend.images.decoding import Decoder, shared_decoder
 from backend.images.store import ImageStore, image_store
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.events import START_TRAINING, counted_as
@@ -66,6 +67,8 @@ class Service:
     versions: Versions
     learner: Learner
     parameters: ProjectParameters
+    images: Images
+    decoder: Decoder
     backlog: Backlog | None = None
     caches: dict[str, ByteCache[Any, Any]] = field(default_factory=dict)
 
@@ -174,7 +177,20 @@ def build(
     if isinstance(pictures, ImageStore):
         caches["files"] = pictures.files
     return Service(
-        settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, parameters, backlog, caches
+        settings,
+        engine,
+        predictor,
+        corrections,
+        metrics,
+        label_studio,
+        background,
+        versions,
+        learner,
+        parameters,
+        pictures,
+        shared_decoder(settings.max_pixels, settings.decode_seconds),
+        backlog,
+        caches,
     )
 
 

@@ -135,6 +135,15 @@ def _set_config(label_studio: LabelStudio, settings: Settings, project: dict[str
     return Step("label config: set", True)
 
 
+def set_parameters(label_studio: LabelStudio, settings: Settings, project: int, parameters: Parameters, versions: Collection[str]) -> Step:
+    """Set a connected project's extra parameters. Raises LabelStudioError, and ParametersError if they do not fit the config."""
+    entry = pick_entry(read_entries(label_studio, project), tidy(settings.url), versions)
+    if entry is None:
+        raise LabelStudioError(f"project {project} has no entry of this server; run `sam4mllm connect {project}` first")
+    check_parameters(parameters, read_label_config(_project(label_studio, project)["label_config"], settings.prompt_control))
+    return _set_entry(label_studio, settings, project, entry.url, versions, parameters)
+
+
 def _set_entry(
     label_studio: LabelStudio, settings: Settings, project: int, url: str, versions: Collection[str], parameters: Parameters | None
 ) -> Step:

@@ -66,9 +66,9 @@ def read_link(label_studio: LabelStudio, project: int, url: str, server: Server)
     return Link(project, own, [one for one in entries if one is not own], read_hooks(label_studio, project))
 
 
-def sample_tasks(label_studio: LabelStudio, project: int) -> list[dict[str, Any]]:
+def sample_tasks(label_studio: LabelStudio, project: int, count: int = SAMPLE) -> list[dict[str, Any]]:
     """A project's first tasks, without annotations. Raises LabelStudioError."""
-    path = f"/api/tasks/?project={project:d}&page=1&page_size={SAMPLE}&resolve_uri=false"
+    path = f"/api/tasks/?project={project:d}&page=1&page_size={count:d}&resolve_uri=false"
     found = label_studio.request("GET", path, timeout=LIST_TIMEOUT)
     tasks = found.get("tasks") if isinstance(found, dict) else None
     return [task for task in tasks if isinstance(task, dict)] if isinstance(tasks, list) else []

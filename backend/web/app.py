@@ -14,6 +14,7 @@ from backend.web.prediction_routes import add_prediction_routes
 from backend.web.request_log import follow_requests
 from backend.web.state_metrics import add_metrics
 from backend.web.status_routes import add_status_routes
+from backend.web.try_routes import add_try_routes
 from backend.web.webhook_routes import add_webhook_routes
 
 
@@ -36,6 +37,7 @@ def create_app(service: Service) -> Flask:
     add_webhook_routes(app, service)
     add_learning_routes(app, service)
     add_status_routes(app, service)
+    add_try_routes(app, service)
 
     add_error_handlers(app)
     return app
