@@ -35,15 +35,20 @@ def told(region_id: str, phrase: str, note: str = "", thought: str = "", asked: 
 
 
 def summary(found: Sequence[Segmentation], options: Options) -> str:
-    """A line on what phrases came to by these options; an answer without a line would leave the last one's standing."""
+    """A line on what phrases came to by these options; an answer without a line would leave the last one's standing. Phrases that came to
+    the same nothing share a part, the last one: of thirty labels few are in a picture.
+    """
     by = " by the segmenter" if options.strategy == "concept" else ""
-    lines = []
+    lines: list[str] = []
+    absent: dict[str, list[str]] = {}
     for one in found:
-        count = f"{len(one.instances)} found{by}" if one.instances else one.note or _absence(one, options)
-        count += f" ({one.note})" if one.instances and one.note else ""
         thought = f"; thought: {shortened(one.thought)}" if one.thought else ""
-        lines.append(f"{one.phrase or 'click'}: {count}{thought}")
-    return "; ".join(lines)
+        if one.instances:
+            note = f" ({one.note})" if one.note else ""
+            lines.append(f"{one.phrase or 'click'}: {len(one.instances)} found{by}{note}{thought}")
+        else:
+            absent.setdefault(f"{one.note or _absence(one, options)}{thought}", []).append(one.phrase or "click")
+    return "; ".join([*lines, *(f"{', '.join(phrases)}: {why}" for why, phrases in absent.items())])
 
 
 def _absence(one: Segmentation, options: Options) -> str:
