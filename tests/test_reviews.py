@@ -294,6 +294,14 @@ def test_a_typed_phrase_takes_the_place_of_the_tasks_own(tmp_path: Path) -> None
     assert review.phrase == "the left cup"
 
 
+@pytest.mark.parametrize("kept", [True, False], ids=["the line is saved", "the line is never saved"])
+def test_the_label_that_the_editor_gives_the_answers_line_is_no_mask(tmp_path: Path, kept: bool) -> None:
+    line = {"id": "w", "type": "textarea", "from_name": "answer", "to_name": "image", "value": {"text": ["the cup: 1 refined"]}}
+    label = {"id": "w", "type": "brushlabels", "from_name": "mask", "to_name": "image", "value": {"brushlabels": ["Cup"]}}
+    [review] = read(tmp_path, created(region("a", blob(4)), label, *[line] * kept), given=[served("a", blob(4))])
+    assert (review.outcome, len(review.instances)) == ("accepted", 1)
+
+
 def test_several_typed_phrases_are_reviewed_each(tmp_path: Path) -> None:
     given = [served("a", blob(4), "the left cup", interactive=True), served("", None, "the saucer", interactive=True)]
     body = created(region("a", blob(8), "Cup", "prediction-changed"), typed("the left cup; the saucer"), parent_prediction=None)

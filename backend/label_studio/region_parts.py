@@ -43,11 +43,22 @@ def join_labels(regions: Iterable[Region], config: LabelConfig) -> tuple[Region,
 
 def without_text_labels(regions: Iterable[Region]) -> tuple[Region, ...]:
     """Without the labels of texts: Label Studio's editor gives the answer's line the label that is chosen as it comes, in a region of the
-    line's id that has no drawing. A mask that has a text of its own shares an id with it, too, and stays.
+    line's id that has no drawing and no size; the line itself may be one that is never saved. A mask that has a text of its own shares an
+    id with it, too, and stays.
     """
     given = tuple(regions)
-    texts = [region.get("id") for region in given if region.get("type") == "textarea"]
-    return tuple(region for region in given if not (is_label_alone(region.get("value")) and region.get("id") in texts))
+    texts = {_id_of(region) for region in given if region.get("type") == "textarea"}
+    drawn = {_id_of(region) for region in given if region.get("type") != "textarea" and not is_label_alone(region.get("value"))}
+
+    def is_of_text(region: Region) -> bool:
+        alone = is_label_alone(region.get("value"))
+        return alone and (_id_of(region) in texts or ("original_width" not in region and _id_of(region) not in drawn))
+
+    return tuple(region for region in given if not is_of_text(region))
+
+
+def _id_of(region: Region) -> str:
+    return str(region.get("id"))
 
 
 def is_label_alone(value: object) -> bool:
