@@ -94,7 +94,8 @@ def test_empty_answers_have_the_chance_that_they_are_right(tmp_path: Path) -> No
     assert scorer.refit(judged(100) + emptied(FIT_EMPTY_FROM - 1), "a")
     assert scorer.calibration is not None
     assert scorer.calibration.empty is None
-    assert scorer.refit(judged(100) + emptied(400), "a", anew=True)
+    assert scorer.refit(judged(100) + emptied(400), "a"), "enough empty ones are there"
+    assert not scorer.refit(judged(100) + emptied(401), "a")
     assert scorer.calibration.empty is not None
     assert Scorer(tmp_path / "score.json").calibration == scorer.calibration
     low, high = (score_empty(chance, scorer.calibration) for chance in (0.55, 0.99))

@@ -257,7 +257,7 @@ def test_a_project_whose_text_area_is_for_remarks_is_told(tmp_path: Path) -> Non
         "http://ls:8080", "a" * 40, transport=httpx.MockTransport(Server(CONFIG.replace('name="prompt"', 'name="comment"')))
     )
     told = [connect(client, settings(tmp_path, prompt_control=name), 7, URL)[0].line for name in ("prompt", "comment")]
-    assert "no TextArea called 'prompt'" in told[0]
+    assert 'add <TextArea name="prompt" toName="image"/>' in told[0]
     assert "TextArea" not in told[1]
 
 
@@ -312,6 +312,7 @@ def test_parameters_that_do_not_fit_the_project_are_refused(tmp_path: Path) -> N
     ("views", "hidden"),
     [
         pytest.param([], {"explore": ["tasks:reviewed"], "labeling": ["tasks:data.description", SCORE, "tasks:reviewed"]}, id="no tab yet"),
+        pytest.param([{"id": None, "data": {"hiddenColumns": {"explore": [SCORE]}}}], {"explore": [SCORE]}, id="no number"),
         pytest.param(
             [{"id": 3, "data": {"title": "Mine", "hiddenColumns": {"explore": ["a", SCORE], "labeling": [SCORE]}}}],
             {"explore": ["a"], "labeling": [SCORE]},
@@ -330,3 +331,37 @@ def test_the_score_is_shown_in_the_data_manager(views: list[dict[str, Any]], hid
     before = len(server.changes)
     run(server, tmp_path)
     assert len(server.changes) == before
+
+
+def test_a_tab_that_hides_the_score_is_left_alone_where_another_shows_it(tmp_path: Path) -> None:
+    server = Server()
+    server.views = [{"id": 3, "data": {"hiddenColumns": {"explore": [SCORE]}}}, {"id": 4, "data": {"hiddenColumns": {"explore": []}}}]
+    run(server, tmp_path)
+    assert server.views[0]["data"]["hiddenColumns"]["explore"] == [SCORE]
+
+
+def test_an_entry_that_is_mended_keeps_the_parameters_that_it_has(tmp_path: Path) -> None:
+    """Label Studio tells the server of a change with what the request says, before it looks at what is stored."""
+    server = Server()
+    run(server, tmp_path, parameters=json.dumps(PARAMETERS))
+    server.entries[0]["is_interactive"] = False
+    bodies: list[Any] = []
+    store = server._stored
+    server._stored = lambda kind, body: bodies.append(body) or store(kind, body)  # type: ignore[method-assign,func-returns-value]
+    run(server, tmp_path)
+    assert [body.get("extra_params") for body in bodies] == [server.entries[0]["extra_params"]]
+
+
+@pytest.mark.parametrize(
+    ("labels", "kept"),
+    [
+        pytest.param('<Label value="Cup" alias="Cup"/><Label value="Spoon"/>', ["Cup", "Spoon"], id="its own alias"),
+        pytest.param('<Label value="Cup"/><Label value="Mug" alias="Cup"/>', ["Cup", "Mug"], id="another's name"),
+        pytest.param('<Label value="Cup: point" alias="Cup"/>', ["Cup: point"], id="no such label"),
+    ],
+)
+def test_a_config_that_is_offered_keeps_all_labels(labels: str, kept: list[str]) -> None:
+    xml = f'<View><Image name="i" value="$i"/><BrushLabels name="m" toName="i">{labels}</BrushLabels></View>'
+    offered = offer_config(xml)
+    assert [label.value for label in read_label_config(offered).mask.labels] == kept
+    assert offer_config(offered) == offered

@@ -86,7 +86,8 @@ def test_the_log_says_so_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureF
             [{"caption": "a cup of tea", "id": "A 17/3", "file": "big picture.png"}, {"caption": "two dogs"}, {}],
             [
                 "task 1 is asked for 'Cup' (label Cup), 'Dog' (label Dog): the labels' names, for it has no 'description'",
-                "2 of 3 tasks have a text under 'caption'; `sam4mllm connect 7 --parameters '{\"field\": \"caption\"}'` asks for it",
+                "2 of 3 tasks have a text under 'caption'; if it names what to mask, "
+                """`sam4mllm connect 7 --parameters '{"field": "caption"}'` asks for it in the place of the labels""",
             ],
             id="a caption",
         ),
@@ -99,7 +100,8 @@ def test_the_log_says_so_at_the_start(tmp_path: Path, caplog: pytest.LogCaptureF
             [{}, {"description": "a cup of tea", "Alt text": "a cup"}, {"description": "two dogs", "Alt text": "some dogs"}],
             [
                 "task 1 is asked for 'Cup' (label Cup), 'Dog' (label Dog): the labels' names, for it has no 'description'",
-                "2 of 3 tasks have a text under 'Alt text'; `sam4mllm connect 7 --parameters '{\"field\": \"Alt text\"}'` asks for it",
+                "2 of 3 tasks have a text under 'Alt text'; if it names what to mask, "
+                """`sam4mllm connect 7 --parameters '{"field": "Alt text"}'` asks for it in the place of the labels""",
             ],
             id="not the field that is set",
         ),

@@ -181,10 +181,10 @@ def test_the_server_is_asked_with_its_password_and_only_its_own_answers_count(tm
     def answer(request: httpx.Request) -> httpx.Response:
         if request.headers.get("authorization") != "Basic c2FtNG1sbG06cHc=":
             return httpx.Response(401, json={"error": "no"})
-        return httpx.Response(200, json={"state": "ready", "version": "v1", "error": None, "versions": ["v1", "v0"]})
+        return httpx.Response(200, json={"state": "ready", "version": "v1", "error": None, "versions": ["v1", "v0"], "model": "qwen"})
 
     client = httpx.Client(transport=httpx.MockTransport(answer))
-    assert ask_server(settings(tmp_path, auth_password="pw"), client) == Server("ready", "", "v1", ("v1", "v0"))
+    assert ask_server(settings(tmp_path, auth_password="pw"), client) == Server("ready", "", "v1", ("v1", "v0"), {"model": "qwen"})
     assert ask_server(settings(tmp_path), client) == Server()
     for other in ("<html>", "[1]", '{"status": "UP"}'):
         stranger = httpx.Client(transport=httpx.MockTransport(lambda _, other=other: httpx.Response(200, text=other)))

@@ -87,6 +87,8 @@ def test_parameters_are_read_and_written_alike(given: object, read: Parameters) 
         pytest.param({"prompts": {"Cup": " ; "}}, "the prompt of 'Cup' is empty; write null", id="an empty prompt"),
         pytest.param({"prompts": {"Cup": "x" * 501}}, "the prompt of 'Cup': the phrase has 501", id="a long prompt"),
         pytest.param({"prompts": {"Cup": ";".join(map(str, range(33)))}}, "33 phrases", id="too many phrases"),
+        pytest.param({"prompts": {"\ud800": "x"}}, "not valid text", id="half a character in a label"),
+        pytest.param({"field": "\ud800"}, "not valid text", id="half a character in a field"),
         pytest.param({"field": ""}, "field must be a key", id="no field"),
         pytest.param({"field": ["a"]}, "field must be a key", id="a field of a wrong type"),
         pytest.param({"strategy": "best"}, "strategy must be one of box, ppg", id="unknown strategy"),
@@ -137,6 +139,14 @@ def test_nothing_foreign_raises_anything_else(given: object) -> None:
 def test_prompts_fit_the_labels_of_the_config(prompts: dict[str, str], problem: str) -> None:
     with pytest.raises(ParametersError, match=problem):
         check_parameters(read_parameters({"prompts": prompts}), read_label_config(CONFIG))
+
+
+def test_labels_without_prompts_may_share_a_phrase() -> None:
+    config = read_label_config(CONFIG.replace('value="Cup"', 'value="c1" alias="thing"').replace('value="Dog"', 'value="c2" alias="thing"'))
+    check_parameters(NO_PARAMETERS, config)
+    check_parameters(read_parameters({"prompts": {"c1": "the cup"}}), config)
+    with pytest.raises(ParametersError, match="'thing' is asked for two labels"):
+        check_parameters(read_parameters({"prompts": {"c1": "thing"}}), config)
 
 
 def test_a_tasks_own_labels_may_have_prompts() -> None:
@@ -254,7 +264,7 @@ def test_a_threshold_reaches_the_segmenter() -> None:
 
 def test_a_log_that_cannot_keep_them_costs_nothing_but_the_restart(tmp_path: Path) -> None:
     class Broken:
-        def parameters(self, project: int) -> Parameters:
+        def parameters(self, project: int, wait: float) -> Parameters:
             raise LogError("the disk is gone", "io")
 
         def note_parameters(self, project: int, parameters: Parameters) -> None:
@@ -298,5 +308,30 @@ def test_what_was_served_by_a_prompt_keeps_its_label(tmp_path: Path) -> None:
             ("the flaw", "Dog", "edited"),
             ("the cup", "Cup", "accepted"),
         }
+    finally:
+        log.close()
+
+
+def test_a_kept_strategy_that_other_models_cannot_do_is_the_servers(tmp_path: Path) -> None:
+    log = CorrectionLog(tmp_path / "corrections.sqlite")
+    log.note_parameters(PROJECT, read_parameters({"strategy": "concept", "field": "caption"}))
+    log.close()
+    where = house(tmp_path)
+    try:
+        note(where, {"strategy": "concept", "field": "caption"})
+        assert "needs a segmenter that takes phrases" in where.service.parameters.problems[PROJECT]
+        assert where.service.parameters.of(PROJECT) == Parameters(field="caption")
+        assert phrases(ask(where, task(caption="the left cup"))[0]) == ["for: the left cup"]
+    finally:
+        where.service.close(5.0)
+
+
+def test_corrections_from_before_the_prompts_still_follow_their_labels(tmp_path: Path) -> None:
+    given = [served("a", blob(4), "Dog", "Dog")]
+    log = log_of(tmp_path, created(region("a", blob(4), "Dog"), phrase=None, config=REVIEWED), served=given)
+    log.note_parameters(PROJECT, read_parameters({"prompts": {"Dog": "the wet hound"}}))
+    try:
+        [review] = read_reviews(log, "description").reviews
+        assert (review.phrase, review.label, review.by_label) == ("Dog", "Dog", True)
     finally:
         log.close()

@@ -39,7 +39,7 @@ class Studio:
     """A project with tasks and this server's entry, in memory."""
 
     def __init__(self, *tasks: dict[str, Any]) -> None:
-        self.tasks = tasks
+        self.tasks = [one | {"project": PROJECT} for one in tasks]
         self.entry = {"id": 2, "url": "http://me.example:9090", "title": "SAM4MLLM", "state": "CO", "is_interactive": True}
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
@@ -112,7 +112,8 @@ def test_six_tasks_side_by_side_and_one_that_fails(where: House, client: FlaskCl
 
 def test_the_projects_prompts_stay_where_a_strategy_is_set(where: House, client: FlaskClient) -> None:
     studio = attach(where, task(1))
-    where.service.note_parameters(PROJECT, {"prompts": {"Cup": "all cups", "Dog": None}}, read_label_config(CONFIG))
+    studio.entry["extra_params"] = {"prompts": {"Cup": ["all cups"], "Dog": None}}
+    where.service.note_parameters(PROJECT, studio.entry["extra_params"], read_label_config(CONFIG))
     assert "all cups" in send(client, project=str(PROJECT))
     send(client, "/try/use", 303, project=str(PROJECT), strategy="ppg", threshold="")
     assert studio.entry["extra_params"] == {"prompts": {"Cup": ["all cups"], "Dog": None}, "strategy": "ppg"}
@@ -131,12 +132,14 @@ def test_the_projects_prompts_stay_where_a_strategy_is_set(where: House, client:
         pytest.param({"picture": None, "phrases": "a", "strategy": "best"}, 400, "strategy must be one of", id="strategy"),
         pytest.param({"picture": None, "phrases": "a", "strategy": "choose"}, 400, "needs a segmenter", id="not possible"),
         pytest.param({"project": "<b>"}, 400, "by its number", id="no number of a project"),
+        pytest.param({"project": "9" * 5000}, 400, "by its number", id="a long number"),
+        pytest.param({"project": "3", "task": "2"}, 400, "task 2 is not of project 3", id="another project's task"),
         pytest.param({"project": "99"}, 400, "Label Studio", id="no such project"),
         pytest.param({"project": "3", "task": "77"}, 400, "Label Studio", id="no such task"),
     ],
 )
 def test_what_is_wrong_is_one_line(where: House, client: FlaskClient, fields: dict[str, Any], status: int, line: str) -> None:
-    attach(where, task(1))
+    attach(where, task(1)).tasks.append(task(2) | {"project": 4})
     if "picture" in fields:
         given = fields["picture"]
         fields = fields | {"picture": (png() if given is None else io.BytesIO(given), "a.png")}

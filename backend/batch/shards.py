@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,14 @@ from backend.batch.view import View
 from backend.batch.work import FolderSource, FolderWork, ProjectSource, ProjectWork, Shard, TaskSource, Work
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError, ParametersError
-from backend.label_studio.backend_entry import pick_entry, read_entries, tidy
+from backend.label_studio.backend_entry import own_url, pick_entry, read_entries, tidy
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.label_config import LabelConfig, read_label_config
 from backend.label_studio.parameters import Parameters, check_parameters, read_parameters
 from backend.settings import Settings
+from sam4mllm.adapters.registry import Registry
 from sam4mllm.durable import replace_file
+from sam4mllm.errors import RegistryError
 
 TASKS_A_PART = 50
 """Few enough to be seen soon in Label Studio, and enough that asking it what it has costs little beside the work."""
@@ -102,7 +104,10 @@ def _open_target(plan: BatchPlan, settings: Settings) -> tuple[TaskSource, Work,
 
 def _parameters(label_studio: LabelStudio, settings: Settings, project: int, config: LabelConfig) -> Parameters:
     """The extra parameters of this server's entry in a project. Raises BatchError if they cannot be used."""
-    entry = pick_entry(read_entries(label_studio, project), tidy(settings.url), ())
+    versions: list[str] = []
+    with suppress(RegistryError):
+        versions = [manifest.version for manifest in Registry(settings.home).versions()]
+    entry = pick_entry(read_entries(label_studio, project), tidy(settings.url) or own_url(settings), versions)
     try:
         parameters = read_parameters(entry.parameters if entry else None)
         check_parameters(parameters, config)
@@ -117,6 +122,8 @@ def _models(plan: BatchPlan, settings: Settings, work: Work, source: TaskSource)
 
         return ray_stages(partial(load_serving, settings, plan.adapter), settings, work)
     pipeline = load_serving(settings, plan.adapter)
+    if isinstance(work, ProjectWork) and work.parameters.strategy is not None:
+        pipeline.resolve(work.parameters.strategy)
     return pipeline.version, local_stages(pipeline, work, source)
 
 

@@ -98,10 +98,10 @@ def connect(
     text = config if config == "default" else _read("--config", config)
     told = parameters if parameters is None or parameters.lstrip().startswith("{") else _read("--parameters", parameters)
     with httpx.Client(timeout=SERVER_SECONDS, trust_env=False) as client:
-        versions = ask_server(settings, client).versions
+        server = ask_server(settings, client)
     label_studio = LabelStudio(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
     try:
-        steps = join(label_studio, settings, project, address, versions, text, force, told)
+        steps = join(label_studio, server.known(settings), project, address, server.versions, text, force, told)
     except UnfitConfigError as error:
         if not as_json:
             print(error.offered)

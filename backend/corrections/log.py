@@ -188,9 +188,9 @@ class CorrectionLog(LogFile):
         """Note the extra parameters by which a project is asked from now on."""
         self._keep("parameters", [project, parameters.to_json()])
 
-    def parameters(self, project: int) -> Parameters:
-        """Those by which a project is asked."""
-        rows = self._patiently("SELECT body FROM parameters WHERE project = ?", (project,))
+    def parameters(self, project: int, wait: float = PATIENTLY) -> Parameters:
+        """Those by which a project is asked; ``wait``: SOON or PATIENTLY."""
+        rows = self._read("SELECT body FROM parameters WHERE project = ?", (project,), wait)
         try:
             return read_parameters(rows[0][0]) if rows else NO_PARAMETERS
         except ParametersError:  # of a newer release

@@ -199,9 +199,9 @@ def _find(
 def _reviews(case: ReviewedAnnotation, image: str, page: int, unassisted: bool, phrase_field: str) -> Iterator[Review]:
     """Raises Sam4mllmError: why what is about this picture is refused."""
     phrases = find_phrases(case, phrase_field)
-    labels_of_config = {phrase for label in case.config.mask.labels for phrase in case.config.phrases_of(label)}
-    named_by_labels = phrases.keys() <= labels_of_config and not (case.typed or has_phrase(case.stored.data, phrase_field))
     prompts = {prompt for some in case.config.prompts.values() for prompt in some}
+    labels_of_config = {label.phrase or label.value for label in case.config.mask.labels} | prompts
+    named_by_labels = phrases.keys() <= labels_of_config and not (case.typed or has_phrase(case.stored.data, phrase_field))
     shares = share_out(case, phrases, named_by_labels)
     alone = [region for region in case.drawn if stands_alone(region.id) and not named_by_labels]
     if alone and not any(shares.values()):

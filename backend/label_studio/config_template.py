@@ -7,7 +7,7 @@ from xml.sax.saxutils import quoteattr
 
 from backend.errors import ConfigError
 from backend.label_studio.click_help import CORRECTING
-from backend.label_studio.label_config import Label, Salvaged, salvage
+from backend.label_studio.label_config import Label, Salvaged, pointing_names, salvage
 from backend.settings import PROMPT_NAME
 
 COLOURS = {
@@ -20,8 +20,6 @@ COLOURS = {
 PLACEHOLDER = "Another description, or several: the left cup; the spoon"
 NEVER_SAVED = 'visibleWhen="choice-selected" whenTagName="answer"'
 """Shown, and not part of what is submitted: to Label Studio 1.23.2 it depends on a choice that cannot be made."""
-TOOLS = {"click": "point", "box": "box"}
-"""What is added to a label's name where it is pointed with; what is drawn so carries the label's own name."""
 
 
 def offer_config(xml: str, phrase_field: str = "description", prompt_control: str = PROMPT_NAME) -> str:
@@ -80,8 +78,8 @@ def _labels(labels: Sequence[Label], control: str) -> str:
 
 def _names(label: Label, control: str) -> str:
     """A label's name, and what Label Studio writes in its place."""
-    tool = TOOLS.get(control)
-    shown, written = (label.value, ", ".join(label.aliases)) if tool is None else (f"{label.value}: {tool}", label.value)
+    point, box = pointing_names(label.value)
+    shown, written = {"click": (point, label.value), "box": (box, label.value)}.get(control, (label.value, ", ".join(label.aliases)))
     return f"value={quoteattr(shown)}" + (f" alias={quoteattr(written)}" if written else "")
 
 

@@ -252,11 +252,16 @@ def salvage(xml: str) -> Salvaged:
     values = {label.value for label in found}
     labels: dict[str, Label] = {}
     for label in found:
-        if not values & {*label.aliases}:  # else it is shown as "Cup: point" and written as "Cup"
+        if not (len(label.aliases) == 1 and label.aliases[0] in values and label.value in pointing_names(label.aliases[0])):
             labels.setdefault(label.value, label)
     image = next((tag for tag in tags if tag.name == "Image" and not tag.repeated and has_variable(tag.picture)), None)
     source = next((tag.label_value for tag in tags if tag.label_value and not tag.repeated), "")
     return Salvaged(tuple(labels.values()), source, image.picture if image else "", image is not None and image.paged)
+
+
+def pointing_names(label: str) -> tuple[str, str]:
+    """What a label is called where it is pointed with; what is drawn so carries the label's own name, as an alias."""
+    return f"{label}: point", f"{label}: box"
 
 
 def task_labels(value: object) -> list[Label]:

@@ -89,12 +89,13 @@ def check_parameters(parameters: Parameters, config: LabelConfig) -> None:
     if unknown and not config.mask.label_value:  # a task's data may add labels
         has = ", ".join(map(repr, values[:NAMED])) + (" and more" if len(values) > NAMED else "")
         raise ParametersError(f"the label {unknown[0][:40]!r} of prompts is not in the labelling config, which has {has or 'none'}")
-    asked = parameters.apply(config)
     owners: dict[str, str] = {}
+    asked = parameters.apply(config)
     for label in asked.mask.labels:
         for phrase in asked.phrases_of(label):
-            if owners.setdefault(phrase, label.value) != label.value:
-                raise ParametersError(f"{phrase[:40]!r} is asked for two labels, {owners[phrase][:40]!r} and {label.value[:40]!r}")
+            owner = owners.setdefault(phrase, label.value)
+            if owner != label.value and {owner, label.value} & parameters.prompts.keys():
+                raise ParametersError(f"{phrase[:40]!r} is asked for two labels, {owner[:40]!r} and {label.value[:40]!r}")
 
 
 def without_effect(parameters: Parameters, strategy: str) -> str:
@@ -118,7 +119,7 @@ def _prompts(given: object) -> Mapping[str, tuple[str, ...]]:
         return {}
     if not isinstance(given, Mapping):
         raise ParametersError(f'prompts must be an object, as {{"Cup": "the coffee cup"}}, not {_kind(given)}')
-    return {str(label): _phrases(str(label), entry) for label, entry in given.items()}
+    return {_text("a label of prompts", str(label)): _phrases(str(label), entry) for label, entry in given.items()}
 
 
 def _phrases(label: str, given: object) -> tuple[str, ...]:
@@ -142,7 +143,15 @@ def _field(given: object) -> str:
         return ""
     if not isinstance(given, str) or not given.strip() or len(given) > 200:
         raise ParametersError(f'field must be a key of the tasks\' data, as "caption", not {_kind(given)}')
-    return given.strip()
+    return _text("field", given.strip())
+
+
+def _text(name: str, given: str) -> str:
+    try:
+        given.encode()
+    except UnicodeEncodeError as error:
+        raise ParametersError(f"{name} is not valid text; it holds half of a character") from error
+    return given
 
 
 def _strategy(given: object) -> Strategy | None:

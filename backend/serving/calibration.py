@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from backend.corrections.reviews import Review
-from sam4mllm.confidence import ACCEPTED_IOU, LATER, NAMES, Calibration, Features, fit, fit_empty
+from sam4mllm.confidence import ACCEPTED_IOU, FIT_EMPTY_FROM, LATER, NAMES, Calibration, EmptyCalibration, Features, fit, fit_empty
 from sam4mllm.durable import replace_file
 
 log = logging.getLogger(__name__)
@@ -35,6 +35,9 @@ class Scorer:
         """Fit on the judgements, if there are enough more of them, or ``anew`` in any case. ``version`` is the one that serves. Raises
         OSError.
         """
+        empty = [(review.features["no_target"], review.iou == 1) for review in reviews if review.iou is not None and _is_empty(review)]
+        more_empty = self.calibration is not None and len(empty) >= max(FIT_EMPTY_FROM, GROWTH * _count(self.calibration.empty))
+        anew = anew or more_empty
         if not anew and self.calibration is not None and sum(bool(review.features) for review in reviews) < GROWTH * self.calibration.count:
             return False
         judged = [
@@ -45,12 +48,15 @@ class Scorer:
         fitted = fit([features for features, _ in judged], [accepted for _, accepted in judged], version)
         if fitted is None:
             return False
-        empty = [(review.features["no_target"], review.iou == 1) for review in reviews if review.iou is not None and _is_empty(review)]
         fitted = replace(fitted, empty=fit_empty([chance for chance, _ in empty], [right for _, right in empty]))
         replace_file(self._path, fitted.to_json().encode())
         self.calibration = fitted
         log.info("the score is fitted on %d judgements (%s)", fitted.count, fitted.id)
         return True
+
+
+def _count(empty: EmptyCalibration | None) -> int:
+    return 0 if empty is None else empty.count
 
 
 def _is_empty(review: Review) -> bool:

@@ -173,8 +173,10 @@ class Predictor:
         """
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(False), Lease(self.engine, False, deadline) as lease:
-            questions = self._questions(read_task(raw), self._project(request), request)
-            return self._ask_pages(questions, request, lease, deadline)
+            task = read_task(raw)
+            answer = self._ask_pages(self._questions(task, self._project(request), request), request, lease, deadline)
+        self._metrics.mended(str(task.id), request.project)
+        return answer
 
     def note_config(self, project: int | None, label_config: str) -> None:
         """Note which config a project has now, so that what is corrected under it can be read when it has been edited."""
@@ -206,7 +208,8 @@ class Predictor:
             if not questions:
                 return dump(prediction([], 0.0, lease.version()))
             answer = self._ask_pages(questions, request, lease, deadline)
-            self._metrics.mended(name, request.project)
+            if not request.interactive:
+                self._metrics.mended(name, request.project)
             return answer
         except DeadlineError as error:
             late, reason, message = True, error.reason, str(error)

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import threading
+from dataclasses import replace
 from typing import Protocol
 
 from backend.corrections.log_faults import LogError
+from backend.corrections.log_file import SOON
 from backend.errors import ParametersError
 from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.parameters import NO_PARAMETERS, Parameters, check_parameters, read_parameters, without_effect
@@ -19,7 +21,7 @@ log = logging.getLogger(__name__)
 class ParameterLog(Protocol):
     """Where they are kept from one start to the next."""
 
-    def parameters(self, project: int) -> Parameters: ...
+    def parameters(self, project: int, wait: float) -> Parameters: ...
     def note_parameters(self, project: int, parameters: Parameters) -> None: ...
 
 
@@ -46,7 +48,7 @@ class ProjectParameters:
             if project in self._now:
                 return self._now[project]
         try:
-            kept = self._kept.parameters(project)
+            kept = self._kept.parameters(project, SOON)
         except LogError as error:
             log.error("the parameters of project %d could not be read: %s", project, error)
             return NO_PARAMETERS
@@ -67,6 +69,7 @@ class ProjectParameters:
                 pipeline.resolve(parameters.strategy)
         except (ParametersError, ModelError) as error:
             self._tell(project, f"its extra parameters are not used: {error}")
+            self._keep_possible(project, pipeline)
             return
         problem = without_effect(parameters, pipeline.strategy) if pipeline is not None else ""
         self._tell(project, f"of its extra parameters, {problem}" if problem else "")
@@ -79,6 +82,17 @@ class ProjectParameters:
         with self._lock:
             self._now[project] = parameters
         log.info("project %d is asked by %s", project, parameters.to_json() or "no parameters of its own")
+
+    def _keep_possible(self, project: int, pipeline: Pipeline | None) -> None:
+        """What held before may be of a server with other models: a strategy that these cannot do is the server's from now on."""
+        held = self.of(project)
+        if pipeline is None or held.strategy is None:
+            return
+        try:
+            pipeline.resolve(held.strategy)
+        except ModelError:
+            with self._lock:
+                self._now[project] = replace(held, strategy=None)
 
     def _tell(self, project: int, problem: str) -> None:
         with self._lock:

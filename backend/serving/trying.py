@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -29,22 +28,30 @@ class Tried:
 
     @property
     def score(self) -> float:
-        """The lowest of the phrases', as a task has it."""
-        return min(answer.score for answer in self.answers)
+        """As a task has it: the lowest of what was found, or of the empty answers where nothing was."""
+        found = [instance.score for answer in self.answers for instance in answer.instances]
+        return min(found or [answer.score for answer in self.answers])
 
 
 def try_out(
-    engine: Engine[Leases], answerer: Answerer, image: LoadedImage, phrases: Sequence[str], parameters: Parameters, seconds: float
+    engine: Engine[Leases],
+    answerer: Answerer,
+    image: LoadedImage,
+    phrases: Sequence[str],
+    parameters: Parameters,
+    deadline: float,
+    interactive: bool = True,
 ) -> Tried:
-    """Answer phrases, at least one, about a picture as a project with these parameters is answered.
+    """Answer phrases, at least one, about a picture as a project with these parameters is answered, but for edges that a team adopted.
+
+    The caller holds a place of the engine's. ``deadline``: of ``time.monotonic()``.
 
     Raises:
-        Sam4mllmError: a phrase or the strategy cannot be used, there is no model, or ``seconds`` are over.
+        Sam4mllmError: a phrase or the strategy cannot be used, there is no model, or the time is over.
     """
-    deadline = time.monotonic() + seconds
-    with engine.place(True), Lease(engine, True, deadline) as lease:
+    with Lease(engine, interactive, deadline) as lease:
         pipeline = lease.pipeline()
-        found, spent = engine.run(lambda _: answerer.find(pipeline, image, list(phrases), None, parameters), True, deadline)
+        found, spent = engine.run(lambda _: answerer.find(pipeline, image, list(phrases), None, parameters), interactive, deadline)
     picture = draw(image.pixels, found)
     picture.thumbnail((LONG_SIDE, LONG_SIDE))
     packed = io.BytesIO()

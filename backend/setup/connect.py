@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -30,7 +30,7 @@ from backend.label_studio.client import LIST_TIMEOUT, LabelStudio
 from backend.label_studio.config_template import offer_config
 from backend.label_studio.events import SECRET_HEADER, WEBHOOK_EVENTS
 from backend.label_studio.label_config import read_label_config
-from backend.label_studio.parameters import Parameters, check_parameters, read_parameters
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters, check_parameters, read_parameters
 from backend.settings import Settings
 from backend.setup.data_manager import show_score
 from backend.support.demo_project import demo_notice
@@ -84,10 +84,11 @@ def connect(
     require_label_studio(label_studio)
     project = _project(label_studio, project_id)
     notice = demo_notice(settings, project_id)
-    given = None if parameters is None else read_parameters(parameters)
-    config_step = _set_config(label_studio, settings, project, config, force)
+    given = None if parameters is None else _read_given(parameters)
+    field = (given or NO_PARAMETERS).phrase_field(settings.phrase_field)
+    config_step = _set_config(label_studio, settings, project, config, force, field)
     if given is not None:
-        check_parameters(given, read_label_config(_project(label_studio, project_id)["label_config"], settings.prompt_control))
+        _check_fit(label_studio, settings, project_id, given)
     return [
         config_step,
         _set_entry(label_studio, settings, project_id, url, versions, given),
@@ -107,19 +108,23 @@ def _project(label_studio: LabelStudio, number: int) -> dict[str, Any]:
         raise
 
 
-def _set_config(label_studio: LabelStudio, settings: Settings, project: dict[str, Any], config: str | None, force: bool) -> Step:
+def _set_config(
+    label_studio: LabelStudio, settings: Settings, project: dict[str, Any], config: str | None, force: bool, field: str
+) -> Step:
+    """``field``: where tasks hold their phrase, which a config that is made here shows."""
     current: str = project["label_config"]
     if config is None:
         try:
             found = read_label_config(current, settings.prompt_control)
         except ConfigError as error:
             raise UnfitConfigError(
-                f"{error}, or connect again with --config default to set the config above",
-                offer_config(current, settings.phrase_field, settings.prompt_control),
+                f"{error}, or `sam4mllm connect {project['id']} --config default`, which sets the one above",
+                offer_config(current, field, settings.prompt_control),
             ) from error
-        silent = "" if found.prompt else f"; annotators cannot type a phrase: it has no TextArea called {settings.prompt_control!r}"
-        return Step(f"label config: has what is needed, left as it is{silent}", False)
-    wanted = offer_config(current, settings.phrase_field, settings.prompt_control) if config == "default" else config
+        typed = f'<TextArea name="{settings.prompt_control}" toName="{found.image}"/>'
+        silent = "" if found.prompt else f"; masks work, and typing a description does not: add {typed}, or connect with --config default"
+        return Step(f"label config: left as it is{silent}", False)
+    wanted = offer_config(current, field, settings.prompt_control) if config == "default" else config
     read_label_config(wanted)
     if wanted.strip() == current.strip():
         return Step("label config: is set already", False)
@@ -135,12 +140,34 @@ def _set_config(label_studio: LabelStudio, settings: Settings, project: dict[str
     return Step("label config: set", True)
 
 
-def set_parameters(label_studio: LabelStudio, settings: Settings, project: int, parameters: Parameters, versions: Collection[str]) -> Step:
-    """Set a connected project's extra parameters. Raises LabelStudioError, and ParametersError if they do not fit the config."""
+def _read_given(parameters: str) -> Parameters:
+    try:
+        return read_parameters(parameters)
+    except ParametersError as error:
+        raise ParametersError(f"the project's parameters are not set: {error}") from error
+
+
+def _check_fit(label_studio: LabelStudio, settings: Settings, project: int, parameters: Parameters) -> None:
+    """Against the config that the project has now."""
+    config = read_label_config(_project(label_studio, project)["label_config"], settings.prompt_control)
+    try:
+        check_parameters(parameters, config)
+    except ParametersError as error:
+        raise ParametersError(f"the project's parameters are not set: {error}") from error
+
+
+def change_parameters(
+    label_studio: LabelStudio, settings: Settings, project: int, change: Callable[[Parameters], Parameters], versions: Collection[str]
+) -> Step:
+    """Change a connected project's extra parameters.
+
+    Raises LabelStudioError, and ParametersError if those that there are cannot be read, or the new ones do not fit the config.
+    """
     entry = pick_entry(read_entries(label_studio, project), tidy(settings.url), versions)
     if entry is None:
         raise LabelStudioError(f"project {project} has no entry of this server; run `sam4mllm connect {project}` first")
-    check_parameters(parameters, read_label_config(_project(label_studio, project)["label_config"], settings.prompt_control))
+    parameters = change(read_parameters(entry.parameters))
+    _check_fit(label_studio, settings, project, parameters)
     return _set_entry(label_studio, settings, project, entry.url, versions, parameters)
 
 
@@ -160,7 +187,8 @@ def _set_entry(
         "title": entry.title if entry else TITLE,
         "is_interactive": True,
         **(login if password else {"auth_method": "NONE", "basic_auth_user": ""}),
-        **({} if told is None else {"extra_params": json.loads(told or "null")}),
+        # left out, Label Studio would tell the server for a moment that there are none
+        "extra_params": (entry.parameters if entry else None) if told is None else json.loads(told or "null"),
     }
     method, path = ("POST", "/api/ml/") if entry is None else ("PATCH", f"/api/ml/{entry.id:d}")
     try:
@@ -193,7 +221,7 @@ def _set_hook(label_studio: LabelStudio, settings: Settings, project: int, url: 
     hook = pick_hook(read_hooks(label_studio, project), url)
     secret = settings.webhook_secret.get_secret_value()
     if hook is not None and _is_complete(hook, url, secret):
-        return Step(f"webhook: {hook.id} brings all events already", False)
+        return Step(f"webhook: {hook.id} brings corrections to this server already", False)
     kept = {name: value for name, value in hook.headers.items() if name.lower() != SECRET_HEADER.lower()} if hook else {}
     body = {
         "url": f"{tidy(url)}/webhook",

@@ -11,7 +11,7 @@ SCORE = "tasks:predictions_score"
 
 
 def show_score(label_studio: LabelStudio, project: int) -> bool:
-    """Show the column in every tab that hides it, or make the first tab with it; whether anything was changed. Raises LabelStudioError."""
+    """Show the column in the first tab if no tab shows it, or make that tab; whether anything was changed. Raises LabelStudioError."""
     views = label_studio.request("GET", f"/api/dm/views/?project={project:d}", timeout=LIST_TIMEOUT)
     if not isinstance(views, list):
         raise LabelStudioError("its list of tabs is none")
@@ -19,16 +19,20 @@ def show_score(label_studio: LabelStudio, project: int) -> bool:
         body = {"project": project, "data": {"title": "Default", "hiddenColumns": _hidden(label_studio, project)}}
         label_studio.request("POST", "/api/dm/views/", body)
         return True
-    changed = False
-    for view in views:
-        data: Any = view.get("data") if isinstance(view, dict) else None
-        columns: Any = data.get("hiddenColumns") if isinstance(data, dict) else None
-        explore = columns.get("explore") if isinstance(columns, dict) else None
-        if isinstance(explore, list) and SCORE in explore:
-            shown = {**columns, "explore": [name for name in explore if name != SCORE]}
-            label_studio.request("PATCH", f"/api/dm/views/{view['id']:d}/", {"data": {**data, "hiddenColumns": shown}})
-            changed = True
-    return changed
+    if not all(SCORE in _explore(view) for view in views):
+        return False
+    first, data = views[0]["id"], views[0]["data"]
+    shown = {**data["hiddenColumns"], "explore": [name for name in _explore(views[0]) if name != SCORE]}
+    label_studio.request("PATCH", f"/api/dm/views/{first}/", {"data": {**data, "hiddenColumns": shown}})
+    return True
+
+
+def _explore(view: Any) -> list[Any]:
+    """The columns that a tab hides in its table; none if it does not say."""
+    data = view.get("data") if isinstance(view, dict) and isinstance(view.get("id"), int) else None
+    columns = data.get("hiddenColumns") if isinstance(data, dict) else None
+    explore = columns.get("explore") if isinstance(columns, dict) else None
+    return explore if isinstance(explore, list) else []
 
 
 def _hidden(label_studio: LabelStudio, project: int) -> dict[str, list[str]]:

@@ -79,7 +79,7 @@ def examine(settings: Settings, project: int | None, url: str | None = None, pro
     """
     report = Report()
     progress_made = _look(settings, project, url, progress, report)
-    report.next = after_doctor(settings, project, bool(report.findings), progress_made)
+    report.next = after_doctor(settings, project, report.findings, progress_made)
     return report
 
 
@@ -91,6 +91,7 @@ def _look(settings: Settings, project: int | None, url: str | None, progress: Ca
         report.add("secrets", check_secrets(settings))
         server = ask_server(settings, client)
         report.add("server", check_server(settings, server))
+        settings = server.known(settings)
         report.add("model", check_models(settings, running=bool(server.state)))
         report.add("adapter", check_adapters(settings.home))
         report.notes += [tell_strategy(settings), tell_score(settings.home)]
@@ -101,8 +102,8 @@ def _look(settings: Settings, project: int | None, url: str | None, progress: Ca
             return Progress()
         try:
             if _answers(label_studio, report) and project is not None:
-                tasks = _examine_project(_Case(settings, label_studio, client, server, project, _url(settings, url)), report, progress)
-                return ask_progress(settings, client, tasks)
+                case = _Case(settings, label_studio, client, server, project, _url(settings, url))
+                return ask_progress(settings, client, _examine_project(case, report, progress))
         except LabelStudioError as error:  # it ended meanwhile, or is an odd one
             report.add("Label Studio", [as_finding("Label Studio", error, "see its log")])
         finally:
@@ -159,15 +160,15 @@ def _answers(label_studio: LabelStudio, report: Report) -> bool:
     return True
 
 
-def _examine_project(case: _Case, report: Report, progress: Callable[[str], None]) -> int:
-    """How many tasks the project has."""
+def _examine_project(case: _Case, report: Report, progress: Callable[[str], None]) -> Progress:
+    """How far the project is, by Label Studio."""
     progress(f"project {case.project}")
     try:
         project = case.label_studio.project(case.project)
     except LabelStudioError as error:
         gone = Finding("project", f"there is no project {case.project} at {case.label_studio.url}", "its number is in its page's address")
         report.add("project", [gone if error.status == 404 else as_finding("project", error, "see Label Studio's log")])
-        return 0
+        return Progress()
     report.notes += [note for note in [demo_notice(case.settings, case.project)] if note]
     link = read_link(case.label_studio, case.project, case.url, case.server)
     config, found = check_config(project["label_config"], link.entry is None or link.entry.interactive, case.settings.prompt_control)
@@ -177,8 +178,8 @@ def _examine_project(case: _Case, report: Report, progress: Callable[[str], None
         parameters, found = check_extra_parameters(link, config, case.settings)
         report.add("parameters", found)
         _examine_tasks(case, config, parameters, report, progress)
-    count = project.get("task_number")
-    return count if isinstance(count, int) else 0
+    tasks, predictions = project.get("task_number"), project.get("total_predictions_number")
+    return Progress(tasks if isinstance(tasks, int) else 0, predictions if isinstance(predictions, int) else 0)
 
 
 def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: Report) -> None:

@@ -10,7 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -41,12 +41,17 @@ _RENEW = "make a personal access token in Label Studio (Account & Settings) and 
 
 @dataclass(frozen=True)
 class Server:
-    """What the server of these settings says of itself; ``state`` is empty if nothing answers."""
+    """What the server of these settings says of itself; ``state`` is empty if nothing answers. ``models`` are its settings of that name."""
 
     state: str = ""
     error: str = ""
     version: str = ""
     versions: tuple[str, ...] = ()
+    models: Mapping[str, str] = field(default_factory=dict)
+
+    def known(self, settings: Settings) -> Settings:
+        """With the models that the server runs with, which its own command line may have named."""
+        return settings.model_copy(update=dict(self.models))
 
 
 def check_token(key: str, now: float) -> list[Finding]:
@@ -114,7 +119,8 @@ def ask_server(settings: Settings, client: httpx.Client) -> Server:
         listed = client.get(f"{own_url(settings)}/versions", auth=_login(settings)).json().get("versions", []) if state else []
     except (httpx.HTTPError, ValueError, KeyError, TypeError, AttributeError):
         return Server()
-    return Server(str(state), str(said.get("error") or ""), str(said.get("version") or ""), tuple(map(str, listed)))
+    models = {name: said[name] for name in ("model", "segmenter", "strategy") if isinstance(said.get(name), str)}
+    return Server(str(state), str(said.get("error") or ""), str(said.get("version") or ""), tuple(map(str, listed)), models)
 
 
 def check_server(settings: Settings, server: Server) -> list[Finding]:

@@ -2,52 +2,62 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import httpx
 
+from backend.finding import Finding
 from backend.label_studio.backend_entry import own_url
 from backend.settings import Settings
 
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a project is: its ``tasks``; of the server the sentence on its corrections, and how many are ``missing`` until a run can be
-    judged, None where no server said.
+    """How far a project is: its ``tasks`` and their ``predictions``; of the server the sentence on its corrections, and how many are
+    ``missing`` until a run can be judged, None where no server said.
     """
 
     tasks: int = 0
+    predictions: int = 0
     standing: str = ""
     missing: int | None = None
 
 
-def ask_progress(settings: Settings, client: httpx.Client, tasks: int) -> Progress:
-    """Ask the server of these settings, on this machine, what it has learned from."""
+def ask_progress(settings: Settings, client: httpx.Client, project: Progress) -> Progress:
+    """A project's with what the server of these settings, on this machine, says of its corrections."""
     login = (settings.auth_user, password) if (password := settings.auth_password.get_secret_value()) else None
     try:
         said = client.get(f"{own_url(settings)}/api", auth=login).json()
         missing = said["missing"]
-        return Progress(tasks, str(said["standing"]), missing if isinstance(missing, int) else None)
+        return replace(project, standing=str(said["standing"]), missing=missing if isinstance(missing, int) else None)
     except (httpx.HTTPError, ValueError, KeyError, TypeError):
-        return Progress(tasks)
+        return project
 
 
 def after_connect(project: int) -> str:
-    return f"next: `sam4mllm doctor {project}` looks whether masks and corrections find their way"
+    return f"next: `sam4mllm doctor {project}` checks that Label Studio and this server reach each other and that the tasks can be asked"
 
 
-def after_doctor(settings: Settings, project: int | None, found: bool, progress: Progress) -> str:
-    """``found``: whether doctor found anything wrong."""
+def after_doctor(settings: Settings, project: int | None, found: Sequence[Finding], progress: Progress) -> str:
+    """``found``: what doctor found wrong."""
     if found:
         again = "" if project is None else f" {project}"
-        return f"next: do what the first line says, then `sam4mllm doctor{again}`"
+        which = f"the first of {len(found)} findings: " if len(found) > 1 else ""
+        return f"next: {which}{found[0].cure}; then `sam4mllm doctor{again}`"
     if project is None:
         return "next: `sam4mllm connect PROJECT`, with the number in the address of the project's page"
-    page = f"{settings.label_studio_url.rstrip('/')}/projects/{project}/data"
+    return f"next: {_of_project(settings, project, progress)}"
+
+
+def _of_project(settings: Settings, project: int, progress: Progress) -> str:
+    page, own = f"{settings.label_studio_url.rstrip('/')}/projects/{project}/data", own_url(settings)
     if not progress.tasks:
-        return f"next: import pictures at {page}"
+        return f"import pictures at {page}"
+    if not progress.predictions:
+        return f"try six tasks at {own}/try; if the masks are good, `sam4mllm batch {project}` draws them in all tasks"
     if settings.untrained or progress.missing is None:
-        return f"next: open a task at {page}; `sam4mllm batch {project}` has the masks of all tasks ready"
+        return f"correct masks at {page}"
     if progress.missing:
-        return f"next: correct the masks of about {progress.missing} more tasks at {page} ({progress.standing})"
-    return f"next: press Train now at {own_url(settings)} ({progress.standing})"
+        return f"correct masks at {page} ({progress.standing})"
+    return f"Start Training in Label Studio's Settings → Model, or Train now at {own} ({progress.standing})"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -96,7 +97,7 @@ def _no_prompt(config: LabelConfig, prompt_control: str) -> Finding:
 
 def check_extra_parameters(link: Link, config: LabelConfig, settings: Settings) -> tuple[Parameters, list[Finding]]:
     """Those of this server's entry, and what is wrong with them; none where they cannot be used."""
-    cure = f"correct them: sam4mllm connect {link.project} --parameters '{{…}}'"
+    cure = f"correct them: `sam4mllm connect {link.project} --parameters '{{…}}'` (docs/connect.md, A project's parameters)"
     try:
         parameters = read_parameters(link.entry.parameters if link.entry else None)
         check_parameters(parameters, config)
@@ -125,10 +126,10 @@ def check_phrases(
         except (TaskError, PhraseError) as error:
             problem, _, cure = str(error).partition(": ")
             errors.append(Finding("phrases", f"task {raw.get('id')}: {problem}", cure or f"correct {phrase_field!r} in the task's data"))
-    return [*_mute_labels(labels.values(), [one for _, one in asked], phrase_field, parameters.prompts), *_homeless(asked), *errors[:1]]
+    return [*_mute_labels(labels.values(), [one for _, one in asked], parameters.prompts), *_homeless(asked), *errors[:1]]
 
 
-def _mute_labels(labels: Iterable[Label], asked: Sequence[Wanted], phrase_field: str, prompted: Collection[str]) -> list[Finding]:
+def _mute_labels(labels: Iterable[Label], asked: Sequence[Wanted], prompted: Collection[str]) -> list[Finding]:
     """Labels that no phrase leads to: their name is a code, they have no alias or prompt, and no sampled task asks for them."""
     reached = {one.label for one in asked if one.phrase != one.label}
     mute = [label.value for label in labels if label.phrase is None and label.value not in reached and label.value not in prompted]
@@ -139,8 +140,9 @@ def _mute_labels(labels: Iterable[Label], asked: Sequence[Wanted], phrase_field:
     return [
         Finding(
             "phrases",
-            f"{what.format(names)} no phrase: the name is no description of anything",
-            f'give an alias, as <Label value="{mute[0]}" alias="cup, mug"/>, or a {phrase_field} {{label: phrase}} in the tasks\' data',
+            f"{what.format(names)} no phrase: a model cannot know what the name stands for",
+            f"say what it looks like, by a prompt in the project's parameters (docs/connect.md), {json.dumps({mute[0]: 'the dent'})}, "
+            f'or by an alias, as <Label value="{mute[0]}" alias="dent"/>',
         )
     ]
 
@@ -151,7 +153,9 @@ def _homeless(asked: Sequence[tuple[int | None, Wanted]]) -> list[Finding]:
         return []
     task, phrase = lost[0]
     many = f", and {len(lost) - 1} more of the first tasks' phrases fit none" if len(lost) > 1 else ""
-    cure = "give the label an alias with a word of the phrase; else its masks come without a label"
+    cure = (
+        'give the label that is meant an alias with a word of the phrase, as <Label value="Cup" alias="mug"/>; else masks come without one'
+    )
     return [Finding("phrases", f"the phrase {phrase[:60]!r} of task {task} fits no label of the config{many}", cure)]
 
 

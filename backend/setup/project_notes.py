@@ -37,7 +37,8 @@ def tell_task(
         labels = "the labels' prompts or names" if parameters.prompts else "the labels' names"
         source = f"its {phrase_field!r}" if own else f"{labels}, for it has no {phrase_field!r}"
         proposed = [] if own or parameters.prompts else _propose(config, tasks, phrase_field, project)
-        return [f"task {task.id} is asked for {named}{more}: {source}", *proposed]
+        silent = [f"prompts are for tasks without {phrase_field!r}, which this one has"] if own and parameters.prompts else []
+        return [f"task {task.id} is asked for {named}{more}: {source}", *silent, *proposed]
     return []
 
 
@@ -52,7 +53,8 @@ def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_fie
     for key, count in found.most_common(1):
         if count >= MOST * len(tasks):
             command = f"sam4mllm connect {project} --parameters {shlex.quote(Parameters(field=key).to_json())}"
-            return [f"{count} of {len(tasks)} tasks have a text under {key!r}; `{command}` asks for it"]
+            told = f"{count} of {len(tasks)} tasks have a text under {key!r}"
+            return [f"{told}; if it names what to mask, `{command}` asks for it in the place of the labels"]
     return []
 
 

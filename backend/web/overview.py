@@ -106,9 +106,7 @@ class Overview:
 
     @property
     def label_studio_page(self) -> str:
-        """Label Studio's address where a browser reaches it, too: a name without a dot is that of a container, and empty here."""
-        host = urlsplit(self.label_studio).hostname or ""
-        return self.label_studio.rstrip("/") if "." in host or ":" in host or host == "localhost" else ""
+        return page_address(self.label_studio)
 
     @cached_property
     def trend(self) -> Trend | None:
@@ -130,6 +128,12 @@ class _Shelf:
     broken: tuple[Broken, ...] = ()
     history: tuple[Promotion, ...] = ()
     problem: str = ""
+
+
+def page_address(label_studio_url: str) -> str:
+    """Label Studio's address where a browser reaches it, too: a name without a dot is that of a container, and empty here."""
+    host = urlsplit(label_studio_url).hostname or ""
+    return label_studio_url.rstrip("/") if "." in host or ":" in host or host == "localhost" else ""
 
 
 def look(service: Service, first: int = 0) -> Overview:

@@ -26,7 +26,8 @@ def add_prediction_routes(app: Flask, service: Service) -> None:
     @app.get("/ready")
     def ready() -> Response:
         """200 if the models can answer, else 503."""
-        answer = jsonify(state=engine.state, version=service.version, error=engine.failure)
+        models = {"model": settings.model, "segmenter": settings.segmenter, "strategy": settings.strategy}
+        answer = jsonify(state=engine.state, version=service.version, error=engine.failure, **models)
         answer.status_code = HTTPStatus.OK if engine.state == "ready" else HTTPStatus.SERVICE_UNAVAILABLE
         return answer
 

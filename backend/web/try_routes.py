@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import shlex
-from collections.abc import Iterator
+import time
 from dataclasses import dataclass, replace
 from http import HTTPStatus
 from pathlib import Path
@@ -12,21 +12,22 @@ from typing import Any
 
 from flask import Flask, Response, redirect, request
 
-from backend.errors import LabelStudioError, WireError
+from backend.errors import LabelStudioError, NotReadyError, ParametersError, WireError
 from backend.images.store import LoadedImage
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.label_config import LabelConfig, read_label_config
-from backend.label_studio.parameters import Parameters, read_parameters
+from backend.label_studio.parameters import NO_PARAMETERS, Parameters, read_parameters
 from backend.label_studio.phrases import split_phrases
-from backend.label_studio.wire import Task, is_row_id, read_task
+from backend.label_studio.wire import read_task
 from backend.service import Service
 from backend.serving.answerer import bulk_question
 from backend.serving.trying import Tried, try_out
-from backend.setup.connect import set_parameters
+from backend.setup.connect import change_parameters
 from backend.setup.project_checks import sample_tasks
 from backend.web.error_handlers import status_of
 from backend.web.form_guard import TOKEN, FormGuard
 from backend.web.http_parts import note_reason
+from backend.web.overview import page_address
 from sam4mllm.errors import PhraseError, Sam4mllmError
 from sam4mllm.images import image_sha256
 from sam4mllm.options import STRATEGIES
@@ -38,6 +39,8 @@ PAGE = Path(__file__).with_name("pages") / "try.html"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 TASKS = 6
 """Of a project, its first, that are shown side by side."""
+MAX_DIGITS = 18
+"""Of a number in Label Studio's database."""
 
 
 @dataclass(frozen=True)
@@ -60,14 +63,14 @@ class Form:
         text = getattr(self, name)
         if not text:
             return None
-        if not text.isascii() or not text.isdigit() or not is_row_id(int(text)):
+        if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS:
             raise WireError(f"a {name} is given by its number, as in the address of its page")
         return int(text)
 
     def parameters(self, before: Parameters) -> Parameters:
-        """A project's parameters with strategy and threshold as they are chosen here. Raises ParametersError."""
+        """A project's parameters with strategy and threshold as far as they are chosen here. Raises ParametersError."""
         chosen = read_parameters({"strategy": self.strategy or None, "threshold": _number(self.threshold)})
-        return replace(before, strategy=chosen.strategy, threshold=chosen.threshold)
+        return replace(before, **chosen.shaping())
 
 
 @dataclass(frozen=True)
@@ -94,15 +97,19 @@ def add_try_routes(app: Flask, service: Service) -> None:
             form=form,
             shown=shown,
             strategies=STRATEGIES,
-            **{"said": "", "wrong": "", "command": "", **told},
             tasks=TASKS,
             version=service.version,
-            label_studio=service.settings.label_studio_url,
+            **{"said": "", "wrong": "", "command": "", **told},
         )
         answer = Response(text.encode(errors="replace"), status, mimetype="text/html")
         answer.headers["Content-Security-Policy"] = POLICY
         answer.headers["Cache-Control"] = "no-store"
         return answer
+
+    def refused(form: Form, error: Sam4mllmError) -> Response:
+        note_reason(error)
+        log.warning("on the page to try: %s", error)
+        return page(form, [], status_of(error), wrong=str(error))
 
     @app.get("/try")
     def try_form() -> Response:
@@ -114,32 +121,40 @@ def add_try_routes(app: Flask, service: Service) -> None:
     def try_now() -> Response:
         """Try what the form says."""
         request.max_content_length = (service.settings.max_image_mb + 1) << 20
-        form = Form.read()
+        form = Form()
         try:
             guard.check()
+            form = Form.read()
             shown, command = _try(service, form)
         except Sam4mllmError as error:
-            note_reason(error)
-            log.warning("on the page to try: %s", error)
-            return page(form, [], status_of(error), wrong=str(error))
+            return refused(form, error)
         return page(form, shown, command=command)
 
     @app.post("/try/use")
     def use() -> Response:
         """Set the form's strategy and threshold for its project, in Label Studio."""
-        form = Form.read()
+        form = Form()
         try:
             guard.check()
+            form = Form.read()
             project = form.number("project")
             if project is None:
                 raise WireError("give a project's number")
-            parameters = form.parameters(service.parameters.of(project))
-            set_parameters(_label_studio(service), service.settings, project, parameters, [service.version])
+            _check(service, form.parameters(NO_PARAMETERS))
+            change_parameters(_label_studio(service), service.settings, project, form.parameters, [service.version])
+            if problem := service.parameters.problems.get(project):
+                raise ParametersError(f"they are set, and {problem}")
         except Sam4mllmError as error:
-            note_reason(error)
-            log.warning("on the page to try: %s", error)
-            return page(form, [], status_of(error), wrong=str(error))
+            return refused(form, error)
         return app.make_response(redirect(f"{request.script_root}/try?project={project}&set={project}", HTTPStatus.SEE_OTHER))
+
+
+def _check(service: Service, parameters: Parameters) -> None:
+    """Raises ModelError if the models that serve cannot do the strategy, NotReadyError if there are none."""
+    if service.engine.model is None:
+        raise NotReadyError(service.engine.failure or "the models are loading; try again in a few seconds")
+    if parameters.strategy is not None:
+        service.engine.model.current.resolve(parameters.strategy)
 
 
 def _try(service: Service, form: Form) -> tuple[list[Shown], str]:
@@ -148,47 +163,56 @@ def _try(service: Service, form: Form) -> tuple[list[Shown], str]:
     project, task = form.number("project"), form.number("task")
     upload = request.files.get("picture")
     parameters = form.parameters(service.parameters.of(project))
+    _check(service, parameters)
+    deadline = time.monotonic() + service.settings.deadline
     if upload is not None and upload.filename:
         if not phrases:
             raise PhraseError("say what to find in the picture, for example: the left cup")
-        data = upload.read()
-        image = LoadedImage(service.decoder.decode(data, service.settings.deadline), image_sha256(data))
-        return [_shown(service, "your picture", "", image, phrases, parameters)], ""
+        with service.engine.place(True):
+            data = upload.read()
+            image = LoadedImage(service.decoder.decode(data, deadline - time.monotonic()), image_sha256(data))
+            return [Shown("your picture", tried=_tried(service, image, phrases, parameters, deadline))], ""
     if project is None:
         raise WireError("choose a picture, or give the number of a project in Label Studio")
     label_studio = _label_studio(service)
     config = read_label_config(label_studio.project(project)["label_config"], service.settings.prompt_control)
-    tasks = sample_tasks(label_studio, project, TASKS) if task is None else [label_studio.request("GET", f"/api/tasks/{task:d}/")]
+    tasks = sample_tasks(label_studio, project, TASKS) if task is None else [_task_of(label_studio, project, task)]
     if not tasks:
         raise WireError(f"project {project} has no task yet; import pictures")
-    shown = list(_each(service, config, tasks, project, phrases, parameters))
+    with service.engine.place(False):
+        shown = [_answer(service, config, raw, project, phrases, parameters, deadline) for raw in tasks]
     return shown, f"sam4mllm connect {project} --parameters {shlex.quote(parameters.to_json() or '{}')}"
 
 
-def _each(
-    service: Service, config: LabelConfig, tasks: list[Any], project: int, phrases: tuple[str, ...], parameters: Parameters
-) -> Iterator[Shown]:
-    """One task after the other; what is wrong with one stays with it."""
-    for raw in tasks:
-        title, link = "a task", ""
-        try:
-            task = read_task(raw)
-            title, link = f"task {task.id}", f"{service.settings.label_studio_url.rstrip('/')}/projects/{project}/data?task={task.id}"
-            asked = phrases or _phrases_of(service, task, config, parameters)
-            image = service.images.load(config.pictures(task.data)[0], task.id, service.settings.deadline)
-            yield _shown(service, title, link, image, asked, parameters)
-        except Sam4mllmError as error:
-            yield Shown(title, link, wrong=str(error))
+def _task_of(label_studio: LabelStudio, project: int, task: int) -> Any:
+    """A task, its data as it was imported. Raises LabelStudioError, and WireError if it is another project's."""
+    found = label_studio.request("GET", f"/api/tasks/{task:d}/?resolve_uri=false")
+    if not isinstance(found, dict) or found.get("project") != project:
+        raise WireError(f"task {task} is not of project {project}")
+    return found
 
 
-def _phrases_of(service: Service, task: Task, config: LabelConfig, parameters: Parameters) -> tuple[str, ...]:
-    question = bulk_question(task, config, service.settings.phrase_field, parameters)
-    return tuple(one.phrase for one in question.wanted)
+def _answer(
+    service: Service, config: LabelConfig, raw: Any, project: int, phrases: tuple[str, ...], parameters: Parameters, deadline: float
+) -> Shown:
+    """What came of a task's picture, of several the first; what is wrong with it stays with it."""
+    title, link = "a task", ""
+    try:
+        task = read_task(raw)
+        title = f"task {task.id}"
+        address = page_address(service.settings.label_studio_url)
+        link = f"{address}/projects/{project}/data?task={task.id}" if address else ""
+        asked = phrases or tuple(one.phrase for one in bulk_question(task, config, service.settings.phrase_field, parameters).wanted)
+        image = service.images.load(config.pictures(task.data)[0], task.id, deadline - time.monotonic())
+        return Shown(title, link, _tried(service, image, asked, parameters, deadline, interactive=False))
+    except Sam4mllmError as error:
+        return Shown(title, link, wrong=str(error))
 
 
-def _shown(service: Service, title: str, link: str, image: LoadedImage, phrases: tuple[str, ...], parameters: Parameters) -> Shown:
-    tried = try_out(service.engine, service.predictor.answerer, image, phrases, parameters, service.settings.deadline)
-    return Shown(title, link, tried)
+def _tried(
+    service: Service, image: LoadedImage, phrases: tuple[str, ...], parameters: Parameters, deadline: float, interactive: bool = True
+) -> Tried:
+    return try_out(service.engine, service.predictor.answerer, image, phrases, parameters, deadline, interactive)
 
 
 def _label_studio(service: Service) -> LabelStudio:
