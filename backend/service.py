@@ -68,9 +68,13 @@ class Service:
     learner: Learner
     parameters: ProjectParameters
     images: Images
-    decoder: Decoder
     backlog: Backlog | None = None
     caches: dict[str, ByteCache[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def decoder(self) -> Decoder:
+        """For pictures that no task refers to; the image store has the same."""
+        return shared_decoder(self.settings.max_pixels, self.settings.decode_seconds)
 
     @property
     def version(self) -> str:
@@ -173,25 +177,14 @@ def build(
         edges=edges,
         trainer=trainer or TRAINER,
     )
+    parts = (predictor, corrections, metrics, label_studio, background, versions, learner, parameters, pictures, backlog)
+    return Service(settings, engine, *parts, _caches(predictor, pictures))
+
+
+def _caches(predictor: Predictor, pictures: Images) -> dict[str, ByteCache[Any, Any]]:
+    """All that is kept in memory, by name, for the metrics."""
     caches: dict[str, ByteCache[Any, Any]] = {"answers": predictor.answers, "images": predictor.answerer.opened}
-    if isinstance(pictures, ImageStore):
-        caches["files"] = pictures.files
-    return Service(
-        settings,
-        engine,
-        predictor,
-        corrections,
-        metrics,
-        label_studio,
-        background,
-        versions,
-        learner,
-        parameters,
-        pictures,
-        shared_decoder(settings.max_pixels, settings.decode_seconds),
-        backlog,
-        caches,
-    )
+    return caches | ({"files": pictures.files} if isinstance(pictures, ImageStore) else {})
 
 
 def version_file(settings: Settings) -> Path:

@@ -9,7 +9,7 @@ import pytest
 
 from backend.finding import Finding
 from backend.learning.holdout import Holdout, count_missing, standing
-from backend.setup.next_step import Progress, after_connect, after_doctor, ask_progress
+from backend.setup.next_step import ProjectProgress, after_connect, after_doctor, ask_progress
 from tests.backend_fakes import settings
 
 
@@ -36,7 +36,7 @@ def test_after_connect_comes_doctor() -> None:
 )
 def test_what_comes_next_for_so_many_corrections(corrected: int, said: str, then: str, tmp_path: Path) -> None:
     held_out = Holdout(tmp_path).expect(corrected)
-    progress = Progress(50, 50, standing(corrected, held_out), count_missing(corrected, held_out))
+    progress = ProjectProgress(50, 50, standing(corrected, held_out), count_missing(corrected, held_out))
     assert progress.standing == said
     line = after_doctor(settings(tmp_path, label_studio_url="http://ls:8080"), 7, [], progress)
     assert line.startswith(f"next: {then}")
@@ -49,27 +49,27 @@ ONE = Finding("token", "it is wrong", "make a new one")
 @pytest.mark.parametrize(
     ("project", "found", "progress", "line"),
     [
-        pytest.param(7, [ONE], Progress(3), "make a new one; then `sam4mllm doctor 7`", id="a finding"),
-        pytest.param(None, [ONE, ONE], Progress(), "the first of 2 findings: make a new one; then `sam4mllm doctor`", id="findings"),
-        pytest.param(None, [], Progress(), "`sam4mllm connect PROJECT`", id="no project"),
-        pytest.param(7, [], Progress(), "import pictures at http://ls:8080/projects/7/data", id="no tasks"),
-        pytest.param(7, [], Progress(3), "try six tasks at http://127.0.0.1:9090/try; if the masks are good", id="no masks"),
-        pytest.param(7, [], Progress(3, 1), "correct masks at http://ls:8080/projects/7/data", id="no server"),
+        pytest.param(7, [ONE], ProjectProgress(3), "make a new one; then `sam4mllm doctor 7`", id="a finding"),
+        pytest.param(None, [ONE, ONE], ProjectProgress(), "the first of 2 findings: make a new one; then `sam4mllm doctor`", id="findings"),
+        pytest.param(None, [], ProjectProgress(), "`sam4mllm connect PROJECT`", id="no project"),
+        pytest.param(7, [], ProjectProgress(), "import pictures at http://ls:8080/projects/7/data", id="no tasks"),
+        pytest.param(7, [], ProjectProgress(3), "try six tasks at http://127.0.0.1:9090/try; if the masks are good", id="no masks"),
+        pytest.param(7, [], ProjectProgress(3, 1), "correct masks at http://ls:8080/projects/7/data", id="no server"),
     ],
 )
-def test_what_comes_next(project: int | None, found: list[Finding], progress: Progress, line: str, tmp_path: Path) -> None:
+def test_what_comes_next(project: int | None, found: list[Finding], progress: ProjectProgress, line: str, tmp_path: Path) -> None:
     assert after_doctor(settings(tmp_path, label_studio_url="http://ls:8080/"), project, found, progress).startswith(f"next: {line}")
 
 
 @pytest.mark.parametrize(
     ("answer", "progress"),
     [
-        pytest.param(httpx.Response(200, json={"standing": "so far", "missing": 3}), Progress(4, 2, "so far", 3), id="corrections"),
-        pytest.param(httpx.Response(200, json={"standing": "", "missing": None}), Progress(4, 2), id="nothing is trained"),
-        pytest.param(httpx.Response(401, json={"error": "no"}), Progress(4, 2), id="refused"),
-        pytest.param(httpx.Response(200, text="no JSON"), Progress(4, 2), id="another server"),
+        pytest.param(httpx.Response(200, json={"standing": "so far", "missing": 3}), ProjectProgress(4, 2, "so far", 3), id="corrections"),
+        pytest.param(httpx.Response(200, json={"standing": "", "missing": None}), ProjectProgress(4, 2), id="nothing is trained"),
+        pytest.param(httpx.Response(401, json={"error": "no"}), ProjectProgress(4, 2), id="refused"),
+        pytest.param(httpx.Response(200, text="no JSON"), ProjectProgress(4, 2), id="another server"),
     ],
 )
-def test_the_server_says_what_it_has_learned_from(answer: httpx.Response, progress: Progress, tmp_path: Path) -> None:
+def test_the_server_says_what_it_has_learned_from(answer: httpx.Response, progress: ProjectProgress, tmp_path: Path) -> None:
     client = httpx.Client(transport=httpx.MockTransport(lambda request: answer))
-    assert ask_progress(settings(tmp_path, auth_password="pw"), client, Progress(4, 2)) == progress
+    assert ask_progress(settings(tmp_path, auth_password="pw"), client, ProjectProgress(4, 2)) == progress

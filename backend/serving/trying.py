@@ -19,7 +19,7 @@ LONG_SIDE = 1200
 
 
 @dataclass(frozen=True)
-class Tried:
+class Tryout:
     """What came of a picture's phrases: the answers in order, the seconds of each stage, and an overlay as a JPEG file."""
 
     answers: tuple[Segmentation, ...]
@@ -41,7 +41,7 @@ def try_out(
     parameters: Parameters,
     deadline: float,
     interactive: bool = True,
-) -> Tried:
+) -> Tryout:
     """Answer phrases, at least one, about a picture as a project with these parameters is answered, but for edges that a team adopted.
 
     The caller holds a place of the engine's. ``deadline``: of ``time.monotonic()``.
@@ -56,4 +56,4 @@ def try_out(
     picture.thumbnail((LONG_SIDE, LONG_SIDE))
     packed = io.BytesIO()
     picture.save(packed, "JPEG", quality=88)
-    return Tried(tuple(found), spent, packed.getvalue())
+    return Tryout(tuple(found), spent, packed.getvalue())

@@ -36,7 +36,7 @@ from backend.setup.machine_notes import (
     tell_score,
     tell_strategy,
 )
-from backend.setup.next_step import Progress, after_doctor, ask_progress
+from backend.setup.next_step import ProjectProgress, after_doctor, ask_progress
 from backend.setup.project_checks import (
     Link,
     check_config,
@@ -83,7 +83,7 @@ def examine(settings: Settings, project: int | None, url: str | None = None, pro
     return report
 
 
-def _look(settings: Settings, project: int | None, url: str | None, progress: Callable[[str], None], report: Report) -> Progress:
+def _look(settings: Settings, project: int | None, url: str | None, progress: Callable[[str], None], report: Report) -> ProjectProgress:
     """All checks; how far the project is, as far as they came."""
     with httpx.Client(timeout=SERVER_SECONDS, trust_env=False) as client:
         progress("this machine")
@@ -99,7 +99,7 @@ def _look(settings: Settings, project: int | None, url: str | None, progress: Ca
         progress("Label Studio")
         label_studio = _label_studio(settings, report)
         if label_studio is None:
-            return Progress()
+            return ProjectProgress()
         try:
             if _answers(label_studio, report) and project is not None:
                 case = _Case(settings, label_studio, client, server, project, _url(settings, url))
@@ -108,7 +108,7 @@ def _look(settings: Settings, project: int | None, url: str | None, progress: Ca
             report.add("Label Studio", [as_finding("Label Studio", error, "see its log")])
         finally:
             label_studio.close()
-    return Progress()
+    return ProjectProgress()
 
 
 @dataclass(frozen=True)
@@ -160,7 +160,7 @@ def _answers(label_studio: LabelStudio, report: Report) -> bool:
     return True
 
 
-def _examine_project(case: _Case, report: Report, progress: Callable[[str], None]) -> Progress:
+def _examine_project(case: _Case, report: Report, progress: Callable[[str], None]) -> ProjectProgress:
     """How far the project is, by Label Studio."""
     progress(f"project {case.project}")
     try:
@@ -168,7 +168,7 @@ def _examine_project(case: _Case, report: Report, progress: Callable[[str], None
     except LabelStudioError as error:
         gone = Finding("project", f"there is no project {case.project} at {case.label_studio.url}", "its number is in its page's address")
         report.add("project", [gone if error.status == 404 else as_finding("project", error, "see Label Studio's log")])
-        return Progress()
+        return ProjectProgress()
     report.notes += [note for note in [demo_notice(case.settings, case.project)] if note]
     link = read_link(case.label_studio, case.project, case.url, case.server)
     config, found = check_config(project["label_config"], link.entry is None or link.entry.interactive, case.settings.prompt_control)
@@ -179,7 +179,7 @@ def _examine_project(case: _Case, report: Report, progress: Callable[[str], None
         report.add("parameters", found)
         _examine_tasks(case, config, parameters, report, progress)
     tasks, predictions = project.get("task_number"), project.get("total_predictions_number")
-    return Progress(tasks if isinstance(tasks, int) else 0, predictions if isinstance(predictions, int) else 0)
+    return ProjectProgress(tasks if isinstance(tasks, int) else 0, predictions if isinstance(predictions, int) else 0)
 
 
 def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: Report) -> None:

@@ -13,7 +13,7 @@ from backend.settings import Settings
 
 
 @dataclass(frozen=True)
-class Progress:
+class ProjectProgress:
     """How far a project is: its ``tasks`` and their ``predictions``; of the server the sentence on its corrections, and how many are
     ``missing`` until a run can be judged, None where no server said.
     """
@@ -24,7 +24,7 @@ class Progress:
     missing: int | None = None
 
 
-def ask_progress(settings: Settings, client: httpx.Client, project: Progress) -> Progress:
+def ask_progress(settings: Settings, client: httpx.Client, project: ProjectProgress) -> ProjectProgress:
     """A project's with what the server of these settings, on this machine, says of its corrections."""
     login = (settings.auth_user, password) if (password := settings.auth_password.get_secret_value()) else None
     try:
@@ -39,7 +39,7 @@ def after_connect(project: int) -> str:
     return f"next: `sam4mllm doctor {project}` checks that Label Studio and this server reach each other and that the tasks can be asked"
 
 
-def after_doctor(settings: Settings, project: int | None, found: Sequence[Finding], progress: Progress) -> str:
+def after_doctor(settings: Settings, project: int | None, found: Sequence[Finding], progress: ProjectProgress) -> str:
     """``found``: what doctor found wrong."""
     if found:
         again = "" if project is None else f" {project}"
@@ -50,7 +50,7 @@ def after_doctor(settings: Settings, project: int | None, found: Sequence[Findin
     return f"next: {_of_project(settings, project, progress)}"
 
 
-def _of_project(settings: Settings, project: int, progress: Progress) -> str:
+def _of_project(settings: Settings, project: int, progress: ProjectProgress) -> str:
     page, own = f"{settings.label_studio_url.rstrip('/')}/projects/{project}/data", own_url(settings)
     if not progress.tasks:
         return f"import pictures at {page}"

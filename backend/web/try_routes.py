@@ -21,7 +21,7 @@ from backend.label_studio.phrases import split_phrases
 from backend.label_studio.wire import read_task
 from backend.service import Service
 from backend.serving.answerer import bulk_question
-from backend.serving.trying import Tried, try_out
+from backend.serving.trying import Tryout, try_out
 from backend.setup.connect import change_parameters
 from backend.setup.project_checks import sample_tasks
 from backend.web.error_handlers import status_of
@@ -79,7 +79,7 @@ class Shown:
 
     title: str
     link: str = ""
-    tried: Tried | None = None
+    tried: Tryout | None = None
     wrong: str = ""
 
 
@@ -88,23 +88,7 @@ def add_try_routes(app: Flask, service: Service) -> None:
     guard = FormGuard()
 
     def page(form: Form, shown: list[Shown], status: HTTPStatus = HTTPStatus.OK, **told: str) -> Response:
-        """``told``: what is ``said`` or ``wrong``, and the ``command`` that has a project asked so."""
-        text = render(
-            PAGE,
-            root=request.script_root,
-            token=guard.token,
-            token_field=TOKEN,
-            form=form,
-            shown=shown,
-            strategies=STRATEGIES,
-            tasks=TASKS,
-            version=service.version,
-            **{"said": "", "wrong": "", "command": "", **told},
-        )
-        answer = Response(text.encode(errors="replace"), status, mimetype="text/html")
-        answer.headers["Content-Security-Policy"] = POLICY
-        answer.headers["Cache-Control"] = "no-store"
-        return answer
+        return _page(service, guard, form, shown, status, **told)
 
     def refused(form: Form, error: Sam4mllmError) -> Response:
         note_reason(error)
@@ -147,6 +131,26 @@ def add_try_routes(app: Flask, service: Service) -> None:
         except Sam4mllmError as error:
             return refused(form, error)
         return app.make_response(redirect(f"{request.script_root}/try?project={project}&set={project}", HTTPStatus.SEE_OTHER))
+
+
+def _page(service: Service, guard: FormGuard, form: Form, shown: list[Shown], status: HTTPStatus, **told: str) -> Response:
+    """``told``: what is ``said`` or ``wrong``, and the ``command`` that has a project asked so."""
+    text = render(
+        PAGE,
+        root=request.script_root,
+        token=guard.token,
+        token_field=TOKEN,
+        form=form,
+        shown=shown,
+        strategies=STRATEGIES,
+        tasks=TASKS,
+        version=service.version,
+        **{"said": "", "wrong": "", "command": "", **told},
+    )
+    answer = Response(text.encode(errors="replace"), status, mimetype="text/html")
+    answer.headers["Content-Security-Policy"] = POLICY
+    answer.headers["Cache-Control"] = "no-store"
+    return answer
 
 
 def _check(service: Service, parameters: Parameters) -> None:
@@ -211,7 +215,7 @@ def _answer(
 
 def _tried(
     service: Service, image: LoadedImage, phrases: tuple[str, ...], parameters: Parameters, deadline: float, interactive: bool = True
-) -> Tried:
+) -> Tryout:
     return try_out(service.engine, service.predictor.answerer, image, phrases, parameters, deadline, interactive)
 
 
