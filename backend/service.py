@@ -7,7 +7,7 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,12 @@ class Service:
     parameters: ProjectParameters
     images: Images
     backlog: Backlog | None = None
-    caches: dict[str, ByteCache[Any, Any]] = field(default_factory=dict)
+
+    @property
+    def caches(self) -> dict[str, ByteCache[Any, Any]]:
+        """All that is kept in memory, by name."""
+        files = {"files": self.images.files} if isinstance(self.images, ImageStore) else {}
+        return {"answers": self.predictor.answers, "images": self.predictor.answerer.opened, **files}
 
     @property
     def decoder(self) -> Decoder:
@@ -177,14 +182,9 @@ def build(
         edges=edges,
         trainer=trainer or TRAINER,
     )
-    parts = (predictor, corrections, metrics, label_studio, background, versions, learner, parameters, pictures, backlog)
-    return Service(settings, engine, *parts, _caches(predictor, pictures))
-
-
-def _caches(predictor: Predictor, pictures: Images) -> dict[str, ByteCache[Any, Any]]:
-    """All that is kept in memory, by name, for the metrics."""
-    caches: dict[str, ByteCache[Any, Any]] = {"answers": predictor.answers, "images": predictor.answerer.opened}
-    return caches | ({"files": pictures.files} if isinstance(pictures, ImageStore) else {})
+    return Service(
+        settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, parameters, pictures, backlog
+    )
 
 
 def version_file(settings: Settings) -> Path:

@@ -28,9 +28,10 @@ from backend.label_studio.client import LabelStudio
 from backend.label_studio.label_config import LabelConfig, read_label_config
 from backend.label_studio.parameters import Parameters, check_parameters, read_parameters
 from backend.settings import Settings
+from backend.setup.machine_checks import check_possible
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.durable import replace_file
-from sam4mllm.errors import RegistryError
+from sam4mllm.errors import ModelError, RegistryError
 
 TASKS_A_PART = 50
 """Few enough to be seen soon in Label Studio, and enough that asking it what it has costs little beside the work."""
@@ -111,7 +112,9 @@ def _parameters(label_studio: LabelStudio, settings: Settings, project: int, con
     try:
         parameters = read_parameters(entry.parameters if entry else None)
         check_parameters(parameters, config)
-    except ParametersError as error:
+        if parameters.strategy is not None:
+            check_possible(parameters.strategy, settings)
+    except (ParametersError, ModelError) as error:
         raise BatchError(f"the extra parameters of project {project} cannot be used: {error}") from error
     return parameters
 
@@ -122,8 +125,6 @@ def _models(plan: BatchPlan, settings: Settings, work: Work, source: TaskSource)
 
         return ray_stages(partial(load_serving, settings, plan.adapter), settings, work)
     pipeline = load_serving(settings, plan.adapter)
-    if isinstance(work, ProjectWork) and work.parameters.strategy is not None:
-        pipeline.resolve(work.parameters.strategy)
     return pipeline.version, local_stages(pipeline, work, source)
 
 

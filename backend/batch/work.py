@@ -141,7 +141,7 @@ class ProjectWork:
 
     def answerer(self) -> Answer:
         answerer = _answerer(self.settings)
-        config = read_label_config(self.label_config, self.settings.prompt_control)
+        config = self.parameters.apply(read_label_config(self.label_config, self.settings.prompt_control))
         store = self._store()
 
         def answer(pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:

@@ -44,7 +44,7 @@ class Parameters:
     threshold: float | None = None
 
     def apply(self, config: LabelConfig) -> LabelConfig:
-        """A task's config with the phrases that its labels are asked for by."""
+        """A project's config with the phrases that its labels are asked for by, those of its tasks, too."""
         return config.asked_by(self.prompts)
 
     def phrase_field(self, default: str) -> str:

@@ -79,8 +79,8 @@ class Question:
 
 
 def bulk_question(task: Task, config: LabelConfig, phrase_field: str, parameters: Parameters = NO_PARAMETERS) -> Question:
-    """What a bulk run asks of a task, in a project of these parameters. Raises TaskError or PhraseError."""
-    config = parameters.apply(config.for_task(task.data))
+    """What a bulk run asks of a task, in a project of these parameters, which ``config`` has too. Raises TaskError or PhraseError."""
+    config = config.for_task(task.data)
     asked = wanted(task, config, (), parameters.phrase_field(phrase_field))
     return Question(task, config, tuple(asked), Pointed(), False, parameters)
 

@@ -95,8 +95,8 @@ class _Project(NamedTuple):
     parameters: Parameters
 
     def for_task(self, task: Task) -> _Project:
-        """With the labels that the task's data adds, and what they are asked for by. Raises TaskError if they are too many."""
-        return self._replace(config=self.parameters.apply(self.config.for_task(task.data)))
+        """With the labels that the task's data adds. Raises TaskError if they are too many."""
+        return self._replace(config=self.config.for_task(task.data))
 
 
 class Predictor:
@@ -186,7 +186,8 @@ class Predictor:
 
     def _project(self, request: PredictRequest) -> _Project:
         config = read_config(request.label_config, self._settings.prompt_control)
-        return _Project(request.project, config, self._parameters(request.project))
+        parameters = self._parameters(request.project)
+        return _Project(request.project, parameters.apply(config), parameters)
 
     def close(self) -> None:
         """Begin no more tasks."""

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +85,8 @@ def connect(
     require_label_studio(label_studio)
     project = _project(label_studio, project_id)
     notice = demo_notice(settings, project_id)
-    given = None if parameters is None else _read_given(parameters)
+    with _saying_of_what():
+        given = None if parameters is None else read_parameters(parameters)
     field = (given or NO_PARAMETERS).phrase_field(settings.phrase_field)
     config_step = _set_config(label_studio, settings, project, config, force, field)
     if given is not None:
@@ -140,9 +142,11 @@ def _set_config(
     return Step("label config: set", True)
 
 
-def _read_given(parameters: str) -> Parameters:
+@contextmanager
+def _saying_of_what() -> Iterator[None]:
+    """What is wrong with parameters does not name them."""
     try:
-        return read_parameters(parameters)
+        yield
     except ParametersError as error:
         raise ParametersError(f"the project's parameters are not set: {error}") from error
 
@@ -150,10 +154,8 @@ def _read_given(parameters: str) -> Parameters:
 def _check_fit(label_studio: LabelStudio, settings: Settings, project: int, parameters: Parameters) -> None:
     """Against the config that the project has now."""
     config = read_label_config(_project(label_studio, project)["label_config"], settings.prompt_control)
-    try:
+    with _saying_of_what():
         check_parameters(parameters, config)
-    except ParametersError as error:
-        raise ParametersError(f"the project's parameters are not set: {error}") from error
 
 
 def change_parameters(
@@ -166,7 +168,8 @@ def change_parameters(
     entry = pick_entry(read_entries(label_studio, project), tidy(settings.url), versions)
     if entry is None:
         raise LabelStudioError(f"project {project} has no entry of this server; run `sam4mllm connect {project}` first")
-    parameters = change(read_parameters(entry.parameters))
+    with _saying_of_what():
+        parameters = change(read_parameters(entry.parameters))
     _check_fit(label_studio, settings, project, parameters)
     return _set_entry(label_studio, settings, project, entry.url, versions, parameters)
 

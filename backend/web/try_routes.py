@@ -179,7 +179,7 @@ def _try(service: Service, form: Form) -> tuple[list[Shown], str]:
     if project is None:
         raise WireError("choose a picture, or give the number of a project in Label Studio")
     label_studio = _label_studio(service)
-    config = read_label_config(label_studio.project(project)["label_config"], service.settings.prompt_control)
+    config = parameters.apply(read_label_config(label_studio.project(project)["label_config"], service.settings.prompt_control))
     tasks = sample_tasks(label_studio, project, TASKS) if task is None else [_task_of(label_studio, project, task)]
     if not tasks:
         raise WireError(f"project {project} has no task yet; import pictures")
