@@ -27,6 +27,9 @@ SOURCES = ("pyproject.toml", "README.md", "LICENSE", "sam4mllm", "backend")
 FOREIGN = ("backend/__init__.py", "numpy.py", "flask.py", "typer.py", "jinja2.py")
 """Modules of others in the working directory; importing one fails."""
 START_SECONDS = 180
+IMPORTS = "import asyncio, email.message, http.client, importlib.metadata, inspect, logging, sqlite3, unittest.mock"
+IMPORTS_SECONDS = 0.11
+"""The processor time of an interpreter with these modules on the machine of the bars, where ``benchmarks.pace`` says 1."""
 POISON = "raise RuntimeError(f'{__file__} was imported')\n"
 
 
@@ -58,6 +61,10 @@ class Installed:
         kept = {name: os.environ[name] for name in ("TMPDIR", "LANG", "OMP_NUM_THREADS") if name in os.environ}
         own = {"PATH": "/usr/bin:/bin", "HOME": str(self.folder), "HF_HUB_OFFLINE": "1", "COLUMNS": "140"}
         return {**kept, **own, "SAM4MLLM_HOME": str(self.folder / "home"), **further}
+
+    def pace(self) -> float:
+        """The processor time of work that is none of ours, in that of the machine of the bars: 2.0 is half as fast."""
+        return self.run(self.python, "-I", "-c", IMPORTS).cpu / IMPORTS_SECONDS
 
     def run(self, *command: object, timeout: float = 240, **environment: str) -> Done:
         before = resource.getrusage(resource.RUSAGE_CHILDREN)

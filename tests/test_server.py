@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -239,8 +240,11 @@ def test_kill_9_in_the_middle_of_promotions_leaves_a_champion_that_serves(tmp_pa
             server.wait()
             champion = registry.champion()
             assert httpx.get(server.url + "/ready").json()["version"] == (champion.version if champion else FakeLoader().base.version)
+            promoted: list[str] = []
             with ThreadPoolExecutor(1) as pool:
-                promoting = pool.submit(_promote_until_it_dies, server.url, versions)
+                promoting = pool.submit(_promote_until_it_dies, server.url, versions, promoted)
+                while not (promoted or promoting.done()):
+                    time.sleep(0.01)
                 time.sleep(rng.uniform(0.02, 0.4))
                 for worker in server.workers():
                     os.kill(worker, signal.SIGKILL)
@@ -248,15 +252,18 @@ def test_kill_9_in_the_middle_of_promotions_leaves_a_champion_that_serves(tmp_pa
                 promoting.result()
         finally:
             server.stop()
+        last = versions.index(promoted[-1])
         champion = registry.champion()
         assert champion is not None
+        assert champion.version in (versions[last], versions[(last + 1) % len(versions)])
         registry.verify(champion.version)
 
 
-def _promote_until_it_dies(url: str, versions: list[str]) -> None:
-    while True:
-        for version in versions:
-            try:
-                httpx.post(f"{url}/api/versions/{version}/promote", json={})
-            except httpx.TransportError:
-                return
+def _promote_until_it_dies(url: str, versions: list[str], promoted: list[str]) -> None:
+    """One after the other, round and round; those that the server has answered go into ``promoted``."""
+    for version in itertools.cycle(versions):
+        try:
+            httpx.post(f"{url}/api/versions/{version}/promote", json={}, timeout=60).raise_for_status()
+        except httpx.TransportError:
+            return
+        promoted.append(version)

@@ -19,8 +19,8 @@ COMMANDS = (*OWN, *SERVER)
 ADAPTERS = ("list", "show", "add", "promote", "rollback", "export")
 SUBCOMMANDS = ("data prepare", "data merge", "models convert", *(f"adapters {name}" for name in ADAPTERS))
 CPU_SECONDS = 0.5
-NOISE = 1.4
-"""Of the processor time on a machine that is busy with other tests."""
+"""For help and wrong usage, at the pace of 1."""
+TRIES = 3
 HEAVY = ("numpy", "torch", "transformers", "PIL", "flask", "pydantic_settings", "httpx")
 
 
@@ -76,19 +76,17 @@ def test_help_is_cheap(installed: Installed, command: str) -> None:
     assert "--help" in done.out
     imported = {line.rpartition("|")[2].strip().split(".")[0] for line in done.err.splitlines()}
     assert imported.isdisjoint(HEAVY)
-    assert done.cpu <= CPU_SECONDS * NOISE
+    assert done.cpu / max(1, installed.pace()) <= CPU_SECONDS
     assert installed.run(*installed.starts["sam4mllm"], *command.split(), "--help").code == 0
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("predict", "a.png", "b", "--strategy", "magic"), ("serve", "--nonsense")], ids=str)
 def test_help_and_wrong_usage_take_half_a_second(installed: Installed, arguments: tuple[str, ...]) -> None:
     times = []
-    for _ in range(3):
+    for _ in range(TRIES):
         done = installed.run(*installed.starts["python -m"], *arguments)
         assert done.code == (0 if arguments == ("--help",) else 2)
-        times.append(done.cpu)
-        if min(times) <= CPU_SECONDS:
-            break
+        times.append(done.cpu / max(1, installed.pace()))
     assert min(times) <= CPU_SECONDS
 
 
