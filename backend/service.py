@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from backend.batch.on_server import BulkRuns
 from backend.corrections.log import CorrectionLog
 from backend.errors import LabelStudioError
 from backend.images.decoding import Decoder, shared_decoder
@@ -47,8 +48,8 @@ log = logging.getLogger(__name__)
 _SERVED = re.compile(r"[a-z0-9.-]{1,32}-[0-9]{1,18}-[0-9a-f]{8}")
 """A version that serves: an adapter's, or the base model's own, whose number is 0."""
 
-LEARNER_SECONDS = 5.0
-"""For a run to notice that the server ends; its process then saves its training state on its own."""
+RUN_SECONDS = 5.0
+"""For a run to notice that the server ends; a training's process then saves its state on its own, and what a bulk run has is on disk."""
 DUPLICATE_SECONDS = 3.0
 """After an answer was given twice, Label Studio needs a moment to store both."""
 
@@ -68,6 +69,7 @@ class Service:
     learner: Learner
     parameters: ProjectParameters
     images: Images
+    bulk: BulkRuns
     backlog: Backlog | None = None
 
     @property
@@ -116,7 +118,8 @@ class Service:
         """Serve what is in the house, then end."""
         if self.backlog is not None:
             self.backlog.close()
-        self.learner.close(LEARNER_SECONDS)
+        self.learner.close(RUN_SECONDS)
+        self.bulk.close(RUN_SECONDS)
         self.engine.close(seconds)
         self.predictor.close()
         self.background.shutdown(wait=False, cancel_futures=True)
@@ -182,9 +185,9 @@ def build(
         edges=edges,
         trainer=trainer or TRAINER,
     )
-    return Service(
-        settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, parameters, pictures, backlog
-    )
+    bulk = BulkRuns(settings, engine, answerer, corrections, metrics)
+    asked = (engine, predictor, corrections, metrics, label_studio, background, versions, learner, parameters, pictures)
+    return Service(settings, *asked, bulk, backlog)
 
 
 def version_file(settings: Settings) -> Path:

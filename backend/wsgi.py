@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import sys
 
-from transformers.utils import logging as transformers_logging
-
 from backend.service import build
 from backend.settings import read_settings
 from backend.support.home_lock import hold_home
@@ -17,8 +15,6 @@ from sam4mllm.errors import Sam4mllmError
 
 BOOT_FAILED = 3
 """The code at which gunicorn ends instead of trying again."""
-
-transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # a log is no terminal
 
 try:
     settings = read_settings()

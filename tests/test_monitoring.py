@@ -68,6 +68,7 @@ def fill(place: School, client: FlaskClient) -> None:
     place.service.engine.state = "loading"  # so that the next run waits
     runs.create("test")
     serving = registry.serving() or ""
+    place.service.learner.close(5)  # its next look at the reviews would replace what follows
     place.service.learner.judged = tuple(ReviewedAnswer(float(at), 0.8, serving, 0.7) for at in range(30))
     place.service.learner.watch.state = ControlChart(0.8, 0.6, 0.8, 0.7, 30)
     place.service.learner.worth = measure_worth([replace(review(serving, 0.8, 1.0), lead_time=9.0)])

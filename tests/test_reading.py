@@ -306,22 +306,19 @@ HOSTILE = [
 
 
 def seconds(dialect: Dialect, text: str) -> float:
-    """Processor time, the least of three, since the machine may be busy. Collecting garbage takes a share that depends on all else."""
-    taken = []
+    """Processor time. Collecting garbage takes a share that depends on all else."""
     gc.disable()
     try:
-        for _ in range(3):
-            start = time.process_time()
-            read_answer(dialect, IMAGE, text, with_points=True)
-            taken.append(time.process_time() - start)
+        start = time.process_time()
+        read_answer(dialect, IMAGE, text, with_points=True)
+        return time.process_time() - start
     finally:
         gc.enable()
-    return min(taken)
 
 
 @pytest.mark.parametrize("piece", [pytest.param(piece, id=repr(piece)) for piece in HOSTILE])
 @pytest.mark.parametrize("dialect", [pytest.param(DEMO, id="demo"), pytest.param(QWEN2_VL, id="qwen2-vl")])
 def test_time_grows_with_the_length_only(dialect: Dialect, piece: str) -> None:
-    """Four times the text takes about four times as long; a quadratic reader takes sixteen times."""
+    """Four times the text takes about four times as long; a quadratic reader takes sixteen times. The machine may be busy: tried thrice."""
     short = piece * (4_000 // len(piece))
-    assert seconds(dialect, short * 4) < 8 * max(seconds(dialect, short), 0.004)
+    assert any(seconds(dialect, short * 4) < 8 * max(seconds(dialect, short), 0.004) for _ in range(3))

@@ -194,6 +194,9 @@ def run(
     try:
         with closing(feed), closing(stages(_timed(feed.jobs(), tally))) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:
+                if stop.is_set() and outcome.answered is None:  # perhaps because of the end
+                    tally.stopped = True
+                    break
                 _keep(outcome, work, store, sink, notes, tally)
                 if outcome.reason == FetchError.reason:
                     source.check()  # a key that was revoked would fail all others, one by one

@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,7 @@ from sam4mllm.errors import ModelError, RegistryError
 TASKS_A_PART = 50
 """Few enough to be seen soon in Label Studio, and enough that asking it what it has costs little beside the work."""
 GOES_ON = "the same command goes on"
+WHOLE = Shard()
 
 _SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
@@ -46,7 +47,7 @@ class BatchPlan:
 
     target: int | Path
     out: Path
-    shard: Shard = field(default_factory=Shard)
+    shard: Shard = WHOLE
     phrases: tuple[str, ...] = ()
     adapter: str | None = None
     part: int = TASKS_A_PART
@@ -91,16 +92,21 @@ def _open_target(plan: BatchPlan, settings: Settings) -> tuple[TaskSource, Work,
         if not plan.target.is_dir():
             raise BatchError(f"{plan.target} is no folder; give a folder, or the number of a project")
         return FolderSource(plan.target, plan.shard, plan.phrases), FolderWork(settings, plan.target.absolute()), None
+    if plan.phrases:
+        raise BatchError(f"--phrase is for folders of pictures; a project's phrases are its tasks' {settings.phrase_field!r}")
+    return open_project(settings, plan.target, plan.shard)
+
+
+def open_project(settings: Settings, number: int, shard: Shard = WHOLE) -> tuple[ProjectSource, ProjectWork, LabelStudio]:
+    """A project's tasks, what is asked of each, and where it lies. Raises Sam4mllmError where it cannot be worked on."""
     token = settings.label_studio_api_key.get_secret_value()
     if not settings.label_studio_url or not token:
         raise BatchError("a project is asked of Label Studio: set LABEL_STUDIO_URL, and LABEL_STUDIO_API_KEY to a token")
-    if plan.phrases:
-        raise BatchError(f"--phrase is for folders of pictures; a project's phrases are its tasks' {settings.phrase_field!r}")
     label_studio = LabelStudio(settings.label_studio_url, token)
-    project = label_studio.project(plan.target)
+    project = label_studio.project(number)
     config = read_label_config(project["label_config"])
-    work = ProjectWork(settings, plan.target, project["label_config"], _parameters(label_studio, settings, plan.target, config))
-    return ProjectSource(label_studio, plan.target, plan.shard), work, label_studio
+    work = ProjectWork(settings, number, project["label_config"], _parameters(label_studio, settings, number, config))
+    return ProjectSource(label_studio, number, shard), work, label_studio
 
 
 def _parameters(label_studio: LabelStudio, settings: Settings, project: int, config: LabelConfig) -> Parameters:

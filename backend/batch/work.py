@@ -140,7 +140,10 @@ class ProjectWork:
         return lambda job: store.load(config.pictures(job.data)[0], job.id)
 
     def answerer(self) -> Answer:
-        answerer = _answerer(self.settings)
+        return self.answer_by(_answerer(self.settings))
+
+    def answer_by(self, answerer: Answerer) -> Answer:
+        """The same by an answerer that exists already."""
         config = self.parameters.apply(read_label_config(self.label_config, self.settings.prompt_control))
         store = self._store()
 

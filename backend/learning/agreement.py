@@ -18,9 +18,9 @@ SMOOTHED_OVER = 20
 CURVE_POINTS = 360
 """Most points of the curve, two of its units apart."""
 WIDTH, HEIGHT = 720, 200
-LEFT, TOP, RIGHT, BOTTOM = 40, 22, 12, 26
+LEFT, TOP, RIGHT, BOTTOM = 60, 32, 36, 36
 """Room around the curve for its figures, and above it for the versions' numbers."""
-LABEL_ROOM = 24
+LABEL_ROOM = 40
 """Units between two versions' numbers that can both be read."""
 BINS = 5
 """Of the score; a review's agreement is noisy, and there are few."""

@@ -24,7 +24,7 @@ CURVE_POINTS = 400
 SMOOTHED_OVER = 0.05
 """Share of the curve that a point of its smoothed line is the mean of."""
 PLOT_WIDTH, PLOT_HEIGHT = 720, 240
-PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM = 46, 10, 12, 26
+PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM = 70, 14, 36, 36
 """Room around the curve, in its own units, for the figures of its axes."""
 VERDICTS = {
     "promote": "The new version is better",

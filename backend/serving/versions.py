@@ -22,7 +22,6 @@ from sam4mllm.adapters.loose import read_papers
 from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
-from sam4mllm.loading import load_variants
 from sam4mllm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -191,6 +190,12 @@ def load_leases(settings: Settings) -> Leases:
 def load_cold(settings: Settings) -> Leases:
     """The same, for who has work at once."""
     models = (settings.model, settings.segmenter, settings.device)
+    # both take many seconds to import; the server answers /health meanwhile
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+
+    from sam4mllm.loading import load_variants  # noqa: PLC0415
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # a log is no terminal
     variants = load_variants(*models, settings.options, settings.precision)
     return Leases(remembering(variants.base), variants)
 

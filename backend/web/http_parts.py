@@ -18,6 +18,8 @@ SHORT_BODY = 1 << 20
 """Most bytes of a body, where a route does not say otherwise."""
 SETUP_BODY = 8 << 20
 """Most bytes of ``/setup``'s: a label config, which may have thousands of labels."""
+MAX_DIGITS = 18
+"""Of a number in Label Studio's database."""
 
 
 def json_body(most: int = SHORT_BODY) -> dict[str, object]:
@@ -79,3 +81,10 @@ def knows_password(settings: Settings) -> bool:
 def same(given: str, wanted: str) -> bool:
     """Compared in a time that tells nothing."""
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
+
+
+def read_number(text: str, name: str) -> int:
+    """The number of a project or a task, which ``name`` says, as somebody typed it. Raises WireError."""
+    if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS:
+        raise WireError(f"a {name} is given by its number, as in the address of its page")
+    return int(text)

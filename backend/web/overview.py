@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from functools import cached_property
 from typing import Any
 from urllib.parse import urlsplit
 
+from backend.batch.on_server import RUNNING, BulkRun
 from backend.corrections.log_faults import LogError
 from backend.learning.agreement import Reliability, ReviewedAnswer, Trend, draw_trend, measure_reliability
 from backend.learning.auto_rollback import ControlChart
@@ -63,7 +65,8 @@ class Overview:
     ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``demo`` says that the demo's
     models serve a project that is not the demo's, ``parameters`` by project what is wrong with those of its own, ``untrained`` why no run
     trains a LoRA, ``standing`` how far the next one is and ``missing`` how many pictures it lacks, ``unassisted_minutes`` what those
-    without our help cost in a hundred tasks, ``problem`` what of this could not be read.
+    without our help cost in a hundred tasks, ``projects`` the numbers of those that are known, ``bulk`` the last bulk run of each, and
+    ``problem`` what of this could not be read.
     """
 
     state: str
@@ -90,6 +93,8 @@ class Overview:
     participants: tuple[Participant, ...]
     standing: str
     missing: int | None
+    projects: list[int]
+    bulk: list[BulkRun]
     active: list[Active]
     runs: list[Run]
     first: int
@@ -103,6 +108,10 @@ class Overview:
     requests: list[Request]
     events: list[Request]
     problem: str
+
+    @property
+    def bulk_running(self) -> bool:
+        return any(one.state in RUNNING for one in self.bulk)
 
     @property
     def label_studio_page(self) -> str:
@@ -142,6 +151,7 @@ def look(service: Service, first: int = 0) -> Overview:
     strategy = engine.model.current.strategy if engine.model is not None else settings.strategy
     runs = learner.runs.all()
     shelf = _read_shelf(service)
+    projects = _projects(service)
     judged_run = next((run for run in runs if run.decision), None)
     return Overview(
         state=engine.state,
@@ -153,7 +163,7 @@ def look(service: Service, first: int = 0) -> Overview:
         waiting=engine.waiting,
         places=settings.queue,
         model=f"{settings.model if settings.has_model else 'none (no MLLM)'}, segmenter {settings.segmenter}, strategy {strategy}",
-        demo=_tell_demo(service),
+        demo=_tell_demo(service, projects),
         parameters=service.parameters.problems,
         untrained=settings.untrained,
         label_studio=settings.label_studio_url,
@@ -168,6 +178,8 @@ def look(service: Service, first: int = 0) -> Overview:
         participants=learner.survey,
         standing="" if settings.untrained else learner.standing(),
         missing=None if settings.untrained else learner.missing(),
+        projects=projects,
+        bulk=service.bulk.runs,
         active=[_active(run, learner.runs.folder(run.id)) for run in runs if not run.over],
         runs=runs[first : first + SHOWN_RUNS],
         first=first,
@@ -216,11 +228,14 @@ def _shown(manifest: Manifest, champion: str | None, base_sha256: str | None) ->
     )
 
 
-def _tell_demo(service: Service) -> str:
-    """Of the projects that are known, or of all that may come."""
+def _projects(service: Service) -> list[int]:
     try:
-        projects = service.corrections.projects()
+        return service.corrections.projects()
     except LogError:  # the page is needed most when the log is in trouble
-        projects = []
+        return []
+
+
+def _tell_demo(service: Service, projects: Sequence[int]) -> str:
+    """Of the projects that are known, or of all that may come."""
     told = [demo_notice(service.settings, project) for project in projects] or [demo_notice(service.settings)]
     return next(filter(None, told), "")

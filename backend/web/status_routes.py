@@ -15,7 +15,7 @@ from backend.errors import WireError
 from backend.service import Service
 from backend.web.error_handlers import status_of
 from backend.web.form_guard import TOKEN, FormGuard
-from backend.web.http_parts import note_reason
+from backend.web.http_parts import note_reason, read_number
 from backend.web.overview import BASE_MODEL, SHOWN_RUNS, look
 from sam4mllm.edges import AS_DRAWN
 from sam4mllm.errors import Sam4mllmError
@@ -60,10 +60,20 @@ def _take_back(service: Service, subject: str) -> None:
     service.learner.adopt_edge(int(project), label, AS_DRAWN)
 
 
+def _predict_all(service: Service, project: str) -> None:
+    service.bulk.start(read_number(project.strip(), "project"))
+
+
+def _stop_bulk(service: Service, project: str) -> None:
+    service.bulk.stop(read_number(project, "project"))
+
+
 BUTTONS = {
     "adopt-edge": Button(_adopt, "Masks of this label are drawn so from now on, by a version with a new name."),
     "drop-edge": Button(_take_back, "Masks of this label are drawn as they are again."),
     "train": Button(lambda service, _: service.learner.ask("asked for on the status page"), "A run begins as soon as the server is free."),
+    "predict-all": Button(_predict_all, "Every task of the project that has no prediction of the serving version gets one."),
+    "stop-bulk": Button(_stop_bulk, "It ends after the task that it is at; what was found is kept."),
     "stop": Button(_stop, "The run is being stopped."),
     "promote": Button(lambda service, version: service.versions.promote(version), "The version serves."),
     "leave-out": Button(lambda service, name: service.learner.leave_out(name), "What they corrected teaches nothing from now on."),
@@ -91,6 +101,7 @@ def add_status_routes(app: Flask, service: Service) -> None:
             base_model=BASE_MODEL,
             has_model=service.settings.has_model,
             page_size=SHOWN_RUNS,
+            can_push=service.label_studio is not None and bool(service.settings.label_studio_api_key.get_secret_value()),
             train_after=service.settings.train_after,
             unassisted=service.settings.unassisted_share,
         )
@@ -112,7 +123,9 @@ def add_status_routes(app: Flask, service: Service) -> None:
 
     @app.post("/actions/<name>")
     def action(name: str) -> Response:
-        """The status page's buttons: train, stop, promote, rollback, leave-out, take-in, adopt-edge, drop-edge."""
+        """The status page's buttons: train, stop, promote, rollback, leave-out, take-in, adopt-edge, drop-edge, predict-all,
+        stop-bulk.
+        """
         button = BUTTONS.get(name)
         if button is None:
             return page(HTTPStatus.NOT_FOUND, wrong="there is no such button")

@@ -26,7 +26,7 @@ from backend.setup.connect import change_parameters
 from backend.setup.project_checks import sample_tasks
 from backend.web.error_handlers import status_of
 from backend.web.form_guard import TOKEN, FormGuard
-from backend.web.http_parts import note_reason
+from backend.web.http_parts import note_reason, read_number
 from backend.web.overview import page_address
 from sam4mllm.errors import PhraseError, Sam4mllmError
 from sam4mllm.images import image_sha256
@@ -39,8 +39,6 @@ PAGE = Path(__file__).with_name("pages") / "try.html"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 TASKS = 6
 """Of a project, its first, that are shown side by side."""
-MAX_DIGITS = 18
-"""Of a number in Label Studio's database."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +59,7 @@ class Form:
     def number(self, name: str) -> int | None:
         """A project's or a task's number, None for none. Raises WireError."""
         text = getattr(self, name)
-        if not text:
-            return None
-        if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS:
-            raise WireError(f"a {name} is given by its number, as in the address of its page")
-        return int(text)
+        return read_number(text, name) if text else None
 
     def parameters(self, before: Parameters) -> Parameters:
         """A project's parameters with strategy and threshold as far as they are chosen here. Raises ParametersError."""

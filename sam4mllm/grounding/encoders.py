@@ -10,9 +10,6 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor
-from transformers.image_processing_utils import select_best_resolution
-from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
-from transformers.models.molmo2.image_processing_molmo2 import compute_crop_geometry
 
 from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
@@ -70,6 +67,8 @@ def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Enc
 
 def encode_llava(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """LLaVA-NeXT and LLaVA-OneVision: the whole image and tiles of it, padding cut off again, as the processor counts them."""
+    from transformers.image_processing_utils import select_best_resolution  # noqa: PLC0415 – seconds, for torchvision comes with it
+
     image = _squash(checkpoint, image)
     resolutions = checkpoint.image_processor.image_processor.image_grid_pinpoints
     height, width = select_best_resolution((image.height, image.width), resolutions)
@@ -80,6 +79,8 @@ def encode_llava(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
 
 def encode_internvl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """InternVL: the image is stretched to the grid of tiles that is nearest to its shape, with a small whole image after them."""
+    from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas  # noqa: PLC0415 – as above
+
     tiles = checkpoint.image_processor.image_processor
     side = (tiles.size["height"], tiles.size["width"])
     columns, rows = get_optimal_tiled_canvas((image.height, image.width), side, tiles.min_patches, tiles.max_patches)
@@ -88,6 +89,8 @@ def encode_internvl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded
 
 def encode_molmo2(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """Molmo 2: a small whole image, then overlapping crops of a larger one. The tokens of both see each other in both directions."""
+    from transformers.models.molmo2.image_processing_molmo2 import compute_crop_geometry  # noqa: PLC0415 – as above
+
     crops = checkpoint.image_processor.image_processor
     side, patch = crops.size["height"], crops.patch_size
     *_, height, width = compute_crop_geometry(image.height, image.width, crops.max_crops, crops.overlap_margins, side, patch)

@@ -1,0 +1,224 @@
+"""Bulk runs on the server's own models, between its requests: the status page starts and stops them.
+
+Results lie where ``sam4mllm batch`` keeps them, so that either goes on with what the other began.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from backend.batch.run import Pusher, ServedLog, Stages, Tally, local_stages, run
+from backend.batch.shards import TASKS_A_PART, BatchPlan, open_project
+from backend.batch.store import opened
+from backend.batch.work import Answer, Answered, BatchTask, Load, ProjectWork, TaskResult, TaskSource
+from backend.errors import BatchError, DeadlineError, NotReadyError, QueueFullError, where
+from backend.images.store import LoadedImage
+from backend.serving.answerer import Answerer
+from backend.serving.engine import Engine
+from backend.serving.leases import Lease, Leases
+from backend.settings import Settings
+from backend.support.metrics import Metrics
+from sam4mllm.durable import replace_file
+from sam4mllm.errors import Sam4mllmError
+from sam4mllm.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
+
+STATES_FILE = "runs.json"
+PAUSE_SECONDS = 2.0
+"""Before a busy or paused engine is asked again."""
+TURN_SECONDS = 86_400.0
+"""How long a task may wait for the models: annotators go first, however many they are."""
+RUNNING = ("running", "stopping")
+INTERRUPTED = "the server ended in the middle of it; nothing is lost, start it again to go on"
+
+
+@dataclass(frozen=True)
+class BulkRun:
+    """The last run of a project.
+
+    ``state`` is running, stopping, finished, stopped or failed; ``done`` tasks have their prediction, those of former runs included,
+    ``failed`` got none, ``of`` are all that are known of, ``rate`` is in tasks a second, ``message`` is a line for a person and ``when`` in
+    seconds since 1970.
+    """
+
+    project: int
+    state: str
+    version: str = ""
+    done: int = 0
+    failed: int = 0
+    of: int = 0
+    rate: float = 0.0
+    message: str = ""
+    when: float = field(default_factory=time.time)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """At the rate so far, None while it is not known."""
+        return (self.of - self.done - self.failed) / self.rate if self.rate else None
+
+
+class BulkRuns:
+    """One run at a time, in a thread of its own. What became of each project's last one is known after a restart, too."""
+
+    def __init__(self, settings: Settings, engine: Engine[Leases], answerer: Answerer, notes: ServedLog, metrics: Metrics) -> None:
+        self._settings, self._engine, self._answerer, self._notes, self._metrics = settings, engine, answerer, notes, metrics
+        self._path = settings.home / "batch" / STATES_FILE
+        self._lock = threading.Lock()
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+        self._runs = _read(self._path.read_bytes()) if self._path.is_file() else {}
+
+    @property
+    def runs(self) -> list[BulkRun]:
+        """The last one of each project, the newest first."""
+        with self._lock:
+            return sorted(self._runs.values(), key=lambda one: one.when, reverse=True)
+
+    def start(self, project: int) -> None:
+        """Give every task of a project a prediction of what serves; returns at once. Raises BatchError while another run goes on."""
+        with self._lock:
+            busy = next((one.project for one in self._runs.values() if one.state in RUNNING), None)
+            if busy is not None:
+                raise BatchError(f"project {busy} is being worked on; stop that run first, or wait for its end")
+            self._stop = threading.Event()
+            self._runs[project] = BulkRun(project, "running", message="looking for the tasks that have no prediction yet")
+            self._thread = threading.Thread(target=self._work, args=(project, self._stop), name="bulk", daemon=True)
+            self._write()
+            self._thread.start()
+
+    def stop(self, project: int) -> None:
+        """End a run after the task that it is at; what it found is kept and pushed. Raises BatchError if there is none."""
+        with self._lock:
+            if (found := self._runs.get(project)) is None or found.state not in RUNNING:
+                raise BatchError(f"no run of project {project} is going on")
+            self._stop.set()
+            self._runs[project] = replace(found, state="stopping")
+
+    def close(self, seconds: float) -> None:
+        """Stop what goes on, and wait for it so long."""
+        self._stop.set()
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    # -- the run ---------------------------------------------------------------------------------------------------------------------------
+
+    def _work(self, project: int, stop: threading.Event) -> None:
+        try:
+            tally = self._run(project, stop)
+            self._tell(project, state="stopped" if tally.stopped else "finished", message=_result(tally), **_counts(tally, 0))
+        except Sam4mllmError as error:
+            log.warning("bulk run of project %d: %s", project, error)
+            self._tell(project, state="failed", message=str(error))
+        except Exception as error:
+            log.error("bulk run of project %d: %s", project, where(error))
+            self._tell(project, state="failed", message="internal error; the server's log says where")
+        with self._lock:
+            self._write()
+
+    def _run(self, project: int, stop: threading.Event) -> Tally:
+        source, work, label_studio = open_project(self._settings, project)
+        with Lease(self._engine, False, time.monotonic() + TURN_SECONDS) as lease:
+            pipeline = lease.pipeline()
+            version = pipeline.version
+            self._tell(project, version=version)
+            plan = BatchPlan(project, self._settings.home / "batch" / f"project-{project}")
+            with opened(plan.out / version / plan.shard.name, TASKS_A_PART) as store:
+                return run(
+                    source,
+                    version,
+                    work,
+                    self._stages(pipeline, work, source, stop),
+                    store,
+                    Pusher(label_studio, project, version, store, stop),
+                    notes=self._notes,
+                    show=lambda tally, left: self._tell(project, message="", **_counts(tally, left)),
+                    stop=stop,
+                )
+
+    def _stages(self, pipeline: Pipeline, work: ProjectWork, source: TaskSource, stop: threading.Event) -> Stages:
+        inner = local_stages(pipeline, _Queued(work, self._engine, self._answerer, stop), source)
+
+        def stages(jobs: Iterator[BatchTask]) -> Iterator[TaskResult]:
+            with closing(inner(jobs)) as outcomes:  # type: ignore[type-var]
+                for outcome in outcomes:
+                    if outcome.answered is None and not stop.is_set():
+                        self._metrics.failed(outcome.job.id, outcome.reason, outcome.message, work.project)
+                    elif outcome.answered is not None:
+                        self._metrics.mended(outcome.job.id, work.project)
+                    yield outcome
+
+        return stages
+
+    # -- what is told ----------------------------------------------------------------------------------------------------------------------
+
+    def _tell(self, project: int, **changes: Any) -> None:
+        with self._lock:
+            self._runs[project] = replace(self._runs[project], when=time.time(), **changes)
+
+    def _write(self) -> None:
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            replace_file(self._path, json.dumps([asdict(one) for one in self._runs.values()]).encode())
+        except OSError as error:
+            log.warning("%s cannot be written (%s); after a restart the page does not know of bulk runs", self._path, error.strerror)
+
+
+@dataclass(frozen=True)
+class _Queued:
+    """A project's work whose answers are given on the engine's thread, a place in the house taken for each task."""
+
+    work: ProjectWork
+    engine: Engine[Leases]
+    given: Answerer
+    stop: threading.Event
+
+    def key(self, job: BatchTask) -> str:
+        return self.work.key(job)
+
+    def loader(self) -> Load:
+        return self.work.loader()
+
+    def answerer(self) -> Answer:
+        by_models = self.work.answer_by(self.given)
+
+        def answer(pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
+            while True:
+                try:
+                    with self.engine.place(interactive=False):
+                        turn = time.monotonic() + TURN_SECONDS
+                        return self.engine.run(lambda _: by_models(pipeline, job, image, seconds), False, turn)
+                except (QueueFullError, NotReadyError, DeadlineError):
+                    if self.stop.wait(PAUSE_SECONDS):
+                        raise
+
+        return answer
+
+
+def _counts(tally: Tally, left: int) -> dict[str, Any]:
+    done, failed = tally.kept + tally.done, sum(tally.failed.values())
+    return {"done": done, "failed": failed, "of": done + failed + left, "rate": tally.rate}
+
+
+def _result(tally: Tally) -> str:
+    """What a run that came to its end, or was stopped, did."""
+    said = [f"{tally.pushed.new:,} predictions pushed" if tally.pushed.new else "every task that could be answered had its prediction"]
+    said += [f"{count:,} without an answer: {text} (first: task {tally.first[text]})" for text, count in tally.failed.most_common(1)]
+    return "; ".join([*said, "start it again to go on"] if tally.stopped else said)
+
+
+def _read(text: bytes) -> dict[int, BulkRun]:
+    """What was written, by project; nothing of a file that is none of ours."""
+    try:
+        runs = [BulkRun(**row) for row in json.loads(text)]
+    except (ValueError, TypeError):
+        return {}
+    ended = [replace(one, state="stopped", message=INTERRUPTED) if one.state in RUNNING else one for one in runs]
+    return {one.project: one for one in ended}
