@@ -59,6 +59,7 @@ from backend.setup.project_checks import (
     check_phrases,
     hook_path,
 )
+from backend.setup.project_notes import tell_typing
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ImageError
 from tests.backend_fakes import CONFIG, FakeImages, settings
@@ -365,14 +366,16 @@ def test_a_text_area_for_remarks_is_no_prompt() -> None:
     assert "SAM4MLLM_PROMPT_CONTROL" in found.cure
     assert check_config(remarks, True, "comment")[1] == []
     assert check_config(remarks, False, "prompt")[1] == []
+    assert tell_typing(read_label_config(remarks), "prompt") == []
 
 
 def test_configs() -> None:
     assert check_config(CONFIG, True, "prompt")[1] == []
     assert only(check_config("<View/>", True, "prompt")[1]).cure == "add one"
     silent = '<View><Image name="i" value="$i"/><BrushLabels name="m" toName="i"><Label value="Cup"/></BrushLabels></View>'
-    assert "no TextArea" in only(check_config(silent, True, "prompt")[1]).problem
-    assert check_config(silent, False, "prompt")[1] == []
+    assert check_config(silent, True, "prompt")[1] == []
+    assert "cannot type descriptions here" in tell_typing(read_label_config(silent), "prompt")[0]
+    assert tell_typing(read_label_config(CONFIG), "prompt") == []
 
 
 @pytest.mark.parametrize(

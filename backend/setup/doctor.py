@@ -50,7 +50,7 @@ from backend.setup.project_checks import (
     read_link,
     sample_tasks,
 )
-from backend.setup.project_notes import tell_task
+from backend.setup.project_notes import tell_task, tell_typing
 from backend.support.demo_project import demo_notice
 from sam4mllm.errors import Sam4mllmError
 
@@ -201,6 +201,7 @@ def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: R
 
 def _examine_tasks(case: _Case, config: LabelConfig, parameters: Parameters, report: Report, progress: Callable[[str], None]) -> None:
     tasks = sample_tasks(case.label_studio, case.project)
+    report.notes += tell_typing(config, case.settings.prompt_control)
     report.notes += tell_task(config, tasks, case.settings.phrase_field, case.project, parameters)
     report.add("phrases", check_phrases(config, tasks, case.settings.phrase_field, parameters))
     progress("pictures")

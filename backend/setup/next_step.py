@@ -55,7 +55,7 @@ def _of_project(settings: Settings, project: int, progress: ProjectProgress) -> 
     if not progress.tasks:
         return f"import pictures at {page}"
     if not progress.predictions:
-        return f"try six tasks at {own}/try; if the masks are good, `sam4mllm batch {project}` draws them in all tasks"
+        return f"try six tasks at {own}/try; if the masks are good, press 'Predict all its tasks' at {own}"
     if settings.untrained or progress.missing is None:
         return f"correct masks at {page}"
     if progress.missing:

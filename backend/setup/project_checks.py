@@ -81,16 +81,19 @@ def check_config(xml: str, interactive: bool, prompt_control: str) -> tuple[Labe
         config = read_label_config(xml, prompt_control)
     except ConfigError as error:
         return None, [as_finding("config", error, "correct it in Settings → Labeling Interface")]
-    if interactive and config.prompt is None:
+    if interactive and config.prompt is None and config.unread:
         return config, [_no_prompt(config, prompt_control)]
     return config, []
 
 
 def _no_prompt(config: LabelConfig, prompt_control: str) -> Finding:
-    problem = f"the labelling config has no TextArea called {prompt_control!r} in which annotators could type a description"
-    if config.unread:
-        problem += f"; what is typed into {', '.join(map(repr, config.unread[:NAMED]))} is not read"
-    one = f"set SAM4MLLM_PROMPT_CONTROL to the name of yours, if {config.unread[0]!r} is for descriptions, or " if config.unread else ""
+    """What is typed into another text area may be meant for us; a config without any is one of a team that does not type."""
+    named = ", ".join(map(repr, config.unread[:NAMED]))
+    problem = (
+        f"the labelling config has no TextArea called {prompt_control!r} in which annotators could type a description; "
+        f"what is typed into {named} is not read"
+    )
+    one = f"set SAM4MLLM_PROMPT_CONTROL to the name of yours, if {config.unread[0]!r} is for descriptions, or "
     cure = f'{one}add <TextArea name="{prompt_control}" toName="{config.image}"/>, or switch Interactive preannotations off'
     return Finding("config", problem, cure)
 

@@ -42,6 +42,13 @@ def tell_task(
     return []
 
 
+def tell_typing(config: LabelConfig, prompt_control: str) -> list[str]:
+    """That nothing can be typed here, where the config was not made for it."""
+    if config.prompt is not None or config.unread:
+        return []
+    return [f"annotators cannot type descriptions here, for the config has no TextArea called {prompt_control!r}; masks come without"]
+
+
 def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str, project: int) -> list[str]:
     """The key under which the most tasks have a text of words, if it is another one."""
     found = Counter[str]()
