@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import subprocess
@@ -69,6 +70,90 @@ def test_a_stop_leaves_time_to_drain() -> None:
 
     seconds = int(services(COMPOSE[0])["backend"]["stop_grace_period"].removesuffix("s"))
     assert seconds >= Settings.model_fields["deadline"].default + 15 + 5
+
+
+@pytest.fixture
+def engine(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """The module that starts an engine."""
+    monkeypatch.syspath_prepend(str(DOCKER))
+    return importlib.import_module("rehearse_engine")
+
+
+def test_what_compose_1_29_reads_says_the_same(engine: Any) -> None:
+    text = COMPOSE[0].read_text(encoding="utf-8")
+    whole, derived = (yaml.safe_load(one) for one in (text, engine.for_old_compose(text)))
+    assert whole.pop("name") == "sam4mllm"
+    files = whole["services"]["backend"].pop("env_file")
+    assert [(one["path"], one["required"]) for one in files] == [("backend.env", False)]
+    assert derived["services"]["backend"].pop("env_file") == ["backend.env"]
+    assert derived == whole
+
+
+def program(folder: Path, name: str, script: str) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{script}\n", encoding="utf-8")
+    (folder / name).chmod(0o755)
+
+
+@pytest.mark.parametrize(
+    ("docker", "old", "found"),
+    [
+        pytest.param("echo 2.26.1-4", "echo 1.29.2", (["docker", "compose"], True), id="a plugin that reads the file"),
+        pytest.param("echo v2.31.0", "exit 1", (["docker", "compose"], True), id="its version with a v"),
+        pytest.param("exit 1", "echo 1.29.2", (["docker-compose", "--project-name", "sam4mllm"], False), id="1.29"),
+        pytest.param("echo 2.20.0", "echo 1.29.2", (["docker-compose", "--project-name", "sam4mllm"], False), id="the plugin is too old"),
+        pytest.param("exit 1", "echo 2.26.1", (["docker-compose"], True), id="a new one under the old name"),
+        pytest.param("echo 2.20.0", "echo 1.21.0", None, id="none that is known"),
+    ],
+)
+def test_which_compose(
+    engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, docker: str, old: str, found: tuple[list[str], bool] | None
+) -> None:
+    program(tmp_path, "docker", docker)
+    program(tmp_path, "docker-compose", old)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    if found is not None:
+        assert engine.find_compose() == found
+        return
+    with pytest.raises(engine.NoEngine, match="apt-get install docker-compose"):
+        engine.find_compose()
+
+
+def test_no_engine_says_what_to_install(engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(engine.NoEngine, match=r"dockerd is not installed: apt-get install docker\.io"), engine.engine(tmp_path, tmp_path):
+        pass
+
+
+def test_what_is_deleted_from_the_image(tmp_path: Path) -> None:
+    kept = [
+        "torch/lib/libtorch.so",
+        "torch/bin/torch_shm_manager",
+        "torch/testing/__init__.py",
+        "scipy/stats/__init__.py",
+        "nvidia/cu13/lib/libcusolver.so.12",
+        "nvidia/cu13/lib/libnvrtc.so.13",
+        "bitsandbytes/libbitsandbytes_cuda130.so",
+        "bitsandbytes/libbitsandbytes_cpu.so",
+    ]
+    deleted = [
+        "torch/include/a/b.h",
+        "torch/bin/protoc",
+        "scipy/stats/tests/data/a.npz",
+        "scipy/stats/tests/tests/b.py",
+        "nvidia/cu13/lib/libcusolverMg.so.12",
+        "nvidia/cu13/lib/libnvrtc.alt.so.13",
+        "bitsandbytes/libbitsandbytes_cuda126.so",
+    ]
+    for name in (*kept, *deleted):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    (tmp_path / "torch/version.py").write_text("cuda: Optional[str] = '13.0'\n", encoding="utf-8")
+    assert run(sys.executable, DOCKER / "slim.py", tmp_path) == "0 of 0 MB deleted\n"
+    left = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {*kept, "torch/version.py"}
+    (tmp_path / "bitsandbytes/libbitsandbytes_cuda130.so").rename(tmp_path / "bitsandbytes/libbitsandbytes_cuda128.so")
+    run(sys.executable, DOCKER / "slim.py", tmp_path)
+    assert (tmp_path / "bitsandbytes/libbitsandbytes_cuda128.so").exists(), "torch's own is not there: which one it takes is its choice"
 
 
 def test_requirements_are_the_packages_own() -> None:
