@@ -63,6 +63,7 @@ def post_worker_init(worker: Any) -> None:
 
     def end(number: int, frame: Any) -> None:
         service.engine.drain()
+        service.bulk.interrupt()
         threading.Timer(STOP_LISTENING_SECONDS, _stop_listening, (worker,)).start()
         if callable(finish):
             finish(number, frame)

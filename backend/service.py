@@ -116,10 +116,11 @@ class Service:
 
     def close(self, seconds: float) -> None:
         """Serve what is in the house, then end."""
+        self.bulk.interrupt()
         if self.backlog is not None:
             self.backlog.close()
         self.learner.close(RUN_SECONDS)
-        self.bulk.close(RUN_SECONDS)
+        self.bulk.join(RUN_SECONDS)
         self.engine.close(seconds)
         self.predictor.close()
         self.background.shutdown(wait=False, cancel_futures=True)
@@ -185,7 +186,7 @@ def build(
         edges=edges,
         trainer=trainer or TRAINER,
     )
-    bulk = BulkRuns(settings, engine, answerer, corrections, metrics)
+    bulk = BulkRuns(settings, engine, answerer, pictures, corrections, metrics)
     asked = (engine, predictor, corrections, metrics, label_studio, background, versions, learner, parameters, pictures)
     return Service(settings, *asked, bulk, backlog)
 

@@ -110,7 +110,7 @@ def test_another_content_under_a_pushed_name_is_not_pushed(tmp_path: Path) -> No
 
 
 def test_two_on_one_shard_are_refused(tmp_path: Path) -> None:
-    with opened(tmp_path, 1), pytest.raises(BatchError, match="another process works on this shard"), opened(tmp_path, 1):
+    with opened(tmp_path, 1), pytest.raises(BatchError, match="another run works on these tasks"), opened(tmp_path, 1):
         pass
 
 

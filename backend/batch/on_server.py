@@ -9,20 +9,22 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any
 
 from backend.batch.run import Pusher, ServedLog, Stages, Tally, local_stages, run
-from backend.batch.shards import TASKS_A_PART, BatchPlan, open_project
+from backend.batch.shards import TASKS_A_PART, WHOLE, open_project, results_of
 from backend.batch.store import opened
-from backend.batch.work import Answer, Answered, BatchTask, Load, ProjectWork, TaskResult, TaskSource
-from backend.errors import BatchError, DeadlineError, NotReadyError, QueueFullError, where
-from backend.images.store import LoadedImage
+from backend.batch.work import Answer, BatchTask, Load, Piece, ProjectSource, ProjectWork, TaskResult
+from backend.errors import BatchError, DeadlineError, LabelStudioError, NotReadyError, QueueFullError, where
 from backend.serving.answerer import Answerer
 from backend.serving.engine import Engine
 from backend.serving.leases import Lease, Leases
+from backend.serving.predictor import Images
+from backend.serving.served_records import ServedAnswer
 from backend.settings import Settings
 from backend.support.metrics import Metrics
 from sam4mllm.durable import replace_file
@@ -37,6 +39,10 @@ PAUSE_SECONDS = 2.0
 TURN_SECONDS = 86_400.0
 """How long a task may wait for the models: annotators go first, however many they are."""
 RUNNING = ("running", "stopping")
+FUTURE = 1e11
+"""No moment of ours is so late, in seconds since 1970."""
+KEPT = 10
+"""Projects whose last run is remembered."""
 INTERRUPTED = "the server ended in the middle of it; nothing is lost, start it again to go on"
 
 
@@ -68,13 +74,17 @@ class BulkRun:
 class BulkRuns:
     """One run at a time, in a thread of its own. What became of each project's last one is known after a restart, too."""
 
-    def __init__(self, settings: Settings, engine: Engine[Leases], answerer: Answerer, notes: ServedLog, metrics: Metrics) -> None:
-        self._settings, self._engine, self._answerer, self._notes, self._metrics = settings, engine, answerer, notes, metrics
+    def __init__(
+        self, settings: Settings, engine: Engine[Leases], answerer: Answerer, images: Images, notes: ServedLog, metrics: Metrics
+    ) -> None:
+        self._settings, self._engine, self._answerer, self._images = settings, engine, answerer, images
+        self._notes, self._metrics = notes, metrics
         self._path = settings.home / "batch" / STATES_FILE
         self._lock = threading.Lock()
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-        self._runs = _read(self._path.read_bytes()) if self._path.is_file() else {}
+        self._ended = False
+        self._runs = _read(self._path)
 
     @property
     def runs(self) -> list[BulkRun]:
@@ -83,12 +93,19 @@ class BulkRuns:
             return sorted(self._runs.values(), key=lambda one: one.when, reverse=True)
 
     def start(self, project: int) -> None:
-        """Give every task of a project a prediction of what serves; returns at once. Raises BatchError while another run goes on."""
+        """Give every task of a project a prediction of what serves; returns at once.
+
+        Raises BatchError while another run goes on, NotReadyError while there are no models.
+        """
         with self._lock:
+            if self._ended or self._engine.model is None:
+                raise NotReadyError(self._engine.failure or "there are no models to ask yet; press again when the page says ready")
             busy = next((one.project for one in self._runs.values() if one.state in RUNNING), None)
             if busy is not None:
                 raise BatchError(f"project {busy} is being worked on; stop that run first, or wait for its end")
             self._stop = threading.Event()
+            tried = [one for one in self._runs.values() if one.version]  # what never began need not be remembered
+            self._runs = {one.project: one for one in sorted(tried, key=lambda one: one.when)[-KEPT:]}
             self._runs[project] = BulkRun(project, "running", message="looking for the tasks that have no prediction yet")
             self._thread = threading.Thread(target=self._work, args=(project, self._stop), name="bulk", daemon=True)
             self._write()
@@ -102,9 +119,14 @@ class BulkRuns:
             self._stop.set()
             self._runs[project] = replace(found, state="stopping")
 
-    def close(self, seconds: float) -> None:
-        """Stop what goes on, and wait for it so long."""
-        self._stop.set()
+    def interrupt(self) -> None:
+        """Stop what goes on, and begin nothing more: the server ends."""
+        with self._lock:
+            self._ended = True
+            self._stop.set()
+
+    def join(self, seconds: float) -> None:
+        """Wait so long for the end of what goes on."""
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -112,39 +134,50 @@ class BulkRuns:
 
     def _work(self, project: int, stop: threading.Event) -> None:
         try:
-            tally = self._run(project, stop)
-            self._tell(project, state="stopped" if tally.stopped else "finished", message=_result(tally), **_counts(tally, 0))
+            tally, overtaken = self._run(project, stop)
+            state = "stopped" if tally.stopped else "finished"
+            self._tell(project, state=state, message=_result(tally) + overtaken, **_counts(tally, tally.in_flight))
         except Sam4mllmError as error:
             log.warning("bulk run of project %d: %s", project, error)
-            self._tell(project, state="failed", message=str(error))
+            waited = stop.is_set() and isinstance(error, LabelStudioError) and error.passing
+            self._tell(project, state="stopped" if waited else "failed", message=str(error))
         except Exception as error:
             log.error("bulk run of project %d: %s", project, where(error))
             self._tell(project, state="failed", message="internal error; the server's log says where")
         with self._lock:
             self._write()
 
-    def _run(self, project: int, stop: threading.Event) -> Tally:
+    def _run(self, project: int, stop: threading.Event) -> tuple[Tally, str]:
+        """What was done, and what is to be said if another version came to serve meanwhile."""
         source, work, label_studio = open_project(self._settings, project)
+        source.stop = stop
         with Lease(self._engine, False, time.monotonic() + TURN_SECONDS) as lease:
             pipeline = lease.pipeline()
             version = pipeline.version
             self._tell(project, version=version)
-            plan = BatchPlan(project, self._settings.home / "batch" / f"project-{project}")
-            with opened(plan.out / version / plan.shard.name, TASKS_A_PART) as store:
-                return run(
+            with opened(results_of(self._settings, project) / version / WHOLE.name, TASKS_A_PART) as store:
+                tally = run(
                     source,
                     version,
                     work,
                     self._stages(pipeline, work, source, stop),
                     store,
-                    Pusher(label_studio, project, version, store, stop),
+                    Pusher(label_studio, project, version, store, stop, beside=True),
                     notes=self._notes,
                     show=lambda tally, left: self._tell(project, message="", **_counts(tally, left)),
                     stop=stop,
                 )
+        return tally, "" if self._serves(version) else f"; {self._serving} serves by now, start it again for predictions of that version"
 
-    def _stages(self, pipeline: Pipeline, work: ProjectWork, source: TaskSource, stop: threading.Event) -> Stages:
-        inner = local_stages(pipeline, _Queued(work, self._engine, self._answerer, stop), source)
+    @property
+    def _serving(self) -> str:
+        return self._engine.model.current.version if self._engine.model is not None else ""
+
+    def _serves(self, version: str) -> bool:
+        return self._serving in ("", version)
+
+    def _stages(self, pipeline: Pipeline, work: ProjectWork, source: ProjectSource, stop: threading.Event) -> Stages:
+        inner = local_stages(pipeline, _Queued(work, self._engine, self._answerer, self._images, stop), source)
 
         def stages(jobs: Iterator[BatchTask]) -> Iterator[TaskResult]:
             with closing(inner(jobs)) as outcomes:  # type: ignore[type-var]
@@ -154,6 +187,8 @@ class BulkRuns:
                     elif outcome.answered is not None:
                         self._metrics.mended(outcome.job.id, work.project)
                     yield outcome
+                    if not self._serves(pipeline.version):  # what it says is of yesterday: nobody wants more of it
+                        stop.set()
 
         return stages
 
@@ -173,33 +208,31 @@ class BulkRuns:
 
 @dataclass(frozen=True)
 class _Queued:
-    """A project's work whose answers are given on the engine's thread, a place in the house taken for each task."""
+    """A project's work whose answers are given on the engine's thread, each picture a piece of work with a place in the house."""
 
     work: ProjectWork
     engine: Engine[Leases]
     given: Answerer
+    images: Images
     stop: threading.Event
 
     def key(self, job: BatchTask) -> str:
         return self.work.key(job)
 
     def loader(self) -> Load:
-        return self.work.loader()
+        return self.work.load_from(self.images)
 
     def answerer(self) -> Answer:
-        by_models = self.work.answer_by(self.given)
+        return self.work.answer_by(self.given, self.images, self._in_turn)
 
-        def answer(pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
-            while True:
-                try:
-                    with self.engine.place(interactive=False):
-                        turn = time.monotonic() + TURN_SECONDS
-                        return self.engine.run(lambda _: by_models(pipeline, job, image, seconds), False, turn)
-                except (QueueFullError, NotReadyError, DeadlineError):
-                    if self.stop.wait(PAUSE_SECONDS):
-                        raise
-
-        return answer
+    def _in_turn(self, piece: Piece) -> tuple[bytes, list[ServedAnswer]]:
+        while True:
+            try:
+                with self.engine.place(interactive=False):
+                    return self.engine.run(lambda _: piece(), False, time.monotonic() + TURN_SECONDS)
+            except (QueueFullError, NotReadyError, DeadlineError):
+                if self.stop.wait(PAUSE_SECONDS):
+                    raise
 
 
 def _counts(tally: Tally, left: int) -> dict[str, Any]:
@@ -209,16 +242,23 @@ def _counts(tally: Tally, left: int) -> dict[str, Any]:
 
 def _result(tally: Tally) -> str:
     """What a run that came to its end, or was stopped, did."""
-    said = [f"{tally.pushed.new:,} predictions pushed" if tally.pushed.new else "every task that could be answered had its prediction"]
-    said += [f"{count:,} without an answer: {text} (first: task {tally.first[text]})" for text, count in tally.failed.most_common(1)]
+    nothing = "nothing was pushed" if tally.stopped or tally.failed else "every task had its prediction"
+    said = [f"{tally.pushed.new:,} predictions pushed" if tally.pushed.new else nothing]
+    said += [f"no answer for {count:,}: {text} (first: task {tally.first[text]})" for text, count in tally.failed.most_common(1)]
     return "; ".join([*said, "start it again to go on"] if tally.stopped else said)
 
 
-def _read(text: bytes) -> dict[int, BulkRun]:
+def _read(path: Path) -> dict[int, BulkRun]:
     """What was written, by project; nothing of a file that is none of ours."""
     try:
-        runs = [BulkRun(**row) for row in json.loads(text)]
-    except (ValueError, TypeError):
+        rows = json.loads(path.read_bytes())
+        runs = [BulkRun(**row) for row in rows] if all(map(_is_run, rows)) else []
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return {}
     ended = [replace(one, state="stopped", message=INTERRUPTED) if one.state in RUNNING else one for one in runs]
     return {one.project: one for one in ended}
+
+
+def _is_run(row: Mapping[str, Any]) -> bool:
+    kinds = {one.name: str if one.type == "str" else int if one.type == "int" else float for one in fields(BulkRun)}
+    return row.keys() == kinds.keys() and all(type(row[name]) is kind for name, kind in kinds.items()) and 0 <= row["when"] < FUTURE

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,7 @@ from backend.corrections.log_records import Served
 from backend.errors import FetchError, LabelStudioError
 from backend.images.store import LoadedImage
 from backend.label_studio.client import LabelStudio
-from backend.label_studio.push import Pushed, drop_repeated, patiently, push
+from backend.label_studio.push import TASKS_A_PUSH, Pushed, drop_repeated, patiently, push
 from sam4mllm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -116,12 +117,18 @@ class Nowhere:
 
 
 class Pusher:
-    """Pushes parts into a project, in a thread of its own; the first error that does not pass ends it."""
+    """Pushes parts into a project, in a thread of its own; the first error that does not pass ends it.
 
-    def __init__(self, label_studio: LabelStudio, project: int, version: str, store: Store, stop: threading.Event) -> None:
+    ``beside``: others give the project predictions of the version meanwhile, so that at the end all tasks are looked at once more.
+    """
+
+    def __init__(
+        self, label_studio: LabelStudio, project: int, version: str, store: Store, stop: threading.Event, *, beside: bool = False
+    ) -> None:
         self._label_studio, self._project, self._version, self._store, self._stop = label_studio, project, version, store, stop
         self._parts: queue.SimpleQueue[Path | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
+        self._beside = beside
         self._doubtful: list[int] = []
         self._abandoned = False
         self._pushed = Pushed()
@@ -153,9 +160,10 @@ class Pusher:
         try:
             while (part := self._parts.get()) is not None and not self._abandoned:
                 self._push(part)
-            if self._doubtful:  # long enough ago for an import of a killed run to be over
-                more = patiently(lambda: drop_repeated(self._label_studio, self._project, self._version, self._doubtful), stop=self._stop)
-                self._pushed += Pushed(repeated=more)
+            for first in range(0, len(self._doubtful), TASKS_A_PUSH):  # long enough ago for an import of a killed run to be over
+                some = self._doubtful[first : first + TASKS_A_PUSH]
+                again = partial(drop_repeated, self._label_studio, self._project, self._version, some)
+                self._pushed += Pushed(repeated=patiently(again, stop=self._stop))
         except BaseException as error:
             self._error = error
 
@@ -165,7 +173,7 @@ class Pusher:
 
         def attempt() -> Pushed:
             in_doubt = doubts.pop() if doubts else True
-            self._doubtful += answers if in_doubt else []
+            self._doubtful += answers if in_doubt or self._beside else []
             return push(self._label_studio, self._project, self._version, answers, in_doubt)
 
         self._pushed += patiently(attempt, stop=self._stop)
@@ -224,6 +232,7 @@ def _keep(outcome: TaskResult, work: Work, store: Store, sink: Sink, notes: Serv
         return
     if notes is not None:
         notes.serve(answered.served)  # before it can be corrected
+    tally.kept -= job.id in store.done  # it was asked again
     part = store.add(job.id, work.key(job), answered.result)
     tally.done += 1
     tally.models += outcome.seconds

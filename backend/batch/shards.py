@@ -97,6 +97,11 @@ def _open_target(plan: BatchPlan, settings: Settings) -> tuple[TaskSource, Work,
     return open_project(settings, plan.target, plan.shard)
 
 
+def results_of(settings: Settings, project: int) -> Path:
+    """Where a project's results are kept, a folder for each version in it."""
+    return settings.home / "batch" / f"project-{project}"
+
+
 def open_project(settings: Settings, number: int, shard: Shard = WHOLE) -> tuple[ProjectSource, ProjectWork, LabelStudio]:
     """A project's tasks, what is asked of each, and where it lies. Raises Sam4mllmError where it cannot be worked on."""
     token = settings.label_studio_api_key.get_secret_value()

@@ -153,7 +153,7 @@ def opened(folder: Path, size: int) -> Iterator[Store]:
                 store.load()
             yield store
     except BlockingIOError as error:
-        raise BatchError(f"another process works on this shard in {folder}; give each its own --shard") from error
+        raise BatchError(f"another run works on these tasks (in {folder}); wait for its end, or give each its own --shard") from error
 
 
 def read_part(path: Path) -> list[Row] | None:
@@ -213,5 +213,5 @@ def _writing(folder: Path) -> Iterator[None]:
         raise
     except OSError as error:
         raise BatchError(
-            f"{folder} cannot be written ({error.strerror}); free space or choose another --out; the same command goes on"
+            f"{folder} cannot be written ({error.strerror}); free space (or choose another --out) and start it again, it goes on"
         ) from error

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -27,7 +29,8 @@ from backend.label_studio.region_parts import join_pages, naming_page
 from backend.label_studio.wire import Task, is_row_id, read_task
 from backend.serving.answerer import Answerer, bulk_question
 from backend.serving.edges import Edges
-from backend.serving.served_records import served_records
+from backend.serving.predictor import Images
+from backend.serving.served_records import ServedAnswer, served_records
 from backend.settings import Settings
 from backend.support.metrics import Metrics
 from sam4mllm.data.example_fields import is_thought
@@ -65,6 +68,8 @@ class Answered:
 
 Load = Callable[[BatchTask], LoadedImage]
 Answer = Callable[[Pipeline, BatchTask, LoadedImage, float], Answered]
+Piece = Callable[[], tuple[bytes, list[ServedAnswer]]]
+Turn = Callable[[Piece], tuple[bytes, list[ServedAnswer]]]
 
 
 class Work(Protocol):
@@ -135,17 +140,19 @@ class ProjectWork:
         return _digest(self.project, self.label_config, self.settings.phrase_field, job, *told)
 
     def loader(self) -> Load:
-        store = self._store()
+        return self.load_from(self._store())
+
+    def load_from(self, store: Images) -> Load:
+        """Loads by a store that exists already."""
         config = read_label_config(self.label_config, self.settings.prompt_control)
-        return lambda job: store.load(config.pictures(job.data)[0], job.id)
+        return lambda job: store.load(config.pictures(job.data)[0], job.id, math.inf)
 
     def answerer(self) -> Answer:
-        return self.answer_by(_answerer(self.settings))
+        return self.answer_by(_answerer(self.settings), self._store(), lambda piece: piece())
 
-    def answer_by(self, answerer: Answerer) -> Answer:
-        """The same by an answerer that exists already."""
+    def answer_by(self, answerer: Answerer, store: Images, turn: Turn) -> Answer:
+        """Answers by what exists already; ``turn`` calls a piece of work of the models, a page's, when it is its turn."""
         config = self.parameters.apply(read_label_config(self.label_config, self.settings.prompt_control))
-        store = self._store()
 
         def answer(pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
             task: Task = read_task({"id": job.id, "data": job.data})
@@ -156,8 +163,9 @@ class ProjectWork:
                 page = question.page or 0
                 with naming_page(question.page):
                     # decoded, a picture takes megabytes: further pages are had one at a time
-                    shown = store.load(question.image, job.id) if page else image
-                    text, drawn = answerer.answer(pipeline, shown, question, question.key(version, self.project), seconds, self.project)
+                    shown = store.load(question.image, job.id, math.inf) if page else image
+                    key = question.key(version, self.project)
+                    text, drawn = turn(partial(answerer.answer, pipeline, shown, question, key, seconds, self.project))
                 answers.append((page, text))
                 served += served_records(drawn, shown, self.project, job.id, version, False, page)
             return Answered(json.loads(join_pages(answers, config) if config.paged else answers[0][1]), served)
@@ -171,11 +179,12 @@ class ProjectWork:
 
 @dataclass
 class ProjectSource:
-    """A project's tasks, page by page."""
+    """A project's tasks, page by page; once ``stop`` is set it waits for Label Studio no more."""
 
     label_studio: LabelStudio
     project: int
     shard: Shard
+    stop: threading.Event = field(default_factory=threading.Event)
     _unseen: int = 0
     _checked: float = float("-inf")
     _back: float = float("-inf")
@@ -184,7 +193,8 @@ class ProjectSource:
     def jobs(self, version: str) -> Iterator[BatchTask]:
         after = -1
         while True:
-            page, total = patiently(lambda after=after: tasks_without(self.label_studio, self.project, version, after, TASKS_A_PAGE))  # type: ignore[misc]
+            listing = partial(tasks_without, self.label_studio, self.project, version, after, TASKS_A_PAGE)
+            page, total = patiently(listing, stop=self.stop)
             if not page:
                 self._unseen = 0
                 return
@@ -206,7 +216,7 @@ class ProjectSource:
                 except LabelStudioError as error:
                     if not error.passing:
                         raise
-                    patiently(lambda: self.label_studio.project(self.project))
+                    patiently(lambda: self.label_studio.project(self.project), stop=self.stop)
                     self._back = time.monotonic()
                 self._checked = time.monotonic()
             return time.monotonic() < self._back + 2 * CHECK_SECONDS

@@ -60,15 +60,15 @@ def batch(
     hush()
     follow_adapter(read_settings().home, adapter)
     settings = read_settings()
-    from backend.batch.shards import GOES_ON, BatchPlan, read_shard, run_batch  # takes seconds to import
+    from backend.batch.shards import GOES_ON, BatchPlan, read_shard, results_of, run_batch  # takes seconds to import
 
     try:
         chosen = read_shard(shard)
     except ValueError as error:
         raise typer.BadParameter(str(error), param_hint="--shard") from error
     where = int(target) if target.isascii() and target.isdigit() else Path(target)
-    name = f"project-{where}" if isinstance(where, int) else where.absolute().name
-    plan = BatchPlan(where, out or settings.home / "batch" / name, chosen, tuple(phrase or ()), adapter, part, ray)
+    default = results_of(settings, where) if isinstance(where, int) else settings.home / "batch" / where.absolute().name
+    plan = BatchPlan(where, out or default, chosen, tuple(phrase or ()), adapter, part, ray)
     with _result_stream(alone=ray) as stream:
         summary = run_batch(plan, settings)
         print(json.dumps(summary) if as_json else _text(summary), file=stream, flush=True)

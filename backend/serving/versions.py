@@ -182,6 +182,9 @@ def load_leases(settings: Settings) -> Leases:
     """The base models of the settings, warmed up."""
     if plan := tell_plan(settings):
         log.info("%s", plan)
+    from transformers.utils import logging as transformers_logging  # noqa: PLC0415 – as below
+
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # a log is no terminal
     leases = load_cold(settings)
     warm_up(leases.current)
     return leases
@@ -190,12 +193,8 @@ def load_leases(settings: Settings) -> Leases:
 def load_cold(settings: Settings) -> Leases:
     """The same, for who has work at once."""
     models = (settings.model, settings.segmenter, settings.device)
-    # both take many seconds to import; the server answers /health meanwhile
-    from transformers.utils import logging as transformers_logging  # noqa: PLC0415
+    from sam4mllm.loading import load_variants  # noqa: PLC0415 – takes many seconds; the server answers /health meanwhile
 
-    from sam4mllm.loading import load_variants  # noqa: PLC0415
-
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call] # a log is no terminal
     variants = load_variants(*models, settings.options, settings.precision)
     return Leases(remembering(variants.base), variants)
 
