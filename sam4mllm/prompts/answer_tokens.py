@@ -11,17 +11,20 @@ Kind = Literal["number", "word", "key", "text", "tag", "point_tag", "open", "clo
 Unit = Literal["", "%", "px"]
 
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-_FIGURE = r"(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++)"
+# No group here is possessive, for Debian 12's Python 3.11.2 matches those wrongly (gh-106052): what must not be given back once it is there
+# is written with what may stand in its place.
+_FIGURE = r"(?:[0-9]++(?:\.[0-9]*+|(?!\.))|\.[0-9]++)"
+_UNIT = r"\s?(?:%|px\b|pixels?\b|percent\b)"
 _TOKEN = re.compile(
     rf"""
     (?P<line>\n)
     |(?P<point_tag><(?:points?|click)\b[^<>]{{0,4000}}+>)
     |<(?:\|?(?P<ends>/))?\|?(?P<tag>[a-z_][\w-]{{0,60}}+)/?\|?>
-    |"(?P<quoted>(?:[^"\\\n]|\\.){{0,200}}+)"
+    |"(?P<quoted>(?:[^"\\\n]|\\.){{0,200}})"
     |(?<!\w)'(?P<single>[^'\n]{{0,200}}+)'(?=\s{{0,4}}[:,}}\])])
-    |(?P<size>[0-9]++(?:\.[0-9]++)?+\s?[x×]\s?[0-9]++|[0-9]++(?:\.[0-9]++){{2,}}+|[0-9]++(?:[:/][0-9]++)++|[0-9]{{4}}(?:-[0-9]{{2}}){{2}}(?![0-9]))
-    |(?P<number>(?:(?<![\w)\].])[-+])?+{_FIGURE}(?:e-[0-9]{{1,2}}+)?+)(?P<unit>\s?(?:%|px\b|pixels?\b|percent\b))?+(?![^\W{_CJK}])
-    |(?P<word>[{_CJK}]++|(?:(?![{_CJK}])\w)++(?:['-](?:(?![{_CJK}])[^\W\d])(?:(?![{_CJK}])\w)*+)*+)
+    |(?P<size>[0-9]++(?:\.[0-9]++)?\s?[x×]\s?[0-9]++|[0-9]++(?:\.[0-9]++){{2,}}|[0-9]++(?:[:/][0-9]++)+|[0-9]{{4}}(?:-[0-9]{{2}}){{2}}(?![0-9]))
+    |(?P<number>(?:(?<![\w)\].])[-+])?{_FIGURE}(?:e-[0-9]{{1,2}}+|(?!e-[0-9])))(?:(?P<unit>{_UNIT})|(?!{_UNIT}))(?![^\W{_CJK}])
+    |(?P<word>[{_CJK}]++|(?:(?![{_CJK}])\w)+(?:['-](?:(?![{_CJK}])[^\W\d])(?:(?![{_CJK}])\w)*)*)
     |(?P<open>[\[({{])
     |(?P<close>[\])}}])
     |(?P<sign>\S)

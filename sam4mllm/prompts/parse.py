@@ -120,7 +120,8 @@ def says_no_target(dialect: Dialect, text: str) -> bool:
     return told or says_none(" ".join(filter(str.isalpha, plain.split(" "))))
 
 
-_TOKEN = re.compile(r"(?P<number>(?:(?<![\w.])-)?+(?:[0-9]++(?:\.[0-9]*+)?+|\.[0-9]++))|[^\W\d_]++|[^\s,]")
+# no group here is possessive: Debian 12's Python 3.11.2 matches those wrongly (gh-106052)
+_TOKEN = re.compile(r"(?P<number>(?:(?<![\w.])-)?(?:[0-9]++(?:\.[0-9]*+)?|\.[0-9]++))|[^\W\d_]++|[^\s,]")
 _NUMBER = "[0-9]+ "
 _DIGITS = 9
 _SLOT = re.compile(r"(\{(?:x1|y1|x2|y2|x|y)\})")
@@ -193,7 +194,7 @@ def _beginning(spelling: list[str], boxes: str) -> str:
             rest = f"(?:(?!{boxes}){token}{rest})?"
         else:
             needed = f"(?!{boxes}){token}{needed}"
-    return f"{needed}{rest}(?:{_NUMBER})*+" if first else "(?!)"
+    return f"{needed}{rest}(?:{_NUMBER})*" if first else "(?!)"
 
 
 @functools.lru_cache(maxsize=16)
@@ -231,7 +232,7 @@ def _field(yes: str, no: str, field: str) -> list[bool | None]:
     if not either or not field.strip():
         return []
     found: list[bool | None] = []
-    for match in re.finditer(rf"(?P<run>(?:{either})++)(?P<rest>[^\W\d_]*+)|[^\W\d_]++", field):
+    for match in re.finditer(rf"(?P<run>(?:{either})+)(?P<rest>[^\W\d_]*+)|[^\W\d_]++", field):
         rest = match["rest"] or ""
         if match["run"] and (yes.startswith(rest) or no.startswith(rest)):  # the rest is empty, or a verdict cut off
             found += [piece == yes for piece in re.findall(either, match["run"])]
