@@ -146,7 +146,7 @@ def test_it_is_worked_without_javascript_from_the_keyboard(browser: Any, url: st
         reached.append(page.locator(":focus").inner_text())
         if reached[-1] == "Train now":
             break
-    assert reached[:4] == ["Learning", "Versions", "Agreement", "Requests"]
+    assert reached[:5] == ["Learning", "All tasks", "Versions", "Agreement", "Requests"]
     assert reached[-1] == "Train now"
     page.keyboard.press("Enter")
     page.get_by_text("A run begins").wait_for()
