@@ -19,11 +19,10 @@ from backend.images.store import ImageStore, image_store
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.events import START_TRAINING, counted_as
 from backend.label_studio.label_config import LabelConfig
-from backend.label_studio.wire import PredictRequest
 from backend.learning.conductor import TRAINER
 from backend.learning.scheduler import Learner
 from backend.serving.answerer import Answerer
-from backend.serving.backlog import Backlog
+from backend.serving.backlog import Backlog, Predict
 from backend.serving.calibration import Scorer
 from backend.serving.edges import Edges
 from backend.serving.engine import Engine
@@ -77,6 +76,11 @@ class Service:
         """All that is kept in memory, by name."""
         files = {"files": self.images.files} if isinstance(self.images, ImageStore) else {}
         return {"answers": self.predictor.answers, "images": self.predictor.answerer.opened, **files}
+
+    @property
+    def can_push(self) -> bool:
+        """Whether predictions can be pushed into projects: there is a Label Studio, and a key for it."""
+        return self.backlog is not None
 
     @property
     def decoder(self) -> Decoder:
@@ -167,11 +171,8 @@ def build(
             background.submit(_drop_duplicates, label_studio, task, version)
 
     pictures = images or image_store(settings, label_studio)
-
-    def predict_late(raw: object, request: PredictRequest) -> bytes:
-        return predictor.predict_late(raw, request)
-
-    backlog = Backlog(predict_late, label_studio) if label_studio is not None and token else None
+    late: Predict = lambda raw, request: predictor.predict_late(raw, request)  # noqa: E731, PLW0108 – the predictor is made below
+    backlog = Backlog(late, label_studio) if label_studio is not None and token else None
     parameters = ProjectParameters(corrections)
     predictor = Predictor(engine, answerer, pictures, corrections, settings, metrics, shared, backlog, parameters=parameters.of)
     learner = Learner(
@@ -187,8 +188,9 @@ def build(
         trainer=trainer or TRAINER,
     )
     bulk = BulkRuns(settings, engine, answerer, pictures, corrections, metrics)
-    asked = (engine, predictor, corrections, metrics, label_studio, background, versions, learner, parameters, pictures)
-    return Service(settings, *asked, bulk, backlog)
+    return Service(
+        settings, engine, predictor, corrections, metrics, label_studio, background, versions, learner, parameters, pictures, bulk, backlog
+    )
 
 
 def version_file(settings: Settings) -> Path:

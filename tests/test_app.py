@@ -238,4 +238,4 @@ def test_thousands_of_predictions_leave_memory_flat(home: Callable[..., tuple[Ho
 
     early = run(range(10))
     late = run(range(10, 40))
-    assert late - early < 8_000_000
+    assert late - early < 7_500_000

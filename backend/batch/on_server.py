@@ -9,11 +9,13 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from backend.batch.run import Pusher, ServedLog, Stages, Tally, local_stages, run
 from backend.batch.shards import TASKS_A_PART, WHOLE, open_project, results_of
@@ -55,6 +57,8 @@ class BulkRun:
     seconds since 1970.
     """
 
+    __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
+
     project: int
     state: str
     version: str = ""
@@ -69,6 +73,9 @@ class BulkRun:
     def seconds_left(self) -> float | None:
         """At the rate so far, None while it is not known."""
         return (self.of - self.done - self.failed) / self.rate if self.rate else None
+
+
+_RUNS = TypeAdapter(list[BulkRun])
 
 
 class BulkRuns:
@@ -151,7 +158,7 @@ class BulkRuns:
         """What was done, and what is to be said if another version came to serve meanwhile."""
         source, work, label_studio = open_project(self._settings, project)
         source.stop = stop
-        with Lease(self._engine, False, time.monotonic() + TURN_SECONDS) as lease:
+        with closing(label_studio), Lease(self._engine, False, time.monotonic() + TURN_SECONDS) as lease:
             pipeline = lease.pipeline()
             version = pipeline.version
             self._tell(project, version=version)
@@ -187,7 +194,7 @@ class BulkRuns:
                     elif outcome.answered is not None:
                         self._metrics.mended(outcome.job.id, work.project)
                     yield outcome
-                    if not self._serves(pipeline.version):  # what it says is of yesterday: nobody wants more of it
+                    if not self._serves(pipeline.version):  # nobody wants more predictions of a version that does not serve
                         stop.set()
 
         return stages
@@ -208,11 +215,11 @@ class BulkRuns:
 
 @dataclass(frozen=True)
 class _Queued:
-    """A project's work whose answers are given on the engine's thread, each picture a piece of work with a place in the house."""
+    """A project's work that is done on the engine's thread: each picture waits for one of its places and for its turn."""
 
     work: ProjectWork
     engine: Engine[Leases]
-    given: Answerer
+    shared: Answerer
     images: Images
     stop: threading.Event
 
@@ -223,7 +230,7 @@ class _Queued:
         return self.work.load_from(self.images)
 
     def answerer(self) -> Answer:
-        return self.work.answer_by(self.given, self.images, self._in_turn)
+        return self.work.answer_by(self.shared, self.images, self._in_turn)
 
     def _in_turn(self, piece: Piece) -> tuple[bytes, list[ServedAnswer]]:
         while True:
@@ -251,14 +258,8 @@ def _result(tally: Tally) -> str:
 def _read(path: Path) -> dict[int, BulkRun]:
     """What was written, by project; nothing of a file that is none of ours."""
     try:
-        rows = json.loads(path.read_bytes())
-        runs = [BulkRun(**row) for row in rows] if all(map(_is_run, rows)) else []
-    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        runs = [one for one in _RUNS.validate_json(path.read_bytes(), strict=True) if 0 <= one.when < FUTURE]
+    except (OSError, ValidationError):
         return {}
     ended = [replace(one, state="stopped", message=INTERRUPTED) if one.state in RUNNING else one for one in runs]
     return {one.project: one for one in ended}
-
-
-def _is_run(row: Mapping[str, Any]) -> bool:
-    kinds = {one.name: str if one.type == "str" else int if one.type == "int" else float for one in fields(BulkRun)}
-    return row.keys() == kinds.keys() and all(type(row[name]) is kind for name, kind in kinds.items()) and 0 <= row["when"] < FUTURE

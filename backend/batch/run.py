@@ -197,8 +197,15 @@ def run(
     When ``stop`` is set the run ends after the task that it is at. Raises Sam4mllmError where it cannot go on; results are kept.
     """
     tally = Tally(kept=len(store.done))
-    # what was pushed and is asked for again was deleted in Label Studio
-    feed = Feed(source, version, lambda job: job.id in store.settled or store.done.get(job.id) != work.key(job))
+
+    def wanted(job: BatchTask) -> bool:
+        if job.id not in store.done:
+            return True
+        again = job.id in store.settled or store.done[job.id] != work.key(job)  # what was pushed was deleted in Label Studio
+        tally.kept -= again
+        return again
+
+    feed = Feed(source, version, wanted)
     try:
         with closing(feed), closing(stages(_timed(feed.jobs(), tally))) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:
@@ -232,7 +239,6 @@ def _keep(outcome: TaskResult, work: Work, store: Store, sink: Sink, notes: Serv
         return
     if notes is not None:
         notes.serve(answered.served)  # before it can be corrected
-    tally.kept -= job.id in store.done  # it was asked again
     part = store.add(job.id, work.key(job), answered.result)
     tally.done += 1
     tally.models += outcome.seconds

@@ -46,7 +46,7 @@ def tell_typing(config: LabelConfig, prompt_control: str) -> list[str]:
     """That nothing can be typed here, where the config was not made for it."""
     if config.prompt is not None or config.unread:
         return []
-    return [f"annotators cannot type descriptions here, for the config has no TextArea called {prompt_control!r}; masks come without"]
+    return [f"annotators cannot type descriptions here, for the config has no TextArea called {prompt_control!r}; masks work all the same"]
 
 
 def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str, project: int) -> list[str]:

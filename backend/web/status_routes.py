@@ -101,7 +101,7 @@ def add_status_routes(app: Flask, service: Service) -> None:
             base_model=BASE_MODEL,
             has_model=service.settings.has_model,
             page_size=SHOWN_RUNS,
-            can_push=service.label_studio is not None and bool(service.settings.label_studio_api_key.get_secret_value()),
+            can_push=service.can_push,
             train_after=service.settings.train_after,
             unassisted=service.settings.unassisted_share,
         )

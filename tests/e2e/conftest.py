@@ -7,7 +7,7 @@ import hashlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import pytest
 
@@ -104,3 +104,18 @@ def editor(label_studio: LocalLabelStudio) -> Iterator[Editor]:
         opened.log_in(label_studio.user, label_studio.password)
         yield opened
         assert not opened.blocked
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, for pages that are not Label Studio's."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
+    from tests.e2e.editor import ARGUMENTS, SHOTS, find_chromium  # noqa: PLC0415 – needs playwright
+
+    if find_chromium() is None:
+        pytest.skip("there is no Chromium: install your system's package chromium")
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    with playwright.sync_playwright() as started:
+        chromium = started.chromium.launch(executable_path=find_chromium(), args=list(ARGUMENTS))
+        yield chromium
+        chromium.close()

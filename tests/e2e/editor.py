@@ -28,6 +28,12 @@ ARGUMENTS = (
     "--disable-component-update",
     "--disable-sync",
 )
+SHOTS = Path(__file__).parents[2] / "out" / "e2e"
+"""Where screenshots are left, to be looked at."""
+WIDTHS = (1280, 390)
+"""Of a page in pixels: a desk's and a phone's."""
+OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
+"""By how many pixels a page is wider than its window."""
 VIEWPORT = {"width": 1600, "height": 1400}
 TIMEOUT = 120_000
 """Milliseconds for whatever the editor or the backend does: a model on a busy machine takes its time."""

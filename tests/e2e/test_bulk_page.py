@@ -4,36 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 from tests.e2e.conftest import BackendServer
-from tests.e2e.editor import ARGUMENTS, find_chromium
+from tests.e2e.editor import OVERFLOW, SHOTS, WIDTHS
 from tests.e2e.test_backend import Project, drawn, fill, project, save, scene
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium: install your system's package chromium")
-
 __all__ = ["project"]
-SHOTS = Path(__file__).parents[2] / "out" / "e2e"
 TASKS = 12
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-
-
-@pytest.fixture(scope="module")
-def page() -> Iterator[Any]:
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=find_chromium(), args=list(ARGUMENTS))
-        yield chromium.new_page(viewport={"width": 1280, "height": 900})
-        chromium.close()
 
 
 def test_all_tasks_are_predicted_stopped_and_gone_on_with(
-    page: Any, project: Project, backend_server: BackendServer, tmp_path: Path
+    browser: Any, project: Project, backend_server: BackendServer, tmp_path: Path
 ) -> None:
     scenes = [scene(index) for index in range(200, 200 + TASKS)]
     files = [save(one.image, tmp_path / f"{index}.png") for index, one in enumerate(scenes)]
@@ -42,6 +25,7 @@ def test_all_tasks_are_predicted_stopped_and_gone_on_with(
     def predicted() -> Counter[int]:
         return Counter({number: len(project.predictions(number)) for number in numbers})
 
+    page = browser.new_page(viewport={"width": WIDTHS[0], "height": 900})
     page.goto(f"{backend_server.url}/#bulk")
     page.fill("#bulk input[name=subject]", str(project.id))
     page.get_by_role("button", name="Predict all its tasks").click()
@@ -57,7 +41,8 @@ def test_all_tasks_are_predicted_stopped_and_gone_on_with(
     page.locator("#bulk-runs .good", has_text="finished").wait_for(timeout=60_000)
     assert predicted() == dict.fromkeys(numbers, 1)
     assert any(drawn(one["result"]) for number in numbers for one in project.predictions(number))
-    for width in (1280, 390):
+    for width in WIDTHS:
         page.set_viewport_size({"width": width, "height": 900})
         assert page.evaluate(OVERFLOW) <= 0
         page.locator("#bulk").screenshot(path=SHOTS / f"bulk-{width}.png")
+    page.close()

@@ -17,17 +17,12 @@ from backend.learning.agreement import ReviewedAnswer
 from backend.web.app import create_app
 from backend.web.overview import SHOWN_RUNS
 from benchmarks.waiting import wait_for
-from tests.e2e.editor import ARGUMENTS, find_chromium
+from tests.e2e.editor import OVERFLOW, WIDTHS
 from tests.learning_fakes import School, school
 from tests.test_learning import ManyImages, correct
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium: install your system's package chromium")
-
 RUNS, VERSIONS, REVIEWS = 200, 50, 3000
 LOAD_SECONDS = 1.0
-WIDTHS = (1280, 390)
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
 
 
 @pytest.fixture
@@ -67,14 +62,6 @@ def url(place: School) -> Iterator[str]:
     yield f"http://127.0.0.1:{server.server_port}/"
     server.shutdown()
     thread.join(5)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=find_chromium(), args=list(ARGUMENTS))
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("width", WIDTHS)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,27 +10,12 @@ import pytest
 
 from benchmarks.pace import pace
 from tests.e2e.conftest import BackendServer
-from tests.e2e.editor import ARGUMENTS, find_chromium
+from tests.e2e.editor import OVERFLOW, SHOTS, WIDTHS
 from tests.e2e.test_backend import Project, drawn, fill, project, save, scene
 
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed: pip install playwright")
-pytestmark = pytest.mark.skipif(find_chromium() is None, reason="there is no Chromium: install your system's package chromium")
-
 __all__ = ["project"]
-SHOTS = Path(__file__).parents[2] / "out" / "e2e"
 SECONDS = 2.0
 """From a phrase to its mask on the page, at the pace of the machine of the bars."""
-WIDTHS = (1280, 390)
-OVERFLOW = "document.documentElement.scrollWidth - document.documentElement.clientWidth"
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    with playwright.sync_playwright() as started:
-        chromium = started.chromium.launch(executable_path=find_chromium(), args=list(ARGUMENTS))
-        yield chromium
-        chromium.close()
 
 
 @pytest.mark.parametrize("width", WIDTHS)
