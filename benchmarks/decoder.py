@@ -64,7 +64,7 @@ def judge(segmenter: Segmenter, cases: Sequence[Case], habit: Habit) -> NDArray[
     rows = []
     for case in cases:
         [masks] = segmenter.decode(segmenter.encode(case.scene.image), [case.prompt])
-        drawn = np.asarray(masks.masks[masks.predicted_iou.argmax()], np.bool_)
+        drawn = masks.mask(masks.best)
         own = habit(case.truth, np.random.default_rng(case.place))
         rows.append((mask_iou(drawn, own), mask_iou(drawn, case.truth)))
     return np.array(rows)

@@ -67,7 +67,7 @@ def draw_pairs(seed: int, count: int) -> list[Pair]:
         box = scene.boxes_px[pick]
         shaken = box + np.clip(rng.normal(0, SHAKE, 4), -0.15, 0.15) * np.tile(box[2:] - box[:2], 2)
         [masks] = segmenter.decode(segmenter.encode(scene.image), [Prompt(shaken.astype(np.float32), *NO_POINTS)])
-        pairs.append((np.asarray(masks.masks[masks.predicted_iou.argmax()], np.bool_), scene.masks[pick]))
+        pairs.append((masks.mask(masks.best), scene.masks[pick]))
     return pairs
 
 

@@ -59,7 +59,7 @@ def with_points(box_px: NDArray[np.float32], mask: NDArray[np.bool_], answer: An
 def drawn(segmenter: Segmenter, embedding: Embedding, prompt: Prompt) -> NDArray[np.bool_]:
     """The mask (H, W) with the best predicted IoU."""
     [masks] = segmenter.decode(embedding, [prompt])
-    return np.asarray(masks.masks[masks.predicted_iou.argmax()], np.bool_)
+    return masks.mask(masks.best)
 
 
 def iou(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:

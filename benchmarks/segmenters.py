@@ -125,7 +125,7 @@ def measure_things(measured: Measured, index: int, scene: DemoScene, segmenter: 
 def ious_of(segmenter: Segmenter, embedding: Embedding, prompts: Sequence[Prompt], truths: NDArray[np.bool_]) -> list[float]:
     """Of each prompt the IoU of its best mask by the segmenter's own judgement."""
     decoded = segmenter.decode(embedding, prompts)
-    return [mask_iou(one.masks[int(one.predicted_iou.argmax())], truth) for one, truth in zip(decoded, truths, strict=True)]
+    return [mask_iou(one.mask(one.best), truth) for one, truth in zip(decoded, truths, strict=True)]
 
 
 def proposal_ious(embedding: Embedding, truth: NDArray[np.bool_]) -> list[float] | None:

@@ -18,7 +18,7 @@ from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Candidate, Instance, Masks, Prompt
 
 PROMPTS_AT_ONCE = 16
-"""Prompts of one decoding batch: each holds three masks of the image's size until the best is chosen."""
+"""Prompts of one decoding batch: of each a mask of the image's size is made, one after the other."""
 CLEAR = 2
 """Points that, with a box, leave no doubt what is meant: SAM's authors take its single mask where there is more than one prompt."""
 
@@ -67,12 +67,12 @@ class Drawing:
         for start in range(0, len(targets), PROMPTS_AT_ONCE):
             some = targets[start : start + PROMPTS_AT_ONCE]
             for target, (masks, _) in zip(some, self._decode(embedding, some, compared=False), strict=True):
-                yield masks.masks[self._choose(target, masks)]
+                yield masks.mask(self._choose(target, masks))
 
     def _choose(self, target: PromptTarget, masks: Masks) -> int:
         """Which of the segmenter's candidates answers a target best."""
         if self.options.choice != "agreement":
-            return _best(masks)
+            return masks.best
         counts = target.inside != UNSAID if self.learned else target.labels >= 0
         points_px, said = target.points_px[counts], (target.inside[counts] >= 0.5).astype(np.int64)
         return int((masks.predicted_iou * [agreement(mask, points_px, said) for mask in masks.masks]).argmax())
@@ -96,7 +96,7 @@ class Drawing:
             index: _as_click(prompt.box_px, prompt.points_px)
             for index, (prompt, masks) in enumerate(zip(prompts, drawn, strict=True))
             if prompt.box_px is not None and (prompt.box_px[2:] - prompt.box_px[:2]).max() <= small
-            if prompt.labels.all() and not masks.masks[_best(masks)].any()
+            if prompt.labels.all() and not masks.mask(masks.best).any()
         }
         clicked = dict(zip(clicks, self.segmenter.decode(embedding, list(clicks.values())) if clicks else (), strict=True))
         return [clicked.get(index, masks) for index, masks in enumerate(drawn)]
@@ -118,14 +118,10 @@ def _as_click(box_px: NDArray[np.float32], points_px: NDArray[np.float32]) -> Pr
     return Prompt(None, points_px, np.ones(len(points_px), np.int64))
 
 
-def _best(masks: Masks) -> int:
-    return int(masks.predicted_iou.argmax())
-
-
 def _instance(
     target: PromptTarget, present: float, masks: Masks, best: int, of_box: Masks | None, judge: Callable[[Features], float]
 ) -> Instance:
-    mask = clean(masks.masks[best])
+    mask = clean(masks.mask(best))
     used = target.labels >= 0
     features = Features(
         box_probability=target.probability,
@@ -134,7 +130,7 @@ def _instance(
         predicted_iou=float(np.clip(masks.predicted_iou[best], 0, 1)),
         stability=float(np.clip(masks.stability[best], 0, 1)),
         entropy=entropy(target.inside),
-        box_agreement=mask_iou(masks.masks[best], of_box.masks[_best(of_box)]) if of_box is not None else 1.0,
+        box_agreement=mask_iou(masks.coarse[best], of_box.coarse[of_box.best]) if of_box is not None else 1.0,
         target_probability=present,
         varied=0.0 if not target.pointed and are_alike(target.inside, target.labels) else 1.0,
         support=target.support,

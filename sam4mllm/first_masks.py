@@ -50,6 +50,6 @@ def _first_masks(segmenter: Segmenter, embedding: Embedding, told: Grounding) ->
     found = []
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):
         for masks in segmenter.decode(embedding, prompts[start : start + PROMPTS_AT_ONCE]):
-            best = int(masks.predicted_iou.argmax())
-            found.append(Candidate(clean(masks.masks[best]), float(masks.predicted_iou[best]), stability=float(masks.stability[best])))
+            best = masks.best
+            found.append(Candidate(clean(masks.mask(best)), float(masks.predicted_iou[best]), stability=float(masks.stability[best])))
     return found

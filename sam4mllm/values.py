@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -101,14 +102,31 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """The candidates for one prompt: ``masks`` (N, H, W) bool, ``predicted_iou`` (N,) float64, ``stability`` (N,) float64.
+    """The candidates for one prompt, on the grid on which the segmenter draws: a candidate is enlarged to the image when it is asked for.
 
-    N is at least 1. Stability is the overlap of the mask at a raised and at a lowered threshold.
+    ``coarse`` (N, h, w) bool, of a segmenter that draws at the image's size (N, H, W); ``predicted_iou`` (N,) float64; ``stability`` (N,)
+    float64, the overlap of the mask at a raised and at a lowered threshold. N is at least 1. ``enlarge`` makes (H, W) bool of a
+    candidate's index; None if ``coarse`` has the image's size.
     """
 
-    masks: NDArray[np.bool_]
+    coarse: NDArray[np.bool_]
     predicted_iou: NDArray[np.float64]
     stability: NDArray[np.float64]
+    enlarge: Callable[[int], NDArray[np.bool_]] | None = None
+
+    def mask(self, index: int) -> NDArray[np.bool_]:
+        """(H, W) bool of one candidate."""
+        return self.coarse[index] if self.enlarge is None else self.enlarge(index)
+
+    @property
+    def best(self) -> int:
+        """Index of the candidate that the segmenter predicts to be best."""
+        return int(self.predicted_iou.argmax())
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(N, H, W) bool, all of them: three times the work and the memory of the one that is needed, mostly."""
+        return np.stack([self.mask(index) for index in range(len(self.coarse))])
 
 
 @dataclass(frozen=True, eq=False)

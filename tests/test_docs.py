@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import stat
@@ -49,6 +50,28 @@ def test_every_make_target_of_the_readme_exists() -> None:
 
 def test_the_reference_is_what_the_code_says() -> None:
     assert PAGE.read_text(encoding="utf-8") == render(), "write it anew: python -m tools.write_reference"
+
+
+def test_the_settings_that_connect_md_shows_are_read(tmp_path: Path) -> None:
+    [shown] = re.findall(r"^```ini\n(.*?)^```", (ROOT / "docs" / "connect.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    (tmp_path / "my.env").write_text(shown, encoding="utf-8")
+    code = "from backend.settings import read_settings; print(read_settings().model_dump_json())"
+    done = subprocess.run(
+        ["bash", "-euc", 'set -a; . ./my.env; set +a; exec "$0" -c "$1"', sys.executable, code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    read = json.loads(done.stdout)
+    assert [read[name] for name in ("segmenter", "plan", "host", "url", "label_studio_url")] == [
+        "vit_h:/models/sam_vit_h_4b8939.pth",
+        "auto",
+        "0.0.0.0",
+        "http://192.168.1.20:9090",
+        "http://localhost:8080",
+    ]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

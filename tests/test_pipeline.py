@@ -55,7 +55,7 @@ class NearSightedSegmenter(FakeSegmenter):
 
     def _draw(self, embedding: Embedding, prompt: Prompt) -> Masks:
         drawn = super()._draw(embedding, prompt)
-        drawn.masks[...] &= prompt.box_px is None or (prompt.box_px[2:] - prompt.box_px[:2]).max() >= 8
+        drawn.coarse[...] &= prompt.box_px is None or (prompt.box_px[2:] - prompt.box_px[:2]).max() >= 8
         return drawn
 
 

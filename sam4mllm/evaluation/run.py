@@ -163,7 +163,7 @@ def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> NDArray
         points = spread(box, PATTERN_SIZE)
         prompts.append(Prompt(box, points, lies_on(mask, points).astype(np.int64)))
     decoded = pipeline.segmenter.decode(opened.embedding, prompts) if prompts else []
-    best = [masks.masks[int(masks.predicted_iou.argmax())] for masks in decoded]
+    best = [masks.mask(masks.best) for masks in decoded]
     return union(np.array(best, np.bool_).reshape(-1, example.height, example.width))
 
 

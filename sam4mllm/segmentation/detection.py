@@ -102,9 +102,9 @@ class DetectingSegmenter:
         """(H, W) bool of each box: of its candidates, the one that is predicted to be best."""
         prompts = [Prompt(box_px, np.zeros((0, 2), np.float32), np.zeros(0, np.int64)) for box_px in boxes_px]
         drawn = []
-        for start in range(0, len(prompts), AT_ONCE):  # all candidates of a crowd, at the image's size, would not fit
+        for start in range(0, len(prompts), AT_ONCE):  # the candidates of a crowd would not fit
             decoded = self.segmenter.decode(embedding, prompts[start : start + AT_ONCE])
-            drawn += [masks.masks[int(masks.predicted_iou.argmax())].copy() for masks in decoded]
+            drawn += [masks.mask(masks.best) for masks in decoded]
         return drawn
 
 

@@ -6,14 +6,17 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from copy import copy
+from functools import partial
 from threading import Lock
 from typing import Any, Self
 
+import numpy as np
 import torch
 from numpy.typing import NDArray
 from segment_anything.utils.amg import calculate_stability_score
 from torch import Tensor
 
+from sam4mllm.segmentation.enlarging import Enlarging
 from sam4mllm.values import Masks, Prompt
 
 STABILITY_OFFSET = 1.0
@@ -120,6 +123,20 @@ def decode_alike(prompts: Sequence[Prompt], decode: Callable[[Sequence[Prompt]],
             batch = indices[start : start + AT_ONCE]
             found.update(zip(batch, decode([prompts[index] for index in batch]), strict=True))
     return [found[index] for index in range(len(prompts))]
+
+
+def candidates_of(logits: Tensor, predicted: Tensor, how: Enlarging) -> list[Masks]:
+    """Masks of logits (P, N, h, w) and predicted IoU (P, N), an entry a prompt; none is enlarged yet."""
+    kept = logits.float().cpu()  # small, and out of the way of the next image
+    scores = numbers(stability(kept, how.threshold))
+    expected = numbers(predicted)
+    return [
+        Masks(how.coarse(kept[index]), expected[index], scores[index], partial(_enlarge, how, kept[index])) for index in range(len(kept))
+    ]
+
+
+def _enlarge(how: Enlarging, logits: Tensor, index: int) -> NDArray[np.bool_]:
+    return how.full(logits[index])
 
 
 def stability(logits: Tensor, threshold: float = 0.0) -> Tensor:

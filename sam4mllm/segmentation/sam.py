@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from segment_anything.utils.transforms import ResizeLongestSide
 from torch import Tensor
 
+from sam4mllm.segmentation.enlarging import Enlarging
 from sam4mllm.segmentation.former import mask_as_logits, stack_logits
-from sam4mllm.segmentation.module import ModuleSegmenter, decode_alike, numbers, stability
+from sam4mllm.segmentation.module import ModuleSegmenter, candidates_of, decode_alike
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
 
@@ -73,14 +74,9 @@ class SamSegmenter(ModuleSegmenter):
         return decode_alike(prompts, partial(self._decode_alike, embedding))
 
     def _decode_alike(self, embedding: SamEmbedding, prompts: Sequence[Prompt]) -> list[Masks]:
-        logits, predicted = self.logits(embedding, prompts)
-        scores = stability(logits, self.model.mask_threshold)
-        results = []
-        for index in range(len(prompts)):  # one at a time: full-size logits of many prompts would not fit
-            full = self.model.postprocess_masks(logits[index : index + 1], embedding.input_size, (embedding.height, embedding.width))
-            masks = (full[0] > self.model.mask_threshold).cpu().numpy()
-            results.append(Masks(masks, numbers(predicted[index]), numbers(scores[index])))
-        return results
+        threshold = self.model.mask_threshold
+        how = Enlarging((embedding.height, embedding.width), self._transform.target_length, embedding.input_size, threshold)
+        return candidates_of(*self.logits(embedding, prompts), how)
 
     def as_logits(self, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         if not isinstance(embedding, SamEmbedding):

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 from transformers.models.sam3.modeling_sam3 import Sam3VisionEncoderOutput
 
 from sam4mllm.errors import PromptError
 from sam4mllm.geometry import box_iou
 from sam4mllm.segmentation.concept import Candidates
+from sam4mllm.segmentation.enlarging import Enlarging
 from sam4mllm.segmentation.module import PHRASES_AT_ONCE, ModuleSegmenter, numbers, stability, tell_cut, weights_nbytes
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.segmentation.transformers_sam import TransformersEmbedding, TransformersSegmenter
@@ -256,9 +256,7 @@ def _boxes_px(shares: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
 
 def _mask(logits: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
     """(H, W) bool of logits (h, w). Probabilities are interpolated, as its own processor does it, not logits."""
-    full = interpolate(logits.sigmoid()[None, None], size=size, mode="bilinear", align_corners=False)[0, 0]
-    mask: NDArray[np.bool_] = (full > 0.5).cpu().numpy()
-    return mask
+    return Enlarging(size, threshold=0.5).full(logits.sigmoid())
 
 
 def _candidates(answer: Any, index: int, size: tuple[int, int], threshold: float, note: str) -> Candidates:

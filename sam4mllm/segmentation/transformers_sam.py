@@ -16,8 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sam4mllm.segmentation.enlarging import Enlarging
 from sam4mllm.segmentation.former import mask_as_logits, stack_logits
-from sam4mllm.segmentation.module import ModuleSegmenter, decode_alike, numbers, stability
+from sam4mllm.segmentation.module import ModuleSegmenter, candidates_of, decode_alike
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
 
@@ -75,17 +76,20 @@ class TransformersSegmenter(ModuleSegmenter):
         return decode_alike(prompts, partial(self._decode_alike, embedding))
 
     def _decode_alike(self, embedding: TransformersEmbedding, prompts: Sequence[Prompt]) -> list[Masks]:
-        logits, predicted = self.logits(embedding, prompts)
-        scores = stability(logits)
-        return [
-            Masks(self._full_size(embedding, logits[index]), numbers(predicted[index]), numbers(scores[index]))
-            for index in range(len(prompts))  # one at a time: full-size logits of many prompts would not fit
-        ]
+        size = (embedding.height, embedding.width)
+        how = Enlarging(size, self._side, embedding.input_size) if embedding.padded else Enlarging(size)
+        return candidates_of(*self.logits(embedding, prompts), how)
 
     def as_logits(self, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32]:
         if not isinstance(embedding, TransformersEmbedding):
             raise TypeError("this embedding was made by another segmenter")
-        return mask_as_logits(mask, embedding.input_size, self.model.prompt_encoder.input_image_size, self._grid)
+        return mask_as_logits(mask, embedding.input_size, self._side, self._grid)
+
+    @property
+    def _side(self) -> int:
+        """The side of the square in which the model sees an image, in pixels."""
+        side: int = self.model.prompt_encoder.input_image_size
+        return side
 
     @property
     def _grid(self) -> int:
@@ -121,13 +125,6 @@ class TransformersSegmenter(ModuleSegmenter):
         height, width = embedding.input_size
         scale = np.array([width / embedding.width, height / embedding.height])
         return torch.as_tensor(points_px * scale, dtype=torch.float32, device=self.device)[None]
-
-    def _full_size(self, embedding: TransformersEmbedding, logits: Tensor) -> NDArray[np.bool_]:
-        """(N, H, W) bool of logits (N, h, w)."""
-        sizes = {"reshaped_input_sizes": [embedding.input_size]} if embedding.padded else {}
-        [full] = self._images.post_process_masks([logits[None]], [(embedding.height, embedding.width)], **sizes)
-        masks: NDArray[np.bool_] = full[0].cpu().numpy()
-        return masks
 
 
 def _cast(features: Tensor | list[Tensor], dtype: torch.dtype) -> Tensor | list[Tensor]:

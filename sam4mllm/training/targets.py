@@ -139,8 +139,7 @@ def _decode(segmenter: Segmenter, embedding: Embedding, prompts: Sequence[Prompt
 
 def _chosen(masks: Masks) -> NDArray[np.bool_]:
     """The one that serving takes."""
-    best: NDArray[np.bool_] = masks.masks[int(masks.predicted_iou.argmax())]
-    return best
+    return masks.mask(masks.best)
 
 
 def _make(

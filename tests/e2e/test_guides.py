@@ -49,6 +49,8 @@ ELSEWHERE = {
     r"pip install 'sam4mllm\[[\w,]+\]'": "pyproject.toml: sam4mllm[efficientvit,parquet,quant,ray,segmenters,server,track]",
     r"make (demo|bench)": "by hand on a clean clone",
     r"export LABEL_STUDIO_URL=.*": "the environment of this test",
+    r"set -a; \. \./my\.env; set \+a": "tests/test_docs.py: test_the_settings_that_connect_md_shows_are_read",
+    r"sam4mllm serve": 'tests/e2e/test_none.py: [COMMAND, "serve", ',
     r"sam4mllm serve --model FOLDER .*": "tests/e2e/test_guides.py: test_the_server_of_the_readme_starts",
     r"sam4mllm serve --adapter ADAPTER": 'tests/e2e/test_story.py: "serve", "--adapter"',
     r"sam4mllm models convert .*": 'tests/test_conversion.py: run("models", "convert", old, new)',
