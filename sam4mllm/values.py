@@ -126,7 +126,7 @@ class Masks:
     @property
     def masks(self) -> NDArray[np.bool_]:
         """(N, H, W) bool, all of them: three times the work and the memory of the one that is needed, mostly."""
-        return np.stack([self.mask(index) for index in range(len(self.coarse))])
+        return self.coarse if self.enlarge is None else np.stack([self.mask(index) for index in range(len(self.coarse))])
 
 
 @dataclass(frozen=True, eq=False)

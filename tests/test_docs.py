@@ -53,7 +53,7 @@ def test_the_reference_is_what_the_code_says() -> None:
 
 
 def test_the_settings_that_connect_md_shows_are_read(tmp_path: Path) -> None:
-    [shown] = re.findall(r"^```ini\n(.*?)^```", (ROOT / "docs" / "connect.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    shown, _ = re.findall(r"^```ini\n(.*?)^```", (ROOT / "docs" / "connect.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
     (tmp_path / "my.env").write_text(shown, encoding="utf-8")
     code = "from backend.settings import read_settings; print(read_settings().model_dump_json())"
     done = subprocess.run(
@@ -66,7 +66,7 @@ def test_the_settings_that_connect_md_shows_are_read(tmp_path: Path) -> None:
     )
     read = json.loads(done.stdout)
     assert [read[name] for name in ("segmenter", "plan", "host", "url", "label_studio_url")] == [
-        "vit_h:/models/sam_vit_h_4b8939.pth",
+        "vit_h:/home/me/sam_vit_h_4b8939.pth",
         "auto",
         "0.0.0.0",
         "http://192.168.1.20:9090",

@@ -366,7 +366,8 @@ def test_a_model_without_words_for_a_thought_answers_at_once(tiny_checkpoint: Pa
     scene = grounder.open(picture(4))
     [plain], [reason] = (grounder.ground(scene, PHRASES[:1], question) for question in ("box", "reason"))
     assert reason.thought == ""
-    assert (reason.note, reason.no_target_probability) == (plain.note, plain.no_target_probability)
+    assert reason.note == plain.note
+    assert reason.no_target_probability == pytest.approx(plain.no_target_probability, abs=1e-6)  # an answer of boxes is drafted
 
 
 def test_only_the_version_of_reason_follows_the_budget() -> None:

@@ -1,4 +1,6 @@
-"""Greedy decoding of several answers at once, all below one scene: each step is one packed row with one token a phrase."""
+"""Greedy decoding of several answers at once, all below one scene: each step is one packed row, of each answer its newest token and a draft
+of what comes next.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from torch import Tensor
 
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.copying import Past
-from sam4mllm.grounding.packing import Segment, pack
+from sam4mllm.grounding.drafting import BoxSpelling
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.prompts.answer_text import end_of_thought
 from sam4mllm.prompts.thinking import read_thought
@@ -23,6 +25,9 @@ TAG_TOKENS = 16
 """The last tokens of a thought, among which its closing tag is looked for; the longest tag has 13 characters."""
 GAP_TOKENS = 4
 """Tokens of white space between a thought and its answer; what goes on beyond them is a model in a loop, and counts as its answer."""
+
+REFUSED = -1
+"""Owner of a drafted token that was not what the model said: it stays in the cache, where nothing sees it."""
 
 
 @dataclass(frozen=True)
@@ -73,32 +78,83 @@ def write(
     ends: frozenset[int],
     max_new_tokens: int,
     thinking: Thinking | None = None,
+    spellings: Sequence[BoxSpelling | None] | None = None,
 ) -> list[Written]:
     """Answer each question greedily until one of the end tokens. No question sees another; one forward pass a step serves them all.
 
     ``max_new_tokens`` (at least 1) are of an answer. With ``thinking`` each has a thought before it, however long the others' are.
+    ``spellings``: by question, how its answer is probably spelled, to draft it by; drafts change the number of passes, never an answer.
     """
-    if not questions:
-        return []
-    row = pack([Segment(tuple(question)) for question in questions])
-    logits, cache = model.forward(scene, row.ids, row.offsets, row.mask, row.lasts)
-    owner = np.repeat(np.arange(len(questions)), row.lengths)
-    offsets = row.lengths.copy()
-    answers = [_Answer(model.checkpoint.tokenizer.decode, ends, max_new_tokens, thinking) for _ in questions]
-    active = np.arange(len(questions))
-    while True:
+    decode = model.checkpoint.tokenizer.decode
+    lines = [
+        _Line(_Answer(decode, ends, max_new_tokens, thinking), question, spelling)
+        for question, spelling in zip(questions, spellings or [None] * len(questions), strict=True)
+    ]
+    owner = np.zeros(0, np.int64)
+    """Which line each token of the cache belongs to."""
+    cache: Past | None = None
+    while active := [index for index, line in enumerate(lines) if line.fed]:
+        fed = [lines[index].fed for index in active]
+        lengths = [len(tokens) for tokens in fed]
+        owner_now = np.repeat(active, lengths)
+        within = np.concatenate([np.arange(length) for length in lengths])
+        told = np.repeat([lines[index].told for index in active], lengths)
+        asked = np.repeat([lines[index].asked for index in active], lengths)
+        mask = np.concatenate([owner, owner_now]) == owner_now[:, None]
+        mask[:, len(owner) :] &= np.tri(len(owner_now), dtype=np.bool_)
+        logits, cache = model.forward(scene, np.concatenate(fed), told + within, mask, np.flatnonzero(within >= asked), cache)
         best = torch.log_softmax(logits, -1).max(-1)
-        said = zip(active, best.indices.tolist(), best.values.tolist(), logits, strict=True)
-        fed = [answers[which].take(token, chance, place) for which, token, chance, place in said]
-        active = active[[token is not None for token in fed]]
-        if not len(active):
-            break
-        owner = np.concatenate([owner, active])
-        mask = owner[None] == active[:, None]
-        next_ids = np.array([token for token in fed if token is not None], np.int64)
-        logits, cache = model.forward(scene, next_ids, offsets[active], mask, np.arange(len(active)), cache)
-        offsets[active] += 1
-    return [answer.written() for answer in answers]
+        tokens, chances, start = best.indices.tolist(), best.values.tolist(), 0
+        for index in active:
+            read = slice(start, start + 1 + len(lines[index].draft))
+            kept = lines[index].take(tokens[read], chances[read], logits[read])
+            owner_now[(owner_now == index) & (within >= kept)] = REFUSED
+            start = read.stop
+        owner = np.concatenate([owner, owner_now])
+    return [line.answer.written() for line in lines]
+
+
+class _Line:
+    """A question and its answer on their way through the model.
+
+    ``fed`` goes in next, nothing once the answer has ended: a token that was said, or at first the question, and after it ``draft``.
+    ``told`` is the number of tokens that are in and count.
+    """
+
+    def __init__(self, answer: _Answer, question: Sequence[int], spelling: BoxSpelling | None) -> None:
+        self.answer = answer
+        self._spelling = spelling
+        self.told = 0
+        self.fed: list[int] = []
+        self.draft: list[int] = []
+        self._go_on(question, ())
+
+    @property
+    def asked(self) -> int:
+        """Where in ``fed`` what is said next is read first."""
+        return len(self.fed) - len(self.draft) - 1
+
+    def take(self, said: Sequence[int], chances: Sequence[float], logits: Tensor) -> int:
+        """Take what the model says after the last token before the draft, and after each token of the draft, for as long as that is what
+        was drafted. How many of the tokens fed count.
+        """
+        kept = self.asked + 1
+        for step, token in enumerate(said):
+            following = self.answer.take(token, chances[step], logits[step])
+            if following is None:
+                self.fed = []
+                break
+            if step == len(self.draft) or following != self.draft[step]:
+                self.told += kept
+                self._go_on([following], said[step + 1 :])
+                break
+            kept += 1
+        return kept
+
+    def _go_on(self, tokens: Sequence[int], heard: Sequence[int]) -> None:
+        """``heard``: what was said after each token of a draft that began with a wrong one."""
+        self.draft = [] if self._spelling is None else self._spelling.draft(self.answer.ids, heard)
+        self.fed = [*tokens, *self.draft]
 
 
 class _Answer:
@@ -114,7 +170,7 @@ class _Answer:
         self._thought: list[int] = []
         self._forced: deque[int] = deque()
         self._cut_at = 0
-        self._ids: list[int] = []
+        self.ids: list[int] = []
         self._logs: list[float] = []
         self._first: Tensor | None = None
         self._finished = False
@@ -125,7 +181,7 @@ class _Answer:
             return self._forced.popleft()
         if self._in_thought and self._thinking is not None:
             return self._think(token, chance, logits, self._thinking)
-        if not self._ids and self._gap and token not in self._ends and self._decode([token]).isspace():
+        if not self.ids and self._gap and token not in self._ends and self._decode([token]).isspace():
             self._gap -= 1
             return token
         return self._say(token, chance, logits)
@@ -152,10 +208,10 @@ class _Answer:
         self._finished = token in self._ends
         if self._finished:
             return None
-        self._ids.append(token)
-        return None if len(self._ids) == self._limit else token
+        self.ids.append(token)
+        return None if len(self.ids) == self._limit else token
 
     def written(self) -> Written:
         assert self._first is not None
         thought = read_thought(self._decode(self._thought)) if self._thought else ""
-        return Written(self._decode(self._ids), tuple(self._ids), tuple(self._logs), self._first, self._finished, thought, self._cut_at)
+        return Written(self._decode(self.ids), tuple(self.ids), tuple(self._logs), self._first, self._finished, thought, self._cut_at)

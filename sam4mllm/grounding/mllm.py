@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 
@@ -17,6 +18,7 @@ from sam4mllm.geometry import distinct
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copies, keeps_states
 from sam4mllm.grounding.decoding import Thinking, Written, write
+from sam4mllm.grounding.drafting import spell
 from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.endings import generation_ends, read_ending
 from sam4mllm.grounding.frames import Framed, to_numbers
@@ -88,6 +90,7 @@ class MllmGrounder:
         self._box_start = self.encode(box_answer(self.dialect, "", [(0, 0, 0, 0)]))[0]
         self._none_start = self.encode(self.dialect.no_target)[0]
         self.thinks = can_think(self.encode, checkpoint.tokenizer.decode)
+        self._is_number = functools.cache(lambda token: checkpoint.tokenizer.decode([token]).strip().isdecimal())
         self._thinking = Thinking(thought_tokens, tuple(self.encode(END)))
 
     @property
@@ -151,8 +154,11 @@ class MllmGrounder:
             self.check_phrase(phrase)
         at_once = PHRASES_AT_ONCE if thinking is None else THOUGHTS_AT_ONCE
         answers: list[Written] = []
+        drafted = question == "box" and not keeps_states(self.checkpoint.model.config)
+        spellings = [spell(self.dialect, phrase, self.encode, self._is_number) if drafted else None for phrase in phrases]
         for start in range(0, len(questions), at_once):
-            answers += write(self, own, questions[start : start + at_once], self._ends, self.max_new_tokens, thinking)
+            some = slice(start, start + at_once)
+            answers += write(self, own, questions[some], self._ends, self.max_new_tokens, thinking, spellings[some])
         return [self._read(own, phrase, answer, question) for phrase, answer in zip(phrases, answers, strict=True)]
 
     def check_phrase(self, phrase: str, what: str = "phrase") -> None:

@@ -7,15 +7,22 @@ dimensions of the query, and the key's own row and column as ones among zeros in
 
     query  [ q · scale | below (H) | beside (W) ]
     key    [ k         | 0 … 1 … 0 | 0 … 1 … 0  ]
+
+A processor pays for each further dimension. There the matrix is written after all, some queries of one head at a time, so that it stays in
+the processor's cache: of 2,304 tokens in 0.6 of the fused attention's time, of the 4,096 of SAM's ViT-H in 0.75.
 """
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import Sam
 from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
+
+QUERIES_AT_ONCE = 64
+"""Their scores of 4,096 keys take a megabyte; 32 to 128 were as fast."""
 
 
 class FusedAttention(nn.Module):
@@ -34,22 +41,43 @@ class FusedAttention(nn.Module):
         batch, height, width, _ = tokens.shape
         heads = self.qkv(tokens).reshape(batch, height * width, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         query, key, value = heads.unbind(0)
-        places = _places(height, width, key).expand(batch, self.heads, -1, -1)
-        found = F.scaled_dot_product_attention(
-            torch.cat([query * self.scale, self._distances(query, height, width)], -1),
-            torch.cat([key, places], -1),
-            F.pad(value, (0, height + width)),  # fused kernels want values as wide as keys
-            scale=1.0,
-        )[..., : value.shape[-1]]
+        below, beside = self._distances(query, height, width)
+        in_parts = tokens.device.type == "cpu" and batch == 1 and not torch.is_grad_enabled()
+        attend = attend_in_parts if in_parts else attend_fused
+        found = attend(query * self.scale, key, value, below, beside)
         joined: Tensor = self.proj(found.transpose(1, 2).reshape(batch, height, width, -1))
         return joined
 
-    def _distances(self, query: Tensor, height: int, width: int) -> Tensor:
-        """(B, heads, H·W, H + W): what each query (B, heads, H·W, C) says of keys in each row and in each column."""
+    def _distances(self, query: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
+        """(B, heads, H·W, H) and (B, heads, H·W, W): what each query (B, heads, H·W, C) says of keys in each row and in each column."""
         grid = query.reshape(*query.shape[:2], height, width, -1)
         below = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(height, height, self.rel_pos_h))
         beside = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(width, width, self.rel_pos_w))
-        return torch.cat([below, beside], -1).flatten(2, 3).to(query.dtype)
+        return below.flatten(2, 3).to(query.dtype), beside.flatten(2, 3).to(query.dtype)
+
+
+def attend_fused(query: Tensor, key: Tensor, value: Tensor, below: Tensor, beside: Tensor) -> Tensor:
+    """(B, heads, H·W, C) of scaled queries, keys and values of that shape and of what queries say of rows and columns."""
+    height, width = below.shape[-1], beside.shape[-1]
+    places = _places(height, width, key).expand(*key.shape[:2], -1, -1)
+    return F.scaled_dot_product_attention(
+        torch.cat([query, below, beside], -1),
+        torch.cat([key, places], -1),
+        F.pad(value, (0, height + width)),  # fused kernels want values as wide as keys
+        scale=1.0,
+    )[..., : value.shape[-1]]
+
+
+def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, below: Tensor, beside: Tensor) -> Tensor:
+    """The same, QUERIES_AT_ONCE at a time; without gradients."""
+    found = torch.empty_like(query)
+    for image, head in np.ndindex(*query.shape[:2]):
+        own_key, own_value = key[image, head].T.contiguous(), value[image, head].contiguous()
+        for start in range(0, query.shape[2], QUERIES_AT_ONCE):
+            part = image, head, slice(start, start + QUERIES_AT_ONCE)
+            scores = (below[part][:, :, None] + beside[part][:, None]).flatten(1)
+            found[part] = scores.addmm_(query[part], own_key).softmax(-1) @ own_value
+    return found
 
 
 def _places(height: int, width: int, like: Tensor) -> Tensor:
