@@ -119,6 +119,10 @@ def decoded(rle: Any) -> Mask:
     return from_rle(rle, HEIGHT, WIDTH)
 
 
+KINDS = (("total", "total"), ("skipped", "cancelled"))
+"""What a project and what a task call the numbers of annotations."""
+
+
 @dataclass
 class FakeLabelStudio:
     """Its projects and tasks, asked in pages as of 1.23; counts what it is asked."""
@@ -143,12 +147,42 @@ class FakeLabelStudio:
             found, total = self._page(shown, query)
             return httpx.Response(200, json={"count": total, "next": None, "results": found}) if found or not total else self._invalid()
         if path == "/api/tasks/":
-            found, total = self._page(self.tasks[int(query["project"])], query)
+            tasks = self.tasks[int(query["project"])]
+            found, total = self._page(tasks if query.get("fields") == "all" else self._listed(tasks, json.loads(query["query"])), query)
             return httpx.Response(200, json={"tasks": found, "total": total}) if found or not total else self._invalid()
-        number = int(path.rstrip("/").rpartition("/")[2])
+        number = int(path.removesuffix("/annotations/").rstrip("/").rpartition("/")[2])
+        if not path.startswith("/api/projects/"):
+            found = self._of_task(number) if path.endswith("/annotations/") else self._annotation(number)
+            return httpx.Response(404 if found is None else 200, json=found)
         if number not in self.projects:
             return httpx.Response(404, json={"detail": "Not found."})
-        return httpx.Response(200, json={**self.projects[number], "task_number": len(self.tasks[number])})
+        numbers = [self._counts(task) for task in self.tasks[number]]
+        counts = {f"{kind}_annotations_number": sum(one[f"{of}_annotations"] for one in numbers) for kind, of in KINDS}
+        return httpx.Response(200, json={**self.projects[number], "task_number": len(self.tasks[number]), **counts})
+
+    def _of_task(self, number: int) -> list[dict[str, Any]] | None:
+        """Without skipped ones."""
+        own = [task["annotations"] for tasks in self.tasks.values() for task in tasks if task["id"] == number]
+        return [one for one in own[0] if one["was_cancelled"] is not True] if own else None
+
+    def _annotation(self, number: int) -> dict[str, Any] | None:
+        every = [one for tasks in self.tasks.values() for task in tasks for one in task["annotations"] if one["id"] == number]
+        return every[0] if every else None
+
+    @staticmethod
+    def _counts(task: dict[str, Any]) -> dict[str, int]:
+        skipped = sum(one["was_cancelled"] is True for one in task["annotations"])
+        return {"total_annotations": len(task["annotations"]) - skipped, "cancelled_annotations": skipped}
+
+    def _listed(self, tasks: list[dict[str, Any]], query: dict[str, Any]) -> list[dict[str, Any]]:
+        """The annotated tasks, the last changed first, or those that are selected with their annotations' numbers."""
+        bare = [{name: value for name, value in task.items() if name not in ("annotations", "predictions")} for task in tasks]
+        listed = [one | self._counts(task) for one, task in zip(bare, tasks, strict=True) if task["annotations"]]
+        if "selectedItems" in query:
+            ids = {task["id"]: ",".join(str(one["id"]) for one in task["annotations"]) for task in tasks}
+            return [{**one, "annotations_ids": ids[one["id"]]} for one in listed if one["id"] in query["selectedItems"]["included"]]
+        assert query["ordering"] == ["-tasks:updated_at"]
+        return sorted(listed, key=lambda one: str(one.get("updated_at")), reverse=True)
 
     def _page(self, entries: list[dict[str, Any]], query: httpx.QueryParams) -> tuple[list[dict[str, Any]], int]:
         size = min(self.page_limit, int(query["page_size"]))

@@ -8,7 +8,7 @@ import sqlite3
 import stat
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -152,7 +152,7 @@ def test_of_what_was_deleted_only_the_row_is_left(log: CorrectionLog) -> None:
         log.store(created(number=number, task=number))
     log.store(DELETED)
     log.store({"action": "TASKS_DELETED", "tasks": [{"id": 2}]})
-    pull(log)
+    pull(log, gone=[3])
     assert log._read("SELECT id, state, body, reason FROM annotations ORDER BY id") == [
         (1, "deleted", "", "deleted in Label Studio"),
         (2, "deleted", "", "its task was deleted in Label Studio"),
@@ -282,8 +282,10 @@ def task(*annotations: dict[str, Any], number: int = TASK, **fields: Any) -> dic
     return {"id": number, "data": data, "updated_at": when(CREATED), "annotations": list(annotations), **fields}
 
 
-def pull(log: CorrectionLog, *tasks: dict[str, Any], began: float | None = None, config: str = CONFIG) -> tuple[int, int]:
-    found = log.reconcile(PROJECT, "a title", config, tasks, time.time() if began is None else began)
+def pull(
+    log: CorrectionLog, *tasks: dict[str, Any], began: float | None = None, config: str = CONFIG, gone: Sequence[int] = ()
+) -> tuple[int, int]:
+    found = log.reconcile(PROJECT, "a title", config, tasks, time.time() if began is None else began, gone)
     return found.annotations, found.dropped
 
 
@@ -315,7 +317,7 @@ def test_the_server_brings_back_what_an_event_deleted(log: CorrectionLog) -> Non
 
 def test_a_task_that_the_server_lacks_is_dropped_with_its_annotations(log: CorrectionLog) -> None:
     log.store(created(number=1))
-    assert pull(log, task(number=TASK + 1)) == (0, 1)
+    assert pull(log, task(number=TASK + 1), gone=[TASK]) == (0, 1)
     log.store(updated(number=2))
     assert log.annotations() == []
 

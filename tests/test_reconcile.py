@@ -60,8 +60,7 @@ class World:
             world.server.tasks[project["id"]] = []
         for body in (CORRECTED, UNCHANGED, TYPED, SKIPPED):
             world.server.tasks[body["project"]["id"]].append({**as_json(body["task"]), "annotations": []})
-        for act, which, kind in acts:
-            getattr(world, f"_{act}")((CORRECTED, UNCHANGED, TYPED, SKIPPED)[which], kind)
+        apply(world, acts)
         return world
 
     def _tell(self, action: str, project: int, **parts: Any) -> None:
@@ -167,6 +166,29 @@ def test_whatever_came_of_the_events_label_studio_mends_it(data: st.DataObject) 
     world = World.after(data.draw(ACTS))
     came = data.draw(st.lists(st.sampled_from(world.events), max_size=20)) if world.events else []
     assert dataset(came, world.server) == dataset([], world.server)
+
+
+def apply(world: World, acts: list[Act]) -> None:
+    for act, which, kind in acts:
+        getattr(world, f"_{act}")((CORRECTED, UNCHANGED, TYPED, SKIPPED)[which], kind)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.data())
+def test_look_after_look_label_studio_mends_it(data: st.DataObject) -> None:
+    """Only what changed is asked for, and it is all."""
+    world = World.after([])
+    with tempfile.TemporaryDirectory(dir=MEMORY) as folder:
+        log = CorrectionLog(Path(folder) / "corrections.sqlite")
+        log.serve(served_records())
+        for _ in range(data.draw(st.integers(2, 4))):
+            apply(world, data.draw(ACTS))
+            for event in data.draw(st.lists(st.sampled_from(world.events), max_size=3)) if world.events else []:
+                log.store(event)
+            assert reconcile(log, world.server.client(), [1, 21]).problem == ""
+        found = read_reviews(log, "description")
+        log.close()
+    assert found == dataset([], world.server)
 
 
 @settings(max_examples=200, deadline=None)
@@ -325,17 +347,75 @@ def test_a_project_that_shrinks_while_it_is_read_is_read_again(log: CorrectionLo
     assert [one.id for one in log.annotations()] == [2, 3, 4]
 
 
-def test_a_project_that_never_rests_is_told(log: CorrectionLog) -> None:
+# -- what a look costs ---------------------------------------------------------------------------------------------------------------------
+
+
+def looked_at(log: CorrectionLog, count: int = 5) -> FakeLabelStudio:
+    """Label Studio with tasks of an annotation each, a minute apart, once they were compared."""
+    server = FakeLabelStudio(page_limit=50)
+    made = [annotation(number=number, task=number) for number in range(1, count + 1)]
+    server.add(PROJECT, *[{**task(one, number=one["task"]), "updated_at": when(CREATED + 60 * one["task"])} for one in made])
+    assert reconcile(log, server.client(), [PROJECT]).annotations == count
+    server.asked.clear()
+    return server
+
+
+def bodies(server: FakeLabelStudio) -> list[str]:
+    """The tasks and annotations whose masks were asked for."""
+    return [path for path in (line.partition("?")[0] for line in server.asked) if "annotations/" in path]
+
+
+def test_where_nothing_changed_no_mask_is_asked_for(log: CorrectionLog) -> None:
+    server = looked_at(log)
+    assert reconcile(log, server.client(), [PROJECT]) == Reconciled(1, 0, 0)
+    assert bodies(server) == []
+    assert len(server.asked) == 3  # the projects, the project, the first tasks
+
+
+def test_of_what_changed_that_task_is_asked_for(log: CorrectionLog) -> None:
+    server = looked_at(log)
+    edited = server.tasks[PROJECT][2]
+    edited["annotations"][0] |= {"result": [], "updated_at": when(CREATED + 900)}
+    edited["updated_at"] = when(CREATED + 900)
+    assert reconcile(log, server.client(), [PROJECT]) == Reconciled(1, 1, 0)
+    assert bodies(server) == ["/api/tasks/3/annotations/"]
+
+
+def test_a_task_that_was_predicted_is_asked_for_once_and_is_no_news(log: CorrectionLog) -> None:
+    server = looked_at(log)
+    server.tasks[PROJECT][1] |= {"updated_at": when(CREATED + 900), "predictions": [{"id": 9}]}
+    for _ in range(2):
+        assert reconcile(log, server.client(), [PROJECT]) == Reconciled(1, 0, 0)
+    assert bodies(server) == ["/api/tasks/2/annotations/"]
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_a_deletion_that_leaves_no_time_behind_is_found_by_the_numbers(log: CorrectionLog, whole: bool) -> None:
+    server = looked_at(log)
+    if whole:
+        del server.tasks[PROJECT][3]
+    else:
+        server.tasks[PROJECT][3]["annotations"] = []
+    assert reconcile(log, server.client(), [PROJECT]) == Reconciled(1, 0, 1)
+    assert bodies(server) == ["/api/tasks/4/annotations/"]
+    assert [one.task for one in log.annotations()] == [1, 2, 3, 5]
+
+
+def test_what_leaves_no_trace_is_found_once_a_day(log: CorrectionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = looked_at(log)
+    server.tasks[PROJECT][0]["annotations"][0] |= {"result": [], "updated_at": when(CREATED + 900)}
+    assert reconcile(log, server.client(), [PROJECT]).annotations == 0
+    monkeypatch.setattr("backend.corrections.reconcile.DAY", 0.0)
+    assert reconcile(log, server.client(), [PROJECT]).annotations == 1
+
+
+def test_skipped_annotations_are_asked_for_by_number(log: CorrectionLog) -> None:
     server = FakeLabelStudio()
-    server.add(PROJECT, task(annotation()))
-
-    def restless(request: httpx.Request) -> httpx.Response:
-        answer = server(request)
-        body = answer.json()
-        return httpx.Response(200, json={**body, "task_number": 2}) if "task_number" in body else answer
-
-    found = reconcile(log, client_of(restless), [PROJECT])
-    assert found.problem == f"project {PROJECT}: it changed while it was read; it is compared again later"
+    both = [annotation(number=1, task=7), annotation(number=2, task=7, was_cancelled=True)]
+    server.add(PROJECT, {**task(*both, number=7), "updated_at": when(CREATED)})
+    assert reconcile(log, server.client(), [PROJECT]) == Reconciled(1, 2, 0)
+    assert bodies(server) == ["/api/tasks/7/annotations/", "/api/annotations/2/"]
+    assert {number: kind for number, (kind, _) in state(log).items()} == {1: "submitted", 2: "skipped"}
 
 
 # -- the client's lists --------------------------------------------------------------------------------------------------------------------

@@ -154,22 +154,36 @@ class CorrectionLog(LogFile):
         """The projects that events or pulls told of, and those that were served."""
         return [number for (number,) in self._read("SELECT id FROM projects UNION SELECT DISTINCT project FROM served ORDER BY 1")]
 
-    def reconcile(self, project: int, title: str, label_config: str, tasks: Sequence[Mapping[str, Any]], began: float) -> Pulled:
-        """Take over what Label Studio holds of a project, all or nothing: what it does not have is dropped, what it has comes back.
+    def reconcile(
+        self, project: int, title: str, label_config: str, tasks: Sequence[Mapping[str, Any]], began: float, gone: Sequence[int] = ()
+    ) -> Pulled:
+        """Take over what Label Studio holds of some tasks, all or nothing: annotations that they do not have are dropped, those that they
+        have come back.
 
         Args:
             project: its number, and its ``title`` and ``label_config``.
-            tasks: all of them, each with ``id``, ``data``, ``updated_at`` and its ``annotations`` in full.
-            began: ``position()`` when the pull began: what events told since then stands.
+            tasks: each with ``id``, all of its ``annotations`` in full, and ``data`` and ``updated_at`` if they are known.
+            began: ``position()`` before they were asked for: what events told since then stands.
+            gone: numbers of tasks that Label Studio does not have.
         """
         # first, and not with the lock: events and what is served are not to wait for it
         rows = project_rows(project, title, label_config, tasks)
         with self._writing() as connection:
-            pulled = apply_project(connection, rows, math.nextafter(began, math.inf), next_stamp(connection))
+            pulled = apply_project(connection, rows, gone, math.nextafter(began, math.inf), next_stamp(connection))
             for (current,) in connection.execute("SELECT label_config FROM projects WHERE id = ?", (project,)).fetchall():
                 note_config(connection, project, current, time.time())  # an event's, where one came since the pull began
             note_pulled(connection, project)
             return pulled
+
+    def annotation_counts(self, project: int) -> dict[int, int]:
+        """By task, how many annotations it has that are not deleted, skipped ones included."""
+        query = "SELECT task, count(*) FROM annotations WHERE project = ? AND state != 'deleted' GROUP BY task"
+        return dict(self._patiently(query, (project,)))
+
+    def compared(self, task: int) -> float | None:
+        """The time of a task's last change, seconds since 1970, when it was last compared with Label Studio; None if it never was."""
+        rows = self._patiently("SELECT updated FROM compared WHERE task = ?", (task,))
+        return float(rows[0][0]) if rows else None
 
     def drop(self, project: int, began: float) -> Pulled:
         """Let all of a project's tasks and annotations go but those that events told of since ``position()`` was ``began``."""

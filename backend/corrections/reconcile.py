@@ -1,21 +1,36 @@
-"""The log made equal to what Label Studio holds: its webhooks are sent once, and imported annotations send none."""
+"""The log made equal to what Label Studio holds: its webhooks are sent once, and imported annotations send none.
+
+A look costs what changed, not what there is. The annotated tasks are listed by their last change, newest first, as far back as the look
+before this one went, and the annotations of those that changed are asked for. A task's time changes with its predictions, too: one that was
+only predicted is found as it was. What leaves no such trace, a deletion above all, shows in the number of the project's annotations: then
+all annotated tasks are listed and compared by how many annotations each has. Once a day all are asked for. No prediction ever is: a
+project's take many times the room of its annotations.
+"""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from backend.corrections.log import CorrectionLog
 from backend.corrections.log_faults import LogError
-from backend.corrections.tables import Pulled
+from backend.corrections.tables import Pulled, instant
 from backend.errors import LabelStudioError, where
 from backend.label_studio.client import LabelStudio
 
 log = logging.getLogger(__name__)
 
-ATTEMPTS = 3
-"""How often a project is read anew because it changed meanwhile."""
+AT_ONCE = 50
+"""Tasks that are taken over together: their masks are in memory meanwhile."""
+MARGIN = 60.0
+"""Seconds before the newest change seen from which on tasks are asked for again: a change may be saved later than its time says."""
+DAY = 24 * 3600.0
+"""Seconds after which all tasks are compared whatever the numbers say."""
+NEWEST, COMPARED = "newest of", "compared"
+"""Marks of the log, by project: Label Studio's time of the newest change seen, and ours of the last whole comparison."""
 NO_KEY = (
     "annotations that came with imported tasks, and what Label Studio told while this server was away, are not seen; "
     "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
@@ -72,15 +87,94 @@ def _compare(corrections: CorrectionLog, label_studio: LabelStudio, number: int,
 
 
 def _pull(corrections: CorrectionLog, label_studio: LabelStudio, number: int) -> Pulled:
-    for _ in range(ATTEMPTS):
-        began = corrections.position()
-        project = label_studio.project(number)
-        tasks = [
-            {name: task.get(name) for name in ("id", "data", "updated_at", "annotations")}
-            for task in label_studio.tasks_with_annotations(number)
-        ]
-        count = project.get("task_number")
-        # where a task was deleted between two pages, the next one slipped from the second to the first
-        if not isinstance(count, int) or len(tasks) >= count:
-            return corrections.reconcile(number, str(project.get("title") or ""), project["label_config"], tasks, began)
-    raise LabelStudioError("it changed while it was read; it is compared again later")
+    look, now = _Look(corrections, label_studio, number), time.time()
+    if now - corrections.mark(f"{COMPARED} {number}") > DAY:
+        _compare_all(look, corrections, lambda task: True)
+        corrections.set_mark(f"{COMPARED} {number}", now)
+    else:
+        _compare_changed(look, corrections)
+        known = corrections.annotation_counts(number)
+        if sum(known.values()) != look.count:
+            _compare_all(look, corrections, lambda task: known.get(task["id"]) != count_of(task))
+    corrections.set_mark(f"{NEWEST} {number}", look.newest)
+    return Pulled(look.annotations, look.dropped)
+
+
+def _compare_changed(look: _Look, corrections: CorrectionLog) -> None:
+    """The tasks that changed since the last look, as far as that shows."""
+    since = corrections.mark(f"{NEWEST} {look.number}") - MARGIN
+    for task in look.listed():
+        changed = instant(task.get("updated_at"))
+        if changed < since:
+            break
+        if changed != corrections.compared(task["id"]):
+            look.compare(task)
+    look.fold()
+
+
+def _compare_all(look: _Look, corrections: CorrectionLog, is_doubtful: Callable[[Mapping[str, Any]], bool]) -> None:
+    """The annotated tasks that are doubtful, and those known ones that are not among the annotated."""
+    listed = set[int]()
+    for task in look.listed():
+        listed.add(task["id"])
+        if is_doubtful(task):
+            look.compare(task)
+    look.fold()
+    for lost in corrections.annotation_counts(look.number).keys() - listed:  # it is asked for itself: the list may have missed it
+        look.compare({"id": lost, "cancelled_annotations": 1})
+    look.fold()
+
+
+class _Look:
+    """A look at a project: tasks that are compared, some of them at a time.
+
+    ``annotations`` and ``dropped`` are those of all so far, ``newest`` is the latest time of a task that was listed, and ``count`` how many
+    annotations the project had when the look began, skipped ones included.
+    """
+
+    def __init__(self, corrections: CorrectionLog, label_studio: LabelStudio, number: int) -> None:
+        self._log, self._label_studio, self.number = corrections, label_studio, number
+        self._began = corrections.position()
+        self._project = label_studio.project(number)
+        self._tasks: list[dict[str, Any]] = []
+        self._gone: list[int] = []
+        self.count = _sum(self._project, "total_annotations_number", "skipped_annotations_number")
+        self.annotations = self.dropped = 0
+        self.newest = 0.0
+
+    def listed(self) -> Iterator[dict[str, Any]]:
+        """The project's annotated tasks, the last changed first."""
+        for task in self._label_studio.annotated_tasks(self.number):
+            self.newest = max(self.newest, instant(task.get("updated_at")))
+            yield task
+
+    def compare(self, task: Mapping[str, Any]) -> None:
+        """Ask for a task's annotations, to take them over with those of others."""
+        found = self._label_studio.annotations(self.number, task["id"], skipped=bool(task.get("cancelled_annotations")))
+        if found is None:
+            self._gone.append(task["id"])
+        else:
+            self._tasks.append({**{name: task.get(name) for name in ("id", "data", "updated_at")}, "annotations": found})
+        if len(self._tasks) + len(self._gone) == AT_ONCE:
+            self.fold()
+
+    def fold(self) -> None:
+        """Take over what was asked for so far."""
+        project = self._project
+        pulled = self._log.reconcile(
+            self.number, str(project.get("title") or ""), project["label_config"], self._tasks, self._began, self._gone
+        )
+        self.annotations += pulled.annotations
+        self.dropped += pulled.dropped
+        self._tasks, self._gone = [], []
+        self._began = self._log.position()
+
+
+def count_of(task: Mapping[str, Any]) -> int | None:
+    """How many annotations a listed task has, skipped ones included; None if that is not told."""
+    return _sum(task, "total_annotations", "cancelled_annotations")
+
+
+def _sum(of: Mapping[str, Any], *names: str) -> int | None:
+    numbers = [number for name in names if isinstance(number := of.get(name), int)]
+    return sum(numbers) if len(numbers) == len(names) else None

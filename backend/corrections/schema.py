@@ -82,6 +82,10 @@ CREATE TABLE IF NOT EXISTS parameters (
     project INTEGER PRIMARY KEY,
     body TEXT NOT NULL
 );
+CREATE TABLE IF NOT EXISTS compared (
+    task INTEGER PRIMARY KEY,
+    updated REAL NOT NULL
+);
 CREATE TABLE IF NOT EXISTS marks (
     name TEXT PRIMARY KEY,
     at REAL NOT NULL
@@ -94,7 +98,8 @@ CREATE INDEX IF NOT EXISTS tasks_by_change ON tasks (changed);
 is the task's data, ``tasks.task`` its own number; of what is deleted only the row is left, with the reason. ``digests`` are of the bodies
 of the tables ``kind``, and say nothing of a row whose ``changed`` is another: a release that did not know them wrote it. ``served.noted``
 is the stamp of the record, or nothing if an older release wrote it. ``parameters`` are a
-project's extra parameters as they hold now, in JSON, empty for none. ``marks`` are numbers that are kept under a name."""
+project's extra parameters as they hold now, in JSON, empty for none. ``compared`` has the time of a task's last change when it was last
+compared with Label Studio. ``marks`` are numbers that are kept under a name."""
 ADDED = "ALTER TABLE served ADD COLUMN noted REAL"
 """For a file that a release without the column made."""
 NOTED = "CREATE INDEX IF NOT EXISTS served_by_note ON served (noted)"

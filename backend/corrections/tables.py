@@ -35,6 +35,8 @@ KEPT = (
 AHEAD_SECONDS = 60.0
 """How far Label Studio's clock may be ahead of ours; a time beyond that was wrong, for an event is sent at once."""
 
+GONE = "Label Studio no longer has it"
+
 State = Literal["submitted", "skipped", "live", "deleted"]
 
 
@@ -216,10 +218,14 @@ class ProjectRows:
     label_config: str
     tasks: Sequence[_Row]
     annotations: Sequence[_Row]
+    whole: Sequence[int]
+    """The tasks of which ``annotations`` are all that there are."""
 
 
 def project_rows(project: int, title: str, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> ProjectRows:
-    """What Label Studio says of a project, as rows. To write out all of its masks takes long: it is not for a transaction."""
+    """What Label Studio says of a project and of some of its tasks, as rows. To write out their masks takes long: it is not for a
+    transaction.
+    """
     pulled_tasks = [row for raw in tasks if (row := _task({**raw, "project": project}, project))]
     pulled = [
         row
@@ -227,39 +233,55 @@ def project_rows(project: int, title: str, label_config: str, tasks: Sequence[Ma
         for entry in _listed(raw.get("annotations"))
         if (row := _annotation(entry, project, row_id(raw.get("id")))) is not None
     ]
-    return ProjectRows(project, title, label_config, pulled_tasks, pulled)
+    whole = [number for raw in tasks if isinstance(raw.get("annotations"), list) and (number := row_id(raw.get("id"))) is not None]
+    return ProjectRows(project, title, label_config, pulled_tasks, pulled, whole)
 
 
-def apply_project(connection: sqlite3.Connection, rows: ProjectRows, began: float, now: float) -> Pulled:
-    """Make the tables say what Label Studio says of a project, but for what events told since the pull ``began``."""
+def apply_project(connection: sqlite3.Connection, rows: ProjectRows, gone: Sequence[int], began: float, now: float) -> Pulled:
+    """Make the tables say what Label Studio says of some tasks of a project, and that it has none of the numbers ``gone``; but for what
+    events told since the pull ``began``.
+    """
     project = rows.project
     updated, changed = connection.execute("SELECT updated, changed FROM projects WHERE id = ?", (project,)).fetchone() or (0.0, 0.0)
     if changed < began:
         # the API does not say when a config was saved: the last time that is known stays
         _put_project(connection, project, rows.title, rows.label_config, updated, now)
-    _pull(connection, "tasks", project, rows.tasks, began, now)
-    return _pull(connection, "annotations", project, rows.annotations, began, now)
+    for row in rows.tasks:
+        _take(connection, "tasks", row, began, now)
+        connection.execute("INSERT OR REPLACE INTO compared (task, updated) VALUES (?, ?)", (row.id, row.updated))
+    taken = sum(_take(connection, "annotations", row, began, now) for row in rows.annotations)
+    dropped = sum(_bury_others(connection, project, task, rows.annotations, began, now) for task in (*rows.whole, *gone))
+    for task in gone:
+        [(changed, state)] = connection.execute("SELECT changed, state FROM tasks WHERE id = ?", (task,)).fetchall() or [(0.0, "")]
+        if changed < began and state:
+            _bury(connection, "tasks", task, project, now, GONE)
+    return Pulled(taken, dropped)
 
 
 def bury_project(connection: sqlite3.Connection, project: int, began: float, now: float) -> Pulled:
     """The same for a project that Label Studio no longer has."""
-    _pull(connection, "tasks", project, [], began, now)
-    return _pull(connection, "annotations", project, [], began, now)
+    dropped = 0
+    for table in ("tasks", "annotations"):
+        query = f"SELECT id FROM {table} WHERE project = ? AND state != 'deleted' AND changed < ?"
+        lost = connection.execute(query, (project, began)).fetchall()
+        for (number,) in lost:
+            _bury(connection, table, number, project, now, GONE)
+        dropped = len(lost)
+    return Pulled(0, dropped)
 
 
 def _listed(value: object) -> Iterator[Mapping[str, Any]]:
     yield from (entry for entry in value if isinstance(entry, dict)) if isinstance(value, list) else ()
 
 
-def _pull(connection: sqlite3.Connection, table: str, project: int, pulled: Sequence[_Row], began: float, now: float) -> Pulled:
-    """Take over the server's rows of a table, and bury the project's others."""
-    taken = sum(_take(connection, table, row, began, now) for row in pulled)
-    theirs = {row.id for row in pulled}
-    query = f"SELECT id FROM {table} WHERE project = ? AND state != 'deleted' AND changed < ?"
-    gone = [number for (number,) in connection.execute(query, (project, began)).fetchall() if number not in theirs]
-    for number in gone:
-        _bury(connection, table, number, project, now, "Label Studio no longer has it")
-    return Pulled(taken, len(gone))
+def _bury_others(connection: sqlite3.Connection, project: int, task: int, theirs: Sequence[_Row], began: float, now: float) -> int:
+    """Bury a task's annotations that are not among ``theirs``; how many."""
+    query = "SELECT id FROM annotations WHERE project = ? AND task = ? AND state != 'deleted' AND changed < ?"
+    kept = {row.id for row in theirs if row.task == task}
+    lost = [number for (number,) in connection.execute(query, (project, task, began)).fetchall() if number not in kept]
+    for number in lost:
+        _bury(connection, "annotations", number, project, now, GONE)
+    return len(lost)
 
 
 def _take(connection: sqlite3.Connection, table: str, row: _Row, began: float, now: float) -> bool:

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
+from urllib.parse import quote
 
 import httpx
 
@@ -143,6 +144,49 @@ class LabelStudio:
         path = f"/api/tasks/?project={project_id:d}&fields=all&resolve_uri=false"
         yield from self._entries(path, "tasks", "total", TASKS_A_PAGE)
 
+    def annotated_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
+        """A project's tasks that have annotations, skipped ones count, the last changed first; with their data and the numbers of their
+        annotations, but neither these nor predictions.
+
+        One that changes meanwhile may come twice, and none is missed for that. Raises LabelStudioError.
+        """
+        has_some = [_filter(f"{kind}_annotations", "greater", "Number", 0) for kind in ("total", "cancelled")]
+        query = {"filters": {"conjunction": "or", "items": has_some}, "ordering": ["-tasks:updated_at"]}
+        yield from self._entries(_tasks_path(project_id, query), "tasks", "total", TASKS_A_PAGE)
+
+    def annotations(self, project_id: int, task_id: int, skipped: bool) -> list[dict[str, Any]] | None:
+        """All annotations of a task in full, None if there is no such task; ``skipped``: there may be skipped ones, which take further
+        requests. Raises LabelStudioError.
+        """
+        path = f"/api/tasks/{task_id:d}/annotations/"
+        response = self._send("GET", path, timeout=LIST_TIMEOUT)
+        if response.status_code == 404:
+            return None
+        found = _content(response, path, self._personal)
+        if not isinstance(found, list) or not all(isinstance(entry, dict) and isinstance(entry.get("id"), int) for entry in found):
+            raise _unexpected(path)
+        known = {entry["id"] for entry in found}
+        more = [number for number in self._annotation_ids(project_id, task_id) if number not in known] if skipped else []
+        return found + [entry for number in more if (entry := self._annotation(number)) is not None]
+
+    def _annotation_ids(self, project_id: int, task_id: int) -> list[int]:
+        query = {
+            "filters": {"conjunction": "and", "items": [_filter("annotations_ids", "empty", "String", "false")]},
+            "selectedItems": {"all": False, "included": [task_id]},
+        }
+        texts = [str(entry.get("annotations_ids") or "") for entry in self._entries(_tasks_path(project_id, query), "tasks", "total", 1)]
+        return [int(number) for text in texts for number in text.split(",") if number.strip().isdecimal()]
+
+    def _annotation(self, annotation_id: int) -> dict[str, Any] | None:
+        path = f"/api/annotations/{annotation_id:d}/"
+        response = self._send("GET", path, timeout=LIST_TIMEOUT)
+        if response.status_code == 404:
+            return None
+        found = _content(response, path, self._personal)
+        if not isinstance(found, dict):
+            raise _unexpected(path)
+        return found
+
     def _entries(self, path: str, name: str, total: str, size: int) -> Iterator[dict[str, Any]]:
         """The entries of all pages of a list, each once."""
         seen: set[int] = set()
@@ -248,6 +292,16 @@ class LabelStudio:
         if not isinstance(access, str) or not access or not _TOKEN.fullmatch(access):
             raise _unexpected(path)
         return access
+
+
+def _filter(column: str, operator: str, kind: str, value: object) -> dict[str, object]:
+    """A filter of the Data Manager's."""
+    return {"filter": f"filter:tasks:{column}", "operator": operator, "type": kind, "value": value}
+
+
+def _tasks_path(project_id: int, query: object) -> str:
+    """The list of a project's tasks that the Data Manager would show for a query, their data as they were imported."""
+    return f"/api/tasks/?project={project_id:d}&resolve_uri=false&query={quote(json.dumps(query, separators=(',', ':')))}"
 
 
 def _content(response: httpx.Response, path: str, personal: bool) -> Any:
