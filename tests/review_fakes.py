@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from backend import brush
 from backend.corrections.log import CorrectionLog
 from backend.corrections.log_records import Served
-from backend.label_studio.client import LabelStudio
+from backend.label_studio.client import CUT_AT, LabelStudio
 from sam4mllm.run_lengths import from_rle, to_rle
 from tests.test_wire import RECORDED, requests
 
@@ -153,7 +153,7 @@ class FakeLabelStudio:
         number = int(path.removesuffix("/annotations/").rstrip("/").rpartition("/")[2])
         if not path.startswith("/api/projects/"):
             found = self._of_task(number) if path.endswith("/annotations/") else self._annotation(number)
-            return httpx.Response(404 if found is None else 200, json=found)
+            return self._invalid() if found is None else httpx.Response(200, json=found)
         if number not in self.projects:
             return httpx.Response(404, json={"detail": "Not found."})
         numbers = [self._counts(task) for task in self.tasks[number]]
@@ -179,8 +179,10 @@ class FakeLabelStudio:
         bare = [{name: value for name, value in task.items() if name not in ("annotations", "predictions")} for task in tasks]
         listed = [one | self._counts(task) for one, task in zip(bare, tasks, strict=True) if task["annotations"]]
         if "selectedItems" in query:
-            ids = {task["id"]: ",".join(str(one["id"]) for one in task["annotations"]) for task in tasks}
+            ids = {task["id"]: ",".join(str(one["id"]) for one in task["annotations"])[:CUT_AT] for task in tasks}
             return [{**one, "annotations_ids": ids[one["id"]]} for one in listed if one["id"] in query["selectedItems"]["included"]]
+        if query["ordering"] == ["tasks:id"]:
+            return sorted(listed, key=lambda one: int(one["id"]))
         assert query["ordering"] == ["-tasks:updated_at"]
         return sorted(listed, key=lambda one: str(one.get("updated_at")), reverse=True)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,7 +68,7 @@ class World:
         self.events.append(as_json({"action": action, "project": self.server.projects[project], **parts}))
 
     def _task(self, body: dict[str, Any]) -> tuple[int, dict[str, Any] | None]:
-        self.now += 1.5
+        self.now += 90  # more than what a look goes back behind the one before
         project = body["project"]["id"]
         return project, next((one for one in self.server.tasks[project] if one["id"] == body["task"]["id"]), None)
 
@@ -327,7 +328,7 @@ def test_where_none_of_our_projects_is_seen_nothing_is_dropped(log: CorrectionLo
     assert list(state(log)) == [1]
 
 
-def test_a_project_that_shrinks_while_it_is_read_is_read_again(log: CorrectionLog) -> None:
+def test_a_project_that_shrinks_while_it_is_read_loses_nothing(log: CorrectionLog) -> None:
     """The third task slips to the first page, which was read already."""
     server = FakeLabelStudio()
     server.add(PROJECT, *[task(annotation(number=number, task=number), number=number) for number in (1, 2, 3, 4)])
@@ -369,7 +370,7 @@ def test_where_nothing_changed_no_mask_is_asked_for(log: CorrectionLog) -> None:
     server = looked_at(log)
     assert reconcile(log, server.client(), [PROJECT]) == Reconciled(1, 0, 0)
     assert bodies(server) == []
-    assert len(server.asked) == 3  # the projects, the project, the first tasks
+    assert len(server.asked) == 4  # the projects, the project, the first tasks, the project
 
 
 def test_of_what_changed_that_task_is_asked_for(log: CorrectionLog) -> None:
@@ -397,7 +398,7 @@ def test_a_deletion_that_leaves_no_time_behind_is_found_by_the_numbers(log: Corr
     else:
         server.tasks[PROJECT][3]["annotations"] = []
     assert reconcile(log, server.client(), [PROJECT]) == Reconciled(1, 0, 1)
-    assert bodies(server) == ["/api/tasks/4/annotations/"]
+    assert bodies(server) == ["/api/tasks/4/annotations/", *([] if whole else ["/api/annotations/4/"])]
     assert [one.task for one in log.annotations()] == [1, 2, 3, 5]
 
 
@@ -416,6 +417,116 @@ def test_skipped_annotations_are_asked_for_by_number(log: CorrectionLog) -> None
     assert reconcile(log, server.client(), [PROJECT]) == Reconciled(1, 2, 0)
     assert bodies(server) == ["/api/tasks/7/annotations/", "/api/annotations/2/"]
     assert {number: kind for number, (kind, _) in state(log).items()} == {1: "submitted", 2: "skipped"}
+
+
+def test_a_skipped_annotation_that_no_list_shows_stays(log: CorrectionLog) -> None:
+    """Label Studio's counters may be wrong, and its list of a task's annotations leaves skipped ones out."""
+    server = looked_at(log)
+    home = server.tasks[PROJECT][1]
+    home["annotations"].append(annotation(number=77, task=2, was_cancelled=True))
+    home["updated_at"] = when(CREATED + 900)
+    assert reconcile(log, server.client(), [PROJECT]).annotations == 1
+
+    def miscounting(request: httpx.Request) -> httpx.Response:
+        answer = server(request)
+        body = answer.json()
+        for one in body.get("tasks", ()) if isinstance(body, dict) else ():
+            one["cancelled_annotations"] = 0
+        return httpx.Response(answer.status_code, json=body)
+
+    home["updated_at"] = when(CREATED + 1900)
+    assert reconcile(log, client_of(miscounting), [PROJECT]) == Reconciled(1, 0, 0)
+    assert 77 in state(log)
+    home["annotations"].pop()
+    home["updated_at"] = when(CREATED + 2900)
+    assert reconcile(log, client_of(miscounting), [PROJECT]) == Reconciled(1, 0, 1)
+
+
+def test_a_number_that_was_cut_is_no_number(log: CorrectionLog) -> None:
+    """The Data Manager cuts the list of a task's annotations after so many characters."""
+    numbers = [100, *range(1000, 1104)]  # of the hundred and first, "1" is left
+    server = FakeLabelStudio(page_limit=50)
+    many = [annotation(number=number, task=7, was_cancelled=True) for number in numbers]
+    server.add(PROJECT, task(*many, number=7), task(annotation(number=1, task=8), number=8))
+    assert reconcile(log, server.client(), [PROJECT]).problem == ""
+    assert state(log).keys() == {1, *numbers[:100]}
+    assert {one.id: one.task for one in log.annotations()}[1] == 8
+
+
+@pytest.mark.parametrize("answer", [httpx.Response(404, text="404 page not found"), httpx.Response(404, json=None)])
+def test_a_404_of_a_proxy_drops_nothing(log: CorrectionLog, answer: httpx.Response, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = looked_at(log)
+    monkeypatch.setattr("backend.corrections.reconcile.DAY", -1.0)
+
+    def proxy(request: httpx.Request) -> httpx.Response:
+        return answer if request.url.path.endswith("/annotations/") else server(request)
+
+    found = reconcile(log, client_of(proxy), [PROJECT])
+    assert (found.projects, found.dropped) == (0, 0)
+    assert "404" in found.problem
+    assert len(state(log)) == 5
+
+
+def test_one_task_that_is_refused_does_not_keep_the_others_from_it(log: CorrectionLog) -> None:
+    server = FakeLabelStudio(page_limit=50, failing="/api/tasks/3/")
+    server.add(PROJECT, *[task(annotation(number=number, task=number), number=number) for number in range(1, 6)])
+    found = reconcile(log, server.client(), [PROJECT])
+    assert "refused /api/tasks/3/" in found.problem
+    assert sorted(state(log)) == [1, 2, 4, 5]
+
+
+def test_a_config_that_an_event_told_between_two_folds_stands(log: CorrectionLog, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.corrections.reconcile.AT_ONCE", 1)
+    server = FakeLabelStudio(page_limit=50)
+    server.add(PROJECT, *[task(annotation(number=number, task=number), number=number) for number in range(1, 6)])
+    later = {"id": PROJECT, "label_config": CONFIG.replace("Dog", "Cat"), "updated_at": when(CREATED + 60)}
+
+    def meanwhile(request: httpx.Request) -> httpx.Response:
+        answer = server(request)
+        if request.url.path == "/api/tasks/3/annotations/":
+            server.projects[PROJECT] |= later
+            log.store({"action": "PROJECT_UPDATED", "project": server.projects[PROJECT]})
+        return answer
+
+    assert reconcile(log, client_of(meanwhile), [PROJECT]).problem == ""
+    assert log.config_texts(PROJECT)[-1] == later["label_config"]
+
+
+@pytest.mark.parametrize("ours", [True, False])
+def test_a_clock_that_was_ahead_keeps_no_change_from_being_found(log: CorrectionLog, ours: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    server = looked_at(log)
+    if ours:
+        with monkeypatch.context() as ahead:
+            ahead.setattr("backend.corrections.reconcile.time.time", lambda: time.time_ns() / 1e9 + 366 * 86_400)
+            reconcile(log, server.client(), [PROJECT])
+    else:
+        server.tasks[PROJECT][0]["updated_at"] = when(time.time() + 366 * 86_400)
+        reconcile(log, server.client(), [PROJECT])
+    edited = server.tasks[PROJECT][2]
+    edited["annotations"][0] |= {"result": [], "updated_at": when(time.time() + 1)}
+    edited["updated_at"] = when(time.time() + 1)
+    assert reconcile(log, server.client(), [PROJECT]).annotations == 1
+
+
+def test_a_page_that_came_already_does_not_end_the_list(log: CorrectionLog) -> None:
+    """Two tasks move to the front after the first page, so that the second page has the first one's tasks."""
+    server = looked_at(log, 6)
+    server.page_limit = 2
+    late = time.time()
+    for index in (5, 4, 1):
+        server.tasks[PROJECT][index]["annotations"][0] |= {"result": [], "updated_at": when(late + index)}
+        server.tasks[PROJECT][index]["updated_at"] = when(late + index)
+    bumped: list[int] = []
+
+    def bump(request: httpx.Request) -> httpx.Response:
+        answer = server(request)
+        if request.url.path == "/api/tasks/" and not bumped:
+            bumped.extend((0, 3))
+            for index in bumped:
+                server.tasks[PROJECT][index]["updated_at"] = when(late + 50 + index)
+        return answer
+
+    assert reconcile(log, client_of(bump), [PROJECT]).annotations == 3
 
 
 # -- the client's lists --------------------------------------------------------------------------------------------------------------------

@@ -180,6 +180,15 @@ class CorrectionLog(LogFile):
         query = "SELECT task, count(*) FROM annotations WHERE project = ? AND state != 'deleted' GROUP BY task"
         return dict(self._patiently(query, (project,)))
 
+    def annotations_of(self, task: int) -> list[int]:
+        """The numbers of a task's annotations that are not deleted, skipped ones among them."""
+        return [number for (number,) in self._patiently("SELECT id FROM annotations WHERE task = ? AND state != 'deleted'", (task,))]
+
+    def replace_mark(self, name: str, at: float) -> None:
+        """Keep a number under a name, also one smaller than before: a clock may have gone wrong."""
+        with self._writing() as connection:
+            connection.execute("INSERT OR REPLACE INTO marks (name, at) VALUES (?, ?)", (name, at))
+
     def compared(self, task: int) -> float | None:
         """The time of a task's last change, seconds since 1970, when it was last compared with Label Studio; None if it never was."""
         rows = self._patiently("SELECT updated FROM compared WHERE task = ?", (task,))

@@ -88,22 +88,26 @@ def _compare(corrections: CorrectionLog, label_studio: LabelStudio, number: int,
 
 def _pull(corrections: CorrectionLog, label_studio: LabelStudio, number: int) -> Pulled:
     look, now = _Look(corrections, label_studio, number), time.time()
-    if now - corrections.mark(f"{COMPARED} {number}") > DAY:
-        _compare_all(look, corrections, lambda task: True)
-        corrections.set_mark(f"{COMPARED} {number}", now)
-    else:
+    if 0 <= now - corrections.mark(f"{COMPARED} {number}") <= DAY:
         _compare_changed(look, corrections)
         known = corrections.annotation_counts(number)
-        if sum(known.values()) != look.count:
-            _compare_all(look, corrections, lambda task: known.get(task["id"]) != count_of(task))
-    corrections.set_mark(f"{NEWEST} {number}", look.newest)
+        if sum(known.values()) != look.count_again():
+            _compare_all(look, corrections, lambda task: known.get(task["id"]) != _count_of(task))
+    else:
+        _compare_all(look, corrections, lambda task: True)
+        corrections.replace_mark(f"{COMPARED} {number}", now)
+    look.fold()
+    if not look.shrank:
+        corrections.replace_mark(f"{NEWEST} {number}", min(look.newest, now))
+    if look.problem:
+        raise LabelStudioError(look.problem)
     return Pulled(look.annotations, look.dropped)
 
 
 def _compare_changed(look: _Look, corrections: CorrectionLog) -> None:
     """The tasks that changed since the last look, as far as that shows."""
     since = corrections.mark(f"{NEWEST} {look.number}") - MARGIN
-    for task in look.listed():
+    for task in look.listed(newest_first=True):
         changed = instant(task.get("updated_at"))
         if changed < since:
             break
@@ -115,42 +119,54 @@ def _compare_changed(look: _Look, corrections: CorrectionLog) -> None:
 def _compare_all(look: _Look, corrections: CorrectionLog, is_doubtful: Callable[[Mapping[str, Any]], bool]) -> None:
     """The annotated tasks that are doubtful, and those known ones that are not among the annotated."""
     listed = set[int]()
-    for task in look.listed():
+    for task in look.listed(newest_first=False):
         listed.add(task["id"])
         if is_doubtful(task):
             look.compare(task)
-    look.fold()
     for lost in corrections.annotation_counts(look.number).keys() - listed:  # it is asked for itself: the list may have missed it
-        look.compare({"id": lost, "cancelled_annotations": 1})
-    look.fold()
+        look.compare({"id": lost})
 
 
 class _Look:
     """A look at a project: tasks that are compared, some of them at a time.
 
-    ``annotations`` and ``dropped`` are those of all so far, ``newest`` is the latest time of a task that was listed, and ``count`` how many
-    annotations the project had when the look began, skipped ones included.
+    ``annotations`` and ``dropped`` are those of all so far, ``newest`` is the latest time of a task that was listed, and ``problem`` says
+    why one could not be compared. ``shrank``: annotations were deleted meanwhile, so that a list of tasks may have left one out.
     """
 
     def __init__(self, corrections: CorrectionLog, label_studio: LabelStudio, number: int) -> None:
         self._log, self._label_studio, self.number = corrections, label_studio, number
-        self._began = corrections.position()
-        self._project = label_studio.project(number)
         self._tasks: list[dict[str, Any]] = []
         self._gone: list[int] = []
-        self.count = _sum(self._project, "total_annotations_number", "skipped_annotations_number")
         self.annotations = self.dropped = 0
-        self.newest = 0.0
+        self.newest, self.problem, self.shrank = 0.0, "", False
+        self._began, self._count = corrections.position(), 0
+        self._project: dict[str, Any] | None = None
+        self._count = self.count_again() or 0
 
-    def listed(self) -> Iterator[dict[str, Any]]:
-        """The project's annotated tasks, the last changed first."""
-        for task in self._label_studio.annotated_tasks(self.number):
+    def count_again(self) -> int | None:
+        """How many annotations the project has now, skipped ones included; None if Label Studio does not say."""
+        self._project = self._label_studio.project(self.number)
+        count = _sum(self._project, "total_annotations_number", "skipped_annotations_number")
+        self.shrank |= count is not None and count < self._count
+        return count
+
+    def listed(self, newest_first: bool) -> Iterator[dict[str, Any]]:
+        """The project's annotated tasks."""
+        for task in self._label_studio.annotated_tasks(self.number, newest_first):
             self.newest = max(self.newest, instant(task.get("updated_at")))
             yield task
 
     def compare(self, task: Mapping[str, Any]) -> None:
-        """Ask for a task's annotations, to take them over with those of others."""
-        found = self._label_studio.annotations(self.number, task["id"], skipped=bool(task.get("cancelled_annotations")))
+        """Ask for a task's annotations, to take them over with those of others. One that is refused does not keep others from it."""
+        known = self._log.annotations_of(task["id"])
+        try:
+            found = self._label_studio.annotations(self.number, task["id"], known, skipped=bool(task.get("cancelled_annotations")))
+        except LabelStudioError as error:
+            if error.passing:
+                raise
+            self.problem = self.problem or str(error)
+            return
         if found is None:
             self._gone.append(task["id"])
         else:
@@ -159,18 +175,17 @@ class _Look:
             self.fold()
 
     def fold(self) -> None:
-        """Take over what was asked for so far."""
-        project = self._project
-        pulled = self._log.reconcile(
-            self.number, str(project.get("title") or ""), project["label_config"], self._tasks, self._began, self._gone
-        )
+        """Take over what was asked for so far, under the config that the project has now: one of before could replace an event's."""
+        project = self._project or self._label_studio.project(self.number)
+        title, config = str(project.get("title") or ""), project["label_config"]
+        pulled = self._log.reconcile(self.number, title, config, self._tasks, self._began, self._gone)
         self.annotations += pulled.annotations
         self.dropped += pulled.dropped
-        self._tasks, self._gone = [], []
+        self._tasks, self._gone, self._project = [], [], None
         self._began = self._log.position()
 
 
-def count_of(task: Mapping[str, Any]) -> int | None:
+def _count_of(task: Mapping[str, Any]) -> int | None:
     """How many annotations a listed task has, skipped ones included; None if that is not told."""
     return _sum(task, "total_annotations", "cancelled_annotations")
 

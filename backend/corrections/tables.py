@@ -260,14 +260,16 @@ def apply_project(connection: sqlite3.Connection, rows: ProjectRows, gone: Seque
 
 def bury_project(connection: sqlite3.Connection, project: int, began: float, now: float) -> Pulled:
     """The same for a project that Label Studio no longer has."""
-    dropped = 0
-    for table in ("tasks", "annotations"):
-        query = f"SELECT id FROM {table} WHERE project = ? AND state != 'deleted' AND changed < ?"
-        lost = connection.execute(query, (project, began)).fetchall()
-        for (number,) in lost:
-            _bury(connection, table, number, project, now, GONE)
-        dropped = len(lost)
-    return Pulled(0, dropped)
+    _bury_all(connection, "tasks", project, began, now)
+    return Pulled(0, _bury_all(connection, "annotations", project, began, now))
+
+
+def _bury_all(connection: sqlite3.Connection, table: str, project: int, began: float, now: float) -> int:
+    query = f"SELECT id FROM {table} WHERE project = ? AND state != 'deleted' AND changed < ?"
+    lost = connection.execute(query, (project, began)).fetchall()
+    for (number,) in lost:
+        _bury(connection, table, number, project, now, GONE)
+    return len(lost)
 
 
 def _listed(value: object) -> Iterator[Mapping[str, Any]]:

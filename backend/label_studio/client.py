@@ -11,7 +11,7 @@ import json
 import re
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -26,6 +26,8 @@ LIST_TIMEOUT = httpx.Timeout(120.0, connect=3.0)
 """A page of tasks holds all of their masks; and Label Studio may ask its backend, which it gives 100 s, before it answers."""
 TASKS_A_PAGE = 50
 PROJECTS_A_PAGE = 100
+CUT_AT = 500
+"""Characters after which the Data Manager cuts a text, in the middle of a number maybe (CHAR_LIMITS of its serializers)."""
 ACCESS_SECONDS = 300.0
 """What Label Studio gives an access token to live."""
 SPARE_SECONDS = 60.0
@@ -144,55 +146,55 @@ class LabelStudio:
         path = f"/api/tasks/?project={project_id:d}&fields=all&resolve_uri=false"
         yield from self._entries(path, "tasks", "total", TASKS_A_PAGE)
 
-    def annotated_tasks(self, project_id: int) -> Iterator[dict[str, Any]]:
-        """A project's tasks that have annotations, skipped ones count, the last changed first; with their data and the numbers of their
-        annotations, but neither these nor predictions.
-
-        One that changes meanwhile may come twice, and none is missed for that. Raises LabelStudioError.
+    def annotated_tasks(self, project_id: int, newest_first: bool) -> Iterator[dict[str, Any]]:
+        """A project's tasks that have annotations, skipped ones count, by number or the last changed first; with their data and the numbers
+        of their annotations, but neither these nor predictions. Raises LabelStudioError.
         """
         has_some = [_filter(f"{kind}_annotations", "greater", "Number", 0) for kind in ("total", "cancelled")]
-        query = {"filters": {"conjunction": "or", "items": has_some}, "ordering": ["-tasks:updated_at"]}
+        order = "-tasks:updated_at" if newest_first else "tasks:id"
+        query = {"filters": {"conjunction": "or", "items": has_some}, "ordering": [order]}
         yield from self._entries(_tasks_path(project_id, query), "tasks", "total", TASKS_A_PAGE)
 
-    def annotations(self, project_id: int, task_id: int, skipped: bool) -> list[dict[str, Any]] | None:
-        """All annotations of a task in full, None if there is no such task; ``skipped``: there may be skipped ones, which take further
-        requests. Raises LabelStudioError.
+    def annotations(self, project_id: int, task_id: int, known: Iterable[int], skipped: bool) -> list[dict[str, Any]] | None:
+        """All annotations of a task in full, None if there is no such task.
+
+        Label Studio's list of them leaves skipped ones out. They are asked for one by one: those that are ``known``, and with ``skipped``
+        those whose numbers the Data Manager gives. Raises LabelStudioError.
         """
         path = f"/api/tasks/{task_id:d}/annotations/"
-        response = self._send("GET", path, timeout=LIST_TIMEOUT)
-        if response.status_code == 404:
+        found = self._present(path)
+        if found is None:
             return None
-        found = _content(response, path, self._personal)
         if not isinstance(found, list) or not all(isinstance(entry, dict) and isinstance(entry.get("id"), int) for entry in found):
             raise _unexpected(path)
-        known = {entry["id"] for entry in found}
-        more = [number for number in self._annotation_ids(project_id, task_id) if number not in known] if skipped else []
-        return found + [entry for number in more if (entry := self._annotation(number)) is not None]
+        asked = {*known, *(self._annotation_ids(project_id, task_id) if skipped else ())} - {entry["id"] for entry in found}
+        alone = [self._present(f"/api/annotations/{number:d}/") for number in sorted(asked)]
+        return found + [entry for entry in alone if isinstance(entry, dict) and entry.get("task") == task_id]
 
     def _annotation_ids(self, project_id: int, task_id: int) -> list[int]:
         query = {
             "filters": {"conjunction": "and", "items": [_filter("annotations_ids", "empty", "String", "false")]},
             "selectedItems": {"all": False, "included": [task_id]},
         }
-        texts = [str(entry.get("annotations_ids") or "") for entry in self._entries(_tasks_path(project_id, query), "tasks", "total", 1)]
-        return [int(number) for text in texts for number in text.split(",") if number.strip().isdecimal()]
-
-    def _annotation(self, annotation_id: int) -> dict[str, Any] | None:
-        path = f"/api/annotations/{annotation_id:d}/"
-        response = self._send("GET", path, timeout=LIST_TIMEOUT)
-        if response.status_code == 404:
-            return None
-        found = _content(response, path, self._personal)
-        if not isinstance(found, dict):
+        path = _tasks_path(project_id, query)
+        texts = [str(entry.get("annotations_ids") or "") for entry in self._entries(path, "tasks", "total", 1)]
+        whole = [part for text in texts for part in (text.split(",") if len(text) < CUT_AT else text.split(",")[:-1]) if part]
+        if not all(part.strip().isdecimal() for part in whole):
             raise _unexpected(path)
-        return found
+        return [int(part) for part in whole]
+
+    def _present(self, path: str) -> Any:
+        """What a route answers, None if Label Studio itself says that there is no such thing: a proxy may answer 404, too."""
+        response = self._send("GET", path, timeout=LIST_TIMEOUT)
+        return None if _is_missing(response) else _content(response, path, self._personal)
 
     def _entries(self, path: str, name: str, total: str, size: int) -> Iterator[dict[str, Any]]:
         """The entries of all pages of a list, each once."""
         seen: set[int] = set()
+        received = 0
         for page in itertools.count(1):
             response = self._send("GET", f"{path}&page={page}&page_size={size}", timeout=LIST_TIMEOUT)
-            if page > 1 and response.status_code == 404:
+            if page > 1 and _is_missing(response):
                 return
             found = _content(response, path, self._personal)
             entries = found.get(name) if isinstance(found, dict) else None
@@ -201,8 +203,9 @@ class LabelStudio:
             new = [entry for entry in entries if entry["id"] not in seen]
             yield from new
             seen.update(entry["id"] for entry in new)
+            received += len(entries)  # what moved to the front meanwhile pushed others back: a page of known ones is not the end
             end = found.get(total)
-            if not new or (isinstance(end, int) and len(seen) >= end):
+            if not entries or (received >= end if isinstance(end, int) else not new):
                 return
 
     def predictions(self, task_id: int) -> list[dict[str, Any]]:
@@ -292,6 +295,14 @@ class LabelStudio:
         if not isinstance(access, str) or not access or not _TOKEN.fullmatch(access):
             raise _unexpected(path)
         return access
+
+
+def _is_missing(response: httpx.Response) -> bool:
+    """Whether Label Studio says 404, in its own way."""
+    try:
+        return response.status_code == 404 and isinstance(response.json(), dict) and "detail" in response.json()
+    except ValueError:
+        return False
 
 
 def _filter(column: str, operator: str, kind: str, value: object) -> dict[str, object]:

@@ -103,8 +103,8 @@ def write(
         mask = np.concatenate([owner, owner_now]) == owner_now[:, None]
         mask[:, len(owner) :] &= np.tri(len(owner_now), dtype=np.bool_)
         logits, cache = model.forward(scene, np.concatenate(fed), told + within, mask, np.flatnonzero(within >= asked), cache)
-        best = torch.log_softmax(logits, -1).max(-1)
-        tokens, chances, start = best.indices.tolist(), best.values.tolist(), 0
+        best = logits.max(-1)
+        tokens, chances, start = best.indices.tolist(), (best.values - logits.logsumexp(-1)).tolist(), 0
         for index in active:
             read = slice(start, start + 1 + len(lines[index].draft))
             kept = lines[index].take(tokens[read], chances[read], logits[read])
@@ -203,7 +203,7 @@ class _Answer:
 
     def _say(self, token: int, chance: float, logits: Tensor) -> int | None:
         if self._first is None:
-            self._first = logits.cpu()
+            self._first = logits.cpu().clone()  # of a pass of many tokens it would keep all
         self._logs.append(chance)
         self._finished = token in self._ends
         if self._finished:

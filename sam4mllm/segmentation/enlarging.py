@@ -46,7 +46,7 @@ class Enlarging:
         return on[:, :rows, :columns]
 
     def full(self, logits: Tensor) -> NDArray[np.bool_]:
-        """(H, W) bool of one mask's logits (h, w): what :func:`enlarge_plainly` gives, bit for bit."""
+        """(H, W) bool of one mask's logits (h, w): what :func:`enlarge_plainly` gives, but where rounding decides."""
         values = _without_padding(logits.float().cpu(), self).numpy()
         rows, columns = (_Taps.between(before, after) for before, after in zip(values.shape, self.size, strict=True))
         return _enlarge(values, rows, columns, self.threshold)
