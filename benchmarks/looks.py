@@ -50,7 +50,7 @@ class Server:
 
     def __call__(self, request: httpx.Request) -> httpx.Response:
         found = self._answer(request.url.path, request.url.params)
-        answer = httpx.Response(200 if found is not None else 404, json=found)
+        answer = httpx.Response(404, json={"detail": "Not found."}) if found is None else httpx.Response(200, json=found)
         self.sent += len(answer.content)
         return answer
 
