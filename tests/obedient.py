@@ -44,7 +44,7 @@ class ObedientSegmenter:
 
 
 def _obey(masks: Masks, prompt: Prompt) -> Masks:
-    mask = masks.masks[int(masks.predicted_iou.argmax())].copy()
+    mask = masks.mask(masks.best).copy()
     if len(prompt.labels) and prompt.box_px is not None:
         reach = REACH * np.sqrt(np.prod(prompt.box_px[2:] - prompt.box_px[:2]))
         left, top = np.maximum(prompt.points_px.min(0) - reach, 0).astype(int)

@@ -475,6 +475,21 @@ def test_one_task_that_is_refused_does_not_keep_the_others_from_it(log: Correcti
     assert sorted(state(log)) == [1, 2, 4, 5]
 
 
+def test_what_was_refused_is_asked_for_again(log: CorrectionLog) -> None:
+    """An edit, which no number tells of, and later ones beside it."""
+    server = looked_at(log)
+    for number, moment in ((2, 900), (4, 1900)):
+        edited = server.tasks[PROJECT][number - 1]
+        edited["annotations"][0] |= {"result": [], "updated_at": when(CREATED + moment)}
+        edited["updated_at"] = when(CREATED + moment)
+    server.failing = "/api/tasks/2/"
+    assert "refused" in reconcile(log, server.client(), [PROJECT]).problem
+    server.failing = ""
+    server.asked.clear()
+    assert reconcile(log, server.client(), [PROJECT]) == Reconciled(1, 1, 0)
+    assert bodies(server) == ["/api/tasks/2/annotations/"]
+
+
 def test_a_config_that_an_event_told_between_two_folds_stands(log: CorrectionLog, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("backend.corrections.reconcile.AT_ONCE", 1)
     server = FakeLabelStudio(page_limit=50)

@@ -97,7 +97,7 @@ def _pull(corrections: CorrectionLog, label_studio: LabelStudio, number: int) ->
         _compare_all(look, corrections, lambda task: True)
         corrections.replace_mark(f"{COMPARED} {number}", now)
     look.fold()
-    if not look.shrank:
+    if not look.shrank and not look.problem:  # else the next look goes as far back; what was compared is not asked for again
         corrections.replace_mark(f"{NEWEST} {number}", min(look.newest, now))
     if look.problem:
         raise LabelStudioError(look.problem)

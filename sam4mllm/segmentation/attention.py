@@ -9,7 +9,7 @@ dimensions of the query, and the key's own row and column as ones among zeros in
     key    [ k         | 0 … 1 … 0 | 0 … 1 … 0  ]
 
 A processor pays for each further dimension. There the matrix is written after all, some queries of one head at a time, so that it stays in
-the processor's cache: of 2,304 tokens in 0.6 of the fused attention's time, of the 4,096 of SAM's ViT-H in 0.75.
+the processor's cache.
 """
 
 from __future__ import annotations
