@@ -25,9 +25,9 @@ from transformers import AutoConfig
 from sam4mllm.checkpoints import FAULTS
 from sam4mllm.errors import ModelError
 from sam4mllm.fitting import QUANTISATIONS, Demand
+from sam4mllm.grounding.asking import MAX_ROW
 from sam4mllm.grounding.copying import COPIES_AT_ONCE, LINEAR, keeps_states
 from sam4mllm.grounding.families import resolve
-from sam4mllm.grounding.mllm import MAX_ROW
 from sam4mllm.grounding.windows import window_of
 from sam4mllm.options import AUTO, Precision, QuantizeName
 from sam4mllm.precision import QUANTISED, describe, torch_dtype

@@ -38,6 +38,7 @@ from sam4mllm.grounding.nobody import is_nobody
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
+from sam4mllm.lockstep import AskPoints, Locate, Walk, ask_points, locate, walk_alone, walk_together
 from sam4mllm.options import (
     BY_CONCEPT,
     AskedStrategy,
@@ -70,6 +71,17 @@ class Opened:
     def nbytes(self) -> int:
         """What a cache should count for it."""
         return self.scene.nbytes + self.embedding.nbytes + self.image.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What is asked of an opened image: the arguments of ``Pipeline.segment``."""
+
+    opened: Opened
+    phrases: Sequence[str]
+    strategy: Strategy | None = None
+    clicks: Clicks | None = None
+    threshold: float | None = None
 
 
 class Versioned(Protocol):
@@ -202,21 +214,38 @@ class Pipeline:
         Raises:
             ImageError, PhraseError, ModelError: with one line on what to do; the last of a strategy that cannot be done here.
         """
+        options, cleaned = self._read(phrases, strategy, threshold)
+        opened = image if isinstance(image, Opened) else self.open(image)
+        seconds = dict(opened.seconds) if not isinstance(image, Opened) else {}
+        return walk_alone(self.grounder, self._walk(opened, cleaned, options, clicks, seconds))
+
+    def segment_each(self, asked: Sequence[Asked]) -> list[list[Segmentation] | Exception]:
+        """As ``segment`` for each of several images, whose questions to the MLLM share passes: its answer, or what it raises."""
+
+        def walk(one: Asked) -> Walk[list[Segmentation]]:
+            options, cleaned = self._read(one.phrases, one.strategy, one.threshold)
+            return (yield from self._walk(one.opened, cleaned, options, one.clicks, {}))
+
+        return walk_together(self.grounder, [walk(one) for one in asked])
+
+    def _read(self, phrases: Sequence[str], strategy: Strategy | None, threshold: float | None) -> tuple[Options, list[str]]:
+        """The options of a call, and its phrases. Raises PhraseError or ModelError."""
         options = self.options if strategy is None else replace(self.options, strategy=self.resolve(strategy))
         options = options if threshold is None else replace(options, threshold=threshold)
         if isinstance(phrases, str):
             raise PhraseError("phrases is a list of phrases, not one text; write [phrase]")
-        cleaned = [check_phrase(phrase) for phrase in phrases]
-        opened = image if isinstance(image, Opened) else self.open(image)
-        seconds = dict(opened.seconds) if not isinstance(image, Opened) else {}
+        return options, [check_phrase(phrase) for phrase in phrases]
 
-        groundings = self._locate(opened, cleaned, options, seconds) if cleaned else []
+    def _walk(
+        self, opened: Opened, cleaned: Sequence[str], options: Options, clicks: Clicks | None, seconds: dict[str, float]
+    ) -> Walk[list[Segmentation]]:
+        """The method for one image; each ``yield from`` is a question to the MLLM."""
+        groundings = (yield from self._locate(opened, cleaned, options, seconds)) if cleaned else []
         targets = [merge(grounding, clicks) for grounding in groundings]
         if not cleaned and clicks is not None:
             groundings, targets = [_nothing("")], [merge(_nothing(""), clicks)]
         if cleaned and self._asks_points(options.strategy):
-            with _timed(seconds, "points"):
-                targets = self._question(opened, groundings, targets)
+            targets = yield from self._question(opened, groundings, targets, seconds)
         calibration = self.calibration
         with _timed(seconds, "segmenter"):
             # what is pointed at is there; and who points waits for the mask, so that what only the score wants is left undrawn
@@ -239,21 +268,20 @@ class Pipeline:
             for grounding, found in zip(groundings, instances, strict=True)
         ]
 
-    def _locate(self, opened: Opened, phrases: Sequence[str], options: Options, seconds: dict[str, float]) -> list[Grounding]:
+    def _locate(self, opened: Opened, phrases: Sequence[str], options: Options, seconds: dict[str, float]) -> Walk[list[Grounding]]:
         """Where the phrases are, by the MLLM, by the segmenter, or by both."""
         finder, threshold = self._finder, options.threshold
         if options.strategy == "concept" and finder is not None:
             with _timed(seconds, "segmenter"):
                 return candidates.find(finder, opened.embedding, phrases, threshold)
-        with _timed(seconds, "box"):
-            told = self.grounder.ground(opened.scene, phrases, _QUESTIONS.get(options.strategy, "box"))
+        told = yield from locate(Locate(opened.scene, phrases, _QUESTIONS.get(options.strategy, "box"), seconds))
         if any(one.boxless for one in told):
             with _timed(seconds, "segmenter"):
                 stand = options.strategy != "choose" and not self._asks_points(options.strategy)
                 told = draw_first(self.segmenter, opened.embedding, told, stand)
+        if options.strategy != "choose" or finder is None:
+            return told
         with _timed(seconds, "box"):
-            if options.strategy != "choose" or finder is None:
-                return told
             heads = candidates.find_heads(self.grounder, opened.scene, phrases)
         with _timed(seconds, "segmenter"):
             return candidates.choose(finder, opened.embedding, told, heads, threshold)
@@ -261,44 +289,50 @@ class Pipeline:
     def _asks_points(self, strategy: AskedStrategy) -> bool:
         return strategy == "pqpp" or (strategy in ("reason", "choose") and self.learned)
 
-    def _question(self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[PromptTarget]]) -> list[list[PromptTarget]]:
+    def _question(
+        self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[PromptTarget]], seconds: dict[str, float]
+    ) -> Walk[list[list[PromptTarget]]]:
         """Put points in every box of every phrase to the MLLM, each round in one pass, and keep the sure answers."""
         asked: list[tuple[Grounding, int]] = []
         for grounding, found in zip(groundings, targets, strict=True):
             said = [target for target in found if _is_of_phrase(target)]
             known = replace(grounding, boxes_px=np.array([target.box_px for target in said], np.float32).reshape(-1, 4))
             asked += [(known, index) for index, target in enumerate(said) if _is_asked(target)]
-        answers = iter(self._ask_pattern(opened, asked))
+        answers = iter((yield from self._ask_pattern(opened, asked, seconds)))
         return [[self._keep(target, next(answers)) if _is_asked(target) else target for target in found] for found in targets]
 
-    def _ask_pattern(self, opened: Opened, asked: Sequence[tuple[Grounding, int]]) -> list[Answers]:
+    def _ask_pattern(self, opened: Opened, asked: Sequence[tuple[Grounding, int]], seconds: dict[str, float]) -> Walk[list[Answers]]:
         """The answers about points in each box of ``asked``, a grounding and which of its boxes."""
         boxes, count = [grounding.boxes_px[index] for grounding, index in asked], self.options.points
         # a reviewer's clicks decide none of these masks: if they moved the points, each click would cost the MLLM's time, too
         bare = [PromptTarget(box, 1.0) for box in boxes]
 
-        def ask(points: list[NDArray[np.float32]]) -> list[Answers]:
+        def ask(points: list[NDArray[np.float32]]) -> Walk[list[Answers]]:
             inquiries = [Inquiry(*one, points_px) for one, points_px in zip(asked, points, strict=True)]
-            said = self.grounder.ask(opened.scene, inquiries, joint=bool(self.options.joint))
+            said = yield from ask_points(AskPoints(opened.scene, inquiries, bool(self.options.joint), seconds))
             return [Answers(points_px, heed(one.inside, one.mass)) for points_px, one in zip(points, said, strict=True)]
 
         match self.options.pattern:
             case "interior":
-                drawn = self._drawing.masks(opened.embedding, bare)
-                return ask([interior(box, mask, count) for box, mask in zip(boxes, drawn, strict=True)])
+                with _timed(seconds, "points"):
+                    drawn = self._drawing.masks(opened.embedding, bare)
+                return (yield from ask([interior(box, mask, count) for box, mask in zip(boxes, drawn, strict=True)]))
             case "unsure":
-                first = ask([spread(box, count // 2) for box in boxes])
-                second = ask([unsure(box, known, count - count // 2) for box, known in zip(boxes, first, strict=True)])
+                first = yield from ask([spread(box, count // 2) for box in boxes])
+                second = yield from ask([unsure(box, known, count - count // 2) for box, known in zip(boxes, first, strict=True)])
                 return [known.and_then(later) for known, later in zip(first, second, strict=True)]
             case "second-look":
-                first = ask([spread(box, count) for box in boxes])
+                first = yield from ask([spread(box, count) for box in boxes])
                 known_so_far = [self._keep(target, known) for target, known in zip(bare, first, strict=True)]
-                drawn = self._drawing.masks(opened.embedding, known_so_far)
+                with _timed(seconds, "points"):
+                    drawn = self._drawing.masks(opened.embedding, known_so_far)
                 doubted = [disputed(known, mask) for known, mask in zip(first, drawn, strict=True)]
-                second = ask([beside(box, known.points_px[which]) for box, known, which in zip(boxes, first, doubted, strict=True)])
+                second = yield from ask(
+                    [beside(box, known.points_px[which]) for box, known, which in zip(boxes, first, doubted, strict=True)]
+                )
                 return [settle(known, which, again.inside) for known, which, again in zip(first, doubted, second, strict=True)]
             case "spread":
-                return ask([spread(box, count) for box in boxes])
+                return (yield from ask([spread(box, count) for box in boxes]))
 
     def _keep(self, target: PromptTarget, answers: Answers) -> PromptTarget:
         kept, labels = select(answers.inside, self.options.thresholds)

@@ -19,11 +19,13 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from backend.batch import shards, work
-from backend.batch.run import Nowhere, Pusher, Tally, local_stages, run
+from backend.batch.folder import FolderSource, FolderWork
+from backend.batch.run import Nowhere, Pusher, Tally, run
 from backend.batch.shards import BatchPlan, read_shard, run_batch
+from backend.batch.steps import local_stages
 from backend.batch.store import opened
 from backend.batch.view import View, duration
-from backend.batch.work import BatchTask, FolderSource, ProjectSource, ProjectWork, Shard
+from backend.batch.work import BatchTask, ProjectSource, ProjectWork, Shard
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError, FetchError, LabelStudioError
 from backend.label_studio import push as pushing
@@ -390,7 +392,7 @@ def test_ray_gives_the_same(tmp_path: Path, ray: Any) -> None:
     write_pictures(tmp_path / "pictures", 9)
     (tmp_path / "pictures" / "broken.png").write_bytes(b"no picture")
     given = settings(tmp_path)
-    asked = work.FolderWork(given, tmp_path / "pictures")
+    asked = FolderWork(given, tmp_path / "pictures")
 
     def results(name: str, make: Callable[[FolderSource], tuple[str, Any]]) -> tuple[str, dict[int, object], dict[str, int]]:
         source = FolderSource(tmp_path / "pictures", Shard(), ("the left cup", "the moon"))

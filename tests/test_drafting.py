@@ -75,6 +75,7 @@ class Scripted:
         mask: NDArray[np.bool_],
         keep: NDArray[np.int64],
         cache: Any = None,
+        of: Any = None,
     ) -> tuple[Tensor, Any]:
         self.passes += 1
         known = [*(cache or []), *zip(ids.tolist(), offsets.tolist(), strict=True)]

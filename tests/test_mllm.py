@@ -133,7 +133,7 @@ def test_long_rows_are_split_with_the_same_result(grounder: MllmGrounder, monkey
     scene = grounder.open(picture(9))
     questions = [inquiry("the left cup", [[5, 5, 60, 80], [20, 30, 85, 110]], index, 6) for index in (0, 1, 0)]
     whole = [grounder.ask(scene, questions, joint=joint) for joint in (False, True)]
-    monkeypatch.setattr("sam4mllm.grounding.mllm.MAX_ROW", 10)
+    monkeypatch.setattr("sam4mllm.grounding.asking.MAX_ROW", 10)
     split = [grounder.ask(scene, questions, joint=joint) for joint in (False, True)]
     for one, other in zip([*whole[0], *whole[1]], [*split[0], *split[1]], strict=True):
         assert_same(one, other, 1e-5)

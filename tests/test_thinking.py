@@ -195,6 +195,7 @@ class Script:
         mask: NDArray[np.bool_],
         keep: NDArray[np.int64],
         cache: Any = None,
+        of: Any = None,
     ) -> tuple[Tensor, Any]:
         """Logits of which the next character's is the greatest; a row is of the question whose first token it sees."""
         if cache is None:

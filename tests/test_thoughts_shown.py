@@ -8,7 +8,8 @@ from dataclasses import replace
 
 import pytest
 
-from backend.batch.work import BatchTask, _example
+from backend.batch.folder import _example
+from backend.batch.work import BatchTask
 from backend.images.store import LoadedImage
 from sam4mllm.cli import predict
 from sam4mllm.data.example_fields import check_fields

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from backend.batch.run import Stages
+from backend.batch.steps import IMAGES_A_STEP, Loaded, Pace, Stages, answer_step
 from backend.batch.work import Answered, BatchTask, TaskResult, Work, failed
 from backend.corrections.log_records import Served
 from backend.errors import BatchError
@@ -66,15 +66,12 @@ class Model:
         if own != version:
             raise BatchError(f"a worker has the version {own} and another {version}; give all the same models and SAM4MLLM_HOME")
 
-    def __call__(self, row: Row) -> Row:
-        job = _job(row)
-        if row["reason"]:
-            return _row(TaskResult(job, None, row["reason"], row["message"]))
-        pixels = np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], 3).copy()
-        try:
-            return _row(TaskResult(job, self._answer(self._pipeline, job, LoadedImage(pixels, row["sha256"]), row["seconds"])))
-        except Exception as error:
-            return _row(failed(job, error))
+    def __call__(self, table: Any) -> Any:
+        """A step's rows, as a table of pyarrow: numpy's arrays would cut the zeros off a picture's end."""
+        step = [_loaded(row) for row in table.to_pylist()]
+        pace = Pace()
+        rows = [_row(outcome) for outcome in answer_step(self._pipeline, step, self._answer, pace)]
+        return type(table).from_pylist(rows)
 
 
 def ray_stages(load: Callable[[], Pipeline], settings: Settings, work: Work) -> tuple[str, Stages]:
@@ -114,8 +111,10 @@ def ray_stages(load: Callable[[], Pipeline], settings: Settings, work: Work) -> 
                 compute=data.ActorPoolStrategy(min_size=1, max_size=max(1, cpus - actors)),
                 num_cpus=0.25,
             )
-            answered = loaded.map(
+            answered = loaded.map_batches(
                 Model,
+                batch_size=IMAGES_A_STEP,
+                batch_format="pyarrow",
                 fn_constructor_args=[load, settings, work, version],
                 compute=data.ActorPoolStrategy(min_size=1, max_size=actors),
                 **models,
@@ -143,6 +142,14 @@ def _told(error: Exception) -> BatchError:
 def _job(row: Row) -> BatchTask:
     number, data = json.loads(row["job"])
     return BatchTask(number, data)
+
+
+def _loaded(row: Row) -> Loaded:
+    job = _job(row)
+    if row["reason"]:
+        return Loaded(job, outcome=TaskResult(job, None, row["reason"], row["message"]))
+    pixels = np.frombuffer(row["pixels"], np.uint8).reshape(row["height"], row["width"], 3).copy()
+    return Loaded(job, LoadedImage(pixels, row["sha256"]), row["seconds"])
 
 
 def _row(outcome: TaskResult) -> Row:

@@ -9,24 +9,24 @@ import json
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from backend.batch.run import Pusher, ServedLog, Stages, Tally, local_stages, run
+from backend.batch.run import Pusher, ServedLog, Tally, run
 from backend.batch.shards import TASKS_A_PART, WHOLE, open_project, results_of
+from backend.batch.steps import Stages, local_stages
 from backend.batch.store import opened
-from backend.batch.work import Answer, BatchTask, Load, Piece, ProjectSource, ProjectWork, TaskResult
+from backend.batch.work import BatchTask, Load, ProjectSource, ProjectWork, TaskAnswerer, TaskResult
 from backend.errors import BatchError, DeadlineError, LabelStudioError, NotReadyError, QueueFullError, where
 from backend.serving.answerer import Answerer
 from backend.serving.engine import Engine
 from backend.serving.leases import Lease, Leases
 from backend.serving.predictor import Images
-from backend.serving.served_records import ServedAnswer
 from backend.settings import Settings
 from backend.support.metrics import Metrics
 from sam4mllm.durable import replace_file
@@ -35,9 +35,13 @@ from sam4mllm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
+R = TypeVar("R")
+
 STATES_FILE = "runs.json"
 PAUSE_SECONDS = 2.0
 """Before a busy or paused engine is asked again."""
+STEP_SECONDS = 0.5
+"""Of the models that several pictures may take in one turn: an annotator who asks meanwhile waits so long."""
 TURN_SECONDS = 86_400.0
 """How long a task may wait for the models: annotators go first, however many they are."""
 RUNNING = ("running", "stopping")
@@ -184,7 +188,7 @@ class BulkRuns:
         return self._serving in ("", version)
 
     def _stages(self, pipeline: Pipeline, work: ProjectWork, source: ProjectSource, stop: threading.Event) -> Stages:
-        inner = local_stages(pipeline, _Queued(work, self._engine, self._answerer, self._images, stop), source)
+        inner = local_stages(pipeline, _Queued(work, self._engine, self._answerer, self._images, stop), source, STEP_SECONDS)
 
         def stages(jobs: Iterator[BatchTask]) -> Iterator[TaskResult]:
             with closing(inner(jobs)) as outcomes:  # type: ignore[type-var]
@@ -229,10 +233,10 @@ class _Queued:
     def loader(self) -> Load:
         return self.work.load_from(self.images)
 
-    def answerer(self) -> Answer:
+    def answerer(self) -> TaskAnswerer:
         return self.work.answer_by(self.shared, self.images, self._in_turn)
 
-    def _in_turn(self, piece: Piece) -> tuple[bytes, list[ServedAnswer]]:
+    def _in_turn(self, piece: Callable[[], R], /) -> R:
         while True:
             try:
                 with self.engine.place(interactive=False):

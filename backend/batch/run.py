@@ -11,31 +11,24 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
+from backend.batch.steps import Stages
 from backend.batch.store import Store, read_part
-from backend.batch.work import BatchTask, TaskResult, TaskSource, Work, failed
+from backend.batch.work import BatchTask, TaskResult, TaskSource, Work
 from backend.corrections.log_records import Served
-from backend.errors import FetchError, LabelStudioError
-from backend.images.store import LoadedImage
+from backend.errors import FetchError
 from backend.label_studio.client import LabelStudio
 from backend.label_studio.push import TASKS_A_PUSH, Pushed, drop_repeated, patiently, push
-from sam4mllm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
 
-LOADERS = 4
-"""Images that are fetched and decoded ahead of the models; at the largest size 150 MB apiece."""
 LISTED_AHEAD = 1000
 """Tasks that are listed ahead; their data may hold a picture each."""
-
-Stages = Callable[[Iterator[BatchTask]], Iterator[TaskResult]]
-"""From tasks to what becomes of them, in any order."""
 
 
 class ServedLog(Protocol):
@@ -301,47 +294,3 @@ class Feed:
             with suppress(queue.Full):
                 self._queue.put(found, timeout=0.5)
                 return
-
-
-def local_stages(pipeline: Pipeline, work: Work, source: TaskSource) -> Stages:
-    """Images ahead in threads, the models in the caller's."""
-    load, answer = work.loader(), work.answerer()
-
-    def loaded(job: BatchTask) -> tuple[LoadedImage, float]:
-        began = time.perf_counter()
-        try:
-            image = load(job)
-        except FetchError:
-            if not source.check():
-                raise
-            image = load(job)
-        return image, time.perf_counter() - began
-
-    def stages(jobs: Iterator[BatchTask]) -> Iterator[TaskResult]:
-        pool = ThreadPoolExecutor(LOADERS, "load")
-        pending: dict[Future[tuple[LoadedImage, float]], BatchTask] = {}
-        try:
-            while True:
-                while len(pending) < LOADERS and (job := next(jobs, None)) is not None:
-                    pending[pool.submit(loaded, job)] = job
-                if not pending:
-                    return
-                done = wait(pending, return_when=FIRST_COMPLETED).done
-                future = next(future for future in pending if future in done)
-                yield _outcome(pipeline, pending.pop(future), future, answer)
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
-
-    return stages
-
-
-def _outcome(pipeline: Pipeline, job: BatchTask, future: Future[tuple[LoadedImage, float]], answer: Any) -> TaskResult:
-    try:
-        image, seconds = future.result()
-        began = time.perf_counter()
-        answered = answer(pipeline, job, image, seconds)
-        return TaskResult(job, answered, seconds=time.perf_counter() - began)
-    except LabelStudioError:
-        raise  # from the source: it holds for all tasks
-    except Exception as error:
-        return failed(job, error)

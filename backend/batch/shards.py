@@ -16,11 +16,13 @@ from typing import Any
 
 import psutil
 
+from backend.batch.folder import FolderSource, FolderWork
 from backend.batch.models import load_serving
-from backend.batch.run import Nowhere, Pusher, Sink, Stages, Tally, local_stages, run
+from backend.batch.run import Nowhere, Pusher, Sink, Tally, run
+from backend.batch.steps import Stages, local_stages
 from backend.batch.store import Store, opened
 from backend.batch.view import View
-from backend.batch.work import FolderSource, FolderWork, ProjectSource, ProjectWork, Shard, TaskSource, Work
+from backend.batch.work import ProjectSource, ProjectWork, Shard, TaskSource, Work
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError, ParametersError
 from backend.label_studio.backend_entry import own_url, pick_entry, read_entries, tidy

@@ -6,6 +6,7 @@ import gc
 import json
 import logging
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -28,9 +29,10 @@ from backend.support.demo_project import demo_notice
 from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
 from sam4mllm.edges import Edge, draw_edge
+from sam4mllm.errors import Sam4mllmError
 from sam4mllm.identity import digest_of
-from sam4mllm.options import Options
-from sam4mllm.pipeline import Opened, Pipeline
+from sam4mllm.options import Options, Strategy
+from sam4mllm.pipeline import Asked, Opened, Pipeline
 from sam4mllm.values import Instance, Segmentation
 
 log = logging.getLogger(__name__)
@@ -85,6 +87,21 @@ def bulk_question(task: Task, config: LabelConfig, phrase_field: str, parameters
     return Question(task, config, tuple(asked), Pointed(), False, parameters)
 
 
+@dataclass(frozen=True)
+class _Finding:
+    """What a finding depends on."""
+
+    version: str
+    sha256: str
+    phrases: tuple[str, ...]
+    strategy: Strategy | None
+    threshold: float | None
+
+    @classmethod
+    def of(cls, pipeline: Pipeline, image: LoadedImage, phrases: Sequence[str], how: Parameters) -> _Finding:
+        return cls(pipeline.version, image.sha256, tuple(phrases), how.strategy, how.threshold)
+
+
 class Answerer:
     """Answers questions by a pipeline, and keeps the images it took in. For one thread at a time."""
 
@@ -94,6 +111,7 @@ class Answerer:
         self._metrics = metrics
         self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(settings.cache_mb * 1024 * 1024, lambda opened: opened.nbytes)
         """Images taken in, by version and SHA-256."""
+        self._ahead: dict[_Finding, tuple[list[Segmentation], dict[str, float]]] = {}
 
     def answer(
         self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float, project: int | None
@@ -167,9 +185,12 @@ class Answerer:
     ) -> tuple[list[Segmentation], dict[str, float]]:
         """What is found, by phrase, and the seconds of each stage; the parameters' strategy and threshold go before the server's.
 
-        Where memory does not suffice for all phrases at once, no other image stays open and each phrase is asked by itself. Raises
-        TaskError if that is too much still.
+        What ``find_ahead`` has found is taken from there, once. Where memory does not suffice for all phrases at once, no other image
+        stays open and each phrase is asked by itself. Raises TaskError if that is too much still.
         """
+        ready = self._ahead.pop(_Finding.of(pipeline, image, phrases, parameters), None) if clicks is None else None
+        if ready is not None:
+            return ready
         try:
             return self._find_at_once(pipeline, image, phrases, clicks, parameters)
         except torch.cuda.OutOfMemoryError:
@@ -189,6 +210,37 @@ class Answerer:
         self.forget_images()
         raise TaskError(NO_ROOM)
 
+    def find_ahead(self, pipeline: Pipeline, asked: Sequence[tuple[LoadedImage, list[str], Parameters]]) -> bool:
+        """Find together what ``find`` will be asked for next: phrases in several images, whose questions to the MLLM share passes.
+
+        Kept until it is asked for, or until the next call. What fails is left to ``find``, which tells the reason; False if memory did not
+        suffice.
+        """
+        self._ahead = {}
+        began = time.perf_counter()
+        try:
+            opened = [self._open_or_none(pipeline, image) for image, _, _ in asked]
+            taken = [(one, *what) for one, what in zip(opened, asked, strict=True) if one is not None]
+            seconds = {"open": (time.perf_counter() - began) / max(1, len(taken))}
+            each = [Asked(one, phrases, how.strategy, None, how.threshold) for one, _, phrases, how in taken]
+            for (_, image, phrases, how), found in zip(taken, pipeline.segment_each(each), strict=True):
+                if isinstance(found, torch.cuda.OutOfMemoryError):
+                    raise found
+                if not isinstance(found, Exception):
+                    self._ahead[_Finding.of(pipeline, image, phrases, how)] = (found, seconds | _stages(found))
+            return True
+        except torch.cuda.OutOfMemoryError:
+            pass  # until the error is gone, what it refers to takes up memory
+        log.warning("out of memory for %d images at once: they are taken one by one", len(asked))
+        self.forget_images()
+        return False
+
+    def _open_or_none(self, pipeline: Pipeline, image: LoadedImage) -> Opened | None:
+        try:
+            return self._open(pipeline, image)
+        except Sam4mllmError:
+            return None
+
     def _find_at_once(
         self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None, parameters: Parameters
     ) -> tuple[list[Segmentation], dict[str, float]]:
@@ -196,10 +248,11 @@ class Answerer:
         opened = self._open(pipeline, image)
         seconds = {"open": time.perf_counter() - began}
         found = pipeline.segment(opened, phrases, parameters.strategy, clicks, parameters.threshold)
-        return found, seconds | {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
+        return found, seconds | _stages(found)
 
     def forget_images(self) -> None:
         """Give back the memory of all opened images."""
+        self._ahead = {}
         self.opened.clear()
         gc.collect()
         torch.cuda.empty_cache()
@@ -211,6 +264,11 @@ class Answerer:
             opened = pipeline.open(image.pixels)
             self.opened.put(key, opened)
         return opened
+
+
+def _stages(found: Sequence[Segmentation]) -> dict[str, float]:
+    """The seconds of each stage after the image was taken in."""
+    return {stage: spent for stage, spent in found[0].timings.items() if stage != "image"}
 
 
 def _options(pipeline: Pipeline, parameters: Parameters) -> Options:

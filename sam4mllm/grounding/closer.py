@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -11,6 +10,7 @@ from numpy.typing import NDArray
 
 from sam4mllm import closeup
 from sam4mllm.closeup import Window, window_around
+from sam4mllm.grounding.many import ask_each, ground_each, parted
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.values import Grounding
@@ -40,36 +40,48 @@ class CloserGrounder:
         return CloserScene(scene.width, scene.height, scene.nbytes, scene, image)
 
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
-        assert isinstance(scene, CloserScene)
-        return self.whole.ground(scene.scene, phrases, question)
+        return self.whole.ground(_own(scene).scene, phrases, question)
 
     def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
-        assert isinstance(scene, CloserScene)
-        return self.whole.ground_after(scene.scene, phrases, thoughts)
+        return self.whole.ground_after(_own(scene).scene, phrases, thoughts)
 
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
-        assert isinstance(scene, CloserScene)
-        return self.whole.confirm(scene.scene, phrases)
+        return self.whole.confirm(_own(scene).scene, phrases)
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
-        assert isinstance(scene, CloserScene)
-        return self.whole.name(scene.scene, phrases)
+        return self.whole.name(_own(scene).scene, phrases)
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
-        assert isinstance(scene, CloserScene)
-        views: defaultdict[Window | None, list[int]] = defaultdict(list)
-        for index, inquiry in enumerate(inquiries):
-            views[window_around(inquiry.grounding.boxes_px[inquiry.index], scene.width, scene.height)].append(index)
+        return self.ask_each([(scene, inquiries)], joint)[0]
+
+    def ground_each(self, asked: Sequence[tuple[Scene, Sequence[str]]], question: Question = "box") -> list[list[Grounding]]:
+        """Boxes of each scene's phrases (:mod:`sam4mllm.grounding.many`)."""
+        return ground_each(self.whole, [(_own(scene).scene, phrases) for scene, phrases in asked], question)
+
+    def ask_each(self, asked: Sequence[tuple[Scene, Sequence[Inquiry]]], joint: bool = False) -> list[list[Replies]]:
+        """What is said of each scene's points: the questions of all views go in together."""
+        views: dict[tuple[int, Window | None], list[tuple[int, Inquiry]]] = {}
+        scenes = [_own(scene) for scene, _ in asked]
+        count = 0
+        for place, (scene, inquiries) in enumerate(asked):
+            for inquiry in inquiries:
+                window = window_around(inquiry.grounding.boxes_px[inquiry.index], scene.width, scene.height)
+                seen = inquiry if window is None else _inside(window, inquiry)
+                views.setdefault((place, window), []).append((count, seen))
+                count += 1
+        opened = [
+            (scenes[place].scene if window is None else self.whole.open(window.cut(scenes[place].image)), [seen for _, seen in found])
+            for (place, window), found in views.items()
+        ]
         answers: dict[int, Replies] = {}
-        for window, indices in views.items():
-            asked = [inquiries[index] for index in indices]
-            if window is None:
-                view = scene.scene
-            else:
-                view = self.whole.open(window.cut(scene.image))
-                asked = [_inside(window, inquiry) for inquiry in asked]
-            answers |= dict(zip(indices, self.whole.ask(view, asked, joint), strict=True))
-        return [answers[index] for index in range(len(inquiries))]
+        for found, said in zip(views.values(), ask_each(self.whole, opened, joint), strict=True):
+            answers |= dict(zip([index for index, _ in found], said, strict=True))
+        return parted([answers[index] for index in range(count)], [len(inquiries) for _, inquiries in asked])
+
+
+def _own(scene: Scene) -> CloserScene:
+    assert isinstance(scene, CloserScene)
+    return scene
 
 
 def _inside(window: Window, inquiry: Inquiry) -> Inquiry:

@@ -1,5 +1,5 @@
-"""Greedy decoding of several answers at once, all below one scene: each step is one packed row, of each answer its newest token and a draft
-of what comes next.
+"""Greedy decoding of several answers at once, below one scene or several: each step is one packed row, of each answer its newest token and
+a draft of what comes next.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sam4mllm.grounding.bundle import Bundle
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.copying import Past
 from sam4mllm.grounding.drafting import BoxSpelling
@@ -61,28 +62,31 @@ class Continuing(Protocol):
 
     def forward(
         self,
-        scene: MllmScene,
+        scene: MllmScene | Bundle,
         ids: NDArray[np.int64],
         offsets: NDArray[np.int64],
         mask: NDArray[np.bool_],
         keep: NDArray[np.int64],
         cache: Past | None = None,
+        of: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, Past]: ...
 
 
 def write(
     model: Continuing,
-    scene: MllmScene,
+    scene: MllmScene | Bundle,
     questions: Sequence[Sequence[int]],
     ends: frozenset[int],
     max_new_tokens: int,
     thinking: Thinking | None = None,
     spellings: Sequence[BoxSpelling | None] | None = None,
+    of: Sequence[int] | None = None,
 ) -> list[Written]:
     """Answer each question greedily until one of the end tokens. No question sees another; one forward pass a step serves them all.
 
     ``max_new_tokens`` (at least 1) are of an answer. With ``thinking`` each has a thought before it, however long the others' are.
     ``spellings``: by question, how its answer is probably spelled, to draft it by; drafts change the number of passes, never an answer.
+    ``of``: by question, which scene of a bundle it is about.
     """
     decode = model.checkpoint.tokenizer.decode
     lines = [
@@ -92,6 +96,7 @@ def write(
     owner = np.zeros(0, np.int64)
     """Which line each token of the cache belongs to."""
     cache: Past | None = None
+    below = np.zeros(len(lines), np.int64) if of is None else np.array(of, np.int64)
     while active := [index for index, line in enumerate(lines) if line.fed]:
         fed = [lines[index].fed for index in active]
         lengths = [len(tokens) for tokens in fed]
@@ -101,7 +106,8 @@ def write(
         asked = np.repeat([lines[index].asked for index in active], lengths)
         mask = np.concatenate([owner, owner_now]) == owner_now[:, None]
         mask[:, len(owner) :] &= np.tri(len(owner_now), dtype=np.bool_)
-        logits, cache = model.forward(scene, np.concatenate(fed), told + within, mask, np.flatnonzero(within >= asked), cache)
+        keep = np.flatnonzero(within >= asked)
+        logits, cache = model.forward(scene, np.concatenate(fed), told + within, mask, keep, cache, below[owner_now])
         best = logits.max(-1)
         tokens, chances, start = best.indices.tolist(), (best.values - logits.logsumexp(-1)).tolist(), 0
         for index in active:

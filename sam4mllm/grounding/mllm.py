@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import groupby
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from transformers import DynamicCache
 
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.geometry import distinct
+from sam4mllm.grounding.asking import NOTHING_SAID, ask
+from sam4mllm.grounding.bundle import Bundle, bundle, can_bundle
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copies, keeps_states
 from sam4mllm.grounding.decoding import Thinking, Written, write
@@ -23,6 +26,7 @@ from sam4mllm.grounding.encoders import position_ids
 from sam4mllm.grounding.endings import generation_ends, read_ending
 from sam4mllm.grounding.frames import Framed, to_numbers
 from sam4mllm.grounding.head import logits_of
+from sam4mllm.grounding.many import parted
 from sam4mllm.grounding.marks import said_boxes
 from sam4mllm.grounding.naming import NAME_QUESTION, write_names
 from sam4mllm.grounding.packing import ROOT, Segment, pack
@@ -51,14 +55,20 @@ from sam4mllm.values import Grounding, SpokenPoints
 
 ANSWER_TOKENS = 400
 """The longest answer to a box question, if nothing else is said."""
-MAX_ROW = 4096
-"""Tokens of a packed row, whose mask grows with their square; what does not fit goes into another pass, with the same result."""
 PHRASES_AT_ONCE = 32
 THOUGHTS_AT_ONCE = 8
 """Phrases of one batch that are thought about: a thought is as long as some answers, and all that is written stays in memory meanwhile."""
 SAME_OBJECT = 0.9
 """IoU above which a box repeats an earlier one: a model that loops writes an object twice with a step's difference."""
-NOTHING_SAID = Replies(np.zeros(0), np.zeros(0))
+
+
+@dataclass(frozen=True, eq=False)
+class _Told:
+    """A phrase about a scene, and the tokens of its question."""
+
+    scene: MllmScene
+    phrase: str
+    question: Sequence[int]
 
 
 class MllmGrounder:
@@ -134,32 +144,38 @@ class MllmGrounder:
 
     @torch.inference_mode()
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
+        return self.ground_each([(scene, phrases)], question)[0]
+
+    @torch.inference_mode()
+    def ground_each(self, asked: Sequence[tuple[Scene, Sequence[str]]], question: Question = "box") -> list[list[Grounding]]:
         thinking = self._thinking if question == "reason" and self.thinks else None
-        return self._ground(scene, phrases, [self.question(phrase, question) for phrase in phrases], question, thinking)
+        told = [_Told(own_scene(scene), phrase, self.question(phrase, question)) for scene, phrases in asked for phrase in phrases]
+        return parted(self._ground(told, question, thinking), [len(phrases) for _, phrases in asked])
 
     @torch.inference_mode()
     def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
         if not self.thinks:
             return self.ground(scene, phrases, "reason")
-        led = [[*self.question(phrase, "reason"), *self.thought(text)] for phrase, text in zip(phrases, thoughts, strict=True)]
-        found = self._ground(scene, phrases, led, "reason", None)
-        return [replace(one, thought=text) for one, text in zip(found, thoughts, strict=True)]
+        each = zip(phrases, thoughts, strict=True)
+        told = [_Told(own_scene(scene), phrase, [*self.question(phrase, "reason"), *self.thought(text)]) for phrase, text in each]
+        return [replace(one, thought=text) for one, text in zip(self._ground(told, "reason", None), thoughts, strict=True)]
 
-    def _ground(
-        self, scene: Scene, phrases: Sequence[str], questions: list[list[int]], question: Question, thinking: Thinking | None
-    ) -> list[Grounding]:
-        own = own_scene(scene)
+    def _ground(self, told: Sequence[_Told], question: Question, thinking: Thinking | None) -> list[Grounding]:
         self._activate()
-        for phrase in phrases:
-            self.check_phrase(phrase)
+        for one in told:
+            self.check_phrase(one.phrase)
         at_once = PHRASES_AT_ONCE if thinking is None else THOUGHTS_AT_ONCE
-        answers: list[Written] = []
+        return [grounding for some in _passes(told, at_once) for grounding in self._answer(some, question, thinking)]
+
+    def _answer(self, told: Sequence[_Told], question: Question, thinking: Thinking | None) -> list[Grounding]:
+        """The answers to questions that are decoded together."""
         drafted = question == "box" and not keeps_states(self.checkpoint.model.config)
-        spellings = [spell(self.dialect, phrase, self.encode, self._is_number) if drafted else None for phrase in phrases]
-        for start in range(0, len(questions), at_once):
-            some = slice(start, start + at_once)
-            answers += write(self, own, questions[some], self._ends, self.max_new_tokens, thinking, spellings[some])
-        return [self._read(own, phrase, answer, question) for phrase, answer in zip(phrases, answers, strict=True)]
+        spellings = [spell(self.dialect, one.phrase, self.encode, self._is_number) if drafted else None for one in told]
+        scenes = list({id(one.scene): one.scene for one in told}.values())
+        of = [scenes.index(one.scene) for one in told]
+        questions = [one.question for one in told]
+        answers = write(self, bundle(scenes), questions, self._ends, self.max_new_tokens, thinking, spellings, of)
+        return [self._read(one.scene, one.phrase, answer, question) for one, answer in zip(told, answers, strict=True)]
 
     def check_phrase(self, phrase: str, what: str = "phrase") -> None:
         """Raises PhraseError: a control token in a phrase would let a task's text forge turns of the conversation."""
@@ -193,46 +209,22 @@ class MllmGrounder:
 
     @torch.inference_mode()
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
-        own = own_scene(scene)
+        return self.ask_each([(scene, inquiries)], joint)[0]
+
+    @torch.inference_mode()
+    def ask_each(self, asked: Sequence[tuple[Scene, Sequence[Inquiry]]], joint: bool = False) -> list[list[Replies]]:
         self._activate()
-        ask = self._ask_joint if joint else self._ask_packed
-        answers: list[Replies] = []
-        for start, end in self._rows(own, inquiries):
-            answers += ask(own, inquiries[start:end])
-        return answers
-
-    def _rows(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> Iterator[tuple[int, int]]:
-        """Stretches of inquiries that fit into a row."""
-        start, tokens = 0, 0
-        for index, inquiry in enumerate(inquiries):
-            question = len(self.joint_question(self.point_numbers(scene, inquiry.points_px[:1])))
-            needed = sum(map(len, self.history(scene, inquiry))) + question * len(inquiry.points_px)
-            if index > start and tokens + needed > MAX_ROW:
-                yield start, index
-                start, tokens = index, 0
-            tokens += needed
-        if len(inquiries):
-            yield start, len(inquiries)
-
-    def _ask_packed(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> list[Replies]:
-        segments, heads = self._heads(scene, inquiries)
-        asked = []
-        for head, inquiry in zip(heads, inquiries, strict=True):
-            for point in self.point_numbers(scene, inquiry.points_px):
-                asked.append(len(segments))
-                segments.append(Segment(tuple(self.joint_question([point])), head))
-        if not asked:
-            return [NOTHING_SAID for _ in inquiries]
-        row = pack(segments)
-        said = self.verdicts.inside(self.forward(scene, row.ids, row.offsets, row.mask, row.lasts[asked])[0])
-        return _split(said, [len(inquiry.points_px) for inquiry in inquiries])
+        each = [(own_scene(scene), inquiry) for scene, inquiries in asked for inquiry in inquiries]
+        return parted(ask(self, each, joint), [len(inquiries) for _, inquiries in asked])
 
     def history(self, scene: MllmScene, inquiry: Inquiry) -> tuple[list[int], list[int]]:
         """Ids of the phrase's first turn with its answer, and of the head of the question about one of its boxes."""
-        boxes_px = inquiry.grounding.boxes_px
-        phrase = inquiry.grounding.phrase
-        first = [*self.question(phrase), *self.box_answer(scene, phrase, said_boxes(self.dialect, inquiry.grounding))]
-        return first, self.points_head(scene, boxes_px[inquiry.index])
+        return self.first_turn(scene, inquiry.grounding), self.points_head(scene, inquiry.grounding.boxes_px[inquiry.index])
+
+    def first_turn(self, scene: Framed, grounding: Grounding) -> list[int]:
+        """Ids of a phrase's question and of the answer that gives its boxes."""
+        phrase = grounding.phrase
+        return [*self.question(phrase), *self.box_answer(scene, phrase, said_boxes(self.dialect, grounding))]
 
     def question(self, phrase: str, question: Question = "box") -> list[int]:
         """Ids of the first turn, up to where its answer begins; of one with a thought, where that begins.
@@ -256,93 +248,39 @@ class MllmGrounder:
         """Ids of the turn that asks about points in a box (4,), up to the first point."""
         return [*self._next_turn, *self.encode(points_head(self.dialect, self.box_numbers(scene, box_px[None])[0]))]
 
-    def _heads(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> tuple[list[Segment], list[int]]:
-        """One segment a phrase, shared by its boxes, and one a box; the latter's indices in the order of the inquiries."""
-        segments: list[Segment] = []
-        turns: dict[int, int] = {}
-        heads = []
-        for inquiry in inquiries:
-            first, head = self.history(scene, inquiry)
-            key = id(inquiry.grounding)
-            if key not in turns:
-                turns[key] = len(segments)
-                segments.append(Segment(tuple(first), ROOT))
-            heads.append(len(segments))
-            segments.append(Segment(tuple(head), turns[key]))
-        return segments, heads
-
-    def _ask_joint(self, scene: MllmScene, inquiries: Sequence[Inquiry]) -> list[Replies]:
-        """All points of a box in one question.
-
-        The answers are first guessed by asking each point alone; then the whole answer is fed and read off at once, as often as it
-        takes to be the answer that greedy decoding gives (every pass settles at least one more).
-        """
-        segments, heads = self._heads(scene, inquiries)
-        guesses = [said.inside > 0.5 for said in self._ask_packed(scene, inquiries)]
-        results = [NOTHING_SAID for _ in guesses]
-        open_inquiries = [index for index, guess in enumerate(guesses) if len(guess)]
-        while open_inquiries:
-            read = self._read_joint(scene, segments, heads, inquiries, guesses, open_inquiries)
-            still_open = []
-            for index, said in zip(open_inquiries, read, strict=True):
-                results[index] = said
-                if not np.array_equal(said.inside > 0.5, guesses[index]):
-                    guesses[index] = said.inside > 0.5
-                    still_open.append(index)
-            open_inquiries = still_open
-        return results
-
-    def _read_joint(
-        self,
-        scene: MllmScene,
-        segments: list[Segment],
-        heads: list[int],
-        inquiries: Sequence[Inquiry],
-        guesses: list[NDArray[np.bool_]],
-        which: list[int],
-    ) -> list[Replies]:
-        """What is said of each point given the guessed answers before it, for the inquiries in ``which``, in one pass."""
-        row_segments = list(segments)
-        spans = []
-        for index in which:
-            points = self.point_numbers(scene, inquiries[index].points_px)
-            question = self.joint_question(points)
-            spans.append((len(row_segments), len(question), len(points)))
-            row_segments.append(Segment((*question, *self.verdicts.spell(guesses[index][:-1])), heads[index]))
-        row = pack(row_segments)
-        positions = np.concatenate([row.starts[segment] + length - 1 + np.arange(count) for segment, length, count in spans])
-        said = self.verdicts.inside(self.forward(scene, row.ids, row.offsets, row.mask, positions)[0])
-        return _split(said, [count for *_, count in spans])
-
     def joint_question(self, points: Sequence[PointNumbers]) -> list[int]:
         """Ids of one point or several as one question, up to where the first answer is read."""
         return self.encode(points_body(self.dialect, points)) + self.encode(self.markup.to_answer)
 
     def forward(
         self,
-        scene: MllmScene,
+        scene: MllmScene | Bundle,
         ids: NDArray[np.int64],
         offsets: NDArray[np.int64],
         mask: NDArray[np.bool_],
         keep: NDArray[np.int64],
         cache: Past | None = None,
+        of: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, Past]:
-        """Continue the scene with a row and read the logits (K, vocabulary) float32 at the positions ``keep`` (K,) of the row.
+        """Continue a scene, or several, with a row and read the logits (K, vocabulary) float32 at the positions ``keep`` (K,) of the row.
 
-        ``mask`` is (T, T + what ``cache`` holds beyond the prefix); without a cache, the scene's own is continued (and left as it is).
+        ``mask`` is (T, T + what ``cache`` holds beyond the prefixes); without a cache, the scene's own is continued (and left as it is).
+        ``of`` (T,) says of each token which scene of a bundle it is about; None is the first.
         """
+        below = bundle([scene]) if isinstance(scene, MllmScene) else scene
         if keeps_states(self.checkpoint.model.config):
             assert not isinstance(cache, DynamicCache)
-            return continue_copies(self.checkpoint.model, scene, ids, offsets, mask, keep, cache)
+            return continue_copies(self.checkpoint.model, below.scenes[0], ids, offsets, mask, keep, cache)
         assert not isinstance(cache, Copies)
-        past = copy_cache(scene.cache) if cache is None else cache
+        past = copy_cache(below.cache) if cache is None else cache
+        of = np.zeros(len(ids), np.int64) if of is None else of
         device = self.device
-        visible = torch.from_numpy(np.concatenate([np.ones((len(ids), scene.length), np.bool_), mask], axis=1)).to(device)
-        positions = torch.from_numpy(offsets + scene.following).to(device)
+        visible = torch.from_numpy(np.concatenate([below.visible(of), mask], axis=1)).to(device)
+        positions = torch.from_numpy(offsets + below.following(of)).to(device)
         output = self.checkpoint.model.model(
             input_ids=torch.from_numpy(ids)[None].to(device),
             attention_mask=masks(self.checkpoint.model, visible),
-            position_ids=position_ids(positions.expand(scene.rows, 1, -1)),
+            position_ids=position_ids(positions.expand(below.rows, 1, -1)),
             past_key_values=past,
             use_cache=True,
             return_dict=True,
@@ -394,7 +332,9 @@ class MllmGrounder:
         return [(x, y) for x, y in to_numbers(self.dialect, scene, points_px).tolist()]
 
 
-def _split(said: Replies, counts: Sequence[int]) -> list[Replies]:
-    """What was said of the points of several inquiries, by inquiry."""
-    ends = np.cumsum(counts)[:-1]
-    return [Replies(inside, mass) for inside, mass in zip(np.split(said.inside, ends), np.split(said.mass, ends), strict=True)]
+def _passes(told: Sequence[_Told], at_once: int) -> Iterator[Sequence[_Told]]:
+    """Neighbours that are decoded together: of one scene, or of several where the model can bundle them."""
+    by_scene = [list(group) for _, group in groupby(told, lambda one: id(one.scene))]
+    shared = all(can_bundle(own[0].scene) for own in by_scene)
+    for own in [list(told)] if shared else by_scene:
+        yield from (own[start : start + at_once] for start in range(0, len(own), at_once))

@@ -11,10 +11,11 @@ from PIL import Image
 from torch import Tensor
 from transformers import DynamicCache
 
+from sam4mllm.grounding.asking import NOTHING_SAID
 from sam4mllm.grounding.copying import Past
 from sam4mllm.grounding.encoders import position_ids, with_text
 from sam4mllm.grounding.head import logits_of
-from sam4mllm.grounding.mllm import NOTHING_SAID, MllmGrounder
+from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Inquiry, Replies
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.grounding.windows import masks

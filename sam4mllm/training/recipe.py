@@ -36,9 +36,10 @@ from sam4mllm.data.conversations import Turn
 from sam4mllm.data.examples import Example
 from sam4mllm.durable import remove
 from sam4mllm.errors import PhraseError, TrainingError
+from sam4mllm.grounding.asking import MAX_ROW
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.frames import Frame
-from sam4mllm.grounding.mllm import MAX_ROW, MllmGrounder
+from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import Collator, TrainingRow
 from sam4mllm.training.features import VisionMemory

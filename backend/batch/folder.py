@@ -1,0 +1,129 @@
+"""A dataset or a folder of pictures as tasks of a bulk run, whose answers are a dataset again."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from backend.batch.work import Answered, BatchTask, Load, Shard, TaskAnswerer, bulk_answerer, digest
+from backend.errors import BatchError
+from backend.images.decoding import shared_decoder
+from backend.images.store import LoadedImage
+from backend.label_studio.parameters import NO_PARAMETERS
+from backend.serving.answerer import Answerer
+from backend.settings import Settings
+from sam4mllm.data.example_fields import is_thought
+from sam4mllm.data.examples import EXAMPLES
+from sam4mllm.data.read_dataset import each_example
+from sam4mllm.images import image_sha256, picture_suffix
+from sam4mllm.masks import box_of
+from sam4mllm.pipeline import Pipeline
+from sam4mllm.run_lengths import to_rle
+from sam4mllm.values import Segmentation, check_phrase
+
+
+@dataclass(frozen=True)
+class FolderWork:
+    """Examples in the dataset format, with ``score`` and ``version``: one for each phrase of a picture."""
+
+    settings: Settings
+    folder: Path
+
+    def key(self, job: BatchTask) -> str:
+        try:
+            state = os.stat(self.folder / job.data["image"])
+        except OSError:
+            return ""
+        return digest(job, state.st_size, state.st_mtime_ns)
+
+    def loader(self) -> Load:
+        def load(job: BatchTask) -> LoadedImage:
+            path = self.folder / job.data["image"]
+            sha256 = image_sha256(path)  # refuses what is no file
+            return LoadedImage(shared_decoder(self.settings.max_pixels, self.settings.decode_seconds).decode(path.read_bytes()), sha256)
+
+        return load
+
+    def answerer(self) -> TaskAnswerer:
+        return _FolderAnswer(bulk_answerer(self.settings))
+
+
+@dataclass(frozen=True)
+class _FolderAnswer:
+    answerer: Answerer
+
+    def ahead(self, pipeline: Pipeline, some: Sequence[tuple[BatchTask, LoadedImage]]) -> bool:
+        return self.answerer.find_ahead(pipeline, [(image, _phrases(job), NO_PARAMETERS) for job, image in some])
+
+    def __call__(self, pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
+        found, _ = self.answerer.find(pipeline, image, _phrases(job))
+        return Answered([_example(job, image, one, answer) for one, answer in zip(job.data["phrases"], found, strict=True)])
+
+
+def _phrases(job: BatchTask) -> list[str]:
+    return [one["phrase"] for one in job.data["phrases"]]
+
+
+def _example(job: BatchTask, image: LoadedImage, asked: Mapping[str, str], found: Segmentation) -> dict[str, Any]:
+    height, width = image.pixels.shape[:2]
+    instances = [
+        {"box": box_of(instance.mask).tolist(), "rle": to_rle(instance.mask), "score": instance.score} for instance in found.instances
+    ]
+    where = {"image": job.data["image"], "sha256": image.sha256, "width": width, "height": height}
+    what = {"phrase": found.phrase, "instances": instances, "split": asked["split"], "label": None, "source": f"sam4mllm:{found.version}"}
+    thought = {"thought": found.thought} if found.thought and not found.note and is_thought(found.thought) else {}
+    return {**where, **what, **thought, "score": found.score, "note": found.note, "version": found.version}
+
+
+@dataclass
+class FolderSource:
+    """The pictures of a dataset, each with its phrases, or of any folder, each with the same ones."""
+
+    folder: Path
+    shard: Shard
+    phrases: Sequence[str] = ()
+    _jobs: list[BatchTask] = field(default_factory=list)
+    _given: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises BatchError, DatasetError or PhraseError where there is nothing to ask."""
+        if self.phrases:
+            asked = [{"phrase": check_phrase(phrase), "split": "predicted"} for phrase in self.phrases]
+            pictures = {str(path.relative_to(self.folder)): asked for path in _pictures(self.folder)}
+        elif (self.folder / EXAMPLES).is_file():
+            pictures = {}
+            for example in each_example(self.folder):
+                phrases = pictures.setdefault(example.image, [])
+                if example.phrase not in [one["phrase"] for one in phrases]:
+                    phrases.append({"phrase": example.phrase, "split": example.split})
+        else:
+            raise BatchError(f"{self.folder} is no dataset: it has no {EXAMPLES}; say what to find in its pictures by --phrase")
+        if not pictures:
+            raise BatchError(f"{self.folder} has no picture")
+        jobs = [BatchTask(_number(name), {"image": name, "phrases": phrases}) for name, phrases in pictures.items()]
+        self._jobs = sorted((job for job in jobs if self.shard.has(job.id)), key=lambda job: job.id)
+
+    def jobs(self, version: str) -> Iterator[BatchTask]:
+        del version  # what is done is in the shard's own files
+        for job in self._jobs:
+            self._given += 1
+            yield job
+
+    def left(self) -> int:
+        return len(self._jobs) - self._given
+
+    def check(self) -> bool:
+        return False  # a folder does not go away
+
+
+def _pictures(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if picture_suffix(path) and path.is_file())
+
+
+def _number(name: str) -> int:
+    """A number that a picture has for ever, of 60 bits."""
+    return int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:15], 16)

@@ -1,0 +1,141 @@
+"""A run's steps on models of this process: images are fetched and decoded ahead, and several are answered in a step, whose questions to the
+MLLM share passes.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
+
+from backend.batch.work import BatchTask, TaskAnswerer, TaskResult, TaskSource, Work, failed
+from backend.errors import FetchError, LabelStudioError
+from backend.images.store import LoadedImage
+from sam4mllm.pipeline import Pipeline
+
+LOADERS = 4
+"""Images that are fetched and decoded at a time."""
+IMAGES_A_STEP = 8
+"""Most images of a step. A pass of few tokens costs a GPU what reading the weights costs, however many images share it."""
+PIXELS_A_STEP = 40_000_000
+"""Pixels of a step's images together, but for a single one: their masks of every size stay in memory until the step is over."""
+
+Stages = Callable[[Iterator[BatchTask]], Iterator[TaskResult]]
+"""From tasks to what becomes of them, in any order."""
+
+
+@dataclass
+class Pace:
+    """How many images a step takes: as many as the models answer in ``seconds``, by the last step, and at most IMAGES_A_STEP."""
+
+    seconds: float = math.inf
+    most: int = IMAGES_A_STEP
+    _an_image: float = math.nan
+
+    @property
+    def images(self) -> int:
+        """Of the next step. How long an image takes is learned from single ones."""
+        if math.isinf(self.seconds):
+            return self.most
+        return 1 if math.isnan(self._an_image) else max(1, min(self.most, int(self.seconds / max(self._an_image, 1e-9))))
+
+    def took(self, images: int, seconds: float) -> None:
+        """A step of so many images took so long."""
+        self._an_image = seconds / images
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A task whose image is there, with the seconds that it took; or will never be, with what becomes of the task."""
+
+    job: BatchTask
+    image: LoadedImage | None = None
+    seconds: float = 0.0
+    outcome: TaskResult | None = None
+
+    @property
+    def pixels(self) -> int:
+        return 0 if self.image is None else self.image.pixels.shape[0] * self.image.pixels.shape[1]
+
+
+def local_stages(pipeline: Pipeline, work: Work, source: TaskSource, step_seconds: float = math.inf) -> Stages:
+    """Images ahead in threads, the models in the caller's. A step takes at most about ``step_seconds`` of the models, or one image."""
+    load, answer = work.loader(), work.answerer()
+
+    def loaded(job: BatchTask) -> tuple[LoadedImage, float]:
+        began = time.perf_counter()
+        try:
+            image = load(job)
+        except FetchError:
+            if not source.check():
+                raise
+            image = load(job)
+        return image, time.perf_counter() - began
+
+    def stages(jobs: Iterator[BatchTask]) -> Iterator[TaskResult]:
+        pool = ThreadPoolExecutor(LOADERS, "load")
+        pending: dict[Future[tuple[LoadedImage, float]], BatchTask] = {}
+        pace = Pace(step_seconds)
+        try:
+            while True:
+                while len(pending) < max(LOADERS, pace.images) and (job := next(jobs, None)) is not None:
+                    pending[pool.submit(loaded, job)] = job
+                if not pending:
+                    return
+                wait(pending, return_when=FIRST_COMPLETED)
+                yield from answer_step(pipeline, _take_step(pending, pace), answer, pace)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+    return stages
+
+
+def _take_step(pending: dict[Future[tuple[LoadedImage, float]], BatchTask], pace: Pace) -> list[Loaded]:
+    """The images that are there by now, the first first, as many as a step takes: models that are free wait for no further ones."""
+    step: list[Loaded] = []
+    for future in [future for future in pending if future.done()]:
+        step.append(_result_of(pending.pop(future), future))
+        if len(step) >= pace.images or sum(one.pixels for one in step) >= PIXELS_A_STEP:
+            break
+    return step
+
+
+def _result_of(job: BatchTask, future: Future[tuple[LoadedImage, float]]) -> Loaded:
+    try:
+        return Loaded(job, *future.result())
+    except LabelStudioError:
+        raise  # from the source: it holds for all tasks
+    except Exception as error:
+        return Loaded(job, outcome=failed(job, error))
+
+
+def answer_step(pipeline: Pipeline, step: list[Loaded], answer: TaskAnswerer, pace: Pace) -> Iterator[TaskResult]:
+    """What becomes of a step's tasks: all are found together, then told one after the other."""
+    began = time.perf_counter()
+    there = [(one.job, one.image) for one in step if one.image is not None]
+    if len(there) > 1 and not answer.ahead(pipeline, there):
+        pace.most = 1
+    shared = (time.perf_counter() - began) / max(1, len(there))
+    spent = 0.0
+    for one in step:
+        outcome = _outcome(pipeline, one, answer)
+        spent += outcome.seconds
+        yield replace(outcome, seconds=outcome.seconds + shared) if outcome.answered is not None else outcome
+    if there:
+        pace.took(len(there), spent + shared * len(there))
+
+
+def _outcome(pipeline: Pipeline, loaded: Loaded, answer: TaskAnswerer) -> TaskResult:
+    if loaded.image is None:
+        assert loaded.outcome is not None
+        return loaded.outcome
+    began = time.perf_counter()
+    try:
+        answered = answer(pipeline, loaded.job, loaded.image, loaded.seconds)
+        return TaskResult(loaded.job, answered, seconds=time.perf_counter() - began)
+    except LabelStudioError:
+        raise
+    except Exception as error:
+        return failed(loaded.job, error)

@@ -1,0 +1,128 @@
+"""Several images through the method at once. What is written for one image is a generator that yields each question to the MLLM and goes on
+with the answer; here one such walk is taken alone, or several take their steps together, so that their questions share passes::
+
+    first image     locate ─┐         ask points ─┐         masks
+    second image    locate ─┴─ pass   ask points ─┴─ pass   masks
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from sam4mllm.grounding.many import ask_each, ground_each
+from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
+from sam4mllm.values import Grounding
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Locate:
+    """Where are these phrases? ``seconds`` gets this walk's share of the time, under its stage."""
+
+    scene: Scene
+    phrases: Sequence[str]
+    question: Question
+    seconds: dict[str, float]
+    stage = "box"
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What steps of one pass have in common."""
+        return (Locate, self.question)
+
+
+@dataclass(frozen=True, eq=False)
+class AskPoints:
+    """Do these points lie on what was found?"""
+
+    scene: Scene
+    inquiries: Sequence[Inquiry]
+    joint: bool
+    seconds: dict[str, float]
+    stage = "points"
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """What steps of one pass have in common."""
+        return (AskPoints, self.joint)
+
+
+Step = Locate | AskPoints
+Walk = Generator[Step, Any, T]
+
+
+def locate(step: Locate) -> Walk[list[Grounding]]:
+    """The step's groundings, one a phrase."""
+    found: list[Grounding] = yield step
+    return found
+
+
+def ask_points(step: AskPoints) -> Walk[list[Replies]]:
+    """The step's replies, one an inquiry."""
+    said: list[Replies] = yield step
+    return said
+
+
+def walk_alone(grounder: Grounder, walk: Walk[T]) -> T:
+    """What a walk comes to. What it or the grounder raises comes through."""
+    answer: Any = None
+    while True:
+        try:
+            step = walk.send(answer)
+        except StopIteration as end:
+            result: T = end.value
+            return result
+        [answer] = _take(grounder, [step])
+
+
+def walk_together(grounder: Grounder, walks: Sequence[Walk[T]]) -> list[T | Exception]:
+    """What each walk comes to, or what it or its steps raise; no walk fails for another's sake."""
+    outcomes: dict[int, T | Exception] = {}
+    answers: dict[int, Any] = dict.fromkeys(range(len(walks)))
+    while answers:
+        steps: dict[int, Step] = {}
+        for index, answer in answers.items():
+            try:
+                steps[index] = walks[index].send(answer)
+            except StopIteration as end:
+                outcomes[index] = end.value
+            except Exception as error:
+                outcomes[index] = error
+        answers = {}
+        for kind in dict.fromkeys(step.kind for step in steps.values()):
+            some = [index for index, step in steps.items() if step.kind == kind]
+            for index, answer in zip(some, _take_each(grounder, [steps[index] for index in some]), strict=True):
+                if isinstance(answer, Exception):
+                    outcomes[index] = answer
+                else:
+                    answers[index] = answer
+    return [outcomes[index] for index in range(len(walks))]
+
+
+def _take_each(grounder: Grounder, steps: Sequence[Step]) -> list[Any]:
+    """The answers to steps of one kind; where they cannot be had together, those that can be had alone, and the others' errors."""
+    try:
+        return _take(grounder, steps)
+    except Exception as error:
+        if len(steps) == 1:
+            return [error]
+    # beyond the except, for until the error is gone, what it refers to takes up memory
+    return [answer for step in steps for answer in _take_each(grounder, [step])]
+
+
+def _take(grounder: Grounder, steps: Sequence[Step]) -> list[Any]:
+    """The answers to steps of one kind, in one call."""
+    began, first = time.perf_counter(), steps[0]
+    answers: list[Any]
+    if isinstance(first, Locate):
+        answers = list(ground_each(grounder, [(step.scene, step.phrases) for step in steps if isinstance(step, Locate)], first.question))
+    else:
+        answers = list(ask_each(grounder, [(step.scene, step.inquiries) for step in steps if isinstance(step, AskPoints)], first.joint))
+    share = (time.perf_counter() - began) / len(steps)
+    for step in steps:
+        step.seconds[step.stage] = step.seconds.get(step.stage, 0.0) + share
+    return answers
