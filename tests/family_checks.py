@@ -7,6 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -19,6 +21,7 @@ from torch import nn
 from sam4mllm.adapters.lora import Adapters, attach
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image, read_examples
+from sam4mllm.grounding.bundle import can_bundle
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.copying import keeps_states
 from sam4mllm.grounding.decoding import write
@@ -184,6 +187,32 @@ def joint_equals_one_by_one(subject: Subject) -> None:
     assert_same(joint, ask_one_by_one(subject.grounder, scene, QUESTION), 1e-4)
 
 
+def several_images_equal_one(subject: Subject) -> None:
+    """Questions about images of different sizes in shared passes, as far as the model can share any."""
+    grounder, several = subject.grounder, [picture(seed, *size) for seed, size in enumerate([(120, 90), (90, 150), (64, 64)])]
+    scenes = [grounder.open(image) for image in several]
+    asked = [(scene, [inquiry(phrase, [[5, 5, 50, 60]], 0, 4)]) for scene, phrase in zip(scenes, PHRASES, strict=False)]
+    passes, forward = [0], grounder.forward
+
+    def counted(*given: Any) -> Any:
+        passes[0] += 1
+        return forward(*given)
+
+    with patch.object(grounder, "forward", counted):
+        together = grounder.ask_each(asked)
+        assert passes == [1 if all(map(can_bundle, scenes)) else len(asked)]
+        joint = grounder.ask_each(asked, joint=True)
+    for (scene, inquiries), [said], [said_jointly] in zip(asked, together, joint, strict=True):
+        assert_same(said, grounder.ask(scene, inquiries)[0], 1e-5)
+        assert_same(said_jointly, grounder.ask(scene, inquiries, joint=True)[0], 1e-4)
+    told = [(scene, list(PHRASES[: 1 + place])) for place, scene in enumerate(scenes)]
+    for (scene, phrases), found in zip(told, grounder.ground_each(told), strict=True):
+        for one, alone in zip(found, grounder.ground(scene, phrases), strict=True):
+            np.testing.assert_array_equal(one.boxes_px, alone.boxes_px)
+            np.testing.assert_allclose(one.no_target_probability, alone.no_target_probability, rtol=0, atol=1e-5)
+            assert (one.phrase, one.note) == (alone.phrase, alone.note)
+
+
 def answers_equal_generate(subject: Subject) -> None:
     """Our own decoding, prefix and positions against transformers' on the whole conversation."""
     grounder, model = subject.grounder, subject.grounder.checkpoint.model
@@ -317,6 +346,7 @@ PACKED, READ_BACK = "packed = separate", "boxes read back"
 CHECKS: dict[str, Callable[[Subject], None]] = {
     PACKED: packed_equals_separate,
     "joint = one by one": joint_equals_one_by_one,
+    "several images = one": several_images_equal_one,
     "as `generate`": answers_equal_generate,
     READ_BACK: boxes_read_back_as_tokens,
     "LoRA exact": lora_is_exact,

@@ -40,6 +40,8 @@ log = logging.getLogger(__name__)
 NO_ROOM = "out of memory, even for one phrase at a time; use a smaller model, another device, or a lower SAM4MLLM_MAX_PIXELS"
 
 Prediction = dict[str, Any]
+_Found = tuple[list[Segmentation], dict[str, float]]
+"""What was found, by phrase, and the seconds of each stage."""
 
 
 @dataclass(frozen=True)
@@ -111,7 +113,7 @@ class Answerer:
         self._metrics = metrics
         self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(settings.cache_mb * 1024 * 1024, lambda opened: opened.nbytes)
         """Images taken in, by version and SHA-256."""
-        self._ahead: dict[_Finding, tuple[list[Segmentation], dict[str, float]]] = {}
+        self._ahead: dict[_Finding, _Found] = {}
 
     def answer(
         self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float, project: int | None
@@ -182,7 +184,7 @@ class Answerer:
         phrases: list[str],
         clicks: Clicks | None = None,
         parameters: Parameters = NO_PARAMETERS,
-    ) -> tuple[list[Segmentation], dict[str, float]]:
+    ) -> _Found:
         """What is found, by phrase, and the seconds of each stage; the parameters' strategy and threshold go before the server's.
 
         What ``find_ahead`` has found is taken from there, once. Where memory does not suffice for all phrases at once, no other image
@@ -217,23 +219,28 @@ class Answerer:
         suffice.
         """
         self._ahead = {}
-        began = time.perf_counter()
         try:
-            opened = [self._open_or_none(pipeline, image) for image, _, _ in asked]
-            taken = [(one, *what) for one, what in zip(opened, asked, strict=True) if one is not None]
-            seconds = {"open": (time.perf_counter() - began) / max(1, len(taken))}
-            each = [Asked(one, phrases, how.strategy, None, how.threshold) for one, _, phrases, how in taken]
-            for (_, image, phrases, how), found in zip(taken, pipeline.segment_each(each), strict=True):
-                if isinstance(found, torch.cuda.OutOfMemoryError):
-                    raise found
-                if not isinstance(found, Exception):
-                    self._ahead[_Finding.of(pipeline, image, phrases, how)] = (found, seconds | _stages(found))
+            self._ahead = self._find_together(pipeline, asked)
             return True
         except torch.cuda.OutOfMemoryError:
             pass  # until the error is gone, what it refers to takes up memory
         log.warning("out of memory for %d images at once: they are taken one by one", len(asked))
         self.forget_images()
         return False
+
+    def _find_together(self, pipeline: Pipeline, asked: Sequence[tuple[LoadedImage, list[str], Parameters]]) -> dict[_Finding, _Found]:
+        began = time.perf_counter()
+        opened = [self._open_or_none(pipeline, image) for image, _, _ in asked]
+        taken = [(one, *what) for one, what in zip(opened, asked, strict=True) if one is not None]
+        seconds = {"open": (time.perf_counter() - began) / max(1, len(taken))}
+        each = [Asked(one, phrases, how.strategy, None, how.threshold) for one, _, phrases, how in taken]
+        together: dict[_Finding, _Found] = {}
+        for (_, image, phrases, how), found in zip(taken, pipeline.segment_each(each), strict=True):
+            if isinstance(found, torch.cuda.OutOfMemoryError):
+                raise found
+            if not isinstance(found, Exception):
+                together[_Finding.of(pipeline, image, phrases, how)] = (found, seconds | _stages(found))
+        return together
 
     def _open_or_none(self, pipeline: Pipeline, image: LoadedImage) -> Opened | None:
         try:
@@ -243,7 +250,7 @@ class Answerer:
 
     def _find_at_once(
         self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None, parameters: Parameters
-    ) -> tuple[list[Segmentation], dict[str, float]]:
+    ) -> _Found:
         began = time.perf_counter()
         opened = self._open(pipeline, image)
         seconds = {"open": time.perf_counter() - began}
