@@ -154,8 +154,8 @@ def build(
         return leases
 
     edges = Edges(settings.home)
-    answerer = Answerer(settings, metrics, edges)
-    engine: Engine[Leases] = Engine(begin, settings.queue, answerer.forget_images)
+    engine: Engine[Leases] = Engine(begin, settings.queue, lambda: answerer.forget_images())  # noqa: PLW0108 – it is made below
+    answerer = Answerer(settings, metrics, edges, engine.give_way)
     background = ThreadPoolExecutor(1, "background")
 
     def noted(pipeline: Pipeline) -> None:

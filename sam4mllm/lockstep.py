@@ -8,7 +8,7 @@ with the answer; here one such walk is taken alone, or several take their steps 
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -67,25 +67,32 @@ def ask_points(step: AskPoints) -> Walk[list[Replies]]:
     return said
 
 
-def walk_alone(grounder: Grounder, walk: Walk[T]) -> T:
-    """What a walk comes to. What it or the grounder raises comes through."""
+def go_on() -> None:
+    """Nothing is done between two steps."""
+
+
+def walk_alone(grounder: Grounder, walk: Walk[T], between: Callable[[], None] = go_on) -> T:
+    """What a walk comes to. What it or the grounder raises comes through. ``between`` is called before each step, and after it."""
     answer: Any = None
     while True:
+        between()
         try:
             step = walk.send(answer)
         except StopIteration as end:
             result: T = end.value
             return result
+        between()
         [answer] = _take(grounder, [step])
 
 
-def walk_together(grounder: Grounder, walks: Sequence[Walk[T]]) -> list[T | Exception]:
-    """What each walk comes to, or what it or its steps raise; no walk fails for another's sake."""
+def walk_together(grounder: Grounder, walks: Sequence[Walk[T]], between: Callable[[], None] = go_on) -> list[T | Exception]:
+    """What each walk comes to, or what it or its steps raise; no walk fails for another's sake. ``between`` as in ``walk_alone``."""
     outcomes: dict[int, T | Exception] = {}
     answers: dict[int, Any] = dict.fromkeys(range(len(walks)))
     while answers:
         steps: dict[int, Step] = {}
         for index, answer in answers.items():
+            between()
             try:
                 steps[index] = walks[index].send(answer)
             except StopIteration as end:
@@ -95,6 +102,7 @@ def walk_together(grounder: Grounder, walks: Sequence[Walk[T]]) -> list[T | Exce
         answers = {}
         for kind in dict.fromkeys(step.kind for step in steps.values()):
             some = [index for index, step in steps.items() if step.kind == kind]
+            between()
             for index, answer in zip(some, _take_each(grounder, [steps[index] for index in some]), strict=True):
                 if isinstance(answer, Exception):
                     outcomes[index] = answer

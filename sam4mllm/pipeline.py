@@ -18,7 +18,7 @@ around that mask for the model's (:mod:`sam4mllm.first_masks`).
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -38,7 +38,7 @@ from sam4mllm.grounding.nobody import is_nobody
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.images import check_image
-from sam4mllm.lockstep import AskPoints, Locate, Walk, ask_points, locate, walk_alone, walk_together
+from sam4mllm.lockstep import AskPoints, Locate, Walk, ask_points, go_on, locate, walk_alone, walk_together
 from sam4mllm.options import (
     BY_CONCEPT,
     AskedStrategy,
@@ -180,8 +180,9 @@ class Pipeline:
         identity = self._identity(options)
         return f"{self.slug}-0-{identity[:8]}" if self.adapter is None else self.adapter.version_for(identity)
 
-    def open(self, image: NDArray[np.uint8], embedding: Embedding | None = None) -> Opened:
-        """Take in an image (H, W, 3) uint8 RGB, EXIF-rotated; ``embedding`` if the segmenter has taken it in already.
+    def open(self, image: NDArray[np.uint8], embedding: Embedding | None = None, between: Callable[[], None] = go_on) -> Opened:
+        """Take in an image (H, W, 3) uint8 RGB, EXIF-rotated; ``embedding`` if the segmenter has taken it in already. ``between`` is called
+        between the two models.
 
         Raises ImageError if it is of another kind, or too small.
         """
@@ -189,6 +190,7 @@ class Pipeline:
         seconds: dict[str, float] = {}
         with _timed(seconds, "image"):
             scene = self.grounder.open(image)
+        between()
         with _timed(seconds, "segmenter"):
             embedding = self.segmenter.encode(image) if embedding is None else embedding
         return Opened(scene, embedding, image, seconds)
@@ -200,6 +202,7 @@ class Pipeline:
         strategy: Strategy | None = None,
         clicks: Clicks | None = None,
         threshold: float | None = None,
+        between: Callable[[], None] = go_on,
     ) -> list[Segmentation]:
         """Masks for each phrase, in order.
 
@@ -210,6 +213,7 @@ class Pipeline:
             strategy: None is the pipeline's own, that of its options. An answer's version is that of the strategy it was given by.
             clicks: a reviewer's own points and boxes; they join the prompts.
             threshold: None is the pipeline's own, that of its options.
+            between: called before and after each question to the MLLM.
 
         Raises:
             ImageError, PhraseError, ModelError: with one line on what to do; the last of a strategy that cannot be done here.
@@ -217,16 +221,16 @@ class Pipeline:
         options, cleaned = self._read(phrases, strategy, threshold)
         opened = image if isinstance(image, Opened) else self.open(image)
         seconds = dict(opened.seconds) if not isinstance(image, Opened) else {}
-        return walk_alone(self.grounder, self._walk(opened, cleaned, options, clicks, seconds))
+        return walk_alone(self.grounder, self._walk(opened, cleaned, options, clicks, seconds), between)
 
-    def segment_each(self, asked: Sequence[Asked]) -> list[list[Segmentation] | Exception]:
+    def segment_each(self, asked: Sequence[Asked], between: Callable[[], None] = go_on) -> list[list[Segmentation] | Exception]:
         """As ``segment`` for each of several images, whose questions to the MLLM share passes: its answer, or what it raises."""
 
         def walk(one: Asked) -> Walk[list[Segmentation]]:
             options, cleaned = self._read(one.phrases, one.strategy, one.threshold)
             return (yield from self._walk(one.opened, cleaned, options, one.clicks, {}))
 
-        return walk_together(self.grounder, [walk(one) for one in asked])
+        return walk_together(self.grounder, [walk(one) for one in asked], between)
 
     def _read(self, phrases: Sequence[str], strategy: Strategy | None, threshold: float | None) -> tuple[Options, list[str]]:
         """The options of a call, and its phrases. Raises PhraseError or ModelError."""

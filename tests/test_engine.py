@@ -74,6 +74,40 @@ def test_annotators_come_before_batches(engine: Engine[str]) -> None:
     assert order == ["click 1", "click 2", "batch 1", "batch 2"]
 
 
+@pytest.mark.parametrize("interactive", [False, True], ids=["a batch", "an annotator's"])
+def test_between_its_steps_a_batch_gives_way_to_annotators(engine: Engine[str], interactive: bool) -> None:
+    gate, order = Gate(), []
+
+    def click(name: str) -> None:
+        engine.give_way()  # the next one waits for the end of this
+        order.append(name)
+        if name == "click 2":
+            raise ValueError("its own")
+
+    def steps(model: str) -> str:
+        order.append("first step")
+        gate(model)
+        engine.give_way()
+        order.append("second step")
+        engine.give_way()
+        return model
+
+    with ThreadPoolExecutor(6) as pool:
+        first = pool.submit(engine.run, steps, interactive, soon())
+        gate.begun.wait(5)
+        asked = []
+        for name, kind in (("batch", False), ("click 1", True), ("click 2", True), ("click 3", True)):
+            before = engine.waiting
+            asked.append(pool.submit(engine.run, lambda _, name=name: click(name), kind, soon()))
+            wait_for("the place in the queue", lambda before=before: engine.waiting == before + 1, 5, 0.002)
+        gate.go.set()
+        assert first.result() == "model"
+        assert isinstance(asked[2].exception(), ValueError)
+        assert [one.result() for one in (asked[0], asked[1], asked[3])] == [None] * 3
+    clicks = ["click 1", "click 2", "click 3"]
+    assert order == ["first step", *([] if interactive else clicks), "second step", *(clicks if interactive else []), "batch"]
+
+
 def test_what_is_past_its_deadline_is_not_begun(engine: Engine[str]) -> None:
     gate, ran = Gate(), []
     with ThreadPoolExecutor(1) as pool:

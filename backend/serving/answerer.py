@@ -6,7 +6,7 @@ import gc
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -31,6 +31,7 @@ from sam4mllm.clicks import Clicks
 from sam4mllm.edges import Edge, draw_edge
 from sam4mllm.errors import Sam4mllmError
 from sam4mllm.identity import digest_of
+from sam4mllm.lockstep import go_on
 from sam4mllm.options import Options, Strategy
 from sam4mllm.pipeline import Asked, Opened, Pipeline
 from sam4mllm.values import Instance, Segmentation
@@ -107,8 +108,10 @@ class _Finding:
 class Answerer:
     """Answers questions by a pipeline, and keeps the images it took in. For one thread at a time."""
 
-    def __init__(self, settings: Settings, metrics: Metrics, edges: Edges) -> None:
+    def __init__(self, settings: Settings, metrics: Metrics, edges: Edges, between: Callable[[], None] = go_on) -> None:
+        """``between`` is called between any two uses of a model."""
         self._settings = settings
+        self._between = between
         self._edges = edges
         self._metrics = metrics
         self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(settings.cache_mb * 1024 * 1024, lambda opened: opened.nbytes)
@@ -235,7 +238,7 @@ class Answerer:
         seconds = {"open": (time.perf_counter() - began) / max(1, len(taken))}
         each = [Asked(one, phrases, how.strategy, None, how.threshold) for one, _, phrases, how in taken]
         together: dict[_Finding, _Found] = {}
-        for (_, image, phrases, how), found in zip(taken, pipeline.segment_each(each), strict=True):
+        for (_, image, phrases, how), found in zip(taken, pipeline.segment_each(each, self._between), strict=True):
             if isinstance(found, torch.cuda.OutOfMemoryError):
                 raise found
             if not isinstance(found, Exception):
@@ -254,7 +257,7 @@ class Answerer:
         began = time.perf_counter()
         opened = self._open(pipeline, image)
         seconds = {"open": time.perf_counter() - began}
-        found = pipeline.segment(opened, phrases, parameters.strategy, clicks, parameters.threshold)
+        found = pipeline.segment(opened, phrases, parameters.strategy, clicks, parameters.threshold, self._between)
         return found, seconds | _stages(found)
 
     def forget_images(self) -> None:
@@ -268,7 +271,8 @@ class Answerer:
         key = (pipeline.version, image.sha256)
         opened = self.opened.get(key)
         if opened is None:
-            opened = pipeline.open(image.pixels)
+            self._between()
+            opened = pipeline.open(image.pixels, None, self._between)
             self.opened.put(key, opened)
         return opened
 

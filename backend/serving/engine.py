@@ -23,12 +23,14 @@ M = TypeVar("M")
 R = TypeVar("R")
 State = Literal["loading", "ready", "paused", "failed", "draining"]
 
+ANNOTATOR, BATCH = 0, 1
+"""Ranks of work: what somebody waits for goes first."""
 BUSY = "requests did not come to an end, so the models cannot pause"
 
 
 @dataclass(order=True)
 class _Job:
-    """``rank`` 0 for an annotator who waits, 1 for a batch; ``deadline`` by the monotonic clock. ``work`` is None once nobody waits."""
+    """``rank`` ANNOTATOR or BATCH; ``deadline`` by the monotonic clock. ``work`` is None once nobody waits."""
 
     rank: int
     sequence: int
@@ -60,6 +62,7 @@ class Engine(Generic[M]):
         self._pause = ""
         self.model: M | None = None
         self._let_go = let_go
+        self._at: _Job | None = None
 
     def start(self) -> None:
         """Begin to load; returns at once."""
@@ -89,7 +92,7 @@ class Engine(Generic[M]):
         Raises DeadlineError if the time ends first (work that has begun goes on, for nobody), NotReadyError if there is no model.
         """
         context = copy_context()  # the engine's thread logs in the name of the request
-        job = _Job(0 if interactive else 1, next(self._sequence), deadline, lambda model: context.run(work, model), Future())
+        job = _Job(ANNOTATOR if interactive else BATCH, next(self._sequence), deadline, lambda model: context.run(work, model), Future())
         with self._changed:
             if self.failure:
                 raise NotReadyError(self.failure)
@@ -106,6 +109,22 @@ class Engine(Generic[M]):
                 job.work = None  # with the image that it holds; the job itself is dropped when its turn comes
             raise DeadlineError("there was no time left for this task in this request; it is asked again later") from error
         return result
+
+    def give_way(self) -> None:
+        """On the engine's thread, between two steps of a batch's work: do first what annotators wait for by now."""
+        batch = self._at
+        if batch is None or batch.rank == ANNOTATOR:
+            return
+        try:
+            while (job := self._next_annotators()) is not None:
+                self._at = job
+                _perform(job, self.model)
+        finally:
+            self._at = batch
+
+    def _next_annotators(self) -> _Job | None:
+        with self._changed:
+            return heapq.heappop(self._jobs) if self._jobs and self._jobs[0].rank == ANNOTATOR else None
 
     @property
     def waiting(self) -> int:
@@ -172,6 +191,7 @@ class Engine(Generic[M]):
             if self.state == "loading":
                 self.state = "ready"
         while (job := self._next()) is not None:
+            self._at = job
             _perform(job, self.model)
 
     def _fail(self, error: BaseException) -> None:
