@@ -1,0 +1,203 @@
+"""A team at once: annotators who click beside a bulk run of the same server, over HTTP.
+
+    python -m benchmarks.team [--annotators 12] [--seconds 60] [--pause 4.0] [--seed 990023]
+
+Each annotator has a demo scene open, which the server has taken in, and adds a point every ``pause`` seconds, the annotators one after the
+other. Label Studio is a fake of two answers a request, so that the machine's cores are the server's. Measured in turns: annotators alone,
+the bulk run alone, both. Bars: beside the run the 95th percentile of a click's seconds is at most twice that without it, and the run keeps
+at least half of its rate. Ends with 1 if one is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import io
+import os
+import re
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import httpx
+import numpy as np
+from PIL import Image
+
+from benchmarks.predict import body
+from benchmarks.waiting import server, wait_for
+from sam4mllm.demo.scenes import DemoScene, make_scene
+from tests.bulk_fakes import PROJECT, BulkServer
+
+PORT, STUDIO = 9393, 9394
+URL = f"http://127.0.0.1:{PORT}"
+PICTURE = "picture"
+"""What a picture is counted under: as many are asked for as tasks are worked on, a few ahead."""
+ROUNDS = 2
+"""Turns of each kind, so that what else the machine does meanwhile falls on all alike."""
+TIMES, SHARE = 2.0, 0.5
+"""The bars."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--annotators", type=int, default=12)
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--pause", type=float, default=4.0)
+    parser.add_argument("--seed", type=int, default=990_023)
+    arguments = parser.parse_args()
+    told = {"LABEL_STUDIO_URL": f"http://127.0.0.1:{STUDIO}", "LABEL_STUDIO_API_KEY": "a-token"}
+    with tempfile.TemporaryDirectory() as home, studio(arguments.seed) as project, patch.dict(os.environ, told), server(Path(home), PORT):
+        team = Team([body(arguments.seed + 10_000 + index) for index in range(arguments.annotators)], arguments.pause)
+        team.open()
+        idle, alone, beside, kept = [], [], [], []
+        for _ in range(ROUNDS):
+            seconds = arguments.seconds / ROUNDS
+            idle += team.click(seconds)
+            with bulk_run(project) as rate:
+                time.sleep(seconds)
+                alone.append(rate())
+            with bulk_run(project) as rate:
+                beside += team.click(seconds)
+                kept.append(rate())
+    met = report(idle, beside, float(np.mean(alone)), float(np.mean(kept)))
+    raise SystemExit(not met)
+
+
+def report(idle: list[float], beside: list[float], alone: float, kept: float) -> bool:
+    """Print the figures; whether the bars are met."""
+    (half, most), (half_beside, most_beside) = (np.percentile(seconds, [50, 95]) for seconds in (idle, beside))
+    print(f"{len(idle)} clicks without a bulk run: median {half:.3f} s, 95th percentile {most:.3f} s")
+    ratio = most_beside / most
+    print(f"{len(beside)} beside one: median {half_beside:.3f} s, 95th percentile {most_beside:.3f} s, {ratio:.2f} x (bar: {TIMES})")
+    print(f"bulk run: {alone:.2f} tasks a second alone, {kept:.2f} beside the annotators, {kept / alone:.2f} of it (bar: {SHARE})")
+    return bool(ratio <= TIMES and kept >= SHARE * alone)
+
+
+class Team:
+    """Annotators, each with a task; ``pause`` seconds between two clicks of one."""
+
+    def __init__(self, tasks: list[dict[str, Any]], pause: float) -> None:
+        self._tasks, self._pause = tasks, pause
+        self._clicks: list[list[dict[str, Any]]] = [[] for _ in tasks]
+        self._rng = np.random.default_rng(990_024)
+
+    def open(self) -> None:
+        """Each task is asked for once, as when it is opened."""
+        for task in self._tasks:
+            httpx.post(f"{URL}/predict", json=task, timeout=100).raise_for_status()
+
+    def click(self, seconds: float) -> list[float]:
+        """The seconds of each click in a time."""
+        apart = self._pause / len(self._tasks)
+        with ThreadPoolExecutor(len(self._tasks)) as pool:
+            began, asked = time.monotonic(), []
+            for number in range(int(seconds / apart)):
+                time.sleep(max(0.0, began + number * apart - time.monotonic()))
+                asked.append(pool.submit(self._click, number % len(self._tasks)))
+            return [one.result() for one in asked]
+
+    def _click(self, who: int) -> float:
+        x, y = self._rng.uniform(20, 80, 2).tolist()
+        value = {"x": x, "y": y, "width": 0.2, "keypointlabels": ["Object"]}
+        point = {"type": "keypointlabels", "from_name": "click", "to_name": "image", "is_positive": True, "value": value}
+        self._clicks[who] = [*self._clicks[who], point][-5:]
+        asked = {**self._tasks[who], "label_config": CONFIG, "params": {"context": {"result": self._clicks[who]}}}
+        began = time.perf_counter()
+        answer = httpx.post(f"{URL}/predict", json=asked, timeout=100)
+        assert answer.json()["results"][0], answer.text
+        return time.perf_counter() - began
+
+
+CONFIG = (
+    '<View><Image name="image" value="$image"/><BrushLabels name="mask" toName="image"><Label value="Object"/></BrushLabels>'
+    '<KeyPointLabels name="click" toName="image" smart="true"><Label value="Object"/></KeyPointLabels>'
+    '<TextArea name="prompt" toName="image"/></View>'
+)
+
+
+@contextmanager
+def studio(seed: int) -> Iterator[BulkServer]:
+    """A Label Studio that has more tasks than a run can do, each with a picture of its own."""
+    tasks = {}
+    for number in range(1, 2001):
+        tasks[number] = {"image": f"/data/upload/{number}.png", "description": scene(seed, number % 20).expressions[0].phrase}
+    project, lock = BulkServer(tasks), threading.Lock()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            if (number := re.fullmatch(r"/data/upload/(\d+)\.png", self.path)) is not None:
+                project.asked[PICTURE] += 1
+                return self._send(200, "image/png", picture(seed, int(number[1])))
+            size = int(self.headers.get("Content-Length") or 0)
+            with lock:
+                answer = project(httpx.Request(self.command, f"http://ls{self.path}", content=self.rfile.read(size)))
+            return self._send(answer.status_code, "application/json", answer.content)
+
+        do_POST = do_DELETE = do_PATCH = do_GET
+
+        def _send(self, status: int, kind: str, content: bytes) -> None:
+            self.send_response(status)
+            self.send_header("Content-Type", kind)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, format: str, *arguments: object) -> None:
+            """Nothing is written."""
+
+    made = ThreadingHTTPServer(("127.0.0.1", STUDIO), Handler)
+    threading.Thread(target=made.serve_forever, daemon=True).start()
+    try:
+        yield project
+    finally:
+        made.shutdown()
+
+
+@functools.cache
+def scene(seed: int, number: int) -> DemoScene:
+    """One of a few: drawing thousands would take longer than the run."""
+    return make_scene((seed, number))
+
+
+def picture(seed: int, number: int) -> bytes:
+    """The scene as a file, told from the others of the same scene by a pixel, so that none is known already."""
+    pixels = scene(seed, number % 20).image.copy()
+    pixels[0, 0] = number % 256, number // 256, 0
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+@contextmanager
+def bulk_run(project: BulkServer) -> Iterator[Any]:
+    """A run that the status page starts and stops; gives the tasks a second since it was under way."""
+    before = project.asked[PICTURE]
+    press("predict-all")
+    wait_for("the run's first pictures", lambda: project.asked[PICTURE] >= before + 8, 300, 0.01)
+    first, began = project.asked[PICTURE], time.monotonic()
+    try:
+        yield lambda: (project.asked[PICTURE] - first) / (time.monotonic() - began)
+    finally:
+        press("stop-bulk")
+        wait_for("the run's end", lambda: httpx.get(f"{URL}/api", timeout=100).json()["bulk"][0]["state"] == "stopped", 60)
+
+
+def press(action: str) -> None:
+    """The status page's button for the project."""
+    page = httpx.get(URL, timeout=100).text
+    form = re.search(rf'<form[^>]*action="/actions/{action}".*?</form>', page, re.DOTALL)
+    assert form is not None, f"the page has no {action}"
+    fields = {**dict(re.findall(r'name="(\w+)"[^>]*value="([^"]*)"', form[0])), "subject": str(PROJECT)}
+    answer = httpx.post(f"{URL}/actions/{action}", data=fields, headers={"Origin": URL}, timeout=100, follow_redirects=True)
+    answer.raise_for_status()
+
+
+if __name__ == "__main__":
+    main()
