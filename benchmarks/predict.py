@@ -15,6 +15,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 import httpx
 from PIL import Image
@@ -29,7 +30,7 @@ CONFIG = (
 PORT = 9391
 
 
-def body(seed: int) -> dict[str, object]:
+def body(seed: int) -> dict[str, Any]:
     """A batch request of one task."""
     scene = make_scene((seed,))
     file = io.BytesIO()

@@ -138,7 +138,7 @@ class Trial:
 
     def ask(self, pictures: list[int]) -> list[Drawn]:
         """One request, its tasks of new numbers so that no answer comes from memory."""
-        tasks: Any = [{**self._bodies[picture]["tasks"][0], "id": next(self._tasks)} for picture in pictures]  # type: ignore[index]
+        tasks: Any = [{**self._bodies[picture]["tasks"][0], "id": next(self._tasks)} for picture in pictures]
         answer = httpx.post(f"{URL}/predict", json={**self._bodies[0], "tasks": tasks}, timeout=100).raise_for_status()
         found = []
         for picture, one in zip(pictures, answer.json()["results"], strict=True):
@@ -203,7 +203,7 @@ class Trial:
         [task_like] = novel_tasks(1, 771_001)
         for _ in range(times):
             number = next(self._tasks)
-            task: Any = {**self._bodies[0]["tasks"][0], "id": number}  # type: ignore[index]
+            task: Any = {**self._bodies[0]["tasks"][0], "id": number}
             served = httpx.post(f"{URL}/predict", json={**self._bodies[0], "tasks": [task]}, timeout=100).json()["results"][0]
             event = correction(number, task_like, time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()))
             event["task"]["data"] = task["data"]

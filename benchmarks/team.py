@@ -18,7 +18,7 @@ import re
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -85,7 +85,7 @@ class Team:
 
     def __init__(self, tasks: list[dict[str, Any]], pause: float) -> None:
         self._tasks, self._pause = tasks, pause
-        self._clicks: list[list[dict[str, Any]]] = [[] for _ in tasks]
+        self._points: list[list[list[float]]] = [[] for _ in tasks]
         self._rng = np.random.default_rng(990_024)
 
     def open(self) -> None:
@@ -104,11 +104,8 @@ class Team:
             return [one.result() for one in asked]
 
     def _click(self, who: int) -> float:
-        x, y = self._rng.uniform(20, 80, 2).tolist()
-        value = {"x": x, "y": y, "width": 0.2, "keypointlabels": ["Object"]}
-        point = {"type": "keypointlabels", "from_name": "click", "to_name": "image", "is_positive": True, "value": value}
-        self._clicks[who] = [*self._clicks[who], point][-5:]
-        asked = {**self._tasks[who], "label_config": CONFIG, "params": {"context": {"result": self._clicks[who]}}}
+        self._points[who] = [*self._points[who], self._rng.uniform(20, 80, 2).tolist()][-5:]
+        asked = {**self._tasks[who], **click_on(*self._points[who])}
         began = time.perf_counter()
         answer = httpx.post(f"{URL}/predict", json=asked, timeout=100)
         assert answer.json()["results"][0], answer.text
@@ -120,6 +117,15 @@ CONFIG = (
     '<KeyPointLabels name="click" toName="image" smart="true"><Label value="Object"/></KeyPointLabels>'
     '<TextArea name="prompt" toName="image"/></View>'
 )
+
+
+def click_on(*points: Sequence[float]) -> dict[str, Any]:
+    """What a request has beside its task where an annotator clicked on points, (x, y) in percent of the picture."""
+    clicks = []
+    for x, y in points:
+        value = {"x": x, "y": y, "width": 0.2, "keypointlabels": ["Object"]}
+        clicks.append({"type": "keypointlabels", "from_name": "click", "to_name": "image", "is_positive": True, "value": value})
+    return {"label_config": CONFIG, "params": {"context": {"result": clicks}}}
 
 
 @contextmanager
