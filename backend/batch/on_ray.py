@@ -24,6 +24,7 @@ from backend.images.store import LoadedImage
 from backend.settings import Settings
 from sam4mllm.cli.options import hush
 from sam4mllm.errors import first_line
+from sam4mllm.host_memory import keep_freed_memory
 from sam4mllm.pipeline import Pipeline
 
 ROWS_A_BLOCK = 8
@@ -59,6 +60,7 @@ class Model:
     """An actor that holds the models. Its version must be that of the run."""
 
     def __init__(self, load: Callable[[], Pipeline], settings: Settings, work: Work, version: str) -> None:
+        keep_freed_memory()
         hush()
         self._pipeline = load()
         self._answer = work.answerer()

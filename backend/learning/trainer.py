@@ -41,6 +41,7 @@ from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
+from sam4mllm.host_memory import keep_freed_memory
 from sam4mllm.loading import Variants, load_variants
 from sam4mllm.overlay import draw
 from sam4mllm.pipeline import Pipeline
@@ -59,6 +60,7 @@ TELL_SECONDS = 1.0
 
 def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, STOPPED, 1 with one line on standard error."""
+    keep_freed_memory()
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter())  # a foreign line must not pass for the one that says why the process failed
     logging.basicConfig(level=logging.WARNING, handlers=[handler])

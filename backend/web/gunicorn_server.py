@@ -6,6 +6,8 @@ import os
 
 from gunicorn.app.wsgiapp import WSGIApplication
 
+from sam4mllm.host_memory import keep_freed_memory
+
 
 class GunicornServer(WSGIApplication):  # type: ignore[misc] # gunicorn is not typed
     """gunicorn's command line."""
@@ -16,4 +18,5 @@ class GunicornServer(WSGIApplication):  # type: ignore[misc] # gunicorn is not t
 
 
 if __name__ == "__main__":
+    keep_freed_memory()
     GunicornServer("%(prog)s [OPTIONS] [APP_MODULE]", prog="gunicorn").run()

@@ -16,6 +16,7 @@ from sam4mllm import __version__
 from sam4mllm.cli import ablate, adapters, bench, data, evaluate, models, predict, scenes, train, trial
 from sam4mllm.cli.plugins import add_commands
 from sam4mllm.errors import Sam4mllmError
+from sam4mllm.host_memory import keep_freed_memory
 from sam4mllm.plain_text import OneLine
 
 OWN = (predict, scenes, data, train, models, adapters, evaluate, ablate, trial, bench)
@@ -28,6 +29,7 @@ def main() -> None:
         logging.lastResort.setFormatter(OneLine())
     warnings.filterwarnings("ignore", module=r"PIL\.")  # of a damaged file's metadata, once a tag; the pixels are checked by us
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some processors its import warns of a package that it would like
+    keep_freed_memory()
     app = make_app()
     try:
         app()
