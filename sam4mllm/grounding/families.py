@@ -38,6 +38,7 @@ from sam4mllm.grounding.encoders import (
     encode_qwen_vl,
     encode_qwen_vl_chat,
 )
+from sam4mllm.grounding.patches import multiply_patches
 from sam4mllm.grounding.windows import WINDOWED
 from sam4mllm.options import AUTO, Precision
 from sam4mllm.originals import refuse_original
@@ -167,6 +168,7 @@ def _load_model(name: str, source: str, config: Any, device: torch.device, preci
     options = loading_options(precision, device)
     model = load_model(AutoModelForImageTextToText, name, source, config, attn_implementation="sdpa", **options)
     check_quantised(precision, model, source)
+    multiply_patches(model)
     return model if "device_map" in options else model.to(device)
 
 
