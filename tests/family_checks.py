@@ -191,6 +191,10 @@ def several_images_equal_one(subject: Subject) -> None:
     """Questions about images of different sizes in shared passes, as far as the model can share any."""
     grounder, several = subject.grounder, [picture(seed, *size) for seed, size in enumerate([(120, 90), (90, 150), (64, 64)])]
     scenes = [grounder.open(image) for image in several]
+    same = [picture(seed, 120, 90) for seed in (7, 8)]
+    for image, scene in zip([*same, several[1]], grounder.open_each([*same, several[1]]), strict=True):
+        [said], [alone] = grounder.ask(scene, [QUESTION]), grounder.ask(grounder.open(image), [QUESTION])
+        assert_same(said, alone, 1e-5)
     asked = [(scene, [inquiry(phrase, [[5, 5, 50, 60]], 0, 4)]) for scene, phrase in zip(scenes, PHRASES, strict=False)]
     passes, forward = [0], grounder.forward
 

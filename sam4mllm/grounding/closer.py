@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from sam4mllm import closeup
 from sam4mllm.closeup import Window, window_around
-from sam4mllm.grounding.many import ask_each, ground_each, parted
+from sam4mllm.grounding.many import ask_each, ground_each, open_each, parted
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.identity import digest_of
 from sam4mllm.values import Grounding
@@ -69,9 +69,9 @@ class CloserGrounder:
                 seen = inquiry if window is None else _inside(window, inquiry)
                 views.setdefault((place, window), []).append((count, seen))
                 count += 1
+        cuts = iter(open_each(self.whole, [window.cut(scenes[place].image) for place, window in views if window is not None]))
         opened = [
-            (scenes[place].scene if window is None else self.whole.open(window.cut(scenes[place].image)), [seen for _, seen in found])
-            for (place, window), found in views.items()
+            (scenes[place].scene if window is None else next(cuts), [seen for _, seen in found]) for (place, window), found in views.items()
         ]
         answers: dict[int, Replies] = {}
         for found, said in zip(views.values(), ask_each(self.whole, opened, joint), strict=True):

@@ -26,6 +26,15 @@ def position_ids(positions: Tensor) -> Tensor:
     return positions[0] if len(positions) == 1 else positions
 
 
+def alike(encoded: Sequence[Encoded]) -> list[list[int]]:
+    """Which images can go through the model in one batch, unpadded: those whose inputs have the same shapes, by index."""
+    groups: dict[object, list[int]] = {}
+    for index, one in enumerate(encoded):
+        shapes = tuple((name, tuple(tensor.shape)) for name, tensor in one.inputs.items())
+        groups.setdefault(shapes, []).append(index)
+    return list(groups.values())
+
+
 def with_text(encoded: Encoded, ids: Tensor, offsets: Tensor) -> dict[str, Tensor]:
     """What the model takes for an image with the text (T,) after it, whose positions (T,) are given less the image's end."""
     inputs = {**encoded.inputs, "input_ids": torch.cat([encoded.inputs["input_ids"], ids[None]], 1)}

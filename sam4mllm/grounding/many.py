@@ -6,6 +6,9 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Protocol, TypeVar, runtime_checkable
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.values import Grounding
 
@@ -23,6 +26,22 @@ class ManyScenes(Protocol):
     def ask_each(self, asked: Sequence[tuple[Scene, Sequence[Inquiry]]], joint: bool = False) -> list[list[Replies]]:
         """What is said of each scene's points."""
         ...
+
+
+@runtime_checkable
+class OpensMany(Protocol):
+    """A grounder that takes in several images at once."""
+
+    def open_each(self, images: Sequence[NDArray[np.uint8]]) -> Sequence[Scene]:
+        """A scene of each image (H, W, 3)."""
+        ...
+
+
+def open_each(grounder: Grounder, images: Sequence[NDArray[np.uint8]]) -> Sequence[Scene]:
+    """A scene of each image, by any grounder."""
+    if isinstance(grounder, OpensMany):
+        return grounder.open_each(images)
+    return [grounder.open(image) for image in images]
 
 
 def ground_each(grounder: Grounder, asked: Sequence[tuple[Scene, Sequence[str]]], question: Question = "box") -> list[list[Grounding]]:

@@ -16,13 +16,13 @@ from transformers import DynamicCache
 
 from sam4mllm.errors import ImageError, PhraseError
 from sam4mllm.geometry import distinct
-from sam4mllm.grounding.asking import NOTHING_SAID, ask
-from sam4mllm.grounding.bundle import Bundle, bundle, can_bundle
-from sam4mllm.grounding.checkpoint import Checkpoint
-from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copies, keeps_states
+from sam4mllm.grounding.asking import MAX_ROW, NOTHING_SAID, ask
+from sam4mllm.grounding.bundle import Bundle, bundle, can_bundle, stretches
+from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
+from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copies, copy_rows, keeps_states
 from sam4mllm.grounding.decoding import Thinking, Written, write
 from sam4mllm.grounding.drafting import spell
-from sam4mllm.grounding.encoders import position_ids
+from sam4mllm.grounding.encoders import alike, position_ids
 from sam4mllm.grounding.endings import generation_ends, read_ending
 from sam4mllm.grounding.frames import Framed, to_numbers
 from sam4mllm.grounding.head import logits_of
@@ -126,20 +126,39 @@ class MllmGrounder:
         """
         return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    @torch.inference_mode()
     def open(self, image: NDArray[np.uint8]) -> MllmScene:
+        return self.open_each([image])[0]
+
+    @torch.inference_mode()
+    def open_each(self, images: Sequence[NDArray[np.uint8]]) -> list[MllmScene]:
         self._activate()
+        encoded = [self._encode_image(image) for image in images]
+        scenes: dict[int, MllmScene] = {}
+        for same in alike(encoded):
+            for some in stretches([encoded[index].inputs["input_ids"].shape[1] for index in same], MAX_ROW):
+                caches = self._prefill([encoded[index] for index in same[some]])
+                for index, cache in zip(same[some], caches, strict=True):
+                    scenes[index] = self._scene(images[index], encoded[index], cache)
+        return [scenes[index] for index in range(len(images))]
+
+    def _encode_image(self, image: NDArray[np.uint8]) -> Encoded:
         try:
-            encoded = self.checkpoint.encode(self.checkpoint, self.markup.opening, Image.fromarray(image))
+            return self.checkpoint.encode(self.checkpoint, self.markup.opening, Image.fromarray(image))
         except ValueError as error:  # image processors refuse extreme aspect ratios
             raise ImageError(f"the model cannot take an image of {image.shape[1]} x {image.shape[0]} pixels: {error}") from error
-        inputs = {name: tensor.to(self.device) for name, tensor in encoded.inputs.items()}
-        cache = new_cache(self.checkpoint.model.config)
-        self.checkpoint.model.model(
-            **inputs, position_ids=position_ids(encoded.positions.to(self.device)), past_key_values=cache, use_cache=True, return_dict=True
-        )
+
+    def _prefill(self, encoded: Sequence[Encoded]) -> list[DynamicCache]:
+        """What the model knows after each of some images whose tokens are as many, in one pass."""
+        model = self.checkpoint.model
+        inputs = {name: torch.cat([one.inputs[name] for one in encoded]).to(self.device) for name in encoded[0].inputs}
+        positions = torch.cat([one.positions for one in encoded], 1).to(self.device)
+        cache = new_cache(model.config)
+        model.model(**inputs, position_ids=position_ids(positions), past_key_values=cache, use_cache=True, return_dict=True)
+        return [cache] if len(encoded) == 1 else [copy_rows(cache, [row]) for row in range(len(encoded))]
+
+    def _scene(self, image: NDArray[np.uint8], encoded: Encoded, cache: DynamicCache) -> MllmScene:
         height, width = image.shape[:2]
-        length, following = inputs["input_ids"].shape[1], int(encoded.positions.max()) + 1
+        length, following = encoded.inputs["input_ids"].shape[1], int(encoded.positions.max()) + 1
         return MllmScene(width, height, cache_bytes(cache), cache, length, following, len(encoded.positions), encoded.resized)
 
     @torch.inference_mode()
