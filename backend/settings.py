@@ -67,6 +67,10 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="SAM4MLLM_", extra="ignore", frozen=True, populate_by_name=True)
 
     model: str = Field("demo", description="MLLM: `demo`, a checkpoint folder, a hub id, or `none` ([docs](docs/which.md))")
+    engine: str = Field(
+        "",
+        description="`http://host:port` of a vLLM server that has the MLLM in this one's stead ([docs](docs/scale.md#an-engine))",
+    )
     segmenter: str = Field(
         "demo",
         description="`demo`, `vit_b|vit_l|vit_h:PATH`, `efficientvit-sam-xl1:PATH`, or a checkpoint folder or hub id "
@@ -202,7 +206,7 @@ class Settings(BaseSettings):
     def _expand(cls, value: Path) -> Path:
         return value.expanduser()
 
-    @field_validator("label_studio_url", "url")
+    @field_validator("label_studio_url", "url", "engine")
     @classmethod
     def _tidy(cls, value: str) -> str:
         if value and not value.startswith(("http://", "https://")):
@@ -291,6 +295,16 @@ def read_settings() -> Settings:
         _ = settings.training
     except TrainingError as error:
         raise SettingsError(f"SAM4MLLM_TRAIN_CONFIG: {error}") from error
+    _check_models(settings)
+    if settings.host not in LOOPBACK:
+        for secret, variable in ((settings.auth_password, "SAM4MLLM_AUTH_PASSWORD"), (settings.webhook_secret, "SAM4MLLM_WEBHOOK_SECRET")):
+            if not secret.get_secret_value():
+                raise SettingsError(f"SAM4MLLM_HOST={settings.host} is open to others: set {variable}, or listen on 127.0.0.1")
+    return settings
+
+
+def _check_models(settings: Settings) -> None:
+    """Raises SettingsError where what is asked of the models cannot be done."""
     strategy = resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model)
     try:
         check_strategy(strategy, has_model=settings.has_model, takes_phrases=True)  # of the segmenter its loading tells
@@ -300,10 +314,9 @@ def read_settings() -> Settings:
         check_look_back(settings.look_back, has_model=settings.has_model)
     except ModelError as error:
         raise SettingsError(f"SAM4MLLM_LOOK_BACK: {error}") from error
+    if settings.engine and not settings.has_model:
+        raise SettingsError("SAM4MLLM_ENGINE serves an MLLM, and SAM4MLLM_MODEL is none; unset one of them")
+    if settings.engine and settings.train_mode == "pause":
+        raise SettingsError("SAM4MLLM_TRAIN_MODE=pause cannot stop an engine; use beside, or device:N for another GPU")
     if settings.device_map is not None and settings.train_mode == "pause":
         raise SettingsError("SAM4MLLM_TRAIN_MODE=pause cannot move a model that SAM4MLLM_DEVICE_MAP=auto has spread; use beside")
-    if settings.host not in LOOPBACK:
-        for secret, variable in ((settings.auth_password, "SAM4MLLM_AUTH_PASSWORD"), (settings.webhook_secret, "SAM4MLLM_WEBHOOK_SECRET")):
-            if not secret.get_secret_value():
-                raise SettingsError(f"SAM4MLLM_HOST={settings.host} is open to others: set {variable}, or listen on 127.0.0.1")
-    return settings

@@ -6,6 +6,7 @@
     ├── ImageError          the image cannot be used: broken, too large, too small
     ├── PhraseError         the phrase cannot be used: empty or too long
     ├── ModelError          a model or adapter folder cannot be loaded
+    │   └── EngineAwayError the server that has the model does not answer; it may be back soon
     ├── PromptError         a prompt for the segmenter is not well formed
     ├── DatasetError        a dataset folder is not in the format, or lacks files
     ├── TemplateError       a dialect or chat template lacks what is needed
@@ -44,6 +45,10 @@ class PhraseError(Sam4mllmError):
 
 class ModelError(Sam4mllmError):
     """A model or an adapter cannot be loaded."""
+
+
+class EngineAwayError(ModelError):
+    """The server that has the model does not answer."""
 
 
 class PromptError(Sam4mllmError):

@@ -144,12 +144,16 @@ class Variants:
             adapter = self._as_named(adapter, checkpoint)
         if FILES not in parts:
             return self._pipeline(BASE, adapter, checkpoint, papers, segmenter)
+        self._attach(adapter.version, folder)
+        return self._pipeline(adapter.version, adapter, checkpoint, papers, segmenter)
+
+    def _attach(self, version: str, folder: Path) -> None:
+        """Load the MLLM's part of an adapter beside the others."""
         if self._adapters is None:
             from sam4mllm.adapters.lora import Adapters  # noqa: PLC0415 – as above
 
             self._adapters = Adapters(self.checkpoint)
-        self._adapters.load(adapter.version, folder)
-        return self._pipeline(adapter.version, adapter, checkpoint, papers, segmenter)
+        self._adapters.load(version, folder)
 
     def drawing_with(self, name: str | None, pipeline: Pipeline) -> Pipeline:
         """A pipeline of these with another adapter of the mask decoder, a folder's or a version's; PLAIN is none, None its own.
@@ -167,6 +171,10 @@ class Variants:
     def drop(self, version: str) -> None:
         """Free the adapter of a version whose pipeline is used no more."""
         self._adapted.pop(version, None)
+        self._detach(version)
+
+    def _detach(self, version: str) -> None:
+        """Free the MLLM's part of an adapter."""
         if self._adapters is not None:
             self._adapters.use(BASE)
             self._adapters.drop(version)
@@ -249,10 +257,14 @@ class Variants:
             return Pipeline(NoGrounder(), segmenter, self._options, self._slug, learned=False)
         taught = adapter is not None and (version != BASE if papers is None else papers.changes_mllm)
         demo, options = checkpoint.source == DEMO, self._options if papers is None else papers.asked(self._options)
-        whole = MllmGrounder(checkpoint, activate=lambda: self._activate(version), thought_tokens=options.thought_tokens)
+        whole = self._grounder(version, checkpoint, options.thought_tokens)
         grounder = CloserGrounder(whole) if checkpoint.dialect.points_view == "close-up" else whole
         options = replace(options, strategy=resolve_strategy(options.strategy, demo=demo, has_adapter=taught))
         return Pipeline(grounder, segmenter, options, self._slug, adapter, learned=demo or taught)
+
+    def _grounder(self, version: str, checkpoint: Checkpoint, thought_tokens: int) -> MllmGrounder:
+        """The MLLM as a version answers."""
+        return MllmGrounder(checkpoint, activate=lambda: self._activate(version), thought_tokens=thought_tokens)
 
 
 def pick_device(device: str | None) -> torch.device:

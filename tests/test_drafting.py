@@ -108,7 +108,7 @@ def spelling_of(dialect: Dialect, encode: Encode, phrase: str = "the cup") -> Bo
 
 
 def as_told(found: Sequence[Written]) -> list[tuple[object, ...]]:
-    return [(one.ids, one.text, one.log_probabilities, one.finished, one.first_logits.tolist()) for one in found]
+    return [(one.ids, one.text, one.log_probabilities, one.finished, one.beginnings.tolist()) for one in found]
 
 
 boxes = st.lists(st.tuples(*[st.integers(0, 999)] * 4), max_size=4)

@@ -247,7 +247,7 @@ def test_a_thought_and_its_answer(text: str, thought: str, answer: str, cut_at: 
     assert written.finished
     assert len(written.log_probabilities) == len(written.ids) + 1
     expected = ord(answer[0]) if answer else 0
-    assert int(written.first_logits.argmax()) == expected, "the first logits are those of the answer's first token"
+    assert int(written.beginnings.argmax()) == expected, "the first logits are those of the answer's first token"
 
 
 def test_a_budget_is_exact_and_the_answer_has_its_own() -> None:

@@ -37,6 +37,7 @@ def batch(
     ] = None,
     part: Annotated[int, typer.Option("--part", min=1, help="Tasks that are stored and pushed together.")] = 50,
     model: Annotated[str | None, typer.Option("--model", help="demo, a model folder, a hub id, or none.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="A vLLM server that has the model.", metavar="URL")] = None,
     segmenter: Annotated[
         str | None, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
     ] = None,
@@ -52,7 +53,7 @@ def batch(
     """Pre-annotate in bulk; what was stopped or killed goes on with the same command. Settings are those of serve."""
     check_server_extra()
     models = {"MODEL": model, "SEGMENTER": segmenter, "DEVICE": device, "DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map}
-    given = {**models, "THRESHOLD": threshold}
+    given = {**models, "ENGINE": engine, "THRESHOLD": threshold}
     os.environ |= {f"SAM4MLLM_{name}": str(value) for name, value in given.items() if value is not None}
     from backend.cli.adapter_option import follow_adapter
     from backend.settings import read_settings

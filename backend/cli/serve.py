@@ -22,6 +22,7 @@ def serve(
     host: Annotated[str | None, typer.Option("--host", help="Address to listen on; any but loopback needs SAM4MLLM_AUTH_PASSWORD.")] = None,
     port: Annotated[int | None, typer.Option("--port", help="Port to listen on; 9090.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="demo, a model folder, or a hub id.")] = None,
+    engine: Annotated[str | None, typer.Option("--engine", help="A vLLM server that has the model.", metavar="URL")] = None,
     segmenter: Annotated[
         str | None, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
     ] = None,
@@ -40,8 +41,8 @@ def serve(
     from backend.cli.adapter_option import appoint_adapter, follow_adapter
     from backend.settings import read_settings
 
-    given = {"HOST": host, "PORT": port, "MODEL": model, "SEGMENTER": segmenter, "DEVICE": device}
-    given |= {"DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map, "PLAN": plan}
+    given = {"HOST": host, "PORT": port, "MODEL": model, "ENGINE": engine, "SEGMENTER": segmenter}
+    given |= {"DEVICE": device, "DTYPE": dtype, "QUANTIZE": quantize, "DEVICE_MAP": device_map, "PLAN": plan}
     for name, value in given.items():
         if value is not None:
             os.environ[f"SAM4MLLM_{name}"] = str(value)

@@ -14,7 +14,7 @@ import numpy as np
 
 from backend.errors import NotReadyError, where
 from backend.serving.engine import Engine
-from backend.serving.leases import Leases, remembering
+from backend.serving.leases import AdapterLoader, Leases, remembering
 from backend.settings import Settings
 from backend.setup.gpu_plan import tell_plan
 from sam4mllm.adapters.files import hash_files
@@ -180,7 +180,7 @@ class Versions:
 
 def load_leases(settings: Settings) -> Leases:
     """The base models of the settings, warmed up."""
-    if plan := tell_plan(settings):
+    if not settings.engine and (plan := tell_plan(settings)):
         log.info("%s", plan)
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415 – as below
 
@@ -192,10 +192,16 @@ def load_leases(settings: Settings) -> Leases:
 
 def load_cold(settings: Settings) -> Leases:
     """The same, for who has work at once."""
-    models = (settings.model, settings.segmenter, settings.device)
-    from sam4mllm.loading import load_variants  # noqa: PLC0415 – takes many seconds; the server answers /health meanwhile
+    given = (settings.model, settings.segmenter, settings.device, settings.options, settings.precision)
+    variants: AdapterLoader
+    if settings.engine:
+        from sam4mllm.vllm.variants import load_vllm_variants  # noqa: PLC0415 – takes many seconds; the server answers /health meanwhile
 
-    variants = load_variants(*models, settings.options, settings.precision)
+        variants = load_vllm_variants(settings.engine, settings.home, *given)
+    else:
+        from sam4mllm.loading import load_variants  # noqa: PLC0415 – as above
+
+        variants = load_variants(*given)
     return Leases(remembering(variants.base), variants)
 
 

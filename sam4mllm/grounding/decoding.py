@@ -5,7 +5,7 @@ a draft of what comes next.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -40,8 +40,8 @@ class Thinking:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """An answer: its text, its tokens, each token's log-probability, the logits (vocabulary,) of the first, and
-    whether it came to its end.
+    """An answer: its text, its tokens, each token's log-probability, those (vocabulary,) of all that it might have begun with, and whether
+    it came to its end.
 
     A thought before it is no part of these; ``thought`` is what it says, ``cut_at`` the tokens after which it was cut off, 0 if it was not.
     """
@@ -49,7 +49,7 @@ class Written:
     text: str
     ids: tuple[int, ...]
     log_probabilities: tuple[float, ...]
-    first_logits: Tensor
+    beginnings: Tensor
     finished: bool
     thought: str = ""
     cut_at: int = 0
@@ -119,6 +119,30 @@ def write(
     return [line.answer.written() for line in lines]
 
 
+def write_from(
+    decode: Callable[[Sequence[int]], str],
+    say: Callable[[Sequence[int]], Iterable[tuple[int, float, Callable[[], Tensor]]]],
+    question: Sequence[int],
+    ends: frozenset[int],
+    max_new_tokens: int,
+    thinking: Thinking | None = None,
+) -> Written:
+    """One answer as by ``write``, from a model elsewhere.
+
+    ``say`` gives what the model says greedily after some tokens, for any stretch: each token, its log-probability, and those (vocabulary,)
+    of all that it might have said. Where another token is put in the place of what was said, it is asked anew from there.
+    """
+    answer, told = _Answer(decode, ends, max_new_tokens, thinking), list(question)
+    while True:
+        for token, chance, beginnings in say(told):
+            following = answer.take(token, chance, beginnings)
+            if following is None:
+                return answer.written()
+            told.append(following)
+            if following != token:
+                break
+
+
 class _Line:
     """A question and its answer on their way through the model.
 
@@ -145,7 +169,7 @@ class _Line:
         """
         kept = self.asked + 1
         for step, token in enumerate(said):
-            following = self.answer.take(token, chances[step], logits[step])
+            following = self.answer.take(token, chances[step], lambda row=logits[step]: row.log_softmax(-1).cpu())  # type: ignore[misc]
             if following is None:
                 self.fed = []
                 break
@@ -180,18 +204,21 @@ class _Answer:
         self._first: Tensor | None = None
         self._finished = False
 
-    def take(self, token: int, chance: float, logits: Tensor) -> int | None:
-        """What comes after the model has said ``token``, with the log-probability ``chance``: the token to go on with, None at the end."""
+    def take(self, token: int, chance: float, beginnings: Callable[[], Tensor]) -> int | None:
+        """What comes after the model has said ``token``, with the log-probability ``chance``: the token to go on with, None at the end.
+
+        ``beginnings`` gives the log-probabilities (vocabulary,) of all that it might have said.
+        """
         if self._forced:
             return self._forced.popleft()
         if self._in_thought and self._thinking is not None:
-            return self._think(token, chance, logits, self._thinking)
+            return self._think(token, chance, beginnings, self._thinking)
         if not self.ids and self._gap and token not in self._ends and self._decode([token]).isspace():
             self._gap -= 1
             return token
-        return self._say(token, chance, logits)
+        return self._say(token, chance, beginnings)
 
-    def _think(self, token: int, chance: float, logits: Tensor, thinking: Thinking) -> int | None:
+    def _think(self, token: int, chance: float, beginnings: Callable[[], Tensor], thinking: Thinking) -> int | None:
         if token in self._ends or len(self._thought) == thinking.budget:
             self._cut_at = 0 if token in self._ends else thinking.budget
             self._in_thought = False
@@ -204,11 +231,11 @@ class _Answer:
             return token
         self._in_thought = False
         # of some tokenizers the tag's last sign and the answer's first are one token
-        return self._say(token, chance, logits) if tail[end:].strip() else token
+        return self._say(token, chance, beginnings) if tail[end:].strip() else token
 
-    def _say(self, token: int, chance: float, logits: Tensor) -> int | None:
+    def _say(self, token: int, chance: float, beginnings: Callable[[], Tensor]) -> int | None:
         if self._first is None:
-            self._first = logits.cpu().clone()  # of a pass of many tokens it would keep all
+            self._first = beginnings()
         self._logs.append(chance)
         self._finished = token in self._ends
         if self._finished:

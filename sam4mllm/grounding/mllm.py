@@ -63,7 +63,7 @@ SAME_OBJECT = 0.9
 
 
 @dataclass(frozen=True, eq=False)
-class _Told:
+class Told:
     """A phrase about a scene, and the tokens of its question."""
 
     scene: MllmScene
@@ -168,7 +168,7 @@ class MllmGrounder:
     @torch.inference_mode()
     def ground_each(self, asked: Sequence[tuple[Scene, Sequence[str]]], question: Question = "box") -> list[list[Grounding]]:
         thinking = self._thinking if question == "reason" and self.thinks else None
-        told = [_Told(own_scene(scene), phrase, self.question(phrase, question)) for scene, phrases in asked for phrase in phrases]
+        told = [Told(own_scene(scene), phrase, self.question(phrase, question)) for scene, phrases in asked for phrase in phrases]
         return parted(self._ground(told, question, thinking), [len(phrases) for _, phrases in asked])
 
     @torch.inference_mode()
@@ -176,25 +176,28 @@ class MllmGrounder:
         if not self.thinks:
             return self.ground(scene, phrases, "reason")
         each = zip(phrases, thoughts, strict=True)
-        told = [_Told(own_scene(scene), phrase, [*self.question(phrase, "reason"), *self.thought(text)]) for phrase, text in each]
+        told = [Told(own_scene(scene), phrase, [*self.question(phrase, "reason"), *self.thought(text)]) for phrase, text in each]
         return [replace(one, thought=text) for one, text in zip(self._ground(told, "reason", None), thoughts, strict=True)]
 
-    def _ground(self, told: Sequence[_Told], question: Question, thinking: Thinking | None) -> list[Grounding]:
+    def _ground(self, told: Sequence[Told], question: Question, thinking: Thinking | None) -> list[Grounding]:
         self._activate()
         for one in told:
             self.check_phrase(one.phrase)
         at_once = PHRASES_AT_ONCE if thinking is None else THOUGHTS_AT_ONCE
         return [grounding for some in _passes(told, at_once) for grounding in self._answer(some, question, thinking)]
 
-    def _answer(self, told: Sequence[_Told], question: Question, thinking: Thinking | None) -> list[Grounding]:
+    def _answer(self, told: Sequence[Told], question: Question, thinking: Thinking | None) -> list[Grounding]:
         """The answers to questions that are decoded together."""
+        answers = self._write(told, question, thinking)
+        return [self._read(one.scene, one.phrase, answer, question) for one, answer in zip(told, answers, strict=True)]
+
+    def _write(self, told: Sequence[Told], question: Question, thinking: Thinking | None) -> list[Written]:
         drafted = question == "box" and not keeps_states(self.checkpoint.model.config)
         spellings = [spell(self.dialect, one.phrase, self.encode, self._is_number) if drafted else None for one in told]
         scenes = list({id(one.scene): one.scene for one in told}.values())
         of = [scenes.index(one.scene) for one in told]
         questions = [one.question for one in told]
-        answers = write(self, bundle(scenes), questions, self._ends, self.max_new_tokens, thinking, spellings, of)
-        return [self._read(one.scene, one.phrase, answer, question) for one, answer in zip(told, answers, strict=True)]
+        return write(self, bundle(scenes), questions, self._ends, self.max_new_tokens, thinking, spellings, of)
 
     def check_phrase(self, phrase: str, what: str = "phrase") -> None:
         """Raises PhraseError: a control token in a phrase would let a task's text forge turns of the conversation."""
@@ -336,12 +339,12 @@ class MllmGrounder:
         words, or begin with words before the box: where its answer says so (``absent``), it is the geometric mean probability of the
         answer's tokens, as a box's is; where it does not, that of having begun with "none".
         """
-        none, first = self._none_start, answer.first_logits
+        none, first = self._none_start, answer.beginnings
         if self.dialect.name == DEMO.name:
             return float(torch.sigmoid(first[none] - first[self._box_start]))
         if absent:
             return float(np.exp(np.mean(answer.log_probabilities)))
-        return 0.0 if none == self._box_start else float(torch.softmax(first, -1)[none])
+        return 0.0 if none == self._box_start else float(first[none].exp())
 
     def box_numbers(self, scene: Framed, boxes_px: NDArray[np.float32]) -> list[BoxNumbers]:
         return [(x1, y1, x2, y2) for x1, y1, x2, y2 in to_numbers(self.dialect, scene, boxes_px).tolist()]
@@ -351,7 +354,7 @@ class MllmGrounder:
         return [(x, y) for x, y in to_numbers(self.dialect, scene, points_px).tolist()]
 
 
-def _passes(told: Sequence[_Told], at_once: int) -> Iterator[Sequence[_Told]]:
+def _passes(told: Sequence[Told], at_once: int) -> Iterator[Sequence[Told]]:
     """Neighbours that are decoded together: of one scene, or of several where the model can bundle them."""
     by_scene = [list(group) for _, group in groupby(told, lambda one: id(one.scene))]
     shared = all(can_bundle(own[0].scene) for own in by_scene)

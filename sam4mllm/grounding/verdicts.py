@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,15 +42,24 @@ class Verdicts:
 
     def inside(self, logits: Tensor) -> Replies:
         """What (K, vocabulary) logits of the next token say of K points."""
-        yes = torch.logsumexp(logits[:, list(self.yes)].cpu().double(), -1)
-        no = torch.logsumexp(logits[:, list(self.no)].cpu().double(), -1)
         anything = torch.logsumexp(logits, -1).cpu().double()
-        return Replies(torch.sigmoid(yes - no).numpy(), torch.exp(torch.logaddexp(yes, no) - anything).clamp(max=1).numpy())
+        return _weigh(logits[:, list(self.yes)].cpu().double(), logits[:, list(self.no)].cpu().double(), anything)
+
+    def weigh(self, chances: Sequence[Mapping[int, float]]) -> Replies:
+        """The same from the log-probabilities of the next token of K points, by id."""
+        yes, no = (torch.tensor([[one[token] for token in words] for one in chances]).double() for words in (self.yes, self.no))
+        return _weigh(yes, no, torch.zeros(len(chances), dtype=torch.float64))
 
     def spell(self, inside: Sequence[bool] | NDArray[np.bool_]) -> list[int]:
         """Ids of a joint answer."""
         first = (self.yes[0], self.no[0])
         return [(first if index == 0 else self.spoken)[0 if flag else 1] for index, flag in enumerate(inside)]
+
+
+def _weigh(yes: Tensor, no: Tensor, anything: Tensor) -> Replies:
+    """From logits (K, spellings) of either answer, and (K,) the logarithm of what all logits come to."""
+    yes, no = torch.logsumexp(yes, -1), torch.logsumexp(no, -1)
+    return Replies(torch.sigmoid(yes - no).numpy(), torch.exp(torch.logaddexp(yes, no) - anything).clamp(max=1).numpy())
 
 
 def _single(encode: Callable[[str], list[int]], word: str) -> list[int]:

@@ -1,0 +1,1 @@
+"""A vLLM server as the MLLM: the weights are there, the conversation is ours."""

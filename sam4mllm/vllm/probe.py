@@ -1,0 +1,67 @@
+"""Whether a server applies all of an adapter.
+
+vLLM drops the part of an adapter that changes the vision tower's merger, and says that it was loaded, unless it was started with
+--enable-tower-connector-lora. From outside that flag cannot be seen. So an adapter of the merger alone is loaded, with random weights:
+with it the model must answer otherwise than without.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import save_file
+from torch import nn
+
+from sam4mllm.adapters.fields import WEIGHTS
+from sam4mllm.errors import ModelError
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.vllm.client import VllmClient
+from sam4mllm.vllm.grounder import VllmGrounder
+
+NAME = "sam4mllm-probe"
+RANK = 8
+CHANGED = 1e-3
+"""Least change of a log-probability; rounding changes one by 1e-5."""
+
+
+def check_merger(client: VllmClient, base: VllmGrounder, home: Path) -> None:
+    """Raises ModelError where the server takes no adapters, does not see ``home``, or drops the merger's part."""
+    folder = write_probe(base.checkpoint, home / "engine-probe")
+    if folder is None:
+        return
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    client.unload(NAME)
+    client.load(NAME, folder.absolute())
+    try:
+        before, after = (one.beginning(noise, "the object") for one in (base, base.called(NAME)))
+    finally:
+        client.unload(NAME)
+    if abs(before - after) < CHANGED:
+        raise ModelError(
+            f"the engine at {client.url} drops what adapters change in the vision tower: start it with --enable-tower-connector-lora"
+        )
+
+
+def write_probe(checkpoint: Checkpoint, folder: Path) -> Path | None:
+    """An adapter with random weights for the layers between the tower and the language model; None where adapters change none."""
+    from peft import LoraConfig  # noqa: PLC0415 – it takes seconds, and is asked for once
+
+    layers = {
+        name: module
+        for name, module in checkpoint.model.named_modules()
+        if isinstance(module, nn.Linear) and re.fullmatch(checkpoint.lora_targets, name) and ".language_model." not in name
+    }
+    if not layers:
+        return None
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    weights = {}
+    for name, layer in layers.items():
+        weights[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, layer.in_features) / layer.in_features**0.5
+        weights[f"base_model.model.{name}.lora_B.weight"] = torch.randn(layer.out_features, RANK)
+    save_file(weights, folder / WEIGHTS, {"format": "pt"})
+    LoraConfig(r=RANK, lora_alpha=RANK, target_modules=sorted(layers)).save_pretrained(str(folder))
+    return folder

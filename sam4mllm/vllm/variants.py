@@ -1,0 +1,95 @@
+"""Pipelines whose MLLM is a vLLM server's: adapters are loaded there, the segmenter is here."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+import torch
+
+from sam4mllm.adapters.fields import BASE
+from sam4mllm.errors import ModelError
+from sam4mllm.grounding.checkpoint import Checkpoint
+from sam4mllm.grounding.encoders import encode_qwen_vl
+from sam4mllm.grounding.families import outline_checkpoint, resolve
+from sam4mllm.identity import slug
+from sam4mllm.loading import Variants, pick_device
+from sam4mllm.options import AUTO, Options, Precision
+from sam4mllm.segmentation.loading import load_segmenter
+from sam4mllm.segmentation.protocol import Segmenter
+from sam4mllm.vllm.client import VllmClient
+from sam4mllm.vllm.grounder import VllmGrounder
+from sam4mllm.vllm.probe import check_merger
+
+log = logging.getLogger(__name__)
+
+
+def load_vllm_variants(
+    url: str, home: Path, model: str, segmenter: str, device: str | None, options: Options | None, precision: Precision = AUTO
+) -> VllmVariants:
+    """Load the segmenter, and what belongs to a model but its weights, which the server at ``url`` has.
+
+    ``home`` is a folder that the server sees under the same path. Raises ModelError and TemplateError, as loading does, and where the
+    server is away, has another model, or lacks a flag, with the one that is missing.
+    """
+    place = pick_device(device)
+    client = VllmClient(url)
+    name = find_model(client, model)
+    checkpoint = outline_checkpoint(model, torch.device("cpu"), precision)
+    if checkpoint.encode is not encode_qwen_vl:
+        raise ModelError(f"{model} cannot be asked by an engine: that is done with Qwen-VL from 2 on; leave SAM4MLLM_ENGINE empty")
+    made = VllmVariants(client, name, checkpoint, load_segmenter(segmenter, place), options, slug(model), place)
+    check_merger(client, VllmGrounder(checkpoint, client, name), home)
+    log.info("the engine at %s has %s", client.url, model)
+    return made
+
+
+def find_model(client: VllmClient, model: str) -> str:
+    """What the server calls a model. Raises ModelError if it has another."""
+    bases = [one for one in client.models() if not one.get("parent")]
+    wanted = {model, resolve(model), Path(resolve(model)).name}
+    for one in bases:
+        root = str(one.get("root") or "")
+        if root in wanted or Path(root).name in wanted:
+            return str(one["id"])
+    serves = ", ".join(str(one.get("root")) for one in bases) or "nothing"
+    raise ModelError(f"the engine at {client.url} serves {serves}, and SAM4MLLM_MODEL is {model}; start either with the other's model")
+
+
+class VllmVariants(Variants):
+    """As those of models here. Versions are the server's by their own names, so several backends may share it."""
+
+    def __init__(
+        self,
+        client: VllmClient,
+        name: str,
+        checkpoint: Checkpoint,
+        segmenter: Segmenter,
+        options: Options | None,
+        slug: str,
+        device: torch.device,
+    ) -> None:
+        self._client, self._name = client, name
+        super().__init__(checkpoint, segmenter, options, slug)
+        self._device = device
+
+    def _grounder(self, version: str, checkpoint: Checkpoint, thought_tokens: int) -> VllmGrounder:
+        return VllmGrounder(checkpoint, self._client, self._name if version == BASE else version, thought_tokens)
+
+    def _attach(self, version: str, folder: Path) -> None:
+        self._client.load(version, folder.absolute())
+
+    def _detach(self, version: str) -> None:
+        self._client.unload(version)
+
+    @property
+    def nbytes(self) -> int:
+        return self._segmenter.nbytes
+
+    @property
+    def _movable(self) -> bool:
+        return False
+
+    def away(self) -> None:
+        """Raises ModelError: the MLLM is elsewhere, and what else takes up its device is not ours to move."""
+        raise ModelError("an engine does not leave its device; use SAM4MLLM_TRAIN_MODE=beside, or device:N")
