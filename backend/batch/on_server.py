@@ -188,7 +188,7 @@ class BulkRuns:
         return self._serving in ("", version)
 
     def _stages(self, pipeline: Pipeline, work: ProjectWork, source: ProjectSource, stop: threading.Event) -> Stages:
-        inner = local_stages(pipeline, _Queued(work, self._engine, self._answerer, self._images, stop), source, STEP_SECONDS)
+        inner = local_stages(pipeline, _Queued(work, self._engine, self._answerer, self._images, stop), source, STEP_SECONDS, stop)
 
         def stages(jobs: Iterator[BatchTask]) -> Iterator[TaskResult]:
             with closing(inner(jobs)) as outcomes:  # type: ignore[type-var]

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -74,11 +74,12 @@ def run_batch(plan: BatchPlan, settings: Settings) -> dict[str, Any]:
     Returns what was done, for a machine. Raises Sam4mllmError where it cannot go on.
     """
     source, work, label_studio = _open_target(plan, settings)
-    version, stages = _models(plan, settings, work, source)
+    stop = threading.Event()
+    version, stages = _models(plan, settings, work, source, stop)
     folder = plan.out / version
     notes = CorrectionLog(settings.home / "corrections.sqlite") if label_studio is not None else None
     try:
-        with View(plan.name) as view, _stopping() as stop, opened(folder / plan.shard.name, plan.part) as store:
+        with View(plan.name) as view, _setting(stop), opened(folder / plan.shard.name, plan.part) as store:
             sink = _sink(plan, label_studio, version, store, stop)
             tally = run(source, version, work, stages, store, sink, notes=notes, show=view.show, stop=stop)
             joined = None if label_studio is not None or tally.stopped else _join(folder / f"{plan.shard.name}.jsonl", store)
@@ -132,13 +133,13 @@ def _parameters(label_studio: LabelStudio, settings: Settings, project: int, con
     return parameters
 
 
-def _models(plan: BatchPlan, settings: Settings, work: Work, source: TaskSource) -> tuple[str, Stages]:
+def _models(plan: BatchPlan, settings: Settings, work: Work, source: TaskSource, stop: threading.Event) -> tuple[str, Stages]:
     if plan.ray:
         from backend.batch.on_ray import ray_stages  # noqa: PLC0415 – may not be installed
 
         return ray_stages(partial(load_serving, settings, plan.adapter), settings, work)
     pipeline = load_serving(settings, plan.adapter)
-    return pipeline.version, local_stages(pipeline, work, source)
+    return pipeline.version, local_stages(pipeline, work, source, stop=stop)
 
 
 def _sink(plan: BatchPlan, label_studio: LabelStudio | None, version: str, store: Store, stop: threading.Event) -> Sink:
@@ -181,12 +182,10 @@ def _summary(plan: BatchPlan, version: str, tally: Tally, joined: Path | None, s
 
 
 @contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """Set by Ctrl-C or SIGTERM; a second one ends the process at once, which costs no more than the task that it is at."""
-    stop = threading.Event()
+def _setting(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C or SIGTERM sets it; a second one ends the process at once, which costs no more than the tasks that it is at."""
     if threading.current_thread() is not threading.main_thread():
-        with nullcontext():
-            yield stop
+        yield
         return
     numbers = (signal.SIGINT, signal.SIGTERM)
     former: list[Callable[..., Any] | int | None] = [signal.getsignal(number) for number in numbers]
@@ -199,7 +198,7 @@ def _stopping() -> Iterator[threading.Event]:
     for number in numbers:
         signal.signal(number, end)
     try:
-        yield stop
+        yield
     finally:
         for number, handler in zip(numbers, former, strict=True):
             signal.signal(number, handler)

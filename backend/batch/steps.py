@@ -4,7 +4,9 @@ MLLM share passes.
 
 from __future__ import annotations
 
+import logging
 import math
+import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
@@ -13,7 +15,10 @@ from dataclasses import dataclass, replace
 from backend.batch.work import BatchTask, TaskAnswerer, TaskResult, TaskSource, Work, failed
 from backend.errors import FetchError, LabelStudioError
 from backend.images.store import LoadedImage
+from sam4mllm.errors import EngineAwayError
 from sam4mllm.pipeline import Pipeline
+
+log = logging.getLogger(__name__)
 
 LOADERS = 4
 """Images that are fetched and decoded at a time."""
@@ -21,6 +26,9 @@ IMAGES_A_STEP = 8
 """Most images of a step. A pass of few tokens costs a GPU what reading the weights costs, however many images share it."""
 PIXELS_A_STEP = 40_000_000
 """Pixels of a step's images together, but for a single one: their masks of every size stay in memory until the step is over."""
+
+AWAY_SECONDS, AWAY_PAUSE = 1800.0, 2.0
+"""How long a task waits for an engine that is away, and between two tries: a restart loads the weights again."""
 
 Stages = Callable[[Iterator[BatchTask]], Iterator[TaskResult]]
 """From tasks to what becomes of them, in any order."""
@@ -60,8 +68,12 @@ class Loaded:
         return 0 if self.image is None else self.image.pixels.shape[0] * self.image.pixels.shape[1]
 
 
-def local_stages(pipeline: Pipeline, work: Work, source: TaskSource, step_seconds: float = math.inf) -> Stages:
-    """Images ahead in threads, the models in the caller's. A step takes at most about ``step_seconds`` of the models, or one image."""
+def local_stages(
+    pipeline: Pipeline, work: Work, source: TaskSource, step_seconds: float = math.inf, stop: threading.Event | None = None
+) -> Stages:
+    """Images ahead in threads, the models in the caller's. A step takes at most about ``step_seconds`` of the models, or one image. Once
+    ``stop`` is set, an engine that is away is waited for no more.
+    """
     load, answer = work.loader(), work.answerer()
 
     def loaded(job: BatchTask) -> tuple[LoadedImage, float]:
@@ -85,7 +97,7 @@ def local_stages(pipeline: Pipeline, work: Work, source: TaskSource, step_second
                 if not pending:
                     return
                 wait(pending, return_when=FIRST_COMPLETED)
-                yield from answer_step(pipeline, _take_step(pending, pace), answer, pace)
+                yield from answer_step(pipeline, _take_step(pending, pace), answer, pace, stop or threading.Event())
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
 
@@ -111,7 +123,9 @@ def _result_of(job: BatchTask, future: Future[tuple[LoadedImage, float]]) -> Loa
         return Loaded(job, outcome=failed(job, error))
 
 
-def answer_step(pipeline: Pipeline, step: list[Loaded], answer: TaskAnswerer, pace: Pace) -> Iterator[TaskResult]:
+def answer_step(
+    pipeline: Pipeline, step: list[Loaded], answer: TaskAnswerer, pace: Pace, stop: threading.Event | None = None
+) -> Iterator[TaskResult]:
     """What becomes of a step's tasks: all are found together, then told one after the other."""
     began = time.perf_counter()
     there = [(one.job, one.image) for one in step if one.image is not None]
@@ -120,22 +134,28 @@ def answer_step(pipeline: Pipeline, step: list[Loaded], answer: TaskAnswerer, pa
     shared = (time.perf_counter() - began) / max(1, len(there))
     spent = 0.0
     for one in step:
-        outcome = _outcome(pipeline, one, answer)
+        outcome = _outcome(pipeline, one, answer, stop or threading.Event())
         spent += outcome.seconds
         yield replace(outcome, seconds=outcome.seconds + shared) if outcome.answered is not None else outcome
     if there:
         pace.took(len(there), spent + shared * len(there))
 
 
-def _outcome(pipeline: Pipeline, loaded: Loaded, answer: TaskAnswerer) -> TaskResult:
+def _outcome(pipeline: Pipeline, loaded: Loaded, answer: TaskAnswerer, stop: threading.Event) -> TaskResult:
     if loaded.image is None:
         assert loaded.outcome is not None
         return loaded.outcome
-    began = time.perf_counter()
-    try:
-        answered = answer(pipeline, loaded.job, loaded.image, loaded.seconds)
-        return TaskResult(loaded.job, answered, seconds=time.perf_counter() - began)
-    except LabelStudioError:
-        raise
-    except Exception as error:
-        return failed(loaded.job, error)
+    patience = time.monotonic() + AWAY_SECONDS
+    while True:
+        began = time.perf_counter()
+        try:
+            answered = answer(pipeline, loaded.job, loaded.image, loaded.seconds)
+            return TaskResult(loaded.job, answered, seconds=time.perf_counter() - began)
+        except LabelStudioError:
+            raise
+        except EngineAwayError as error:
+            log.warning("task %s waits: %s", loaded.job.id, error)
+            if time.monotonic() > patience or stop.wait(AWAY_PAUSE):
+                return failed(loaded.job, error)
+        except Exception as error:
+            return failed(loaded.job, error)

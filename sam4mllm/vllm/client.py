@@ -24,6 +24,8 @@ SECONDS = 120.0
 PATIENCE_SECONDS = 10.0
 """How long a server that is away is asked again before somebody is told."""
 PAUSE_SECONDS = 0.5
+UNKNOWN = "does not exist"
+"""What the server says of a model or adapter that it does not have."""
 START = "python -m vllm.entrypoints.openai.api_server … --enable-scale-out --enable-lora --enable-tower-connector-lora"
 
 
@@ -69,6 +71,7 @@ class VllmClient:
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
         self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(SECONDS, connect=5.0), limits=limits, transport=transport)
         self._pool = ThreadPoolExecutor(AT_ONCE, "vllm")
+        self._folders: dict[str, Path] = {}
 
     def models(self) -> list[dict[str, Any]]:
         """What the server has: ``id``, ``root`` (the folder or hub id), and ``parent``, of an adapter its model."""
@@ -81,10 +84,13 @@ class VllmClient:
     def generate(self, asked: Continuation) -> list[Spoken]:
         """The tokens of one continuation, the end among them if it was said."""
         answer = self._send("POST", "/inference/v1/generate", _body(asked, with_data=False))
+        if answer.status_code == httpx.codes.NOT_FOUND and UNKNOWN in answer.text and asked.name in self._folders:
+            self.load(asked.name, self._folders[asked.name])  # the server was started anew
+            answer = self._send("POST", "/inference/v1/generate", _body(asked, with_data=False))
         if "Cache miss" in answer.text or answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
             # the second where the server's own parts disagree on what is cached: another request is just bringing the image
             answer = self._send("POST", "/inference/v1/generate", _body(asked, with_data=True))
-        if answer.status_code == httpx.codes.NOT_FOUND and "does not exist" not in answer.text:
+        if answer.status_code == httpx.codes.NOT_FOUND and UNKNOWN not in answer.text:
             raise ModelError(f"{self.url} takes no tokens: start it with --enable-scale-out")
         if answer.status_code != httpx.codes.OK:
             raise ModelError(f"{self.url} refused a question: {_reason(answer)}")
@@ -106,6 +112,7 @@ class VllmClient:
         """Let the server load an adapter from a folder, which it must see under the same path; one that it has stays."""
         answer = self._send("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if answer.status_code == httpx.codes.OK or "already been loaded" in answer.text:
+            self._folders[name] = folder
             return
         if "No adapter found" in answer.text:
             raise ModelError(f"{self.url} does not see {folder}: give both SAM4MLLM_HOME under the same path")
@@ -116,6 +123,7 @@ class VllmClient:
 
     def unload(self, name: str) -> None:
         """Free an adapter; one that the server does not have is none."""
+        self._folders.pop(name, None)
         self._send("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
     def _send(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> httpx.Response:
