@@ -56,7 +56,8 @@ class Work:
         return language + limits.seconds(2 * self._seer * self.patches, 0)
 
     def _read(self, _: Any, __: tuple[Any, ...], given: dict[str, Any]) -> None:
-        self.tokens.append(given["inputs_embeds"].shape[1])
+        rows, length, _ = given["inputs_embeds"].shape
+        self.tokens.append(rows * length)
 
     def _see(self, _: Any, args: tuple[Any, ...], given: dict[str, Any]) -> None:
         self.patches += (args[0] if args else given["hidden_states"]).shape[0]
