@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import base64
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import httpx
 
 from sam4mllm.errors import EngineAwayError, ModelError, first_line
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 AT_ONCE = 32
 """Requests under way; the server batches them."""
@@ -106,7 +109,11 @@ class VllmClient:
 
     def generate_each(self, asked: Sequence[Continuation]) -> list[list[Spoken]]:
         """The same of several at once, in order."""
-        return list(self._pool.map(self.generate, asked))
+        return self.at_once(self.generate, asked)
+
+    def at_once(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
+        """What ``work`` makes of each item, in threads; it may ask the server, but not by this."""
+        return list(self._pool.map(work, items))
 
     def load(self, name: str, folder: Path) -> None:
         """Let the server load an adapter from a folder, which it must see under the same path; one that it has stays."""

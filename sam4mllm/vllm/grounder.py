@@ -7,7 +7,6 @@ from __future__ import annotations
 import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
@@ -28,7 +27,7 @@ from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.options import THOUGHT_TOKENS
 from sam4mllm.prompts.dialects import DEMO
-from sam4mllm.vllm.client import AT_ONCE, Continuation, Picture, Spoken, VllmClient
+from sam4mllm.vllm.client import Continuation, Picture, Spoken, VllmClient
 
 STRETCH = 64
 """Tokens of an answer that are asked for at a time: what a thought's end makes needless is no more than that."""
@@ -55,7 +54,6 @@ class VllmGrounder(MllmGrounder):
         super().__init__(checkpoint, thought_tokens=thought_tokens)
         self._client, self._name = client, name
         self._opening = self.encode(self.markup.opening)
-        self._pool = ThreadPoolExecutor(AT_ONCE, "answers")
 
     def open_each(self, images: Sequence[NDArray[np.uint8]]) -> list[MllmScene]:
         return [self._open(image) for image in images]
@@ -73,7 +71,11 @@ class VllmGrounder(MllmGrounder):
     def _write(self, told: Sequence[Told], question: Question, thinking: Thinking | None) -> list[Written]:
         del question
         watched = (self._none_start, self._box_start)
-        return list(self._pool.map(lambda one: self._answer_to(one.scene, one.question, self.max_new_tokens, thinking, watched), told))
+
+        def answer(one: Told) -> Written:
+            return self._answer_to(one.scene, one.question, self.max_new_tokens, thinking, watched)
+
+        return self._client.at_once(answer, told)
 
     def _answer_to(
         self, scene: Scene, question: Sequence[int], most: int, thinking: Thinking | None = None, watched: Sequence[int] = ()
@@ -100,7 +102,7 @@ class VllmGrounder(MllmGrounder):
     def ask_each(self, asked: Sequence[tuple[Scene, Sequence[Inquiry]]], joint: bool = False) -> list[list[Replies]]:
         each = [(scene, inquiry) for scene, inquiries in asked for inquiry in inquiries]
         if joint:
-            return parted(list(self._pool.map(self._ask_joint, each)), [len(inquiries) for _, inquiries in asked])
+            return parted(self._client.at_once(self._ask_joint, each), [len(inquiries) for _, inquiries in asked])
         questions, counts = [], []
         for scene, inquiry in each:
             points = self.point_numbers(own_scene(scene), inquiry.points_px)
@@ -140,7 +142,7 @@ class VllmGrounder(MllmGrounder):
         for phrase in phrases:
             self.check_phrase(phrase)
         questions = [self.encode(NAME_QUESTION.format(phrase=phrase) + self.markup.to_answer) for phrase in phrases]
-        answers = self._pool.map(lambda question: self._answer_to(scene, question, NAME_TOKENS), questions)
+        answers = self._client.at_once(lambda question: self._answer_to(scene, question, NAME_TOKENS), questions)
         return [read_name(answer.text) if answer.finished else "" for answer in answers]
 
     def beginning(self, image: NDArray[np.uint8], phrase: str) -> float:
