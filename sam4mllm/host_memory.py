@@ -15,6 +15,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 KEPT = 1 << 30
 """Bytes: what is free at the heap's end is given back only beyond it, and what is asked for at once is of the heap up to it."""
 
+OLDER_MOST = 32 << 20
+"""Bytes up to which an older glibc takes the second of these."""
+
 
 def keep_freed_memory() -> bool:
     """Ask glibc to keep what is freed, and to have one heap for all threads, for the models' thread frees what others asked for.
@@ -27,4 +30,6 @@ def keep_freed_memory() -> bool:
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return all(mallopt(name, value) for name, value in ((M_ARENA_MAX, 1), (M_TRIM_THRESHOLD, KEPT), (M_MMAP_THRESHOLD, KEPT)))
+    if not any(mallopt(M_MMAP_THRESHOLD, most) for most in (KEPT, OLDER_MOST)):
+        return False
+    return bool(mallopt(M_TRIM_THRESHOLD, KEPT) and mallopt(M_ARENA_MAX, 1))

@@ -12,6 +12,7 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from sam4mllm.errors import EngineAwayError
 from sam4mllm.grounding.many import ask_each, ground_each
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.values import Grounding
@@ -115,6 +116,8 @@ def _take_each(grounder: Grounder, steps: Sequence[Step]) -> list[Any]:
     """The answers to steps of one kind; where they cannot be had together, those that can be had alone, and the others' errors."""
     try:
         return _take(grounder, steps)
+    except EngineAwayError as error:
+        return [error] * len(steps)
     except Exception as error:
         if len(steps) == 1:
             return [error]

@@ -164,6 +164,26 @@ def test_a_pause_lets_go_of_what_late_work_kept(engine: Engine[str], freed: list
     assert engine.run(str.upper, True, soon()) == "MODEL"
 
 
+def test_a_pause_does_not_go_between_the_steps_of_late_work(engine: Engine[str], freed: list[Callable[[], None]]) -> None:
+    gate, order = Gate(), []
+    freed.append(lambda: order.append("let go"))
+
+    def steps(model: str) -> None:
+        gate(model)
+        engine.give_way()
+        order.append("late work")
+
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(DeadlineError):
+            engine.run(steps, False, soon(0.05))
+        paused = pool.submit(engine.pause, "a training needs the room", 5.0)
+        wait_for("the pause in the queue", lambda: engine.waiting == 1, 5, 0.002)
+        gate.go.set()
+        paused.result()
+    assert order == ["late work", "let go"]
+    engine.resume()
+
+
 def test_a_pause_that_cannot_be_is_none(engine: Engine[str], freed: list[Callable[[], None]]) -> None:
     gate = Gate()
     with pytest.raises(DeadlineError), engine.place(False):

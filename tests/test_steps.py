@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 from backend.batch import steps
 from backend.batch.steps import IMAGES_A_STEP, Pace, local_stages
 from backend.batch.work import BatchTask
+from backend.errors import DeadlineError, NotReadyError, QueueFullError
 from backend.images.store import LoadedImage
 from backend.label_studio.parameters import NO_PARAMETERS
 from sam4mllm.errors import ImageError
@@ -116,6 +118,15 @@ def test_a_task_that_fails_fails_alone() -> None:
     assert {number for number, one in outcomes.items() if one.answered is None} == {3, 17}
 
 
+@pytest.mark.parametrize("error", [NotReadyError("paused"), QueueFullError("full"), DeadlineError("late")], ids=str)
+def test_a_step_without_a_turn_is_told_by_each_task(error: Exception) -> None:
+    class Turnless(Work):
+        def ahead(self, pipeline: Any, some: Any) -> bool:
+            raise error
+
+    assert all(outcome.answered is not None for outcome in run(Turnless()))
+
+
 # -- what is found together ----------------------------------------------------------------------------------------------------------------
 
 
@@ -148,6 +159,32 @@ def test_what_was_found_ahead_is_not_asked_again(place: House) -> None:
             assert [kept.score for kept in one.instances] == [kept.score for kept in other.instances]
             for kept, same in zip(one.instances, other.instances, strict=True):
                 np.testing.assert_array_equal(kept.mask, same.mask)
+
+
+def test_an_error_of_a_library_stays_with_its_image(place: House) -> None:
+    answerer, pipeline = place.service.predictor.answerer, fake_pipeline()
+    encode = pipeline.segmenter.encode
+
+    def failing(image: Any) -> Any:
+        if image.shape[0] == 65:
+            raise RuntimeError("not enough memory: you tried to allocate")
+        return encode(image)
+
+    pipeline.segmenter.encode = failing  # type: ignore[method-assign]
+    first, bad, last = images(3)
+    assert answerer.find_ahead(pipeline, [(image, PHRASES, NO_PARAMETERS) for image in (first, bad, last)])
+    with pytest.raises(RuntimeError):
+        answerer.find(pipeline, bad, PHRASES)
+    assert len(answerer.find(pipeline, last, PHRASES)[0]) == 2
+
+
+def test_what_was_found_ahead_is_forgotten_after_a_while(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("backend.serving.answerer.AHEAD_SECONDS", 0.0)
+    answerer, pipeline = place.service.predictor.answerer, fake_pipeline()
+    assert answerer.find_ahead(pipeline, [(image, PHRASES, NO_PARAMETERS) for image in images(2)])
+    time.sleep(0.001)
+    answerer.find(pipeline, loaded(99, "9"), PHRASES)
+    assert answerer._ahead == {}
 
 
 def test_an_image_that_cannot_be_opened_is_told_by_its_own_call(place: House) -> None:

@@ -23,6 +23,7 @@ from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Question
+from sam4mllm.pipeline import Asked, Pipeline
 from sam4mllm.vllm import client as calls
 from sam4mllm.vllm.client import VllmClient
 from sam4mllm.vllm.grounder import VllmGrounder
@@ -178,6 +179,43 @@ def test_what_does_not_pass_is_one_line_with_the_cure(demo: MllmGrounder, answer
 
 def away(path: str, body: dict[str, Any]) -> httpx.Response:
     raise httpx.ConnectError("[Errno 111] Connection refused")
+
+
+FAULTS = [
+    pytest.param(refusal(500, "EngineCore encountered an issue"), "has a fault", id="its core is dead"),
+    pytest.param(httpx.Response(200, json={"choices": [{"logprobs": {"content": []}}]}), "gave an answer up", id="nothing said"),
+]
+
+
+@pytest.mark.parametrize(("answer", "told"), FAULTS)
+def test_a_fault_of_the_engine_is_waited_for_like_its_absence(demo: MllmGrounder, answer: httpx.Response, told: str) -> None:
+    with pytest.raises(EngineAwayError, match=told):
+        remote(demo, VllmDouble({"demo": demo}, refuse=lambda path, body: answer)).open(picture(1))
+
+
+def test_an_engine_that_is_away_is_not_asked_for_each_image_of_a_step(demo: MllmGrounder) -> None:
+    double = VllmDouble({"demo": demo})
+    pipeline = Pipeline(remote(demo, double), FakeSegmenter(), slug="demo")
+    asked = [Asked(pipeline.open(picture(number)), ["the cup"]) for number in range(3)]
+    double.asked.clear()
+    double.refuse = lambda path, body: refusal(500, "dead")
+    assert all(isinstance(outcome, EngineAwayError) for outcome in pipeline.segment_each(asked))
+    assert len(double.asked) <= 2 * len(asked)
+
+
+def test_an_engine_that_loads_still_is_waited_for(demo: MllmGrounder) -> None:
+    double = VllmDouble({"demo": demo})
+    tries: list[str] = []
+
+    def loading(path: str, body: dict[str, Any]) -> httpx.Response | None:
+        tries.append(path)
+        return refusal(503, "loading") if len(tries) < 9 else None
+
+    double.refuse = loading
+    assert find_model(VllmClient(URL, double.transport()), "demo", patience=30) == "demo"
+    double.refuse = lambda path, body: refusal(503, "loading")
+    with pytest.raises(EngineAwayError):
+        find_model(VllmClient(URL, double.transport()), "demo")
 
 
 def test_a_server_that_stays_away_is_told_with_how_to_start_it(demo: MllmGrounder) -> None:

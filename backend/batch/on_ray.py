@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from backend.batch.steps import IMAGES_A_STEP, Loaded, Pace, Stages, answer_step
+from backend.batch.steps import IMAGES_A_STEP, Loaded, Pace, Stages, answer_step, split
 from backend.batch.work import Answered, BatchTask, TaskResult, Work, failed
 from backend.corrections.log_records import Served
 from backend.errors import BatchError
@@ -63,17 +63,18 @@ class Model:
         keep_freed_memory()
         hush()
         self._pipeline = load()
-        self._answer = work.answerer()
+        self._answer, self._pace = work.answerer(), Pace()
         own = self._pipeline.version
         if own != version:
             raise BatchError(f"a worker has the version {own} and another {version}; give all the same models and SAM4MLLM_HOME")
 
     def __call__(self, table: Any) -> Any:
         """A step's rows, as a table of pyarrow: numpy's arrays would cut the zeros off a picture's end."""
-        step = [_loaded(row) for row in table.to_pylist()]
-        pace = Pace()
-        rows = [_row(outcome) for outcome in answer_step(self._pipeline, step, self._answer, pace)]
-        return type(table).from_pylist(rows)
+        loaded = [_loaded(row) for row in table.to_pylist()]
+        steps = split(loaded, self._pace)
+        return type(table).from_pylist(
+            [_row(outcome) for step in steps for outcome in answer_step(self._pipeline, step, self._answer, self._pace)]
+        )
 
 
 def ray_stages(load: Callable[[], Pipeline], settings: Settings, work: Work) -> tuple[str, Stages]:

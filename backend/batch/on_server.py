@@ -41,7 +41,8 @@ STATES_FILE = "runs.json"
 PAUSE_SECONDS = 2.0
 """Before a busy or paused engine is asked again."""
 STEP_SECONDS = 0.5
-"""Of the models that several pictures may take in one turn: an annotator who asks meanwhile waits so long."""
+"""Of the models that several pictures may take in one turn. Annotators go first between two uses of a model; a use for many pictures takes
+longer."""
 TURN_SECONDS = 86_400.0
 """How long a task may wait for the models: annotators go first, however many they are."""
 RUNNING = ("running", "stopping")

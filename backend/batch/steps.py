@@ -8,12 +8,12 @@ import logging
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 
 from backend.batch.work import BatchTask, TaskAnswerer, TaskResult, TaskSource, Work, failed
-from backend.errors import FetchError, LabelStudioError
+from backend.errors import DeadlineError, FetchError, LabelStudioError, NotReadyError, QueueFullError
 from backend.images.store import LoadedImage
 from sam4mllm.errors import EngineAwayError
 from sam4mllm.pipeline import Pipeline
@@ -106,12 +106,23 @@ def local_stages(
 
 def _take_step(pending: dict[Future[tuple[LoadedImage, float]], BatchTask], pace: Pace) -> list[Loaded]:
     """The images that are there by now, the first first, as many as a step takes: models that are free wait for no further ones."""
-    step: list[Loaded] = []
-    for future in [future for future in pending if future.done()]:
-        step.append(_result_of(pending.pop(future), future))
-        if len(step) >= pace.images or sum(one.pixels for one in step) >= PIXELS_A_STEP:
-            break
+    there = [_result_of(job, future) for future, job in pending.items() if future.done()]
+    step = next(split(there, pace))
+    taken = {one.job.id for one in step}
+    for future in [future for future, job in pending.items() if job.id in taken]:
+        del pending[future]
     return step
+
+
+def split(there: Sequence[Loaded], pace: Pace) -> Iterator[list[Loaded]]:
+    """Images in steps of as many as one takes."""
+    step: list[Loaded] = []
+    for one in there:
+        if step and (len(step) >= pace.images or sum(other.pixels for other in step) + one.pixels > PIXELS_A_STEP):
+            yield step
+            step = []
+        step.append(one)
+    yield step
 
 
 def _result_of(job: BatchTask, future: Future[tuple[LoadedImage, float]]) -> Loaded:
@@ -129,7 +140,7 @@ def answer_step(
     """What becomes of a step's tasks: all are found together, then told one after the other."""
     began = time.perf_counter()
     there = [(one.job, one.image) for one in step if one.image is not None]
-    if len(there) > 1 and not answer.ahead(pipeline, there):
+    if len(there) > 1 and not _find_ahead(pipeline, there, answer):
         pace.most = 1
     shared = (time.perf_counter() - began) / max(1, len(there))
     spent = 0.0
@@ -139,6 +150,13 @@ def answer_step(
         yield replace(outcome, seconds=outcome.seconds + shared) if outcome.answered is not None else outcome
     if there:
         pace.took(len(there), spent + shared * len(there))
+
+
+def _find_ahead(pipeline: Pipeline, there: list[tuple[BatchTask, LoadedImage]], answer: TaskAnswerer) -> bool:
+    try:
+        return answer.ahead(pipeline, there)
+    except (DeadlineError, NotReadyError, QueueFullError):
+        return True  # the models had no turn for it; each task's own call tells why
 
 
 def _outcome(pipeline: Pipeline, loaded: Loaded, answer: TaskAnswerer, stop: threading.Event) -> TaskResult:

@@ -318,11 +318,11 @@ class Conductor:
             return
         self._engine.pause("a new version is being trained; ask again in some minutes", PAUSE_SECONDS)
         try:
-            self._engine.run(lambda leases: leases.away(), True, time.monotonic() + PAUSE_SECONDS)
+            self._engine.run(lambda leases: leases.away(), False, time.monotonic() + PAUSE_SECONDS)
             yield
         finally:
             try:
-                self._engine.run(lambda leases: leases.back(), True, time.monotonic() + PAUSE_SECONDS)
+                self._engine.run(lambda leases: leases.back(), False, time.monotonic() + PAUSE_SECONDS)
             except NotReadyError as error:
                 self._check_ending(error)
                 raise

@@ -29,7 +29,7 @@ from backend.support.demo_project import demo_notice
 from backend.support.metrics import Metrics
 from sam4mllm.clicks import Clicks
 from sam4mllm.edges import Edge, draw_edge
-from sam4mllm.errors import Sam4mllmError
+from sam4mllm.errors import EngineAwayError
 from sam4mllm.identity import digest_of
 from sam4mllm.lockstep import go_on
 from sam4mllm.options import Options, Strategy
@@ -39,6 +39,9 @@ from sam4mllm.values import Instance, Segmentation
 log = logging.getLogger(__name__)
 
 NO_ROOM = "out of memory, even for one phrase at a time; use a smaller model, another device, or a lower SAM4MLLM_MAX_PIXELS"
+
+AHEAD_SECONDS = 60.0
+"""How long what was found ahead may wait to be asked for: of a run that was stopped in the middle nothing is kept."""
 
 Prediction = dict[str, Any]
 _Found = tuple[list[Segmentation], dict[str, float]]
@@ -117,6 +120,7 @@ class Answerer:
         self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(settings.cache_mb * 1024 * 1024, lambda opened: opened.nbytes)
         """Images taken in, by version and SHA-256."""
         self._ahead: dict[_Finding, _Found] = {}
+        self._ahead_until = 0.0
 
     def answer(
         self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float, project: int | None
@@ -193,6 +197,8 @@ class Answerer:
         What ``find_ahead`` has found is taken from there, once. Where memory does not suffice for all phrases at once, no other image
         stays open and each phrase is asked by itself. Raises TaskError if that is too much still.
         """
+        if time.monotonic() > self._ahead_until:
+            self._ahead = {}
         ready = self._ahead.pop(_Finding.of(pipeline, image, phrases, parameters), None) if clicks is None else None
         if ready is not None:
             return ready
@@ -223,7 +229,9 @@ class Answerer:
         """
         self._ahead = {}
         try:
-            self._ahead = self._find_together(pipeline, asked)
+            self._ahead, self._ahead_until = self._find_together(pipeline, asked), time.monotonic() + AHEAD_SECONDS
+            return True
+        except EngineAwayError:
             return True
         except torch.cuda.OutOfMemoryError:
             pass  # until the error is gone, what it refers to takes up memory
@@ -248,8 +256,10 @@ class Answerer:
     def _open_or_none(self, pipeline: Pipeline, image: LoadedImage) -> Opened | None:
         try:
             return self._open(pipeline, image)
-        except Sam4mllmError:
-            return None
+        except (torch.cuda.OutOfMemoryError, EngineAwayError):
+            raise  # it holds for all
+        except Exception:
+            return None  # the image's own call tells it
 
     def _find_at_once(
         self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None, parameters: Parameters
@@ -268,10 +278,10 @@ class Answerer:
         torch.cuda.empty_cache()
 
     def _open(self, pipeline: Pipeline, image: LoadedImage) -> Opened:
+        self._between()
         key = (pipeline.version, image.sha256)
         opened = self.opened.get(key)
         if opened is None:
-            self._between()
             opened = pipeline.open(image.pixels, None, self._between)
             self.opened.put(key, opened)
         return opened

@@ -155,7 +155,7 @@ class Engine(Generic[M]):
             if self.state == "ready":
                 self.state = "paused"
         try:
-            self.run(lambda _: self._let_go(), True, deadline)  # behind work that goes on for nobody, and may keep something still
+            self.run(lambda _: self._let_go(), False, deadline)  # behind work that goes on for nobody, and may keep something still
         except BaseException as error:
             self.resume()
             if isinstance(error, DeadlineError):

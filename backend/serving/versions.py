@@ -21,7 +21,7 @@ from sam4mllm.adapters.files import hash_files
 from sam4mllm.adapters.loose import read_papers
 from sam4mllm.adapters.manifest import Manifest, Papers
 from sam4mllm.adapters.registry import Registry
-from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
+from sam4mllm.errors import EngineAwayError, ModelError, RegistryError, Sam4mllmError
 from sam4mllm.pipeline import Pipeline
 
 log = logging.getLogger(__name__)
@@ -68,7 +68,7 @@ class Versions:
                     leases.seat(self._make(leases, name))
                 break
             except Sam4mllmError as error:
-                self._refused = champion
+                self._refused = None if isinstance(error, EngineAwayError) else champion
                 log.error("%s cannot serve, what served before it does: %s", name, error)
         _tell(leases.current)
         self._noted(leases.current)
@@ -86,7 +86,9 @@ class Versions:
                 return
             try:
                 pipeline = self._run(lambda leases: self._make(leases, name))
-            except (RegistryError, ModelError):  # any other reason, such as a busy engine, passes
+            except EngineAwayError:
+                raise  # it passes, as any other reason such as a busy engine
+            except (RegistryError, ModelError):
                 self._refused = name
                 raise
             self._seat(leases, pipeline)

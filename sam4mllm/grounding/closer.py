@@ -15,6 +15,9 @@ from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Sc
 from sam4mllm.identity import digest_of
 from sam4mllm.values import Grounding
 
+VIEWS_AT_ONCE = 16
+"""Close-ups whose keys and values are held at a time; more would not share a pass."""
+
 
 @dataclass(frozen=True, eq=False)
 class CloserScene(Scene):
@@ -69,13 +72,16 @@ class CloserGrounder:
                 seen = inquiry if window is None else _inside(window, inquiry)
                 views.setdefault((place, window), []).append((count, seen))
                 count += 1
-        cuts = iter(open_each(self.whole, [window.cut(scenes[place].image) for place, window in views if window is not None]))
-        opened = [
-            (scenes[place].scene if window is None else next(cuts), [seen for _, seen in found]) for (place, window), found in views.items()
-        ]
         answers: dict[int, Replies] = {}
-        for found, said in zip(views.values(), ask_each(self.whole, opened, joint), strict=True):
-            answers |= dict(zip([index for index, _ in found], said, strict=True))
+        every = list(views.items())
+        for start in range(0, len(every), VIEWS_AT_ONCE):
+            some = every[start : start + VIEWS_AT_ONCE]
+            cuts = iter(open_each(self.whole, [window.cut(scenes[place].image) for (place, window), _ in some if window is not None]))
+            opened = [
+                (scenes[place].scene if window is None else next(cuts), [seen for _, seen in found]) for (place, window), found in some
+            ]
+            for (_, found), said in zip(some, ask_each(self.whole, opened, joint), strict=True):
+                answers |= dict(zip([index for index, _ in found], said, strict=True))
         return parted([answers[index] for index in range(count)], [len(inquiries) for _, inquiries in asked])
 
 

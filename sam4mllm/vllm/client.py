@@ -72,7 +72,9 @@ class VllmClient:
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
         self.url = url.rstrip("/")
         limits = httpx.Limits(max_connections=AT_ONCE, max_keepalive_connections=AT_ONCE)
-        self._http = httpx.Client(base_url=self.url, timeout=httpx.Timeout(SECONDS, connect=5.0), limits=limits, transport=transport)
+        self._http = httpx.Client(
+            base_url=self.url, timeout=httpx.Timeout(SECONDS, connect=5.0), limits=limits, transport=transport, trust_env=False
+        )
         self._pool = ThreadPoolExecutor(AT_ONCE, "vllm")
         self._folders: dict[str, Path] = {}
 
@@ -95,13 +97,19 @@ class VllmClient:
             answer = self._send("POST", "/inference/v1/generate", _body(asked, with_data=True))
         if answer.status_code == httpx.codes.NOT_FOUND and UNKNOWN not in answer.text:
             raise ModelError(f"{self.url} takes no tokens: start it with --enable-scale-out")
+        if answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
+            raise EngineAwayError(f"the engine at {self.url} has a fault ({_reason(answer)}); its log says which, start it anew")
         if answer.status_code != httpx.codes.OK:
             raise ModelError(f"{self.url} refused a question: {_reason(answer)}")
         try:
             choice = answer.json()["choices"][0]
-            return [_spoken(one) for one in choice["logprobs"]["content"]]
+            spoken = [_spoken(one) for one in choice["logprobs"]["content"]]
         except (ValueError, KeyError, IndexError, TypeError) as error:
             raise ModelError(f"{self.url} answers in another form than vLLM 0.32 ({type(error).__name__})") from error
+
+        if not spoken:
+            raise EngineAwayError(f"the engine at {self.url} gave an answer up; it is being stopped, or has too many")
+        return spoken
 
     def show(self, name: str, ids: Sequence[int], picture: Picture) -> None:
         """Let the server take in a picture, so that what is asked next finds it there. ``ids`` are what precedes every question."""

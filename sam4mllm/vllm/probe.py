@@ -57,11 +57,11 @@ def write_probe(checkpoint: Checkpoint, folder: Path) -> Path | None:
     if not layers:
         return None
     folder.mkdir(parents=True, exist_ok=True)
-    torch.manual_seed(0)
+    chance = torch.Generator().manual_seed(0)
     weights = {}
     for name, layer in layers.items():
-        weights[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, layer.in_features) / layer.in_features**0.5
-        weights[f"base_model.model.{name}.lora_B.weight"] = torch.randn(layer.out_features, RANK)
+        weights[f"base_model.model.{name}.lora_A.weight"] = torch.randn(RANK, layer.in_features, generator=chance) / layer.in_features**0.5
+        weights[f"base_model.model.{name}.lora_B.weight"] = torch.randn(layer.out_features, RANK, generator=chance)
     save_file(weights, folder / WEIGHTS, {"format": "pt"})
     LoraConfig(r=RANK, lora_alpha=RANK, target_modules=sorted(layers)).save_pretrained(str(folder))
     return folder

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
 from sam4mllm.adapters.fields import BASE
-from sam4mllm.errors import ModelError
+from sam4mllm.errors import EngineAwayError, ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.encoders import encode_qwen_vl
 from sam4mllm.grounding.families import outline_checkpoint, resolve
@@ -20,6 +22,9 @@ from sam4mllm.segmentation.protocol import Segmenter
 from sam4mllm.vllm.client import VllmClient
 from sam4mllm.vllm.grounder import VllmGrounder
 from sam4mllm.vllm.probe import check_merger
+
+START_SECONDS = 1800.0
+"""How long an engine is waited for at the start: it loads its weights for minutes, and both may be started at once."""
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +39,7 @@ def load_vllm_variants(
     """
     place = pick_device(device)
     client = VllmClient(url)
-    name = find_model(client, model)
+    name = find_model(client, model, patience=START_SECONDS)
     checkpoint = outline_checkpoint(model, torch.device("cpu"), precision)
     if checkpoint.encode is not encode_qwen_vl:
         raise ModelError(f"{model} cannot be asked by an engine: that is done with Qwen-VL from 2 on; leave SAM4MLLM_ENGINE empty")
@@ -44,9 +49,17 @@ def load_vllm_variants(
     return made
 
 
-def find_model(client: VllmClient, model: str) -> str:
-    """What the server calls a model. Raises ModelError if it has another."""
-    bases = [one for one in client.models() if not one.get("parent")]
+def find_model(client: VllmClient, model: str, patience: float = 0.0) -> str:
+    """What the server calls a model, once it answers, which is waited for so many seconds. Raises ModelError if it has another."""
+    end = time.monotonic() + patience
+    while True:
+        try:
+            bases = [one for one in client.models() if not one.get("parent")]
+            break
+        except EngineAwayError as error:
+            if time.monotonic() > end:
+                raise
+            log.warning("%s; waiting for it", error)
     wanted = {model, resolve(model), Path(resolve(model)).name}
     for one in bases:
         root = str(one.get("root") or "")
@@ -80,7 +93,8 @@ class VllmVariants(Variants):
         self._client.load(version, folder.absolute())
 
     def _detach(self, version: str) -> None:
-        self._client.unload(version)
+        with suppress(EngineAwayError):  # one that is started anew has no adapter
+            self._client.unload(version)
 
     @property
     def nbytes(self) -> int:
