@@ -346,11 +346,11 @@ def boxes_read_back_as_tokens(subject: Subject) -> None:
     read_back(subject.kind.dialect, lambda text: str(grounder.checkpoint.tokenizer.decode(grounder.encode(text))))
 
 
-PACKED, READ_BACK = "packed = separate", "boxes read back"
+PACKED, READ_BACK, SEVERAL = "packed = separate", "boxes read back", "several images = one"
 CHECKS: dict[str, Callable[[Subject], None]] = {
     PACKED: packed_equals_separate,
     "joint = one by one": joint_equals_one_by_one,
-    "several images = one": several_images_equal_one,
+    SEVERAL: several_images_equal_one,
     "as `generate`": answers_equal_generate,
     READ_BACK: boxes_read_back_as_tokens,
     "LoRA exact": lora_is_exact,

@@ -11,7 +11,7 @@ from sam4mllm.adapters.lora import attach
 from sam4mllm.grounding.copying import keeps_states
 from sam4mllm.prompts.conversation import box_answer
 from sam4mllm.prompts.dialects import Dialect
-from tests.family_checks import CHECKS, LAYER, PACKED, READ_BACK, Subject
+from tests.family_checks import CHECKS, LAYER, PACKED, READ_BACK, SEVERAL, Subject
 from tests.family_models import KINDS
 
 PAGE = Path(__file__).parent.parent / "docs" / "families.md"
@@ -43,7 +43,7 @@ def render(subjects: dict[str, Subject]) -> str:
     checks = f"| family | {' | '.join(CHECKS)} |\n|---|{'---|' * len(CHECKS)}\n"
     for name, kind in KINDS.items():
         formats += format_row(name, kind.model_type, kind.dialect, kind.image, learned_layers(subjects[name]))
-        marks = {**dict.fromkeys(CHECKS, "✓"), **({PACKED: "by copies"} if by_copies(subjects[name]) else {})}
+        marks = {**dict.fromkeys(CHECKS, "✓"), **({PACKED: "by copies", SEVERAL: "one by one"} if by_copies(subjects[name]) else {})}
         marks |= {READ_BACK: "points"} if kind.dialect.answers_with_points else {}
         checks += f"| {name} | {' | '.join(marks.values())} |\n"
     return f"{formats}\n{checks}"
