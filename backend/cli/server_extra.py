@@ -6,7 +6,7 @@ from importlib.util import find_spec
 
 from backend.errors import SettingsError
 
-MODULES = ("flask", "gunicorn", "httpcore", "httpx", "prometheus_client", "pydantic_settings")
+MODULES = ("flask", "gunicorn", "httpcore", "prometheus_client", "pydantic_settings")
 """What the extra ``server`` brings."""
 
 

@@ -53,6 +53,7 @@ ELSEWHERE = {
     r"sam4mllm serve": 'tests/e2e/test_none.py: [COMMAND, "serve", ',
     r"sam4mllm serve --model FOLDER .*": "tests/e2e/test_guides.py: test_the_server_of_the_readme_starts",
     r"sam4mllm serve --adapter ADAPTER": 'tests/e2e/test_story.py: "serve", "--adapter"',
+    r"SAM4MLLM_MODEL=\S+ SAM4MLLM_ENGINE=\S+ sam4mllm serve": "benchmarks/engine.py: load_vllm_variants(URL, home, ",
     r"sam4mllm models convert .*": 'tests/test_conversion.py: run("models", "convert", old, new)',
     r"sam4mllm data prepare reasonseg .*": 'tests/test_readers.py: READERS["reasonseg"].read',
     r"sam4mllm evaluate /data/prepared .*": "not run, for ReasonSeg's pictures were not at hand (docs/open-questions.md)",
