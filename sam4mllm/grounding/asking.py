@@ -13,10 +13,9 @@ from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
-from sam4mllm.grounding.bundle import TOKENS_AT_ONCE, Bundle, bundle, can_bundle, stretches
-from sam4mllm.grounding.copying import Past
+from sam4mllm.grounding.bundle import TOKENS_AT_ONCE, bundle, can_bundle, stretches
+from sam4mllm.grounding.decoding import Continuing
 from sam4mllm.grounding.packing import ROOT, Segment, pack
 from sam4mllm.grounding.protocol import Inquiry, Replies
 from sam4mllm.grounding.scene import MllmScene
@@ -31,7 +30,7 @@ NOTHING_SAID = Replies(np.zeros(0), np.zeros(0))
 Ids = tuple[int, ...]
 
 
-class Answering(Protocol):
+class Answering(Continuing, Protocol):
     """What asking needs of a model: the tokens of its conversation, and the logits after them."""
 
     verdicts: Verdicts
@@ -40,16 +39,6 @@ class Answering(Protocol):
     def points_head(self, scene: MllmScene, box_px: NDArray[np.float32]) -> list[int]: ...
     def point_numbers(self, scene: MllmScene, points_px: NDArray[np.float32]) -> list[PointNumbers]: ...
     def joint_question(self, points: Sequence[PointNumbers]) -> list[int]: ...
-    def forward(
-        self,
-        scene: MllmScene | Bundle,
-        ids: NDArray[np.int64],
-        offsets: NDArray[np.int64],
-        mask: NDArray[np.bool_],
-        keep: NDArray[np.int64],
-        cache: Past | None = None,
-        of: NDArray[np.int64] | None = None,
-    ) -> tuple[Tensor, Past]: ...
 
 
 @dataclass(frozen=True, eq=False)
