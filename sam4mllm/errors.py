@@ -13,6 +13,7 @@
     ├── TrainingError       a training plan cannot be followed, or a run cannot go on
     ├── EvaluationError     an evaluation cannot be set up as asked, or its results cannot be written
     ├── RegistryError       an adapter version is not whole or not safe, or cannot be stored
+    ├── ExtensionError      what another installed package brings cannot be used
     └── MaskCodecError      an encoded mask is malformed or larger than allowed
 
 Each message is one line that a user can act on.
@@ -73,6 +74,10 @@ class EvaluationError(Sam4mllmError):
 
 class RegistryError(Sam4mllmError):
     """An adapter version is not whole or not safe to load, or it cannot be stored."""
+
+
+class ExtensionError(Sam4mllmError):
+    """What another installed package brings cannot be used."""
 
 
 class MaskCodecError(Sam4mllmError):
