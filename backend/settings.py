@@ -30,6 +30,7 @@ from sam4mllm.options import (
     Precision,
     QuantizeName,
     check_look_back,
+    check_named,
     check_strategy,
     resolve_strategy,
 )
@@ -86,8 +87,8 @@ class Settings(BaseSettings):
     device_map: Literal["auto"] | None = Field(None, description="`auto`: spread an MLLM that no GPU holds alone over all of them")
     strategy: AskedStrategy = Field(
         "auto",
-        description="`box`, `ppg`, `pqpp`, `reason`, `concept` or `choose` ([docs](docs/which.md)); `auto`: what the adapter has learned, "
-        "`box` for a model without one ([docs](docs/points.md)), `concept` without a model",
+        description="`box`, `ppg`, `pqpp`, `reason`, `concept`, `choose` ([docs](docs/which.md)) or another package's; `auto`: what the "
+        "adapter has learned, `box` for a model without one ([docs](docs/points.md)), `concept` without a model",
     )
     points: Literal["packed", "joint"] | None = Field(
         None,
@@ -200,6 +201,11 @@ class Settings(BaseSettings):
         if value in ("", ANSWER_NAME):
             raise ValueError(f"it must name the TextArea that is typed into; {ANSWER_NAME!r} is the one that shows answers")
         return value
+
+    @field_validator("strategy")
+    @classmethod
+    def _named(cls, value: str) -> str:
+        return check_named(value)
 
     @field_validator("home")
     @classmethod

@@ -316,7 +316,8 @@ def segmenter_bytes(segmenter: str) -> int:
     file = Path((path or segmenter).partition("#")[0])
     if file.is_file():
         return file.stat().st_size
-    tensors = None if segmenter == "demo" or path else read_headers(segmenter)
+    named = "/" in segmenter or Path(segmenter).exists()  # else it is the demo's, or another package's
+    tensors = read_headers(segmenter) if named and not path else None
     return sum(tensor.count * SIZES.get(tensor.kind, 1) for tensor in tensors or ())
 
 

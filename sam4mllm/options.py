@@ -5,10 +5,12 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal, get_args
 
+from sam4mllm import extensions
 from sam4mllm.errors import ModelError
 
-Strategy = Literal["box", "ppg", "pqpp", "reason", "concept", "choose"]
-STRATEGIES: tuple[Strategy, ...] = get_args(Strategy)
+Strategy = str
+"""One of STRATEGIES, or one that another package brings (:mod:`sam4mllm.strategies`)."""
+STRATEGIES: tuple[Strategy, ...] = ("box", "ppg", "pqpp", "reason", "concept", "choose")
 BY_CONCEPT: tuple[Strategy, ...] = ("concept", "choose")
 """Those that need a segmenter which takes phrases; how that one is prompted is no matter of an adapter."""
 LearnedStrategy = Literal["box", "ppg", "pqpp", "reason"]
@@ -20,8 +22,8 @@ PLAIN = "none"
 NO_ADAPTER = "the adapter {} serves with an MLLM, and the model is none: name the adapter's model, or leave the adapter out"
 THRESHOLD = 0.5
 """Least score of what a segmenter finds by a phrase, where nothing else is set: that of SAM 3's published demos."""
-AskedStrategy = Literal["auto", "box", "ppg", "pqpp", "reason", "concept", "choose"]
-"""``auto``: whichever the model has learned, see :func:`resolve_strategy`."""
+AskedStrategy = str
+"""A Strategy, or ``auto``: whichever the model has learned, see :func:`resolve_strategy`."""
 PointsName = Literal["packed", "joint"]
 Pattern = Literal["spread", "interior", "unsure", "second-look"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
@@ -54,7 +56,7 @@ class Options:
     """The strategy, and how points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly),
     which answers count, where points fall, and which mask is drawn.
 
-    ``strategy``: one of STRATEGIES, see :mod:`sam4mllm.pipeline`; ``auto``, which the pipeline replaces by one of them.
+    ``strategy``: one of STRATEGIES, see :mod:`sam4mllm.pipeline`, or another package's; ``auto``, which the pipeline replaces.
     ``joint`` None: as the adapter has learned, else each on its own.
 
     ``pattern``: ``spread`` over the box (published); ``interior``, half of them deep in the mask that the box alone gives, half deep in the
@@ -84,7 +86,8 @@ class Options:
     edges: str = ""
 
     def __post_init__(self) -> None:
-        named = {"strategy": get_args(AskedStrategy), "pattern": PATTERNS, "choice": CHOICES, "look_back": LOOKS_BACK}
+        check_named(self.strategy)
+        named = {"pattern": PATTERNS, "choice": CHOICES, "look_back": LOOKS_BACK}
         for name, known in named.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
@@ -110,6 +113,23 @@ class Options:
         if not self.edges:
             del chosen["edges"]
         return chosen
+
+
+def known_strategies() -> tuple[Strategy, ...]:
+    """STRATEGIES and those that other packages bring."""
+    return (*STRATEGIES, *brought_strategies())
+
+
+def brought_strategies() -> tuple[Strategy, ...]:
+    """Those that other packages bring."""
+    return extensions.names("strategies", (*STRATEGIES, "auto"))
+
+
+def check_named(asked: AskedStrategy) -> AskedStrategy:
+    """The name of a strategy, if there is one. Raises ValueError."""
+    if asked not in ("auto", *STRATEGIES) and asked not in known_strategies():
+        raise ValueError(f"strategy must be one of {', '.join(('auto', *known_strategies()))}, not {asked!r}")
+    return asked
 
 
 def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool, has_model: bool = True) -> Strategy:
@@ -149,7 +169,7 @@ def describe_strategy(strategy: Strategy, learned: bool) -> str:
     """A strategy in words, and what to know of it. ``learned``: whether the model was trained to answer about points."""
     if strategy == "concept":
         return "strategy concept: the segmenter takes the phrase, and no MLLM is asked"
-    if learned:
+    if learned or strategy not in STRATEGIES:
         return f"strategy {strategy}"
     if strategy == "choose":
         return "strategy choose: without an adapter this model has not learned to answer about points, and is asked for boxes alone"

@@ -9,6 +9,8 @@
 - ``choose``: the segmenter finds all of the phrase's kind, the MLLM's boxes say which are meant; a box that nothing fits is drawn as by
   ``pqpp`` or ``box``.
 
+Other packages may bring more (:mod:`sam4mllm.strategies`).
+
 A model that answers with points has no boxes to give: with ``box`` and ``ppg`` the segmenter draws each point; the others take the box
 around that mask for the model's (:mod:`sam4mllm.first_masks`).
 
@@ -44,6 +46,7 @@ from sam4mllm.options import (
     AskedStrategy,
     Options,
     Strategy,
+    brought_strategies,
     check_look_back,
     check_strategy,
     describe_strategy,
@@ -53,6 +56,7 @@ from sam4mllm.points import ALIKE, Answers, are_alike, beside, disputed, heed, i
 from sam4mllm.prompts.thinking import WORDS
 from sam4mllm.segmentation.concept import ConceptSegmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
+from sam4mllm.strategies import Given, find_by, find_strategy
 from sam4mllm.values import Grounding, Instance, Segmentation, check_phrase
 
 _QUESTIONS: dict[AskedStrategy, Question] = {"ppg": "prompt", "reason": "reason"}
@@ -155,7 +159,7 @@ class Pipeline:
             return ("concept",)
         thinks = not self.learned or self.strategy == "reason"
         phrases = BY_CONCEPT if self._finder is not None else ()
-        return ("box", "ppg", "pqpp", *(("reason",) if thinks else ()), *phrases)
+        return ("box", "ppg", "pqpp", *(("reason",) if thinks else ()), *phrases, *brought_strategies())
 
     @property
     def manner(self) -> str:
@@ -172,9 +176,11 @@ class Pipeline:
         thought = {"thought": WORDS} if options.strategy == "reason" else {}
         doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
         found = {"same": candidates.SAME} if options.strategy in BY_CONCEPT else {}
+        other = find_strategy(options.strategy)
+        brought = {} if other is None else {"strategy": other.identity}
         looking = {} if options.look_back == "off" else {"look_back": look_back.SHAPE}
         choosing = {"name": NAME_QUESTION, "fits": candidates.FITS} if options.strategy == "choose" else {}
-        return digest_of({**parts, **doubted, **found, **choosing, **thought, **looking})
+        return digest_of({**parts, **doubted, **found, **choosing, **thought, **brought, **looking})
 
     def _version(self, options: Options) -> str:
         identity = self._identity(options)
@@ -275,6 +281,8 @@ class Pipeline:
     def _locate(self, opened: Opened, phrases: Sequence[str], options: Options, seconds: dict[str, float]) -> Walk[list[Grounding]]:
         """Where the phrases are, by the MLLM, by the segmenter, or by both."""
         finder, threshold = self._finder, options.threshold
+        if (other := find_strategy(options.strategy)) is not None:
+            return (yield from find_by(other, Given(opened.scene, opened.embedding, self.segmenter, phrases, options, seconds)))
         if options.strategy == "concept" and finder is not None:
             with _timed(seconds, "segmenter"):
                 return candidates.find(finder, opened.embedding, phrases, threshold)

@@ -23,7 +23,7 @@ from backend.errors import ParametersError
 from backend.label_studio.label_config import LabelConfig
 from backend.label_studio.phrases import MAX_PHRASES, split_phrases
 from sam4mllm.errors import PhraseError
-from sam4mllm.options import BY_CONCEPT, STRATEGIES, Strategy
+from sam4mllm.options import BY_CONCEPT, STRATEGIES, Strategy, known_strategies
 
 MAX_CHARACTERS = 100_000
 NAMED = 5
@@ -155,10 +155,11 @@ def _text(name: str, given: str) -> str:
 
 
 def _strategy(given: object) -> Strategy | None:
-    found = next((one for one in STRATEGIES if one == given), None)
-    if given is not None and found is None:
-        raise ParametersError(f"strategy must be one of {', '.join(STRATEGIES)}, not {_kind(given)}")
-    return found
+    if given is None or (isinstance(given, str) and given in STRATEGIES):
+        return given
+    if not isinstance(given, str) or given not in known_strategies():
+        raise ParametersError(f"strategy must be one of {', '.join(known_strategies())}, not {_kind(given)}")
+    return given
 
 
 def _threshold(given: Mapping[Any, object]) -> float | None:

@@ -198,13 +198,14 @@ def check_models(settings: Settings, running: bool) -> list[Finding]:
 def _check_sources(settings: Settings) -> None:
     """Raise ModelError where a name leads to nothing that could be loaded."""
     from sam4mllm.grounding.families import find_family, resolve  # noqa: PLC0415
+    from sam4mllm.segmentation.loading import is_brought  # noqa: PLC0415
     from sam4mllm.segmentation.names import split_name  # noqa: PLC0415
 
     if settings.has_model:
         find_family(resolve(settings.model), settings.model)
-    _, _, path = split_name(settings.segmenter)[1].partition(":")
-    file = path.partition("#")[0]
-    if file and not Path(file).is_file():
+    drawing = split_name(settings.segmenter)[1]
+    file = drawing.partition(":")[2].partition("#")[0]
+    if file and not is_brought(drawing) and not Path(file).is_file():
         raise ModelError(f"there is no file {file}; correct SAM4MLLM_SEGMENTER")
     check_possible(resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model), settings)
 

@@ -30,7 +30,7 @@ from backend.web.http_parts import note_reason, read_number
 from backend.web.overview import page_address
 from sam4mllm.errors import PhraseError, Sam4mllmError
 from sam4mllm.images import image_sha256
-from sam4mllm.options import STRATEGIES
+from sam4mllm.options import known_strategies
 from sam4mllm.page import render
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ def _page(service: Service, guard: FormGuard, form: Form, shown: list[Shown], st
         token_field=TOKEN,
         form=form,
         shown=shown,
-        strategies=STRATEGIES,
+        strategies=known_strategies(),
         tasks=TASKS,
         version=service.version,
         **{"said": "", "wrong": "", "command": "", **told},

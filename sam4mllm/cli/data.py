@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sam4mllm.cli.options import DataSetName, JsonOption
+from sam4mllm.cli.options import JsonOption
 from sam4mllm.cli.plugins import find_reader
 from sam4mllm.cli.progress import bar
 from sam4mllm.errors import DatasetError
@@ -18,7 +18,6 @@ from sam4mllm.plain_text import one_line
 
 if TYPE_CHECKING:
     from sam4mllm.data.pairs import Prepared
-    from sam4mllm.data.readers import Reader
 
 MOST_REASONS = 20
 """Most reasons for leaving something out that are shown; the JSON has all of them."""
@@ -29,7 +28,14 @@ OutArgument = Annotated[Path, typer.Argument(help="A new folder for the dataset.
 
 @commands.command(epilog="Example: sam4mllm data prepare refcoco /data/refer /data/prepared/refcoco")
 def prepare(
-    name: Annotated[DataSetName, typer.Argument(help="Which data set it is.", metavar="SET")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            help="Which data set it is: refcoco, refcoco+, refcocog, grefcoco, refcoco-m, reasonseg, coco, ade20k, paco-lvis, "
+            "partimagenet, label-studio, or one that another package reads.",
+            metavar="SET",
+        ),
+    ],
     source: Annotated[Path, typer.Argument(help="Its folder, laid out as it is published; an export's file for label-studio.")],
     folder: OutArgument,
     as_json: JsonOption = False,
@@ -38,14 +44,14 @@ def prepare(
     from sam4mllm.data.pairs import write_pairs  # these take long to import
     from sam4mllm.data.readers import compare
 
-    reader = _reader(name.value)
+    reader = find_reader(name)
     if not source.exists():
         raise DatasetError(f"{source} does not exist; name the data set's folder")
     reading = reader.read(source)
     prepared = write_pairs(reading, folder, lambda items, total: bar(items, total, "reading"))
     warnings = compare(reader, reading, prepared)
     for line in warnings:
-        print(one_line(f"warning: {name.value} {line}"), file=sys.stderr)
+        print(one_line(f"warning: {name} {line}"), file=sys.stderr)
     _print(folder, prepared, as_json, warnings)
 
 
@@ -59,12 +65,6 @@ def merge(
     from sam4mllm.data.merge import merge as run
 
     _print(folder, run(datasets, folder, lambda items, total: bar(items, total, "merging")), as_json)
-
-
-def _reader(name: str) -> Reader:
-    from sam4mllm.data.readers import READERS
-
-    return READERS[name] if name in READERS else find_reader(name)
 
 
 def _print(folder: Path, prepared: Prepared, as_json: bool, warnings: Iterable[str] = ()) -> None:

@@ -12,6 +12,7 @@ import typer
 
 from sam4mllm.options import (
     MAX_THOUGHT_TOKENS,
+    STRATEGIES,
     THOUGHT_TOKENS,
     THRESHOLD,
     AskedStrategy,
@@ -22,6 +23,7 @@ from sam4mllm.options import (
     PointsName,
     Precision,
     QuantizeName,
+    check_named,
 )
 
 if TYPE_CHECKING:
@@ -45,20 +47,12 @@ class SceneKind(StrEnum):
     SHIFTED = "shifted"
 
 
-class DataSetName(StrEnum):
-    """The data sets that can be read."""
-
-    REFCOCO = "refcoco"
-    REFCOCO_PLUS = "refcoco+"
-    REFCOCOG = "refcocog"
-    GREFCOCO = "grefcoco"
-    REFCOCO_M = "refcoco-m"
-    REASONSEG = "reasonseg"
-    COCO = "coco"
-    ADE20K = "ade20k"
-    PACO_LVIS = "paco-lvis"
-    PARTIMAGENET = "partimagenet"
-    LABEL_STUDIO = "label-studio"
+def known_strategy(given: str) -> str:
+    """The strategy that was given, if there is one of that name. Raises BadParameter."""
+    try:
+        return check_named(given)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
 
 
 DeviceMapName = Literal["auto"]
@@ -66,7 +60,8 @@ DeviceMapName = Literal["auto"]
 ModelOption = Annotated[str | None, typer.Option("--model", help="demo, a model folder, a hub id, or none; the adapter's, or demo.")]
 AdapterOption = Annotated[str | None, typer.Option("--adapter", help="A folder with a LoRA adapter, or a version.", metavar="PATH|VERSION")]
 SegmenterOption = Annotated[
-    str | None, typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, or a folder or hub id.")
+    str | None,
+    typer.Option("--segmenter", help="demo, vit_b|vit_l|vit_h:PATH, efficientvit-sam-xl1:PATH, a folder or hub id, or another package's."),
 ]
 DialectOption = Annotated[
     str | None, typer.Option("--dialect", help="How the model is spoken to, where neither adapter nor family says it: a name or a file.")
@@ -82,8 +77,10 @@ StrategyOption = Annotated[
     AskedStrategy,
     typer.Option(
         "--strategy",
+        callback=known_strategy,
+        metavar=f"[auto|{'|'.join(STRATEGIES)}|…]",
         help="How to find the mask; auto: by points (pqpp) if the model has learned them, else by the box; with --model none by what the "
-        "segmenter finds (concept).",
+        "segmenter finds (concept); … is a strategy of another package.",
     ),
 ]
 PointsOption = Annotated[

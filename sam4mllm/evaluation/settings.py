@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.controls import ANSWERS, Answers
-from sam4mllm.options import PLAIN, STRATEGIES, Options, Strategy, Thresholds
+from sam4mllm.options import PLAIN, Options, Strategy, Thresholds, known_strategies
 from sam4mllm.points import PATTERN_SIZE
 
 COUNTS = ("5", "10", "15", "30")
@@ -167,7 +167,7 @@ def defaults(
 def choices() -> dict[str, tuple[str, ...]]:
     """The options of a few named values, as their types have them."""
     named = {name: get_args(kind) for name, kind in get_type_hints(Options).items() if get_origin(kind) is Literal}
-    return {**named, "strategy": STRATEGIES}
+    return {**named, "strategy": known_strategies()}
 
 
 def published(options: Options) -> Options:

@@ -1,6 +1,7 @@
 """Model families: which folder loads as what, in which dialect, and which layers learn.
 
-A family is an entry in FAMILIES, keyed by the ``model_type`` of the checkpoint's config.json. Loading is the same for the demo
+A family is an entry in FAMILIES, keyed by the ``model_type`` of the checkpoint's config.json, or one that another package brings as an
+entry point ``sam4mllm.families`` of that name. Loading is the same for the demo
 model and for any other: ``load_checkpoint(source)``. Only safetensors weights are read and no code from a checkpoint is run.
 """
 
@@ -27,6 +28,7 @@ from sam4mllm.checkpoints import (
     read_object,
 )
 from sam4mllm.errors import ModelError, TemplateError, first_line
+from sam4mllm.extensions import find, names
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.copying import LINEAR
 from sam4mllm.grounding.encoders import (
@@ -205,12 +207,20 @@ def _dialect(name: str, family: Family) -> Dialect:
 
 
 def find_family(name: str, source: str) -> Family:
-    """By the config.json of a folder or hub id, without running code. Raises ModelError."""
+    """By the config.json of a folder or hub id, without running code of it. Raises ModelError, or ExtensionError where the family is
+    another package's and that cannot be used.
+    """
     config = read_config(name, source, NEEDED, ADVICE)
     refuse_original(config, source)
     kind = config.get("model_type")
+    if isinstance(kind, str) and (extension := find("families", kind, FAMILIES)) is not None:
+        family = extension.load()
+        if not isinstance(family, Family):
+            raise extension.refused("is no sam4mllm.grounding.families.Family")
+        return family
     if not isinstance(kind, str) or kind not in FAMILIES:
-        raise ModelError(f"{source}: models of type {kind!r:.80} are not supported; use one of {', '.join(FAMILIES)}")
+        known = ", ".join((*FAMILIES, *names("families", FAMILIES)))
+        raise ModelError(f"{source}: models of type {kind!r:.80} are not supported; use one of {known}")
     return FAMILIES[kind]
 
 

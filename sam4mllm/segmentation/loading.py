@@ -15,7 +15,8 @@ from torch import Tensor
 
 from sam4mllm.checkpoints import CONFIG, WEIGHTS, check_state, read_object, require_files
 from sam4mllm.durable import file_sha256
-from sam4mllm.errors import ModelError, first_line
+from sam4mllm.errors import ModelError, Sam4mllmError, first_line
+from sam4mllm.extensions import Extension, find, names
 from sam4mllm.segmentation import efficientvit, pretrained
 from sam4mllm.segmentation.attention import fuse_attention
 from sam4mllm.segmentation.detection import DetectingSegmenter
@@ -36,12 +37,17 @@ OFFICIAL_SHA256 = {
 
 FILES = (*OFFICIAL_SHA256, *efficientvit.NAMES)
 """What is named together with the path of its weights."""
+PROTOCOL = ("identity", "nbytes", "to", "encode", "decode")
+"""What a :class:`~sam4mllm.segmentation.protocol.Segmenter` has."""
+OURS = ("demo", *FILES)
+"""Names that no other package may take."""
 
 
 def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Segmenter:
     """The segmenter that ``source`` names (docs/segmenters.md): ``demo``; ``vit_b|vit_l|vit_h:PATH`` or ``efficientvit-sam-xl1:PATH`` and
-    its smaller kin, with weights as .safetensors or SAM's official .pth; a folder or hub id of a transformers checkpoint; or a folder or
-    hub id of a detector, ``+``, and one of those.
+    its smaller kin, with weights as .safetensors or SAM's official .pth; a folder or hub id of a transformers checkpoint; the name of an
+    entry point ``sam4mllm.segmenters``, with ``:`` and what that takes or without; or a folder or hub id of a detector, ``+``, and one of
+    those.
 
     Args:
         source: its name; ``PATH#sha256=<64 hex>`` admits another .pth or .pt file, one that the user vouches for.
@@ -50,6 +56,7 @@ def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch
 
     Raises:
         ModelError: one line on what is wrong and what to do.
+        ExtensionError: likewise, of another package's segmenter.
     """
     if device.type != "cuda":
         dtype = torch.float32
@@ -65,9 +72,19 @@ def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch
 
 
 def takes_phrases(source: str) -> bool:
-    """Whether the segmenter that ``source`` names takes phrases itself; nothing of it is loaded. Raises ModelError."""
+    """Whether the segmenter that ``source`` names takes phrases itself, or might, being another package's; nothing of it is loaded.
+
+    Raises ModelError.
+    """
     detector, name = split_name(source)
-    return detector is not None or (name != "demo" and name.partition(":")[0] not in FILES and pretrained.takes_phrases(name))
+    if detector is not None or is_brought(name):
+        return True
+    return name.partition(":")[0] not in OURS and pretrained.takes_phrases(name)
+
+
+def is_brought(name: str) -> bool:
+    """Whether a segmenter's name, without a detector's before it, is another package's."""
+    return find("segmenters", name.partition(":")[0], OURS) is not None
 
 
 def _load_both(source: str, dtype: torch.dtype) -> Segmenter:
@@ -89,11 +106,31 @@ def _load(source: str, dtype: torch.dtype) -> Segmenter:
     name, _, path = source.partition(":")
     if name in FILES:
         return _load_named(name, path, dtype)
+    if (extension := find("segmenters", name, OURS)) is not None:
+        return _load_brought(extension, path, dtype)
     if "/" not in source.strip("/") and not Path(source).exists():
         raise ModelError(
-            f"{source!r} is no segmenter: use demo, vit_b:PATH, vit_l:PATH, vit_h:PATH, efficientvit-sam-xl1:PATH, a folder, or a hub id"
+            f"{source!r} is no segmenter: use demo, vit_b:PATH, vit_l:PATH, vit_h:PATH, efficientvit-sam-xl1:PATH, "
+            f"{''.join(f'{brought}, ' for brought in names('segmenters', OURS))}a folder, or a hub id"
         )
     return load_transformers(source, dtype)
+
+
+def _load_brought(extension: Extension, path: str, dtype: torch.dtype) -> Segmenter:
+    """The segmenter of another package."""
+    make = extension.load()
+    if not callable(make):
+        raise extension.refused("is no function that makes a segmenter")
+    try:
+        segmenter: Segmenter = make(path, dtype)
+    except Sam4mllmError:
+        raise
+    except Exception as error:  # whatever another package raises
+        raise extension.refused(f"cannot be loaded ({type(error).__name__}: {first_line(error)})") from error
+    missing = [name for name in PROTOCOL if not hasattr(segmenter, name)]
+    if missing:
+        raise extension.refused(f"makes no segmenter: it lacks {', '.join(missing)}")
+    return segmenter
 
 
 def _load_named(name: str, path: str, dtype: torch.dtype) -> SamSegmenter:

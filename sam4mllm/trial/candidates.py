@@ -25,13 +25,12 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import PATTERNS, AskedStrategy, DtypeName, Options, Pattern, PointsName, Precision, QuantizeName
+from sam4mllm.options import PATTERNS, AskedStrategy, DtypeName, Options, Pattern, PointsName, Precision, QuantizeName, check_named
 from sam4mllm.plain_text import listed
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
 """A candidate's name is a file's, too, and the head of a column."""
 CHOICES: Mapping[str, tuple[str, ...]] = {
-    "strategy": get_args(AskedStrategy),
     "points": get_args(PointsName),
     "pattern": PATTERNS,
     "quantize": get_args(QuantizeName),
@@ -109,6 +108,11 @@ def _value(name: str, key: str, value: object) -> Any:
         return float(value)
     if not isinstance(value, str) or not value.strip():
         raise EvaluationError(f"{name}: {key} is a text, not {_quoted(value)}")
+    if key == "strategy":
+        try:
+            return check_named(value)
+        except ValueError as error:
+            raise EvaluationError(f"{name}: {error}") from error
     known = CHOICES.get(key)
     if known is not None and value not in known:
         raise EvaluationError(f"{name}: {key} is one of {', '.join(known)}, not {_quoted(value)}")

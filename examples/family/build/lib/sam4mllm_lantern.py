@@ -1,0 +1,47 @@
+"""A family of MLLMs: checkpoints whose config.json says ``"model_type": "lantern_vl"``.
+
+Lantern's layers are those of Qwen3-VL, and it is spoken to in words of its own. A family with other layers brings its own classes of
+transformers in their place, and with another vision tower its own ``encode``.
+"""
+
+from __future__ import annotations
+
+from transformers import AutoConfig, AutoModelForImageTextToText, Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+from sam4mllm.grounding.encoders import encode_qwen_vl
+from sam4mllm.grounding.families import Family
+from sam4mllm.prompts.dialects import Dialect
+
+
+class LanternConfig(Qwen3VLConfig):
+    model_type = "lantern_vl"
+
+
+class LanternForConditionalGeneration(Qwen3VLForConditionalGeneration):
+    config_class = LanternConfig
+
+
+AutoConfig.register(LanternConfig.model_type, LanternConfig)
+AutoModelForImageTextToText.register(LanternConfig, LanternForConditionalGeneration)
+
+DIALECT = Dialect(
+    name="lantern",
+    box_question="find {phrase}",
+    prompt_question="mark {phrase}",
+    points_head="in {box} ",
+    box="[{x1} {y1} {x2} {y2}]",
+    point="{x} {y}",
+    frame="milli",
+    points_view="close-up",
+    answer_separator=" ",
+    yes="yes",
+    no="no",
+)
+"""How it is asked and answers: a box is ``[012 345 678 901]``, in thousandths of the sides. As its training had it."""
+
+FAMILY = Family(
+    DIALECT,
+    encode_qwen_vl,
+    lora_targets=r"model\.language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+    r"|model\.visual\.(merger|deepstack_merger_list\.\d+)\.linear_fc[12]",
+)

@@ -1,0 +1,81 @@
+"""Strategies of other packages: other ways to find what a phrase means. The pipeline draws and scores what they find, as its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+from sam4mllm.errors import ModelError
+from sam4mllm.extensions import find
+from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
+from sam4mllm.lockstep import AskPoints, Locate, Walk, ask_points, locate
+from sam4mllm.options import STRATEGIES, Options
+from sam4mllm.segmentation.protocol import Embedding, Segmenter
+from sam4mllm.values import Grounding
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """An image that both models have taken in, the ``phrases`` asked about it, and the caller's ``options``.
+
+    ``ground`` and ``ask`` put questions to the MLLM. They are to be awaited by ``yield from``: between two questions the server lets
+    annotators go first, and a bulk run puts the questions of several images into one pass. ``seconds`` gets the time of each stage.
+    """
+
+    scene: Scene
+    embedding: Embedding
+    segmenter: Segmenter
+    phrases: Sequence[str]
+    options: Options
+    seconds: dict[str, float]
+
+    def ground(self, question: Question = "box") -> Walk[list[Grounding]]:
+        """Where each phrase is, by the MLLM: ``box``, ``prompt`` (with points of its own) or ``reason`` (with a thought)."""
+        return locate(Locate(self.scene, self.phrases, question, self.seconds))
+
+    def ask(self, inquiries: Sequence[Inquiry]) -> Walk[list[Replies]]:
+        """Whether the points of each inquiry lie on what was found, by the MLLM."""
+        return ask_points(AskPoints(self.scene, inquiries, bool(self.options.joint), self.seconds))
+
+
+@runtime_checkable
+class OtherStrategy(Protocol):
+    """A strategy that the entry point ``sam4mllm.strategies`` of another package names."""
+
+    @property
+    def identity(self) -> str:
+        """A text that changes whenever its answers do; it becomes part of the version's name."""
+        ...
+
+    def find(self, given: Given) -> Walk[list[Grounding]]:
+        """What each phrase means, one grounding a phrase in order: boxes, and for each box the points that join it in the prompt.
+
+        A generator; see :class:`Given`.
+        """
+        ...
+
+
+def find_by(other: OtherStrategy, given: Given) -> Walk[list[Grounding]]:
+    """What a strategy finds. Raises ModelError if that is not one grounding a phrase, with points for all its boxes or none."""
+    found = yield from other.find(given)
+    if [one.phrase for one in found] != list(given.phrases):
+        raise ModelError(
+            f"the strategy {given.options.strategy} must find one grounding for each of {len(given.phrases)} phrases, in their order"
+        )
+    for one in found:
+        count = len(one.boxes_px)
+        if one.boxes_px.shape != (count, 4) or len(one.box_probabilities) != count or len(one.points) not in (0, count):
+            raise ModelError(f"the strategy {given.options.strategy} found {count} boxes with other numbers of probabilities or points")
+    return found
+
+
+def find_strategy(name: str) -> OtherStrategy | None:
+    """The strategy of another package; None if the name is one of ours, or nobody's. Raises ExtensionError if it cannot be used."""
+    extension = find("strategies", name, STRATEGIES)
+    if extension is None:
+        return None
+    strategy = extension.load()
+    if not isinstance(strategy, OtherStrategy):
+        raise extension.refused("is no sam4mllm.strategies.OtherStrategy")
+    return strategy
