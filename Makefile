@@ -56,6 +56,7 @@ check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy examples/*/*.py
 	$(BIN)/lint-imports
 
 e2e: e2e-untimed

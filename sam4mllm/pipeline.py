@@ -9,12 +9,11 @@
 - ``choose``: the segmenter finds all of the phrase's kind, the MLLM's boxes say which are meant; a box that nothing fits is drawn as by
   ``pqpp`` or ``box``.
 
-Other packages may bring more (:mod:`sam4mllm.strategies`).
-
 A model that answers with points has no boxes to give: with ``box`` and ``ppg`` the segmenter draws each point; the others take the box
 around that mask for the model's (:mod:`sam4mllm.first_masks`).
 
-``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``; without an MLLM ``concept``.
+``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``; without an MLLM ``concept``. Other packages
+may bring more (:mod:`sam4mllm.strategies`).
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ from sam4mllm.points import ALIKE, Answers, are_alike, beside, disputed, heed, i
 from sam4mllm.prompts.thinking import WORDS
 from sam4mllm.segmentation.concept import ConceptSegmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
-from sam4mllm.strategies import Given, find_by, find_strategy
+from sam4mllm.strategies import Given, find_by, find_strategy, identify
 from sam4mllm.values import Grounding, Instance, Segmentation, check_phrase
 
 _QUESTIONS: dict[AskedStrategy, Question] = {"ppg": "prompt", "reason": "reason"}
@@ -176,8 +175,7 @@ class Pipeline:
         thought = {"thought": WORDS} if options.strategy == "reason" else {}
         doubted = {} if self.learned or options.strategy != "pqpp" else {"alike": ALIKE}
         found = {"same": candidates.SAME} if options.strategy in BY_CONCEPT else {}
-        other = find_strategy(options.strategy)
-        brought = {} if other is None else {"strategy": other.identity}
+        brought = identify(options.strategy)
         looking = {} if options.look_back == "off" else {"look_back": look_back.SHAPE}
         choosing = {"name": NAME_QUESTION, "fits": candidates.FITS} if options.strategy == "choose" else {}
         return digest_of({**parts, **doubted, **found, **choosing, **thought, **brought, **looking})

@@ -70,6 +70,12 @@ def find_by(other: OtherStrategy, given: Given) -> Walk[list[Grounding]]:
     return found
 
 
+def identify(name: str) -> dict[str, str]:
+    """What a strategy of another package says of itself, for hashes; nothing of ours."""
+    other = find_strategy(name)
+    return {} if other is None else {"strategy": other.identity}
+
+
 def find_strategy(name: str) -> OtherStrategy | None:
     """The strategy of another package; None if the name is one of ours, or nobody's. Raises ExtensionError if it cannot be used."""
     extension = find("strategies", name, STRATEGIES)

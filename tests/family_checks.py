@@ -211,10 +211,10 @@ def several_images_equal_one(subject: Subject) -> None:
         assert_same(said_jointly, grounder.ask(scene, inquiries, joint=True)[0], 1e-4)
     told = [(scene, list(PHRASES[: 1 + place])) for place, scene in enumerate(scenes)]
     for (scene, phrases), found in zip(told, grounder.ground_each(told), strict=True):
-        for one, alone in zip(found, grounder.ground(scene, phrases), strict=True):
-            np.testing.assert_array_equal(one.boxes_px, alone.boxes_px)
-            np.testing.assert_allclose(one.no_target_probability, alone.no_target_probability, rtol=0, atol=1e-5)
-            assert (one.phrase, one.note) == (alone.phrase, alone.note)
+        for one, single in zip(found, grounder.ground(scene, phrases), strict=True):
+            np.testing.assert_array_equal(one.boxes_px, single.boxes_px)
+            np.testing.assert_allclose(one.no_target_probability, single.no_target_probability, rtol=0, atol=1e-5)
+            assert (one.phrase, one.note) == (single.phrase, single.note)
 
 
 def answers_equal_generate(subject: Subject) -> None:

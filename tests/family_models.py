@@ -92,7 +92,7 @@ def _qwen(family: str) -> Save:
 
 def _llava_next(backbone: type[LlamaConfig] | type[MistralConfig]) -> Save:
     def save(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
-        config = LlavaNextConfig(
+        config = LlavaNextConfig(  # type: ignore[call-arg]  # an older name of a field is taken, too
             vision_config=CLIPVisionConfig(**VISION, image_size=TILE, patch_size=14, projection_dim=32),
             text_config=backbone(**text),
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
@@ -114,7 +114,7 @@ def _llava_next(backbone: type[LlamaConfig] | type[MistralConfig]) -> Save:
 
 
 def _onevision(folder: Path, tokenizer: PreTrainedTokenizerFast, text: dict[str, Any]) -> None:
-    config = LlavaOnevisionConfig(
+    config = LlavaOnevisionConfig(  # type: ignore[call-arg]
         vision_config=SiglipVisionConfig(**VISION, image_size=TILE, patch_size=14, vision_use_head=False),
         text_config=Qwen2Config(**text),
         image_token_id=tokenizer.convert_tokens_to_ids("<image>"),

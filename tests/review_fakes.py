@@ -152,8 +152,8 @@ class FakeLabelStudio:
             return httpx.Response(200, json={"tasks": found, "total": total}) if found or not total else self._invalid()
         number = int(path.removesuffix("/annotations/").rstrip("/").rpartition("/")[2])
         if not path.startswith("/api/projects/"):
-            found = self._of_task(number) if path.endswith("/annotations/") else self._annotation(number)
-            return self._invalid() if found is None else httpx.Response(200, json=found)
+            one: Any = self._of_task(number) if path.endswith("/annotations/") else self._annotation(number)
+            return self._invalid() if one is None else httpx.Response(200, json=one)
         if number not in self.projects:
             return httpx.Response(404, json={"detail": "Not found."})
         numbers = [self._counts(task) for task in self.tasks[number]]

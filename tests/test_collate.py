@@ -32,7 +32,7 @@ from sam4mllm.run_lengths import to_rle
 from sam4mllm.training import collate
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import UNLEARNED, CloseUp, Collator, TrainingRow, draw_points
-from sam4mllm.training.recipe import row_loss
+from sam4mllm.training.loss import row_loss
 from sam4mllm.values import Grounding, check_phrase
 from tests.test_pool import TOY, write_pictures
 

@@ -273,7 +273,7 @@ def test_a_folder_with_both_takes_phrases_and_keeps_the_name_of_its_tracker(
     segmenter = load("sam3_video")
     assert isinstance(segmenter, ConceptSegmenter)
     former = pretrained._promptable(str(folders("sam3_video")), AutoConfig.from_pretrained(folders("sam3_video")), torch.float32)
-    assert former(segmenter._source).identity == segmenter.identity
+    assert former(vars(segmenter)["_source"]).identity == segmenter.identity
     assert type(segmenter) is Sam3TrackerSegmenter
 
 

@@ -21,7 +21,7 @@ from sam4mllm.errors import DatasetError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.training.collate import UNLEARNED, Collator
-from sam4mllm.training.recipe import row_loss
+from sam4mllm.training.loss import row_loss
 from tests.conftest import make_checkpoint
 
 torch.set_num_threads(1)

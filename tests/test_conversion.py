@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import regex
+import safetensors.torch
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
@@ -94,7 +95,7 @@ def test_large_weights_are_written_in_shards(old: Path, new: Path, tmp_path: Pat
     convert_folder(old, tmp_path / "one")
     monkeypatch.setattr(tensors, "SHARD_BYTES", 1 << 20)
     held: list[int] = []
-    save_file = tensors.save_file
+    save_file = safetensors.torch.save_file
 
     def save(some: dict[str, torch.Tensor], *rest: Any) -> None:
         held.append(sum(tensor.nbytes for tensor in some.values()))

@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from backend.corrections import log as corrections
-from backend.corrections import tables
+from backend.corrections import schema, tables
 from backend.corrections.log import CorrectionLog
 from backend.corrections.log_faults import LogError
 from backend.corrections.reviews import read_reviews
@@ -587,7 +587,7 @@ def test_an_upgrade_that_was_cut_off_begins_anew(tmp_path: Path, monkeypatch: py
 def test_a_newer_file_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "corrections.sqlite"
     with sqlite3.connect(path) as connection:
-        connection.execute(f"PRAGMA user_version = {tables.VERSION + 1}")
+        connection.execute(f"PRAGMA user_version = {schema.VERSION + 1}")
     connection.close()
     with pytest.raises(SettingsError, match="newer release"):
         CorrectionLog(path)

@@ -33,7 +33,6 @@ from backend.label_studio.client import LabelStudio
 from backend.label_studio.events import WEBHOOK_EVENTS
 from backend.label_studio.label_config import read_label_config
 from backend.label_studio.parameters import read_parameters
-from backend.setup import machine_checks
 from backend.setup.doctor import examine
 from backend.setup.machine_checks import (
     Server,
@@ -62,8 +61,8 @@ from backend.setup.project_checks import (
 from backend.setup.project_notes import tell_typing
 from sam4mllm.adapters.registry import Registry
 from sam4mllm.errors import ImageError
+from tests.adapter_files import ORIGIN, adapter
 from tests.backend_fakes import CONFIG, FakeImages, settings
-from tests.test_adapters import ORIGIN, adapter
 from tests.test_confidence import TYPICAL
 
 NOW = 1_795_000_000.0
@@ -156,7 +155,7 @@ def test_a_disk_that_does_not_take_a_file(code: int, problem: str, tmp_path: Pat
     def refuse(_: int) -> None:
         raise OSError(code, os.strerror(code))
 
-    monkeypatch.setattr(machine_checks.os, "fsync", refuse)
+    monkeypatch.setattr(os, "fsync", refuse)
     assert problem in only(check_disk(tmp_path, lambda _: Usage(3e9))).problem
 
 

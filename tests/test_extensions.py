@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from backend.errors import SettingsError
-from backend.label_studio.parameters import ParametersError, read_parameters
+from backend.errors import ParametersError, SettingsError
+from backend.label_studio.parameters import read_parameters
 from backend.settings import read_settings
 from sam4mllm import extensions
 from sam4mllm.errors import ExtensionError, ModelError

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from backend.service import build
 from backend.serving.leases import Leases
+from benchmarks.waiting import wait_for
 from sam4mllm import loading
 from sam4mllm.cli import main as cli
 from sam4mllm.clicks import Clicks, ShownInstance
@@ -29,7 +30,7 @@ from sam4mllm.segmentation.detection import DetectingSegmenter
 from sam4mllm.segmentation.former import mask_logits_of
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
-from tests.backend_fakes import KNOWN, FakeImages, House, settings, task, wait_for
+from tests.backend_fakes import KNOWN, FakeImages, House, settings, task
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 from tests.test_pointing import ask, opened
 from tests.test_predictor import keypoint, rectangle

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam4mllm.demo.phrases import plural
 from sam4mllm.demo.scenes import make_scene
+from sam4mllm.demo.wording import plural
 from sam4mllm.errors import PhraseError
 from sam4mllm.grounding import mllm
 from sam4mllm.grounding.checkpoint import Checkpoint

@@ -120,7 +120,8 @@ def test_a_grounder_that_knows_one_image_at_a_time_is_asked_one_by_one() -> None
 
 def test_walks_of_different_lengths_and_kinds_go_their_own_ways() -> None:
     fake = Failing(KNOWN)
-    scene, spent = fake.open(np.zeros((100, 120, 3), np.uint8)), [{} for _ in range(4)]  # type: list[dict[str, float]]
+    scene = fake.open(np.zeros((100, 120, 3), np.uint8))
+    spent: list[dict[str, float]] = [{} for _ in range(4)]
 
     def walk(place: int, questions: Sequence[Question]) -> Walk[list[str]]:
         heard = []

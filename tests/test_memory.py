@@ -8,6 +8,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
 from safetensors.torch import save_file
 from transformers import Gemma4Config
 
@@ -176,7 +177,7 @@ def test_of_a_hub_model_the_headers_alone_are_fetched(monkeypatch: pytest.Monkey
 
 
 def _away() -> None:
-    raise memory.LocalEntryNotFoundError("not here")
+    raise LocalEntryNotFoundError("not here")
 
 
 @pytest.mark.parametrize("spelling", ["vit_b:{}", "{}"])

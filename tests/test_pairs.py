@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from pycocotools import mask as coco
 from typer.testing import CliRunner
 
 from sam4mllm.cli.main import make_app
-from sam4mllm.data import write_dataset
 from sam4mllm.data.examples import Example
 from sam4mllm.data.merge import TESTED_ON, merge
 from sam4mllm.data.pairs import LeftOut, PhrasedPicture, Prepared, Reading, coco_origin, encode, to_mask, write_pairs
@@ -137,7 +137,7 @@ def test_where_a_file_cannot_be_linked_it_is_copied(tmp_path: Path, monkeypatch:
     def refuse(*_: object) -> None:
         raise OSError(18, "Invalid cross-device link")
 
-    monkeypatch.setattr(write_dataset.os, "link", refuse)
+    monkeypatch.setattr(os, "link", refuse)
     path = picture(tmp_path / "a.png")
     write([PhrasedPicture(path, "cup", ([SQUARE],), "train", "")], tmp_path / "out")
     [example] = read_examples(tmp_path / "out")

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -148,7 +147,7 @@ def test_joint_asks_fifteen_points_as_published() -> None:
 @pytest.mark.parametrize("strategy", ["box", "ppg", "pqpp"])
 def test_several_instances_and_no_target(strategy: str) -> None:
     pipeline, _, _ = build(CUPS)
-    many, none = pipeline.segment(IMAGE, ["all cups", "the dog"], cast("Strategy", strategy))
+    many, none = pipeline.segment(IMAGE, ["all cups", "the dog"], strategy)
     assert len(many.instances) == 2
     assert many.mask.sum() == 40 * 40 + 80 * 60
     assert none.instances == ()
@@ -274,7 +273,7 @@ def test_images_of_another_kind_are_refused(image: NDArray[np.uint8]) -> None:
 def test_an_unknown_strategy_is_refused() -> None:
     pipeline, _, _ = build(CUP)
     with pytest.raises(ValueError, match="box, ppg, pqpp"):
-        pipeline.segment(IMAGE, ["the cup"], cast("Strategy", "magic"))
+        pipeline.segment(IMAGE, ["the cup"], "magic")
 
 
 def test_an_answer_has_the_version_of_the_strategy_that_gave_it() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import cv2
 import numpy as np
 import pytest
@@ -200,7 +202,8 @@ def test_unsure_points_lie_in_the_box_apart_from_all_others(box: NDArray, inside
 def slow_interior(box: NDArray[np.float32], mask: NDArray[np.bool_], count: int) -> list[tuple[float, float]]:
     """Word for word: depth by looking at every pixel of the other side, every gap anew for every point."""
     steps = [MARGIN + (1 - 2 * MARGIN) * step / (GRID - 1) for step in range(GRID)]
-    (x1, y1, x2, y2), chosen = box.tolist(), []
+    x1, y1, x2, y2 = box.tolist()
+    chosen: list[Any] = []
     for side, upto in ((mask, count - count // 2), (~mask, count), (mask, count)):
         outline = np.argwhere(~np.pad(side, 1)) - 1
         places = []
@@ -229,7 +232,8 @@ def test_interior_points_are_those_of_the_slow_reference(box: tuple[float, ...],
 def slow_unsure(box: NDArray[np.float32], answers: Answers, count: int) -> list[tuple[float, float]]:
     steps = [MARGIN + (1 - 2 * MARGIN) * step / (GRID - 1) for step in range(GRID)]
     x1, y1, x2, y2 = box.tolist()
-    known, chosen = list(zip(answers.points_px.tolist(), answers.inside.tolist(), strict=True)), []
+    known = list(zip(answers.points_px.tolist(), answers.inside.tolist(), strict=True))
+    chosen: list[Any] = []
 
     def apart(x: float, y: float, a: float, b: float) -> float:
         return float(np.hypot((x - a) / (x2 - x1), (y - b) / (y2 - y1)))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from benchmarks.random_model import TINY, write_checkpoint
-from sam4mllm import loading, precision
+from sam4mllm import precision
 from sam4mllm.adapters.lora import Adapters, attach
 from sam4mllm.errors import ModelError, TrainingError
 from sam4mllm.grounding.checkpoint import Checkpoint
@@ -25,7 +25,7 @@ from sam4mllm.grounding.protocol import Grounder
 from sam4mllm.loading import Variants
 from sam4mllm.memory import read_headers, weight_bytes
 from sam4mllm.options import AUTO, Precision
-from sam4mllm.precision import check_quantised, describe, loading_options, move, quantised_layers, torch_dtype
+from sam4mllm.precision import check_quantised, describe, loading_options, movable, move, quantised_layers, torch_dtype
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.processes import Processes
@@ -236,7 +236,7 @@ def test_a_model_that_is_spread_stays(folder: Path) -> None:
     with pytest.raises(ModelError, match="SAM4MLLM_DEVICE_MAP=auto cannot leave its devices; use another SAM4MLLM_TRAIN_MODE"):
         variants.away()
     variants.back()  # as the learning loop does after any failure
-    assert loading.movable(load_checkpoint(str(folder), CPU).model)
+    assert movable(load_checkpoint(str(folder), CPU).model)
 
 
 # -- training ------------------------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -72,7 +73,7 @@ def test_masks_are_the_logits_without_their_padding_at_the_images_size(name: str
     """All queries at once, as the models' authors finish them."""
     folder, image = make_segmenter(name, tmp_path), picture(3, *size)
     segmenter = load_segmenter(str(folder), CPU)
-    classes = {"mask2former": Mask2FormerForUniversalSegmentation, "maskformer": MaskFormerForInstanceSegmentation}
+    classes: dict[str, Any] = {"mask2former": Mask2FormerForUniversalSegmentation, "maskformer": MaskFormerForInstanceSegmentation}
     processor = AutoImageProcessor.from_pretrained(folder)  # type: ignore[no-untyped-call]
     taken = processor(images=image, return_tensors="pt")
     with torch.inference_mode():

@@ -326,7 +326,7 @@ def test_coco_of_one_year_alone_is_read(tmp_path: Path) -> None:
 
 def test_paco_gives_parts_only_of_run_lengths(tmp_path: Path) -> None:
     picture(tmp_path / "train2017" / "000000000001.jpg")
-    counts = np.flatnonzero(np.diff(square().T.ravel().astype(int), prepend=0, append=1)) if square().any() else []
+    counts: Any = np.flatnonzero(np.diff(square().T.ravel().astype(int), prepend=0, append=1)) if square().any() else []
     rle = {"size": [HEIGHT, WIDTH], "counts": np.diff([0, *counts]).tolist()}
     annotations = [annotation(1, rle), annotation(2, rle, category=2, obj_ann_id=1)]
     names = ["mug", "mug:handle"]

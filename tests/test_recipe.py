@@ -31,6 +31,7 @@ from sam4mllm.training import recipe
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import TrainingRow
 from sam4mllm.training.config import read_plan
+from sam4mllm.training.loss import row_loss
 from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool
 from sam4mllm.training.recipe import Progress, Trainer
@@ -359,7 +360,7 @@ def test_the_scale_of_float16_gradients_survives_a_stop(single: Path, data: Path
 def test_a_loss_that_is_no_number_ends_the_run(
     value: float, single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = recipe.row_loss
+    real = row_loss
     monkeypatch.setattr(recipe, "row_loss", lambda *given: real(*given) * value)
     trainer = make_trainer(single, data, tmp_path)
     before = weights(trainer)
@@ -384,7 +385,7 @@ class Overflow(torch.autograd.Function):
 
 
 def test_a_gradient_that_is_no_number_ends_the_run(single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    real = recipe.row_loss
+    real = row_loss
     monkeypatch.setattr(recipe, "row_loss", lambda *given: Overflow.apply(real(*given)))
     trainer = make_trainer(single, data, tmp_path)
     before = weights(trainer)
@@ -401,7 +402,7 @@ def exhaust(gradient: Tensor) -> Tensor:
 Loss = Callable[..., Tensor]
 
 
-def out_of_memory(most: int, on_the_way_back: bool, real: Loss = recipe.row_loss) -> Loss:
+def out_of_memory(most: int, on_the_way_back: bool, real: Loss = row_loss) -> Loss:
     """A GPU whose memory takes rows of ``most`` tokens."""
 
     @functools.wraps(real)

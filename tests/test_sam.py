@@ -16,12 +16,11 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from safetensors.torch import save_file
-from segment_anything import SamPredictor
+from segment_anything import SamPredictor, sam_model_registry
 from segment_anything.modeling import Sam
 from torch import nn
 
 from sam4mllm.errors import ModelError, PromptError
-from sam4mllm.segmentation import loading
 from sam4mllm.segmentation.attention import FusedAttention, fuse_attention
 from sam4mllm.segmentation.former import SURE
 from sam4mllm.segmentation.loading import load_segmenter
@@ -274,7 +273,7 @@ def test_weights_that_are_not_sam_are_refused(make: object, message: str, tmp_pa
 def test_weights_that_are_incomplete_are_named(
     name: str, change: Callable[[dict[str, Any]], object], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(loading.sam_model_registry, "vit_b", build_segmenter)  # a small one
+    monkeypatch.setitem(sam_model_registry, "vit_b", build_segmenter)  # a small one
     monkeypatch.setattr("sam4mllm.segmentation.efficientvit.build", lambda name: build_segmenter())
     monkeypatch.setattr("sam4mllm.segmentation.efficientvit.EfficientViTSegmenter", SamSegmenter)
     state = build_segmenter().state_dict()

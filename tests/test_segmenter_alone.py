@@ -84,7 +84,7 @@ class Alone:
         """The prediction of a task; interactive if there is a context."""
         params = {"params": {"context": {"result": list(context)}}} if context else {}
         body = {"tasks": [task(1, **data)], "project": "1.1", "label_config": CONFIG, **params}
-        answer: dict[str, Any] = self.client.post("/predict", json=body, base_url=BASE_URL).json
+        answer: Any = self.client.post("/predict", json=body, base_url=BASE_URL).json
         [prediction] = answer["results"]
         return prediction or {}
 

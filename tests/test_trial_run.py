@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_each_picture_is_kept_with_what_came_of_it(cups: Cups, out: Path) -> Non
 
 
 def test_what_is_in_the_journal_is_not_done_again(cups: Cups, out: Path) -> None:
-    stopped = work(a_job(cups, out), load_fake)
+    stopped: Any = work(a_job(cups, out), load_fake)
     first = [next(stopped), next(stopped)]
     stopped.close()
     with (out / JOURNAL).open("a") as file:

@@ -13,7 +13,7 @@ import torch
 from typer.testing import CliRunner
 
 from sam4mllm.demo.pretrain import __main__ as command
-from sam4mllm.demo.pretrain import recipe, segmenter
+from sam4mllm.demo.pretrain import export, recipe, segmenter
 from sam4mllm.demo.pretrain.loop import PretrainPlan, as_row, run
 from sam4mllm.demo.pretrain.recipe import SHARES, STEPS, WholeRun, train_all
 from sam4mllm.errors import TrainingError
@@ -142,8 +142,8 @@ def fake_stages(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float | None
 
     monkeypatch.setattr(recipe, "_train", stage)
     for writer in ("export_mllm", "export_segmenter"):
-        monkeypatch.setattr(recipe.export, writer, lambda what, folder: folder.mkdir(parents=True))
-    monkeypatch.setattr(recipe.export, "read_trainee", lambda state: state)
+        monkeypatch.setattr(export, writer, lambda what, folder: folder.mkdir(parents=True))
+    monkeypatch.setattr(export, "read_trainee", lambda state: state)
     return seen
 
 

@@ -13,11 +13,11 @@ from sam4mllm.grounding.families import Family
 from sam4mllm.prompts.dialects import Dialect
 
 
-class LanternConfig(Qwen3VLConfig):
+class LanternConfig(Qwen3VLConfig):  # type: ignore[no-untyped-call]
     model_type = "lantern_vl"
 
 
-class LanternForConditionalGeneration(Qwen3VLForConditionalGeneration):
+class LanternForConditionalGeneration(Qwen3VLForConditionalGeneration):  # type: ignore[no-untyped-call]
     config_class = LanternConfig
 
 

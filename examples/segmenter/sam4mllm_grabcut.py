@@ -67,7 +67,7 @@ class GrabCut:
         if {cv2.GC_FGD, cv2.GC_PR_FGD} & set(np.unique(seeds)) and {cv2.GC_BGD, cv2.GC_PR_BGD} & set(np.unique(seeds)):
             cv2.setRNGSeed(0)  # its mixtures of colours begin at random
             colours = np.zeros((2, 1, 65))
-            cv2.grabCut(small.image, seeds, None, colours[0], colours[1], self._rounds, cv2.GC_INIT_WITH_MASK)
+            cv2.grabCut(small.image, seeds, (0, 0, 1, 1), colours[0], colours[1], self._rounds, cv2.GC_INIT_WITH_MASK)
         mask = (seeds == cv2.GC_FGD) | (seeds == cv2.GC_PR_FGD)
         enlarge = partial(cv2.resize, dsize=(small.width, small.height), interpolation=cv2.INTER_NEAREST)
         one = np.ones(1)  # it does not know how sure it is
