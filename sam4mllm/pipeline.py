@@ -12,8 +12,8 @@
 A model that answers with points has no boxes to give: with ``box`` and ``ppg`` the segmenter draws each point; the others take the box
 around that mask for the model's (:mod:`sam4mllm.first_masks`).
 
-``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``; without an MLLM ``concept``. Other packages
-may bring more (:mod:`sam4mllm.strategies`).
+``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``; without an MLLM ``concept``. Other
+packages may bring more (:mod:`sam4mllm.strategies`).
 """
 
 from __future__ import annotations

@@ -167,7 +167,7 @@ def defaults(
 def choices() -> dict[str, tuple[str, ...]]:
     """The options of a few named values, as their types have them."""
     named = {name: get_args(kind) for name, kind in get_type_hints(Options).items() if get_origin(kind) is Literal}
-    return {**named, "strategy": known_strategies()}
+    return {"strategy": known_strategies(), **named}
 
 
 def published(options: Options) -> Options:

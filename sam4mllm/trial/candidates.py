@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import PATTERNS, AskedStrategy, DtypeName, Options, Pattern, PointsName, Precision, QuantizeName, check_named
+from sam4mllm.options import PATTERNS, AskedStrategy, DtypeName, Options, Pattern, PointsName, Precision, QuantizeName, known_strategies
 from sam4mllm.plain_text import listed
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -108,12 +108,7 @@ def _value(name: str, key: str, value: object) -> Any:
         return float(value)
     if not isinstance(value, str) or not value.strip():
         raise EvaluationError(f"{name}: {key} is a text, not {_quoted(value)}")
-    if key == "strategy":
-        try:
-            return check_named(value)
-        except ValueError as error:
-            raise EvaluationError(f"{name}: {error}") from error
-    known = CHOICES.get(key)
+    known = ("auto", *known_strategies()) if key == "strategy" else CHOICES.get(key)
     if known is not None and value not in known:
         raise EvaluationError(f"{name}: {key} is one of {', '.join(known)}, not {_quoted(value)}")
     return value

@@ -47,6 +47,7 @@ SECONDS = 240
 ELSEWHERE = {
     r"make (install|check|e2e|test)": ".ci/run: make install",
     r"pip install 'sam4mllm\[[\w,]+\]'": "pyproject.toml: sam4mllm[efficientvit,parquet,quant,ray,segmenters,server,track]",
+    r"pip install --editable my-package": 'tests/e2e/test_extensions.py: "install", *offline',
     r"make (demo|bench)": "by hand on a clean clone",
     r"export LABEL_STUDIO_URL=.*": "the environment of this test",
     r"set -a; \. \./my\.env; set \+a": "tests/test_docs.py: test_the_settings_that_connect_md_shows_are_read",
