@@ -195,7 +195,8 @@ class _ProjectAnswer:
                 # decoded, a picture takes megabytes: further pages are had one at a time
                 shown = self.store.load(question.image, job.id, math.inf) if page else image
                 key = question.key(version, project)
-                text, drawn = self.turn(partial(self.answerer.answer, pipeline, shown, question, key, seconds, project))
+                findings = self.turn(partial(self.answerer.look, pipeline, shown, question))
+                text, drawn = self.answerer.write(findings, question, key, seconds, project)
             answers.append((page, text))
             served += served_records(drawn, shown, project, job.id, version, False, page)
         return Answered(json.loads(join_pages(answers, self.config) if self.config.paged else answers[0][1]), served)

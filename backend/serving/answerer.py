@@ -48,6 +48,19 @@ _Found = tuple[list[Segmentation], dict[str, float]]
 """What was found, by phrase, and the seconds of each stage."""
 
 
+@dataclass(frozen=True, eq=False)
+class Findings:
+    """What the models found for a question, before regions are made of it: ``found`` by phrase, with the ``seconds`` of each stage.
+    ``clicks`` are the annotator's in pixels, and ``seen`` what is on the screen in a picture of this size.
+    """
+
+    pipeline: Pipeline
+    found: list[Segmentation]
+    seconds: dict[str, float]
+    clicks: Clicks | None
+    seen: Sequence[OnScreen]
+
+
 @dataclass(frozen=True)
 class Question:
     """What is asked of one picture of a task: with the version, all that its answer depends on. ``page`` is the picture's, from 0, in a
@@ -109,7 +122,7 @@ class _Finding:
 
 
 class Answerer:
-    """Answers questions by a pipeline, and keeps the images it took in. For one thread at a time."""
+    """Answers questions by a pipeline, and keeps the images it took in. For one thread at a time, but for ``write``."""
 
     def __init__(self, settings: Settings, metrics: Metrics, edges: Edges, between: Callable[[], None] = go_on) -> None:
         """``between`` is called between any two uses of a model."""
@@ -122,17 +135,23 @@ class Answerer:
         self._ahead: dict[_Finding, _Found] = {}
         self._ahead_until = 0.0
 
-    def answer(
-        self, pipeline: Pipeline, image: LoadedImage, question: Question, key: str, fetched: float, project: int | None
-    ) -> tuple[bytes, list[ServedAnswer]]:
-        """A prediction's JSON text, and what was drawn for it; ``fetched`` are the seconds that the image took.
-
-        Raises TaskError where the answer says nothing of the picture.
-        """
+    def look(self, pipeline: Pipeline, image: LoadedImage, question: Question) -> Findings:
+        """What the models find for a question. Raises TaskError and what the pipeline raises."""
         height, width = image.pixels.shape[:2]
         seen = of_size(question.seen, height, width)
         clicks = with_shown(question.pointed.clicks(width, height), seen, question.selected) if question.pointed else None
         found, seconds = self.find(pipeline, image, [one.phrase for one in question.wanted], clicks, question.parameters)
+        return Findings(pipeline, found, seconds, clicks, seen)
+
+    def write(
+        self, findings: Findings, question: Question, key: str, fetched: float, project: int | None
+    ) -> tuple[bytes, list[ServedAnswer]]:
+        """A prediction's JSON text, and what was drawn for it; ``fetched`` are the seconds that the image took. No model is asked, and any
+        thread may call it.
+
+        Raises TaskError where the answer says nothing of the picture.
+        """
+        pipeline, found, clicks, seen = findings.pipeline, findings.found, findings.clicks, findings.seen
         drawing = time.perf_counter()
         labels = [one.label for one in question.wanted] or [None]
         if question.pointed.label is not None:
@@ -174,7 +193,7 @@ class Answerer:
             regions += answer_line(question.config, said, key)
         scores = [instance.score for instances in kept for instance in instances] or [one.score for one in found]
         answer = dump(prediction(regions, min(scores, default=0.0), pipeline.version))
-        self._metrics.spent({"fetch": fetched, **seconds, "regions": time.perf_counter() - drawing})
+        self._metrics.spent({"fetch": fetched, **findings.seconds, "regions": time.perf_counter() - drawing})
         self._metrics.served(sum(map(len, kept)))
         return answer, drawn
 

@@ -24,7 +24,8 @@ from backend.label_studio.phrases import Pointed, Wanted, pointed, split_phrases
 from backend.label_studio.region_parts import join_labels, join_pages, naming_page, on_page, page_of
 from backend.label_studio.wire import PredictRequest, Region, Task, prediction, read_task
 from backend.label_studio.write_regions import answer_line
-from backend.serving.answerer import Answerer, Question, dump
+from backend.serving.answerer import Answerer, Findings, Question, dump
+from backend.serving.deadlines import LEFT_OUT, NO_TIME, TOO_LATE, in_time, wait_until
 from backend.serving.engine import Engine
 from backend.serving.leases import Lease, Leases
 from backend.serving.pointing import OnScreen, on_screen, selected_regions, touched_phrase
@@ -39,11 +40,6 @@ from sam4mllm.images import image_sha256
 
 log = logging.getLogger(__name__)
 
-LEFT_OUT = b"[]"
-"""What Label Studio stores nothing for, and asks again."""
-TOO_LATE = bytes(bytearray(LEFT_OUT))
-"""The same, known by identity: there was no time for the task."""
-NO_TIME = "there was no time left for this task in this request; it is asked again later"
 WORKERS = 4
 """Tasks of batches that are fetched or worked on at once; the models still take one at a time."""
 DECODED_AT_ONCE = 4
@@ -133,6 +129,9 @@ class Predictor:
         """Predictions as JSON texts, by what was asked."""
         self._single_flight = SingleFlight(self.answers)
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
+        self._writer = ThreadPoolExecutor(1, "writer")  # one, so that what was served is noted in its order
+        self._writing: dict[str, Future[bytes]] = {}
+        """Answers that the models have found and the writer has not written, by what was asked."""
         self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
 
     @property
@@ -157,7 +156,7 @@ class Predictor:
                 self._pool.submit(copy_context().run, self._answer, raw, request, project, lease, deadline) for raw in request.tasks[1:]
             ]
             first = [self._answer(raw, request, project, lease, deadline) for raw in request.tasks[:1]]
-            answers = first + [_in_time(answer, deadline) for answer in others]
+            answers = first + [in_time(answer, deadline) for answer in others]
         if self._backlog is not None and not request.interactive:
             for raw, answer in zip(request.tasks, answers, strict=True):
                 if answer is TOO_LATE:
@@ -190,8 +189,9 @@ class Predictor:
         return _Project(request.project, parameters.apply(config), parameters)
 
     def close(self) -> None:
-        """Begin no more tasks."""
+        """Begin no more tasks, and wait until what the models found is written."""
         self._pool.shutdown(wait=False, cancel_futures=True)
+        self._writer.shutdown()
 
     def _answer(self, raw: object, request: PredictRequest, project: _Project | ConfigError, lease: Lease, deadline: float) -> bytes:
         """Whatever is wrong with a task stays with that task."""
@@ -338,21 +338,30 @@ class Predictor:
                 image = self._images.load(question.image, question.task.id, deadline - time.monotonic())
                 fetched = time.perf_counter() - began
 
-                def work(_: Leases) -> bytes:
-                    late = self.answers.get(key, again=True)  # for who asked before, and asked again while that was worked on
-                    if late is not None:
-                        return late
-                    answer, drawn = self.answerer.answer(pipeline, image, question, key, fetched, request.project)
+                def write(findings: Findings) -> bytes:
+                    answer, drawn = self.answerer.write(findings, question, key, fetched, request.project)
                     # before it is kept, and not by who waits: a late answer is served from memory when it is asked for again
                     self._record(drawn, image, question, request.project, version)
                     self._single_flight.keep(key, answer)
                     return answer
 
-                return self.engine.run(work, question.interactive, deadline)
+                def work(_: Leases) -> Future[bytes] | bytes:
+                    # for who asked before, and asked again while that was worked on
+                    late = self._writing.get(key) or self.answers.get(key, again=True)
+                    return self._write_soon(key, write, self.answerer.look(pipeline, image, question)) if late is None else late
+
+                written = self.engine.run(work, question.interactive, deadline)
+                return written if isinstance(written, bytes) else wait_until(written, deadline)
 
         answer, shared = self._single_flight.answer(key, make, deadline)
         if shared and question.task.id is not None and not question.interactive:
             self._shared(question.task.id, version)
+        return answer
+
+    def _write_soon(self, key: str, write: Callable[[Findings], bytes], findings: Findings) -> Future[bytes]:
+        """The answer, as the writer will have it: meanwhile the models go on with the next question."""
+        answer = self._writing[key] = self._writer.submit(copy_context().run, write, findings)
+        answer.add_done_callback(lambda _: self._writing.pop(key, None))
         return answer
 
     @contextmanager
@@ -365,7 +374,7 @@ class Predictor:
             self._decoding[interactive].release()
 
     def _record(self, drawn: Sequence[ServedAnswer], image: LoadedImage, question: Question, project: int | None, version: str) -> None:
-        """On the engine's thread, once an answer: a write of some milliseconds next to a model's work, a quarter of a second at most."""
+        """On the writer's thread, once an answer."""
         if question.task.id is None or project is None:
             return
         with _noting(f"what was served for task {question.task.id}"):
@@ -389,12 +398,3 @@ def _recalled(read: Callable[[], str]) -> str:
     except LogError as error:
         log.error("the phrase that was typed before could not be read: %s", error)
         return ""
-
-
-def _in_time(answer: Future[bytes], deadline: float) -> bytes:
-    """A second beyond the deadline is for those that notice it themselves, and say why."""
-    try:
-        return answer.result(max(0.0, deadline - time.monotonic()) + 1.0)
-    except TimeoutError:
-        answer.cancel()
-        return TOO_LATE

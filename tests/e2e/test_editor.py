@@ -180,9 +180,8 @@ def test_an_annotator_reads_what_was_thought_beside_a_region(label_studio: Local
     known = {phrase: dataclasses.replace(grounding(phrase, one.boxes_px[:1].tolist()), note="it was cut off", thought=thought)}
     pipeline = Pipeline(FakeGrounder(known), FakeSegmenter(), Options("reason"))
     asked = bulk_question(Task(number, {"image": image, "description": phrase}), read_label_config(DEMO_CONFIG), "description")
-    answer, _ = Answerer(Settings(home=tmp_path), Metrics(), Edges(tmp_path)).answer(
-        pipeline, LoadedImage(one.image, "0" * 64), asked, "key", 0.0, None
-    )
+    answerer = Answerer(Settings(home=tmp_path), Metrics(), Edges(tmp_path))
+    answer, _ = answerer.write(answerer.look(pipeline, LoadedImage(one.image, "0" * 64), asked), asked, "key", 0.0, None)
     label_studio.api("POST", "/api/predictions", json={**json.loads(answer), "task": number})
     editor.open_task(project_id, number, regions=1)
     shown = " ".join(editor.details().split())
