@@ -271,7 +271,7 @@ def test_looks_back_are_learned_besides_image_and_close_up(share: float, count: 
     shown = next(one for one in trainer._pool.draw(np.random.default_rng(0), 9, 0.0) if one.examples[0].has_target)
     losses = trainer._learn(shown, np.random.default_rng(3))
     assert len(losses) == count
-    assert trainer._gather({0: losses}) == pytest.approx(losses)
+    assert trainer._gather({0: losses}) == pytest.approx([float(loss) for loss in losses])
 
 
 def test_an_adapter_is_saved_at_its_strength(single: Path, data: Path, tmp_path: Path) -> None:

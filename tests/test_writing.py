@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from backend.label_studio.wire import PredictRequest
-from backend.serving import answerer
+from backend.label_studio.write_regions import to_regions
 from tests.backend_fakes import CONFIG, PROJECT, House, house, task
 
 
@@ -27,7 +27,7 @@ def where(tmp_path: Path) -> Iterator[House]:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """The first answer is written once this is set."""
-    begin, first, made = threading.Event(), [True], answerer.to_regions
+    begin, first, made = threading.Event(), [True], to_regions
 
     def late(*given: Any) -> Any:
         if first:
@@ -35,7 +35,7 @@ def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
             begin.wait(5)
         return made(*given)
 
-    monkeypatch.setattr(answerer, "to_regions", late)
+    monkeypatch.setattr("backend.serving.answerer.to_regions", late)
     yield begin
     begin.set()
 

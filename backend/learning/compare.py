@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from backend.learning.views import views
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.edges import AS_DRAWN, Edge, draw_edge
@@ -27,26 +28,26 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Compared:
-    """What the pipelines, in order, made of an example's phrase."""
+    """What the pipelines, in order, made of an example's phrase, in one view of its image."""
 
     image: NDArray[np.uint8]
     example: Example
     answers: tuple[Segmentation, ...]
 
 
-def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[Example]) -> Iterator[Compared]:
-    """The answers of pipelines that share a segmenter to all examples, image by image. Raises DatasetError."""
+def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[Example], count: int = 1) -> Iterator[Compared]:
+    """The answers of pipelines that share a segmenter to all examples, image by image, each in ``count`` views. Raises DatasetError."""
     ordered = sorted(examples, key=lambda example: example.image)
     for _, group in groupby(ordered, key=lambda example: example.image):
-        some = list(group)
-        image = load_example_image(folder, some[0])
-        try:
-            embedding = pipelines[0].segmenter.encode(image)
-            opened = [pipeline.open(image, embedding) for pipeline in pipelines]
-        except ImageError as error:
-            log.warning("%s is left out: %s", some[0].image, error)
-            continue
-        yield from _answer(pipelines, opened, some, image)
+        whole = list(group)
+        for image, some in views(load_example_image(folder, whole[0]), whole, count):
+            try:
+                embedding = pipelines[0].segmenter.encode(image)
+                opened = [pipeline.open(image, embedding) for pipeline in pipelines]
+            except ImageError as error:
+                log.warning("%s is left out: %s", whole[0].image, error)
+                break
+            yield from _answer(pipelines, opened, some, image)
 
 
 def _answer(

@@ -16,7 +16,8 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,11 @@ from backend.learning.compare import answer_all, score
 from backend.learning.evaluation import read_pair
 from backend.learning.gate import PairedSample, is_kept
 from backend.learning.job import STOPPED, TrainingJob
+from backend.learning.paired_tests import BOOTSTRAP_PAIRS
 from backend.learning.report import choose_changes
 from backend.learning.run_folder import PICTURE_SIDES, RunFolder, is_number, read_text
 from backend.learning.snapshot import ACCEPTED, HOLDOUT, UNASSISTED, how_made, project_of
+from backend.learning.views import VIEWS
 from backend.serving.edges import Edges
 from backend.support.logs import TextFormatter
 from sam4mllm.adapters.files import check_parts
@@ -178,22 +181,31 @@ def _evaluate(run: RunFolder, job: TrainingJob) -> None:
     challenger = variants.load(run.adapter, _challenger(run))
     dataset = Path(job.dataset)
     holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
-    pairs: list[dict[str, Any]] = []
-    label_of, edges = labeller(holdout), Edges(Path(job.home))
-    for index, found in enumerate(answer_all([champion, challenger], dataset, holdout)):
-        run.write_progress("comparing", index, len(holdout))
+    scores: defaultdict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    edges, count = Edges(Path(job.home)), VIEWS if len({example.image for example in holdout}) < BOOTSTRAP_PAIRS else 1
+    for index, found in enumerate(answer_all([champion, challenger], dataset, holdout, count)):
+        run.write_progress("comparing", index, count * len(holdout))
         example = found.example
         edge = edges.of(project_of(example.source), example.label, champion.decoder)
-        before, after = (score(answer, example, edge) for answer in found.answers)
-        how = how_made(example.source)
-        made = {"accepted": how == ACCEPTED, "unassisted": how == UNASSISTED}
-        pair = PairedSample(label_of(example), before, after, example.image, **made)
-        pairs.append({**asdict(pair), "phrase": example.phrase})
+        scores[example.image, example.phrase].append([score(answer, example, edge) for answer in found.answers])
+    pairs = _pairs(holdout, scores)
     kept = is_kept([read_pair(one) for one in pairs])
     golden = (None, None) if kept else _golden(run, job, champion, challenger)
     pictures = _picture_changes(run, job, champion, challenger, holdout, pairs)
     result = {"pairs": pairs, "golden_champion": golden[0], "golden_challenger": golden[1], "pictures": pictures}
     replace_file(run.evaluation, json.dumps(result).encode())
+
+
+def _pairs(holdout: Sequence[Example], scores: Mapping[tuple[str, str], list[list[float]]]) -> list[dict[str, Any]]:
+    """Each held-out example that was answered, with both versions' mean over its views, by images."""
+    label_of, pairs = labeller(holdout), list[dict[str, Any]]()
+    for example in sorted(holdout, key=lambda example: example.image):
+        if (example.image, example.phrase) in scores:
+            before, after = np.mean(scores[example.image, example.phrase], axis=0).tolist()
+            how = how_made(example.source)
+            made = {"accepted": how == ACCEPTED, "unassisted": how == UNASSISTED}
+            pairs.append({**asdict(PairedSample(label_of(example), before, after, example.image, **made)), "phrase": example.phrase})
+    return pairs
 
 
 def _golden(run: RunFolder, job: TrainingJob, champion: Pipeline, challenger: Pipeline) -> tuple[float, float]:

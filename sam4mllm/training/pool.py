@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import threading
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -117,6 +118,7 @@ class Pool:
         self._orders: dict[str, tuple[tuple[int, ...], NDArray[np.int64]]] = {}
         self._images: OrderedDict[tuple[Path, str], NDArray[np.uint8]] = OrderedDict()
         self._bytes = 0
+        self._lock = threading.Lock()  # the next step's images are read while this step draws corrections to paste
 
     @property
     def sha256(self) -> str:
@@ -202,13 +204,14 @@ class Pool:
 
     def _show(self, what: _Picture | _Talk) -> TrainingImage:
         key = what.key
-        if key not in self._images:
-            self._images[key] = what.load()
-            self._bytes += self._images[key].nbytes
-        self._images.move_to_end(key)
-        while self._bytes > BYTES_KEPT and len(self._images) > 1:
-            self._bytes -= self._images.popitem(last=False)[1].nbytes
-        return what.shown(self._images[key])
+        with self._lock:
+            if key not in self._images:
+                self._images[key] = what.load()
+                self._bytes += self._images[key].nbytes
+            self._images.move_to_end(key)
+            while self._bytes > BYTES_KEPT and len(self._images) > 1:
+                self._bytes -= self._images.popitem(last=False)[1].nbytes
+            return what.shown(self._images[key])
 
 
 _KINDS = {"own": 1, "replay": 2, "conversations": 3}

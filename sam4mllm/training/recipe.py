@@ -19,7 +19,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -40,6 +40,7 @@ from sam4mllm.grounding.asking import MAX_ROW
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MllmGrounder
+from sam4mllm.training.ahead import ImagesAhead
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import Collator, TrainingRow
 from sam4mllm.training.features import VisionMemory
@@ -118,6 +119,7 @@ class Trainer:
         self._optimizer = torch.optim.AdamW(self._trained, lr=plan.rate, weight_decay=plan.weight_decay)
         half = checkpoint.model.dtype is torch.float16  # whose least number is 6e-8, so that gradients vanish
         self._scaler = torch.amp.GradScaler(self._grounder.device.type, enabled=half)
+        self._places = self._processes.places(plan.batch)
         self._last: tuple[Encoded, TrainingRow] | None = None
         self._stopped = False
 
@@ -131,6 +133,7 @@ class Trainer:
         Raises TrainingError if that state is another run's, the loss is no number, or the images of a whole step cannot be used.
         """
         step, steps, before = self._resume()
+        self._images = ImagesAhead(self._shown)
         began = saved = time.monotonic()
         stopped, *_ = self._agree(0.0, False)
         self.model.train()
@@ -150,6 +153,7 @@ class Trainer:
                     self._save(step, steps, spent)
                     saved = time.monotonic()
         finally:
+            self._images.close()
             self.model.eval()
         return step >= steps
 
@@ -205,9 +209,8 @@ class Trainer:
 
     def _step(self, step: int, steps: int) -> float:
         self._optimizer.zero_grad(set_to_none=True)
-        places = self._processes.places(self.plan.batch)
         losses = {}
-        for place, shown in zip(places, self._shown(step, places), strict=True):
+        for place, shown in zip(self._places, self._images.take(step), strict=True):
             losses[place] = self._learn(shown, _generator(self.plan.seed, step, place + 1))
         self._keep_pace()
         used = self._gather(losses)
@@ -219,18 +222,18 @@ class Trainer:
         self._update(step, steps)
         return sum(used) / len(used)
 
-    def _shown(self, step: int, places: Sequence[int]) -> list[TrainingImage]:
-        """The images at some places of a step."""
-        plan = self.plan
+    def _shown(self, step: int) -> list[TrainingImage]:
+        """This process's images of a step."""
+        plan, places = self.plan, self._places
         if plan.epochs is None:
             return self._pool.draw(_generator(plan.seed, step), plan.batch, plan.replay_share, plan.conversation_share, places)
         return self._pool.deal(plan.seed, [step * plan.batch + place for place in places], plan.replay_share, plan.conversation_share)
 
-    def _gather(self, losses: Mapping[int, list[float]]) -> list[float]:
-        """The losses of all processes, by place."""
+    def _gather(self, losses: Mapping[int, list[Tensor]]) -> list[float]:
+        """The losses of all processes, by place. Only here does the processor wait for the device's."""
         table = np.zeros((self.plan.batch, 2, LOSSES))
         for place, some in losses.items():
-            table[place, :, : len(some)] = [some, [1.0] * len(some)]
+            table[place, :, : len(some)] = [[float(loss) for loss in some], [1.0] * len(some)]
         table = np.array(self._processes.add_up(table.ravel().tolist())).reshape(table.shape)
         used: list[float] = table[:, 0][table[:, 1] > 0].tolist()
         return used
@@ -245,7 +248,7 @@ class Trainer:
         self._scaler.step(self._optimizer)
         self._scaler.update()
 
-    def _learn(self, shown: TrainingImage, rng: np.random.Generator) -> list[float]:
+    def _learn(self, shown: TrainingImage, rng: np.random.Generator) -> list[Tensor]:
         """The losses of an image, of what is seen of it closer and of a look back, their gradients added; none if it cannot be used."""
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
         if shown.turns:
@@ -258,7 +261,7 @@ class Trainer:
         whole, collator = self._learn_whole(shown, rng), self._collator
         if whole is None:
             return []
-        losses: list[float | None] = [whole]
+        losses: list[Tensor | None] = [whole]
         if (seen := collator.close_up(shown.image, shown.examples, rng)) is not None:
             losses.append(self._learn_view(seen.image, lambda frame: collator.close_row(frame, seen, rng), shown, "a close-up"))
         if (look := collator.look(shown.image, shown.examples, rng)) is not None:
@@ -274,7 +277,7 @@ class Trainer:
             return False
         return True
 
-    def _learn_talk(self, shown: TrainingImage) -> float | None:
+    def _learn_talk(self, shown: TrainingImage) -> Tensor | None:
         try:
             for text in (text for turn in shown.turns for text in (turn.question, turn.answer)):
                 self._grounder.check_phrase(text)
@@ -288,7 +291,7 @@ class Trainer:
             log.warning("a conversation about %s is left out: it is too large", shown.name)
         return loss
 
-    def _learn_whole(self, shown: TrainingImage, rng: np.random.Generator) -> float | None:
+    def _learn_whole(self, shown: TrainingImage, rng: np.random.Generator) -> Tensor | None:
         examples, name = shown.examples, shown.examples[0].image
         try:
             encoded, frame = self._encode(shown.image)
@@ -307,7 +310,7 @@ class Trainer:
             log.warning("%s is left out: it is too large even with one phrase", name)
         return loss
 
-    def _learn_view(self, view: NDArray[np.uint8], row: Callable[[Frame], TrainingRow], shown: TrainingImage, what: str) -> float | None:
+    def _learn_view(self, view: NDArray[np.uint8], row: Callable[[Frame], TrainingRow], shown: TrainingImage, what: str) -> Tensor | None:
         """Of another view of an image its loss, of the row that its frame makes."""
         encoded, frame = self._encode(view)
         loss = self._try(encoded, row(frame))
@@ -315,7 +318,7 @@ class Trainer:
             log.warning("%s of %s is left out: it is too large", what, shown.examples[0].image)
         return loss
 
-    def _try(self, encoded: Encoded, row: TrainingRow) -> float | None:
+    def _try(self, encoded: Encoded, row: TrainingRow) -> Tensor | None:
         """The loss; None if the row is longer than serving's, or memory does not suffice."""
         if len(row.row.ids) > MAX_ROW:
             return None
@@ -341,9 +344,9 @@ class Trainer:
         encoded, _ = self._encode(np.zeros((64, 64, 3), np.uint8))
         return encoded, self._collator.talk_row([Turn("?", self._grounder.dialect.no_target)])
 
-    def _add_gradient(self, encoded: Encoded, row: TrainingRow) -> float:
-        """All weights at once or none: memory may run out half way back."""
-        total, found = 0.0, dict[Tensor, Tensor]()
+    def _add_gradient(self, encoded: Encoded, row: TrainingRow) -> Tensor:
+        """The loss; its gradient is added to all weights or none, for memory may run out half way through the backward pass."""
+        total, found = torch.zeros((), device=self._grounder.device), dict[Tensor, Tensor]()
         for part, share in shares_of(self._checkpoint.model, row):
             loss = self._loss(encoded, part)
             scaled = self._scaler.scale(loss * share / self.plan.batch)
@@ -351,7 +354,7 @@ class Trainer:
             for weight, gradient in zip(self._trained, gradients, strict=True):
                 if gradient is not None:
                     found[weight] = found[weight].add_(gradient) if weight in found else gradient
-            total += share * float(loss.detach())
+            total += share * loss.detach()
         for weight, gradient in found.items():
             weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
         return total

@@ -96,12 +96,15 @@ def _holds_anywhere(phrase: str) -> bool:
     return len(words) <= WORDS and not PLACES & {word.removesuffix("most") for word in words}
 
 
-def augment(shown: TrainingImage, rng: np.random.Generator) -> TrainingImage:
-    """The image stretched, on a larger canvas, brighter or darker; its masks and boxes with it."""
+def augment(shown: TrainingImage, rng: np.random.Generator, amount: float = 1.0) -> TrainingImage:
+    """The image stretched, on a larger canvas, brighter or darker; its masks and boxes with it. ``amount`` is a share of the most by which
+    each of these changes it.
+    """
+    stretch, light, margin = amount * STRETCH, amount * LIGHT, amount * MARGIN
     height, width = shown.image.shape[:2]
-    size = tuple(max(1, round(side * math.exp(rng.uniform(-STRETCH, STRETCH)))) for side in (width, height))
-    left, right, top, bottom = (int(side * rng.uniform(0, MARGIN) * rng.integers(2)) for side in np.repeat(size, 2))
-    levels = np.linspace(0, 1, 256) ** math.exp(rng.uniform(-LIGHT, LIGHT)) * math.exp(rng.uniform(-LIGHT, LIGHT))
+    size = tuple(max(1, round(side * math.exp(rng.uniform(-stretch, stretch)))) for side in (width, height))
+    left, right, top, bottom = (int(side * rng.uniform(0, margin) * rng.integers(2)) for side in np.repeat(size, 2))
+    levels = np.linspace(0, 1, 256) ** math.exp(rng.uniform(-light, light)) * math.exp(rng.uniform(-light, light))
     image = (255 * levels).clip(0, 255).astype(np.uint8)[cv2.resize(shown.image, size, interpolation=cv2.INTER_AREA)]
     colour = [round(mean) for mean in image.reshape(-1, 3).mean(0)]
     image = np.asarray(cv2.copyMakeBorder(image, top, bottom, left, right, cv2.BORDER_CONSTANT, value=colour), np.uint8)
