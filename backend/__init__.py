@@ -1,1 +1,1 @@
-"""The server beside Label Studio, and what surrounds it."""
+"""The Label Studio backend: the server, what learns from corrections, and the commands."""

@@ -31,14 +31,16 @@ LONGEST_RUN = 1 << SIZES[-1]
 
 _MARK_BITS = 3  # the bit run/literal and the two bits that choose the size
 _RUN = 1 << 31
-_BATCH_BITS = 1 << 20  # of stream: keeps the work arrays of a noisy mask at some 10 MB
+_BATCH_BITS = 1 << 20  # bits of the stream that are read at a time: keeps the work arrays of a noisy mask at some 10 MB
 
 _Ints = NDArray[np.int64]
 _Bytes = NDArray[np.uint8]
 
 
 class _Stream(NamedTuple):
-    """A mask's bytes, padded with zeros so that a look ahead stays inside, and what its header says."""
+    """A mask's bytes, padded with zeros so that reading ahead stays inside, their ``bits`` without the padding, and what the header says:
+    the ``total`` of values and the four ``sizes``.
+    """
 
     data: bytes
     bits: int
@@ -64,7 +66,7 @@ def encode(mask: NDArray[np.bool_] | NDArray[np.uint8]) -> list[int]:
 def decode(rle: Sequence[int] | bytes | NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
     """The alpha channel (height, width), uint8, of a mask that the SDK, the browser's editor or another tool wrote.
 
-    All four sizes may differ from the usual ones, R, G and B from the alpha, and records need not keep to pixels. What follows the last
+    The four sizes may differ from the usual ones, R, G and B from the alpha, and a record may begin inside a pixel. What follows the last
     record is ignored, as by the SDK and the editor. Pixels take memory only once the records that fill them are found to be right, and
     never more than two bytes each.
 
@@ -99,7 +101,7 @@ def _run_ends(flat: _Bytes) -> _Ints:
 
 
 def _records(lengths: _Ints, words: _Ints) -> tuple[_Ints, _Ints]:
-    """Each record's bits as a number, and how many bits these are, for runs of ``lengths`` values.
+    """Return the records for runs of ``lengths`` times the bytes ``words``: each as a number, and how many bits it has.
 
     A run too long for one record is split, and keeps the largest size for its remainder, as in the SDK.
     """
@@ -154,7 +156,7 @@ def _to_bytes(rle: Sequence[int] | bytes | NDArray[np.uint8], pixels: int) -> by
         raise MaskCodecError(f"a mask's rle is a list of whole numbers 0 to 255, not {type(rle).__name__}")
     if isinstance(rle, np.ndarray) and (rle.dtype != np.uint8 or rle.ndim != 1):
         raise MaskCodecError(f"a mask's rle as an array is uint8 (length,), not {rle.dtype} {rle.shape}")
-    # At most a record of its own, of the largest size, for every value, and the SDK's spare byte.
+    # The longest stream has a record of the largest size for every single value, and the SDK's spare byte.
     if len(rle) > (HEADER_BITS + pixels * CHANNELS * (_MARK_BITS + SIZES[-1] + WORD_BITS)) // 8 + 2:
         raise MaskCodecError(f"a mask's rle of {len(rle):,} bytes is too long for its {pixels:,} pixels")
     if isinstance(rle, np.ndarray):
@@ -195,9 +197,10 @@ def _read_records(stream: _Stream) -> _Bytes:
 
 
 def _walk(stream: _Stream, position: int, filled: int) -> tuple[list[int], int, int]:
-    """From record to record, a batch long: where each begins, the bit after the last, and the values filled by then.
+    """Go through one batch of records, from the bit ``position``, where ``filled`` values are already read.
 
-    Only the marks and lengths are read here, as each record's place hangs on the one before; all else is left to numpy.
+    Return the bit at which each record begins, the bit after the last record, and the number of values by then. Only marks and lengths are
+    read in this loop, for each record's place depends on the one before; numpy does the rest.
     """
     data, total, stop = stream.data, stream.total, min(stream.bits, position + _BATCH_BITS)
     fields = [(size, 29 - size, (1 << size) - 1) for size in stream.sizes]

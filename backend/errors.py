@@ -1,4 +1,4 @@
-"""What the backend raises on purpose; the tree of :mod:`sam4mllm.errors` goes on here.
+"""The errors that the backend raises on purpose; their tree continues that of :mod:`sam4mllm.errors`.
 
 ::
 
@@ -9,14 +9,16 @@
         ├── ParametersError  a project's extra parameters cannot be used
         ├── WireError        a request is not what Label Studio sends
         ├── TaskError        a task has no data to work on
-        ├── FetchError       an image could not be had, or must not be
+        ├── FetchError       an image could not be fetched, or must not be
         ├── LabelStudioError Label Studio refused or did not answer
         ├── QueueFullError   too much is waiting already
         ├── NotReadyError    the models are loading, or could not be loaded
         ├── LearningError    a run cannot be started, or failed
         ├── BatchError       a bulk run cannot go on, or left tasks without an answer
         ├── ExportError      an export cannot be written, or lacks something that was drawn
-        └── DeadlineError    no time is left for this task in this request
+        ├── DeadlineError    no time is left for this task in this request
+        ├── StrangerError    a form was not sent from a page of this server
+        └── LogError         the log of events cannot be read or written (in :mod:`backend.corrections.log_faults`)
 """
 
 from __future__ import annotations
@@ -28,7 +30,9 @@ from sam4mllm.errors import Sam4mllmError
 
 
 def where(error: BaseException) -> str:
-    """An unexpected error as one line for the log: its kind and the place in the code, none of its text, which may hold foreign words."""
+    """Return an unexpected error as one line for the log: its class and the place in the code. Its text is left out: it may hold foreign
+    input.
+    """
     frames = traceback.extract_tb(error.__traceback__)
     place = f" at {frames[-1].filename}:{frames[-1].lineno}" if frames else ""
     return f"{type(error).__name__}{place}"
@@ -71,7 +75,7 @@ class TaskError(BackendError):
 
 
 class FetchError(BackendError):
-    """An image could not be had, or must not be."""
+    """An image could not be fetched, or must not be."""
 
     reason = "fetch"
 
@@ -79,8 +83,8 @@ class FetchError(BackendError):
 class LabelStudioError(BackendError):
     """Label Studio refused or did not answer.
 
-    ``status`` is the answer's, 0 without one; ``passing``: the same may succeed later, as after a restart of Label Studio; ``detail`` is
-    what Label Studio said of it.
+    ``status`` is the HTTP status of its answer, 0 if there was none; ``passing``: the same request may succeed later, as after a restart of
+    Label Studio; ``detail`` is what Label Studio said of the error.
     """
 
     reason = "label_studio"
@@ -129,6 +133,6 @@ class DeadlineError(BackendError):
 
 
 class StrangerError(BackendError):
-    """A button was pressed on a page that is not ours, or not from this server's run."""
+    """A form was sent from another site's page, or from a page that was loaded before this server started."""
 
     reason = "stranger"

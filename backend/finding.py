@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Finding:
-    """``check`` is the short name of what was looked at; ``problem`` and ``cure`` are one line together.
+    """A fault of a set-up. ``check`` is the short name of the check that found it; ``problem`` and ``cure`` together make one line.
 
-    ``passing``: it does not yet keep anything from working.
+    ``passing``: the fault does not keep anything from working yet.
     """
 
     check: str
@@ -23,6 +23,8 @@ class Finding:
 
 
 def as_finding(check: str, error: Exception, cure: str = "see the message before this") -> Finding:
-    """An error of ours as a finding: its line is already of the form "what is wrong; what to do". ``cure`` is for one that is not."""
+    """Return an error of this project as a finding: its text is already "what is wrong; what to do". ``cure`` is for a text without that
+    end.
+    """
     problem, _, advice = str(error).partition("; ")
     return Finding(check, problem, advice or cure)

@@ -17,7 +17,9 @@ from backend.support.logs import log_config
 from backend.web.worker import MAX_CONNECTIONS, Worker
 
 STOP_LISTENING_SECONDS = 0.2
-"""After SIGTERM, gunicorn needs a moment to take its hands off the socket, and would otherwise leave new connections waiting."""
+"""Seconds from SIGTERM until the listening sockets are shut down: gunicorn needs a moment to let go of them. Without the shutdown, new
+connections would wait instead of being refused.
+"""
 
 try:
     settings = read_settings()
@@ -27,9 +29,9 @@ except SettingsError as error:
 bind = f"[{settings.host}]:{settings.port}" if ":" in settings.host else f"{settings.host}:{settings.port}"
 workers = 1
 worker_class = "backend.web.worker.Worker"
-worker_connections = MAX_CONNECTIONS + 1  # it makes room by itself
+worker_connections = MAX_CONNECTIONS + 1  # so that gunicorn never stops accepting: the worker closes connections itself
 Worker.max_body = settings.max_body_mb << 20
-# every place of the queue may hold a thread, of both kinds; the others keep /health and /setup fast
+# every place of the queue, interactive or batch, may hold a thread; eight more serve /setup and the rest (/health has threads of its own)
 threads = 2 * settings.queue + 8
 timeout = 0
 graceful_timeout = int(settings.deadline) + 15
@@ -43,7 +45,7 @@ logging.config.dictConfig(logconfig_dict)
 
 
 def on_starting(server: Any) -> None:
-    """Before anything is bound or loaded: this home is ours alone. Here, so that workers inherit it and one after another may come."""
+    """Lock SAM4MLLM_HOME before anything is bound or loaded. The master holds the lock: workers inherit it, and one may replace another."""
     try:
         hold_home(settings.home, bind)
     except SettingsError as error:
@@ -77,7 +79,7 @@ def _stop_listening(worker: Any) -> None:
     for listener in worker.sockets:
         if listener.sock is None:  # gunicorn has closed it
             continue
-        with contextlib.suppress(OSError):  # as it does now
+        with contextlib.suppress(OSError):  # gunicorn closes it at this moment
             listener.sock.shutdown(socket.SHUT_RDWR)
 
 

@@ -6,9 +6,10 @@
 
     app = init_app(model_class=Sam4mllmBackend)
 
-Those servers make an object a request or a project, so the models live in this module, once a process. 2.x calls ``fit`` in that process,
-and an event goes the way of our own webhook. 1.0.9 calls it in a process of its own, without models: there it writes to the log, where the
-process with the models finds it. Settings come from the environment, as always. docs/label-studio-ml.md says what is missing there.
+Those servers make a new object of the class for each request or project, so this module holds the models, once for each process. 2.x calls
+``fit`` in the process that has the models, and the event is handled as by this project's own webhook. 1.0.9 calls ``fit`` in another
+process, without models: ``fit`` then writes the event to the log, where the process with the models finds it. Settings come from the
+environment, as for ``sam4mllm serve``. docs/label-studio-ml.md lists what these servers lack.
 """
 
 from __future__ import annotations
@@ -41,7 +42,9 @@ _lock = threading.Lock()
 
 
 def service() -> Service:
-    """The one service of this process, started at the first call. Raises SettingsError if another server has the home."""
+    """Return the one service of this process, started at the first call. Raises SettingsError if settings cannot be used, or another server
+    uses their SAM4MLLM_HOME.
+    """
     with _lock:
         return _service()
 
@@ -57,19 +60,22 @@ def _service() -> Service:
 
 
 class _Backend:
-    """What both generations call. ``label_config`` is theirs."""
+    """The methods that label-studio-ml calls, in 1.x and 2.x. Its own base class, which is added later, sets ``label_config``."""
 
     label_config: str | None
     _new: bool
     """Whether the base class is of 2.x, which keeps values by ``set`` and asks ``setup`` for the version."""
 
     def setup(self) -> None:
-        """2.x, for every object: tell it the version, or Label Studio would predict all tasks again at each view."""
+        """Set the version; 2.x calls this for every new object. Without one Label Studio would predict all tasks again at each view."""
         if self._new and service().version:
             self.set("model_version", service().version)  # type: ignore[attr-defined]
 
     def set_extra_params(self, params: object) -> None:
-        """2.x, at each setup if the backend has extra parameters in Label Studio: an object, which its store of texts cannot hold."""
+        """Store the extra parameters as JSON text, for the store of 2.x holds texts only.
+
+        2.x calls this at each setup if the backend has extra parameters in Label Studio.
+        """
         self.set("extra_params", params if isinstance(params, str) else json.dumps(params))  # type: ignore[attr-defined]
 
     def predict(self, tasks: Sequence[Any], context: Mapping[str, Any] | None = None, **_: Any) -> list[Any]:
@@ -83,16 +89,16 @@ class _Backend:
         return answers if self._new else [_without_version(answer) for answer in answers]
 
     def _note_parameters(self, request: PredictRequest) -> None:
-        """Those that 2.x has kept of the last setup."""
-        with contextlib.suppress(ConfigError):  # which each task of the request tells
+        """Take for the project the extra parameters that 2.x has stored at the last setup."""
+        with contextlib.suppress(ConfigError):  # each task of the request reports this error itself
             config = read_label_config(request.label_config, service().settings.prompt_control)
             kept = self.get("extra_params") if self.has("extra_params") else None  # type: ignore[attr-defined]
             service().note_parameters(request.project, kept, config)
 
     def fit(self, *args: Any, event: object = "", data: object = None, workdir: str | None = None, **_: Any) -> None:
-        """Keep the event; Start Training starts a run. 1.x calls ``fit((), event=…, data=…)``, 2.x ``fit(event, data)``.
+        """Store the event; Start Training starts a run. 1.x calls ``fit((), event=…, data=…)``, 2.x ``fit(event, data)``.
 
-        Whatever goes wrong is a line in the log: the servers have no answer for it.
+        Errors are logged and not raised, for these servers cannot report them in an answer.
         """
         if args and isinstance(args[0], str):
             event, data = args[0], args[1] if len(args) > 1 else data
@@ -120,7 +126,7 @@ def _guard(settings: Settings) -> None:
         from label_studio_ml.api import _server as app
 
         app.before_request(lambda: _refuse(settings, password, secret))
-    except Exception as error:  # another server, or one that has begun to answer
+    except Exception as error:  # not label-studio-ml's own server, or one that has answered a request and takes no more hooks
         raise SettingsError(
             "this label-studio-ml cannot check SAM4MLLM_AUTH_PASSWORD and SAM4MLLM_WEBHOOK_SECRET: unset both and protect the server "
             "otherwise, or run `sam4mllm serve`"
@@ -128,7 +134,11 @@ def _guard(settings: Settings) -> None:
 
 
 def _refuse(settings: Settings, password: str, secret: str) -> tuple[dict[str, str], int, dict[str, str]] | None:
-    """As our own server does: the password everywhere but for ``/health``; for the webhook the secret in its header, or the password."""
+    """Return the refusal of the current request, None if it may pass.
+
+    ``/health`` is open. The webhook asks for its secret in the header or for the password, all else for the password; where only one of the
+    two is set, the webhook asks for that one.
+    """
     if request.path == "/health" or (password and knows_password(settings)):
         return None
     if request.path == "/webhook":
@@ -142,7 +152,7 @@ def _refuse(settings: Settings, password: str, secret: str) -> tuple[dict[str, s
 
 
 def _leave_to_the_server(body: Mapping[str, Any]) -> None:
-    """1.x: the process with the models looks into the log, once it has been asked to predict."""
+    """Store an event from a process of 1.x without models. The process with models reads the log, once it was asked for a prediction."""
     corrections = CorrectionLog(read_settings().home / "corrections.sqlite")
     try:
         corrections.store(body)
@@ -153,12 +163,16 @@ def _leave_to_the_server(body: Mapping[str, Any]) -> None:
 
 
 def _without_version(answer: Any) -> Any:
-    """1.x names versions after its jobs, in ``/setup``; a prediction that names another would be made again at each view."""
+    """Return a prediction without its version. In ``/setup`` 1.x tells Label Studio a version that is named after its jobs; predictions
+    that name another would be made again at each view.
+    """
     return {key: value for key, value in answer.items() if key != "model_version"} if isinstance(answer, dict) else answer
 
 
 def _leave_no_job(folder: Path) -> None:
-    """1.x takes a job without a result for a failed training, and logs it at each ``/setup``; the event is in our log."""
+    """Remove the folder of the job that 1.x made for an event, which is in this project's own log. 1.x takes a job without a result for a
+    failed training, and logs that at each ``/setup``.
+    """
     with contextlib.suppress(OSError):
         (folder / "event.json").unlink()
         folder.rmdir()

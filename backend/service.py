@@ -45,12 +45,14 @@ from sam4mllm.pipeline import Pipeline
 log = logging.getLogger(__name__)
 
 _SERVED = re.compile(r"[a-z0-9.-]{1,32}-[0-9]{1,18}-[0-9a-f]{8}")
-"""A version that serves: an adapter's, or the base model's own, whose number is 0."""
+"""The form of a version's name. The number is that of an adapter, or 0 for the base model."""
 
 RUN_SECONDS = 5.0
-"""For a run to notice that the server ends; a training's process then saves its state on its own, and what a bulk run has is on disk."""
+"""Seconds for a run to notice that the server ends. A training process then saves its state by itself; results of a bulk run are on disk
+already.
+"""
 DUPLICATE_SECONDS = 3.0
-"""After an answer was given twice, Label Studio needs a moment to store both."""
+"""Seconds between an answer that was given to two requests and the deletion of the duplicate: Label Studio first has to store both."""
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Service:
 
     @property
     def caches(self) -> dict[str, ByteCache[Any, Any]]:
-        """All that is kept in memory, by name."""
+        """The caches in memory, by name."""
         files = {"files": self.images.files} if isinstance(self.images, ImageStore) else {}
         return {"answers": self.predictor.answers, "images": self.predictor.answerer.opened, **files}
 
@@ -84,7 +86,7 @@ class Service:
 
     @property
     def decoder(self) -> Decoder:
-        """For pictures that no task refers to; the image store has the same."""
+        """The decoder for pictures that no task refers to, such as an upload; the image store uses the same one."""
         return shared_decoder(self.settings.max_pixels, self.settings.decode_seconds)
 
     @property
@@ -119,7 +121,7 @@ class Service:
         return number
 
     def close(self, seconds: float) -> None:
-        """Serve what is in the house, then end."""
+        """End bulk and training runs, finish the requests that have begun, which may take so many ``seconds``, and close all parts."""
         self.bulk.interrupt()
         if self.backlog is not None:
             self.backlog.close()
@@ -139,7 +141,9 @@ def build(
     images: Images | None = None,
     trainer: Sequence[str] | None = None,
 ) -> Service:
-    """The service of the settings, not yet started; tests give it other models, pictures and another training process."""
+    """Return the service of the settings, not yet started. ``load``, ``images`` and ``trainer``, the command of a training process, are for
+    tests.
+    """
     metrics = Metrics()
     token = settings.label_studio_api_key.get_secret_value()
     label_studio = LabelStudio(settings.label_studio_url, token) if settings.label_studio_url else None
@@ -194,19 +198,22 @@ def build(
 
 
 def version_file(settings: Settings) -> Path:
-    """Where the version of these settings is noted, so that it is known again before the models are."""
+    """Return the file that notes the version of these settings, so that after a restart it is known before the models are loaded."""
     shaping = {"model": settings.model, "segmenter": settings.segmenter, "options": _noted_options(settings).shaping()}
     return settings.home / f"version-{digest_of(shaping)[:12]}.txt"
 
 
 def _former_version_file(settings: Settings) -> Path:
-    """Where a release from before identities were hashes of JSON noted it."""
+    """Return the file in which earlier releases noted the version: those whose identities were not yet hashes of JSON."""
     points = settings.points or "packed"
     return settings.home / f"version-{former_settings(settings.model, settings.segmenter, _noted_options(settings), points)}.txt"
 
 
 def _noted_options(settings: Settings) -> Options:
-    """The options that the version is noted under. The strategy is named where it is sure: the demo's, as before, and none's."""
+    """Return the options that the name of the version's file is made from.
+
+    Strategy ``auto`` is resolved only where no adapter has a say: for the demo model, as in earlier releases, and without an MLLM.
+    """
     options = replace(settings.options, joint=bool(settings.options.joint))
     demo = settings.model == "demo"
     if settings.has_model and not demo:
@@ -215,7 +222,7 @@ def _noted_options(settings: Settings) -> Options:
 
 
 def _noted_version(settings: Settings) -> str:
-    """The version that these settings had last time; empty if none was noted, or what was noted is none."""
+    """Return the version that these settings had last time; empty if none was noted, or the file holds no version."""
     path = version_file(settings)
     try:
         noted = (path if path.exists() else _former_version_file(settings)).read_text(encoding="utf-8")
@@ -225,7 +232,7 @@ def _noted_version(settings: Settings) -> str:
 
 
 def _note(version: str, settings: Settings) -> str:
-    """Write down which version serves; the one before, or nothing."""
+    """Note the version that serves, and return the one that was noted before, empty if none was."""
     path = version_file(settings)
     former = _noted_version(settings)
     try:
@@ -237,7 +244,10 @@ def _note(version: str, settings: Settings) -> str:
 
 
 def _refresh(label_studio: LabelStudio, projects: Sequence[int], former: str, version: str) -> None:
-    """Label Studio predicts by itself only what is opened; with the former predictions gone, bulk runs do the rest."""
+    """Name the projects' backends after the new version, and delete predictions of the former one.
+
+    Label Studio by itself asks for new predictions only of tasks that are opened; bulk runs make the others.
+    """
     for project in projects:
         try:
             if label_studio.rename_backends(project, former, version):

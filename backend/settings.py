@@ -37,8 +37,10 @@ from sam4mllm.options import (
 from sam4mllm.training.config import Config, read_config
 
 UNASSISTED = 0.12
-"""Share of unassisted tasks where nothing else is set: three fifths of the pictures that are held out of many, so that the gate may count
-ties (:mod:`backend.learning.gate`).
+"""Share of opened tasks that come without a pre-annotation, where runs start by themselves and no share is set.
+
+Held-out pictures come first. Of many pictures a fifth is held out, so this share covers three fifths of those: more than the half from
+which the gate may count ties (:mod:`backend.learning.gate`).
 """
 PROMPT_NAME = "prompt"
 """The name of the TextArea in which annotators type what to find, if no setting names another one."""
@@ -47,7 +49,7 @@ ANSWER_NAME = "answer"
 DECODE_SECONDS = 6.0
 """CPU time for a picture, where nothing else is set. A PNG of 50 megapixels of noise takes 2.7 s on one core of a shared machine."""
 BUDGET_SECONDS = 7200.0
-"""For a run's training, where its plan sets none."""
+"""Seconds that the training of a run may take, where its plan sets no budget."""
 _IN_PLAN = "write {} into a TOML file that SAM4MLLM_TRAIN_CONFIG names"
 GONE = {
     "SAM4MLLM_TRAIN_STEPS": _IN_PLAN.format("steps"),
@@ -58,7 +60,7 @@ GONE = {
 }
 """Variables of earlier releases, and what to do instead of each."""
 PARTICIPANT = re.compile(r"(?:project|reviewer):[0-9]{1,18}")
-"""Whose corrections they are."""
+"""The name of a project or of a reviewer, by which their corrections can be left out of learning."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -223,7 +225,7 @@ class Settings(BaseSettings):
 
     @property
     def unassisted_share(self) -> float:
-        """Of the tasks that are opened; what reviewers draw there is not anchored on a mask of ours."""
+        """Share of opened tasks that come without a pre-annotation: what reviewers draw there is not anchored on a predicted mask."""
         return self.unassisted if self.unassisted is not None else UNASSISTED if self.train_after else 0.0
 
     @property
@@ -269,7 +271,7 @@ class Settings(BaseSettings):
 
     @property
     def precision(self) -> Precision:
-        """In which numbers the MLLM is held, in serving as in training."""
+        """The MLLM's number format, quantisation and device map, in serving as in training."""
         return Precision(self.dtype, self.quantize, self.device_map)
 
     @property
@@ -310,10 +312,10 @@ def read_settings() -> Settings:
 
 
 def _check_models(settings: Settings) -> None:
-    """Raises SettingsError where what is asked of the models cannot be done."""
+    """Raise SettingsError if the strategy, the look back, the engine or the training mode does not go with the models of the settings."""
     strategy = resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model)
     try:
-        check_strategy(strategy, has_model=settings.has_model, takes_phrases=True)  # of the segmenter its loading tells
+        check_strategy(strategy, has_model=settings.has_model, takes_phrases=True)  # checked for the segmenter when it is loaded
     except ModelError as error:
         raise SettingsError(f"SAM4MLLM_STRATEGY: {error}") from error
     try:

@@ -14,7 +14,7 @@ from backend.web.app import create_app
 from sam4mllm.errors import Sam4mllmError
 
 BOOT_FAILED = 3
-"""The code at which gunicorn ends instead of trying again."""
+"""The exit status of a worker (``Arbiter.WORKER_BOOT_ERROR``) after which gunicorn ends instead of starting another worker."""
 
 try:
     settings = read_settings()

@@ -86,8 +86,9 @@ def load(
     """Load both models and put them into a Pipeline.
 
     Args:
-        model: ``demo``, a folder, or a hub id of a supported family; if None what the adapter's manifest says, else ``demo``. So the next.
-        segmenter: ``demo``, ``vit_b|vit_l|vit_h:PATH``, ``efficientvit-sam-xl1:PATH``, or a checkpoint folder or hub id.
+        model: ``demo``, a folder, or a hub id of a supported family; if None, what the adapter's manifest names, else ``demo``.
+        segmenter: ``demo``, ``vit_b|vit_l|vit_h:PATH``, ``efficientvit-sam-xl1:PATH``, or a checkpoint folder or hub id; None as for
+        ``model``.
         device: ``cpu``, ``cuda``, ``cuda:1``…; by default a GPU if there is one.
         options: the strategy, how points are asked, and which mask is drawn.
         adapter: a folder with a LoRA adapter, or a version in the registry; the base model alone if None.
@@ -97,7 +98,7 @@ def load(
         dialect: how the model is spoken to, where neither adapter nor family says it: a name in ``DIALECTS``, or a file.
 
     Raises:
-        ModelError, RegistryError: with one line on what is wrong and what to do.
+        ModelError, RegistryError, TemplateError, ExtensionError: with one line on what is wrong and what to do.
     """
     from sam4mllm.loading import load_pipeline
     from sam4mllm.options import Precision

@@ -1,4 +1,4 @@
-"""An adapter from elsewhere becomes a version: what is wrong with it is said here, not when it is to serve."""
+"""Add an adapter from elsewhere to the registry as a version. Its faults are reported here, not when it is to serve."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Claims:
-    """What is said of an adapter by whoever adds it. ``strategy`` and ``points`` win over its papers; ``model`` and ``dialect``, a name or
-    a file, are for one without papers, and must be those of the papers else.
+    """What the caller who adds an adapter says about it.
 
-    ``segmenter``, ``device``, ``options`` and ``precision`` are those it is to serve with, after which it is named: elsewhere its version
-    has the same number and another hash.
+    ``strategy`` and ``points`` override those in its papers. ``model`` and ``dialect`` (a name or a file) are for an adapter without
+    papers; if it has papers, they must agree with them. ``segmenter``, ``device``, ``options`` and ``precision`` are those that the adapter
+    is to serve with. The hash in the version's name depends on them: where it serves with others, it has the same number and another hash.
     """
 
     model: str | None = None
@@ -51,19 +51,20 @@ class Claims:
 
 
 def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
-    """Add the adapter in a folder to a registry, with its papers or with what is claimed. It does not serve yet.
+    """Add the adapter in a folder to a registry, with its papers or with the claims, and return its manifest. It does not serve yet.
 
-    An adapter of the MLLM alone keeps the champion's part for the segmenter, and one of the segmenter alone its part for the MLLM; the
-    champion is then the new version's parent.
+    If the adapter is for the MLLM alone, the new version takes over the champion's part for the segmenter; if it is for the segmenter
+    alone, the champion's part for the MLLM. The champion is then the new version's parent.
 
     Args:
-        folder: what ``sam4mllm train`` or peft has written; whatever else is in it is left there.
-        registry: where to.
-        claims: what its papers do not say.
+        folder: what ``sam4mllm train`` or peft has written; other files in it are not copied.
+        registry: the registry that gets the new version.
+        claims: what the adapter's papers do not say.
 
     Raises:
-        RegistryError: it is not safe, or not what its papers say.
-        ModelError, TemplateError: its model or dialect cannot be had, or it is for another one.
+        RegistryError: the adapter is not safe to load, its files are not those that its papers name, or another segmenter is claimed than
+            the papers name; or the champion's part for the MLLM is needed and damaged.
+        ModelError, TemplateError: its model or dialect cannot be loaded, or the adapter is for another one.
     """
     _check(folder)
     if claims.model == NO_MODEL:
@@ -85,9 +86,10 @@ def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
 
 
 def _champion(registry: Registry, own: Mapping[str, Path]) -> Manifest | None:
-    """The version that serves, whole and safe, or None; a damaged one is in nobody's way unless its part for the MLLM is needed.
+    """Return the manifest of the version that serves, once its files are verified, or None if none serves.
 
-    Raises RegistryError then.
+    A damaged champion also counts as None if the new adapter, whose files are ``own``, has a part for the MLLM itself. Raises RegistryError
+    if it has none, so that the damaged champion's part would be needed.
     """
     try:
         serving = registry.serving()
@@ -99,7 +101,10 @@ def _champion(registry: Registry, own: Mapping[str, Path]) -> Manifest | None:
 
 
 def _kept(champion: Path, own: Mapping[str, Path], segmenter: Segmenter) -> dict[str, Path]:
-    """The champion's files of a part that an adapter does not have itself. One for another segmenter is left out, which is said."""
+    """Return the champion's files of the parts that are not in the new adapter's files, ``own``.
+
+    The champion's part for the segmenter is left out, with a warning in the log, if it was made for another segmenter.
+    """
     kept = {name: champion / name for part in parts_of(champion) for name in part if name not in own}
     if SEGMENTER_WEIGHTS in kept:
         try:
@@ -111,7 +116,10 @@ def _kept(champion: Path, own: Mapping[str, Path], segmenter: Segmenter) -> dict
 
 
 def _papers(files: Mapping[str, Path], papers: Papers | None, outline: Checkpoint, claims: Claims, name: str) -> Papers:
-    """Of the version to be: those of its part for the MLLM, if it has papers, or new ones, with what is claimed."""
+    """Return the papers of the new version: those of its part for the MLLM, or new ones if that has none, with the claims applied.
+
+    Raises ModelError if the model or the dialect is not the one that the adapter was trained with.
+    """
     dialect = None if claims.dialect is None else load_dialect(claims.dialect)
     checkpoint = checkpoint_for(outline, papers, dialect, name)
     if WEIGHTS in files:
@@ -126,20 +134,21 @@ def _papers(files: Mapping[str, Path], papers: Papers | None, outline: Checkpoin
         files=hashes,
         dialect=asdict(checkpoint.dialect),
     )
-    base_model = papers.base_model if claims.model is None else lasting_name(claims.model)  # it may have moved
+    base_model = papers.base_model if claims.model is None else lasting_name(claims.model)  # the model's folder may have moved since
     asked = {"strategy": claims.strategy or papers.strategy, "points": claims.points or papers.points}
-    metrics = papers.metrics if papers.files == hashes else {}  # which were measured on other masks
+    metrics = papers.metrics if papers.files == hashes else {}  # those of other files were measured on other masks
     own = {field.name: getattr(papers, field.name) for field in fields(Papers)}
     return Papers(**{**own, **asked, "base_model": base_model, "files": hashes, "metrics": metrics})
 
 
 def appoint(adapter: str, registry: Registry, claims: Claims) -> None:
-    """See that a registry has an adapter, a folder or a version; in an empty one it becomes the champion.
+    """Make sure that a registry holds ``adapter``, a folder or the name of a version, and that the registry has decided on a champion.
 
-    Of a registry that has it, the champion serves, whichever that is by now: it may have learned, or have been rolled back. So too if the
-    folder is gone by then.
+    An empty registry adopts the adapter and promotes it. A registry that holds it and has never decided on a champion promotes it, too. In
+    a registry that has decided, nothing changes: the champion serves, which may have been retrained or rolled back since. This also holds
+    if the adapter's folder is gone by then.
 
-    Raises RegistryError if it has others and not this one, and what ``adopt`` raises.
+    Raises RegistryError if the registry holds other adapters and not this one, and whatever ``adopt`` raises.
     """
     decided = bool(registry.history())
     try:

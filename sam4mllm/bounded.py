@@ -1,7 +1,7 @@
-"""Foreign text that is run, a chat template or a regular expression, is run in a process of its own that is ended at a limit.
+"""Run chat templates and regular expressions from foreign files in a process of their own, which is ended at a limit.
 
 Neither Jinja's sandbox nor Python's regular expressions have a limit of their own: ``{% for %}`` in ``{% for %}``, ``10**10**10`` or
-``(a+)+b`` can run for years inside one call, which no thread can interrupt. The kernel ends a process.
+``(a+)+b`` can run for years inside one call, which no thread can interrupt. A process can be ended from outside.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ CPU_SECONDS = 2
 MEMORY_BYTES = 1 << 30
 """Address space of one call; Python with Jinja takes 50 MB."""
 WALL_SECONDS = 60.0
-"""For a machine that is so busy that two seconds of processor time take long."""
+"""Most time of one call by the clock. It is this long because on a busy machine two seconds of processor time can take long."""
 OUTPUT_CHARACTERS = 100_000
-"""Of a rendered conversation; published templates write some hundreds around the four turns that are rendered here."""
+"""Most characters of a rendered conversation. Published templates write some hundreds around the four turns that are rendered here."""
 
 
 class OverLimitError(Exception):
@@ -30,11 +30,11 @@ class OverLimitError(Exception):
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:
-    """A Jinja chat template with its variables, in the environment that transformers gives such templates.
+    """Return a Jinja chat template rendered with ``variables``, in the environment that transformers gives such templates.
 
     Raises:
-        OverLimitError: it does not end within the limits, or writes more than ``OUTPUT_CHARACTERS``.
-        ValueError: it is no template, or an error occurs in it; the message is the first line of that error.
+        OverLimitError: the template does not end within the limits, or writes more than ``OUTPUT_CHARACTERS``.
+        ValueError: the text is no template, or an error occurs in it; the message is the first line of that error.
     """
     text: str = _call({"task": "render", "template": template, "variables": variables})
     return text
@@ -60,7 +60,10 @@ def _call(request: Mapping[str, Any]) -> Any:
 
 @lru_cache(maxsize=32)
 def _run(request: str) -> str:
-    """The worker's answer as JSON. The same text gives the same answer, so that a model that is loaded again need not wait."""
+    """Return the worker's answer to ``request``, both as JSON text. Answers are cached, so a model that is loaded again need not wait.
+
+    Raises OverLimitError if the worker is ended or fails.
+    """
     limits = [str(limit) for limit in (CPU_SECONDS, MEMORY_BYTES, OUTPUT_CHARACTERS)]
     command = [sys.executable, "-I", str(WORKER), *limits]  # isolated: nothing from the environment or the current folder is imported
     try:

@@ -21,7 +21,10 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
 def limit(cpu_seconds: int, memory_bytes: int) -> None:
-    """Have the kernel end this process beyond the limits, which it cannot raise again."""
+    """Limit this process's processor time, after which the kernel ends it, and its address space, beyond which allocations fail.
+
+    The process cannot raise these limits again.
+    """
     for kind, most in ((resource.RLIMIT_CPU, cpu_seconds), (resource.RLIMIT_AS, memory_bytes), (resource.RLIMIT_CORE, 0)):
         with suppress(ValueError, OSError):  # a system that has no such limit, or a lower one already
             resource.setrlimit(kind, (most, most))
@@ -72,7 +75,7 @@ TASKS: dict[str, Callable[..., Any]] = {"match": match, "render": render}
 
 
 def main(cpu_seconds: str, memory_bytes: str, output_characters: str) -> int:
-    """Exit status 1 if memory did not suffice, or too much was written."""
+    """Answer the request on standard input. Return the exit status: 1 if memory did not suffice or too much was written, else 0."""
     request = json.load(sys.stdin)
     task = TASKS[request.pop("task")]
     limit(int(cpu_seconds), int(memory_bytes))

@@ -17,8 +17,8 @@ from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Candidate, Grounding
 
 FITS = 0.5
-"""IoU from which an MLLM's box means a candidate. Two boxes side by side cannot both have more with a third, so that none takes what is its
-neighbour's; it is also what a mask counts as right from (ACCEPTED_IOU)."""
+"""Least IoU of an MLLM's box with a candidate's box at which the first means the second. Two boxes that do not overlap cannot both have
+more than a half with a third box, so neither takes its neighbour's candidate. A mask, too, counts as right from this IoU (ACCEPTED_IOU)."""
 SAME = 0.7
 """IoU of two masks from which they are of one thing, found twice: by a detector's two boxes, or by the phrase and by its noun."""
 _NEAR = 0.5
@@ -32,7 +32,10 @@ def find(segmenter: ConceptSegmenter, embedding: Embedding, phrases: Sequence[st
 
 
 def find_heads(grounder: Grounder, scene: Scene, phrases: Sequence[str]) -> list[str]:
-    """The noun that each phrase is about: by rule, and where that is not sure by what the MLLM calls it; empty if neither knows."""
+    """Return the noun that each phrase is about. Where the rule of :mod:`sam4mllm.head_noun` is not sure, the MLLM names the thing.
+
+    A noun is empty if neither finds one.
+    """
     nouns = [head_noun(phrase) for phrase in phrases]
     doubtful = [phrase for phrase, head in zip(phrases, nouns, strict=True) if not head.sure]
     named = dict(zip(doubtful, grounder.name(scene, doubtful), strict=True)) if doubtful else {}
@@ -42,9 +45,10 @@ def find_heads(grounder: Grounder, scene: Scene, phrases: Sequence[str]) -> list
 def choose(
     segmenter: ConceptSegmenter, embedding: Embedding, told: Sequence[Grounding], heads: Sequence[str], threshold: float
 ) -> list[Grounding]:
-    """The MLLM's answers, each box with the candidate that it means, found by the phrase or by its noun, or without if none fits.
+    """Return the MLLM's groundings, ``told``, each box with the candidate that it means, or with None if none fits.
 
-    Where there is no box nothing is looked for: what the MLLM means by it is nothing.
+    A candidate is what the segmenter finds by the phrase or by its noun (``heads``). A box that has a candidate takes over the candidate's
+    box. For a phrase without a box the segmenter is not asked: the MLLM says that there is no such object.
     """
     wanted = [one.phrase for one in told if len(one.boxes_px)]
     wanted += [head for one, head in zip(told, heads, strict=True) if len(one.boxes_px) and head]
@@ -81,7 +85,7 @@ def _with_candidates(told: Grounding, found: Sequence[Candidates]) -> Grounding:
 
 
 def _pool(found: Sequence[Candidates]) -> tuple[NDArray[np.float32], list[float], list[NDArray[np.bool_]]]:
-    """Boxes (N, 4), scores and masks of all that was found, best first, each thing once, and what has no pixel left out."""
+    """Return boxes (N, 4), scores and masks of all that was found, best first and each thing once, without empty masks."""
     each = [(float(score), box, mask) for one in found for score, box, mask in zip(one.scores, one.boxes_px, one.masks, strict=True)]
     kept: list[tuple[float, NDArray[np.float32], NDArray[np.bool_]]] = []
     for score, box, mask in sorted(each, key=lambda entry: -entry[0]):
@@ -93,7 +97,9 @@ def _pool(found: Sequence[Candidates]) -> tuple[NDArray[np.float32], list[float]
 
 
 def _match(overlaps: NDArray[np.float64]) -> dict[int, int]:
-    """Which candidate each box means: one to one, the best fit first. ``overlaps`` (B, C) is their IoU."""
+    """Return which candidate each box means, as indices: one to one, the best fit first. ``overlaps`` (B, C) is the IoU of each box with
+    each candidate's box.
+    """
     matched: dict[int, int] = {}
     for flat in np.argsort(-overlaps, axis=None, kind="stable"):
         box, candidate = divmod(int(flat), overlaps.shape[1])

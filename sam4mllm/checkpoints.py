@@ -1,4 +1,4 @@
-"""Checkpoints of transformers, in a folder or on the hub: what a folder must hold, and what tells it from another."""
+"""Checkpoints of transformers, in a folder or on the hub: check what they hold, load them, and tell one from another by a fingerprint."""
 
 from __future__ import annotations
 
@@ -21,27 +21,27 @@ FAULTS = (OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeEr
 """What transformers raises of files that are not as it expects them."""
 CONFIG = "config.json"
 IMAGE_PROCESSOR = ("preprocessor_config.json", "processor_config.json")
-"""Either describes how images are prepared: the older file alone, or the newer one of a whole processor."""
+"""Either file says how images are prepared: the older one is of the image processor alone, the newer one of a whole processor."""
 TOKENIZER = ("tokenizer_config.json",)
 CHAT_TEMPLATE = "chat_template.json"
-"""Where processors of transformers before 4.48 keep the chat template, alone."""
+"""The file that processors of transformers before 4.48 write for the chat template alone."""
 WEIGHTS = "model.safetensors"
 INDEX = f"{WEIGHTS}.index.json"
 """Says which shard holds which weight."""
 SMALL = (CONFIG, *IMAGE_PROCESSOR, *TOKENIZER, CHAT_TEMPLATE, INDEX, "generation_config.json", "special_tokens_map.json", "dialect.json")
-"""JSON objects of a folder that are read whole, if they are there."""
+"""The files of a model's folder that hold a JSON object and are read whole, if they are there."""
 MAX_BYTES = 64 << 20
-"""Of such a file; the index of a model of 400 billion weights has 5 MB."""
+"""Most bytes of such a file; the index of a model of 400 billion weights has 5 MB."""
 NAMED = 3
-"""Weights that a refusal names, of all that are missing."""
+"""Most weights or files that an error message names one by one; of more it states the number."""
 
 
 def read_json(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
-    """A JSON object from a file that others wrote.
+    """Read a JSON object from a file that others wrote.
 
     Raises:
-        ValueError: it is none, is nested too deeply to be read, or has more than ``most`` bytes; the message names the file.
-        OSError: it cannot be read.
+        ValueError: the file holds no JSON object, is nested too deeply to be read, or has more than ``most`` bytes; the message names it.
+        OSError: the file cannot be read.
     """
     with path.open("rb") as file:
         data = file.read(most + 1)
@@ -59,16 +59,17 @@ def read_json(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
 
 
 def read_config(name: str, source: str, needed: Sequence[Sequence[str]], advice: str = "") -> dict[str, Any]:
-    """The config.json of a folder or hub id, which says what kind of model it is, without running code.
+    """Return the config.json of a folder or hub id, which says what kind of model it is. No code of the model is run.
 
     Args:
         name: the folder, or a hub id.
-        source: what the user calls it.
-        needed: what else the folder is to hold, as for ``check_folder``; a folder without config.json is told all that it lacks.
-        advice: what to give instead, where it is neither.
+        source: what the user calls the model.
+        needed: the other files of a folder, as for ``check_folder``; they are only looked for to name all that is missing beside
+            config.json.
+        advice: what the user can give instead if ``name`` is neither a folder nor a model on the hub; it ends the error message.
 
     Raises:
-        ModelError: it is a path to nothing or to a file, has no config.json or one that is no JSON object, or the hub does not have it.
+        ModelError: ``name`` is a path to nothing or to a file, its config.json is missing or no JSON object, or the hub does not have it.
     """
     if is_folder(name, source):
         if not (Path(name) / CONFIG).is_file():
@@ -82,15 +83,16 @@ def read_config(name: str, source: str, needed: Sequence[Sequence[str]], advice:
 
 
 def check_folder(name: str, source: str, needed: Sequence[Sequence[str]]) -> None:
-    """Say what a local folder lacks before a library fails on it in its own words; a hub id's files are seen when they are loaded.
+    """Check a local model folder, so that an error says what it lacks in words of ours. Files of a hub id are checked when they are loaded.
 
     Args:
         name: the folder, or a hub id.
-        source: what the user calls it.
-        needed: beside config.json, of each group one file must be there.
+        source: what the user calls the model.
+        needed: groups of file names; beside config.json, one file of each group must be there.
 
     Raises:
-        ModelError: it is a path to nothing or to a file, lacks files, weights or shards, or one of its JSON files is none.
+        ModelError: ``name`` is a path to nothing or to a file, or the folder lacks files, weights or shards, or one of its JSON files does
+            not hold a JSON object.
     """
     folder = Path(name)
     if not is_folder(name, source):
@@ -103,7 +105,7 @@ def check_folder(name: str, source: str, needed: Sequence[Sequence[str]]) -> Non
 
 
 def require_files(folder: Path, source: str, needed: Sequence[Sequence[str]]) -> None:
-    """See that a folder holds config.json and, of each group in ``needed``, one file. Raises ModelError."""
+    """Raise ModelError unless a folder holds config.json and one file of each group in ``needed``."""
     missing = [files[0] for files in ((CONFIG,), *needed) if not any((folder / file).is_file() for file in files)]
     if missing:
         raise ModelError(f"{source} is not a complete model folder: {', '.join(missing)} is missing")
@@ -161,16 +163,16 @@ def load_model(auto: Any, name: str, source: str, config: Any, **options: Any) -
     Args:
         auto: the class of transformers that loads it.
         name: the folder, or a hub id.
-        source: what the user calls it.
+        source: what the user calls the model.
         config: its configuration.
         options: further arguments of ``from_pretrained``.
 
     Raises:
-        ModelError: naming weights that the checkpoint does not hold, or holds in another shape. Heads that are tied to embeddings need
-            not be there, unless the configuration says that they are not tied.
+        ModelError: the checkpoint lacks weights, or holds them in another shape; the message names some. Output heads that are tied to the
+            embeddings need not be there, unless the configuration says that they are not tied.
         Exception: one of FAULTS, or what the device raises.
     """
-    for logger in ("modeling_utils", "distributed.tensor_parallel"):  # whose reports of weights are tables of many lines
+    for logger in ("modeling_utils", "distributed.tensor_parallel"):  # these two report weights in tables of many lines
         logging.getLogger(f"transformers.{logger}").setLevel(logging.ERROR)
     model, loading = auto.from_pretrained(
         name,
@@ -190,7 +192,10 @@ def load_model(auto: Any, name: str, source: str, config: Any, **options: Any) -
 
 
 def check_state(own: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> None:
-    """See that weights are those of a model of torch, before they are loaded. Raises ValueError naming those that are not."""
+    """Check that weights have the names and shapes of a torch model's ``own`` weights, before they are loaded into it.
+
+    Raises ValueError, which names some of those that are missing, unknown or of another shape.
+    """
     missing, unknown = own.keys() - found.keys(), found.keys() - own.keys()
     if missing:
         raise ValueError(f"it lacks {_count(missing, 'of them')}")
@@ -207,7 +212,7 @@ def _count(names: set[str], what: str) -> str:
 
 
 def fingerprint(name: str, commit: str | None) -> str:
-    """Hash of a folder's files, weights and all; of a hub model, its name and commit."""
+    """Return a hash of a folder's weights (.safetensors), .json and .jinja files; for a hub model, its name and commit."""
     folder = Path(name)
     if not folder.is_dir():
         return f"{name}@{commit}"

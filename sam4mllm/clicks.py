@@ -13,13 +13,13 @@ from sam4mllm.geometry import box_iou
 from sam4mllm.values import Candidate, Grounding, Pointed
 
 SAME_BOX = 0.3
-"""IoU from which a reviewer's box stands for the MLLM's box rather than for another object."""
+"""IoU of a reviewer's box with the MLLM's box from which it replaces that box, rather than marks another object."""
 PART_OF = 0.5
-"""Share of the smaller of two boxes inside the other from which both are of one object, whatever their IoU."""
+"""Share of the smaller of two boxes that lies inside the larger, from which both count as boxes of one object, whatever their IoU."""
 SAME_SHOWN = 0.5
-"""IoU from which a box that was shown before is taken for one that the MLLM finds now."""
+"""IoU of a box that the reviewer was shown with a box that the MLLM finds now, from which both count as one instance."""
 MARGIN = 0.1
-"""How far outside of a box, in the box's width and height, a click or another box still belongs to its object."""
+"""How far outside of a box, as a share of its width and height, a click or another box still belongs to the box's object."""
 
 
 def _no_boxes() -> NDArray[np.float32]:
@@ -44,12 +44,13 @@ class ShownInstance:
 
 @dataclass(frozen=True, eq=False)
 class Clicks:
-    """``points_px`` (K, 2) float32 with ``labels`` (K,) int64, 1 on the object and 0 off it; ``boxes_px`` (N, 4) float32.
+    """A reviewer's points, ``points_px`` (K, 2) float32 with ``labels`` (K,) int64, 1 on the object and 0 off it, and boxes, ``boxes_px``
+    (N, 4) float32.
 
-    ``shown``: what the reviewer pointed at, where it may be something else than what the MLLM finds now. ``selected``: the index of
-    the shown instance that all points and boxes are about; None leaves that to where they lie.
+    ``shown``: the instances that the reviewer saw, which may differ from what the MLLM finds now. ``selected``: the index in ``shown`` of
+    the instance that all points and boxes are about; if None, the place of each decides what it is about.
 
-    Raises PromptError if the shapes do not match, a number is not finite, or a label is another.
+    Raises PromptError if the shapes do not match, a number is not finite, or a label is neither 1 nor 0.
     """
 
     points_px: NDArray[np.float32] = field(default_factory=_no_points)
@@ -71,12 +72,13 @@ class Clicks:
 
 @dataclass(frozen=True, eq=False)
 class PromptTarget:
-    """What one instance will be prompted with: a box or None, and points (K, 2) with P(inside) (K,) and labels (K,): 1, 0, or -1
-    for unused.
+    """What one instance will be prompted with: a box or None, and points (K, 2) with P(inside) (K,) and labels (K,), 1 on the object, 0 off
+    it, -1 for a point that is not used.
 
-    ``pointed``: "refined" if a reviewer's click or box is about it; "alone" if it consists of those only, and is no part of the phrase.
-    ``mask``: what the reviewer sees of it, if that is known, and ``shown`` its place in ``Clicks.shown``; ``boxed``: the box is a
-    reviewer's, and not what that mask was drawn by. ``candidate``: what the segmenter found by itself in this box; ``support`` as of
+    ``probability``: how sure the model is of the box, 1 if the box is not the model's. ``pointed``: "refined" if a reviewer's click or box
+    is about the instance; "alone" if it is made of clicks or a box only, and is no part of the phrase. ``mask``: the mask of it that the
+    reviewer sees, None if there is none; ``shown``: its index in ``Clicks.shown``. ``boxed``: the box is a reviewer's, so that ``mask`` was
+    not drawn by it. ``candidate``: what the segmenter found by itself in this box. ``support``: see
     :class:`~sam4mllm.confidence.Features`.
     """
 
@@ -94,12 +96,14 @@ class PromptTarget:
 
     @property
     def former(self) -> NDArray[np.bool_] | None:
-        """The mask that a reviewer's clicks correct: that of a box which still stands."""
+        """The mask that a reviewer's clicks correct; None if no click is about it, or if the reviewer has replaced its box."""
         return self.mask if self.pointed == "refined" and not self.boxed else None
 
     @property
     def standing(self) -> Candidate | None:
-        """What needs no drawing: the segmenter found it by itself, and no reviewer points at it."""
+        """The candidate whose mask is used as it is, for the segmenter found it by itself; None if there is none, or a reviewer points at
+        the instance.
+        """
         return None if self.pointed else self.candidate
 
     def with_points(self, points_px: NDArray[np.float32], inside: NDArray[np.float64], labels: NDArray[np.int64]) -> PromptTarget:
@@ -119,12 +123,19 @@ class PromptTarget:
 
 
 def merge(grounding: Grounding, clicks: Clicks | None) -> list[PromptTarget]:
-    """The targets of a phrase: the MLLM's boxes with the points it wrote, corrected by the reviewer; then those that stand alone.
+    """Return the targets of a phrase: the MLLM's boxes with the points that it wrote, corrected by the reviewer; then what the reviewer
+    adds.
 
-    A click is about the instance in whose mask it lies, else about the nearest of those whose box, enlarged by MARGIN, holds it. A box
-    is about an instance whose enlarged box it meets: it replaces the box of the same object, or adds an instance beside it. Positive
-    clicks elsewhere are one object that stands alone, and so is each box elsewhere. A negative click makes no object: elsewhere it
-    belongs to the object that stands alone, else to the nearest instance.
+    If ``clicks.selected`` names an instance, all clicks and boxes are about that one. Otherwise their places decide:
+
+    - A click is about the instance in whose mask it lies. A positive one outside of all masks is about the nearest instance whose box,
+      enlarged by MARGIN, holds it; positive clicks elsewhere make one object together, which stands alone.
+    - A negative click outside of all masks is about the object of clicks that stands alone, if there is one, else about the nearest
+      instance, first among those whose enlarged box holds it. It never makes an object.
+    - A box that meets the enlarged box of an instance replaces the box of the same object, or adds an instance beside it. Each box
+      elsewhere is an object that stands alone.
+
+    An instance that was shown and that the MLLM no longer finds is a target only if a click or a box is about it.
     """
     targets = [_found(grounding, index) for index in range(len(grounding.boxes_px))]
     if clicks is None:
@@ -156,7 +167,9 @@ def _found(grounding: Grounding, index: int) -> PromptTarget:
 
 
 def _with_shown(targets: list[PromptTarget], shown: Sequence[ShownInstance]) -> tuple[list[PromptTarget], list[int]]:
-    """The targets with the masks that the reviewer sees of them, and what is shown and no longer found; which target each shown one is."""
+    """Return the targets with the masks that the reviewer sees of them, followed by shown instances that the MLLM no longer finds; and, for
+    each shown instance, the index of its target.
+    """
     places: list[int] = []
     for number, one in enumerate(shown):
         overlaps = [float(box_iou(target.box_px[None], one.box_px[None])[0, 0]) if target.box_px is not None else 0.0 for target in targets]
@@ -172,7 +185,7 @@ def _with_shown(targets: list[PromptTarget], shown: Sequence[ShownInstance]) -> 
 
 
 def _with_box(targets: list[PromptTarget], box_px: NDArray[np.float32], known: int, selected: int | None) -> list[PromptTarget]:
-    """A box replaces only one of the first ``known`` targets, never another of the reviewer's."""
+    """Return the targets with a reviewer's box. It can replace one of the first ``known`` targets, but none that an earlier box added."""
     own = PromptTarget(box_px, 1.0, pointed="refined", boxed=True)
     theirs = [target.box_px for target in targets[:known] if target.box_px is not None]
     likeness = [_likeness(box, box_px) for box in theirs]
@@ -185,7 +198,9 @@ def _with_box(targets: list[PromptTarget], box_px: NDArray[np.float32], known: i
 
 
 def _likeness(a_px: NDArray[np.float32], b_px: NDArray[np.float32]) -> float:
-    """IoU of two boxes of one object, plus the share of the smaller inside the other; 0 for boxes of two objects."""
+    """Return how alike two boxes are: their IoU plus the share of the smaller one that lies inside the other; 0 if they count as boxes of
+    two objects.
+    """
     sides = np.maximum(np.minimum(a_px[2:], b_px[2:]) - np.maximum(a_px[:2], b_px[:2]), 0)
     smaller = min(float(np.prod(a_px[2:] - a_px[:2])), float(np.prod(b_px[2:] - b_px[:2])))
     iou, share = float(box_iou(a_px[None], b_px[None])[0, 0]), float(np.prod(sides)) / smaller if smaller > 0 else 0.0
@@ -200,12 +215,14 @@ def _with_click(targets: list[PromptTarget], point_px: NDArray[np.float32], labe
 
 
 def _concerned(targets: Sequence[PromptTarget], point_px: NDArray[np.float32], label: int) -> int | None:
-    """Which target a click is about; None if it is the first of an object that stands alone, or there is nothing to take away from."""
+    """Return the index of the target that a click is about; None if a positive click starts an object that stands alone, or if there is no
+    target for a negative one.
+    """
     hit = [index for index, target in enumerate(targets) if target.mask is not None and _holds(target.mask, point_px)]
     boxes = {index: target.box_px for index, target in enumerate(targets) if target.box_px is not None}
     near = [index for index, box in boxes.items() if _distance(_enlarged(box), point_px) == 0]
     alone = [index for index in range(len(targets)) if index not in boxes]
-    # a click that takes away is rather about the object that is being pointed out than about a box around both
+    # a negative click is more likely about the object that clicks are making than about a box that encloses both
     order = (hit, near, alone) if label == 1 else (hit, alone, near, list(boxes))
     among = next((some for some in order if some), [])
     return min(among, key=lambda index: _closeness(targets[index], point_px), default=None)
@@ -217,7 +234,10 @@ def _holds(mask: NDArray[np.bool_], point_px: NDArray[np.float32]) -> bool:
 
 
 def _closeness(target: PromptTarget, point_px: NDArray[np.float32]) -> tuple[float, float]:
-    """Pixels to the target's mask, or to its box if no mask is known, then to the box's middle."""
+    """Return a point's distances in pixels, first to the target's mask, or to its box if it has no mask, then to the middle of the box.
+
+    Both are 0 if the target has no box.
+    """
     if target.box_px is None:
         return (0.0, 0.0)
     middle = float(np.linalg.norm((target.box_px[:2] + target.box_px[2:]) / 2 - point_px))

@@ -1,8 +1,8 @@
-"""A closer look: the square part of the image around a box, enlarged, in which its points are asked.
+"""Close-ups: the square part of an image around a box, enlarged, in which the model is asked about the points of that box.
 
-Whether a point lies on an object is decided at the object's outline. A visual token covers a fixed share of the image, so that of a small
-object it holds the outline of a whole side; in the close-up the same object lies on many tokens. The method itself asks all points in the
-whole image.
+Whether a point lies on an object is decided at the object's outline. A visual token covers a fixed share of the image, so a single token
+may hold a whole side of a small object's outline; in the close-up the same object lies on many tokens. The published method asks about all
+points in the whole image.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 ZOOM = 1.5
-"""Side of a close-up, in long sides of the box: without surroundings the model does not see what is object and what is ground."""
+"""Side of a close-up, as a multiple of the box's long side. Without surroundings the model cannot tell the object from its background."""
 LEAST_GAIN = 1.25
-"""How much smaller than the image a close-up must be, as a ratio of the sides of squares of their areas, to be worth its time."""
+"""Least ratio of the image's size to the close-up's at which a close-up is worth its time. The size is the square root of the area."""
 SIDE_PX = 448
-"""To which side a close-up is brought: 256 visual tokens of 28 pixels, so that its cost does not depend on the image."""
+"""Side in pixels to which a close-up is resized: 256 visual tokens of 28 x 28 pixels, so that its cost does not depend on the image."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,16 @@ class Window:
         return np.asarray(cv2.resize(part, (side_px, side_px), interpolation=way), np.uint8)
 
     def inner(self, coordinates_px: NDArray[np.float32], side_px: int = SIDE_PX) -> NDArray[np.float32]:
-        """Coordinates (..., 2 or 4: x, y pairs) of the image as those of the close-up; what lies outside is brought to its edge."""
+        """Convert coordinates (..., 2 or 4: x, y pairs) in the image to those in the close-up; what lies outside is moved to its edge."""
         corner = np.resize(np.array([self.left, self.top], np.float64), coordinates_px.shape[-1])
         return np.clip((coordinates_px - corner) * (side_px / self.side), 0, side_px).astype(np.float32)
 
 
 def window_around(box_px: NDArray[np.float32], width: int, height: int, zoom: float = ZOOM) -> Window | None:
-    """The close-up of a box (4,) in an image of the given sides; None where it would show hardly less than the image does."""
+    """Return the close-up of a box (4,) in an image of the given sides.
+
+    None if the box is longer than the image's short side, or if the close-up would show hardly less than the image does.
+    """
     x1, y1, x2, y2 = (float(value) for value in box_px)
     long, short = max(x2 - x1, y2 - y1), min(width, height)
     side = min(short, max(1, round(zoom * long)))

@@ -1,7 +1,7 @@
-"""How much to trust a mask: what the models showed on the way to it, and one number from that.
+"""How much to trust a mask: the features that the models leave on the way to it, and a score that is computed from them.
 
-Before there are judgements of reviewers the number is a fixed formula, which orders; a :class:`Calibration` fitted on them makes it the
-probability that a reviewer accepts the mask.
+Until reviewers have judged enough masks, the score is a fixed formula that only ranks masks. A :class:`Calibration` fitted on the
+judgements makes it the probability that a reviewer accepts the mask.
 """
 
 from __future__ import annotations
@@ -26,20 +26,22 @@ ACCEPTED_IOU = 0.5
 fine outlines from rough ones and lose the wrong objects among them: on demo scenes its AUROC for errors falls by 0.1
 (``benchmarks/score.py`` prints both)."""
 PRIOR_WEIGHT = 0.2
-"""What a standard deviation of a feature is worth, in log-odds, before any judgement is seen: all features the same, each in the direction
-that it is known to have (equal weights are hard to beat with little data: Dawes 1979). 0.1 to 0.3 did as well on scenes of seed 880001."""
+"""Prior weight of each feature, in log-odds per standard deviation. It is the same for all features, with the sign that each is known to
+have (equal weights are hard to beat with little data: Dawes 1979). 0.1 to 0.3 did as well on scenes of seed 880001."""
 PRIOR_STRENGTH = 20.0
-"""L2 penalty on leaving the prior: it holds as much as some 80 balanced judgements, each of which adds a quarter to the curvature. 20 to 50
-did as well for 50 to 300 judgements on scenes of seed 880001."""
+"""L2 penalty on the distance of the weights from the prior. The prior counts as much as some 80 balanced judgements, each of which adds a
+quarter to the curvature. 20 to 50 did as well for 50 to 300 judgements on scenes of seed 880001."""
 LEAST_SCALE = 1e-3
-"""A feature that varies less than this hardly varies; a tiny deviation from it must not count as a large one."""
+"""Least scale by which a feature is standardised. A feature that varies less hardly varies, and a tiny deviation of it must not count as a
+large one."""
 FAR = 6.0
-"""Standard deviations at which a feature's influence ends: nothing so far off was seen when the weights were fitted."""
+"""Standard deviations at which a feature is clipped: nothing farther off was seen when the weights were fitted."""
 AVERAGE_SCORE = 0.8
-"""What the fixed formula gives the average mask. The demo's have 0.64 (213 masks of scenes of seed 990031), for it is seldom sure of a
-coordinate; a model that writes boxes surely comes to 0.9 and more. Between them, empty answers lie among the masks of either."""
+"""Score that the fixed formula is assumed to give the average mask. The demo model's masks average 0.64 (213 masks of scenes of seed
+990031), because it is seldom sure of a coordinate; those of a model that is sure of its boxes average 0.9 and more. With a value between
+the two, the scores of empty answers lie among those of the masks for either model."""
 FIT_EMPTY_FROM = 20
-"""Fewest judgements of empty answers that their chance is fitted on: two numbers are, not a dozen."""
+"""Fewest judgements of empty answers that an :class:`EmptyCalibration` is fitted on: it has two parameters, not a dozen."""
 MAX_STEPS = 100
 """Newton steps; ten are usual."""
 
@@ -51,11 +53,11 @@ class Features:
     ``box_probability``: geometric mean of the box's tokens; ``sure``: share of asked points that passed the thresholds (1 if none
     was asked); ``agreement``: share of the sure points whose answer the mask bears out (1 if none); ``predicted_iou`` and
     ``stability``: the segmenter's own; ``entropy``: mean binary entropy of P(inside) of the points, asked or given, in bits (0 if none);
-    ``box_agreement``: IoU with the mask that the box alone gives (1 where no points prompted, or nobody asked); ``target_probability``:
-    that the phrase means anything in the image, as the MLLM has it (1 if there was no phrase); ``varied``: 0 if nearly all points were
-    said to lie on the same side, else 1 (1 if none was asked); ``support``: IoU of the MLLM's box with the one that the segmenter found by
-    the phrase, 0 if it found none there (1 where it was not asked); ``looked``: P(yes) of the look back, shown the mask's outline (1 where
-    it was not asked).
+    ``box_agreement``: IoU with the mask that the box alone gives (1 if the prompt had no points, or the two were not compared);
+    ``target_probability``: the MLLM's probability that the image shows what the phrase means (1 if a reviewer clicked); ``varied``: 0 if
+    nearly all points were said to lie on the same side, else 1 (1 if none was asked); ``support``: IoU of the MLLM's box with the one that
+    the segmenter found by the phrase, 0 if it found none there (1 where the segmenter was not asked); ``looked``: P(yes) when the MLLM was
+    shown the mask's outline and asked whether it is what the phrase means (1 where it was not asked).
     """
 
     box_probability: float
@@ -76,13 +78,13 @@ PRIOR = PRIOR_WEIGHT * np.array([-1.0 if name == "entropy" else 1.0 for name in 
 
 
 LATER = {name: {"mean": 1.0, "scale": LEAST_SCALE, "weight": 0.0} for name in ("varied", "support", "looked")}
-"""Of a calibration from before there were these features: they do not count."""
+"""What :meth:`Calibration.from_json` takes for features that an earlier release did not have: with weight 0 they do not count."""
 
 
 @dataclass(frozen=True)
 class EmptyCalibration:
-    """The chance that an empty answer is right, from the model's own probability: log-odds as ``bias + weight * z``, where z are the
-    standardised log-odds of that probability. ``count`` judgements went into it.
+    """A logistic regression that gives the probability that an empty answer is right. Its log-odds are ``bias + weight * z``, where z is
+    the model's own probability as log-odds, standardised by ``mean`` and ``scale``. ``count`` judgements went into it.
     """
 
     mean: float
@@ -132,9 +134,9 @@ class Calibration:
 
     @classmethod
     def from_json(cls, text: str) -> Calibration:
-        """What ``to_json`` wrote, here or in an earlier release.
+        """Read what ``to_json`` wrote, here or in an earlier release.
 
-        Raises ValueError if the text is anything else, unknown keys and infinite numbers included.
+        Raises ValueError for any other text, also if it has unknown keys or infinite numbers.
         """
         try:
             given_whole = json.loads(text)
@@ -157,10 +159,10 @@ class Calibration:
 
 
 def fit(features: Sequence[Features], accepted: Sequence[bool], version: str) -> Calibration | None:
-    """A calibration from judgements of N instances; None of fewer than FIT_FROM, or if all were judged alike.
+    """Fit a calibration on judgements of N instances. Return None if there are fewer than FIT_FROM, or if all were judged alike.
 
     A mask is ``accepted`` if its IoU with an instance of the reviewer's is at least ACCEPTED_IOU. The weights are kept near PRIOR, so that
-    a handful of rejected masks cannot bend them; the more judgements there are, the less it holds.
+    a handful of rejected masks cannot bend them; the more judgements there are, the less PRIOR counts. ``version`` is the model's.
 
     Raises:
         ValueError: there are not as many judgements as features, or a feature is not from 0 to 1.
@@ -178,10 +180,10 @@ def fit(features: Sequence[Features], accepted: Sequence[bool], version: str) ->
 
 
 def fit_empty(no_target_probabilities: Sequence[float], right: Sequence[bool]) -> EmptyCalibration | None:
-    """From judgements of empty answers: the model's probability of each, and whether the reviewer left it empty. None of fewer than
-    FIT_EMPTY_FROM.
+    """Fit the calibration of empty answers on the model's probability of each and on whether it was ``right``, that is, whether the
+    reviewer left it empty. Return None if there are fewer than FIT_EMPTY_FROM.
 
-    One judgement of each kind is added where the model is of average sureness: of answers that were all right, the next one may be wrong.
+    One right and one wrong judgement are added at the average probability: even if all answers so far were right, the next may be wrong.
     """
     if len(right) < FIT_EMPTY_FROM:
         return None
@@ -210,12 +212,13 @@ def entropy(inside: NDArray[np.float64]) -> float:
 
 
 def score(features: Features, calibration: Calibration | None = None) -> float:
-    """P(a reviewer accepts the mask), in 0–1; without a calibration a fixed formula that orders but is no probability.
+    """Return P(a reviewer accepts the mask), in 0–1; without a calibration, a fixed formula that ranks masks but is no probability.
 
-    The formula: agreement, sureness and the segmenter's estimate weigh alike, the box's probability half, all times the probability that
-    there is a target. A mask without one sure point counts as half sure: its box alone still says where it is. So does one that the MLLM
-    found and the segmenter did not: the AUROC of right against wrong masks of ``choose`` is then 0.87 instead of 0.76, and 0.78 either way
-    with a segmenter that misses a fifth (120 scenes, ``benchmarks/choose.py``).
+    The formula is a weighted geometric mean of agreement, sureness and predicted IoU (weight 1 each) and the box's probability (weight a
+    half), times the probability that there is a target, the support and what the look back says. A mask without one sure point counts as
+    half sure, because its box alone still says where it is. Support and look back enter in the same way, as (1 + value) / 2. With the
+    support, the AUROC of right against wrong masks of ``choose`` is 0.87 instead of 0.76; with a segmenter that misses a fifth of the
+    objects it is 0.78 either way (120 scenes, ``benchmarks/choose.py``).
     """
     if calibration is not None:
         return calibration.probability(features)
@@ -228,10 +231,10 @@ def score(features: Features, calibration: Calibration | None = None) -> float:
 
 
 def score_empty(no_target_probability: float, calibration: Calibration | None = None) -> float:
-    """How much to trust the answer that there is no such object, in 0–1: the chance that it is right, on the scale of the masks' scores.
+    """Return how much to trust the answer that there is no such object: the chance that it is right, in 0–1, comparable to masks' scores.
 
-    Before enough of them were judged it is its probability times what the average mask has: by the probability alone nearly all empty
-    answers would lie above the masks, for models say "none" with hardly a doubt.
+    Until enough empty answers have been judged, it is the model's probability of the answer times the score of the average mask. With the
+    probability alone nearly all empty answers would rank above the masks, because models are hardly ever in doubt when they say "none".
     """
     if calibration is not None and calibration.empty is not None:
         return calibration.empty.probability(no_target_probability)
@@ -239,7 +242,7 @@ def score_empty(no_target_probability: float, calibration: Calibration | None = 
 
 
 def _table(features: Sequence[Features]) -> NDArray[np.float64]:
-    """(N, F) in the order of NAMES."""
+    """Return features as a table (N, F) with columns in the order of NAMES."""
     return np.array([astuple(one) for one in features], np.float64).reshape(-1, len(NAMES))
 
 
@@ -248,7 +251,7 @@ def _standardise(table: NDArray[np.float64], means: NDArray[np.float64], scales:
 
 
 def _log_odds(probabilities: Sequence[float]) -> NDArray[np.float64]:
-    """(N, 1), finite also for 0 and 1."""
+    """Return log-odds (N, 1) of N probabilities, clipped so that they are finite also for 0 and 1."""
     chances = np.clip(np.array(probabilities, np.float64), 1e-6, 1 - 1e-6)
     return np.log(chances / (1 - chances)).reshape(-1, 1)
 
@@ -256,10 +259,10 @@ def _log_odds(probabilities: Sequence[float]) -> NDArray[np.float64]:
 def _newton(
     rows: NDArray[np.float64], labels: NDArray[np.float64], before: NDArray[np.float64] = PRIOR
 ) -> tuple[float, NDArray[np.float64]]:
-    """Bias and weights (F,) at which the penalised loss of (N, F) rows and their labels (N,), 0 or 1, is least; ``before`` are the weights
-    before any judgement.
+    """Return the bias and the weights (F,) that minimise the penalised logistic loss of ``rows`` (N, F) with ``labels`` (N,), 0 or 1.
 
-    The bias is free of penalty. The loss is convex, so that Newton's steps, halved until they lead down, end at its one minimum.
+    The penalty is on the weights' distance from ``before``, the weights before any judgement; the bias has none. The loss is convex, so
+    Newton's method, with each step halved until the loss falls, ends at its only minimum.
     """
     design = np.concatenate([np.ones((len(rows), 1)), rows], axis=1)
     prior = np.concatenate([[0.0], before])
@@ -288,7 +291,7 @@ def _sigmoid(odds: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _read_empty(given: object) -> EmptyCalibration:
-    """Raises ValueError."""
+    """Read an EmptyCalibration from a parsed JSON object. Raises ValueError if it is anything else."""
     names = tuple(field.name for field in fields(EmptyCalibration))
     record = _exactly(given, names)
     mean, scale, weight, bias = (_finite(record[name]) for name in names[:-1])

@@ -1,6 +1,6 @@
 """The process that decodes foreign pictures one after another: ``python -m sam4mllm.decoder SOCKET``.
 
-A decoder of a foreign file may run for minutes or take gigabytes, whatever the header says, and a thread cannot be ended. This process can:
+Decoding a foreign file may run for minutes or take gigabytes, whatever the header says, and a thread cannot be ended. This process can be:
 it has a limit of CPU time and of memory for each picture, and the parent ends it when nobody waits any more. What the libraries write to
 standard error is dropped by the parent. :mod:`backend.images.decoding` is the other end.
 
@@ -32,15 +32,16 @@ from sam4mllm.errors import ImageError
 from sam4mllm.images import NO_MEMORY, decode_image, open_image, read_size
 
 REQUEST = struct.Struct("!QQd")
-"""Bytes of the file, the most pixels, seconds of CPU time."""
+"""Header of a request: the bytes of the file, the most pixels allowed, and the seconds of CPU time allowed."""
 ANSWER = struct.Struct("!cQQ")
-"""Kind, then width and height of what was decoded, or bytes of the line and 0."""
+"""Header of an answer: its kind, then the picture's width and height; for ``FAILED``, the bytes of the line and 0."""
 SIZE, DONE, FAILED = b"s", b"d", b"f"
 
 BYTES_PER_PIXEL = 16
-"""Of memory while decoding, the file's own aside. Seen on 50 megapixels: 15 for WebP, 12 for TIFF, 10 for PNG and progressive JPEG."""
+"""Bytes of memory allowed for each pixel while decoding, without those of the file. Measured on 50 megapixels: 15 for WebP, 12 for TIFF, 10
+for PNG and progressive JPEG."""
 SPARE_BYTES = 64 << 20
-"""Of memory beside the pixels: decoders' tables and buffers."""
+"""Bytes of memory allowed beside those for pixels, for decoders' tables and buffers."""
 
 
 def main() -> None:
@@ -53,7 +54,7 @@ def main() -> None:
 
 
 def receive(connection: socket.socket, length: int) -> bytearray:
-    """Exactly so many bytes. Raises EOFError if the other end closes before."""
+    """Receive exactly ``length`` bytes. Raises EOFError if the other end closes before."""
     data = bytearray(length)
     view = memoryview(data)
     while view:
@@ -112,13 +113,16 @@ class _Shared:
 
 
 def _limit_cpu(seconds: float) -> None:
-    """The kernel ends this process once it has used so many seconds more."""
+    """Have the kernel end this process once it has used ``seconds`` more of CPU time."""
     _, hard = resource.getrlimit(resource.RLIMIT_CPU)
     resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time() + seconds), hard))
 
 
 def _limit_memory(more: int | None) -> None:
-    """From now on an allocation fails that takes this process so many bytes beyond what it has; None takes the limit away."""
+    """Make allocations fail that take this process more than ``more`` bytes beyond what it has now; None removes the limit.
+
+    Nothing is done where there is no /proc.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_AS)
     try:
         taken = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[0]) * resource.getpagesize()

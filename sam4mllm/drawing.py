@@ -18,13 +18,14 @@ from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Candidate, Instance, Masks, Prompt
 
 PROMPTS_AT_ONCE = 16
-"""Prompts of one decoding batch: of each a mask of the image's size is made, one after the other."""
+"""Prompts that are decoded in one batch. Their masks are enlarged to the image's size one after the other."""
 CLEAR = 2
-"""Points that, with a box, leave no doubt what is meant: SAM's authors take its single mask where there is more than one prompt."""
+"""Points from which a prompt with a box is unambiguous, so that with the choice ``single`` the segmenter gives one mask: SAM's authors take
+its single mask where there is more than one prompt."""
 
 SMALL_BOX = 0.03
-"""Longest side, in longer sides of the image, of a box that counts as a click where the segmenter draws nothing in it: six cells of the
-demo segmenter's masks, eight of SAM's; our choice.
+"""Longest side, as a share of the image's longer side, of a box that is drawn again as a click if the segmenter draws nothing in it. It is
+six cells of the demo segmenter's masks and eight of SAM's; our choice.
 """
 
 
@@ -44,10 +45,15 @@ class Drawing:
         judge: Callable[[Features], float],
         compared: bool,
     ) -> list[list[Instance]]:
-        """Decode the prompts in batches; of each prompt's candidates keep the one that the options choose.
+        """Return the instances of each phrase. The prompts are decoded in batches; the options choose among the masks of each, and
+        instances with an empty mask are left out.
 
-        ``present``: for each phrase, the probability that it has a target. ``compared``: a box with points is drawn without them too, to
-        see how much hangs on them.
+        Args:
+            embedding: the image, as the segmenter took it in.
+            targets: for each phrase, its targets.
+            present: for each phrase, the probability that the image shows what it means.
+            judge: gives the score for an instance's features.
+            compared: whether a box with points is also drawn without them, for the feature ``box_agreement``.
         """
         flat = [(target, chance) for found, chance in zip(targets, present, strict=True) for target in found]
         at_once = PROMPTS_AT_ONCE // 2 if compared else PROMPTS_AT_ONCE
@@ -63,7 +69,7 @@ class Drawing:
         return [[instance for instance in found if instance.mask.any()] for found in by_phrase]
 
     def masks(self, embedding: Embedding, targets: Sequence[PromptTarget]) -> Iterator[NDArray[np.bool_]]:
-        """The mask of each target, as it would be drawn, to ask by."""
+        """Yield the mask of each target as it would be drawn; the pipeline chooses by it where to ask about points."""
         for start in range(0, len(targets), PROMPTS_AT_ONCE):
             some = targets[start : start + PROMPTS_AT_ONCE]
             for target, (masks, _) in zip(some, self._decode(embedding, some, compared=False), strict=True):
@@ -78,7 +84,9 @@ class Drawing:
         return int((masks.predicted_iou * [agreement(mask, points_px, said) for mask in masks.masks]).argmax())
 
     def _decode(self, embedding: Embedding, targets: Sequence[PromptTarget], compared: bool) -> list[tuple[Masks, Masks | None]]:
-        """For each target its masks, and those of its box alone if they are compared and there is a difference in the prompts."""
+        """Return for each target its masks, and the masks of its box alone, or None if ``compared`` is false or the prompt is not a box
+        with points.
+        """
         if not targets:
             return []
         prompts = [self._prompt(embedding, target) for target in targets]
@@ -90,7 +98,10 @@ class Drawing:
         return [(masks, of_box.get(index)) for index, masks in enumerate(drawn)]
 
     def _with_clicks(self, embedding: Embedding, prompts: Sequence[Prompt], drawn: Sequence[Masks]) -> list[Masks]:
-        """The masks; where a small box gave none, and no point says that it should, those of a click: on its points, else on its middle."""
+        """Return the masks, but draw a small box again as a click if its mask is empty and no point of it is labelled as off the object.
+
+        The click is on the prompt's points, or on the middle of the box if it has none.
+        """
         small = SMALL_BOX * max(embedding.width, embedding.height)
         clicks = {
             index: _as_click(prompt.box_px, prompt.points_px)

@@ -1,6 +1,6 @@
-"""Writing that survives a kill and a power cut: whole beside its place, flushed to the disk, then renamed.
+"""Write files and folders so that a kill or a power cut leaves either the old or the new one: write beside it, flush to the disk, rename.
 
-What is not finished is named ``.<name>.partial``; a killed process leaves it behind, and the next writer removes it.
+An unfinished file or folder is named ``.<name>.partial``. A killed process leaves it behind, and the next writer removes it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ PARTIAL = ".*.partial"
 """Matches the names that ``partial`` gives."""
 
 Step = Callable[[str], None]
-"""Called with a name before the disk changes; a test stops the process there."""
+"""A function that is called with the name of a step before the disk changes. A test passes one that stops the process there."""
 
 
 def no_step(name: str) -> None:
@@ -47,7 +47,9 @@ def sync_tree(folder: Path) -> None:
 
 
 def publish(temporary: Path, final: Path, step: Step = no_step, name: str = "") -> None:
-    """Give a finished file or folder its name; a reader finds the former one or the new one at any moment."""
+    """Flush a finished file or folder to the disk and rename it to ``final``. At any moment a reader finds either the former one or the new
+    one there. ``name`` stands in the names of the steps.
+    """
     step(f"sync {name}")
     sync_tree(temporary)
     step(f"replace {name}")
@@ -72,9 +74,9 @@ def replace_file(path: Path, data: bytes, step: Step = no_step) -> None:
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A folder to fill, which takes its name when the block ends; after an error nothing is left of it.
+    """Give the block a folder to fill, which is renamed to ``folder`` when the block ends, or removed if an error ends it.
 
-    In that place there is nothing, or an empty folder. Raises OSError.
+    At the end of the block, raises OSError if there is anything at ``folder`` but an empty folder.
     """
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -91,7 +93,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def append_line(path: Path, line: bytes, step: Step = no_step) -> None:
-    """Add a line to a file, apart from one that a killed process left half written."""
+    """Append a line to a file. If a killed process left the last line half written, the new one begins on a line of its own."""
     step(f"append {path.stem}")
     with path.open("a+b") as file:
         file.write(_line_end(file) + line + b"\n")

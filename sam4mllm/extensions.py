@@ -67,9 +67,10 @@ def names(group: Group, ours: Collection[str]) -> tuple[str, ...]:
 
 
 def find(group: Group, name: str, ours: Collection[str]) -> Extension | None:
-    """What a package brings under a name; None if none does, or if the name is one of ``ours``.
+    """Return what a package brings under a name; None if no package does, or if the name is one of ``ours``.
 
-    Who claims a name of ours, or one that another package has claimed before it in the alphabet, is left out with a line in the log.
+    If several packages claim the name, the first in the alphabet gets it. The log warns of each entry point that is left out, also of those
+    that claim one of ``ours``.
     """
     claims = [extension for extension in all_of(group) if extension.name == name]
     taken = "this is one of sam4mllm's own" if name in ours else f"{claims[0].package} brings one of that name" if claims else ""

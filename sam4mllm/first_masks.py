@@ -1,7 +1,7 @@
-"""What a model that answers with points means: the mask that the segmenter draws from each, and the box around it.
+"""Boxes for a model that answers with points: the segmenter draws a mask from each point, and the box around that mask is taken.
 
-With a box around each point's first mask, all that asks about boxes can go on: points in it are put to the model, a candidate is matched
-with it, a reviewer's click is taken for it.
+With these boxes every step that needs boxes can follow: the model is asked about points in them, candidates are matched with them, and
+reviewers' clicks are assigned to them.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ NOTHING_DRAWN = "the segmenter drew nothing at the model's points"
 
 
 def draw_first(segmenter: Segmenter, embedding: Embedding, told: Sequence[Grounding], stand: bool) -> list[Grounding]:
-    """Groundings with a box for each point of those that have none. A mask that repeats an earlier one is another point of the same thing
-    and is left out. ``stand``: the masks themselves are the answer, as candidates; otherwise their boxes are to be drawn.
+    """Return the groundings; those that have points in place of boxes get a box around the mask of each point.
+
+    A mask that repeats an earlier one comes from a second point on the same thing and is left out, as is an empty mask. ``stand``: whether
+    the masks are kept as the answer, as candidates; if not, the segmenter draws the boxes later.
     """
     return [_draw(segmenter, embedding, one, stand) if one.boxless else one for one in told]
 

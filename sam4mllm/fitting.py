@@ -1,4 +1,4 @@
-"""Which plan fits a GPU: how the MLLM is held, and whether a training run goes on beside serving or while it pauses.
+"""Which plan fits a GPU: how the MLLM is quantised, and whether a training run goes on beside serving or while serving pauses.
 
 All of it is arithmetic on bytes that :mod:`sam4mllm.memory` counts; no model is needed, and no GPU.
 """
@@ -12,19 +12,23 @@ from typing import Literal, get_args
 from sam4mllm.options import QuantizeName
 
 Mode = Literal["beside", "pause", "none"]
-"""A run goes on ``beside`` the serving models, while serving makes a ``pause``, or there is no room for one (``none``)."""
+"""How a training run shares the GPU with serving: ``beside`` the serving models, while serving makes a ``pause``, or not at all, for lack
+of room (``none``)."""
 QUANTISATIONS: tuple[QuantizeName, ...] = get_args(QuantizeName)
-"""From the most exact on."""
+"""The ways to quantise a model, the most exact first."""
 PROCESS_BYTES = 1.5e9
-"""What a process takes on a GPU that counting does not see: CUDA's context and libraries, half a gigabyte and more; the logits of a row's
-answers over 150,000 words, half a gigabyte in training; and what the allocator keeps in pieces. An allowance, not a measurement."""
+"""Bytes that a process takes on a GPU beside those that are counted: CUDA's context and libraries, half a gigabyte and more; the logits of
+a row's answers over a vocabulary of 150,000 tokens, half a gigabyte in training; and fragments that the allocator keeps. This is an
+allowance, not a measurement."""
 IDLE_BYTES = 0.5e9
-"""What is left of it in a server whose models are in main memory while serving pauses: CUDA's context."""
+"""Bytes that a server still takes on the GPU while serving pauses and its models are in main memory: CUDA's context."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """One way to hold the models, in bytes: to serve, and for a run that trains a LoRA of ``rank`` in a process of its own."""
+    """What one way to hold the models takes, in bytes: ``serving`` with them, and a ``run`` that trains a LoRA of ``rank`` in a process of
+    its own.
+    """
 
     quantize: QuantizeName
     rank: int
@@ -56,12 +60,13 @@ class Fit:
 
 
 def choose_fit(demands: Sequence[Demand], free: float, modes: Sequence[Mode] = ("beside", "pause")) -> Fit | None:
-    """The best that fits into ``free`` bytes; None if nothing does.
+    """Return the best demand and mode that fit into ``free`` bytes; None if nothing does.
 
-    ``demands`` come from the most exact one on, and ``modes`` in the order in which they are liked.
+    ``demands`` are sorted from the most exact one on, and ``modes`` by preference.
 
-    Exact numbers come first, for every answer depends on them and a pause lasts minutes: what trains at all is taken before what is
-    quantised more, beside serving before a pause. Only where nothing trains is it served without.
+    Exact weights matter most, because every answer depends on them while a pause lasts only minutes. So the most exact demand that leaves
+    room for training in any of the modes is taken, in the first mode that fits. Only if none leaves room is a model served without
+    training.
     """
     serve_only: Sequence[Mode] = ("none",)
     for some in (modes, serve_only):

@@ -21,8 +21,9 @@ def _sides(width: float, height: float, coordinates: NDArray[np.float64]) -> NDA
 
 
 def to_steps(coordinates_px: ArrayLike, size: tuple[int, int], steps: tuple[int, int]) -> NDArray[np.int64]:
-    """Pixels (..., 2 or 4: x, y pairs) of an image of ``size`` (width, height) to whole steps, ``steps`` of them to a side; of the same
-    shape; what lies outside the image is brought to its edge.
+    """Convert pixels (..., 2 or 4: x, y pairs) of an image of ``size`` (width, height) to whole steps, an array of the same shape.
+
+    ``steps`` is the number of steps across the width and across the height. What lies outside the image is moved to its edge.
     """
     px = np.asarray(coordinates_px, np.float64)
     count = np.resize(np.array(steps, np.float64), px.shape[-1])
@@ -30,7 +31,10 @@ def to_steps(coordinates_px: ArrayLike, size: tuple[int, int], steps: tuple[int,
 
 
 def from_steps(coordinates: ArrayLike, size: tuple[int, int], steps: tuple[int, int]) -> NDArray[np.float32]:
-    """Steps (..., 2 or 4) to the pixels in the middle of each, float32, inside the image."""
+    """Convert steps (..., 2 or 4: x, y pairs) to the pixel coordinates of their middles, float32; the arguments are those of ``to_steps``.
+
+    Steps outside of the range are moved into it, so that the result lies inside the image.
+    """
     numbers = np.asarray(coordinates, np.float64)
     count = np.resize(np.array(steps, np.float64), numbers.shape[-1])
     return ((np.clip(numbers, 0, count - 1) + 0.5) / count * _sides(*size, numbers)).astype(np.float32)

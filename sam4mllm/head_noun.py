@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 LONG = 10
-"""Words of a phrase from which the rule is not trusted. refCOCOg's expressions have 8.4 words on average, refCOCO's 3.6 (Mao et al. 2016,
+"""Most words of a phrase for which the rule is trusted. refCOCOg's expressions have 8.4 words on average, refCOCO's 3.6 (Mao et al. 2016,
 Yu et al. 2016, table 1), and lead with their noun; ReasonSeg's instructions are longer, and often never name what they ask for (Lai et al.
 2024, figure 2)."""
 
@@ -39,7 +39,8 @@ _PREPOSITIONS = _words(
     "of on in at by to from with without near under below beneath above over behind beside besides between among beyond inside outside "
     "against along across around next facing towards toward through into onto off up down for about within closest nearest left right"
 )
-"""``left`` and ``right``, too: they cut only behind a noun (``the cup left of the dog``)."""
+"""``left`` and ``right`` are also among the adjectives; as prepositions they end the name only behind a noun (``the cup left of the
+dog``)."""
 _CLAUSES = _words(
     "that which who whom whose where when while is are was were has have had wears holds looks sits stands held worn seen shown made cut "
     "and or but not"
@@ -60,15 +61,15 @@ _NOT_PARTICIPLES = _words(
 )
 _NOT_SUPERLATIVES = _words("forest chest nest guest vest pest west post mast toast roast beast breast request")
 _ALSO_NOUNS = _words("orange light square adult male female")
-"""Adjectives that name a thing where nothing follows."""
+"""Words among the adjectives that are the noun where no noun follows: ``the orange``."""
 _AFTER_PARTICIPLE = _words("a an the his her its their my your up down out away back it")
 
 
 def head_noun(phrase: str) -> HeadNoun:
     """The noun that an English phrase is about, with the noun before it where the two are one name (``tennis racket``).
 
-    What comes first is passed over as long as it only says which one; then the phrase is cut where it goes on to say where, doing what, or
-    with what.
+    Words at the beginning are skipped as long as they only say which one is meant. The phrase is then cut where it goes on to say where the
+    thing is, what it does, or what it has.
     """
     words = re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", phrase.lower())
     if words and (words[0] in _ASKING or "?" in phrase):
@@ -78,7 +79,7 @@ def head_noun(phrase: str) -> HeadNoun:
 
 
 def _kernel(words: list[str]) -> list[str]:
-    """The words from the first that may be part of a name to the cut."""
+    """Return the words of the name: from the first one that may be a part of it to where the phrase is cut."""
     start = 0
     while start < len(words) and _only_tells_which(words, start):
         if words[start] in _ALSO_NOUNS and (start + 1 == len(words) or _cuts(words, start + 1)):
@@ -94,7 +95,9 @@ def _kernel(words: list[str]) -> list[str]:
 
 
 def _only_tells_which(words: list[str], at: int) -> bool:
-    """Whether a word before the name is a determiner or an adjective; ``the left of the table`` has none behind it."""
+    """Whether the word at an index is a determiner, an adjective, or the like before the name. ``left`` in ``the left of the table`` is
+    not, because no noun follows it.
+    """
     word, following = words[at], words[at + 1 : at + 2]
     if word in _BEFORE_OF and following == ["of"]:
         return False
@@ -121,7 +124,10 @@ def _cuts(words: list[str], at: int) -> bool:
 
 
 def _name(kernel: list[str]) -> str:
-    """The last word, and the one before it if that is no adjective; empty if it stands for any thing."""
+    """Return the last word of the name, with the one before it unless that is an adjective or a determiner.
+
+    The result is empty if the last word can stand for any thing (``thing``, ``one``), or is not ASCII.
+    """
     if not kernel or kernel[-1] in _NO_NOUN or kernel[-1] in _PREPOSITIONS or not kernel[-1].isascii():
         return ""
     before = kernel[-2:-1]

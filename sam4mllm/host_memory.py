@@ -1,7 +1,7 @@
-"""Memory that is freed stays with the process.
+"""Make glibc keep the memory that this process frees, so that the next picture uses the same pages again.
 
-A picture's tensors are larger than what glibc keeps by default: it would take their pages from the system for each picture and give them
-back after it, and the system has to fill each page with zeros. A process that works picture by picture uses the same pages again.
+A picture's tensors are larger than what glibc keeps by default. It would take their pages from the system for each picture and give them
+back after it, and the system has to fill each new page with zeros.
 """
 
 from __future__ import annotations
@@ -13,17 +13,18 @@ import sys
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
 """Names of glibc's ``malloc.h`` (mallopt(3))."""
 KEPT = 1 << 30
-"""Bytes: what is free at the heap's end is given back only beyond it, and what is asked for at once is of the heap up to it."""
+"""Bytes that may be free at the heap's end before any are given back to the system; also the largest single request that the heap serves
+itself, rather than by a mapping of its own."""
 
 OLDER_MOST = 32 << 20
-"""Bytes up to which an older glibc takes the second of these."""
+"""The largest value, in bytes, that an older glibc accepts for M_MMAP_THRESHOLD."""
 
 
 def keep_freed_memory() -> bool:
-    """Ask glibc to keep what is freed, and to have one heap for all threads, for the models' thread frees what others asked for.
+    """Tell glibc to keep memory that is freed, and to use one heap for all threads, because the models' thread frees what others allocated.
 
-    To be called before threads begin. False, and nothing is changed, without glibc or where the environment's MALLOC_ variables say what
-    is wanted.
+    Call it before threads begin. Return whether glibc accepted all of it. Nothing is changed, and False is returned, without glibc or if
+    the environment has MALLOC_ variables, which then hold.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -12,7 +12,7 @@ from pathlib import Path
 def digest_of(parts: Mapping[str, object]) -> str:
     """The SHA-256, 64 hexadecimal digits, of the parts as JSON with sorted keys; a tuple counts as a list.
 
-    Raises TypeError for what JSON does not hold, keys that are no text among it, and ValueError for a number that is not finite.
+    Raises TypeError for values that JSON cannot hold and for keys that are not text, and ValueError for a number that is not finite.
     """
     _check_keys(parts)
     text = json.dumps(parts, sort_keys=True, separators=(",", ":"), allow_nan=False)
@@ -25,7 +25,7 @@ def slug(model: str) -> str:
 
 
 def _check_keys(value: object) -> None:
-    """json would write the keys 1 and "1" alike."""
+    """Raise TypeError for a key that is not text, because json would write the keys 1 and "1" alike."""
     if isinstance(value, dict):
         for key, part in value.items():
             if not isinstance(key, str):

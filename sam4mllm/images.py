@@ -70,9 +70,9 @@ _STORED_VIEWS: dict[int, Callable[[NDArray[np.uint8]], NDArray[np.uint8]]] = {
     7: lambda upright: np.rot90(upright, 2).transpose(1, 0, 2),
     8: lambda upright: np.rot90(upright, -1),
 }
-"""EXIF 2.32, tag 274 (Orientation): the upright picture, seen as its pixels are stored."""
+"""For each EXIF orientation that is not upright (EXIF 2.32, tag 274): the view of the upright array in which pixels lie as in the file."""
 _BAND_ROWS = 256
-"""Rows that are converted at once: what conversions take beside the decoded picture stays at some megabytes."""
+"""Rows that are converted at once, so that a conversion takes only some megabytes beside the decoded picture."""
 
 
 def _empty(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
@@ -80,10 +80,10 @@ def _empty(shape: tuple[int, int, int]) -> NDArray[np.uint8]:
 
 
 def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
-    """The picture as a new, writable (H, W, 3) uint8 RGB array in reading order.
+    """Return the picture as a new, writable (H, W, 3) uint8 RGB array in reading order.
 
-    Its EXIF orientation is applied, and everything that speaks of pixels elsewhere means this array. Of an animation or a stack of pages it
-    is the first. Transparent parts become white, 16-bit grey is reduced to its upper 8 bits.
+    Its EXIF orientation is applied, and pixel coordinates elsewhere always refer to this array. Of an animation or a file of several pages
+    the first is taken. Transparent parts become white, and 16-bit grey is reduced to its upper 8 bits.
 
     Args:
         source: a path, the bytes of a file, an open binary file, a Pillow image, or an array that is already (H, W, 3) uint8 RGB.
@@ -103,7 +103,7 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.
 
 
 def open_image(file: BinaryIO, max_pixels: int) -> ImageFile:
-    """A picture whose size is known and allowed and whose pixels are not decoded yet; the file stays open. Raises ImageError."""
+    """Open a picture and check its size without decoding its pixels, for which the file must stay open. Raises ImageError."""
     start = file.read(16)
     if not start:
         raise ImageError("the image file is empty; send it again")

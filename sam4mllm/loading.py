@@ -1,4 +1,4 @@
-"""From the names in settings to a Pipeline."""
+"""Load a Pipeline from the names of a model, a segmenter and adapters; load several that share the models."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def load_pipeline(
     dialect: str | None = None,
     segmenter_adapter: str | None = None,
 ) -> Pipeline:
-    """See :func:`sam4mllm.load`. ``segmenter_adapter`` is that of its mask decoder, a folder or a version, in place of the one that
-    ``adapter`` has; PLAIN is none.
+    """Load a pipeline; see :func:`sam4mllm.load`. ``segmenter_adapter`` is a folder or a version whose adapter of the mask decoder takes
+    the place of the one in ``adapter``; PLAIN leaves the mask decoder without one.
     """
     load = partial(load_variants, device=device, options=options, precision=precision, dialect=dialect)
     if adapter is None:
@@ -72,10 +72,12 @@ def load_variants(
     precision: Precision = AUTO,
     dialect: str | None = None,
 ) -> Variants:
-    """Load both models; adapters can then be loaded beside each other. ``dialect`` is a name or a file, None the model's own. The model
-    ``none`` is no MLLM: the segmenter alone is loaded.
+    """Load both models, for several adapters that can then be loaded beside each other.
 
-    Raises ModelError, before loading if they cannot fit, and TemplateError.
+    ``dialect`` is a name or a file; None is the model's own. If ``model`` is ``none``, only the segmenter is loaded.
+
+    Raises ModelError if a model cannot be loaded, and before loading if the weights cannot fit into memory; TemplateError if the dialect
+    cannot be used; ExtensionError if another package's segmenter cannot.
     """
     place = pick_device(device)
     spoken = None if dialect is None else load_dialect(dialect)
@@ -104,8 +106,11 @@ class Variants:
         dialect: Dialect | None = None,
         device: torch.device = CPU,
     ) -> None:
-        """``checkpoint`` None is no MLLM; the segmenter is then on ``device``. ``dialect`` is what the model is to be spoken to in, None
-        its own; adapters have their own, and any other is then refused. Raises ModelError if the options' strategy cannot be done.
+        """Share the models among pipelines.
+
+        ``checkpoint``: the base model, None for no MLLM; the segmenter is then on ``device``. ``dialect``: the dialect in which the model
+        is spoken to, None for its own; an adapter that was trained in another one than is given here is refused. Raises ModelError if the
+        models cannot carry out the options' strategy.
         """
         self._checkpoint = None if checkpoint is None else checkpoint_for(checkpoint, None, dialect)
         self._dialect = dialect
@@ -125,10 +130,10 @@ class Variants:
         return self._checkpoint
 
     def load(self, folder: Path, adapter: Manifest | LooseAdapter) -> Pipeline:
-        """A pipeline with the adapter in a folder, spoken to as its papers say; its part for the segmenter, if it has one, draws.
+        """Load the adapter in a folder and return a pipeline with it, which speaks to the model as the adapter's papers say.
 
-        Raises RegistryError if it is not safe, ModelError if it is another base model's or another segmenter's, or is to be spoken to in
-        another dialect, or if there is no base model.
+        Raises RegistryError if the adapter is not safe to load. Raises ModelError if it was trained on another base model or another
+        segmenter, or in another dialect than the one asked for, or if there is no base model.
         """
         if self._checkpoint is None:
             raise ModelError(NO_ADAPTER.format(adapter.version))
@@ -156,9 +161,10 @@ class Variants:
         self._adapters.load(version, folder)
 
     def drawing_with(self, name: str | None, pipeline: Pipeline) -> Pipeline:
-        """A pipeline of these with another adapter of the mask decoder, a folder's or a version's; PLAIN is none, None its own.
+        """Return one of these pipelines with another adapter of the mask decoder.
 
-        Raises RegistryError and ModelError as ``load`` does.
+        ``name`` is the adapter's folder or version, PLAIN for no adapter, or None to keep the pipeline's own. Raises RegistryError and
+        ModelError as ``load`` does.
         """
         if name is None:
             return pipeline
@@ -216,7 +222,7 @@ class Variants:
             self._adapters.use(version)
 
     def _as_named(self, adapter: Manifest, checkpoint: Checkpoint) -> Manifest:
-        """An adapter from before identities were hashes of JSON keeps its name."""
+        """Return the manifest so that an adapter from before identities were hashes of JSON keeps its version's name."""
         if adapter.template_sha256 != former_template(checkpoint.dialect, checkpoint.markup):
             return adapter
         pipeline = self._pipeline(adapter.version, adapter, checkpoint, adapter)
@@ -224,7 +230,10 @@ class Variants:
         return keep_name(adapter, pipeline.identity, former)
 
     def identity_for(self, papers: Papers) -> str:
-        """What shapes the predictions of an adapter with these papers besides itself. Raises ModelError if it cannot serve here."""
+        """Return the hash of all that shapes predictions besides the adapter, if an adapter with these papers serves here.
+
+        Raises ModelError if it cannot serve here.
+        """
         checkpoint = checkpoint_for(self.checkpoint, papers, self._dialect)
         segmenter = self._segmenter
         if SEGMENTER_WEIGHTS in papers.files:
@@ -235,12 +244,12 @@ class Variants:
 
     @property
     def base_sha256(self) -> str:
-        """The hash of the base model; empty if there is none, so that no adapter is its own."""
+        """The hash of the base model; empty if there is none, so that it equals no adapter's ``base_sha256``."""
         return "" if self._checkpoint is None else self._checkpoint.base_sha256
 
     @property
     def template_sha256(self) -> str:
-        """The hash of what is said to it, empty likewise."""
+        """The hash of the dialect and the chat markup in which the base model is spoken to; empty if there is no base model."""
         return "" if self._checkpoint is None else self._checkpoint.template_sha256
 
     def _pipeline(
@@ -251,7 +260,9 @@ class Variants:
         papers: Papers | None = None,
         segmenter: Segmenter | None = None,
     ) -> Pipeline:
-        """``version`` is what the MLLM answers with; ``adapter`` may be of the segmenter alone, and is then no adapter of it."""
+        """Make a pipeline. ``version`` is that of the MLLM's adapter, BASE for none; ``adapter`` gives the pipeline's version its name, and
+        may change the segmenter alone.
+        """
         segmenter = segmenter or self._segmenter
         if checkpoint is None:
             return Pipeline(NoGrounder(), segmenter, self._options, self._slug, learned=False)

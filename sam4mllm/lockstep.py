@@ -1,5 +1,7 @@
-"""Several images through the method at once. What is written for one image is a generator that yields each question to the MLLM and goes on
-with the answer; here one such walk is taken alone, or several take their steps together, so that their questions share passes::
+"""Run the method on several images at once, so that their questions to the MLLM share forward passes.
+
+The method is written for one image, as a generator that yields each question to the MLLM (a step) and is sent the answer. Such a generator
+is a walk. Here a walk is run alone, or several are run in lockstep::
 
     first image     locate ─┐         ask points ─┐         masks
     second image    locate ─┴─ pass   ask points ─┴─ pass   masks
@@ -22,7 +24,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class Locate:
-    """Where are these phrases? ``seconds`` gets this walk's share of the time, under its stage."""
+    """The question where ``phrases`` are in a scene. This walk's share of the time is added to ``seconds`` under ``stage``."""
 
     scene: Scene
     phrases: Sequence[str]
@@ -32,13 +34,16 @@ class Locate:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What steps of one pass have in common."""
+        """A key that is equal for all steps that can share a pass."""
         return (Locate, self.question)
 
 
 @dataclass(frozen=True, eq=False)
 class AskPoints:
-    """Do these points lie on what was found?"""
+    """The question whether the points of each inquiry lie on what was found. ``joint``: whether one answer is about all points of a box.
+
+    This walk's share of the time is added to ``seconds`` under ``stage``.
+    """
 
     scene: Scene
     inquiries: Sequence[Inquiry]
@@ -48,7 +53,7 @@ class AskPoints:
 
     @property
     def kind(self) -> tuple[object, ...]:
-        """What steps of one pass have in common."""
+        """A key that is equal for all steps that can share a pass."""
         return (AskPoints, self.joint)
 
 
@@ -73,7 +78,10 @@ def go_on() -> None:
 
 
 def walk_alone(grounder: Grounder, walk: Walk[T], between: Callable[[], None] = go_on) -> T:
-    """What a walk comes to. What it or the grounder raises comes through. ``between`` is called before each step, and after it."""
+    """Run a walk to its end and return its result. Errors of the walk or of the grounder are raised.
+
+    ``between`` is called each time before the walk goes on, and before each question to the MLLM.
+    """
     answer: Any = None
     while True:
         between()
@@ -87,7 +95,10 @@ def walk_alone(grounder: Grounder, walk: Walk[T], between: Callable[[], None] = 
 
 
 def walk_together(grounder: Grounder, walks: Sequence[Walk[T]], between: Callable[[], None] = go_on) -> list[T | Exception]:
-    """What each walk comes to, or what it or its steps raise; no walk fails for another's sake. ``between`` as in ``walk_alone``."""
+    """Run several walks in lockstep and return for each its result, or the error that it or its question raised.
+
+    An error in one walk ends no other. ``between`` is called each time before a walk goes on, and before each pass.
+    """
     outcomes: dict[int, T | Exception] = {}
     answers: dict[int, Any] = dict.fromkeys(range(len(walks)))
     while answers:
@@ -113,7 +124,9 @@ def walk_together(grounder: Grounder, walks: Sequence[Walk[T]], between: Callabl
 
 
 def _take_each(grounder: Grounder, steps: Sequence[Step]) -> list[Any]:
-    """The answers to steps of one kind; where they cannot be had together, those that can be had alone, and the others' errors."""
+    """Return the answers to steps of one kind. If asking them together fails, each is asked alone, and an error takes the place of the
+    answer of each that fails again. EngineAwayError is taken for all of them at once.
+    """
     try:
         return _take(grounder, steps)
     except EngineAwayError as error:
@@ -121,7 +134,7 @@ def _take_each(grounder: Grounder, steps: Sequence[Step]) -> list[Any]:
     except Exception as error:
         if len(steps) == 1:
             return [error]
-    # beyond the except, for until the error is gone, what it refers to takes up memory
+    # outside of the except block: until the error is gone, what its traceback refers to takes up memory
     return [answer for step in steps for answer in _take_each(grounder, [step])]
 
 

@@ -1,7 +1,7 @@
-"""The look back: each mask's outline is drawn on the image, and the MLLM says whether that is what the phrase means.
+"""The look back: each mask's outline is drawn on the image, and the MLLM is asked whether that is what the phrase means.
 
-The paper asks the MLLM about points before there is a mask; this asks about the mask that came of them. What it says is a feature of the
-score, and by an option what it denies is dropped.
+The paper asks the MLLM about points before there is a mask; the look back asks about the mask that came of them. The answer is a feature of
+the score. With an option, instances that the MLLM denies are dropped.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from sam4mllm.prompts.look_back import DEMO_QUESTION, QUESTION
 from sam4mllm.values import Grounding, Instance
 
 SHAPE = {"questions": (QUESTION, DEMO_QUESTION), "colour": COLOUR, "width": WIDTH}
-"""All that shapes a look, for hashes."""
+"""All that shapes a look back; it becomes part of the pipeline's identity."""
 DENIED = 0.5
 """P(yes) below which an instance is dropped, where that is asked for. One of which the model says neither yes nor no stays."""
 
@@ -33,15 +33,18 @@ def look_back(
     Args:
         grounder: asked once an instance, each time about an image of its own.
         image: (H, W, 3) uint8, on which the outlines are drawn.
-        phrase: what they are to be.
+        phrase: what the instances should show.
         found: the instances; their masks are not empty.
-        judge: the score of what is known of an instance.
+        judge: gives the score for an instance's features.
     """
     return [_looked(one, _ask(grounder, image, phrase, one), judge) for one in found]
 
 
 def drop_denied(grounding: Grounding, looked: Sequence[Instance]) -> tuple[Grounding, list[Instance]]:
-    """Without what the look back denied. If nothing is left, the answer is that there is no such object, as sure as the least sure no."""
+    """Drop the instances that the look back denied. Return the grounding and the instances that are left.
+
+    If all are denied, the answer is that there is no such object. Its probability is then at least that of the least sure "no".
+    """
     kept = [one for one in looked if one.features.looked >= DENIED]
     if kept or not looked:
         return grounding, kept

@@ -1,4 +1,4 @@
-"""What is done with masks: tidy them and compare them. As polygons and as run lengths they are written by ``polygons`` and ``run_lengths``.
+"""Tidy masks and compare them. The modules ``polygons`` and ``run_lengths`` write masks in those forms and read them.
 
 A mask is (H, W) bool in the pixel frame of ``geometry``: pixel (row r, column c) is the unit square from (c, r) to (c + 1, r + 1), and its
 centre is (c + 0.5, r + 0.5).
@@ -102,7 +102,7 @@ def union(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def lies_on(mask: NDArray[np.bool_], points_px: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """(K,) bool: whether the pixel under each of (K, 2) points is in the mask (H, W); points outside count as on its edge."""
+    """(K,) bool: whether the pixel under each of (K, 2) points is in the mask (H, W); a point outside the image counts as on its border."""
     rows = np.clip(points_px[:, 1].astype(int), 0, mask.shape[0] - 1)
     columns = np.clip(points_px[:, 0].astype(int), 0, mask.shape[1] - 1)
     return np.asarray(mask[rows, columns])

@@ -1,8 +1,8 @@
-"""What models need against what there is, said before loading.
+"""How much memory models need and how much there is, reported before loading.
 
-Parameters are counted from the headers of the safetensors files, a few kilobytes each; of a hub model that is not on this machine yet, the
-headers alone are fetched. To the weights comes room to work in: the keys and values of an image and a full row of questions, and what one
-layer holds while it works on the row. Larger images and more kept scenes need more; so the figure is where to begin, not a bound.
+Parameters are counted from the headers of the safetensors files, a few kilobytes each; of a hub model that is not on this machine yet, only
+the headers are fetched. Working memory is added to the weights: the keys and values of an image and of a full row of questions, and what
+one layer holds while it works on the row. Larger images and more kept scenes need more, so the figure is an estimate and not a bound.
 """
 
 from __future__ import annotations
@@ -36,30 +36,32 @@ from sam4mllm.segmentation.names import split_name
 log = logging.getLogger(__name__)
 
 IMAGE_TOKENS = 2048
-"""Of an image that there is room for: 1,536 x 1,024 pixels in Qwen2.5-VL, whose tokens are 28 pixels wide."""
+"""Tokens of the image that working memory is counted for: 1,536 x 1,024 pixels in Qwen2.5-VL, whose tokens are 28 pixels wide."""
 ADAPTER_BYTES = 16
-"""A LoRA parameter in training: the weight, its gradient and AdamW's two moments, each in float32."""
+"""Bytes of a LoRA parameter in training: the weight, its gradient and AdamW's two moments, each in float32."""
 ABSMAX_BLOCK, SCALES_BLOCK = 64, 256
-"""nf4: a scale for 64 weights, in 8 bit itself, and a float32 for 256 of those scales (QLoRA, Dettmers et al. 2023, section 3)."""
+"""Blocks of nf4 with double quantisation: 64 weights share an 8 bit scale, and 256 of these scales share a float32 (QLoRA, Dettmers et al.
+2023, section 3)."""
 TABLES = 4 * (16 + 256 + 1)
 """Bytes of a 4 bit layer's two code books and its offset, in float32."""
 WORTH_SAYING = 1e9
-"""Bytes below which nothing is said: such a model fits anywhere."""
+"""Bytes below which nothing is logged: such a model fits anywhere."""
 EMBEDDED = 3
-"""Times that embeddings of each layer are there at once: as looked up, as projected from the token's own, and their sum."""
+"""How many copies of the embeddings that are made for each layer exist at once: those looked up, those projected from the token's own
+embedding, and their sum."""
 SAM_TOKENS = 64 * 64
 SAM_HEADS = {"vit_b": 12, "vit_l": 16, "vit_h": 16}
 SAM_MAPS = 3
-"""Of 1,024 pixels SAM makes 64 x 64 tokens, each of which attends to all in the layers with global attention (Kirillov et al. 2023,
-appendix A). Where the relative positions are added, three maps of all heads are there at once, in float32."""
+"""Attention maps of all heads, in float32, that SAM holds at once where it adds relative positions. It makes 64 x 64 tokens of an image of
+1,024 pixels, and in the layers with global attention each attends to all (Kirillov et al. 2023, appendix A)."""
 OTHER_WORKING = 1_000_000_000
-"""Of other segmenters, whose attention is windowed: room for their features and the masks of a batch of prompts."""
+"""Working bytes of other segmenters, whose attention is windowed: room for their features and the masks of a batch of prompts."""
 KEPT_BYTES = 2**30
-"""Of images that a server keeps open; what SAM4MLLM_CACHE_MB allows where it is not set."""
+"""Bytes of the images that a server keeps open, as SAM4MLLM_CACHE_MB allows by default."""
 UNLIMITED = 2**60
-"""Above this, a limit of control groups (version 1) means none."""
+"""A control group (version 1) whose memory limit in bytes is above this has no limit."""
 UNREAD = r"(model\.)?(audio_tower|embed_audio)\."
-"""What is left where it is: see :func:`~sam4mllm.grounding.families.load_checkpoint`."""
+"""Matches the names of weights that are not loaded: see :func:`~sam4mllm.grounding.families.load_checkpoint`."""
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
@@ -78,8 +80,8 @@ class Stored:
 
     @property
     def is_quantised(self) -> bool:
-        """Whether it is a linear layer's weight in the language model. Experts are one parameter once they are loaded, also where a file
-        holds each.
+        """Whether bitsandbytes would quantise it: a linear layer's weight in the language model. Weights of experts are not, because they
+        are one parameter once they are loaded, even if a file holds each expert's own.
         """
         linear = len(self.shape) == 2 and self.name.endswith(".weight") and ".experts." not in self.name
         return linear and re.match(QUANTISED, self.name) is not None
@@ -98,7 +100,10 @@ class Need:
 
 
 def read_headers(source: str) -> list[Stored] | None:
-    """The tensors of a model folder or hub id, as far as they are loaded; None if they cannot be known, of which loading then says why."""
+    """Return those tensors of a model folder or hub id that will be loaded.
+
+    None if the headers cannot be read; loading then reports why.
+    """
     folder = Path(resolve(source))
     try:
         here = folder if folder.exists() else Path(snapshot_download(source, local_files_only=True))
@@ -122,13 +127,15 @@ def _tensor_bytes(tensor: Stored, precision: Precision, size: int) -> int:
     if precision.quantize == "none" or not tensor.is_quantised:
         return tensor.count * size
     if precision.quantize == "8bit":
-        return tensor.count + 4 * tensor.shape[0]  # and a float32 scale a row
+        return tensor.count + 4 * tensor.shape[0]  # a byte for each weight, and a float32 scale for each row
     blocks = math.ceil(tensor.count / ABSMAX_BLOCK)
     return math.ceil(tensor.count / 2) + blocks + 4 * math.ceil(blocks / SCALES_BLOCK) + TABLES
 
 
 def working_bytes(config: Any, dtype: torch.dtype) -> int:
-    """Room to answer in: keys and values of an image and a full row, the row's masks, and a layer's inner values over the row."""
+    """Return the working bytes of answering: keys and values of an image and a full row, the row's attention masks, a layer's inner values
+    over the row, and the states of recurrent layers.
+    """
     text = config.get_text_config()
     copies = COPIES_AT_ONCE if keeps_states(config) else 0
     masks = 1 if window_of(config) is None else 2
@@ -140,10 +147,10 @@ def working_bytes(config: Any, dtype: torch.dtype) -> int:
 
 
 def _kept_values(config: Any) -> int:
-    """Keys and values of a token in all layers that have their own."""
+    """Return how many numbers a token's keys and values are, in all layers that have their own."""
     text = config.get_text_config()
     own = text.num_hidden_layers - _recurrent_layers(text) - (getattr(text, "num_kv_shared_layers", 0) or 0)
-    if window_of(config) is not None:  # whose kinds of layers have heads of two sizes
+    if window_of(config) is not None:  # its two kinds of layers have heads of different sizes
         layers = [text.per_layer_config[index] for index in range(own)]
         return int(sum(2 * layer.num_key_value_heads * layer.head_dim for layer in layers))
     heads = text.num_attention_heads
@@ -152,7 +159,7 @@ def _kept_values(config: Any) -> int:
 
 
 def _values_of_embeddings(text: Any) -> int:
-    """Of a token, embeddings that are made for each layer, all before the first."""
+    """Return how many numbers a token's embeddings for the single layers are; those of all layers are made before the first layer."""
     return int(text.num_hidden_layers * (getattr(text, "hidden_size_per_layer_input", 0) or 0))
 
 
@@ -161,12 +168,14 @@ def _recurrent_layers(text: Any) -> int:
 
 
 def _state_bytes(text: Any) -> int:
-    """What the layers that keep states know of one conversation, in float32."""
+    """Return the bytes of the states, in float32, that recurrent layers keep for one conversation."""
     return int(_recurrent_layers(text) * text.linear_num_value_heads * text.linear_key_head_dim * text.linear_value_head_dim * 4)
 
 
 def _inner_values(text: Any) -> int:
-    """Of a token in a layer: its MLP's, or those of the experts that it is sent to and of the shared one."""
+    """Return how many inner values a layer has for a token: its MLP's, or those of the experts that the token is routed to and of the
+    shared expert.
+    """
     if getattr(text, "enable_moe_block", False):  # Gemma 4 has experts beside an MLP
         return int(text.intermediate_size + text.top_k_experts * text.moe_intermediate_size)
     if getattr(text, "use_double_wide_mlp", False):
@@ -177,7 +186,7 @@ def _inner_values(text: Any) -> int:
 
 
 def training_bytes(tensors: Iterable[Stored], config: Any, rank: int, dtype: torch.dtype) -> int:
-    """What training adds: an adapter with its optimiser, and each layer's input, kept for the way back."""
+    """Return the bytes that training adds: an adapter with its optimiser, and each layer's input, which is kept for the backward pass."""
     text = config.get_text_config()
     adapter = sum(rank * sum(tensor.shape) for tensor in tensors if tensor.is_quantised)
     kept = text.num_hidden_layers * text.hidden_size * (IMAGE_TOKENS + MAX_ROW) * dtype.itemsize
@@ -185,7 +194,7 @@ def training_bytes(tensors: Iterable[Stored], config: Any, rank: int, dtype: tor
 
 
 def estimate(source: str, device: torch.device, precision: Precision = AUTO, rank: int | None = None) -> Need | None:
-    """What a model needs, with ``rank`` to train an adapter of that rank; None if it cannot be known."""
+    """Return what a model needs to answer, or, if ``rank`` is given, to train an adapter of that rank; None if it cannot be known."""
     tensors = read_headers(source)
     if tensors is None:
         return None
@@ -201,8 +210,10 @@ def estimate(source: str, device: torch.device, precision: Precision = AUTO, ran
 
 
 def count_demands(source: str, segmenter: str, device: torch.device, precision: Precision, rank: int) -> list[Demand]:
-    """What each way to hold a model needs, from the most exact on; those that ``precision`` rules out are left out. Empty if it cannot be
-    known. A checkpoint that is stored quantised has one way.
+    """Return what each way to quantise a model needs, the most exact first, with a segmenter and to train a LoRA of ``rank``.
+
+    If ``precision`` names a quantisation, or the checkpoint is stored quantised, there is only that way. The list is empty if the needs
+    cannot be known.
     """
     tensors = read_headers(source)
     try:
@@ -218,8 +229,10 @@ def count_demands(source: str, segmenter: str, device: torch.device, precision: 
 
 
 def demand_of(tensors: Sequence[Stored], config: Any, masks: Need, rank: int, dtype: torch.dtype, quantize: QuantizeName) -> Demand:
-    """The demand of a model's tensors and a segmenter that needs ``masks``. The two never work at once. A run trains without a segmenter,
-    and then compares with one.
+    """Return the demand of a model with these tensors and of a segmenter, whose need is ``masks``.
+
+    The model and the segmenter never work at the same time. A training run first trains without a segmenter and then measures with one, so
+    the larger of the two counts.
     """
     weights, working = weight_bytes(tensors, Precision(quantize=quantize), dtype), working_bytes(config, dtype)
     answering = weights + masks.weights + max(working, masks.working)
@@ -247,12 +260,14 @@ def free_bytes(device: torch.device, precision: Precision = AUTO) -> int:
 
 
 def _free_on(device: torch.device) -> int:
-    """Free, or kept by this process's allocator for nothing."""
+    """Return the bytes on a GPU that are free, or that this process's allocator has reserved and does not use."""
     return torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
 
 
 def free_ram(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
-    """Memory that this process could take: what the machine has available, or the room in a control group above it that is less."""
+    """Return the bytes of main memory that this process could take: what the machine has available, or the room in one of the process's
+    control groups, if that is less. ``groups`` and ``root`` are where Linux lists the groups.
+    """
     available: int = psutil.virtual_memory().available
     return min([available, *_group_rooms(groups, root)])
 
@@ -278,7 +293,7 @@ def _group_rooms(groups: Path, root: Path) -> list[int]:
 
 
 def _room_in(folder: Path, limit: str, usage: str, droppable: str) -> int | None:
-    """None if a control group has no limit, or is not to be seen from here."""
+    """Return the room in a control group, given its folder and the names of its files; None if it has no limit or cannot be read."""
     try:
         most, used = int((folder / limit).read_text()), int((folder / usage).read_text())
         statistics = dict(line.split(maxsplit=1) for line in (folder / "memory.stat").read_text().splitlines())
@@ -290,7 +305,10 @@ def _room_in(folder: Path, limit: str, usage: str, droppable: str) -> int | None
 def announce(
     source: str, device: torch.device, precision: Precision = AUTO, *, segmenter: str | None = None, rank: int | None = None
 ) -> None:
-    """Say what a model and a segmenter need and what there is. Raises ModelError if their weights alone do not fit."""
+    """Log what a model and a segmenter need and how much memory is free.
+
+    Raises ModelError if their weights alone do not fit, unless ``device_map`` lets the CPU hold the rest of weights that are not quantised.
+    """
     need = estimate(source, device, precision, rank)
     if need is None:
         return

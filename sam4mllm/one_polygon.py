@@ -26,7 +26,7 @@ Points = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class _Bridge:
-    """Between a point of one border and a point of another, by their places in these."""
+    """A cut between two borders; each end is the number of a border and the index of a point in it."""
 
     length: float
     first: tuple[int, int]
@@ -34,10 +34,11 @@ class _Bridge:
 
 
 def to_one_polygon(mask: NDArray[np.bool_], least_iou: float = LEAST_IOU) -> list[Points]:
-    """A mask (H, W) as one polygon (K, 2) int32: x, y of pixels, from 0; filled by ``fill`` it gives the mask back.
+    """Return a mask (H, W) as a list of one polygon (K, 2) int32: x, y of pixels, from 0. ``fill`` gives the mask back, with the bridges
+    between pieces added.
 
-    Where bridges between pieces would bring the IoU below ``least_iou``, it is a polygon for each piece instead, each exact; of an empty
-    mask there is none.
+    Where these bridges would bring the IoU below ``least_iou``, the list has a polygon for each piece instead, each exact. For an empty
+    mask it is empty.
     """
     window = cv2.boundingRect(mask.astype(np.uint8))
     x, y, width, height = window
@@ -163,7 +164,9 @@ def _join(borders: list[Points], bridges: list[_Bridge]) -> list[Points]:
 
 
 def _cross(start: Points, end: Points) -> Points:
-    """The pixels between two points of a bridge: readers that move points along a long side would not go back as they came."""
+    """Return all pixels of a bridge from ``start`` to ``end``. With its ends alone, a reader that puts points along long sides might not go
+    back over the same pixels.
+    """
     steps = int(np.abs(end - start).max()) + 1
     return np.asarray(np.rint(np.linspace(start, end, steps)), np.int32)
 
@@ -171,7 +174,9 @@ def _cross(start: Points, end: Points) -> Points:
 def _around(
     borders: list[Points], leaving: Mapping[int, list[tuple[int, tuple[int, int]]]], seen: set[int], arrival: tuple[int, int]
 ) -> Iterator[Points | tuple[int, int]]:
-    """The points of a border from where it is arrived at until there again, and in between where its bridges lead."""
+    """Walk once around a border, from its point ``arrival`` (border, index) back to it. Yield its points in runs, and after a run that ends
+    at a bridge the (border, index) to which the bridge leads, unless that border was seen.
+    """
     number, place = arrival
     seen.add(number)
     ring = np.roll(borders[number], -place, axis=0)

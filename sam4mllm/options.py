@@ -12,13 +12,13 @@ Strategy = str
 """One of STRATEGIES, or one that another package brings (:mod:`sam4mllm.strategies`)."""
 STRATEGIES: tuple[Strategy, ...] = ("box", "ppg", "pqpp", "reason", "concept", "choose")
 BY_CONCEPT: tuple[Strategy, ...] = ("concept", "choose")
-"""Those that need a segmenter which takes phrases; how that one is prompted is no matter of an adapter."""
+"""The strategies that need a segmenter which takes phrases. No adapter learns them, for they are about how that segmenter is prompted."""
 LearnedStrategy = Literal["box", "ppg", "pqpp", "reason"]
-"""Those that an adapter may have learned, and its papers may name."""
+"""The strategies that an adapter may have learned and that its papers may name."""
 NO_MODEL = "none"
 """The name that stands for no MLLM."""
 PLAIN = "none"
-"""The name of no adapter where one of the segmenter's mask decoder is meant."""
+"""The name that stands for no adapter of the segmenter's mask decoder."""
 NO_ADAPTER = "the adapter {} serves with an MLLM, and the model is none: name the adapter's model, or leave the adapter out"
 THRESHOLD = 0.5
 """Least score of what a segmenter finds by a phrase, where nothing else is set: that of SAM 3's published demos."""
@@ -53,24 +53,26 @@ class Thresholds:
 
 @dataclass(frozen=True)
 class Options:
-    """The strategy, and how points are asked: ``joint`` as published or each on its own, how many of the pattern (30 alone, 15 jointly),
-    which answers count, where points fall, and which mask is drawn.
+    """How a phrase is answered: the strategy, how the MLLM is asked about points, which answers count, and which mask is taken.
 
-    ``strategy``: one of STRATEGIES, see :mod:`sam4mllm.pipeline`, or another package's; ``auto``, which the pipeline replaces.
-    ``joint`` None: as the adapter has learned, else each on its own.
+    ``strategy``: one of STRATEGIES, see :mod:`sam4mllm.pipeline`, or another package's; or ``auto``, which the pipeline replaces.
+    ``joint``: whether all points of a box are asked about in one question (as published) or each on its own; None is what the adapter has
+    learned, else each on its own. ``count``: how many points are asked about; None is 30 on their own, 15 jointly. ``thresholds``: which
+    answers count.
 
-    ``pattern``: ``spread`` over the box (published); ``interior``, half of them deep in the mask that the box alone gives, half deep in the
-    rest of the box; ``unsure``, half of them spread, half where those answers leave it open; ``second-look``, spread, and asked again
-    beside where the mask contradicts an answer. ``choice``: of the segmenter's candidates, the best by its ``predicted`` IoU (published),
-    or by that times the ``agreement`` with all answers; or a ``single`` one where a box has two points or more. docs/points.md measures
-    them.
+    ``pattern``: where points fall. ``spread``: over the box (published). ``interior``: half of them deep in the mask that the box alone
+    gives, half deep in the rest of the box. ``unsure``: half of them spread, the other half where the answers to these are in doubt.
+    ``second-look``: spread, and the MLLM is asked again beside each point whose answer the mask contradicts. ``choice``: which of the
+    segmenter's candidates is taken: the best by ``predicted`` IoU (published); the best by that IoU times the ``agreement`` with all
+    answers; or ``single``, the only one that the segmenter is asked for where a box has two points or more. docs/points.md measures
+    patterns and choices.
 
     ``threshold``: where the segmenter takes the phrase itself, the least score of what it finds, from 0 to 1.
-    ``thought_tokens``: with ``reason``, where a thought is cut off and the answer asked for.
-    ``look_back``: whether the MLLM is shown each mask's outline and asked if that is what the phrase means: ``off``, for the ``score``
-    alone, or to ``drop`` what it denies, too. Where a reviewer clicks it is not asked.
-    ``edges``: names the edges that masks get afterwards, where a team adopted some (:mod:`sam4mllm.edges`); it only names them.
-    ``former_mask``: whether the segmenter, where a reviewer's click corrects a mask, sees that mask, too. docs/points.md measures it.
+    ``thought_tokens``: with ``reason``, the number of tokens after which a thought is cut off and the answer asked for.
+    ``look_back``: whether the MLLM is shown each mask's outline and asked if that is what the phrase means: ``off``; ``score``, for the
+    score alone; or ``drop``, which also drops what it denies. It is not asked where a reviewer clicks.
+    ``edges``: the name of the edges that masks get afterwards, where a team adopted some (:mod:`sam4mllm.edges`); nothing is moved by it.
+    ``former_mask``: whether the segmenter is also given the mask that a reviewer's click corrects. docs/points.md measures it.
     """
 
     strategy: AskedStrategy = "auto"
@@ -101,9 +103,11 @@ class Options:
         return self.count if self.count is not None else 15 if self.joint else 30
 
     def shaping(self) -> dict[str, Any]:
-        """What of them shapes predictions, for hashes: what a strategy does not look at is left out, so that it renames no version."""
+        """Return the options that shape predictions, to be hashed. Those that the strategy does not use are left out, so that a change of
+        them gives no version a new name.
+        """
         chosen = asdict(self)
-        del chosen["former_mask"]  # nothing is predicted by clicks alone
+        del chosen["former_mask"]  # it matters only where a reviewer clicks, and predictions are made without clicks
         if self.strategy not in BY_CONCEPT:
             del chosen["threshold"]
         if self.strategy != "reason":
@@ -136,12 +140,13 @@ def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool, has
     """The strategy that answers: the one that is named, else the one that the model has learned.
 
     Args:
-        asked: ``auto`` or a strategy, which stands whatever the model is; an adapter's papers may have named it.
-        demo: whether it is the demo model, which was trained to answer about points.
-        has_adapter: whether an adapter is in use, which training here teaches points.
+        asked: ``auto``, or a strategy, which is returned whatever the model is; an adapter's papers may have named it.
+        demo: whether the model is the demo's, or another that was trained to answer about points.
+        has_adapter: whether an adapter is in use; training in this project teaches it to answer about points.
         has_model: whether there is an MLLM at all; without one the segmenter takes the phrase.
 
-    A model that was never trained on points may answer all of them alike, and 30 wrong points overrule a good box: its box alone counts.
+    A model that was never trained on points may answer all of them alike, and 30 wrong points overrule a good box. So for such a model
+    ``auto`` means ``box``.
     """
     if asked != "auto":
         return asked

@@ -10,8 +10,9 @@ from sam4mllm.errors import ModelError
 
 
 def original_name(config: Mapping[str, Any]) -> str | None:
-    """What a config.json is of, if the folder is to be converted first. Qwen's first text models have the type of Qwen-VL-Chat, and no
-    ``visual``.
+    """Return the name of the model that a config.json describes if its folder has to be converted first, else None.
+
+    Qwen's first text models have the same ``model_type`` as Qwen-VL-Chat, but no ``visual``.
     """
     kind = config.get("model_type")
     if kind == "qwen" and "visual" in config:
@@ -20,7 +21,7 @@ def original_name(config: Mapping[str, Any]) -> str | None:
 
 
 def refuse_original(config: Mapping[str, Any], source: str) -> None:
-    """Raises ModelError with the command that converts the folder."""
+    """Raise ModelError, with the command that converts the folder, if the folder has to be converted first."""
     name = original_name(config)
     if name is not None:
         how = f"sam4mllm models convert {source} OUT" if Path(source).is_dir() else "fetch it, then sam4mllm models convert FOLDER OUT"

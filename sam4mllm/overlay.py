@@ -23,9 +23,9 @@ TRUE, PREDICTED = (46, 134, 255), (255, 92, 56)
 THUMBNAIL = 560
 """Long side of a picture among many on a page."""
 CONTEXT = 0.35
-"""What such a picture shows around the objects, in long sides of what encloses them."""
+"""Margin that such a picture shows around the objects, as a share of the long side of the box that encloses them."""
 LEAST_SHOWN = 0.4
-"""Smallest side of it, as a share of the image's: what else there is often explains an error."""
+"""Least side of the part of the image that it shows, as a share of the image's long side: the surroundings often explain an error."""
 
 
 class Marked(Protocol):
@@ -70,7 +70,8 @@ def draw_compared(
         truth: (H, W) bool, outlined in TRUE.
         predicted: (H, W) bool, tinted and outlined in PREDICTED.
         instances: what was found, with boxes and points in pixels of the image.
-        shown: (H, W) bool, what has to be seen besides the instances, for several pictures of one frame; truth and prediction if None.
+        shown: (H, W) bool, what has to be in the picture besides the instances; truth and prediction if None. With the same ``shown`` and
+            instances, several pictures show the same part of the image.
         long_side: of the picture, in pixels.
     """
     x1, y1, x2, y2 = _window(truth | predicted if shown is None else shown, instances)
@@ -133,7 +134,10 @@ def _mark(
     unit: float,
     origin: tuple[int, int] = (0, 0),
 ) -> None:
-    """Box and points on a picture of ``zoom`` times the size, whose first pixel is the image's at ``origin``."""
+    """Draw an instance's box and points on a picture that shows the image from ``origin`` (x, y) on, ``zoom`` times as large.
+
+    ``unit`` scales the width of lines and the size of points.
+    """
     x1, y1, x2, y2 = np.rint((instance.box_px - np.tile(origin, 2)) * zoom).astype(int).tolist()
     cv2.rectangle(drawn, (x1, y1), (x2, y2), (255, 255, 255), round(4 * unit), cv2.LINE_AA)
     cv2.rectangle(drawn, (x1, y1), (x2, y2), tint, round(2 * unit), cv2.LINE_AA)

@@ -17,13 +17,13 @@ SHARED = Path(__file__).with_name("pages")
 
 
 def render(template: Path, /, **values: object) -> str:
-    """A template with its values; what is not given is an error, and all text is escaped."""
+    """Render a template with its values. All text is escaped; a value that the template uses and that is not given is an error."""
     return _environment(template.parent).get_template(template.name).render(**values)
 
 
 @cache
 def _environment(folder: Path) -> Environment:
-    """Kept, and with it the compiled templates."""
+    """Return the Jinja environment for a folder's templates. It is cached, and with it the compiled templates."""
     environment = Environment(loader=FileSystemLoader([folder, SHARED]), autoescape=True, undefined=StrictUndefined)
     environment.filters |= {"share": write_share, "change": write_change, "duration": write_duration, "picture": embed_picture}
     environment.filters |= {"setting": write_setting, "moment": write_moment}
@@ -31,12 +31,12 @@ def _environment(folder: Path) -> Environment:
 
 
 def write_share(value: float | None) -> str:
-    """Three digits, a dash for what was not measured."""
+    """Write a share with three decimal places, or a dash for what was not measured."""
     return "–" if value is None else f"{value:.3f}"
 
 
 def write_change(value: float | None) -> str:
-    """As a share, with its sign."""
+    """Write the change of a share with its sign and three decimal places, or a dash for what was not measured."""
     return "–" if value is None else f"{value:+.3f}".replace("-", "−")
 
 
@@ -54,7 +54,7 @@ def write_moment(seconds: float) -> str:
 
 
 def write_setting(value: object) -> str:
-    """As text, a dash for none."""
+    """Write a setting as text, or a dash if it is None or empty."""
     return "–" if value is None or value == "" else str(value)
 
 

@@ -6,11 +6,11 @@
   (paper: proactive query of prompt points).
 - ``reason``: the MLLM thinks before it gives boxes; then as ``pqpp`` where it has learned to answer about points, else as ``box``.
 - ``concept``: the segmenter takes the phrase and finds all of its kind; no MLLM is asked.
-- ``choose``: the segmenter finds all of the phrase's kind, the MLLM's boxes say which are meant; a box that nothing fits is drawn as by
-  ``pqpp`` or ``box``.
+- ``choose``: the segmenter finds all of the phrase's kind, and the MLLM's boxes say which are meant; a box that fits none of them is drawn
+  as by ``pqpp`` or ``box``.
 
-A model that answers with points has no boxes to give: with ``box`` and ``ppg`` the segmenter draws each point; the others take the box
-around that mask for the model's (:mod:`sam4mllm.first_masks`).
+Some models answer with points and give no boxes. The segmenter then draws a mask from each point. Where no points are asked about, that
+mask is the answer; else the box around it is taken as the model's (:mod:`sam4mllm.first_masks`).
 
 ``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``; without an MLLM ``concept``. Other
 packages may bring more (:mod:`sam4mllm.strategies`).
@@ -88,7 +88,7 @@ class Asked:
 
 
 class Versioned(Protocol):
-    """An adapter that the grounder serves with."""
+    """An adapter of the grounder's or the segmenter's model, which names the pipeline's version."""
 
     def version_for(self, identity: str) -> str: ...
 
@@ -107,7 +107,7 @@ class Pipeline:
     ) -> None:
         """``learned``: whether the model was trained to answer about points. If not, answers that are all alike are dropped.
 
-        Raises ModelError if the model, a :class:`~sam4mllm.grounding.nobody.NoGrounder` say, or the segmenter cannot do the strategy.
+        Raises ModelError if the grounder, a :class:`~sam4mllm.grounding.nobody.NoGrounder` for example, or the segmenter cannot do it.
         """
         self.grounder = grounder
         self.segmenter = segmenter
@@ -120,7 +120,7 @@ class Pipeline:
         check_look_back(chosen.look_back, has_model=self.has_model)
         self.options = replace(chosen, strategy=self.resolve(chosen.strategy), joint=bool(chosen.joint))
         self.calibration: Calibration | None = None
-        """May be replaced at any time, from any thread: each call of ``segment`` scores all its masks by one. No part of the version."""
+        """By which masks are scored; None is the fixed formula. May be replaced at any time, from any thread. No part of the version."""
 
     @property
     def identity(self) -> str:
@@ -153,7 +153,7 @@ class Pipeline:
 
     @property
     def strategies(self) -> tuple[Strategy, ...]:
-        """Those worth comparing here: what model and segmenter can do. A trained model thinks only if it was trained to."""
+        """Those that model and segmenter can carry out and that are worth comparing. A trained model thinks only if it was trained to."""
         if not self.has_model:
             return ("concept",)
         thinks = not self.learned or self.strategy == "reason"
@@ -167,7 +167,7 @@ class Pipeline:
 
     @property
     def strategy(self) -> Strategy:
-        """What the options' strategy has come to."""
+        """The strategy by which the pipeline answers if a call names none."""
         return self.resolve(self.options.strategy)
 
     def _identity(self, options: Options) -> str:
@@ -185,10 +185,10 @@ class Pipeline:
         return f"{self.slug}-0-{identity[:8]}" if self.adapter is None else self.adapter.version_for(identity)
 
     def open(self, image: NDArray[np.uint8], embedding: Embedding | None = None, between: Callable[[], None] = go_on) -> Opened:
-        """Take in an image (H, W, 3) uint8 RGB, EXIF-rotated; ``embedding`` if the segmenter has taken it in already. ``between`` is called
-        between the two models.
+        """Take in an image (H, W, 3) uint8 RGB, EXIF-rotated, with both models. ``embedding`` is the segmenter's, if it has taken in the
+        image already. ``between`` is called after the first model and before the second.
 
-        Raises ImageError if it is of another kind, or too small.
+        Raises ImageError if the image has another shape or type, or is too small.
         """
         check_image(image)
         seconds: dict[str, float] = {}
@@ -214,13 +214,13 @@ class Pipeline:
             image: (H, W, 3) uint8 RGB, or what ``open`` made of it.
             phrases: referring expressions; may be empty if there are clicks, which then stand alone (one Segmentation with an empty
                 phrase).
-            strategy: None is the pipeline's own, that of its options. An answer's version is that of the strategy it was given by.
+            strategy: the strategy of this call; None is that of the pipeline's options. The version in the answers depends on it.
             clicks: a reviewer's own points and boxes; they join the prompts.
-            threshold: None is the pipeline's own, that of its options.
+            threshold: the least score of what the segmenter finds by a phrase; None is that of the pipeline's options.
             between: called before and after each question to the MLLM.
 
         Raises:
-            ImageError, PhraseError, ModelError: with one line on what to do; the last of a strategy that cannot be done here.
+            ImageError, PhraseError, ModelError: with one line on what to do; ModelError for a strategy that cannot be done here.
         """
         options, cleaned = self._read(phrases, strategy, threshold)
         opened = image if isinstance(image, Opened) else self.open(image)
@@ -228,7 +228,7 @@ class Pipeline:
         return walk_alone(self.grounder, self._walk(opened, cleaned, options, clicks, seconds), between)
 
     def segment_each(self, asked: Sequence[Asked], between: Callable[[], None] = go_on) -> list[list[Segmentation] | Exception]:
-        """As ``segment`` for each of several images, whose questions to the MLLM share passes: its answer, or what it raises."""
+        """Do what ``segment`` does for several opened images, whose questions share forward passes: for each its answer, or its error."""
 
         def walk(one: Asked) -> Walk[list[Segmentation]]:
             options, cleaned = self._read(one.phrases, one.strategy, one.threshold)
@@ -256,7 +256,7 @@ class Pipeline:
             targets = yield from self._question(opened, groundings, targets, seconds)
         calibration = self.calibration
         with _timed(seconds, "segmenter"):
-            # what is pointed at is there; and who points waits for the mask, so that what only the score wants is left undrawn
+            # what a reviewer points at is there; and reviewers wait for their mask, so nothing is drawn that only the score needs
             present = [1.0 if clicks is not None else 1.0 - grounding.no_target_probability for grounding in groundings]
             judge = partial(score, calibration=calibration)
             compared = options.strategy != "box" and clicks is None
@@ -302,7 +302,7 @@ class Pipeline:
     def _question(
         self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[PromptTarget]], seconds: dict[str, float]
     ) -> Walk[list[list[PromptTarget]]]:
-        """Put points in every box of every phrase to the MLLM, each round in one pass, and keep the sure answers."""
+        """Ask the MLLM about points in all boxes of all phrases, each round in one pass, and add the sure answers to the targets."""
         asked: list[tuple[Grounding, int]] = []
         for grounding, found in zip(groundings, targets, strict=True):
             said = [target for target in found if _is_of_phrase(target)]
@@ -312,9 +312,9 @@ class Pipeline:
         return [[self._keep(target, next(answers)) if _is_asked(target) else target for target in found] for found in targets]
 
     def _ask_pattern(self, opened: Opened, asked: Sequence[tuple[Grounding, int]], seconds: dict[str, float]) -> Walk[list[Answers]]:
-        """The answers about points in each box of ``asked``, a grounding and which of its boxes."""
+        """Ask about points in each box of ``asked``, pairs of a grounding and the index of one of its boxes, and return the answers."""
         boxes, count = [grounding.boxes_px[index] for grounding, index in asked], self.options.points
-        # a reviewer's clicks decide none of these masks: if they moved the points, each click would cost the MLLM's time, too
+        # a reviewer's clicks are left out of these masks: if they moved the points, the MLLM would be asked anew at each click
         bare = [PromptTarget(box, 1.0) for box in boxes]
 
         def ask(points: list[NDArray[np.float32]]) -> Walk[list[Answers]]:
@@ -389,7 +389,7 @@ def _is_of_phrase(target: PromptTarget) -> bool:
 
 
 def _is_asked(target: PromptTarget) -> bool:
-    """Whether the MLLM is asked about points in the target's box: it needs none where the segmenter found the thing by itself."""
+    """Whether the MLLM is asked about points in the target's box. It is not asked where the segmenter found the thing by itself."""
     return _is_of_phrase(target) and target.candidate is None
 
 

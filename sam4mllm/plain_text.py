@@ -1,4 +1,4 @@
-"""Foreign text that may stand in a line of ours: a log's, a console's, an error's."""
+"""Make foreign text safe to stand in one line of a log, a console or an error message."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import re
 from collections.abc import Iterable
 
 _CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""C0 and C1 controls, line and paragraph separators, what turns the direction of text (Bidi_Control), and halves of characters."""
+"""C0 and C1 controls, line and paragraph separators, characters that change the direction of text (Bidi_Control), and lone surrogates."""
 LONGEST_NAME = 120
 LONGEST_GLANCE = 120
-"""Characters of a text that are read at a glance, beside others in a line."""
+"""Most characters of a text that has to be read at a glance, beside others in a line."""
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 
 
@@ -24,7 +24,7 @@ def shortened(text: str, most: int = LONGEST_GLANCE) -> str:
     line = one_line(" ".join(text.split()))
     if len(line) <= most:
         return line
-    kept = line[:most]  # a word that ends just before its last character is whole
+    kept = line[:most]  # where it ends in a space, the word before that is whole
     return (kept.rsplit(" ", 1)[0] if " " in kept else kept[: most - 1]) + "…"
 
 

@@ -17,38 +17,37 @@ from sam4mllm.masks import lies_on
 from sam4mllm.options import Thresholds
 
 PATTERN_SIZE = 30
-"""Points of the published pattern (released inference notebook); its first 15 are the ones used there."""
+"""Points of the published pattern, of which its notebook uses the first 15 (released inference notebook)."""
 MARGIN = 0.08
-"""Smallest distance of a point from the box's sides, as a share of them; the published pattern spans 8 to 93 %."""
+"""Smallest distance of a point from the sides of its box, as a share of its width and height; the published pattern spans 8 to 93 %."""
 MIN_GAP = 1.0
 """Least distance of two points, in pixels."""
 CANDIDATES = 400
 GRID = 40
-"""Places a side of a box among which points are chosen that follow a mask or earlier answers: 1,600 of them cost a few milliseconds, and
-the published pattern's nearest points are four of them apart."""
+"""Places along each side of a box from which points are chosen that depend on a mask or on earlier answers. All 1,600 cost a few
+milliseconds, and the nearest points of the published pattern are four places apart."""
 EDGE_WEIGHT = 2.0
-"""How many pixels of distance to another point one pixel of distance to the mask's outline is worth. The deepest point comes first, and the
-middle of two outlines is as good as half of the way between two points: neither outline nor neighbours decide alone (after PinPoint, arXiv
-2605.26689: away from boundaries and spread out)."""
+"""How many pixels of distance to another point count as much as one pixel of distance to the mask's outline. The deepest point comes first,
+and the middle between two outlines is as good as the middle between two points, so neither outlines nor neighbours decide alone (after
+PinPoint, arXiv 2605.26689: away from boundaries and spread out)."""
 SURE_WEIGHT = 0.05
-"""What a place where the answers leave nothing open is worth beside one where they leave all open: where none is doubtful, the rest of it
-is asked."""
+"""Least worth of a place, added to its doubt (0 to 1): where no place is in doubt, points are still chosen, spread over the box."""
 NEARNESS = 3
 """Power of the inverse distance by which answers count between points; above the plane's two dimensions, so that near ones outweigh all far
 ones together (Shepard 1968)."""
 BESIDE = 0.02
-"""How far beside a disputed point it is asked again, as a share of the box's sides: the same question has the same answer, and this is five
-times nearer than the pattern's next point."""
+"""Distance from a disputed point at which the model is asked again, as a share of the box's sides. The same point would give the same
+answer, and the pattern's next point is five times farther away."""
 BESIDE_STEPS = ((1, 0), (-1, 0), (0, 1), (0, -1))
 LEAST_MASS = 0.5
-"""P(yes) + P(no) from which a point counts. Below a half the model is more likely to say something else than either, and what the two small
-probabilities have to each other is no answer."""
+"""P(yes) + P(no) from which a point counts. Below a half the model is more likely to say something else than either, and the ratio of two
+small probabilities is no answer."""
 UNSAID = 0.5
-"""P(inside) of a point of which nothing was said: no threshold keeps it."""
+"""P(inside) that is given to a point about which the model said neither yes nor no; :func:`select` never keeps it."""
 ALIKE = 0.9
-"""Share of points with the same verdict from which they say nothing of an object in its box. A tight box is touched by its object on all
-sides, so the pattern falls on both sides of the outline unless the object fills nearly all of the box, where the box says as much, or is a
-line of a tenth of it. Of 30 points three may differ, of 15 one."""
+"""Share of points with the same verdict from which the verdicts say nothing about the object. In a tight box the object touches all sides,
+so the pattern falls on both sides of its outline. The exceptions are an object that fills nearly all of the box, about which the points say
+no more than the box, and a line that covers a tenth of it. Of 30 points three may differ, of 15 one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,7 +63,7 @@ class Answers:
 
 
 def heed(inside: NDArray[np.float64], mass: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(K,) P(inside), UNSAID where the model was about to say neither yes nor no: ``mass`` (K,) is P(yes) + P(no)."""
+    """Return P(inside) (K,), set to UNSAID where ``mass`` (K,), that is P(yes) + P(no), says that the model would answer neither."""
     return np.where(mass >= LEAST_MASS, inside, UNSAID)
 
 
@@ -76,9 +75,9 @@ def select(inside: NDArray[np.float64], thresholds: Thresholds) -> tuple[NDArray
 
 
 def are_alike(inside: NDArray[np.float64], labels: NDArray[np.int64]) -> bool:
-    """Whether nearly all points are said to lie on the same side, or nearly all of those that would prompt.
+    """Whether nearly all points are said to lie on the same side of the outline, or nearly all of those that are to become prompt points.
 
-    ``inside`` (K,) is P(inside); ``labels`` (K,) are 1 and 0 for points that would prompt, -1 for others.
+    ``inside`` (K,) is P(inside); ``labels`` (K,) are 1 and 0 for those that are to become prompt points, -1 for others.
     """
     return _is_one_sided(inside[inside != UNSAID] >= 0.5) or _is_one_sided(labels[labels >= 0] == 1)
 
@@ -120,10 +119,10 @@ def spread(box_px: NDArray[np.float32], count: int) -> NDArray[np.float32]:
 
 
 def interior(box_px: NDArray[np.float32], mask: NDArray[np.bool_], count: int) -> NDArray[np.float32]:
-    """At most ``count`` points (K, 2) in a box, half of them in a mask (H, W) bool, then half in what the box has beside it; of either side
-    those far from the outline and from each other, the deepest first.
+    """Return at most ``count`` points (K, 2) in a box: half of them in a mask (H, W) bool, then half in the rest of the box. On each side
+    they are far from the outline and from each other, the deepest first.
 
-    A side without room for its half leaves it to the other; fewer than ``count`` are found where no more are MIN_GAP apart.
+    If one side has no room for its half, the other takes the rest. There are fewer than ``count`` if no more fit MIN_GAP apart.
     """
     places, points = _places(box_px), np.zeros((0, 2), np.float32)
     on, off = _depths(places, mask), _depths(places, ~mask)
@@ -139,7 +138,10 @@ def deepest(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
 
 
 def _depth_map(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(H, W) how far each pixel is within a mask. What the image cuts off counts as outline, too: nobody sees what is beyond."""
+    """Return (H, W) how deep each pixel lies in a mask: its distance from the outline, 0 off the mask.
+
+    Where the image's border cuts off the mask, it counts as outline, too, because nobody sees what is beyond.
+    """
     padded = np.pad(mask, 1).astype(np.uint8)
     return np.asarray(cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1], np.float32)
 
@@ -152,22 +154,22 @@ def _depths(places_px: NDArray[np.float64], mask: NDArray[np.bool_]) -> NDArray[
 
 
 def _deep(places_px: NDArray[np.float64], depths: NDArray[np.float64], count: int, asked_px: NDArray[np.float32]) -> NDArray[np.float32]:
-    """At most ``count`` of (N, 2) places that have a depth (N,), off those that are asked already."""
+    """Choose at most ``count`` of the places (N, 2) whose depth (N,) is above 0, deep and far from each other and from ``asked_px``."""
     places_px, depths = places_px[depths > 0], depths[depths > 0]
     return _scatter(places_px, lambda gaps: np.minimum(gaps, EDGE_WEIGHT * depths), count, asked_px)
 
 
 def unsure(box_px: NDArray[np.float32], answers: Answers, count: int) -> NDArray[np.float32]:
-    """At most ``count`` further points (K, 2) in a box, where the answers leave it open whether the object is there.
+    """Return at most ``count`` further points (K, 2) in a box, at places where the answers leave in doubt whether the object is there.
 
-    P(inside) of any place is the mean of the answers by nearness: near a half where neighbouring answers differ, which is at the object's
-    outline, and around answers that were near a half themselves.
+    P(inside) of a place is the mean of the answers, weighted by nearness. It is near a half where neighbouring answers differ, which is at
+    the object's outline, and around answers that were near a half themselves.
     """
     if not len(answers.inside):
         return spread(box_px, count)
     places, sides = _places(box_px), np.maximum(box_px[2:] - box_px[:2], 1).astype(np.float64)
     distances = np.linalg.norm((places[:, None] - answers.points_px[None]) / sides, axis=-1)
-    nearness = 1 / np.maximum(distances, 1 / GRID) ** NEARNESS  # a place that was asked is within a step of the grid
+    nearness = 1 / np.maximum(distances, 1 / GRID) ** NEARNESS  # no distance counts as less than a step of the grid
     doubt = 1 - 2 * np.abs(nearness @ answers.inside / nearness.sum(1) - 0.5)
     return _scatter(places, lambda gaps: gaps * (SURE_WEIGHT + doubt), count, answers.points_px, sides)
 
@@ -186,7 +188,9 @@ def beside(box_px: NDArray[np.float32], points_px: NDArray[np.float32]) -> NDArr
 
 
 def settle(answers: Answers, which: NDArray[np.bool_], second: NDArray[np.float64]) -> Answers:
-    """The answers after a second look at those in ``which`` (K,) bool: each the mean of itself and the four ``beside`` it, (4 N,)."""
+    """Return the answers after a second look at the N points of ``which`` (K,) bool. Each of these becomes the mean of its answer and of
+    the four answers ``beside`` it, in ``second`` (4 N,).
+    """
     inside = answers.inside.copy()
     steps = len(BESIDE_STEPS)
     inside[which] = (inside[which] + second.reshape(-1, steps).sum(1)) / (steps + 1)
@@ -207,8 +211,10 @@ def _scatter(
     asked_px: NDArray[np.float32],
     sides_px: NDArray[np.float64] | float = 1.0,
 ) -> NDArray[np.float32]:
-    """At most ``count`` of (N, 2) places, one after the other: the one worth most by its distance, in ``sides_px``, to the nearest point
-    asked or chosen before. None is nearer than MIN_GAP to another.
+    """Choose at most ``count`` of the places (N, 2), one after the other, each time the one that is worth most.
+
+    ``worth`` gives the worth of all places from their distances (N,) to the nearest point in ``asked_px`` or chosen before, measured in
+    ``sides_px``. No place is chosen that is nearer than MIN_GAP to such a point.
     """
     gaps, gaps_px = np.full(len(places_px), np.inf), np.full(len(places_px), np.inf)
     chosen: list[NDArray[np.float64]] = []

@@ -69,7 +69,9 @@ def _as_polygon(polygon: ArrayLike) -> NDArray[np.float64]:
 
 
 def _fill(mask: NDArray[np.bool_], polygon: NDArray[np.float64]) -> None:
-    """Add a polygon (K, 2): wherever one of its sides crosses the middle of a row, all pixels to the right of it change sides."""
+    """Add a polygon (K, 2) to a mask: wherever one of its sides crosses the middle of a row, all pixels to the right switch between outside
+    and inside.
+    """
     height, width = mask.shape
     following = np.roll(polygon, -1, axis=0)
     y_low, y_high = np.minimum(polygon[:, 1], following[:, 1]), np.maximum(polygon[:, 1], following[:, 1])
@@ -95,7 +97,7 @@ def _fill(mask: NDArray[np.bool_], polygon: NDArray[np.float64]) -> None:
 
 
 def _simplified(polygon: NDArray[np.float32], tolerance_px: float) -> NDArray[np.float32]:
-    """By Douglas and Peucker; an outline that would lose its area stays as it is."""
+    """Simplify a polygon by the method of Douglas and Peucker; one that would lose its area stays as it is."""
     simple = np.asarray(cv2.approxPolyDP(polygon[:, None], tolerance_px, True), np.float32).reshape(-1, 2)
     return simple if len(simple) >= 3 else polygon
 

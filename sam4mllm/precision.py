@@ -1,9 +1,9 @@
-"""In which numbers a model is held: its dtype, quantised or not, on one device or spread over several.
+"""How a model is held: its dtype, whether it is quantised, and whether it is on one device or spread over several.
 
 What is quantised is the language model's linear layers, which are nine tenths of a model and more. The rest stays in the dtype: the vision
 tower and the projector, for an error there moves every coordinate; the embeddings, which are looked up, not multiplied; and the head, whose
-logits of yes and no are what the thresholds compare. LLM.int8 keeps the head for the same reason (Dettmers et al. 2022, section 3), and
-LoRA trains the projector, so it gains from exact weights.
+logits of yes and no are what the thresholds compare. LLM.int8 keeps the head for the same reason (Dettmers et al. 2022, section 3). LoRA
+trains the projector, too, which gains from exact weights.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ QUANTISED = r"(?!.*vis(?:ual|ion)).*\b(?:layers|h|transformer\.blocks)\.\d+\."
 Molmo 2 as published (``transformer.blocks.0``).
 """
 KEPT = rf"(?!{QUANTISED}).*"
-"""All other names; transformers reads it as a pattern of the modules to leave alone."""
+"""Matches all other names; transformers takes it as the pattern of the modules that are not to be quantised."""
 
 
 def torch_dtype(precision: Precision, device: torch.device) -> torch.dtype:
@@ -37,7 +37,7 @@ def torch_dtype(precision: Precision, device: torch.device) -> torch.dtype:
 
 
 def describe(precision: Precision, device: torch.device) -> str:
-    """``bf16``, or ``4bit (bf16)``."""
+    """Describe a precision in words: ``bf16``, or ``4bit (bf16)``."""
     named = str(torch_dtype(precision, device))
     name = next(short for short, long in DTYPES.items() if named == f"torch.{long}")
     return name if precision.quantize == "none" else f"{precision.quantize} ({name})"
@@ -56,10 +56,10 @@ def loading_options(precision: Precision, device: torch.device) -> dict[str, Any
 
 
 def check_quantised(precision: Precision, model: Any, source: str) -> None:
-    """Raises ModelError if the model was to be quantised and nothing in it was.
+    """Raise ModelError if the model was to be quantised and no layer was; keep bitsandbytes from changing quantised weights later.
 
-    On a CPU with AVX512-BF16, bitsandbytes 0.50 packs 4 bit weights anew at their first use outside training, with coarser scales:
-    serving would see other weights than training. It is told not to.
+    On a CPU with AVX512-BF16, bitsandbytes 0.50 packs 4 bit weights anew at their first use outside training, with coarser scales, so that
+    serving would see other weights than training. This is switched off in each layer.
     """
     layers = quantised_layers(model)
     if precision.quantize != "none" and not layers:
@@ -84,7 +84,9 @@ def refuse_twice(config: Any, precision: Precision, source: str) -> None:
 
 
 def quantised_layers(model: Any) -> list[Any]:
-    """The layers of a model that bitsandbytes holds; peft's around them have the same names, but are no linear layers."""
+    """Return the layers of a model that bitsandbytes quantised. peft's wrappers have classes of the same names, but are no
+    ``nn.Linear``.
+    """
     return [
         module
         for module in model.modules()

@@ -19,8 +19,8 @@ from sam4mllm.values import Grounding
 class Given:
     """An image that both models have taken in, the ``phrases`` asked about it, and the caller's ``options``.
 
-    ``ground`` and ``ask`` put questions to the MLLM. They are to be awaited by ``yield from``: between two questions the server lets
-    annotators go first, and a bulk run puts the questions of several images into one pass. ``seconds`` gets the time of each stage.
+    ``ground`` and ``ask`` put questions to the MLLM. They have to be called with ``yield from``: between two questions the server lets
+    annotators go first, and a bulk run puts the questions of several images into one pass. The time of each stage is added to ``seconds``.
     """
 
     scene: Scene
@@ -57,7 +57,9 @@ class OtherStrategy(Protocol):
 
 
 def find_by(other: OtherStrategy, given: Given) -> Walk[list[Grounding]]:
-    """What a strategy finds. Raises ModelError if that is not one grounding a phrase, with points for all its boxes or none."""
+    """Return what a strategy finds. Raises ModelError unless it is one grounding for each phrase, in order, with a probability for each box
+    and points for all its boxes or for none.
+    """
     found = yield from other.find(given)
     if [one.phrase for one in found] != list(given.phrases):
         raise ModelError(
@@ -71,7 +73,7 @@ def find_by(other: OtherStrategy, given: Given) -> Walk[list[Grounding]]:
 
 
 def identify(name: str) -> dict[str, str]:
-    """What a strategy of another package says of itself, for hashes; nothing of ours."""
+    """Return the identity of another package's strategy as a part of what is hashed; an empty dict for one of ours."""
     other = find_strategy(name)
     return {} if other is None else {"strategy": other.identity}
 

@@ -14,7 +14,7 @@ from sam4mllm.errors import PhraseError, PromptError
 from sam4mllm.masks import union
 
 MAX_PHRASE = 500
-"""Characters of a phrase. The longest expression in refCOCOg has under 300."""
+"""Most characters of a phrase. The longest expression in refCOCOg has under 300."""
 Pointed = Literal["", "refined", "alone"]
 
 
@@ -32,8 +32,10 @@ class SpokenPoints:
 
 @dataclass(frozen=True, eq=False)
 class Candidate:
-    """What the segmenter found by a phrase itself: its ``mask`` (H, W) bool, its ``score`` in 0–1, and its ``support`` in 0–1, how well an
-    MLLM's box fits it; 1 if none was asked for. ``stability`` as of :class:`Masks`; 1 where none is known.
+    """An object that the segmenter found by a phrase itself: its ``mask`` (H, W) bool and its ``score`` in 0–1.
+
+    ``support`` in 0–1: the IoU of the MLLM's box with the object's; 1 if the MLLM was not asked for one. ``stability``: as in
+    :class:`Masks`; 1 if it is not known.
     """
 
     mask: NDArray[np.bool_]
@@ -47,10 +49,11 @@ class Grounding:
     """Where a phrase is in a scene.
 
     ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``box_probabilities`` (N,) float64, the geometric mean probability of each box's
-    tokens; ``no_target_probability``: probability of the answer that there is no such object; ``points``: N entries if
-    they were asked for, else none. No box means that the model found no such object, or wrote nothing that could be read as one.
-    ``candidates``: N entries if the segmenter took the phrase, too, else none; each is what it found in that box, or None.
-    ``boxless``: the model answers with points; each box is a point without sides, until :mod:`sam4mllm.first_masks` has drawn one.
+    tokens, or the segmenter's score where it found the boxes; ``no_target_probability``: probability of the answer that there is no such
+    object; ``points``: N entries if they were asked for, else none. No box means that the model found no such object, or wrote nothing that
+    could be read as a box. ``candidates``: N entries if the segmenter took the phrase, too, else none; each is what it found in that box,
+    or None. ``boxless``: whether the model answered with points. Each box is then a point without width and height, which
+    :mod:`sam4mllm.first_masks` replaces by a box.
     """
 
     phrase: str
@@ -74,7 +77,7 @@ class Prompt:
     ``single``: the prompt leaves no doubt, so one candidate is enough (a segmenter that always has several may give them all).
     ``mask_logits`` (1, h, w) float32 or None: of an earlier mask of the same object, on the grid of the segmenter's own masks; a segmenter
     that was not made to look at them draws as if there were none.
-    Raises PromptError if there is no box and no point in it, the shapes do not match, or a number is not finite.
+    Raises PromptError if there is neither a box nor a point, the shapes do not match, a number is not finite, or a label is not 0 or 1.
     """
 
     box_px: NDArray[np.float32] | None
@@ -102,11 +105,11 @@ class Prompt:
 
 @dataclass(frozen=True, eq=False)
 class Masks:
-    """The candidates for one prompt, on the grid on which the segmenter draws: a candidate is enlarged to the image when it is asked for.
+    """The candidate masks for one prompt, on the grid on which the segmenter draws; each is enlarged to the image only on request.
 
-    ``coarse`` (N, h, w) bool, of a segmenter that draws at the image's size (N, H, W); ``predicted_iou`` (N,) float64; ``stability`` (N,)
-    float64, the overlap of the mask at a raised and at a lowered threshold. N is at least 1. ``enlarge`` makes (H, W) bool of a
-    candidate's index; None if ``coarse`` has the image's size.
+    ``coarse`` (N, h, w) bool, or (N, H, W) if the segmenter draws at the image's size; ``predicted_iou`` (N,) float64; ``stability`` (N,)
+    float64, the overlap of the mask at a raised and at a lowered threshold. N is at least 1. ``enlarge`` takes a candidate's index and
+    returns its mask (H, W) bool; it is None if ``coarse`` has the image's size.
     """
 
     coarse: NDArray[np.bool_]
@@ -125,7 +128,7 @@ class Masks:
 
     @property
     def masks(self) -> NDArray[np.bool_]:
-        """(N, H, W) bool, all of them: three times the work and the memory of the one that is needed, mostly."""
+        """(N, H, W) bool, all candidates. Mostly there are three and one is needed, so this takes three times its work and memory."""
         return self.coarse if self.enlarge is None else np.stack([self.mask(index) for index in range(len(self.coarse))])
 
 
@@ -135,8 +138,9 @@ class Instance:
 
     ``box_px`` (4,) float32; ``points_px`` (K, 2) float32 all points asked or given; ``inside`` (K,) P(on the object); ``labels``
     (K,) int64, 1 and 0 for those that prompted the segmenter, -1 for those dropped; ``mask`` (H, W) bool; ``score`` in 0–1 with the
-    ``features`` it comes from. ``pointed``: "refined" if a reviewer's click or box had a part in it, "alone" if it is made of nothing
-    else and is no part of the phrase. ``shown``: which of the clicks' shown instances it is.
+    ``features`` it comes from. ``pointed``: "refined" if a reviewer's click or box had a part in it, "alone" if it is made of clicks or a
+    box only and is no part of the phrase, else empty. ``shown``: the index of the instance in the clicks' ``shown``, None if it was not
+    shown.
     """
 
     box_px: NDArray[np.float32]
@@ -152,8 +156,8 @@ class Instance:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a phrase means in an image; no instances is the answer "no such object". ``score`` is the least of its instances', or that of
-    :func:`sam4mllm.confidence.score_empty`.
+    """What a phrase means in an image; no instances is the answer "no such object". ``score`` is the least of its instances'; without
+    instances it is that of :func:`sam4mllm.confidence.score_empty`, or 0 if there is a ``note``.
 
     ``timings``: seconds for ``image``, ``box``, ``points`` and ``segmenter``, shared by the phrases of one call.
     """
@@ -179,7 +183,9 @@ class Segmentation:
 
 
 def check_phrase(phrase: str) -> str:
-    """The phrase with its white space tidied. Raises PhraseError if it is empty or longer than MAX_PHRASE."""
+    """Return the phrase with its white space tidied. Raises PhraseError if it is empty, longer than MAX_PHRASE, or holds lone
+    surrogates.
+    """
     tidy = " ".join(phrase.split())
     try:
         tidy.encode()

@@ -81,7 +81,7 @@ def _example(job: BatchTask, image: LoadedImage, asked: Mapping[str, str], found
 
 @dataclass
 class FolderSource:
-    """The pictures of a dataset, each with its phrases, or of any folder, each with the same ones."""
+    """The pictures of a dataset, each with its own phrases, or, if ``phrases`` are given, all pictures of a folder, each with these."""
 
     folder: Path
     shard: Shard

@@ -1,6 +1,6 @@
-"""The same run on a Ray cluster: Ray Data gets images on CPUs and asks a pool of actors that hold the models; answers come back here.
+"""The steps of a bulk run on a Ray cluster: Ray Data loads images on CPUs and asks a pool of actors that hold the models.
 
-What is done here, results on disk and pushes, is that of a run without Ray. The driver needs no GPU and loads no model.
+The answers come back to this process, the driver, which stores and pushes them as in a run without Ray. It needs no GPU and loads no model.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sam4mllm.host_memory import keep_freed_memory
 from sam4mllm.pipeline import Pipeline
 
 ROWS_A_BLOCK = 8
-"""Tasks that go through the cluster together: what a kill of this process costs, for each of the workers."""
+"""Tasks that go through the cluster together. If this process is killed, each worker loses at most about so many answers."""
 QUIET = {
     "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -78,9 +78,10 @@ class Model:
 
 
 def ray_stages(load: Callable[[], Pipeline], settings: Settings, work: Work) -> tuple[str, Stages]:
-    """The version that the cluster's models have, and the stages; ``load`` is called on each machine that holds models.
+    """Return the version of the cluster's models, and the stages of the run. ``load`` is called in each actor that holds models.
 
-    The cluster is RAY_ADDRESS, or one that runs on this machine, or is started here for this run. Raises BatchError.
+    The cluster is the one at RAY_ADDRESS, else one that runs on this machine, else one that is started here for this run. Raises
+    BatchError, also while the stages are used.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)

@@ -41,13 +41,13 @@ STATES_FILE = "runs.json"
 PAUSE_SECONDS = 2.0
 """Before a busy or paused engine is asked again."""
 STEP_SECONDS = 0.5
-"""Of the models that several pictures may take in one turn. Annotators go first between two uses of a model; a use for many pictures takes
-longer."""
+"""Seconds of the models that the pictures of one step may take together. An annotator's work can only begin between two uses of a model,
+and one use for many pictures takes longer."""
 TURN_SECONDS = 86_400.0
 """How long a task may wait for the models: annotators go first, however many they are."""
 RUNNING = ("running", "stopping")
 FUTURE = 1e11
-"""No moment of ours is so late, in seconds since 1970."""
+"""Seconds since 1970 after which a time in the file of runs counts as damaged."""
 KEPT = 10
 """Projects whose last run is remembered."""
 INTERRUPTED = "the server ended in the middle of it; nothing is lost, start it again to go on"
@@ -76,7 +76,7 @@ class BulkRun:
 
     @property
     def seconds_left(self) -> float | None:
-        """At the rate so far, None while it is not known."""
+        """Seconds until the run ends at its present rate; None while the rate is not known."""
         return (self.of - self.done - self.failed) / self.rate if self.rate else None
 
 
@@ -220,7 +220,7 @@ class BulkRuns:
 
 @dataclass(frozen=True)
 class _Queued:
-    """A project's work that is done on the engine's thread: each picture waits for one of its places and for its turn."""
+    """A project's work, done on the engine's thread: for each piece a place of the engine is taken, and the work waits for its turn."""
 
     work: ProjectWork
     engine: Engine[Leases]

@@ -1,6 +1,6 @@
-"""A shard's run: from the tasks to results on disk and in Label Studio, with three things under way at once.
+"""The run of a shard: from tasks to results on disk and in Label Studio.
 
-One thread asks for pages of tasks, some get images, this one holds the models, and one pushes what is finished.
+One thread lists pages of tasks, some load images, the caller's uses the models, and one pushes finished results, all at the same time.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class ServedLog(Protocol):
 class Tally:
     """What a run did.
 
-    ``kept`` tasks were found done, ``given`` were taken up, ``failed`` has reasons with how many tasks each, ``first`` a task of each.
+    ``kept`` tasks were done by an earlier run, ``given`` were taken up, and ``done`` of these have a result. ``failed`` counts tasks by the
+    reason of their failure, and ``first`` has the first task of each reason.
     """
 
     kept: int = 0
@@ -74,45 +75,46 @@ class Tally:
 
 
 class Sink(Protocol):
-    """Where finished parts go."""
+    """Where the finished parts of a store go."""
 
     def put(self, part: Path) -> None:
-        """Take a part."""
+        """Take a part to be pushed later; return at once."""
         ...
 
     def check(self) -> None:
-        """Raises what a part came to."""
+        """Raise the error with which a push has failed, if one has."""
         ...
 
     def close(self) -> Pushed:
-        """Wait for all parts. Raises Sam4mllmError."""
+        """Wait until all parts are pushed, and return what was pushed. Raises Sam4mllmError."""
         ...
 
     def abandon(self) -> None:
-        """Begin no other part."""
+        """End after the present part, without the others."""
         ...
 
 
 class Nowhere:
-    """For results that stay files."""
+    """The sink of results that stay files: nothing is pushed."""
 
     def put(self, part: Path) -> None:
-        """It is where it belongs."""
+        """Do nothing: the part stays where it is."""
 
     def check(self) -> None:
-        """Nothing can fail."""
+        """Do nothing: nothing can fail."""
 
     def close(self) -> Pushed:
         return Pushed()
 
     def abandon(self) -> None:
-        """Nothing is under way."""
+        """Do nothing: nothing is being pushed."""
 
 
 class Pusher:
-    """Pushes parts into a project, in a thread of its own; the first error that does not pass ends it.
+    """Pushes parts into a project, in a thread of its own. The first error that does not go away when the push is tried again ends it.
 
-    ``beside``: others give the project predictions of the version meanwhile, so that at the end all tasks are looked at once more.
+    Parts that an earlier run left unpushed come first. ``beside``: a server may give the tasks predictions of the same version meanwhile,
+    so repeated predictions are looked for in all tasks at the end.
     """
 
     def __init__(
@@ -153,7 +155,7 @@ class Pusher:
         try:
             while (part := self._parts.get()) is not None and not self._abandoned:
                 self._push(part)
-            for first in range(0, len(self._doubtful), TASKS_A_PUSH):  # long enough ago for an import of a killed run to be over
+            for first in range(0, len(self._doubtful), TASKS_A_PUSH):  # by now, an import that a killed run began is over
                 some = self._doubtful[first : first + TASKS_A_PUSH]
                 again = partial(drop_repeated, self._label_studio, self._project, self._version, some)
                 self._pushed += Pushed(repeated=patiently(again, stop=self._stop))
@@ -185,16 +187,18 @@ def run(
     show: Callable[[Tally, int], None],
     stop: threading.Event,
 ) -> Tally:
-    """Answer what the store does not hold yet. ``show`` is told how it goes and how many tasks are to come.
+    """Answer the tasks that have no result in the store yet, and return what was done.
 
-    When ``stop`` is set the run ends after the task that it is at. Raises Sam4mllmError where it cannot go on; results are kept.
+    ``show`` is called after each task with the tally and about how many tasks are left. ``notes`` None records nothing of what was served.
+    Once ``stop`` is set, the run ends after its present task. Raises Sam4mllmError if it cannot go on; the results so far are kept.
     """
     tally = Tally(kept=len(store.done))
 
     def wanted(job: BatchTask) -> bool:
         if job.id not in store.done:
             return True
-        again = job.id in store.settled or store.done[job.id] != work.key(job)  # what was pushed was deleted in Label Studio
+        # the source lists a settled task again only if its prediction was deleted in Label Studio; another key: the question has changed
+        again = job.id in store.settled or store.done[job.id] != work.key(job)
         tally.kept -= again
         return again
 
@@ -202,7 +206,7 @@ def run(
     try:
         with closing(feed), closing(stages(_timed(feed.jobs(), tally))) as outcomes:  # type: ignore[type-var]
             for outcome in outcomes:
-                if stop.is_set() and outcome.answered is None:  # perhaps because of the end
+                if stop.is_set() and outcome.answered is None:  # perhaps it failed only because of the stop
                     tally.stopped = True
                     break
                 _keep(outcome, work, store, sink, notes, tally)
@@ -231,7 +235,7 @@ def _keep(outcome: TaskResult, work: Work, store: Store, sink: Sink, notes: Serv
         tally.fail(job.id, outcome.message)
         return
     if notes is not None:
-        notes.serve(answered.served)  # before it can be corrected
+        notes.serve(answered.served)  # before it is pushed, and so before a reviewer can correct it
     part = store.add(job.id, work.key(job), answered.result)
     tally.done += 1
     tally.models += outcome.seconds
@@ -258,7 +262,7 @@ class Feed:
         self._thread.start()
 
     def jobs(self) -> Iterator[BatchTask]:
-        """The wanted tasks. Raises what the source raises, in its place."""
+        """Yield the wanted tasks. An error of the source is raised here, after the tasks that were listed before it."""
         while (found := self._queue.get()) is not None:
             if isinstance(found, BaseException):
                 raise found

@@ -36,7 +36,7 @@ from sam4mllm.durable import replace_file
 from sam4mllm.errors import ModelError, RegistryError
 
 TASKS_A_PART = 50
-"""Few enough to be seen soon in Label Studio, and enough that asking it what it has costs little beside the work."""
+"""Tasks in a part: few enough for results to be seen soon in Label Studio, and enough for the requests of a push to cost little."""
 GOES_ON = "the same command goes on"
 WHOLE = Shard()
 
@@ -106,7 +106,7 @@ def results_of(settings: Settings, project: int) -> Path:
 
 
 def open_project(settings: Settings, number: int, shard: Shard = WHOLE) -> tuple[ProjectSource, ProjectWork, LabelStudio]:
-    """A project's tasks, what is asked of each, and where it lies. Raises Sam4mllmError where it cannot be worked on."""
+    """Return the source of a project's tasks, the work on them, and its Label Studio. Raises Sam4mllmError if it cannot be used."""
     token = settings.label_studio_api_key.get_secret_value()
     if not settings.label_studio_url or not token:
         raise BatchError("a project is asked of Label Studio: set LABEL_STUDIO_URL, and LABEL_STUDIO_API_KEY to a token")
@@ -183,7 +183,10 @@ def _summary(plan: BatchPlan, version: str, tally: Tally, joined: Path | None, s
 
 @contextmanager
 def _setting(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C or SIGTERM sets it; a second one ends the process at once, which costs no more than the tasks that it is at."""
+    """Within the block, Ctrl-C or SIGTERM sets ``stop``. The same signal a second time ends the process at once.
+
+    That loses no more than the answers in progress. Outside of the main thread nothing is changed.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return

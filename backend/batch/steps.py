@@ -1,5 +1,6 @@
-"""A run's steps on models of this process: images are fetched and decoded ahead, and several are answered in a step, whose questions to the
-MLLM share passes.
+"""The steps of a bulk run on the models of this process.
+
+Images are fetched and decoded ahead. A step answers several of them together, so that their questions share forward passes of the MLLM.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LOADERS = 4
 IMAGES_A_STEP = 8
 """Most images of a step. A pass of few tokens costs a GPU what reading the weights costs, however many images share it."""
 PIXELS_A_STEP = 40_000_000
-"""Pixels of a step's images together, but for a single one: their masks of every size stay in memory until the step is over."""
+"""Most pixels of a step's images together, because all their masks stay in memory until the step is over; a single image may have more."""
 
 AWAY_SECONDS, AWAY_PAUSE = 1800.0, 2.0
 """How long a task waits for an engine that is away, and between two tries: a restart loads the weights again."""
@@ -36,7 +37,7 @@ Stages = Callable[[Iterator[BatchTask]], Iterator[TaskResult]]
 
 @dataclass
 class Pace:
-    """How many images a step takes: as many as the models answer in ``seconds``, by the last step, and at most IMAGES_A_STEP."""
+    """How many images a step takes: at most ``most``, and as many as the models can answer in ``seconds`` at the pace of the last step."""
 
     seconds: float = math.inf
     most: int = IMAGES_A_STEP
@@ -44,7 +45,7 @@ class Pace:
 
     @property
     def images(self) -> int:
-        """Of the next step. How long an image takes is learned from single ones."""
+        """The number of images of the next step; 1 while it is not known how long an image takes, unless ``seconds`` is infinite."""
         if math.isinf(self.seconds):
             return self.most
         return 1 if math.isnan(self._an_image) else max(1, min(self.most, int(self.seconds / max(self._an_image, 1e-9))))
@@ -56,7 +57,7 @@ class Pace:
 
 @dataclass(frozen=True)
 class Loaded:
-    """A task whose image is there, with the seconds that it took; or will never be, with what becomes of the task."""
+    """A task with its loaded ``image`` and the ``seconds`` that loading took, or, if loading failed, with the task's ``outcome``."""
 
     job: BatchTask
     image: LoadedImage | None = None
@@ -71,8 +72,10 @@ class Loaded:
 def local_stages(
     pipeline: Pipeline, work: Work, source: TaskSource, step_seconds: float = math.inf, stop: threading.Event | None = None
 ) -> Stages:
-    """Images ahead in threads, the models in the caller's. A step takes at most about ``step_seconds`` of the models, or one image. Once
-    ``stop`` is set, an engine that is away is waited for no more.
+    """Return stages that load images ahead in threads of their own, and use the models in the caller's thread.
+
+    A step keeps the models busy for at most about ``step_seconds``, or takes one image. Once ``stop`` is set, an engine that does not
+    answer is no longer waited for.
     """
     load, answer = work.loader(), work.answerer()
 
@@ -105,7 +108,10 @@ def local_stages(
 
 
 def _take_step(pending: dict[Future[tuple[LoadedImage, float]], BatchTask], pace: Pace) -> list[Loaded]:
-    """The images that are there by now, the first first, as many as a step takes: models that are free wait for no further ones."""
+    """Remove from ``pending`` as many loaded images as a step takes, in their order, and return them.
+
+    Images that are still being loaded are not waited for, so that the models do not stand idle.
+    """
     there = [_result_of(job, future) for future, job in pending.items() if future.done()]
     step = next(split(there, pace))
     taken = {one.job.id for one in step}
@@ -129,7 +135,7 @@ def _result_of(job: BatchTask, future: Future[tuple[LoadedImage, float]]) -> Loa
     try:
         return Loaded(job, *future.result())
     except LabelStudioError:
-        raise  # from the source: it holds for all tasks
+        raise  # ``source.check`` raised it: it concerns all tasks
     except Exception as error:
         return Loaded(job, outcome=failed(job, error))
 

@@ -30,11 +30,11 @@ Row = dict[str, Any]
 
 @dataclass
 class Store:
-    """The results of one shard in a folder of its own; open it by :func:`opened`. For one thread; ``begin_push`` and ``end_push`` for
-    another.
+    """The results of one shard in a folder of its own; open it by :func:`opened`.
 
-    ``done`` are the keys of the tasks' questions by task, ``settled`` the tasks that an earlier run pushed, ``waiting`` the parts that are
-    not known to be in Label Studio.
+    One thread may use it, and another one ``begin_push`` and ``end_push``. ``size`` is the number of tasks in a full part. ``done`` has the
+    key of the question for each task with a result, ``settled`` are the tasks whose results an earlier run pushed, ``waiting`` the parts
+    that are not known to be in Label Studio.
     """
 
     folder: Path
@@ -53,10 +53,13 @@ class Store:
         return len(self._rows)
 
     def add(self, task: int, key: str, result: object) -> Path | None:
-        """Keep a result; the part that is full with it, if one is. Raises BatchError if the disk does not take it."""
+        """Store a result. Return the part that was closed after it, because it was full or its time was over, else None.
+
+        Raises BatchError if it cannot be written.
+        """
         row = {"task": task, "key": key, "result": result}
         with _writing(self.folder):
-            self._append(row)  # not flushed: a kill leaves that to the system, and a power cut costs one part
+            self._append(row)  # without fsync: it survives a kill of the process, and a power cut loses at most this part
         self._took(row)
         return self.close_part() if len(self._rows) >= self.size or time.monotonic() > self._began + PART_SECONDS else None
 
@@ -74,7 +77,10 @@ class Store:
         return path
 
     def begin_push(self, part: Path) -> bool:
-        """Note that a part is about to be pushed; whether it was before, with an end that nobody knows."""
+        """Note that a part is about to be pushed. Return whether an earlier run began to push it, so that parts of it may have arrived.
+
+        Raises BatchError.
+        """
         doubtful = part.name in self._doubtful
         self._note(part, "pushing")
         return doubtful
@@ -89,7 +95,7 @@ class Store:
         return {row["task"]: row["result"] for part in sorted(self.folder.glob("part-*.jsonl")) for row in read_part(part) or ()}
 
     def load(self) -> None:
-        """Take over what is there."""
+        """Read what earlier runs left in the folder. A part that is cut short or changed is deleted, so that its tasks are asked again."""
         states: dict[str, tuple[str, str]] = {}
         for line in _lines(self.folder / JOURNAL):
             states[str(line.get("part"))] = (str(line.get("state")), str(line.get("sha256")))

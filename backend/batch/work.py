@@ -1,6 +1,6 @@
 """What is asked of each task, and where the tasks come from: a project of Label Studio, or a folder (:mod:`backend.batch.folder`).
 
-A :class:`Work` can be sent to another machine; the workers that it makes stay where they were made.
+A :class:`Work` can be sent to another machine; the loaders and answerers that it makes must be used where they were made.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ class TaskAnswerer(Protocol):
     """Answers tasks by a pipeline; for one thread."""
 
     def ahead(self, pipeline: Pipeline, some: Sequence[tuple[BatchTask, LoadedImage]]) -> bool:
-        """Find together what the next calls for these tasks take; False if memory did not suffice. What fails is told by its call."""
+        """Compute together what the next calls for these tasks need; return False if memory did not suffice, else True.
+
+        An error that concerns one task is raised by that task's own call.
+        """
         ...
 
     def __call__(self, pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
@@ -81,36 +84,36 @@ class ModelsTurn(Protocol):
 
 
 class Work(Protocol):
-    """What is asked of each task."""
+    """What is asked of each task of a run."""
 
     def key(self, job: BatchTask) -> str:
-        """Of all that shapes an answer but the version."""
+        """Return the hash of all that a task's answer depends on except the version."""
         ...
 
     def loader(self) -> Load:
-        """Gets a task's image; for several threads. It raises Sam4mllmError."""
+        """Return a function that loads a task's image. Several threads may call it; it raises Sam4mllmError."""
         ...
 
     def answerer(self) -> TaskAnswerer:
-        """Answers tasks where the models are."""
+        """Return what answers the tasks; call this on the machine that has the models."""
         ...
 
 
 class TaskSource(Protocol):
-    """The tasks of a shard, by number."""
+    """Where the tasks of a shard come from, in order of their numbers."""
 
     def jobs(self, version: str) -> Iterator[BatchTask]:
-        """Those that have no answer of a version yet, as far as the source knows. Raises Sam4mllmError."""
+        """Yield the tasks that have no answer of a version yet, as far as the source knows. Raises Sam4mllmError."""
         ...
 
     def left(self) -> int:
-        """About how many are still to come."""
+        """Return about how many tasks are still to come."""
         ...
 
     def check(self) -> bool:
-        """Whether the source was away a moment ago, so that what failed may be tried again; waits while it is.
+        """Wait while the source does not answer; return whether it was away a moment ago, so that what failed may be tried again.
 
-        Raises LabelStudioError if there is no more to be had from it.
+        Raises LabelStudioError if the source refuses, or does not come back.
         """
         ...
 
@@ -151,7 +154,7 @@ class ProjectWork:
         return self.load_from(self._store())
 
     def load_from(self, store: Images) -> Load:
-        """Loads by a store that exists already."""
+        """Return a function that loads a task's (first) image from an image store that exists already."""
         config = read_label_config(self.label_config, self.settings.prompt_control)
         return lambda job: store.load(config.pictures(job.data)[0], job.id, math.inf)
 
@@ -159,7 +162,7 @@ class ProjectWork:
         return self.answer_by(bulk_answerer(self.settings), self._store(), at_once)
 
     def answer_by(self, answerer: Answerer, store: Images, turn: ModelsTurn) -> TaskAnswerer:
-        """Answers by what exists already, each picture in its turn."""
+        """Return what answers tasks by an answerer and an image store that exist already; each use of the models goes through ``turn``."""
         return _ProjectAnswer(
             self, answerer, store, turn, self.parameters.apply(read_label_config(self.label_config, self.settings.prompt_control))
         )
@@ -202,7 +205,7 @@ class _ProjectAnswer:
         return Answered(json.loads(join_pages(answers, self.config) if self.config.paged else answers[0][1]), served)
 
     def _questions(self, job: BatchTask) -> tuple[Question, ...]:
-        """One for each page. Raises TaskError or PhraseError."""
+        """Return a question for each page of a task. Raises TaskError or PhraseError."""
         task: Task = read_task({"id": job.id, "data": job.data})
         return bulk_question(task, self.config, self.work.settings.phrase_field, self.work.parameters).each_page()
 
@@ -258,7 +261,7 @@ def _data(task: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def at_once(piece: Callable[[], R], /) -> R:
-    """The turn of models that nobody else asks."""
+    """Call the piece of work at once: the turn of models that nobody else uses (see :class:`ModelsTurn`)."""
     return piece()
 
 
@@ -291,7 +294,7 @@ class TaskResult:
 
 
 def failed(job: BatchTask, error: Exception) -> TaskResult:
-    """An error that stays with its task."""
+    """Return the result of a task that failed with this error; the run goes on with the other tasks."""
     if isinstance(error, Sam4mllmError):
         return TaskResult(job, None, error.reason if isinstance(error, BackendError) else type(error).__name__, str(error))
     return TaskResult(job, None, "internal", f"internal error ({where(error)})")

@@ -1,4 +1,4 @@
-"""What ``--adapter`` means to a server, and what an adapter's papers say that no setting does."""
+"""Applies the option ``--adapter`` of the server's commands, and the settings that an adapter's papers imply."""
 
 from __future__ import annotations
 
@@ -19,7 +19,9 @@ from sam4mllm.options import NO_ADAPTER, NO_MODEL
 
 
 def appoint_adapter(settings: Settings, adapter: str) -> None:
-    """Let an adapter serve first in an empty home. Raises Sam4mllmError."""
+    """Make an adapter the champion of a home that has not had one. Raises Sam4mllmError, for instance if the home has other adapters but
+    not this one, or if the settings have no model.
+    """
     if not settings.has_model:
         raise ModelError(NO_ADAPTER.format(adapter))
     given = {name: getattr(settings, name) for name in ("model", "segmenter") if name in settings.model_fields_set}
@@ -28,11 +30,13 @@ def appoint_adapter(settings: Settings, adapter: str) -> None:
 
 
 def follow_adapter(home: Path, adapter: str | None = None) -> None:
-    """Set the model and the segmenter that are not set as an adapter's papers say; if none is given, those of the version that serves, or
-    served last: after a rollback to the base model that base model is still the one.
+    """Set SAM4MLLM_MODEL and SAM4MLLM_SEGMENTER, where they are not set, as an adapter's papers say.
 
-    Raises RegistryError if the segmenter is set against them, or an adapter that is given cannot be read, and ModelError if one is given
-    and the model is none: then no version of the home serves, and none has a say.
+    Without ``adapter``, the papers are those of the version that serves, or that served last: after a rollback to the base model they still
+    name that model.
+
+    Raises RegistryError if the segmenter is set to another than the papers', or if the given adapter cannot be read. If SAM4MLLM_MODEL is
+    none, no version of the home serves and nothing is set; a given adapter then raises ModelError.
     """
     if os.environ.get("SAM4MLLM_MODEL") == NO_MODEL:
         if adapter is not None:
@@ -40,10 +44,10 @@ def follow_adapter(home: Path, adapter: str | None = None) -> None:
         return
     folder = None if adapter is None else find_adapter(adapter, home)
     papers = _last_served(home) if folder is None else read_papers(folder)
-    if folder is not None and papers is None and FILES not in parts_of(folder):  # the rest is the champion's
+    if folder is not None and papers is None and FILES not in parts_of(folder):  # its model is the champion's
         papers = _last_served(home)
     drawing = Registry(home).root / papers.version if folder is None and isinstance(papers, Manifest) else folder
-    if papers is not None and papers.dialect is None:  # of an earlier release, whose models have no full names
+    if papers is not None and papers.dialect is None:  # papers of an earlier release, which do not name the model in full
         return
     if papers is not None or drawing is not None:
         os.environ["SAM4MLLM_SEGMENTER"] = choose_segmenter(os.environ.get("SAM4MLLM_SEGMENTER"), papers, drawing)
@@ -51,7 +55,9 @@ def follow_adapter(home: Path, adapter: str | None = None) -> None:
 
 
 def _last_served(home: Path) -> Papers | None:
-    """Of damaged versions nothing is said here: whoever loads them goes back to the one before."""
+    """Return the papers of the version that serves or served last, or None. Damaged versions are passed over without a message: the code
+    that loads them falls back to the version before.
+    """
     registry, names = Registry(home), list[str | None]()
     with suppress(RegistryError):
         names.append(registry.serving())

@@ -81,10 +81,10 @@ def batch(
 
 @contextmanager
 def _result_stream(*, alone: bool) -> Iterator[TextIO]:
-    """Where the result goes: standard output.
+    """Yield the stream for the result, which is standard output.
 
-    ``alone``: whatever else is written there until the process ends goes to standard error, be it by this process, by code that is not
-    Python's, or by a process that it starts. Ray's write at any time, also after the result.
+    With ``alone``, everything else that is written to standard output until the process ends goes to standard error, whether Python code,
+    other code or a child process writes it. Ray's processes write at any time, even after the result.
     """
     if not alone:
         yield sys.stdout

@@ -11,7 +11,9 @@ MODULES = ("flask", "gunicorn", "httpcore", "prometheus_client", "pydantic_setti
 
 
 def check_server_extra() -> None:
-    """Raise SettingsError, which says what to install, if a package of the extra is missing. Commands call it before they import it."""
+    """Raise SettingsError, which says what to install, if a package of the extra ``server`` is missing. Commands call this before they
+    import modules that need the extra.
+    """
     missing = [name for name in MODULES if find_spec(name) is None]
     if missing:
         raise SettingsError(f"this command needs {', '.join(missing)}; install them with: pip install 'sam4mllm[server]'")

@@ -39,7 +39,7 @@ def doctor(
     from backend.cli.adapter_option import follow_adapter
     from backend.settings import read_settings
 
-    with suppress(RegistryError):  # a finding of its own
+    with suppress(RegistryError):  # the doctor reports this error as a finding
         follow_adapter(read_settings().home)
     settings = read_settings()
     from rich.console import Console

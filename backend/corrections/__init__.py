@@ -1,1 +1,1 @@
-"""The durable log, and what reviewers decided as it tells."""
+"""The durable log, and what reviewers decided according to it."""

@@ -18,7 +18,7 @@ from backend.label_studio.wire import Region, row_id
 from sam4mllm.run_lengths import Rle, to_rle
 
 MAX_REGIONS = 200
-"""Most masks of an annotation that are read: each costs as much work as the image has pixels."""
+"""An annotation with more masks than this is refused: the work for each mask grows with the image's pixels."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class DrawnRegion:
 
 @dataclass(frozen=True)
 class Answer:
-    """What was served for a phrase at once; without regions it was "no such object"."""
+    """One answer to a phrase: the records that were served together. An answer without regions said "no such object"."""
 
     phrase: str
     version: str
@@ -48,7 +48,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class ReviewedAnnotation:
-    """All that is known of an annotation; ``present`` are the ids of its regions."""
+    """All that is known of an annotation, or of one page of it.
+
+    ``present`` are the ids of its regions in the mask control, ``drawn`` these regions with their masks. ``size`` is the masks' (height,
+    width), None without a mask. ``answers`` are what was served for the task, ``typed`` the phrases that the reviewer typed.
+    """
 
     stored: StoredAnnotation
     config: LabelConfig
@@ -65,21 +69,28 @@ class ReviewedAnnotation:
         return row_id(self.stored.body.get("parent_prediction")) is not None
 
     def was_loaded(self, answer: Answer) -> bool:
-        """Whether the reviewer had the answer's regions in the annotation."""
+        """Whether the annotation held the answer's regions when the reviewer worked on it.
+
+        This is so if one of them is still there, or if a batch served the answer and the annotation began as a copy of a prediction.
+        """
         return bool(self.present & answer.regions.keys()) or (not answer.interactive and self.has_parent)
 
     def was_seen(self, answer: Answer) -> bool:
-        """Whether the reviewer had the answer, where "no such object" looks like an image without an answer."""
+        """Whether the reviewer saw the answer. "No such object" always counts as seen: it looks like an image without an answer."""
         return not answer.regions or self.was_loaded(answer)
 
     def answers_to(self, phrase: str | None, interactive: bool | None = None) -> list[Answer]:
-        """The answers that may have been seen, oldest first: a batch's from before the annotation, an annotator's from before its end."""
+        """Return the answers that the reviewer may have seen, oldest first.
+
+        These are a batch's answers from before the annotation was created, and answers to an annotator from before its last save. A
+        ``phrase`` of None means any phrase; ``interactive`` selects answers to an annotator or those of a batch, None both.
+        """
         body = self.stored.body
         until = {False: instant(body.get("created_at")) + CLOCK_SECONDS, True: self.stored.updated + CLOCK_SECONDS}
         fit = [answer for answer in self.answers if phrase in (None, answer.phrase) and interactive in (None, answer.interactive)]
         seen = [answer for answer in fit if answer.time <= until[answer.interactive]]
         if not seen and self.has_parent:
-            # something was shown, so that the clocks differ
+            # a prediction was shown before the annotation was made, so the two clocks must differ
             batch = [answer for answer in fit if not answer.interactive]
             seen = [answer for answer in batch if answer.time == batch[0].time]
         return seen
@@ -88,17 +99,17 @@ class ReviewedAnnotation:
 def read_annotation(
     stored: StoredAnnotation, config: LabelConfig, page: int | None, served: Sequence[Served], max_pixels: int
 ) -> ReviewedAnnotation:
-    """An annotation as far as it is about one picture.
+    """Return what an annotation says about one picture.
 
     Args:
-        stored: the whole of it.
-        config: the one that it was made under, with the labels of its task.
+        stored: the whole annotation.
+        config: the labelling config that it was made under, with the labels that its task adds.
         page: the picture's number, from 0, in a task of several; None in any other.
         served: what was served for its task, in order of time.
-        max_pixels: the most that a mask may have.
+        max_pixels: the most pixels that a mask may have.
 
     Raises:
-        Sam4mllmError: why it cannot be trusted.
+        Sam4mllmError: the annotation cannot be trusted; the text says why.
     """
     if stored.body.get("last_action") == "prediction":
         raise TaskError("the annotation was made from a prediction by an action, not by a reviewer")
@@ -122,7 +133,7 @@ def read_annotation(
 
 
 def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> tuple[tuple[DrawnRegion, ...], tuple[int, int] | None]:
-    """The masks, and (height, width) of all; None without a region."""
+    """Return the regions with their masks, and the (height, width) that all masks share, None without a region. Raises TaskError."""
     drawn: list[DrawnRegion] = []
     sizes: set[tuple[int, int]] = set()
     for region in regions:
@@ -155,5 +166,5 @@ def _answers(served: Iterable[Served]) -> tuple[Answer, ...]:
 
 
 def quoted(text: object) -> str:
-    """Foreign text, fit for a line of ours."""
+    """Return foreign text in ASCII and shortened, so that it fits into a message of one line."""
     return ascii(text)[:60]

@@ -1,7 +1,7 @@
 """Which labelling config a project had when: an annotation is read with the config that it was made under, not with a later one.
 
-A config is noted when it is seen to have changed: in an event, at ``/setup``, in a request for predictions, in a pull. Notes are in the
-order in which they were written; their time is only asked for annotations that came without a config, over Label Studio's API.
+A config is noted when an event, ``/setup``, a request for predictions or a pull shows that it has changed. Notes are ordered as they were
+written. The time of a note is used only for annotations that came without a config, which is how Label Studio's API sends them.
 
 Functions that write work on a connection that is in a transaction. Times are seconds since 1970.
 """
@@ -18,7 +18,7 @@ from backend.corrections.tables import instant, objects, storable, stored_events
 from backend.label_studio.wire import row_id
 
 MAX_CONFIGS = 20
-"""Most configs of a project, the newest, that an annotation is tried with."""
+"""How many of a project's noted configs, the newest ones, are tried for an annotation at most."""
 CLOCK_SECONDS = 5.0
 """How far Label Studio's clock may be behind ours."""
 
@@ -29,8 +29,10 @@ SCHEMA = (
     "CREATE INDEX config_notes_by_project ON config_notes (project, id)",
     "CREATE TABLE annotation_configs (annotation INTEGER PRIMARY KEY, updated REAL NOT NULL, digest TEXT NOT NULL)",
 )
-"""``updated`` is Label Studio's time: of the project when it said the config, 0 where it did not say; of the annotation that the row is
-about. A row of ``annotation_configs`` says nothing of an annotation that was updated at another time."""
+"""The tables of the notes. All ``updated`` are times of Label Studio's.
+
+``config_notes.updated`` is the time of the project when Label Studio sent the config. Where a config came without a time, it is that of the
+note before, or 0. ``annotation_configs.updated`` is the time of the annotation; the row is valid only for an annotation with that time."""
 
 
 def open_notes(connection: sqlite3.Connection) -> None:
@@ -44,7 +46,7 @@ def open_notes(connection: sqlite3.Connection) -> None:
 
 
 def note_event(connection: sqlite3.Connection, body: Mapping[str, Any], received: float) -> None:
-    """Note the config that an event carries, and that its annotations were made under it, or else under the last that was noted."""
+    """Note the config that an event carries, and note it, or without one the last noted config, as that of the event's annotations."""
     project = body.get("project")
     raw = project if isinstance(project, dict) else {}
     number, config = row_id(raw.get("id")), raw.get("label_config")
@@ -75,8 +77,10 @@ def note_config(connection: sqlite3.Connection, project: int, config: str, now: 
 
 
 def note_pulled(connection: sqlite3.Connection, project: int) -> None:
-    """Note under which config those of a project's annotations were made that came without one: the last of their time, as far as the log
-    goes back, else the last there is, for a later one it cannot be.
+    """Note a config for each of a project's annotations that came without one.
+
+    It is the last config that had been noted when the annotation was saved. If none had been noted by then, it is the newest config known
+    now: the annotation cannot have been made under one that is noted later.
     """
     query = (
         "SELECT a.id, a.updated FROM annotations a LEFT JOIN annotation_configs c ON c.annotation = a.id AND c.updated = a.updated "
@@ -95,12 +99,12 @@ NOTES = "SELECT digest, noted FROM config_notes WHERE project = ? ORDER BY id"
 
 
 def _at(notes: Sequence[tuple[str, float]], updated: float) -> str | None:
-    """The config that was noted last when an annotation was saved; None if none was."""
+    """Return the digest of the last config noted by ``updated``, when an annotation was saved; None if none was noted by then."""
     return next((digest for digest, noted in reversed(notes) if noted <= updated + CLOCK_SECONDS), None)
 
 
 def config_digest(config: str) -> str:
-    """What a config is kept under."""
+    """Return the digest that a config is kept under."""
     return hashlib.sha256(storable(config).encode()).hexdigest()
 
 
@@ -127,7 +131,11 @@ def _keep(connection: sqlite3.Connection, config: str) -> str:
 
 
 def _note(connection: sqlite3.Connection, project: int, digest: str, now: float, updated: float | None) -> None:
-    """``updated`` is None for what is so now. An event that is older than the last note comes late, and does not replace it."""
+    """Note that a project has the config with this digest.
+
+    ``updated`` is the project's time from an event, or None if the config is the one that the project has now. An event that is no newer
+    than the last note came late, and nothing is noted.
+    """
     last = _last(connection, project)
     if last is not None and updated is not None and updated <= last.updated:
         return
@@ -146,28 +154,28 @@ def _note(connection: sqlite3.Connection, project: int, digest: str, now: float,
 
 
 class ConfigHistory:
-    """The configs of the projects of one file, read once a project; for as long as one goes through the annotations."""
+    """The configs of the projects in one file. Each project's configs are read only once, so use an object for one pass only."""
 
     def __init__(self, read: Callable[[str, Sequence[object]], list[Any]]) -> None:
-        """``read`` gives the rows of a query with its values."""
+        """``read`` takes a query and its values, and returns the rows."""
         self._read = read
         self._notes: dict[int, list[tuple[str, float]]] = {}
         self._texts: dict[str, str] = {}
         self._found: dict[tuple[int, str, str], tuple[str, ...]] = {}
 
     def configs(self, project: int, own: str | None, updated: float, current: str) -> tuple[str, ...]:
-        """What an annotation may have been made under, the likeliest first.
+        """Return the configs that an annotation may have been made under, the likeliest first.
 
         Args:
-            project: the annotation's.
-            own: the digest of the config that came with it, if one did.
-            updated: when it was saved, by Label Studio's clock.
-            current: the project's config, or empty.
+            project: the number of the annotation's project.
+            own: the digest of the config that is noted for the annotation; None if none is.
+            updated: when the annotation was saved, by Label Studio's clock.
+            current: the project's present config, or empty.
         """
         notes = self._notes_of(project)
         key = (project, own or _at(notes, updated) or "", current)
         if key not in self._found:
-            # of those that are not known to be of the time, the newest first
+            # configs that are not known to be of the annotation's time: the newest first
             digests = list(dict.fromkeys(digest for digest, _ in reversed(notes)))[:MAX_CONFIGS]
             texts = [self._text(key[1]), current, *map(self._text, digests)]
             self._found[key] = tuple(dict.fromkeys(text for text in texts if text.strip()))

@@ -20,8 +20,10 @@ _MASKS = frozenset(tag.lower() for tag in MASK_TAGS)
 
 
 def choose_config(stored: StoredAnnotation, prompt_control: str = PROMPT_NAME) -> LabelConfig:
-    """The first of the configs that the annotation may have been made under which has all of its controls and labels, with the labels that
-    the task's data adds. If none has, the likeliest, and the labels of the others are let stand.
+    """Return the config to read an annotation with, together with the labels that the task's data adds.
+
+    It is the first of the annotation's possible configs that has all controls and labels of the annotation. If none has, it is the first
+    that has all controls, or else the first that can be read; the labels of all readable configs are then accepted as its former labels.
 
     Raises:
         ConfigError, TaskError: no config is known, or none can be used.
@@ -57,9 +59,9 @@ def _has_labels(config: LabelConfig, regions: Sequence[Region]) -> bool:
 
 
 def check_controls(regions: Sequence[Region], config: LabelConfig) -> None:
-    """Raise TaskError for a mask of a control that the config does not have: passed over, it would look as if it had been deleted.
+    """Raise TaskError for a mask of a control that the config lacks: if the mask were ignored, it would look as if it had been deleted.
 
-    ``regions`` are joined with their labels.
+    ``regions`` come from :func:`~backend.label_studio.region_parts.join_labels`.
     """
     for region in regions:
         kind = region.get("type")
@@ -68,7 +70,7 @@ def check_controls(regions: Sequence[Region], config: LabelConfig) -> None:
 
 
 def region_labels(region: Region, config: LabelConfig) -> list[object]:
-    """What a region of the mask control says it is labelled with: foreign values."""
+    """Return the labels that a region of the mask control names. They are foreign values, which may be of any type."""
     value = region.get("value")
     names = (value.get(config.mask.type) or value.get("labels") or []) if isinstance(value, dict) else []
     return names if isinstance(names, list) else [names]

@@ -1,4 +1,4 @@
-"""What a reviewer decided about a phrase: the masks that stand, against those that were served."""
+"""What a reviewer decided about a phrase: the masks that the reviewer left are compared with those that were served."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ Outcome = Literal["accepted", "edited", "drawn", "none"]
 
 @dataclass(frozen=True)
 class PhraseDecision:
-    """What became of what was served for a phrase.
+    """What a reviewer made of the answers to a phrase.
 
-    ``base``: what was served, as the reviewer saw it or, unseen, as it would have been; empty if nothing was. ``masks``: those that stand,
-    each once, of ``size`` (height, width). ``iou``: of all that stands against all of ``base``; None if nothing was served.
+    ``base``: the answers that the reviewer saw or, if none was seen, those that would have been shown; empty if nothing was served.
+    ``masks``: the final masks, each once, of ``size`` (height, width). ``iou``: the IoU of the final masks' union with the union of the
+    masks in ``base``; None if nothing was served.
     """
 
     outcome: Outcome
@@ -39,9 +40,10 @@ class PhraseDecision:
 
 
 def decide_none(case: ReviewedAnnotation, phrase: str) -> PhraseDecision | None:
-    """Whether the reviewer said that the phrase means nothing here; None if that is not known.
+    """Return the decision "none" if the reviewer said that the phrase means nothing here; None if that is not known.
 
-    Of a phrase in whose place others were typed it is not: the same thing may have been found by better words.
+    It is never known of a phrase that was replaced by typing others: the same thing may have been found by better words. Raises TaskError
+    if what was served and the annotation are of different sizes.
     """
     if case.typed and phrase not in case.typed:
         return None
@@ -54,7 +56,10 @@ def decide_none(case: ReviewedAnnotation, phrase: str) -> PhraseDecision | None:
 
 
 def decide_masks(case: ReviewedAnnotation, phrase: str, drawn: Sequence[DrawnRegion]) -> PhraseDecision:
-    """What the reviewer made of a phrase; its regions, at least one, are ``drawn``. Raises TaskError if their masks are of another size."""
+    """Return what the reviewer made of a phrase whose final regions are ``drawn``, at least one.
+
+    Raises TaskError if their masks are of another size than what was served.
+    """
     kept = {region.id for region in drawn}
     base = _base(case, phrase, kept)
     size = _one_size(case, base)
@@ -69,7 +74,7 @@ def decide_masks(case: ReviewedAnnotation, phrase: str, drawn: Sequence[DrawnReg
 
 
 def _base(case: ReviewedAnnotation, phrase: str, kept: set[str]) -> list[Answer]:
-    """The answers that the final regions are compared with: a batch's before an annotator's, in which clicks may have a part."""
+    """Return the answers to compare the final regions with. A batch's are preferred: clicks may have shaped those to an annotator."""
     taken = [answer for answer in case.answers if answer.phrase == phrase and kept & answer.regions.keys()]
     batch = case.answers_to(phrase, interactive=False)[-1:]
     return (
@@ -81,11 +86,11 @@ def _base(case: ReviewedAnnotation, phrase: str, kept: set[str]) -> list[Answer]
 
 
 def _kind(case: ReviewedAnnotation, phrase: str, region: DrawnRegion, served: Rle | None) -> Outcome:
-    """What happened to a region, given the mask that was served under its id for its phrase."""
+    """Return what happened to a region. ``served`` is the mask that was served under its id for the phrase, None if none was."""
     if served is None:
         others = [answer.phrase for answer in case.answers if region.id in answer.regions]
         if others:
-            return "edited" if phrase in others else "drawn"  # asked for anew, with clicks; or with clicks alone
+            return "edited" if phrase in others else "drawn"  # clicks made the mask: they refined one of this phrase, or stood alone
         origins: dict[str, Outcome] = {"prediction": "accepted", "prediction-changed": "edited"}
         return origins.get(region.origin, "drawn")
     if region.origin == "prediction-changed":
@@ -94,23 +99,25 @@ def _kind(case: ReviewedAnnotation, phrase: str, region: DrawnRegion, served: Rl
 
 
 def _is_of(case: ReviewedAnnotation, region: DrawnRegion, served: Rle) -> bool:
-    """Whether a region shows a mask as it was served: one that clicks refined keeps its id, and counts as untouched in Label Studio."""
+    """Whether a region still shows the mask that was served. The masks are compared, because a region that clicks refined keeps its id and
+    counts as untouched in Label Studio.
+    """
     if _is_exact(case):
         return region.mask["counts"] == served["counts"]
     return region.origin == "prediction" and is_outline_of(region.mask, served, case.config)
 
 
 def _is_exact(case: ReviewedAnnotation) -> bool:
-    """Whether a region shows its mask as it is, not as an outline."""
+    """Whether the mask control stores the mask itself and not an outline of it."""
     return case.config.mask.drawing in ("BrushLabels", "BitmaskLabels")
 
 
 def _final(case: ReviewedAnnotation, drawn: Sequence[DrawnRegion], base: Sequence[Answer], size: tuple[int, int]) -> tuple[Rle, ...]:
-    """The masks that the regions stand for, each once. An outline that was not touched stands for the mask that it was made from."""
+    """Return the masks that the regions stand for, each once. An untouched outline stands for the served mask that it was made from."""
     made_from: dict[str, Rle] = {}
     outlines = {} if _is_exact(case) else {region.id: region for region in drawn if region.origin == "prediction"}
     for answer in (*case.answers, *base):
-        # several outlines may be of one mask: where one of them was changed or deleted, the others are all that is left of it
+        # one mask may have several outlines: if one of them was changed or deleted, each of the others stands only for itself
         pieces: dict[str, set[str]] = {}
         for region, mask in answer.regions.items():
             pieces.setdefault(mask["counts"], set()).add(region)
@@ -136,7 +143,7 @@ def _iou(final: Sequence[Rle], served: Sequence[Rle], size: tuple[int, int]) -> 
 
 
 def union_of(masks: Iterable[Rle], size: tuple[int, int]) -> Mask:
-    """One at a time: decoded, each is as large as the image."""
+    """Return the union of the masks. They are decoded one at a time, because a decoded mask is as large as the image."""
     union = np.zeros(size, np.bool_)
     for mask in masks:
         union |= from_rle(mask, *size, max_pixels=size[0] * size[1])

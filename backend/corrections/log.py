@@ -1,8 +1,8 @@
-"""The durable log (SQLite): every webhook event, on disk before it is acknowledged, what it says of tasks and annotations, what was
-served, the phrases that annotators typed, and why nothing is learnt from some annotations.
+"""The durable log (SQLite): webhook events, annotations, what was served, and what annotators typed.
 
-Learning reads it later; here it is only kept. What is in it, as values, is in :mod:`backend.corrections.log_records`, how events become
-rows in :mod:`backend.corrections.tables`, and how the file is read and written in :mod:`backend.corrections.log_file`.
+Each event is on disk before it is acknowledged. The log also holds what events say of tasks and annotations, and why nothing is learnt from
+some annotations. Learning reads the log later; this module only keeps it. :mod:`backend.corrections.log_records` has the log's content as
+values, :mod:`backend.corrections.tables` turns events into rows, and :mod:`backend.corrections.log_file` reads and writes the file.
 """
 
 from __future__ import annotations
@@ -53,20 +53,21 @@ WHERE coalesce(a.state, '') != 'deleted' AND coalesce(t.state, 'live') != 'delet
 """
 
 _PHRASE = "SELECT phrase FROM phrases WHERE task = ? AND (project = ? OR (project > ? AND project < ?)) ORDER BY typed DESC LIMIT 1"
-"""Older releases wrote a project as Label Studio sends it, ``<id>.<created>``."""
+"""The last phrase typed for a task. Older releases wrote a project as Label Studio sends it, ``<id>.<created>``; both forms are found."""
 
 
 class CorrectionLog(LogFile):
-    """What is kept; safe to share between threads, and the file between processes. Methods raise LogError.
+    """The log. Threads may share the object, and processes may share the file. Methods raise LogError.
 
-    An event, what was served or withheld, and a typed phrase are on disk when the method returns, within a fraction of a second: if the
-    file is locked by another program, or broken, they are kept beside it and taken in later, in the order in which they came.
+    An event, what was served or withheld, and a typed phrase are on disk when the method returns, within a fraction of a second. If another
+    program has locked the file, or the file is damaged, they go into a spill file beside it and are taken into the log later, in the order
+    in which they came.
     """
 
     def __init__(self, path: Path) -> None:
         """See :class:`LogFile`. Raises SettingsError if the file cannot be used."""
         self._typed: dict[tuple[int | None, int], str] = {}
-        """Phrases that may not be in the file yet."""
+        """Phrases, by project and task, that may still be in the spill file only."""
         super().__init__(path)
 
     def _open(self) -> None:
@@ -84,15 +85,15 @@ class CorrectionLog(LogFile):
     # -- events ----------------------------------------------------------------------------------------------------------------------------
 
     def store(self, body: Mapping[str, Any]) -> int:
-        """Keep an event, and what it says of tasks and annotations; on disk when this returns.
+        """Keep an event, and what it says of tasks and annotations. Both are on disk when this returns.
 
-        Returns its number, which only grows, or 0 if it is taken into the log later. An event that comes again, late, or malformed is kept
-        like any other and changes nothing else.
+        Return the event's number, which is larger than that of every event before, or 0 if the event is in the spill file and is taken into
+        the log later. An event that is repeated, late or malformed is kept like any other but does not change tasks and annotations.
         """
         return self._keep("event", [time.time(), body])
 
     def events(self, after: int = 0) -> list[Event]:
-        """What has come since an event, in order."""
+        """Return the events with a number greater than ``after``, in order."""
         rows = self._patiently("SELECT id, received, action, project, body FROM events WHERE id > ? ORDER BY id", (after,))
         return [Event(number, received, action, project, json.loads(body)) for number, received, action, project, body in rows]
 
@@ -102,7 +103,10 @@ class CorrectionLog(LogFile):
         return int(number or 0)
 
     def last_until(self, action: str, moment: float) -> int:
-        """The number of the last event of an action among those that had come at a time of day, if the clock went right then."""
+        """Return the number of the last event of an action that had come by ``moment``, in seconds since 1970; 0 if none had.
+
+        This relies on the clock having been right then.
+        """
         [[number]] = self._read(
             "SELECT max(id) FROM events WHERE action = ? AND id <= "
             "(SELECT id FROM events WHERE received <= ? ORDER BY received DESC, id DESC LIMIT 1)",
@@ -117,7 +121,10 @@ class CorrectionLog(LogFile):
         return list(self.each_annotation())
 
     def each_annotation(self, numbers: Sequence[int] | None = None) -> Iterator[StoredAnnotation]:
-        """The same, or those with these numbers, some at a time: masks take memory. What is stored meanwhile may be among them or not."""
+        """Yield all annotations that are not deleted, or only those with these numbers.
+
+        A few are read at a time, because masks take memory. An annotation that is stored meanwhile may be yielded or not.
+        """
         history = ConfigHistory(self._patiently)
         if numbers is not None:
             for start in range(0, len(numbers), AT_ONCE):
@@ -130,15 +137,17 @@ class CorrectionLog(LogFile):
             yield from (_stored(row, history) for row in rows)
 
     def touched(self, since: float) -> list[int]:
-        """Annotations, deleted ones too, that were written after a stamp, or whose task was, or what was served for it."""
+        """Return the numbers of annotations, deleted ones too, that something was written for after the stamp ``since``: for the annotation
+        itself, for its task, or about what was served for its task.
+        """
         return [number for (number,) in self._patiently(_TOUCHED, {"since": since})]
 
     def config_texts(self, project: int) -> list[str]:
-        """The last configs of a project that were noted, in that order."""
+        """Return the last 100 configs that were noted for a project, the oldest first."""
         return [text for (text,) in self._patiently(_CONFIG_TEXTS, (project,))][::-1]
 
     def config_states(self) -> dict[int, str]:
-        """By project, what changes when another labelling config, or other parameters, are known of it."""
+        """Return, by project, a text that changes when another labelling config or other parameters become known for the project."""
         return {project: f"{note}:{config_digest(config)}:{told}" for project, config, note, told in self._patiently(_CONFIGS)}
 
     def count_new(self, since: float) -> int:
@@ -157,13 +166,14 @@ class CorrectionLog(LogFile):
     def reconcile(
         self, project: int, title: str, label_config: str, tasks: Sequence[Mapping[str, Any]], began: float, gone: Sequence[int] = ()
     ) -> Pulled:
-        """Take over what Label Studio holds of some tasks, all or nothing: annotations that they do not have are dropped, those that they
-        have come back.
+        """Take over what Label Studio holds of some tasks, all or nothing.
+
+        Annotations that the tasks do not have are marked as deleted; annotations that they have come back even if they were so marked.
 
         Args:
             project: its number, and its ``title`` and ``label_config``.
             tasks: each with ``id``, all of its ``annotations`` in full, and ``data`` and ``updated_at`` if they are known.
-            began: ``position()`` before they were asked for: what events told since then stands.
+            began: ``position()`` before the tasks were requested: what events have told since then stands.
             gone: numbers of tasks that Label Studio does not have.
         """
         # first, and not with the lock: events and what is served are not to wait for it
@@ -171,7 +181,7 @@ class CorrectionLog(LogFile):
         with self._writing() as connection:
             pulled = apply_project(connection, rows, gone, math.nextafter(began, math.inf), next_stamp(connection))
             for (current,) in connection.execute("SELECT label_config FROM projects WHERE id = ?", (project,)).fetchall():
-                note_config(connection, project, current, time.time())  # an event's, where one came since the pull began
+                note_config(connection, project, current, time.time())  # that of an event, if one came since the pull began
             note_pulled(connection, project)
             return pulled
 
@@ -185,24 +195,24 @@ class CorrectionLog(LogFile):
         return [number for (number,) in self._patiently("SELECT id FROM annotations WHERE task = ? AND state != 'deleted'", (task,))]
 
     def replace_mark(self, name: str, at: float) -> None:
-        """Keep a number under a name, also one smaller than before: a clock may have gone wrong."""
+        """Keep a number under a name. Unlike in ``set_mark`` it may be smaller than the one before, which may come from a wrong clock."""
         with self._writing() as connection:
             connection.execute("INSERT OR REPLACE INTO marks (name, at) VALUES (?, ?)", (name, at))
 
     def compared(self, task: int) -> float | None:
-        """The time of a task's last change, seconds since 1970, when it was last compared with Label Studio; None if it never was."""
+        """Return the time of a task's last change, in seconds since 1970, as of its last comparison with Label Studio; None without one."""
         rows = self._patiently("SELECT updated FROM compared WHERE task = ?", (task,))
         return float(rows[0][0]) if rows else None
 
     def drop(self, project: int, began: float) -> Pulled:
-        """Let all of a project's tasks and annotations go but those that events told of since ``position()`` was ``began``."""
+        """Mark all tasks and annotations of a project as deleted, except those that events told of since ``position()`` was ``began``."""
         with self._writing() as connection:
             return bury_project(connection, project, math.nextafter(began, math.inf), next_stamp(connection))
 
     # -- labelling configs -----------------------------------------------------------------------------------------------------------------
 
     def note_config(self, project: int, label_config: str) -> None:
-        """Note the config that Label Studio says a project has now; nothing is written if it was noted last."""
+        """Note the config that Label Studio says a project has now. Nothing is written if the last note has the same config."""
         if any(digest == config_digest(label_config) for _, digest, _ in self._read(LAST, (project,))):
             return
         self._keep("config", [project, label_config, time.time()])
@@ -212,7 +222,7 @@ class CorrectionLog(LogFile):
         self._keep("parameters", [project, parameters.to_json()])
 
     def parameters(self, project: int, wait: float = PATIENTLY) -> Parameters:
-        """Those by which a project is asked; ``wait``: SOON or PATIENTLY."""
+        """Return a project's extra parameters, none if they cannot be read. ``wait``: SOON or PATIENTLY."""
         rows = self._read("SELECT body FROM parameters WHERE project = ?", (project,), wait)
         try:
             return read_parameters(rows[0][0]) if rows else NO_PARAMETERS
@@ -222,11 +232,11 @@ class CorrectionLog(LogFile):
     # -- what nothing is learnt from -------------------------------------------------------------------------------------------------------
 
     def note_refusals(self, stage: str, reasons: Mapping[int, str]) -> None:
-        """Keep why a stage of the learning refused annotations, in the place of all that it said before; all or nothing.
+        """Keep why a stage of the learning refused annotations. This replaces all refusals of the stage, all or nothing.
 
         Args:
-            stage: its name.
-            reasons: by the annotation's number, one line each. One that was known already keeps its stamp.
+            stage: the stage's name.
+            reasons: one line for each annotation, by its number. A reason that is already kept keeps its stamp.
         """
         with self._writing() as connection:
             now = next_stamp(connection)
@@ -238,13 +248,19 @@ class CorrectionLog(LogFile):
             connection.executemany("INSERT OR REPLACE INTO refusals (stage, annotation, reason, noted) VALUES (?, ?, ?, ?)", news)
 
     def refusals(self) -> dict[int, str]:
-        """Why nothing is learnt from annotations that are not deleted, by number; of several stages' reasons the newest."""
+        """Return why nothing is learnt from annotations, by their number, without deleted ones.
+
+        If several stages refused an annotation, the newest reason counts.
+        """
         return dict(self._patiently(_REFUSALS))
 
     # -- what was served -------------------------------------------------------------------------------------------------------------------
 
     def serve(self, records: Sequence[Served]) -> None:
-        """Keep what was served, all or nothing. A record that is there already stays as it is; a "none" of a batch is one for good."""
+        """Keep what was served, all or nothing.
+
+        A record that is there already stays as it is, except that it counts as a batch's for good once a batch has served it.
+        """
         self._keep("served", [served_row(one) for one in records])
 
     def served(self, project: int, task: int, wait: float = PATIENTLY) -> list[Served]:
@@ -268,7 +284,7 @@ class CorrectionLog(LogFile):
     # -- phrases ---------------------------------------------------------------------------------------------------------------------------
 
     def remember(self, project: int | None, task: int, phrase: str) -> None:
-        """Keep a phrase that was typed for a task. Where no project is told, all share one."""
+        """Keep a phrase that was typed for a task. All phrases without a project are kept under one nameless project."""
         if not self._keep("phrase", [[_text_of(project), task, phrase, time.time()]]):
             self._typed[project, task] = phrase
 
@@ -305,7 +321,7 @@ def _take_event(connection: sqlite3.Connection, value: Any) -> int:
 
 
 def _text_of(project: int | None) -> str:
-    """A project in the table of phrases."""
+    """Return a project as the table of phrases holds it."""
     return "" if project is None else str(project)
 
 

@@ -11,8 +11,8 @@ from backend.errors import BackendError
 from sam4mllm.errors import first_line
 
 Kind = Literal["busy", "full", "damaged", "schema", "read_only", "closed", "io", "other"]
-"""Locked by another program; no space; no database, or a broken one; another program's tables; may not be written; may not be opened; the
-disk reports an error."""
+"""In this order: locked by another program; the disk is full; damaged, or no database; without this server's tables; may not be written;
+may not be opened; the disk reports an error; anything else."""
 
 RESTORE = 'stop the server and restore it from a back-up ("Restore" in docs/upgrade.md)'
 _BY_SQLITE: dict[int, Kind] = {
@@ -66,7 +66,7 @@ def explain(path: Path, error: sqlite3.Error | OSError) -> LogError:
 
 
 def wrong(path: Path, kind: Kind, told: str) -> LogError:
-    """An error about the file ``path``; ``told`` are its particulars."""
+    """Return the LogError of a kind about the file ``path``. ``told`` is the detail that its text quotes."""
     return LogError(f"{path} {_ADVICE[kind].format(told=told, folder=path.parent)}", kind)
 
 
@@ -77,7 +77,7 @@ def _kind_of(error: sqlite3.Error | OSError) -> Kind:
     found = _BY_SQLITE.get(code & 0xFF) if isinstance(code, int) else None
     if found is not None:
         return found
-    text = str(error)  # one that does not come from SQLite itself has no code
+    text = str(error)  # the text decides where there is no code, or only the general one
     if "database or disk is full" in text:
         return "full"
     return "schema" if text.startswith(("no such table", "no such column")) or "has no column named" in text else "other"

@@ -1,7 +1,7 @@
 """The log's file: its connections, how long each waits for a lock, the order of its writes, and what waits beside it while it is locked.
 
-Each write has a *stamp*, a number that is larger than that of every write before: seconds since 1970, or if the clock has gone back just
-above the last one. What came first is asked of stamps; a time of day may have been wrong.
+Each write has a *stamp*, a number that is larger than that of every write before. It is the time in seconds since 1970 or, if the clock has
+gone back, just above the last stamp. Stamps decide what came first, because a time of day may have been wrong.
 """
 
 from __future__ import annotations
@@ -35,16 +35,19 @@ CHECKED_BYTES = 256 * 1024 * 1024
 CLOCK = "clock"
 """The mark of the last stamp."""
 _TAKEN = "spill "
-"""Begins the mark that says up to which byte what waited beside the log is in it."""
+"""The first part of a mark's name; the spill file's own name follows. The mark holds the byte up to which that file is in the log."""
 
 
 class LogFile:
-    """The file below :class:`backend.corrections.log.CorrectionLog`. Its methods raise LogError; threads and processes may share it."""
+    """The base class of :class:`backend.corrections.log.CorrectionLog`: it opens, reads and writes the file.
+
+    Its methods raise LogError. Threads may share the object, and processes the file.
+    """
 
     def __init__(self, path: Path) -> None:
-        """Open the file, or make one that only its owner can read: events carry tokens. An older file's events are read once more.
+        """Open the file, or make one that only its owner can read, because events carry tokens.
 
-        Raises SettingsError if it cannot be used.
+        The tables that an older file lacks are filled from its events, once. Raises SettingsError if the file cannot be used.
         """
         self.path = path
         self._lock, self._read_locks = threading.Lock(), {SOON: threading.Lock(), PATIENTLY: threading.Lock()}
@@ -77,7 +80,7 @@ class LogFile:
         [[mode]] = connection.execute("PRAGMA journal_mode").fetchall()
         if mode != "wal":
             connection.execute("PRAGMA journal_mode=WAL")
-        if version < VERSION or _missing(connection):  # else nothing is written, so that a lock does not keep the server from its start
+        if version < VERSION or _missing(connection):  # else nothing is written: a lock must not stop the server's start
             connection.executescript(SCHEMA)
             with self._writing() as writing:
                 upgrade(writing)
@@ -94,7 +97,7 @@ class LogFile:
                 raise wrong(self.path, "damaged", first_line(ValueError(found)))
 
     def _follow_older_stamps(self) -> None:
-        """A release that knew no stamps may have written last: stamps go on after the latest of its times."""
+        """Make stamps go on after the latest time in the tables: a release that did not know stamps may have written last."""
         tables = ("annotations", "tasks", "projects")
         latest = max(self._read(f"SELECT max(changed) FROM {table}", wait=PATIENTLY)[0][0] or 0.0 for table in tables)
         if latest > self.position():
@@ -102,7 +105,7 @@ class LogFile:
                 put_mark(connection, CLOCK, latest)
 
     def close(self) -> None:
-        """End; what waits is taken into the log if that is possible now, or else at the next start."""
+        """Close the file. Waiting writes are taken into the log now if that is possible, or else at the next start."""
         self._drain_if_possible()
         self._close_all()
 
@@ -126,14 +129,14 @@ class LogFile:
 
     @contextmanager
     def _writing(self, wait: float = PATIENTLY) -> Iterator[sqlite3.Connection]:
-        """A transaction, from its beginning to the disk."""
+        """Hold a write transaction, which is on disk when the block ends. Raises LogError if the file stays locked for ``wait`` seconds."""
         end = time.monotonic() + wait
         if not self._lock.acquire(timeout=wait):
             raise LogError(f"{self.path} is busy; ask again in a moment", "busy")
         try:
             with self._explained(), self._connection:
                 self._connection.execute(f"PRAGMA busy_timeout = {max(0, int(1000 * (end - time.monotonic()))):d}")
-                # at once, not at the first change: what is read in between must not be another process's past
+                # lock now, not at the first change: no other process may write between what is read here and what is written
                 self._connection.execute("BEGIN IMMEDIATE")
                 yield self._connection
         finally:
@@ -149,9 +152,10 @@ class LogFile:
     # -- what has to be kept at once -------------------------------------------------------------------------------------------------------
 
     def _keep(self, kind: str, value: Any) -> int:
-        """Write something, in the log or beside it; on disk when this returns, and in either case after what was kept before.
+        """Write a value to the log or, if that is not possible now, to the spill file. It is on disk when this returns, after all before.
 
-        Returns what ``_take`` does, or 0 if it is beside. Raises LogError if neither takes it.
+        Return what ``_take`` returns, or 0 if the value is in the spill file. Raises LogError if neither takes it. The spill file is not
+        tried if the log's disk is full or its error is of an unknown kind.
         """
         with self._explained(), self._spill.held():
             if self._spill.is_empty():
@@ -188,7 +192,7 @@ class LogFile:
         return True
 
     def _take_apart(self, connection: sqlite3.Connection, kind: str, value: Any) -> None:
-        """One that cannot be taken, on a damaged disk for example, does not keep the others out."""
+        """Take one waiting write. One that cannot be taken, as after damage to the disk, is left out and does not stop the others."""
         connection.execute("SAVEPOINT one")
         try:
             self._take(connection, kind, value)
@@ -198,7 +202,7 @@ class LogFile:
         connection.execute("RELEASE one")
 
     def _take(self, connection: sqlite3.Connection, kind: str, value: Any) -> int:
-        """Write what was kept, in a transaction."""
+        """Write a kept value into the tables, inside a transaction. Subclasses say how for each ``kind``."""
         raise NotImplementedError
 
     @property
@@ -233,7 +237,7 @@ class LogFile:
         self._keep("mark", [name, at])
 
     def since(self, moment: float) -> float:
-        """A stamp for a time of day that was noted before there were stamps: a wrong clock's, if it is yet to come, is 0."""
+        """Return the stamp for a time of day that was noted before there were stamps. A time in the future, from a wrong clock, gives 0."""
         return moment if moment <= time.time() else 0.0
 
 

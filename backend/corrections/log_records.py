@@ -23,12 +23,12 @@ class Event:
 
 @dataclass(frozen=True)
 class Served:
-    """A mask that was served for a phrase of a task, or that there is none.
+    """A mask that was served for a phrase of a task, or the answer "no such object".
 
-    ``time`` is the answer's, seconds since 1970, the same for all of its records. ``page``, from 0, is that of the picture in a task of
-    several. ``region`` is the id of the region in Label Studio, one record for each region of the mask control, and empty for "no such
-    object", which has no mask. ``box_px`` is (x1, y1, x2, y2), or empty. ``width`` and ``height`` are the image's in pixels,
-    ``interactive`` says that an annotator asked.
+    ``time`` is when the answer was given, in seconds since 1970; all records of an answer share it. ``page`` is the picture's number, from
+    0, in a task of several. Each region of the mask control has its own record, and ``region`` is its id in Label Studio. A record of "no
+    such object" has an empty ``region`` and no mask. ``box_px`` is (x1, y1, x2, y2), or empty. ``width`` and ``height`` are the image's in
+    pixels. ``interactive`` says that an annotator asked, not a batch.
     """
 
     time: float
@@ -51,11 +51,12 @@ class Served:
 
 @dataclass(frozen=True)
 class StoredAnnotation:
-    """An annotation that is not deleted, as Label Studio last told it.
+    """An annotation that is not deleted, as Label Studio last sent it.
 
-    ``body`` has the fields of :data:`backend.corrections.tables.KEPT`, of any type: it is foreign. ``data`` is the task's, empty where
-    the log has not heard of it. ``label_configs`` are those that it may have been made under, the likeliest first. ``updated`` is Label
-    Studio's time, in seconds since 1970; ``changed`` is the stamp of the last write, which says what came first.
+    ``body`` has the fields of :data:`backend.corrections.tables.KEPT`; it is foreign data, and the values may be of any type. ``data`` is
+    the task's data, empty if the log does not know the task. ``label_configs`` are the configs that the annotation may have been made
+    under, the likeliest first. ``updated`` is Label Studio's time, in seconds since 1970; ``changed`` is the stamp of the last write, which
+    says what came first.
     """
 
     id: int
@@ -78,7 +79,7 @@ def _row_name(one: Served) -> str:
 
 
 def served_row(one: Served) -> list[object]:
-    """What the log keeps of a record, in the order of its columns."""
+    """Return a record's values for the table ``served``, in the order of its columns, without the stamp ``noted``."""
     name = _row_name(one)
     return [one.project, one.task, one.version, one.phrase, name, one.time, int(one.interactive), json.dumps(_rest(one))]
 

@@ -1,4 +1,7 @@
-"""Which phrases an annotation is about, and which of its regions belong to each. Nothing is guessed: what does not decide is an error."""
+"""Which phrases an annotation is about, and which of its regions belong to each phrase.
+
+Nothing is guessed: if it is not clear which phrase a region belongs to, that is an error.
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,15 @@ DRAWING_TYPES = frozenset(("brushlabels", "bitmasklabels", "polygonlabels", "ell
 
 
 def find_phrases(case: ReviewedAnnotation, phrase_field: str) -> dict[str, str | None]:
-    """The phrases that the annotation may be about, with their labels.
+    """Return the phrases that the annotation may be about, with their labels.
 
-    These are what was typed or else the task's own, what the reviewer had been shown, and whatever the regions were served for.
+    These are the typed phrases or, if none was typed, the task's own; the phrases whose answers the reviewer was shown; and the phrases
+    that the annotation's regions were served for. Raises TaskError and PhraseError as :func:`~backend.label_studio.phrases.wanted`.
     """
     batch = case.answers_to(None, interactive=False)
     shown = [answer for answer in batch if answer.time == batch[-1].time and case.was_seen(answer)]
     if case.typed:
-        # where nothing had been found for the phrase shown, the annotation is about what was typed
+        # a phrase for which nothing was found no longer counts: the annotation is about what was typed instead
         shown = [answer for answer in shown if answer.regions]
     shown += [answer for answer in case.answers if case.present & answer.regions.keys()]
     phrases = {answer.phrase: _label_of(answer, case.config) for answer in shown if answer.phrase}
@@ -32,16 +36,18 @@ def find_phrases(case: ReviewedAnnotation, phrase_field: str) -> dict[str, str |
 
 
 def _label_of(answer: Answer, config: LabelConfig) -> str | None:
-    """The label that a phrase was served with, or what it is in a config that no longer has that one."""
+    """Return the label that a phrase was served with or, if the config no longer has that label, the label that the phrase means in it."""
     label = answer.records[0].label
     known = label is None or any(label == one.value for one in config.mask.labels)
     return label if known else config.label_for(answer.phrase)
 
 
 def share_out(case: ReviewedAnnotation, phrases: Mapping[str, str | None], named_by_labels: bool) -> dict[str, list[DrawnRegion]]:
-    """Each phrase's regions: by what they were served for, else by their label. Raises TaskError where that does not decide.
+    """Return each phrase's regions. A region belongs to the phrase that it was served for, or else to the phrase that has its label.
 
-    What stands alone has a phrase only if the phrases are the labels themselves (``named_by_labels``): the reviewer chose its label.
+    A region that clicks alone made belongs to a phrase only if the phrases are the labels themselves (``named_by_labels``), because then
+    the reviewer chose its label. Raises TaskError if the label does not decide, if a served region now has the label of another phrase, or
+    if another control drew a region that has a phrase's label.
     """
     served = {
         region: (answer.phrase, _label_of(answer, case.config)) for answer in case.answers for region in answer.regions if answer.phrase
@@ -76,7 +82,9 @@ def _phrase_of(region: DrawnRegion, phrases: Mapping[str, str | None], config: L
 
 
 def _check_other_controls(case: ReviewedAnnotation, phrases: Mapping[str, str | None]) -> None:
-    """What was drawn with another control is not read, so that a phrase which it may be about is not known as a whole."""
+    """Raise TaskError if a region of another control has the label of a phrase. Such a region is not read, so the masks of the phrase would
+    be incomplete.
+    """
     own = [control.name for control in (case.config.mask, case.config.box) if control is not None]
     for region in case.regions:
         kind, value = region.get("type"), region.get("value")

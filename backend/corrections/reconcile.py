@@ -1,10 +1,10 @@
-"""The log made equal to what Label Studio holds: its webhooks are sent once, and imported annotations send none.
+"""Makes the log equal to what Label Studio holds: a webhook is sent only once, and imported annotations send none.
 
-A look costs what changed, not what there is. The annotated tasks are listed by their last change, newest first, as far back as the look
-before this one went, and the annotations of those that changed are asked for. A task's time changes with its predictions, too: one that was
-only predicted is found as it was. What leaves no such trace, a deletion above all, shows in the number of the project's annotations: then
-all annotated tasks are listed and compared by how many annotations each has. Once a day all are asked for. No prediction ever is: a
-project's take many times the room of its annotations.
+The cost of a look at a project depends on what changed, not on the project's size. The annotated tasks are listed by their last change,
+newest first, back to the newest change that the look before saw, and the annotations of those that changed are requested. Predictions
+change a task's time, too; such a task is compared and found unchanged. A deletion leaves no trace in that list but changes the number of
+the project's annotations. If that number differs from the log's, all annotated tasks are listed, and those whose own number differs are
+compared. Once a day all annotated tasks are compared. Predictions are never requested: they take many times the space of annotations.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ log = logging.getLogger(__name__)
 AT_ONCE = 50
 """Tasks that are taken over together: their masks are in memory meanwhile."""
 MARGIN = 60.0
-"""Seconds before the newest change seen from which on tasks are asked for again: a change may be saved later than its time says."""
+"""Seconds that a look goes back beyond the newest change seen: a change may be saved later than its time says."""
 DAY = 24 * 3600.0
 """Seconds after which all tasks are compared whatever the numbers say."""
 NEWEST, COMPARED = "newest of", "compared"
-"""Marks of the log, by project: Label Studio's time of the newest change seen, and ours of the last whole comparison."""
+"""First words of the names of two marks in the log; the project's number follows. The marks hold Label Studio's time of the newest change
+seen, and this server's time of the last comparison of all tasks."""
 NO_KEY = (
     "annotations that came with imported tasks, and what Label Studio told while this server was away, are not seen; "
     "set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY"
@@ -39,8 +40,10 @@ NO_KEY = (
 
 @dataclass(frozen=True)
 class Reconciled:
-    """``projects`` compared, ``annotations`` that the log lacked or had in another state, those ``dropped`` because Label Studio no longer
-    has them; ``problem`` is one line on what could not be seen, or empty.
+    """What a comparison with Label Studio came to.
+
+    ``projects`` is how many were compared, ``annotations`` how many the log lacked or had in another state, and ``dropped`` how many were
+    marked as deleted because Label Studio no longer has them. ``problem`` is one line on what could not be compared, or empty.
     """
 
     projects: int
@@ -50,7 +53,10 @@ class Reconciled:
 
 
 def reconcile(corrections: CorrectionLog, label_studio: LabelStudio | None, projects: Sequence[int]) -> Reconciled:
-    """Compare projects with Label Studio, which is right. Never raises; a project that cannot be read keeps what the log has of it."""
+    """Make what the log has of projects equal to what Label Studio has.
+
+    This never raises. Of a project that cannot be read, the log keeps what it has.
+    """
     if label_studio is None or not label_studio.has_token:
         return Reconciled(0, 0, 0, NO_KEY)
     if not projects:
@@ -76,7 +82,11 @@ def reconcile(corrections: CorrectionLog, label_studio: LabelStudio | None, proj
 
 
 def _compare(corrections: CorrectionLog, label_studio: LabelStudio, number: int, seen: set[int], strange: bool) -> Pulled:
-    """``seen`` are the projects that Label Studio shows; it is ``strange`` if none of ours is among them."""
+    """Compare one project, or drop it from the log if Label Studio no longer shows it.
+
+    ``seen`` are the projects that Label Studio shows. ``strange`` says that none of the projects to compare is among them, which points to
+    the key of another user and raises LabelStudioError.
+    """
     if number in seen:
         return _pull(corrections, label_studio, number)
     if strange:
@@ -97,7 +107,7 @@ def _pull(corrections: CorrectionLog, label_studio: LabelStudio, number: int) ->
         _compare_all(look, corrections, lambda task: True)
         corrections.replace_mark(f"{COMPARED} {number}", now)
     look.fold()
-    if not look.shrank and not look.problem:  # else the next look goes as far back; what was compared is not asked for again
+    if not look.shrank and not look.problem:  # else the next look begins at the same time again
         corrections.replace_mark(f"{NEWEST} {number}", min(look.newest, now))
     if look.problem:
         raise LabelStudioError(look.problem)
@@ -105,7 +115,7 @@ def _pull(corrections: CorrectionLog, label_studio: LabelStudio, number: int) ->
 
 
 def _compare_changed(look: _Look, corrections: CorrectionLog) -> None:
-    """The tasks that changed since the last look, as far as that shows."""
+    """Compare the tasks that changed since the last look, as far as the list of tasks shows it."""
     since = corrections.mark(f"{NEWEST} {look.number}") - MARGIN
     for task in look.listed(newest_first=True):
         changed = instant(task.get("updated_at"))
@@ -117,21 +127,22 @@ def _compare_changed(look: _Look, corrections: CorrectionLog) -> None:
 
 
 def _compare_all(look: _Look, corrections: CorrectionLog, is_doubtful: Callable[[Mapping[str, Any]], bool]) -> None:
-    """The annotated tasks that are doubtful, and those known ones that are not among the annotated."""
+    """Compare the annotated tasks that ``is_doubtful`` picks, and those that have annotations in the log but are not in the list."""
     listed = set[int]()
     for task in look.listed(newest_first=False):
         listed.add(task["id"])
         if is_doubtful(task):
             look.compare(task)
-    for lost in corrections.annotation_counts(look.number).keys() - listed:  # it is asked for itself: the list may have missed it
+    for lost in corrections.annotation_counts(look.number).keys() - listed:  # asked for by number: the list may have missed it
         look.compare({"id": lost})
 
 
 class _Look:
-    """A look at a project: tasks that are compared, some of them at a time.
+    """One look at a project, which compares its tasks with the log, some at a time.
 
-    ``annotations`` and ``dropped`` are those of all so far, ``newest`` is the latest time of a task that was listed, and ``problem`` says
-    why one could not be compared. ``shrank``: annotations were deleted meanwhile, so that a list of tasks may have left one out.
+    ``annotations`` and ``dropped`` count what changed in the log so far, as in :class:`Reconciled`. ``newest`` is the latest time of a
+    task that was listed. ``problem`` says why a task could not be compared, or is empty. ``shrank`` says that annotations were deleted
+    during the look, so that a list of tasks may have left one out.
     """
 
     def __init__(self, corrections: CorrectionLog, label_studio: LabelStudio, number: int) -> None:
@@ -158,7 +169,10 @@ class _Look:
             yield task
 
     def compare(self, task: Mapping[str, Any]) -> None:
-        """Ask for a task's annotations, to take them over with those of others. One that is refused does not keep others from it."""
+        """Request a task's annotations, to take them over together with those of other tasks.
+
+        If Label Studio refuses them, ``problem`` says so and the look goes on. Raises LabelStudioError for an error that may pass.
+        """
         known = self._log.annotations_of(task["id"])
         try:
             found = self._label_studio.annotations(self.number, task["id"], known, skipped=bool(task.get("cancelled_annotations")))
@@ -175,7 +189,7 @@ class _Look:
             self.fold()
 
     def fold(self) -> None:
-        """Take over what was asked for so far, under the config that the project has now: one of before could replace an event's."""
+        """Take over what was requested so far, with the config that the project has now: an older one could replace that of an event."""
         project = self._project or self._label_studio.project(self.number)
         title, config = str(project.get("title") or ""), project["label_config"]
         pulled = self._log.reconcile(self.number, title, config, self._tasks, self._began, self._gone)

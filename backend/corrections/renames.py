@@ -1,7 +1,8 @@
 """Labels that were renamed: what was corrected under a former name is learned under the present one.
 
-A label of one config is that of the next if they share a name, be it the value or an alias. Where exactly one label is left over on either
-side, one name went and one came: that is a rename, too. Two that went and two that came prove nothing; a mapping in the settings tells.
+A label of one config and a label of the next are the same label if they share a name, be it the value or an alias. If exactly one label is
+then left over in each config, that label was renamed, too. If more are left over, nothing shows which became which; a mapping in the
+settings (``SAM4MLLM_RENAMED``) can say so.
 """
 
 from __future__ import annotations
@@ -17,10 +18,10 @@ Renames = Mapping[str, Label]
 
 
 def follow(configs: Sequence[Sequence[Label]], told: Mapping[str, str] | None = None) -> dict[str, Label]:
-    """What each label of a project's configs, in the order of time, is in the last of them.
+    """Return, by its value, what each label in a project's configs is in the last of them; ``configs`` are in the order of time.
 
-    Those that are gone are left out. ``told`` says of former values what they are now, or by an empty text that they were not renamed;
-    what is no present label is passed over.
+    Labels that are gone are left out. ``told`` maps former values to present ones and overrides what the configs show. An empty text there
+    means that the former label was not renamed, so it is left out; a text that is no present label is ignored.
     """
     present: dict[str, Label] = {}
     before: Sequence[Label] = ()
@@ -37,14 +38,19 @@ def follow(configs: Sequence[Sequence[Label]], told: Mapping[str, str] | None = 
 
 
 def unknown(configs: Sequence[Sequence[Label]], told: Mapping[str, str]) -> list[str]:
-    """The values in a mapping that none of the configs has, or of present ones the last."""
+    """Return the values in the mapping ``told`` that do not exist: former ones that no config has, and present ones that the last config
+    lacks.
+    """
     ever = {label.value for labels in configs for label in labels}
     now = {label.value for label in configs[-1]} if configs else set()
     return sorted({former for former in told if former not in ever} | {value for value in told.values() if value and value not in now})
 
 
 def rename(reviews: Iterable[Review], renames: Renames) -> list[Review]:
-    """The reviews of an annotation under present names; a phrase that is a label's name follows it, and labels that became one are one."""
+    """Return the reviews of an annotation under the labels' present names.
+
+    A phrase that is the name of its label changes with it. Reviews that thereby get the same key are joined into one.
+    """
     found: dict[tuple[int, int, str, int], Review] = {}
     for review in (_renamed(one, renames) for one in reviews):
         key = key_of(review)
@@ -68,7 +74,7 @@ def _joined(one: Review, other: Review) -> Review:
 
 
 def _match(before: Sequence[Label], after: Sequence[Label]) -> dict[str, Label]:
-    """What each label of a config is in the next, by its value."""
+    """Return, by its value, what each label of a config is in the next config."""
     values = {label.value: label for label in after}
     found = {label.value: values[label.value] for label in before if label.value in values}
     for label in before:

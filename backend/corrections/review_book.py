@@ -22,9 +22,10 @@ log = logging.getLogger(__name__)
 
 
 class ReviewBook:
-    """What reviewers made of each phrase of a picture. Its reviews are without masks, which are megabytes; ``with_masks`` reads those.
+    """What reviewers made of each phrase of a picture.
 
-    Threads may share it. Methods raise LogError.
+    The reviews in memory have no masks, which would take megabytes; ``with_masks`` reads them from the log. Threads may share the object.
+    Methods raise LogError.
     """
 
     def __init__(
@@ -36,8 +37,10 @@ class ReviewBook:
         is_left_out: Callable[[Review], bool] = lambda _: False,
         renamed: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
     ) -> None:
-        """``is_left_out`` says from which reviews nothing is to be learned; ``renamed``, by project, what labels are now that were renamed
-        in a way that cannot be followed.
+        """``phrase_field``, ``max_pixels`` and ``prompt_control`` are those of :func:`~backend.corrections.reviews.read_reviews`.
+
+        ``is_left_out`` says whether nothing is to be learned from a review. ``renamed`` maps former label values to present ones, by
+        project, for renames that the configs do not show.
         """
         self._log = corrections
         self._is_left_out = is_left_out
@@ -48,11 +51,11 @@ class ReviewBook:
         self._position: float | None = None
         self._configs: dict[int, str] = {}
         self._projects: dict[int, int] = {}
-        """Of annotations that were read."""
+        """The project of each annotation that was read."""
         self._keys: dict[int, tuple[Key, ...]] = {}
-        """Of an annotation's reviews."""
+        """The keys of each annotation's reviews."""
         self._candidates: dict[Key, dict[int, tuple[bool, Review]]] = {}
-        """All reviews of a phrase, by annotation."""
+        """All reviews of a phrase, by annotation, each with whether the annotation is a ground truth."""
         self._best: dict[Key, Review] = {}
         self._refused: dict[int, Refused] = {}
 
@@ -94,9 +97,9 @@ class ReviewBook:
             return ()
 
     def _news(self, configs: Mapping[int, str]) -> Iterator[StoredAnnotation]:
-        """Annotations that must be read, which are forgotten before."""
+        """Return the annotations that must be read. What was known of them is forgotten first."""
         if self._position is None:
-            self._forget(list(self._projects))  # of a first look that an error broke off
+            self._forget(list(self._projects))  # left over from a first look that an error ended
             return self._log.each_annotation()
         edited = {project for project in configs if configs[project] != self._configs.get(project)}
         for project in edited:
@@ -106,7 +109,10 @@ class ReviewBook:
         return self._log.each_annotation(sorted(touched))
 
     def with_masks(self, reviews: Iterable[Review]) -> Iterator[Review]:
-        """Some of the reviews with their masks, in the order of their annotations; what changed since they were read is left out."""
+        """Yield these reviews with their masks, in the order of their annotations.
+
+        A review is left out if its annotation has changed since it was read.
+        """
         wanted = {(review.annotation, key_of(review)): review.changed for review in reviews}
         for stored in self._log.each_annotation(sorted({annotation for annotation, _ in wanted})):
             for review in self._read_one(stored).reviews:

@@ -1,9 +1,9 @@
 """What reviewers decided, phrase by phrase, worked out from the log alone: the learning data.
 
 Nothing is guessed. An annotation whose regions do not say which phrase they belong to, or whose masks cannot be trusted, is refused with a
-reason and stays in the log. An empty annotation proves nothing by itself, for Label Studio at times shows no pre-annotation: that a phrase
-means nothing in an image takes a served mask that the reviewer deleted, or a served "no such object" that the reviewer let stand. A mask
-that clicks made away from all that was served is no truth for the phrase, and one that a refined mask takes the place of is left out.
+reason and stays in the log. An empty annotation proves nothing by itself, because Label Studio at times shows no pre-annotation. A phrase
+counts as meaning nothing in an image only if the reviewer deleted a served mask or let a served "no such object" stand. A mask that clicks
+made away from all served masks teaches nothing about the phrase. A mask that a refined mask replaces is left out.
 """
 
 from __future__ import annotations
@@ -48,13 +48,14 @@ class Annotations(Protocol):
 class Review:
     """What a reviewer made of a phrase in a task's image.
 
-    ``instances``: its regions' masks, each once, and none for the outcome "none". ``outcome``: "accepted" as served, "edited", "drawn" by
-    hand, or "none": there is no such object. ``iou``: of all that stands against all that was served for the phrase; None if nothing was.
-    ``version``: what served it, or empty. ``features``: those of its least sure region. ``lead_time``: seconds; ``reviewer``: the user who
-    was last to save; ``updated``: seconds since 1970. ``image``: the reference in the task's data; ``page``: its number there, from 0, in a
-    task of several. ``unassisted``: no pre-annotation was shown, on purpose. ``score``: that of the least sure region when it was served,
-    None if nothing was. ``by_label``: the phrase is the label's name, for the task has none of its own. ``served``: the
-    masks that were served for it, under ``served_label``. ``changed``: the stamp of the annotation in the log, which says what came first.
+    ``instances``: the masks of the phrase's regions, each once; empty for the outcome "none". ``outcome``: "accepted" as served, "edited",
+    "drawn" by hand, or "none": there is no such object. ``iou``: the IoU of the final masks' union with the union of the masks served for
+    the phrase; None if nothing was served. ``version``: the version that served the phrase, or empty. ``score`` and ``features``: those of
+    the served region with the lowest score; None and empty if nothing was served. ``lead_time``: seconds. ``reviewer``: the user who saved
+    last. ``updated``: Label Studio's time, in seconds since 1970. ``image``: the picture's reference in the task's data. ``page``: the
+    picture's number, from 0, in a task of several. ``unassisted``: no pre-annotation was shown, on purpose. ``by_label``: the phrase is the
+    label's name, because the task has no phrase of its own. ``served``: the masks that were served for the phrase, with the label
+    ``served_label``. ``changed``: the stamp of the annotation in the log, which says what came first.
     """
 
     annotation: int
@@ -83,13 +84,13 @@ class Review:
 
 
 def in_order(review: Review) -> tuple[float, float, int]:
-    """A key to sort by: the order in which reviews came, and of those that were fetched together that of Label Studio's times."""
+    """Return a sort key: the order in which reviews came and, for reviews with the same stamp, Label Studio's times."""
     return (review.changed, review.updated, review.annotation)
 
 
 @dataclass(frozen=True)
 class Refused:
-    """An annotation that nothing is learnt from, or one of its pages, and why, in one line."""
+    """An annotation that is refused, as a whole or for one of its pages; ``reason`` says why, in one line."""
 
     annotation: int
     project: int
@@ -99,7 +100,10 @@ class Refused:
 
 @dataclass(frozen=True)
 class Reviews:
-    """One review at most for each phrase of a picture, and what was refused; ``left_out`` are those of whom nothing is to be learned."""
+    """At most one review for each phrase of a picture, and the annotations that were refused.
+
+    ``left_out`` are reviews from which nothing is to be learned.
+    """
 
     reviews: list[Review]
     refused: list[Refused]
@@ -108,8 +112,10 @@ class Reviews:
 
 @dataclass(frozen=True)
 class Taught:
-    """What one annotation teaches, and why it is refused, or the first of its pages that are; empty if none is. ``truth``: Label Studio has
-    it as a ground truth.
+    """What one annotation teaches.
+
+    ``refusal`` says why the annotation, or the first refused one of its pages, is refused; empty if nothing is. ``truth`` says that Label
+    Studio marks the annotation as a ground truth.
     """
 
     reviews: tuple[Review, ...] = ()
@@ -118,7 +124,7 @@ class Taught:
 
 
 Key = tuple[int, int, str, int]
-"""Project, task, phrase and page of a review: what there is one of at most."""
+"""The project, task, phrase and page of a review. At most one review is chosen for each key."""
 
 
 def key_of(review: Review) -> Key:
@@ -143,7 +149,10 @@ def read_reviews(corrections: Annotations, phrase_field: str, max_pixels: int = 
 
 
 def choose(candidates: Sequence[tuple[bool, Review]]) -> Review:
-    """Of several reviews of a phrase in a picture a ground truth, then the newest; each is told with whether it is a truth."""
+    """Return the review that counts among several of the same phrase in a picture: one of a ground truth before others, then the newest.
+
+    Each candidate is a pair: whether its annotation is a ground truth, and the review.
+    """
     best = candidates[0]
     for one in candidates[1:]:
         if one[0] > best[0] or (one[0] == best[0] and _is_newer(one[1], best[1])):
@@ -152,7 +161,10 @@ def choose(candidates: Sequence[tuple[bool, Review]]) -> Review:
 
 
 def _is_newer(one: Review, other: Review) -> bool:
-    """By Label Studio's times, unless one of them is yet to come, so that its clock was ahead."""
+    """Whether ``one`` is newer than ``other`` by Label Studio's times.
+
+    If one of these lies in the future, Label Studio's clock was ahead, and the order in which the reviews came decides.
+    """
     if max(one.updated, other.updated) > time.time() + AHEAD_SECONDS:
         return in_order(one) > in_order(other)
     return (one.updated, one.annotation) > (other.updated, other.annotation)
@@ -180,7 +192,10 @@ def read_one(stored: StoredAnnotation, corrections: Annotations, phrase_field: s
 def _find(
     stored: StoredAnnotation, config: LabelConfig, served: Sequence[Served], unassisted: bool, phrase_field: str, max_pixels: int
 ) -> Taught:
-    """Raises Sam4mllmError: why the annotation is refused. One page that is does not spoil the others."""
+    """Return what an annotation teaches. Raises Sam4mllmError if all of it is refused; the text says why.
+
+    In a task of several pages, a page that is refused does not spoil the others.
+    """
     pictures = config.pictures(stored.data)
     if not config.paged:
         case = read_annotation(stored, config, None, served, max_pixels)
@@ -197,7 +212,7 @@ def _find(
 
 
 def _reviews(case: ReviewedAnnotation, image: str, page: int, unassisted: bool, phrase_field: str) -> Iterator[Review]:
-    """Raises Sam4mllmError: why what is about this picture is refused."""
+    """Yield the reviews of one picture. Raises Sam4mllmError if the annotation is refused for this picture; the text says why."""
     phrases = find_phrases(case, phrase_field)
     prompts = {prompt for some in case.config.prompts.values() for prompt in some}
     labels_of_config = {label.phrase or label.value for label in case.config.mask.labels} | prompts
@@ -205,7 +220,7 @@ def _reviews(case: ReviewedAnnotation, image: str, page: int, unassisted: bool, 
     shares = share_out(case, phrases, named_by_labels)
     alone = [region for region in case.drawn if stands_alone(region.id) and not named_by_labels]
     if alone and not any(shares.values()):
-        # it may be the thing that the phrase means, or another
+        # the masks may show the object that the phrase means, or another one
         raise TaskError("its only masks were made by clicks away from what was found; paint them, or type what they are, to teach it")
     for phrase, label in phrases.items():
         drawn = shares[phrase]

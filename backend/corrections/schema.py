@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 VERSION = 1
-"""Of the tables, in the file's ``user_version``; 0 had ``events`` and ``phrases`` alone."""
+"""The version of the tables, which the file keeps in ``user_version``. Version 0 had only ``events`` and ``phrases``."""
 SCHEMA = """
 CREATE TABLE IF NOT EXISTS events (
     id INTEGER PRIMARY KEY,
@@ -94,12 +94,14 @@ CREATE INDEX IF NOT EXISTS annotations_by_task ON annotations (task);
 CREATE INDEX IF NOT EXISTS annotations_by_change ON annotations (changed);
 CREATE INDEX IF NOT EXISTS tasks_by_change ON tasks (changed);
 """
-"""``updated`` is Label Studio's time, ``changed`` the stamp of the row's last write (:mod:`backend.corrections.log_file`). ``tasks.body``
-is the task's data, ``tasks.task`` its own number; of what is deleted only the row is left, with the reason. ``digests`` are of the bodies
-of the tables ``kind``, and say nothing of a row whose ``changed`` is another: a release that did not know them wrote it. ``served.noted``
-is the stamp of the record, or nothing if an older release wrote it. ``parameters`` are a
-project's extra parameters as they hold now, in JSON, empty for none. ``compared`` has the time of a task's last change when it was last
-compared with Label Studio. ``marks`` are numbers that are kept under a name."""
+"""The tables of the file.
+
+``updated`` is Label Studio's time, ``changed`` the stamp of the row's last write (:mod:`backend.corrections.log_file`). ``tasks.body`` is
+the task's data, and ``tasks.task`` the task's own number. A deleted task or annotation keeps its row, without a body and with the reason.
+``digests`` holds the digests of the bodies in the table named by ``kind``. A digest is valid only while its ``changed`` equals the row's:
+otherwise a release that does not know digests wrote the row. ``served.noted`` is the stamp of the record, NULL if an older release wrote
+it. ``parameters`` holds a project's current extra parameters as JSON, empty for none. ``compared`` holds the time of a task's last change
+as it was when the task was last compared with Label Studio. ``marks`` holds numbers under names."""
 ADDED = "ALTER TABLE served ADD COLUMN noted REAL"
-"""For a file that a release without the column made."""
+"""Adds ``served.noted`` to a file of a release that did not have this column."""
 NOTED = "CREATE INDEX IF NOT EXISTS served_by_note ON served (noted)"

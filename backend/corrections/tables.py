@@ -1,10 +1,10 @@
-"""What the correction log's tables hold, and how Label Studio's words become their rows: an event, or the whole of a project.
+"""How an event, or what Label Studio's API says of a project, becomes rows of the correction log's tables.
 
-Events come late, twice, in any order, or never, so a row is only ever replaced by a later state of the same thing: by Label Studio's own
-``updated_at``, not by the order of arrival. What was deleted stays deleted, whatever an older event says. Only what Label Studio itself
-holds, asked after the row was written, overrides all of this.
+Events come late, twice, in any order, or never. So only a later state of the same task or annotation replaces a row: later by Label
+Studio's own ``updated_at``, not by the order of arrival. A row that is marked as deleted stays so, whatever an older event says. Only an
+answer of Label Studio's API that was requested after the row was written overrides all of this.
 
-All functions work on a connection that is in a transaction. ``updated`` are times of Label Studio's, in seconds since 1970; ``changed``,
+All functions work on a connection that is in a transaction. ``updated`` is a time of Label Studio's, in seconds since 1970; ``changed``,
 ``stamp``, ``began`` and ``now`` are stamps (:mod:`backend.corrections.log_file`).
 """
 
@@ -33,7 +33,7 @@ KEPT = (
 )
 """What is kept of an annotation: what events and the API's lists both have."""
 AHEAD_SECONDS = 60.0
-"""How far Label Studio's clock may be ahead of ours; a time beyond that was wrong, for an event is sent at once."""
+"""Seconds that Label Studio's clock may be ahead of ours. As an event is sent at once, a time further ahead comes from a wrong clock."""
 
 GONE = "Label Studio no longer has it"
 
@@ -52,13 +52,14 @@ class _Row:
     body: str = ""
     reason: str = ""
     digest: str = ""
-    """The body's."""
+    """The SHA-256 of ``body``, in hexadecimal digits."""
 
 
 def apply_event(connection: sqlite3.Connection, body: Mapping[str, Any], stamp: float, received: float) -> None:
-    """Bring the tables up to an event. What is malformed in it is passed over; nothing but a failing disk raises (sqlite3's error).
+    """Bring the tables up to date with an event. Malformed parts of it are ignored, and an event that cannot be read changes nothing.
 
-    ``stamp`` is the write's, and by ``received``, the time of day, it is told whether Label Studio's clock was ahead.
+    ``stamp`` is the stamp of the write. ``received`` is the time of day when the event came, which shows whether Label Studio's clock was
+    ahead. Raises only sqlite3.OperationalError, for example for a failing disk.
     """
     connection.execute("SAVEPOINT event")
     try:
@@ -79,8 +80,8 @@ class _Moment:
     received: float
 
     def is_news(self, updated: float, known: float) -> bool:
-        """Whether a state of the time ``updated`` replaces the ``known`` one: by Label Studio's clock, or if that had been ahead, by the
-        order in which events came.
+        """Whether a state with the time ``updated`` replaces one with the time ``known``. The later time wins, but if Label Studio's clock
+        was ahead at the time ``known``, the state that came last wins.
         """
         return updated > known or (updated != known and known > self.received + AHEAD_SECONDS)
 
@@ -115,7 +116,7 @@ def objects(body: Mapping[str, Any], name: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _apply_config(connection: sqlite3.Connection, raw: Mapping[str, Any], moment: _Moment) -> None:
-    """A config that came with an older event than the one before does not replace it."""
+    """Keep the config that an event carries, unless the event is older than the one that brought the known config."""
     number, config = row_id(raw.get("id")), raw.get("label_config")
     if number is None or not isinstance(config, str):
         return
@@ -179,7 +180,9 @@ def _put_digest(connection: sqlite3.Connection, table: str, row: _Row, changed: 
 
 
 def _bury(connection: sqlite3.Connection, table: str, raw_id: object, project: int | None, changed: float, reason: str) -> None:
-    """Leave a row that says it is gone, also for one that was never seen: the event that made it may still be on its way."""
+    """Mark a row as deleted. A task or annotation that was never seen gets such a row, too: the event that made it may still be on its
+    way.
+    """
     number = row_id(raw_id)
     if number is None:
         return
@@ -203,7 +206,10 @@ def _bury_annotations_of(connection: sqlite3.Connection, raw_id: object, changed
 
 @dataclass(frozen=True)
 class Pulled:
-    """What a pull changed: ``annotations`` that the log lacked or had in another state, and those it had that are ``dropped`` now."""
+    """What a pull changed: how many ``annotations`` the log lacked or had in another state.
+
+    ``dropped`` is how many annotations were marked as deleted.
+    """
 
     annotations: int
     dropped: int
@@ -219,12 +225,13 @@ class ProjectRows:
     tasks: Sequence[_Row]
     annotations: Sequence[_Row]
     whole: Sequence[int]
-    """The tasks of which ``annotations`` are all that there are."""
+    """The tasks of which ``annotations`` holds all annotations, so that any others are deleted."""
 
 
 def project_rows(project: int, title: str, label_config: str, tasks: Sequence[Mapping[str, Any]]) -> ProjectRows:
-    """What Label Studio says of a project and of some of its tasks, as rows. To write out their masks takes long: it is not for a
-    transaction.
+    """Return what Label Studio says of a project and of some of its tasks, as rows.
+
+    Writing the masks as JSON takes long, so call this before the transaction, not in it.
     """
     pulled_tasks = [row for raw in tasks if (row := _task({**raw, "project": project}, project))]
     pulled = [
@@ -238,8 +245,9 @@ def project_rows(project: int, title: str, label_config: str, tasks: Sequence[Ma
 
 
 def apply_project(connection: sqlite3.Connection, rows: ProjectRows, gone: Sequence[int], began: float, now: float) -> Pulled:
-    """Make the tables say what Label Studio says of some tasks of a project, and that it has none of the numbers ``gone``; but for what
-    events told since the pull ``began``.
+    """Make the tables say what Label Studio says of some tasks of a project, and mark the tasks ``gone``, which it lacks, as deleted.
+
+    What events have told since the pull ``began`` stands.
     """
     project = rows.project
     updated, changed = connection.execute("SELECT updated, changed FROM projects WHERE id = ?", (project,)).fetchone() or (0.0, 0.0)
@@ -259,7 +267,9 @@ def apply_project(connection: sqlite3.Connection, rows: ProjectRows, gone: Seque
 
 
 def bury_project(connection: sqlite3.Connection, project: int, began: float, now: float) -> Pulled:
-    """The same for a project that Label Studio no longer has."""
+    """Mark all tasks and annotations of a project that Label Studio no longer has as deleted, except those that were written since
+    ``began``.
+    """
     _bury_all(connection, "tasks", project, began, now)
     return Pulled(0, _bury_all(connection, "annotations", project, began, now))
 
@@ -277,7 +287,7 @@ def _listed(value: object) -> Iterator[Mapping[str, Any]]:
 
 
 def _bury_others(connection: sqlite3.Connection, project: int, task: int, theirs: Sequence[_Row], began: float, now: float) -> int:
-    """Bury a task's annotations that are not among ``theirs``; how many."""
+    """Mark a task's annotations that are not among Label Studio's (``theirs``) as deleted, and return how many."""
     query = "SELECT id FROM annotations WHERE project = ? AND task = ? AND state != 'deleted' AND changed < ?"
     kept = {row.id for row in theirs if row.task == task}
     lost = [number for (number,) in connection.execute(query, (project, task, began)).fetchall() if number not in kept]
@@ -287,7 +297,10 @@ def _bury_others(connection: sqlite3.Connection, project: int, task: int, theirs
 
 
 def _take(connection: sqlite3.Connection, table: str, row: _Row, began: float, now: float) -> bool:
-    """Whether the server's row was news. One that is as it was keeps its time of change: nothing new is to be learnt from it."""
+    """Write Label Studio's row if it is news, and return whether it was.
+
+    An unchanged row keeps its stamp, because nothing new is to be learnt from it.
+    """
     known = connection.execute(f"SELECT updated, changed, state, project FROM {table} WHERE id = ?", (row.id,)).fetchone()
     if known is not None:
         updated, changed, state, project = known
@@ -315,7 +328,10 @@ def _has_body(connection: sqlite3.Connection, table: str, row: _Row, changed: fl
 
 
 def upgrade(connection: sqlite3.Connection) -> None:
-    """Fill the tables of a file from before they were there, from its events; in a transaction, so that it is done once or not at all."""
+    """Add what an older file lacks: the column ``served.noted``, and the rows that its events make in newer tables.
+
+    As it runs in a transaction, it is done once or not at all.
+    """
     if "noted" not in {row[1] for row in connection.execute("PRAGMA table_info(served)")}:
         connection.execute(ADDED)
     [[version]] = connection.execute("PRAGMA user_version").fetchall()
@@ -341,7 +357,7 @@ def stored_events(connection: sqlite3.Connection) -> Iterator[tuple[float, dict[
 
 
 def instant(value: object) -> float:
-    """Label Studio's time of day as seconds since 1970; 0 for anything else, so that whatever has a time comes later."""
+    """Return a time of Label Studio's as seconds since 1970; 0 for anything else, so that it counts as older than any real time."""
     try:
         moment = datetime.fromisoformat(value) if isinstance(value, str) else datetime.fromtimestamp(0, UTC)
         return max(0.0, (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())

@@ -1,12 +1,14 @@
-"""Writes that the log cannot take now, as when another program has locked it: on disk in the order in which they came, until it can.
+"""The spill file: writes that the log cannot take now, for example because another program has locked it.
+
+They stay on disk, in the order in which they came, until the log can take them.
 
 ::
 
-    {"spill": "0f3a…"}           first line: a name that no other content of the file ever has
+    {"spill": "0f3a…"}           first line: a random name, a new one whenever the file is begun anew
     ["event", {…}]               a write a line
 
-A line counts once it is whole and flushed. Whoever takes lines into the log notes there, in the same transaction, up to which byte of
-which name: a process that is killed at any moment neither loses a line nor takes one twice.
+A line counts once it is whole and flushed. Whoever takes lines into the log notes there, in the same transaction, the name and the byte up
+to which the lines are taken. So a process that is killed at any moment neither loses a line nor takes one twice.
 """
 
 from __future__ import annotations
@@ -62,7 +64,7 @@ class WaitingWrites:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Alone with the file. Raises OSError."""
+        """Keep all other threads and processes from the file during the block. Raises OSError."""
         with self._lock, locked(self._path.with_suffix(".lock")):
             yield
 
@@ -86,7 +88,10 @@ class WaitingWrites:
             sync_path(self._path.parent)
 
     def read(self, taken: tuple[str, int]) -> Chunk | None:
-        """The next lines after what is ``taken``, a name and a byte of it; None if there are no more. Raises OSError."""
+        """Return the next lines; None if there are no more. Raises OSError.
+
+        ``taken`` is the name and the byte up to which lines are taken. If the file has another name, all of its lines are still to take.
+        """
         name = self._name()
         if name is None:
             if not self.is_empty():
@@ -103,7 +108,7 @@ class WaitingWrites:
         return Chunk(name, start + len(data), [found for line in data.splitlines() if (found := _write(line)) is not None])
 
     def clear(self) -> None:
-        """Forget all. Raises OSError."""
+        """Empty the file. Raises OSError."""
         if not self.is_empty():
             os.truncate(self._path, 0)
             sync_path(self._path)
@@ -117,7 +122,7 @@ class WaitingWrites:
         return found[1].decode() if found else None
 
     def _put_aside(self) -> None:
-        """A file without its first line: of a process that was killed as it began it, or damaged."""
+        """Rename a file without its first line: a process was killed while it began the file, or the file is damaged."""
         aside = self._path.with_name(f"{self._path.name}.damaged-{secrets.token_hex(4)}")
         os.replace(self._path, aside)
         log.error("%s lacks its first line; it is put aside as %s", self._path, aside.name)
@@ -128,7 +133,7 @@ def _header() -> bytes:
 
 
 def _line_end(file: Any, size: int) -> bytes:
-    """Apart from a line that a killed process left half written."""
+    """Return the line end that separates the next line from one that a killed process left half written; empty if none is needed."""
     file.seek(size - 1)
     end = b"" if file.read(1) == b"\n" else b"\n"
     file.seek(size)
@@ -139,5 +144,5 @@ def _write(line: bytes) -> tuple[str, Any] | None:
     try:
         kind, value = json.loads(line)
     except (ValueError, TypeError, RecursionError):
-        return None  # half a line, which nobody was told of
+        return None  # half a line: nobody was told that it was kept
     return (kind, value) if isinstance(kind, str) else None

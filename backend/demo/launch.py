@@ -137,7 +137,7 @@ def start_backend(home: Path, port: int, label_studio: LocalLabelStudio, **setti
         "SAM4MLLM_HOME": str(home.absolute()),
         "LABEL_STUDIO_URL": label_studio.url,
         "LABEL_STUDIO_API_KEY": label_studio.token,
-        # Label Studio would have to be told of these
+        # left empty: Label Studio would have to be given these, too
         "SAM4MLLM_AUTH_PASSWORD": "",
         "SAM4MLLM_WEBHOOK_SECRET": "",
     }
@@ -156,7 +156,7 @@ def is_ready(backend_url: str) -> bool:
 
 
 def _project(label_studio: LocalLabelStudio, scenes: int, progress: Progress) -> int:
-    """The demo's project; made, and filled in one request, only if it is not there."""
+    """Return the id of the demo's project. It is made if it does not exist, and filled with tasks, in one request, if it has none."""
     listed = label_studio.api("GET", "/api/projects/?page_size=1000")["results"]
     known = next((one for one in listed if one["title"] == TITLE), None)
     project = known["id"] if known else label_studio.create_project(TITLE, DEMO_CONFIG)

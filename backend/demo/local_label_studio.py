@@ -21,12 +21,12 @@ START_TIMEOUT = 900.0
 FIXED_ENVIRONMENT = {
     "LABEL_STUDIO_ENABLE_LEGACY_API_TOKEN": "true",
     "LABEL_STUDIO_DISABLE_SIGNUP_WITHOUT_LINK": "true",
-    "USE_DEFAULT_BANNED_SUBNETS": "false",  # it would refuse to speak to a backend on loopback
+    "USE_DEFAULT_BANNED_SUBNETS": "false",  # with these, Label Studio would refuse to call a backend on loopback
     "SENTRY_DSN": "",
     "FRONTEND_SENTRY_DSN": "",
     "COLLECT_ANALYTICS": "false",
     "LATEST_VERSION_CHECK": "false",
-    # it asks GitHub for tips whatever is set: a proxy that is not there keeps it on this machine
+    # Label Studio asks GitHub for tips, and no setting stops that: a proxy that does not exist does
     "HTTP_PROXY": f"http://{HOST}:9",
     "HTTPS_PROXY": f"http://{HOST}:9",
     "NO_PROXY": f"{HOST},localhost",
@@ -34,9 +34,10 @@ FIXED_ENVIRONMENT = {
 
 
 class LocalLabelStudio:
-    """Label Studio on a data folder; a folder that was used before keeps its projects, user and login.
+    """Label Studio with its data in a folder; a folder that was used before keeps its projects, its user and its login.
 
-    ``user``, ``password`` and ``token`` (a legacy token) are drawn at random for a new folder and kept in a file only its owner can read.
+    ``user``, ``password`` and ``token`` (a legacy token) are made for a new folder, the latter two at random, and are kept in a file that
+    only its owner can read.
     """
 
     def __init__(
@@ -48,10 +49,10 @@ class LocalLabelStudio:
         timeout: float = START_TIMEOUT,
         progress: Progress = lambda _: None,
     ) -> None:
-        """Nothing is started yet.
+        """Note what to start; ``start`` starts it.
 
-        ``folder`` holds database, uploads, login and log; ``port`` 0 is a free one; projects may serve files of ``local_files`` by Local
-        Files storage; the start may take ``timeout`` seconds, and ``progress`` is told every ten of them.
+        ``folder`` is for the database, uploads, login and log. ``port`` 0 takes a free one. Projects may serve the files in ``local_files``
+        by a Local Files storage. The start may take ``timeout`` seconds, and ``progress`` gets a line every ten of them.
         """
         self.executable, self.folder, self.port, self.local_files = executable, folder.absolute(), port, local_files
         self.timeout, self.progress = timeout, progress
@@ -92,9 +93,10 @@ class LocalLabelStudio:
         self._child.check()
 
     def api(self, method: str, path: str, **options: Any) -> Any:
-        """The JSON answer of a route such as ``/api/projects/``, None if the answer is empty; ``options`` are those of httpx.
+        """Call a route such as ``/api/projects/``, and return its JSON answer, or None for an empty one. ``options`` are those of
+        ``httpx.request``.
 
-        Raises LabelStudioError if Label Studio does not answer or refuses.
+        Raises LabelStudioError if Label Studio does not answer, refuses the request, or answers with something other than JSON.
         """
         options.setdefault("timeout", 150)  # seconds, above the 100 that Label Studio itself gives a backend
         try:
@@ -128,7 +130,9 @@ class LocalLabelStudio:
         return paths
 
     def connect(self, project: int, backend_url: str, title: str, interactive: bool = True) -> int:
-        """Add an ML backend, which must answer already; the project's backend of that title is moved to the address. Returns its id."""
+        """Connect an ML backend, which must be running already, and return its id. If the project has a backend of this title, that one is
+        set to the address.
+        """
         body = {"url": backend_url, "project": project, "title": title, "is_interactive": interactive}
         known = next((one for one in self.api("GET", f"/api/ml?project={project}") if one["title"] == title), None)
         if known is None:
@@ -142,12 +146,14 @@ class LocalLabelStudio:
         return int(known["id"])
 
     def retrieve_predictions(self, project: int) -> None:
-        """Ask the project's backend for the tasks that have no prediction of its version; Label Studio waits 100 s for all of them."""
+        """Make Label Studio ask the project's backend about all tasks that have no prediction of the backend's version. Label Studio waits
+        100 s for all of them together.
+        """
         everything = {"selectedItems": {"all": True, "excluded": []}}
         self.api("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={project}", json=everything)
 
     def _answers(self) -> bool:
-        # asked with the random token: a stranger on this port does not pass for ours
+        # asks with the random token, so that another server on this port is not taken for this one
         with contextlib.suppress(LabelStudioError):
             return bool(self.api("GET", "/api/current-user/whoami", timeout=30))
         return False
@@ -165,7 +171,9 @@ class LocalLabelStudio:
             raise SettingsError(f"{path} cannot be read as a login; remove {self.folder} to start anew") from error
 
     def _environment(self) -> dict[str, str]:
-        """Few variables of ours are handed on: Label Studio would take a database or a proxy from them."""
+        """Return the environment of Label Studio. It gets only a few of this process's variables, because it would take settings such as a
+        database or a proxy from them.
+        """
         kept = {name: os.environ[name] for name in ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ") if name in os.environ}
         own = {
             "LABEL_STUDIO_BASE_DATA_DIR": str(self.folder),

@@ -22,21 +22,23 @@ from sam4mllm.run_lengths import from_rle
 
 IMAGES = "images"
 CORNER = 0.49
-"""Added to a pixel's column and row. Readers of YOLO's format cut the decimals off or round, and both give the pixel back; Ultralytics puts
-points between the corners first, which must be near a pixel's centre to fall into the right one."""
+"""Added to the column and the row of a pixel to give YOLO's point. Some readers of the format cut the decimals off and others round; both
+get the pixel back. Ultralytics inserts points between the corners first, and each of these must be near a pixel's centre to fall into
+the right pixel.
+"""
 DIGITS = 7
-"""Decimals of YOLO's coordinates: a hundredth of a pixel in a picture of 100,000."""
+"""Decimals of YOLO's coordinates; the last one is a hundredth of a pixel in a picture of 100,000 pixels' width."""
 MOST_IN_8_BITS = 255
 
 
 class Writer(Protocol):
-    """A format. ``categories`` only grows; an object's category is its place in it."""
+    """Writes one format. ``categories`` are the names of all categories, each at its place; the list only grows during an export."""
 
     notes: dict[str, int]
     """What the format cannot say as it is, with how many objects that concerns."""
 
     def add(self, picture: ExportedPicture, objects: Sequence[tuple[Object, int]]) -> None:
-        """A picture, with objects and the places of their categories; a picture may come again with more."""
+        """Write a picture with its objects, each with its category's place. A picture may be added again with further objects."""
         ...
 
     def close(self, categories: Sequence[str]) -> None: ...
@@ -78,7 +80,9 @@ class Coco:
 
 
 class YoloSeg:
-    """``labels/NAME.txt`` beside ``images/``: a line with one polygon for each object, ``classes.txt`` and ``data.yaml``."""
+    """``labels/NAME.txt`` beside ``images/``, with a line for each object (for each piece, if one polygon fits it badly), and
+    ``classes.txt`` and ``data.yaml``.
+    """
 
     SPLIT = "objects written as a line for each piece: joined, they would cover 1.5 % too much"
     THIN = "objects with a piece a pixel wide: its polygon encloses no area, and is seen only by readers that draw the outline as well"
@@ -114,10 +118,12 @@ class YoloSeg:
 
 
 class Png:
-    """``masks/NAME/NUMBER.png``, 0 and 255, for each object, listed in ``objects.csv``; and ``labels/NAME.png``, a category for each pixel.
+    """``masks/NAME/NUMBER.png`` for each object, with 0 and 255, all listed in ``objects.csv``; and ``labels/NAME.png``, the label map of a
+    picture.
 
-    The label map has 0 for the background and else the category's number from 1, in 8 bits, or 16 of more than 255 categories; of objects
-    that overlap it shows the smaller. Only the masks lose nothing.
+    A pixel of the label map is 0 for the background and otherwise the number of a category, from 1. The map has 8 bits, or 16 if it holds a
+    number over 255. Where objects overlap it shows the smaller one, but objects of a later :meth:`add` of the same picture cover earlier
+    ones. Only the masks lose nothing.
     """
 
     COLUMNS = ("mask", "image", "category", "number", "labels", "task", "annotation", "region")

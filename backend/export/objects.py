@@ -1,4 +1,4 @@
-"""From a task's annotations to the objects of its pictures: one for each region that holds a mask; one that cannot be read is told."""
+"""Turns a task's annotations into the objects of its pictures, one for each region with a mask; unreadable regions are reported."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ class Object:
 
 @dataclass(frozen=True)
 class Page:
-    """A picture of a task, by its reference in the data, with its objects; annotated pictures without an object are pages, too."""
+    """A picture of a task, by its ``reference`` in the task's data, with its objects. The pictures of an annotation without any region are
+    pages with no objects.
+    """
 
     task: int
     reference: str
@@ -62,7 +64,7 @@ class Lost:
 
 @dataclass
 class Passed:
-    """How much was left out because it is no truth: counts by kind, in words."""
+    """How much was left out because it is not part of the ground truth: counts by kind, each described in words."""
 
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -71,9 +73,9 @@ class Passed:
 
 
 def read_pages(task: TaskToExport, surfaces: Surfaces, every: bool, max_pixels: int, lost: list[Lost], passed: Passed) -> list[Page]:
-    """A task's pictures with their objects, of its ground truth, else its newest annotation, or of ``every`` one.
+    """Return a task's pictures with the objects of its ground truth, or else of its newest annotation; with ``every``, of all annotations.
 
-    What cannot be read is added to ``lost``, what does not count to ``passed``.
+    What cannot be read is added to ``lost``, and what is left out on purpose to ``passed``.
     """
     pages: dict[str, list[Object]] = {}
     for annotation in _standing(task, every, passed):
@@ -98,7 +100,9 @@ def read_pages(task: TaskToExport, surfaces: Surfaces, every: bool, max_pixels: 
 
 
 def _standing(task: TaskToExport, every: bool, passed: Passed) -> list[ExportedAnnotation]:
-    """The annotations that count."""
+    """Return the annotations to export: all submitted ones with ``every``, else the ground truth or the newest. The others are counted in
+    ``passed``.
+    """
     submitted = [one for one in task.annotations if not one.skipped]
     for _ in range(len(task.annotations) - len(submitted)):
         passed.add("skipped annotations")
@@ -113,7 +117,7 @@ def _standing(task: TaskToExport, every: bool, passed: Passed) -> list[ExportedA
 
 
 def _is_prompt(region: Mapping[str, Any], surfaces: Surfaces, passed: Passed) -> bool:
-    """A rectangle of a control with smart="true" is what the model was asked with."""
+    """Whether a region is a rectangle of a control with smart="true", drawn to ask the model; if so, count it in ``passed``."""
     found = region["type"] == RECTANGLE and region.get("from_name") in surfaces.prompts
     if found:
         passed.add("rectangles of a smart control, drawn to ask the model")
@@ -129,7 +133,9 @@ def _labels(value: Mapping[str, Any], surfaces: Surfaces) -> tuple[str, ...]:
 def _add_empty(
     task: TaskToExport, annotation: ExportedAnnotation, surfaces: Surfaces, pages: dict[str, list[Object]], lost: list[Lost]
 ) -> None:
-    """A picture that was looked at and has no object is one of the set."""
+    """Add the pictures of an annotation without regions: an annotator has looked at them, so that they belong to the export without
+    objects, too.
+    """
     try:
         for reference in surfaces.pictures(task.data):
             pages.setdefault(reference, [])

@@ -21,7 +21,9 @@ _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
 
 @dataclass(frozen=True)
 class ExportedPicture:
-    """``number`` from 1, ``name`` of its file, without a second one of its stem; ``height`` and ``width`` upright, in pixels."""
+    """A picture of the export. ``number`` counts from 1. ``name`` is its file name, whose stem no other picture has. ``height`` and
+    ``width`` are those of the upright picture, in pixels.
+    """
 
     number: int
     name: str
@@ -45,12 +47,13 @@ class PictureFile:
 
 
 def read_upright(data: bytes, max_pixels: int) -> PictureFile:
-    """A picture's file as it is, or where its EXIF data turns it, as a PNG that is turned: half of the readers pay no heed to EXIF data.
+    """Return a picture's file as it is, or, if its EXIF data say that it must be turned, as a PNG that has been turned. Half of the readers
+    ignore EXIF data, and the masks are those of the picture as Label Studio shows it, which is turned.
 
-    Masks are of the picture as Label Studio shows it, turned. Raises ImageError if it is no picture that can be read.
+    Raises ImageError if it is no picture that can be read.
     """
     with open_image(io.BytesIO(data), max_pixels) as image:
-        turned = orientation_of(image) != 1  # first, for to decode a TIFF is to turn it
+        turned = orientation_of(image) != 1  # asked before decoding, because decoding a TIFF turns it
         pixels = decode_image(image, max_pixels)
     height, width = pixels.shape[:2]
     if turned:
@@ -84,7 +87,7 @@ class Names:
 
 
 def own_name(reference: str) -> str:
-    """The last part of a path, an address or a local file's ``?d=``; empty of ``data:``."""
+    """Return the last segment of a reference's path, or of the path in a local file's ``?d=``. It is empty for ``data:`` URIs."""
     if reference[:5].lower() == "data:":
         return ""
     try:

@@ -33,8 +33,10 @@ class ExportPlan:
 
 @dataclass
 class Summary:
-    """What came of it. ``lost`` is what a reviewer drew, or a picture, that could not be exported; ``passed`` counts what is no truth;
-    ``repeated`` are masks that a picture has already under the same category; ``notes`` are the format's.
+    """The result of an export.
+
+    ``lost`` are regions and pictures that could not be exported. ``passed`` counts what was left out on purpose. ``repeated`` counts masks
+    that their picture already had in the same category. ``notes`` are those of the format.
     """
 
     folder: Path
@@ -60,9 +62,9 @@ class Summary:
 
 
 def run_export(source: ExportSource, plan: ExportPlan, max_pixels: int, track: Track[Any]) -> Summary:
-    """Write the source's masks to a new folder; after an error nothing is left of it.
+    """Write the masks of ``source`` to a new folder, or an empty one. After an error nothing that was written is left.
 
-    Raises Sam4mllmError: the source cannot be read, or ExportError if the folder is not new or cannot be written.
+    Raises ExportError if the folder holds something or cannot be written, and another Sam4mllmError if the source cannot be read.
     """
     if plan.folder.exists() and (not plan.folder.is_dir() or any(plan.folder.iterdir())):
         raise ExportError(f"{plan.folder} already holds something; choose a new folder")
@@ -84,7 +86,7 @@ def run_export(source: ExportSource, plan: ExportPlan, max_pixels: int, track: T
 
 
 class _Run:
-    """Pictures that are written already, by their references, and the categories so far."""
+    """The state of a running export: the pictures that are already written, by their references, and the categories so far."""
 
     def __init__(self, source: ExportSource, plan: ExportPlan, max_pixels: int, folder: Path, summary: Summary) -> None:
         self._source, self._plan, self._max_pixels, self._summary = source, plan, max_pixels, summary
@@ -110,14 +112,18 @@ class _Run:
         self._summary.notes = dict(self._writer.notes)
 
     def _placed(self, one: Object) -> tuple[Object, int]:
-        """With its category's place; one that the config does not have is added at the end."""
+        """Return the object and the place of its category. A category that the config does not have is added at the end."""
         if one.category not in self._places:
             self._places[one.category] = len(self._places)
             self._summary.categories.append(one.category)
         return one, self._places[one.category]
 
     def _add_picture(self, page: Page) -> ExportedPicture | None:
-        """Of a picture that cannot be had the masks are written all the same; without a mask nothing tells its size."""
+        """Write a picture that is not there yet, and return it.
+
+        If its file cannot be read, its masks are exported without it, and their size is taken for the picture's. Return None if there is no
+        mask either.
+        """
         file: PictureFile | None = None
         if self._plan.images:
             try:

@@ -1,4 +1,4 @@
-"""What of a labelling config an export of masks needs, whether or not the config is fit for predictions."""
+"""The parts of a labelling config that an export of masks needs. The config need not be one that predictions can be made for."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from backend.label_studio.task_values import has_variable, resolve
 
 @dataclass(frozen=True)
 class Surfaces:
-    """A config's pictures, its labels, and which rectangles are prompts.
+    """A config's pictures, its labels, and its controls for prompts.
 
-    ``images`` are what the Image tags show by their names; ``any_image`` is the value of the picture where no config says which there
-    are. ``labels`` are those of all controls, each value once, and ``prompts`` the names of rectangle controls with ``smart="true"`` beside
-    the one that gets the masks.
+    ``images`` maps the names of Image tags to their values (such as ``$image``). ``any_image`` is the value for all regions if there is no
+    config. ``labels`` are those of all controls, each value once. ``prompts`` are the names of the rectangle controls with
+    ``smart="true"``, except the control that takes the masks.
     """
 
     images: Mapping[str, str] = field(default_factory=dict)
@@ -26,7 +26,9 @@ class Surfaces:
     any_image: str = ""
 
     def label_of(self, name: str) -> str:
-        """The value of the label that a region has, by its value or all of its aliases; itself if there is none such."""
+        """Return the value of the label that a region's ``name`` stands for, which may be the value itself or all of the label's aliases,
+        separated by commas. If there is no such label, return ``name``.
+        """
         aliases = tuple(part.strip() for part in name.split(",") if part.strip())
         return next((label.value for label in self.labels if name == label.value or (aliases and aliases == label.aliases)), name)
 

@@ -18,7 +18,7 @@ from backend.learning.exports import ExportedAnnotation, check_tasks, find_pictu
 from backend.settings import Settings
 
 ReadPicture = Callable[[str, int], bytes]
-"""A picture's reference and its task's number to its file. Raises Sam4mllmError."""
+"""A function that returns the file of a picture, given its reference and its task's number. It raises Sam4mllmError."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,9 @@ class TaskToExport:
 
 @dataclass(frozen=True)
 class ExportSource:
-    """``tasks`` can be read once, until ``close``; ``total`` is their number, if known; ``surfaces`` are the config's."""
+    """A source of tasks. ``tasks`` can be iterated once, until ``close`` is called. ``total`` is their number, if it is known. ``surfaces``
+    are those of the project's config.
+    """
 
     tasks: Iterable[TaskToExport]
     total: int | None

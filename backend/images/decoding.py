@@ -1,6 +1,7 @@
-"""Foreign pictures are decoded in processes that can be ended, within limits of time and memory (CWE-400, CWE-409).
+"""Decodes foreign pictures in processes that can be killed, within limits of time and memory (CWE-400, CWE-409).
 
-The header's size alone bounds neither: a progressive JPEG may hold any number of scans, a TIFF's tile may be larger than its picture.
+The size in a file's header limits neither: a progressive JPEG may hold any number of scans, and a TIFF's tile may be larger than its
+picture.
 """
 
 from __future__ import annotations
@@ -29,17 +30,18 @@ from sam4mllm.images import MAX_PIXELS, image_sha256
 
 PROCESSES = min(4, os.cpu_count() or 1)
 REMEMBERED = 1000
-"""Files that were refused, by their SHA-256: the next time they are refused without work."""
+"""How many refused files are remembered, by their SHA-256. One that comes again is refused without being decoded."""
 NO_TIME = "there was no time left to decode the image in this request; it is asked again later"
 
 
 class Decoder:
-    """A few processes that decode. Threads may share it. A process is started when it is first needed, and replaced if it had to be ended.
+    """A pool of a few decoding processes that threads may share. A process is started when it is first needed, and replaced if it had to be
+    killed.
 
     Args:
-        max_pixels: of the largest picture; together the pictures at work take no more memory than one of that size.
-        cpu_seconds: for each picture.
-        processes: at most.
+        max_pixels: the largest picture. All pictures that are being decoded together take no more memory than one of that size.
+        cpu_seconds: the most CPU time for each picture.
+        processes: the most processes.
     """
 
     def __init__(self, max_pixels: int = MAX_PIXELS, cpu_seconds: float = DECODE_SECONDS, processes: int = PROCESSES) -> None:
@@ -76,7 +78,9 @@ class Decoder:
             raise ImageError(str(error)) from error
 
     def close(self) -> None:
-        """End the processes that wait; those at work end after their picture."""
+        """End the idle processes. A process that is at work goes back to the pool after its picture, and ends with this process at the
+        latest.
+        """
         with self._lock:
             idle, self._idle = self._idle, []
         for process in idle:
@@ -84,7 +88,7 @@ class Decoder:
 
     @contextmanager
     def _process(self, end: float) -> Iterator[_Process]:
-        """A process for one picture; it is ended unless it comes back whole."""
+        """Yield a process for one picture. It goes back to the pool, also after an ImageError; after any other error it is killed."""
         if not self._places.acquire(timeout=_left(end)):
             raise TimeoutError
         try:
@@ -140,11 +144,13 @@ class Decoder:
 
 
 class _TakesTooMuchError(Exception):
-    """Decoding had to be ended; the process is gone."""
+    """The decoding process died: it had used up its CPU time, or it crashed."""
 
 
 class _Process:
-    """One decoding process, and the messages to and from it. A wait beyond ``end`` raises TimeoutError, its death EOFError."""
+    """One decoding process, and the messages to and from it. Waiting beyond ``end`` raises TimeoutError; if the process has died, EOFError
+    or ConnectionError is raised.
+    """
 
     def __init__(self) -> None:
         self._socket, theirs = socket.socketpair()
@@ -172,7 +178,9 @@ class _Process:
         self._socket.sendall(message)
 
     def answer(self, kind: bytes, end: float) -> tuple[int, int]:
-        """Width and height. Raises ImageError if that is the answer."""
+        """Receive the next message, of the given ``kind``, and return its width and height. Raises ImageError if the process refuses the
+        picture.
+        """
         self._socket.settimeout(_left(end))
         message, descriptors, _, _ = socket.recv_fds(self._socket, ANSWER.size, 1)
         if not message:
@@ -187,7 +195,7 @@ class _Process:
         return width, height
 
     def pixels(self, width: int, height: int) -> NDArray[np.uint8]:
-        """Shared with nobody: the process has let go of them."""
+        """Return the decoded pixels (H, W, 3) uint8. The decoding process has let go of their memory, so nobody else can change them."""
         shared, self._shared = self._shared, -1
         try:
             return np.frombuffer(mmap.mmap(shared, width * height * 3), np.uint8).reshape(height, width, 3)
@@ -195,7 +203,7 @@ class _Process:
             os.close(shared)
 
     def end(self) -> int:
-        """Kill it if it is still there; the code with which it ended."""
+        """Close the socket, kill the process if it does not end by itself within 0.2 s, and return its exit code."""
         self._socket.close()
         if self._process.poll() is None:
             try:
@@ -206,7 +214,7 @@ class _Process:
 
 
 def _left(end: float) -> float | None:
-    """Seconds until then, None for ever. Raises TimeoutError if there are none."""
+    """Return the seconds until ``end`` (of the monotonic clock), or None if that is infinity. Raises TimeoutError if it has passed."""
     left = end - time.monotonic()
     if left <= 0:
         raise TimeoutError
@@ -218,7 +226,7 @@ _shared_lock = threading.Lock()
 
 
 def shared_decoder(max_pixels: int = MAX_PIXELS, cpu_seconds: float = DECODE_SECONDS) -> Decoder:
-    """This process's decoder of these limits."""
+    """Return the decoder with these limits that all of this process shares; it is made on the first call."""
     with _shared_lock:
         if (max_pixels, cpu_seconds) not in _shared:
             _shared[max_pixels, cpu_seconds] = decoder = Decoder(max_pixels, cpu_seconds)

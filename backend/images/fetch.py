@@ -1,8 +1,9 @@
-"""Bytes of foreign addresses, fetched without being led astray (CWE-918, server-side request forgery).
+"""Downloads files from addresses that foreign data name, with protection against server-side request forgery (CWE-918).
 
-A task's data is foreign: its image address may point into the network of this server. One parser (:class:`httpx.URL`) serves the checks and
-the request. A host is looked up once, all of its addresses are checked, and the connection goes to one of these, so that a second answer of
-its DNS changes nothing. Each redirect begins again with the checks. All waiting ends at one moment, however slowly a server drips.
+A task's data is foreign: its image address may point into this server's own network. The same parser (:class:`httpx.URL`) serves the checks
+and the request. A host name is resolved once, all of its addresses are checked, and the connection goes to one of these, so that a later
+answer of its DNS changes nothing. Each redirect goes through all of the checks again. One deadline ends all waiting, however slowly a
+server sends.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ from backend.errors import FetchError, SettingsError
 from backend.support.addresses import PORTS, ImageAddress, is_address, is_public, parse_url
 
 Resolve = Callable[[str, int], list[str]]
-"""A host name and a port to addresses; raises OSError."""
+"""A function that returns the addresses of a host, given its name and a port. It raises OSError if it cannot."""
 Connect = Callable[[str, int, float], httpcore.NetworkStream]
-"""An address, a port and a limit in seconds to a connection; raises httpcore's ConnectError and ConnectTimeout."""
+"""A function that connects to an address, given a port and a limit in seconds. It raises httpcore's ConnectError or ConnectTimeout."""
 
 _REDIRECTS = (301, 302, 303, 307, 308)
 _ALLOW = "SAM4MLLM_ALLOW_HOSTS"
@@ -64,7 +65,7 @@ class _Deadline:
     end: float
 
     def left(self) -> float:
-        """Seconds; raises TimeoutError when there are none."""
+        """Return the seconds that are left. Raises TimeoutError if there are none."""
         seconds = self.end - time.monotonic()
         if seconds <= 0:
             raise TimeoutError
@@ -137,17 +138,19 @@ def _tls() -> ssl.SSLContext:
 
 
 class Fetcher:
-    """Gets files by HTTP from the hosts that the user named, and from no others. Threads may share it.
+    """Downloads files by HTTP, from no hosts but those that the user named and those that :meth:`get` may be redirected to. Threads may
+    share it.
 
     Args:
-        trusted: URLs whose origin (scheme, host and port) may be private; what follows the origin does not matter.
-        allow_hosts: host names (public addresses and ports 80 and 443 only), or origins like ``http://minio:9000``, trusted as they are.
+        trusted: URLs whose origins (scheme, host and port) are trusted, also at private addresses; what follows the origin does not matter.
+        allow_hosts: host names, which may be asked at public addresses and on ports 80 and 443 only, or origins such as
+            ``http://minio:9000``, which are trusted like those of ``trusted``.
         limits: of each fetch.
-        resolve: the one look-up of a host.
+        resolve: looks up a host, once for each request.
         connect: makes the connection to an address that has been checked.
 
     Raises:
-        SettingsError: an entry is of neither kind.
+        SettingsError: an entry of ``trusted`` is no URL, or one of ``allow_hosts`` is neither a host name nor an origin.
     """
 
     def __init__(
@@ -172,17 +175,18 @@ class Fetcher:
     def get(
         self, url: str, headers: Mapping[str, str] | None = None, redirects_public: bool = False, seconds: float = float("inf")
     ) -> bytes:
-        """The body of the answer to a GET.
+        """Return the body of the answer to a GET request.
 
         Args:
-            url: absolute, http or https.
+            url: an absolute http or https address.
             headers: sent to the origin of ``url`` only.
-            redirects_public: a redirect may lead to any public host, as Label Studio's to a cloud's storage does.
-            seconds: what is left for it, if that is less than the limit.
+            redirects_public: whether redirects may lead to any public host, as Label Studio's redirects to cloud storage do.
+            seconds: the time left to the caller; the shorter of this and ``limits.total`` counts.
 
         Raises:
             StatusError: the answer is neither 200 nor a redirect.
-            FetchError: the address is refused, a limit is passed, or the transfer failed; one line, without the address's path and query.
+            FetchError: the address is refused, a limit is exceeded, or the transfer failed. Its one line does not show the address's path
+                and query.
         """
         here, sent, deadline = parse_url(url), dict(headers or {}), _Deadline(time.monotonic() + min(seconds, self.limits.total))
         private = self._may_be_private(here, False)
@@ -216,7 +220,9 @@ class Fetcher:
             self._hosts.add(target.host)
 
     def _may_be_private(self, target: ImageAddress, anywhere: bool) -> bool:
-        """Whether the target is trusted as it is. Raises FetchError where it is not to be asked at all."""
+        """Whether the target's origin is trusted, so that its addresses may be private ones. Raises FetchError if the target must not be
+        asked at all. ``anywhere`` allows every public host.
+        """
         if target.origin in self._origins:
             return True
         if is_address(target.host) and not is_public(target.host):
@@ -234,7 +240,9 @@ class Fetcher:
         return found
 
     def _look_up(self, target: ImageAddress, deadline: _Deadline) -> list[str]:
-        """In a thread of its own: the system's resolver knows no deadline."""
+        """Resolve the target's host, in a thread of its own because the system's resolver has no time limit. Raises FetchError if that
+        fails or the deadline passes.
+        """
         answer: Future[list[str]] = Future()
 
         def look_up() -> None:

@@ -1,7 +1,7 @@
-"""Pictures of tasks: from what Label Studio writes into a task's data to pixels.
+"""Loads the pictures of tasks: from the reference that Label Studio writes into a task's data to pixels.
 
-Label Studio's own files are asked of LABEL_STUDIO_URL, with its token, whatever host the task names: that host is Label Studio's name for
-itself, which from here may lead nowhere. A cloud URI goes through its presign route, and all other hosts get no token.
+Label Studio's own files are fetched from LABEL_STUDIO_URL with its token, whatever host the reference names: that host is Label Studio's
+name for itself, which may lead nowhere from here. For a cloud URI Label Studio's presign route is asked. No other host gets the token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from backend.support.byte_cache import ByteCache
 from sam4mllm.images import image_sha256
 
 _OWN = r"/(?:data/upload/|data/local-files/|storage-data/|(?P<signed>(?:tasks|projects)/[0-9]+/(?:presign|resolve)/))"
-# the sub-path of a Label Studio, of any number of segments, may be known to the browser only
+# Label Studio may be served under a sub-path of any number of segments that only the browser knows
 _RELATIVE = re.compile(rf"(?:/[\w.~-]+)*?(?P<tail>{_OWN}.*)", re.ASCII | re.DOTALL)
 _ABSOLUTE = re.compile(rf"(?P<tail>{_OWN}.*)", re.DOTALL)
 _DATA = re.compile(r"data:image/[\w.+-]+(?:;[\w.+-]+=[\w.+-]+)*;base64,", re.ASCII | re.IGNORECASE)
@@ -35,7 +35,7 @@ _CLIMB = re.compile(r"(?:^|[/\\?&=])\.\.(?:[/\\?&#]|$)")
 _LAYERS = 6
 _CLOUDS = ("s3", "gs", "azure-blob")
 IMAGE_MEMORY = 256 * 1024 * 1024
-"""Bytes that are kept of the last files."""
+"""Size in bytes of the cache of fetched files."""
 
 _ADVICE = {
     401: "check LABEL_STUDIO_API_KEY; where legacy tokens are disabled, it must be a personal access token",
@@ -46,7 +46,7 @@ _ADVICE = {
 
 @dataclass(frozen=True, eq=False)
 class LoadedImage:
-    """``pixels`` (H, W, 3) uint8 RGB, upright; ``sha256`` of the file's bytes, 64 hexadecimal digits."""
+    """A picture: ``pixels`` (H, W, 3) uint8 RGB, upright, and ``sha256``, the hash of the file's bytes in 64 hexadecimal digits."""
 
     pixels: NDArray[np.uint8]
     sha256: str
@@ -61,16 +61,16 @@ class _Source:
 
 
 class ImageStore:
-    """Loads pictures by their references in tasks, and keeps the files of the last ones. Threads may share it.
+    """Loads pictures by their references in tasks, and caches the files that were fetched last. Threads may share it.
 
     Args:
-        fetcher: trusts the origin of ``label_studio``.
+        fetcher: downloads the files; it must trust the origin of ``label_studio``.
         label_studio: None if LABEL_STUDIO_URL is not set.
-        max_pixels: the most pixels that are decoded.
-        memory_bytes: for files that are kept.
-        seconds_to_live: how long a file is kept before it is fetched anew.
-        clock: seconds that only go forward.
-        cpu_seconds: that decoding one picture may take.
+        max_pixels: pictures with more pixels are refused.
+        memory_bytes: size of the cache of files.
+        seconds_to_live: how long a file is cached before it is fetched anew.
+        clock: returns seconds and never goes back.
+        cpu_seconds: the most CPU time for decoding one picture.
     """
 
     def __init__(
@@ -87,7 +87,7 @@ class ImageStore:
         self._label_studio = label_studio
         self._decoder = shared_decoder(max_pixels, cpu_seconds)
         self.files: ByteCache[tuple[str, int | None], bytes] = ByteCache(memory_bytes, len, seconds_to_live, clock)
-        """Fetched files, by reference and, where it matters, task."""
+        """Fetched files, by their reference and, for cloud URIs, the task."""
 
     def load(self, reference: object, task_id: int | None, seconds: float = float("inf")) -> LoadedImage:
         """The picture that a task's data refers to.
@@ -119,7 +119,7 @@ class ImageStore:
         if head is None:
             raise FetchError("a data: image is written as data:image/png;base64,…; correct the task's data")
         limit = self._fetcher.limits.max_bytes
-        # four characters carry three bytes; three are needed for one that is percent-encoded
+        # base64 has four characters for three bytes, and each of them takes three if it is percent-encoded: four a byte at most
         if len(reference) - head.end() > 4 * limit:
             raise FetchError(f"the task's data: image is over {limit:,} bytes; make it smaller, or give its address")
         try:
@@ -212,7 +212,9 @@ def _scheme(reference: str) -> str:
 
 
 def _climbs(reference: str) -> bool:
-    """Whether ``..`` is among a reference's steps, in its query too, as it is or percent-encoded, or hidden under many layers of that."""
+    """Whether ``..`` is a segment of a reference's path, or of its query. It may be percent-encoded several times over; a reference that is
+    still encoded after _LAYERS times of decoding counts as climbing.
+    """
     for _ in range(_LAYERS):
         if _CLIMB.search(reference):
             return True

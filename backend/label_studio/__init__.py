@@ -1,1 +1,1 @@
-"""Label Studio's words and API; no model is loaded here."""
+"""Label Studio's data formats and API; no model is loaded here."""

@@ -1,4 +1,4 @@
-"""What an annotator reads of an answer: in the answer's line, and in the notes of its regions."""
+"""The texts of an answer that an annotator reads: the line about the whole answer, and the notes on its regions."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from sam4mllm.plain_text import shortened
 from sam4mllm.values import Instance, Segmentation
 
 MAX_THOUGHT = 1_000
-"""Characters of a thought beside a region: what fits beside a picture, and each of a phrase's regions holds it."""
+"""The most characters of a thought in a region's notes: it has to fit beside the picture, and each region of a phrase stores it."""
 
 
 def told(region_id: str, phrase: str, note: str = "", thought: str = "", asked: str = "") -> dict[str, Any]:
-    """What there is to say of a region, as fields of its ``meta``, which the editor shows with the region's details.
+    """Return the notes on a region as fields of its ``meta``, which the editor shows with the region's details; empty without notes.
 
-    Its phrase, or that it was made by clicks, the ``note`` and the ``thought`` of the phrase's answer, which is foreign text, and how the
-    project has it ``asked``.
+    They say the region's phrase, or that clicks alone made it. For a phrase they also give the ``note`` and the ``thought`` (foreign text)
+    of its answer, and ``asked``, the project's parameters that shaped it.
     """
     lines = []
     if stands_alone(region_id):
@@ -35,8 +35,9 @@ def told(region_id: str, phrase: str, note: str = "", thought: str = "", asked: 
 
 
 def summary(found: Sequence[Segmentation], options: Options) -> str:
-    """A line on what phrases came to by these options; an answer without a line would leave the last one's standing. Phrases that came to
-    the same nothing share a part, the last one: of thirty labels few are in a picture.
+    """Return a line on what was found for phrases with these options. Without it, the line of the last answer would stay in place.
+
+    Phrases without a find share one part, at the end, if the reason is the same: of thirty labels, few are in a picture.
     """
     by = " by the segmenter" if options.strategy == "concept" else ""
     lines: list[str] = []
@@ -52,7 +53,9 @@ def summary(found: Sequence[Segmentation], options: Options) -> str:
 
 
 def _absence(one: Segmentation, options: Options) -> str:
-    """What an empty answer says. A segmenter that takes the phrase may well see it, and be sure enough of no single thing."""
+    """Return what an empty answer says. A segmenter that takes the phrase may see the object in the picture, but give no single instance a
+    high enough score.
+    """
     if options.strategy == "concept" and one.no_target_probability < 0.5:
         return f"nothing with a score of {options.threshold:g} or more, though the segmenter sees some; SAM4MLLM_THRESHOLD sets it"
     return "no such object"

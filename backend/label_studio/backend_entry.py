@@ -19,7 +19,7 @@ from backend.support.addresses import is_address
 TITLE = "SAM4MLLM"
 """The entry's title when it is made here."""
 WILDCARDS = {"0.0.0.0": "127.0.0.1", "::": "::1"}
-"""What a server that listens everywhere is called by itself."""
+"""Hosts that mean "listen on all addresses", each with the address to reach such a server by from its own machine."""
 
 _DOTTED = re.compile(r"(?:[\w-]+\.)+(?:[^\W\d_]|-){2,63}\.?")
 _GATE = "reserved network address"
@@ -27,7 +27,10 @@ _GATE = "reserved network address"
 
 @dataclass(frozen=True)
 class Entry:
-    """A backend of a project. ``state`` is CO when Label Studio has just reached it, ER when it was reached and /setup failed, else DI."""
+    """A backend entry of a project.
+
+    ``state`` is CO if Label Studio has just reached the backend, ER if it reached the backend but /setup failed, and else DI.
+    """
 
     id: int
     url: str
@@ -60,7 +63,7 @@ class Hook:
 
     @property
     def missing(self) -> list[str]:
-        """The events that it does not bring."""
+        """The events of :data:`WEBHOOK_EVENTS` that the webhook does not send."""
         return [] if self.everything else [event for event in WEBHOOK_EVENTS if event not in self.actions]
 
 
@@ -88,7 +91,10 @@ def read_hooks(label_studio: LabelStudio, project: int) -> list[Hook]:
 
 
 def pick_entry(entries: Sequence[Entry], url: str, versions: Collection[str]) -> Entry | None:
-    """This server's among a project's backends: the one of that address, else one that serves a version of ours, or has our title."""
+    """Return this server's entry among a project's backends, None if there is none.
+
+    It is the one with the address ``url``, else one that serves one of this server's ``versions``, else one titled :data:`TITLE`.
+    """
     same = [one for one in entries if url and tidy(one.url) == tidy(url)]
     ours = [one for one in entries if one.version and one.version in versions]
     named = [one for one in entries if one.title == TITLE]
@@ -96,13 +102,18 @@ def pick_entry(entries: Sequence[Entry], url: str, versions: Collection[str]) ->
 
 
 def pick_hook(hooks: Sequence[Hook], url: str) -> Hook | None:
-    """The webhook that leads to the server at ``url``, with the secret in its path or not; an active one before others."""
+    """Return the webhook that leads to the server at ``url``, with a secret in its path or without, None if there is none. An active one is
+    preferred.
+    """
     found = [one for one in hooks if tidy(one.url) == f"{tidy(url)}/webhook" or one.url.startswith(f"{tidy(url)}/webhook/")]
     return next(iter(sorted(found, key=lambda one: not one.active)), None)
 
 
 def carries_secret(secret: str, headers: Mapping[str, str], path: str) -> bool:
-    """Whether a webhook brings SAM4MLLM_WEBHOOK_SECRET, if there is one: in its header or in its path, which begins at the server's."""
+    """Whether a webhook brings the secret SAM4MLLM_WEBHOOK_SECRET in its header or its path. Always true if ``secret`` is empty.
+
+    ``path`` is the webhook's path below this server's address, as :func:`path_below` returns it.
+    """
     sent = {name.lower(): value for name, value in headers.items()}
     return not secret or sent.get(SECRET_HEADER.lower()) == secret or path == f"/webhook/{secret}"
 
@@ -113,7 +124,10 @@ def path_below(hook: Hook, url: str) -> str:
 
 
 def server_url(settings: Settings, given: str | None) -> str:
-    """This server as Label Studio reaches it: as given, SAM4MLLM_URL, or where it listens. Raises SettingsError if none of them says."""
+    """Return the address at which Label Studio reaches this server: ``given``, else SAM4MLLM_URL, else where the server listens.
+
+    Raises SettingsError if none of them says it, or if it is no address of a server.
+    """
     url = tidy(given or settings.url)
     if not url and settings.host not in WILDCARDS:
         url = own_url(settings)
@@ -144,7 +158,11 @@ def is_loopback(url: str) -> bool:
 
 
 def hook_refusal(check: str, url: str) -> Finding | None:
-    """Label Studio makes webhooks only for hosts with a dot, localhost and addresses: for any other it makes none, and says nothing."""
+    """Return a finding if Label Studio would refuse a webhook to the host of ``url``, else None.
+
+    Label Studio makes webhooks only to localhost, to IP addresses and to host names with a dot. For any other host it makes none and
+    reports no error.
+    """
     parts = _split(url)
     host = parts.hostname or "" if parts else ""
     if host == "localhost" or is_address(host) or _DOTTED.fullmatch(host):
@@ -157,7 +175,7 @@ def hook_refusal(check: str, url: str) -> Finding | None:
 
 
 def call_failure(check: str, said: str, url: str) -> Finding:
-    """Why Label Studio cannot call this server, from what it says of its attempt."""
+    """Return why Label Studio cannot call this server at ``url``. ``said`` is the error that Label Studio reports of its attempt."""
     for pattern, problem, cure in _FAILURES:
         if re.search(pattern, said):
             return Finding(check, problem.format(url=url), cure)
@@ -176,7 +194,10 @@ def call_failure(check: str, said: str, url: str) -> Finding:
 
 
 def gate_finding(check: str, webhooks_only: bool = False) -> Finding:
-    """The private-address gate of Label Studio 1.23.1 and later."""
+    """Return the finding that Label Studio 1.23.1 or later blocks private addresses, such as this server's.
+
+    ``webhooks_only``: it drops webhooks to them but calls the backend.
+    """
     if webhooks_only:
         return Finding(
             check,

@@ -1,8 +1,8 @@
-"""How a mask is corrected by clicks in Label Studio's editor: the one text of `make demo`, the guide and the label config's header.
+"""How a mask is corrected by clicks in Label Studio's editor: the same text for `make demo`, the guide and the labelling config's header.
 
-Every clause is walked in the editor by tests/e2e/test_instructions.py. In Label Studio 1.23.2 a plain click on a mask selects it and
-sends nothing; a label's number key takes the plain tool; each click unselects the label; and Auto-Detect chosen before the label is left
-again by choosing the label.
+tests/e2e/test_instructions.py follows every step in the editor. The order of the steps matters in Label Studio 1.23.2: a plain click on a
+mask selects the mask and sends nothing; a label's number key chooses the plain tool; each click unselects the label; and if Auto-Detect is
+chosen before the label, choosing the label leaves Auto-Detect again.
 """
 
 from __future__ import annotations

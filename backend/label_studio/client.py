@@ -1,7 +1,7 @@
 """Label Studio's API as far as it is used here, and its two kinds of token.
 
-A legacy token is sent as it is. A personal access token is a refresh token of 200 years that no route takes: it buys access tokens of five
-minutes each.
+A legacy token is sent as it is. A personal access token is a refresh token that is valid for 200 years. No route takes it as it is; it is
+exchanged for access tokens that are valid for five minutes each.
 """
 
 from __future__ import annotations
@@ -21,9 +21,11 @@ from backend.errors import FetchError, LabelStudioError
 from backend.support.addresses import parse_url
 
 TIMEOUT = httpx.Timeout(10.0, connect=3.0)
-"""Seconds to connect, and the longest silence of a server that is trusted not to drip."""
+"""Seconds to connect, and seconds without any byte from the server. There is no limit on the whole answer: the server is trusted not to
+send it byte by byte."""
 LIST_TIMEOUT = httpx.Timeout(120.0, connect=3.0)
-"""A page of tasks holds all of their masks; and Label Studio may ask its backend, which it gives 100 s, before it answers."""
+"""Longer waits, in seconds, for lists: a page of tasks may hold all of their masks, and before it answers, Label Studio may ask a backend,
+to which it gives 100 s."""
 TASKS_A_PAGE = 50
 PROJECTS_A_PAGE = 100
 CUT_AT = 500
@@ -48,11 +50,11 @@ class LabelStudio:
     Args:
         url: where Label Studio is reached from here, with its sub-path if it has one.
         token: legacy or personal; empty for none.
-        clock: seconds that only go forward.
+        clock: a monotonic clock, in seconds.
         transport: takes the place of the network in tests.
 
     Raises:
-        LabelStudioError: the address or the token cannot be one.
+        LabelStudioError: ``url`` is no address of a server, or ``token`` has characters that no token has.
     """
 
     def __init__(
@@ -86,7 +88,10 @@ class LabelStudio:
         self._client.close()
 
     def authorization(self) -> dict[str, str]:
-        """The header that lets a request in; empty without a token. Raises LabelStudioError where a personal token buys no access."""
+        """Return the header that authorises a request; empty without a token.
+
+        Raises LabelStudioError if a personal token cannot be exchanged for an access token.
+        """
         if not self._token:
             return {}
         if not self._personal:
@@ -99,22 +104,25 @@ class LabelStudio:
             return {"Authorization": f"Bearer {self._access}"}
 
     def forget(self, refused: Mapping[str, str]) -> bool:
-        """Drop the access token of a header that got 401; whether it makes sense to ask again with a new one."""
+        """Drop the access token in the header ``refused``, which got a 401.
+
+        Return whether a retry with a new access token makes sense, which is so with a personal token.
+        """
         with self._lock:
             if refused.get("Authorization") == f"Bearer {self._access}":
                 self._access = ""
         return self._personal
 
     def request(self, method: str, path: str, json: object = None, timeout: httpx.Timeout = TIMEOUT) -> Any:
-        """What a route answers, None if nothing. ``path`` begins with a slash, which is the root of Label Studio.
+        """Return the JSON that a route answers, None if the answer is empty. ``path`` begins with a slash, relative to ``url``.
 
         Raises:
-            LabelStudioError: no answer, or another than success; one line that says what to do.
+            LabelStudioError: there was no answer, or it was no success; the text is one line that says what to do.
         """
         return _content(self._send(method, path, json, timeout), path, self._personal)
 
     def open(self, path: str) -> Any:
-        """What a route that needs no token answers to a GET, asked without one. Raises LabelStudioError."""
+        """Return the answer of a route that needs no token to a GET without token. Raises LabelStudioError."""
         return _content(self._exchange("GET", path, None, {}), path, self._personal)
 
     def task(self, task_id: int) -> dict[str, Any]:
@@ -138,17 +146,19 @@ class LabelStudio:
         return [entry["id"] for entry in self._entries("/api/projects/?include=id", "results", "count", PROJECTS_A_PAGE)]
 
     def tasks_with_annotations(self, project_id: int) -> Iterator[dict[str, Any]]:
-        """A project's tasks by number, each with its ``annotations`` in full, skipped ones among them; some are asked for at a time.
+        """Yield a project's tasks by number, each with its ``annotations`` in full, skipped ones included. They are requested page by page.
 
-        Data are as they were imported, no signed addresses. A task that comes or goes meanwhile may be missed, or shift another out of
-        sight. Raises LabelStudioError.
+        A task's data is as it was imported, without signed addresses. A task that is added or deleted meanwhile may be missed, or may
+        move another task to a page that was already read. Raises LabelStudioError.
         """
         path = f"/api/tasks/?project={project_id:d}&fields=all&resolve_uri=false"
         yield from self._entries(path, "tasks", "total", TASKS_A_PAGE)
 
     def annotated_tasks(self, project_id: int, newest_first: bool) -> Iterator[dict[str, Any]]:
-        """A project's tasks that have annotations, skipped ones count, by number or the last changed first; with their data and the numbers
-        of their annotations, but neither these nor predictions. Raises LabelStudioError.
+        """Yield a project's tasks that have annotations, skipped ones included, by number or with the last changed first.
+
+        Each task comes with its data and with how many annotations it has, but without annotations and predictions. Raises
+        LabelStudioError.
         """
         has_some = [_filter(f"{kind}_annotations", "greater", "Number", 0) for kind in ("total", "cancelled")]
         order = "-tasks:updated_at" if newest_first else "tasks:id"
@@ -156,10 +166,10 @@ class LabelStudio:
         yield from self._entries(_tasks_path(project_id, query), "tasks", "total", TASKS_A_PAGE)
 
     def annotations(self, project_id: int, task_id: int, known: Iterable[int], skipped: bool) -> list[dict[str, Any]] | None:
-        """All annotations of a task in full, None if there is no such task.
+        """Return all annotations of a task in full, None if there is no such task.
 
-        Label Studio's list of them leaves skipped ones out. They are asked for one by one: those that are ``known``, and with ``skipped``
-        those whose numbers the Data Manager gives. Raises LabelStudioError.
+        Label Studio's list of a task's annotations leaves out skipped ones, so these are requested one by one: the numbers ``known`` to the
+        caller that are not in the list and, if ``skipped`` is true, those that the Data Manager gives. Raises LabelStudioError.
         """
         path = f"/api/tasks/{task_id:d}/annotations/"
         found = self._present(path)
@@ -184,12 +194,14 @@ class LabelStudio:
         return [int(part) for part in whole]
 
     def _present(self, path: str) -> Any:
-        """What a route answers, None if Label Studio itself says that there is no such thing: a proxy may answer 404, too."""
+        """Return what a route answers, None if Label Studio itself answers 404. A 404 of another origin, such as a proxy, raises
+        LabelStudioError.
+        """
         response = self._send("GET", path, timeout=LIST_TIMEOUT)
         return None if _is_missing(response) else _content(response, path, self._personal)
 
     def _entries(self, path: str, name: str, total: str, size: int) -> Iterator[dict[str, Any]]:
-        """The entries of all pages of a list, each once."""
+        """Yield the entries on all pages of a list, each once. ``name`` and ``total`` are the answer's keys for entries and their count."""
         seen: set[int] = set()
         received = 0
         for page in itertools.count(1):
@@ -203,7 +215,7 @@ class LabelStudio:
             new = [entry for entry in entries if entry["id"] not in seen]
             yield from new
             seen.update(entry["id"] for entry in new)
-            received += len(entries)  # what moved to the front meanwhile pushed others back: a page of known ones is not the end
+            received += len(entries)  # an entry that moved to the front pushes others back: a page of known ones is not the end
             end = found.get(total)
             if not entries or (received >= end if isinstance(end, int) else not new):
                 return
@@ -226,9 +238,10 @@ class LabelStudio:
         return True
 
     def drop_duplicates(self, task_id: int, model_version: str) -> int:
-        """Keep the earliest of a task's predictions with this version and the same result; how many later ones were deleted.
+        """Delete a task's repeated predictions: of those with this version and the same result, only the earliest is kept.
 
-        Label Studio stores the answer of each request that it made, also when it asked the same twice at once. Raises LabelStudioError.
+        Return how many were deleted. Label Studio stores the answer to each of its requests, even if it asked the same twice at once.
+        Raises LabelStudioError.
         """
         kept: set[str] = set()
         dropped = 0
@@ -242,9 +255,10 @@ class LabelStudio:
         return dropped
 
     def rename_backends(self, project: int, former: str, version: str) -> int:
-        """Give the backends of a project that served ``former`` the title of a version, which makes Label Studio ask for it; how many.
+        """Set the title of a project's backends that served ``former`` to ``version``, which makes Label Studio ask for that version.
 
-        Label Studio may have asked already: listing them makes it look.
+        Return how many backends there are. Those that serve ``version`` already are included: Label Studio may have asked for it when the
+        backends were listed. Raises LabelStudioError.
         """
         listed = self.request("GET", f"/api/ml?project={project:d}")
         ours = (
@@ -253,7 +267,7 @@ class LabelStudio:
             else []
         )
         for one in ours:
-            # the title alone is answered with an internal error
+            # Label Studio answers a PATCH of the title alone with an internal error
             self.request("PATCH", f"/api/ml/{one['id']:d}", {"title": version, "url": one["url"], "project": project})
         return len(ours)
 

@@ -15,15 +15,18 @@ COLOURS = {
     "click": ("#18b26b",),
     "box": ("#2e86ff",),
 }
-"""Of a control's labels in turn; clicks and boxes are one colour each, told apart from masks."""
+"""The colours of each control's labels, used in turn. Clicks and boxes have one colour each, which sets them apart from masks."""
 
 PLACEHOLDER = "Another description, or several: the left cup; the spoon"
 NEVER_SAVED = 'visibleWhen="choice-selected" whenTagName="answer"'
-"""Shown, and not part of what is submitted: to Label Studio 1.23.2 it depends on a choice that cannot be made."""
+"""Attributes of a TextArea that is shown but never submitted: for Label Studio 1.23.2 it depends on a choice that nobody can make."""
 
 
 def offer_config(xml: str, phrase_field: str = "description", prompt_control: str = PROMPT_NAME) -> str:
-    """A config with every control, for the labels and the pictures that ``xml`` has; ``Object`` if it has none, or is no XML."""
+    """Return a config with all controls that this release uses, for the labels and pictures of the config ``xml``.
+
+    If ``xml`` has no label or is no XML, the only label is ``Object``.
+    """
     try:
         kept = salvage(xml)
     except ConfigError:
@@ -40,7 +43,11 @@ def make_config(
     label_value: str = "",
     paged: bool = False,
 ) -> str:
-    """The config of these labels; a task's data holds its phrase under a key, and at values its picture, or its pages, and more labels."""
+    """Return the config for these labels.
+
+    A task's data holds its phrase under the key ``phrase_field``, its picture (if ``paged``, its list of pages) at ``image_value``, as
+    ``$image``, and further labels at ``label_value``, if that is given. ``prompt_control`` is the name of the TextArea for phrases.
+    """
     prompt = f"name={quoteattr(prompt_control)}"
     picture = f"{'valueList' if paged else 'value'}={quoteattr(image_value)}"
     source = f" value={quoteattr(label_value)}" if label_value else ""
@@ -77,7 +84,7 @@ def _labels(labels: Sequence[Label], control: str) -> str:
 
 
 def _names(label: Label, control: str) -> str:
-    """A label's name, and what Label Studio writes in its place."""
+    """Return a label's attributes: the ``value`` that is shown, and the ``alias`` that Label Studio writes in its place, if any."""
     point, box = pointing_names(label.value)
     shown, written = {"click": (point, label.value), "box": (box, label.value)}.get(control, (label.value, ", ".join(label.aliases)))
     return f"value={quoteattr(shown)}" + (f" alias={quoteattr(written)}" if written else "")

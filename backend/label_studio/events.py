@@ -11,10 +11,10 @@ TASKS_DELETED = "TASKS_DELETED"
 WEBHOOK_EVENTS = (*SAVED, ANNOTATIONS_DELETED, "PROJECT_UPDATED", TASKS_CREATED, TASKS_DELETED)
 """What a webhook has to bring; each comes with its project, and the project's labelling config."""
 START_TRAINING = "START_TRAINING"
-"""The button. No webhook brings it: Label Studio sends it to the address of the backend's entry."""
+"""The event of the training button. No webhook sends it: Label Studio sends it to the address of the backend entry."""
 SECRET_HEADER = "X-Webhook-Secret"
 
 
 def counted_as(action: object) -> str:
-    """The name that an event is counted by: an unknown one would be a new time series for each word that somebody sends."""
+    """Return the name to count an event under in metrics. Unknown names share "OTHER": else anyone could make new time series."""
     return action if isinstance(action, str) and action in (*WEBHOOK_EVENTS, START_TRAINING) else "OTHER"

@@ -1,9 +1,9 @@
-"""An export of Label Studio as it lies on the disk: its tasks, its labelling config if that is beside it, and the pictures that it names.
+"""Reads an export of Label Studio from disk: its tasks, the labelling config beside it if there is one, and the pictures that it names.
 
 ::
 
     FOLDER/export.json            JSON or JSON_MIN
-    FOLDER/label_config.xml       the project's labelling config; what it would say is worked out from the regions where it lacks
+    FOLDER/label_config.xml       the project's labelling config; where it is missing, one is derived from the regions
     FOLDER/images/NAME            uploads by their names, or FOLDER/upload/PROJECT/NAME or FOLDER/media/upload/…, as Label Studio keeps them
     FOLDER/PATH                   local files, by the path after ?d=, or FOLDER/images/PATH
 """
@@ -25,7 +25,7 @@ LOCAL_FILES = "/data/local-files/"
 
 
 def export_file(source: Path) -> Path:
-    """The export itself, where its folder is named. Raises DatasetError unless there is one in it."""
+    """Return the export's file; ``source`` is that file or its folder. Raises DatasetError unless the folder has exactly one JSON file."""
     if not source.is_dir():
         return source
     found = sorted(source.glob("*.json"))
@@ -59,7 +59,10 @@ def read_config_text(path: Path) -> str | None:
 
 
 def find_picture(reference: str, folder: Path) -> Path:
-    """The file of a task's picture. Raises TaskError: one line without the reference, which is another for each task."""
+    """Return the file of a task's picture. Raises TaskError.
+
+    The error's text does not quote the reference, so that it is the same for all tasks with the same fault.
+    """
     try:
         parts = urlsplit(reference)
         query = parse_qs(parts.query)

@@ -24,13 +24,13 @@ MAX_LABELS = 10_000
 MASK_TAGS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels")
 """The controls that can show a mask, the most faithful first: a config with several gets the first of these."""
 UNTYPED_TAGS = ("Brush", "Bitmask", "Polygon", "Rectangle", "KeyPoint")
-"""Controls whose regions get their label from a ``Labels`` tag beside them, in a second region of the same id."""
+"""Controls without labels of their own. The label from a ``Labels`` tag beside them comes in a second region with the same id."""
 CONTROL_TAGS = (*MASK_TAGS, "KeyPointLabels", *UNTYPED_TAGS, "Labels", "TextArea")
 
 
 @dataclass(frozen=True)
 class Label:
-    """A label's value, and other names that its ``alias`` attribute gives it, comma-separated."""
+    """A label's value, and its other names: those that its ``alias`` attribute lists, separated by commas."""
 
     value: str
     aliases: tuple[str, ...] = ()
@@ -41,7 +41,7 @@ class Label:
 
     @property
     def phrase(self) -> str | None:
-        """What the label is asked for by: the first of its names that is words and no code."""
+        """The phrase to ask for the label with: the first of its names that is words and not a code; None if all are codes."""
         return next((name for name in self.names if not is_code(name)), None)
 
 
@@ -62,16 +62,16 @@ class Control:
 
     @property
     def type(self) -> str:
-        """What its regions are called."""
+        """The ``type`` that its regions have."""
         return self.tag.lower()
 
     @property
     def drawing(self) -> str:
-        """The tag that draws the same and has labels of its own: ``BrushLabels`` for a ``Brush``."""
+        """The tag that draws the same shape and has labels of its own: ``BrushLabels`` for a ``Brush``."""
         return f"{self.tag}Labels" if self.tag in UNTYPED_TAGS else self.tag
 
     def for_task(self, data: Mapping[str, Any]) -> Control:
-        """With the labels that the task adds, after those of the config. Raises TaskError if they are too many."""
+        """Return the control with the labels that the task adds after those of the config. Raises TaskError if they are too many."""
         if not self.label_value:
             return self
         known = {label.value for label in self.labels}
@@ -81,11 +81,11 @@ class Control:
 
 @dataclass(frozen=True)
 class LabelConfig:
-    """What a config has for an image; of the controls only ``mask``, which gets the answers, is always there.
+    """The tags of a config that work on one image. Of its controls only ``mask``, which gets the answers, is always there.
 
-    ``image`` is the Image tag's name and ``image_value`` what it shows, as ``$image``; ``paged``: a list of pictures, each a page.
-    ``names`` are those of all tags. ``former`` are labels of other times: regions may be labelled with them, phrases are not. ``prompts``
-    are the phrases that a project asks for labels by, see :meth:`asked_by`.
+    ``image`` is the Image tag's name and ``image_value`` the value that it shows, as ``$image``. ``paged`` says that this is a list of
+    pictures, each a page. ``names`` are the names of all tags. ``former`` are labels of earlier or later configs: regions may have them,
+    but no phrase gets them. ``prompts`` are the project's own phrases for labels, see :meth:`asked_by`.
     """
 
     image: str
@@ -110,10 +110,10 @@ class LabelConfig:
 
     @cached_property
     def digest(self) -> str:
-        """The hash of all of it."""
+        """The hash of the whole config."""
         parts = asdict(replace(self, prompts={}))
         later = {"tells": self.tells, "prompts": {label: [*some] for label, some in self.prompts.items()}}
-        # what an earlier release did not know counts where it says something: the same config has the same hash, and its regions their ids
+        # newer fields count only where they say something, so that the hash, and the ids of regions, stay those of earlier releases
         return digest_of({name: value for name, value in (parts | later).items() if name not in later or value})
 
     @cached_property
@@ -122,7 +122,11 @@ class LabelConfig:
         return LabelNames((*((name, label.value) for label in self.mask.labels for name in label.names), *prompts))
 
     def asked_by(self, prompts: Mapping[str, tuple[str, ...]]) -> LabelConfig:
-        """With phrases that labels are asked for by, in the place of their names; a label without any phrase is not asked for."""
+        """Return the config with a project's own phrases for labels, which replace the labels' names.
+
+        ``prompts`` maps the values of labels to phrases. A label with no phrases there is not asked for; one that is not there keeps its
+        name.
+        """
         return replace(self, prompts=dict(prompts)) if prompts else self
 
     def phrases_of(self, label: Label) -> tuple[str, ...]:
@@ -134,14 +138,15 @@ class LabelConfig:
         return find_pictures(self.image_value, self.paged, data)
 
     def for_task(self, data: Mapping[str, Any]) -> LabelConfig:
-        """With the labels that the task's data adds. Raises TaskError if they are too many."""
+        """Return the config with the labels that the task's data adds. Raises TaskError if they are too many."""
         mask = self.mask.for_task(data)
         return self if mask is self.mask else replace(self, mask=mask)
 
     def label_for(self, phrase: str) -> str | None:
-        """The label that a phrase means: of the same name or alias, else of the thing that it is about, else the only one.
+        """Return the label that a phrase means.
 
-        None if several labels are left and none of them fits: the region then comes without, for the reviewer to choose.
+        It is the label with the same name or alias, else the one that names the object which the phrase is about, else the only label of
+        the config. None if there are several labels, or none, and none fits: the region then has no label, and the reviewer chooses one.
         """
         found = self._names.label_for(phrase)
         return found if found is not None or len(self.mask.labels) != 1 else self.mask.labels[0].value
@@ -149,11 +154,11 @@ class LabelConfig:
 
 @dataclass
 class _Tag:
-    """An element that matters; ``labels`` are those anywhere inside of it."""
+    """An element of the XML; ``labels`` are the labels of a control, at any depth inside of it."""
 
     name: str
     attributes: dict[str, str]
-    """By name in small letters: Label Studio does not tell ``valueList`` from ``valuelist``."""
+    """The attributes by name in lower case: Label Studio does not distinguish ``valueList`` from ``valuelist``."""
     repeated: bool = False
     """Whether it is inside of a ``<Repeater>``."""
     labels: list[Label] = field(default_factory=list)
@@ -178,9 +183,10 @@ class _Tag:
 
 
 def read_label_config(xml: str, prompt_control: str = PROMPT_NAME) -> LabelConfig:
-    """The controls of a config, among them the TextArea called ``prompt_control``; any other is for remarks, and not read.
+    """Return the controls of a config.
 
-    Raises ConfigError: one line that says what to add.
+    The TextArea called ``prompt_control`` is for phrases. Any other but the answer's is for remarks, and is not read.
+    Raises ConfigError: one line that says what to change.
     """
     tags, names = _tags(xml)
     images = {name: tag for tag in tags if tag.name == "Image" and not tag.repeated and (name := tag.attributes.get("name"))}
@@ -216,13 +222,20 @@ def read_label_config(xml: str, prompt_control: str = PROMPT_NAME) -> LabelConfi
 
 
 def _is_never_saved(text: _Tag) -> bool:
-    """Whether Label Studio shows a TextArea and leaves it out of what is submitted: it waits for a choice in a control that has none."""
+    """Whether Label Studio shows a TextArea but leaves it out of what is submitted.
+
+    It does so if the TextArea depends on a choice in itself, where none can be made.
+    """
     waits = text.attributes.get("visiblewhen") == "choice-selected"
     return text.name == "TextArea" and waits and text.attributes.get("whentagname") == text.attributes.get("name")
 
 
 def _masks(tags: list[_Tag], images: Mapping[str, _Tag]) -> list[Control]:
-    """The controls that can show a mask, the best first: those with labels, then by MASK_TAGS, then those with labels of their own."""
+    """Return the controls that can show a mask, the best first.
+
+    Controls with labels come before those without. Among them MASK_TAGS says the order, and for the same shape a control with labels of
+    its own comes before one beside a ``Labels`` tag.
+    """
     shapes = [shape for tag in MASK_TAGS for shape in (tag, tag.removesuffix("Labels"))]
     fit = [tag for tag in tags if tag.name in shapes and tag.target in images and not tag.repeated]
     found = [_control(tag, tags) for tag in sorted(fit, key=lambda tag: shapes.index(tag.name))]
@@ -230,14 +243,20 @@ def _masks(tags: list[_Tag], images: Mapping[str, _Tag]) -> list[Control]:
 
 
 def _pointer(beside: list[_Tag], tags: list[_Tag], shape: str, mask: Control) -> Control | None:
-    """The control of keypoints or of rectangles that annotators point with: one with labels of its own before one without."""
+    """Return the control for keypoints or rectangles (``shape``) that annotators point with, None if there is none.
+
+    A control with labels of its own comes before one without. The mask control does not count.
+    """
     found = [_control(tag, tags) for name in (f"{shape}Labels", shape) for tag in beside if tag.name == name]
     return next((control for control in found if control.name != mask.name), None)
 
 
 @dataclass(frozen=True)
 class Salvaged:
-    """What of a config, however unfit, another one can keep: labels, each value once; where tasks hold more, and their pictures."""
+    """What a new config can keep of another one, even of an unfit one.
+
+    ``labels`` has each value once. ``label_value`` says where tasks hold more labels, and ``image_value`` where they hold their pictures.
+    """
 
     labels: tuple[Label, ...] = ()
     label_value: str = ""
@@ -246,7 +265,7 @@ class Salvaged:
 
 
 def salvage(xml: str) -> Salvaged:
-    """What can be kept of a config. Raises ConfigError."""
+    """Return what a new config can keep of this one. Raises ConfigError if it cannot be parsed."""
     tags, _ = _tags(xml)
     found = [label for tag in tags for label in tag.labels]
     values = {label.value for label in found}
@@ -260,7 +279,10 @@ def salvage(xml: str) -> Salvaged:
 
 
 def pointing_names(label: str) -> tuple[str, str]:
-    """What a label is called where it is pointed with; what is drawn so carries the label's own name, as an alias."""
+    """Return the names that a label has in the controls for clicks and for boxes.
+
+    There the label's own name is the alias, which Label Studio writes into the regions.
+    """
     return f"{label}: point", f"{label}: box"
 
 

@@ -1,13 +1,13 @@
-"""Which of a config's labels a phrase means: that of its head, the thing that the phrase is about.
+"""Which of a config's labels a phrase means: the label of its head, the word for the object that the phrase is about.
 
-    "man on motorcycle"        man          what is mentioned first; what comes after a relation describes it
-    "the red paper cup"        paper cup    of names at one place the longest
-    "cup holder"               none         a noun before another one describes it; "holder", if there is such a label
-    "one of the two dogs"      dog          a quantity is of what it consists of
+    "man on motorcycle"        man          the head comes first; what follows a relation only describes it
+    "the red paper cup"        paper cup    of several names at the same place, the longest counts
+    "cup holder"               none         a noun before a noun describes it; the label "holder" would fit
+    "one of the two dogs"      dog          after a quantity and "of", the head is what comes next
     "der Fahrradhelm"          Helm         a German compound ends with its head
     "狗旁边的车"                 车           without spaces, the head comes last
 
-No label is better than a wrong one: the reviewer picks. A look-up's time does not depend on the number of names.
+No label is better than a wrong one, because the reviewer can then choose. The time of a look-up does not depend on the number of names.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ from backend.label_studio.phrase_words import (
 from backend.label_studio.unspaced import is_unspaced, label_of_unspaced
 
 MAX_NAME = 500
-"""Characters of the longest name that is looked for, as of the longest phrase that is asked."""
+"""The most characters of a name that is looked for, which are also the most of a phrase that is asked."""
 MAX_WORDS = 12
 """Words of the longest name that is looked for inside of a phrase."""
 MIN_HEAD = 4
-"""Letters of the shortest name that may end a compound: "Ei" ends many words that are no eggs."""
+"""The fewest letters of a name at the end of a compound: the German "Ei" (egg) ends many words for other things."""
 
 _CODE = re.compile(r"[^\s_]*+_\S*+|[A-Za-z]*+[-.]?+[0-9]++|[A-Za-z]|\W*+")
 _PART = re.compile(r"[,;:()\[\]{}\"“”„«»‹›!?|/\n、。・…]|\s[-–—]\s|\.(?=\s|$)")
 _ELISION = re.compile(r"\b(l|d|qu|j|n|c|dell|nell|all|sull|dall|un|quell)'(?=\w)")
 _HEAD_FIRST = re.compile("[\u0370-\u06ff\u1ea0-\u1ef9ăđơư]")
-"""Letters of Greek, Cyrillic, Hebrew, Arabic and Vietnamese, in which an adjective may follow its noun, but no noun precedes its own."""
+"""Letters of Greek, Cyrillic, Hebrew, Arabic and Vietnamese. In their languages an adjective may follow its noun, but a noun that describes
+another one does not precede it."""
 _STRIPPED = string.punctuation + "’‘"
 
 _PLURALS = (
@@ -89,7 +90,7 @@ class LabelNames:
                 self._longest = max(self._longest, min(key.count(" ") + 1, MAX_WORDS))
 
     def label_for(self, phrase: str) -> str | None:
-        """The label of the phrase's head, or None."""
+        """Return the label that has the whole phrase as a name, or else the label of the phrase's head; None if there is none."""
         if len(phrase) > MAX_NAME:
             return None
         folded = _fold(phrase)
@@ -115,16 +116,19 @@ def _fold(text: str) -> str:
 
 
 def _key(folded: str) -> str:
-    """A name's or a phrase's words without what stands between them."""
+    """Return the words of a folded name or phrase, without punctuation and with single spaces."""
     words = (word.strip(_STRIPPED) for word in folded.replace("_", " ").replace("-", " ").split())
     return " ".join(word for word in words if word)
 
 
 class _Clause:
-    """A part of a phrase between punctuation marks. ``label`` is its head's; without ``has_head`` it only says where something is."""
+    """A part of a phrase between punctuation marks. ``label`` is the label of its head.
+
+    A part without ``has_head`` only says where something is.
+    """
 
     def __init__(self, words: list[str], names: dict[str, str], longest: int) -> None:
-        """``longest`` is the number of words of the longest of the ``names``."""
+        """``names`` maps names to labels; ``longest`` is the number of words of the longest name."""
         self._words = words
         self._names = names
         self._longest = longest
@@ -137,7 +141,7 @@ class _Clause:
         self.label = self._label(self._start, end) if self.has_head else None
 
     def _noun_phrase(self) -> tuple[int, int]:
-        """From which word to which one the head's noun phrase goes; nothing, if the clause has none."""
+        """Return the first word of the head's noun phrase and the one after its last, as indices; (0, 0) if the clause has none."""
         start, at, named = 0, 0, False
         while at < len(self._words):
             word = self._words[at]
@@ -151,7 +155,7 @@ class _Clause:
             elif self._is_verb(at, known):
                 return (start, at) if known else (0, 0)
             elif word in DETERMINERS or word in LIGHT or word[0].isdigit() or (word in AND and at > start):
-                pass  # "black and white" too
+                pass  # these go on with the noun phrase, and so does "and": "black and white"
             elif word in RELATIONS:
                 start = at = self._after_place(at)
                 if not at:
@@ -162,7 +166,7 @@ class _Clause:
         return (start, at) if named or self._ends_at(start, at) else (0, 0)
 
     def _is_quantity(self, start: int, at: int) -> bool:
-        """Whether the words before an "of" are a quantity, or one of many, of what comes after it."""
+        """Whether the words before an "of" only say how much, or which one, of what comes after it: "a pair of …", "the left of …"."""
         before = self._words[start:at]
         if not before or self._ends_at(start, at):
             return False
@@ -173,14 +177,20 @@ class _Clause:
         return places
 
     def _is_verb(self, at: int, known: bool) -> bool:
-        """Whether a form in -ing or -ed says what the head does or what is done to it; no label's name begins there."""
+        """Whether a word is a verb, or a form in -ing or -ed after the head that says what it does or what is done to it.
+
+        A word with which a label's name begins is no verb. ``known``: the head is before the word.
+        """
         word, after = self._words[at], self._words[at + 1 : at + 2]
         closed = not after or after[0] in RELATIONS or after[0] in DETERMINERS
         participle = len(word) > 4 and word not in THINGS and (word.endswith("ing") or (word.endswith("ed") and closed))
         return (word in VERBS or (known and participle)) and not self._head_first and not self._starts_at(at)
 
     def _after_place(self, at: int) -> int:
-        """Where the noun phrase begins after "on the left the …"; 0 if another thing follows: "on the table"."""
+        """Return the index of the determiner that begins the noun phrase after a place, as in "on the left the …".
+
+        It is 0 if the words do not name a place but another object, as in "on the table".
+        """
         begin = next((index for index in range(at + 1, len(self._words)) if self._words[index] not in LIGHT | DETERMINERS), 0)
         passed = self._words[at + 1 : begin]
         return begin - 1 if passed and passed[-1] in DETERMINERS and any(word in PLACES | SIDES for word in passed) else 0
@@ -194,13 +204,13 @@ class _Clause:
         return label if many or not self._one_of_many else None
 
     def _first(self, start: int, end: int) -> tuple[str, bool] | None:
-        """The name that is mentioned first, the longest there."""
+        """Find the longest of the names that begin first, or else in German the end of a compound. Returns as ``_named``."""
         spans = ((begin, until) for begin in range(start, end) for until in range(begin + self._longest, begin, -1))
         found = next((found for begin, until in spans if (found := self._named(begin, until))), None)
         return found or (self._compound(self._words[start:end]) if self._german else None)
 
     def _last(self, start: int, end: int) -> tuple[str, bool] | None:
-        """The longest name that the noun phrase ends with, or that goes on beyond its end as "chest of drawers" does."""
+        """Find the longest name at the noun phrase's end, or going on beyond it as "chest of drawers" does. Returns as ``_named``."""
         while end > start:
             begins = range(max(start, end - self._longest), end)
             spans = ((begin, until) for begin in begins for until in range(end, begin + self._longest + 1))
@@ -214,7 +224,7 @@ class _Clause:
         return None
 
     def _without_place(self, start: int, end: int) -> int:
-        """The end of the noun phrase before words such as "left", "top right" and "number 2"."""
+        """Return the noun phrase's end without final words such as "left", "top right" and "number 2"."""
         begin, placed = end, False
         while begin > start and ((word := self._words[begin - 1]) in AFTER or word in SIDES or word[0].isdigit() or len(word) == 1):
             placed = placed or word not in SIDES
@@ -222,7 +232,10 @@ class _Clause:
         return begin if placed else end
 
     def _has_another(self, start: int, begin: int) -> bool:
-        """Whether a name stands before the last one, and a verb may be between them: "man rides horse". Korean has its verb at the end."""
+        """Whether another name stands before the last one and a verb may be between them, as in "man rides horse".
+
+        Words that are not ASCII do not count as a verb: Korean, for one, has its verb at the end.
+        """
         another = next((until for until in range(begin - 1, start, -1) if self._ends_at(start, until)), begin)
         between = self._words[another:begin]
         verb = all(map(str.isascii, between)) and not LIGHT.issuperset(between) and not any("'" in word for word in between)
@@ -235,7 +248,7 @@ class _Clause:
         return any(self._named(begin, end) for end in range(begin + 1, begin + self._longest + 1))
 
     def _named(self, begin: int, end: int) -> tuple[str, bool] | None:
-        """The label of a name that these words spell, and whether they do so letter by letter."""
+        """Return the label of the name that these words spell, and whether they spell it exactly, not as another form; None without one."""
         if not begin < end <= min(begin + self._longest, len(self._words)):
             return None
         key = " ".join(self._words[begin:end])
@@ -245,7 +258,7 @@ class _Clause:
         return None
 
     def _forms(self, key: str) -> Iterator[str]:
-        """A name as it stands, as a plural's singular and as a singular's plural. Not all of them are words."""
+        """Yield a name as it is, then its possible singulars and plurals. Not all of these are words."""
         yield key
         if key.endswith("s") and not key.endswith("ss"):
             yield key[:-1]
@@ -253,7 +266,7 @@ class _Clause:
         if self._german:
             stems = [key.removesuffix(ending) for ending in _GERMAN_PLURALS if key.endswith(ending)]
             yield from stems
-            # without an ending of its own, an umlaut makes a plural of words such as Apfel, Mutter and Garten only: a Bär is no bar
+            # an umlaut alone makes a plural only of words like Apfel, Mutter and Garten: Bär is not the plural of Bar
             yield from (stem.translate(_UMLAUTS) for stem in stems if stem != key or key.endswith(("el", "er", "en")))
         if self._romance:
             yield from (key.removesuffix(many) + one for many, one in _ROMANCE_PLURALS if key.endswith(many))
@@ -264,7 +277,7 @@ class _Clause:
         yield from (key.removesuffix(one) + many for many, one in _PLURALS if one and key.endswith(one) and key != "glass")
 
     def _compound(self, words: list[str]) -> tuple[str, bool] | None:
-        """The longest name that ends a compound of German or Dutch."""
+        """Find the longest name that ends one of the words, a compound of German or Dutch. Returns as ``_named``."""
         for word in words:
             for begin in range(3, len(word)):
                 for form in self._forms(word[begin:]):

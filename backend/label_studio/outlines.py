@@ -1,4 +1,7 @@
-"""Whether an outline, a polygon or a rectangle, was made from a mask: refined in place, a region keeps its id and gets another mask's."""
+"""Whether an outline (a polygon or a rectangle) was made from a given mask.
+
+The region's id does not tell: a region that clicks refine in place keeps its id but shows the outline of another mask.
+"""
 
 from __future__ import annotations
 
@@ -9,11 +12,11 @@ from sam4mllm.masks import mask_iou
 from sam4mllm.run_lengths import Rle, from_rle
 
 SAME_OUTLINE = 0.95
-"""IoU from which two filled outlines are one: Label Studio's coordinates come back with rounding, which shows in small ones."""
+"""Filled outlines with at least this IoU count as the same: Label Studio rounds coordinates, which shows in small outlines."""
 
 
 def is_outline_of(region: Rle, mask: Rle, config: LabelConfig) -> bool:
-    """Whether a region's filled outline is one that the config's control would show for the mask."""
+    """Whether a region's filled outline is one of those that the config's mask control would show for ``mask``."""
     height, width = mask["size"]
     if region["size"] != mask["size"]:
         return False

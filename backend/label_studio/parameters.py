@@ -1,4 +1,4 @@
-"""How a project wants to be asked: the extra parameters of its backend entry in Label Studio, which come with each ``/setup``.
+"""The extra parameters of a project's backend entry in Label Studio: they say how its tasks are answered, and come with each ``/setup``.
 
 ::
 
@@ -9,7 +9,7 @@
         "threshold": 0.4,
     }
 
-All of them are optional. They are foreign data: what is wrong with them is one line, and nothing of them is then used.
+All of them are optional. They are foreign data: if anything is wrong with them, one line says so, and none of them is used.
 """
 
 from __future__ import annotations
@@ -27,15 +27,16 @@ from sam4mllm.options import BY_CONCEPT, STRATEGIES, Strategy, known_strategies
 
 MAX_CHARACTERS = 100_000
 NAMED = 5
-"""Labels that a line names."""
+"""The most labels that an error's line names."""
 
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a project says of how it wants to be asked; nothing by itself.
+    """A project's extra parameters; by default none is set.
 
-    ``prompts``: by label, the phrases that it is asked for by where a task has none; none at all: it is not asked for. ``field``: where a
-    task's data holds its phrase. ``strategy`` and ``threshold``: in the place of the server's (:class:`~sam4mllm.options.Options`).
+    ``prompts``: the phrases that stand for a label where a task has no phrase of its own, by the label's value. A label with an empty tuple
+    is not asked for. ``field``: the key of a task's data that holds its phrase. ``strategy`` and ``threshold``: they replace the server's
+    (:class:`~sam4mllm.options.Options`).
     """
 
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -44,22 +45,22 @@ class Parameters:
     threshold: float | None = None
 
     def apply(self, config: LabelConfig) -> LabelConfig:
-        """A project's config with the phrases that its labels are asked for by, those of its tasks, too."""
+        """Return a project's labelling config with the project's own phrases for its labels, also for labels that a task adds."""
         return config.asked_by(self.prompts)
 
     def phrase_field(self, default: str) -> str:
         return self.field or default
 
     def shaping(self) -> dict[str, Any]:
-        """What of them shapes the answer to given phrases, for hashes; empty where nothing does."""
+        """Return the parameters that change the answer to a given phrase, for use in hashes; empty if none is set."""
         return {name: value for name in ("strategy", "threshold") if (value := getattr(self, name)) is not None}
 
     def tell(self) -> str:
-        """The same in words; empty where nothing does."""
+        """Return the parameters of :meth:`shaping` in words; empty if none is set."""
         return ", ".join(f"{name} {value}" for name, value in self.shaping().items())
 
     def to_json(self) -> str:
-        """As they are kept, and as ``read_parameters`` reads them: the same ones give the same text. Empty for none."""
+        """Return the parameters as JSON that :func:`read_parameters` reads. Equal parameters give the same text; none give an empty one."""
         prompts = {"prompts": {label: list(phrases) or None for label, phrases in self.prompts.items()}} if self.prompts else {}
         told = {**prompts, **({"field": self.field} if self.field else {}), **self.shaping()}
         return json.dumps(told, sort_keys=True, ensure_ascii=False) if told else ""
@@ -99,7 +100,9 @@ def check_parameters(parameters: Parameters, config: LabelConfig) -> None:
 
 
 def without_effect(parameters: Parameters, strategy: str) -> str:
-    """What of them does nothing where the server answers by ``strategy``, in a line; empty if all of them do."""
+    """Return a line on the parameters that have no effect, empty if all have one. ``strategy`` is the server's, which holds unless the
+    parameters set their own.
+    """
     if parameters.threshold is not None and (parameters.strategy or strategy) not in BY_CONCEPT:
         return f"threshold is for the strategies {' and '.join(BY_CONCEPT)}; {parameters.strategy or strategy} does not look at it"
     return ""

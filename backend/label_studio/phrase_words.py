@@ -1,7 +1,7 @@
-"""The small words by which the head of a phrase is found: those that end its noun phrase, and those that leave open what they are said of.
+"""Lists of small words that help to find the head of a phrase: words that end its noun phrase, and words that name no object themselves.
 
-A referring expression in the languages listed here names its object first: "the cup below the spoon". The lists hold the commonest words
-only. A word that is missing mostly costs a label, which the reviewer then picks.
+In the languages listed here, a referring expression names its object first: "the cup below the spoon". The lists hold only the commonest
+words. If a word is missing, the cost is mostly that a phrase gets no label, and the reviewer then chooses one.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _SIZES = _words(
 _REQUESTS = _words("find show segment select mask mark locate detect label highlight please is are there where i me us want need")
 
 SIDES = _words("top bottom back front side sides corner row end edge far very most up down part")
-"""Parts of pictures, and of things: they say where an object is only beside one of PLACES."""
+"""Parts of pictures and of objects. They say where an object is only if one of PLACES is beside them."""
 VERBS = _words("holding wearing carrying having using touching pushing pulling showing containing featuring facing covering surrounding")
-"""What something does to another thing, wherever it stands: in "holding a cup" the cup is not meant."""
+"""Verbs after which another object follows, wherever the verb stands: "holding a cup" does not mean the cup."""
 THINGS = _words(
     "building painting ceiling railing clothing earring wedding evening morning awning pudding dumpling duckling sibling sapling",
     "offspring",
     "something anything everything nothing string spring thing swing sling king ring wing",
 )
-"""Nouns that look like the form in -ing of a verb."""
+"""Nouns that look like a verb's form in -ing."""
 NAMELESS = _words("thing things object objects item items shape shapes one ones")
-"""Nouns after which "cup like" is no cup."""
+"""Nouns without a meaning of their own. Before one of them, "cup like" does not mean a cup: "cup like object"."""
 
 # -- other languages -----------------------------------------------------------------------------------------------------------------------
 
@@ -89,20 +89,20 @@ _GERMAN_RELATIONS = _words(
 )
 
 GERMAN = (_GERMAN | _words("het een twee naast")) - _ENGLISH
-"""Signs of a language that writes compounds in one word."""
+"""Words that show that a phrase is German or Dutch, which write a compound as one word."""
 ROMANCE = (_ROMANCE_DETERMINERS | _ROMANCE_RELATIONS | _ROMANCE_AFTER) - _ENGLISH - _GERMAN
 FOREIGN = GERMAN | ROMANCE | (_OTHER_RELATIONS - _ENGLISH)
-"""Signs of a language in which no noun stands before another that it describes, as "cup" does in "cup holder"."""
+"""Words that show a language in which no noun precedes another noun to describe it, as "cup" does in the English "cup holder"."""
 
 DETERMINERS = _DETERMINERS | _GERMAN_DETERMINERS | _ROMANCE_DETERMINERS
-"""They begin a noun phrase; after a noun, another one: "the cup the man holds"."""
+"""Words that begin a noun phrase. After a noun they begin another noun phrase: "the cup the man holds"."""
 RELATIONS = _RELATIONS | _GERMAN_RELATIONS | _ROMANCE_RELATIONS | (_OTHER_RELATIONS - _words("het een twee"))
-"""They end a noun phrase."""
+"""Words that end a noun phrase: prepositions, conjunctions, pronouns and auxiliary verbs."""
 OF = _words("of de d di del della dei degli delle do da des du von")
-"""Relations between a quantity and what it consists of: "one of the dogs"."""
+"""Words between a quantity and the objects that it counts: "one of the dogs"."""
 AND = _words("and or und oder et ou y e o och og и")
 PLACES = _PLACES | _words("links rechts linke linker linkes linken rechte rechter rechtes rechten oben unten") | _ROMANCE_AFTER
-"""Where an object is, or which of several."""
+"""Words that say where an object is, or which of several it is."""
 NUMBERS = _NUMBERS | _words(
     "ein eine einer eines einen zwei drei vier fünf twee drie un une una uno deux trois quatre dos tres due tre dois"
 )
@@ -121,6 +121,6 @@ AFTER = (
         "thrown caught built drawn",
     )
 )
-"""What may follow an English noun without being one: "cup left", "umbrella held by"."""
+"""Words that may follow an English noun but are no nouns: "cup left", "umbrella held by"."""
 LIGHT = PLACES | SIDES | NUMBERS | _COLOURS | _SIZES | _REQUESTS | (_GERMAN - _GERMAN_DETERMINERS - _GERMAN_RELATIONS)
-"""What leaves open what it is said of."""
+"""Words that describe an object but do not name it, such as places, numbers, colours and sizes."""

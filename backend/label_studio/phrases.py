@@ -1,4 +1,4 @@
-"""What to find in a task, and what the annotator pointed at: phrases with their labels, and clicks in pixels."""
+"""What to find in a task, and what the annotator pointed at: phrases with their labels, and points and boxes."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from sam4mllm.values import MAX_PHRASE, check_phrase
 MAX_PHRASES = 32
 MAX_CLICKS = 200
 MAX_NUMBER = 1e15
-"""A number below this is taken for a phrase as it is written; longer ones are no word, and NaN is none."""
+"""A number whose absolute value is below this counts as a phrase, as it is written. Larger ones and NaN do not."""
 _SEPARATOR = re.compile(r"[;；\r\n]")
 
 
@@ -35,9 +35,10 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Pointed:
-    """An annotator's points and boxes in percent of the image, as they come; they become pixels once the image is there.
+    """An annotator's points and boxes in percent of the image, as Label Studio sends them. :meth:`clicks` makes them pixels.
 
-    ``points`` are (x, y, positive), ``boxes`` (x, y, width, height, rotation in degrees); ``label`` is the last one's.
+    ``points`` are (x, y, positive), ``boxes`` (x, y, width, height, rotation in degrees). ``label`` is that of the last point or box that
+    has one.
     """
 
     points: tuple[tuple[float, float, bool], ...] = ()
@@ -57,7 +58,10 @@ class Pointed:
 
 
 def _turned_box(box: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
-    """The upright box around (x, y, width, height) turned clockwise about its top left corner."""
+    """Return the upright box (x1, y1, x2, y2) around a turned one.
+
+    ``box`` is (x, y, width, height, degrees), turned clockwise about its top left corner.
+    """
     x, y, width, height, degrees = box
     cos, sin = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
     xs = [x + right * width * cos - down * height * sin for right in (0, 1) for down in (0, 1)]
@@ -66,9 +70,10 @@ def _turned_box(box: np.ndarray[Any, np.dtype[np.float64]]) -> list[float]:
 
 
 def split_phrases(text: str, served: Collection[str] = ()) -> tuple[str, ...]:
-    """The phrases of a text, tidied, each once: semicolons and line breaks part them. Raises PhraseError.
+    """Return the phrases of a text with tidied white space, each once. Semicolons and line breaks separate them. Raises PhraseError.
 
-    A text that was ``served`` as one phrase, and no part of it by itself, is one: earlier releases asked for it so.
+    ``served`` are phrases that were served before. A text that is among them as a whole, while none of its parts is, stays one phrase,
+    because earlier releases did not split texts.
     """
     parts = tuple(dict.fromkeys(check_phrase(part) for part in _SEPARATOR.split(text) if part.strip()))
     whole = " ".join(text.split())
@@ -76,7 +81,7 @@ def split_phrases(text: str, served: Collection[str] = ()) -> tuple[str, ...]:
 
 
 def typed_phrases(regions: Iterable[Region], config: LabelConfig, served: Collection[str] = ()) -> tuple[str, ...]:
-    """Those of the last text in the prompt's control, or none. Raises PhraseError, and TaskError for more than MAX_PHRASES."""
+    """Return the phrases of the last text in the prompt control, or none. Raises PhraseError, and TaskError for more than MAX_PHRASES."""
     found = split_phrases(_typed_text(regions, config), served)
     if len(found) > MAX_PHRASES:
         raise TaskError(f"{len(found)} descriptions were typed; at most {MAX_PHRASES} are answered")
@@ -99,12 +104,14 @@ def _typed_text(regions: Iterable[Region], config: LabelConfig) -> str:
 def wanted(
     task: Task, config: LabelConfig, typed: Sequence[str], phrase_field: str, shown: str = "", served: Collection[str] = ()
 ) -> list[Wanted]:
-    """The phrases of a task: what was typed, else its data field, else the one ``shown`` for it, else the config's labels by
-    the project's prompts or their names.
+    """Return the phrases of a task with their labels.
 
-    The field holds a text, a list of texts, or {label: text or list}. :func:`split_phrases` says how many phrases a text is, and what
-    ``served`` is. Raises TaskError if the field holds anything else, or there is nothing to look for, and PhraseError for a phrase that
-    cannot be used.
+    These are the ``typed`` phrases, else those in the task's data under ``phrase_field``, else the phrase that was ``shown`` for the task,
+    else the phrases of the config's labels: the project's own, or the labels' names. The field holds a text, a list of texts, or
+    {label: text or list}. :func:`split_phrases` splits a text and says what ``served`` is.
+
+    Raises TaskError if the field holds anything else or more than MAX_PHRASES phrases, or if there is nothing to look for. Raises
+    PhraseError for a phrase that cannot be used.
     """
     if typed:
         return [Wanted(phrase, config.label_for(phrase)) for phrase in typed]
@@ -140,9 +147,9 @@ def _label_of(name: str, config: LabelConfig) -> str | None:
 
 
 def _phrases(value: object, served: Collection[str]) -> list[str]:
-    """A text's phrases, or those of several; nothing for none and for blanks. Raises TaskError and PhraseError."""
+    """Return the phrases of a text or of a list of texts; None and blanks hold none. Raises TaskError and PhraseError."""
     entries = value if isinstance(value, list) else [value]
-    # tables become tasks with empty cells as null, and with words of digits, as a house's number, as numbers
+    # in tasks that were made from a table, an empty cell is null, and a text of digits, as a house number, is a number
     entries = [str(entry) if _is_number(entry) else entry for entry in entries if entry is not None]
     texts = [entry for entry in entries if isinstance(entry, str)]
     if len(texts) != len(entries):
@@ -155,7 +162,7 @@ def _is_number(value: object) -> bool:
 
 
 def pointed(regions: Sequence[Region], config: LabelConfig) -> Pointed:
-    """The keypoints and rectangles among an annotator's regions; those that are not well formed are left out."""
+    """Return the keypoints and rectangles among the first MAX_CLICKS of an annotator's regions. Malformed ones are left out."""
     points: list[tuple[float, float, bool]] = []
     boxes: list[tuple[float, float, float, float, float]] = []
     label: str | None = None
@@ -185,7 +192,7 @@ def _label(region: Region, value: Mapping[str, Any], config: LabelConfig) -> str
 
 
 def _numbers(value: Mapping[str, Any], *names: str) -> tuple[float, ...] | None:
-    """Finite percentages, or None. A click may be dragged past the border; far outside is no click."""
+    """Return the named percentages, or None if one is no number or far outside. A click may be dragged past the border."""
     found = [value.get(name) for name in names]
     if all(isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= 1000 for number in found):
         return tuple(float(number) for number in found if number is not None)

@@ -1,6 +1,7 @@
-"""Predictions into Label Studio by its import, which keeps whatever it is sent: so it is asked before and after what it has.
+"""Sends predictions to Label Studio's import, which stores whatever it gets, repeated predictions included.
 
-Bulk runs push this way, and the server what missed a request's deadline.
+So Label Studio is asked before an import which tasks have a prediction already, and after it which have repeated ones. Bulk runs send their
+predictions this way, and the server sends those that missed a request's deadline.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ T = TypeVar("T")
 
 TASKS_A_PUSH = 100
 BYTES_A_PUSH = 16 * 1024 * 1024
-"""Of predictions in one request: Label Studio holds it in memory several times over."""
+"""The most bytes of predictions in one request: Label Studio holds several copies of a request in memory."""
 SETTLE_SECONDS = 5.0
-"""How long an import whose sender was killed or broke off may still be at work; fifty masks take SQLite well under a second."""
+"""Seconds that an import may still run after its sender was killed or gave up. Fifty masks take SQLite well under a second."""
 PATIENCE_SECONDS = 300.0
 """How long an unattended run waits for a Label Studio that is restarted or updated."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 30.0
@@ -35,8 +36,8 @@ Answer = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Pushed:
-    """How many predictions were ``new``, how many tasks had one of the version ``already`` or are ``gone``, and how many repeated
-    predictions were deleted.
+    """What a push did: ``new`` predictions were stored, ``already`` tasks had a prediction of the version, ``gone`` tasks no longer exist,
+    and ``repeated`` predictions were deleted.
     """
 
     new: int = 0
@@ -49,10 +50,10 @@ class Pushed:
 
 
 def push(label_studio: LabelStudio, project: int, version: str, answers: Mapping[int, Answer], in_doubt: bool = False) -> Pushed:
-    """Give each of the tasks that has no prediction of a version the one in ``answers``.
+    """Store the predictions in ``answers``, by task, for those tasks that have no prediction of this version.
 
-    ``in_doubt``: an earlier push of these may still be at work, and gets a moment to end. Raises LabelStudioError; some of them may have
-    been pushed then, and the same call goes on.
+    ``in_doubt``: an earlier push of the same answers may still run, so this one first waits SETTLE_SECONDS. Raises LabelStudioError. Some
+    of the answers may then be stored; calling this again with the same arguments stores the rest.
     """
     if in_doubt:
         time.sleep(SETTLE_SECONDS)
@@ -99,7 +100,7 @@ def existing(label_studio: LabelStudio, project: int, tasks: Sequence[int]) -> s
 
 
 def drop_repeated(label_studio: LabelStudio, project: int, version: str, tasks: Sequence[int]) -> int:
-    """Delete what two at once have given the same task; how many predictions. Raises LabelStudioError."""
+    """Delete the predictions that two senders at once stored twice for a task, and return how many. Raises LabelStudioError."""
     dropped = 0
     for task in _select(label_studio, project, tasks, _with_version(version, True)):
         versions = str(task.get("predictions_model_versions", "")).split(",")
@@ -109,8 +110,10 @@ def drop_repeated(label_studio: LabelStudio, project: int, version: str, tasks: 
 
 
 def tasks_without(label_studio: LabelStudio, project: int, version: str, after: int, size: int) -> tuple[list[dict[str, Any]], int]:
-    """The next tasks that have no prediction of a version, by number from ``after`` on, each with ``id`` and ``data``; and how many there
-    are in all. What is added or deleted meanwhile shifts none out of sight. Raises LabelStudioError.
+    """Return the next tasks without a prediction of a version, at most ``size``, and how many such tasks there are in all.
+
+    The tasks have numbers greater than ``after``, in that order, each with ``id`` and ``data``; only these are counted. As paging goes by
+    number, tasks that are added or deleted meanwhile do not make it miss another one. Raises LabelStudioError.
     """
     later = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after}
     query = {"filters": {"conjunction": "and", "items": [later, _with_version(version, False)]}, "ordering": ["tasks:id"]}
@@ -118,7 +121,10 @@ def tasks_without(label_studio: LabelStudio, project: int, version: str, after: 
 
 
 def patiently(call: Callable[[], T], seconds: float = PATIENCE_SECONDS, stop: threading.Event | None = None) -> T:
-    """What the call returns, tried again for a while where an error may pass, and until ``stop`` is set. Raises LabelStudioError."""
+    """Return what ``call`` returns. After an error that may pass it is called again, for ``seconds`` at most and until ``stop`` is set.
+
+    Raises the last LabelStudioError.
+    """
     end, wait = time.monotonic() + seconds, FIRST_WAIT
     stop = stop or threading.Event()
     while True:
@@ -134,7 +140,7 @@ def patiently(call: Callable[[], T], seconds: float = PATIENCE_SECONDS, stop: th
 
 
 def _with_version(version: str, having: bool) -> dict[str, Any]:
-    # the comparison is by part of the text; the hash at a version's end makes it one of the whole
+    # the filter compares parts of texts; as a version ends with a hash, no version is a part of another
     operator = "contains" if having else "not_contains"
     return {"filter": "filter:tasks:predictions_model_versions", "operator": operator, "type": "List", "value": [version]}
 

@@ -24,7 +24,7 @@ MAX_POINTS = 100_000
 ELLIPSE_CORNERS = 720
 """Corners of an ellipse's polygon: of one of 5,000 pixels across, its sides lie within 0.03 pixels of the curve."""
 MAX_PERCENT = 1000.0
-"""Coordinates may be dragged past the border; far outside is no drawing."""
+"""The largest absolute coordinate that is accepted: a shape may be dragged past the border, but not this far."""
 
 MIN_CORNERS = 3
 EMPTY = "a region covers no pixel of its image; draw it again, or delete it, which says that nothing is there"
@@ -33,12 +33,11 @@ Mask = NDArray[np.bool_]
 
 
 def from_region(region: Mapping[str, Any], config: LabelConfig, max_pixels: int = MAX_PIXELS) -> tuple[Mask, int, int]:
-    """The mask (height, width) bool of a region of the config's mask control, with its height and width.
+    """Return the mask (height, width) bool of a region of the config's mask control, with its height and width.
 
-    A region that says of which type it is, is read as that; any other as one of the control. The mask has at least one pixel: an empty one
-    does not say that the object is missing, as a region does that was deleted. It may have been saved while its layer was hidden.
-
-    Nothing of the mask's size is allocated before the size is found allowed and the encoding whole.
+    A region whose type is known is read as that type, any other as the mask control's. The mask has at least one pixel. An empty mask is
+    refused, because it does not mean that the object is missing, as a deleted region does: it may have been saved while its layer was
+    hidden. No memory of the mask's size is allocated before the size and the encoding have been checked.
 
     Raises:
         TaskError: one line; the region has no size or too large a one, was drawn on a turned image, or its mask is malformed, cut short,
@@ -49,7 +48,7 @@ def from_region(region: Mapping[str, Any], config: LabelConfig, max_pixels: int 
 
 
 def read_mask(region: Mapping[str, Any], kind: str, max_pixels: int = MAX_PIXELS) -> tuple[Mask, int, int]:
-    """The same of a region that is known to be of a type, as ``brushlabels``. Raises TaskError."""
+    """Return the same as :func:`from_region` for a region of a known type (``kind``), such as ``brushlabels``. Raises TaskError."""
     height, width = _size(region, max_pixels)
     if region.get("image_rotation") not in (None, 0, 360):
         raise TaskError("a region was drawn on a turned image; turn it back and draw again")
@@ -86,7 +85,7 @@ def _side(value: object, name: str) -> int:
 
 
 def _opaque(alpha: NDArray[np.uint8]) -> Mask:
-    """What is at least half as opaque as the most opaque pixel.
+    """Return the pixels that are more than half as opaque as the most opaque one.
 
     Label Studio shows every alpha above 0, and tools differ in the alpha that they write: the editor 255 with antialiased edges, the SDK's
     contour2rle 100, its mask2rle of a mask of 0 and 1 no more than 1.
@@ -124,7 +123,7 @@ def _polygon(value: Mapping[str, Any], height: int, width: int) -> Mask:
 
 
 def _rectangle(value: Mapping[str, Any], height: int, width: int) -> Mask:
-    """Turned clockwise about its upper left corner, in pixels, not in percent."""
+    """Read a rectangle, which may be turned clockwise about its upper left corner. It is turned in pixels, not in percent."""
     x, y, wide, high = _percents(*(value.get(name) for name in ("x", "y", "width", "height")))
     [degrees] = _percents(value.get("rotation") or 0)
     scale = np.array([width, height]) / 100
@@ -135,7 +134,7 @@ def _rectangle(value: Mapping[str, Any], height: int, width: int) -> Mask:
 
 
 def _ellipse(value: Mapping[str, Any], height: int, width: int) -> Mask:
-    """Turned clockwise about its centre, in pixels; drawn as a polygon of so many corners that no pixel's centre is missed by much."""
+    """Read an ellipse, which may be turned clockwise about its centre, in pixels. It is drawn as a polygon of ELLIPSE_CORNERS corners."""
     x, y, across, down = _percents(*(value.get(name) for name in ("x", "y", "radiusX", "radiusY")))
     [degrees] = _percents(value.get("rotation") or 0)
     angles = np.linspace(0, 2 * math.pi, ELLIPSE_CORNERS, endpoint=False)

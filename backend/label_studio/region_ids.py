@@ -1,8 +1,9 @@
-"""What a region's id says: which served masks it takes the place of, and whether it was drawn by clicks alone.
+"""What a region's id says: which served regions it replaces, and whether it was drawn by clicks alone.
 
-Label Studio keeps ids in annotations and in exports, so that both can be read without the log. ``~`` is no letter of the ids that its
-editor makes. ``ABC~XYZ`` takes the place of ``ABC``, ``ABC+DEF~XYZ`` of both, ``ABC~XYZ.UVW`` of ``ABC`` and of ``ABC~XYZ``; ``~XYZ``
-stands alone. A refined region keeps its id where that is safe, and the editor itself then puts it in the old one's place.
+Label Studio keeps ids in annotations and in exports, so both can be read without the log. The ids that its editor makes never contain
+``~``. ``ABC~XYZ`` replaces ``ABC``; ``ABC+DEF~XYZ`` replaces ``ABC`` and ``DEF``; ``ABC~XYZ.UVW`` replaces ``ABC`` and ``ABC~XYZ``.
+``~XYZ`` stands alone: it was drawn by clicks alone. A refined region keeps its id where that is safe, and the editor itself then replaces
+the old region.
 """
 
 from __future__ import annotations
@@ -27,9 +28,10 @@ def stands_alone(region_id: str) -> bool:
 
 
 def refined_ids(old: Sequence[str], new: Sequence[str], in_place: bool) -> list[str]:
-    """Ids for the regions of a refined instance: ``old`` are those of the one that is shown, ``new`` unused ones.
+    """Return an id for each region of a refined instance.
 
-    ``in_place``: the old ids may be used again, each for one region.
+    ``old`` are the ids of the instance as it is shown; ``new`` are unused ids, one for each region of the refined instance. ``in_place``:
+    the old ids may be used again, each for one region.
     """
     if in_place and len(old) <= len(new):
         return [*old, *new[len(old) :]]
@@ -40,7 +42,7 @@ def refined_ids(old: Sequence[str], new: Sequence[str], in_place: bool) -> list[
 
 
 def superseded(regions: Iterable[Region]) -> frozenset[str]:
-    """Ids of regions as they were served, that a refined region of the same annotation takes the place of. An edited one never is."""
+    """Return the ids of regions that a refined region among ``regions`` replaces. A region that the reviewer changed is never replaced."""
     origins: Mapping[str, object] = {str(region.get("id")): region.get("origin") for region in regions}
     replaced = {old for new in origins for old in _replaced(new, origins)}
     return frozenset(old for old in replaced if origins[old] == TAKEN_OVER)

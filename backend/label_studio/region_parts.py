@@ -1,4 +1,7 @@
-"""Regions that Label Studio sends in parts, or of several pages, as the rest of the backend reads them: whole, and page by page."""
+"""Joins regions that Label Studio sends in parts, and splits those of several pages.
+
+The rest of the backend reads whole regions, page by page.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,10 @@ _UNTYPED = frozenset(tag.lower() for tag in (*UNTYPED_TAGS, "Ellipse"))
 
 
 def join_labels(regions: Iterable[Region], config: LabelConfig) -> tuple[Region, ...]:
-    """Each region of a control without labels of its own as one control with labels sends it.
+    """Return the regions, with those of controls without labels of their own in the form that controls with labels send.
 
-    Of a ``Brush`` beside ``Labels`` two regions of one id come, ``brush`` with the mask and ``labels`` with the label (and the mask again);
-    here they are one, of the type ``brushlabels``. Others stay as they are.
+    For a ``Brush`` beside ``Labels``, Label Studio sends two regions with one id: ``brush`` with the mask, and ``labels`` with the label
+    (and the mask again). They become one region of the type ``brushlabels``. Other regions stay as they are.
     """
     given = tuple(regions)
     source = config.mask.labelled_by
@@ -42,9 +45,10 @@ def join_labels(regions: Iterable[Region], config: LabelConfig) -> tuple[Region,
 
 
 def without_text_labels(regions: Iterable[Region]) -> tuple[Region, ...]:
-    """Without the labels of texts: Label Studio's editor gives the answer's line the label that is chosen as it comes, in a region of the
-    line's id that has no drawing and no size; the line itself may be one that is never saved. A mask that has a text of its own shares an
-    id with it, too, and stays.
+    """Return the regions without those that only give a label to a text.
+
+    When the answer's line arrives, Label Studio's editor gives it the label that is chosen at that moment. This makes a region that has the
+    line's id but no drawing and no size; the line itself may never be saved. A mask that shares its id with a text of its own stays.
     """
     given = tuple(regions)
     texts = {_id_of(region) for region in given if region.get("type") == "textarea"}
@@ -80,7 +84,7 @@ def on_page(regions: Iterable[Region], page: int) -> tuple[Region, ...]:
 
 @contextmanager
 def naming_page(page: int | None) -> Iterator[None]:
-    """Errors of a picture say on which page it is; None for a task of one."""
+    """Put the page's number into errors about a picture that the block raises. ``page`` is None in a task of one picture."""
     try:
         yield
     except (TaskError, FetchError, ImageError) as error:
@@ -91,7 +95,10 @@ def naming_page(page: int | None) -> Iterator[None]:
 
 
 def join_pages(answers: Sequence[tuple[int, bytes]], config: LabelConfig) -> bytes:
-    """One prediction of the predictions of pages, given with the pages' numbers from 0: all regions, the lowest score, one line to read."""
+    """Join the predictions of pages into one: with all regions, the lowest score, and one line of text for the annotator.
+
+    ``answers`` are pairs of a page's number, from 0, and its prediction as JSON.
+    """
     predictions = [(page, json.loads(answer)) for page, answer in answers]
     lines: list[str] = []
     regions: list[Region] = []

@@ -27,12 +27,15 @@ _STEP = re.compile(r"[^.\[\]]+")
 
 
 def has_variable(template: str) -> bool:
-    """Whether a value of a config names something in the task's data, and is not the same for all tasks."""
+    """Whether a value of a config refers to the task's data, so that it may differ between tasks."""
     return _VARIABLE.search(template) is not None or (template.startswith("$") and len(template) > 1)
 
 
 def find(data: Mapping[str, Any], path: str) -> Any:
-    """What is at a path, as ``image.url`` or ``pages[0]``; None if nothing is. A key that is written like the path comes first."""
+    """Return what is at a path such as ``image.url`` or ``pages[0]``; None if there is nothing.
+
+    If the data has the whole path as a key, the value of that key is returned.
+    """
     if path in data:
         return data[path]
     here: Any = data
@@ -48,7 +51,11 @@ def find(data: Mapping[str, Any], path: str) -> Any:
 
 
 def resolve(template: str, data: Mapping[str, Any]) -> Any:
-    """What a value of a config stands for: whatever is at its one variable, or a text; None where a variable has nothing to stand for."""
+    """Return what a value of a config stands for in a task's data.
+
+    If the value is one variable, this is whatever the variable stands for. Else it is a text in which each variable is replaced, or None if
+    one of them does not stand for a text or a number.
+    """
     if _VARIABLE.fullmatch(template) or template[1:] in data:
         return find(data, template[1:])
     found = [find(data, name[1:]) for name in _VARIABLE.findall(template)]
@@ -63,15 +70,15 @@ def _text(value: Any) -> str:
 
 
 def find_pictures(template: str, paged: bool, data: Mapping[str, Any]) -> tuple[str, ...]:
-    """The references of a task's pictures: one, or one a page.
+    """Return the references of a task's pictures: a single one, or one for each page.
 
     Args:
         template: the Image tag's ``value`` or, if it is ``paged``, its ``valueList``.
         paged: whether all entries of a list are pages.
-        data: the task's.
+        data: the task's data.
 
     Raises:
-        TaskError: there is none, or it is no text; one line that says which.
+        TaskError: a picture is missing or is no text, or there are too many; one line that says where.
     """
     shown = template[:SHOWN]
     value = resolve(template, data)

@@ -1,4 +1,7 @@
-"""The label of a phrase in a script without spaces. In Chinese and Japanese the head comes last, in Thai, Lao and Khmer first."""
+"""Finds the label that a phrase means in a script without spaces.
+
+The phrase's head, the noun for the object itself, comes last in Chinese and Japanese, and first in Thai, Lao and Khmer.
+"""
 
 from __future__ import annotations
 
@@ -10,7 +13,7 @@ _HEAD_FIRST = re.compile("[\u0e00-\u0eff\u1780-\u17ff]")
 _KANA = re.compile("[\u3040-\u30ff]")
 _DIGITS = "[0-9一二三四五六七八九十]"
 _TAIL = re.compile(f"(?:たち|達|ら|们|們|を|は|が|です|だ|(?<!{_DIGITS}){_DIGITS}++[台匹個本人枚頭羽隻つ]?)$")
-"""What may follow a noun: plurals, particles, and how many there are."""
+"""What may follow a noun: plural endings, particles, and a number with its classifier."""
 _PLACE = re.compile("[边邊面上下里裡旁侧側方间間中前后後]$")
 _TAILS = 3
 _AND = "と和与與及跟"
@@ -19,7 +22,8 @@ _BEFORE_NOUN = frozenset(
     "的之のないるたし小大红紅赤蓝藍青白黑黒黄黃绿綠緑灰紫棕橙旧舊新老左右前后後中上下高矮长長短胖瘦"
     "个個只隻辆輛头頭条條匹台本枚位名把张張座艘架朵棵两兩二三四五六七八九十这這那每该该"
 )
-"""Signs after which a noun begins: particles, classifiers, numbers, and adjectives of one sign. Other signs are part of a longer noun."""
+"""Characters after which a noun may begin: particles, classifiers, numbers, and adjectives of one character. Any other character before a
+noun of the same script is taken as part of a longer noun."""
 
 
 def is_unspaced(text: str) -> bool:
@@ -27,7 +31,10 @@ def is_unspaced(text: str) -> bool:
 
 
 def label_of_unspaced(text: str, names: Mapping[str, str]) -> str | None:
-    """The label of the longest name where the head is. ``text`` and the names are in lower case, without punctuation marks."""
+    """Return the label of the longest name at the head's place in ``text``, None if there is none.
+
+    ``text`` and the names, which map to labels, are in lower case and without punctuation marks.
+    """
     if not _HEAD_LAST.search(text):
         return next((names[text[:end]] for end in range(len(text), 0, -1) if text[:end] in names), None)
     found = next((label for body in _without_tails(text) if (label := _last(body, names))), None)
@@ -50,11 +57,13 @@ def _last(text: str, names: Mapping[str, str]) -> str | None:
     if text[begin - 1 : begin] in tuple(_AND) and (first := _noun(text[: begin - 1], names)) is not None:
         return names[text[first : begin - 1]]
     clause = "的" not in text and not _KANA.search(text) and any(text[:end] in names for end in range(1, begin))
-    return None if clause else names[text[begin:]]  # 男人骑自行车: a sentence, and the man does it
+    return (
+        None if clause else names[text[begin:]]
+    )  # 男人骑自行车 (the man rides a bicycle) is a sentence, and its last noun is not its subject
 
 
 def _noun(text: str, names: Mapping[str, str]) -> int | None:
-    """Where the longest name begins that ends the text and is no mere part of a word."""
+    """Return where the longest name begins that ends the text and is not merely part of a longer word; None if there is none."""
     for begin in range(len(text)):
         if text[begin:] in names and (_is_apart(text, begin) or any(text[at:begin] in names for at in range(begin))):
             return begin

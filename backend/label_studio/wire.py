@@ -18,7 +18,7 @@ Region = dict[str, Any]
 
 @dataclass(frozen=True)
 class Task:
-    """One image to work on. ``drafts`` are the results that the annotator has not submitted yet; interactive requests have them.
+    """One task to work on. ``drafts`` are the regions that the annotator has not submitted yet; interactive requests have them.
 
     ``present``: ids of the regions in its drafts, annotations and predictions.
     """
@@ -31,7 +31,11 @@ class Task:
 
 @dataclass(frozen=True)
 class PredictRequest:
-    """``tasks`` are raw, so that a bad one spoils only itself; ``context`` is None in a batch, the annotator's regions otherwise."""
+    """A request for predictions.
+
+    ``tasks`` are not yet read, so that a malformed one does not spoil the others. ``context`` holds the annotator's regions; it is None in
+    a batch.
+    """
 
     tasks: Sequence[object]
     project: int | None = None
@@ -95,7 +99,10 @@ def row_id(value: object) -> int | None:
 
 
 def prediction(regions: Sequence[Region], score: float, version: str) -> dict[str, Any]:
-    """One prediction as Label Studio stores it: a score that is no number would cost it the whole batch."""
+    """Return a prediction in the form that Label Studio stores.
+
+    A score that is not finite becomes 0, because Label Studio would drop the whole batch for it.
+    """
     return {"result": list(regions), "score": float(score) if math.isfinite(score) else 0.0, "model_version": version}
 
 
@@ -110,7 +117,10 @@ def _regions(value: object) -> tuple[Region, ...]:
 
 
 def _project(value: object) -> int | None:
-    """A project's number, of ``"<id>.<created>"`` as Label Studio sends it, or alone as label-studio-ml's servers hand it on."""
+    """Return a project's number, None if none is given. Raises WireError for a value of another form.
+
+    Label Studio sends ``"<id>.<created>"``; label-studio-ml's servers pass on the number alone.
+    """
     if is_row_id(value):
         return value
     if value == "" or not isinstance(value, str | int):

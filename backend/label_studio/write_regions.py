@@ -1,4 +1,8 @@
-"""From what was found to the regions that Label Studio draws; ``origin: prediction`` tells a later correction from an acceptance."""
+"""Turns found instances into the regions that Label Studio draws.
+
+They have ``origin: prediction``; Label Studio changes that if a reviewer edits the region, which distinguishes a correction from an
+acceptance.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +24,7 @@ from sam4mllm.polygons import to_polygons
 from sam4mllm.values import Instance
 
 POLYGON_TOLERANCE_PX = 1.5
-"""How far a polygon may be from the mask's outline: below what a reviewer sees, and few enough points to drag."""
+"""Pixels that a polygon may be off the mask's outline: too few to be seen, but enough to leave few points to drag."""
 MAX_PIECES = 20
 UNCALIBRATED = "not calibrated: it orders, and is no probability"
 
@@ -34,10 +38,11 @@ def to_regions(
     page: int | None = None,
     calibrated: bool = False,
 ) -> list[Region]:
-    """Regions of a phrase's instance for the config's mask control.
+    """Return the regions of a phrase's instance for the config's mask control.
 
-    ``key``, the phrase's own, and the instance's ``index`` make the regions' ids: the same answer has the same ids, in whatever request it
-    is asked for. ``page``, from 0, is that of the picture in a task of several. A score that is not ``calibrated`` says so in ``meta``.
+    The ids of the regions follow from ``key``, which is the phrase's own, and from the instance's ``index``. So the same answer has the
+    same ids in every request. ``page`` is the picture's number, from 0, in a task of several. If the score is not ``calibrated``, the
+    regions' ``meta`` says so.
     """
     height, width = instance.mask.shape
     drawn = [(config.mask, value) for value in values_of(instance.mask, config.mask.drawing)]
@@ -90,7 +95,7 @@ def _brush(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
 
 
 def _bitmask(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """Black on a transparent ground; the alpha decides."""
+    """Return a PNG that is black where the mask is and transparent elsewhere; only its alpha channel matters."""
     pixels = np.zeros((*mask.shape, 2), np.uint8)
     pixels[..., 1] = mask * np.uint8(255)
     data = io.BytesIO()
@@ -114,7 +119,7 @@ def _rectangle(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
 
 
 def values_of(mask: NDArray[np.bool_], tag: str) -> list[dict[str, Any]]:
-    """The values of a mask's regions, as a control of that tag shows them."""
+    """Return the values of the regions with which a control with this tag shows a mask, one for each region."""
     return _DRAW[tag](mask)
 
 

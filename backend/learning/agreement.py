@@ -21,14 +21,17 @@ WIDTH, HEIGHT = 720, 200
 LEFT, TOP, RIGHT, BOTTOM = 60, 32, 36, 36
 """Room around the curve for its figures, and above it for the versions' numbers."""
 LABEL_ROOM = 40
-"""Units between two versions' numbers that can both be read."""
+"""Least distance, in the drawing's units, at which the numbers of two versions can both be read."""
 BINS = 5
-"""Of the score; a review's agreement is noisy, and there are few."""
+"""Into how many bins the score is divided. They are few, because there are few reviews and each one's agreement is noisy."""
 
 
 @dataclass(frozen=True)
 class ReviewedAnswer:
-    """A served answer that a reviewer dealt with: when (seconds since 1970), their IoU, the version, and the score it was served with."""
+    """A served answer that a reviewer dealt with.
+
+    ``when`` is in seconds since 1970; ``iou`` is that of the served mask with the reviewer's; ``score`` is what it was served with.
+    """
 
     when: float
     iou: float
@@ -40,8 +43,9 @@ class ReviewedAnswer:
 class Trend:
     """Agreement over the reviews, in the coordinates of an SVG of WIDTH × HEIGHT.
 
-    ``line`` is the ``points`` of a polyline, ``marks`` (position, text) tells from where on another version was judged, ``across`` and
-    ``upward`` are ticks, ``count`` the reviews and ``last`` the mean of the last SMOOTHED_OVER.
+    ``line`` is the ``points`` of a polyline. ``marks`` are (position, text): from where on another version was judged, with its number.
+    ``across`` and ``upward`` are the ticks of the axes, as (position, text). ``count`` is the number of reviews, ``last`` the mean of the
+    last SMOOTHED_OVER.
     """
 
     line: str
@@ -73,7 +77,7 @@ class Reliability:
 
 
 def judged_of(reviews: Iterable[Review]) -> tuple[ReviewedAnswer, ...]:
-    """Those of the reviews that had something to judge, in the order in which they came."""
+    """Return the reviewed answers in order of their reviews; a review of a phrase for which nothing was served is left out."""
     ordered = sorted(reviews, key=in_order)
     return tuple(ReviewedAnswer(one.updated, one.iou, one.version, one.score) for one in ordered if one.iou is not None and one.version)
 
@@ -104,7 +108,10 @@ def draw_trend(judged: Sequence[ReviewedAnswer]) -> Trend | None:
 
 
 def measure_reliability(judged: Iterable[ReviewedAnswer]) -> Reliability | None:
-    """Scores as they were served against what reviewers accepted; None where no answer had a score. Empty bins are left out."""
+    """Compare the scores of served answers with the share that reviewers accepted; None if no answer had a score.
+
+    Bins without an answer are left out.
+    """
     groups: dict[int, list[tuple[float, bool]]] = {}
     for one in judged:
         if one.score is not None:
@@ -136,7 +143,7 @@ def _moving_means(values: Sequence[float]) -> list[float]:
 
 
 def _marks(judged: Sequence[ReviewedAnswer], x: Callable[[int], float]) -> tuple[tuple[float, str], ...]:
-    """Where the version changes; a number that would lie on the one before it is left out, its line is not."""
+    """Return a mark for each change of version. Its text is empty where the number would overlap the one before it."""
     marks: list[tuple[float, str]] = []
     free_from, former = 0.0, None
     for index, one in enumerate(judged):

@@ -1,12 +1,12 @@
-"""Whether reviewers agree less with a version since it was promoted than with the one before: then that one serves again.
+"""Automatic rollback: if reviewers agree less with a version since its promotion than with the one before, the former one serves again.
 
-Agreement is the IoU of what was served and what the reviewer made of it. It is asked after every review, for as long as a version serves,
-so a single limit would be crossed by chance in the end. Two things must hold at once: an exponentially weighted moving average is low,
-which notices a lasting drop soon and forgets a bad day (Roberts 1959), and so is the mean of all reviews since the promotion.
+Agreement is the IoU of what was served and what the reviewer made of it. It is tested after every review for as long as a version serves,
+so a single limit would be crossed by chance in the end. Two values must be below their limits at once: an exponentially weighted moving
+average, which reacts to a lasting drop soon and forgets a bad day (Roberts 1959), and the mean of all reviews since the promotion.
 
-Simulated (``benchmarks/watch.py``) over 1,000 reviews of an equal version, after 30 of the former one: rolled back in 1 of 100 lives where
-agreement is normal, in 8 where most masks are accepted as they are and some are all wrong. A loss of 0.10 is found within 100 reviews in 96
-of 100 lives, or in 35, half of the time within 15.
+Simulated (``benchmarks/watch.py``) over 1,000 reviews of an equally good version, after 30 of the former one, it was rolled back in 1 of
+100 trials if agreement is normally distributed, and in 8 if most masks are accepted as they are and some are all wrong. In these two cases,
+a loss of 0.10 was found within 100 reviews in 96 and in 35 of 100 trials, half of these within 15 reviews.
 """
 
 from __future__ import annotations
@@ -25,20 +25,23 @@ from sam4mllm.errors import Sam4mllmError
 log = logging.getLogger(__name__)
 
 WEIGHT = 0.2
-"""Of the newest agreement in the average, the usual choice for small shifts (Montgomery, Introduction to Statistical Quality Control)."""
+"""Weight of the newest agreement in the moving average, the usual one for small shifts (Montgomery, Introduction to Statistical Quality
+Control).
+"""
 SIGMAS = 3.0
-"""Distance of either limit from the former mean, in standard deviations of what is compared with it: the usual one of control charts."""
+"""Distance of each limit from the former version's mean, in standard deviations of the value that it limits; usual in control charts."""
 BASELINE = 30
 """Reviews of the former version from which its limits are known."""
 LEAST = 10
 """Reviews since the promotion before anything is concluded."""
 LEAST_SPREAD = 0.05
-"""Standard deviation of agreement that is taken for granted: thirty masks accepted as they are do not say that the next one must be."""
+"""Least standard deviation of agreement that is assumed: that thirty masks were accepted unchanged does not mean that the next one will be.
+"""
 
 
 @dataclass(frozen=True)
 class ControlChart:
-    """The moving average of agreement and the limit below which it must not fall, and the same of the mean since the promotion."""
+    """The moving average of agreement with its lower limit, the mean since the promotion with its own, and the number of reviews since."""
 
     average: float
     limit: float
@@ -77,9 +80,10 @@ class AutoRollback:
         self.state: ControlChart | None = None
 
     def look(self, reviews: Iterable[Review], since: float) -> bool:
-        """Whether a version was rolled back. Raises RegistryError if it should be but cannot.
+        """Compare the agreements, roll back if it is needed, and return whether that was done.
 
-        ``since`` is the stamp from which on the serving version serves: it may have served before, too.
+        ``since`` is the log's stamp of the promotion: only later reviews count for the serving version, which may have served before, too.
+        Raises the rollback's Sam4mllmError if it should be done but fails.
         """
         tenure = self._tenure()
         if tenure is None:

@@ -1,6 +1,7 @@
-"""Champion and challenger on the same examples: both see each image through one segmenter embedding.
+"""Running champion and challenger on the same examples; both use the same segmenter embedding of an image.
 
-What no pipeline would be served (an image too long for the model, a phrase with a control word of it) is left out, with a line in the log.
+Examples that a pipeline refuses (an image too long for the model, a phrase with one of its control words) are left out, with a line in the
+log.
 """
 
 from __future__ import annotations

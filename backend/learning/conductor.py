@@ -49,24 +49,22 @@ from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often a run's process is started before the run counts as failed: a server that is restarted twice does not lose it."""
+"""How often a run's process may be started before the run counts as failed. A stop of the server is not counted, a crash is."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
 """What a process that was asked to stop has to save its training state."""
 DISK_REFUSES = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO))
 SMOKE_SECONDS = 600.0
 OVERTIME, COMPARISON_SECONDS = 2.0, 3600.0
-"""What a run's process may take: its budget so many times, and time for the comparison. One that hangs does not hold up all later runs."""
+"""A run's process is stopped after OVERTIME times its training budget and COMPARISON_SECONDS, so that none blocks later runs."""
 RETRY_SECONDS = 60.0
-"""Before a run is taken up again that a full disk broke off."""
+"""Seconds to wait before a run is tried again that a full disk or an unreadable log broke off."""
 PAUSE_SECONDS = 120.0
-"""For requests to end, which have less than the deadline, and for the models to move."""
+"""Seconds allowed for the requests in flight to end, which have a shorter deadline, and as many for each move of the models."""
 TRAINER = ("nice", "-n", "19", sys.executable, "-P", "-m", "backend.learning.trainer")
-"""The training process steps back for others on the same cores: serving goes first. ``-P``: not from the working directory."""
-
-
+"""Begins the training process. ``nice`` gives serving precedence; ``-P``: no module is imported from the working directory."""
 PATIENT = {"OMP_WAIT_POLICY": "passive"}
-"""Threads of a process that yields to others must not spin while they wait for each other: ten times slower on busy cores."""
+"""The training process's OpenMP threads must not spin while they wait: with ``nice`` on busy cores that was ten times slower."""
 
 
 class _InterruptedError(Exception):
@@ -74,7 +72,7 @@ class _InterruptedError(Exception):
 
 
 class _PauseError(Exception):
-    """Nothing can be written, the run's own record least of all, or the log cannot be read."""
+    """The disk refuses writes, even of the run's own record, or the log cannot be read; the run is tried again later."""
 
 
 class _CancelledError(Exception):
@@ -139,7 +137,7 @@ class Conductor:
                 run = self._decide(run)
         except _InterruptedError:
             raise
-        except LogError as error:  # it passes, or somebody mends it: the corrections are there
+        except LogError as error:  # not final: the corrections are still there, so the run is tried again
             self._check_ending(error)
             raise _PauseError(str(error)) from error
         except _CancelledError:
@@ -155,19 +153,22 @@ class Conductor:
             log.debug("the traceback", exc_info=True)
             run = self._end(run, "failed", "internal error; see the server's log")
         log.info("%s: %s, %s", run.id, run.state, run.message)
-        if run.state != "failed":  # what it has trained may be all that there is
-            with contextlib.suppress(OSError):  # what stays takes room, and does no other harm
+        if run.state != "failed":  # a failed run keeps its files: there may be no other copy of its adapter
+            with contextlib.suppress(OSError):  # files that stay only take room
                 self._runs.folder(run.id).prune()
 
     # -- steps -----------------------------------------------------------------------------------------------------------------------------
 
     def _prepare(self, run: Run) -> Run:
-        """Look at the corrections once more, and write down those to learn from and to be judged by."""
+        """Fetch the corrections once more, write the dataset to learn from and to be judged by, and write the process's job.
+
+        The run is postponed if this server does not train, or if there are too few corrections.
+        """
         self._reconcile()
         reviews = self._book.read()
         folder = self._runs.folder(run.id)
         if not run.counts:
-            remove(folder.data)  # of a start that was killed before it could say what it had written
+            remove(folder.data)  # a former start may have been killed before it recorded what it had written
             chosen = self._book.with_masks(newest(reviews.reviews))
             written = write_snapshot(chosen, self._files, folder.data, self._runs.holdout(), lambda: self._check_halted(run))
             self._log.note_refusals("reviews", {one.annotation: one.reason for one in reviews.refused})
@@ -194,7 +195,7 @@ class Conductor:
                 f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id).path}"
             )
         run = self._runs.save(run, attempts=run.attempts + 1)
-        # the plan that it began with: another may be set since
+        # the plan in the job is the one that the run began with; the settings may have changed since
         limit = OVERTIME * TrainingJob.read(self._runs.folder(run.id)).plan.budget_seconds + COMPARISON_SECONDS
         try:
             with self._room():
@@ -209,7 +210,7 @@ class Conductor:
         return self._runs.save(run, state="deciding")
 
     def _decide(self, run: Run) -> Run:
-        """Weigh champion and challenger; the better one serves."""
+        """Store the challenger as a version, have the gate decide, and promote the challenger if it is better."""
         folder = self._runs.folder(run.id)
         found, pairs = read_evaluation(folder)
         if not run.challenger:
@@ -229,7 +230,10 @@ class Conductor:
         return self._report(run, state, message, decision, found)
 
     def _promote(self, run: Run, version: str, message: str) -> tuple[RunState, str]:
-        """The comparison holds only with the champion that was compared; a kill may have come just after the promotion."""
+        """Promote the challenger, unless another version than the compared champion serves by now; return the run's state and message.
+
+        The challenger itself may serve already, if the server was killed just after the promotion.
+        """
         with contextlib.suppress(RegistryError, ModelError):
             self._versions.sync()  # somebody may have promoted another just now
         serving = self._serving()
@@ -281,7 +285,10 @@ class Conductor:
         return leases.current.version if leases is not None else ""
 
     def _run_process(self, name: str, run: Run, arguments: list[str], seconds: float = float("inf")) -> int:
-        """The exit code of the training process; it is stopped if the run is cancelled or the server ends."""
+        """Run a process and return its exit code; it is stopped if the run is cancelled, the server ends or ``seconds`` are over.
+
+        ``name`` is "training" or "smoke". Raises _CancelledError, _InterruptedError, or LearningError if it takes too long.
+        """
         child = Child(name, [*self._command, *arguments], {**os.environ, **PATIENT}, self._runs.folder(run.id).log_of(name))
         try:
             deadline = time.monotonic() + seconds
@@ -295,12 +302,12 @@ class Conductor:
             _stop(child)
 
     def _check_champion(self, run: Run) -> None:
-        """A run that was resumed with other models has an adapter of the former ones."""
+        """Raise LearningError if the run was resumed with other models: its adapter belongs to the former ones."""
         if self._serving().rsplit("-", 2)[0] != run.champion.rsplit("-", 2)[0]:
             raise LearningError(f"it was trained beside {run.champion}, and {self._serving()} serves now; start another")
 
     def _check_ending(self, error: Exception) -> None:
-        """While the server ends, the engine refuses much; the run goes on after the next start."""
+        """Raise _InterruptedError if the server is ending: then ``error`` may only mean that the engine refuses work."""
         if self._interrupted.is_set() or self._engine.state == "draining":
             raise _InterruptedError from error
 

@@ -1,4 +1,4 @@
-"""Offers of an edge: where a label's reviewers draw it, if that is not where the masks end. Nothing is adopted without a press."""
+"""Offers of an edge for a label whose reviewers draw its outline elsewhere than the masks do. It applies once a user accepts it."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from backend.serving.edges import Edges
 from sam4mllm.edges import AS_DRAWN, MAX_OFFSET_PX, Edge, EdgeFit, draw_edge, fit_edge, try_edges
 
 LEAST_PICTURES = 8
-"""Edited pictures of a label; of 8 the smallest p is 2⁻⁸, and at three pixels an offset is found in all trials with ten."""
+"""Fewest edited pictures of a label for an offer. The smallest p of 8 is 2⁻⁸; with ten, all trials found an offset of three pixels."""
 MOST_PICTURES = BOOTSTRAP_PAIRS - 1
-"""The last ones, of which the exact test is quick."""
+"""Most pictures that an edge is fitted on, the last ones: for so many the exact sign-flip test is quick."""
 MARGIN = MAX_OFFSET_PX + 2
 SHOWN = 3
 SIDE = 220
@@ -31,12 +31,11 @@ Mask = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class EdgeOffer:
-    """Reviewers of a project's label draw it with another ``edge`` than the ``present`` one, on masks by the decoder that has the adapter
-    ``decoder`` (empty for none).
+    """An offer to draw a project's label with ``edge`` instead of the ``present`` one, for the masks of one mask decoder.
 
-    ``gain``: the mean IoU with their masks that it brings, on pictures that it was not fitted on, by so many ``pictures``; ``p``: how
-    often chance would do as much. ``examples``: PNG files in ``data:`` addresses: the served mask in grey, the reviewer's outline in
-    blue, the offered one in orange.
+    ``decoder`` is the hash of that decoder's adapter, empty if it has none. ``gain`` is the mean IoU with the reviewers' masks that the
+    edge adds, cross-validated over ``pictures`` pictures; ``p`` is the probability of such a gain by chance. ``examples`` are PNG files as
+    ``data:`` addresses: the served mask in grey, the reviewer's outline in blue, the offered one in orange.
     """
 
     project: int
@@ -51,15 +50,15 @@ class EdgeOffer:
 
     @property
     def name(self) -> str:
-        """What tells it from any other, a later one of the same label too."""
+        """A name that no other offer has, not even a later one for the same label with another edge."""
         return f"{self.project}:{self.label}: {self.edge}"
 
 
 def groups(reviews: Iterable[Review], edges: Edges) -> dict[tuple[int, str], list[Review]]:
-    """The edited reviews by project and label, of each picture one, in order; labels with too few are left out.
+    """Return the edited reviews by project and label, the last one of each picture, in order; labels with too few are left out.
 
-    What was served under another label, or under none, was drawn with the edge of that; and by another mask decoder than serves now, with
-    that one's edges.
+    Only masks that were served under the reviewer's label by the mask decoder that serves now are compared: others were drawn with other
+    edges.
     """
     found: defaultdict[tuple[int, str], dict[str, Review]] = defaultdict(dict)
     for review in sorted(reviews, key=in_order):
@@ -70,7 +69,10 @@ def groups(reviews: Iterable[Review], edges: Edges) -> dict[tuple[int, str], lis
 
 
 def find_offer(reviews: Sequence[Review], edges: Edges) -> EdgeOffer | None:
-    """The offer to one group by its last MOST_PICTURES reviews, which are with their masks; None if its edge is well where it is."""
+    """Return the offer for one group of :func:`groups`, by its last MOST_PICTURES reviews; None if no other edge is surely better.
+
+    The reviews must have their masks loaded.
+    """
     reviews = reviews[-MOST_PICTURES:]
     if len(reviews) < LEAST_PICTURES:
         return None
@@ -86,8 +88,10 @@ def find_offer(reviews: Sequence[Review], edges: Edges) -> EdgeOffer | None:
 
 
 def fit_guarded(ious: Sequence[NDArray[np.float64]], present: Edge = AS_DRAWN) -> tuple[EdgeFit, float] | None:
-    """The best edge of pictures, from 2 to MOST_PICTURES, by their tables of :func:`sam4mllm.edges.try_edges`, and the p of its gain on
-    pictures that it was not fitted on, by the exact sign-flip test; None if it is the present one, or p is above LEVEL.
+    """Return the edge that fits best, and the p of its cross-validated gain by the exact sign-flip test.
+
+    ``ious`` are the tables of :func:`sam4mllm.edges.try_edges` for 2 to MOST_PICTURES pictures. None if the best edge is the present one,
+    if it gains nothing on pictures that it was not fitted on, or if p is above LEVEL.
     """
     fitted = fit_edge(ious, present)
     if fitted.edge == present or fitted.gains.mean() <= 0:
@@ -116,7 +120,7 @@ def _picture(served: Mask, final: Mask, edge: Edge, known: Edge) -> str:
     canvas[served[crop]] = 205
     canvas = np.asarray(cv2.resize(canvas, (width, height), interpolation=cv2.INTER_NEAREST), np.uint8)
     thin = 1 if max(canvas.shape) < SIDE else 2
-    # where both are at one place the offered one lies in the middle of the other
+    # the reviewer's line is thicker, so that it stays visible on both sides where the offered one covers it
     for mask, colour, thickness in ((final, (196, 99, 36), 3 * thin), (offered, (0, 120, 240), thin)):
         large = cv2.resize(mask[crop].astype(np.uint8), (width, height), interpolation=cv2.INTER_NEAREST)
         lines, _ = cv2.findContours(large, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)

@@ -12,13 +12,13 @@ from backend.learning.run_folder import RunFolder, is_number
 
 
 def read_pair(record: Mapping[str, Any]) -> PairedSample:
-    """From a record that holds its fields, and may hold others. Raises LookupError or TypeError."""
+    """Return the pair of a record of ``evaluation.json``, which may have further keys. Raises LookupError or TypeError."""
     how = {name: record.get(name) is True for name in ("accepted", "unassisted")}
     return PairedSample(record["label"], record["champion"], record["challenger"], record["image"], **how)
 
 
 def read_evaluation(folder: RunFolder) -> tuple[dict[str, Any], list[PairedSample]]:
-    """What the comparison found. Raises LearningError."""
+    """Return the content of ``evaluation.json`` and its pairs. Raises LearningError if it is damaged, OSError if it cannot be read."""
     try:
         found = json.loads(folder.evaluation.read_text(encoding="utf-8"))
         pairs = [read_pair(one) for one in found["pairs"]]

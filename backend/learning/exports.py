@@ -1,8 +1,9 @@
-"""An export of Label Studio as pairs for a dataset: what its annotations teach, decided as the learning loop decides it.
+"""Reading an export of Label Studio as examples for a dataset, by the same rules as the learning loop.
 
-Brush strokes, bitmasks, polygons and ellipses are masks, whatever control drew them; rectangles are only where there is nothing else, for
-else they are what was asked with. The phrase is what was typed, or the task's own, or its label. Of a mask that is not there an export does
-not say whether the reviewer saw that there is none, or drew nothing; such annotations are left out.
+Brush strokes, bitmasks, polygons and ellipses are masks, whatever control drew them. Rectangles are masks only if the labelling config's
+mask control draws rectangles or, without a config, if the export has no other masks; otherwise they are prompts. The phrase is what was
+typed, else the task's own, else the label. Annotations without a mask are left out: an export does not say whether their reviewer saw that
+there is no such object, or drew nothing.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from sam4mllm.errors import DatasetError, ImageError
 from sam4mllm.images import PICTURE_SUFFIXES, image_sha256
 
 SPLIT = "annotation"
-"""What is left out is counted under this name: its picture decides on the split, and may not be there."""
+"""The split under which annotations that are left out are counted: their true split depends on the picture's file, which may be missing."""
 OF_MIN = frozenset(("id", "annotator", "annotation_id", "created_at", "updated_at", "lead_time", "agreement"))
 """Keys of JSON_MIN that are not the task's data."""
 OUTLINES: dict[str, frozenset[str]] = {
@@ -43,7 +44,7 @@ OUTLINES: dict[str, frozenset[str]] = {
     "ellipselabels": frozenset(("radiusX", "radiusY")),
 }
 RECTANGLE = "rectanglelabels"
-"""JSON_MIN does not say of which type a region is; the keys of its value do."""
+"""The type of a rectangle's region. JSON_MIN does not state types, so a region's type follows from the keys of its value."""
 _RECTANGLE = frozenset(("x", "y", "width", "height"))
 
 
@@ -61,7 +62,7 @@ def label_studio_reader() -> Reader:
 
 
 def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PROMPT_NAME) -> Reading:
-    """What the annotations of an export teach, a pair for each phrase of each task; all others with their reasons.
+    """Return one example for each phrase of each task of an export, and the annotations that are left out, with the reason of each.
 
     Args:
         source: the export's file, or a folder that holds no other JSON file.
@@ -69,7 +70,7 @@ def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PRO
         prompt_control: the name of the TextArea with what was typed; any other holds remarks.
 
     Raises:
-        DatasetError: the export is missing or none, or needs a labelling config.
+        DatasetError: the export is missing or is no export, or a labelling config is needed beside it.
         ConfigError: the labelling config beside it cannot be used.
     """
     path = export_file(source)
@@ -79,11 +80,11 @@ def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PRO
     refused = {one.annotation: one.reason for one in reviews.refused}
     items: list[PhrasedPicture | LeftOut] = []
     for one in export.annotations:
-        if one.number not in said or one.number in refused:  # of an annotation of several pages one may be refused alone
+        if one.number not in said or one.number in refused:  # one page of an annotation may be refused, and others not
             items.append(LeftOut(SPLIT, f"label-studio:{one.project}:{one.task}:{one.number}", _reason(one, refused)))
     pictures = _Pictures(path.parent)
     places = {place_of(name) for review in reviews.reviews if (name := pictures.name(review.image))}
-    at = threshold(places) if len(places) >= NEEDED else SHARE  # so few are not judged by, and all but a fifth are to learn from
+    at = threshold(places) if len(places) >= NEEDED else SHARE  # too few to judge a version by: four fifths are learned from
     items += [_pair(review, pictures, at) for review in reviews.reviews]
     return Reading(items, len(items))
 
@@ -135,7 +136,10 @@ def _pair(review: Review, pictures: _Pictures, at: float) -> PhrasedPicture | Le
 
 @dataclass(frozen=True)
 class ExportedAnnotation:
-    """One annotation of either kind of export; ``drawings`` are its regions that are masks, ``texts`` those of text."""
+    """One annotation of an export, JSON or JSON_MIN.
+
+    ``raw`` is its record, ``data`` the task's data, ``drawings`` are its regions with a mask or a rectangle, ``texts`` the typed phrases.
+    """
 
     number: int
     project: int
@@ -152,12 +156,12 @@ class ExportedAnnotation:
 
 @dataclass(frozen=True)
 class _Export:
-    """An export in the place of the log: nothing is known of what was served."""
+    """An export in the role of the log (:class:`backend.corrections.reviews.Annotations`). It does not know what was served."""
 
     annotations: Sequence[ExportedAnnotation]
     config: LabelConfig
     config_texts: Callable[[ExportedAnnotation], tuple[str, ...]]
-    """The config, and what to read an annotation with that has other labels."""
+    """Returns the labelling configs to read an annotation with, the first that fits: some add labels that the project's config lacks."""
 
     def each_annotation(self) -> Iterator[StoredAnnotation]:
         for one in self.annotations:
@@ -193,12 +197,12 @@ def _read(tasks: Sequence[Mapping[str, Any]], xml: str | None, path: Path, promp
     if config is None or xml is None:
         key, labels = find_picture_key(annotations, path), _labels_of(annotations)
         own = read_label_config(_config_of(f"${key}", labels, prompt_control), prompt_control)
-        # an annotation's own labels come first, for of many labels not all are asked for
+        # an annotation's own labels come first: where a config has many labels, only the first ones are asked for
         return _Export(annotations, own, lambda one: (_config_of(f"${key}", {**_labels_of([one]), **labels}, prompt_control),))
     if config.paged and any(not is_json(task) for task in tasks):
         raise DatasetError(f"{path} is JSON_MIN, which does not say on which page a mask is; export the project as JSON")
     given, known = xml, config
-    # the config may have been edited since, and its labels renamed: an annotation with a label that it lacks is read with its own
+    # labels may have been renamed since: an annotation with a label that the config lacks is read with a config of its own labels
     return _Export(annotations, config, lambda one: (given, _config_of(known.image_value, _labels_of([one]), prompt, known)))
 
 
@@ -209,7 +213,10 @@ def check_tasks(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
 
 
 def read_annotations(task: Mapping[str, Any], prompt: str, index: int = 0) -> Iterator[ExportedAnnotation]:
-    """A task's annotations, or the one that a record of JSON_MIN is; ``index`` numbers it where it has no number."""
+    """Yield the annotations of a task, or the one annotation that a record of JSON_MIN is.
+
+    ``prompt`` is the name of the control in which phrases are typed; ``index`` stands for numbers that a record of JSON_MIN lacks.
+    """
     return _of_json(task, prompt) if is_json(task) else _of_min(task, index, prompt)
 
 
@@ -247,15 +254,15 @@ def _of_min(record: Mapping[str, Any], index: int, prompt: str) -> Iterator[Expo
 
 
 def _is_control(value: object) -> bool:
-    # a label alone is that of a text: JSON_MIN does not say of which region a value is
+    # a value that is only a label belongs to a text: JSON_MIN does not say to which region a value belongs
     drawn = [one for one in value if not is_label_alone(one)] if isinstance(value, list) else []
     return bool(drawn) and all(isinstance(one, dict) and "original_width" in one for one in drawn)
 
 
 def _drawings(regions: Iterable[Region]) -> tuple[Region, ...]:
-    """The regions that hold a mask or a rectangle, each of one of the types that are read, with its label under ``labels``.
+    """Return the regions that hold a mask or a rectangle, with ``type`` set to one of OUTLINES or RECTANGLE, and the label in ``labels``.
 
-    Of two with one id, as controls without labels of their own write them, it is the one that has a label.
+    Controls without labels of their own write two regions with one id or one shape; of these the one with a label is returned.
     """
     found: dict[str, Region] = {}
     for index, region in enumerate(regions):
@@ -267,7 +274,7 @@ def _drawings(regions: Iterable[Region]) -> tuple[Region, ...]:
         number = str(region.get("id") or index)
         if number not in found or names:
             found[number] = {**region, "id": number, "type": kind, "value": {**value, "labels": names}}
-    # JSON_MIN leaves the ids out: there the two are of one shape
+    # JSON_MIN has no ids: there such a pair is known by its equal shape
     labelled = {_shape(region) for region in found.values() if region["value"]["labels"]}
     return tuple(region for region in found.values() if region["value"]["labels"] or _shape(region) not in labelled)
 
@@ -279,14 +286,17 @@ def _shape(region: Region) -> str:
 
 
 def _kind(value: Mapping[str, Any], stated: object) -> str | None:
-    """By what the value holds; a mask that holds nothing is still one, for else its object would lack without a word."""
+    """Return the type of a region by the keys of its value, else by the stated type; None if it is none that is read.
+
+    A mask region without content keeps its type, so that its annotation is refused with a reason instead of losing an object silently.
+    """
     outline = next((kind for kind, keys in OUTLINES.items() if keys <= value.keys()), None)
     named = next((kind for kind in OUTLINES if kind == stated or kind in value), None)
     return outline or named or (RECTANGLE if value.keys() >= _RECTANGLE else None)
 
 
 def _of_image(one: ExportedAnnotation, image: str) -> ExportedAnnotation:
-    """Without what was drawn on another picture of the task; JSON_MIN does not say on which."""
+    """Return the annotation without regions on other pictures of the task than ``image``. In JSON_MIN no region names its picture."""
     drawings = tuple(region for region in one.drawings if region.get("to_name", image) == image)
     return replace(one, drawings=drawings)
 
@@ -312,8 +322,10 @@ def _labels_of(annotations: Iterable[ExportedAnnotation]) -> dict[str, None]:
 
 
 def _config_of(picture: str, labels: Iterable[str], prompt: str, given: LabelConfig | None = None) -> str:
-    """The labelling config as far as an export tells it; the first labels are phrases where a task has none of its own. Of one that is
-    ``given`` the mask's control and the pages stay.
+    """Return a labelling config, as XML, with these labels for an export; the first labels are the phrases of tasks without their own.
+
+    ``picture`` is the Image tag's value and ``prompt`` the name of the TextArea. The name of the mask control, and whether tasks have
+    several pages, are taken from ``given``, if there is one.
     """
     shown = "".join(f"<Label value={quoteattr(name)}/>" for name in labels)
     source = "valueList" if given is not None and given.paged else "value"

@@ -1,19 +1,20 @@
 """Whether a challenger adapter may take the champion's place: figures in, a decision with its reasons out; no model is loaded here.
 
-The two are compared on the same holdout samples, in pairs, so that easy and hard images weigh on both alike. Phrases of one image stand or
-fall together, so an image counts once, with the mean of its pairs. What counts as better depends on how many images there are:
+The two are compared on the same holdout samples, in pairs, so that easy and hard images weigh on both alike. The phrases of one image are
+not independent, so an image counts once, with the mean of its pairs. What counts as better depends on how many images there are:
 
 from 30   the one-sided 95 % lower bound of the mean difference, by the paired percentile bootstrap, lies above 0
 8 to 29   the exact one-sided paired sign-flip test gives p ≤ 0.05; a bootstrap of so few is too sure of itself
 below 8   nothing is decided: wait for more
 
-A mask that a reviewer accepted is the champion's own: the champion has an IoU of 1 with it, an equally good challenger about 0.97. Where at
-least half of the images were drawn with no mask of ours in sight (``unassisted``), an accepted sample is therefore a tie if the challenger
-has an IoU of 0.9 or more with it, and the images without one decide: below 5 wait, below 30 the sign-flip test of those, from 30 the
-bootstrap of all. With fewer drawn without our help no rule sees the losses that acceptance hides, and there are no ties.
+A mask that a reviewer accepted is the champion's own: the champion has an IoU of 1 with it, an equally good challenger about 0.97. That
+would be unfair to the challenger. Where at least half of the images were drawn without a prediction in sight (``unassisted``), an accepted
+sample is therefore a tie if the challenger has an IoU of 0.9 or more with it, and the images whose difference is not 0 decide: fewer than 5
+wait, fewer than 30 take the sign-flip test of those images, and from 30 the bootstrap of all images decides. With fewer unassisted images
+there are no ties, for nothing would show the losses that a reviewer's acceptance hides.
 
-Whatever the pairs say, the champion stays if a label that is asked for often gets clearly worse, if the golden set does, or if a fresh
-process had no answer from the adapter. That goes before waiting: no further pair heals it.
+Whatever the pairs say, the champion stays if a label with many pairs gets clearly worse, if the golden set does, or if a fresh process got
+no answer from the adapter. These checks go before "wait", for more pairs would not change them.
 Where the pairs already keep the champion, the golden set need not be asked.
 """
 
@@ -31,20 +32,21 @@ from numpy.typing import NDArray
 from backend.learning.paired_tests import BOOTSTRAP_PAIRS, LEVEL, TIE, lower_bounds, sign_flip_p
 
 SIGN_FLIP_PAIRS = 8
-"""Fewest pairs decided on. The smallest p of n pairs is 2⁻ⁿ: of 5 all must be better, of 8 one may be worse by as much."""
+"""Fewest images (a pair of means each) for a decision. The smallest p of n is 2⁻ⁿ: of 5 all must be better, of 8 one may be as much worse.
+"""
 LABEL_PAIRS = 20
 """A label with fewer pairs is not judged on its own: at a spread of 0.10 the mean of 20 has a standard error of 0.022."""
 LABEL_LOSS = 0.03
-"""IoU that a label may lose, about what chance does to 20 pairs at a spread of 0.10 once in eleven times."""
+"""Mean IoU that a label may lose. At a spread of 0.10, chance alone makes the mean of 20 pairs fall as far about once in eleven times."""
 GOLDEN_LOSS = 0.01
 """gIoU that the golden set may lose: two of its 200 scenes."""
 
 TIED_IOU = 0.9
-"""Of a challenger with an accepted mask, from which it is a tie."""
+"""IoU of a challenger's mask with an accepted mask from which the sample is a tie."""
 UNASSISTED_HALF = 0.5
-"""Least share of images drawn without a mask of ours where ties count: of those the true difference shows."""
+"""Least share of unassisted images for ties to be used: only unassisted images show the true difference."""
 UNTIED_PAIRS = 5
-"""Fewest images without a tie decided on: of 5 the smallest p, 2⁻⁵, is the first below LEVEL."""
+"""Fewest images with a difference, where ties are used, for a decision: 5 is the least n whose smallest p, 2⁻ⁿ, is below LEVEL."""
 
 Figures = dict[str, float | int | None]
 Verdict = Literal["promote", "keep", "wait"]
@@ -53,8 +55,11 @@ Method = Literal["bootstrap", "sign-flip", "none"]
 
 @dataclass(frozen=True)
 class PairedSample:
-    """One holdout sample under both adapters: IoU, or 1 or 0 for a phrase without a target. ``image`` names its image, empty if no other
-    sample is of the same. ``accepted``: the reviewer let the served mask stand; ``unassisted``: drew it with none of ours in sight.
+    """One holdout sample under both adapters.
+
+    ``champion`` and ``challenger`` are the IoUs with the truth; for a phrase without a target, 1 if nothing was drawn, else 0. ``image``
+    names the sample's image, and may be empty if no other sample has the same one. ``accepted``: the reviewer kept the served mask;
+    ``unassisted``: the reviewer drew the mask without a prediction in sight.
     """
 
     label: str
@@ -67,10 +72,10 @@ class PairedSample:
 
 @dataclass(frozen=True)
 class Checks:
-    """What is asked besides the holdout.
+    """The results of the checks besides the holdout.
 
-    ``golden_champion`` and ``golden_challenger`` are the mean gIoU on the frozen set, None where ``is_kept`` made it needless to ask;
-    ``smoke`` says that a fresh process loaded the adapter and answered.
+    ``golden_champion`` and ``golden_challenger`` are the gIoU on the golden set, None where ``is_kept`` made it needless to ask. ``smoke``
+    says whether a fresh process loaded the adapter and answered.
     """
 
     golden_champion: float | None
@@ -175,7 +180,7 @@ def losing_labels(labels: dict[str, Figures]) -> list[str]:
 
 
 def _weigh(differences: NDArray[np.float64], ties: bool) -> _Evidence:
-    """What (N,) differences say by themselves; ``ties``: those of 0 say nothing."""
+    """Weigh the (N,) differences of the images. With ``ties``, differences of 0 are ties and left out of the sign-flip test."""
     count = len(differences)
     if count < SIGN_FLIP_PAIRS:
         return _Evidence("wait", "none", f"the holdout has {count} corrected images so far; a decision takes {SIGN_FLIP_PAIRS}")

@@ -6,8 +6,8 @@ A picture's place from 0 to 1 follows from the content of its file. Those up to 
     |--held out-|-------------- learned from -------|      many pictures: a fifth
     |--------- the ten lowest ------|---------------|      twenty to fifty: ten of them
 
-The threshold is kept and only ever falls, so that what was once learned from is never held out. With it falling, what was held out may be
-learned from later. The same picture uploaded twice has one place, and cannot be on both sides.
+The threshold is kept and never rises, so that a picture that was once learned from is never held out later. When it falls, pictures that
+were held out may be learned from. The same picture uploaded twice has one place, so it cannot be on both sides.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ from sam4mllm.durable import replace_file
 from sam4mllm.errors import first_line
 
 SHARE = 0.2
-"""Of many pictures."""
+"""Share of the pictures that is held out once there are many, and the lowest threshold."""
 LEAST = 10
-"""Pictures held out where a fifth would be fewer: of eight pairs, the fewest that are decided on, nearly all must be better."""
+"""Pictures held out where a fifth would be fewer. The gate needs at least eight (SIGN_FLIP_PAIRS), and of eight nearly all must be better.
+"""
 NEEDED = 2 * LEAST
 """Pictures from which a run can be judged: as many to learn from as are held out."""
 WHOLE = 1.0
@@ -36,7 +37,7 @@ FILE = "holdout.json"
 
 
 def threshold(places: Iterable[float], former: float = WHOLE) -> float:
-    """The place up to which pictures are held out, of the places of all pictures that there are; never above the ``former``."""
+    """Return the threshold for pictures with these ``places``; it is never above the ``former`` one."""
     lowest = sorted(set(places))[:LEAST]
     return min(former, max(SHARE, lowest[-1] if len(lowest) == LEAST else WHOLE))
 
@@ -50,7 +51,7 @@ def count_missing(pictures: int, held_out: int) -> int:
     """How many more corrected pictures a run takes to be judged, about."""
     if pictures < NEEDED:
         return NEEDED - pictures
-    return max(0, math.ceil((SIGN_FLIP_PAIRS - held_out) / SHARE))  # where some were deleted, a fifth of new ones are held out at least
+    return max(0, math.ceil((SIGN_FLIP_PAIRS - held_out) / SHARE))  # even where some were deleted, at least a fifth of new ones is held out
 
 
 def standing(pictures: int, held_out: int) -> str:
@@ -62,13 +63,19 @@ def standing(pictures: int, held_out: int) -> str:
 
 @dataclass(frozen=True)
 class Holdout:
-    """The threshold of a home. ``former``: where none is kept yet, SHARE in a home of an earlier release that has learned, else WHOLE."""
+    """The threshold of a home, in its file ``holdout.json``.
+
+    ``former`` is used while no threshold is kept: SHARE if an earlier release, which kept none, has trained in this home, else WHOLE.
+    """
 
     home: Path
     former: float = WHOLE
 
     def lower(self, image_sha256s: Iterable[str]) -> float:
-        """Lower the threshold as these pictures ask for, and keep it. Raises LearningError if what is kept is damaged."""
+        """Lower the threshold as far as the pictures with these hashes require, keep it and return it.
+
+        Raises LearningError if the kept one is damaged, OSError if it cannot be written.
+        """
         kept = self._read()
         at = threshold(map(place_of, image_sha256s), self.former if kept is None else kept)
         if at != kept:

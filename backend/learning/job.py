@@ -1,4 +1,4 @@
-"""What a run's training process is told and tells back; the server, which only writes it, does without what training needs."""
+"""The job of a run's training process, and its exit code for a stop. Importing this module does not load the training code."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ STOPPED = 3
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What a run is to do; paths are absolute.
+    """What a training process is to do; paths are absolute.
 
-    ``champion`` is the adapter's folder, None for the base model, ``champion_version`` its name; ``start`` is the adapter that the run goes
-    on from, None if from none; ``asking`` None goes on asking as in that one's training. Where no golden set is named, demo scenes are; and
-    where no replay is, the demo model has demo scenes.
+    ``champion`` is the folder of the champion's adapter, None for the base model, and ``champion_version`` its version. ``start`` is the
+    folder of the adapter from which training starts, None for a new one. ``asking`` None means to ask as in the training of ``start``.
+    If ``golden`` is None, the golden set is made of demo scenes; if ``replay`` is None, only the demo model has a replay, of demo scenes.
     """
 
     model: str
@@ -39,7 +39,7 @@ class TrainingJob:
     champion_version: str
     plan: TrainingPlan
     threads: int
-    # of these an older server's jobs say nothing
+    # jobs that an older release wrote lack these
     pattern: Pattern = "spread"
     precision: Precision = AUTO
     asking: Asking | None = field(default_factory=Asking)
@@ -64,7 +64,7 @@ class TrainingJob:
 
     @classmethod
     def read(cls, run: RunFolder) -> TrainingJob:
-        """Raises LearningError."""
+        """Read the job of a run. Raises LearningError if it cannot be read as one, OSError if the file cannot be opened."""
         try:
             fields = json.loads(run.job.read_text(encoding="utf-8"))
             parts = {"precision": Precision(**fields.get("precision", {})), "asking": _asking(fields.get("asking", {}))}

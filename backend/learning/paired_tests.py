@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 BOOTSTRAP_PAIRS = 30
 """From here the bootstrap decides, by the usual rule of thumb for a mean."""
 LEVEL = 0.05
-"""Share of equal challengers that either test may promote, the common one-sided choice."""
+"""One-sided significance level of both tests, the usual choice: the share of equally good challengers that may be promoted."""
 DRAWS = 10_000
 """Bootstrap samples: the share of their means at or below 0, near 5 %, then has a standard error of 0.2 percentage points."""
 SEED = 20_140
@@ -24,10 +24,11 @@ BLOCK = 1_000_000
 def lower_bounds(differences: ArrayLike) -> NDArray[np.float64]:
     """One-sided 95 % lower bounds of mean paired differences, by the percentile bootstrap (Efron 1979) with a fixed seed.
 
-    The bound is the largest of the sampled means that no more than 5 % of them lie below; nothing is interpolated.
+    The bound is the largest of the sampled means that at most 5 % of them lie below, without interpolation.
 
     Args:
-        differences: (T, N), the N differences of each of T comparisons, which are all resampled alike. ``decide`` sorts them.
+        differences: (T, N), the N differences of each of T comparisons; all rows are resampled with the same indices. The result depends on
+            the order within a row, so :func:`backend.learning.gate.decide` sorts them.
 
     Returns:
         (T,) in the unit of the differences.
@@ -48,9 +49,10 @@ def lower_bounds(differences: ArrayLike) -> NDArray[np.float64]:
 def sign_flip_p(differences: ArrayLike) -> float:
     """Exact one-sided p of the paired sign-flip test (Fisher 1935) for a mean difference above 0.
 
-    If neither adapter is better, each difference might as well have had the other sign. p is the share of all 2ᴺ signs whose sum is at
-    least the observed one; ties count. The sum is at least that if the differences that change their sign add up to 0 or less, so it is
-    sums of subsets that are counted, by meeting in the middle: those of one half are looked up among the sorted ones of the other.
+    If neither adapter is better, each difference might as well have had the other sign. p is the share of all 2ᴺ choices of signs whose sum
+    is at least the observed one. That is so if the differences whose sign is flipped add up to 0 or less, so the function counts the
+    subsets with such a sum. It does so by meeting in the middle: the subset sums of one half are looked up among the sorted subset sums of
+    the other half.
 
     Args:
         differences: (N,), N from 1 to 29. Time and memory go with 2^(N/2).

@@ -21,8 +21,10 @@ FILE = "left-out.json"
 
 @dataclass(frozen=True)
 class Participant:
-    """A ``project:N`` or ``reviewer:N``: how many reviews there are, their mean IoU with what was served (None if nothing was), and whether
-    they are left out; ``fixed``: by the settings, which the page does not change.
+    """A project or a reviewer, with the ``name`` ``project:N`` or ``reviewer:N``.
+
+    ``reviews`` is the number of reviews, ``agreement`` their mean IoU with what was served, None if nothing was, ``left_out`` whether
+    nothing is learned from them, and ``fixed`` whether the settings say so: then the page cannot change it.
     """
 
     name: str
@@ -52,7 +54,7 @@ class Participants:
             self._write(self._chosen | {_checked(name)})
 
     def take_in(self, name: str) -> None:
-        """Learn from them again. Raises LearningError."""
+        """Learn from a project or a reviewer again. Raises LearningError, also if the settings leave it out."""
         if name in self._fixed:
             raise LearningError(f"{name} is left out by SAM4MLLM_LEAVE_OUT; change it there")
         with self._lock:

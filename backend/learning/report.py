@@ -22,7 +22,7 @@ from sam4mllm.page import find_ticks, render
 CURVE_POINTS = 400
 """Most points of the curve, about two pixels apart; of more, neighbours are averaged."""
 SMOOTHED_OVER = 0.05
-"""Share of the curve that a point of its smoothed line is the mean of."""
+"""Share of the curve's points that are averaged for one point of its smoothed line."""
 PLOT_WIDTH, PLOT_HEIGHT = 720, 240
 PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM = 70, 14, 36, 36
 """Room around the curve, in its own units, for the figures of its axes."""
@@ -52,8 +52,9 @@ class Change:
 class RunReport:
     """A run that has ended.
 
-    ``run`` is its name, ``state`` how it ended, ``started`` a time as text, ``config`` what it was told, ``curve`` (step, loss) in order,
-    ``decision`` the gate's, None if it did not come to one, ``challenger`` and ``champion`` versions, ``counts`` examples by kind.
+    ``run`` is its name, ``state`` how it ended, ``started`` a time as text, ``config`` its training job, ``curve`` the (step, loss) in
+    order, ``decision`` the gate's, None if it made none, ``challenger`` and ``champion`` are versions, ``counts`` the examples by split
+    and the refused ones.
     """
 
     run: str
@@ -82,9 +83,10 @@ class Plot:
 
 
 def choose_changes(before: Sequence[float], after: Sequence[float], count: int = 10) -> list[int]:
-    """Which of N samples to show: at most ``count`` indices, the largest absolute change first; one that did not change is not shown.
+    """Choose which of N samples to show: at most ``count`` indices, the largest absolute change first, none without a change.
 
-    Gains and losses both have a fifth of the places, and one place at least, if there are as many and two places or more.
+    A fifth of the ``count`` places, and at least one if there are two or more, is reserved for gains, and as many for losses. Reserved
+    places that cannot be filled go to others.
 
     Args:
         before: (N,) IoU with the champion.
@@ -119,7 +121,7 @@ def _record(report: RunReport) -> Any:
 
 
 def _plain(value: object) -> Any:
-    """The value as JSON can hold it: a number that is not finite becomes None, what JSON does not know its text."""
+    """Return the value as JSON can hold it: None for a number that is not finite, and ``str(value)`` for a type that JSON lacks."""
     if isinstance(value, Mapping):
         return {str(key): _plain(one) for key, one in value.items()}
     if isinstance(value, list | tuple):
@@ -200,7 +202,7 @@ def _thinned(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]
 
 
 def _smoothed(values: Sequence[float]) -> list[float]:
-    """The mean around each value; at the ends of what there is."""
+    """Return the mean of the values around each value (SMOOTHED_OVER); at the ends, of those that there are."""
     reach = max(1, round(len(values) * SMOOTHED_OVER / 2))
     windows = (values[max(0, index - reach) : index + reach + 1] for index in range(len(values)))
     return [math.fsum(window) / len(window) for window in windows]

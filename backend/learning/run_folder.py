@@ -57,7 +57,7 @@ class RunFolder:
 
     @property
     def name(self) -> str:
-        """The run's."""
+        """The name of the run, such as ``run-000001``."""
         return self.path.name
 
     @property
@@ -90,7 +90,7 @@ class RunFolder:
 
     @property
     def training_state(self) -> Path:
-        """Where :class:`sam4mllm.training.session.Session` keeps what it goes on from: beside ``adapter``, hidden."""
+        """Hidden folder beside ``adapter`` in which :class:`sam4mllm.training.session.Session` keeps the state that it resumes from."""
         return self.path / ".adapter.run"
 
     @property
@@ -144,9 +144,10 @@ class RunFolder:
             file.write(json.dumps([step, round(loss, 5)]) + "\n")
 
     def read_curve(self) -> list[tuple[int, float]]:
-        """(step, loss) in order; empty if there is none yet.
+        """Return (step, loss) in order of the steps; empty if there is none yet.
 
-        Steps that were done twice, because a kill came between, count once; a half or strange line does not.
+        Of a step that was done twice, because the process was killed in between, the later loss is taken. Lines that are cut short or
+        cannot be read are skipped.
         """
         curve: dict[int, float] = {}
         for line in read_text(self.curve).splitlines():
@@ -159,7 +160,7 @@ class RunFolder:
         return sorted(curve.items())
 
     def read_changes(self, count: int) -> list[ShownPair]:
-        """The first pictures of what the run changed, those that changed most; none before it was judged."""
+        """Return up to ``count`` phrases that have pictures, as listed in the evaluation; none before the run was judged."""
         return parse_changes(read_text(self.evaluation), count)
 
 

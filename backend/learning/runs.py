@@ -29,11 +29,11 @@ TEXTS = ("id", "state", "reason", "message", "champion", "challenger")
 
 @dataclass(frozen=True)
 class Run:
-    """One run; times in seconds since 1970.
+    """The record of one run; times are in seconds since 1970.
 
-    ``reason`` is why it was started, ``message`` what came of it or went wrong, ``champion`` and ``challenger`` versions, ``counts`` the
-    examples it saw, ``decision`` the gate's, ``attempts`` how often its process was started. ``position`` is the log's when the run was
-    asked for: what came later is news for the next one; None if an older release asked.
+    ``reason`` is why it was started, ``message`` what came of it or went wrong, ``champion`` and ``challenger`` are versions, ``counts``
+    the examples by split and the refused ones, ``decision`` the gate's, ``attempts`` how often its process was started. ``position`` is the
+    log's position when the run was asked for, None if an older release recorded it: later corrections count towards the next run.
     """
 
     id: str
@@ -89,7 +89,7 @@ class Runs:
         return changed
 
     def load(self, run: str) -> Run | None:
-        """A run, or None if there is no such; one whose record cannot be read has failed, and says why."""
+        """Return a run, or None if there is none of this name. If its record cannot be read, a run that has failed stands for it."""
         if not RUN.fullmatch(run):
             return None
         if run in self._ended:
@@ -117,7 +117,7 @@ class Runs:
         return [run for name in names if (run := self.load(name)) is not None]
 
     def holdout(self) -> Holdout:
-        """The home's; of an earlier release, which kept no threshold, a fifth has always been held out."""
+        """Return the home's holdout. If an earlier release, which kept no threshold, has trained here, a fifth was always held out."""
         return Holdout(self.root.parent, SHARE if any(run.attempts for run in self.all()) else WHOLE)
 
     def report(self, run: str) -> bytes | None:

@@ -1,6 +1,6 @@
-"""When to learn: on Label Studio's button, on request, and after so many new corrections. One run at a time.
+"""When to train: after Label Studio's button "Start Training", on request, and after a number of new corrections. One run at a time.
 
-An event wakes the thread here and never waits for it. Twice asked before a run has begun is once.
+An event wakes the scheduler's thread and does not wait for it. Two requests before a run has begun lead to one run.
 """
 
 from __future__ import annotations
@@ -41,19 +41,19 @@ log = logging.getLogger(__name__)
 
 TICK_SECONDS = 2.0
 AHEAD_SECONDS = 60.0
-"""A log whose last stamp is so far ahead of the clock was written while the clock was wrong."""
+"""Seconds. If the log's last stamp is further ahead of the clock than this, the clock was wrong when it was written."""
 EARLIEST = 1.0
 """A position before all others."""
 LOOK_SECONDS = 20.0
 """Between two looks at the reviews."""
 GROWTH = 1.2
-"""A label's edge is fitted anew when it has so many times the corrections."""
+"""Factor by which the corrections of a label have to grow before its edge is fitted again."""
 LATEST = 5_000
 """Reviews by which agreement is judged and shown, the last ones: a look must not take longer with each that comes."""
 
 
 class Learner:
-    """Starts runs, follows them, and lets the better version serve."""
+    """The learning loop of a server: it starts training runs, and follows the reviews to refit the score, offer edges and roll back."""
 
     def __init__(
         self,
@@ -79,7 +79,7 @@ class Learner:
         self._scorer = scorer
         self.edges = edges
         self.offers: tuple[EdgeOffer, ...] = ()
-        """As of the last look at edges; those of other decoders wait until theirs serves again."""
+        """The offers of the last look at the reviews. Those for other mask decoders are kept until theirs serves again."""
         self._edges_seen: dict[tuple[str, int, str], tuple[Edge, int]] = {}
         self._adopting = threading.Lock()
         self._edges_due: dict[tuple[int, str], list[Review]] = {}
@@ -87,7 +87,7 @@ class Learner:
         self._label_studio = label_studio
         self.participants = Participants(settings.home, settings.leave_out)
         self.survey: tuple[Participant, ...] = ()
-        """Whose reviews there are, as of the last look at them."""
+        """The projects and reviewers that have reviews or are left out, as of the last look at the reviews."""
         self._book = ReviewBook(
             corrections,
             settings.phrase_field,
@@ -123,7 +123,7 @@ class Learner:
         self._ticker.start()
 
     def close(self, seconds: float) -> None:
-        """Stop a run, which saves its training state, and end."""
+        """End the threads, and wait up to about ``seconds`` for that. A run in progress saves its training state and goes on later."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
@@ -134,9 +134,9 @@ class Learner:
                 thread.join(max(0.1, deadline - time.monotonic()))
 
     def ask(self, reason: str) -> Run:
-        """Start a run as soon as the former one is over; the one that waits or runs, if it has all corrections.
+        """Ask for a run, which starts when the former one is over. If a run that waits or runs has all corrections, return that one.
 
-        Raises LearningError if the disk refuses, or LogError.
+        ``reason`` is recorded. Raises LearningError if the disk refuses the record, or LogError.
         """
         with self._changed:
             try:
@@ -147,7 +147,7 @@ class Learner:
             return run
 
     def _look_at_reviews(self) -> None:
-        """What reviewers made of the masks changes the score, and at worst the version."""
+        """If there are new reviews, read them all: update the figures, refit the score, and roll the version back if agreement fell."""
         leases, position = self._engine.model, self._log.position()
         if leases is None or not (self._must_look or (time.monotonic() >= self._next_look and self._log.count_new(self._looked))):
             return
@@ -158,7 +158,7 @@ class Learner:
         self._metrics.refused_annotations(len(self._log.refusals()))
         self.survey = self.participants.survey([*found.reviews, *found.left_out])
         latest = heapq.nlargest(LATEST, found.reviews, in_order)
-        if self._settings.has_model:  # what is reviewed without is no fault of the champion, which waits
+        if self._settings.has_model:  # without an MLLM the champion does not serve, so no review is about it
             self.watch.look(latest, self.serves_since())
         if self._scorer.refit(found.reviews, leases.current.version, anew=anew):
             leases.calibrate(self._scorer.calibration)
@@ -173,7 +173,7 @@ class Learner:
         self._look_again()
 
     def take_in(self, name: str) -> None:
-        """Learn from them again. Raises LearningError."""
+        """Use the reviews of a project or a reviewer again. Raises LearningError."""
         self.participants.take_in(name)
         self._look_again()
 
@@ -183,7 +183,7 @@ class Learner:
 
     @property
     def edge_offers(self) -> tuple[EdgeOffer, ...]:
-        """Those of the decoder that serves."""
+        """The offers for the mask decoder that serves."""
         return tuple(one for one in self.offers if one.decoder == self.edges.decoder)
 
     def adopt_edge(self, project: int, label: str, edge: Edge, decoder: str | None = None) -> None:
@@ -210,7 +210,7 @@ class Learner:
         self._edges_due = {key: some for key, some in found.items() if self._is_fresh(key, self.edges.of(*key), len(some))}
 
     def _fit_next_edge(self) -> None:
-        """Of one label at a time, for pictures of many megapixels take seconds."""
+        """Fit the edge of one label that is due, and keep the offer. One at a time, because pictures of many megapixels take seconds."""
         if not self._edges_due:
             return
         key = next(iter(self._edges_due))
@@ -228,9 +228,10 @@ class Learner:
         return edge != known or count >= GROWTH * before
 
     def serves_since(self) -> float:
-        """The log's position when the serving version was promoted, kept as soon as that is seen; 0 if the registry does not say.
+        """Return the log's position at the promotion of the serving version; 0 if the registry does not name a version that serves.
 
-        Of a promotion of before there were positions its time is taken, unless that is yet to come: then the clock was ahead.
+        The position is recorded in the log when the promotion is first seen. It is then found by the promotion's time of day, unless the
+        log's stamps are ahead of the clock and so cannot be compared with it: then it is the present position.
         """
         tenure = self._versions.registry.tenure()
         if tenure is None:
@@ -240,7 +241,7 @@ class Learner:
             since = self._log.mark(name)
             if not since:
                 position = self._log.position()
-                ahead = position > time.time() + AHEAD_SECONDS  # then times of day say nothing of the log's order
+                ahead = position > time.time() + AHEAD_SECONDS  # the clock was wrong, so times of day cannot be found in the log
                 since = position if ahead else self._log.since(tenure.since) or EARLIEST
                 self._log.set_mark(name, since)
             self._promotion = (name, since)
@@ -250,7 +251,7 @@ class Learner:
         return self._log.since(run.created) if run.position is None else run.position
 
     def _same(self) -> Run | None:
-        """A run that would do what another one would."""
+        """Return a run that is not over and that would learn from the same corrections as a new one, or None."""
         pending = [run for run in self.runs.all() if not run.over]
         return next((run for run in pending if run.state == "waiting" or not self._log.count_new(self._position_of(run))), None)
 
@@ -319,7 +320,10 @@ class Learner:
         self._problems[step.__name__] = problem
 
     def _heed_button(self) -> None:
-        """Start Training is in the log, so a restart does not lose it, and other processes may write it there."""
+        """Ask for a run if "Start Training" was pressed since the last call.
+
+        The press is in the log: a restart does not lose it, and another process may have written it there.
+        """
         pressed = self._log.last(START_TRAINING)
         if pressed <= self._heeded:
             return
@@ -329,7 +333,7 @@ class Learner:
         self._heeded = pressed
 
     def _heeded_before(self) -> int:
-        """The last press that an older release heeded: one from before the newest run was asked for, or ended."""
+        """Return the number of the last press that an older release acted on: the last before its newest run was asked for or ended."""
         newest = next((run for run in self.runs.all() if run.position is None), None)
         return 0 if newest is None else self._log.last_until(START_TRAINING, max(newest.created, newest.ended or 0.0))
 
@@ -361,5 +365,5 @@ class Learner:
             self._worker.start()
 
     def _may_go_on(self, run: Run) -> bool:
-        """What another process has begun to train waits until this server trains again."""
+        """Whether a run may be performed here: one that has begun to train must wait while this server's settings do not allow training."""
         return not self._settings.untrained or run.state in ("waiting", "preparing")

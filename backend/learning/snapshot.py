@@ -20,12 +20,14 @@ log = logging.getLogger(__name__)
 
 TRAIN, HOLDOUT = "train", "holdout"
 ACCEPTED, UNASSISTED = "accepted", "unassisted"
-"""How an example came about, at the end of its source: the served mask stands, or it was drawn with none of ours in sight."""
+"""Last part of an example's source, which says how it came about: the served mask was kept, or the mask was drawn with no prediction in
+sight.
+"""
 
 
 MAX_PICTURES = 5_000
-"""Pictures that a run learns from or is judged by, the last ones that were corrected: of more a run would see each but once or not at
-all, and to copy them would take longer than to train.
+"""Most pictures that a run learns from or is judged by, those corrected last. If there were more, a run would see each once or not at all,
+and copying them would take longer than the training.
 """
 
 
@@ -56,10 +58,10 @@ def newest(reviews: Iterable[Review], pictures: int = MAX_PICTURES) -> list[Revi
 def write_snapshot(
     reviews: Iterable[Review], files: Files, folder: Path, holdout: Holdout, check: Callable[[], None] = lambda: None
 ) -> Snapshot:
-    """Write the reviews that make an example, all or nothing: ``check`` is called before each and may raise. The holdout's threshold is
-    lowered as their pictures ask for.
+    """Write the reviews as a dataset, and lower the holdout's threshold as far as their pictures require.
 
-    One whose image cannot be had, or that the dataset's format does not allow, is refused alone.
+    ``check`` is called before each review, and an error that it raises ends the writing: the dataset is written whole or not at all. A
+    review whose image cannot be had, or that the dataset's format does not allow, is refused and the others are written.
 
     Raises DatasetError if the folder cannot be written, LearningError if the threshold cannot be read.
     """
@@ -83,7 +85,10 @@ def write_snapshot(
 
 
 def _write(review: Review, files: Files, writer: ExampleWriter) -> str:
-    """The SHA-256 of the review's picture. Raises Sam4mllmError: why it is refused, or FolderError."""
+    """Write one review, and return the SHA-256 of its picture.
+
+    Raises FolderError if the folder cannot be written, and any other Sam4mllmError if the review is refused.
+    """
     record = writer.add_image_data(files.read(review.image, review.task))
     _check_size(review, record)
     # one at a time: decoded, each is as large as the image
@@ -95,7 +100,7 @@ def _write(review: Review, files: Files, writer: ExampleWriter) -> str:
 
 
 def how_made(source: str) -> str:
-    """How the example of a review came about, by its source; empty of any other."""
+    """Return how the example of a review came about, by its source: ACCEPTED, UNASSISTED or another outcome. Empty for other examples."""
     return _part(source, 4)
 
 

@@ -1,9 +1,9 @@
-"""The training process. ``python -m backend.learning.trainer RUN`` trains an adapter and compares it with the champion; ``… smoke RUN``
-tries it.
+"""The training process. ``python -m backend.learning.trainer RUN`` trains an adapter and compares it with the champion; with ``smoke RUN``
+it only tests that the adapter loads and answers.
 
 ``RUN`` is the folder of a run (:class:`backend.learning.run_folder.RunFolder`); all that the process needs to know is in its ``job.json``.
-SIGTERM ends it once it has written what it can go on from, and the next start goes on from there. It is a process of its own, so that no
-failure of it, memory least of all, takes the server down.
+After SIGTERM it saves its training state and ends, and the next start goes on from there. It is a process of its own, so that none of its
+failures, such as running out of memory, ends the server.
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ log = logging.getLogger(__name__)
 
 PICTURES = 10
 SCENES = {"golden": (200, 1, "test"), "replay": (150, 5, "train")}
-"""Of the golden set and the replay: scenes, phrases of each, split."""
+"""Of the golden set and the replay: the number of scenes, the phrases of each scene, and the split."""
 SEEDS = {"golden": 880_001, "replay": 880_002}
-"""Of scenes that neither the demo model's training nor its published figures have seen; other scenes need other seeds."""
+"""Seeds of both sets. Neither the demo model's training nor its published figures used them; sets of other scenes need other seeds."""
 TELL_SECONDS = 1.0
 
 
@@ -65,7 +65,7 @@ def main(arguments: Sequence[str]) -> int:
     """Exit code: 0 done, STOPPED, 1 with one line on standard error."""
     keep_freed_memory()
     handler = logging.StreamHandler()
-    handler.setFormatter(TextFormatter())  # a foreign line must not pass for the one that says why the process failed
+    handler.setFormatter(TextFormatter())  # no logged text may look like the line "error: …" that says why the process failed
     logging.basicConfig(level=logging.WARNING, handlers=[handler])
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     *mode, folder = arguments
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str]) -> int:
 def _run(run: RunFolder, job: TrainingJob) -> int:
     if not run.adapter.exists() and not _train(run, job):
         return STOPPED
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # a comparison is begun anew
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(STOPPED))  # a comparison saves no state: it is done again from its start
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
@@ -119,16 +119,19 @@ def _train(run: RunFolder, job: TrainingJob) -> bool:
 
 
 def _replay(job: TrainingJob) -> Path | None:
-    """What keeps the base model's own knowledge: the user's examples, or for the demo model scenes as it has learned from."""
+    """Return the folder of replay examples, which keep the base model from forgetting, or None.
+
+    They are the job's, or for the demo model, scenes like those that it was trained on.
+    """
     if job.replay:
         return Path(job.replay)
     return draw_scenes(Path(job.home))["replay"] if job.model == "demo" else None
 
 
 def draw_scenes(home: Path) -> dict[str, Path]:
-    """The golden set, a phrase a scene, and the replay, five a scene, of default demo scenes. Drawn once.
+    """Return the folders of the golden set and of the replay (SCENES), which are drawn from demo scenes if they are not there.
 
-    What an earlier release drew of another seed or split is drawn again.
+    A set that an earlier release drew with another seed or split is drawn again.
     """
     folders = {name: home / name for name in SCENES}
     for name, (count, phrases, split) in SCENES.items():
@@ -157,8 +160,9 @@ class Teller:
 
 
 def labeller(examples: Sequence[Example]) -> Callable[[Example], str]:
-    """What gives the label of a correction, empty if it has none; where the examples are of several projects with its project's number, for
-    there one name may mean two things.
+    """Return a function that gives an example's label, or an empty text if it has none.
+
+    If the examples are of several projects, the project's number is added, for a label may mean different things in two projects.
     """
     several = len({project_of(example.source) for example in examples}) > 1
 
@@ -209,7 +213,7 @@ def _pairs(holdout: Sequence[Example], scores: Mapping[tuple[str, str], list[lis
 
 
 def _golden(run: RunFolder, job: TrainingJob, champion: Pipeline, challenger: Pipeline) -> tuple[float, float]:
-    """Mean scores on the golden set."""
+    """Return the mean scores of champion and challenger on the golden set. The champion's is kept in the home and used again."""
     folder = Path(job.golden) if job.golden else draw_scenes(Path(job.home))["golden"]
     examples = read_examples(folder)
     kept = Path(job.home) / "golden-scores" / f"{job.champion_version}-{file_sha256(folder / EXAMPLES)[:8]}.json"

@@ -11,16 +11,16 @@ from backend.corrections.reviews import Review, in_order
 from sam4mllm.adapters.manifest import number_of
 
 SHOWN_VERSIONS = 10
-"""The newest ones; how earlier ones did does not change any more."""
+"""How many versions are shown, the newest ones; the figures of earlier ones hardly change any more."""
 
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """Some of the ``tasks`` that were submitted.
+    """A group of submitted tasks; ``tasks`` is how many there are.
 
-    ``seconds``: the median of Label Studio's ``lead_time``, None if it is not known of any. ``agreement``: the mean IoU of what was served,
-    or would have been, with what the reviewer made of it; ``unchanged``: the share of phrases whose masks were let stand; None where
-    nothing was served.
+    ``seconds``: the median of Label Studio's ``lead_time``, None if it is known of none. ``agreement``: the mean IoU of what was served,
+    even if the reviewer did not see it, and what the reviewer made of it. ``unchanged``: the share of phrases whose answer the reviewer
+    left as it was. The last two are None where nothing was served.
     """
 
     name: str
@@ -55,7 +55,10 @@ class Worth:
 
 
 def measure_worth(reviews: Iterable[Review]) -> Worth:
-    """By task, each with all its phrases; one of which nothing was served, though nobody held it back, is left out."""
+    """Measure the worth from reviews, which are grouped by annotation.
+
+    An annotation for which nothing was served, though its task was not withheld on purpose, is left out.
+    """
     tasks: defaultdict[tuple[int, int], list[Review]] = defaultdict(list)
     for review in reviews:
         tasks[review.project, review.annotation].append(review)

@@ -1,1 +1,1 @@
-"""A task's way to its prediction, under one version."""
+"""Serving: from a task to its prediction, by one version of the models."""

@@ -41,11 +41,11 @@ log = logging.getLogger(__name__)
 NO_ROOM = "out of memory, even for one phrase at a time; use a smaller model, another device, or a lower SAM4MLLM_MAX_PIXELS"
 
 AHEAD_SECONDS = 60.0
-"""How long what was found ahead may wait to be asked for: of a run that was stopped in the middle nothing is kept."""
+"""How long the results of ``find_ahead`` are kept, so that those of a run that was stopped do not stay."""
 
 Prediction = dict[str, Any]
 _Found = tuple[list[Segmentation], dict[str, float]]
-"""What was found, by phrase, and the seconds of each stage."""
+"""The answers, one for each phrase in order, and the seconds of each stage."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,8 +63,9 @@ class Findings:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of one picture of a task: with the version, all that its answer depends on. ``page`` is the picture's, from 0, in a
-    task of several, else None.
+    """What is asked of one picture of a task. The answer depends on this and on the version, and on nothing else.
+
+    ``page`` is the index of the picture in a task of several pictures, from 0, and None in any other task.
     """
 
     task: Task
@@ -92,7 +93,10 @@ class Question:
         return self.config.pictures(self.task.data)[self.page or 0]
 
     def each_page(self) -> tuple[Question, ...]:
-        """The same of each page of a task of several; itself for any other. Raises TaskError where there is none."""
+        """Return the question for each page of a task of several pictures, or the question itself for any other task.
+
+        Raises TaskError if the task's data has no picture.
+        """
         if not self.config.paged:
             return (self,)
         pages = range(len(self.config.pictures(self.task.data)))
@@ -100,7 +104,10 @@ class Question:
 
 
 def bulk_question(task: Task, config: LabelConfig, phrase_field: str, parameters: Parameters = NO_PARAMETERS) -> Question:
-    """What a bulk run asks of a task, in a project of these parameters, which ``config`` has too. Raises TaskError or PhraseError."""
+    """Return what a bulk run asks of a task. ``config`` is the project's, with the prompts of ``parameters`` already applied.
+
+    ``phrase_field`` is the key of a task's phrase unless ``parameters`` name another. Raises TaskError or PhraseError.
+    """
     config = config.for_task(task.data)
     asked = wanted(task, config, (), parameters.phrase_field(phrase_field))
     return Question(task, config, tuple(asked), Pointed(), False, parameters)
@@ -108,7 +115,7 @@ def bulk_question(task: Task, config: LabelConfig, phrase_field: str, parameters
 
 @dataclass(frozen=True)
 class _Finding:
-    """What a finding depends on."""
+    """All that the answers to phrases depend on: the key of what ``find_ahead`` found."""
 
     version: str
     sha256: str
@@ -131,7 +138,7 @@ class Answerer:
         self._edges = edges
         self._metrics = metrics
         self.opened: ByteCache[tuple[str, str], Opened] = ByteCache(settings.cache_mb * 1024 * 1024, lambda opened: opened.nbytes)
-        """Images taken in, by version and SHA-256."""
+        """Opened images, by version and the SHA-256 of their file."""
         self._ahead: dict[_Finding, _Found] = {}
         self._ahead_until = 0.0
 
@@ -185,7 +192,7 @@ class Answerer:
                 drawn.append(ServedAnswer(one, label, tuple(recorded)))
         notes = sorted({one.note for one in found if one.note})
         if notes and not regions and not question.interactive:
-            raise TaskError("; ".join(notes))  # not the same as "no such object"
+            raise TaskError("; ".join(notes))  # an unusable answer must not be stored as "no such object"
         if question.interactive or question.config.tells:
             notice = "" if regions or clicks is not None else demo_notice(self._settings, project)
             said = summary(found, _options(pipeline, question.parameters)) if clicks is None else summary_of_clicks(found, kept, regions)
@@ -198,7 +205,7 @@ class Answerer:
         return answer, drawn
 
     def _edge(self, pipeline: Pipeline, project: int | None, label: str | None) -> Edge:
-        """That of the version which answers: another one may be adopted meanwhile."""
+        """Return the edge of the version that answers, even if another edge was adopted while the request waited."""
         if pipeline.options.edges == self._edges.digest_of(pipeline.decoder):
             return self._edges.of(project, label, pipeline.decoder)
         return self._edges.at(pipeline.version, project, label)
@@ -211,10 +218,11 @@ class Answerer:
         clicks: Clicks | None = None,
         parameters: Parameters = NO_PARAMETERS,
     ) -> _Found:
-        """What is found, by phrase, and the seconds of each stage; the parameters' strategy and threshold go before the server's.
+        """Return the answers, one for each phrase, and the seconds of each stage.
 
-        What ``find_ahead`` has found is taken from there, once. Where memory does not suffice for all phrases at once, no other image
-        stays open and each phrase is asked by itself. Raises TaskError if that is too much still.
+        The strategy and the threshold of ``parameters``, where given, replace the server's. A result of ``find_ahead`` is used once. If
+        memory does not suffice for all phrases at once, all cached images are closed and each phrase is asked by itself. Raises TaskError
+        if memory does not suffice for that either.
         """
         if time.monotonic() > self._ahead_until:
             self._ahead = {}
@@ -241,10 +249,10 @@ class Answerer:
         raise TaskError(NO_ROOM)
 
     def find_ahead(self, pipeline: Pipeline, asked: Sequence[tuple[LoadedImage, list[str], Parameters]]) -> bool:
-        """Find together what ``find`` will be asked for next: phrases in several images, whose questions to the MLLM share passes.
+        """Answer together what ``find`` will be asked next: phrases in several images, whose questions share forward passes of the MLLM.
 
-        Kept until it is asked for, or until the next call. What fails is left to ``find``, which tells the reason; False if memory did not
-        suffice.
+        The results wait for ``find`` until the next call, at most AHEAD_SECONDS. What fails here is left to ``find``, which raises the
+        error. Return False if memory did not suffice, else True.
         """
         self._ahead = {}
         try:
@@ -276,9 +284,9 @@ class Answerer:
         try:
             return self._open(pipeline, image)
         except (torch.cuda.OutOfMemoryError, EngineAwayError):
-            raise  # it holds for all
+            raise  # these errors concern all images
         except Exception:
-            return None  # the image's own call tells it
+            return None  # ``find`` raises the error when it is called for this image
 
     def _find_at_once(
         self, pipeline: Pipeline, image: LoadedImage, phrases: list[str], clicks: Clicks | None, parameters: Parameters
@@ -312,12 +320,12 @@ def _stages(found: Sequence[Segmentation]) -> dict[str, float]:
 
 
 def _options(pipeline: Pipeline, parameters: Parameters) -> Options:
-    """Those by which a project is answered."""
+    """Return the pipeline's options with the strategy and the threshold of a project's parameters in their place."""
     return replace(pipeline.options, **parameters.shaping())
 
 
 def _label_alone(question: Question) -> str | None:
-    """The label of what stands alone: that of the smart tool, else the only one there is."""
+    """Return the label of an object that was drawn by clicks alone: the smart tool's, or the only one in the config, or None."""
     labels = question.config.mask.labels
     return question.pointed.label or (labels[0].value if len(labels) == 1 else None)
 

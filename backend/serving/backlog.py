@@ -1,6 +1,7 @@
-"""What a batch request had no time for is worked on after its answer, and pushed: its page is left, and nobody asks again.
+"""Tasks that a batch request had no time for: they are predicted after its answer, and the predictions are pushed to Label Studio.
 
-In memory only: after a restart Label Studio has to be asked to retrieve predictions again, as it would have without this.
+Label Studio does not ask for them again by itself. The queue is in memory only: after a restart, a user has to retrieve predictions in
+Label Studio again.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ log = logging.getLogger(__name__)
 
 PUSHED_TOGETHER = 20
 SENT_SECONDS = 600.0
-"""How long a request may have begun before a push that it does not know of; Label Studio itself gives one 100 s."""
+"""Seconds for which a push is remembered: a request that began before it may still answer its tasks (Label Studio waits 100 s)."""
 PAUSE_SECONDS = 5.0
-"""Before a busy or paused engine is asked again."""
+"""Seconds to wait before a busy or paused engine is asked again."""
 
 Predict = Callable[[object, PredictRequest], bytes]
 Key = tuple[int, int]
@@ -34,9 +35,9 @@ Key = tuple[int, int]
 
 @dataclass
 class Backlog:
-    """A queue of tasks with a thread of its own, one task at a time behind what is asked for meanwhile.
+    """A queue of tasks with a thread of its own, which predicts one task at a time.
 
-    ``predict`` is :meth:`backend.serving.predictor.Predictor.predict_late`. Tasks beyond MAX_TASKS are left to be asked for again.
+    ``predict`` is :meth:`backend.serving.predictor.Predictor.predict_late`. Once MAX_TASKS wait, further tasks are not taken.
     """
 
     predict: Predict
@@ -49,7 +50,10 @@ class Backlog:
     _thread: threading.Thread | None = None
 
     def add(self, raw: object, request: PredictRequest) -> None:
-        """Take a task; the same one again replaces it. Returns at once."""
+        """Put a task into the queue and return at once. A task that is already in it is replaced.
+
+        A task without a number or a project is ignored, as is any task while the queue is full or after ``close``.
+        """
         key = _key(raw, request)
         with self._changed:
             if key is None or self._stop.is_set() or len(self._tasks) >= MAX_TASKS:
@@ -61,8 +65,9 @@ class Backlog:
             self._changed.notify_all()
 
     def withdraw(self, raw: object, request: PredictRequest) -> int | None:
-        """Forget a task that another request answered in time; its number if its prediction was sent in the last minutes, so that Label
-        Studio may store both.
+        """Forget a task that another request answered in time.
+
+        Return its number if its prediction was pushed in the last SENT_SECONDS, for Label Studio may then store both; else None.
         """
         key = _key(raw, request)
         with self._changed:

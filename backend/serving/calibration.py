@@ -1,4 +1,4 @@
-"""The score that orders the queue, fitted on what reviewers made of the masks; kept on disk with the version that it was fitted on."""
+"""The calibration of the score by which tasks are ordered. It is fitted on reviewers' judgements and kept on disk."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from sam4mllm.durable import replace_file
 log = logging.getLogger(__name__)
 
 GROWTH = 1.2
-"""It is fitted anew when there are so many times the judgements: often at first, seldom later, and never for a handful."""
+"""Factor by which the number of judgements has to grow before the calibration is fitted again: often at first, seldom later."""
 
 
 class Scorer:
@@ -32,8 +32,10 @@ class Scorer:
             log.warning("%s is not used: %s", path, error)
 
     def refit(self, reviews: Sequence[Review], version: str, *, anew: bool = False) -> bool:
-        """Fit on the judgements, if there are enough more of them, or ``anew`` in any case. ``version`` is the one that serves. Raises
-        OSError.
+        """Fit the calibration on the reviews and store it; return whether that was done.
+
+        Without ``anew`` it is fitted only if there are enough more judgements than at the last fit. ``version`` is the one that serves.
+        Raises OSError if the file cannot be written.
         """
         empty = [(review.features["no_target"], review.iou == 1) for review in reviews if review.iou is not None and _is_empty(review)]
         more_empty = self.calibration is not None and len(empty) >= max(FIT_EMPTY_FROM, GROWTH * _count(self.calibration.empty))
@@ -65,6 +67,9 @@ def _is_empty(review: Review) -> bool:
 
 
 def _features(review: Review) -> Features | None:
-    """Those of the least sure mask; None where a "none" was served, or by a release that noted others. Those of LATER may be missing."""
+    """Return the features of the review's least sure mask; those of LATER may be missing and then have their defaults.
+
+    None if "none" was served, or if a release that recorded other features served the mask.
+    """
     noted = review.features.keys()
     return Features(**review.features) if set(NAMES) - LATER.keys() <= noted <= set(NAMES) else None

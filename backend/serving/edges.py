@@ -1,6 +1,7 @@
-"""The edges that a team adopted, by project and label; kept in the home, and part of the version of predictions.
+"""The mask edges that a team adopted, by project and label. They are kept in the home, and are part of the version of predictions.
 
-An edge holds for the mask decoder on whose masks it was fitted: a version whose adapter changes that draws edges of its own.
+An edge (:class:`sam4mllm.edges.Edge`) moves the outline of a mask, and may fill its holes. It was fitted on the masks of one mask decoder
+and holds for that decoder only: a version whose adapter changes the decoder has its own edges.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ class ServedEdges:
 
 
 class Edges:
-    """Threads may share it. What was served under which edges is kept, so that the offset of later corrections is counted from there.
+    """The adopted edges of a home. Threads may share it.
 
-    ``decoder`` is the hash of the adapter that the mask decoder which serves has, empty for none: of what is adopted under another one,
-    nothing holds. If the file is damaged masks are drawn as they are, which is said in the log, and nothing can be adopted.
+    It also keeps the edges under which each version served, so that corrections of its masks are compared with what was drawn.
+    ``decoder`` is the hash of the serving mask decoder's adapter, empty if it has none; edges that were adopted for another decoder do not
+    apply. If the file is damaged, the log says so, masks are drawn without an edge, and nothing can be adopted.
     """
 
     def __init__(self, home: Path) -> None:
@@ -56,18 +58,18 @@ class Edges:
             log.error("%s", error)
 
     def digest_of(self, decoder: str) -> str:
-        """What tells one set of edges from another; empty if none was adopted."""
+        """Return a short hash of the edges that are adopted for a decoder, or an empty text if there are none."""
         adopted = self._by_decoder.get(decoder)
         return digest_of({"edges": _plain(adopted)})[:12] if adopted else ""
 
     @property
     def adopted(self) -> list[tuple[int, str, Edge]]:
-        """(project, label, edge) of all that hold."""
+        """All edges that apply to the serving decoder, as (project, label, edge)."""
         adopted = sorted(self._by_decoder.get(self.decoder, {}).items())
         return [(int(project), label, edge) for project, labels in adopted for label, edge in sorted(labels.items())]
 
     def of(self, project: int | str | None, label: str | None, decoder: str | None = None) -> Edge:
-        """Where the masks of a project's label are to end, by the decoder that serves or by another."""
+        """Return the edge that is adopted for a project's label, or AS_DRAWN. ``decoder`` None means the serving one."""
         adopted = self._by_decoder.get(self.decoder if decoder is None else decoder, {})
         return adopted.get(str(project), {}).get(label or "", AS_DRAWN)
 
@@ -76,11 +78,14 @@ class Edges:
         return self._served.get(version, ServedEdges()).decoder == self.decoder
 
     def at(self, version: str, project: int | None, label: str | None) -> Edge:
-        """Where they ended in a version's predictions."""
+        """Return the edge with which a version's masks of a project's label were drawn."""
         return self._served.get(version, ServedEdges()).adopted.get(str(project), {}).get(label or "", AS_DRAWN)
 
     def adopt(self, project: int, label: str, edge: Edge, decoder: str | None = None) -> None:
-        """From now on, for the decoder that serves or another; AS_DRAWN takes it back. Raises LearningError if it cannot be written."""
+        """Adopt an edge for a project's label; AS_DRAWN removes the one that is adopted. ``decoder`` None means the serving one.
+
+        Raises LearningError if the file is damaged or cannot be written.
+        """
         with self._lock:
             decoder = self.decoder if decoder is None else decoder
             adopted = self._by_decoder.get(decoder, {})
@@ -91,9 +96,9 @@ class Edges:
             self._write({name: one for name, one in by_decoder.items() if one}, self._served)
 
     def note(self, version: str, decoder: str = "") -> None:
-        """A version serves from now on, with this decoder and the edges that were adopted under it.
+        """Note that a version serves from now on, with this decoder and the edges that are adopted for it.
 
-        On a full disk that is only said: it matters for later offers alone.
+        If that cannot be written, the log says so and nothing is raised: only later offers of edges depend on it.
         """
         with self._lock:
             self.decoder = decoder

@@ -1,4 +1,4 @@
-"""One thread owns the models; everyone else asks it. Annotators before batches, never more waiting than agreed."""
+"""The engine: one thread owns the models and does all work on them. Annotators go before batches, and the number of requests is limited."""
 
 from __future__ import annotations
 
@@ -30,7 +30,10 @@ BUSY = "requests did not come to an end, so the models cannot pause"
 
 @dataclass(order=True)
 class _Job:
-    """``rank`` ANNOTATOR or BATCH; ``deadline`` by the monotonic clock. ``work`` is None once nobody waits."""
+    """A piece of work in the queue, ordered by ``rank`` (ANNOTATOR or BATCH), then by ``sequence``.
+
+    ``deadline`` is a time of the monotonic clock. ``work`` is None once nobody waits for it.
+    """
 
     rank: int
     sequence: int
@@ -42,13 +45,15 @@ class _Job:
 class Engine(Generic[M]):
     """Loads a model in its own thread and runs work on it, one piece at a time.
 
-    A request first takes a place (:meth:`place`): of either kind, interactive and batch, at most ``places`` may be in the house. Its
-    pieces of work are then queued by :meth:`run`, which waits no longer than the deadline; what is past its deadline when its turn
-    comes is not begun.
+    A request first takes a place (:meth:`place`): at most ``places`` interactive requests and as many batch requests may hold one at a
+    time. Its pieces of work are then queued by :meth:`run`, which waits no longer than the deadline. Work that is past its deadline when
+    its turn comes is not begun.
     """
 
     def __init__(self, load: Callable[[], M], places: int, let_go: Callable[[], None] = lambda: None) -> None:
-        """``let_go`` is called on the engine's thread before it pauses, to free what is kept of former work on the models' device."""
+        """``load`` makes the model, on the engine's thread. ``let_go`` is called there when the engine pauses, to free what earlier work
+        left in the memory of the models' device.
+        """
         self._load = load
         self._free = {True: places, False: places}
         self._all_places = 2 * places
@@ -70,7 +75,7 @@ class Engine(Generic[M]):
 
     @contextmanager
     def place(self, interactive: bool) -> Iterator[None]:
-        """Hold a place for one request. Raises QueueFullError if there is none, NotReadyError when the server ends."""
+        """Hold a place for one request. Raises QueueFullError if none is free, NotReadyError while the engine pauses or drains."""
         with self._changed:
             if self.state == "draining":
                 raise NotReadyError("the server is shutting down; ask again in a minute")
@@ -87,9 +92,10 @@ class Engine(Generic[M]):
                 self._changed.notify_all()
 
     def run(self, work: Callable[[M], R], interactive: bool, deadline: float) -> R:
-        """What ``work`` makes of the model; errors of the work come through.
+        """Return what ``work`` returns when it is called with the model on the engine's thread; its errors are raised here.
 
-        Raises DeadlineError if the time ends first (work that has begun goes on, for nobody), NotReadyError if there is no model.
+        Raises DeadlineError if the deadline passes first (work that has begun goes on, and its result is dropped), NotReadyError if the
+        model could not be loaded or the engine has ended.
         """
         context = copy_context()  # the engine's thread logs in the name of the request
         job = _Job(ANNOTATOR if interactive else BATCH, next(self._sequence), deadline, lambda model: context.run(work, model), Future())
@@ -104,7 +110,7 @@ class Engine(Generic[M]):
             result: R = job.answer.result(max(0.0, deadline - time.monotonic()))
         except TimeoutError as error:
             if job.answer.done():
-                raise  # the work's own
+                raise  # the work itself raised it
             if job.answer.cancel():
                 job.work = None  # with the image that it holds; the job itself is dropped when its turn comes
             raise DeadlineError("there was no time left for this task in this request; it is asked again later") from error
@@ -134,17 +140,17 @@ class Engine(Generic[M]):
 
     @property
     def taken(self) -> dict[str, int]:
-        """How many requests of either kind are in the house."""
+        """How many requests of each kind hold a place."""
         with self._changed:
             return {
                 kind: self._all_places // 2 - self._free[interactive] for kind, interactive in (("interactive", True), ("batch", False))
             }
 
     def pause(self, message: str, seconds: float) -> None:
-        """Give no more places, and wait until the requests that have one are answered: the models are then free for a while, and what was
-        kept beside them is let go.
+        """Refuse new requests with ``message``, wait until those that hold a place are answered, and then call ``let_go``.
 
-        Raises DeadlineError if that takes longer, NotReadyError if there is no model; the engine then goes on as before.
+        No request uses the models until :meth:`resume`. Raises DeadlineError if that takes longer than ``seconds``, NotReadyError if there
+        is no model; the engine then goes on as before.
         """
         deadline = time.monotonic() + seconds
         with self._changed:
@@ -155,7 +161,7 @@ class Engine(Generic[M]):
             if self.state == "ready":
                 self.state = "paused"
         try:
-            self.run(lambda _: self._let_go(), False, deadline)  # behind work that goes on for nobody, and may keep something still
+            self.run(lambda _: self._let_go(), False, deadline)  # it waits for work that nobody waits for but that may still use memory
         except BaseException as error:
             self.resume()
             if isinstance(error, DeadlineError):
@@ -176,7 +182,7 @@ class Engine(Generic[M]):
             self._changed.notify_all()
 
     def close(self, seconds: float) -> None:
-        """Drain, serve what is in the house, and end the thread, within a time."""
+        """Drain, and wait up to ``seconds`` for the requests that hold a place to be served and for the thread to end."""
         self.drain()
         if self._thread.is_alive():
             self._thread.join(seconds)

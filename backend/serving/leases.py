@@ -19,7 +19,10 @@ from sam4mllm.pipeline import Pipeline
 
 
 class AdapterLoader(Protocol):
-    """Makes pipelines of one base model with different adapters; only ever called on the engine's thread."""
+    """Makes pipelines of one base model with different adapters. Its models are loaded, freed and moved on the engine's thread only.
+
+    ``drop`` frees the adapter of a version. ``away`` moves the models off their device, ``back`` moves them to it again.
+    """
 
     @property
     def base(self) -> Pipeline: ...
@@ -49,25 +52,27 @@ class Leases:
         self._edges: Callable[[str], str] = lambda decoder: ""
 
     def calibrate(self, calibration: Calibration | None) -> None:
-        """Score by this from now on, whichever pipeline serves."""
+        """Use this calibration for scores from now on, whichever pipeline serves; None means the fixed formula."""
         with self._lock:
             self._calibration = self.current.calibration = calibration
 
     def name_edges(self, edges: Callable[[str], str]) -> None:
-        """From now on predictions are of versions that the edges of their decoder are part of (:class:`backend.serving.edges.Edges`)."""
+        """Make the adopted edges part of the version from now on. ``edges`` returns the digest of a decoder's edges
+        (:class:`backend.serving.edges.Edges`).
+        """
         with self._lock:
             self._edges = edges
         self.seat(self.current)
 
     def with_edges(self, pipeline: Pipeline) -> Pipeline:
-        """The pipeline as it serves: itself, if its version has the edges of now."""
+        """Return the pipeline with the edges that are adopted now for its decoder, or the pipeline itself if it has them already."""
         edges = self._edges(pipeline.decoder)
         if pipeline.options.edges == edges:
             return pipeline
         return pipeline.through(pipeline.grounder, replace(pipeline.options, edges=edges))
 
     def take(self) -> Pipeline:
-        """The pipeline for a request, until it is given back."""
+        """Return the pipeline that serves, and count it as in use until ``give_back`` is called with it."""
         with self._lock:
             self._leases[self.current] += 1
             return self.current
@@ -151,7 +156,7 @@ class Lease:
 
 
 def remembering(pipeline: Pipeline) -> Pipeline:
-    """The pipeline with a grounder that works nothing out twice."""
+    """Return the pipeline with a grounder that remembers its answers about each scene (:class:`RememberingGrounder`)."""
     return pipeline.through(RememberingGrounder(pipeline.grounder))
 
 

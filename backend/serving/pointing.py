@@ -38,10 +38,10 @@ class OnScreen:
 
 
 def on_screen(records: Sequence[Served], phrase: str, present: frozenset[str]) -> tuple[OnScreen, ...]:
-    """The instances that an annotator may see for a phrase, those first whose regions the request names.
+    """Return the instances that an annotator may see for a phrase. Those with a region in ``present`` come first, then the newest.
 
-    ``records`` are in order of time; ``present`` are the ids of regions in the task's drafts, annotations and predictions. Of what was
-    served before the last answers only that is left which the request still names.
+    ``records`` are in order of time. ``present`` are the ids of the regions in the task's drafts, annotations and predictions. An instance
+    from before the last answer of its kind (interactive or not) is included only if ``present`` has one of its regions.
     """
     own = [one for one in records if one.phrase == phrase]
     last = {interactive: max((one.time for one in own if one.interactive == interactive), default=0.0) for interactive in (True, False)}
@@ -60,24 +60,30 @@ def on_screen(records: Sequence[Served], phrase: str, present: frozenset[str]) -
 
 
 def with_shown(clicks: Clicks, seen: Sequence[OnScreen], selected: frozenset[str] = frozenset()) -> Clicks:
-    """The clicks with the masks that they may be about; ``selected`` are ids of regions that they are about in any case."""
+    """Return the clicks with the shown instances that they may be about.
+
+    ``selected`` are the ids of regions that the annotator selected: if one is of a shown instance, all clicks are about that instance.
+    """
     chosen = next((index for index, one in enumerate(seen) if selected & {*one.regions}), None)
     return Clicks(clicks.points_px, clicks.labels, clicks.boxes_px, tuple(one.shown() for one in seen), chosen)
 
 
 def of_size(seen: Sequence[OnScreen], height: int, width: int) -> tuple[OnScreen, ...]:
-    """Those of an image of that size: a picture behind an address may have been changed."""
+    """Return the instances whose masks have this size. Others are of a former picture: the file at an address may have been replaced."""
     return tuple(one for one in seen if [*one.mask["size"]] == [height, width])
 
 
 def selected_regions(context: Sequence[Region], config: LabelConfig) -> frozenset[str]:
-    """Ids of the regions that an annotator's request names as what its clicks are about: masks among them, and parents of the clicks."""
+    """Return the ids of the regions that the clicks of a request are about: the masks in its context, and the parents of its regions."""
     masks = {region.get("id") for region in context if region.get("from_name") == config.mask.name}
     return frozenset(one for one in masks | {region.get("parentID") for region in context} if isinstance(one, str) and one)
 
 
 def touched_phrase(pointed: Pointed, seen: Mapping[str, Sequence[OnScreen]], selected: frozenset[str]) -> str:
-    """Which of several phrases the clicks are about, by what is on the screen for each; empty if they are about none of it."""
+    """Return the phrase whose instances on the screen the clicks refine, or an empty text if they refine none.
+
+    It is also empty if the instances on the screen are of pictures of different sizes. ``seen`` are the instances by phrase.
+    """
     flat = [(phrase, one) for phrase, some in seen.items() for one in some]
     sizes = {(int(one.mask["size"][0]), int(one.mask["size"][1])) for _, one in flat}
     if len(sizes) != 1:
@@ -89,11 +95,11 @@ def touched_phrase(pointed: Pointed, seen: Mapping[str, Sequence[OnScreen]], sel
 
 
 def answer_ids(instance: Instance, new: Sequence[str], clicks: Clicks | None, seen: Sequence[OnScreen]) -> list[str]:
-    """The ids of an instance's regions in an answer to an annotator, given unused ones.
+    """Return the ids of an instance's regions in an answer to an annotator. ``new`` are unused ids, one for each region.
 
-    A refined instance keeps its ids, so that the editor puts it in the old one's place. It does not where Label Studio may have selected
-    the old region meanwhile, as it does where a drag begins and ends on a mask: 1.23.2 cannot show a suggestion with a selected region's
-    id, and goes blank. A phrase that was typed again is such a case, too.
+    A refined instance keeps the ids of the old one, so that the editor replaces the old regions. It gets derived ids where Label Studio
+    may have selected the old region meanwhile, as after a drag that begins and ends on its mask: Label Studio 1.23.2 goes blank when a
+    suggestion has the id of a selected region. It also gets them where a phrase was typed again (``clicks`` is None).
     """
     if instance.pointed == "alone":
         return [alone_id(one) for one in new]

@@ -28,6 +28,7 @@ from backend.serving.answerer import Answerer, Findings, Question, dump
 from backend.serving.deadlines import LEFT_OUT, NO_TIME, TOO_LATE, in_time, wait_until
 from backend.serving.engine import Engine
 from backend.serving.leases import Lease, Leases
+from backend.serving.noting import noting, recalled
 from backend.serving.pointing import OnScreen, on_screen, selected_regions, touched_phrase
 from backend.serving.served_records import ServedAnswer, served_records
 from backend.serving.single_flight import SingleFlight
@@ -63,7 +64,7 @@ class Images(Protocol):
 
 
 class TaskLog(Protocol):
-    """Where typed phrases are kept, by project, and what was served or held back."""
+    """The log: it keeps typed phrases by task, what was served, and which tasks were withheld (shown without a prediction on purpose)."""
 
     def remember(self, project: int | None, task: int, phrase: str) -> None: ...
     def task_phrase(self, project: int | None, task: int) -> str: ...
@@ -98,8 +99,8 @@ class _Project(NamedTuple):
 class Predictor:
     """Answers requests by the engine's pipeline.
 
-    ``shared`` is called with (task, version) when two batches got one answer at once; ``backlog`` takes what a batch has no time for.
-    ``parameters`` says how a project wants to be asked.
+    ``shared`` is called with (task, version) when a task's prediction may have gone to Label Studio twice; ``backlog`` takes what a batch
+    has no time for; ``parameters`` returns a project's extra parameters.
     """
 
     def __init__(
@@ -140,9 +141,9 @@ class Predictor:
         return self.engine.model.current.version if self.engine.model is not None else ""
 
     def predict(self, request: PredictRequest) -> list[bytes]:
-        """One JSON text a task, in order: a prediction, or ``[]`` for a task that failed or ran out of time.
+        """Return one JSON text for each task, in order: a prediction, or ``[]`` for a task that failed, ran out of time or was withheld.
 
-        Raises QueueFullError or NotReadyError for the request as a whole.
+        An interactive request gets one in any case, which says what went wrong. Raises QueueFullError or NotReadyError for all tasks.
         """
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(request.interactive), Lease(self.engine, request.interactive, deadline) as lease:
@@ -151,7 +152,7 @@ class Predictor:
                 self.note_config(request.project, request.label_config)
             except ConfigError as error:
                 project = error
-            # the first task's own thread is this one's: a click, or a task that is opened, does not stand behind a batch
+            # this thread answers the first task itself, so a request of one task (a click, an opened task) never waits for the pool
             others = [
                 self._pool.submit(copy_context().run, self._answer, raw, request, project, lease, deadline) for raw in request.tasks[1:]
             ]
@@ -180,7 +181,7 @@ class Predictor:
     def note_config(self, project: int | None, label_config: str) -> None:
         """Note which config a project has now, so that what is corrected under it can be read when it has been edited."""
         if project is not None:
-            with _noting("the labelling config"):
+            with noting("the labelling config"):
                 self._notes.note_config(project, label_config)
 
     def _project(self, request: PredictRequest) -> _Project:
@@ -194,7 +195,7 @@ class Predictor:
         self._writer.shutdown()
 
     def _answer(self, raw: object, request: PredictRequest, project: _Project | ConfigError, lease: Lease, deadline: float) -> bytes:
-        """Whatever is wrong with a task stays with that task."""
+        """Return the answer to one task. An error is logged and counted for this task, and never raised."""
         number = raw.get("id") if isinstance(raw, dict) else None
         name = str(number) if isinstance(number, int) else ascii(number)[:40]
         late = False
@@ -226,12 +227,12 @@ class Predictor:
         return self._apology(project, message, lease) if request.interactive else TOO_LATE if late else LEFT_OUT
 
     def _apology(self, project: _Project | ConfigError, message: str, lease: Lease) -> bytes:
-        """An annotator who waits gets an answer in any case: where the config has a place for it, what went wrong."""
+        """Return an empty prediction for an annotator who waits; it says what went wrong if the config has a control for answers."""
         regions = answer_line(project.config, message, message) if isinstance(project, _Project) else []
         return dump(prediction(regions, 0.0, lease.version()))
 
     def _questions(self, task: Task, project: _Project, request: PredictRequest) -> list[Question]:
-        """One for each page that something is asked of. None: the annotator took the last prompt back, or accepted its mask."""
+        """Return a question for each page that is asked about; none if the annotator took the last prompt back, or accepted its mask."""
         project = project.for_task(task)
         config = project.config
         context = join_labels(request.context or (), config)
@@ -241,7 +242,7 @@ class Predictor:
         pages = question.each_page()
         if not question.pointed or not config.paged:
             return list(pages)
-        # what is pointed at is on the pages that are pointed at, and a typed phrase is about all of them
+        # clicks ask only about the pages that they are on, even where a phrase is typed as well
         found = [replace(one, pointed=pointed(on_page(context, one.page or 0), config)) for one in pages]
         return [one for one in found if one.pointed]
 
@@ -251,9 +252,9 @@ class Predictor:
         typed, pointing = typed_phrases(context, config), pointed(context, config)
         if typed:
             if task.id is not None:
-                with _noting(f"the phrase that was typed for task {task.id}"):
+                with noting(f"the phrase that was typed for task {task.id}"):
                     self._notes.remember(project.number, task.id, "; ".join(typed))
-            if pointing and len(typed) > 1:  # a click is about one of them
+            if pointing and len(typed) > 1:  # the clicks are about one of the phrases
                 return self._pointed(task, project, pointing, context)
         elif pointing:
             return self._pointed(task, project, pointing, context)
@@ -291,14 +292,16 @@ class Predictor:
         return {one.phrase: on_screen(records, one.phrase, task.present) for one in phrases}
 
     def _withheld(self, question: Question, request: PredictRequest) -> bool:
-        """A share of the tasks that are opened, always the same ones, is drawn without our help: the yardstick of its worth. They are those
-        whose picture, of several the first, comes first among the held-out ones, so that a new version is judged by them. Bulk runs and
-        whatever an annotator asks are answered, and so is a task of which that cannot be noted. Raises FetchError.
+        """Whether an opened task gets no prediction, so that its annotator draws without our help.
+
+        A share of the pictures is withheld, always the same ones, to measure what predictions are worth: those with the lowest places
+        (:func:`place_of`), which are held out first, too. Requests of several tasks and questions of an annotator are never withheld, nor
+        is a task for which that cannot be noted. Raises TaskError or FetchError if the picture cannot be had.
         """
         project, number, share = request.project, question.task.id, self._settings.unassisted_share
         if not share or question.interactive or number is None or len(request.tasks) > 1 or project is None:
             return False
-        with _noting(f"that task {number} is drawn without our help"):
+        with noting(f"that task {number} is drawn without our help"):
             if self._notes.withheld(project, number):  # one that is noted stays so, also on a full disk
                 return True
             drawn = place_of(image_sha256(self._images.read(question.image, number))) < share
@@ -311,16 +314,18 @@ class Predictor:
         return wanted(task, project.config, typed, project.parameters.phrase_field(self._settings.phrase_field))
 
     def _spoken_of(self, task: Task, project: _Project) -> list[Wanted]:
-        """The phrases that a click may be about. Its context never holds the phrase that was typed before, and drafts are seconds late."""
+        """Return the phrases that a click may be about: what was typed last, by the log (a click's context does not hold it) or by a draft,
+        which is seconds late; else those of the task or its labels.
+        """
         number = task.id
-        noted = "" if number is None else _recalled(lambda: self._notes.task_phrase(project.number, number))
+        noted = "" if number is None else recalled(lambda: self._notes.task_phrase(project.number, number))
         try:
             return self._wanted(task, project, split_phrases(noted) or typed_phrases(task.drafts, project.config))
         except Sam4mllmError:
             return []
 
     def _ask_pages(self, questions: Sequence[Question], request: PredictRequest, lease: Lease, deadline: float) -> bytes:
-        """One prediction of all pages. Each is kept by itself: where time runs out, the next request goes on with the rest."""
+        """Return one prediction for all pages. Each page is cached by itself, so that after a deadline the next request does the rest."""
         answers = []
         for question in questions:
             with naming_page(question.page):
@@ -340,7 +345,7 @@ class Predictor:
 
                 def write(findings: Findings) -> bytes:
                     answer, drawn = self.answerer.write(findings, question, key, fetched, request.project)
-                    # before it is kept, and not by who waits: a late answer is served from memory when it is asked for again
+                    # recorded before it is cached, on this thread: a request that timed out gets the answer from the cache later
                     self._record(drawn, image, question, request.project, version)
                     self._single_flight.keep(key, answer)
                     return answer
@@ -377,24 +382,6 @@ class Predictor:
         """On the writer's thread, once an answer."""
         if question.task.id is None or project is None:
             return
-        with _noting(f"what was served for task {question.task.id}"):
+        with noting(f"what was served for task {question.task.id}"):
             records = served_records(drawn, image, project, question.task.id, version, question.interactive, question.page or 0)
             self._notes.serve(records)
-
-
-@contextmanager
-def _noting(what: str) -> Iterator[None]:
-    """An answer is given even if something cannot be noted, on a full disk for example."""
-    try:
-        yield
-    except LogError as error:
-        log.error("%s could not be noted: %s", what, error)
-
-
-def _recalled(read: Callable[[], str]) -> str:
-    """A phrase that was typed before; none, with a line in the log, if it cannot be read: what else there is decides."""
-    try:
-        return read()
-    except LogError as error:
-        log.error("the phrase that was typed before could not be read: %s", error)
-        return ""

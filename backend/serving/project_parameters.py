@@ -1,4 +1,4 @@
-"""The extra parameters of each project, as Label Studio last sent them; what cannot be used changes nothing, and is told."""
+"""The extra parameters of each project, as Label Studio last sent them. Parameters that cannot be used are reported and change nothing."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ log = logging.getLogger(__name__)
 
 
 class ParameterLog(Protocol):
-    """Where they are kept from one start to the next."""
+    """Where the parameters are kept from one start of the server to the next. Its methods raise LogError."""
 
     def parameters(self, project: int, wait: float) -> Parameters: ...
     def note_parameters(self, project: int, parameters: Parameters) -> None: ...
 
 
 class ProjectParameters:
-    """Threads may share it."""
+    """The extra parameters by which each project is asked. Threads may share it."""
 
     def __init__(self, kept: ParameterLog) -> None:
         self._kept = kept
@@ -36,12 +36,12 @@ class ProjectParameters:
 
     @property
     def problems(self) -> dict[int, str]:
-        """By project, what is wrong with those that Label Studio sends; the ones before them hold."""
+        """What is wrong with the parameters that Label Studio last sent, by project. Where they cannot be used, the former ones hold."""
         with self._lock:
             return dict(sorted(self._problems.items()))
 
     def of(self, project: int | None) -> Parameters:
-        """Those that hold for a project. Where the log cannot be read, none: the next ``/setup`` brings them."""
+        """Return the parameters of a project; NO_PARAMETERS if the log cannot be read, for the next ``/setup`` request brings them."""
         if project is None:
             return NO_PARAMETERS
         with self._lock:
@@ -56,9 +56,10 @@ class ProjectParameters:
             return self._now.setdefault(project, kept)
 
     def note(self, project: int | None, given: object, config: LabelConfig, pipeline: Pipeline | None) -> None:
-        """Take what Label Studio sends for a project, which has this config; ``pipeline`` is what serves, None while it loads.
+        """Take the parameters that Label Studio sent for a project with this config (``given``, not checked yet).
 
-        What cannot be used is told in the log, once, and by ``problems``; what held before holds.
+        ``pipeline`` is the one that serves, None while it loads. If the parameters cannot be used, the log says so once, ``problems``
+        lists them, and the former ones stay.
         """
         if project is None:
             return
@@ -84,7 +85,10 @@ class ProjectParameters:
         log.info("project %d is asked by %s", project, parameters.to_json() or "no parameters of its own")
 
     def _keep_possible(self, project: int, pipeline: Pipeline | None) -> None:
-        """What held before may be of a server with other models: a strategy that these cannot do is the server's from now on."""
+        """Drop the strategy of a project's present parameters if these models cannot do it: it may date from a server with other models.
+
+        The server's own strategy applies from then on.
+        """
         held = self.of(project)
         if pipeline is None or held.strategy is None:
             return

@@ -25,8 +25,10 @@ class ServedAnswer:
 def served_records(
     drawn: Sequence[ServedAnswer], image: LoadedImage, project: int, task: int, version: str, interactive: bool, page: int
 ) -> list[Served]:
-    """A record for each region, and one for each phrase that means nothing in the image. A click alone has no phrase to learn, and of an
-    answer that could not be read nothing is known.
+    """Return a record for each region, and one for each phrase that has no object in the image. ``page`` is the picture's index, from 0.
+
+    Two kinds of answers get no record: those without a phrase (to clicks alone), and empty ones that could not be used, such as an
+    unreadable answer of the model.
     """
     now = time.time()
     height, width = image.pixels.shape[:2]

@@ -20,9 +20,10 @@ class SingleFlight:
         self._lock = threading.Lock()
 
     def answer(self, key: str, make: Callable[[], bytes], deadline: float) -> tuple[bytes, bool]:
-        """The answer, and whether another request made it at the same time.
+        """Return the answer, and whether another request was making it meanwhile (then this one waited for it).
 
-        Raises what ``make`` raises, and DeadlineError (by the monotonic clock) while waiting for another's.
+        ``deadline`` is a time of the monotonic clock. Raises what ``make`` raises, and DeadlineError if the deadline passes while this
+        request waits for another's answer.
         """
         while True:
             with self._lock:
@@ -39,7 +40,8 @@ class SingleFlight:
                 raise DeadlineError("there was no time left to wait for the same question's answer") from error
             except DeadlineError:
                 if time.monotonic() >= deadline:
-                    raise  # the one who asked first had less time than we have: ask ourselves
+                    raise
+                # the request that asked first had an earlier deadline than this one: try again
         return self._make(key, make, mine), False
 
     def _make(self, key: str, make: Callable[[], bytes], mine: Future[bytes]) -> bytes:
@@ -57,6 +59,6 @@ class SingleFlight:
         return answer
 
     def keep(self, key: str, answer: bytes) -> None:
-        """An answer that came after its request had ended."""
+        """Cache an answer, also one that was made after its request had ended."""
         with self._lock:
             self._cache.put(key, answer)

@@ -1,4 +1,4 @@
-"""Asking without a correction in mind: a picture and phrases that somebody tries, answered by what serves and kept nowhere."""
+"""Trying phrases on a picture: the models that serve answer, and nothing of it is kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sam4mllm.overlay import draw
 from sam4mllm.values import Segmentation
 
 LONG_SIDE = 1200
-"""Of the picture on the page, in pixels."""
+"""Longest side of the overlay on the page, in pixels."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Tryout:
 
     @property
     def score(self) -> float:
-        """As a task has it: the lowest of what was found, or of the empty answers where nothing was."""
+        """The score as a task's prediction has it: the lowest among the instances found, or among the answers if there are none."""
         found = [instance.score for answer in self.answers for instance in answer.instances]
         return min(found or [answer.score for answer in self.answers])
 
@@ -42,9 +42,9 @@ def try_out(
     deadline: float,
     interactive: bool = True,
 ) -> Tryout:
-    """Answer phrases, at least one, about a picture as a project with these parameters is answered, but for edges that a team adopted.
+    """Answer at least one phrase about a picture, as in a project with these parameters, but without the edges that a team adopted.
 
-    The caller holds a place of the engine's. ``deadline``: of ``time.monotonic()``.
+    The caller must hold a place in the engine (:meth:`Engine.place`). ``deadline`` is a time of ``time.monotonic()``.
 
     Raises:
         Sam4mllmError: a phrase or the strategy cannot be used, there is no model, or the time is over.

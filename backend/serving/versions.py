@@ -29,14 +29,14 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 SWAP_SECONDS = 300.0
-"""For loading an adapter behind whatever the engine is at; a LoRA of some hundred megabytes takes seconds."""
+"""Seconds that a swap of adapters may take, the wait for the engine included; a LoRA of some hundred megabytes loads in seconds."""
 
 
 class Versions:
     """Keeps the pipeline that serves and the registry's champion the same. Threads may share it."""
 
     def __init__(self, engine: Engine[Leases], registry: Registry, noted: Callable[[Pipeline], None]) -> None:
-        """``noted`` is called with the pipeline that serves, whenever that is of another version."""
+        """``noted`` is called with the pipeline that is to serve, at the start and whenever its version changes."""
         self.registry = registry
         self._engine = engine
         self._noted = noted
@@ -50,8 +50,10 @@ class Versions:
         return _name(leases.current) if leases is not None else None
 
     def begin(self, leases: Leases) -> Leases:
-        """On the engine's thread, with the models just loaded: let the champion serve; if it cannot be used, the version that served before
-        it, and so on. Without an MLLM it waits, and stays the champion.
+        """On the engine's thread, with the models just loaded: let the champion serve, and return the leases.
+
+        If the champion cannot be used, the version that served before it is tried, and so on down to the base model. Without an MLLM no
+        version can serve, and the champion stays what it is.
         """
         try:
             champion = self.registry.serving()
@@ -75,7 +77,11 @@ class Versions:
         return leases
 
     def sync(self) -> None:
-        """Let the registry's champion serve if another does. Raises RegistryError or ModelError; what served before still does."""
+        """Let the registry's champion serve if another version does, and free adapters that are no longer used.
+
+        A champion that failed to load is not tried again by later calls. Raises RegistryError, ModelError, NotReadyError or
+        DeadlineError; what served before then still does.
+        """
         with self._lock:
             leases = self._engine.model
             if leases is None or leases.loader is None or not leases.current.has_model:
@@ -87,19 +93,23 @@ class Versions:
             try:
                 pipeline = self._run(lambda leases: self._make(leases, name))
             except EngineAwayError:
-                raise  # it passes, as any other reason such as a busy engine
+                raise  # this passes, so the version is tried again at the next call
             except (RegistryError, ModelError):
                 self._refused = name
                 raise
             self._seat(leases, pipeline)
 
     def add(self, folder: Path, data_sha256: str, metrics: Mapping[str, float]) -> Manifest:
-        """Store the adapter in a folder, of the base model that serves here, as a new version. Raises RegistryError."""
+        """Store the adapter in ``folder``, which was trained on this server's base model, as a new version of the registry.
+
+        ``data_sha256`` is the hash of the examples that it learned from. Raises RegistryError, ModelError, or NotReadyError while the
+        models are not loaded.
+        """
         leases = self._engine.model
         if leases is None or leases.loader is None:
             raise NotReadyError("the models are not loaded; ask again when the server is ready")
         loader, current = leases.loader, leases.current
-        papers = read_papers(folder) or Papers(  # that of a run which an earlier release began has none
+        papers = read_papers(folder) or Papers(  # an adapter of a run that an earlier release began has none
             base_model=current.slug,
             base_sha256=loader.base_sha256,
             template_sha256=loader.template_sha256,
@@ -121,7 +131,10 @@ class Versions:
             self._noted(leases.current)
 
     def promote(self, version: str) -> Manifest:
-        """Verify, load and let serve a version, in this order: one that cannot be loaded never becomes champion."""
+        """Verify a version, load it, make it champion and let it serve, in this order: one that cannot be loaded never becomes champion.
+
+        Raises RegistryError, ModelError, NotReadyError or DeadlineError.
+        """
         with self._lock:
             leases = self._engine.model
             if leases is None or leases.loader is None:
@@ -133,10 +146,11 @@ class Versions:
             return manifest
 
     def rollback(self, serving: str | None = None) -> Manifest | None:
-        """Let serve what served before the champion, and return it. As with a promotion, nothing changes if it cannot be loaded.
+        """Let the version serve that served before the champion, and return its manifest, None for the base model.
 
-        Asked to go back from ``serving``, it raises RegistryError if that does not serve any more: asked twice must not go two back.
-        Without an MLLM it raises ModelError: none of them serves.
+        As with a promotion, nothing changes if it cannot be loaded. If ``serving`` is given and is no longer the champion, RegistryError
+        is raised, so that two requests for one rollback do not go back twice. Raises ModelError without an MLLM, for no version serves
+        then; else the errors of :meth:`promote`.
         """
         with self._lock:
             if serving is not None and self.registry.serving() != serving:
@@ -161,7 +175,10 @@ class Versions:
         self._run(lambda leases: leases.sweep())
 
     def _make(self, leases: Leases, version: str | None) -> Pipeline:
-        """On the engine's thread: the pipeline of a version, None for the base model, tried once. Raises RegistryError or ModelError."""
+        """On the engine's thread: load the pipeline of a version (None: the base model), and let it answer once as a test.
+
+        Raises RegistryError or ModelError.
+        """
         assert leases.loader is not None
         if version is None:
             return remembering(leases.loader.base)
@@ -193,7 +210,7 @@ def load_leases(settings: Settings) -> Leases:
 
 
 def load_cold(settings: Settings) -> Leases:
-    """The same, for who has work at once."""
+    """Load the models that the settings name, without a warm-up."""
     given = (settings.model, settings.segmenter, settings.device, settings.options, settings.precision)
     variants: AdapterLoader
     if settings.engine:
@@ -208,7 +225,7 @@ def load_cold(settings: Settings) -> Leases:
 
 
 def warm_up(pipeline: Pipeline) -> None:
-    """One answer, whatever it is."""
+    """Let the pipeline answer once about a grey picture; the answer does not matter. Its errors are raised."""
     pipeline.segment(np.full((64, 64, 3), 127, np.uint8), ["object"])
 
 

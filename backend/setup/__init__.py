@@ -1,1 +1,1 @@
-"""Whether a set-up is right, and setting it up."""
+"""Checking a set-up (``doctor``), connecting projects to the server (``connect``), and the plan for a GPU."""

@@ -1,4 +1,4 @@
-"""Joining a project of Label Studio to this server: its label config, its backend entry and its webhook. Twice changes nothing more."""
+"""Connects a project of Label Studio to this server: label config, backend entry, webhook and score column. Idempotent."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def connect(
     force: bool = False,
     parameters: str | None = None,
 ) -> list[Step]:
-    """Join a project to the server at ``url``, which must be running: Label Studio asks it before it takes it.
+    """Join a project to the server at ``url``, which must be running: Label Studio calls it before it stores the entry.
 
     Args:
         label_studio: with a token of a user who may change the project.
@@ -72,13 +72,14 @@ def connect(
         url: this server as Label Studio reaches it.
         versions: what this server serves or has served, by which its entry is found again after its address has changed.
         config: a label config to set; ``default`` for one with the project's labels; None to leave the project's.
-        force: set it although the project has annotations.
+        force: set ``config`` although the project has annotations.
         parameters: the project's extra parameters to set, as JSON; None to leave them as they are.
 
     Raises:
         UnfitConfigError: the project's config will not do, and none was given.
-        ParametersError: the parameters cannot be used, or do not fit the config. Nothing was changed then but the config.
-        LabelStudioError: what Label Studio refuses and why, in one line.
+        ParametersError: the parameters cannot be used, or do not fit the config. At most the config was changed then.
+        ConfigError: ``config`` cannot be used.
+        LabelStudioError: Label Studio refuses something, or cannot be asked; the text says what and why, in one line.
     """
     if (refusal := hook_refusal("webhook", url)) is not None:
         raise _refused(refusal)
@@ -113,7 +114,10 @@ def _project(label_studio: LabelStudio, number: int) -> dict[str, Any]:
 def _set_config(
     label_studio: LabelStudio, settings: Settings, project: dict[str, Any], config: str | None, force: bool, field: str
 ) -> Step:
-    """``field``: where tasks hold their phrase, which a config that is made here shows."""
+    """Set the label config, or only check the project's own if ``config`` is None.
+
+    ``field`` is the key of the tasks' data that holds their phrase; a default config displays it.
+    """
     current: str = project["label_config"]
     if config is None:
         try:
@@ -144,7 +148,7 @@ def _set_config(
 
 @contextmanager
 def _saying_of_what() -> Iterator[None]:
-    """What is wrong with parameters does not name them."""
+    """Say in a ParametersError that it is about the project's parameters, which its own text does not say."""
     try:
         yield
     except ParametersError as error:
@@ -152,7 +156,7 @@ def _saying_of_what() -> Iterator[None]:
 
 
 def _check_fit(label_studio: LabelStudio, settings: Settings, project: int, parameters: Parameters) -> None:
-    """Against the config that the project has now."""
+    """Check the parameters against the config that the project has now. Raises ParametersError if they do not fit it."""
     config = read_label_config(_project(label_studio, project)["label_config"], settings.prompt_control)
     with _saying_of_what():
         check_parameters(parameters, config)
@@ -163,7 +167,8 @@ def change_parameters(
 ) -> Step:
     """Change a connected project's extra parameters.
 
-    Raises LabelStudioError, and ParametersError if those that there are cannot be read, or the new ones do not fit the config.
+    ``change`` gets the present parameters and returns the new ones. Raises LabelStudioError, and ParametersError if they cannot be read or
+    do not fit the config.
     """
     entry = pick_entry(read_entries(label_studio, project), tidy(settings.url), versions)
     if entry is None:
@@ -177,7 +182,7 @@ def change_parameters(
 def _set_entry(
     label_studio: LabelStudio, settings: Settings, project: int, url: str, versions: Collection[str], parameters: Parameters | None
 ) -> Step:
-    """With the extra parameters, unless they are None."""
+    """Make or update this server's backend entry in the project; its extra parameters stay as they are if ``parameters`` is None."""
     entry = pick_entry(read_entries(label_studio, project), url, versions)
     password = settings.auth_password.get_secret_value()
     told = None if parameters is None else parameters.to_json()
@@ -190,7 +195,7 @@ def _set_entry(
         "title": entry.title if entry else TITLE,
         "is_interactive": True,
         **(login if password else {"auth_method": "NONE", "basic_auth_user": ""}),
-        # left out, Label Studio would tell the server for a moment that there are none
+        # always sent: otherwise Label Studio would for a moment tell the server that there are none
         "extra_params": (entry.parameters if entry else None) if told is None else json.loads(told or "null"),
     }
     method, path = ("POST", "/api/ml/") if entry is None else ("PATCH", f"/api/ml/{entry.id:d}")
@@ -205,7 +210,7 @@ def _set_entry(
 
 
 def _told_of(entry: Entry) -> str | None:
-    """The extra parameters that an entry has, as they are written here; None if they cannot be read."""
+    """Return an entry's extra parameters as :meth:`Parameters.to_json` writes them; None if they cannot be read."""
     try:
         return read_parameters(entry.parameters).to_json()
     except ParametersError:
@@ -213,14 +218,19 @@ def _told_of(entry: Entry) -> str | None:
 
 
 def _is_right(entry: Entry, settings: Settings, url: str) -> bool:
-    """As far as can be seen: Label Studio shows no password, but it does not stay connected with a wrong one."""
+    """Whether an entry is as it should be, as far as can be seen: Label Studio does not show the password, but with a wrong one the entry
+    does not stay connected.
+    """
     password = bool(settings.auth_password.get_secret_value())
     guarded = entry.has_password and entry.user == settings.auth_user
     return tidy(entry.url) == tidy(url) and entry.interactive and entry.connected and (guarded if password else not entry.user)
 
 
 def _set_hook(label_studio: LabelStudio, settings: Settings, project: int, url: str) -> Step:
-    """The webhook of the entry's former address, which Label Studio leaves behind, is left too: it may be another server's by now."""
+    """Make or update the project's webhook to this server.
+
+    A webhook to the entry's former address, which Label Studio keeps, is left alone: that may be another server's address by now.
+    """
     hook = pick_hook(read_hooks(label_studio, project), url)
     secret = settings.webhook_secret.get_secret_value()
     if hook is not None and _is_complete(hook, url, secret):
@@ -247,7 +257,7 @@ def _set_hook(label_studio: LabelStudio, settings: Settings, project: int, url: 
 
 
 def _set_columns(label_studio: LabelStudio, project: int) -> Step:
-    """Nothing depends on it, so that a Label Studio which refuses it stops nothing."""
+    """Show the score in the Data Manager. Nothing depends on that, so an error of Label Studio is told in the step and not raised."""
     try:
         changed = show_score(label_studio, project)
     except LabelStudioError as error:
@@ -261,7 +271,7 @@ def _is_complete(hook: Hook, url: str, secret: str) -> bool:
 
 
 def _entry_refused(error: LabelStudioError, url: str) -> LabelStudioError:
-    """Why Label Studio does not take the entry, as doctor would say it."""
+    """Return an error that says as `sam4mllm doctor` does why Label Studio refuses the entry; ``error`` itself if no reason is known."""
     said = error.detail
     if is_gate(said):
         return _refused(gate_finding("gate"))

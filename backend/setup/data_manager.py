@@ -11,7 +11,10 @@ SCORE = "tasks:predictions_score"
 
 
 def show_score(label_studio: LabelStudio, project: int) -> bool:
-    """Show the column in the first tab if no tab shows it, or make that tab; whether anything was changed. Raises LabelStudioError."""
+    """Show the column in the project's first tab if all tabs hide it; a project without tabs gets one that shows it.
+
+    Return whether anything was changed. Raises LabelStudioError.
+    """
     views = label_studio.request("GET", f"/api/dm/views/?project={project:d}", timeout=LIST_TIMEOUT)
     if not isinstance(views, list):
         raise LabelStudioError("its list of tabs is none")
@@ -36,7 +39,9 @@ def _explore(view: Any) -> list[Any]:
 
 
 def _hidden(label_studio: LabelStudio, project: int) -> dict[str, list[str]]:
-    """The columns that a new tab hides, the score left out: in the table, and beside the editor."""
+    """Return the columns that a new tab hides by default, in the table (``explore``, here without the score) and beside the editor
+    (``labeling``). Raises LabelStudioError.
+    """
     found = label_studio.request("GET", f"/api/dm/columns/?project={project:d}", timeout=LIST_TIMEOUT)
     columns = found.get("columns") if isinstance(found, dict) else None
     if not isinstance(columns, list):
@@ -47,6 +52,6 @@ def _hidden(label_studio: LabelStudio, project: int) -> dict[str, list[str]]:
 
 
 def _name(column: dict[str, Any]) -> str:
-    """As tabs name a column: ``tasks:data.image`` for a key of the tasks' data."""
+    """Return the name that tabs have for a column: ``tasks:data.image`` for a key of the tasks' data."""
     parent = f"{column['parent']}." if column.get("parent") else ""
     return f"{column.get('target')}:{parent}{column.get('id')}"

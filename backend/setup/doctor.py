@@ -1,4 +1,4 @@
-"""What is wrong with a set-up, and what to do about it: every check in turn, each finding one line.
+"""`sam4mllm doctor`: makes all checks of a set-up in turn; each finding is one line that says what is wrong and what to do.
 
 A check that needs what another found missing is left out, so that one fault gives one finding.
 """
@@ -66,7 +66,7 @@ class Report:
     """What to do now, in one line."""
 
     def add(self, check: str, found: list[Finding]) -> bool:
-        """Note a check; whether it found nothing."""
+        """Note a check and its findings; return whether it found nothing."""
         self.checks.append(check)
         self.findings += found
         return not found
@@ -84,7 +84,7 @@ def examine(settings: Settings, project: int | None, url: str | None = None, pro
 
 
 def _look(settings: Settings, project: int | None, url: str | None, progress: Callable[[str], None], report: Report) -> ProjectProgress:
-    """All checks; how far the project is, as far as they came."""
+    """Make all checks, note them in ``report``, and return how far the project is, as far as the checks could tell."""
     with httpx.Client(timeout=SERVER_SECONDS, trust_env=False) as client:
         progress("this machine")
         report.add("disk", check_disk(settings.home))
@@ -104,7 +104,7 @@ def _look(settings: Settings, project: int | None, url: str | None, progress: Ca
             if _answers(label_studio, report) and project is not None:
                 case = _Case(settings, label_studio, client, server, project, _url(settings, url))
                 return ask_progress(settings, client, _examine_project(case, report, progress))
-        except LabelStudioError as error:  # it ended meanwhile, or is an odd one
+        except LabelStudioError as error:  # Label Studio ended meanwhile, or answers in an unexpected way
             report.add("Label Studio", [as_finding("Label Studio", error, "see its log")])
         finally:
             label_studio.close()
@@ -124,7 +124,7 @@ class _Case:
 
 
 def _label_studio(settings: Settings, report: Report) -> LabelStudio | None:
-    """The client, if there is an address and a token that can be one."""
+    """Return a client of Label Studio; None, with a finding in ``report``, if the address or a token that may be valid is missing."""
     token = settings.label_studio_api_key.get_secret_value()
     if not settings.label_studio_url:
         missing = Finding("Label Studio", "LABEL_STUDIO_URL is not set", "set it to Label Studio's address as this server reaches it")
@@ -142,7 +142,7 @@ def _label_studio(settings: Settings, report: Report) -> LabelStudio | None:
 
 
 def _answers(label_studio: LabelStudio, report: Report) -> bool:
-    """Whether it is a Label Studio, and takes the token."""
+    """Whether a Label Studio answers and accepts the token; the checks are noted in ``report``."""
     try:
         require_label_studio(label_studio)
     except LabelStudioError as error:
@@ -161,7 +161,7 @@ def _answers(label_studio: LabelStudio, report: Report) -> bool:
 
 
 def _examine_project(case: _Case, report: Report, progress: Callable[[str], None]) -> ProjectProgress:
-    """How far the project is, by Label Studio."""
+    """Make the checks of a project; return how many tasks and predictions it has by Label Studio's count."""
     progress(f"project {case.project}")
     try:
         project = case.label_studio.project(case.project)
@@ -183,7 +183,10 @@ def _examine_project(case: _Case, report: Report, progress: Callable[[str], None
 
 
 def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: Report) -> None:
-    """Label Studio's way to this server."""
+    """Check Label Studio's connection to this server: whether it may call the address, its backend entry, and the webhook.
+
+    A check that finds a fault is the last.
+    """
     url = link.entry.url if link.entry else case.url
     if url and not report.add("gate", check_gate(case.label_studio, case.project, url)):
         return

@@ -1,4 +1,4 @@
-"""Which plan of the settings' models runs on this machine's GPU, said by ``serve`` and ``doctor`` and taken by ``serve --plan auto``."""
+"""The plan (quantisation, training mode) that fits the GPU: ``serve`` and ``doctor`` print it, ``serve --plan auto`` uses it."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from sam4mllm.options import NO_MODEL
 
 @dataclass(frozen=True)
 class GpuPlan:
-    """What fits, None if nothing does, and a line that says it."""
+    """The plan that fits the GPU, None if none does, and a line that describes it or says what would fit."""
 
     fit: Fit | None
     line: str
 
 
 def find_plan(settings: Settings) -> GpuPlan | None:
-    """None where there is nothing to plan: without a GPU, with several, for the demo model or none, or if the model's size cannot be known.
+    """Return the plan for the settings' models on this machine's GPU.
+
+    It is None where there is nothing to plan: without a GPU, with several, for the demo model or none, or if the model's size is unknown.
 
     Raises ModelError if the device is not there.
     """
@@ -45,7 +47,10 @@ def find_plan(settings: Settings) -> GpuPlan | None:
 
 
 def tell_plan(settings: Settings) -> str:
-    """The line of ``find_plan``, and how to take the plan where it is not taken; empty if there is none."""
+    """Return the line of ``find_plan``, and how to use the plan if the settings differ from it; empty if there is no plan.
+
+    Raises ModelError if the device is not there.
+    """
     plan = find_plan(settings)
     if plan is None:
         return ""
@@ -54,7 +59,9 @@ def tell_plan(settings: Settings) -> str:
 
 
 def take_plan(settings: Settings) -> dict[str, str]:
-    """The variables that make the settings those of the plan. Raises SettingsError if there is none, or nothing fits."""
+    """Return the environment variables that set what the plan says. Raises SettingsError if there is no plan or nothing fits, and
+    ModelError if the device is not there.
+    """
     if not settings.has_model:
         raise SettingsError("SAM4MLLM_PLAN=auto plans for an MLLM, and the model is none; leave --plan and SAM4MLLM_PLAN out")
     plan = find_plan(settings)
@@ -67,7 +74,7 @@ def take_plan(settings: Settings) -> dict[str, str]:
 
 
 def _modes(settings: Settings) -> tuple[Mode, ...]:
-    """How a run may go on: as it is set, else either way."""
+    """Return the training modes that a plan may choose from: the one that is set, or if none is set both."""
     if "train_mode" not in settings.model_fields_set:
         return ("beside", "pause")
     return ("pause",) if settings.train_mode == "pause" else ("beside",)

@@ -26,12 +26,14 @@ from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.options import BY_CONCEPT, Strategy, check_strategy, resolve_strategy
 
 FREE_BYTES = 2_000_000_000
-"""For one training state: rank 64 on Qwen2.5-VL-7B's linear layers is 161 M parameters, and AdamW keeps two more figures of each."""
+"""Bytes that should be free, enough for one training state: a LoRA of rank 64 on Qwen2.5-VL-7B's linear layers has 161 M parameters, and
+AdamW keeps two more numbers for each.
+"""
 PROBE_BYTES = 1 << 20
 SERVER_SECONDS = 10.0
-"""For the server on this machine to answer; /ready waits for nothing."""
+"""Seconds that the server on this machine has to answer; ``/ready`` does not wait for the models."""
 EXPIRES_SOON = 7 * 86400.0
-"""Seconds before a token's end from which on it is told."""
+"""Seconds: a token that expires in less is reported."""
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 _ALONE = "set the token alone: a legacy token gets its header here, a personal access token is exchanged for access here"
@@ -41,7 +43,10 @@ _RENEW = "make a personal access token in Label Studio (Account & Settings) and 
 
 @dataclass(frozen=True)
 class Server:
-    """What the server of these settings says of itself; ``state`` is empty if nothing answers. ``models`` are its settings of that name."""
+    """What the server that these settings describe says of itself.
+
+    ``state`` is empty if nothing answers. ``models`` are the settings ``model``, ``segmenter`` and ``strategy`` that it runs with.
+    """
 
     state: str = ""
     error: str = ""
@@ -50,12 +55,12 @@ class Server:
     models: Mapping[str, str] = field(default_factory=dict)
 
     def known(self, settings: Settings) -> Settings:
-        """With the models that the server runs with, which its own command line may have named."""
+        """Return the settings with the models that the server runs with, for its command line may have named others."""
         return settings.model_copy(update=dict(self.models))
 
 
 def check_token(key: str, now: float) -> list[Finding]:
-    """Of which kind a key is, and whether its time is over; nothing is asked. ``now`` in seconds since 1970."""
+    """Check the form of a key for Label Studio, and whether it has expired. Nothing is sent. ``now``: seconds since 1970."""
     key = key.strip()
     if not key:
         return [Finding("token", "LABEL_STUDIO_API_KEY is not set", _RENEW)]
@@ -112,7 +117,7 @@ def check_disk(home: Path, usage: Callable[[Path], Any] = shutil.disk_usage) -> 
 
 
 def ask_server(settings: Settings, client: httpx.Client) -> Server:
-    """Ask the server of these settings, on this machine."""
+    """Ask the server that these settings describe, on this machine. If it does not answer as it should, an empty Server is returned."""
     try:
         said = client.get(f"{own_url(settings)}/ready", auth=_login(settings)).json()
         state = said["state"]
@@ -141,7 +146,7 @@ def check_server(settings: Settings, server: Server) -> list[Finding]:
 
 
 def check_secrets(settings: Settings) -> list[Finding]:
-    """Secrets that only work together."""
+    """Check that a webhook secret is not set without a password: Start Training can carry only the password."""
     if settings.webhook_secret.get_secret_value() and not settings.auth_password.get_secret_value():
         return [
             Finding(
@@ -154,7 +159,9 @@ def check_secrets(settings: Settings) -> list[Finding]:
 
 
 def webhook_refused(settings: Settings, headers: dict[str, str], path: str, client: httpx.Client) -> bool:
-    """Whether the running server refuses what a webhook carries. The body is not JSON, so nothing is stored."""
+    """Whether the running server refuses, with status 401, a webhook of these headers and this path. The body sent is not JSON, so the
+    server stores nothing.
+    """
     try:
         answer = client.post(f"{own_url(settings)}{path}", headers={**headers, "Content-Type": "text/plain"}, content=b"")
     except httpx.HTTPError:
@@ -163,9 +170,10 @@ def webhook_refused(settings: Settings, headers: dict[str, str], path: str, clie
 
 
 def check_models(settings: Settings, running: bool) -> list[Finding]:
-    """Model, segmenter and memory. Of a running server only the memory that a run beside it needs; the rest it has shown by running.
+    """Check the model, the segmenter, and the memory that serving and a training run need.
 
-    The demo's few million parameters fit anywhere, so that a small set-up is not made to wait for imports.
+    Where the server is ``running``, it has shown that it can serve, so only the memory of a training run beside it is checked. With the
+    demo model nothing is checked then: its few million parameters fit anywhere, and importing torch takes seconds.
     """
     if running and settings.model == "demo":
         return []
@@ -196,7 +204,7 @@ def check_models(settings: Settings, running: bool) -> list[Finding]:
 
 
 def _check_sources(settings: Settings) -> None:
-    """Raise ModelError where a name leads to nothing that could be loaded."""
+    """Raise ModelError if the model or the segmenter of the settings cannot be found, or they cannot do the strategy."""
     from sam4mllm.grounding.families import find_family, resolve  # noqa: PLC0415
     from sam4mllm.segmentation.loading import is_brought  # noqa: PLC0415
     from sam4mllm.segmentation.names import split_name  # noqa: PLC0415
@@ -219,7 +227,7 @@ def check_possible(strategy: Strategy, settings: Settings) -> None:
 
 
 def check_adapters(home: Path) -> list[Finding]:
-    """Whether the version that is to serve is whole, and which folders among the versions are not."""
+    """Check that the version that is to serve is undamaged; if it is, report each other version that is damaged."""
     registry = Registry(home)
     cure = "promote another with `sam4mllm adapters promote`, or restore its files"
     try:

@@ -1,4 +1,4 @@
-"""What doctor says of this machine's server that is not wrong: how it answers, and what its scores mean."""
+"""The notes of `sam4mllm doctor` on the server, which are no faults: its strategy, the plan for its GPU, and what its scores mean."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sam4mllm.options import Strategy, describe_strategy, resolve_strategy
 
 
 def tell_strategy(settings: Settings) -> str:
-    """The strategy that these settings come to, with the version that is to serve."""
+    """Describe the strategy that the server uses with these settings and the version that is to serve."""
     strategy, learned = serving_strategy(settings)
     return f"{'' if settings.has_model else 'no MLLM; '}{describe_strategy(strategy, learned)}"
 
 
 def serving_strategy(settings: Settings) -> tuple[Strategy, bool]:
-    """The same by its name, and whether the model was trained to answer about points."""
+    """Return the strategy that the server uses with these settings, and whether the model was trained to answer about points."""
     if not settings.has_model:
         return "concept", False
     try:
         champion = Registry(settings.home).champion()
-    except RegistryError:  # a finding of its own
+    except RegistryError:  # check_adapters reports it
         champion = None
     demo, has_adapter = settings.model == "demo", champion is not None and champion.changes_mllm
     asked = settings.options if champion is None else champion.asked(settings.options)
@@ -32,16 +32,16 @@ def serving_strategy(settings: Settings) -> tuple[Strategy, bool]:
 
 
 def tell_fit(settings: Settings) -> list[str]:
-    """Which plan runs on this machine's GPU, where no server takes up its memory yet."""
+    """Return a line on the plan that fits this machine's GPU, if there is one. No server may be running: it takes up GPU memory."""
     try:
         plan = tell_plan(settings)
-    except ModelError:  # a finding of its own
+    except ModelError:  # check_models reports it
         return []
     return [plan] if plan else []
 
 
 def tell_score(home: Path) -> str:
-    """Whether scores are probabilities."""
+    """Say whether scores are calibrated and so are probabilities."""
     try:
         count = Calibration.from_json((home / "score.json").read_text(encoding="utf-8")).count
     except (OSError, ValueError):

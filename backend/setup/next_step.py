@@ -14,8 +14,10 @@ from backend.settings import Settings
 
 @dataclass(frozen=True)
 class ProjectProgress:
-    """How far a project is: its ``tasks`` and their ``predictions``; of the server the sentence on its corrections, and how many are
-    ``missing`` until a run can be judged, None where no server said.
+    """How far a project is: the numbers of its ``tasks`` and their ``predictions``.
+
+    ``standing`` is the server's sentence on how far its corrections are, and ``missing`` how many more corrected pictures are needed until
+    a training run can be judged. They are empty and None where no server said.
     """
 
     tasks: int = 0
@@ -25,7 +27,7 @@ class ProjectProgress:
 
 
 def ask_progress(settings: Settings, client: httpx.Client, project: ProjectProgress) -> ProjectProgress:
-    """A project's with what the server of these settings, on this machine, says of its corrections."""
+    """Return a project's progress with what this machine's server says of its corrections; unchanged if the server does not answer."""
     login = (settings.auth_user, password) if (password := settings.auth_password.get_secret_value()) else None
     try:
         said = client.get(f"{own_url(settings)}/api", auth=login).json()
@@ -40,7 +42,7 @@ def after_connect(project: int) -> str:
 
 
 def after_doctor(settings: Settings, project: int | None, found: Sequence[Finding], progress: ProjectProgress) -> str:
-    """``found``: what doctor found wrong."""
+    """Return the last line of `sam4mllm doctor`. ``found`` are its findings."""
     if found:
         again = "" if project is None else f" {project}"
         which = f"the first of {len(found)} findings: " if len(found) > 1 else ""

@@ -37,7 +37,7 @@ from backend.setup.machine_notes import serving_strategy
 from sam4mllm.errors import ImageError, ModelError, PhraseError, Sam4mllmError
 
 SAMPLE = 50
-"""Tasks that are looked at, the project's first."""
+"""How many of a project's first tasks are looked at."""
 SOURCES = 8
 """Places of pictures (hosts, storages) from which one picture each is fetched."""
 NAMED = 5
@@ -48,7 +48,9 @@ _CONNECT = "run `sam4mllm connect {project}`"
 
 @dataclass(frozen=True)
 class Link:
-    """What Label Studio knows of this server in a project."""
+    """How Label Studio is connected to this server in a project: ``entry`` is this server's backend entry, None if there is none,
+    ``others`` are the project's other entries, and ``hooks`` its webhooks.
+    """
 
     project: int
     entry: Entry | None
@@ -76,7 +78,10 @@ def sample_tasks(label_studio: LabelStudio, project: int, count: int = SAMPLE) -
 
 
 def check_config(xml: str, interactive: bool, prompt_control: str) -> tuple[LabelConfig | None, list[Finding]]:
-    """Whether a config has what is needed, and the config if it can be read."""
+    """Check that a labelling config has what is needed; return the config, None if it cannot be read, and the findings.
+
+    ``interactive``: annotators' prompts are answered, so that the config should have a TextArea for them.
+    """
     try:
         config = read_label_config(xml, prompt_control)
     except ConfigError as error:
@@ -87,7 +92,10 @@ def check_config(xml: str, interactive: bool, prompt_control: str) -> tuple[Labe
 
 
 def _no_prompt(config: LabelConfig, prompt_control: str) -> Finding:
-    """What is typed into another text area may be meant for us; a config without any is one of a team that does not type."""
+    """Return the finding that the config has TextAreas, but not the one that is read: what is typed into another may be meant as a prompt.
+
+    A config without any TextArea is no fault, for its team does not type.
+    """
     named = ", ".join(map(repr, config.unread[:NAMED]))
     problem = (
         f"the labelling config has no TextArea called {prompt_control!r} in which annotators could type a description; "
@@ -99,7 +107,7 @@ def _no_prompt(config: LabelConfig, prompt_control: str) -> Finding:
 
 
 def check_extra_parameters(link: Link, config: LabelConfig, settings: Settings) -> tuple[Parameters, list[Finding]]:
-    """Those of this server's entry, and what is wrong with them; none where they cannot be used."""
+    """Return the extra parameters of this server's entry, and the findings on them; NO_PARAMETERS if they cannot be used."""
     cure = f"correct them: `sam4mllm connect {link.project} --parameters '{{…}}'` (docs/connect.md, A project's parameters)"
     try:
         parameters = read_parameters(link.entry.parameters if link.entry else None)
@@ -115,7 +123,7 @@ def check_extra_parameters(link: Link, config: LabelConfig, settings: Settings) 
 def check_phrases(
     config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str, parameters: Parameters = NO_PARAMETERS
 ) -> list[Finding]:
-    """Whether each label can be asked for, and each phrase of the sampled tasks can be labelled."""
+    """Check that each label has a phrase by which the model can be asked for it, and that each phrase of the sampled tasks fits a label."""
     phrase_field = parameters.phrase_field(phrase_field)
     asked: list[tuple[int | None, Wanted]] = []
     labels: dict[str, Label] = {label.value: label for label in config.mask.labels}
@@ -163,7 +171,10 @@ def _homeless(asked: Sequence[tuple[int | None, Wanted]]) -> list[Finding]:
 
 
 def check_images(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], store: ImageStore) -> list[Finding]:
-    """Whether a picture from each place that the tasks name can be had and decoded here; one finding a place."""
+    """Fetch and decode one picture from each place of the tasks' pictures, of at most SOURCES places, with one finding for each that fails.
+
+    The first task that lacks its picture is a finding too.
+    """
     places: dict[str, tuple[int | None, str]] = {}
     lacking: list[tuple[int | None, TaskError]] = []
     for raw in tasks:
@@ -189,7 +200,9 @@ def _image_finding(task: int | None, error: Sam4mllmError) -> Finding:
 
 
 def _place(reference: str) -> str:
-    """What pictures share that are had in the same way: a host, a kind of path, a bucket."""
+    """Return the place of a picture, which is the same for all that are fetched in the same way: the scheme, the host or bucket, and for
+    paths of Label Studio's own their beginning.
+    """
     try:
         parts = urlsplit(reference.strip())
     except ValueError:
@@ -199,7 +212,11 @@ def _place(reference: str) -> str:
 
 
 def check_gate(label_studio: LabelStudio, project: int, url: str) -> list[Finding]:
-    """Whether Label Studio would call ``url``. It is asked to make an entry and a webhook that both lack what is needed to be made."""
+    """Check that Label Studio's protection of private addresses lets it call ``url``.
+
+    Label Studio is asked to make an entry and a webhook. Both requests are incomplete, so that neither is made, but it refuses a forbidden
+    address first.
+    """
     attempts = (("/api/ml/", {"url": url}), ("/api/webhooks/", {"url": f"{url}/webhook", "project": project, "actions": ["NONE"]}))
     refused = []
     for path, body in attempts:
@@ -211,7 +228,9 @@ def check_gate(label_studio: LabelStudio, project: int, url: str) -> list[Findin
 
 
 def check_entry(label_studio: LabelStudio, link: Link, settings: Settings, server: Server) -> list[Finding]:
-    """Whether the project has this server as its backend, with its password, and Label Studio reaches it."""
+    """Check that the project has this server as a backend with its password, that Label Studio reaches it, and that annotators are answered
+    by this server and no other.
+    """
     entry = link.entry
     if entry is None:
         others = f" (it has {', '.join(one.url for one in link.others)})" if link.others else ""
@@ -232,7 +251,11 @@ def check_entry(label_studio: LabelStudio, link: Link, settings: Settings, serve
 
 
 def _reason(label_studio: LabelStudio, entry: Entry) -> str:
-    """Why Label Studio cannot call a server: its entry tells only of /setup, its question for versions tells of all the rest."""
+    """Return why Label Studio cannot call a server.
+
+    Its entry tells only why ``/setup`` failed. For any other reason Label Studio is made to ask the server for its versions; that error
+    tells.
+    """
     if entry.state == "ER":
         return entry.error
     try:
@@ -243,7 +266,9 @@ def _reason(label_studio: LabelStudio, entry: Entry) -> str:
 
 
 def check_hook(link: Link, refuses: bool) -> list[Finding]:
-    """Whether the project's webhook leads here with all that is needed. ``refuses``: the running server does not take its secret."""
+    """Check that the project's webhook leads to this server and carries what is needed. ``refuses``: the webhook lacks the server's secret,
+    or the running server refuses it.
+    """
     if link.entry is None:
         return []
     url = link.entry.url

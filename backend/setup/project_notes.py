@@ -1,4 +1,4 @@
-"""What doctor says of tasks that is not wrong: what one would be asked for, and which other text of theirs could be asked for."""
+"""The notes of `sam4mllm doctor` on a project's tasks, which are no faults: what the model is asked for, and what else it could be."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from sam4mllm.errors import Sam4mllmError
 from sam4mllm.values import MAX_PHRASE
 
 NAMED = 3
-"""Phrases of a task that are named."""
+"""Most phrases of a task that a note names."""
 MOST = 0.5
 """A key is proposed if this share of the tasks has words there."""
 
@@ -23,14 +23,17 @@ MOST = 0.5
 def tell_task(
     config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str, project: int, parameters: Parameters = NO_PARAMETERS
 ) -> list[str]:
-    """What the first task that can be asked is asked for, under which labels and why; and a field to ask for instead, if there is one."""
+    """Say which phrases are asked for in the first task that can be read, under which labels, and where the phrases come from.
+
+    If they are only the labels' names, also propose a key of the tasks' data to take phrases from, where there is one.
+    """
     phrase_field = parameters.phrase_field(phrase_field)
     for raw in tasks:
         try:
             task = read_task(raw)
             asked = wanted(task, parameters.apply(config.for_task(task.data)), (), phrase_field)
             own = has_phrase(task.data, phrase_field)
-        except Sam4mllmError:  # a finding of its own
+        except Sam4mllmError:  # check_phrases reports it
             continue
         named = ", ".join(f"{one.phrase!r} ({f'label {one.label}' if one.label else 'no label'})" for one in asked[:NAMED])
         more = f" and {len(asked) - NAMED} more" if len(asked) > NAMED else ""
@@ -43,14 +46,17 @@ def tell_task(
 
 
 def tell_typing(config: LabelConfig, prompt_control: str) -> list[str]:
-    """That nothing can be typed here, where the config was not made for it."""
+    """Say that annotators cannot type descriptions, if the config has no TextArea at all for that.
+
+    Where it has TextAreas that are not read, ``check_config`` reports that instead.
+    """
     if config.prompt is not None or config.unread:
         return []
     return [f"annotators cannot type descriptions here, for the config has no TextArea called {prompt_control!r}; masks work all the same"]
 
 
 def _propose(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str, project: int) -> list[str]:
-    """The key under which the most tasks have a text of words, if it is another one."""
+    """Propose the key, other than ``phrase_field``, under which the most tasks have words, if at least the share MOST of the tasks has."""
     found = Counter[str]()
     for raw in tasks:
         data = raw.get("data")

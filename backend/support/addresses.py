@@ -17,7 +17,7 @@ _NAME = re.compile(rf"(?!.{{254}}){_LABEL}(?:\.{_LABEL})*")
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _UNICAST = ipaddress.ip_network("2000::/3")
 _NAT64 = ipaddress.ip_network("64:ff9b::/96")
-# RFC 7526 and RFC 9637, which ipaddress counts as global
+# ranges of RFC 7526 and RFC 9637 that are not public, although ipaddress takes them for global
 _SPECIAL = (ipaddress.ip_network("192.88.99.0/24"), ipaddress.ip_network("3fff::/20"))
 
 
@@ -36,7 +36,9 @@ class ImageAddress:
 
 
 def parse_url(text: str, base: httpx.URL | None = None) -> ImageAddress:
-    """An http(s) address, or a redirect's relative to ``base``. Raises FetchError, whose text never shows the address."""
+    """Parse an http(s) address, or, with ``base``, the address of a redirect, which may be relative to it. Raises FetchError, whose text
+    never shows the address.
+    """
     if _ODD.search(text):
         raise FetchError("the image address holds white space, a control character or a backslash; write it percent-encoded")
     try:
@@ -54,7 +56,9 @@ def parse_url(text: str, base: httpx.URL | None = None) -> ImageAddress:
 
 
 def _host(host: str) -> str:
-    """A name or an address in its one spelling: what C libraries take for an address besides (``127.1``, ``0x7f.1``) is refused."""
+    """Return a host name or an IP address in its one spelling. Raises FetchError for other spellings that C libraries take for an address
+    (``127.1``, ``0x7f.1``).
+    """
     try:
         if "%" not in host:
             return str(ipaddress.ip_address(host))
@@ -79,7 +83,9 @@ def is_public(address: str) -> bool:
 
 
 def _carried(ip: ipaddress.IPv6Address) -> tuple[ipaddress.IPv4Address, ...]:
-    """Of a local NAT64 prefix (64:ff9b:1::/48) nobody outside knows where the IPv4 address is; it stays IPv6, and not public."""
+    """Return the IPv4 addresses that an IPv6 address carries (NAT64, Teredo, IPv4-mapped or 6to4), if any. In a local NAT64 prefix
+    (64:ff9b:1::/48) only its own network knows where they are: such an address counts as IPv6, and as not public.
+    """
     if ip in _NAT64:
         return (ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF),)
     return ip.teredo or tuple(carried for carried in (ip.ipv4_mapped, ip.sixtofour) if carried)

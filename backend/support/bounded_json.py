@@ -1,8 +1,9 @@
-"""JSON from anywhere, within limits of time and memory (CWE-400).
+"""Reads and writes foreign JSON within limits of time and memory (CWE-400).
 
-``[[],[],…]`` becomes twenty times its size, and :func:`json.loads` holds the interpreter's lock from its first byte to its last, so that
-nothing else of the process goes on. So what takes much memory is counted before; long lists of numbers, which are brush masks, are parsed
-piece by piece; and of a large rest the numbers are read by functions of ours, between which other threads get the lock.
+``[[],[],…]`` takes twenty times its size in memory, and :func:`json.loads` holds the interpreter's lock (GIL) from its first byte to its
+last, so that no other thread of the process runs. Therefore everything that takes much memory is counted before parsing. Long lists of
+numbers, which are brush masks, are parsed piece by piece. If what remains is large, its numbers are converted by Python functions of ours,
+between which other threads get the lock.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ MAX_CONTAINERS = 1_000_000
 MAX_TEXTS = 2_000_000
 """Keys and texts, some 60 bytes each. A region has about thirty."""
 MAX_WORDS = 2_000_000
-"""``null``, ``true``, ``false``, and escapes in texts: quick to read, but without a pause."""
+"""The most ``null``, ``true``, ``false`` and escapes in texts: they parse quickly, but no other thread runs meanwhile."""
 MAX_NUMBERS = 4_000_000
-"""Fractions and numbers that are no byte, 32 bytes each. Bytes, as in brush masks, take 8 and are limited by the body's size alone."""
+"""The most fractions, and whole numbers outside of 0 to 255, of 32 bytes each. Numbers from 0 to 255, as in brush masks, take 8 bytes; only
+the body's size limits them.
+"""
 
 _COUNTED: tuple[tuple[tuple[bytes, ...], int, str], ...] = (
     ((b"[", b"{"), MAX_CONTAINERS, "lists and objects"),
@@ -36,7 +39,9 @@ _WINDOW = 1 << 20
 _LARGE = 1 << 18
 _PIECE = 1 << 16
 _LONG = re.compile(rb'\[[0-9][0-9, \n]{4096}|"(?:data:[^",\s\\]{1,100},)?[A-Za-z0-9+/=]{4096,}"')
-"""Lists of whole numbers, and texts in base64. In JSON neither can begin in the middle of anything but a text."""
+"""Long lists of whole numbers, and long base64 texts. In valid JSON neither can begin in the middle of another value, unless that is a
+text.
+"""
 
 
 def read_json(body: bytes) -> dict[str, Any]:
@@ -56,7 +61,7 @@ def read_json(body: bytes) -> dict[str, Any]:
 
 
 def write_json(value: object, *, compact: bool = False, sort_keys: bool = False) -> str:
-    """As :func:`json.dumps` writes it, which holds the interpreter's lock all along; here long lists are written piece by piece."""
+    """Return what :func:`json.dumps` returns, but write long lists piece by piece, so that the interpreter's lock is not held all along."""
     comma, colon = (",", ":") if compact else (", ", ": ")
     pieces: dict[str, list[object]] = {}
     stem = secrets.token_hex(16)
@@ -106,7 +111,9 @@ def _check_counts(body: bytes) -> None:
 
 
 class _Reader:
-    """Reads one body. ``_lifted`` are long values, parsed apart; in the text that is left a number nobody can foresee stands for each."""
+    """Parses one body. ``_lifted`` holds long values, which are parsed separately; in the remaining text a number that nobody can foresee
+    stands in place of each.
+    """
 
     def __init__(self) -> None:
         self._numbers = 0
@@ -130,7 +137,7 @@ class _Reader:
         except ValueError:
             if not self._lifted:
                 raise
-        self._lifted.clear()  # one was a key, or part of a text
+        self._lifted.clear()  # a lifted value was a key or part of a text: parse the body whole
         return self._loads(body, self._whole)
 
     def _loads(self, text: bytes, whole: Callable[[str], int]) -> Any:

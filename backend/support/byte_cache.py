@@ -32,7 +32,9 @@ class ByteCache(Generic[K, V]):
         self.hits = self.misses = 0
 
     def get(self, key: K, *, again: bool = False) -> V | None:
-        """The value, or None if there is none or its time is over. Looked for ``again`` on the same question, it is not counted twice."""
+        """Return the value, or None if there is none or its time is over. Pass ``again`` for a second look-up on behalf of the same
+        request, which is then not counted as a hit or a miss.
+        """
         with self._lock:
             entry = self._entries.get(key)
             if entry is not None and entry[2] < self._clock():
@@ -46,7 +48,7 @@ class ByteCache(Generic[K, V]):
             return entry[0]
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value, and drop the oldest until everything fits."""
+        """Keep a value, and drop the least recently used ones until everything fits."""
         nbytes = self._size(value)
         with self._lock:
             if key in self._entries:

@@ -21,12 +21,16 @@ Progress = Callable[[str], None]
 
 
 def serve_command(app: str = "backend.wsgi:app") -> list[str]:
-    """The command line that serves with the settings of the environment; modules of the working directory are not looked at."""
+    """Return the command line of the server, which takes its settings from the environment. Modules in the working directory are not
+    imported.
+    """
     return [sys.executable, "-P", "-m", "backend.web.gunicorn_server", "--config", str(GUNICORN_CONFIG), app]
 
 
 def check_port(port: int) -> int:
-    """The loopback port, or a free one for 0. Raises SettingsError if another program listens on it."""
+    """Return the port, or a free one for 0. Raises SettingsError if the loopback address cannot be bound to it, as when another program
+    listens there.
+    """
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

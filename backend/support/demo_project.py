@@ -18,9 +18,10 @@ def note_demo(home: Path, project: int) -> None:
 
 
 def demo_notice(settings: Settings, project: int | None = None) -> str:
-    """One line on which of the models are the demo's, and what to set; empty if none is, or the project is the demo's.
+    """Return one line that says which of the models are the demo's and what to set instead. It is empty if none is, or if the project is
+    the demo's.
 
-    ``project`` None stands for all projects: of a demo's home nothing is said then.
+    With ``project`` None the line is about the whole server, and is empty if its home is a demo's.
     """
     asked = settings.strategy != "concept"
     named = {"SAM4MLLM_MODEL": asked and settings.model == "demo", "SAM4MLLM_SEGMENTER": settings.segmenter.split("+")[-1] == "demo"}

@@ -1,7 +1,8 @@
-"""One server a home: two would start the same runs. The kernel frees the lock when the last process of the server ends, however it ends.
+"""The lock that keeps a second server out of a home folder, as two servers would start the same training runs. The kernel frees the lock
+when the server's last process has ended, however it ended.
 
-gunicorn's master takes it and its workers inherit it, so that a worker that is started anew need not ask. Commands beside the server
-(``adapters``, ``batch``, ``doctor``) and the training process do not ask for it.
+gunicorn's master takes the lock and its workers inherit it, so that a restarted worker need not take it. Commands beside the server
+(``adapters``, ``batch``, ``doctor``) and the training process do not take it.
 """
 
 from __future__ import annotations
@@ -21,15 +22,17 @@ log = logging.getLogger(__name__)
 
 FILE = "server.lock"
 PATIENCE_SECONDS = 3.0
-"""For a server that was killed just now: its worker may take a moment to notice."""
+"""How long to wait for the lock: the worker of a server that was just killed may take a moment to notice."""
 _held: dict[Path, int] = {}
 """Descriptors of the locks that this process or the one it was forked from has taken, by home."""
 
 
 def hold_home(home: Path, address: str, patience: float = PATIENCE_SECONDS) -> None:
-    """Hold the home until this process and those that it forks have ended; nothing is done if it is held already.
+    """Take the home's lock, and keep it until this process and those that it forks have ended. If this process holds it already, do
+    nothing.
 
-    ``address`` is told to whoever finds it held. Raises SettingsError: who holds it, or why the file cannot be locked.
+    ``address`` is told to whoever finds the home in use. Raises SettingsError if another server holds the home or the file cannot be
+    written.
     """
     home = home.resolve()
     if home in _held:
@@ -61,7 +64,7 @@ def keep_from_children() -> None:
 
 
 def release_home(home: Path) -> None:
-    """Let another server have it, for tests; a process that ends does so by itself."""
+    """Release the home's lock (for tests). A process that ends releases it without this."""
     descriptor = _held.pop(home.resolve(), None)
     if descriptor is not None:
         os.close(descriptor)
@@ -83,7 +86,7 @@ def _lock(descriptor: int, path: Path, patience: float) -> bool:
 
 
 def _sign(descriptor: int, address: str) -> None:
-    """Say who holds the file. The file stays: another one in its place could be locked twice."""
+    """Write into the lock file who holds it. The file is never replaced: a new file in its place could be locked by a second server."""
     since = datetime.now(UTC).isoformat(timespec="seconds")
     who = {"pid": os.getpid(), "host": socket.gethostname(), "since": since, "address": address}
     try:

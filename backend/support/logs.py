@@ -1,8 +1,8 @@
-"""The log: lines for people or JSON objects for machines, each with the id of its request, none with a secret or an image.
+"""The log, as lines for people or JSON objects for machines. Each record has the id of its request; none shows a secret or an image.
 
-Where text comes from elsewhere (an address in an error, a library's message) it is cleaned on its way out, whoever wrote the line: secrets
-are hidden, and control characters are written out, so that a record is one line and none can be forged. Only a traceback has more lines,
-each behind a bar.
+Text from elsewhere (an address in an error, a library's message) is cleaned when it is written out, whoever logged it: secrets are hidden,
+and control characters are escaped, so that a record is one line and none can be forged. Only a traceback has further lines, each of which
+begins with a bar.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from typing import Any, Literal
 from sam4mllm.plain_text import one_line
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
-"""Of the request that the line is about; a thread that works for a request runs in a copy of its context."""
+"""The id of the request that a log line is about. A thread that works for a request runs in a copy of its context."""
 
 HIDDEN = "…"
 BAR = "    | "
-"""Before each line of a traceback."""
+"""What each line of a traceback begins with."""
 SHORTEST_SECRET = 4
-"""A shorter one would be found in ordinary words."""
-# each begins where its first word does, so that a long word is read once and not from each of its letters
+"""Secrets shorter than this are not hidden, as they would be found within ordinary words."""
+# each can match at the start of a word only, so that a long word is scanned once and not again from each of its letters
 _QUERY = re.compile(r"(?<![^\s?\"'<>])([^\s?\"'<>/]*+/[^\s?\"'<>]*+)\?[^\s\"'<>]+")
-"""An address or a path with a query: a presigned link's is its key."""
+"""An address or a path with a query; the query of a presigned address is its key."""
 _USER = re.compile(r"(?<!\w)(\w++://)[^/\s@]++@")
 _DATA = re.compile(r"data:[\w/+.;=-]*,[^\s\"'<>)]*")
 _JWT = re.compile(r"(?<![\w-])(?=[\w-]++\.[\w-]++\.)([\w-]*?)\beyJ[\w-]++\.[\w-]++\.[\w-]*")
@@ -35,7 +35,9 @@ _WEBHOOK = re.compile(r"(/webhook/)[^\s\"'<>]+")
 
 
 def clean(text: str, secrets: Sequence[str] = ()) -> str:
-    """The text without these secrets, and without what looks like one: queries, passwords in addresses, tokens, images in ``data:``."""
+    """Return the text without these ``secrets`` and without what looks like one: queries of addresses, passwords in them, webhook paths,
+    tokens, and images in ``data:`` URIs.
+    """
     for secret in secrets:
         if len(secret) >= SHORTEST_SECRET:
             text = text.replace(secret, HIDDEN)
@@ -86,10 +88,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def log_config(kind: Literal["text", "json"], secrets: Sequence[str]) -> dict[str, Any]:
-    """For ``logging.config.dictConfig``: all that the server and its libraries say goes to standard error, alike."""
+    """Return the configuration for ``logging.config.dictConfig``: the server and its libraries all write to standard error, in the same
+    format.
+    """
     formatter = {"text": "TextFormatter", "json": "JsonFormatter"}[kind]
-    quiet = {"level": "WARNING"}  # they write whole addresses
-    only_errors = {"level": "ERROR"}  # it warns, in use or not, of what it lacks to be fast
+    quiet = {"level": "WARNING"}  # these log whole addresses
+    only_errors = {"level": "ERROR"}  # it warns of missing parts that would make it faster, even if it is not used
     return {
         "version": 1,
         "disable_existing_loggers": False,

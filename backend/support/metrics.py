@@ -12,13 +12,13 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, gene
 
 RECENT = 50
 BUCKETS = (0.01, 0.03, 0.1, 0.3, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 30.0, 60.0, 100.0)
-"""Seconds; Label Studio gives up after 100."""
+"""Upper bounds of the histograms' buckets, in seconds; Label Studio gives up after 100."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A task that got no answer: when (seconds since 1970), which, of which project if that is known, how often, and why in one line, the
-    last time.
+    """A task that got no answer: its id, its project if known, how often it has failed, and when (seconds since 1970) and why (in one line)
+    it failed the last time.
     """
 
     when: float
@@ -31,8 +31,8 @@ class Failure:
 
 @dataclass(frozen=True)
 class Request:
-    """A request of Label Studio's: when (seconds since 1970), its id, method and route, the ``tasks`` it was about, how long it took, the
-    status of the answer, and why it was refused, in one line, or nothing.
+    """A request from Label Studio: when it came (seconds since 1970), its id, method and route, the ``tasks`` that it was about, the
+    seconds that it took, and the status of the answer. ``message`` says in one line why it was refused, or is empty.
     """
 
     when: float
@@ -46,7 +46,7 @@ class Request:
 
 
 class Metrics:
-    """Counters with a registry of their own, so that two apps in one process do not meet."""
+    """Counters in a registry of their own, so that two apps in one process do not share them."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
@@ -107,19 +107,21 @@ class Metrics:
         self._seconds.labels(request.method, request.route, str(request.status)).observe(request.seconds)
 
     def remember(self, request: Request) -> None:
-        """Show it among the last ones."""
+        """Keep a request among the last ones, for the status page."""
         with self._lock:
             (self._events_taken if request.route.startswith("/webhook") else self._last).append(request)
 
     @property
     def requests(self) -> list[Request]:
-        """The last requests of Label Studio that are no events, newest first."""
+        """The last requests from Label Studio other than webhook events, newest first."""
         with self._lock:
             return list(reversed(self._last))
 
     @property
     def events(self) -> list[Request]:
-        """The last events of Label Studio, newest first: there are many more of them than of other requests."""
+        """The last webhook events from Label Studio, newest first. They are kept apart because there are many more of them than of other
+        requests.
+        """
         with self._lock:
             return list(reversed(self._events_taken))
 
@@ -130,5 +132,5 @@ class Metrics:
             return list(reversed(self._recent.values()))
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """Return all metrics in Prometheus' text format."""
         return generate_latest(self.registry)

@@ -20,7 +20,7 @@ RETRY_SECONDS = 5
 
 
 def status_of(error: Sam4mllmError) -> HTTPStatus:
-    """Whether to ask again later, not at all, or otherwise."""
+    """Return the status for an error: 507 for a full disk, 503 if the same request may succeed later, 403 for StrangerError, else 400."""
     if isinstance(error, LogError) and error.kind == "full":
         return HTTPStatus.INSUFFICIENT_STORAGE
     if isinstance(error, QueueFullError | NotReadyError | LogError):

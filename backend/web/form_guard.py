@@ -1,4 +1,4 @@
-"""Buttons of the status page are pressed on the status page: a stranger's page cannot make a browser press them."""
+"""Protection from cross-site request forgery: another site's page cannot make a browser send the forms of this server's pages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,14 @@ from backend.errors import StrangerError
 from backend.web.http_parts import same
 
 TOKEN = "token"
-"""The form field."""
+"""The name of the form field that carries the token."""
 
 
 class FormGuard:
-    """A secret that our pages carry and no other page can read, for as long as the server runs; and where the browser says it comes from.
+    """Checks that a form was sent from a page of this server.
 
-    Either would do. The password is no help here: a browser sends it along whatever page asks.
+    It checks a token, which is made at the server's start and which no other site's page can read, and the origin that the browser reports.
+    Either would be enough. The password does not help here: a browser sends it whichever page the form is on.
     """
 
     def __init__(self) -> None:

@@ -17,15 +17,16 @@ from sam4mllm.errors import Sam4mllmError
 SHORT_BODY = 1 << 20
 """Most bytes of a body, where a route does not say otherwise."""
 SETUP_BODY = 8 << 20
-"""Most bytes of ``/setup``'s: a label config, which may have thousands of labels."""
+"""Most bytes of the body of ``/setup``: it holds a label config, which may have thousands of labels."""
 MAX_DIGITS = 18
-"""Of a number in Label Studio's database."""
+"""Most digits of the number that Label Studio's database gives a project or a task."""
 
 
 def json_body(most: int = SHORT_BODY) -> dict[str, object]:
-    """The request's object, of at most so many bytes.
+    """Return the JSON object in the request's body, which may have at most ``most`` bytes.
 
-    A form or plain text is what a stranger's page could make a browser send. Raises WireError, QueueFullError, and 413 for what is longer.
+    Only ``application/json`` is taken, for another site's page could make a browser send a form or plain text (cross-site request forgery).
+    Raises WireError, QueueFullError, and werkzeug's HTTPException of status 413 for a longer body.
     """
     if request.mimetype != "application/json":
         raise WireError("send application/json")
@@ -51,7 +52,7 @@ def _bytes_of_body() -> bytes:
 
 
 def give_back_memory() -> None:
-    """At the end of a request, what its body took."""
+    """Give back the memory that was reserved for the body of the request, which has ended."""
     if (portion := g.pop("portion", None)) is not None:
         portion.give_back()
 
@@ -64,7 +65,7 @@ def refusal(status: HTTPStatus, line: str, headers: dict[str, str] | None = None
 
 
 def note_reason(error: Sam4mllmError) -> None:
-    """Why the request at hand is refused, for those who count."""
+    """Note why the current request is refused; the metrics count refusals by this reason."""
     g.reason = error.reason if isinstance(error, BackendError) else "request"
 
 
@@ -79,12 +80,12 @@ def knows_password(settings: Settings) -> bool:
 
 
 def same(given: str, wanted: str) -> bool:
-    """Compared in a time that tells nothing."""
+    """Whether two texts are equal, by a constant-time comparison."""
     return hmac.compare_digest(given.encode("utf-8", "surrogateescape"), wanted.encode())
 
 
 def read_number(text: str, name: str) -> int:
-    """The number of a project or a task, which ``name`` says, as somebody typed it. Raises WireError."""
+    """Return the number that somebody typed. ``name`` says in the error what has that number: a project or a task. Raises WireError."""
     if not text.isascii() or not text.isdigit() or len(text) > MAX_DIGITS:
         raise WireError(f"a {name} is given by its number, as in the address of its page")
     return int(text)

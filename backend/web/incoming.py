@@ -1,4 +1,4 @@
-"""Bytes of one HTTP request as they arrive, until they are whole. Knows no socket, and leaves all judgement to the server's own parser."""
+"""Collects the bytes of an HTTP request and finds its end. It uses no socket, and leaves it to gunicorn's parser to refuse bad requests."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 class Incoming:
     """The request that a connection is sending.
 
-    ``whole`` once its last byte is there, or once more bytes would change nothing: of a body whose length is not well formed or is above
-    ``max_body`` only the head is waited for, and ``last`` says that the connection cannot go on after it.
+    ``whole`` is true once its last byte has arrived, or once further bytes would change nothing: where the length of the body is malformed
+    or above ``max_body``, the head is enough. ``last`` is then true: the connection cannot carry another request.
     """
 
     def __init__(self, max_body: int, begun: bytes = b"") -> None:
@@ -37,7 +37,7 @@ class Incoming:
         self.size = 0
         """Bytes that are kept."""
         self.length = 0
-        """Of the body, as far as it is known."""
+        """Bytes of the body: as announced, or those of a chunked body that have arrived so far, with its chunks' own lines."""
         if begun:
             self.feed(begun)
 
@@ -75,13 +75,13 @@ class Incoming:
         self._feed_body(body)
 
     def take(self) -> Iterator[bytes]:
-        """The request, piece by piece, each let go once it was taken."""
+        """Yield the request piece by piece; pieces of the body are not kept after that."""
         yield bytes(self._head)
         while self._body:
             yield self._body.popleft()
 
     def next(self) -> Incoming:
-        """The request after this one."""
+        """Return the connection's next request, with the bytes of it that have already arrived."""
         return Incoming(self._max_body, self._rest)
 
     def _read_head(self) -> None:
@@ -98,7 +98,7 @@ class Incoming:
                 self.last = True
         if _EXPECT.search(head) and not self.last:
             self.expects = True
-            self._head = bytearray(_EXPECT.sub(b"", head) + b"\r\n")  # answered here: the parser would do it only when all is there
+            self._head = bytearray(_EXPECT.sub(b"", head) + b"\r\n")  # answered by the worker: the parser would wait for the body
 
     def _feed_body(self, data: bytes) -> None:
         if self.last:

@@ -1,4 +1,4 @@
-"""Large request bodies are taken in a few at a time, so that together they never take more memory than one of the largest size may."""
+"""Admission of large request bodies: they are read one at a time, and all that are being worked on take at most ``MEMORY`` together."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from contextlib import contextmanager
 from backend.errors import QueueFullError
 
 SMALL = 256 * 1024
-"""Bytes of a body that is taken in without asking."""
+"""Bytes of the largest body that is read without admission."""
 MEMORY = 320 << 20
-"""Bytes that all large bodies together may take once they are read: one mask-laden body of 64 MB, or dozens of usual ones."""
+"""Bytes of memory that all large bodies may take together: enough for one body of 64 MB full of masks, or for dozens of usual ones."""
 WAIT_SECONDS = 15.0
 WAITING = 8
-"""Requests that may wait for others to end; each takes a thread."""
+"""Requests that may wait for memory at once; each occupies a thread while it waits."""
 ESTIMATE = 5
-"""Bytes of memory for a byte of a body, before it is read."""
+"""Bytes of memory that are reserved for each byte of a body before it is read and its true need is known."""
 BUSY = "too many large requests are being worked on; send it again in a few seconds"
 
 
 class Intake:
-    """What large bodies take. Threads share it."""
+    """The memory that large bodies share. Threads may share it."""
 
     def __init__(self, memory: int = MEMORY, wait_seconds: float = WAIT_SECONDS, waiting: int = WAITING) -> None:
         self._all = self._free = memory
@@ -32,7 +32,11 @@ class Intake:
 
     @contextmanager
     def admit(self, length: int) -> Iterator[Portion]:
-        """Wait until there is memory for a body of so many bytes, and until no other is being read. Raises QueueFullError."""
+        """Reserve memory for a body of ``length`` bytes, and hold the right to read it while the ``with`` block runs.
+
+        The portion outlasts the block and must be given back, except that a block that raises gives it back itself. Raises QueueFullError
+        if too many requests wait already, or memory or the right to read is not free in time.
+        """
         portion = Portion(self, self._wait_for(min(ESTIMATE * length, self._all)))
         try:
             if not self._reading.acquire(timeout=self._wait_seconds):
@@ -59,7 +63,10 @@ class Intake:
         return wanted
 
     def change(self, held: int, wanted: int) -> int:
-        """Give back what is too much, or take what is missing if it is there. Raises QueueFullError if it is not."""
+        """Replace a reservation of ``held`` bytes by one of ``wanted``, at most all of the memory, and return its size.
+
+        It does not wait. Raises QueueFullError if so many bytes are not free.
+        """
         wanted = min(wanted, self._all)
         with self._changed:
             if wanted - held > self._free:

@@ -16,7 +16,7 @@ PAGE_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
 
 
 def add_learning_routes(app: Flask, service: Service) -> None:
-    """Which versions there are, what runs there were, and how to start, stop and promote."""
+    """Add routes that list versions and runs, start and stop a run, show its report and pictures, and promote or roll back a version."""
 
     @app.route("/versions", methods=["GET", "POST"])
     def versions() -> Response:
@@ -31,7 +31,7 @@ def add_learning_routes(app: Flask, service: Service) -> None:
 
     @app.post("/api/runs")
     def start_run() -> Response:
-        """Train now; the run that waits, if there is one."""
+        """Start a training run, or return the one that waits or runs if it would learn from the same corrections."""
         json_body()
         answer = jsonify(shown(service.learner.ask("asked for over the API"), service))
         answer.status_code = HTTPStatus.CREATED
@@ -53,7 +53,7 @@ def add_learning_routes(app: Flask, service: Service) -> None:
 
     @app.get("/api/runs/<run>/pictures/<int:index>-<any(before, after):side>.png")
     def picture(run: str, index: int, side: Side) -> Response:
-        """A held-out phrase before or after a run."""
+        """The picture of a held-out phrase as the version before or after the run draws it."""
         data = service.learner.runs.picture(run, index, side)
         if data is None:
             return refusal(HTTPStatus.NOT_FOUND, "there is no such picture")
@@ -75,5 +75,5 @@ def add_learning_routes(app: Flask, service: Service) -> None:
 
 
 def shown(run: Run, service: Service) -> dict[str, object]:
-    """A run as the API and the page tell of it."""
+    """Return a run as the API shows it: its fields and, until it is over, its progress."""
     return {**asdict(run), "progress": {} if run.over else service.learner.runs.folder(run.id).read_progress()}

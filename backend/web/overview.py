@@ -27,14 +27,14 @@ from sam4mllm.adapters.registry import Broken, Promotion
 from sam4mllm.errors import RegistryError
 
 SHOWN_RUNS = 10
-"""Of a page; older ones are on the next."""
+"""Training runs on one page; older ones are on the next."""
 SHOWN_CHANGES = 3
 BASE_MODEL = "the base model"
 
 
 @dataclass(frozen=True)
 class Version:
-    """An adapter of the registry. ``usable``: it was trained on the base model that is loaded, so that it can serve."""
+    """An adapter of the registry. ``usable``: it was trained on the base model that is loaded, so it can serve; true if none is."""
 
     version: str
     created: float
@@ -45,7 +45,9 @@ class Version:
 
 @dataclass(frozen=True)
 class Active:
-    """The run that goes on or waits: ``progress`` as the process tells it (stage, done, of), and its loss so far."""
+    """A run that is going on or waits. ``progress`` is what its process reports (stage, done, of), ``curve`` the loss so far as (step,
+    loss).
+    """
 
     run: Run
     progress: dict[str, Any]
@@ -58,15 +60,20 @@ class Active:
 
 @dataclass(frozen=True)
 class Overview:
-    """The server at a moment; times in seconds since 1970.
+    """The state of the server at one moment; times are in seconds since 1970.
 
-    ``version`` is that of predictions, ``champion`` the registry's, empty for the base model; ``serves_since`` is None if the history does
-    not say. ``rolls_back_to`` is None where there is nothing to roll back. ``runs`` are those of a page, from the ``first`` of
-    ``run_count``, the newest first. ``changes`` are pictures of ``changed_by``, the last run that was judged. ``demo`` says that the demo's
-    models serve a project that is not the demo's, ``parameters`` by project what is wrong with those of its own, ``untrained`` why no run
-    trains a LoRA, ``standing`` how far the next one is and ``missing`` how many pictures it lacks, ``unassisted_minutes`` what those
-    without our help cost in a hundred tasks, ``projects`` the numbers of those that are known, ``bulk`` the last bulk run of each, and
-    ``problem`` what of this could not be read.
+    - ``version``: that of predictions. ``champion``: the registry's version, empty for the base model.
+    - ``serves_since``: when the champion was promoted, None if the history does not say or there is no MLLM.
+    - ``rolls_back_to``: what a rollback would let serve, None where there is nothing to roll back.
+    - ``demo``: a notice that the demo's models serve a project that is not the demo's, else empty.
+    - ``parameters``: by project, what is wrong with its extra parameters.
+    - ``untrained``: why no run trains a LoRA, empty if runs do.
+    - ``unassisted_minutes``: how many minutes longer a hundred tasks take because some of them come without a pre-annotation.
+    - ``standing``: how far the next run is, as a sentence. ``missing``: how many corrected pictures it lacks, None if that is not known.
+    - ``projects``: the numbers of all known projects. ``bulk``: the last bulk run of each.
+    - ``runs``: one page of runs, the newest first, without the ``first`` newest ones; ``run_count`` is the number of all runs.
+    - ``changes``: pictures from before and after ``changed_by``, the last run that was judged.
+    - ``problem``: what of all this could not be read, and why.
     """
 
     state: str
@@ -128,7 +135,7 @@ class Overview:
 
 @dataclass(frozen=True)
 class _Shelf:
-    """What the registry says."""
+    """The part of :class:`Overview` that is read from the registry; ``problem`` says why it could not be."""
 
     champion: str = ""
     since: float | None = None
@@ -140,13 +147,16 @@ class _Shelf:
 
 
 def page_address(label_studio_url: str) -> str:
-    """Label Studio's address where a browser reaches it, too: a name without a dot is that of a container, and empty here."""
+    """Return Label Studio's address if a browser may reach it too, else an empty text.
+
+    A host name without a dot, other than localhost, is taken for a container's, which a browser cannot resolve.
+    """
     host = urlsplit(label_studio_url).hostname or ""
     return label_studio_url.rstrip("/") if "." in host or ":" in host or host == "localhost" else ""
 
 
 def look(service: Service, first: int = 0) -> Overview:
-    """The server as it is now; of its runs, a page from the ``first``-newest. Nothing here waits for the models."""
+    """Return the state of the server now, with a page of runs that skips the ``first`` newest. Nothing here waits for the models."""
     engine, learner, settings = service.engine, service.learner, service.settings
     strategy = engine.model.current.strategy if engine.model is not None else settings.strategy
     runs = learner.runs.all()
@@ -236,6 +246,9 @@ def _projects(service: Service) -> list[int]:
 
 
 def _tell_demo(service: Service, projects: Sequence[int]) -> str:
-    """Of the projects that are known, or of all that may come."""
+    """Return the first notice that the demo's models serve a project that is not the demo's, empty if they do not.
+
+    Where no project is known yet, the notice is about any that may come.
+    """
     told = [demo_notice(service.settings, project) for project in projects] or [demo_notice(service.settings)]
     return next(filter(None, told), "")

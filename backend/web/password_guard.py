@@ -1,4 +1,4 @@
-"""Who may ask: whoever knows the password, or without one whoever is on this machine and calls it by a name of loopback."""
+"""Access to the server: requests need the password or, where none is set, a Host header that names loopback."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ OPEN_ENDPOINTS = ("health", "webhook", "webhook_by_path")
 
 
 def ask_for_password(app: Flask, settings: Settings) -> None:
-    """Refuse requests of the application, before anything else is done with them, that lack the password or a name of loopback."""
+    """Refuse requests without the password, or if none is set those whose Host header does not name loopback. No route is called."""
     password = settings.auth_password.get_secret_value()
 
     @app.before_request
     def ask_who() -> Response | None:
         if not password and _host_name() not in LOOPBACK:
-            # a page in somebody's browser may call us by a name of its own that leads to loopback
+            # DNS rebinding: a page in somebody's browser may call this server by a host name of its own that resolves to loopback
             return refusal(HTTPStatus.FORBIDDEN, "without a password this server is called 127.0.0.1 or localhost")
         if not password or request.endpoint in OPEN_ENDPOINTS or knows_password(settings):
             return None

@@ -20,7 +20,7 @@ def add_prediction_routes(app: Flask, service: Service) -> None:
 
     @app.get("/health")
     def health() -> Response:
-        """Always fast; says loading, ready, paused, failed or draining."""
+        """The state of the server: loading, ready, paused, failed or draining. Always answers fast."""
         return jsonify(status="UP", state=engine.state, model_class="SAM4MLLM", error=engine.failure)
 
     @app.get("/ready")
@@ -33,7 +33,7 @@ def add_prediction_routes(app: Flask, service: Service) -> None:
 
     @app.post("/setup")
     def setup() -> Response:
-        """Label Studio's: checks the label config, answers with the version."""
+        """Called by Label Studio: checks the label config and answers with the version that serves."""
         asked = read_setup(json_body(SETUP_BODY))
         config = read_label_config(asked.label_config, settings.prompt_control)
         service.predictor.note_config(asked.project, asked.label_config)
@@ -44,7 +44,7 @@ def add_prediction_routes(app: Flask, service: Service) -> None:
 
     @app.post("/predict")
     def predict() -> Response:
-        """Label Studio's: predictions for tasks, or for what an annotator typed and clicked."""
+        """Called by Label Studio: predictions for tasks, or for what an annotator typed and clicked."""
         asked = read_predict(json_body(settings.max_body_mb << 20))
         note_tasks(asked.tasks)
         results = service.predictor.predict(asked)

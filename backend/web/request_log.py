@@ -18,9 +18,9 @@ log = logging.getLogger(__name__)
 
 HEADER = "X-Request-ID"
 GIVEN = re.compile(r"[A-Za-z0-9._-]{1,64}")
-"""An id of a proxy before us is kept, if it is one."""
+"""The form of an id. An id of this form in the request's HEADER, which a proxy may have set, is kept; otherwise a new one is made."""
 METHODS = frozenset(("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"))
-"""What may be a label of a metric: anybody can send any other word."""
+"""Methods that a metric's label may hold. All others are counted as ``other``, for a client can send any word."""
 OF_LABEL_STUDIO = frozenset(("setup", "predict", "webhook", "webhook_by_path"))
 SHOWN_TASKS = 3
 REASONS = {
@@ -32,11 +32,13 @@ REASONS = {
     HTTPStatus.INTERNAL_SERVER_ERROR: "internal",
     HTTPStatus.INSUFFICIENT_STORAGE: "disk_full",
 }
-"""Of refusals that are no errors of ours."""
+"""The reason, by status, under which a refusal is counted if no error of this project has set one."""
 
 
 def follow_requests(app: Flask, metrics: Metrics) -> None:
-    """Must be added before all else, so that what is refused at the door is seen too."""
+    """Give each request an id, and count and log its answer. Call it before any other hook is added, so that it sees what those refuse,
+    too.
+    """
 
     @app.before_request
     def begin() -> None:

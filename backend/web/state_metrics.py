@@ -32,7 +32,7 @@ def add_metrics(app: Flask, service: Service) -> None:
 
 
 class StateCollector(Collector):
-    """Queue, caches, version, runs, agreement and disk of a service."""
+    """Computes the metrics of a service's queue, caches, version, runs, reviews, worth of pre-annotations, and disk."""
 
     def __init__(self, service: Service) -> None:
         self._service = service
@@ -81,7 +81,7 @@ class StateCollector(Collector):
         runs = learner.runs.all()
         states = Counter(run.state for run in runs)
         yield _by("sam4mllm_runs", "Training runs by state.", "state", {state: states[state] for state in get_args(RunState)})
-        with suppress(LogError):  # it is locked; the page says so
+        with suppress(LogError):  # the log cannot be read; the status page says why
             yield _one("sam4mllm_new_corrections", "Corrections since the last run was asked for.", learner.count_new())
         ended = next((run for run in runs if run.state in ENDED), None)
         if ended is not None and ended.ended is not None:

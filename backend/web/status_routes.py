@@ -83,7 +83,7 @@ BUTTONS = {
 
 
 def add_status_routes(app: Flask, service: Service) -> None:
-    """``GET /``, ``GET /api`` and a form's address for each button."""
+    """Add ``GET /``, ``GET /api``, and ``POST /actions/<name>`` for the buttons."""
     guard = FormGuard()
 
     def page(status: HTTPStatus = HTTPStatus.OK, *, said: str = "", wrong: str = "") -> Response:
@@ -105,7 +105,7 @@ def add_status_routes(app: Flask, service: Service) -> None:
             train_after=service.settings.train_after,
             unassisted=service.settings.unassisted_share,
         )
-        answer = Response(text.encode(errors="replace"), status, mimetype="text/html")  # a phrase may hold half of a character
+        answer = Response(text.encode(errors="replace"), status, mimetype="text/html")  # a phrase may hold an unpaired surrogate
         answer.headers["Content-Security-Policy"] = POLICY.format(nonce=nonce)
         answer.headers["Cache-Control"] = "no-store"
         return answer
@@ -141,6 +141,6 @@ def add_status_routes(app: Flask, service: Service) -> None:
 
 
 def _first() -> int:
-    """The page's number of runs to leave out; nonsense counts as none."""
+    """Return how many of the newest runs the page skips, from the query's ``first``; 0 if that is not a number of less than ten digits."""
     given = request.args.get("first", "0")
     return min(int(given), MAX_FIRST) if given.isascii() and given.isdigit() and len(given) < 10 else 0

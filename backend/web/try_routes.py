@@ -38,12 +38,12 @@ log = logging.getLogger(__name__)
 PAGE = Path(__file__).with_name("pages") / "try.html"
 POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; form-action 'self'; frame-ancestors 'none'; base-uri 'none'"
 TASKS = 6
-"""Of a project, its first, that are shown side by side."""
+"""How many of a project's first tasks are shown side by side."""
 
 
 @dataclass(frozen=True)
 class Form:
-    """What the page's form says, as it is shown again."""
+    """The texts in the fields of the page's form, with which the answer shows the form again."""
 
     project: str = ""
     task: str = ""
@@ -57,19 +57,23 @@ class Form:
         return cls(**{name: given.get(name, "").strip() for name in ("project", "task", "phrases", "strategy", "threshold")})
 
     def number(self, name: str) -> int | None:
-        """A project's or a task's number, None for none. Raises WireError."""
+        """Return the number in the field ``project`` or ``task``, None if the field is empty. Raises WireError if it holds no number."""
         text = getattr(self, name)
         return read_number(text, name) if text else None
 
     def parameters(self, before: Parameters) -> Parameters:
-        """A project's parameters with strategy and threshold as far as they are chosen here. Raises ParametersError."""
+        """Return the project's parameters ``before`` with the strategy and the threshold that the form chooses, if any. Raises
+        ParametersError.
+        """
         chosen = read_parameters({"strategy": self.strategy or None, "threshold": _number(self.threshold)})
         return replace(before, **chosen.shaping())
 
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture on the page: what it is, its address in Label Studio if it has one, and what came of it or why nothing did."""
+    """A picture on the page. ``link`` is its task's address in Label Studio, if it has one; ``tried`` is the result, or ``wrong`` the
+    error.
+    """
 
     title: str
     link: str = ""
@@ -128,7 +132,11 @@ def add_try_routes(app: Flask, service: Service) -> None:
 
 
 def _page(service: Service, guard: FormGuard, form: Form, shown: list[Shown], status: HTTPStatus, **told: str) -> Response:
-    """``told``: what is ``said`` or ``wrong``, and the ``command`` that has a project asked so."""
+    """Render the page.
+
+    ``told`` may hold ``said`` (a message), ``wrong`` (an error) and ``command`` (the command that sets the tried parameters for the
+    project).
+    """
     text = render(
         PAGE,
         root=request.script_root,
@@ -156,7 +164,10 @@ def _check(service: Service, parameters: Parameters) -> None:
 
 
 def _try(service: Service, form: Form) -> tuple[list[Shown], str]:
-    """What came of the form, and the command that sets it for its project, if there is one. Raises Sam4mllmError."""
+    """Try what the form says. Return the pictures to show, and the command that sets these parameters for the project, if there is one.
+
+    An error with a task is shown with that task. Raises Sam4mllmError for any other error.
+    """
     phrases = split_phrases(form.phrases)
     project, task = form.number("project"), form.number("task")
     upload = request.files.get("picture")
@@ -193,7 +204,10 @@ def _task_of(label_studio: LabelStudio, project: int, task: int) -> Any:
 def _answer(
     service: Service, config: LabelConfig, raw: Any, project: int, phrases: tuple[str, ...], parameters: Parameters, deadline: float
 ) -> Shown:
-    """What came of a task's picture, of several the first; what is wrong with it stays with it."""
+    """Try the phrases on a task's first picture; without phrases, those that the task itself is asked for.
+
+    An error is returned in ``wrong`` and not raised, so that the other tasks are still shown.
+    """
     title, link = "a task", ""
     try:
         task = read_task(raw)
@@ -221,7 +235,9 @@ def _label_studio(service: Service) -> LabelStudio:
 
 
 def _number(text: str) -> object:
-    """A number, or the text itself, for ``read_parameters`` to refuse."""
+    """Return the number in a text, None for an empty one; a text that is no number is returned as it is, so that ``read_parameters``
+    refuses it.
+    """
     try:
         return float(text) if text else None
     except ValueError:

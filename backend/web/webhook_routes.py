@@ -23,12 +23,12 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
 
     @app.post("/webhook")
     def webhook() -> Response:
-        """Label Studio's events; the secret in the header X-Webhook-Secret."""
+        """Label Studio's events, with the secret in the header X-Webhook-Secret."""
         return store(request.headers.get(SECRET_HEADER, ""))
 
     @app.post("/webhook/<secret>")
     def webhook_by_path(secret: str) -> Response:
-        """The same, the secret in the path."""
+        """Label Studio's events, with the secret in the path."""
         return store(secret)
 
     def store(secret: str) -> Response:
@@ -39,7 +39,7 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
         try:
             event = service.receive(body)
         except LogError as error:  # not acknowledged, so Label Studio logs it, and reconciliation brings it
-            if error.kind != "full":  # that is counted by its status
+            if error.kind != "full":  # a full disk is counted by its status
                 note_reason(error)
             log.error("an event could not be stored: %s", error)
             return refusal(status_of(error), f"the event could not be stored: {error}")

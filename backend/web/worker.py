@@ -1,8 +1,9 @@
-"""gunicorn's threaded worker, but a thread is taken only by a request that has arrived in full.
+"""gunicorn's threaded worker, changed so that a request takes a thread only once it has arrived in full.
 
-In gunicorn's own, a thread waits for the rest of a head or a body, so that a few dozen slow connections take them all (CWE-400, slowloris).
-Here the loop that accepts connections collects their bytes. A head and a body have a deadline, all bodies together a limit, and where there
-are too many connections the one that has been incomplete the longest makes room. ``/health`` has threads of its own.
+In gunicorn's own worker a thread waits for the rest of a request's head or body, so that a few dozen slow connections occupy all threads
+(CWE-400, slowloris). Here the loop that accepts connections collects their bytes. Head and body each have a deadline, and the bytes of all
+requests together have a limit. Where there are too many connections the oldest is closed: first one that is already answered, else one
+whose request is not complete. ``/health`` has threads of its own.
 """
 
 from __future__ import annotations
@@ -24,23 +25,25 @@ from gunicorn.workers.gthread import STOP_KEEPALIVE_LINGER, TConn, ThreadWorker
 from backend.web.incoming import Incoming
 
 HEAD_SECONDS = 10.0
-"""From a connection's first byte, or its beginning, to the end of the head."""
+"""Seconds from a request's first byte to the end of its head; a new connection has as long to send that byte."""
 BODY_SECONDS = 30.0
 BODY_RATE = 1 << 20
-"""Bytes a second: a body has BODY_SECONDS, and what its length takes at this rate."""
+"""Bytes a second. A request must be complete BODY_SECONDS after its first byte, plus the time that its body takes at this rate."""
 SEND_SECONDS = 30.0
-"""For a client to take a piece of an answer."""
+"""Seconds that a client has to receive each piece of an answer."""
 LINGER_SECONDS = 2.0
-"""For a client to close a connection that we have ended, so that it can read the answer (RFC 9112, section 9.6)."""
+"""Seconds that a client has to close the connection after the server has ended its side, so that it can still read the answer (RFC 9112,
+section 9.6).
+"""
 MAX_CONNECTIONS = 400
-"""A process may usually have 1,024 files open."""
+"""Connections that may be open at once; a process may usually have 1,024 files open."""
 HEALTH_THREADS = 2
 PIECE = 256 * 1024
 SWEEP_SECONDS = 0.2
 
 
 class Connection(TConn):  # type: ignore[misc] # gunicorn has no types
-    """A client's connection: ``incoming`` is what it is sending, until ``deadline``."""
+    """A client's connection. ``incoming`` is the request that it is sending, which must be complete at ``deadline`` (monotonic clock)."""
 
     def __init__(self, cfg: Any, sock: socket.socket, client: Any, server: Any, max_body: int) -> None:
         super().__init__(cfg, sock, client, server)
@@ -52,7 +55,7 @@ class Connection(TConn):  # type: ignore[misc] # gunicorn has no types
         """Bytes of the request that is being answered."""
 
     def init(self) -> None:
-        """On the thread that answers."""
+        """Set the time-out for sending; gunicorn calls this on the thread that answers."""
         self.sock.settimeout(SEND_SECONDS)
 
     def begin(self) -> None:
@@ -67,10 +70,12 @@ class Connection(TConn):  # type: ignore[misc] # gunicorn has no types
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """One process; ``max_body`` is a limit for each body, and twice that for all that have arrived and are not answered yet."""
+    """The worker process. A body has at most ``max_body`` bytes; all requests that are not answered yet have at most twice as many
+    together, complete or not.
+    """
 
     max_body = 64 << 20
-    """Set by the configuration."""
+    """Bytes; ``gunicorn.conf.py`` sets it to SAM4MLLM_MAX_BODY_MB."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)
@@ -103,7 +108,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._wait(Connection(self.cfg, client, address, listener.getsockname(), self.max_body))
 
     def finish_request(self, connection: Connection, answered: Future[Any]) -> None:
-        """The answer is written, or could not be."""
+        """Keep or end the connection, now that its answer has been written or has failed; called on the loop's thread."""
         self._held -= connection.held
         keep = not answered.cancelled() and answered.exception() is None and answered.result() is True and not connection.incoming.last
         if not keep:
@@ -117,7 +122,10 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._wait(connection)
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """End what has passed its deadline; when the worker stops, what has not begun to send."""
+        """End the connections that have passed their deadline, or all with ``force``.
+
+        Once the worker stops, connections on which no request has begun get at most STOP_KEEPALIVE_LINGER seconds more.
+        """
         now = time.monotonic()
         if now - self._swept < SWEEP_SECONDS and not force:
             return
@@ -131,7 +139,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
                 self._refuse(connection, HTTPStatus.REQUEST_TIMEOUT, "the request did not arrive in time")
 
     def murder_pending(self) -> None:
-        """There are none: gunicorn's own wait for their first byte here."""
+        """Do nothing: gunicorn ends here connections that wait for their first byte, and this worker keeps those in ``_reading``."""
 
     # -- a connection's way ----------------------------------------------------------------------------------------------------------------
 
@@ -168,7 +176,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._drop_slowest()
 
     def _receive(self, connection: Connection) -> bytes | None:
-        """What is there; nothing at the end, None if it was a false alarm."""
+        """Return the bytes that have arrived; ``b""`` if the connection has ended or failed, None if there is nothing to read after all."""
         try:
             data: bytes = connection.sock.recv(PIECE)
         except (BlockingIOError, InterruptedError):
@@ -184,7 +192,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         answer.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, connection, done))
 
     def _refuse(self, connection: Connection, status: HTTPStatus, line: str) -> None:
-        """Answer without a thread. A connection on which nothing has begun is closed without a word."""
+        """Answer with an error from the loop's own thread. Where no request has begun, the connection is ended without an answer."""
         self._forget(connection)
         self._held -= connection.incoming.size
         if connection.incoming.begun:
@@ -195,8 +203,8 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._leave(connection)
 
     def _leave(self, connection: Connection) -> None:
-        """Say that this was all, and let the client close; not in gunicorn's way, which waits for it on this thread."""
-        connection.incoming, connection.parser = Incoming(0), None  # with what was not read of the body
+        """End the server's side of the connection and let the client close it. gunicorn's own way would wait for that on this thread."""
+        connection.incoming, connection.parser = Incoming(0), None  # this frees what was not read of the body
         try:
             connection.sock.setblocking(False)
             connection.sock.shutdown(socket.SHUT_WR)
@@ -229,14 +237,14 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     # -- too much --------------------------------------------------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
-        """End the connection that has been left or incomplete the longest."""
+        """Close the oldest connection that is already answered, or if there is none the oldest of those in ``_reading``."""
         for waiting in (self._leaving, self._reading):
             if waiting:
                 self._close(min(waiting, key=lambda one: one.began))
                 return
 
     def _drop_slowest(self) -> None:
-        """End the large incomplete body that arrives the slowest."""
+        """Refuse the slowest of the incomplete requests of at least PIECE bytes, or if there is none the slowest of all incomplete ones."""
         now = time.monotonic()
         large = [one for one in self._reading if one.incoming.size >= PIECE] or [one for one in self._reading if one.incoming.begun]
         if large:

@@ -1,3 +1,6 @@
-"""Everything of an adapter: its files (``files``), its versions (``registry``), where they are kept (``home``), adapters given by name
-(``loose``), its layers' names of today (``conversion``), and its weights on a model (``factors``, ``lora``).
+"""LoRA adapters on disk and on a model.
+
+Modules: an adapter's files (``files``), its papers (``manifest``), versions (``registry``) and where they are kept (``home``), adapters
+that are given by name (``loose``), adapters with older layer names (``conversion``), and weights on a model (``factors``, ``lora``,
+``segmenter``).
 """

@@ -1,7 +1,7 @@
-"""Adapters whose layers have the names of older code, under today's names: earlier transformers, LLaVA, InternVL, Qwen-VL-Chat.
+"""Converting adapters with layer names of older code (earlier transformers, LLaVA, InternVL, Qwen-VL-Chat) to today's names.
 
-The factors stay as they are, and so does what they add up to. One layer is three today: Qwen-VL-Chat's ``c_attn`` holds queries, keys and
-values, so its second factor is cut into three blocks of rows, and its first goes with each of them.
+The factors keep their values, and so does the change that they make. One kind of layer is three layers today: Qwen-VL-Chat's ``c_attn``
+computes queries, keys and values. So its second factor (B) is cut into three blocks of rows, and each block gets a copy of the first (A).
 """
 
 from __future__ import annotations
@@ -45,9 +45,9 @@ _RULES: tuple[tuple[str, tuple[str, ...], str], ...] = (
     (r"transformer\.h\.(?P<layer>\d+)\.mlp\.c_proj", (f"{_LAYER}.mlp.down_proj",), "Qwen-VL-Chat as first published"),
     (r"transformer\.wte", ("model.language_model.embed_tokens",), "Qwen-VL-Chat as first published"),
 )
-"""Patterns of a layer's whole name, the layers that it is today, and whose name it was. The first that matches counts."""
+"""Each rule: a pattern of a layer's whole former name, the layers that it is today, and where the name is from. The first match counts."""
 _RENEWED = ("target_modules", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern", "auto_mapping")
-"""What a configuration says by names of layers, and of the class that had them."""
+"""The fields of an adapter's configuration that hold names of layers, or the class of the model that had them."""
 
 Tensors = Mapping[str, Tensor]
 Config = Mapping[str, Any]
@@ -55,7 +55,7 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class _Renamed:
-    """A layer's names today, and whose name it had."""
+    """The names that a layer has today, and the ``origin`` of its former name."""
 
     layers: tuple[str, ...]
     origin: str
@@ -70,16 +70,17 @@ def is_foreign(folder: Path) -> bool:
 
 
 def convert_adapter(folder: Path, out: Path, read: Callable[[Path], Tensors] | None = None, weights: str = WEIGHTS) -> list[str]:
-    """Write an adapter with older names anew into ``out``, a new or empty folder; what is to be known of it, a line each.
+    """Write an adapter that has older names into ``out`` under today's names; return notes for the user, one line each.
 
     Args:
-        folder: with the adapter's configuration and its weights.
-        out: a plain PEFT folder afterwards.
-        read: reads the weights, where they are not safetensors.
-        weights: the name of their file.
+        folder: holds the adapter's configuration and its weights.
+        out: a new or empty folder, which becomes a plain PEFT folder.
+        read: reads the weights' file if that is not safetensors.
+        weights: the name of the weights' file.
 
     Raises:
-        RegistryError: the adapter is not safe, its layers' names are not known, or ``out`` cannot be written; nothing is left of it then.
+        RegistryError: the adapter is not safe to load, its layers' names are not known, or ``out`` cannot be written. Nothing is left in
+            ``out`` then.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RegistryError(f"{out} is not empty; choose another folder")
@@ -97,7 +98,7 @@ def convert_adapter(folder: Path, out: Path, read: Callable[[Path], Tensors] | N
 
 
 def origin_of(tensors: Tensors) -> str | None:
-    """Whose names an adapter's layers have; None if they are today's or unknown."""
+    """Return which code the names of an adapter's layers are from; None if they are today's names or unknown."""
     renamed = _rename_all(_modules(tensors))
     if renamed is None:
         return None
@@ -106,9 +107,10 @@ def origin_of(tensors: Tensors) -> str | None:
 
 
 def renew(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
-    """A configuration and its factors under today's names; both as they are if they have them already.
+    """Return a configuration and its factors under today's names; both unchanged if not all layers have older names.
 
-    Raises ValueError if a layer is not among the target_modules, two are the same today, or a factor cannot be cut into three.
+    Raises ValueError if a layer is not among the target_modules, if two layers are the same layer today, or if a factor cannot be cut into
+    three.
     """
     modules = _modules(tensors)
     renamed = _rename_all(modules)
@@ -145,7 +147,7 @@ def _read(folder: Path, read: Callable[[Path], Tensors] | None, weights: str) ->
 
 
 def _write(out: Path, config: Config, tensors: Tensors) -> None:
-    """Raises RegistryError if what is written would not be safe to load, or cannot be written."""
+    """Write an adapter's folder. Raises RegistryError if the adapter would not be safe to load, or cannot be written."""
     try:
         with whole_folder(out) as temporary:
             save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / WEIGHTS, {"format": "pt"})
@@ -168,7 +170,7 @@ def _check_declared(config: Config, modules: list[str]) -> None:
 
 
 def _rename_all(modules: list[str]) -> dict[str, _Renamed] | None:
-    """Today's names of layers, if all have older ones; the head has the same in both."""
+    """Return today's names of the layers if all have older names, else None. ``lm_head`` alone is no older name."""
     renamed = {module: _rename(module) for module in modules}
     known = {module: one for module, one in renamed.items() if one is not None}
     if len(known) < len(renamed) or all(module == "lm_head" for module in known):
@@ -187,7 +189,7 @@ def _rename(module: str) -> _Renamed | None:
 
 
 def _modules(names: Any) -> list[str]:
-    """The layers of tensors, in order; a tensor that is no factor makes a name of no layer."""
+    """Return the names of the tensors' layers, in order. A tensor that is no LoRA factor stands under its own name, which fits no layer."""
     return list(dict.fromkeys(_factor(name)["module"] for name in names))
 
 
@@ -199,7 +201,7 @@ def _factor(name: str) -> Mapping[str, str]:
 
 
 def _cut(matched: Mapping[str, str], tensor: Tensor, renamed: Mapping[str, _Renamed]) -> tuple[Tensor, ...]:
-    """A factor for each layer that its layer is today: what goes in is the same for all, what comes out is a block of rows."""
+    """Return a factor for each layer that its former layer is today: copies of an A factor, or blocks of rows of any other tensor."""
     count = len(renamed[matched["module"]].layers)
     if count == 1:
         return (tensor,)

@@ -1,7 +1,7 @@
-"""Which LoRA factors an adapter declares on a model, and the tensors of its file that are those and no others.
+"""Loading foreign LoRA factors safely: which factors an adapter's configuration declares, and the tensors of its file, exactly these.
 
-peft loads by name whatever a file holds, base weights too, and matches patterns from the file without a limit of time. So the layers are
-found here, and peft is only ever given their full names.
+peft loads by name whatever a file holds, even base weights, and it matches patterns from a configuration without a time limit. So the
+layers are found here, and peft is only ever given their full names.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PREFIX = "base_model.model."
 ALL_LINEAR = "all-linear"
 """peft's word for every linear layer but the one that gives the logits."""
 DEFAULT_ALPHA = 8
-"""peft's, where a configuration has none."""
+"""peft's default for ``lora_alpha``, where a configuration has none."""
 
 _NAME = re.compile(r"[A-Za-z_]\w*")
 
@@ -42,7 +42,7 @@ class Declared:
     bias: bool
 
     def to_peft(self) -> LoraConfig:
-        """A configuration that names exactly these layers; of the foreign one it has numbers and flags alone."""
+        """Return a peft configuration that names exactly these layers, and takes only numbers and flags from the foreign one."""
         (rank, ranks), (alpha, alphas) = _by_value(self.ranks), _by_value(self.alphas)
         return LoraConfig(
             r=rank,
@@ -59,15 +59,16 @@ class Declared:
 
 
 def declare(config: Mapping[str, Any], model: nn.Module, trusted: str) -> Declared:
-    """What a configuration declares.
+    """Return the layers that a configuration declares on a model.
 
     Args:
-        config: as :func:`sam4mllm.adapters.files.check_adapter` gives it.
+        config: as :func:`sam4mllm.adapters.files.check_adapter` returns it.
         model: the base model; adapters may be loaded on it.
-        trusted: the pattern of the model's family, which is not foreign.
+        trusted: the family's own pattern of layers, which is matched without a time limit.
 
     Raises:
-        ValueError: it changes the base model itself, names no layer or one that LoRA cannot change, or a pattern does not end.
+        ValueError: the configuration changes the base model itself, names no layer or one that LoRA cannot change, or a pattern is not
+            valid or takes too long to match.
     """
     _check_apart(config)
     layers = base_layers(model)
@@ -82,9 +83,9 @@ def declare(config: Mapping[str, Any], model: nn.Module, trusted: str) -> Declar
 
 
 def pick_factors(tensors: Mapping[str, Tensor], declared: Declared, model: nn.Module) -> dict[str, Tensor]:
-    """The tensors of an adapter by peft's names without the prefix: all that are declared, and no others.
+    """Return an adapter's tensors, which must be exactly the declared ones, by their names without PREFIX.
 
-    Raises ValueError naming what else there is, what is missing, or what has another rank.
+    Raises ValueError naming a tensor that is not declared, one that is missing, or one that has another rank.
     """
     layers = base_layers(model)
     wanted = {name: rank for layer, rank in declared.ranks.items() for name in _factors(layer, layers[layer], declared)}
@@ -108,9 +109,9 @@ def pick_factors(tensors: Mapping[str, Tensor], declared: Declared, model: nn.Mo
 
 
 def fill(layers: Mapping[str, nn.Module], slot: str, found: Mapping[str, Tensor]) -> None:
-    """Copy factors into peft's layers, once every shape is right; no tensor of the base model is in reach.
+    """Copy factors into the adapter ``slot`` of peft's layers; no tensor of the base model can be changed.
 
-    Raises ValueError naming one that has another shape.
+    Nothing is copied before all names and shapes are checked. Raises ValueError naming a factor that has no place or another shape.
     """
     places = {name: weight for layer, module in layers.items() for name, weight in _places(layer, module, slot)}
     if places.keys() != found.keys():
@@ -138,7 +139,7 @@ def base_layers(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def _check_apart(config: Mapping[str, Any]) -> None:
-    """Only factors beside the base model's layers can be switched off again."""
+    """Raises ValueError if a configuration changes the base model itself, which could not be switched off again."""
     further = ("modules_to_save", "trainable_token_indices", "target_parameters", "layer_replication", "ensure_weight_tying")
     changed = ["bias"] if config.get("bias") not in (None, "none") else [name for name in further if config.get(name)]
     if changed:
@@ -146,7 +147,7 @@ def _check_apart(config: Mapping[str, Any]) -> None:
 
 
 def _targets(config: Mapping[str, Any], layers: Mapping[str, nn.Module], model: Any, trusted: str) -> list[str]:
-    """Full names of the layers that ``target_modules`` means, in the model's order."""
+    """Return the full names of the layers that a configuration selects, in the model's order."""
     given = config.get("target_modules")
     names = [name for name in layers if name]
     if isinstance(given, str) and given.lower() == ALL_LINEAR:
@@ -165,7 +166,10 @@ def _targets(config: Mapping[str, Any], layers: Mapping[str, nn.Module], model: 
 
 
 def chosen_names(given: str | list[str], names: Sequence[str], trusted: str) -> set[str]:
-    """As peft matches: a pattern covers a whole name; an entry of a list is a name or its last parts."""
+    """Return the names that ``given`` selects, by peft's rules: a pattern matches a whole name, a list's entry is a name or its last parts.
+
+    Only a pattern that equals ``trusted`` is matched without a time limit.
+    """
     if isinstance(given, list):
         wanted = set(given)
         return {name for name in names if not wanted.isdisjoint(_endings(name))}
@@ -176,13 +180,16 @@ def chosen_names(given: str | list[str], names: Sequence[str], trusted: str) -> 
 
 
 def _endings(name: str) -> Iterable[str]:
-    """The name and what is left of it after each dot."""
+    """Return the name and every part of it that begins after a dot: ``a.b.c``, ``b.c``, ``c``."""
     parts = name.split(".")
     return [".".join(parts[start:]) for start in range(len(parts))]
 
 
 def _numbered(chosen: set[str], given: Sequence[str], numbers: int | list[int], pattern: str | list[str] | None) -> set[str]:
-    """Those that were named in full, and of the others those in layers of these numbers."""
+    """Return the chosen names that ``given`` holds in full, and of the others those in a layer with one of these numbers.
+
+    ``pattern`` limits which lists of layers are counted, by their names; None counts all.
+    """
     lists = [pattern] if isinstance(pattern, str) else pattern or []
     if not all(_NAME.fullmatch(name) for name in lists):
         raise ValueError(f"layers_pattern in {CONFIG} must be the name of a list of layers, such as layers")
@@ -199,7 +206,10 @@ def _layer_number(name: str, lists: Sequence[str]) -> int | None:
 
 
 def values_of(config: Mapping[str, Any], key: str, names: Sequence[str], default: Any) -> list[Any]:
-    """A number for each name: that of the first pattern under ``key`` that covers the name, or its last parts."""
+    """Return a value for each name: that of the first pattern under ``key`` that matches the name or its last parts, else ``default``.
+
+    Raises ValueError if a pattern is not valid or takes too long to match.
+    """
     patterns: Mapping[str, Any] = config.get(key) or {}
     values = [default] * len(names)
     if patterns:
@@ -220,8 +230,9 @@ def _match(patterns: Sequence[str], names: Sequence[str], what: str) -> list[lis
 
 
 def _by_value(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
-    """The number that most names have, and patterns for peft: for each other number, one of the names that have it. Names are quoted and
-    cannot match anything else.
+    """Return the value that most names have, and for each other value a pattern for peft that matches the names with it.
+
+    Names are escaped in the patterns.
     """
     names: dict[Any, list[str]] = {}
     for name, value in values.items():
@@ -249,14 +260,16 @@ def _plain(name: str) -> str | None:
 
 
 def _rank(name: str, tensor: Tensor) -> int | None:
-    """Its side that the rank gives."""
+    """Return the length of the side that must equal the rank, 0 if the tensor lacks that side; None if its shape does not depend on the
+    rank.
+    """
     if name.endswith(("lora_A.weight", "lora_embedding_A")):
         return tensor.shape[0] if tensor.ndim else 0
     return (tensor.shape[1] if tensor.ndim > 1 else 0) if name.endswith(("lora_B.weight", "lora_embedding_B")) else None
 
 
 def _places(layer: str, module: Any, slot: str) -> Iterable[tuple[str, nn.Parameter]]:
-    """The parameters of one adapter in one of peft's layers."""
+    """Yield the names and parameters that the adapter ``slot`` has in one of peft's layers."""
     for kind, path in (("lora_A", "weight"), ("lora_B", "weight"), ("lora_B", "bias"), ("lora_embedding_A", ""), ("lora_embedding_B", "")):
         holder = getattr(module, kind)
         held = dict(holder.items()).get(slot)
@@ -268,7 +281,7 @@ def _places(layer: str, module: Any, slot: str) -> Iterable[tuple[str, nn.Parame
 
 
 def _describe(strange: Sequence[str], layers: Mapping[str, nn.Module]) -> str:
-    """What tensors are that have no place."""
+    """Return an error message about tensors that have no place in the adapter."""
     first = min(strange)
     matched = FACTOR.fullmatch(first)
     module = matched["module"].removeprefix(PREFIX) if matched else ""

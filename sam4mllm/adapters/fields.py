@@ -1,4 +1,4 @@
-"""Values in an adapter's files, told apart: names, numbers, times, and the pattern of a version."""
+"""The names of an adapter's files, patterns of names in them, and checks of the values that they hold."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any
 from sam4mllm.errors import RegistryError
 
 BASE = ""
-"""The version of no adapter: the base model alone."""
+"""The name that stands for no adapter, that is for the base model alone."""
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 FILES = (CONFIG, WEIGHTS)
 SEGMENTER_CONFIG = "segmenter_config.json"
 SEGMENTER_WEIGHTS = "segmenter_model.safetensors"
 SEGMENTER_FILES = (SEGMENTER_CONFIG, SEGMENTER_WEIGHTS)
-"""An adapter's parts: what changes the MLLM, and what changes the segmenter's mask decoder. It has one of them or both."""
+"""The files of an adapter's two parts: FILES change the MLLM, SEGMENTER_FILES the segmenter's mask decoder. It has one part or both."""
 MANIFEST = "manifest.json"
 VERSION = re.compile(r"[a-z0-9.-]{1,32}-(?P<number>[1-9][0-9]{0,17})-[0-9a-f]{8}")
 SLUG = re.compile(r"[a-z0-9.-]{1,32}")
@@ -49,19 +49,19 @@ def is_time(value: object) -> bool:
 
 
 def require(holds: bool, name: str, value: object, wanted: str) -> None:
-    """Raise RegistryError unless it holds; ``wanted`` says what the value should be."""
+    """Raise RegistryError unless ``holds`` is true; ``wanted`` says what the field ``name`` should be instead of ``value``."""
     if not holds:
         raise RegistryError(f"{name} must be {wanted}, not {shown(value)}")
 
 
 def shown(value: object) -> str:
-    """Anything as a short line."""
+    """Return the ``repr`` of any value, cut to 80 characters."""
     text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."
 
 
 def parse_object(text: str, name: str) -> dict[str, Any]:
-    """A JSON object from the text of a file of that name."""
+    """Parse a JSON object; ``name`` is the name of the file that the text is from. Raises RegistryError if it is not an object."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -1,6 +1,6 @@
-"""What an adapter's folder may hold: plain LoRA configurations, finite weights in safetensors, and a manifest that names their hashes.
+"""Checks of an adapter's folder: it may hold plain LoRA configurations, finite weights in safetensors, and a manifest with their hashes.
 
-A pickle is refused by its name or by what safetensors finds at its start, never opened as one. All checks raise RegistryError.
+A pickle is refused by its name, or because safetensors cannot read it; it is never unpickled. All checks raise RegistryError.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sam4mllm.errors import RegistryError, first_line
 from sam4mllm.plain_text import listed
 
 if TYPE_CHECKING:
-    from torch import Tensor  # takes seconds, which who names versions does not need
+    from torch import Tensor  # the import takes seconds, and code that only handles versions does not need it
 
 FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<factor>lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector)(?P<older>(?<=vector)\.weight)?",
@@ -28,23 +28,23 @@ FACTOR = re.compile(
 """Matches the names of an adapter's tensors as peft saves them; earlier versions of it wrote DoRA's with ``.weight``."""
 
 MAX_RANK = 4_096
-"""Of an adapter; published ones have up to 512."""
+"""The highest rank that an adapter may have; published ones have up to 512."""
 
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 _LIBRARY = re.compile(r"transformers(\.[a-z0-9_]+)*|sam4mllm\.qwen_vl_chat\.model")
 _MAX_TEXT = 1 << 20
-"""Bytes of a JSON file; a LoRA configuration with its lists of modules has a few thousand."""
+"""The most bytes of a JSON file; a LoRA configuration with its lists of modules has a few thousand."""
 _DTYPES = {"torch.float16", "torch.bfloat16", "torch.float32", "torch.float64"}
 
 
 def parts_of(folder: Path) -> tuple[tuple[str, str], ...]:
-    """The parts of an adapter that a folder has, in full or not: FILES, SEGMENTER_FILES or both; FILES where it has nothing of either."""
+    """Return the parts of an adapter of which a folder has any file: FILES, SEGMENTER_FILES or both; FILES if it has no file of either."""
     found = tuple(part for part in (FILES, SEGMENTER_FILES) if any((folder / name).exists() for name in part))
     return found or (FILES,)
 
 
 def check_names(found: set[str], wanted: set[str]) -> None:
-    """See that a folder has these files and no others."""
+    """Check that the file names ``found`` in a folder are exactly those in ``wanted``."""
     pickles = {name for name in found if Path(name).suffix.lower() in _PICKLES}
     if pickles:
         raise RegistryError(f"{listed(pickles)} may run code when it is opened, and was not; save the adapter as safetensors")
@@ -55,9 +55,9 @@ def check_names(found: set[str], wanted: set[str]) -> None:
 
 
 def check_adapter(folder: Path, part: tuple[str, str] = FILES) -> dict[str, Any]:
-    """See that a part of an adapter is safe to load, whatever else is there, and give its configuration. Raises OSError too.
+    """Check that a part of an adapter is safe to load, and return its configuration; other files are ignored. Raises OSError too.
 
-    What the tensors fit is seen when a model is there (:mod:`sam4mllm.adapters.factors`).
+    Whether the tensors fit a model is checked once it is loaded (:mod:`sam4mllm.adapters.factors`).
     """
     named, weights = part
     check_weights(folder / weights)
@@ -67,7 +67,7 @@ def check_adapter(folder: Path, part: tuple[str, str] = FILES) -> dict[str, Any]
 
 
 def check_parts(folder: Path) -> None:
-    """The same of all parts that a folder has."""
+    """Do the same checks as ``check_adapter`` for all parts that a folder has. Raises OSError too."""
     for part in parts_of(folder):
         check_adapter(folder, part)
 
@@ -81,7 +81,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_folder(folder: Path) -> Manifest:
-    """See that a version is whole and safe to load: no other files, the hashes of its manifest, and what ``check_adapter`` checks."""
+    """Check that a version is complete and safe to load, and return its manifest. Raises OSError too.
+
+    It must have no other files, the hashes that its manifest names, and pass ``check_adapter``.
+    """
     found = {path.name for path in folder.iterdir()}
     check_names(found, {*(name for part in parts_of(folder) for name in part), MANIFEST})
     manifest = read_manifest(folder)
@@ -117,15 +120,15 @@ def read_text(path: Path) -> str:
 
 
 def _check_plain(path: Path) -> None:
-    """So that a link, a pipe or a device is not opened."""
+    """Raises RegistryError unless the path is a regular file, so that no link, pipe or device is opened."""
     if path.is_symlink() or not path.is_file():
         raise RegistryError(f"{path.name} is missing or not a plain file; restore it")
 
 
 def check_weights(path: Path) -> list[str]:
-    """See that a file holds LoRA factors alone, of finite numbers, and give their names. Raises OSError too.
+    """Check that a file holds nothing but LoRA factors of finite numbers, and return their names. Raises OSError too.
 
-    safetensors checks a header's lengths and types itself, though not that a number is one.
+    safetensors itself checks the lengths and types in the header, but not whether numbers are finite.
     """
     _check_plain(path)
     try:
@@ -152,10 +155,10 @@ def _check_tensor(name: str, tensor: Tensor, file: str) -> None:
 
 
 def check_config(config: Mapping[str, Any], name: str = CONFIG) -> None:
-    """Only the settings of a plain LoRA with values that peft reads as data.
+    """Check that a configuration has only the settings of a plain LoRA, with values that peft treats as data.
 
-    Others make peft import modules by name (``auto_mapping``, ``megatron_core``), read further files (``corda_config``), or change the base
-    model's own weights (``init_lora_weights``).
+    Other settings make peft import modules by name (``auto_mapping``, ``megatron_core``), read further files (``corda_config``), or change
+    the base model's own weights (``init_lora_weights``).
     """
     unknown = config.keys() - _CONFIG.keys()
     if unknown:
@@ -183,12 +186,12 @@ def _is_name(value: object) -> bool:
 
 
 def _is_names(value: object) -> bool:
-    """Names of modules: a list, or one pattern for all."""
+    """Whether a value is a list of names of modules, or one pattern."""
     return _is_name(value) or (isinstance(value, list) and all(_is_name(name) for name in value))
 
 
 def _is_wholes(value: object) -> bool:
-    """Numbers of layers or tokens: one, a list, or a list for each module."""
+    """Whether a value is one whole number (of a layer or token), a list of them, or an object with such a value for each module."""
     if isinstance(value, dict):
         return all(_is_wholes(some) for some in value.values())
     return is_whole(value) or (isinstance(value, list) and all(is_whole(number) for number in value))
@@ -207,7 +210,7 @@ def _is_pattern(value: object) -> bool:
 
 
 def _is_known_class(value: object) -> bool:
-    """peft writes where the base model's class is from, and imports it when asked for an automatic model."""
+    """Whether a value names a class of transformers or of this package; peft imports that class when asked for an automatic model."""
     if not isinstance(value, dict) or set(value) - {"base_model_class", "parent_library", "unsloth_fixed"}:
         return False
     library, model = value.get("parent_library"), value.get("base_model_class")
@@ -234,4 +237,4 @@ _CONFIG: Mapping[str, Callable[[Any], bool]] = {
     "qalora_group_size": is_whole,
     "r": _is_rank,
 }
-"""What a configuration may say, and how a value is told to be harmless; null always is."""
+"""The fields that a configuration may have, each with the check that its value is harmless; null always is."""

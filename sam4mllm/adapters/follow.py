@@ -1,4 +1,4 @@
-"""What an adapter's papers say about a command that uses it: what was not given is taken from them, what is given against them refused."""
+"""How a command follows the papers of the adapter that it uses: options not given are taken from them, contrary ones are refused."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from sam4mllm.segmentation.names import HUB_ID, split_name
 
 
 def choose_model(given: str | None, papers: Papers | None, folder: Path | None = None) -> str:
-    """The model to load: the one that is given, or the one in the papers. Where there are none, the one that peft wrote into the adapter's
-    ``folder``, if it changes an MLLM and that is a folder on this machine or a hub id.
+    """Return the name of the model to load: the given one, or the one in the papers, or else the demo model.
 
-    Whether it is the adapter's is seen by its hash, once it is loaded: it may lie elsewhere by now.
+    For an adapter without papers that changes an MLLM, the name that peft wrote into its ``folder`` comes before the demo model, if it is a
+    folder on this machine or a hub id. Whether the model is the adapter's is checked by its hash once it is loaded, because it may have
+    moved since.
     """
     if given is not None or papers is not None or folder is None or not (folder / CONFIG).exists():
         return given or (DEMO if papers is None else papers.base_model)
@@ -28,11 +29,11 @@ def choose_model(given: str | None, papers: Papers | None, folder: Path | None =
 
 
 def choose_segmenter(given: str | None, papers: Papers | None, folder: Path | None = None) -> str:
-    """The segmenter to load: the one that is given, or the one in the papers, or the one whose decoder the adapter in ``folder`` changes,
-    if that is on this machine or a hub id.
+    """Return the name of the segmenter to load: the given one, or the one in the papers, or the one whose decoder the adapter in ``folder``
+    changes, if that is on this machine or a hub id, or else the demo segmenter.
 
-    Raises RegistryError if another is given than the one that chose the points of the adapter's answers; its file may lie in another folder
-    by now.
+    Raises RegistryError if the given one is not the one in the papers, which chose the points of the adapter's answers. Only their kinds
+    and file names are compared, because the file may have moved.
     """
     own = None if papers is None else papers.segmenter
     if given is not None and own is not None and _kind_and_file(given) != _kind_and_file(own):
@@ -41,7 +42,10 @@ def choose_segmenter(given: str | None, papers: Papers | None, folder: Path | No
 
 
 def _adapted(folder: Path | None) -> str | None:
-    """A name that vouches for a file, by its hash, counts only where a user gives it."""
+    """Return the segmenter that the adapter in a folder says it changes, if its files are on this machine or it is a hub id; else None.
+
+    A name with a checksum (``#``) is ignored: a checksum makes a file trusted, which only the user may do.
+    """
     if folder is None or not (folder / SEGMENTER_CONFIG).exists():
         return None
     named = parse_object(read_text(folder / SEGMENTER_CONFIG), SEGMENTER_CONFIG).get("base_model_name_or_path")
@@ -53,7 +57,9 @@ def _adapted(folder: Path | None) -> str | None:
 
 
 def lasting_name(source: str) -> str:
-    """A model's or segmenter's name as it holds in any working directory: paths are absolute, also behind ``vit_h:`` and around ``+``."""
+    """Return a model's or segmenter's name so that it is valid in any working directory: paths in it are made absolute, also those after a
+    kind such as ``vit_h:`` and on both sides of a ``+``.
+    """
     detector, segmenter = split_name(source)
     if detector is not None:
         return f"{lasting_name(detector)}+{lasting_name(segmenter)}"
@@ -68,16 +74,17 @@ def _kind_and_file(source: str) -> tuple[str, str, str]:
 
 
 def _parts(source: str) -> tuple[str, str, str]:
-    """``vit_h:``, the path or name, and ``#sha256=…``; the first and the last may be empty."""
+    """Split a name into its kind (such as ``vit_h:``), its path or name, and ``#sha256=…``; the first and the last may be empty."""
     named, mark, checksum = source.partition("#")
     kind, colon, file = named.rpartition(":")
     return kind + colon, file, mark + checksum
 
 
 def checkpoint_for(checkpoint: Checkpoint, papers: Papers | None, dialect: Dialect | None, name: str = "") -> Checkpoint:
-    """The model as an adapter with these papers, called ``name``, is to be spoken to; ``dialect`` is one that was asked for.
+    """Return the checkpoint with the dialect that an adapter with these papers was trained in.
 
-    Raises ModelError if the adapter is another model's, was trained in another dialect than the one asked for, or on other prompts.
+    ``dialect`` is the one that the user asked for, or None; ``name`` is the adapter's, for messages. Raises ModelError if the adapter is
+    for another model, or was trained in another dialect than the one asked for, or on other prompts.
     """
     if papers is None:
         return checkpoint if dialect is None else checkpoint.speaking(dialect)
@@ -96,7 +103,7 @@ def checkpoint_for(checkpoint: Checkpoint, papers: Papers | None, dialect: Diale
 
 
 def _as_before(checkpoint: Checkpoint, papers: Papers) -> Checkpoint:
-    """In the words of an earlier release, if those are what the adapter was trained on."""
+    """Return the checkpoint with an earlier release's dialect, if the adapter was trained on those prompts; else unchanged."""
     former = BEFORE_NONE.get(checkpoint.dialect.name)
     if former is None:
         return checkpoint

@@ -1,7 +1,8 @@
-"""The names that versions had before identities were hashes of JSON: hashes of what Python prints of tuples and dataclasses.
+"""The former names of versions, from releases in which they came from hashes of the ``repr`` of tuples and dataclasses, not of JSON.
 
-Users keep versions of that time, and Label Studio keeps predictions of them, so that those versions go on under their names. Nothing new
-is named in this way. The fields are listed: one that a dataclass gets later must not change an old name.
+Users still keep versions from those releases, and Label Studio keeps predictions under their names, so those versions keep their names. No
+new version is named in this way. The fields that are hashed are listed here, so that a field that is added later cannot change an old
+name.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _MARKUP = ("opening", "to_answer", "to_question")
 
 @dataclass(frozen=True)
 class FormerManifest(Manifest):
-    """A version of that time. Where all that shapes its predictions has the hash ``identity``, its name is ``name``."""
+    """The manifest of a version that has a former name: ``name`` is its name under the settings that have the hash ``identity`` today."""
 
     identity: str = ""
     name: str = ""
@@ -36,19 +37,22 @@ class FormerManifest(Manifest):
 
 
 def keep_name(manifest: Manifest, identity: str, former_identity: str) -> FormerManifest:
-    """The manifest with the name that it had at the ``former_identity``, which is ``identity`` today."""
+    """Return the manifest with the former name that it has under some settings.
+
+    The settings have the hash ``former_identity`` as computed then, and ``identity`` as computed today.
+    """
     parts = (former_identity, manifest.base_sha256, manifest.template_sha256, sorted(manifest.files.items()))
     name = f"{manifest.version.rsplit('-', 2)[0]}-{manifest.number}-{_hash(repr(parts))[:8]}"
     return FormerManifest(**vars(manifest), identity=identity, name=name)
 
 
 def former_template(dialect: Dialect, markup: ChatMarkup) -> str:
-    """``template_sha256`` of that time."""
+    """Return ``template_sha256`` as the former releases computed it."""
     return _hash(f"({_spell_dialect(dialect)}, {_spell('ChatMarkup', markup, _MARKUP)})")
 
 
 def former_identity(checkpoint: Checkpoint, max_new_tokens: int, segmenter: str, options: Options) -> str:
-    """``Pipeline.identity`` of that time; ``segmenter`` is the segmenter's identity."""
+    """Return ``Pipeline.identity`` as the former releases computed it; ``segmenter`` is the segmenter's identity."""
     parts = [repr(checkpoint.fingerprint), _spell_dialect(checkpoint.dialect), _spell("ChatMarkup", checkpoint.markup, _MARKUP)]
     parts += [str(checkpoint.model.dtype), str(max_new_tokens)]
     if checkpoint.precision.quantize != "none":
@@ -60,7 +64,7 @@ def former_identity(checkpoint: Checkpoint, max_new_tokens: int, segmenter: str,
 
 
 def former_settings(model: str, segmenter: str, options: Options, points: str) -> str:
-    """What stood in the name of the file in which a server noted its version."""
+    """Return the hash of a server's settings that was part of the name of the file in which the server noted its version."""
     pattern = () if options.pattern == "spread" else (options.pattern,)
     return _hash(repr((model, segmenter, options.strategy, points, *pattern)))[:12]
 
@@ -80,7 +84,7 @@ def _spell_dialect(dialect: Dialect) -> str:
 
 
 def _spell(kind: str, value: object, names: Sequence[str]) -> str:
-    """A dataclass as Python prints it."""
+    """Return the ``repr`` of a dataclass that has only the fields ``names``."""
     return f"{kind}({', '.join(f'{name}={getattr(value, name)!r}' for name in names)})"
 
 

@@ -1,4 +1,4 @@
-"""Where versions are kept."""
+"""The folder in which the versions of adapters are kept."""
 
 from __future__ import annotations
 
@@ -10,5 +10,5 @@ HOME = Path("~/.local/share/sam4mllm").expanduser()
 
 
 def find_home() -> Path:
-    """The folder of all that is kept: SAM4MLLM_HOME, or HOME."""
+    """Return the folder in which everything is kept: that of SAM4MLLM_HOME, or HOME."""
     return Path(os.environ.get("SAM4MLLM_HOME") or HOME).expanduser()

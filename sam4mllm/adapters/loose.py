@@ -1,4 +1,4 @@
-"""Adapters that are given by name: a version of the registry, or a folder anywhere, with a manifest or without one."""
+"""Adapters that a user names: a version in the registry, or any folder, with or without a manifest."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam4mllm.identity import digest_of
 
 @dataclass(frozen=True)
 class LooseAdapter:
-    """An adapter in a folder of its own, not in the registry: ``version`` says which it is, ``papers`` what is known of it."""
+    """An adapter in a folder outside the registry. ``version`` identifies it, as ``<slug>-0-<8 hex>``. Its ``papers`` may be None."""
 
     version: str
     papers: Papers | None = None
@@ -37,9 +37,10 @@ def find_adapter(name: str, home: Path | None = None) -> Path:
 
 
 def read_papers(folder: Path) -> Papers | None:
-    """The papers in an adapter's folder, a Manifest if it is or was a version's; None if it has none.
+    """Return the papers in an adapter's folder, which are a Manifest if it is a version or was exported as one; None if it has none.
 
-    Raises RegistryError if its files are not those that the papers name; whether they are safe is seen when they are loaded.
+    Raises RegistryError if they cannot be read, or if the adapter's files are not those that they name. Whether the files are safe is
+    checked when they are loaded.
     """
     try:
         hashes = hash_files(folder)
@@ -54,9 +55,10 @@ def read_papers(folder: Path) -> Papers | None:
 
 
 def describe_adapter(folder: Path, slug: str, papers: Papers | None) -> Manifest | LooseAdapter:
-    """What is known of an adapter, given what ``read_papers`` found: its manifest, whatever the folder is called, or the hash of its files.
+    """Return an adapter's manifest, or else a LooseAdapter that is identified by the hash of its files.
 
-    Raises RegistryError if they cannot be read.
+    ``papers`` are what ``read_papers`` returned for the folder; with a Manifest, the folder's own name does not matter. Raises
+    RegistryError if a file is missing, OSError if one cannot be read.
     """
     if isinstance(papers, Manifest):
         return papers

@@ -1,6 +1,6 @@
-"""LoRA adapters on a checkpoint: a fresh one to train, and stored ones to serve, of which one at a time is active.
+"""LoRA adapters on a checkpoint's model: a new or a stored one to train, and stored ones to serve, of which one at a time is active.
 
-peft puts its layers into the model's own modules, so whoever holds the model uses the active adapter without knowing of it.
+peft replaces layers inside the model, so any code that calls the model uses the active adapter.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ from sam4mllm.grounding.checkpoint import Checkpoint
 
 
 def attach(checkpoint: Checkpoint, rank: int, alpha: int, dropout: float) -> PeftModel:
-    """A fresh adapter on the layers that the family names, ready to train; all else is frozen.
+    """Attach a new adapter to the layers that the model's family names, ready to train; all other weights are frozen.
 
-    It changes nothing until it has learned: one of its two factors is zero.
+    It changes no output until it is trained, because one of its two factors is zero. Raises ModelError if the model has no such layers.
     """
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=checkpoint.lora_targets, bias="none")
     try:
@@ -37,9 +37,9 @@ def attach(checkpoint: Checkpoint, rank: int, alpha: int, dropout: float) -> Pef
 
 
 def attach_stored(checkpoint: Checkpoint, folder: Path, dropout: float) -> PeftModel:
-    """The adapter in a folder, of whatever rank, ready to be trained on; all else is frozen. It answers as it was saved.
+    """Attach a folder's adapter, with its own rank and weights, to be trained further; all other weights are frozen.
 
-    Raises RegistryError if it is not safe, ModelError if it is for another model.
+    Raises RegistryError if it is not safe to load, ModelError if it does not fit the model.
     """
     try:
         declared, found = _read(folder, check_adapter(folder), checkpoint)
@@ -53,13 +53,13 @@ def attach_stored(checkpoint: Checkpoint, folder: Path, dropout: float) -> PeftM
 
 
 def save_adapter(model: PeftModel, folder: Path, base: str, strength: float = 1.0) -> None:
-    """Write what ``attach`` or ``attach_stored`` gave, trained, as a plain PEFT folder.
+    """Write the adapter that ``attach`` or ``attach_stored`` returned as a plain PEFT folder.
 
     Args:
-        model: with the adapter.
-        folder: it may be there.
-        base: how the base model is called in the adapter's configuration.
-        strength: of the adapter, of what it is in training.
+        model: the model with the trained adapter.
+        folder: the folder to write to; it may exist.
+        base: the name of the base model in the adapter's configuration.
+        strength: the factor by which the saved adapter's alpha is scaled, and so the change that it makes.
     """
     config: Any = model.peft_config["default"]
     config.base_model_name_or_path = base
@@ -70,7 +70,7 @@ def save_adapter(model: PeftModel, folder: Path, base: str, strength: float = 1.
 
 
 class Adapters:
-    """The adapters that are loaded on one checkpoint. Not for several threads at a time: one model has one active adapter."""
+    """The adapters that are loaded on one checkpoint, of which one is active. Only one thread may use them at a time."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -85,8 +85,9 @@ class Adapters:
         return tuple(self._slots)
 
     def load(self, name: str, folder: Path) -> None:
-        """Load a plain LoRA beside the others; it is not active yet. Raises RegistryError if it is not safe, ModelError if it is for
-        another model; the model then is as it was.
+        """Load a plain LoRA beside the others, but do not activate it.
+
+        Raises RegistryError if it is not safe to load, ModelError if it does not fit the model; the model is unchanged then.
         """
         if name in self._slots:
             return
@@ -103,7 +104,7 @@ class Adapters:
         self._slots[name] = slot
 
     def use(self, name: str) -> None:
-        """Make an adapter the active one, or BASE."""
+        """Make a loaded adapter the active one; BASE turns all adapters off. Raises ModelError if it is not loaded."""
         if name != self._active:
             if name != BASE and name not in self._slots:
                 raise ModelError(f"the adapter {name} is not loaded")
@@ -111,7 +112,7 @@ class Adapters:
             self._restore()
 
     def drop(self, name: str) -> None:
-        """Free an adapter that is not active."""
+        """Unload an adapter. Raises ModelError if it is active."""
         if name == self._active and name != BASE:
             raise ModelError(f"the adapter {name} is in use")
         slot = self._slots.pop(name, None)
@@ -120,7 +121,7 @@ class Adapters:
             self._restore()
 
     def _insert(self, slot: str, folder: Path, foreign: Mapping[str, Any]) -> None:
-        """In the precision of the layers that it changes, as autocast has it in training."""
+        """Put an adapter into the model, in the precision of the layers that it changes, which autocast computes in during training."""
         model = self._checkpoint.model
         declared, found = _read(folder, foreign, self._checkpoint)
         config = declared.to_peft()
@@ -131,7 +132,7 @@ class Adapters:
         fill({name: model.get_submodule(name) for name in declared.ranks}, slot, found)
 
     def _forget(self, slot: str) -> None:
-        """Take a slot out, loaded in full or in part, and the layers that nothing is left of."""
+        """Remove a slot, even one that was loaded only in part, and put back the base layers that have no adapter left."""
         model = self._checkpoint.model
         for name, module in list(model.named_modules()):
             if isinstance(module, LoraLayer):
@@ -146,7 +147,7 @@ class Adapters:
                 del model.peft_config
 
     def _restore(self) -> None:
-        """Loading and deleting change what is active; training never happens here."""
+        """Activate the adapter in use again, because loading and deleting change that; freeze the model and set it to evaluation mode."""
         if self._model is None:
             return
         lora = self._model.base_model
@@ -161,14 +162,17 @@ class Adapters:
 
 
 def _read(folder: Path, foreign: Mapping[str, Any], checkpoint: Checkpoint) -> tuple[Declared, dict[str, Tensor]]:
-    """What an adapter with this configuration declares on the model, and its factors, under today's names. Raises ValueError."""
+    """Return what an adapter with the configuration ``foreign`` declares on the model, and its factors, both under today's layer names.
+
+    Raises ValueError if they do not fit.
+    """
     config, tensors = renew(foreign, load_file(folder / WEIGHTS))
     declared = declare(config, checkpoint.model, checkpoint.lora_targets)
     return declared, pick_factors(tensors, declared, checkpoint.model)
 
 
 def wrap(model: Any, config: LoraConfig, slot: str, in_float32: bool) -> PeftModel:
-    """peft with a first adapter, in float32 even on a model of lesser precision, or in the model's."""
+    """Return peft's model with a first adapter, whose weights are in float32 or in the model's own precision."""
     with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return PeftModel(model, config, adapter_name=slot, autocast_adapter_dtype=in_float32)

@@ -28,14 +28,15 @@ from sam4mllm.plain_text import listed
 
 @dataclass(frozen=True, kw_only=True)
 class Papers:
-    """What ``sam4mllm train`` writes beside an adapter. Raises RegistryError if a field is not as it should be.
+    """What ``sam4mllm train`` records about an adapter, beside its files. Raises RegistryError if a field is wrong.
 
-    ``base_model`` is the folder or hub id of the model that it changes; the hashes are SHA-256 in hex: of that model, of what is said to
-    it, of the training data (None if nobody knows), and of each file of the adapter. ``metrics`` are finite.
+    ``base_model`` is the folder or hub id of the model that the adapter changes. The hashes are SHA-256 in hex: ``base_sha256`` of that
+    model, ``template_sha256`` of the prompts, ``data_sha256`` of the training data (None if unknown), and in ``files`` of each of the
+    adapter's files. ``metrics`` are finite numbers.
 
-    How it is to be asked: ``strategy`` and ``points``, which a setting may override, and ``dialect``, the fields of a
-    :class:`~sam4mllm.prompts.dialects.Dialect`. ``segmenter`` chose the points of its PPG answers. ``plan`` is what it was trained by. Of
-    these, None is what an adapter from elsewhere, or from an earlier release, does not say.
+    ``strategy`` and ``points`` say how the adapter is to be asked, which a setting may override; ``dialect`` has the fields of a
+    :class:`~sam4mllm.prompts.dialects.Dialect`. ``segmenter`` is the one that chose the points of its PPG answers. ``plan`` has the numbers
+    of its training. These five are None if the papers do not say, as with adapters from elsewhere or from earlier releases.
     """
 
     base_model: str
@@ -75,7 +76,7 @@ class Papers:
         return WEIGHTS in self.files
 
     def asked(self, given: Options) -> Options:
-        """How the adapter is asked, where it is not given."""
+        """Return the options with the adapter's strategy and way of asking about points filled in where ``given`` leaves them open."""
         strategy = self.strategy if given.strategy == "auto" and self.strategy is not None else given.strategy
         joint = self.points == "joint" if given.joint is None and self.points is not None else given.joint
         return replace(given, strategy=strategy, joint=joint)
@@ -98,10 +99,10 @@ class Papers:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest(Papers):
-    """The papers of a version in a registry. Raises RegistryError if a field is not as it should be.
+    """The papers of a version in a registry. Raises RegistryError if a field is wrong.
 
-    ``created`` is an ISO 8601 time with its zone; ``parent`` is the version that training set out from, or whose other part was
-    kept, or None.
+    ``version`` is the version's name, ``<slug>-<n>-<8 hex>``. ``created`` is an ISO 8601 time with its zone. ``parent`` is the version that
+    the training went on from, or whose other part (for the MLLM or for the segmenter) was kept; None if there is none.
     """
 
     version: str
@@ -120,27 +121,37 @@ class Manifest(Papers):
         return number_of(self.version)
 
     def version_for(self, identity: str) -> str:
-        """The version's name where something else shapes its predictions, too: its own under the settings that it was added with."""
+        """Return the version's name for predictions that are also shaped by settings with the hash ``identity``.
+
+        Under the settings that the version was added with, this is ``version`` itself.
+        """
         slug = self.version.rsplit("-", 2)[0]
         digest = version_digest(identity, self.base_sha256, self.template_sha256, self.files)
         return f"{slug}-{self.number}-{digest}"
 
 
 def parse_papers(text: str) -> Papers:
-    """The papers in a ``manifest.json``; a Manifest if the adapter is, or was exported as, a version. Raises RegistryError."""
+    """Return the papers in the text of a ``manifest.json``: a Manifest if the adapter is a version or was exported as one.
+
+    Raises RegistryError if the text is not valid.
+    """
     return (Manifest if "version" in parse_object(text, MANIFEST) else Papers).from_json(text)
 
 
 def number_of(version: str) -> int:
-    """The ``n`` of a version, 0 of the base model; in one home it names an adapter whatever else shapes the version's predictions."""
+    """Return the number ``n`` in a version's name, 0 for the base model.
+
+    Within one home it identifies the adapter, whatever settings the rest of the name depends on. Raises ValueError or IndexError for a name
+    that is no version.
+    """
     return int(version.rsplit("-", 2)[1])
 
 
 def is_same_adapter(one: str, other: str) -> bool:
-    """Whether two versions of a home are of one adapter, or both of the base model, whatever else shapes their predictions."""
+    """Whether two versions in one home are of the same adapter, or both of the base model, even under different settings."""
     try:
         return number_of(one) == number_of(other)
-    except (IndexError, ValueError):  # from a file: no version at all
+    except (IndexError, ValueError):  # one was read from a file and is no version; compare the texts
         return one == other
 
 

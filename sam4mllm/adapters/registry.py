@@ -9,7 +9,8 @@
     ├── highest               the highest number a version ever had
     └── .lock                 held by whoever writes
 
-A process may be killed at any moment, and what served before it serves after it. Readers take no lock and need no right to write.
+A process may be killed at any moment: the champion is then either the former one or the new one, and is complete. Readers take no lock and
+need no permission to write.
 """
 
 from __future__ import annotations
@@ -61,20 +62,20 @@ STEPS = (
     *(f"{action} history" for action in ("append", "sync", "settle")),
     *(f"{action} champion" for action in ("write", "sync", "replace", "settle")),
 )
-"""Each moment at which the disk changes, in the order of one ``add`` of an MLLM's adapter and one ``promote``."""
+"""The names of all steps that change the disk, in the order in which an ``add`` of an MLLM's adapter and then a ``promote`` take them."""
 
 step: Step = no_step
-"""Called with a name of STEPS before that step; a test puts another in its place, to stop the process there."""
+"""A hook that is called before each step with its name in STEPS. Tests replace it, to stop the process at that step."""
 
 _NOBODY = "none"
 
 
 @dataclass(frozen=True)
 class Promotion:
-    """A line of the history: from ``time`` on ``version`` serves (None: the base model alone).
+    """A line of the history: from ``time`` on, ``version`` serves (None: the base model alone).
 
-    ``former`` is the number of the line that a rollback goes back to, None if that is the base model. A line that was written by a process
-    that was killed just then may never have come to serve; no later line goes back to it.
+    ``number`` is the number of the line. ``former`` is the number of the line that a rollback goes back to, None if it goes back to the
+    base model. If a process was killed just after it wrote a line, its version may never have served; no later line goes back to it.
     """
 
     number: int
@@ -85,8 +86,9 @@ class Promotion:
 
 @dataclass(frozen=True)
 class Tenure:
-    """That a version serves since a time, in seconds since 1970, and the number of the version that a rollback goes back to, 0 of the base
-    model.
+    """The version that serves, and since when, in seconds since 1970.
+
+    ``former`` is the number of the version that a rollback goes back to, 0 for the base model.
     """
 
     version: str
@@ -114,13 +116,14 @@ class Registry:
         self._champion, self._history, self._highest = (self.root / name for name in ("champion", "history.jsonl", "highest"))
 
     def add(self, files: Mapping[str, Path | bytes], papers: Papers, *, slug: str, identity: str, parent: str | None = None) -> Manifest:
-        """Store an adapter as a new version; it does not serve before it is promoted. A Manifest explains what is not explained here.
+        """Store an adapter as a new version, and return its manifest. The version does not serve before it is promoted.
 
         Args:
-            files: of the part for the MLLM, of that for the segmenter, or of both, as paths or as their bytes.
-            papers: of the adapter; the hashes of its files are taken from the copies, for a source may change meanwhile.
-            slug: first part of the version, ``[a-z0-9.-]{1,32}``.
-            identity: what else shapes a prediction (segmenter, options); it enters the version's hash.
+            files: the files of the part for the MLLM, of the part for the segmenter, or of both, by name; as paths or as bytes.
+            papers: the adapter's papers. The hashes of its files are computed anew from the copies, because a source may change meanwhile.
+            slug: the first part of the version's name, ``[a-z0-9.-]{1,32}``.
+            identity: a hash of all else that shapes a prediction (segmenter, options); it enters the last part of the name.
+            parent: as in Manifest.
         """
         parts = [name for part in (FILES, SEGMENTER_FILES) if not set(part).isdisjoint(files) for name in part]
         adapters.check_names(set(files), set(parts or FILES))
@@ -149,7 +152,7 @@ class Registry:
         return manifest
 
     def versions(self) -> list[Manifest]:
-        """All versions whose manifest can be read, by number; of the others a line is logged, and ``broken`` lists them."""
+        """Return the manifests that can be read, by number. For any other folder a warning is logged; ``broken`` lists those."""
         good, bad = self.survey()
         for broken in bad:
             log.warning("left out of the versions: %s", broken.reason)
@@ -160,7 +163,10 @@ class Registry:
         return self.survey()[1]
 
     def survey(self) -> tuple[list[Manifest], list[Broken]]:
-        """The usable and the other folders; a link is listed as it should be a folder, and what is being written is not."""
+        """Return the manifests that can be read, by number, and every other folder as a Broken.
+
+        A link counts as such a folder; a folder that is still being written is left out.
+        """
         with _reading(self.root):
             paths = sorted(self.root.iterdir()) if self.root.exists() else []
         good: list[Manifest] = []
@@ -220,7 +226,7 @@ class Registry:
         return [promotion for line in lines if (promotion := _promotion(line)) is not None]
 
     def tenure(self) -> Tenure | None:
-        """Since when the champion serves and what served before; None if the base model serves, or the history does not say."""
+        """Return since when the champion serves, and what served before it; None if the base model serves or the history does not say."""
         version = self.serving()
         history = self.history()
         own = _last(history, version)
@@ -231,7 +237,7 @@ class Registry:
         return Tenure(version, datetime.fromisoformat(own.time).timestamp(), number)
 
     def before(self) -> list[str | None]:
-        """What served before the champion, the last first, as rollbacks would go; None is the base model, with which every list ends."""
+        """Return the versions that rollbacks would go back to, one after another. The list always ends with None, the base model."""
         history = self.history()
         line = _last(history, self.serving())
         found: list[str | None] = []
@@ -240,15 +246,15 @@ class Registry:
         return [*found, None]
 
     def promote(self, version: str) -> Manifest:
-        """Let a verified version serve; nothing changes if it does already.
+        """Verify a version and make it the champion; nothing changes if it is that already. Return its manifest.
 
-        If the disk cannot be written, the champion is the former one, unless flushing at the very end is what failed; ``champion`` says.
+        After an error in writing, the former champion still serves, unless only the last sync of the disk failed; ``champion`` tells.
         """
         with self._writing():
             manifest = self.verify(version)
             try:
                 current = self.serving()
-            except RegistryError as error:  # a damaged file is mended by promoting
+            except RegistryError as error:  # promoting replaces a damaged champion file
                 log.warning("replaced: %s", error)
                 current = None
             if current != version:
@@ -257,9 +263,10 @@ class Registry:
         return manifest
 
     def rollback(self) -> Manifest | None:
-        """Let serve what served before the champion was promoted, and return it; None is the base model alone.
+        """Make the version that served before the champion the new champion, and return its manifest; None stands for the base model alone.
 
-        Rolled back again, it goes one further back, not forth.
+        A second rollback goes one version further back; it does not return to the first champion. Raises RegistryError if only the base
+        model serves, or the history does not say what served before.
         """
         with self._writing():
             current = self.serving()
@@ -316,7 +323,11 @@ class Registry:
         return max(numbers, default=0)
 
     def _appoint(self, version: str | None, former: int | None) -> None:
-        """The history first: a champion without a line could not be rolled back, a line that never came to serve does no harm."""
+        """Make a version the champion; ``former`` is the number of the line that a rollback goes back to.
+
+        The history is written first: a champion without a line could not be rolled back, while a line whose version never served does no
+        harm.
+        """
         number = max((line.number for line in self.history()), default=0) + 1
         append_line(self._history, json.dumps(asdict(Promotion(number, version, former, _now()))).encode(), step)
         replace_file(self._champion, f"{version or _NOBODY}\n".encode(), step)
@@ -333,7 +344,7 @@ def _disk(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _reading(what: object) -> Iterator[None]:
-    """Errors say what was read."""
+    """Turn errors into a RegistryError that says what was being read."""
     try:
         yield
     except RegistryError as error:
@@ -359,7 +370,7 @@ def _promotion(line: bytes) -> Promotion | None:
     except (ValueError, TypeError, RecursionError):
         return None
     numbers = is_whole(promotion.number) and (promotion.former is None or is_whole(promotion.former))
-    if numbers and promotion.former is not None and promotion.former >= promotion.number:  # a chain back that would never end
+    if numbers and promotion.former is not None and promotion.former >= promotion.number:  # following such a line back would never end
         return None
     named = promotion.version is None or matches(VERSION, promotion.version)
     return promotion if numbers and named and is_time(promotion.time) else None

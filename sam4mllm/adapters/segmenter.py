@@ -1,6 +1,6 @@
 """LoRA adapters of a segmenter's mask decoder: a fresh one to train, and a stored one merged into a copy of the decoder.
 
-The decoder alone changes, a hundred-and-fiftieth of the weights of SAM ViT-H. So the pipelines of several versions share one encoder.
+Only the decoder changes, which has a 150th of the weights of SAM ViT-H. So the pipelines of several versions can share one image encoder.
 """
 
 from __future__ import annotations
@@ -28,11 +28,14 @@ from sam4mllm.segmentation.sam import SamSegmenter
 from sam4mllm.segmentation.transformers_sam import TransformersSegmenter
 
 Promptable = SamSegmenter | TransformersSegmenter
-"""Segmenters with a mask decoder."""
+"""The segmenters that have a mask decoder of SAM's kind, which an adapter can change."""
 
 
 def promptable(segmenter: Segmenter) -> Promptable:
-    """The segmenter that draws: itself, or what stands behind a detector. Raises ModelError if it has no mask decoder to adapt."""
+    """Return the segmenter that draws the masks: the given one, or the one behind a detector.
+
+    Raises ModelError if it has no mask decoder to adapt.
+    """
     drawing = segmenter.segmenter if isinstance(segmenter, DetectingSegmenter) else segmenter
     if not isinstance(drawing, SamSegmenter | TransformersSegmenter):
         raise ModelError("an adapter of the segmenter changes SAM's mask decoder, and this segmenter has none; use SAM or a kin of it")
@@ -40,9 +43,9 @@ def promptable(segmenter: Segmenter) -> Promptable:
 
 
 def attach_to_decoder(segmenter: Promptable, rank: int) -> PeftModel:
-    """A fresh adapter on all linear layers of the mask decoder, ready to train; all else is frozen.
+    """Attach a new adapter to all linear layers of the mask decoder, ready to train; all other weights are frozen.
 
-    The segmenter draws with it from now on, as before until it has learned.
+    The segmenter draws with the adapter from now on. Its masks stay the same until the adapter is trained.
     """
     segmenter.model.requires_grad_(False)
     decoder = segmenter.model.mask_decoder
@@ -51,7 +54,7 @@ def attach_to_decoder(segmenter: Promptable, rank: int) -> PeftModel:
 
 
 def save_of_decoder(model: PeftModel, segmenter: Promptable, name: str, folder: Path) -> None:
-    """Write what ``attach_to_decoder`` gave, trained, as SEGMENTER_FILES; ``name`` is how the segmenter is called."""
+    """Write the trained adapter that ``attach_to_decoder`` returned, as SEGMENTER_FILES; ``name`` is the segmenter's name."""
     config: Any = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = name, segmenter.fingerprint
     model.save_pretrained(str(folder), save_embedding_layers=False)
@@ -64,9 +67,10 @@ def save_of_decoder(model: PeftModel, segmenter: Promptable, name: str, folder: 
 
 
 def with_adapter(segmenter: Segmenter, folder: Path) -> Segmenter:
-    """The segmenter with the adapter in a folder merged into its mask decoder.
+    """Return the segmenter with a folder's adapter merged into a copy of its mask decoder.
 
-    Raises RegistryError if it is not safe, ModelError if it is another segmenter's.
+    Raises RegistryError if the adapter is not safe to load; ModelError if it does not fit, is another segmenter's, or the segmenter has no
+    mask decoder.
     """
     drawing = promptable(segmenter)
     config = check_adapter(folder, SEGMENTER_FILES)
@@ -74,19 +78,22 @@ def with_adapter(segmenter: Segmenter, folder: Path) -> Segmenter:
     try:
         decoder = _merged(drawing.model.mask_decoder, config, folder)
     except FAULTS as error:
-        reason = first_line(error).replace(CONFIG, SEGMENTER_CONFIG).replace(WEIGHTS, SEGMENTER_WEIGHTS)  # told as of an MLLM's adapter
+        reason = first_line(error).replace(CONFIG, SEGMENTER_CONFIG).replace(WEIGHTS, SEGMENTER_WEIGHTS)  # worded for an MLLM's files
         raise ModelError(f"the segmenter's adapter in {folder} does not fit its mask decoder: {reason}") from error
     return _replaced(segmenter, drawing.with_decoder(decoder, decoder_digest(hash_files(folder))))
 
 
 def named_with(segmenter: Segmenter, files: Mapping[str, str]) -> Segmenter:
-    """What has the identity of what ``with_adapter`` gives, and draws as before: nothing is read. ``files`` are an adapter's hashes."""
+    """Return a segmenter with the identity that ``with_adapter`` would give it, but with the unchanged decoder; no file is read.
+
+    ``files`` are the hashes of the adapter's files.
+    """
     drawing = promptable(segmenter)
     return _replaced(segmenter, drawing.with_decoder(drawing.model.mask_decoder, decoder_digest(files)))
 
 
 def decoder_digest(files: Mapping[str, str]) -> str:
-    """What tells one adapter's part for the segmenter from another's; empty if these hashes of its files name none."""
+    """Return a short hash of an adapter's part for the segmenter, from the hashes of its files; empty if it has no such part."""
     own = {name: files[name] for name in SEGMENTER_FILES if name in files}
     return digest_of(own)[:12] if own else ""
 
@@ -95,7 +102,7 @@ def _merged(decoder: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.M
     decoder = deepcopy(decoder)
     declared = declare(config, decoder, "")
     for name in declared.ranks:
-        if not isinstance(decoder.get_submodule(name), nn.Linear):  # some convolutions run where an image is taken in
+        if not isinstance(decoder.get_submodule(name), nn.Linear):  # its convolutions also run while an image is encoded
             raise ValueError(f"target_modules names {name}, and only linear layers are changed")
     found = pick_factors(load_file(folder / SEGMENTER_WEIGHTS), declared, decoder)
     model = wrap(decoder, declared.to_peft(), "default", in_float32=True)
@@ -107,7 +114,7 @@ def _merged(decoder: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.M
 
 
 def _check_own(drawing: Promptable, config: Mapping[str, Any], folder: Path) -> None:
-    """By the fingerprint, where the adapter was made here."""
+    """Raises ModelError if an adapter's configuration has the fingerprint of another segmenter; one that was made elsewhere has none."""
     fingerprint, name = config.get("revision"), config.get("base_model_name_or_path")
     if fingerprint not in (None, drawing.fingerprint):
         raise ModelError(f"the segmenter's adapter in {folder} is of another segmenter, {name}; start with that one, or train it again")

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 AXES = "strategy,points,count,pattern,choice,thresholds,answers,segmenter,segmenter-adapter,rank"
 WIDE = 180
-"""Columns of a table that is piped into a file."""
+"""The width, in characters, of a table that is not printed to a terminal."""
 
 
 @commands.command(epilog="Example: sam4mllm ablate /tmp/scenes --over strategy,points,count --values count=5,15,30 --out /tmp/ablation")
@@ -92,11 +92,11 @@ def ablate(
         raise EvaluationError("ablate compares ways to ask an MLLM, the published one among them, and the model is none; name a model")
     options = as_options(strategy, points, pattern, threshold=threshold, thought_tokens=thought_tokens)
     base, axes, named = _base(options, segmenter, adapter), _axes(over, values or []), _named(adapters)
-    settings = plan(base, axes, named, grid)  # what is wrong with it is said before the models are loaded
+    settings = plan(base, axes, named, grid)  # raises for wrong values before the models are loaded
     examples = choose(dataset, split, limit, seed)
     journal = Journal(_folder(out) / "journal.jsonl")
     precision = Precision(dtype, quantize, device_map)
-    fixed = segmenter is None and "segmenter" not in axes  # each adapter's own
+    fixed = segmenter is None and "segmenter" not in axes  # each adapter is then used with its own segmenter
 
     def of_setting(setting: Setting) -> Pipeline:
         named = None if fixed else setting.segmenter
@@ -113,7 +113,10 @@ def ablate(
 
 
 def _base(options: Options, segmenter: str | None, adapter: str | None) -> Setting:
-    """What the values replace one thing of, as the adapter's papers say where nothing is given."""
+    """Return the base, the setting that the rows vary.
+
+    The adapter's papers say how it is asked and which segmenter it has, where the options do not.
+    """
     from sam4mllm.adapters.follow import choose_segmenter
     from sam4mllm.adapters.loose import find_adapter, read_papers
     from sam4mllm.evaluation.settings import Setting
@@ -124,13 +127,19 @@ def _base(options: Options, segmenter: str | None, adapter: str | None) -> Setti
 
 
 def _beginning_with(first: Pipeline, load: Load) -> Load:
-    """The pipeline that is there already for the first settings, which are the base's; it is not kept, for two might not fit."""
+    """Return a function that loads pipelines, but gives ``first``, which is loaded already, to the first call.
+
+    The first call is for the base's models. The function then drops ``first``, because two pipelines might not fit into memory.
+    """
     waiting = [first]
     return lambda setting: waiting.pop() if waiting else load(setting)
 
 
 def _axes(over: str, values: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """``--over`` and ``--values`` as values by axis, none where the usual are meant."""
+    """Parse ``--over`` and ``--values`` into the values of each axis; an empty tuple stands for the default values.
+
+    Raises EvaluationError if one of them is malformed, or a value is for an axis that ``--over`` does not name.
+    """
     axes: dict[str, tuple[str, ...]] = {name.strip(): () for name in over.split(",") if name.strip()}
     if not axes:
         raise EvaluationError("--over names nothing to vary; for example --over strategy,points")

@@ -41,7 +41,7 @@ def list_versions(home: HomeOption = None, as_json: JsonOption = False) -> None:
     try:
         champion = registry.champion()
         serving = None if champion is None else champion.version
-    except RegistryError as error:  # the others can still be promoted
+    except RegistryError as error:  # the list is still needed, to promote another version
         known = False
         print(f"which one serves cannot be told: {error}", file=sys.stderr)
     if as_json:

@@ -25,10 +25,10 @@ OWN = (predict, scenes, data, train, models, adapters, evaluate, ablate, trial, 
 
 def main() -> None:
     """Entry point of ``sam4mllm`` and ``python -m sam4mllm``: turns our own errors into one line on standard error."""
-    if logging.lastResort is not None:  # what libraries and we log without a handler
+    if logging.lastResort is not None:  # prints what is logged without a handler, one line each
         logging.lastResort.setFormatter(OneLine())
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # of a damaged file's metadata, once a tag; the pixels are checked by us
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some processors its import warns of a package that it would like
+    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of damaged metadata, once a tag; the pixels are checked here
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some processors its import recommends another package
     keep_freed_memory()
     app = make_app()
     try:

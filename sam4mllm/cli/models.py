@@ -14,7 +14,7 @@ commands = typer.Typer(name="models", no_args_is_help=True, help="Models as firs
 
 @commands.callback()
 def _group() -> None:
-    """So that the one command keeps its name."""
+    """Do nothing. Without a callback, Typer would drop the name of an app's only command."""
 
 
 @commands.command(epilog="Example: sam4mllm models convert Qwen-VL-Chat qwen-vl-chat")

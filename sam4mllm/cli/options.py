@@ -48,7 +48,7 @@ class SceneKind(StrEnum):
 
 
 def known_strategy(given: str) -> str:
-    """The strategy that was given, if there is one of that name. Raises BadParameter."""
+    """Return ``given`` if it is the name of a strategy. Raises BadParameter if it is not."""
     try:
         return check_named(given)
     except ValueError as error:
@@ -121,7 +121,7 @@ def as_options(
     thought_tokens: int = THOUGHT_TOKENS,
     look_back: LookBack = "off",
 ) -> Options:
-    """The options of how an answer is found, in one value."""
+    """Put the options that say how an answer is found into one Options."""
     joint = None if points is None else points == "joint"
     return Options(strategy=strategy, joint=joint, pattern=pattern, threshold=threshold, thought_tokens=thought_tokens, look_back=look_back)
 
@@ -148,15 +148,15 @@ def load(
     dialect: str | None = None,
     segmenter_adapter: str | None = None,
 ) -> Pipeline:
-    """The models behind the commands."""
+    """Load the pipeline that a command uses, without other libraries' notices on the terminal."""
     hush()
-    from sam4mllm.loading import load_pipeline  # an error or a help text should not wait
+    from sam4mllm.loading import load_pipeline  # imported late, so that errors and help texts do not wait for it
 
     return load_pipeline(model, segmenter, device, options, adapter, precision, dialect, segmenter_adapter)
 
 
 def _say_needs() -> None:
-    """What models need is said on standard error, which other notices are not."""
+    """Print the messages of the log ``sam4mllm.memory``, which say what models need, on standard error."""
     log = logging.getLogger("sam4mllm.memory")
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler()]

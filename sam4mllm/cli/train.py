@@ -90,7 +90,7 @@ def train(
 
 
 def _run(session: Session, tensorboard: Path | None, wandb: str | None, as_json: bool) -> None:
-    """To its end, or until it is stopped."""
+    """Train to the end and print the result. If it is stopped before, say so and raise typer.Exit with status 1."""
     from sam4mllm.training.tracking import tracking
 
     plan, first = session.trainer.plan, session.processes.first
@@ -114,7 +114,7 @@ def _run(session: Session, tensorboard: Path | None, wandb: str | None, as_json:
 
 
 def _print_trained(out: Path, last: Progress | None, phrases: int, as_json: bool) -> None:
-    """``last`` is None if nothing was left to be done but writing."""
+    """Print the result. ``last`` is the last progress, or None if all steps were done before and only the adapter was left to write."""
     summary = {"adapter": str(out), "phrases": phrases, **({} if last is None else asdict(last))}
     done = "" if last is None else f": {last.steps} steps in {last.seconds:.0f} s, loss {last.loss:.3f}"
     print(json.dumps(summary) if as_json else f"{out}{done}")
@@ -139,7 +139,10 @@ def _stopping(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _training_bar(steps: int) -> Iterator[tuple[Callable[[Progress], None], list[Progress]]]:
-    """A bar on standard error, and what was told last."""
+    """Show a progress bar on standard error.
+
+    Yields a function that updates the bar, and a list that holds the last Progress given to it, or nothing yet.
+    """
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar

@@ -32,7 +32,7 @@ def refuse_others(context: typer.Context) -> None:
 
 
 def train_segmenter(dataset: Path, out: Path, segmenter: str | None, device: str | None, steps: int, seed: int, as_json: bool) -> None:
-    """``steps`` 0 is the usual number."""
+    """Train an adapter of the segmenter's mask decoder and print the result. ``steps`` 0 takes the usual number."""
     from sam4mllm.loading import pick_device
     from sam4mllm.training.decoder_fit import STEPS
     from sam4mllm.training.decoder_session import train_decoder
@@ -45,7 +45,7 @@ def train_segmenter(dataset: Path, out: Path, segmenter: str | None, device: str
 
 
 def pictures_bar(what: str) -> Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]:
-    """While the segmenter is at pictures."""
+    """Return a function that shows a progress bar named ``what`` while the segmenter works on pictures."""
     from rich.console import Console
     from rich.progress import track
 

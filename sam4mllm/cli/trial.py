@@ -25,9 +25,10 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 USUAL_LIMIT = 50
-"""Pictures: more of them take several large models longer than an evening, and what 50 do not tell apart is seldom worth a choice."""
+"""The default number of pictures. With more, several large models take longer than an evening; and candidates that 50 pictures do not tell
+apart seldom differ enough to matter."""
 WIDE = 160
-"""Columns of a table that is piped into a file."""
+"""The width, in characters, of a table that is not printed to a terminal."""
 
 
 @commands.command(epilog="Example: sam4mllm trial export.json --candidates candidates.toml --out out/trial")
@@ -65,7 +66,10 @@ def _make(out: Path) -> None:
 
 
 def _dataset(source: Path, folder: Path) -> Path:
-    """The folder itself if it is in the dataset format, else one made of the export, anew each time: the same export makes the same."""
+    """Return ``source`` if it is in the dataset format; else read it as an export of Label Studio and write it as a dataset to ``folder``.
+
+    ``folder`` is replaced each time; the same export gives the same dataset.
+    """
     from sam4mllm.data.examples import EXAMPLES
 
     if (source / EXAMPLES).is_file():

@@ -1,4 +1,7 @@
-"""A folder as first published, a model's or an adapter's, to one that loads: written beside its place and named when it is complete."""
+"""Converting a folder in its first published layout, of a model or an adapter, to a folder that loads here.
+
+The new folder is written under a temporary name and renamed when it is complete.
+"""
 
 from __future__ import annotations
 
@@ -31,7 +34,7 @@ class Converted:
 
 @dataclass(frozen=True)
 class _Layout:
-    """How one kind of folder is read: its sizes, the plan of its tensors, and all that is not weights."""
+    """The functions that convert one kind of model: they read its sizes, plan its tensors, and write all files but the weights."""
 
     read_sizes: Callable[[Mapping[str, Any], str], Any]
     plan_tensors: Callable[[Any], Plan]
@@ -45,7 +48,10 @@ _LAYOUTS = {
 
 
 def convert_folder(folder: Path, out: Path) -> str:
-    """Write a model or an adapter anew into ``out``, and say what it is. Raises ModelError or RegistryError as what is called does."""
+    """Convert a model or an adapter into ``out``, and return a description for the user.
+
+    Raises ModelError as ``convert_model`` does, or RegistryError as ``convert_adapter`` does.
+    """
     if not folder.is_dir():
         raise ModelError(f"{folder} is no folder; fetch the model first, all of its files")
     if not (folder / ADAPTER_CONFIG).is_file():
@@ -57,9 +63,10 @@ def convert_folder(folder: Path, out: Path) -> str:
 
 
 def convert_model(folder: Path, out: Path) -> Converted:
-    """Write the model in ``folder`` anew into ``out``, a new or empty folder.
+    """Convert the model in ``folder`` into ``out``, a new or empty folder.
 
-    Raises ModelError: the folder is no such model or not whole, or ``out`` cannot be written; then nothing is left of it.
+    Raises ModelError if the folder holds no model that can be converted, is not complete, or ``out`` cannot be written. Nothing is left in
+    ``out`` then.
     """
     source = str(folder)
     require_files(folder, source, ())

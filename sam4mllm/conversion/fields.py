@@ -1,4 +1,4 @@
-"""Numbers of a config.json that others wrote, and the generation_config.json of what is written from it."""
+"""Reading the numbers in a foreign config.json, and writing the generation_config.json of the converted model."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from transformers import GenerationConfig
 from sam4mllm.errors import ModelError
 
 MOST = 1 << 24
-"""Of a size; vocabularies of a million are the largest there are."""
+"""The largest size that is accepted; the largest sizes in use are vocabularies of a million."""
 MOST_LAYERS = 1_000
-"""Of a model; the largest published ones have up to 130."""
+"""The most layers that are accepted; the largest published models have up to 130."""
 
 
 class Fields:
-    """The fields of a JSON object; whatever is wrong is a ModelError that names the field.
+    """The fields of a JSON object in config.json. Every wrong value raises a ModelError that names its field.
 
     Args:
-        values: the object; anything else is an error.
-        source: what the user calls the model.
-        before: stands before the names of its fields in errors.
+        values: the object; anything else raises ModelError.
+        source: the name by which the user gave the model.
+        before: what stands before the names of the object's fields in errors, such as ``visual.``.
     """
 
     def __init__(self, values: object, source: str, before: str = "") -> None:
@@ -32,27 +32,27 @@ class Fields:
         self._source, self._before = source, before
 
     def size(self, name: str, default: int | None = None, most: int = MOST) -> int:
-        """A number of things, one at least."""
+        """Return a field that must be a whole number from 1 to ``most``."""
         value = self._values.get(name, default)
         self.require(name, isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most, f"a number from 1 to {most:,}")
         assert isinstance(value, int)
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """A number above zero."""
+        """Return a field that must be a number above zero and below MOST."""
         value = self._values.get(name, default)
         self.require(name, isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MOST, "a number above 0")
         assert isinstance(value, int | float)
         return float(value)
 
     def require(self, name: str, holds: bool, wanted: str) -> None:
-        """Raise unless it holds."""
+        """Raise ModelError unless ``holds`` is true; ``wanted`` says what the field ``name`` must be."""
         if not holds:
             value = self._values.get(name)
             raise ModelError(f"{self._source}: {self._before}{name} in config.json must be {wanted}, not {value!r:.80}")
 
 
 def write_generation(folder: Path, ends: list[int], pad: int | None) -> None:
-    """Greedy decoding, whatever the published folder says, up to one of the end tokens."""
+    """Write a generation_config.json for greedy decoding up to one of the end tokens, whatever the published one says."""
     config = GenerationConfig(do_sample=False, eos_token_id=ends, pad_token_id=pad)  # type: ignore[no-untyped-call]
     config.save_pretrained(folder)

@@ -1,7 +1,7 @@
-"""InternVL from the layout of its publication (2, 2.5, 3 and 3.5) to that of transformers.
+"""Converting InternVL (2, 2.5, 3 and 3.5) from its published layout to that of transformers.
 
-The names of both, and the order of queries, keys and values, are those that transformers' own conversion of InternVL states. Text models of
-Qwen and Llama have the same names in both; InternLM2, the text model of some smaller versions, is not converted.
+The names in both layouts, and the order of queries, keys and values, are taken from transformers' own conversion of InternVL. Text models
+of Qwen and Llama have the same names in both; InternLM2, the text model of some smaller versions, cannot be converted.
 """
 
 from __future__ import annotations
@@ -32,7 +32,9 @@ _KEPT = (
     *("hidden_act", "max_position_embeddings", "rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias"),
     *("sliding_window", "use_sliding_window", "max_window_layers", "bos_token_id", "eos_token_id"),
 )
-"""What of a text model's published configuration shapes the model; the rest is of training or of early transformers."""
+"""The fields of a text model's published configuration that are kept, because they shape the model; the rest concern training or early
+versions of transformers.
+"""
 _IMAGE_TOKENS = {"start_image_token": "<img>", "end_image_token": "</img>", "context_image_token": "<IMG_CONTEXT>"}
 _TURN_BEGINS, _TURN_ENDS = "<|im_start|>", "<|im_end|>"
 
@@ -46,7 +48,7 @@ CHAT_TEMPLATE = (
 
 
 def read_sizes(config: Mapping[str, Any], source: str) -> InternVLConfig:
-    """The configuration of transformers. Raises ModelError naming what cannot be converted."""
+    """Return transformers' configuration for a published config.json. Raises ModelError naming a field that cannot be converted."""
     whole = Fields(config, source)
     text, vision = Fields(config.get("llm_config"), source, "llm_config."), Fields(config.get("vision_config"), source, "vision_config.")
     published = config["llm_config"]
@@ -81,8 +83,11 @@ def read_sizes(config: Mapping[str, Any], source: str) -> InternVLConfig:
 
 
 def write_companions(folder: Path, config: Mapping[str, Any], sizes: InternVLConfig, out: Path) -> None:
-    """Everything but the weights: configuration, tokenizer with processor, and greedy generation. Raises ModelError."""
-    extra = {**_IMAGE_TOKENS, "video_token": "<video>"}  # which the processor asks for; nothing here writes it
+    """Write everything but the weights: configuration, processor with tokenizer, and generation configuration.
+
+    Raises ModelError if the tokenizer is of another model.
+    """
+    extra = {**_IMAGE_TOKENS, "video_token": "<video>"}  # the processor requires it, but nothing here uses it
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, extra_special_tokens=extra)
     known = tokenizer.get_vocab()
     missing = [token for token in (*_IMAGE_TOKENS.values(), _TURN_BEGINS, _TURN_ENDS) if token not in known]
@@ -111,7 +116,7 @@ def write_companions(folder: Path, config: Mapping[str, Any], sizes: InternVLCon
 
 
 def plan_tensors(sizes: InternVLConfig) -> Plan:
-    """Every tensor of the published checkpoint."""
+    """Return, for every tensor of the published checkpoint, its shape and the tensors that it becomes."""
     vision: Any = sizes.vision_config
     text: Any = sizes.text_config
     new = "model.language_model"

@@ -1,4 +1,4 @@
-"""The tokenizer of Qwen-VL-Chat, made of its tiktoken file: a byte-level BPE with the same tokens for any text, without tiktoken."""
+"""The tokenizer of Qwen-VL-Chat, built from its tiktoken file: a byte-level BPE that gives the same tokens without the package tiktoken."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam4mllm.qwen_vl_chat.config import IMAGE_TOKEN
 
 FILE = "qwen.tiktoken"
 MAX_BYTES = 64 << 20
-"""Of the file; the published one has 2.6 MB."""
+"""The largest file that is read; the published one has 2.6 MB."""
 LONGEST = 1024
 """Bytes of one entry; the published ones have up to 128."""
 
@@ -27,7 +27,9 @@ SPECIAL = (
     *(f"<|extra_{number}|>" for number in range(205)),
     *("<ref>", "</ref>", "<box>", "</box>", "<quad>", "</quad>", IMAGE_BEGINS, IMAGE_ENDS, IMAGE_TOKEN),
 )
-"""Its control tokens, whose ids follow those of the file in this order: in the published one from 151,643 on; ``<img>`` is 151,857."""
+"""The control tokens. Their ids follow those of the file's tokens, in this order. With the published file they begin at 151,643, and the id
+of ``<img>`` is 151,857.
+"""
 
 _WORDS = "|".join(
     (
@@ -36,11 +38,11 @@ _WORDS = "|".join(
         r"\p{N}",  # every digit alone
         r" ?[^\s\p{L}\p{N}]+[\r\n]*",  # punctuation, with the line breaks after it
         r"\s*[\r\n]+",
-        r"\s+(?!\S)",  # white space but for its last, which goes with the next word
+        r"\s+(?!\S)",  # white space without its last character, which goes with the next word
         r"\s+",
     )
 )
-"""The pieces that merges do not cross, as published with the tokenizer."""
+"""Matches the pieces into which a text is split first; tokens never cross their borders. As published with the tokenizer."""
 
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\nYou are a helpful assistant.<|im_end|>\n{% endif %}"
@@ -56,7 +58,10 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(path: Path, length: int) -> PreTrainedTokenizerFast:
-    """The fast tokenizer with control tokens and chat template, for texts of ``length`` tokens. Raises ModelError naming the file."""
+    """Return the fast tokenizer of the file ``path``, with control tokens and chat template; ``length`` is the most tokens of a text.
+
+    Raises ModelError as ``read_ranks`` does.
+    """
     ranks = read_ranks(path)
     letters: dict[int, str] = bytes_to_unicode()  # type: ignore[no-untyped-call]
     spelled = {token: "".join(letters[byte] for byte in token) for token in ranks}
@@ -81,9 +86,10 @@ def build_tokenizer(path: Path, length: int) -> PreTrainedTokenizerFast:
 
 
 def read_ranks(path: Path) -> dict[bytes, int]:
-    """A tiktoken file: on each line a token in base64 and its rank, which is its id and when it is merged.
+    """Read a tiktoken file, which has on each line a token in base64 and its rank; the rank is the token's id and its priority in merging.
 
-    Raises ModelError naming the line that is none, or if ranks are no ids, or a byte has no token of its own.
+    Raises ModelError if the file cannot be read, a line is malformed, the ranks are not the numbers from 0 on, or a byte has no token of
+    its own.
     """
     try:
         with path.open("rb") as file:
@@ -107,7 +113,10 @@ def read_ranks(path: Path) -> dict[bytes, int]:
 
 
 def find_merges(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """All pairs of tokens that together are a token, those of the lowest rank first: tiktoken merges whichever pair it meets."""
+    """Return all pairs of tokens that joined are a token, ordered by the rank of that token.
+
+    All pairs are needed because tiktoken merges any pair whose join is a token.
+    """
     merges: list[tuple[bytes, bytes]] = []
     for token in sorted(ranks, key=ranks.__getitem__):
         pairs = [(token[:cut], token[cut:]) for cut in range(1, len(token))]

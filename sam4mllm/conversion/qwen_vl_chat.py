@@ -1,7 +1,8 @@
-"""Qwen-VL-Chat from the layout of its publication to that of :mod:`sam4mllm.qwen_vl_chat`.
+"""Converting Qwen-VL-Chat from its published layout to that of :mod:`sam4mllm.qwen_vl_chat`.
 
-The decoder is Qwen2's under other names (``w2`` is the gate, ``w1`` the other factor). The tower's fused projections hold queries, keys and
-values head by head, the last projection is stored transposed, and positions are enlarged to the grid of patches, once and for all.
+The decoder is Qwen2's under other names; in its MLP, ``w2`` is the gate projection and ``w1`` the up projection. The vision tower's fused
+projections hold queries, keys and values head by head, its last projection is stored transposed, and its table of positions is interpolated
+to the grid of patches here, so that the converted model need not do it.
 """
 
 from __future__ import annotations
@@ -69,7 +70,10 @@ def read_sizes(config: Mapping[str, Any], source: str) -> QwenVLChatConfig:
 
 
 def write_companions(folder: Path, config: Mapping[str, Any], sizes: QwenVLChatConfig, out: Path) -> None:
-    """Everything but the weights: configuration, tokenizer, image processor and greedy generation. Raises ModelError."""
+    """Write everything but the weights: configuration, tokenizer, image processor and generation configuration.
+
+    Raises ModelError if the tokenizer's file is of another model, or cannot be read.
+    """
     vision, text = _parts(sizes)
     tokenizer = build_tokenizer(folder / FILE, text.max_position_embeddings)
     first = Fields(config["visual"], str(folder), "visual.").size("image_start_id")
@@ -90,7 +94,7 @@ def write_companions(folder: Path, config: Mapping[str, Any], sizes: QwenVLChatC
 
 
 def plan_tensors(sizes: QwenVLChatConfig) -> Plan:
-    """Every tensor of the published checkpoint."""
+    """Return, for every tensor of the published checkpoint, its shape and the tensors that it becomes."""
     vision, text = _parts(sizes)
     width, words = text.hidden_size, text.vocab_size
     plan: dict[str, Published] = {
@@ -164,12 +168,12 @@ def _resampler(vision: Any) -> Plan:
 
 
 def _affine(old: str, new: str, *shape: int) -> Plan:
-    """A weight with its bias."""
+    """Return the plan of a weight of this shape and its bias."""
     return {f"{old}.weight": renamed(f"{new}.weight", *shape), f"{old}.bias": renamed(f"{new}.bias", shape[0])}
 
 
 def _apart(new: str, kind: str, heads: int) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    """Rows that hold queries, keys and values of the first head, then of the next, to three blocks."""
+    """Return a function that splits a fused projection, whose rows are ordered by head and then by query, key and value, into three."""
 
     def make(fused: Tensor) -> dict[str, Tensor]:
         by_head = fused.reshape(heads, 3, -1, *fused.shape[1:])
@@ -179,7 +183,7 @@ def _apart(new: str, kind: str, heads: int) -> Callable[[Tensor], Mapping[str, T
 
 
 def enlarge(table: Tensor, count: int) -> Tensor:
-    """Positions (rows, width) of a square grid for a square grid of ``count``, bicubically between them, in float32."""
+    """Interpolate the positions (rows, width) of a square grid to a square grid of ``count`` positions: bicubic, in float32."""
     side, wanted = math.isqrt(len(table)), math.isqrt(count)
     grid = table.float().reshape(1, side, side, -1).permute(0, 3, 1, 2)
     return F.interpolate(grid, (wanted, wanted), mode="bicubic", align_corners=False)[0].flatten(1).T

@@ -1,6 +1,6 @@
-"""Weights from the files in which a checkpoint was published to safetensors under other names: checked first, then file by file.
+"""Converting the weights of a published checkpoint to safetensors files under other names.
 
-All names and shapes are compared with a plan before anything is written. What is held in memory at a time is one file that is written.
+All names and shapes are compared with a plan before anything is written. Only the tensors of one output file are held in memory at a time.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from sam4mllm.errors import ModelError, first_line
 PICKLED, PICKLED_INDEX = "pytorch_model.bin", "pytorch_model.bin.index.json"
 """The names that transformers gave to weights before safetensors."""
 SHARD_BYTES = 1 << 30
-"""At which a file that is written is complete; a single larger tensor has one of its own."""
+"""The most bytes of tensors in an output file; a single larger tensor has a file of its own."""
 COMPUTED = re.compile(r"(.*\.)?(inv_freq|masked_bias)")
-"""Matches buffers of early transformers that are worked out anew, whatever a file says."""
+"""Matches the names of buffers that early transformers saved and that the model computes itself; they are skipped."""
 _FAULTS = (
     OSError,
     RuntimeError,
@@ -43,7 +43,10 @@ _DTYPES = {torch.float16, torch.bfloat16, torch.float32}
 
 @dataclass(frozen=True)
 class Published:
-    """A published tensor: its shape, and what becomes of it, by the new names. Without an ``optional`` one a checkpoint is whole, too."""
+    """A published tensor: its ``shape``, and ``make``, which returns the tensors that it becomes by their new names.
+
+    A checkpoint may lack an ``optional`` tensor.
+    """
 
     shape: tuple[int, ...]
     make: Callable[[Tensor], Mapping[str, Tensor]]
@@ -55,12 +58,12 @@ Plan = Mapping[str, Published]
 
 
 def renamed(name: str, *shape: int) -> Published:
-    """Another name for the same tensor."""
+    """Return the plan of a tensor that only gets another name."""
     return Published(shape, lambda tensor: {name: tensor})
 
 
 def split_rows(names: Sequence[str], *shape: int) -> Published:
-    """As many blocks of rows of equal height as there are names."""
+    """Return the plan of a tensor that is cut into equal blocks of rows, one for each name."""
     return Published(shape, lambda tensor: dict(zip(names, tensor.chunk(len(names)), strict=True)))
 
 
@@ -111,9 +114,9 @@ def _read_pickled(path: Path) -> object:
 
 
 def convert_tensors(files: Sequence[Path], plan: Plan, out: Path) -> int:
-    """Write what the plan makes of the files' tensors into the folder ``out``, and say how many there are.
+    """Write the tensors that the plan makes of the files' tensors into the folder ``out``, and return how many were written.
 
-    Raises ModelError before anything is written: it names a tensor that is missing, foreign, there twice or of another shape.
+    Raises ModelError, before anything is written, naming a tensor that is missing, unknown, there twice, or of a wrong shape or type.
     """
     _check(files, plan)
     writer = _Writer(out)
@@ -161,7 +164,7 @@ class _Writer:
         self._total = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """The tensor is copied: what it is a part of can be freed."""
+        """Add a tensor. It is copied, so that a larger tensor that it is a view of can be freed."""
         if self._held and self._bytes + tensor.nbytes > SHARD_BYTES:
             self._flush()
         self._held[name] = tensor.detach().clone(memory_format=torch.contiguous_format)
@@ -169,7 +172,7 @@ class _Writer:
         self._total += tensor.nbytes
 
     def finish(self) -> int:
-        """Name the files, which needs their number. How many tensors there are."""
+        """Write what is left, give the files their final names, which contain the number of files, and return the number of tensors."""
         self._flush()
         count = len(self._files)
         if count == 1:

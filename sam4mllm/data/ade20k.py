@@ -1,6 +1,7 @@
-"""ADE20K (release 2021_17_01): ``ROOT/images/ADE/{training,validation}/…/NAME.jpg`` with ``NAME.json`` and ``NAME_seg.png`` beside it.
+"""Reads ADE20K (release 2021_17_01): ``ROOT/images/ADE/{training,validation}/…/NAME.jpg``, beside it ``NAME.json`` and ``NAME_seg.png``.
 
-The polygons run on behind what hides an object; the other picture says which class each pixel shows. A mask is where the two agree.
+A polygon in ``NAME.json`` also covers the parts of its object that other objects hide. ``NAME_seg.png`` says which class each pixel shows.
+A mask is the intersection of the two.
 """
 
 from __future__ import annotations
@@ -27,11 +28,16 @@ STUFF = frozenset(
         *("sea water", "water", "river water", "sand", "snow", "land"),
     )
 )
-"""What has no outline of its own, left out as in the paper's data (released notebooks)."""
+"""Names of surfaces and materials, which have no outline of their own. They are left out as in the paper's data (released notebooks)."""
 
 
 def read_ade20k(root: Path) -> Reading:
-    """A pair for each name in each picture, with all objects of that name, parts left out. Raises DatasetError."""
+    """Return a pair for each name in each picture, with all objects of that name.
+
+    Parts of objects, the names in ``STUFF``, names of more than ``MOST_INSTANCES`` objects and names with an object too small are left out.
+
+    Raises DatasetError if a file is missing, and while the pairs are read if an annotation is not in the format.
+    """
     files = [(split, path) for folder, split in SPLITS.items() for path in sorted((root / "images" / "ADE" / folder).rglob("*.json"))]
     if not files:
         raise DatasetError(f"{root} has no images/ADE/training with JSON files; name the folder ADE20K_2021_17_01")
@@ -57,7 +63,11 @@ def _pairs(split: str, path: Path) -> Iterator[PhrasedPicture]:
 
 
 def visible(polygon: Sequence[float], classes: Path, number: int, height: int, width: int) -> NDArray[np.bool_]:
-    """Where a polygon's object is seen, (height, width) bool: inside of it, and showing the class ``number``. Raises MaskCodecError."""
+    """Return the visible part of a polygon's object, (height, width) bool: the pixels inside the polygon that show the class ``number``.
+
+    ``classes`` is the ``NAME_seg.png``. Raises MaskCodecError if it is not of that size or the polygon is invalid, ImageError if it cannot
+    be read.
+    """
     shown = _shown_classes(classes)
     if shown.shape != (height, width):
         raise MaskCodecError(
@@ -68,7 +78,7 @@ def visible(polygon: Sequence[float], classes: Path, number: int, height: int, w
 
 @lru_cache(maxsize=2)
 def _shown_classes(path: Path) -> NDArray[np.int32]:
-    """(H, W) int32: the class of each pixel. Red holds the higher part, in tens, and green the lower one."""
+    """Return the class of each pixel, (H, W) int32: the picture codes it as ``red // 10 * 256 + green``."""
     pixels = load_image(path).astype(np.int32)
     return np.asarray(pixels[..., 0] // 10 * 256 + pixels[..., 1])
 
@@ -78,7 +88,7 @@ def _classes_file(path: Path) -> Path:
 
 
 def _read(path: Path) -> tuple[int, int, Sequence[Mapping[str, Any]]]:
-    """Height, width and objects."""
+    """Return an annotation file's height, width and objects. Raises DatasetError if it is not in the format."""
     try:
         annotation = json.loads(path.read_bytes().decode("utf-8", errors="replace"))["annotation"]
         height, width = (int(side) for side in annotation["imsize"][:2])
@@ -91,7 +101,7 @@ def _read(path: Path) -> tuple[int, int, Sequence[Mapping[str, Any]]]:
 
 
 def _polygon(polygon: Mapping[str, Any]) -> list[float]:
-    """A single corner is a number, not a list."""
+    """Return the polygon as x1, y1, x2, y2, …. Where it has a single corner, the file holds its x and its y as numbers, not as lists."""
     xs, ys = (side if isinstance(side, list) else [side] for side in (polygon["x"], polygon["y"]))
     return [float(side) for point in zip(xs, ys, strict=False) for side in point]
 

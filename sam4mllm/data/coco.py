@@ -20,7 +20,7 @@ from sam4mllm.errors import DatasetError, MaskCodecError
 from sam4mllm.images import MAX_PIXELS
 
 PART = ":"
-"""Between an object's name and its part's, in PACO."""
+"""The separator between the names of an object and its part in PACO's category names, such as ``mug:handle``."""
 MOST_INSTANCES = 5
 """A category with more objects than this in a picture is left out, as in the paper's data (released notebooks)."""
 LEAST_AREA = 0.02
@@ -34,10 +34,11 @@ Row = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class CocoSet:
-    """Where a set has its files: alternatives, of which the first with a file that is there counts, each a file for each split.
+    """Where a data set's files lie.
 
-    ``pictures``: the folders that may hold them, with the split's name filled in. ``parts_only``: its whole objects are another set's too.
-    ``origin`` names an image by its row.
+    ``layouts`` are alternatives, each a mapping from split to annotation file; the first one of which any file exists is used. ``pictures``
+    are the folders that may hold the pictures; ``{}`` stands for the split's name. ``origin`` makes an image's origin from its row.
+    ``parts_only`` takes only the categories of parts, because another set already has the whole objects.
     """
 
     layouts: tuple[Mapping[str, str], ...]
@@ -80,9 +81,9 @@ SETS: dict[str, CocoSet] = {
 
 @dataclass(frozen=True)
 class CocoTables:
-    """A COCO file: its images, annotations and categories by their ids.
+    """The contents of a COCO file: images, annotations and categories by their ids.
 
-    An annotation's ``image_id`` and ``category_id`` are whole numbers, or None where the file has nothing of the kind.
+    An annotation's ``image_id`` and ``category_id`` are whole numbers, or None where the file does not give a whole number.
     """
 
     path: Path
@@ -127,7 +128,7 @@ def read_tables(path: Path) -> CocoTables:
 
 
 def _numbered(row: Row) -> Row:
-    """The row with the numbers of its image and category as such; some tools write them as text."""
+    """Return an annotation's row with ``image_id`` and ``category_id`` as int or None; some tools write them as text."""
     numbers = {name: _as_number(row.get(name)) for name in ("image_id", "category_id")}
     return row if all(row.get(name) is number for name, number in numbers.items()) else {**row, **numbers}
 
@@ -144,14 +145,18 @@ def _outline(annotation: Row) -> Outline | None:
 
 
 def read_coco_folder(root: Path, name: str) -> Reading:
-    """All splits of a set that are there. Raises DatasetError if none is, or a picture is missing."""
+    """Return the pairs of all splits of the set ``name`` that are in ``root``.
+
+    Raises DatasetError if there is no split, a file is not a COCO file, or a picture is missing.
+    """
     found = [{split: root / file for split, file in layout.items() if (root / file).is_file()} for layout in SETS[name].layouts]
     files = next((one for one in found if one), None)
     if files is None:
         raise DatasetError(f"{root} holds none of {', '.join(SETS[name].layouts[0].values())}; name the folder that does")
     pictures, total = {}, 0
     for split, path in files.items():
-        # before the first pair of any: an hour later is too late; a file at a time, for they are large
+        # All splits are checked before the first pair is made, so that a fault is reported now and not after an hour.
+        # The files are large, so only one is held in memory at a time.
         tables = read_tables(path)
         _find(tables, root, split, name)
         pictures[split] = len(tables.images)
@@ -163,7 +168,10 @@ def read_coco_folder(root: Path, name: str) -> Reading:
 
 @dataclass(frozen=True)
 class _Group:
-    """A category's objects in an image; ``fault`` says why they make no phrase, -1 stands for a number that lacks."""
+    """The objects of one category in one image.
+
+    ``fault`` says why they cannot be used, and is empty if they can. ``image`` or ``category`` is -1 where the annotations give no number.
+    """
 
     image: int
     category: int
@@ -192,7 +200,10 @@ def _find(tables: CocoTables, root: Path, split: str, name: str) -> Mapping[str,
 
 
 def _groups(tables: CocoTables, parts_only: bool) -> Iterator[_Group]:
-    """The objects of one category in one image, where they make a good phrase, or are not all there."""
+    """Yield the objects of each category in each image that make a good phrase; also, with a ``fault``, those that cannot be used.
+
+    ``parts_only`` leaves out the categories that are not parts.
+    """
     for image, objects in tables.by_image().items():
         by_category: dict[int | None, list[Row]] = defaultdict(list)
         for annotation in objects:
@@ -207,12 +218,12 @@ def _groups(tables: CocoTables, parts_only: bool) -> Iterator[_Group]:
 
 
 def _fault(tables: CocoTables, image: int | None, name: str, annotations: Sequence[Row]) -> str:
-    """Why a category's objects in an image cannot be told; nothing if they can."""
+    """Return why a category's objects in an image cannot be used, or an empty text if they can."""
     if image not in tables.images:
         return "its image is not in the file"
     if not name:
         return "its category is not in the file"
-    # the others alone would not be all that the phrase means
+    # one object without an outline excludes the others too: the phrase means all of them
     return "" if all(_outline(annotation) is not None for annotation in annotations) else "one of its objects has no outline"
 
 
@@ -232,9 +243,10 @@ def is_fit(annotations: Sequence[Row], image: Row) -> bool:
 
 
 def box_size(annotation: Row, height: int, width: int) -> tuple[float, float]:
-    """Width and height in pixels of an annotation's box, or of its outline where it has no box, in an image of height and width.
+    """Return the width and height, in pixels, of an annotation's box, or of its outline's box where it has none.
 
-    Of an outline that cannot be drawn it is without end: why that is left out is said when it is drawn.
+    ``height`` and ``width`` are the image's. Both results are infinite where the outline cannot be drawn, so that the annotation does not
+    count as too small here: it fails later, when it is drawn, and is then left out with the true reason.
     """
     box = annotation.get("bbox")
     if isinstance(box, list) and len(box) == len("xywh") and all(_is_finite(side) for side in box):
@@ -255,7 +267,7 @@ def _is_finite(value: object) -> bool:
 
 
 def image_size(row: Row) -> tuple[int, int] | None:
-    """An image's (height, width) as its row has it."""
+    """Return an image's (height, width) from its row, or None where these are not whole numbers."""
     height, width = row.get("height"), row.get("width")
     return (height, width) if isinstance(height, int) and isinstance(width, int) else None
 

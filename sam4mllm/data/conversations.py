@@ -1,4 +1,4 @@
-"""Conversations about pictures in the LLaVA format: what is mixed into training so that the model goes on answering questions.
+"""Reads conversations about pictures in the LLaVA format; training mixes them in so that the model can still answer general questions.
 
 A file holds a JSON list::
 
@@ -14,7 +14,7 @@ A file holds a JSON list::
     ]
 
 Images lie below one folder. The first question holds ``<image>`` once, before or after its text. Records without an image are counted and
-passed over: here every conversation begins with one.
+skipped, because training needs a picture at the beginning of every conversation.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 PLACEHOLDER = "<image>"
 MAX_TURNS = 1_000
-"""Most questions of a record; the longest of LLaVA's own have a few dozen."""
+"""The most questions that a record may have; the longest of LLaVA's own have a few dozen."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +58,11 @@ def read_conversations(path: Path, images: Path | None = None) -> list[Conversat
 
     Args:
         path: the JSON file.
-        images: the folder that its images' paths begin in; the file's own if None.
+        images: the folder that the images' paths are relative to; the JSON file's own folder if None.
 
     Raises:
-        DatasetError: with the file and the record that is wrong, or the picture that is missing.
+        DatasetError: the file cannot be read or has no conversation with a picture, a record is wrong, or a picture is missing. The
+            message names the file and the record.
     """
     root = (path.parent if images is None else images).resolve()
     found, without = [], 0
@@ -94,7 +95,7 @@ def _read_list(path: Path) -> list[Any]:
 
 
 def _checked(record: object, root: Path) -> Conversation | None:
-    """A record as a conversation, or None if it has no image."""
+    """Return a record as a conversation, or None if it has no image. Raises DatasetError if the record is not in the format."""
     if not isinstance(record, dict):
         raise DatasetError("it is not an object with image and conversations")
     image = record.get("image")
@@ -109,7 +110,7 @@ def _checked(record: object, root: Path) -> Conversation | None:
 
 
 def _texts(said: object) -> Iterator[str]:
-    """What is said, question and answer by turns."""
+    """Yield the texts of a record's ``conversations``, questions and answers alternating. Raises DatasetError if they do not alternate."""
     if not isinstance(said, list) or not said or len(said) % 2 or len(said) > 2 * MAX_TURNS:
         raise DatasetError("conversations is a list of questions and answers in pairs")
     for place, one in enumerate(said):

@@ -1,4 +1,4 @@
-"""A line of a dataset, checked field by field: it may have been written by anybody."""
+"""Checks a line of a dataset field by field; the line is not trusted, because anybody may have written it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from sam4mllm.prompts.answer_text import has_thought_tag
 from sam4mllm.run_lengths import Rle, rle_area
 
 MAX_INSTANCES = 1_000
-"""Most instances of an example; a crowded picture has a few hundred, and each costs a whole mask of memory."""
+"""The most instances of an example. A crowded picture has a few hundred, and each takes the memory of a whole mask."""
 
 MAX_LABEL = 1_000
-"""Most characters of a label; those of Label Studio's configs are words."""
+"""The most characters of a label; the labels in Label Studio's configs are a few words long."""
 
 MAX_THOUGHT = 4_000
-"""Most characters of a thought, about 1,000 tokens; the longest that is asked for by default has 512."""
+"""The most characters of a thought, about 1,000 tokens; by default a model may think for 512 tokens at most."""
 
 _ANY = re.compile(r".*", re.DOTALL)
 _SOMETHING = re.compile(r".*\S.*", re.DOTALL)
@@ -29,7 +29,10 @@ _SHA256 = re.compile(r"[0-9a-f]{64}")
 _SPLIT = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _ORIGIN = re.compile(r"[!-~]{0,128}")
 _SOURCE_WITH_LABEL = re.compile(r"label-studio:\d+:\d+:-?\d+:[a-z]+:(.*)", re.DOTALL)
-"""Project, task, annotation, outcome and label, as releases before the key ``label`` wrote it; a label may hold colons."""
+"""Matches the ``source`` of corrections by releases that did not write the key ``label`` yet: project, task, annotation, outcome and label.
+
+The label comes last, because it may hold colons.
+"""
 
 
 def parse_line(line: str) -> object:
@@ -40,7 +43,10 @@ def parse_line(line: str) -> object:
 
 
 def check_fields(fields: object, max_pixels: int) -> Example:
-    """A line's fields as an example, all of it checked but the image's file; errors say what is wrong, the caller says where."""
+    """Return a line's fields as an example. Everything is checked except the image's file.
+
+    Raises DatasetError, which says what is wrong; the caller adds the file and the line.
+    """
     if not isinstance(fields, dict):
         raise DatasetError("it is not an object with image, phrase and instances")
     width, height = _side(fields, "width"), _side(fields, "height")
@@ -72,7 +78,10 @@ def _thought(text: object) -> str:
 
 
 def is_thought(text: object) -> TypeGuard[str]:
-    """Whether a dataset may hold a text as a thought: a tag in it would end it before its time."""
+    """Whether a dataset may hold ``text`` as a thought.
+
+    Tags such as ``</think>`` are not allowed: in a model's answer they would end the thought too early.
+    """
     return isinstance(text, str) and len(text) <= MAX_THOUGHT and _is_unicode(text) and not has_thought_tag(text)
 
 
@@ -121,7 +130,7 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def _is_coordinate(number: object) -> bool:
-    # the bound is far above every picture, and NaN and infinity are not below it
+    # 1e9 is far above every picture's side; the comparison also refuses NaN and infinity
     return isinstance(number, int | float) and not isinstance(number, bool) and abs(number) < 1e9
 
 
@@ -140,7 +149,7 @@ def _text(fields: dict[str, Any], name: str, pattern: re.Pattern[str]) -> str:
 
 
 def _is_unicode(text: str) -> bool:
-    """Whether a text can be written as UTF-8; JSON can spell half a character."""
+    """Whether a text can be written as UTF-8. Text from JSON may hold a lone surrogate (half of a character), which cannot."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 

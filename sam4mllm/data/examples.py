@@ -16,16 +16,18 @@ A dataset is a folder with ``images/`` and ``examples.jsonl``, one line an examp
         "thought": "Two cups stand on the table; the left one is red.",
     }
 
-``sha256`` is of the image file's bytes. Width, height, boxes (pixels, right and bottom sides exclusive) and masks (COCO run lengths) are
-those of the picture turned as its EXIF data says. No instances: the phrase has no target in the picture. Other keys are passed over.
+``sha256`` is the hash of the image file's bytes. Width, height, boxes (pixels, right and bottom sides exclusive) and masks (COCO run
+lengths) refer to the picture after it is turned as its EXIF data says. An empty ``instances`` says that the phrase has no target in the
+picture. Other keys are ignored.
 
 Four keys may be left out:
 
-- ``label``: the label that a reviewer chose in Label Studio, null where nobody did. Corrections of releases that did not know this key have
-  their label at the end of ``source``, where it is still found.
-- ``ignore``: a mask whose pixels count neither way when a prediction is measured.
-- ``thought``: what a model is to think before it gives the boxes, in plain words (strategy ``reason``).
-- ``origin``: which picture it is where sets share their pictures, such as ``coco:581857``: the same one, whatever its file's bytes.
+- ``label``: the label that a reviewer chose in Label Studio, null where nobody did. Older releases did not write this key; they put the
+  label of a correction at the end of ``source``, from where it is still read.
+- ``ignore``: a mask of pixels that are left out when a prediction is measured.
+- ``thought``: the reasoning that a model is to write before it gives the boxes, in plain words (strategy ``reason``).
+- ``origin``: the picture's name in a collection that several data sets share, such as ``coco:581857``. Files with the same origin are the
+  same picture, even if their bytes differ.
 """
 
 from __future__ import annotations
@@ -78,7 +80,10 @@ class Example:
         return np.array([instance.box_px for instance in self.instances], np.float32).reshape(-1, 4)
 
     def masks(self) -> NDArray[np.bool_]:
-        """(N, height, width) bool, one for each instance. Raises MaskCodecError, though not of what ``read_examples`` gave."""
+        """Return (N, height, width) bool, one mask for each instance.
+
+        Raises MaskCodecError if run lengths are invalid, which those from ``read_examples`` never are.
+        """
         masks = np.zeros((len(self.instances), self.height, self.width), np.bool_)
         for index, instance in enumerate(self.instances):
             masks[index] = from_rle(instance.rle, self.height, self.width, max_pixels=self.height * self.width)
@@ -89,7 +94,7 @@ class Example:
         return union(self.masks())
 
     def ignored(self) -> NDArray[np.bool_] | None:
-        """(height, width) bool, the pixels that count neither way, or None if all count."""
+        """Return (height, width) bool, the pixels that are left out when a prediction is measured, or None if all count."""
         if self.ignore is None:
             return None
         return from_rle(self.ignore, self.height, self.width, max_pixels=self.height * self.width)

@@ -1,4 +1,4 @@
-"""Several datasets as one: no picture that any of them tests on is trained on in another, and what two of them say alike is said once."""
+"""Merges datasets into one, leaves out of training every picture that any of them tests on, and writes repeated examples once."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ TESTED_ON = "its picture is tested on in another split or set"
 
 
 def merge(folders: Sequence[Path], out: Path, track: Track[tuple[Path, Example]] = untracked) -> Prepared:
-    """Write the examples of datasets, in their order, as one.
+    """Write the examples of several datasets, in their order, as one new dataset in ``out``.
 
-    Two pictures are the same if their files are, byte for byte, or if they have the same origin: some sets encode pictures of COCO anew.
-    Whatever is not in the split ``train`` is tested on; it stays as it is, but for an example that is there twice.
+    Two pictures are the same if their files are equal byte for byte, or if they have the same origin: some sets re-encode pictures of COCO.
+    Every split but ``train`` counts as tested on, and keeps its examples; only an example that repeats an earlier one with the same split
+    and source is dropped. ``track`` wraps the loop over the examples, for a progress bar.
 
-    Raises DatasetError if one is not in the format, or ``out`` is not new or cannot be written.
+    Raises DatasetError if a dataset is not in the format, a picture's file is missing or has changed, or ``out`` is not empty or cannot be
+    written.
     """
     names: dict[str, str] = {}
     tested: set[str] = set()
@@ -29,7 +31,7 @@ def merge(folders: Sequence[Path], out: Path, track: Track[tuple[Path, Example]]
             names[example.sha256] = example.origin or example.sha256
         if example.split != TRAIN:
             tested |= {example.sha256, *([example.origin] if example.origin else [])}
-    # a file of no origin may be tested on by another name, which a third set knows
+    # One set may test on a file without giving its origin while another set gives it: then the origin is tested on, too.
     tested |= {names[name] for name in tested if name in names}
     prepared = Prepared()
     seen: set[bytes] = set()

@@ -1,7 +1,8 @@
-"""What every reader of a public data set gives: pictures on the disk with phrases and outlines; and how that becomes a dataset folder.
+"""The pairs (a picture, a phrase and outlines) that every reader of a public data set gives, and how they are written as a dataset folder.
 
-The readers (:mod:`sam4mllm.data.refer`, :mod:`~sam4mllm.data.coco`, …) make a :class:`Reading` and know nothing of folders; what they have
-in common is here. What they read is foreign and is checked; a pair that cannot be used is left out and counted with its reason.
+The readers (:mod:`sam4mllm.data.refer`, :mod:`~sam4mllm.data.coco`, …) make a :class:`Reading` and know nothing of the folder that is
+written; what they have in common is here. The data is not trusted, so it is checked; a pair that cannot be used is left out and counted
+with its reason.
 """
 
 from __future__ import annotations
@@ -29,28 +30,30 @@ from sam4mllm.run_lengths import Rle, from_rle, to_rle
 
 T = TypeVar("T")
 Draw = Callable[[int, int], NDArray[np.bool_]]
-"""Height and width of a picture to a mask of it (height, width) bool."""
+"""A function that takes the height and width of a picture and returns a mask (height, width) bool."""
 Outline = Sequence[Sequence[float]] | Mapping[str, Any] | Draw
-"""An object's polygons, each x1, y1, x2, y2, …, or its COCO run lengths, as in a COCO annotation's ``segmentation``; or what draws it."""
+"""An object's polygons, each x1, y1, x2, y2, …, or its COCO run lengths, as in a COCO annotation's ``segmentation``; or a function that
+draws its mask."""
 Track = Callable[[Iterable[T], int | None], Iterable[T]]
-"""Wraps a loop over so many things, if that is known, for a progress bar."""
+"""A function that takes an iterable and its length (None if unknown) and returns the same items, with a progress bar."""
 
 TRAIN = "train"
 LEAST_NUMBERS = 6
-"""Numbers of a polygon with three corners. pycocotools takes four for a box, and fewer for an error."""
+"""The fewest numbers that a polygon may have, those of three corners; a shorter one is not drawn. pycocotools would take four numbers for a
+box, and fail with fewer."""
 MAX_OUTLINE_PX = 1e7
-"""Longest outline that is drawn, in pixels: pycocotools keeps five points for each, and a polygon around an object has a few thousand."""
+"""The length, in pixels, of the longest outline that is drawn. pycocotools keeps five points for each pixel of it; a polygon around an
+object is usually a few thousand pixels long."""
 _COCO_NAME = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
 
 
 @dataclass(frozen=True)
 class PhrasedPicture:
-    """A picture (its file, or what is in it) and a phrase; ``outlines`` of the objects that it means, none if it means nothing there.
+    """A picture and a phrase, with the outlines of the objects that the phrase means.
 
-    ``origin`` says which picture it is, ``ignore`` draws what counts neither way, ``label`` is a reviewer's, ``thought`` comes before the
-    answer, as in the dataset format.
-    ``size`` is the picture's (height, width) in the set's own words, if it has any: outlines are of that frame, and another picture is not
-    what was outlined.
+    ``image`` is the picture's file, or the bytes of one. ``outlines`` is empty if the phrase means nothing in the picture. ``origin``,
+    ``label`` and ``thought`` are those of the dataset format, and ``ignore`` draws its mask of that name. ``size`` is the picture's
+    (height, width) as the data set states it, or None: the outlines refer to this size, and a picture of another size is refused.
     """
 
     image: Path | bytes
@@ -76,7 +79,10 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Reading:
-    """A set that was found whole: its pairs, to be read once; how many there are, if that is known beforehand; its pictures by split."""
+    """A data set whose files were all found.
+
+    ``pairs`` can be iterated once. ``total`` is their number, or None if it is not known beforehand. ``pictures`` counts pictures by split.
+    """
 
     pairs: Iterable[PhrasedPicture | LeftOut]
     total: int | None = None
@@ -85,9 +91,10 @@ class Reading:
 
 @dataclass
 class Prepared:
-    """What became of the pairs: those read and those written by split, pictures written, repetitions merged, and why others were left out.
+    """What became of the pairs of a data set.
 
-    ``first`` has a source of each reason, to look at.
+    ``read`` and ``written`` count pairs by split; ``images`` counts the pictures written, ``merged`` the repetitions dropped, and
+    ``left_out`` the pairs left out, by reason. ``first`` has the source of the first pair left out for each reason, as an example.
     """
 
     read: Counter[str] = field(default_factory=Counter)
@@ -108,16 +115,16 @@ def untracked(items: Iterable[T], total: int | None) -> Iterable[T]:
 
 
 def coco_origin(name: str) -> str:
-    """The origin of a picture whose file name has COCO's form of 2014, also with something before it; else nothing."""
+    """Return the origin of a picture whose file name contains COCO's form of 2014 (``COCO_train2014_….``), else an empty text."""
     found = _COCO_NAME.search(name)
     return f"coco:{int(found[1])}" if found else ""
 
 
 @contextmanager
 def new_dataset(folder: Path) -> Iterator[ExampleWriter]:
-    """A writer to a new folder, which appears whole at the end; after an error nothing is left of it.
+    """Open a writer to a new folder, which appears when the block ends, complete; after an error nothing is left of it.
 
-    Raises DatasetError if there is something in that place, and FolderError if it cannot be written.
+    Raises DatasetError if ``folder`` is a file or holds something, and FolderError if it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DatasetError(f"{folder} already holds something; choose a new folder")
@@ -129,11 +136,13 @@ def new_dataset(folder: Path) -> Iterator[ExampleWriter]:
 
 
 def write_pairs(reading: Reading, folder: Path, track: Track[PhrasedPicture | LeftOut] = untracked) -> Prepared:
-    """Write pairs as a dataset, all or nothing. To be trained on, the same phrase of the same objects of a picture is written once.
+    """Write pairs as a dataset, all or nothing.
 
-    Repetitions in the other splits stay: published figures count each.
+    In the split ``train``, pairs with the same picture, phrase and objects are written once. Repetitions in the other splits stay, because
+    published figures count each of them. A pair whose picture or outlines cannot be used is left out and counted. ``track`` adds a progress
+    bar.
 
-    Raises DatasetError if there is something in the folder's place, it cannot be written, or a picture is missing.
+    Raises DatasetError if ``folder`` holds something or cannot be written, or if the reader meets a broken or missing file.
     """
     prepared = Prepared()
     with new_dataset(folder) as writer:
@@ -153,11 +162,11 @@ def write_pairs(reading: Reading, folder: Path, track: Track[PhrasedPicture | Le
 
 
 class _Unfit(Exception):
-    """Why a pair is left out."""
+    """Raised for a pair that is left out; its message is the reason."""
 
 
 class _Pairs:
-    """Writes pairs; a picture is read once, and the objects of sentences that follow each other are drawn once."""
+    """Writes pairs. It reads each picture once, and draws outlines once for consecutive pairs that share them."""
 
     def __init__(self, writer: ExampleWriter, prepared: Prepared) -> None:
         self._writer = writer
@@ -207,8 +216,11 @@ class _Pairs:
         return self._writer.add_image_file(image, link=True)
 
     def _instances(self, pair: PhrasedPicture, record: ImageRecord) -> list[ExampleInstance]:
-        """An object without a single pixel is none, but a phrase whose objects are all like that has not lost its target. If they may lie
-        under what is ignored, the phrase can still be tested on, as LISA does: nothing outside of that is right.
+        """Draw a pair's objects; those without a single pixel are dropped.
+
+        If none is left, the pair raises _Unfit: its phrase has a target, so it must not be written as one without. The exception is a pair
+        with ``ignore`` outside the split ``train``: its objects may lie under the ignored pixels. It is tested on as in LISA, where the
+        right answer is then to predict nothing outside of those pixels. Raises MaskCodecError for an outline that cannot be drawn.
         """
         if self._drawn[0] is not record or self._drawn[1] is not pair.outlines:
             drawn = [encode(outline, record.height, record.width) for outline in pair.outlines]
@@ -219,20 +231,26 @@ class _Pairs:
 
 
 def same_example(picture: str, phrase: str, instances: Sequence[ExampleInstance]) -> bytes:
-    """16 bytes that two examples have in common if they say the same of a picture."""
+    """Return a 16-byte key, which is the same for examples with the same picture, phrase (regardless of case) and masks.
+
+    ``picture`` is the picture's hash or origin.
+    """
     said = (picture, phrase.casefold(), *sorted(one.rle["counts"] for one in instances))
     return hashlib.sha256("\n".join(said).encode("utf-8", "replace")).digest()[:16]
 
 
 def encode(outline: Outline, height: int, width: int) -> ExampleInstance | None:
-    """An outline's box and run lengths, drawn by pycocotools as published figures are; None without a pixel. Raises MaskCodecError."""
+    """Return an outline's box and run lengths, or None if it has no pixel.
+
+    pycocotools draws the polygons, as for the published figures. Raises MaskCodecError if the outline is invalid.
+    """
     if callable(outline) or isinstance(outline, Mapping):
         mask = outline(height, width) if callable(outline) else from_rle(outline, height, width)
         return ExampleInstance(box_of(mask), to_rle(mask)) if mask.any() else None
     polygons = [polygon for polygon in map(_checked, outline) if len(polygon) >= LEAST_NUMBERS]
     if not polygons:
         return None
-    # run lengths all the way: a whole mask for each of a million objects would take hours
+    # never decoded into whole masks: for a million objects that would take hours
     drawn = coco.merge(coco.frPyObjects(polygons, height, width))
     if not coco.area(drawn):
         return None
@@ -243,7 +261,7 @@ def encode(outline: Outline, height: int, width: int) -> ExampleInstance | None:
 
 
 def to_mask(outline: Outline, height: int, width: int) -> NDArray[np.bool_]:
-    """The same as a mask (height, width) bool."""
+    """Return an outline as a mask (height, width) bool. Raises MaskCodecError if the outline is invalid."""
     found = encode(outline, height, width)
     return np.zeros((height, width), np.bool_) if found is None else from_rle(found.rle, height, width)
 

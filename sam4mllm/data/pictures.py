@@ -1,4 +1,4 @@
-"""Where a data set's pictures lie: all of them are looked for before the first is read, so that what lacks is said at once."""
+"""Finds the files of a data set's pictures. All are looked for before the first is read, so that missing ones are reported at once."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from sam4mllm.errors import DatasetError
 
 
 def find_pictures(names: Iterable[Sequence[str]], folders: Sequence[Path]) -> Mapping[str, Path]:
-    """The file of each picture, by the first of its names: one of them is there in one of the folders, whole or its last part.
+    """Return the file of each picture, by the picture's first name.
 
-    The first folder is where they should lie.
+    ``names`` are the possible names of each picture. A picture is looked for in all ``folders`` under each of its names, as the whole path
+    and as its last part alone.
 
-    Raises DatasetError: one line with the number of those that are missing, the first of them, and where it should lie.
+    Raises DatasetError, one line with the number of missing pictures, the first of them, and the folder to put it into: the one where the
+    last picture was found, or the first of ``folders`` if none was.
     """
     there = [folder for folder in folders if folder.is_dir()]
     wanted = {picture[0]: picture for picture in names}
@@ -23,7 +25,7 @@ def find_pictures(names: Iterable[Sequence[str]], folders: Sequence[Path]) -> Ma
     missing: list[str] = []
     for first, picture in wanted.items():
         spelled = [spelling for name in picture for spelling in _spellings(name)]
-        # most are where the one before was, spelled like it
+        # most pictures lie in the folder of the one before and are spelled the same way, so that place is tried first
         likely = [hint] if hint else []
         places = [*likely, *((folder, form) for folder in there for form in range(len(spelled)))]
         place = next((one for one in places if one[1] < len(spelled) and os.path.isfile(one[0] / spelled[one[1]])), None)
@@ -38,7 +40,10 @@ def find_pictures(names: Iterable[Sequence[str]], folders: Sequence[Path]) -> Ma
 
 
 def _spellings(name: str) -> list[str]:
-    """A foreign name as paths inside a folder: none may lead out of it."""
+    """Return the paths inside a folder that an untrusted name may stand for: the name itself and its last part.
+
+    The list is empty if the name could lead out of the folder.
+    """
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts or "\0" in name or not path.name:
         return []

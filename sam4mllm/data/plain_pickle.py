@@ -1,8 +1,8 @@
-"""Pickles of plain containers, read without running what a pickle could run.
+"""Reads pickles of plain containers safely: nothing that the file names is called.
 
-An ordinary unpickler calls whatever the file names. Here the instructions themselves are on a list of those that make lists, dicts, texts
-and numbers; the first other one ends the reading. The interpreter is Python's own written in Python (``pickle._Unpickler``), not the one in
-C: that one allocates what the file's numbers say before it looks whether there is anything (a memo index of 2**31 takes 32 GiB).
+An ordinary unpickler calls whatever the file names. This one allows only the pickle instructions that make lists, dicts, texts and numbers;
+the first other instruction ends the reading. It is based on the unpickler that is written in Python (``pickle._Unpickler``). The one in C
+allocates the sizes that the file states before it checks that the data is there (a memo index of 2**31 takes 32 GiB).
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ PLAIN = (
     *("STRING", "BINSTRING", "SHORT_BINSTRING", "UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
     *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
 )
-"""The instructions that are followed. Tuples are not among them: as keys of a dict, nested a million deep, they would break the stack."""
+"""The instructions that are allowed. Those for tuples are not: a tuple nested a million levels deep and used as the key of a dict would
+overflow the stack."""
 
 _NAMES = {ord(one.code): one.name for one in pickletools.opcodes}
 
 
 def load_plain_pickle(data: bytes, name: str) -> object:
-    """What a pickle of lists, dicts, texts and numbers holds; texts of Python 2 are read as UTF-8.
+    """Return what a pickle of lists, dicts, texts and numbers holds. Texts of Python 2 are decoded as UTF-8.
 
-    Raises DatasetError, which begins with ``name``, if there is anything else in it, of which nothing is called, or it is broken.
+    Raises DatasetError if the pickle is broken or holds anything else, which is not called. The message begins with ``name``.
     """
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors="replace").load()
@@ -48,5 +49,5 @@ class _PlainUnpickler(pickle._Unpickler):
     dispatch = _Instructions({code: handler for code, handler in pickle._Unpickler.dispatch.items() if _NAMES[code] in PLAIN})
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        """Never reached, for all that leads here is refused; a second lock."""
+        """Refuse classes and functions. This is a second safeguard: the instructions that lead here are refused already."""
         raise DatasetError("names a class or a function")

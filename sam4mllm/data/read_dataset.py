@@ -1,4 +1,4 @@
-"""A dataset's folder, read: its examples, each checked, and their pictures."""
+"""Reads a dataset's folder: its examples, each checked, and their pictures."""
 
 from __future__ import annotations
 
@@ -16,18 +16,21 @@ from sam4mllm.images import MAX_PIXELS, image_sha256, load_image
 
 
 def read_examples(folder: Path, max_pixels: int = MAX_PIXELS) -> list[Example]:
-    """All examples of a dataset, in order, each checked: its fields, its boxes and masks, and that its image is a file inside the folder.
+    """Return all examples of a dataset, in order. Each is checked: its fields, boxes and masks, and that the folder has its image.
 
-    Images are not opened; ``load_example_image`` checks them when their turn comes.
+    Images are not opened here; ``load_example_image`` checks an image when it loads it.
 
     Raises:
-        DatasetError: with the file and the line that is wrong, or the file that is missing.
+        DatasetError: a line is wrong or a file is missing; the message names it.
     """
     return list(each_example(folder, max_pixels))
 
 
 def each_example(folder: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Example]:
-    """The same, one at a time: those of a large set fill a gigabyte. Raises DatasetError, when the line's turn comes."""
+    """Yield the examples of ``read_examples`` one at a time, because those of a large set together fill a gigabyte.
+
+    Raises DatasetError when it comes to a line that is wrong.
+    """
     folder = Path(folder)
     path = folder / EXAMPLES
     pictures: dict[str, ImageRecord] = {}
@@ -57,10 +60,10 @@ def load_example_image(folder: Path, example: Example, verify_sha256: bool = Fal
         folder: the dataset.
         example: one of its examples.
         verify_sha256: compare the file's hash too, which reads it a second time.
-        max_pixels: as of ``load_image``.
+        max_pixels: the most pixels that are decoded, as in ``load_image``.
 
     Raises:
-        DatasetError: it lies outside the folder, is missing, cannot be decoded, or is not the picture that was meant.
+        DatasetError: the picture lies outside the folder, is missing, cannot be decoded, or has not the size (or hash) of the example.
     """
     path = find_image(Path(folder).resolve(), example.image)
     try:
@@ -76,7 +79,10 @@ def load_example_image(folder: Path, example: Example, verify_sha256: bool = Fal
 
 
 def _check_picture(root: Path, example: Example, pictures: dict[str, ImageRecord]) -> None:
-    """Look for an image once, and see that all its examples say the same of it; ``pictures`` remembers."""
+    """Check that an example's image is there, and that its hash and size are those of earlier examples with the same image.
+
+    ``pictures`` holds the images checked so far, so that each is looked for once. Raises DatasetError.
+    """
     record = ImageRecord(example.image, example.sha256, example.width, example.height)
     if example.image not in pictures:
         find_image(root, example.image)
@@ -85,7 +91,10 @@ def _check_picture(root: Path, example: Example, pictures: dict[str, ImageRecord
 
 
 def find_image(root: Path, image: str) -> Path:
-    """Where an image of the folder ``root`` (resolved) lies; links are followed, so that none leads out of it."""
+    """Return the path of an image in the folder ``root``, which must be resolved already.
+
+    Raises DatasetError if the image is missing, or lies outside the folder once links are followed.
+    """
     path = root / image
     try:
         inside = path.resolve().is_relative_to(root)

@@ -16,7 +16,7 @@ from sam4mllm.data.refcoco_m import read_refcoco_m
 
 @dataclass(frozen=True)
 class Reader:
-    """How a data set is read, and how many sentences and pictures its splits have as published; empty where nobody says."""
+    """How a data set is read, and the published numbers of sentences and pictures in each split; empty where none are published."""
 
     read: Callable[[Path], Reading]
     sentences: Mapping[str, int] = field(default_factory=dict)
@@ -31,8 +31,8 @@ SENTENCES: dict[str, dict[str, int]] = {
     "refcoco-m": {"val": 5_598},
     "reasonseg": {"val": 200, "test": 779},
 }
-"""Sentences in each split as published with the sets; gRefCOCO's are the 259,859 of its released file, the paper's 278,232 less what its
-authors hold back. ReasonSeg's are those that figures are published of, one for each picture."""
+"""The published number of sentences in each split. gRefCOCO's add up to the 259,859 of its released file; the paper has 278,232, some of
+which its authors hold back. ReasonSeg's are the sentences that published figures are measured on, one for each picture."""
 PICTURES: dict[str, dict[str, int]] = {
     "reasonseg": {"train": 239, "val": 200, "test": 779},
     "coco": {"train": 118_287, "val": 5_000},

@@ -1,11 +1,11 @@
-"""ReasonSeg: ``ROOT/{train,val,test}/NAME.jpg`` with ``NAME.json`` beside it, polygons and the questions that mean them.
+"""Reads ReasonSeg: ``ROOT/{train,val,test}/NAME.jpg``, beside it ``NAME.json`` with polygons and the questions that mean them.
 
-Its masks are painted, not drawn: the largest shape first and of shapes of one area the last in the file first, each over those
-before it, its border included (LISA's order). What is marked as not to be
-counted (``ignore``) covers what it is painted over, and is the example's ``ignore``.
+The shapes of a picture are painted over each other, borders included, in LISA's order: the largest shape first, and of shapes with the same
+area the last in the file first. A pixel belongs to the shape painted last. Shapes marked as not to be counted (``ignore``) thus hide what
+they cover, and make the example's ``ignore``.
 
-``ROOT/explanatory/train.json`` may be there, too: explanations of some training pictures, each of which is the thought of all its picture's
-questions (as in LISA, which takes them for any of the questions).
+``ROOT/explanatory/train.json`` may hold explanations of some training pictures. Each explanation becomes the thought of all questions about
+its picture, as in LISA, which uses it with any of them.
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ from sam4mllm.polygons import MAX_COORDINATE
 SPLITS = ("train", "val", "test")
 EXPLAINED = "explanatory/train.json"
 IGNORE, VOID = "ignore", "flag"
-"""Labels with the first in them mark what should count for nothing; shapes with the second are void, and all others are what is meant."""
+"""Two kinds of labels. A shape whose label contains ``ignore`` marks pixels that are not to be counted; a shape labelled ``flag`` is
+dropped. All other shapes are what the questions mean."""
 
 
 def read_reasonseg(root: Path) -> Reading:
-    """The questions of each picture: all of them to train on, the first alone to be tested on, as published figures are.
+    """Return the questions of each picture: all of them in the split ``train``, only the first in the others, as for the published figures.
 
-    Raises DatasetError if a file is missing or not what it should be, or there is none.
+    Raises DatasetError if there are no files, or one is missing or not in the format.
     """
     files = [(split, path) for split in SPLITS for path in sorted((root / split).glob("*.json"))]
     if not files:
@@ -63,7 +64,10 @@ def _pairs(split: str, path: Path, fields: Mapping[str, Any], thought: str) -> I
 
 
 def paint(shapes: Sequence[Mapping[str, Any]], height: int, width: int, ignored: bool = False) -> NDArray[np.bool_]:
-    """What is meant (height, width) bool, or what is to be ignored: whatever no smaller shape of the other kind is painted over."""
+    """Return the mask (height, width) bool of what the questions mean, or, if ``ignored``, of what is not to be counted.
+
+    Where shapes of the two kinds overlap, the smaller shape counts.
+    """
     painted = [(_painted(shape["points"], height, width), IGNORE in shape["label"].lower()) for shape in shapes]
     mask = np.zeros((height, width), np.bool_)
     for area, void in reversed(sorted(painted, key=lambda one: np.count_nonzero(one[0]))):  # noqa: C413 – reversed, ties are too
@@ -72,7 +76,7 @@ def paint(shapes: Sequence[Mapping[str, Any]], height: int, width: int, ignored:
 
 
 def _painted(points: Sequence[Sequence[float]], height: int, width: int) -> NDArray[np.bool_]:
-    """A polygon with its border, its corners cut down to whole pixels."""
+    """Return the mask of a polygon with its border; fractions of its corners' coordinates are cut off."""
     canvas = np.zeros((height, width), np.uint8)
     corners = np.array(points, np.float64).astype(np.int32).reshape(-1, 2)
     if corners.size:
@@ -82,7 +86,10 @@ def _painted(points: Sequence[Sequence[float]], height: int, width: int) -> NDAr
 
 
 def _read_thoughts(path: Path) -> dict[str, str]:
-    """What is explained, by the picture's file name; an explanation that the dataset format has no room for is left out."""
+    """Return the explanations by the picture's file name; those that the dataset format does not allow as a thought are left out.
+
+    The result is empty if there is no file. Raises DatasetError if the file is not in the format.
+    """
     if not path.is_file():
         return {}
     try:
@@ -100,7 +107,7 @@ def _decode(path: Path) -> str:
     try:
         return data.decode("utf-8")
     except UnicodeDecodeError:
-        return data.decode("cp1252", errors="replace")  # some of the published files are
+        return data.decode("cp1252", errors="replace")  # some of the published files have this encoding
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -11,13 +11,16 @@ from sam4mllm.errors import DatasetError
 
 NEEDED = ("image", "file_name", "samples")
 NUMBER = "image_id"
-"""COCO's number of the picture, which its name tells too."""
+"""The column of the picture's number in COCO. It may be missing: the number is then taken from the file name."""
 AT_ONCE = 16
 """Rows that are read at once; each holds a picture, about half a megabyte."""
 
 
 def read_refcoco_m(root: Path) -> Reading:
-    """Each sentence of each object. Raises DatasetError if a file is not what it should be, or pyarrow is missing."""
+    """Return a pair for each sentence of each object.
+
+    Raises DatasetError if pyarrow is not installed, there are no files, or a file is damaged or not RefCOCO-M.
+    """
     try:
         from pyarrow import ArrowException, parquet  # noqa: PLC0415 – an extra
     except ImportError as error:

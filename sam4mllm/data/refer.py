@@ -64,7 +64,7 @@ def read_refer(root: Path, name: str) -> Reading:
     tables = read_tables(root / SETS[name].folder / "instances.json")
     rows = {image: tables.image(image) for image in {one.image for one in references}}
     for annotation in {number for one in references for number in one.annotations}:
-        tables.outline(annotation)  # what is not there is said before anything is written
+        tables.outline(annotation)  # raises for a missing outline now, before anything is written
     names = {image: str(row.get("file_name", "")) for image, row in rows.items()}
     pictures = find_pictures(([one, one.removeprefix(YEAR_2014)] for one in names.values()), [root / folder for folder in PICTURES])
     files = {image: pictures[one] for image, one in names.items()}
@@ -80,7 +80,7 @@ def _pairs(references: Sequence[Reference], tables: CocoTables, files: Mapping[i
 
 
 def read_references(root: Path, name: str) -> list[Reference]:
-    """The references of a set. Raises DatasetError."""
+    """Return the references of a set. Raises DatasetError if their file is missing or not in the format."""
     path = root / SETS[name].folder / SETS[name].references
     try:
         data = path.read_bytes()
@@ -100,7 +100,11 @@ def _json(data: bytes, path: Path) -> object:
 
 
 def _reference(row: object, index: int, path: Path) -> Reference:
-    """Checked to the last text: what came out of a pickle can be lists within lists that take for ever to look at."""
+    """Return a row as a Reference. Raises DatasetError if it is not in the format.
+
+    Every value is checked to be a number or a text: a pickle can hold lists that contain each other so often that merely printing or
+    comparing them would never end.
+    """
     fields = row if isinstance(row, dict) else {}
     meant = fields.get("ann_id")
     annotations = meant if isinstance(meant, list) else [meant]

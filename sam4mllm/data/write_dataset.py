@@ -1,4 +1,4 @@
-"""A dataset's folder, written: it is there whole or not at all."""
+"""Writes a dataset's folder, so that it holds a complete dataset or none."""
 
 from __future__ import annotations
 
@@ -28,15 +28,16 @@ from sam4mllm.run_lengths import Rle, to_rle
 
 
 class FolderError(DatasetError):
-    """A dataset's folder cannot be written, whatever is written to it."""
+    """Raised when a dataset's folder cannot be written, for example on a full disk; the example is not at fault."""
 
 
 class ExampleWriter:
     """Writes a dataset into a folder, as a context manager.
 
-    ``examples.jsonl`` appears at the end and whole: it is written under another name, flushed to the disk, and renamed when the block ends
-    without an error. Images are written in the same way as they come, so that whatever it names is there. After an error or a kill the
-    folder has no ``examples.jsonl``, and writing it again uses the images that are there. One writer to a folder at a time.
+    ``examples.jsonl`` is written under another name. When the block ends without an error, it is flushed to the disk and renamed, so it
+    appears complete. Each image is written in the same way when it is added, so every image that ``examples.jsonl`` names is there. After
+    an error or a kill the folder has no ``examples.jsonl``; a second attempt reuses the images that are there. Only one writer may use a
+    folder at a time.
 
     Raises:
         DatasetError: the folder already holds a dataset (on entering).
@@ -78,9 +79,10 @@ class ExampleWriter:
         return self._store(packed.getvalue(), ".png", image.shape[1], image.shape[0])
 
     def add_image_file(self, path: Path, max_pixels: int = MAX_PIXELS, *, link: bool = False) -> ImageRecord:
-        """Store a picture's file as it is; a photo stays a JPEG of its size. Raises ImageError if it cannot be read.
+        """Store a picture's file byte for byte; a photo stays a JPEG of its size. Raises ImageError if it cannot be read.
 
-        ``link``: as a second name of the same file where the disk allows it, for collections of pictures that nobody edits.
+        ``link`` makes a hard link to the file where the disk allows it, instead of a copy. It is meant for collections of pictures that
+        nobody edits.
         """
         path = Path(path)
         image = load_image(path, max_pixels)
@@ -110,18 +112,20 @@ class ExampleWriter:
         Args:
             record: what ``add_image`` or ``add_image_file`` returned.
             phrase: the referring expression.
-            masks: N of (H, W) bool, none of them empty; N = 0 says that the phrase has no target. They are taken one at a time, and may
-                be made as they are asked for: hundreds of a large picture are gigabytes.
+            masks: N of (H, W) bool, none of them empty; N = 0 says that the phrase has no target. They are encoded one at a time, so a
+                generator may make them: hundreds of masks of a large picture take gigabytes.
             split: ``train``, ``val``, ``test`` and the like.
             source: where the example comes from; may be empty.
-            boxes: (N, 4) px; those around the masks if None.
-            ignored: (H, W) bool, pixels that count neither way; None if all count.
-            origin: which picture it is, as in the dataset format; may be empty.
+            boxes: (N, 4) px; the bounding boxes of the masks if None.
+            ignored: (H, W) bool, pixels that are left out when a prediction is measured; None if all count.
+            origin: the picture's origin, as in the dataset format; may be empty.
             label: the one that a reviewer chose, None if nobody did.
             thought: what a model is to think before it gives the boxes; may be empty.
 
         Raises:
-            DatasetError: what ``read_examples`` would refuse is not written; what ``masks`` raises passes, and nothing is written either.
+            DatasetError: ``read_examples`` would refuse the example. It is not written, nor is one whose ``masks`` raise an error of their
+                own, which is passed on.
+            FolderError: the folder cannot be written.
         """
         encoded = [_encoded(mask, record) for mask in masks]
         boxes_px = np.array([box for box, _ in encoded], np.float32) if boxes is None else np.asarray(boxes, np.float32)
@@ -161,7 +165,7 @@ class ExampleWriter:
             self._opened().write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
 
     def split_by(self, split_of: Callable[[str], str]) -> None:
-        """Give each example written so far the split that ``split_of`` makes of its picture's SHA-256."""
+        """Change the split of every example written so far to ``split_of(sha256)``, called with its picture's SHA-256."""
         settled = self._temporary.with_suffix(".settled")
         with self._writing():
             self._opened().close()
@@ -174,9 +178,10 @@ class ExampleWriter:
             self._file = self._temporary.open("ab")
 
     def copy(self, folder: Path, example: Example) -> None:
-        """Write an example of the dataset in ``folder``, with its picture's file, linked where the disk allows it.
+        """Write an example of the dataset in ``folder``, with its picture's file, which is hard-linked where the disk allows it.
 
-        Raises DatasetError, also if that file has changed.
+        Raises DatasetError if the picture's file is missing, has changed or cannot be read, and FolderError if this folder cannot be
+        written.
         """
         record = self._copied.get(example.sha256)
         if record is None:
@@ -216,7 +221,10 @@ class ExampleWriter:
         return self._file
 
     def _store(self, data: bytes, suffix: str, width: int, height: int, source: Path | None = None) -> ImageRecord:
-        """``source``: the file that holds the data and may be linked."""
+        """Write the bytes of an image's file, unless they are there already.
+
+        ``source`` is a file with the same bytes, which is hard-linked if possible; None always writes a copy.
+        """
         self._opened()
         sha256 = hashlib.sha256(data).hexdigest()
         name = f"{IMAGES}/{sha256[:16]}{suffix}"
@@ -228,7 +236,7 @@ class ExampleWriter:
 
 
 def _linked(source: Path, target: Path) -> bool:
-    """Whether the file has the second name now; not on another disk, and not where the system forbids it."""
+    """Make ``target`` a hard link to ``source`` and return whether that worked; it fails across disks or where the system forbids it."""
     with suppress(OSError):
         os.link(source.resolve(), target)
         return True

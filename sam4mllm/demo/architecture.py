@@ -1,4 +1,4 @@
-"""The shape of the demo's MLLM: a real class, made small. Sizes are ours, chosen to train on two CPU cores."""
+"""The architecture of the demo's MLLM: transformers' Qwen3-VL class with small sizes, which we chose so that it trains on two CPU cores."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ POSITIONS_PER_SIDE = 18
 
 
 def mllm_config(vocabulary: int, image_token: int, vision_start: int, vision_end: int, end: int, pad: int) -> Qwen3VLConfig:
-    """The demo MLLM, 5 M parameters.
+    """Return the configuration of the demo MLLM, which has 5 M parameters.
 
-    Qwen3-VL and not Qwen2-VL: its tower has learned absolute positions, resampled to any grid. Qwen2-VL's has only relative ones,
-    and from scratch its boxes stayed at the blind guess for as long as we looked.
+    It is a Qwen3-VL and not a Qwen2-VL because the vision tower of Qwen3-VL has learned absolute positions, which are resampled to any
+    grid. The tower of Qwen2-VL has relative positions only: trained from scratch, its boxes got no better than a blind guess in all the
+    time that we watched.
     """
     return Qwen3VLConfig(
         text_config={

@@ -1,4 +1,6 @@
-"""Phrases that compare things, and phrases that find a thing by way of others ("the cup left of the larger dog"); true by construction."""
+"""Phrases that compare things, and phrases that find a thing by its relation to others ("the cup left of the larger dog"). They are true by
+construction.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +14,20 @@ from sam4mllm.demo.layout import Thing
 from sam4mllm.demo.wording import RELATIONS, SIDE_MARGIN, SIDES, SIZE_RATIO, Expression, indices_of, present, stands, the_one, unique
 
 NEARER = 1.4
-"""Least ratio of two distances of which one is called the closest."""
+"""One thing is called the closest if the distance of the second closest is at least this many times its own."""
 BETWEEN, BESIDE = (0.25, 0.75), 0.3
-"""Of the way from one thing to another, where a third is between them, and how far beside that way it may be, as a share of its length."""
+"""When a thing lies between two others: `BETWEEN` is where its projection on the line from one to the other must lie, and `BESIDE` how far
+from that line it may be. Both are shares of the line's length.
+"""
 ABSENT_SHARE = 0.2
 """How often a comparison asks for what is not there, where the scene allows it."""
 
 
 def by_comparison(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
-    """ "the dog smaller than the cup", "the cup closest to the dog", "the largest thing"; now and then of nothing."""
+    """Return expressions such as "the dog smaller than the cup", "the cup closest to the dog" and "the largest thing".
+
+    With a probability of ABSENT_SHARE it returns comparisons that nothing in the scene fulfils instead, if there are any.
+    """
     found = [*_extremes(things)]
     absent: list[Expression] = []
     for noun in present(things, nouns):
@@ -44,7 +51,7 @@ def by_comparison(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequ
 
 
 def by_hops(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
-    """ "the cup left of the larger dog", "the thing between the cup and the shoe"."""
+    """Return expressions such as "the cup left of the larger dog", or else such as "the thing between the cup and the shoe"."""
     two = _between(rng, things, nouns)
     relative = [
         expression for noun in present(things, nouns) for other in present(things, nouns) for expression in _chained(things, noun, other)
@@ -53,7 +60,9 @@ def by_hops(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[s
 
 
 def _compare(size: float, other: float, sign: int) -> bool | None:
-    """Whether a size is clearly larger (``sign`` 1) or smaller (-1) than another, or clearly not."""
+    """Whether a size is clearly larger (``sign`` 1) or clearly smaller (``sign`` -1) than another: False if the opposite is clear, None if
+    neither is.
+    """
     ratio = (size / other) ** sign
     return True if ratio >= SIZE_RATIO else False if ratio <= 1 / SIZE_RATIO else None
 
@@ -68,7 +77,9 @@ def _extremes(things: Sequence[Thing]) -> list[Expression]:
 
 
 def _nearest(things: Sequence[Thing], indices: Sequence[int], anchor: int) -> int | None:
-    """That of several things which is clearly the closest to another."""
+    """Return the one of ``indices`` that is clearly the closest to the thing ``anchor``; None if there are fewer than two, or none is
+    clearly the closest.
+    """
     if len(indices) < 2:
         return None
     distances = [float(np.hypot(*np.subtract(things[index].middle, things[anchor].middle))) for index in indices]
@@ -107,7 +118,11 @@ def _lies_between(thing: Thing, one: Thing, other: Thing) -> bool | None:
 
 
 def _chained(things: Sequence[Thing], noun: str, other: str) -> list[Expression]:
-    """Of several ``other``, one is told from the rest, and of its relations those that the rest do not share."""
+    """Return expressions such as "the cup left of the larger dog", where ``noun`` is "cup" and ``other``, "dog", names several things.
+
+    The phrase for the anchor ("the larger dog") tells it from the other anchors, and exactly one thing named ``noun`` stands in the
+    relation to it. If ``noun`` names one thing only, that thing must clearly not stand in the same relation to any other anchor.
+    """
     anchors, indices = indices_of(things, other), indices_of(things, noun)
     if noun == other or len(anchors) < 2:
         return []

@@ -31,8 +31,8 @@ def write_scenes(
 ) -> int:
     """Write ``count`` scenes (images) of a seed; each phrase of a scene is an example. Returns the number of examples.
 
-    ``track`` wraps the loop, for a progress bar; ``phrases`` are taken of each scene, all if None; ``split`` is every
-    example's; ``kind`` is one of MAKERS. Raises DatasetError if the folder already holds a dataset.
+    ``track`` wraps the loop, for a progress bar. ``phrases`` is how many of each scene's phrases are written; None writes all. ``split`` is
+    given to every example. ``kind`` is one of MAKERS. Raises DatasetError if the folder already holds a dataset.
     """
     written = 0
     with ExampleWriter(folder) as writer:

@@ -15,10 +15,10 @@ from PIL import Image
 ASSETS = Path(__file__).parent / "assets"
 
 COLOURS = ("red", "yellow", "green", "blue", "purple")
-# Where each colour name is beyond dispute, in degrees of hue; the gaps between are nobody's.
+# The hues, in degrees, that everybody would call by each of COLOURS; a hue in the gaps between them has no colour name.
 HUE_RANGES = ((345.0, 375.0), (42.0, 66.0), (80.0, 160.0), (190.0, 250.0), (262.0, 318.0))
 COLOUR_SHARE = 0.6
-"""A thing has a colour if this share of its opaque pixels has that hue and is saturated."""
+"""A thing has a colour if at least this share of its opaque pixels has one of that colour's hues and is saturated and bright enough."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -19,7 +19,7 @@ ROTATION = 30.0
 MAX_OVERLAP = 0.30
 """Largest intersection of two boxes, as a share of the smaller."""
 CLEARANCE = 0.20
-"""The same with a pair's boxes (:mod:`sam4mllm.demo.pairs`)."""
+"""The most that another thing's box may intersect one of a pair (:mod:`sam4mllm.demo.pairs`), as a share of the smaller box."""
 SIDE_RANGE = (320, 1024)
 MAX_ASPECT = 2.0
 RECOLOUR_SHARE = 0.4
@@ -29,10 +29,11 @@ PLACING_TRIES = 40
 
 @dataclass(frozen=True, eq=False)
 class Thing:
-    """One placed glyph. ``box`` is (x1, y1, x2, y2) in units of the image's long side; ``hue`` (degrees) and ``brightness`` change
-    its colours.
+    """One placed glyph.
 
-    ``colour`` is the name of the colour that it then has, or empty.
+    ``hue`` (degrees) and ``brightness`` say how its colours are changed, and ``colour`` is the name of the colour that it then has, or
+    empty. ``rotation`` is in degrees. ``scale`` (the side of the glyph's cell), ``centre`` (x, y) and ``box`` (x1, y1, x2, y2) are in units
+    of the image's long side.
     """
 
     glyph: Glyph
@@ -75,9 +76,10 @@ def draw_size(rng: np.random.Generator) -> tuple[int, int]:
 
 
 def choose_glyphs(rng: np.random.Generator, nouns: Sequence[str] | None, repeat: bool) -> list[Glyph]:
-    """3–7 glyphs, usually with one noun that appears more than once; always, with ``repeat``.
+    """Draw 3 to 7 glyphs. Usually, and always with ``repeat``, one glyph appears more than once.
 
-    ``nouns`` limits what the phrases will ask for (novel nouns, say); the things around them are known and nameless ones.
+    ``nouns`` are the nouns that the phrases will ask for (novel ones, say; None: all known ones). The repeated glyph has one of these; the
+    other things may also be known or nameless ones.
     """
     known = glyphs_of("known")
     asked = known if nouns is None else tuple(glyph for glyph in load_glyphs() if glyph.noun and glyph.noun in nouns)
@@ -106,8 +108,10 @@ def place(
     sizes: tuple[float, float] = SIZE_RANGE,
     around: Sequence[Thing] = (),
 ) -> list[Thing]:
-    """Give each glyph a colour, a rotation, a size and a free place; those that find none are left out. ``extent`` is (height,
-    width), the longer 1. ``around`` are things that are already there and keep more of their boxes to themselves.
+    """Give each glyph a colour, a rotation, a size and a free place. Glyphs for which no place is found are left out.
+
+    ``extent`` is the image's (height, width), of which the longer is 1. ``sizes`` is the range of a thing's long side. ``around`` are
+    things that are there already; new things may overlap them by no more than CLEARANCE.
     """
     things: list[Thing] = []
     for glyph in glyphs:
@@ -134,7 +138,9 @@ def _tint(rng: np.random.Generator, glyph: Glyph) -> tuple[float, float, str]:
 def dress(
     rng: np.random.Generator, glyph: Glyph, rotation: float, scale: float, centre: tuple[float, float], middle: tuple[float, float]
 ) -> Thing:
-    """A tinted thing of a given rotation and scale whose box is centred at ``centre``; ``middle`` is that of its bounds, in cell sides."""
+    """Return a tinted thing of a given rotation and scale whose box is centred at ``centre``. ``middle`` is the middle of the rotated
+    glyph's bounds (:func:`bounds_of`), in cell sides.
+    """
     hue, brightness, colour = _tint(rng, glyph)
     x, y = centre[0] - middle[0] * scale, centre[1] - middle[1] * scale
     x1, y1, x2, y2 = bounds_of(glyph.index, rotation)

@@ -1,4 +1,6 @@
-"""Referring expressions for the two things of a pair in nearly one box; true by construction.
+"""Referring expressions for the two things of a pair, whose boxes nearly coincide. They are true by construction.
+
+Each line below has kinds of pairs, then what their phrases look like.
 
 ::
 
@@ -21,17 +23,20 @@ from sam4mllm.demo.layout import Thing, overlap
 from sam4mllm.demo.wording import Expression, indices_of, unique
 
 ELSEWHERE = 0.1
-"""Largest share of the rest of a thing that may have the colour by which a part of it is named."""
+"""A part may be named by its colour if at most this share of the rest of the thing has that colour too."""
 SHADE_MARGIN = 30.0
-"""Least difference in lightness (0 to 255) between a part that is called dark or light and nine tenths of the rest."""
+"""A part is called dark (light) if its median lightness, 0 to 255, is at least this much below (above) that of nine tenths of the rest."""
 PAIR = "pair"
-"""The kind of these expressions."""
+"""The ``kind`` of the expressions that mean one of a pair."""
 
 
 def of_pair(
     things: Sequence[Thing], pair: tuple[int, int], kind: str, nouns: Sequence[str]
 ) -> tuple[list[Expression], list[Expression], list[Expression]]:
-    """All phrases for the first of a pair, for the second, and near misses that mean nothing; none about other nouns than ``nouns``."""
+    """Return all phrases for the first thing of a pair, all for the second, and near misses, which mean nothing in the scene.
+
+    ``kind`` is one of :data:`~sam4mllm.demo.pairs.PAIR_KINDS`. No phrase has a noun that is not in ``nouns``.
+    """
     if kind == "part":
         return _of_part(things, pair, nouns)
     back, front = pair

@@ -1,4 +1,4 @@
-"""Two things, or a part and its whole, in nearly one box: what a box leaves open and points decide.
+"""Pairs of two things, or of a part and its whole, whose boxes nearly coincide: a box cannot tell the two apart, points can.
 
 crossed       front         ring          part
 \\     //      .-----.       .-----.       .-----.
@@ -26,12 +26,14 @@ PAIR_KINDS = ("crossed", "front", "ring", "part")
 PAIR_SIZES = (0.25, 0.65)
 """Long side of the pair's box, as a share of the image's long side."""
 ELONGATED, ELONGATED_KNOWN = 2.0, 1.8
-"""Least ratio of the axes of a glyph that crosses another; few known nouns are that long."""
+"""Least ratio of a glyph's principal axes for it to be in a crossed pair: `ELONGATED_KNOWN` if it has a noun, as few such are long, else
+`ELONGATED`.
+"""
 CROSSING, CROSSING_JITTER = 45.0, 12.0
 FRONT_FIT = (0.90, 1.15)
 FRONT_SHIFT = 0.06
 RIM = 0.3
-"""Of a hollowed glyph stays what lies within this share of its greatest depth from its outline."""
+"""A hollowed glyph keeps its pixels whose distance from the outline is at most this share of the greatest such distance."""
 PART_SHARES = (0.2, 0.8)
 PART_IOU = 0.6
 CLUSTERS = (2, 3)
@@ -48,10 +50,11 @@ class Part:
 def draw_pair(
     rng: np.random.Generator, kind: str, pool: Sequence[Glyph], extent: tuple[float, float], partners: Sequence[Glyph] | None = None
 ) -> list[Thing]:
-    """The two things of a pair of one of PAIR_KINDS, in the order in which they are painted.
+    """Draw the two things of a pair of ``kind``, one of PAIR_KINDS, in the order in which they are painted.
 
-    Of a part the first is the whole and the second the part, painted on itself and without a noun. ``extent`` is the image's (height,
-    width), the longer 1. One of any other pair is from ``partners``, where they are given.
+    Of the kind ``part`` the first thing is the whole; the second is the part, painted over it and without a noun. For the other kinds both
+    glyphs are from ``pool``, or one of them from ``partners`` if these are given. ``extent`` is the image's (height, width), of which the
+    longer is 1.
     """
     if kind == "part":
         return _part(rng, pool, extent)
@@ -77,7 +80,9 @@ def axes(index: int) -> tuple[float, float]:
 
 @functools.cache
 def parts_of(index: int) -> tuple[Part, ...]:
-    """The regions of one colour (k-means) whose area and box fit a pair with the whole glyph."""
+    """Return those regions of one colour (by k-means) of a glyph whose area and box are such that the region and the whole glyph make a
+    pair.
+    """
     rgba = load_glyphs()[index].rgba
     opaque = rgba[..., 3] > 127
     lab = cv2.cvtColor(rgba[..., :3], cv2.COLOR_RGB2LAB)[opaque].astype(np.float32)
@@ -98,7 +103,7 @@ def parts_of(index: int) -> tuple[Part, ...]:
 
 
 def hollow(glyph: Glyph) -> Glyph:
-    """The glyph's rim."""
+    """Return the glyph with its inside made transparent, so that only a rim is left."""
     opaque = (glyph.rgba[..., 3] > 127).astype(np.uint8)
     depth = cv2.distanceTransform(opaque, cv2.DIST_L2, 5)
     rgba = glyph.rgba.copy()

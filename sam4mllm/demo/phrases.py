@@ -83,7 +83,11 @@ def _by_position(rng: np.random.Generator, things: Sequence[Thing], nouns: Seque
 
 
 def _relations(things: Sequence[Thing], noun: str, indices: Sequence[int], holds: bool) -> list[Expression]:
-    """ "the cup below the dog": exactly one cup is clearly below the only dog, the others clearly not; with ``holds`` false, none is."""
+    """Return expressions such as "the cup below the dog", where only one thing is named "dog".
+
+    With ``holds``, exactly one cup is clearly below it and all others clearly are not; without, all cups clearly are not, and the phrase
+    means nothing.
+    """
     found = []
     for anchor in range(len(things)):
         other = things[anchor].noun

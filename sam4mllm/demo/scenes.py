@@ -28,10 +28,10 @@ PAIR_IOU, PAIR_VISIBLE, PAIR_SHARES = 0.60, 0.30, (0.20, 0.80)
 """Least IoU of a pair's boxes, least visible share of each, and each one's share of the pixels of both."""
 
 NAMELESS_PARTNER_SHARE = 0.4
-"""How often a pair that is asked about has a partner that may be nameless."""
+"""In scenes with phrases, how often one of a pair is drawn from all glyphs that training shows, nameless ones among them."""
 RELATIONAL_PHRASES = 3
 REPEATING = {"plural", "position", *RELATIONAL_KINDS}
-"""Kinds of phrases that need several things with one noun."""
+"""Kinds of phrases that need, or are helped by, several things with one noun."""
 
 CROWD, CROWD_SIZES, CROWD_VISIBLE = 16, (0.10, 0.36), 0.25
 
@@ -49,7 +49,9 @@ class DemoScene:
     things: tuple[Thing, ...]
     expressions: tuple[Expression, ...]
     pair: tuple[int, int] | None = None
-    """The two things in nearly one box, in an ambiguous scene; of a part the whole comes first, and its mask holds the part's."""
+    """In an ambiguous scene, the indices of the two things whose boxes nearly coincide. In a pair of the kind ``part`` the whole comes
+    first, and its mask includes the part's.
+    """
     pair_kind: str = ""
     """Which of :data:`~sam4mllm.demo.pairs.PAIR_KINDS` the pair is."""
 
@@ -61,14 +63,14 @@ def make_scene(
     kinds: Sequence[str] | None = None,
     look: Look | None = None,
 ) -> DemoScene:
-    """The scene of a seed.
+    """Return the scene of a seed.
 
     Args:
-        seed: integers that name the scene, (run seed, index) say.
-        nouns: what the phrases may ask for; all known nouns if None.
-        size: (height, width) instead of the drawn one.
-        kinds: the phrases' kinds instead of five drawn ones.
-        look: another look of the same layouts.
+        seed: integers that identify the scene, (run seed, index) say.
+        nouns: the nouns that phrases may ask for; all known ones if None.
+        size: (height, width) of the image instead of a drawn one.
+        kinds: the kinds of its phrases instead of five drawn ones.
+        look: how the scene is painted; if None, as training shows it.
     """
     rng = np.random.default_rng(list(seed))
     asked = known_nouns() if nouns is None else list(nouns)
@@ -116,11 +118,12 @@ def make_ambiguous(
     told: bool = False,
     shares: Mapping[str, float] | None = None,
 ) -> DemoScene:
-    """A scene with a pair in nearly one box, and none to three other things. ``nouns`` limits what the pair may be, ``shares`` says how
-    often each of PAIR_KINDS is drawn (None: as often as every other).
+    """Return a scene with a pair, two things whose boxes nearly coincide, and up to three other things.
 
-    It has no phrases unless it is ``told``: then five, at least one for each of the pair, and ``nouns`` (all known ones if None) limits
-    what they ask for.
+    ``nouns`` limits what the pair may be. ``shares`` are the weights with which the pair's kind is drawn from PAIR_KINDS (None: all alike).
+
+    The scene has phrases only if it is ``told``: up to five, at least one for each of the pair, and none about nouns other than ``nouns``
+    (None: all known ones).
     """
     rng = np.random.default_rng(list(seed))
     drawn = draw_size(rng)
@@ -162,7 +165,9 @@ def _said(
     absent: Sequence[Expression],
     nouns: Sequence[str],
 ) -> tuple[Expression, ...]:
-    """Five expressions in random order, at least one for each of the pair."""
+    """Draw up to five expressions in random order, at least one for each of the pair. ``first``, ``second`` and ``absent`` are what
+    :func:`~sam4mllm.demo.pair_phrases.of_pair` returns.
+    """
     chosen = [options[int(rng.integers(len(options)))] for options in (first, second)]
     pool = absent if absent and rng.random() < 0.5 else [*first, *second]
     chosen.append(pool[int(rng.integers(len(pool)))])
@@ -176,7 +181,9 @@ def _said(
 
 
 def _ambiguous(scene: DemoScene) -> bool:
-    """Whether the pair's boxes overlap enough and each has its share of the pair's pixels."""
+    """Whether the pair's boxes overlap by at least PAIR_IOU and each thing's share of the pair's pixels lies within PAIR_SHARES. The whole
+    of a ``part`` may have all of them.
+    """
     assert scene.pair is not None
     first, second = scene.masks[list(scene.pair)]
     union = (first | second).sum()
@@ -188,7 +195,9 @@ def _ambiguous(scene: DemoScene) -> bool:
 
 
 def make_crowd(seed: Sequence[int], size: tuple[int, int]) -> DemoScene:
-    """A scene without phrases, more crowded than those that are asked about: more to learn from per image for the vision tower."""
+    """Return a scene without phrases and with more things than those that have phrases, so that the vision tower learns more from each
+    image.
+    """
     rng = np.random.default_rng(list(seed))
     height, width = size
     extent = (height / max(size), width / max(size))
@@ -200,8 +209,10 @@ def make_crowd(seed: Sequence[int], size: tuple[int, int]) -> DemoScene:
 
 
 def close_up(scene: DemoScene, told: Sequence[tuple[Expression, int]], window: Window, side: int) -> DemoScene:
-    """What a window shows of a scene, ``side`` pixels wide. Its expressions are those of ``told``, each for the one thing beside it, if
-    that is shown.
+    """Return what a window shows of a scene, as a square of ``side`` pixels.
+
+    Each entry of ``told`` is an expression and the one thing that it is to mean here; those whose thing the window shows are the close-up's
+    expressions.
     """
     image = cv2.resize(window.cut(scene.image), (side, side), interpolation=cv2.INTER_AREA)
     part = scene.masks[:, window.top : window.top + window.side, window.left : window.left + window.side]

@@ -1,6 +1,7 @@
-"""Other looks of scenes, which training never has: what a model makes of data that differ from its own.
+"""Looks of scenes that training never shows, to measure how a model does on images that differ from its training data.
 
-Layouts, phrases and masks are made as ever; only the pixels differ. Every shifted scene has another background, and one of SHIFTS besides.
+Layouts, phrases and masks are made as for other scenes; only the pixels differ. Every shifted scene has a background of a kind that
+training does not have. Each of SHIFTS but ``background`` changes something else as well.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from sam4mllm.demo.layout import Thing
 
 SHIFTS = ("background", "lighting", "blur", "noise", "sketch")
 GAMMA, SHADE, CAST = (0.55, 1.7), 0.55, 0.12
-"""Of lighting: range of the gamma, how dark a side may be, and how far a colour channel may be off: names of colours still hold."""
+"""Of the shift ``lighting``: the range of the gamma, the most by which a side is darkened, and the most by which a colour channel is scaled
+up or down. Within these, the names of colours still hold.
+"""
 BLUR = (0.002, 0.006)
 """Standard deviation of the blur in long sides of the image."""
 NOISE = (10.0, 35.0)
@@ -30,7 +33,7 @@ class Look:
     shift: str
 
     def retell(self, thing: Thing) -> Thing:
-        """The thing as it will look. A sketch has no colour, so that no phrase may give it one."""
+        """Return the thing as this look shows it. In a sketch it has no colour, so that no phrase can name one."""
         if self.shift != "sketch":
             return thing
         return replace(thing, glyph=replace(thing.glyph, rgba=sketch(thing.glyph.rgba)), hue=0.0, brightness=1.0, colour="")
@@ -43,7 +46,7 @@ class Look:
         return makers[rng.integers(len(makers))](rng, height, width)
 
     def finish(self, rng: np.random.Generator, canvas: NDArray[np.float32]) -> NDArray[np.float32]:
-        """What the camera does to the painted scene (H, W, 3), 0–255."""
+        """Apply the shift's lighting, blur or noise, if it is one of these, to the painted scene (H, W, 3), 0–255."""
         if self.shift == "lighting":
             return _light(rng, canvas)
         if self.shift == "blur":
@@ -76,7 +79,7 @@ def _colour(rng: np.random.Generator) -> NDArray[np.float32]:
 
 
 def _mosaic(rng: np.random.Generator, height: int, width: int) -> NDArray[np.float32]:
-    """Cells around random places, each of one colour."""
+    """Cells of one colour each: the regions nearest to random points (a Voronoi diagram)."""
     count = int(rng.integers(12, 60))
     places = rng.uniform(0, 1, (count, 2)) * (height, width)
     rows, columns = np.mgrid[0:height:4, 0:width:4]

@@ -1,5 +1,5 @@
-"""The demo's tokenizer: known nouns whole, any other word spelled from pieces of one or two letters that training has seen,
-coordinates one token each.
+"""The demo's tokenizer: each known noun and each number of a coordinate is one token, and words outside the vocabulary are spelled from
+pieces of one or two letters that training has seen.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ LATER_WORDS = (
     *("larger", "smaller", "largest", "smallest", "closest", "is", "this"),
     *("first", "think", "step", "by", "about", "which", "object", "meant", "then", "answer"),
 )
-"""Words that came after the first weights. They stand after all other tokens, so that training can go on from weights without them."""
+"""Words that were added after the first weights had been trained. Their ids come after those of all earlier tokens, so that training can
+continue from weights without them.
+"""
 THOUGHT, THOUGHT_END = BEGIN.strip(), END_OF_THOUGHT.strip()
 SPELLED_SHARE = 0.25
 """How often training spells a known noun from pieces instead of using its own token."""

@@ -19,10 +19,10 @@ RELATIONS = ("left of", "right of", "above", "below")
 
 @dataclass(frozen=True)
 class Expression:
-    """A phrase, the indices of the things that it means (empty: no such object), and its kind.
+    """A phrase, the indices of the things that it means (empty: nothing in the scene), and its kind.
 
-    ``nouns`` are the words for things in it, asked one first. ``steps`` are phrases that lead there, each with the one thing that it
-    means: what a short thought says before the answer.
+    ``nouns`` are the nouns in the phrase, first that of the thing asked for. ``steps`` are phrases for the things by which the target is
+    found, each with the index of the one thing that it means; a short thought says them before the answer.
     """
 
     phrase: str
@@ -50,7 +50,7 @@ def present(things: Sequence[Thing], nouns: Sequence[str]) -> list[str]:
 
 
 def unique(things: Sequence[Thing]) -> list[tuple[int, str]]:
-    """The things that their noun alone tells from all others, and these nouns."""
+    """Return the indices and nouns of those things whose noun no other thing has."""
     return [(index, thing.noun) for index, thing in enumerate(things) if thing.noun and len(indices_of(things, thing.noun)) == 1]
 
 
@@ -65,5 +65,5 @@ def stands(thing: Thing, relation: str, anchor: Thing) -> bool | None:
 
 
 def the_one(verdicts: Sequence[bool | None]) -> int | None:
-    """The place of the only true verdict, if none is in doubt."""
+    """Return the index of the only True; None if there is not exactly one, or if any verdict is None (in doubt)."""
     return verdicts.index(True) if verdicts.count(True) == 1 and None not in verdicts else None

@@ -1,1 +1,1 @@
-"""What answers are worth: figures, intervals, and settings compared."""
+"""Evaluation: the figures that measure answers, their confidence intervals, and comparisons of settings."""

@@ -1,8 +1,10 @@
-"""Many settings on the same images: each image is taken in once for all settings of one model and segmenter, and a question that two of
-them put to the MLLM is put once.
+"""Measures many settings on the same images.
 
-What came of an image under a setting is one line of a journal, whose key is the hash of all that shapes it. Stopped and started again, an
-ablation goes on from there; with another dataset, model or setting it finds nothing of its own in the journal and computes it.
+All settings with the same models share the work: each image is encoded once, and a question that several settings ask the MLLM is asked
+once.
+
+The result of one image under one setting is one line of a journal. Its key is a hash of everything that the result depends on. An ablation
+that was stopped thus goes on from the journal; results for another dataset, model or setting have other keys and are computed.
 """
 
 from __future__ import annotations
@@ -31,17 +33,20 @@ from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Segmentation
 
 Load = Callable[[Setting], Pipeline]
-"""The pipeline of a setting's segmenter and adapters; its options are not looked at."""
+"""A function that loads the pipeline with a setting's segmenter and adapters. The options of the pipeline that it returns are not used."""
 Track = Callable[[Iterable[list[Example]], int, str], Iterable[list[Example]]]
-"""Wraps the images of a group of settings, for a progress bar: images, how many, and what they go through."""
+"""A function that takes the images of a group of settings, their number and the names of the models, and returns the images with a progress
+bar."""
 
 
 @dataclass(frozen=True)
 class SettingResult:
-    """What came of one image under one setting.
+    """The result of one image under one setting.
 
-    ``samples`` one a phrase; ``seconds`` by stage, of all its phrases; ``asked`` points of which ``right`` were judged rightly by P ≥ 0.5,
-    and ``kept`` of which ``kept_right`` have the right label, against the true mask of the phrase.
+    ``samples`` has one sample for each phrase. ``seconds`` is the time of all phrases together, by stage; it is empty for the upper bound.
+    The counts are of points, compared with the phrase's true mask: ``asked`` is the number of all points, ``right`` of those that were
+    judged rightly (P(inside) ≥ 0.5 means inside), ``kept`` of those that the thresholds did not drop, and ``kept_right`` of those among
+    them with the right label.
     """
 
     samples: tuple[Sample, ...]
@@ -52,7 +57,7 @@ class SettingResult:
     kept_right: int = 0
 
     def terms(self) -> Iterator[dict[str, Term]]:
-        """What each phrase adds to the figures."""
+        """Yield what each phrase adds to the figures. Seconds and counts of points are divided equally among the image's phrases."""
         share = 1 / len(self.samples)
         timed = 1.0 if self.seconds else 0.0
         for sample in self.samples:
@@ -75,19 +80,21 @@ def ablate(
     track: Track = lambda images, total, what: images,
     min_pixels: int = 0,
 ) -> dict[Setting, Sums]:
-    """Every setting's figures as sums by image, the images in one order for all.
+    """Measure every setting and return its figures as sums by image; the order of the images is the same for all settings.
 
     Args:
-        settings: what ``plan`` planned.
+        settings: the settings, as ``plan`` returns them.
         folder: the dataset.
-        examples: what ``choose`` chose of it.
-        load: called once for each segmenter and its adapters, one after the other.
-        journal: what is there already, and where the rest is written.
+        examples: its examples, as ``choose`` returns them.
+        load: loads a pipeline. It is called once for each combination of segmenter, adapter and segmenter adapter, when its turn comes.
+        journal: holds the results that are known already; the others are added to it.
         track: for a progress bar.
-        min_pixels: as of ``compare``.
+        min_pixels: as in ``compare``.
 
     Raises:
-        DatasetError, ModelError, EvaluationError
+        DatasetError: a picture cannot be read.
+        ModelError: a model cannot be loaded.
+        EvaluationError: the journal cannot be written.
     """
     groups: dict[tuple[str | None, ...], list[Setting]] = {}
     for setting in settings:
@@ -106,7 +113,7 @@ def ablate(
 
 
 class Bench:
-    """One model and segmenter, and all settings that they are compared under."""
+    """Answers images under all settings that share one pipeline of model and segmenter."""
 
     def __init__(self, pipeline: Pipeline, folder: Path, settings: Sequence[Setting], journal: Journal, min_pixels: int) -> None:
         self._folder = folder
@@ -118,7 +125,10 @@ class Bench:
         }
 
     def answer(self, group: Sequence[Example]) -> dict[Setting, SettingResult]:
-        """Every setting's outcome on one image, from the journal where it is there; the image is opened only if something is not."""
+        """Return every setting's result for one image, whose examples are ``group``.
+
+        Results that are in the journal are taken from it. The image is opened only if one is missing.
+        """
         keys = {setting: self._key(setting, group) for setting in self._pipelines}
         found = {setting: outcome for setting, key in keys.items() if (outcome := self._journal.find(key)) is not None}
         missing = [setting for setting in self._pipelines if setting not in found]
@@ -158,7 +168,7 @@ class Bench:
 
 
 def _count(answer: Segmentation, truth: NDArray[np.bool_]) -> tuple[int, int, int, int]:
-    """Of an answer's points: asked, judged rightly, kept, kept with the right label."""
+    """Count an answer's points: all, those judged rightly, those kept, and those kept with the right label. ``truth`` is the true mask."""
     counts = np.zeros(4, np.int64)
     for instance in answer.instances:
         on, used = lies_on(truth, instance.points_px), instance.labels >= 0

@@ -13,15 +13,18 @@ from sam4mllm.evaluation.settings import Setting, choices
 from sam4mllm.options import BY_CONCEPT
 
 METRIC = "gIoU"
-"""What settings are ranked by: it counts phrases with and without a target, each once."""
+"""The figure that settings are ranked by. It counts every phrase once, whether it has a target or not."""
 COLUMNS = ("gIoU", "cIoU", "mIoU", "N-acc", "T-acc", "Pr@0.5", "Pr@0.9", "kept", "kept_right", "seconds_per_phrase")
-"""What fits on a line; the CSV has all."""
+"""The figures that fit on one line of the table; the CSV has all of them."""
 HEADS = {"kept": "kept", "kept_right": "of them right", "seconds_per_phrase": "s a phrase"}
 
 
 @dataclass(frozen=True)
 class Row:
-    """A setting's figures, the ends of their 95 % intervals, and how much larger they are than the base's and the published setting's."""
+    """A setting's figures with the ends of their 95 % intervals.
+
+    ``to_base`` and ``to_published`` say how much larger each figure is than that of the base and of the published setting.
+    """
 
     setting: Setting
     figures: dict[str, float | None]
@@ -40,13 +43,13 @@ def tabulate(results: Mapping[Setting, Sums]) -> list[Row]:
 
 
 def find_best(rows: Sequence[Row]) -> Row:
-    """The row of the largest METRIC that a user can have: not the upper bound, nor a control."""
+    """Return the row with the largest METRIC of those that can be used in practice: neither the upper bound nor a control."""
     to_have = [row for row in rows if not row.setting.oracle and row.setting.answers == "model"]
     return max(to_have, key=lambda row: row.figures[METRIC] or 0.0)
 
 
 def describe(setting: Setting) -> str:
-    """All of a setting in words: ``pqpp, joint, 15 points, thresholds 0.75/0.9``."""
+    """Describe all of a setting in words, for example ``box, segmenter demo``."""
     if setting.oracle:
         return f"true boxes and points, {_drawing(setting)}"
     words: list[str] = [setting.options.strategy]
@@ -102,7 +105,7 @@ def cells(row: Row) -> list[str]:
 
 
 def heads() -> list[str]:
-    """What stands over ``cells``."""
+    """Return the heads of the columns that ``cells`` fills."""
     return ["setting", f"{COLUMNS[0]} (95 %)", *[HEADS.get(name, name) for name in COLUMNS[1:]], f"{METRIC} to base (95 %)"]
 
 
@@ -168,7 +171,7 @@ def to_plot(rows: Sequence[Row]) -> bytes:
 
 
 def _plain(text: str) -> str:
-    """matplotlib reads a dollar sign as the beginning of a formula."""
+    """Escape dollar signs, which matplotlib would take for the beginning of a formula."""
     return text.replace("$", r"\$")
 
 

@@ -18,7 +18,10 @@ Timed = tuple[NDArray[np.uint8], str]
 
 
 def time_phrases(pipeline: Pipeline, images: int, track: Callable[[Iterable[Timed], int], Iterable[Timed]]) -> dict[str, float]:
-    """Median seconds of ``segment`` with one phrase on a fresh image, in all and by stage, after one call to warm up."""
+    """Return the median seconds of ``segment`` with one phrase on a new image, in total (``phrase``) and by stage.
+
+    ``images`` demo scenes are timed, after one call to warm up. ``track`` wraps the loop, for a progress bar.
+    """
     scenes = [make_scene((SEED, index)) for index in range(images + 1)]
     jobs = [(scene.image, scene.expressions[0].phrase) for scene in scenes]
     pipeline.segment(jobs[0][0], [jobs[0][1]])

@@ -1,4 +1,7 @@
-"""How fast corrective clicks mend answers: the IoU after so many, and how many it takes, with and without the former mask as input."""
+"""Measures how fast corrective clicks improve answers: the IoU after a number of clicks, and the clicks that a given IoU takes.
+
+Both are measured with and without the former mask as an input of the segmenter.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ from sam4mllm.pipeline import Pipeline
 from sam4mllm.segmentation.former import MaskTaker
 
 COUNTED = (1, 2, 3, 5)
-"""Clicks after which the mIoU is told."""
+"""The numbers of clicks after which the mIoU is reported."""
 GOALS = (0.85, 0.90)
 """The two IoUs to which interactive segmentation counts clicks (NoC@85, NoC@90)."""
 WITHOUT, WITH = "without", "with"
@@ -29,7 +32,7 @@ Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
 
 @dataclass(frozen=True)
 class ClickCurve:
-    """The IoU of an answer, then after each click; the last one stays where no more is clicked."""
+    """The IoUs of one phrase: that of the answer, then that after each click. After the last click the IoU counts as unchanged."""
 
     ious: tuple[float, ...]
 
@@ -37,11 +40,11 @@ class ClickCurve:
         return self.ious[min(clicks, len(self.ious) - 1)]
 
     def clicks_to(self, goal: float) -> int:
-        """How many clicks reach an IoU; MOST_CLICKS where none does."""
+        """Return how many clicks it takes until the IoU is ``goal`` or more; MOST_CLICKS if it never is."""
         return next((clicks for clicks, iou in enumerate(self.ious) if iou >= goal), MOST_CLICKS)
 
     def terms(self) -> dict[str, Term]:
-        """Its part in each figure. ``harm``: the share of clicks that cost more than a hundredth."""
+        """Return what the curve adds to each figure. ``harm`` is the share of clicks that lower the IoU by more than 0.01."""
         steps = [after - before for before, after in pairwise(self.ious)]
         return {
             "answer": (self.ious[0], 1.0),
@@ -52,10 +55,12 @@ class ClickCurve:
 
 
 def measure_clicks(pipeline: Pipeline, folder: Path, examples: Sequence[Example], track: Track) -> dict[str, Sums]:
-    """The figures of every phrase with a target, summed by image: WITHOUT the former mask as input, and WITH it if the segmenter takes it.
+    """Click on the answers for all phrases with a target and return the figures, summed by image.
 
-    Clicks go on to max(COUNTED), and beyond until max(GOALS) is reached. Raises DatasetError, and EvaluationError if no phrase has a
-    target.
+    The key WITHOUT has the figures without the former mask as input, and WITH those with it, if the segmenter can take it. A phrase gets
+    max(COUNTED) clicks, and more until max(GOALS) or MOST_CLICKS is reached; clicking ends early if nothing is wrong any more.
+
+    Raises DatasetError if a picture cannot be read, and EvaluationError if no phrase has a target.
     """
     grounder = SharingGrounder(pipeline.grounder)
     ways = [(WITHOUT, False), (WITH, True)] if isinstance(pipeline.segmenter, MaskTaker) else [(WITHOUT, False)]
@@ -85,7 +90,10 @@ def _curve(ious: Iterable[float]) -> ClickCurve:
 
 
 def as_fields(found: Mapping[str, Sums]) -> dict[str, Any]:
-    """The figures as JSON: of each way with their intervals, and how much the former mask adds on the same images."""
+    """Return the figures for JSON: with their intervals for WITHOUT and WITH, and as ``gain`` the difference that the former mask makes.
+
+    A gain is [value, low, high], paired by image.
+    """
     fields: dict[str, Any] = {name: {"figures": sums.figures(), "intervals": intervals(sums)} for name, sums in found.items()}
     if WITH in found:
         gains = differences(found[WITH], found[WITHOUT])

@@ -1,6 +1,7 @@
-"""How many corrective clicks an answer needs: a reviewer who clicks in the middle of the largest error until the mask fits.
+"""Counts the corrective clicks that an answer needs. A simulated reviewer clicks into the middle of the largest error until the mask fits.
 
-It is the protocol by which interactive segmentation is compared (number of clicks, NoC@85), but that it begins with an answer.
+This is the protocol by which interactive segmentation is compared (number of clicks, NoC@85), except that it begins with an answer and not
+with an empty mask.
 """
 
 from __future__ import annotations
@@ -20,21 +21,21 @@ from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.values import Segmentation
 
 REACHED = 0.85
-"""IoU from which no more is clicked, the lower of the two that interactive segmentation reports (NoC@85 and NoC@90)."""
+"""The IoU at which clicking ends: the lower of the two that interactive segmentation reports (NoC@85 and NoC@90)."""
 MOST_CLICKS = 10
-"""A reviewer who has clicked so often draws the mask by hand. Such a phrase counts as so many clicks."""
+"""The most clicks on an answer: a reviewer who has clicked so often would draw the mask by hand. Such a phrase counts with this number."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """How often was clicked, at most MOST_CLICKS, and whether the mask then had an IoU of REACHED."""
+    """The number of clicks made, at most MOST_CLICKS, and whether the mask ``reached`` an IoU of at least REACHED."""
 
     clicks: int
     reached: bool
 
 
 def correct(pipeline: Pipeline, opened: Opened, example: Example, answer: Segmentation) -> Correction:
-    """Click on an answer until it fits."""
+    """Click on an answer until its IoU is REACHED or more, or MOST_CLICKS clicks are made."""
     clicks = 0
     for clicks, iou in enumerate(click_through(pipeline, opened, example, answer)):
         if iou >= REACHED:
@@ -43,13 +44,13 @@ def correct(pipeline: Pipeline, opened: Opened, example: Example, answer: Segmen
 
 
 def click_through(pipeline: Pipeline, opened: Opened, example: Example, answer: Segmentation) -> Iterator[float]:
-    """The answer's IoU, then that after each of at most MOST_CLICKS clicks; it ends where nothing is wrong.
+    """Yield the answer's IoU, then the IoU after each of at most MOST_CLICKS clicks; stop where no pixel is wrong.
 
-    All clicks are about what the answer shows, as those of a reviewer who has it on the screen. Where a former mask is part of the prompt,
-    that is the mask that the last click made.
+    All clicks refer to the answer's own instances, as those of a reviewer who has them on the screen. With the option ``former_mask`` they
+    refer to the instances that the last click made, whose masks are part of the next prompt.
 
-    Each click asks the MLLM what the one before asked: with a :class:`~sam4mllm.evaluation.sharing.SharingGrounder` in the pipeline all of
-    them cost one question.
+    Each click asks the MLLM the same question as the one before. With a :class:`~sam4mllm.evaluation.sharing.SharingGrounder` in the
+    pipeline it is asked only once.
     """
     truth, ignored = example.union(), example.ignored()
     clicks, mask = Clicks(shown=_shown(answer)), answer.mask
@@ -66,17 +67,18 @@ def click_through(pipeline: Pipeline, opened: Opened, example: Example, answer: 
 
 
 def _shown(answer: Segmentation) -> tuple[ShownInstance, ...]:
-    """What a click may correct: what stands alone is made of its clicks anew."""
+    """Return the instances that a click may correct. Those made of clicks alone are left out, because they are made anew from them."""
     return tuple(ShownInstance(one.box_px, one.mask) for one in answer.instances if one.pointed != "alone")
 
 
 def next_click(
     truth: NDArray[np.bool_], mask: NDArray[np.bool_], ignored: NDArray[np.bool_] | None = None
 ) -> tuple[NDArray[np.float32], int] | None:
-    """Where a reviewer clicks next, (2,) float32 px, and 1 if the mask lacks what is there, 0 if it has too much.
+    """Return the reviewer's next click: its place, (2,) float32 px, and its label, 1 to add pixels or 0 to remove them.
 
-    The place is the one farthest from the edge of the largest connected region that is missing, or that is too much; the edge of the image
-    counts as one. Truth, mask and what counts neither way are (H, W) bool. None if nothing is wrong.
+    The click goes into the largest connected region of wrong pixels, all missing or all too much, where it is farthest from the region's
+    edge; the edge of the image counts as an edge. ``truth``, ``mask`` and ``ignored``, the pixels that are not counted, are (H, W) bool.
+    Return None if no pixel is wrong.
     """
     counts = np.ones_like(truth) if ignored is None else ~ignored
     regions = [

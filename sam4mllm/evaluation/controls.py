@@ -1,4 +1,7 @@
-"""Controls: answers about points, and thoughts, that are wrong on purpose. A method that does as well with them does not go by them."""
+"""Controls: the model's answers about points, or its thoughts, are replaced by wrong or random ones.
+
+A method that measures as well with a control does not depend on what the control replaces.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +22,12 @@ ANSWERS: tuple[Answers, ...] = get_args(Answers)
 
 @dataclass(frozen=True)
 class ControlGrounder:
-    """A grounder whose answers about points, or whose thoughts, are replaced.
+    """Wraps a grounder and replaces its answers about points, or its thoughts, as ``answers`` says.
 
-    ``uniform``: P(inside) is drawn from 0 to 1; ``coin-flipped``: it is 0 or 1, each as likely; ``inverted``: 1 - P. What is drawn follows
-    from phrase, box and points. The model is asked all the same, for the time it takes. ``shuffled-thoughts``: where it thinks, each
-    phrase is answered after the thought about another one of the same image; a phrase that is alone there after no thought.
+    ``model``: nothing is replaced. ``uniform``: P(inside) is drawn uniformly from 0 to 1. ``coin-flipped``: it is 0 or 1, each as likely.
+    ``inverted``: it is 1 - P(inside). Phrase, box and points seed the draws, so they are repeatable. The model is still asked, so that the
+    time is the same. ``shuffled-thoughts``: with the question "reason", each phrase is answered after the thought about another phrase of
+    the same call; a single phrase is answered after an empty thought.
     """
 
     grounder: Grounder

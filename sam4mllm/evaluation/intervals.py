@@ -1,7 +1,8 @@
-"""How sure a figure is: bootstrap intervals that draw whole images, for the phrases of one image stand or fall together.
+"""Confidence intervals of figures, by a bootstrap that draws whole images, because the results of the phrases of one image are correlated.
 
-Every figure of :mod:`sam4mllm.evaluation.metrics` but the calibration error is a sum over the samples divided by another. Summed by image
-first, a bootstrap sample is a vector of how often each image was drawn, and its figures are two matrix products.
+Every figure of :mod:`sam4mllm.evaluation.metrics` but the calibration error is one sum over the samples divided by another sum. The sums
+are first computed by image. A bootstrap sample is then a vector that says how often each image was drawn, and the figures of all bootstrap
+samples are one matrix product divided by another.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ from numpy.typing import ArrayLike, NDArray
 from sam4mllm.evaluation.metrics import PRECISIONS, Sample
 
 DRAWS = 2_000
-"""Bootstrap samples: the ends of a 95 % interval then lie within about 0.1 of its half width of where more draws would put them."""
+"""The number of bootstrap samples. With more, the ends of a 95 % interval would move by about a tenth of its half width at most."""
 SEED = 0
 BLOCK = 4_000_000
-"""Counts drawn at once, so that any number of images takes some 64 MB."""
+"""The number of counts that are drawn at once, so that the memory stays at some 64 MB, whatever the number of images."""
 
 Term = tuple[float, float]
 """What a sample adds to a figure's numerator and to its denominator."""
@@ -33,7 +34,7 @@ class Sums:
     denominators: NDArray[np.float64]
 
     def figures(self) -> dict[str, float | None]:
-        """Each figure over all images; None of one that nothing was measured for."""
+        """Return each figure over all images, None for a figure that nothing was measured for."""
         above, below = self.numerators.sum(0), self.denominators.sum(0)
         return {name: float(above[at] / below[at]) if below[at] else None for at, name in enumerate(self.names)}
 
@@ -48,7 +49,7 @@ class Difference:
 
 
 def terms(sample: Sample) -> dict[str, Term]:
-    """A sample's part in each figure."""
+    """Return what a sample adds to each figure."""
     target, empty = float(sample.has_target), sample.predicted_empty
     return {
         "gIoU": (sample.iou, 1.0),
@@ -65,10 +66,10 @@ def sum_by_image(images: Sequence[str], rows: Sequence[Mapping[str, Term]]) -> S
 
     Args:
         images: (N,) the image of each sample; images come in the order of their first sample.
-        rows: (N,) what each adds, by figure; every row has the same figures.
+        rows: (N,) what each sample adds, by figure; every row has the same figures.
 
     Raises:
-        ValueError: there are not as many of the one as of the other, or none.
+        ValueError: ``images`` and ``rows`` differ in length or are empty.
     """
     if len(images) != len(rows) or not rows:
         raise ValueError(f"each sample has an image and a row of terms, not {len(images)} and {len(rows)}")
@@ -92,11 +93,13 @@ def intervals(sums: Sums, level: float = 0.95, draws: int = DRAWS, seed: int = S
 
 
 def differences(of: Sums, against: Sums, level: float = 0.95, draws: int = DRAWS, seed: int = SEED) -> dict[str, Difference | None]:
-    """How much larger the figures are than others on the same images: both are drawn with the same images, so what is hard for both
-    cancels out.
+    """Return how much larger each figure of ``of`` is than that of ``against``, with the ends of the difference's bootstrap interval.
+
+    Both must come from the same images in the same order. Each bootstrap sample draws the same images for both, so that what is hard for
+    both cancels out. The value is None for a figure that has no value in one of them.
 
     Raises:
-        ValueError: they are of other figures or of another number of images, or the level is not between 0 and 1.
+        ValueError: their figures or numbers of images differ, or the level is not between 0 and 1.
     """
     _check_level(level)
     if of.names != against.names or of.numerators.shape != against.numerators.shape:
@@ -112,7 +115,7 @@ def differences(of: Sums, against: Sums, level: float = 0.95, draws: int = DRAWS
 
 
 def _draw(images: int, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
-    """How often each image was drawn, (d, images) at a time, ``draws`` rows in all."""
+    """Yield blocks (d, images) of how often each image was drawn, one bootstrap sample a row, ``draws`` rows in all."""
     rng = np.random.default_rng(seed)
     at_once = max(1, BLOCK // images)
     for start in range(0, draws, at_once):
@@ -120,7 +123,7 @@ def _draw(images: int, draws: int, seed: int) -> Iterator[NDArray[np.float64]]:
 
 
 def _ratios(sums: Sums, counts: NDArray[np.float64]) -> NDArray[np.float64]:
-    """(d, M), NaN where a draw has nothing to measure."""
+    """Return the M figures of d bootstrap samples (d, M), NaN where nothing was measured. ``counts`` is a block of ``_draw``."""
     below = counts @ sums.denominators
     ratios: NDArray[np.float64] = np.divide(counts @ sums.numerators, below, out=np.full(below.shape, np.nan), where=below > 0)
     return ratios

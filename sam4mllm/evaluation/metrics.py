@@ -63,12 +63,12 @@ def compare(
         predicted: (H, W) bool, the union of all predicted instances.
         truth: (H, W) bool, the union of all true ones.
         has_target: whether the phrase means anything in the image.
-        ignored: (H, W) bool, pixels that count neither way (ReasonSeg has such); None if there are none. Of a target wholly under them
-            the IoU is 1 if nothing is predicted elsewhere, else 0, as in LISA's script.
-        min_pixels: a prediction of fewer pixels is taken for none at all; 0 takes it as it is.
+        ignored: (H, W) bool, pixels that are left out of the measurement (ReasonSeg has such); None if there are none. If they cover the
+            whole target, the IoU is 1 if nothing is predicted outside of them, else 0, as in LISA's script.
+        min_pixels: a prediction of fewer pixels counts as empty; 0 keeps every prediction.
 
     Raises:
-        ValueError: the shapes differ, or there is a true mask of a phrase without a target.
+        ValueError: the shapes differ, or the true mask of a phrase without a target is not empty.
     """
     if predicted.shape != truth.shape or (ignored is not None and ignored.shape != truth.shape):
         shapes = [mask.shape for mask in (predicted, truth, ignored) if mask is not None]
@@ -88,14 +88,18 @@ def compare(
 
 
 def point_accuracy(inside: ArrayLike, truth: ArrayLike) -> float:
-    """Share of points judged rightly: (K,) P(inside) of at least 0.5 against (K,) bool; NaN of no points."""
+    """Return the share of K points that are judged rightly, NaN if there are none.
+
+    ``inside`` (K,) is P(inside), of which 0.5 or more means inside; ``truth`` (K,) bool says whether the point is. Raises ValueError if
+    their lengths differ or a probability is not between 0 and 1.
+    """
     probabilities, labels = _answers(inside, truth)
     return float(((probabilities >= 0.5) == labels).mean()) if len(labels) else math.nan
 
 
 @dataclass(frozen=True)
 class Bin:
-    """``count`` answers of like probability: the ``mean`` of it, and the share of them that is ``true``."""
+    """``count`` answers with similar probabilities: ``mean`` is their mean probability, ``true`` the share of them that is true."""
 
     mean: float
     true: float
@@ -103,7 +107,10 @@ class Bin:
 
 
 def reliability(inside: ArrayLike, truth: ArrayLike, bins: int = ECE_BINS) -> list[Bin]:
-    """How (K,) probabilities bear out against (K,) bool, in bins of equal width from 0 to 1; bins without answers are left out."""
+    """Compare K probabilities ``inside`` with ``truth`` (K,) bool, in bins of equal width from 0 to 1; empty bins are left out.
+
+    Raises ValueError if their lengths differ or a probability is not between 0 and 1.
+    """
     probabilities, labels = _answers(inside, truth)
     chosen = np.minimum((probabilities * bins).astype(np.int64), bins - 1)
     members = [chosen == number for number in range(bins)]
@@ -111,10 +118,11 @@ def reliability(inside: ArrayLike, truth: ArrayLike, bins: int = ECE_BINS) -> li
 
 
 def point_ece(inside: ArrayLike, truth: ArrayLike, bins: int = ECE_BINS) -> float:
-    """Expected calibration error of (K,) P(inside) against (K,) bool; NaN of no points.
+    """Return the expected calibration error of ``inside``, (K,) P(inside), against ``truth`` (K,) bool; NaN if there are no points.
 
-    P(inside) itself is binned, in equal widths from 0 to 1: the mean over the points of how far their bin's mean probability lies from the
-    share of its points that are inside.
+    P(inside) itself is binned, not the confidence in the likelier answer; the bins are of equal width from 0 to 1. The error of a bin is
+    the distance between its mean probability and the share of its points that are inside; the result is its mean over all points. Raises
+    ValueError as ``reliability`` does.
     """
     found = reliability(inside, truth, bins)
     count = sum(one.count for one in found)
@@ -129,7 +137,7 @@ def summarize(
     oracle_ious: ArrayLike = (),
     seconds: ArrayLike = (),
 ) -> Figures:
-    """All figures by the names that ``sam4mllm evaluate --json`` prints; None is what was not measured, which JSON can hold and NaN not.
+    """Return all figures, by the names that ``sam4mllm evaluate --json`` prints; None (NaN is not valid JSON) for what was not measured.
 
     Args:
         samples: one for each (image, phrase) pair.

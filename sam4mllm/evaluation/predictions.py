@@ -34,7 +34,7 @@ class StoredInstance:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What a phrase was taken to mean; no instances is the answer "no such object"."""
+    """The answer for a phrase; without instances it is "no such object". ``size`` is the image's (height, width)."""
 
     phrase: str
     instances: tuple[StoredInstance, ...]
@@ -73,7 +73,7 @@ class Prediction:
 
 
 def keep(answer: Segmentation) -> Prediction:
-    """An answer without its masks' pixels."""
+    """Return an answer with its masks as run lengths."""
     return Prediction(
         phrase=answer.phrase,
         instances=tuple(_keep(instance) for instance in answer.instances),
@@ -100,11 +100,13 @@ def no_truths() -> NDArray[np.bool_]:
 
 @dataclass(frozen=True, eq=False)
 class JudgedExample:
-    """One example and what came of it.
+    """One example and its results.
 
-    ``oracle`` is the sample of what true prompts draw, None if it was not asked for or the phrase has no target; ``inside`` (K,) P(inside)
-    and ``on`` (K,) bool are of the points in the true boxes, and ``on_other`` (K,) bool tells those on another thing of which the dataset
-    has a mask in the image; ``seconds`` are the phrase's share of its image's, by stage, ``whole`` as the clock saw them.
+    ``sample`` measures the prediction. ``oracle`` measures what the segmenter draws from the true boxes and points; it is None if that was
+    not asked for or the phrase has no target. The next three are about K points in the true boxes: ``inside`` (K,) is P(inside) as the
+    model answers, ``on`` (K,) bool says whether a point lies on its object, and ``on_other`` (K,) bool whether it lies on another object
+    that has a mask in the dataset. ``seconds`` is the phrase's equal share of its image's time, by stage; ``whole`` is its share of the
+    elapsed time.
     """
 
     example: Example
@@ -120,7 +122,7 @@ class JudgedExample:
 
 
 def write_predictions(path: Path, judged: Sequence[JudgedExample]) -> None:
-    """One JSON line an example: which it is, what was predicted, and its IoU. Raises EvaluationError if the file cannot be written."""
+    """Write a JSON line for each example, with the prediction and its IoU. Raises EvaluationError if the file cannot be written."""
     lines = []
     for one in judged:
         example = one.example

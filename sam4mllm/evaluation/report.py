@@ -1,7 +1,7 @@
-"""What came of an evaluation, as one page to look at and one file to compute with.
+"""Writes the results of an evaluation: ``report.html`` for people and ``report.json`` for programs.
 
-``report.html`` is complete in itself: its style, plots and pictures are inside it, nothing is fetched and nothing runs. ``report.json``
-says the same without the pictures.
+The page contains its style, plots and pictures; it fetches nothing and runs no script. The JSON file has the same figures without the
+pictures.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sam4mllm.page import SHARED, find_ticks, render
 
 PAGE, RECORD = "report.html", "report.json"
 PICTURES = 6
-"""Pictures of each kind: a screen shows them at once."""
+"""The most pictures of each kind; so many fit on a screen at once."""
 IOU_BINS = 20
 PLOT_WIDTH, PLOT_HEIGHT = 360, 250
 PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM = 40, 14, 14, 40
@@ -64,7 +64,7 @@ class DrawnExample:
 
 @dataclass(frozen=True)
 class Shape:
-    """A bar from (x, y) down, or a dot of radius r at (x, y), with a text for who points at it."""
+    """A bar whose upper left corner is (x, y), or a dot around (x, y), with a tooltip ``text``."""
 
     x: float
     y: float
@@ -76,7 +76,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Chart:
-    """A plot in the coordinates of an SVG; ticks are (position, text)."""
+    """A plot in the coordinates of an SVG. ``across`` and ``upward`` are the ticks of the two axes, each (position, text)."""
 
     title: str
     across_title: str
@@ -92,13 +92,13 @@ def write_report(
     """Write ``report.json`` and ``report.html``; each is replaced whole.
 
     Args:
-        folder: where; it is made if it is not there.
-        dataset: where the pictures are.
+        folder: the folder to write to; it is created if it is missing.
+        dataset: the dataset's folder, which has the pictures.
         judged: every example's result.
         figures: their summary.
-        version: of what was evaluated.
-        command: how it was evaluated, to do it again.
-        seed: which pictures are drawn by chance.
+        version: the version that was evaluated.
+        command: the command line that repeats the evaluation.
+        seed: chooses the pictures that are shown by chance.
 
     Raises:
         EvaluationError: the folder cannot be written.
@@ -142,14 +142,17 @@ def write_report(
 
 
 def is_right(one: JudgedExample) -> bool:
-    """Whether the answer was of the right thing, which the score should foretell: an IoU of ACCEPTED_IOU, or a right "none"."""
+    """Whether the answer is of the right object: its IoU is ACCEPTED_IOU or more, or it is rightly "none".
+
+    The score is meant to be the probability of this.
+    """
     return one.sample.iou >= ACCEPTED_IOU
 
 
 def pick(judged: Sequence[JudgedExample], count: int = PICTURES, seed: int = 0) -> dict[str, list[JudgedExample]]:
-    """Which examples to show: the worst and best with a target, wrong answers where there is none, and some drawn by chance.
+    """Choose the examples to show: the worst and best with a target, objects found where there is no target, and some drawn by chance.
 
-    Among equals the surest answer comes first: a mistake that the score did not foretell tells most.
+    Of examples with the same IoU, those with the highest score come first, because a mistake with a high score is the most instructive.
     """
     targets = [one for one in judged if one.sample.has_target]
     invented = [one for one in judged if not one.sample.has_target and not one.sample.predicted_empty]
@@ -182,7 +185,7 @@ def draw_pictures(dataset: Path, judged: Sequence[JudgedExample]) -> list[DrawnE
 
 
 def draw_ious(judged: Sequence[JudgedExample]) -> Chart | None:
-    """How many phrases with a target came to which IoU; None if there are none."""
+    """Draw a histogram of the IoUs of the phrases with a target; None if there are no such phrases."""
     ious = [one.sample.iou for one in judged if one.sample.has_target]
     if not ious:
         return None
@@ -197,7 +200,10 @@ def draw_ious(judged: Sequence[JudgedExample]) -> Chart | None:
 
 
 def draw_reliability(what: str, found: Sequence[Bin]) -> Chart | None:
-    """A reliability diagram, whose dots lie on the diagonal if the probabilities are true; None of no answers."""
+    """Draw a reliability diagram of ``what``, "points" or "score"; None if there are no answers.
+
+    Its dots lie on the diagonal if the probabilities are calibrated.
+    """
     if not found:
         return None
     titles = {

@@ -29,8 +29,8 @@ STAGES = ("image", "box", "points", "segmenter")
 
 
 POINT_KINDS = ("points_on_target", "points_on_other", "points_on_background")
-"""Where a point of a true box lies: on its thing, on another thing of which the dataset has a mask in this image, on neither. A model that
-answers "is something there" instead of "is it this" is wrong about the second alone.
+"""Where a point in a true box may lie: on the box's object, on another object that has a mask in the dataset, or on neither. A model that
+answers whether any object is there, and not whether it is this one, is wrong about the second kind only.
 """
 
 Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
@@ -50,11 +50,11 @@ def choose(folder: Path, split: str | None = None, limit: int | None = None, see
     Args:
         folder: the dataset.
         split: ``val``, ``testA``, …; all if None.
-        limit: at most so many images, drawn by ``seed`` from their content, so that the choice is the same wherever they lie.
-        seed: another seed draws other images.
+        limit: the largest number of images, None for all. They are drawn at random from the hashes of their files, so the choice does not
+        depend on their names. seed: the seed of this draw.
 
     Raises:
-        DatasetError: it is none, or has no example of the split.
+        DatasetError: the folder is no valid dataset, or has no example of the split.
     """
     examples = read_examples(folder)
     chosen = [example for example in examples if split is None or example.split == split]
@@ -71,7 +71,7 @@ def choose(folder: Path, split: str | None = None, limit: int | None = None, see
 
 
 def by_image(examples: Sequence[Example]) -> list[list[Example]]:
-    """Examples in the order of ``choose``, the phrases of an image together."""
+    """Group examples by image. They must be sorted by image, as ``choose`` returns them."""
     return [list(group) for _, group in groupby(examples, key=lambda example: example.image)]
 
 
@@ -87,10 +87,11 @@ def evaluate(
     examples: Sequence[Example] | None = None,
     min_pixels: int = 0,
 ) -> tuple[Figures, list[JudgedExample]]:
-    """The figures of :func:`summarize_judged` and every example's result.
+    """Answer the examples and return the figures of :func:`summarize_judged` and every example's result.
 
-    All phrases of an image are answered in one call, whose time they share. ``track`` wraps the images, for a progress bar; ``examples``
-    are what ``choose`` chose, all if None; ``min_pixels`` as of ``compare``. Raises DatasetError.
+    All phrases of an image are answered in one call, whose time is divided equally among them. ``oracle`` also draws from the true boxes
+    and points. ``track`` wraps the images, for a progress bar. ``examples`` come from ``choose``; None takes all of the dataset.
+    ``min_pixels`` is that of ``compare``. Raises DatasetError if the dataset or a picture cannot be read.
     """
     images = by_image(choose(folder) if examples is None else examples)
     judged: list[JudgedExample] = []
@@ -124,13 +125,13 @@ def _judge(pipeline: Pipeline, folder: Path, group: Sequence[Example], oracle: b
 
 
 def measure(mask: NDArray[np.bool_], example: Example, min_pixels: int = 0) -> Sample:
-    """A predicted mask (height, width) bool against an example, as ``compare``; what the example ignores counts neither way."""
+    """Compare a predicted mask (height, width) bool with an example by ``compare``; the pixels that the example ignores are left out."""
     return compare(mask, example.union(), example.has_target, ignored=example.ignored(), min_pixels=min_pixels)
 
 
 @dataclass(frozen=True, eq=False)
 class TruePoints:
-    """Points in a true box, as :class:`~sam4mllm.evaluation.predictions.JudgedExample` has them."""
+    """The points in one true box; the fields are those of :class:`~sam4mllm.evaluation.predictions.JudgedExample`."""
 
     inside: NDArray[np.float64] = field(default_factory=no_probabilities)
     on: NDArray[np.bool_] = field(default_factory=no_truths)
@@ -138,8 +139,9 @@ class TruePoints:
 
 
 def ask_true_points(pipeline: Pipeline, opened: Opened, examples: Sequence[Example]) -> Iterator[TruePoints]:
-    """For each true box of the examples of an image, what is said of the default pattern's points, and the truth; no point is dropped.
-    Without an MLLM there are none.
+    """Ask the model about points in each true box of an image's examples; yield its answers and the truth, one TruePoints a box.
+
+    The points are those of the default pattern. All answers count: no threshold drops any. Without an MLLM each TruePoints is empty.
     """
     if not pipeline.has_model:
         yield from [TruePoints() for example in examples for _ in example.instances]
@@ -157,7 +159,7 @@ def ask_true_points(pipeline: Pipeline, opened: Opened, examples: Sequence[Examp
 
 
 def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> NDArray[np.bool_]:
-    """(height, width) bool: the union of what the segmenter draws from the true boxes and the pattern's points with their true labels."""
+    """Return (height, width) bool, the union of what the segmenter draws from the true boxes and the pattern's points, truly labelled."""
     prompts = []
     for box, mask in zip(example.boxes_px, example.masks(), strict=True):
         points = spread(box, PATTERN_SIZE)
@@ -171,9 +173,10 @@ def draw_oracle(pipeline: Pipeline, opened: Opened, example: Example) -> NDArray
 
 
 def summarize_judged(judged: Sequence[JudgedExample]) -> Figures:
-    """The figures of :func:`~sam4mllm.evaluation.metrics.summarize`; the share of each of POINT_KINDS that is judged rightly; and
-    ``seconds_image`` … ``seconds_segmenter``: a phrase's share of each stage's time, which together are its ``seconds_per_phrase`` but
-    for what lies between the stages.
+    """Return the figures of :func:`~sam4mllm.evaluation.metrics.summarize` and two more kinds.
+
+    For each of POINT_KINDS there is the share of points that are judged rightly. For each of STAGES, ``seconds_…`` is the mean time of a
+    phrase in this stage. Together the stages take ``seconds_per_phrase`` except for the time between them.
     """
     figures = summarize(
         [one.sample for one in judged],
@@ -201,7 +204,7 @@ def _share(parts: Sequence[Term]) -> float | None:
 
 
 def intervals_of(judged: Sequence[JudgedExample]) -> dict[str, tuple[float, float] | None]:
-    """The 95 % interval of each figure that is a share or a mean, by a bootstrap over images."""
+    """Return the 95 % interval of each figure but ``point_ece``, the times of the stages and ``count``, by a bootstrap over images."""
     return intervals(sum_by_image([one.example.image for one in judged], [_terms(one) for one in judged]))
 
 
@@ -218,7 +221,10 @@ def _terms(one: JudgedExample) -> dict[str, Term]:
 
 
 def parts(judged: Sequence[JudgedExample]) -> dict[str, dict[str, list[JudgedExample]]]:
-    """The results by ``split`` and by ``source`` (what stands before its first colon), each only if there are several."""
+    """Group the results by ``split``, and by the part of ``source`` before its first colon.
+
+    A grouping that has only one group is left out.
+    """
     found: dict[str, dict[str, list[JudgedExample]]] = {"split": {}, "source": {}}
     for one in judged:
         found["split"].setdefault(one.example.split, []).append(one)

@@ -13,9 +13,9 @@ from sam4mllm.options import PLAIN, Options, Strategy, Thresholds, known_strateg
 from sam4mllm.points import PATTERN_SIZE
 
 COUNTS = ("5", "10", "15", "30")
-"""A sixth, a third, half and all of the published pattern; half of it is what the published inference asks."""
+"""Numbers of points: a sixth, a third, half and all of the published pattern. The published inference asks half of it."""
 THRESHOLDS = ("0.5/0.5", "0.6/0.75", "0.75/0.9", "0.9/0.95")
-"""No answer dropped, a looser pair than the published one, the published one, a stricter one."""
+"""Thresholds as P(yes)/P(no): a pair that drops no answer, one looser than the published pair, the published pair, and a stricter one."""
 USUAL: Mapping[str, tuple[str, ...]] = {
     "points": ("packed", "joint"),
     "count": COUNTS,
@@ -41,9 +41,10 @@ the one of best predicted IoU."""
 class Setting:
     """One row of the table.
 
-    ``names`` are the roles it has: ``base``, ``published``, ``oracle`` (true boxes and points into the segmenter), ``count=15``.
-    ``adapter`` is a folder or a version, None for the base model alone. ``answers`` about points are the model's, or a control's.
-    ``segmenter_adapter`` is the one of the mask decoder, in such a folder, too; None is what ``adapter`` has, PLAIN none whatever it has.
+    ``names`` are the setting's roles: ``base``, ``published``, ``oracle`` (the segmenter gets true boxes and points), or a value of an axis
+    such as ``count=15``. ``adapter`` is a folder or a version, None for the base model alone. ``answers`` says whether the model's own
+    answers are used or a control's. ``segmenter_adapter`` is a folder or a version with an adapter of the mask decoder; None uses the one
+    in ``adapter``, if any, and PLAIN uses none in any case.
     """
 
     names: tuple[str, ...]
@@ -56,12 +57,12 @@ class Setting:
 
     @property
     def label(self) -> str:
-        """Its names; those of single values are left out where it is the base, for it has one on every axis."""
+        """The names, joined. For the base, those of single values are left out, because it has one on every axis."""
         return ", ".join(name for name in self.names if "base" not in self.names or "=" not in name)
 
     @property
     def what(self) -> tuple[object, ...]:
-        """What it comes to: settings of which this is equal draw the same masks."""
+        """A key that is equal for settings that draw the same masks."""
         return (*self._what, self.segmenter_adapter)
 
     @property
@@ -69,7 +70,7 @@ class Setting:
         if self.oracle:
             return ("oracle", self.segmenter)
         look_back = self.options.look_back
-        match self.options.strategy:  # a box alone leaves the choice nothing to go by
+        match self.options.strategy:  # with a box alone, the choice of a mask has no points to use
             case "pqpp" | "choose" | "reason":
                 same = self.answers == "shuffled-thoughts" and self.options.strategy != "reason"
                 answers = "model" if same else self.answers
@@ -88,19 +89,19 @@ def plan(
     grid: bool = False,
     strategies: Sequence[Strategy] = ANYWHERE,
 ) -> list[Setting]:
-    """The rows: base, published, each value of each axis in turn (or of all axes together, as a ``grid``), the upper bound.
+    """Return the rows: the base, the published setting, one for each value of each axis, and the upper bound of each segmenter.
 
-    Settings that come to the same are one row with both names.
+    Settings that draw the same masks become one row with the names of both.
 
     Args:
-        base: what the values replace one thing of; its strategy ``auto`` is ``pqpp``, for most of what is varied is about points.
-        axes: values by axis, in order; no values are ``defaults``.
-        adapters: a folder or version by name, the values of ``rank``.
-        grid: every combination instead of one thing at a time.
-        strategies: what model and segmenter can do, the values of ``strategy``.
+        base: the setting that the other rows vary. Its strategy ``auto`` becomes ``pqpp``, because most axes are about points.
+        axes: the values of each axis, in order; an empty sequence stands for those of ``defaults``.
+        adapters: folders or versions by name; the names are the values of the axis ``rank``.
+        grid: make a row for every combination of values, instead of varying one thing at a time.
+        strategies: the default values of the axis ``strategy``: what model and segmenter can do.
 
     Raises:
-        EvaluationError: an axis or a value is not known, or there is nothing to compare along an axis.
+        EvaluationError: an axis or a value is not known, or an axis without default values has none.
     """
     known = adapters or {}
     if base.options.strategy == "auto":
@@ -124,7 +125,7 @@ def plan(
 
 
 def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | None = None) -> Setting:
-    """The base with one thing changed. Raises EvaluationError if there is no such axis, or the value is none of it."""
+    """Return the base with one thing changed. Raises EvaluationError if there is no such axis, or the axis has no such value."""
     match axis:
         case "segmenter":
             return replace(base, segmenter=value)
@@ -145,7 +146,7 @@ def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | Non
 def defaults(
     axis: str, base: Setting, adapters: Mapping[str, str] | None = None, strategies: Sequence[Strategy] = ANYWHERE
 ) -> tuple[str, ...]:
-    """The values of an axis if none are given. Raises EvaluationError if it has none of its own."""
+    """Return the default values of an axis. Raises EvaluationError if it has none, or there is no such axis."""
     match axis:
         case _ if axis in USUAL:
             return USUAL[axis]
@@ -165,7 +166,7 @@ def defaults(
 
 
 def choices() -> dict[str, tuple[str, ...]]:
-    """The options of a few named values, as their types have them."""
+    """Return the options whose type is a Literal, each with its values, and ``strategy`` with the strategies known here."""
     named = {name: get_args(kind) for name, kind in get_type_hints(Options).items() if get_origin(kind) is Literal}
     return {"strategy": known_strategies(), **named}
 

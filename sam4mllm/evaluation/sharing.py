@@ -1,4 +1,4 @@
-"""A grounder that answers what it was asked before from memory, and says what that saved."""
+"""A grounder that answers repeated questions from memory, and records the time that this saves."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class SharedScene(Scene):
-    """A scene and what was asked of it: the answer to each call, and its seconds."""
+    """A scene of the wrapped grounder; ``answers`` maps each call made about it to the answer and the seconds that it took."""
 
     scene: Scene
     answers: dict[tuple[object, ...], tuple[Any, float]] = field(default_factory=dict)
 
 
 class SharingGrounder:
-    """Wraps a grounder for a comparison of settings; answers are the wrapped one's own, a whole call remembered.
+    """Wraps a grounder for a comparison of settings, and remembers its answers, a whole call at a time.
 
-    ``saved`` is by stage (``box``, ``points``) what the calls answered from memory took when they were first made: added to what the clock
-    shows, it is what the setting would take alone. Whoever compares clears it. For one thread.
+    ``saved`` adds up, by stage (``box``, ``points``), the seconds that calls answered from memory took when they were first made. Elapsed
+    time plus ``saved`` is the time that a setting would take alone. The caller clears it between settings. Not safe for several threads.
     """
 
     def __init__(self, grounder: Grounder) -> None:
@@ -54,7 +54,7 @@ class SharingGrounder:
         return self._once(scene, "box", ("after", *phrases, *thoughts), answer)
 
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
-        """Not remembered: each mask is another scene."""
+        """Ask the wrapped grounder every time: each mask is shown in a scene of its own, so remembering would not help."""
         assert isinstance(scene, SharedScene)
         return self._grounder.confirm(scene.scene, phrases)
 
@@ -81,7 +81,11 @@ class SharingGrounder:
 
 
 def _question(one: Inquiry) -> tuple[object, ...]:
-    """All that an answer about points follows from: the turns before it spell boxes, or points of a model that answers with those."""
+    """Return all that an answer about points depends on.
+
+    The boxes are part of it, because the question repeats the model's earlier turn, which spells out the boxes, or the points if the model
+    answers with points.
+    """
     known = one.grounding
     spoken = tuple(points.inside_px.tobytes() for points in known.points)
     return known.phrase, one.index, known.boxes_px.tobytes(), spoken, one.points_px.tobytes()

@@ -1,7 +1,9 @@
-"""Questions about points, of one image or several: packed, every point on its own, or joint, all points of a box in one answer.
+"""Ask about points in one image or several.
 
-A packed row of a phrase with two boxes has its first turn once, below it the head of the question about either box, and below that a short
-question for each point (:mod:`sam4mllm.grounding.packing`).
+Points are asked either packed, each point by itself, or jointly, all points of a box in one question and answer.
+
+For a phrase with two boxes, a packed row holds the phrase's first turn once; below it, for each box, the head of the question about it; and
+below each head a short question for each point (:mod:`sam4mllm.grounding.packing`).
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from sam4mllm.prompts.conversation import PointNumbers
 from sam4mllm.values import Grounding
 
 MAX_ROW = 4096
-"""Tokens of a packed row, whose mask grows with their square; what does not fit goes into another pass, with the same result."""
+"""Most tokens of a packed row, whose mask grows with their square. Further inquiries go into another pass, with the same result."""
 NOTHING_SAID = Replies(np.zeros(0), np.zeros(0))
 
 Ids = tuple[int, ...]
@@ -43,7 +45,10 @@ class Answering(Continuing, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class _Spelled:
-    """An inquiry about a scene in tokens: the phrase's first turn, one object for all of its boxes, the head and a question a point."""
+    """An inquiry about a scene as token ids: the phrase's first turn, the head of the question about the box, a question for each point.
+
+    Inquiries about boxes of the same phrase share one ``turn`` object, by whose id they are recognised.
+    """
 
     scene: MllmScene
     turn: Ids
@@ -80,7 +85,9 @@ def _spell(model: Answering, asked: Sequence[tuple[MllmScene, Inquiry]]) -> list
 
 
 def _passes(spelled: Sequence[_Spelled]) -> Iterator[Sequence[_Spelled]]:
-    """Neighbours that go into one pass: those about a scene, as many as fit, and several scenes where all of theirs are few."""
+    """Divide inquiries, in order, into those that share a pass: as many about one scene as fit into a row, and those about several scenes
+    where these can be bundled and have few tokens together.
+    """
     by_scene = [list(group) for _, group in groupby(spelled, lambda one: id(one.scene))]
     totals = [sum(one.tokens for one in own) for own in by_scene]
     shared = all(can_bundle(own[0].scene) for own in by_scene)
@@ -91,7 +98,10 @@ def _passes(spelled: Sequence[_Spelled]) -> Iterator[Sequence[_Spelled]]:
 
 
 class _Row:
-    """Segments of a row, each with the scene that it is about."""
+    """A packed row under construction: its segments, and for each the scene that it is about.
+
+    It begins with the first turns and the heads of the inquiries; ``heads`` are the indices of the heads' segments.
+    """
 
     def __init__(self, spelled: Sequence[_Spelled]) -> None:
         self.segments: list[Segment] = []
@@ -116,7 +126,9 @@ class _Row:
         return self._add(ids, head, self._of[head])
 
     def read(self, model: Answering, spans: Sequence[tuple[int, int]]) -> Replies:
-        """What is said at the last tokens of segments: ``spans`` are a segment and how many of its last tokens are read."""
+        """Run the row through the model and return the replies after the last tokens of some segments. Each span is a segment's index and
+        how many of its last tokens are read.
+        """
         row = pack(self.segments)
         keep = np.concatenate([row.lasts[segment] + 1 - count + np.arange(count) for segment, count in spans])
         of = np.repeat(np.array(self._of, np.int64), row.lengths)
@@ -132,10 +144,11 @@ def _ask_packed(model: Answering, spelled: Sequence[_Spelled]) -> list[Replies]:
 
 
 def _ask_joint(model: Answering, spelled: Sequence[_Spelled]) -> list[Replies]:
-    """All points of a box in one question.
+    """Ask about all points of a box in one question.
 
-    The answers are first guessed by asking each point alone; then the whole answer is fed and read off at once, as often as it
-    takes to be the answer that greedy decoding gives (every pass settles at least one more).
+    The verdicts are first guessed by asking about each point alone. Then the whole guessed answer is fed, and the model's verdict read at
+    every place in one pass. This is repeated with the new verdicts until they stay the same: they are then the answer of greedy decoding.
+    Every pass settles at least one more verdict.
     """
     guesses = [said.inside > 0.5 for said in _ask_packed(model, spelled)]
     results = [NOTHING_SAID for _ in guesses]
@@ -153,7 +166,7 @@ def _ask_joint(model: Answering, spelled: Sequence[_Spelled]) -> list[Replies]:
 
 
 def _read_joint(model: Answering, spelled: Sequence[_Spelled], guesses: Sequence[NDArray[np.bool_]]) -> list[Replies]:
-    """What is said of each point given the guessed answers before it, in one pass."""
+    """Return the replies about each point after the guessed verdicts for the points before it, in one pass."""
     row = _Row(spelled)
     spans = []
     for head, one, guess in zip(row.heads, spelled, guesses, strict=True):

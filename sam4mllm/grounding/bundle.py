@@ -1,7 +1,7 @@
-"""Several images in one pass: their prefixes lie end to end in one cache, and each token sees that of its own image alone.
+"""Several images in one forward pass: their prefixes lie end to end in one KV cache, and each token sees only the prefix of its own image.
 
-Nothing is padded, whatever the images' sizes, and positions go on from each image's own end. Two images of two and three tokens, with a
-question ``A`` about the first and ``B`` about the second::
+Nothing is padded, whatever the images' sizes, and each token's position counts on from the end of its own image. Two images of two and
+three tokens, with a question ``A`` about the first and ``B`` about the second::
 
                    1st   2nd
                    prefixes      A A B
@@ -10,8 +10,8 @@ question ``A`` about the first and ``B`` about the second::
     A              x x           x x
     B                    x x x       x
 
-A token's attention is counted over all prefixes, which costs more than its own would; a pass of few tokens costs what reading the weights
-costs, and that is shared by all images.
+Attention is computed over all prefixes and masked, which costs more than over a token's own prefix alone. But the time of a pass of few
+tokens is that of reading the weights, which all images share.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from transformers.cache_utils import DynamicLayer
 from sam4mllm.grounding.scene import MllmScene, copy_cache
 
 TOKENS_AT_ONCE = 1024
-"""Tokens of a pass up to which images share it. With more, arithmetic takes the time, not the weights, and sharing gains nothing."""
+"""Most tokens of a pass that several images share. In larger passes arithmetic takes the time, not reading the weights, so that sharing
+gains nothing."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,11 +41,11 @@ class Bundle:
 
     @property
     def rows(self) -> int:
-        """Rows of positions that the model takes."""
+        """How many rows of position ids the model takes."""
         return self.scenes[0].rows
 
     def visible(self, of: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """(T, L) which tokens of the prefixes the tokens of the scenes ``of`` (T,) see."""
+        """Return a mask (T, L): which of the L tokens of all prefixes each of T tokens sees. ``of`` (T,): the index of each one's scene."""
         owner = np.repeat(np.arange(len(self.scenes)), [scene.length for scene in self.scenes])
         visible: NDArray[np.bool_] = owner == of[:, None]
         return visible
@@ -55,7 +56,7 @@ class Bundle:
 
 
 def bundle(scenes: Sequence[MllmScene]) -> Bundle:
-    """At least one scene; several only where ``can_bundle`` says so."""
+    """Bundle one scene or more. Several may be given only if ``can_bundle`` holds for each."""
     if len(scenes) == 1:
         return Bundle(tuple(scenes), scenes[0].cache)
     cache = copy_cache(scenes[0].cache)
@@ -72,7 +73,8 @@ def can_bundle(scene: MllmScene) -> bool:
 
 
 def stretches(tokens: Sequence[int], most: int) -> Iterator[slice]:
-    """Neighbours that go into a pass together: as many as have at most ``most`` tokens, and at least one.
+    """Divide items, of which each has a number of ``tokens``, into slices of neighbours with at most ``most`` tokens together. An item that
+    has more forms a slice by itself.
 
     >>> list(stretches([3, 4, 9, 1], most=8))
     [slice(0, 2, None), slice(2, 3, None), slice(3, 4, None)]

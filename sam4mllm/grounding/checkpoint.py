@@ -17,9 +17,10 @@ from sam4mllm.prompts.dialects import Dialect
 
 @dataclass(frozen=True)
 class Encoded:
-    """A prefix with its image, ready for the model: ``inputs`` by the model's own names, ``positions`` (rows, 1, L) int64.
+    """A prefix of L tokens with its image, encoded for the model: ``inputs`` are tensors by the names of the model's arguments, and
+    ``positions`` (rows, 1, L) int64 the position ids.
 
-    Models that count time, height and width apart have three rows, others one.
+    Models that count time, height and width apart have three rows of positions, others one.
     """
 
     inputs: dict[str, Tensor]
@@ -27,7 +28,8 @@ class Encoded:
     resized: tuple[int, int]
     """(width, height) of the image as the processor resized it."""
     mutual: Tensor | None = None
-    """(L,) bool, the tokens that see those after them, too, in Gemma 4 in layers with a window alone; None where none does."""
+    """(L,) bool, True for the image tokens that see each other in both directions (in Gemma 4 only in sliding-window layers); None where no
+    tokens do."""
 
 
 @dataclass(frozen=True)
@@ -37,18 +39,18 @@ class Checkpoint:
     model: Any
     tokenizer: Any
     image_processor: Any
-    """Or the whole processor, where the family's counts the tokens of tiles."""
+    """The image processor; or the whole processor, in families whose processor counts the tokens of tiles."""
     dialect: Dialect
     markup: ChatMarkup
     """What its chat template writes around the turns."""
     encode: Callable[[Checkpoint, str, Any], Encoded]
-    """``encode(checkpoint, opening, image)``: tokens, pixels and positions of the text that opens a conversation."""
+    """``encode(checkpoint, opening, image)`` returns tokens, pixels and positions of an image and the text that opens a conversation."""
     lora_targets: str
     source: str
     fingerprint: str
-    """Hash of the folder's files, weights and all; of a hub model, its name and commit."""
+    """A hash of the folder's weights, JSON files and templates; for a hub model, its name and commit instead."""
     window: int | None = None
-    """How many tokens back the model was made to see; None for all of them."""
+    """How wide the model's sliding window was before it was lifted; None if the model had none, or keeps it."""
     precision: Precision = AUTO
 
     @property
@@ -58,7 +60,7 @@ class Checkpoint:
 
     @property
     def template_sha256(self) -> str:
-        """The hash of what is said to it."""
+        """The hash of what shapes the prompts: the dialect and the chat markup."""
         return digest_of({"dialect": asdict(self.dialect), "markup": asdict(self.markup)})
 
     def speaking(self, dialect: Dialect) -> Checkpoint:

@@ -1,4 +1,4 @@
-"""A grounder that takes a closer look: points are asked in a close-up of their box, where there is one, and else in the whole image."""
+"""A grounder that asks about points in a close-up of their box, or in the whole image where a close-up would enlarge too little."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sam4mllm.identity import digest_of
 from sam4mllm.values import Grounding
 
 VIEWS_AT_ONCE = 16
-"""Close-ups whose keys and values are held at a time; more would not share a pass."""
+"""How many views (close-ups or whole images) are asked about together, so that few KV caches of close-ups are held at a time."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,7 +28,7 @@ class CloserScene(Scene):
 
 
 class CloserGrounder:
-    """Wraps a grounder. Boxes are the wrapped one's own; so are the answers about points, each read from the closest view of them."""
+    """Wraps a grounder. The wrapped grounder finds the boxes in the whole image, and answers about points in the closest view of them."""
 
     def __init__(self, grounder: Grounder) -> None:
         self.whole = grounder
@@ -62,7 +62,7 @@ class CloserGrounder:
         return ground_each(self.whole, [(_own(scene).scene, phrases) for scene, phrases in asked], question)
 
     def ask_each(self, asked: Sequence[tuple[Scene, Sequence[Inquiry]]], joint: bool = False) -> list[list[Replies]]:
-        """What is said of each scene's points: the questions of all views go in together."""
+        """Ask about the points of each scene's inquiries. The questions of up to VIEWS_AT_ONCE views are asked in one call."""
         views: dict[tuple[int, Window | None], list[tuple[int, Inquiry]]] = {}
         scenes = [_own(scene) for scene, _ in asked]
         count = 0
@@ -91,7 +91,7 @@ def _own(scene: Scene) -> CloserScene:
 
 
 def _inside(window: Window, inquiry: Inquiry) -> Inquiry:
-    """The question as it reads in the close-up: of what the phrase means there is this one box."""
+    """Convert an inquiry to the coordinates of a close-up. Its grounding there has only the inquiry's box, even if the phrase has more."""
     told, index = inquiry.grounding, inquiry.index
     box = window.inner(told.boxes_px[index])[None]
     alone = Grounding(told.phrase, box, told.box_probabilities[index : index + 1], told.no_target_probability)

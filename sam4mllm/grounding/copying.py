@@ -1,9 +1,10 @@
-"""Questions to a model whose layers keep a state: each goes on from a copy of the scene's.
+"""Questions to a model with linear-attention layers: each question continues a copy of the scene's cache.
 
-A layer with linear attention has no keys to mask. It reads its tokens in order into one state, so questions that share a row would see
-each other. Here the chains of a packed row, from the prefix to a last token, are taken apart again: each is continued by itself from a copy
-of what the model knew after the prefix, those of one length together in a batch. Nothing is padded, so that each state can be continued.
-A token that several chains share is read once a chain, which is what packing saves in other models.
+A linear-attention layer has no keys to mask. It reads its tokens in order into one recurrent state, so questions that share a row would
+see each other. Here a packed row is taken apart into chains: each chain leads from the prefix to a token that no other token continues.
+Each chain is continued by itself from a copy of the cache after the prefix; chains of one length go together in a batch. Nothing is padded,
+so that each state can be continued later. A token that several chains share is read once for each of them; in other models, packing saves
+this.
 """
 
 from __future__ import annotations
@@ -27,15 +28,15 @@ from sam4mllm.grounding.scene import MllmScene
 LINEAR = "linear_attention"
 """What transformers calls such a layer in ``layer_types``."""
 COPIES_AT_ONCE = 8
-"""Chains of a batch. Of Qwen3.5-9B a copy of an image with 2,048 tokens takes 67 MB of keys and values and 50 MB of states."""
+"""Most chains in a batch. In Qwen3.5-9B the copy of an image of 2,048 tokens takes 67 MB of keys and values and 50 MB of states."""
 
 Chain = tuple[int, ...]
-"""Tokens that follow the prefix, each after the one before: their indices in the row, or in the rows so far."""
+"""Tokens that follow the prefix one after another: their indices, counted over the packed rows so far end to end."""
 
 
 @dataclass(frozen=True, eq=False)
 class Batch:
-    """Chains of one length, and what the model knows after each: one row of ``cache`` a chain."""
+    """Chains of one length, and the cache after them, which has one row for each chain."""
 
     chains: tuple[Chain, ...]
     cache: DynamicCache
@@ -43,7 +44,10 @@ class Batch:
 
 @dataclass(frozen=True, eq=False)
 class Copies:
-    """All that was continued from a prefix, in place of one cache: ``length`` tokens so far."""
+    """All chains that were continued from a prefix, each with its cache. It takes the place that one cache has in other models.
+
+    ``length`` is the number of tokens in the packed rows so far.
+    """
 
     length: int
     batches: tuple[Batch, ...]
@@ -58,7 +62,9 @@ def keeps_states(config: Any) -> bool:
 
 
 def chains_of(mask: NDArray[np.bool_]) -> list[Chain]:
-    """The longest chains of a packed row, by its mask (T, T): each token is in one at least, after all that it sees."""
+    """Return the chains of a packed row, read from its mask (T, T). Each token is in at least one chain, after all tokens that it sees; a
+    chain that another one continues is left out.
+    """
     seen: list[Chain] = [tuple(np.flatnonzero(row).tolist()) for row in mask]
     inner = {chain[:-1] for chain in seen}
     return [chain for chain in seen if chain not in inner]
@@ -70,7 +76,9 @@ def cache_bytes(cache: DynamicCache) -> int:
 
 
 def copy_rows(cache: DynamicCache, rows: Sequence[int]) -> DynamicCache:
-    """These rows of a cache, each as often as it is named, with tensors of their own: states are changed in place."""
+    """Return a cache made of these rows of another; a row may be named several times. The tensors are copied, because the model changes
+    states in place.
+    """
     twin: Any = copy.copy(cache)
     twin.layers = [_copy_layer(layer) for layer in cache.layers]
     twin.reorder_cache(torch.tensor(rows))
@@ -86,9 +94,10 @@ def continue_copies(
     keep: NDArray[np.int64],
     past: Copies | None,
 ) -> tuple[Tensor, Copies]:
-    """As :meth:`MllmGrounder.forward <sam4mllm.grounding.mllm.MllmGrounder.forward>`, for a model whose layers keep states: logits (K,
-    vocabulary) float32 at the positions ``keep`` (K,) of a row, and the states after it. A row that goes on from earlier ones has one token
-    a chain.
+    """Do what :meth:`MllmGrounder.forward <sam4mllm.grounding.mllm.MllmGrounder.forward>` does, for a model with linear-attention layers.
+
+    Return the logits (K, vocabulary) float32 at the positions ``keep`` (K,) of a packed row, and the copies after it. If the row continues
+    earlier ones (``past``), it must have a single token for each chain that it continues.
     """
     continued = list(_first(scene, mask) if past is None else _next(past, mask))
     length = 0 if past is None else past.length
@@ -103,13 +112,17 @@ def continue_copies(
 
 
 def _first(scene: MllmScene, mask: NDArray[np.bool_]) -> Iterator[tuple[Batch, Sequence[Chain]]]:
-    """The chains of a row that follows the prefix, in batches, with a copy of its states each, and what is to be read of them."""
+    """Yield the chains of the first row after the prefix in batches, each with a copy of the prefix's cache for every chain; and, with each
+    batch, the row's tokens that every chain still has to read: here the whole chain.
+    """
     for same in _by_length(chains_of(mask)):
         yield Batch(tuple(same), copy_rows(scene.cache, [0] * len(same))), same
 
 
 def _next(past: Copies, mask: NDArray[np.bool_]) -> Iterator[tuple[Batch, Sequence[Chain]]]:
-    """The chains that a row of single tokens continues, by its mask (T, earlier tokens and T)."""
+    """Yield the chains that a row of single tokens continues, in batches with copied caches; and, with each batch, the new token that every
+    chain has to read. ``mask`` is (T, earlier tokens + T).
+    """
     following = {tuple(np.flatnonzero(row[: past.length]).tolist()): index for index, row in enumerate(mask)}
     for batch in past.batches:
         rows = [row for row, chain in enumerate(batch.chains) if chain in following]
@@ -127,7 +140,7 @@ def _by_length(chains: Iterable[Chain]) -> Iterator[list[Chain]]:
 
 
 def _forward(model: Any, scene: MllmScene, ids: NDArray[np.int64], offsets: NDArray[np.int64], cache: DynamicCache) -> Tensor:
-    """Hidden values (B, T, width) of tokens (B, T) that continue the rows of a cache, which grows."""
+    """Return the last hidden states (B, T, width) of tokens (B, T) that continue the B rows of a cache. The cache grows by them."""
     positions = torch.from_numpy(offsets + scene.following).to(model.device)
     hidden: Tensor = model.model(
         input_ids=torch.from_numpy(ids).to(model.device),
@@ -140,7 +153,7 @@ def _forward(model: Any, scene: MllmScene, ids: NDArray[np.int64], offsets: NDAr
 
 
 def _copy_layer(layer: Any) -> Any:
-    """With its own tables of states."""
+    """Copy a layer's cache so that it has its own dicts; the tensors in them are shared."""
     twin = copy.copy(layer)
     for name, value in vars(layer).items():
         if isinstance(value, dict):

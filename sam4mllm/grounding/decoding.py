@@ -1,5 +1,6 @@
-"""Greedy decoding of several answers at once, below one scene or several: each step is one packed row, of each answer its newest token and
-a draft of what comes next.
+"""Greedy decoding of several answers at once, about one scene or several.
+
+Each step is one forward pass over a packed row, which holds for each answer its newest token and a draft of the next ones.
 """
 
 from __future__ import annotations
@@ -24,15 +25,17 @@ from sam4mllm.prompts.thinking import read_thought
 TAG_TOKENS = 16
 """The last tokens of a thought, among which its closing tag is looked for; the longest tag has 13 characters."""
 GAP_TOKENS = 4
-"""Tokens of white space between a thought and its answer; what goes on beyond them is a model in a loop, and counts as its answer."""
+"""Most tokens of white space that are skipped between a thought and its answer. Further ones count as the answer, for the model loops."""
 
 REFUSED = -1
-"""Owner of a drafted token that was not what the model said: it stays in the cache, where nothing sees it."""
+"""Marks, in place of the index of its line, a drafted token that the model did not say. It stays in the cache, but no token sees it."""
 
 
 @dataclass(frozen=True)
 class Thinking:
-    """Questions that end in an opened thought: ``budget`` tokens of it at most, then the tokens ``close`` are put in its place."""
+    """How a thought is decoded before an answer. The question ends with the opening tag; after ``budget`` tokens, or where the model ends
+    within the thought, the tokens ``close`` are fed in place of what the model says.
+    """
 
     budget: int
     close: tuple[int, ...]
@@ -40,10 +43,11 @@ class Thinking:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """An answer: its text, its tokens, each token's log-probability, those (vocabulary,) of all that it might have begun with, and whether
-    it came to its end.
+    """A decoded answer: its text, its token ids and their log-probabilities.
 
-    A thought before it is no part of these; ``thought`` is what it says, ``cut_at`` the tokens after which it was cut off, 0 if it was not.
+    ``beginnings`` (vocabulary,) are the log-probabilities of all tokens at the answer's first place; ``finished`` says whether the model
+    ended the answer itself. A thought before the answer is not part of these fields: ``thought`` is its text, and ``cut_at`` the number of
+    tokens after which it was cut off, 0 if it was not.
     """
 
     text: str
@@ -82,11 +86,11 @@ def write(
     spellings: Sequence[BoxSpelling | None] | None = None,
     of: Sequence[int] | None = None,
 ) -> list[Written]:
-    """Answer each question greedily until one of the end tokens. No question sees another; one forward pass a step serves them all.
+    """Answer each question greedily until one of the tokens ``ends``. No question sees another; each step is one forward pass for all.
 
-    ``max_new_tokens`` (at least 1) are of an answer. With ``thinking`` each has a thought before it, however long the others' are.
-    ``spellings``: by question, how its answer is probably spelled, to draft it by; drafts change the number of passes, never an answer.
-    ``of``: by question, which scene of a bundle it is about.
+    ``max_new_tokens`` (at least 1) bounds the answer without its thought. With ``thinking`` each answer comes after a thought, and none
+    waits for the thoughts of the others. ``spellings`` holds for each question how its answer is probably spelled, from which drafts are
+    made; drafts change the number of passes, never an answer. ``of`` holds for each question the index of its scene in a bundle.
     """
     decode = model.checkpoint.tokenizer.decode
     lines = [
@@ -127,10 +131,11 @@ def write_from(
     max_new_tokens: int,
     thinking: Thinking | None = None,
 ) -> Written:
-    """One answer as by ``write``, from a model elsewhere.
+    """Decode one answer as ``write`` does, from a model that runs in another process.
 
-    ``say`` gives what the model says greedily after some tokens, for any stretch: each token, its log-probability, and those (vocabulary,)
-    of all that it might have said. Where another token is put in the place of what was said, it is asked anew from there.
+    ``say`` takes token ids and yields the model's greedy continuation, as many tokens as it likes: each token, its log-probability, and a
+    function that returns the log-probabilities (vocabulary,) of all tokens at that place. Where another token is put in place of the one
+    that the model said, ``say`` is called again from there.
     """
     answer, told = _Answer(decode, ends, max_new_tokens, thinking), list(question)
     while True:
@@ -144,10 +149,10 @@ def write_from(
 
 
 class _Line:
-    """A question and its answer on their way through the model.
+    """A question and its answer while they are decoded.
 
-    ``fed`` goes in next, nothing once the answer has ended: a token that was said, or at first the question, and after it ``draft``.
-    ``told`` is the number of tokens that are in and count.
+    ``fed`` are the tokens that go into the next pass: the newest token of the answer (at first the whole question) and after it ``draft``;
+    it is empty once the answer has ended. ``told`` is how many tokens of this line are in the cache, refused drafts not counted.
     """
 
     def __init__(self, answer: _Answer, question: Sequence[int], spelling: BoxSpelling | None) -> None:
@@ -160,12 +165,14 @@ class _Line:
 
     @property
     def asked(self) -> int:
-        """Where in ``fed`` what is said next is read first."""
+        """The index in ``fed`` of the last token before the draft, the first one after which the model's next token is read."""
         return len(self.fed) - len(self.draft) - 1
 
     def take(self, said: Sequence[int], chances: Sequence[float], logits: Tensor) -> int:
-        """Take what the model says after the last token before the draft, and after each token of the draft, for as long as that is what
-        was drafted. How many of the tokens fed count.
+        """Take what the model said after the last token before the draft and after each token of the draft, up to the first token that
+        differs from the draft. Return how many of the fed tokens are valid; the rest of the draft is refused.
+
+        ``said``, ``chances`` and ``logits`` hold the token, its log-probability and the logits (vocabulary,) at each of these places.
         """
         kept = self.asked + 1
         for step, token in enumerate(said):
@@ -181,7 +188,10 @@ class _Line:
         return kept
 
     def _go_on(self, tokens: Sequence[int], heard: Sequence[int]) -> None:
-        """``heard``: what was said after each token of a draft that began with a wrong one."""
+        """Set what is fed next: ``tokens``, and a new draft.
+
+        ``heard`` is what the model said after each token of the refused draft, whose first token was wrong.
+        """
         self.draft = [] if self._spelling is None else self._spelling.draft(self.answer.ids, heard)
         self.fed = [*tokens, *self.draft]
 
@@ -205,9 +215,10 @@ class _Answer:
         self._finished = False
 
     def take(self, token: int, chance: float, beginnings: Callable[[], Tensor]) -> int | None:
-        """What comes after the model has said ``token``, with the log-probability ``chance``: the token to go on with, None at the end.
+        """Take the ``token`` that the model said, with its log-probability ``chance``, and return the token to feed next; None at the end.
 
-        ``beginnings`` gives the log-probabilities (vocabulary,) of all that it might have said.
+        The returned token is another one where a thought is closed by force. ``beginnings`` returns the log-probabilities (vocabulary,) of
+        all tokens at this place.
         """
         if self._forced:
             return self._forced.popleft()

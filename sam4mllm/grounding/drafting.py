@@ -1,12 +1,14 @@
-"""What a model is likely to write next in an answer of boxes, guessed so that one forward pass can check several tokens.
+"""Drafts for speculative decoding: guesses of the next tokens of an answer of boxes, several of which one forward pass can check.
 
-Greedy decoding takes a pass for each token. A pass over several tokens costs hardly more, and says after each of them what the model would
-have written. So a draft is fed along, and what is exactly that is kept of it: the answer is that of plain greedy decoding, whatever was
-drafted (speculative decoding: Leviathan et al., arXiv 2211.17192). Two things are drafted:
+Greedy decoding takes a forward pass for each token. A pass over several tokens costs hardly more, and gives the model's next token after
+each of them. So a draft is fed along with the newest token, and its tokens are kept as long as they equal what the model says. The answer
+is therefore that of plain greedy decoding, whatever was drafted (speculative decoding: Leviathan et al., arXiv 2211.17192). Two things
+are drafted:
 
-- What the dialect's spelling leaves no choice in: of ``{"bbox_2d": [12, 40, 88, 95]}`` all but the digits.
-- Where every number is one token, the numbers themselves: what the last pass said after the wrong draft is the next draft (Jacobi decoding:
-  Santilli et al., arXiv 2305.10427). Coordinates are read from the image more than from each other, so this is mostly right at once::
+- The tokens that the dialect's spelling fixes: of ``{"bbox_2d": [12, 40, 88, 95]}`` all but the digits.
+- Where every number is one token, the numbers themselves: the next draft is what the last pass said after each token of the wrong draft
+  (Jacobi decoding: Santilli et al., arXiv 2305.10427). A coordinate depends on the image more than on the other coordinates, so this draft
+  is mostly right at once::
 
       draft                [ 333 333 666 666 ]
       said after each      [ 281 251 861 999 ]        281 replaces 333; what was said after it is the next draft
@@ -28,19 +30,19 @@ from sam4mllm.prompts.dialects import Dialect
 
 Tokens = tuple[int, ...]
 COORDINATES = 4
-"""Of a box; if it is spelled with as many tokens of digits, each of them is a number."""
+"""How many coordinates a box has. If a box is spelled with exactly that many tokens of digits, each such token is one number."""
 
 
 @dataclass(frozen=True)
 class BoxSpelling:
-    """The tokens of an answer of boxes around its numbers.
+    """How an answer of boxes is spelled: the literal tokens around its numbers.
 
     Args:
-        before: the literal tokens before each number of a box; the answer's beginning is before the first.
-        between: those from the last number of a box to the first of the next.
-        after: those from the last number of all to the answer's end.
-        numbers: a guess of a box's numbers; empty where a number is several tokens, of which nobody knows how many.
-        is_number: tells a token of digits.
+        before: the literal tokens before each number of a box; those before the first number begin the answer.
+        between: the literal tokens from the last number of a box to the first number of the next box.
+        after: the literal tokens from the last number of the last box to the end of the answer.
+        numbers: a first guess of a box's four number tokens; empty where a number may take several tokens, for their count is unknown.
+        is_number: whether a token consists of digits.
     """
 
     before: tuple[Tokens, ...]
@@ -51,7 +53,10 @@ class BoxSpelling:
 
     @classmethod
     def read(cls, one: Sequence[int], two: Sequence[int], is_number: Callable[[int], bool]) -> BoxSpelling | None:
-        """From the tokens of an answer of one box and of an answer of that box twice; None if they are spelled in no such way."""
+        """Derive the spelling from two samples: the tokens of an answer of one box (``one``) and of that box twice (``two``).
+
+        None if literal tokens and numbers do not alternate in the same way in both.
+        """
         single = sum(map(is_number, one)) == COORDINATES
         literals, numbers = _part(one, is_number, single)
         twice, _ = _part(two, is_number, single)
@@ -61,7 +66,10 @@ class BoxSpelling:
         return cls(tuple(literals[:count]), twice[count], literals[-1], tuple(numbers) if single else (), is_number)
 
     def draft(self, said: Sequence[int], heard: Sequence[int] = ()) -> list[int]:
-        """Tokens that may follow ``said``, the answer so far. A number among them is what was ``heard`` at its place, if that is one."""
+        """Return the tokens that are likely to follow ``said``, the answer so far.
+
+        ``heard`` are the tokens that the last pass said at these places; where both tokens are numbers, the heard one replaces the guess.
+        """
         expected = self._expected(said)
         both = zip(expected, [*heard, *expected[len(heard) :]], strict=False)
         return [other if self.is_number(token) and self.is_number(other) else token for token, other in both]
@@ -83,8 +91,9 @@ class BoxSpelling:
         return []
 
     def _from_number(self, index: int) -> list[int]:
-        """The rest of a box from its number ``index`` on, the answer's end, and where that is also how a further box begins, that box;
-        nothing where numbers cannot be guessed.
+        """Return the rest of a box from its number ``index`` on and the end of the answer; nothing where numbers cannot be guessed.
+
+        Where the tokens of the end also begin the transition to a further box, the rest of that transition and a further box follow.
         """
         if not self.numbers:
             return []
@@ -97,7 +106,10 @@ class BoxSpelling:
 
 
 def spell(dialect: Dialect, phrase: str, encode: Callable[[str], Sequence[int]], is_number: Callable[[int], bool]) -> BoxSpelling | None:
-    """How a dialect spells the answer to a phrase, read off a sample; None of a model that answers with points."""
+    """Return how a dialect spells the answer to a phrase, derived from sample answers.
+
+    None if the model answers with points, or if :meth:`BoxSpelling.read` finds no spelling.
+    """
     if dialect.answers_with_points:
         return None
     low, high = (33, 66) if dialect.decimals == 2 else (333, 666)
@@ -106,7 +118,10 @@ def spell(dialect: Dialect, phrase: str, encode: Callable[[str], Sequence[int]],
 
 
 def _part(tokens: Sequence[int], is_number: Callable[[int], bool], single: bool) -> tuple[list[Tokens], list[int]]:
-    """The literal tokens before, between and after the numbers, and each number's first token. ``single``: each digit token is a number."""
+    """Split tokens into the literal runs before, between and after the numbers, and the first token of each number.
+
+    ``single``: each token of digits is a number of its own; otherwise adjacent ones belong to one number.
+    """
     literals, numbers, in_number = [list[int]()], list[int](), False
     for token in tokens:
         if not is_number(token):

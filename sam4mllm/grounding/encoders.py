@@ -15,10 +15,10 @@ from sam4mllm.errors import ModelError
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
 
 TALK = 1024
-"""Tokens kept for the longest conversation about one phrase where attention reaches only so far."""
+"""Tokens that are kept free after the image for the longest conversation about one phrase, where a model's context or window is short."""
 _PIXELS = ("pixel_values", "image_sizes", "batch_num_images", "image_token_pooling", "image_grids", "image_num_crops", "mm_token_type_ids")
 MAX_SQUASH = 4096
-"""Pixels of a side; no model's tiles are as many."""
+"""Longest side, in pixels, to which an image may be stretched; the tiles of no known model cover as much."""
 
 
 def position_ids(positions: Tensor) -> Tensor:
@@ -36,7 +36,9 @@ def alike(encoded: Sequence[Encoded]) -> list[list[int]]:
 
 
 def with_text(encoded: Encoded, ids: Tensor, offsets: Tensor) -> dict[str, Tensor]:
-    """What the model takes for an image with the text (T,) after it, whose positions (T,) are given less the image's end."""
+    """Return the model's inputs for an encoded image and the text ``ids`` (T,) after it. ``offsets`` (T,) are the positions of the text,
+    counted from the first position after the image.
+    """
     inputs = {**encoded.inputs, "input_ids": torch.cat([encoded.inputs["input_ids"], ids[None]], 1)}
     if "mm_token_type_ids" in inputs:  # 0 is text; not every family has it
         inputs["mm_token_type_ids"] = F.pad(inputs["mm_token_type_ids"], (0, len(ids)))
@@ -45,7 +47,9 @@ def with_text(encoded: Encoded, ids: Tensor, offsets: Tensor) -> dict[str, Tenso
 
 
 def encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
-    """Qwen-VL from 2 on: the placeholder is repeated for each merged patch, and positions have three rows (time, height, width)."""
+    """Encode for Qwen-VL from version 2 on, and for GLM-V: the placeholder is repeated for each merged patch, and positions have three rows
+    (time, height, width).
+    """
     config = checkpoint.model.config
     vision = checkpoint.image_processor(images=[image], return_tensors="pt")
     grid = vision["image_grid_thw"]
@@ -63,7 +67,10 @@ def encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
 
 
 def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
-    """Qwen-VL-Chat: the image is stretched to a square, and the placeholder repeated for each of the resampler's embeddings."""
+    """Encode for Qwen-VL-Chat: the image is stretched to a square, and the placeholder repeated for each of the resampler's embeddings.
+
+    Raises ModelError if the chat template and an image leave too little of the context for a conversation.
+    """
     config = checkpoint.model.config
     vision = config.vision_config
     pixels = checkpoint.image_processor(images=[image], return_tensors="pt")["pixel_values"]
@@ -75,7 +82,9 @@ def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Enc
 
 
 def encode_llava(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
-    """LLaVA-NeXT and LLaVA-OneVision: the whole image and tiles of it, padding cut off again, as the processor counts them."""
+    """Encode for LLaVA-NeXT and LLaVA-OneVision: the whole image, and tiles of an enlarged one whose padding the model cuts off again. The
+    family's own processor counts the tokens of both.
+    """
     from transformers.image_processing_utils import select_best_resolution  # noqa: PLC0415 – seconds, for torchvision comes with it
 
     image = _squash(checkpoint, image)
@@ -108,8 +117,8 @@ def encode_molmo2(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
 
 
 def encode_gemma_4(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
-    """Gemma 4: the placeholder is repeated for each token left of a patch's neighbourhood, between a beginning and an end. The image
-    tokens of some sizes see those after them, too, in layers with a window.
+    """Encode for Gemma 4: the placeholder is repeated for each token into which neighbouring patches are pooled, between the tokens for an
+    image's beginning and end. In some model sizes, image tokens also see those after them, in sliding-window layers.
     """
     config = checkpoint.model.config
     vision = checkpoint.image_processor(images=[image], return_tensors="pt")
@@ -128,8 +137,10 @@ def encode_gemma_4(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
 
 
 def _squash(checkpoint: Checkpoint, image: Any) -> Any:
-    """The image stretched to ``squash`` (width, height) pixels, if the image processor's configuration has that key. The adapters that the
-    paper's authors published were trained on 672 x 672. Raises ModelError if it is no size, or numbers are shares of a padded square.
+    """Stretch the image to ``squash`` (width, height) pixels, if the image processor's configuration has that key; else leave it as it is.
+
+    The adapters that the paper's authors published were trained on images stretched to 672 x 672. Raises ModelError if ``squash`` is not a
+    size, or if the dialect's numbers are shares of a padded square.
     """
     sides = getattr(checkpoint.image_processor.image_processor, "squash", None)
     if sides is None:
@@ -142,8 +153,9 @@ def _squash(checkpoint: Checkpoint, image: Any) -> Any:
 
 
 def _repeat_placeholder(checkpoint: Checkpoint, opening: str, count: int, before: Sequence[int] = (), after: Sequence[int] = ()) -> Tensor:
-    """The opening's tokens (1, T) with the image's placeholder ``count`` times, and other tokens around them. Raises ModelError unless the
-    placeholder is there once.
+    """Return the opening's tokens (1, T) with the image's placeholder repeated ``count`` times between the tokens ``before`` and ``after``.
+
+    Raises ModelError unless the opening has exactly one placeholder.
     """
     placeholder: int = checkpoint.model.config.image_token_id
     ids: list[int] = checkpoint.tokenizer(opening, add_special_tokens=False)["input_ids"]
@@ -154,7 +166,10 @@ def _repeat_placeholder(checkpoint: Checkpoint, opening: str, count: int, before
 
 
 def _encode_tiles(checkpoint: Checkpoint, opening: str, image: Any, resized: tuple[int, int]) -> Encoded:
-    """By the family's own processor, which cuts the tiles and repeats the placeholder for each of their tokens."""
+    """Encode with the family's own processor, which cuts the image into tiles and repeats the placeholder for each of their tokens.
+
+    Raises ModelError unless the opening has exactly one placeholder, and ValueError if the image takes too many tokens for the window.
+    """
     processor, tokenizer = checkpoint.image_processor, checkpoint.tokenizer
     if opening.count(processor.image_token) != 1:
         raise ModelError(f"{checkpoint.source}: the chat template must write the image token {processor.image_token!r} exactly once")
@@ -168,7 +183,7 @@ def _encode_tiles(checkpoint: Checkpoint, opening: str, image: Any, resized: tup
 
 
 def first_ids(tokenizer: Any, opening: str) -> list[int]:
-    """The token of the beginning where the tokenizer writes one by itself and the chat template does not."""
+    """Return the beginning-of-text token, in a list, if the tokenizer adds it by itself and the opening lacks it; else an empty list."""
     first = tokenizer.bos_token_id
     written = tokenizer("")["input_ids"][:1] == [first] and not opening.startswith(tokenizer.bos_token)
     return [first] if first is not None and written else []

@@ -10,9 +10,9 @@ from sam4mllm.grounding.checkpoint import Checkpoint
 
 
 def read_ending(checkpoint: Checkpoint, encode: Callable[[str], list[int]]) -> tuple[int, list[int]]:
-    """The token that ends an answer, and the ids up to the next question.
+    """Return the token that ends an answer, and the ids that the chat template writes between that token and the next question.
 
-    Raises ModelError if the chat template writes nothing between the two.
+    Raises ModelError if the chat template writes nothing between an answer and the next question.
     """
     tokenizer = checkpoint.tokenizer
     ids = encode(checkpoint.markup.to_question)
@@ -20,7 +20,7 @@ def read_ending(checkpoint: Checkpoint, encode: Callable[[str], list[int]]) -> t
         raise ModelError(f"{checkpoint.source}: the chat template writes nothing after an answer, so answers would not end")
     if ids[0] in {*tokenizer.all_special_ids, *tokenizer.get_added_vocab().values()} or tokenizer.eos_token_id is None:
         return ids[0], ids[1:]
-    end = int(tokenizer.eos_token_id)  # an ordinary word would end an answer in its middle
+    end = int(tokenizer.eos_token_id)  # the template's first token is an ordinary one, which may also occur within an answer
     return end, ids[ids.index(end) + 1 :] if end in ids else ids
 
 

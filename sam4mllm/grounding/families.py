@@ -1,8 +1,8 @@
-"""Model families: which folder loads as what, in which dialect, and which layers learn.
+"""Model families: how a model folder is loaded, which dialect the model is spoken to in, and which of its layers LoRA changes.
 
-A family is an entry in FAMILIES, keyed by the ``model_type`` of the checkpoint's config.json, or one that another package brings as an
-entry point ``sam4mllm.families`` of that name. Loading is the same for the demo
-model and for any other: ``load_checkpoint(source)``. Only safetensors weights are read and no code from a checkpoint is run.
+The ``model_type`` in the checkpoint's config.json names its family: an entry of FAMILIES, or one that another package registers as an entry
+point of that name in the group ``sam4mllm.families``. The demo model is loaded as any other: ``load_checkpoint(source)``. Only safetensors
+weights are read, and no code from a checkpoint is run.
 """
 
 from __future__ import annotations
@@ -72,13 +72,14 @@ ADVICE = "the model (SAM4MLLM_MODEL, --model) is `demo`, a folder, or a hub id s
 
 @dataclass(frozen=True)
 class Family:
-    """One kind of model."""
+    """One kind of model: its dialect, how it takes an image (``encode``), its LoRA layers, and the class that loads its processor."""
 
     dialect: Dialect
     encode: Callable[[Checkpoint, str, Any], Encoded]
     lora_targets: str
-    """Matches the full names of the linear layers that LoRA changes: the language model's and the projector's. The vision tower stays as
-    it is (paper, section 3). Experts are no linear layers of their own but parts of one parameter, and stay too, with their routers."""
+    """A regular expression that matches the full names of the linear layers that LoRA changes: those of the language model and of the
+    projector. The vision tower is not changed (paper, section 3). Neither are experts, which are not linear layers but slices of one
+    parameter, nor their routers."""
     processor: Any = AutoImageProcessor
 
 
@@ -121,13 +122,16 @@ def resolve(source: str) -> str:
 
 
 def load_checkpoint(source: str, device: torch.device, precision: Precision = AUTO) -> Checkpoint:
-    """Load a model folder or hub id. Raises ModelError or TemplateError with one line on what is wrong and what to do."""
+    """Load a model folder or hub id. Raises ModelError or TemplateError with one line on what is wrong and what to do, and ExtensionError
+    where another package brings the family and cannot be used.
+    """
     return _load_checkpoint(source, device, precision, _load_model)
 
 
 def outline_checkpoint(source: str, device: torch.device, precision: Precision = AUTO) -> Checkpoint:
-    """A checkpoint as it would be on a device, whose model has names and shapes but no weights: what an adapter is for is seen in a second.
-    Raises as ``load_checkpoint`` does.
+    """Load a checkpoint without weights: the model is on the meta device and has only the names, shapes and types of its parameters.
+
+    It takes a second, and is enough to see which model an adapter fits. Raises the same errors as ``load_checkpoint``.
     """
     return _load_checkpoint(source, device, precision, _outline_model)
 
@@ -140,7 +144,7 @@ def _load_checkpoint(source: str, device: torch.device, precision: Precision, lo
         config = AutoConfig.from_pretrained(name, trust_remote_code=False)
         window = see_everything(config.get_text_config(), source)
         if hasattr(config, "audio_config"):
-            config.audio_config = None  # there is nothing to hear, so that part's weights are left where they are
+            config.audio_config = None  # no audio is ever given, so the weights of the audio part are not loaded
         refuse_twice(config, precision, source)
         tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         image_processor = family.processor.from_pretrained(name, config=config, trust_remote_code=False)
@@ -182,8 +186,10 @@ def _outline_model(name: str, source: str, config: Any, device: torch.device, pr
 
 
 def _find_template(name: str, source: str, tokenizer: Any, image_processor: Any) -> None:
-    """Give the tokenizer the processor's chat template, for its own may be that of its text model. Older processors keep theirs in a
-    file that transformers reads for a whole processor only.
+    """Give the tokenizer the processor's chat template, because its own may be that of the text model alone.
+
+    Older checkpoints keep the processor's template in a file that transformers reads only with a whole processor; it is read here if the
+    tokenizer has no template either.
     """
     found = getattr(image_processor, "chat_template", None)
     if not found and not tokenizer.chat_template:
@@ -207,8 +213,8 @@ def _dialect(name: str, family: Family) -> Dialect:
 
 
 def find_family(name: str, source: str) -> Family:
-    """By the config.json of a folder or hub id, without running code of it. Raises ModelError, or ExtensionError where the family is
-    another package's and that cannot be used.
+    """Return the family of a folder or hub id by its config.json, without running any code from it. Raises ModelError, or ExtensionError
+    where another package brings the family and cannot be used.
     """
     config = read_config(name, source, NEEDED, ADVICE)
     refuse_original(config, source)
@@ -225,9 +231,12 @@ def find_family(name: str, source: str) -> Family:
 
 
 def see_everything(text: Any, source: str) -> int | None:
-    """Lift a text model's window, and say how wide it was. Within the window, full attention is the same, and a packed row, whose
-    positions restart, can be longer than it. Where each kind of layer gets a mask of its own, windows stay as they are
-    (:mod:`sam4mllm.grounding.windows`). Raises ModelError if the window is too narrow, or a layer is of a kind that is not known here.
+    """Turn a text model's sliding-window attention into full attention, in its configuration ``text``, and return how wide the window was;
+    None if there was none, or it stays.
+
+    A conversation that fits into the window is read in the same way with full attention, and a packed row, whose positions restart, may be
+    longer than the window. Models whose kinds of layers get a mask each keep their windows (:mod:`sam4mllm.grounding.windows`). Raises
+    ModelError if the window is too narrow, if a layer is of an unknown kind, or if text tokens see those after them.
     """
     kinds = set(getattr(text, "layer_types", None) or ())
     unknown = kinds - {"full_attention", "sliding_attention", LINEAR}

@@ -13,9 +13,9 @@ from sam4mllm.prompts.coordinates import FoundBox
 from sam4mllm.prompts.dialects import Dialect
 
 SLACK = 0.03
-"""Of a side: how far beyond the image a box may reach and still be in the frame, for models overshoot a little (1,000 of 999 for one)."""
+"""How far beyond the image, as a share of a side, a box may reach and still fit a frame; models overshoot a little (say 1,000 of 999)."""
 PADDING = 1 / 3
-"""Of a box: how much may lie in the padding of a square; a model that knows the padding finds no objects there."""
+"""The largest share of a box that may lie in the padding of a padded square: a model that was shown the padding finds no objects there."""
 
 _OWN_WORDS = {
     "milli": "thousandths of the image's sides",
@@ -27,14 +27,16 @@ _OWN_WORDS = {
 
 @dataclass(frozen=True)
 class Foreign:
-    """A frame in which ``sides`` numbers go along an image's width and height; ``square``: of the square that the image is padded to."""
+    """A coordinate frame. ``sides`` returns the numbers that stand for the full width and height of an image, or, if ``square``, for the
+    sides of the square to which the image is padded. ``words`` name the frame in a note.
+    """
 
     words: str
     sides: Callable[[Framed], tuple[float, float]]
     square: bool = False
 
     def to_pixels(self, numbers: NDArray[np.float64], image: Framed) -> NDArray[np.float64]:
-        """Numbers (2 or 4: x, y pairs) as pixels of the image, which may lie outside of it."""
+        """Convert numbers (2 or 4: x, y pairs) to pixels of the image. They may lie outside of it."""
         inner = np.array([image.width, image.height], np.float64)
         whole = np.full(2, inner.max()) if self.square else inner
         corner = (whole - inner) // 2
@@ -47,7 +49,7 @@ class Foreign:
 
 
 class _Beyond(Foreign):
-    """The dialect's own, though a box goes beyond it."""
+    """The dialect's own frame, where a box goes beyond it. Only its note is used, not its sides."""
 
     def note(self, dialect: Dialect) -> str:
         return f"the model gave a box that reaches beyond the image ({_OWN_WORDS[dialect.frame]}); it was cut at the edge"
@@ -67,8 +69,10 @@ _OWN = {"milli": THOUSANDTHS, "resized": RESIZED, "unit": SHARES, "square": SHAR
 
 
 def choose_frame(dialect: Dialect, image: Framed, boxes: Sequence[FoundBox]) -> Foreign | None:
-    """The frame of boxes that are alike in measure and in being shares or not. None is the dialect's own; if they fit nowhere, BEYOND or,
-    where the dialect has shares, pixels.
+    """Choose the frame of ``boxes``, which all have the same measure and are all shares or all not. None is the dialect's own frame.
+
+    It is the first possible frame that all boxes fit. If they fit none, it is BEYOND where the dialect's own frame is possible (but pixels
+    instead where the dialect's numbers are shares and pixels are possible), else pixels, else the first possible one.
     """
     own = _OWN[dialect.frame]
     measure = boxes[0].measure
@@ -82,7 +86,7 @@ def choose_frame(dialect: Dialect, image: Framed, boxes: Sequence[FoundBox]) -> 
         frames = [own, THOUSANDTHS, PIXELS]
     elif all(min(box.corners[2:]) > 1 for box in boxes):
         frames = [own, _percent(dialect), PIXELS, THOUSANDTHS, RESIZED]
-    else:  # shares, of which one went wrong
+    else:  # some numbers are shares, so the ones above 1 are taken for errors
         frames = [own]
     fitting = next((frame for frame in frames if all(_fits(frame, image, box) for box in boxes)), None)
     if fitting is None:
@@ -105,7 +109,9 @@ def _measured(dialect: Dialect, image: Framed) -> dict[str, list[Foreign]]:
 
 
 def _fits(frame: Foreign, image: Framed, box: FoundBox) -> bool:
-    """Whether a box lies in the image, read in that frame."""
+    """Whether a box, read in a frame, lies in the image, give or take SLACK. In a padded square it must lie in the square and, but for the
+    share PADDING, in the image.
+    """
     sides = np.array([image.width, image.height], np.float64)
     if frame.square:
         shares = np.array(box.corners) / np.resize(np.array(frame.sides(image)), 4)

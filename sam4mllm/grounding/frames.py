@@ -25,7 +25,7 @@ class Framed(Protocol):
 
 @dataclass(frozen=True)
 class Frame:
-    """No more than that."""
+    """The plainest :class:`Framed`: only the sizes."""
 
     width: int
     height: int
@@ -33,7 +33,7 @@ class Frame:
 
 
 def highest(dialect: Dialect, image: Framed) -> int:
-    """The highest number that there is along either side."""
+    """Return the highest number that a coordinate can have: the greater one of the two sides."""
     return 10**dialect.decimals if dialect.frame in ("unit", "square") else max(_steps(dialect, image)) - 1
 
 
@@ -48,8 +48,8 @@ def to_numbers(dialect: Dialect, image: Framed, coordinates_px: ArrayLike) -> ND
 
 
 def to_pixels(dialect: Dialect, image: Framed, numbers: ArrayLike) -> NDArray[np.float32]:
-    """The dialect's numbers (..., 2 or 4) as pixels of the image, float32 and inside it. A step stands for its middle, a share for
-    itself.
+    """Convert the dialect's numbers (..., 2 or 4: x, y pairs) to pixels inside the image, float32 of the same shape. A step is converted to
+    the position of its middle; a share of a side is converted exactly.
     """
     if dialect.frame in ("milli", "resized"):
         return from_steps(numbers, (image.width, image.height), _steps(dialect, image))
@@ -60,12 +60,14 @@ def to_pixels(dialect: Dialect, image: Framed, numbers: ArrayLike) -> NDArray[np
 
 
 def _steps(dialect: Dialect, image: Framed) -> tuple[int, int]:
-    """How many steps there are along x and y."""
+    """Return into how many steps the image's width and height are divided."""
     return image.resized if dialect.frame == "resized" else (MILLI, MILLI)
 
 
 def _square(dialect: Dialect, image: Framed) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
-    """Where the image's corner lies in what shares are of, the sides of that, and the image's sides, each as (x, y)."""
+    """Return three (x, y) pairs in pixels for a frame of shares. The shares refer to a rectangle, the image or the padded square. The pairs
+    are the place of the image's top left corner in that rectangle, the rectangle's sides, and the image's sides.
+    """
     inner = np.array([image.width, image.height], np.float64)
     if dialect.frame == "unit":
         return np.zeros(2), inner, inner

@@ -1,4 +1,4 @@
-"""From a model's hidden values to logits, as its own forward has them: some models bound theirs."""
+"""Compute logits from a model's last hidden states as the model's own forward does, with soft-capping where a model has it."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from torch import Tensor
 
 
 def logits_of(model: Any, hidden: Tensor) -> Tensor:
-    """Logits (..., vocabulary) float32 of hidden values (..., width). Where the configuration says so, they are bent to lie between a bound
-    and its negative (Gemma 2, arXiv 2408.00118, section 2: ``cap * tanh(logits / cap)``).
+    """Return the logits (..., vocabulary) float32 of last hidden states (..., width). They are soft-capped where the configuration says so:
+    ``cap * tanh(logits / cap)`` (Gemma 2, arXiv 2408.00118, section 2).
     """
     logits: Tensor = model.lm_head(hidden).float()
     cap = getattr(model.config.get_text_config(), "final_logit_softcapping", None)

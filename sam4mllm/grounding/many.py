@@ -17,7 +17,7 @@ T = TypeVar("T")
 
 @runtime_checkable
 class ManyScenes(Protocol):
-    """A grounder whose answers about one image may share passes with those about others. They are those of ``ground`` and ``ask``."""
+    """A grounder that can answer questions about several images in shared passes. The answers equal those of ``ground`` and ``ask``."""
 
     def ground_each(self, asked: Sequence[tuple[Scene, Sequence[str]]], question: Question = "box") -> list[list[Grounding]]:
         """Boxes of each scene's phrases."""

@@ -1,4 +1,4 @@
-"""Points on objects as boxes without sides, x and y twice: what the answer of a model that points is spelled by."""
+"""Points on objects, written as boxes without sides (x, y, x, y), in which form the answers of a model that points are spelled."""
 
 from __future__ import annotations
 
@@ -15,7 +15,9 @@ def as_boxes(points_px: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 def said_boxes(dialect: Dialect, told: Grounding) -> NDArray[np.float32]:
-    """The boxes (N, 4) that spell an answer: a grounding's own, or the points that stand for them where the model points and said them."""
+    """Return the boxes (N, 4) from which an answer is spelled again: the grounding's own, or, if the model answers with points and wrote
+    one for each box, those points as boxes without sides.
+    """
     spoken = [one.inside_px[0] for one in told.points if len(one.inside_px)]
     if dialect.answers_with_points and len(spoken) == len(told.boxes_px) > 0:
         return as_boxes(np.array(spoken, np.float32))

@@ -54,10 +54,11 @@ from sam4mllm.prompts.thinking import END, can_think, open_thought, reason_quest
 from sam4mllm.values import Grounding, SpokenPoints
 
 ANSWER_TOKENS = 400
-"""The longest answer to a box question, if nothing else is said."""
+"""Most tokens of an answer to a box question, by default."""
 PHRASES_AT_ONCE = 32
 THOUGHTS_AT_ONCE = 8
-"""Phrases of one batch that are thought about: a thought is as long as some answers, and all that is written stays in memory meanwhile."""
+"""How many phrases are answered together where the model thinks first: a thought is as long as several answers, and the keys and values of
+all that is written stay in memory until the last answer ends."""
 SAME_OBJECT = 0.9
 """IoU above which a box repeats an earlier one: a model that loops writes an object twice with a step's difference."""
 
@@ -77,8 +78,8 @@ class MllmGrounder:
     Args:
         checkpoint: model, tokenizer, image processor and dialect.
         max_new_tokens: longest answer to a box question; about twenty tokens a box where every digit is one.
-        activate: called before each use of the model, where several grounders share one with an adapter each.
-        thought_tokens: longest thought before an answer, where one is asked for.
+        activate: called before each use of the model. Where several grounders share one model, it switches to the adapter of this one.
+        thought_tokens: longest thought before an answer, where a thought is asked for.
     """
 
     def __init__(
@@ -121,8 +122,8 @@ class MllmGrounder:
         return device
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of a piece of the conversation. Pieces are always encoded apart, in training as here, so they meet at the same
-        tokens.
+        """Return the token ids of a piece of the conversation. Each piece is encoded separately, in training as here, so that the tokens at
+        the seams are the same.
         """
         return list(self.checkpoint.tokenizer(text, add_special_tokens=False)["input_ids"])
 
@@ -148,7 +149,7 @@ class MllmGrounder:
             raise ImageError(f"the model cannot take an image of {image.shape[1]} x {image.shape[0]} pixels: {error}") from error
 
     def _prefill(self, encoded: Sequence[Encoded]) -> list[DynamicCache]:
-        """What the model knows after each of some images whose tokens are as many, in one pass."""
+        """Run several images, whose inputs have the same shapes, through the model in one pass. Return the cache after each."""
         model = self.checkpoint.model
         inputs = {name: torch.cat([one.inputs[name] for one in encoded]).to(self.device) for name in encoded[0].inputs}
         positions = torch.cat([one.positions for one in encoded], 1).to(self.device)
@@ -200,7 +201,10 @@ class MllmGrounder:
         return write(self, bundle(scenes), questions, self._ends, self.max_new_tokens, thinking, spellings, of)
 
     def check_phrase(self, phrase: str, what: str = "phrase") -> None:
-        """Raises PhraseError: a control token in a phrase would let a task's text forge turns of the conversation."""
+        """Raise PhraseError if a phrase contains a control token, with which a task's text could forge turns of the conversation.
+
+        ``what``: how the error message refers to the text.
+        """
         for token in self._control:
             if token in phrase:
                 raise PhraseError(f"the {what} contains {token!r}, which is a control word of the model; leave it out")
@@ -221,7 +225,7 @@ class MllmGrounder:
 
     @torch.inference_mode()
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
-        if self.dialect.name == DEMO.name:  # it knows the words of its own dialect, and no others
+        if self.dialect.name == DEMO.name:  # the demo model knows only the words of its own dialect
             return ["" for _ in phrases]
         self._activate()
         for phrase in phrases:
@@ -249,9 +253,9 @@ class MllmGrounder:
         return [*self.question(phrase), *self.box_answer(scene, phrase, said_boxes(self.dialect, grounding))]
 
     def question(self, phrase: str, question: Question = "box") -> list[int]:
-        """Ids of the first turn, up to where its answer begins; of one with a thought, where that begins.
+        """Return the ids of the first turn up to where its answer begins, or, with the question "reason", to where its thought begins.
 
-        A model whose tokenizer cannot spell a thought's tags is asked for its answer alone.
+        If the tokenizer cannot spell the tags of a thought, "reason" is asked as "box" is.
         """
         if question == "reason" and self.thinks:
             return self.encode(reason_question(self.dialect, phrase) + open_thought(self.markup.to_answer))
@@ -259,11 +263,11 @@ class MllmGrounder:
         return self.encode(render(self.dialect, phrase) + self.markup.to_answer)
 
     def box_answer(self, scene: Framed, phrase: str, boxes_px: NDArray[np.float32]) -> list[int]:
-        """Ids of the answer that gives a phrase's boxes (N, 4), its end included; of none, the no-target words."""
+        """Return the ids of the answer that gives a phrase's boxes (N, 4), or the no-target words if there are none; with its end token."""
         return [*self.encode(box_answer(self.dialect, phrase, self.box_numbers(scene, boxes_px))), self.end]
 
     def thought(self, text: str) -> list[int]:
-        """Ids of a thought that has been opened, its end included."""
+        """Return the ids of a thought's text and of its closing tag; the opening tag belongs to the question."""
         return [*self.encode(text), *self._thinking.close]
 
     def points_head(self, scene: Framed, box_px: NDArray[np.float32]) -> list[int]:
@@ -271,7 +275,7 @@ class MllmGrounder:
         return [*self._next_turn, *self.encode(points_head(self.dialect, self.box_numbers(scene, box_px[None])[0]))]
 
     def joint_question(self, points: Sequence[PointNumbers]) -> list[int]:
-        """Ids of one point or several as one question, up to where the first answer is read."""
+        """Return the ids that end a question about points: one point or several, up to where the first answer is read."""
         return self.encode(points_body(self.dialect, points)) + self.encode(self.markup.to_answer)
 
     def forward(
@@ -284,10 +288,13 @@ class MllmGrounder:
         cache: Past | None = None,
         of: NDArray[np.int64] | None = None,
     ) -> tuple[Tensor, Past]:
-        """Continue a scene, or several, with a row and read the logits (K, vocabulary) float32 at the positions ``keep`` (K,) of the row.
+        """Continue a scene, or a bundle of scenes, with a packed row of T tokens. Return the logits (K, vocabulary) float32 at the indices
+        ``keep`` (K,) of the row, and the cache after it.
 
-        ``mask`` is (T, T + what ``cache`` holds beyond the prefixes); without a cache, the scene's own is continued (and left as it is).
-        ``of`` (T,) says of each token which scene of a bundle it is about; None is the first.
+        ``ids`` (T,) are the tokens; ``offsets`` (T,) are their positions, counted from the first position after the prefix. ``cache`` is
+        what an earlier call returned, to which the row is added; None starts from a copy of the scene's own cache, which stays unchanged.
+        ``mask`` (T, E + T) says what each token sees of the E tokens that ``cache`` holds beyond the prefixes, and of the row. ``of`` (T,)
+        are the indices in the bundle of the scenes that the tokens are about; None means the first.
         """
         below = bundle([scene]) if isinstance(scene, MllmScene) else scene
         if keeps_states(self.checkpoint.model.config):
@@ -311,7 +318,7 @@ class MllmGrounder:
         return logits_of(self.checkpoint.model, hidden), past
 
     def _read(self, scene: MllmScene, phrase: str, answer: Written, question: Question) -> Grounding:
-        """The boxes of an answer, each with the probability of the tokens that wrote it."""
+        """Read an answer as a Grounding: its boxes without repetitions, each with the probability of its tokens, and what else it says."""
         boxless = self.dialect.answers_with_points
         with_points = question == "prompt" or boxless
         read = read_answer(self.dialect, scene, answer.text, with_points=with_points, finished=answer.finished)
@@ -333,11 +340,12 @@ class MllmGrounder:
         return box_probability(answer, instance, spelled, self.checkpoint.tokenizer.decode)
 
     def _no_target(self, answer: Written, absent: bool) -> float:
-        """Probability that there is no such object.
+        """Return the probability that there is no such object.
 
-        A model that was only ever taught to begin with a box or with "none" has it in those two tokens. Any other may say it in its own
-        words, or begin with words before the box: where its answer says so (``absent``), it is the geometric mean probability of the
-        answer's tokens, as a box's is; where it does not, that of having begun with "none".
+        The demo model was taught only answers that begin with a box or with "none", so the probability follows from the logits of those two
+        first tokens. Other models may deny the object in words of their own, or write words before a box. If the answer says that there is
+        no such object (``absent``), the probability is the geometric mean of its tokens' probabilities, as for a box. Otherwise it is the
+        probability of beginning with the first token of "none"; 0 if a box begins with the same token.
         """
         none, first = self._none_start, answer.beginnings
         if self.dialect.name == DEMO.name:
@@ -355,7 +363,9 @@ class MllmGrounder:
 
 
 def _passes(told: Sequence[Told], at_once: int) -> Iterator[Sequence[Told]]:
-    """Neighbours that are decoded together: of one scene, or of several where the model can bundle them."""
+    """Divide phrases, in order, into groups of up to ``at_once`` that are decoded together: those of one scene, or of several scenes where
+    these can be bundled.
+    """
     by_scene = [list(group) for _, group in groupby(told, lambda one: id(one.scene))]
     shared = all(can_bundle(own[0].scene) for own in by_scene)
     for own in [list(told)] if shared else by_scene:

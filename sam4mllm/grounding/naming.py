@@ -1,4 +1,4 @@
-"""What a phrase asks for in a word or two, said by the MLLM: for phrases whose head noun no rule finds."""
+"""Ask the MLLM to name, in a word or two, the kind of thing that a phrase means: for phrases whose head noun no rule finds."""
 
 from __future__ import annotations
 
@@ -11,17 +11,20 @@ from sam4mllm.grounding.scene import MllmScene
 NAME_QUESTION = (
     'What kind of thing is meant by "{phrase}"? Answer with its name alone, in one or two words, without saying where it is or which one.'
 )
-"""No part of a dialect: nothing is trained on it, so that it shapes no adapter, only the answers of the strategy ``choose``."""
+"""The question for the name. It is not part of a dialect, because no adapter is trained on it; it affects only the strategy ``choose``."""
 NAME_TOKENS = 12
-"""The longest answer: two words and what is said around them. One that is longer is no name."""
+"""Most tokens of an answer: room for two words and a few others around them. A longer answer is not taken for a name."""
 MOST_WORDS = 3
-"""``an office chair``; a longer answer is a sentence."""
+"""Most words of a name without its article, as in ``an old office chair``; a longer answer is taken for a sentence."""
 _ARTICLES = frozenset({"a", "an", "the", "some"})
 _WORD = re.compile(r"[^\W\d_]+(?:[-'’][^\W\d_]+)*")
 
 
 def write_names(model: Continuing, scene: MllmScene, questions: Sequence[Sequence[int]], ends: frozenset[int]) -> list[str]:
-    """The names in the answers to these questions, all packed into one row below the scene; empty where an answer is no name."""
+    """Return the name in the answer to each question, or an empty text where the answer is not a name.
+
+    ``questions`` are lists of token ids, answered together in one packed row after the scene. ``ends``: the tokens that end an answer.
+    """
     return [read_name(answer.text) if answer.finished else "" for answer in write(model, scene, questions, ends, NAME_TOKENS)]
 
 

@@ -16,7 +16,7 @@ NOBODY = "no MLLM is loaded, so that nobody can be asked; name a model, or use s
 
 
 class NoGrounder:
-    """Keeps nothing of an image and answers nothing: whatever it is asked raises ModelError."""
+    """Stands in for an MLLM. Its scenes hold nothing but the image's size, and every question raises ModelError."""
 
     identity = NO_MODEL
 
@@ -45,5 +45,5 @@ class NoGrounder:
 
 
 def is_nobody(grounder: Grounder) -> bool:
-    """Whether there is no MLLM behind a grounder, wrapped or not: those that wrap have the wrapped one's identity."""
+    """Whether a grounder is a NoGrounder, or a wrapper that has taken over a NoGrounder's identity."""
     return grounder.identity == NO_MODEL

@@ -43,9 +43,9 @@ class Segment:
 class PackedRow:
     """Segments laid end to end.
 
-    ``ids`` (T,) int64; ``offsets`` (T,) int64, each token's position less the prefix's end; ``mask`` (T, T) bool, True where the
-    row's token (first axis) sees the row's token (second axis), the prefix always being visible; ``starts`` (S,) int64, where each
-    segment begins in the row; ``lengths`` (S,) int64.
+    ``ids`` (T,) int64 are the token ids. ``offsets`` (T,) int64 are the tokens' positions, counted from the first position after the
+    prefix. ``mask`` (T, T) bool is True where a token (first axis) sees another (second axis); the prefix, which all see, is not in it.
+    ``starts`` (S,) int64 are the indices at which the segments begin in the row, ``lengths`` (S,) int64 how many tokens they have.
     """
 
     ids: NDArray[np.int64]

@@ -1,8 +1,8 @@
-"""A vision tower's first layer as the matrix product that it is.
+"""The patch embedding of a vision tower, computed as a matrix product instead of a convolution.
 
-The towers of Qwen-VL and GLM-V from 2 on cut the image into patches before their first layer, a convolution whose kernel is a whole patch:
-each output is one inner product. On a processor, and on GPUs with numbers of 16 bits, a three-dimensional convolution takes many times as
-long as the product.
+The vision towers of Qwen-VL (from Qwen2-VL on) and of GLM-V get the image cut into patches. Their first layer is a three-dimensional
+convolution whose kernel is as large as a patch, so each output is one inner product. On a CPU, and on GPUs in 16-bit precision, the
+convolution takes many times as long as the equivalent matrix product.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 
 class PatchProduct(nn.Conv3d):
-    """A convolution without a margin whose steps are its kernel's sides; patches (N, channels, *kernel) become (N, width, 1, 1, 1)."""
+    """A convolution without padding whose stride equals its kernel size. It maps patches (N, channels, *kernel) to (N, width, 1, 1, 1) by a
+    matrix product; inputs of any other size are convolved as usual.
+    """
 
     def forward(self, input: Tensor) -> Tensor:
         if input.shape[2:] != self.weight.shape[2:]:
@@ -21,7 +23,7 @@ class PatchProduct(nn.Conv3d):
 
 
 def multiply_patches(model: nn.Module) -> None:
-    """Compute a model's patch embeddings by products from now on; weights and their names stay."""
+    """Change a model in place so that its patch embeddings are computed by matrix products. The weights and their names stay the same."""
     for module in model.modules():
         if type(module) is nn.Conv3d and _takes_patches(module):
             module.__class__ = PatchProduct

@@ -1,4 +1,4 @@
-"""What the pipeline asks of a multi-modal language model: where a phrase is, and whether points lie on what was found."""
+"""The interface between the pipeline and a multi-modal language model: the protocol Grounder and the values that it takes and returns."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from sam4mllm.values import Grounding
 
 Question = Literal["box", "prompt", "reason"]
-"""What is asked of a phrase."""
+"""What the model is asked to write for a phrase; see :meth:`Grounder.ground`."""
 
 
 @dataclass(frozen=True)
@@ -24,13 +24,15 @@ class Scene:
     width: int
     height: int
     nbytes: int
-    """What a cache should count for it."""
+    """The memory that a cache of scenes should count for this one."""
 
 
 @dataclass(frozen=True, eq=False)
 class Replies:
-    """What was said of K points, or of K outlines: ``inside`` (K,) float64 is P(yes) / (P(yes) + P(no)), and ``mass`` (K,) float64 P(yes) +
-    P(no), the share of all that the model might have said next.
+    """The model's answers to K yes-or-no questions, about points or about outlines.
+
+    ``inside`` (K,) float64 is P(yes) / (P(yes) + P(no)). ``mass`` (K,) float64 is P(yes) + P(no), the probability that the model says
+    either of the two next.
     """
 
     inside: NDArray[np.float64]
@@ -51,7 +53,7 @@ class Grounder(Protocol):
 
     @property
     def identity(self) -> str:
-        """What shapes its answers (model, adapter, dialect), as a short hash."""
+        """A short hash of what determines the answers besides an adapter: the base model, the dialect and the settings."""
         ...
 
     def open(self, image: NDArray[np.uint8]) -> Scene:
@@ -59,25 +61,28 @@ class Grounder(Protocol):
         ...
 
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
-        """Boxes of each phrase, one entry a phrase in order.
+        """Find the boxes of each phrase; the result has one entry for each phrase, in order.
 
-        ``question``: "box" for boxes alone; "prompt", the model writes points, too (PPG); "reason", it thinks before it answers.
+        With the ``question`` "box" the model writes boxes alone, with "prompt" points as well (PPG); with "reason" it thinks beforehand.
         """
         ...
 
     def ask(self, scene: Scene, inquiries: Sequence[Inquiry], joint: bool = False) -> list[Replies]:
-        """What is said of each inquiry's points: every point on its own (packed), or all of a box in one answer (joint, as published)."""
+        """Ask whether each inquiry's points lie on its object: each point by itself (packed), or, if ``joint``, all points of a box in one
+        question and answer, as published.
+        """
         ...
 
     def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
-        """Boxes as by "reason", but after a thought that is given to each phrase: what the model's own thoughts are worth is measured by
-        other ones. A model that cannot think answers without."""
+        """Find boxes as with the question "reason", but with one of ``thoughts`` for each phrase in place of the model's own thought.
+
+        Comparisons use this to measure what the model's own thoughts are worth. A model that cannot think answers without any thought."""
         ...
 
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
-        """Whether what is outlined in the scene's image is what each phrase means: one reply a phrase."""
+        """Ask whether the outline drawn on the scene's image surrounds what each phrase means; one reply for each phrase."""
         ...
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
-        """The kind of thing that each phrase asks for, in one to three words; empty where the model does not say it in such."""
+        """Name the kind of thing that each phrase asks for, in one to three words; empty where the model's answer is not such a name."""
         ...

@@ -1,7 +1,8 @@
-"""An answer's text to boxes and points in pixels: in the dialect's own grammar, or in whatever spelling and frame a model falls back to.
+"""Read an answer's text as boxes and points in pixels: in the dialect's own grammar, or in any other spelling and frame that a model uses.
 
-Where numbers cannot be the dialect's (they go beyond its frame, they are shares where it has whole numbers, or they have a unit), the
-frame is the first that they fit, and a note says so. All boxes of one answer are taken to be in one frame.
+Numbers may not be in the dialect's frame: they go beyond it, they are shares where it has whole numbers, or they have a unit. They are then
+read in the first frame that they fit, and a note says so. All boxes of one answer that are alike in unit, and in being shares or not, are
+taken to be in one frame.
 """
 
 from __future__ import annotations
@@ -36,16 +37,18 @@ from sam4mllm.prompts.parse import (
 from sam4mllm.prompts.pointing import find_marks
 
 WEAK_SIDE = 0.01
-"""Of the image's side: the least of a box for which nothing speaks but four numbers, lest a count or some years be taken for one."""
+"""Least side, as a share of the image's, of a box that only four numbers suggest, lest counts or years be taken for a box."""
 ONLY_THOUGHT = "the model's thought does not end, so there is no answer"
 _INSIDE, _OUTSIDE = frozenset(("inside", "positive", "foreground")), frozenset(("outside", "negative", "background"))
 
 
 @dataclass(frozen=True, eq=False)
 class ReadInstance:
-    """One object of an answer: ``box_px`` (4,) float32 inside the image and not empty; ``inside_px`` (P, 2) and ``outside_px`` (Q, 2)
-    float32, points that the model wrote for it; ``numbers``, those of the dialect if the box is in its frame, else None; ``start`` and
-    ``end``, where the box stands in the folded text. Of a model that answers with points the box has no sides.
+    """One object of an answer.
+
+    ``box_px`` (4,) float32 is inside the image and not empty; only if the model answers with points is it a point, a box without sides.
+    ``inside_px`` (P, 2) and ``outside_px`` (Q, 2) float32 are points that the model wrote for the object. ``numbers`` are the box's numbers
+    in the dialect's frame, else None. ``start`` and ``end`` say where the box stands in the folded text.
     """
 
     box_px: NDArray[np.float32]
@@ -58,8 +61,8 @@ class ReadInstance:
 
 @dataclass(frozen=True, eq=False)
 class ReadAnswer:
-    """What an answer says: the objects in its order, at most MAX_INSTANCES; whether it says that there is none; and what a user should
-    know of how it was read, in one line, empty if it was read as it stands.
+    """What an answer says. ``instances`` are the objects in the answer's order, at most MAX_INSTANCES. ``absent``: the answer says that
+    there is no such object. ``note`` is one line on how the answer was read, for the user; empty if it was read as it stands.
     """
 
     instances: tuple[ReadInstance, ...]
@@ -70,8 +73,8 @@ class ReadAnswer:
 def read_answer(dialect: Dialect, image: Framed, text: str, *, with_points: bool = False, finished: bool = True) -> ReadAnswer:
     """Read an answer to a question for boxes or, ``with_points``, for a whole prompt (PPG). Never raises.
 
-    ``finished``: the model came to its end; otherwise a number that the text ends in may be half of one. Numbers of a thought are none of
-    an answer; after a thought that does not end there is none, and the note says so.
+    ``finished``: the model ended the answer itself; otherwise the last number of the text may be incomplete. Numbers in a thought are not
+    read. If a thought does not end, there is no answer after it, and the note says so.
     """
     folded = fold(text)
     clear = without_thoughts(folded)
@@ -90,7 +93,7 @@ def read_answer(dialect: Dialect, image: Framed, text: str, *, with_points: bool
 
 
 def _read_points(dialect: Dialect, image: Framed, folded: str, clear: str, finished: bool) -> ReadAnswer:
-    """Of a model that answers with points: each in a box without sides."""
+    """Read the answer of a model that answers with points: each point becomes an object whose box has no sides."""
     instances: dict[PointNumbers, ReadInstance] = {}
     for mark in find_marks(clear, finished):
         point_px = to_pixels(dialect, image, (mark.x, mark.y))
@@ -102,9 +105,9 @@ def _read_points(dialect: Dialect, image: Framed, folded: str, clear: str, finis
 
 
 def note_on(read: ReadAnswer, finished: bool, cut_at: int = 0) -> str:
-    """What a user should know of an answer, in one line.
+    """Return what a user should know about an answer, in one line; empty if all is well.
 
-    ``finished``: the model came to its end; ``cut_at``: the tokens after which the thought before it was cut off, 0 if it was not.
+    ``finished``: the model ended the answer itself. ``cut_at``: after how many tokens the thought before it was cut off, 0 if it was not.
     """
     thought = f"the thought was cut off at {cut_at:,} tokens" if cut_at else ""
     if not read.instances and not read.absent:
@@ -129,8 +132,10 @@ def _own(dialect: Dialect, clear: str) -> list[FoundBox]:
 
 
 def _merged(own: Sequence[FoundBox], found: Found) -> list[FoundBox]:
-    """The dialect's own boxes and those found anyhow, in order. Of two readings of one place it is the own, unless the answer itself says
-    which number is which, or that they are no box.
+    """Merge the boxes in the dialect's own spelling (``own``) with those that the general reader ``found``, in the answer's order.
+
+    Where both read the same place, the own reading is kept, unless the answer itself says which number is which or in what unit, or that
+    the numbers are not a box.
     """
     spans = [(box.start, box.end, box) for box in found.boxes] + [(start, end, None) for start, end in found.ignored]
     spans.sort(key=lambda span: (span[0], span[1]))
@@ -159,7 +164,7 @@ _Placed = list[tuple[ReadInstance, "Foreign | None"]]
 
 
 def _placed(dialect: Dialect, image: Framed, candidates: Sequence[FoundBox]) -> tuple[_Placed, list[str]]:
-    """Boxes in the image, without repetitions, each with the frame that it was read in, if that is not the dialect's; and the notes."""
+    """Place boxes in the image, without repetitions. Return each with the frame it was read in (None: the dialect's), and the notes."""
     boxes = [box for box in candidates if any(box.corners)]  # four zeros are how some models say that there is nothing
     groups: dict[tuple[str, bool], list[FoundBox]] = {}
     for box in boxes:
@@ -181,7 +186,11 @@ def _placed(dialect: Dialect, image: Framed, candidates: Sequence[FoundBox]) -> 
 
 
 def _in_own_frame(dialect: Dialect, image: Framed, box: FoundBox, beyond: bool) -> ReadInstance | None:
-    """The box; None if nothing is left of one that lies ``beyond`` the image, or at least began there."""
+    """Read a box in the dialect's frame, cut at the image's edge.
+
+    None if nothing is left of it and it reaches ``beyond`` the frame or has a negative number. ``beyond``: some box of its group does not
+    fit the frame.
+    """
     spelled = box.spelled or tuple(f"{max(0.0, number):.9f}" for number in box.corners)
     x1, y1, x2, y2 = (_own_number(dialect, image, text) for text in spelled)
     numbers = (min(x1, x2), min(y1, y2), max(x1, x2), max(y1, y2))
@@ -222,8 +231,10 @@ def _no_points() -> NDArray[np.float32]:
 
 
 def _with_points(dialect: Dialect, image: Framed, clear: str, read: _Placed, found: Found, starts: Sequence[int]) -> _Placed:
-    """The instances with their points: as the dialect's grammar has them where it reads the same boxes and any points, else each after its
-    box.
+    """Return the instances with their points.
+
+    The points are those of the dialect's grammar if it reads the same boxes, and reads points at all if there are any. Otherwise a box has
+    the points between it and the next box, each on the side that the last word for inside or outside before it names.
     """
     spoken = {instance.box: instance for instance in parse_prompt(dialect, clear, highest(dialect, image))}
     told = any(instance.inside or instance.outside for instance in spoken.values()) or not found.points
@@ -246,7 +257,7 @@ def _with_points(dialect: Dialect, image: Framed, clear: str, read: _Placed, fou
     at = [event[0] for event in events]
     given: _Placed = []
     for instance, frame in read:
-        following = bisect.bisect_left(starts, instance.end)  # of a box that was there before, too: its points are not this one's
+        following = bisect.bisect_left(starts, instance.end)  # repeated boxes count here too: points after one are not this box's
         until = starts[following] if following < len(starts) else len(clear) + 1
         own = events[bisect.bisect_left(at, instance.end) : bisect.bisect_left(at, until)]
         given.append((_given_points(dialect, image, instance, frame, own), frame))

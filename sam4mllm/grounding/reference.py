@@ -1,5 +1,6 @@
-"""The slow ways, kept to check the fast ones against: one prompt a point with or without a cache, a cache copied once a point, one answer
-token at a time.
+"""Slow reference implementations of asking about points, against which the fast ones are checked.
+
+They use one prompt for each point (with or without a cache), a cache that is copied for each point, or one pass for each answer token.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sam4mllm.grounding.windows import masks
 
 @torch.inference_mode()
 def ask_separately(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: Inquiry) -> Replies:
-    """What is said of each point by a whole prompt of its own, image and all: what the packed pass must equal."""
+    """Ask about each point in a prompt of its own, for which the image is prefilled anew. The packed pass must give the same replies."""
     said = []
     for point in inquiry.points_px:
         scene = grounder.open(image)
@@ -35,7 +36,7 @@ def ask_separately(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: In
 
 @torch.inference_mode()
 def ask_at_once(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: Inquiry) -> Replies:
-    """What is said of each point by one pass over image and question, without a cache or a mask of ours."""
+    """Ask about each point in one forward pass over image and question, without a cache and without an attention mask of this package."""
     scene, checkpoint = grounder.open(image), grounder.checkpoint
     encoded = checkpoint.encode(checkpoint, grounder.markup.opening, Image.fromarray(image))
     first, head = grounder.history(scene, inquiry)
@@ -54,7 +55,7 @@ def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> 
     first, head = grounder.history(scene, inquiry)
     ids = np.array([*first, *head])
     history, cache = len(ids), _prefill(grounder, scene, ids)
-    assert isinstance(cache, DynamicCache)  # padded rows have no states to go on from
+    assert isinstance(cache, DynamicCache)  # rows are padded here, and a recurrent state would take the padding in
     questions = [grounder.joint_question([point_numbers(grounder, scene, point)]) for point in inquiry.points_px]
     if not questions:
         return NOTHING_SAID
@@ -79,7 +80,7 @@ def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> 
 
 @torch.inference_mode()
 def ask_one_by_one(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> Replies:
-    """The joint answer as published: all points in one question, the answers decoded greedily, each given those before it."""
+    """Ask about all points in one question, as published: the answers are decoded greedily, each with the earlier ones in the prompt."""
     first, head = grounder.history(scene, inquiry)
     points = [point_numbers(grounder, scene, point) for point in inquiry.points_px]
     question = [*first, *head, *grounder.joint_question(points)]

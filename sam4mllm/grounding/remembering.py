@@ -1,4 +1,7 @@
-"""A grounder that answers a question about a scene only once: what a reviewer changes next to it costs the segmenter alone."""
+"""A grounder that remembers its answers, so that the model is asked each question about a scene only once.
+
+When a reviewer corrects a mask, only the segmenter has to run again.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,7 @@ V = TypeVar("V")
 Q = TypeVar("Q")
 
 MAX_QUESTIONS = 64
-"""Questions remembered of a scene; the longest unused is forgotten first."""
+"""Most answers that are remembered for each scene and kind of question; the least recently used one is forgotten first."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +36,7 @@ class RememberingScene(Scene):
 
 
 class RememberingGrounder:
-    """Wraps a grounder; answers are the wrapped one's own. For one thread at a time, as an engine's is."""
+    """Wraps a grounder and gives the wrapped grounder's answers. Only one thread may use it at a time."""
 
     def __init__(self, grounder: Grounder) -> None:
         self._grounder = grounder
@@ -78,7 +81,7 @@ class RememberingGrounder:
         return self.ask_each([(scene, inquiries)], joint)[0]
 
     def ask_each(self, asked: Sequence[tuple[Scene, Sequence[Inquiry]]], joint: bool = False) -> list[list[Replies]]:
-        """What is said of each scene's points."""
+        """Ask about the points of each scene's inquiries, in one call for all scenes."""
 
         def answer(new: Sequence[tuple[Scene, Sequence[Inquiry]]]) -> list[list[Replies]]:
             return ask_each(self._grounder, new, joint)
@@ -96,7 +99,10 @@ def _recall(
     wanted: Sequence[tuple[Scene, OrderedDict[K, V], Sequence[tuple[K, Q]]]],
     answer: Callable[[Sequence[tuple[Scene, Sequence[Q]]]], list[list[V]]],
 ) -> list[list[V]]:
-    """The answers to keyed questions about scenes, each with its memory: those not remembered are asked, in one call for all scenes."""
+    """Return the answers to questions about scenes, and remember them. The questions that are new are asked in one call of ``answer``.
+
+    ``wanted`` holds for each scene its memory and its questions, each with the key under which its answer is remembered.
+    """
     new = [{key: question for key, question in questions if key not in memory} for _, memory, questions in wanted]
     asked = [(scene, list(own.values())) for (scene, *_), own in zip(wanted, new, strict=True) if own]
     said = iter(answer(asked) if asked else [])

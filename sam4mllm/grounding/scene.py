@@ -13,14 +13,17 @@ from sam4mllm.grounding.protocol import Scene
 
 @dataclass(frozen=True, eq=False)
 class MllmScene(Scene):
-    """The prefix's keys and values; never written to, each use works on a shallow copy."""
+    """A scene with the KV cache of its prefix, the system prompt and the image, which has ``length`` tokens.
+
+    Nothing writes to ``cache``: each use works on a shallow copy. ``resized`` is (width, height) of the image as the processor resized it.
+    """
 
     cache: DynamicCache
     length: int
     following: int
     """Position of the first token after the prefix."""
     rows: int
-    """Rows of positions that the model takes."""
+    """How many rows of position ids the model takes: three where time, height and width are counted apart, otherwise one."""
     resized: tuple[int, int]
 
 

@@ -13,9 +13,10 @@ from sam4mllm.prompts.answer_text import fold
 
 
 def box_probability(answer: Written, instance: ReadInstance, spelled: int, decode: Callable[[Sequence[int]], str]) -> float:
-    """Geometric mean probability of a box's tokens: as many as its dialect spells it with, up to where it is complete.
+    """Return the geometric mean probability of the tokens that wrote a box.
 
-    ``spelled`` is that number of tokens; of an instance that is not in the dialect's own spelling, all of its tokens count.
+    These are the last ``spelled`` tokens up to the box's end, where ``spelled`` is the number of tokens with which the dialect spells the
+    box. Of an instance without numbers in the dialect's frame, all tokens from its start to its end count.
     """
     end = _tokens_of(answer, instance.end, decode)
     start = end - spelled if instance.numbers is not None else _tokens_of(answer, instance.start + 1, decode) - 1

@@ -1,4 +1,4 @@
-"""Yes and no as a model's tokens, and what its logits say of points."""
+"""The token ids of yes and no, and replies about points from a model's logits."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ from sam4mllm.prompts.dialects import Dialect
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Token ids that mean yes and no. The first of each is the dialect's own; ``spoken`` are the ids that follow an earlier answer."""
+    """Token ids that mean yes and no. The first of each is the dialect's own word. ``spoken`` are the ids of (yes, no) after an earlier
+    answer of a joint answer, where the dialect's separator may change the token.
+    """
 
     yes: tuple[int, ...]
     no: tuple[int, ...]
@@ -46,18 +48,18 @@ class Verdicts:
         return _weigh(logits[:, list(self.yes)].cpu().double(), logits[:, list(self.no)].cpu().double(), anything)
 
     def weigh(self, chances: Sequence[Mapping[int, float]]) -> Replies:
-        """The same from the log-probabilities of the next token of K points, by id."""
+        """Return the replies about K points from K mappings of token ids to the log-probabilities of the next token."""
         yes, no = (torch.tensor([[one[token] for token in words] for one in chances]).double() for words in (self.yes, self.no))
         return _weigh(yes, no, torch.zeros(len(chances), dtype=torch.float64))
 
     def spell(self, inside: Sequence[bool] | NDArray[np.bool_]) -> list[int]:
-        """Ids of a joint answer."""
+        """Return the token ids of a joint answer that gives these verdicts, True for yes."""
         first = (self.yes[0], self.no[0])
         return [(first if index == 0 else self.spoken)[0 if flag else 1] for index, flag in enumerate(inside)]
 
 
 def _weigh(yes: Tensor, no: Tensor, anything: Tensor) -> Replies:
-    """From logits (K, spellings) of either answer, and (K,) the logarithm of what all logits come to."""
+    """Return the replies from the logits (K, spellings) of yes and no; ``anything`` (K,) is the log-sum-exp over the vocabulary."""
     yes, no = torch.logsumexp(yes, -1), torch.logsumexp(no, -1)
     return Replies(torch.sigmoid(yes - no).numpy(), torch.exp(torch.logaddexp(yes, no) - anything).clamp(max=1).numpy())
 

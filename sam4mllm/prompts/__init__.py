@@ -1,1 +1,1 @@
-"""What is said to the model, and how its answers are read."""
+"""The prompts for the model, and the readers of its answers."""

@@ -55,7 +55,8 @@ _EAST_ASIAN = (
 _ABSENT = re.compile(
     "|".join((*_ENGLISH, *_JSON, *_GERMAN, *_FRENCH, *_SPANISH, *_PORTUGUESE_AND_ITALIAN, *_RUSSIAN, *_EAST_ASIAN)),
 )
-"""Over an answer's words in lower case, with one space between them and no figures or signs."""
+"""Matches an answer that denies. It is searched in the answer's words in lower case, with one space between them, without digits and signs.
+"""
 
 
 def says_none(words: str) -> bool:

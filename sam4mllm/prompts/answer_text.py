@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 
 _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)}
-"""East Asian models now and then write full-width digits, commas and brackets."""
+"""Maps full-width characters to their ASCII forms; East Asian models now and then write full-width digits, commas and brackets."""
 
 _THINKING = "think|thinking|thought|thoughts|reasoning|reflection|analysis|scratchpad|rationale"
 _THOUGHT = re.compile(rf"<(?P<end>/)?(?:{_THINKING})>|◁(?P<other>/)?think▷|<\|channel>thought\b|<channel(?P<channel>\|)>", re.IGNORECASE)
-"""Qwen, GLM and DeepSeek write ``<think>``, Kimi-VL ``◁think▷``, Gemma 4 ``<|channel>thought`` and ``<channel|>``; the others are what
-prompts for reasoning ask for.
+"""A tag that opens or closes a thought. Qwen, GLM and DeepSeek write ``<think>``, Kimi-VL ``◁think▷``, Gemma 4 ``<|channel>thought`` and
+``<channel|>``; the other names are those that prompts for reasoning commonly ask for.
 """
 _ANSWER = re.compile(r"<(?P<end>/)?answer>")
 _FINAL = re.compile(r"\bfinal answer\b|^[*#>\s]{0,8}answer\b(?=[*\s]{0,4}:)", re.MULTILINE)
@@ -22,11 +22,11 @@ def fold(text: str) -> str:
 
 
 def without_thoughts(folded: str) -> str:
-    """A folded answer with blanks in place of thoughts, so that all else stays where it is.
+    """Return a folded answer with its thoughts replaced by blanks, so that all else keeps its place.
 
-    A thought that does not end goes on to the end of the text, and one whose beginning is missing (as where the chat template writes it)
-    begins with the text. A second end without a beginning says the same of all before it, unless the text ends there. Where a model marks
-    its answer, what is outside of it is blanked too.
+    A thought without a closing tag reaches to the end of the text. A closing tag without an opening one (which the chat template may have
+    written) closes a thought that began with the text; so does a later such tag, unless the text ends there. Where a model marks its
+    answer, with ``<answer>`` tags or the words "final answer" say, what is outside of the answer is blanked too.
     """
     text = _keep_answers(_blank(folded, _thoughts(folded)))
     final = list(_FINAL.finditer(text))
@@ -36,8 +36,8 @@ def without_thoughts(folded: str) -> str:
 
 
 def thoughts_of(text: str) -> str:
-    """What the thoughts of an answer say, as they stand in it, without tags and the white space around; a line between two."""
-    plain = text.translate(_FULL_WIDTH)  # as long as the text
+    """Return the text of an answer's thoughts, in its original spelling, without tags and surrounding white space, each on a new line."""
+    plain = text.translate(_FULL_WIDTH)  # has the same length as the text, so that places in it are places in the text
     told = []
     for start, end in _thoughts(plain):
         kept, at = "", start
@@ -65,7 +65,7 @@ def has_thought_tag(text: str) -> bool:
 
 
 def _closes(tag: re.Match[str]) -> bool:
-    return tag.lastgroup is not None  # each group is of a closing tag
+    return tag.lastgroup is not None  # only closing tags match a named group
 
 
 def _depth(folded: str) -> int:

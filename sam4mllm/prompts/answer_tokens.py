@@ -11,8 +11,8 @@ Kind = Literal["number", "word", "key", "text", "tag", "point_tag", "open", "clo
 Unit = Literal["", "%", "px"]
 
 _CJK = r"\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af"
-# No group here is possessive, for Debian 12's Python 3.11.2 matches those wrongly (gh-106052): what must not be given back once it is there
-# is written with what may stand in its place.
+# No group here is possessive, because Debian 12's Python 3.11.2 matches possessive groups wrongly (gh-106052). Instead, an optional part
+# that must not be given up in backtracking has a second alternative, which matches only where the part is absent.
 _FIGURE = r"(?:[0-9]++(?:\.[0-9]*+|(?!\.))|\.[0-9]++)"
 _UNIT = r"\s?(?:%|px\b|pixels?\b|percent\b)"
 _TOKEN = re.compile(
@@ -38,15 +38,15 @@ _LABELS = frozenset(
         *("reason", "reasoning", "thought", "thoughts", "thinking", "rationale", "explanation", "analysis", "comment", "note", "question"),
     )
 )
-"""Keys of JSON whose text is about the box, or about another one; numbers in it are none of the answer's."""
+"""Keys of JSON whose value is a text that describes or explains something; numbers in such a text are not coordinates of the answer."""
 
 
 @dataclass(frozen=True)
 class AnswerToken:
-    """A piece of an answer from ``start`` to ``end``.
+    """A piece of an answer, which stands in it from ``start`` to ``end``.
 
-    ``text`` is a number's figures, a word, the inside of a text that is not read further, a tag's name (with a slash before it if it
-    ends something), or a sign. A ``key`` is a text with a colon after it.
+    ``text`` is, by ``kind``, the digits of a number, a word, the inside of a quoted text that is not read further, the name of a tag (with
+    a slash before it if it is a closing tag), or a sign. A ``key`` is a quoted text with a colon after it.
     """
 
     kind: Kind
@@ -57,7 +57,7 @@ class AnswerToken:
 
 
 def answer_tokens(folded: str) -> Iterator[AnswerToken]:
-    """The tokens of a folded answer. What JSON quotes is read as if it were not quoted, except below a key that labels something."""
+    """Yield the tokens of a folded answer. Quoted text is read as if it were not quoted, except after a key of ``_LABELS``."""
     text = folded.translate(_CURLY)
     if '\\":' in text:  # JSON in a string of JSON
         text = text.replace('\\"', ' "').replace("\\n", "  ").replace("\\t", "  ")

@@ -1,4 +1,4 @@
-"""The words around numbers that say what the numbers are: a box, points, a corner, or nothing to do with either."""
+"""The words before numbers that say what the numbers are: a box, points, a corner, or something else."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from sam4mllm.prompts.coordinates import bare
 
 
 class About(enum.Enum):
-    """What a list of numbers is, as far as words say."""
+    """What a list of numbers is, according to the words before it. NOTHING: the words do not say; ELSE: neither a box nor points."""
 
     NOTHING = "nothing"
     BOX = "box"
@@ -41,7 +41,7 @@ _ELSE_KEYS = words(
     "shape poly contour outline segmentation mask masks color colour palette time times score scores line polyline trajectory reference "
     "page step steps count counts"
 )
-"""Things that a phrase may be about, too, so they count only as keys of JSON."""
+"""Words that say ELSE only as keys of JSON: elsewhere they may belong to the phrase."""
 _ELSE_CJK = ("尺寸", "大小", "分辨率", "颜色", "年份")
 BOX_TAGS = words("box bbox boxstart beginofbox det quad quadstart boundingbox bndbox obb rect")
 BOX_ENDS = words("endofbox boxend quadend")
@@ -64,16 +64,18 @@ _FILLERS = words(
 )
 OPPOSITE = {"topleft": "bottomright", "bottomright": "topleft", "topright": "bottomleft", "bottomleft": "topright"}
 LINKS = words("to bis à au jusqu hasta a até 到 至 -- - – — → ~ ->")
-"""Between two corners, as in: from (1, 2) to (3, 4)."""
+"""Words and signs that link two corners to a box, as in: from (1, 2) to (3, 4)."""
 
 A_NUMBER = "#"
-"""Stands among words for a number or a text, which what was said before it is about: in ``"id": 3, "cup": [...]`` the list is no id."""
+"""Stands in a list of words for a number or a text. The words before it refer to that number, not to what follows: in
+``"id": 3, "cup": [...]`` the list is not an id."""
 FAR, NEAR = 8, 3
-"""How many words before a list can say that it is a box, and that it is not. A box that is not read is lost, so those must be near."""
+"""How many words before a list are searched for one that says that it is a box (FAR) or that it is something else (NEAR). NEAR is smaller
+because a box that is wrongly taken for something else is lost."""
 
 
 def about(recent: Sequence[str]) -> About:
-    """What a list is after these words, of which the last is nearest; a quotation mark is before those that are keys."""
+    """Return what a list of numbers is by the words before it, of which the last is nearest. Keys of JSON begin with a quotation mark."""
     spent = False
     for distance, word in enumerate(reversed(recent)):
         plain = bare(word.lstrip('"'))
@@ -88,7 +90,9 @@ def about(recent: Sequence[str]) -> About:
 
 
 def corner(recent: Sequence[str]) -> str:
-    """The corner that the last word names, or the last two together, or nothing. Words between it and its numbers are left out."""
+    """Return the corner that the last word, or the last two together, name; an empty text if they name none. Filler words at the end, as in
+    "top left corner is at", are skipped.
+    """
     plain = [bare(word.lstrip('"')) for word in recent]
     while plain and plain[-1] in _FILLERS:
         plain.pop()

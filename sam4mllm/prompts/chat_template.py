@@ -10,7 +10,7 @@ from sam4mllm import bounded
 from sam4mllm.errors import TemplateError
 
 MAX_CHARACTERS = 1 << 20
-"""Of a template; published ones have up to 20,000."""
+"""The longest template that is accepted; published ones have up to 20,000 characters."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,9 @@ class BoundedTemplate:
 
     @classmethod
     def of(cls, tokenizer: Any) -> BoundedTemplate:
-        """The template of a tokenizer of transformers, ``default`` if it has several. Raises TemplateError if it has none."""
+        """Take the template of a transformers tokenizer; the one named ``default`` if it has several. Raises TemplateError if there is
+        none, or it is too long.
+        """
         text = tokenizer.chat_template
         if isinstance(text, dict):
             text = text.get("default")
@@ -38,8 +40,8 @@ class BoundedTemplate:
         return cls(text, {name: str(token) for name, token in tokenizer.special_tokens_map.items()})
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
-        """The conversation as text, without thoughts where the template gives that choice. Raises TemplateError if the template is at
-        fault or does not end in time.
+        """Render the conversation as text, with thinking switched off where the template has a switch for it. Raises TemplateError if the
+        template has an error, does not end within the limits, or writes too much.
         """
         assert not tokenize
         variables = {**self.special_tokens, "messages": conversation, "tools": None, "documents": None, "enable_thinking": False}

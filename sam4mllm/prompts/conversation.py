@@ -1,16 +1,16 @@
-"""The turns of the three strategies, as text. Training and serving both render through here.
+"""The turns of the strategies ``box``, ``pqpp`` and ``ppg`` as text. Training and serving both render their prompts here.
 
-Box only, the first turn of all::
+The strategy ``box`` has one turn, with which ``pqpp`` begins as well::
 
     user       <image> Where is this: the left cup
     assistant  [281,251,863,999]
 
-PQPP goes on with one turn a box (all points in one question, or each point in its own copy of the turn)::
+``pqpp`` goes on with one turn for each box, which asks about all its points at once, or with one copy of that turn for each point::
 
     user       For each point, say Yes if it lies on the object in [281,251,863,999]: (300,400) (500,600)
     assistant  YesNo
 
-PPG is one turn that writes the prompt itself::
+``ppg`` has one turn, in which the model itself writes the segmenter's prompt::
 
     user       <image> Mark this: the left cup
     assistant  [281,251,863,999] inside (300,400) (420,500) outside (290,260)
@@ -107,7 +107,9 @@ _THOUGHT_ENDS = ("</think>", "<channel|>")
 
 
 def read_markup(template: ChatTemplate) -> ChatMarkup:
-    """Take a chat template apart by rendering marker words. Raises TemplateError if it does not keep the turns apart in order."""
+    """Find what a chat template writes around the turns, by rendering a conversation of marker words. Raises TemplateError if the rendered
+    text does not hold each marker once, in order, or if the template cannot take an image.
+    """
     conversation = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _FIRST}]},
         {"role": "assistant", "content": [{"type": "text", "text": _SECOND}]},
@@ -124,8 +126,8 @@ def read_markup(template: ChatTemplate) -> ChatMarkup:
         ) from error
     if "'type'" in opening:
         raise TemplateError("the chat template prints a description of the image, not its placeholder; use a multi-modal template")
-    if after.split() == to_answer.split():  # what a model goes on from counts; a space before a stored answer is the answer's own
+    if after.split() == to_answer.split():  # only white space differs: take the generation prompt, for a stored answer may add a space
         to_answer = after
-    if after.startswith(to_answer) and after.rstrip().endswith(_THOUGHT_ENDS):  # answers gone by are stored without their empty thoughts
+    if after.startswith(to_answer) and after.rstrip().endswith(_THOUGHT_ENDS):  # earlier answers lack the empty thought
         to_answer = after
     return ChatMarkup(opening, to_answer, to_question)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from typing import Literal
 
 Measure = Literal["", "%", "px", "hundredths", "milli", "1024ths"]
-"""What an answer itself says that its numbers are: nothing, or a unit, or the steps of a family's own tokens."""
+"""The unit in which an answer itself says that its numbers are: empty if it says none; "%" or "px"; or the steps of a family's location
+tokens."""
 Corners = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
 class Numeral:
-    """A number of an answer as it is written, and what it is."""
+    """A number in an answer: its ``text`` as written, its ``value``, where it stands in the answer, and its unit."""
 
     text: str
     value: float
@@ -25,10 +26,11 @@ class Numeral:
 
 @dataclass(frozen=True)
 class FoundBox:
-    """A box of an answer, from ``start`` to ``end`` of its text.
+    """A box in an answer, which stands in the text from ``start`` to ``end``.
 
-    ``corners`` are x1, y1, x2, y2 as numbers of ``measure``; ``spelled`` are the same as written, or None where they were worked out.
-    ``named``: the answer itself says which number is which. ``weak``: nothing but the four numbers speaks for a box.
+    ``corners`` are x1, y1, x2, y2 in the unit ``measure``. ``spelled`` are the same numbers as written; None if they had to be computed,
+    say from a width and a height. ``named``: the answer itself says which number is which. ``weak``: only the fact that there are four
+    numbers suggests that this is a box.
     """
 
     corners: Corners
@@ -41,7 +43,9 @@ class FoundBox:
 
     @property
     def as_shares(self) -> bool:
-        """Whether the numbers are written as shares of 1."""
+        """Whether the numbers look like shares of the image's sides: none is much above 1, and at least one has a decimal point (or they
+        were computed).
+        """
         fraction = self.spelled is None or any("." in text for text in self.spelled)
         return max(map(abs, self.corners)) <= 1.03 and (fraction or self.corners == (0, 0, 1, 1))
 
@@ -132,7 +136,7 @@ def named_box(named: Mapping[str, Numeral], start: int, end: int) -> FoundBox | 
 def box_of(
     numerals: Sequence[Numeral], order: Sequence[str], start: int, end: int, *, named: bool = False, weak: bool = False
 ) -> FoundBox | None:
-    """Four numbers in an order, as a box. None if they are of several measures, or one is no number."""
+    """Make a box of four numbers whose meanings ``order`` gives. None if their units differ, or a value is not finite."""
     at = dict(zip(order, numerals, strict=True))
     measures = {numeral.measure for numeral in numerals}
     scheme = next(scheme for scheme in _SCHEMES if set(scheme) == set(at))
@@ -150,7 +154,7 @@ def box_of(
 
 
 def box_around(points: Sequence[tuple[Numeral, Numeral]], start: int, end: int) -> FoundBox | None:
-    """The box around corners, two or more."""
+    """Return the smallest box around two corners or more. None if their units differ, or a value is not finite."""
     measures = {numeral.measure for point in points for numeral in point}
     xs, ys = zip(*points, strict=True)
     corners = [pick(side, key=lambda numeral: numeral.value) for pick in (min, max) for side in (xs, ys)]

@@ -20,15 +20,16 @@ FRAMES = ("milli", "resized", "unit", "square")
 
 @dataclass(frozen=True)
 class Dialect:
-    """The words of one family.
+    """The templates and words of one model family. Raises TemplateError if they are not consistent.
 
-    ``box`` is spelled with {x1} {y1} {x2} {y2}, ``point`` with {x} {y}. ``frame`` says what the numbers are: ``milli``, thousandths
-    of the image's sides from 0 to 999; ``resized``, pixels of the image as the processor resized it; ``unit``, shares of the sides from 0
-    to 1; or ``square``, shares of the square that the image stands in the middle of, with its longer side as side. ``digits`` pads whole
-    numbers with zeros, and is how many decimals a share has. The questions hold {phrase}; ``points_head`` holds {box} and is followed by
-    one or more points, of the whole image or, with the ``points_view`` "close-up", of a close-up of the box (:mod:`sam4mllm.closeup`).
-    ``answer`` stands around the boxes of an answer: it holds {boxes}, and {phrase} where the family repeats it. Of a family that answers
-    with points alone (:mod:`sam4mllm.prompts.pointing`) it holds {points}; its numbers are thousandths of three digits.
+    ``box`` is a template with {x1} {y1} {x2} {y2}, ``point`` one with {x} {y}. ``frame`` says what the numbers are: ``milli``, thousandths
+    of the image's sides from 0 to 999; ``resized``, pixels of the image as the processor resized it; ``unit``, shares of the image's sides
+    from 0 to 1; ``square``, shares of the sides of a square that is as wide as the image's longer side and has the image in its middle.
+    ``digits`` is the width to which whole numbers are padded with zeros, or the number of decimals of a share. The questions hold {phrase}.
+    ``points_head`` holds {box} and is followed by one or more points, in coordinates of the whole image or, with the ``points_view``
+    "close-up", of a close-up of the box (:mod:`sam4mllm.closeup`). ``answer`` is written around the boxes of an answer: it holds {boxes},
+    and {phrase} where the family repeats it. For a family that answers with points alone (:mod:`sam4mllm.prompts.pointing`) it holds
+    {points} instead, and the numbers must be thousandths of three digits.
     """
 
     name: str
@@ -87,7 +88,9 @@ class Dialect:
 
     @property
     def decimals(self) -> int:
-        """Digits after the point: a number of the frames ``unit`` and ``square`` is a share times ten to the power of them."""
+        """How many decimals a number is written with; 0 for whole numbers. In the frames ``unit`` and ``square``, a share is held as a
+        whole number, multiplied by ten to the power of this.
+        """
         return self.digits if self.frame in ("unit", "square") else 0
 
     def spell_number(self, value: int) -> str:
@@ -127,10 +130,12 @@ DEMO = Dialect(
 )
 
 _NONE = ' If nothing in the image fits, say "none".'
-"""A model says that there is no such object where the question offers it; the families' own questions about boxes take one for granted."""
+"""Added to the questions, so that the model may say that there is no such object. The families' own questions about boxes take one for
+granted."""
 _POINTS_HEAD = "For each point, say Yes if it lies on the object in {box} and No if not: "
 _PROMPT = ' For each instance give its box, then the word "inside" with points on it and the word "outside" with points off it.'
-"""Families have words of their own for boxes only; for points they get ours, and learn them."""
+"""Asks for boxes and points (PPG), in words of this project that a model learns in training: families have their own words only for boxes.
+"""
 
 _FIND = "Find <|object_ref_start|>{phrase}<|object_ref_end|>."
 QWEN2_VL = Dialect(
@@ -177,8 +182,8 @@ LLAVA = Dialect(
     digits=2,
     box_separator=", ",
 )
-"""Shares with two decimals of the image padded to a square, as in the RefCOCO and Visual Genome part of LLaVA-1.5's data mixture (its
-repository, issue 606), which LLaVA-NeXT and LLaVA-OneVision go on with.
+"""Shares of the square to which the image is padded, with two decimals, as in the RefCOCO and Visual Genome part of LLaVA-1.5's training
+data (its repository, issue 606). LLaVA-NeXT and LLaVA-OneVision keep this format.
 """
 
 INTERNVL = Dialect(
@@ -247,8 +252,9 @@ MOLMO2 = Dialect(
     no_target="There are none.",
     answer='<points coords="1 {points}">{phrase}</points>',
 )
-"""Points in thousandths, each after its number, all after the image's (Molmo 2, arXiv 2601.10611; question and answer as in the examples of
-its model cards; that there are none in the words of its training data). Boxes, in questions about points, are spelled our way.
+"""Points in thousandths, each after its running number, all after the number of the image (Molmo 2, arXiv 2601.10611; question and answer
+are those of the examples in its model cards, the no-target words those of its training data). The boxes in questions about points have this
+project's default spelling.
 """
 
 BEFORE_NONE = {
@@ -260,14 +266,15 @@ BEFORE_NONE = {
         INTERNVL, box_question=_DESCRIBED + "<ref>{phrase}</ref>", prompt_question=_DESCRIBED + "<ref>{phrase}</ref>." + _PROMPT
     ),
 }
-"""The words of an earlier release, which did not offer "none": adapters of that time have learned them, and do not say so."""
+"""The dialects of an earlier release, whose questions did not offer "none". Adapters of that time were trained with them, but do not record
+their dialect."""
 
 _FAMILIES = (QWEN2_VL, QWEN2_5_VL, QWEN3_VL, LLAVA, INTERNVL, GLM_V, GEMMA_4, QWEN_VL_CHAT, MOLMO2)
 DIALECTS = {dialect.name: dialect for dialect in (DEFAULT, DEMO, *_FAMILIES)}
 
 
 def dialect_of(fields: Mapping[str, object]) -> Dialect:
-    """The dialect with these fields, as an adapter's papers hold them. Raises TemplateError."""
+    """Return the dialect with these fields, as an adapter's manifest holds them. Raises TemplateError if they do not make a dialect."""
     try:
         return Dialect(**fields)  # type: ignore[arg-type] # it checks them
     except TypeError as error:
@@ -275,7 +282,9 @@ def dialect_of(fields: Mapping[str, object]) -> Dialect:
 
 
 def load_dialect(source: str | Path) -> Dialect:
-    """The dialect of that name, or of that JSON file. Raises TemplateError if there is none or it lacks a slot."""
+    """Return the dialect of DIALECTS with the name ``source``, or that of the JSON file ``source``. Raises TemplateError if there is
+    neither, or the file is not a valid dialect.
+    """
     if str(source) in DIALECTS:
         return DIALECTS[str(source)]
     path = Path(source)

@@ -1,4 +1,4 @@
-"""What comes of the brackets, tags and names of an answer: boxes and points, from lists, pairs, corners and named numbers."""
+"""Make boxes and points of what the brackets, tags and names of an answer hold: lists, pairs, corners and named numbers."""
 
 from __future__ import annotations
 
@@ -24,9 +24,10 @@ Pair = tuple[Numeral, Numeral]
 
 @dataclass(frozen=True)
 class Manner:
-    """How the dialect at hand writes: the ``order`` of a box's numbers, and whether a box is two ``paired`` corners in brackets.
+    """How the model's dialect writes boxes. ``order``: the order of a box's numbers. ``paired``: a box is two corners in round brackets.
 
-    ``bare_numbers``: four numbers and nothing else may be a box. ``finished``: the model came to its end, so its last number is whole.
+    ``bare_numbers``: an answer of four numbers and nothing else may be a box. ``finished``: the model ended the answer itself, so the last
+    number is complete.
     """
 
     order: tuple[str, ...] = XYXY
@@ -37,19 +38,23 @@ class Manner:
 
 @dataclass
 class Group:
-    """A bracket or a tag that is open, and what has come in it. The ``kind`` of the text itself is empty."""
+    """A bracket or a tag that is open, and what it holds so far.
+
+    ``kind`` is the opening bracket, "box" or "points" for a tag, and empty for the answer as a whole. ``about`` and ``corner`` are what the
+    words before it say that it is.
+    """
 
     kind: str
     start: int
     about: About = About.NOTHING
     order: tuple[str, ...] = ()
-    """Of its numbers, if the word before it tells one."""
+    """The order of its numbers, if a word before it tells one."""
     corner: str = ""
     numbers: list[Numeral] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     named: dict[str, Numeral] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
-    """Coordinates that were named without a number."""
+    """Names of coordinates that have no number so far."""
     mixed: bool = False
     """Whether there is anything in it besides numbers."""
     angled: bool = False
@@ -61,7 +66,7 @@ class Group:
 
 
 class Gathering:
-    """The boxes, points and ignored stretches so far, and the words that say what comes next."""
+    """Collects the boxes, points and ignored stretches of an answer, and keeps the last words, which say what comes next."""
 
     def __init__(self, manner: Manner) -> None:
         self.manner = manner
@@ -71,7 +76,7 @@ class Gathering:
         self.recent: list[str] = []
         self.order: tuple[str, ...] = ()
         self._unordered: dict[int, list[Numeral]] = {}
-        """Numbers of boxes whose order nothing beside them tells."""
+        """The numbers of boxes whose order no word beside them tells, by the box's index in ``boxes``."""
         self._among_points = False
         self._last_pair: tuple[Pair, int] | None = None
         self._link = ""
@@ -86,7 +91,7 @@ class Gathering:
             self.recent = [*self.recent[1 - FAR :], word]
 
     def learn_order(self, names: tuple[str, ...]) -> None:
-        """The first order of numbers that is told holds for the whole answer."""
+        """Take ``names`` as the order of numbers for the whole answer, unless an order was told before."""
         self.order = self.order or names
 
     def open(self, kind: str, start: int) -> Group:
@@ -94,7 +99,9 @@ class Gathering:
         return Group(kind, start, about(self.recent), order, corner(self.recent))
 
     def between(self, what: str, depth: int) -> None:
-        """A word or sign after a pair, ``depth`` brackets deep, which may lead to another pair that makes a box with it."""
+        """Take a word or sign after a pair of numbers, ``depth`` brackets deep. It may link the pair to a following one, with which it
+        makes a box; any other word or sign breaks the link.
+        """
         if self._last_pair is None or depth != self._link_depth:
             return
         if what in LINKS and self._link in ("", ","):
@@ -116,7 +123,7 @@ class Gathering:
             self.unlink()
 
     def ordered(self) -> list[FoundBox]:
-        """All boxes, in the order that is told anywhere in the answer where nothing beside them tells another."""
+        """Return all boxes. If an order of numbers is told anywhere in the answer, it holds for the boxes beside which no other is told."""
         boxes = list(self.boxes)
         for index, numbers in self._unordered.items() if self.order else ():
             box = boxes[index]
@@ -160,7 +167,7 @@ class Gathering:
             self._among_points = True
 
     def _close_names(self, group: Group) -> None:
-        """A list of names alone tells the order of lists, or which corner comes next."""
+        """Read a list of names of coordinates alone: it tells the order of the numbers in other lists, or which corner comes next."""
         if is_order(group.names):
             self.learn_order(tuple(group.names))
         elif group.names in (["x1", "y1"], ["x2", "y2"]):

@@ -1,15 +1,15 @@
-"""Boxes and points in an answer of whatever spelling: a general reader, for models that do not keep to their dialect.
+"""A general reader of boxes and points in answers of any spelling, for models that do not keep to their dialect.
 
-Read as boxes are
+It reads as boxes:
 
 - four numbers in brackets or between a family's tags, or after a word for a box:
   ``[1, 2, 3, 4]``, ``(1, 2, 3, 4)``, ``<box>1 2 3 4</box>``, ``Bounding box: 1, 2, 3, 4``
 - numbers with names, in any order: ``{"x1": 1, "y1": 2, "x2": 3, "y2": 4}``, ``xmin=1 …``, ``"x", "y", "width", "height"``
-- two opposite corners, and four: ``from (1, 2) to (3, 4)``, ``top-left (1, 2), bottom-right (3, 4)``, ``"quad": [1, 2, 3, 2, 3, 4, 1, 4]``
-- a family's own steps: ``<loc0002><loc0001><loc0004><loc0003>``, ``<loc_1><loc_2><loc_3><loc_4>``, ``<patch_index_0001><patch_index_0040>``
+- two opposite corners, or four: ``from (1, 2) to (3, 4)``, ``top-left (1, 2), bottom-right (3, 4)``, ``"quad": [1, 2, 3, 2, 3, 4, 1, 4]``
+- location tokens: ``<loc0002><loc0001><loc0004><loc0003>``, ``<loc_1><loc_2><loc_3><loc_4>``, ``<patch_index_0001><patch_index_0040>``
 
-Numbers that words or keys call something else are no box (a size, a point, a colour, what stands in a label), and neither is one that
-the text breaks off in. One pass over the tokens, so the time grows with the text's length only.
+Numbers that words or keys say are something else (a size, a point, a colour, a number in a label) are not read as a box, and neither is a
+box in which the text breaks off. The reader passes over the tokens once, so its time grows linearly with the text's length.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ class _Reader:
         group = self.groups[-1]
         measure = token.unit or ("hundredths" if group.angled and group.kind == "{" else "")
         numeral = Numeral(token.text, float(token.text), token.start, token.end, measure)
-        if is_order(group.names[-4:]):  # names, then numbers in their order
+        if is_order(group.names[-4:]):  # four names came first, so the numbers after them are in the same order
             self.into.learn_order(tuple(group.names[-4:]))
             group.names.clear()
             self.pending = ""
@@ -119,7 +119,7 @@ class _Reader:
         self.into.between("", len(self.groups))
 
     def _name(self, group: Group, numeral: Numeral) -> None:
-        """A number that has a name."""
+        """Record a number under the coordinate name that was read before it."""
         place = corner(self.into.recent)
         if self.pending in group.named:
             self._close_named(group)
@@ -176,7 +176,7 @@ class _Reader:
         self.into.unlink()
 
     def _break(self) -> None:
-        """Something that is no number ends a run of them."""
+        """End the run of numbers and of location tokens, because something else follows."""
         self.pending = ""
         self._flush_run()
         self.locations.flush(self.into.boxes)
@@ -215,7 +215,7 @@ class _Reader:
         self.into.close(group, self.groups[-1], end, len(self.groups))
 
     def _close_named(self, group: Group) -> None:
-        """Named numbers of a group that is still open; those that the text breaks off in are left out."""
+        """Pass on the named numbers of a group that is still open, unless the text breaks off in the last of them; then forget them."""
         if group.named and self._is_whole(max(numeral.end for numeral in group.named.values())):
             end = max(numeral.end for numeral in group.named.values())
             self.into.close_named(group, self.groups[0], end, len(self.groups))
@@ -254,7 +254,9 @@ class _Reader:
     # -- numbers without brackets ------------------------------------------------------------------------------------------------------
 
     def _flush_run(self, *, last: bool = False) -> None:
-        """A run of numbers is a box if a word for one comes before, or an order of columns, or if there is nothing else."""
+        """End a run of numbers and read it as boxes, four numbers each, if a word for a box comes before it, if an order of numbers was
+        told (as by the columns of a table), or if the answer holds nothing else. ``last``: the run is at the answer's end.
+        """
         run, self.run = self.run, []
         group = self.groups[-1]
         if not run or len(run) % 4 or (group.kind not in ("", "{") and not group.mixed):
@@ -266,7 +268,7 @@ class _Reader:
         if not self._is_whole(run[-1][0].end):
             run = run[:-4]
         rows = [run[index : index + 4] for index in range(0, len(run), 4)]
-        if len(rows) > 1 and any(row[0][1] != row[3][1] for row in rows):  # several boxes are one a line
+        if len(rows) > 1 and any(row[0][1] != row[3][1] for row in rows):  # several boxes in a run count only if each has its own line
             return
         order = self.into.order
         for row in rows:
@@ -275,11 +277,13 @@ class _Reader:
             self.into.add(box_of(numerals, order or self.manner.order, start, end, named=bool(order), weak=not boxed))
 
     def _is_whole(self, end: int) -> bool:
-        """Whether a number that ends there was written to its end."""
+        """Whether a number that ends at ``end`` is complete: there is text after it, or the model ended the answer with no group open."""
         return end < self.length or (self.manner.finished and len(self.groups) == 1)
 
     def finish(self) -> Found:
-        """What was read, after the last token: brackets that are still open hold nothing, tags and mappings what is whole."""
+        """Return what was read, after the last token. Brackets that are still open are discarded; of open tags and mappings, the complete
+        numbers are read.
+        """
         if self.label_from is not None:
             self.into.ignored.append((self.label_from, self.length))
         self._flush_run(last=True)

@@ -1,4 +1,4 @@
-"""Boxes in the steps that some families have tokens of their own for: PaliGemma's, Florence-2's and Kosmos-2's."""
+"""Boxes that are spelled with location tokens, special tokens for coordinate steps: those of PaliGemma, Florence-2 and Kosmos-2."""
 
 from __future__ import annotations
 
@@ -12,18 +12,21 @@ _TOKEN = re.compile(r"(?P<pali>loc[0-9]{4})|(?P<florence>(?:loc_|x_|y_)[0-9]{1,4
 _GRID = 32
 """Kosmos-2 counts the cells of a grid of 32 x 32, row by row (arXiv 2306.14824, section 2.1)."""
 _STEPS: dict[str, Measure] = {"pali": "1024ths", "florence": "milli", "kosmos": ""}
-"""PaliGemma has 1,024 steps (arXiv 2407.07726, section 3), y first; Florence-2 has 1,000 (arXiv 2311.06242, section 3.1)."""
+"""The measure of each family's steps. PaliGemma has 1,024 steps to a side (arXiv 2407.07726, section 3), and writes y first; Florence-2 has
+1,000 (arXiv 2311.06242, section 3.1). Kosmos-2's tokens are numbers of cells, which are converted later."""
 
 
 class Locations:
-    """Tokens of one family that follow each other."""
+    """Collects location tokens of one family that follow each other, and makes boxes of them."""
 
     def __init__(self) -> None:
         self._family = ""
         self._tokens: list[Numeral] = []
 
     def take(self, token: AnswerToken, boxes: list[FoundBox]) -> bool:
-        """Take a tag if it is a step; where another family's begins, what there was becomes ``boxes``."""
+        """Take a token if it is a location token, and return whether it is one. Where another family's tokens begin, the boxes of the
+        earlier tokens are added to ``boxes`` first.
+        """
         match = _TOKEN.fullmatch(token.text) if token.kind == "tag" else None
         if match is None:
             return False
@@ -59,7 +62,9 @@ def _x_first(tokens: list[Numeral]) -> FoundBox | None:
 
 
 def _cells(tokens: list[Numeral]) -> FoundBox | None:
-    """From the middle of the first cell to that of the last; of a single row or column, its whole breadth."""
+    """Return the box from the middle of the first cell to the middle of the last. If both are in one column (or row), the box has the whole
+    width (or height) of a cell.
+    """
     (y1, x1), (y2, x2) = (divmod(int(token.value), _GRID) for token in tokens)
     inset_x, inset_y = (0.5 if x1 != x2 else 0.0), (0.5 if y1 != y2 else 0.0)
     corners = (x1 + inset_x, y1 + inset_y, x2 + 1 - inset_x, y2 + 1 - inset_y)

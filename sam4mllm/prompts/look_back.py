@@ -16,6 +16,6 @@ DEMO_QUESTION = "is this {phrase}"
 
 
 def look_back_question(dialect: Dialect, phrase: str) -> str:
-    """What is asked. It is no part of a dialect, so that the versions of those who do not look back do not hang on it."""
+    """Return the question. It is not part of a dialect, so that changing it leaves versions without a look back the same."""
     template = DEMO_QUESTION if dialect.name == DEMO.name else QUESTION
     return template.replace("{yes}", dialect.yes).replace("{no}", dialect.no).replace("{phrase}", phrase)

@@ -1,12 +1,11 @@
-"""A model's answer back to numbers in its dialect's own grammar: the inverse of :mod:`sam4mllm.prompts.conversation`.
+"""Parse a model's answer in its dialect's own grammar: the inverse of :mod:`sam4mllm.prompts.conversation`.
 
-Answers in any other spelling are for :mod:`sam4mllm.prompts.general`. Nothing here raises, whatever the model wrote: what cannot be read
-is left out. An answer is first made plain: its numbers, words and
-single signs, each followed by one space, without commas. The dialect's spellings are made plain in the same way, so spaces, padding
-and the kind of separator make no difference. As numbers are short by then, a spelling is compared with a bounded stretch of the
-answer at each place, and the time grows with the answer's length only.
+:mod:`sam4mllm.prompts.general` reads answers in any other spelling. Nothing here raises, whatever the model wrote: what cannot be read is
+left out. An answer is first made plain: its numbers, words and single signs, each followed by one space, without commas. The dialect's
+spellings are made plain in the same way, so spaces, padding and the kind of separator make no difference. Plain numbers are short, so each
+comparison of a spelling covers a bounded stretch of the answer, and the time grows linearly with the answer's length.
 
-Where both could be read, a box comes before points; so a dialect should not spell two points like a box.
+Where a text could be read as a box or as points, it is a box; so a dialect should not spell two points like a box.
 """
 
 from __future__ import annotations
@@ -38,9 +37,9 @@ class _Mark(enum.Enum):
 def parse_boxes(dialect: Dialect, text: str, limit: int = 999) -> list[BoxNumbers]:
     """The boxes of an answer, in order and without repetitions, at most MAX_INSTANCES.
 
-    A box is spelled as the dialect spells it, or as a list of four numbers. Numbers are in the dialect's frame (shares in the steps of
-    their last decimal), rounded down and clipped to 0..limit; corners come in order. A box that is not written to its end is left out; one
-    without area is kept.
+    A box may be spelled as the dialect spells it, or as a list of four numbers in brackets. The returned numbers are in the dialect's frame
+    (a share is multiplied by ten to the power of ``dialect.decimals``), rounded down and clipped to 0..limit; each box has its lower x and
+    y first. A box that breaks off is left out; one without area is kept.
     """
     boxes = dict.fromkeys(
         item for item in _read(dialect, _plain(text, dialect.decimals), limit) if not isinstance(item, _Mark) and len(item) == 4
@@ -49,7 +48,9 @@ def parse_boxes(dialect: Dialect, text: str, limit: int = 999) -> list[BoxNumber
 
 
 def spelled_boxes(dialect: Dialect, folded: str) -> list[tuple[tuple[str, str, str, str], int, int]]:
-    """The boxes of a folded answer that are spelled just as the dialect spells them: x1, y1, x2, y2 as written, and from where to where."""
+    """Find the boxes of a folded answer that are spelled just as the dialect spells them. Return for each its (x1, y1, x2, y2) as written,
+    and where it starts and ends in the answer.
+    """
     tokens = list(_TOKEN.finditer(folded))
     pieces = [f"{_in_plain(token, dialect.decimals)} " for token in tokens]
     ends = list(itertools.accumulate(map(len, pieces)))
@@ -71,9 +72,9 @@ def parse_points(dialect: Dialect, text: str, limit: int = 999) -> list[PointNum
 def parse_prompt(dialect: Dialect, text: str, limit: int = 999) -> list[SpokenInstance]:
     """The instances of a PPG answer: each box with the points after the words for inside and outside, either of which may be missing.
 
-    The boxes are those of :func:`parse_boxes`, and at most MAX_POINTS points are read for each side. Points before the first box,
-    after a broken box or after neither word belong to nothing and are left out. So are those of a box that was there before, as a
-    model stuck in a loop writes.
+    The boxes are those of :func:`parse_boxes`, and at most MAX_POINTS points are read for each side. Points before the first box, after a
+    box that breaks off, or after a box but before either word belong to no instance and are left out. So are the points after a repeated
+    box, which a model that is stuck in a loop writes.
     """
     spoken: dict[BoxNumbers, dict[_Mark, list[PointNumbers]]] = {}
     sides: dict[_Mark, list[PointNumbers]] = {}
@@ -92,11 +93,13 @@ def parse_prompt(dialect: Dialect, text: str, limit: int = 999) -> list[SpokenIn
 
 
 def parse_verdicts(dialect: Dialect, text: str, count: int) -> list[bool | None]:
-    """``count`` verdicts: True for the dialect's yes and False for its no, in any case; None where one is missing or unreadable.
+    """Read ``count`` verdicts: True for the dialect's yes and False for its no, in upper or lower case; None where one is missing or
+    unreadable.
 
-    Verdicts may be run together ("YesNoNo") or stand in prose. Of the fields between commas, semicolons and line breaks, each that
-    has at most one verdict counts as one. Between several verdicts in one field, other words count as one that is unreadable, lest
-    they shift those after them. What comes before the first verdict is an introduction if there would otherwise be too many.
+    Verdicts may be run together ("YesNoNo") or stand in prose. Commas, semicolons and line breaks divide the answer into fields. A field
+    with at most one verdict counts as one verdict, unreadable if it has none. In a field with several verdicts, other words between them
+    count as one unreadable verdict, so that the later ones keep their places. If there are then more verdicts than ``count``, unreadable
+    ones at the beginning are dropped as an introduction.
     """
     fields = re.split(r"[,;\n]++", fold(text))
     verdicts = [verdict for field in fields for verdict in _field(fold(dialect.yes).strip(), fold(dialect.no).strip(), field)]
@@ -133,7 +136,9 @@ def number_order(dialect: Dialect) -> tuple[str, ...]:
 
 
 def _listed(dialect: Dialect) -> str:
-    """How families that answer in JSON spell a box, and others when they forget their own spelling."""
+    """Return the template of a box as a plain list of numbers, which families that answer in JSON write, and others when they forget their
+    own spelling.
+    """
     return "[" + ",".join(f"{{{name}}}" for name in number_order(dialect)) + "]"
 
 
@@ -181,10 +186,10 @@ def _expressions(spelling: list[str], kind: str = "") -> list[str]:
 
 
 def _beginning(spelling: list[str], boxes: str) -> str:
-    """A regular expression for as much of a spelling as there is, at least one number, and for numbers after it.
+    """Return a regular expression for a box that breaks off: a spelling up to its first number or further, and any numbers after that.
 
-    It stops where one of the ``boxes`` begins, which may be within. It fits nowhere if the spelling begins with a number, as any
-    number would be the beginning of a box.
+    The match stops where a whole box begins, as the regular expression ``boxes`` matches it, which may be within the broken one. If the
+    spelling begins with a number, the expression matches nothing, because any number would then begin a box.
     """
     tokens = _expressions(spelling)
     first = tokens.index(_NUMBER)
@@ -199,7 +204,9 @@ def _beginning(spelling: list[str], boxes: str) -> str:
 
 @functools.lru_cache(maxsize=16)
 def _grammar(dialect: Dialect) -> re.Pattern[str]:
-    """What can stand at a place in plain text, as named groups: a box in either spelling, a word, a point, a broken box; or any token."""
+    """Return a regular expression for what can stand at a place in plain text. Its named groups are a box in either spelling, the words for
+    inside and outside, a point, and a box that breaks off; any other token matches without a group.
+    """
     box, listed, point = (_spelling(template, dialect.decimals) for template in (dialect.box, _listed(dialect), dialect.point))
     boxes = "|".join("".join(_expressions(spelling)) for spelling in (box, listed))
     words = {"inside": _plain(dialect.inside, dialect.decimals), "outside": _plain(dialect.outside, dialect.decimals)}
@@ -214,7 +221,9 @@ def _grammar(dialect: Dialect) -> re.Pattern[str]:
 
 
 def _read(dialect: Dialect, plain: str, limit: int = 0) -> Iterator[BoxNumbers | PointNumbers | _Mark]:
-    """Boxes (four numbers), points (two), the words for the two sides, and the places where a box begins but does not end."""
+    """Yield what plain text holds, in order: boxes (four numbers), points (two), and marks for the words for inside and outside and for
+    boxes that break off.
+    """
     for match in _grammar(dialect).finditer(plain):
         kind = match.lastgroup
         if kind in ("box", "list"):

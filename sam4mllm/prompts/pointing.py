@@ -1,6 +1,6 @@
-"""Answers that are points alone, one on each object: Molmo 2's spelling of them, and back to numbers.
+"""Write and read answers that are points alone, one on each object, as Molmo 2 spells them.
 
-Of two objects, each point after its number, behind the number of the image::
+``coords`` holds the number of the image, then for each object its running number, x and y. An answer of two objects::
 
     <points coords="1 1 105 205 2 300 400">the cups</points>
 
@@ -20,7 +20,7 @@ HIGHEST = 1000
 
 _COORDINATES = re.compile(r"coords\s*=\s*[\"']?(?P<numbers>[\d\s:;,.]*+)")
 _POINT = re.compile(r"(?<![\d.])\d{1,4}\s+(?P<x>\d{3,4})\s+(?P<y>\d{3,4})(?![\d.])", re.ASCII)
-"""A point's number, then x and y of three digits at least, by which they are told from the numbers of points and images."""
+"""A point's running number, then x and y. These have three digits or four, unlike the numbers of points and images."""
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,8 @@ def pointed_answer(dialect: Dialect, phrase: str, points: Sequence[tuple[int, in
 
 
 def find_marks(clear: str, finished: bool = True) -> Iterator[FoundMark]:
-    """The points of a folded answer, in order. ``finished``: the model came to its end; otherwise a number that the text ends in may be
-    half of one. The number of the image is not looked at, for there is only one.
+    """Yield the points of a folded answer, in order. ``finished``: the model ended the answer itself; otherwise a point at the very end of
+    the text is left out, for its last number may be incomplete. The number of the image is ignored, because there is only one image.
     """
     for coordinates in _COORDINATES.finditer(clear):
         for point in _POINT.finditer(clear, *coordinates.span("numbers")):

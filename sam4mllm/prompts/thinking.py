@@ -1,6 +1,6 @@
 """A thought before the answer (strategy ``reason``): the words that ask for it, and the tags around it.
 
-One turn, as a model without thoughts of its own is asked; the template of a model with them opens the thought in the same way::
+This turn is for a model that was not trained to think. The chat template of one that was opens the thought in the same way::
 
     user       <image> Where is this: what the dog may drink from. First think step by step about which object is meant, then answer.
     assistant  <think>
@@ -9,8 +9,8 @@ One turn, as a model without thoughts of its own is asked; the template of a mod
 
                [281,251,863,999]
 
-The opening tag is part of the question, so a thought always begins. The closing tag is the model's own, or put in its place where a thought
-reaches its budget or breaks off ("budget forcing": s1, arXiv 2501.19393, section 3.1).
+The opening tag is part of the prompt, so a thought always begins. The model writes the closing tag itself. Where a thought reaches its
+budget of tokens, or the model ends within it, the closing tag is put in ("budget forcing": s1, arXiv 2501.19393, section 3.1).
 """
 
 from __future__ import annotations
@@ -27,19 +27,21 @@ BEGIN = "<think>\n"
 END = "\n</think>\n\n"
 """As the chat templates of Qwen3-VL-Thinking and Qwen3.5 write them around a thought."""
 WORDS = (ASK, BEGIN, END)
-"""All that shapes answers by ``reason`` alone: no part of a dialect, so other strategies' versions do not hang on it."""
+"""The words that affect only the strategy ``reason``. They are not part of a dialect, so that changing them leaves the versions of other
+strategies the same."""
 _NO_THOUGHT = re.compile(r"(?:<think>\s*</think>|<\|channel>thought\s*<channel\|>)\s*\Z")
 
 
 def reason_question(dialect: Dialect, phrase: str) -> str:
-    """The question for boxes, with the words that ask for a thought before them."""
+    """Return the question for boxes, followed by the words that ask for a thought before the answer."""
     return box_question(dialect, phrase) + ASK
 
 
 def open_thought(to_answer: str) -> str:
-    """What stands between the question and the thought, made of ChatMarkup's ``to_answer``.
+    """Return the text between the question and the thought, made from ``ChatMarkup.to_answer``.
 
-    An empty thought, by which a template asks for an answer without one, is taken away; a thought that it opens stays as it is.
+    Some templates write an empty thought to ask for an answer without one; it is removed. An opening tag is added, unless the template
+    has already opened a thought.
     """
     bare = _NO_THOUGHT.sub("", to_answer)
     return bare if ends_inside_thought(fold(bare)) else bare + BEGIN

@@ -9,15 +9,16 @@ from transformers import PreTrainedConfig, Qwen2Config
 from transformers.configuration_utils import SubConfigSpec
 
 MODEL_TYPE = "qwen_vl_chat"
-"""In the config.json of a converted folder; the published one says ``qwen``, as that of Qwen's first text models does."""
+"""The ``model_type`` in a converted folder's config.json. The published one is ``qwen``, which Qwen's first text models have too."""
 IMAGE_TOKEN = "<imgpad>"
 
 
 @strict
 class QwenVLChatVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
-    """The vision tower, ViT-bigG/14, and the resampler behind it.
+    """The configuration of the vision tower, ViT-bigG/14, and of the resampler that follows it.
 
-    ``out_hidden_size`` is the width of the resampler, which is the language model's; ``resampler_heads`` of 128 each share it.
+    ``out_hidden_size`` is the width of the resampler, which equals the language model's; it is divided into ``resampler_heads`` heads (of
+    128 each in the published checkpoint). ``queries`` is the number of embeddings that the resampler makes of an image.
     """
 
     model_type: ClassVar[str] = "qwen_vl_chat_vision"
@@ -43,10 +44,11 @@ class QwenVLChatVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 
 @strict
 class QwenVLChatConfig(PreTrainedConfig):
-    """The whole model; its language model is Qwen2's with as many key heads as heads.
+    """The configuration of the whole model. Its language model is a Qwen2 with as many key and value heads as query heads.
 
-    The language model's ``max_position_embeddings`` is a limit, 2,048 in the published checkpoint (``seq_length``): beyond it the published
-    code scales the rotary base and the queries (dynamic NTK, logn), and up to it both are the identity.
+    The language model's ``max_position_embeddings`` is the longest input, 2,048 tokens in the published checkpoint (``seq_length``). Beyond
+    it the published code scales the rotary base and the queries (dynamic NTK, logn), which is not implemented here; up to it, neither
+    scaling changes anything.
     """
 
     model_type: ClassVar[str] = MODEL_TYPE

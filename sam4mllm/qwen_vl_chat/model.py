@@ -1,6 +1,7 @@
-"""The whole model: the image's embeddings take the place of its placeholders in the text, which Qwen2's decoder then reads.
+"""The whole model of Qwen-VL-Chat: an image's embeddings replace its placeholders in the text, and Qwen2's decoder reads the result.
 
-The published decoder is Qwen2's under other names: rotary positions by halves, biases on queries, keys and values alone, a gated MLP.
+The published decoder is Qwen2's under other names: it rotates positions by halves, has biases only on queries, keys and values, and has a
+gated MLP.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from sam4mllm.qwen_vl_chat.vision import QwenVLChatResampler, QwenVLChatTower
 
 
 class QwenVLChatPreTrainedModel(PreTrainedModel):  # type: ignore[no-untyped-call]
-    """What transformers needs to know of both classes."""
+    """The base class of the two models below: the settings that transformers needs for both."""
 
     config_class = QwenVLChatConfig
     base_model_prefix = "model"
@@ -64,13 +65,13 @@ class QwenVLChatModel(QwenVLChatPreTrainedModel):
         use_cache: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """As Qwen2's, with images (B, 3, image_size, image_size) for the placeholders in ``input_ids`` (B, T).
+        """Do what Qwen2Model's ``forward`` does, with images (B, 3, image_size, image_size) for the placeholders in ``input_ids`` (B, T).
 
-        Positions are what counts, never the length of a row: packed questions of one prefix begin at the same position.
+        Only the highest position is limited, not the length of a row: packed questions that share a prefix begin at the same position.
 
         Raises:
-            PhraseError: a token stands at a position that the model was not trained for, outside training.
-            ValueError: there are not as many placeholders as the images have embeddings.
+            PhraseError: a token's position is beyond ``max_position_embeddings``; never raised in training mode.
+            ValueError: the number of placeholders is not the number of the images' embeddings.
         """
         if inputs_embeds is None:
             inputs_embeds = self.language_model.embed_tokens(input_ids)
@@ -124,7 +125,10 @@ class QwenVLChatForConditionalGeneration(QwenVLChatPreTrainedModel, GenerationMi
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Logits (B, T, vocabulary), or of the last ``logits_to_keep`` tokens; see QwenVLChatModel for the rest."""
+        """Return logits (B, T, vocabulary), or if ``logits_to_keep`` is a number above 0, those of that many last tokens.
+
+        A tensor ``logits_to_keep`` selects tokens by their indices. The other arguments are QwenVLChatModel's.
+        """
         outputs = self.model(input_ids=input_ids, pixel_values=pixel_values, **kwargs)
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return CausalLMOutputWithPast(

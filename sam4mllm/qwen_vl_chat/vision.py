@@ -1,4 +1,4 @@
-"""The image encoder: a vision tower of one token a patch, and a resampler that makes a fixed number of embeddings of them."""
+"""The image encoder: a vision tower with one token for each patch, and a resampler that turns them into a fixed number of embeddings."""
 
 from __future__ import annotations
 
@@ -59,9 +59,10 @@ class QwenVLChatBlock(nn.Module):
 
 
 class QwenVLChatTower(nn.Module):
-    """ViT-bigG/14 without a class token; nothing is normalised after the last block.
+    """ViT-bigG/14 without a class token, and without a normalisation after the last block.
 
-    ``positions`` (patches, width) are for the patches of ``image_size``; the published table is a coarser grid, which conversion enlarges.
+    ``positions`` (patches, width) has one row for each patch of an image of ``image_size``. The published table is a coarser grid, which
+    the conversion enlarges.
     """
 
     def __init__(self, config: QwenVLChatVisionConfig) -> None:
@@ -82,7 +83,7 @@ class QwenVLChatTower(nn.Module):
 
 
 class QwenVLChatResampler(nn.Module):
-    """One cross attention from learned queries to the patches. Keys and queries have positions, values have none; there is no residual."""
+    """One cross-attention layer from learned queries to the patches, without a residual. Positions are added to queries and keys only."""
 
     def __init__(self, config: QwenVLChatVisionConfig) -> None:
         super().__init__()

@@ -1,15 +1,16 @@
 """SAM's image attention without its matrix of positions.
 
-segment-anything adds to each query's scores what its head says of how far a key is below and beside it (decomposed relative positions,
-ViTDet, arXiv 2203.16527, section 3). Per head and image that is a matrix of all tokens by all tokens, written out several times. As the two
-terms depend on the key's row and column alone, they are dot products, too: with the query's terms for every row and column as further
-dimensions of the query, and the key's own row and column as ones among zeros in those of the key, one fused attention does it all.
+segment-anything adds two terms to each attention score, one for how far the key is below the query and one for how far it is beside it
+(decomposed relative positions, ViTDet, arXiv 2203.16527, section 3). Per head and image they make a matrix of all tokens by all tokens,
+which is written out several times. For a given query the terms depend only on the key's row and column, so they can be written as dot
+products: the query is extended by its terms for every row and every column, and the key by one-hot vectors of its own row and column. One
+call of fused attention then computes everything.
 
     query  [ q · scale | below (H) | beside (W) ]
     key    [ k         | 0 … 1 … 0 | 0 … 1 … 0  ]
 
-A processor pays for each further dimension. There the matrix is written after all, some queries of one head at a time, so that it stays in
-the processor's cache.
+On a CPU each further dimension costs time. There the matrix is written after all, for some queries of one head at a time, so that it stays
+in the CPU's cache.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 
 QUERIES_AT_ONCE = 64
-"""Their scores of 4,096 keys take a megabyte; 32 to 128 were as fast."""
+"""Queries whose scores are computed at once on a CPU. Their scores for 4,096 keys take a megabyte; 32 to 128 were as fast."""
 
 
 class FusedAttention(nn.Module):
@@ -49,7 +50,9 @@ class FusedAttention(nn.Module):
         return joined
 
     def _distances(self, query: Tensor, height: int, width: int) -> tuple[Tensor, Tensor]:
-        """(B, heads, H·W, H) and (B, heads, H·W, W): what each query (B, heads, H·W, C) says of keys in each row and in each column."""
+        """Return the terms that each query (B, heads, H·W, C) adds for keys in each row, (B, heads, H·W, H), and in each column, (B, heads,
+        H·W, W).
+        """
         grid = query.reshape(*query.shape[:2], height, width, -1)
         below = torch.einsum("bnhwc,hkc->bnhwk", grid, get_rel_pos(height, height, self.rel_pos_h))
         beside = torch.einsum("bnhwc,wkc->bnhwk", grid, get_rel_pos(width, width, self.rel_pos_w))
@@ -57,7 +60,10 @@ class FusedAttention(nn.Module):
 
 
 def attend_fused(query: Tensor, key: Tensor, value: Tensor, below: Tensor, beside: Tensor) -> Tensor:
-    """(B, heads, H·W, C) of scaled queries, keys and values of that shape and of what queries say of rows and columns."""
+    """Return what attention finds, (B, heads, H·W, C), in one fused call.
+
+    ``query`` (already scaled), ``key`` and ``value`` have that shape; ``below`` and ``beside`` are the queries' terms for rows and columns.
+    """
     height, width = below.shape[-1], beside.shape[-1]
     places = _places(height, width, key).expand(*key.shape[:2], -1, -1)
     return F.scaled_dot_product_attention(
@@ -69,7 +75,7 @@ def attend_fused(query: Tensor, key: Tensor, value: Tensor, below: Tensor, besid
 
 
 def attend_in_parts(query: Tensor, key: Tensor, value: Tensor, below: Tensor, beside: Tensor) -> Tensor:
-    """The same, QUERIES_AT_ONCE at a time; without gradients."""
+    """Return the same as :func:`attend_fused`, computed for QUERIES_AT_ONCE queries at a time, and without gradients."""
     found = torch.empty_like(query)
     for image, head in np.ndindex(*query.shape[:2]):
         own_key, own_value = key[image, head].T.contiguous(), value[image, head].contiguous()

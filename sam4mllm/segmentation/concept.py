@@ -16,9 +16,9 @@ from sam4mllm.segmentation.protocol import Embedding, Segmenter
 class Candidates:
     """What a segmenter finds for a phrase by itself, best first.
 
-    ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``scores`` (N,) float64 in 0–1; ``masks`` (N, H, W) bool; ``presence`` in 0–1: that there is
-    any such thing in the image (of a model that does not say so, the best score of all, those below the threshold included). ``note``: what
-    a user should know of it, empty if all is well.
+    ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``scores`` (N,) float64 in 0–1; ``masks`` (N, H, W) bool; ``presence`` in 0–1: the
+    probability that there is any such thing in the image (from a model that gives none, the best score of all, also if it is below the
+    threshold). ``note``: what a user should know about the result, empty if all is well.
     """
 
     boxes_px: NDArray[np.float32]

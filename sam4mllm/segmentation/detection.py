@@ -1,4 +1,4 @@
-"""A detector that takes phrases, and any segmenter to draw its boxes: together they take phrases as one model of both kinds does."""
+"""A detector that takes phrases, combined with any segmenter that draws its boxes: together they are a segmenter that takes phrases."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from sam4mllm.values import Masks, Prompt
 class Detections:
     """The boxes that a detector finds for a phrase, best first.
 
-    ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``scores`` (N,) float64 in 0–1; ``presence`` in 0–1, as of
-    :class:`~sam4mllm.segmentation.concept.Candidates`, and so is ``note``.
+    ``boxes_px`` (N, 4) float32 x1, y1, x2, y2; ``scores`` (N,) float64 in 0–1; ``presence`` in 0–1 and ``note``: as in
+    :class:`~sam4mllm.segmentation.concept.Candidates`.
     """
 
     boxes_px: NDArray[np.float32]
@@ -83,7 +83,7 @@ class DetectingSegmenter:
         return self.segmenter.decode(_own(embedding).segmenter, prompts)
 
     def as_logits(self, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-        """See :class:`~sam4mllm.segmentation.former.MaskTaker`: what the segmenter takes."""
+        """See :class:`~sam4mllm.segmentation.former.MaskTaker`; the logits are those that the segmenter takes, None if it takes none."""
         return mask_logits_of(self.segmenter, _own(embedding).segmenter, mask)
 
     def find(self, embedding: Embedding, phrases: Sequence[str], threshold: float) -> list[Candidates]:
@@ -102,7 +102,7 @@ class DetectingSegmenter:
         """(H, W) bool of each box: of its candidates, the one that is predicted to be best."""
         prompts = [Prompt(box_px, np.zeros((0, 2), np.float32), np.zeros(0, np.int64)) for box_px in boxes_px]
         drawn = []
-        for start in range(0, len(prompts), AT_ONCE):  # the candidates of a crowd would not fit
+        for start in range(0, len(prompts), AT_ONCE):  # the candidates of hundreds of boxes at once would not fit into memory
             decoded = self.segmenter.decode(embedding, prompts[start : start + AT_ONCE])
             drawn += [masks.mask(masks.best) for masks in decoded]
         return drawn

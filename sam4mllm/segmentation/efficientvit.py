@@ -15,7 +15,7 @@ from sam4mllm.errors import ModelError
 from sam4mllm.segmentation.sam import SamSegmenter
 
 NAMES = tuple(f"efficientvit-sam-{size}" for size in ("l0", "l1", "l2", "xl0", "xl1"))
-"""The authors' names of their five models; the paper uses xl1."""
+"""The EfficientViT-SAM authors' names of their five models; the SAM4MLLM paper uses xl1."""
 
 
 class EfficientViTSegmenter(SamSegmenter):

@@ -3,9 +3,9 @@
     logits on the grid  ──►  the model's square frame  ──►  without its padding  ──►  the image
     (h, w)                   (only of models that pad)       rows and columns seen     (H, W) bool
 
-Interpolation takes the weighted mean of four neighbours. Where all four are above the threshold, so is the mean; where none is, it is not.
-Only the pixels between neighbours of both kinds, those along the mask's edge, have to be computed. :func:`enlarge_plainly` computes all
-pixels and is what this is tested against.
+Interpolation takes the weighted mean of four neighbours. Where all four are above the threshold, so is the mean; where none is, neither is
+the mean. Only the pixels between neighbours of both kinds, those along the mask's edge, have to be computed. :func:`enlarge_plainly`
+computes all pixels; tests compare this with it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 PIXELS_AT_ONCE = 1 << 20
-"""Of the image, a byte each in every array on the way; more at once was no faster on masks of 12 megapixels."""
+"""Pixels of the image that are computed at once; each takes a byte in every intermediate array. More at once was no faster on masks of 12
+megapixels."""
 
 
 @dataclass(frozen=True)
@@ -27,8 +28,9 @@ class Enlarging:
 
     Args:
         size: height and width of the image.
-        frame: side of the square to which a model that pads its images enlarges its grid first; None of a model that squashes them.
-        seen: rows and columns of that square which are no padding.
+        frame: side of the square to which the grid of a model that pads its images is enlarged first; None for a model that squashes images
+            to a square.
+        seen: the numbers of rows and of columns of that square that are not padding.
         threshold: logit above which a pixel is on the object.
     """
 
@@ -38,7 +40,7 @@ class Enlarging:
     threshold: float = 0.0
 
     def coarse(self, logits: Tensor) -> NDArray[np.bool_]:
-        """(N, rows, columns) bool of logits (N, h, w): the mask on the grid, without what lies on padding."""
+        """Return the masks (N, rows, columns) bool of logits (N, h, w), still on the grid but without the cells that lie on padding."""
         on: NDArray[np.bool_] = (logits > self.threshold).cpu().numpy()
         if self.frame is None:
             return on
@@ -46,7 +48,9 @@ class Enlarging:
         return on[:, :rows, :columns]
 
     def full(self, logits: Tensor) -> NDArray[np.bool_]:
-        """(H, W) bool of one mask's logits (h, w): what :func:`enlarge_plainly` gives, but where rounding decides."""
+        """Return the mask (H, W) bool of one mask's logits (h, w). It equals that of :func:`enlarge_plainly`, except where rounding
+        decides.
+        """
         values = _without_padding(logits.float().cpu(), self).numpy()
         rows, columns = (_Taps.between(before, after) for before, after in zip(values.shape, self.size, strict=True))
         return _enlarge(values, rows, columns, self.threshold)
@@ -69,7 +73,9 @@ def _without_padding(logits: Tensor, how: Enlarging) -> Tensor:
 
 @dataclass(frozen=True)
 class _Taps:
-    """Along one side: the two cells that each pixel lies between, ``low`` and ``high`` (n,), and the second one's ``share`` (n,)."""
+    """Interpolation along one side of the image: for each of n pixels the two cells that it lies between, ``low`` and ``high`` (n,), and
+    ``share`` (n,), the weight of ``high``.
+    """
 
     low: NDArray[np.int64]
     high: NDArray[np.int64]
@@ -77,7 +83,7 @@ class _Taps:
 
     @classmethod
     def between(cls, cells: int, pixels: int) -> _Taps:
-        """torch's own rule without aligned corners, in its precision."""
+        """Follow the rule of torch's ``interpolate`` with ``align_corners=False``, in the same float32 arithmetic."""
         half, scale = np.float32(0.5), np.float32(cells / pixels)
         at = np.maximum((np.arange(pixels, dtype=np.float32) + half) * scale - half, 0)
         low = np.minimum(at.astype(np.int64), cells - 1)
@@ -107,7 +113,7 @@ def _enlarge(values: NDArray[np.float32], rows: _Taps, columns: _Taps, threshold
 def _interpolated(
     values: NDArray[np.float32], rows: _Taps, columns: _Taps, row: NDArray[np.int64], column: NDArray[np.int64]
 ) -> NDArray[np.float32]:
-    """(K,) of the pixels at ``row`` and ``column`` (K,)."""
+    """Return the interpolated logits (K,) of the pixels at ``row`` and ``column`` (K,)."""
     low, high, across, down = columns.low[column], columns.high[column], columns.share[column], rows.share[row]
     above, below = (values[line, low] * (1 - across) + values[line, high] * across for line in (rows.low[row], rows.high[row]))
     return np.asarray(above * (1 - down) + below * down, np.float32)

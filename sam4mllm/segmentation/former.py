@@ -1,4 +1,4 @@
-"""A former mask as part of a prompt: logits on the grid of the model's own masks, as SAM was trained to refine them by clicks."""
+"""A former mask as part of a prompt: SAM was trained to refine a mask by clicks, given its logits on the grid of the model's own masks."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Prompt
 
 SURE = 10.0
-"""Logit of a cell that lies wholly in a mask from outside; of one outside it is the negative (SAM 2's video model: 20 · mask - 10)."""
+"""Logit of a cell that lies wholly in a mask which is not the model's own; a cell wholly outside has -SURE (as in SAM 2's video model:
+20 · mask - 10)."""
 
 
 @runtime_checkable
@@ -22,7 +23,9 @@ class MaskTaker(Segmenter, Protocol):
     """A segmenter that looks at :attr:`~sam4mllm.values.Prompt.mask_logits`; any other draws as if there were none."""
 
     def as_logits(self, embedding: Embedding, mask: NDArray[np.bool_]) -> NDArray[np.float32] | None:
-        """(1, h, w) that stand for a mask (H, W) of the image; None if the segmenter behind it takes none."""
+        """Return the logits (1, h, w) that stand for a mask (H, W) of the image; None if this segmenter only passes prompts on to one that
+        takes no masks.
+        """
         ...
 
 
@@ -38,9 +41,9 @@ def mask_as_logits(mask: NDArray[np.bool_], input_size: tuple[int, int], side: i
 
 
 def stack_logits(prompts: Sequence[Prompt], grid: int) -> NDArray[np.float32] | None:
-    """(P, 1, ``grid``, ``grid``) of prompts that all have a former mask, None of prompts without.
+    """Return the mask logits (P, 1, ``grid``, ``grid``) of P prompts that all have a former mask; None if none of them has one.
 
-    Raises PromptError if the logits are of another grid, and so of another segmenter.
+    Raises PromptError if the logits have another grid, which means that they were made for another segmenter.
     """
     given = [prompt.mask_logits for prompt in prompts if prompt.mask_logits is not None]
     for logits in given:

@@ -1,7 +1,8 @@
-"""Grounding DINO (Liu et al., 2023) and MM-Grounding-DINO of transformers as a Detector: boxes of a phrase, by its own post-processing.
+"""Grounding DINO (Liu et al., 2023) and MM-Grounding-DINO of transformers as a Detector: they find the boxes of a phrase.
 
-Text and image meet after the vision backbone, so of an image the backbone's feature maps are kept, and each phrase begins there. A phrase
-is asked alone: where several stand in one text, a box is given to one of them by the words that score above a second threshold.
+Text and image meet only after the vision backbone, so the backbone's feature maps are what is kept of an image, and each phrase starts from
+them. Each phrase is asked in a text of its own: in a text of several phrases, the words that score above a second threshold would have to
+decide to which phrase a box belongs.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class GroundingDinoEmbedding(Embedding):
 
 
 class _Seen(nn.Module):
-    """Stands where the backbone was: the model has no other way to be given what the backbone once made of the image."""
+    """Takes the backbone's place in the model and returns the feature maps in ``_SEEN``, for the model accepts only pixels as its input."""
 
     def __init__(self, encoder: Any) -> None:
         super().__init__()
@@ -55,11 +56,11 @@ class GroundingDinoDetector(ModuleSegmenter):
     """Implements :class:`~sam4mllm.segmentation.detection.Detector`.
 
     Args:
-        model: one of transformers' models of ``MODEL_TYPES`` with its weights, in eval mode. It is changed: without an embedding it can
-            no longer be called.
-        image_processor: what belongs to it.
-        tokenizer: what belongs to it.
-        source: what it was loaded from, part of its identity.
+        model: one of transformers' models of ``MODEL_TYPES`` with its weights, in eval mode. Its backbone is replaced, so it can no longer
+            be called on its own.
+        image_processor: the model's image processor.
+        tokenizer: the model's tokenizer.
+        source: what the model was loaded from, part of its identity.
         dtype: precision in which images are encoded.
     """
 
@@ -91,7 +92,9 @@ class GroundingDinoDetector(ModuleSegmenter):
         return found
 
     def _ask(self, embedding: GroundingDinoEmbedding, phrases: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Logits (P, N, T) of boxes by words and boxes (P, N, 4), centre and sides as shares of the image's sides."""
+        """Return logits (P, N, T) of N boxes for the T tokens of each of P phrases, and the boxes (P, N, 4): centre x, y, width and height
+        as shares of the image's sides.
+        """
         most = self.model.config.max_text_len
         texts = self._tokenizer(
             [as_text(phrase) for phrase in phrases],
@@ -112,14 +115,14 @@ class GroundingDinoDetector(ModuleSegmenter):
 
 
 def as_text(phrase: str) -> str:
-    """A phrase as these models were trained on it: in lower case, closed by a full stop. One within it, or a question mark, would make it
-    several phrases.
+    """Return a phrase in the form that these models were trained on: in lower case, with a full stop at its end. Full stops and question
+    marks within it are removed, because they would make it several phrases.
     """
     return " ".join(re.sub(r"[.?]", " ", phrase.lower()).split()) + "."
 
 
 def _detections(logits: Tensor, boxes: Tensor, note: str, embedding: GroundingDinoEmbedding, threshold: float) -> Detections:
-    """Those of one phrase. A box's score is its probability by the word that fits it best."""
+    """Return the detections of one phrase. A box's score is its probability for the token that fits it best."""
     scores = logits.sigmoid().amax(dim=-1)
     order = scores.argsort(descending=True, stable=True)
     kept = order[scores[order] >= threshold]

@@ -36,22 +36,29 @@ OFFICIAL_SHA256 = {
 """SHA-256 of the authors' files sam_vit_b_01ec64.pth, sam_vit_l_0b3195.pth and sam_vit_h_4b8939.pth."""
 
 FILES = (*OFFICIAL_SHA256, *efficientvit.NAMES)
-"""What is named together with the path of its weights."""
+"""The segmenters that are named together with the path of their weights."""
 PROTOCOL = ("identity", "nbytes", "to", "encode", "decode")
-"""What a :class:`~sam4mllm.segmentation.protocol.Segmenter` has."""
+"""The attributes that a :class:`~sam4mllm.segmentation.protocol.Segmenter` must have."""
 OURS = ("demo", *FILES)
 """Names that no other package may take."""
 
 
 def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Segmenter:
-    """The segmenter that ``source`` names (docs/segmenters.md): ``demo``; ``vit_b|vit_l|vit_h:PATH`` or ``efficientvit-sam-xl1:PATH`` and
-    its smaller kin, with weights as .safetensors or SAM's official .pth; a folder or hub id of a transformers checkpoint; the name of an
-    entry point ``sam4mllm.segmenters``, with ``:`` and what that takes or without; or a folder or hub id of a detector, ``+``, and one of
-    those.
+    """Load the segmenter that ``source`` names (docs/segmenters.md).
+
+    A name is one of these:
+
+    - ``demo``;
+    - ``vit_b|vit_l|vit_h:PATH``, or ``efficientvit-sam-xl1:PATH`` and its smaller sizes, with weights as .safetensors or SAM's official
+      .pth;
+    - a folder or hub id of a transformers checkpoint;
+    - the name of an entry point ``sam4mllm.segmenters``, alone or followed by ``:`` and an argument for it;
+    - a folder or hub id of a detector, ``+``, and one of the above.
 
     Args:
-        source: its name; ``PATH#sha256=<64 hex>`` admits another .pth or .pt file, one that the user vouches for.
-        device: where it runs.
+        source: the name; ``PATH#sha256=<64 hex>`` also admits a .pth or .pt file that is not the official one but that the user
+            vouches for.
+        device: where the segmenter runs.
         dtype: precision in which images are encoded on a GPU; on a CPU it is float32.
 
     Raises:
@@ -72,9 +79,9 @@ def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch
 
 
 def takes_phrases(source: str) -> bool:
-    """Whether the segmenter that ``source`` names takes phrases itself, or might, being another package's; nothing of it is loaded.
+    """Whether the segmenter that ``source`` names takes phrases itself; true for another package's, which might. No weights are loaded.
 
-    Raises ModelError.
+    Raises ModelError if the name is that of no segmenter's folder or hub id.
     """
     detector, name = split_name(source)
     if detector is not None or is_brought(name):
@@ -88,7 +95,9 @@ def is_brought(name: str) -> bool:
 
 
 def _load_both(source: str, dtype: torch.dtype) -> Segmenter:
-    """The segmenter, with the detector that stands before it; it is loaded first, for it is the smaller and the likelier to be mistyped."""
+    """Load the segmenter, and the detector if one stands before it. The segmenter comes first: it is smaller, and its name is more easily
+    mistyped.
+    """
     detector, name = split_name(source)
     if detector is None:
         return _load(name, dtype)
@@ -180,7 +189,7 @@ def _load_file(name: str, path: Path, digest: str, trusted: bool) -> Any:
 
 
 def _read_pickled(path: Path) -> Mapping[str, Tensor]:
-    """The one place where a pickle-based file is read to be used: weights only, and only a file of a known hash."""
+    """Read the weights in a pickle-based file. No other place loads one for use; only a file of a known hash comes here."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     found: Mapping[str, Tensor] = state.get("state_dict", state)  # some of EfficientViT's files wrap it
     return found

@@ -20,15 +20,15 @@ from sam4mllm.segmentation.enlarging import Enlarging
 from sam4mllm.values import Masks, Prompt
 
 STABILITY_OFFSET = 1.0
-"""How far the threshold is raised and lowered (segment-anything's automatic mask generator)."""
+"""How far the threshold of mask logits is raised and lowered to measure stability (segment-anything's automatic mask generator)."""
 
 AT_ONCE = 32
-"""Prompts that are decoded in one batch. A prompt of SAM 2 takes 18 MB by its shapes (its copy of the features 4, two enlarged maps 4 and
-8, four masks 1), so a crowd of hundreds would not fit beside an MLLM."""
+"""Prompts that are decoded in one batch. A prompt of SAM 2 takes 18 MB by the shapes of its tensors (its copy of the features 4, two
+enlarged maps 4 and 8, four masks 1), so hundreds of prompts would not fit beside an MLLM."""
 
 PHRASES_AT_ONCE = 4
-"""Phrases that are asked about in one batch. A phrase takes 0.4 GB by its shapes: of SAM 3 five maps of 256 x 288 x 288, of Grounding DINO
-the points that 22,000 tokens look at in 8 heads, 4 levels and 4 places."""
+"""Phrases that are asked about in one batch. A phrase takes 0.4 GB by the shapes of its tensors: in SAM 3 five maps of 256 x 288 x 288, in
+Grounding DINO the points that 22,000 tokens sample in 8 heads, 4 levels and 4 places."""
 
 
 class ModuleSegmenter:
@@ -37,8 +37,8 @@ class ModuleSegmenter:
     Args:
         model: a torch module with its weights, in eval mode.
         source: what it was loaded from, part of its identity.
-        dtype: precision in which images are encoded, by autocast. Prompts and masks stay float32: bfloat16 has 8 bits, so that a
-            coordinate beyond 512 would move by as many as 2 pixels.
+        dtype: precision in which images are encoded, by autocast. Prompts and masks stay float32: bfloat16 has 8 bits of precision, so
+            coordinates beyond 512 would move by as many as 2 pixels.
     """
 
     def __init__(self, model: Any, source: str, dtype: torch.dtype = torch.float32) -> None:
@@ -56,12 +56,14 @@ class ModuleSegmenter:
 
     @property
     def fingerprint(self) -> str:
-        """The SHA-256 of what it was loaded from, 64 hexadecimal digits: the same on every device, whatever adapter is merged."""
+        """The SHA-256 of ``source`` in 64 hexadecimal digits: the same on every device and in every precision, whatever adapter is
+        merged.
+        """
         return hashlib.sha256(self._source.encode()).hexdigest()
 
     def with_decoder(self, decoder: Any, adapter: str) -> Self:
-        """The same segmenter with another mask decoder, of which ``adapter`` is the hash; all else is shared, so that an image which one of
-        them has taken in is taken in for both.
+        """Return the same segmenter with another mask decoder; ``adapter`` is the hash of the adapter in it. All else is shared, so an
+        embedding of one of the two serves both.
         """
         other = copy(self)
         other.model = copy(self.model)
@@ -93,7 +95,9 @@ def weights_nbytes(model: torch.nn.Module) -> int:
 
 
 class SharedTokenizer:
-    """A tokenizer that several threads may call: transformers sets padding and truncation on the tokenizer itself, anew with each call."""
+    """A tokenizer that several threads may call. It takes a lock, because transformers sets padding and truncation on the tokenizer itself
+    at each call.
+    """
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
@@ -105,14 +109,16 @@ class SharedTokenizer:
 
 
 def tell_cut(tokenizer: Any, text: str, most: int) -> str:
-    """What a user should know of a text of which a model reads ``most`` tokens: empty if that is all of it."""
+    """Return a note for the user if a text has more than ``most`` tokens, which is all that the model reads; else an empty text."""
     count = len(tokenizer(text, verbose=False)["input_ids"])
     return f"the segmenter reads {most} tokens of a phrase, and this one has {count}: say it in fewer words" if count > most else ""
 
 
 def decode_alike(prompts: Sequence[Prompt], decode: Callable[[Sequence[Prompt]], list[Masks]]) -> list[Masks]:
-    """Masks of prompts, in order, from batches of those that have as many points, a box or none, a former mask or none, and one candidate
-    or several: no padding, so each is as if alone.
+    """Return the masks of prompts, in order, by calling ``decode`` on batches of prompts that are alike.
+
+    Alike are prompts with the same number of points that agree in whether they have a box, a former mask and a ``single`` candidate. So no
+    padding is needed, and each prompt is decoded as if alone.
     """
     alike: dict[tuple[bool, int, bool, bool], list[int]] = defaultdict(list)
     for index, prompt in enumerate(prompts):
@@ -127,7 +133,7 @@ def decode_alike(prompts: Sequence[Prompt], decode: Callable[[Sequence[Prompt]],
 
 def candidates_of(logits: Tensor, predicted: Tensor, how: Enlarging) -> list[Masks]:
     """Masks of logits (P, N, h, w) and predicted IoU (P, N), an entry a prompt; none is enlarged yet."""
-    kept = logits.float().cpu()  # small, and out of the way of the next image
+    kept = logits.float().cpu()  # they are small, and on the CPU they take no room from the next image
     scores = numbers(stability(kept, how.threshold))
     expected = numbers(predicted)
     return [
@@ -140,7 +146,9 @@ def _enlarge(how: Enlarging, logits: Tensor, index: int) -> NDArray[np.bool_]:
 
 
 def stability(logits: Tensor, threshold: float = 0.0) -> Tensor:
-    """(...) of mask logits (..., h, w): overlap of the mask at a raised and at a lowered threshold; 0 if it is empty at both."""
+    """Return the stability (...) of mask logits (..., h, w): the IoU of the mask at a raised threshold with the mask at a lowered one; 0 if
+    both are empty.
+    """
     score: Tensor = calculate_stability_score(logits, threshold, STABILITY_OFFSET)
     return score.nan_to_num(0.0)
 

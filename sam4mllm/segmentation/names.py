@@ -1,4 +1,4 @@
-"""How a segmenter is named where a detector stands before it: ``DETECTOR+SEGMENTER``."""
+"""Names of a segmenter with a detector before it, ``DETECTOR+SEGMENTER``, and how they are split."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 
 
 def split_name(source: str) -> tuple[str | None, str]:
-    """The detector, or None, and the segmenter that a name stands for.
+    """Split a name into the detector's, or None, and the segmenter's.
 
-    A plus sign may be a part of a path, too. The one that parts them has a folder on this machine or a hub id before it, or behind it what
-    can be no path: ``demo``, or a kind and a colon. So the name of a folder that has moved is parted alike.
+    A plus sign may also be a part of a path. The one that separates the two has before it a folder on this machine or a hub id, or behind
+    it something that cannot be a path: ``demo``, or a kind and a colon. So the name is still split if the detector's folder has moved.
     """
     if not Path(source).exists():
         for mark in re.finditer(r"\+", source):

@@ -38,10 +38,10 @@ from sam4mllm.segmentation.transformers_sam import TransformersSegmenter
 log = logging.getLogger(__name__)
 
 NEEDED = (IMAGE_PROCESSOR,)
-"""What a segmenter's folder holds beside its configuration and weights."""
+"""The files that a segmenter's folder must hold beside its configuration and weights, as for ``check_folder``."""
 TOKENIZER_FILE = "tokenizer.json"
 NEEDED_FOR_PHRASES = (*NEEDED, (TOKENIZER_FILE,))
-"""What a folder of a model holds that is nothing without phrases."""
+"""The files that the folder of a model must hold that works only with phrases."""
 _FINDERS: dict[str, Any] = {"sam3": Sam3Model, "sam3_lite_text": Sam3LiteTextModel}
 
 
@@ -76,7 +76,8 @@ def takes_phrases(source: str) -> bool:
 
 
 _Make = Callable[[str, PreTrainedConfig, torch.dtype], Callable[[str], Any]]
-"""Loads the parts of a checkpoint; what it returns makes one model of them, given the source for its identity."""
+"""A function that loads the parts of a checkpoint. It returns another, which makes a segmenter or a detector of them, given what becomes
+part of the identity."""
 
 
 def _load(source: str, dtype: torch.dtype, needed: tuple[tuple[str, ...], ...], make: _Make, what: str) -> Any:
@@ -128,13 +129,15 @@ def _sam3(source: str, config: PreTrainedConfig, dtype: torch.dtype) -> Callable
 
 
 def _sam3_video(source: str, config: PreTrainedConfig, dtype: torch.dtype) -> Callable[[str], TransformersSegmenter]:
-    """Detector and tracker; of a folder without the tokenizer's file the tracker alone, as such a folder takes no phrase."""
+    """Load the detector and the tracker of SAM 3. From a folder without the tokenizer's file only the tracker is loaded, for phrases cannot
+    be read there.
+    """
     if _lacks_tokenizer(source):
         log.warning("%s lacks %s, so it takes box and points and no phrase; fetch that file, too", source, TOKENIZER_FILE)
         return _promptable(source, config, dtype)
     tokenizer, images = _tokenizer(source), _image_processor(source, config)
     tracker = _weights(Sam3TrackerModel, source, config)
-    tracker.vision_encoder = SharedFeatures(tracker.vision_encoder.neck)  # before the detector comes: its backbone is 2 GB
+    tracker.vision_encoder = SharedFeatures(tracker.vision_encoder.neck)  # frees its backbone, 2 GB, before the detector is loaded
     finder = Sam3Finder(_weights(_FINDERS[config.detector_config.model_type], source, config), tokenizer)
     return lambda origin: Sam3TrackerSegmenter(tracker, images, finder, origin, dtype)
 
@@ -155,7 +158,7 @@ _SEGMENTERS: dict[str, _Make] = {
 
 
 def _check_packages(source: str, config: PreTrainedConfig) -> None:
-    """Say what the extra would bring before a library asks for it in its own words."""
+    """Raise ModelError if packages are missing that the model needs, naming the extra that has them, before a library fails on them."""
     backbone = config.model_type.startswith("edgetam") or getattr(config, "backbone_config", None)
     timm = backbone is True or getattr(backbone, "model_type", "").startswith("timm")
     needed = [*(["timm"] if timm else []), *(["scipy"] if config.model_type in proposals.MODEL_TYPES else [])]

@@ -22,7 +22,8 @@ from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Masks, Prompt
 
 MODEL_TYPES = ("mask2former", "maskformer", "eomt")
-"""``model_type`` of the checkpoints that hold such a model: each query has class logits, the last of no object, and mask logits."""
+"""``model_type`` of the checkpoints that hold such a model. Each of its queries gives mask logits and class logits, the last class being
+"no object"."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,10 +106,10 @@ class ProposalSegmenter(ModuleSegmenter):
 
 
 class _Frame:
-    """How an image processor fits an image into what its model sees, and the way back."""
+    """An image as its model's image processor prepares it (``pixels``), and the conversion of masks back to the image."""
 
     def __init__(self, image_processor: Any, image: NDArray[np.uint8]) -> None:
-        # EoMT cuts an image into patches where a checkpoint was made for classes of regions; objects are found in the whole
+        # an EoMT checkpoint for semantic segmentation cuts the image into patches; objects have to be found in the whole image
         whole = {"do_split_image": False, "do_pad": True} if hasattr(image_processor, "unpad_image") else {}
         taken = image_processor(images=[image], return_tensors="pt", **whole)
         self.pixels: Tensor = taken["pixel_values"]
@@ -118,7 +119,9 @@ class _Frame:
         self._seen = None if seen is None else (int(seen[:, 0].sum()), int(seen[0].sum()))
 
     def full_size(self, logits: Tensor) -> Tensor:
-        """(H, W) of mask logits (h, w): to the model's frame, without what was padded, to the image."""
+        """Return mask logits (h, w) at the image's size (H, W): enlarged to the model's input, without its padding, then resized to the
+        image.
+        """
         framed = interpolate(logits[None, None], tuple(self.pixels.shape[-2:]), mode="bilinear", align_corners=False)
         if self._seen is None:
             [full] = self._images.unpad_image(framed, [self._size], self._images.size)

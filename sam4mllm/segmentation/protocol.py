@@ -25,7 +25,7 @@ class Embedding:
 
 
 class ImageModel(Protocol):
-    """A model that takes in an image once and keeps none."""
+    """A model that takes in an image once and returns what it made of it; the model itself keeps no image."""
 
     @property
     def identity(self) -> str:
@@ -38,7 +38,7 @@ class ImageModel(Protocol):
         ...
 
     def to(self, device: torch.device) -> None:
-        """Move its weights. An embedding is used where it was made."""
+        """Move the weights to a device. An embedding can be used only on the device where it was made."""
         ...
 
     def encode(self, image: NDArray[np.uint8]) -> Embedding:

@@ -48,7 +48,7 @@ class SamSegmenter(ModuleSegmenter):
 
     @property
     def _grid(self) -> int:
-        """The side of the grid of masks, of those that come as of those that go."""
+        """The side of the grid of mask logits, both of former masks in prompts and of the masks that the model draws."""
         side: int = self.model.prompt_encoder.mask_input_size[0]
         return side
 
@@ -84,7 +84,10 @@ class SamSegmenter(ModuleSegmenter):
         return mask_as_logits(mask, embedding.input_size, self._transform.target_length, self._grid)
 
     def logits(self, embedding: SamEmbedding, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Logits (P, N, h, w) and predicted IoU (P, N) of prompts that are alike. Raises PromptError."""
+        """Return mask logits (P, N, h, w) and predicted IoU (P, N) of P prompts that are alike (see ``decode_alike``).
+
+        Raises PromptError if the logits of a former mask have another grid.
+        """
         former = stack_logits(prompts, self._grid)
         sparse, dense = self.model.prompt_encoder(
             points=self._points(embedding, prompts),

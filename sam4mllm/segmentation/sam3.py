@@ -1,8 +1,8 @@
-"""SAM 3 (Carion et al., 2025) of transformers: its detector takes phrases, its tracker takes box and points, both look at one backbone's
-features.
+"""SAM 3 (Carion et al., 2025) of transformers: a detector that takes phrases and a tracker that takes box and points, on one backbone.
 
-Of an image the backbone's output is kept (21 MB of an image of 1,008 pixels), a fifth of what the detector's neck makes of it. The neck
-runs when phrases are asked, which is a twenty-fifth of the backbone's multiplications. Phrases are float32 throughout.
+Of an image the backbone's output is kept (21 MB for an image of 1,008 pixels), a fifth of what the detector's neck makes of it. The neck
+runs whenever phrases are asked, which takes a twenty-fifth of the backbone's multiplications. Behind the neck, phrases are processed in
+float32.
 """
 
 from __future__ import annotations
@@ -31,11 +31,11 @@ from sam4mllm.values import Masks, Prompt
 ALONE = ("sam3", "sam3_lite_text")
 """``model_type`` of the checkpoints that hold the detector and no tracker."""
 TOKENS = 32
-"""To which a phrase is filled up (Sam3Processor); a longer one ends there, as in the authors' tokenizer."""
+"""Tokens to which a phrase is padded (Sam3Processor); a longer one is cut there, as in the authors' tokenizer."""
 KEPT_PHRASES = 256
-"""Whose text features are kept: 32 KB each, so 8 MB."""
+"""Most phrases whose text features are kept: 32 KB each, so 8 MB."""
 BY_EXAMPLE = "visual"
-"""What is asked where a box stands for the phrase (Sam3Processor)."""
+"""The phrase that is asked where a box is given as an example in place of a phrase (Sam3Processor)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -53,7 +53,7 @@ class Sam3TrackerEmbedding(TransformersEmbedding):
 
 
 class SharedFeatures(nn.Module):
-    """Stands where a tracker's vision encoder was and takes the backbone's output (1, C, h, w) in the place of pixels."""
+    """Takes the place of a tracker's vision encoder: it has its neck, and takes the backbone's output (1, C, h, w) instead of pixels."""
 
     def __init__(self, neck: nn.Module) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class _Phrases:
         self._lock = Lock()
 
     def __call__(self, phrases: Sequence[str], device: torch.device) -> tuple[Tensor, Tensor]:
-        """Features (P, T, C) float32 and mask (P, T) of phrases."""
+        """Return the text features (P, T, C) float32 and the attention mask (P, T) of P phrases."""
         with self._lock:
             known = {phrase: self._kept[phrase, device] for phrase in phrases if (phrase, device) in self._kept}
         new = [phrase for phrase in dict.fromkeys(phrases) if phrase not in known]
@@ -86,7 +86,7 @@ class _Phrases:
         return torch.stack([known[phrase][0] for phrase in phrases]), torch.stack([known[phrase][1] for phrase in phrases])
 
     def note(self, phrase: str) -> str:
-        """What a user should know of how a phrase is read."""
+        """Return a note for the user if a phrase is too long to be read whole, else an empty text."""
         return tell_cut(self._tokenizer, phrase, TOKENS)
 
     def _keep(self, known: Mapping[str, tuple[Tensor, Tensor]], device: torch.device) -> None:
@@ -188,8 +188,9 @@ class Sam3TrackerSegmenter(TransformersSegmenter):
 
 
 class Sam3Segmenter(ModuleSegmenter):
-    """Implements :class:`~sam4mllm.segmentation.concept.ConceptSegmenter` by the detector alone, with one mask a prompt: a prompt's box
-    is shown as an example, and what is found is chosen by how it agrees with box and points. A point without a box cannot be asked.
+    """Implements :class:`~sam4mllm.segmentation.concept.ConceptSegmenter` by the detector alone, with one mask for each prompt: the
+    prompt's box is shown to the detector as an example, and of what it finds the mask that agrees best with box and points is chosen.
+    ``decode`` raises PromptError for a prompt without a box.
 
     Args:
         model: a Sam3Model or Sam3LiteTextModel with its weights, in eval mode.
@@ -260,7 +261,9 @@ def _mask(logits: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
 
 
 def _candidates(answer: Any, index: int, size: tuple[int, int], threshold: float, note: str) -> Candidates:
-    """Those of one phrase. A query's score is its probability times that of the phrase's presence."""
+    """Return the candidates of the phrase in row ``index`` of the answer. A query's score is its probability times that of the phrase's
+    presence.
+    """
     presence = answer.presence_logits[index].sigmoid()
     scores = answer.pred_logits[index].sigmoid() * presence
     order = scores.argsort(descending=True, stable=True)
@@ -272,8 +275,9 @@ def _candidates(answer: Any, index: int, size: tuple[int, int], threshold: float
 
 
 def _pick(answer: Any, index: int, embedding: Embedding, box_px: NDArray[np.float32], prompt: Prompt) -> Masks:
-    """The mask that agrees best with a prompt; the agreement is its predicted IoU, as of
-    :mod:`~sam4mllm.segmentation.proposals`, and of equals the one with the higher score is taken.
+    """Return the mask in row ``index`` of the answer that agrees best with a prompt; of equals, the one with the higher score.
+
+    The agreement, computed as in :mod:`~sam4mllm.segmentation.proposals`, stands for its predicted IoU.
     """
     size = (embedding.height, embedding.width)
     boxes_px = _boxes_px(answer.pred_boxes[index], size)

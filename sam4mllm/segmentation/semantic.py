@@ -26,8 +26,8 @@ BACKGROUND = frozenset({"background", "__background__", "unlabeled", "unlabelled
 """Names of the class that is no object, in small letters. Classes of stuff (sky, road) are proposals like any other."""
 
 MOST_PROPOSALS = 256
-"""The largest are kept. The prompt is compared with each, a map of noise has as many as a tenth of its pixels, and a published Mask2Former
-has 100 or 200 queries."""
+"""Most proposals of an image; the largest are kept. A limit is needed because the prompt is compared with each, and a noisy class map can
+have as many parts as a tenth of its pixels. A published Mask2Former has 100 or 200 queries."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,7 +56,7 @@ class ClassPart:
         return values[self.top : self.top + height, self.left : self.left + width][self.mask]
 
     def proposal(self, score: float, stability: float) -> Proposal:
-        """It, as a mask to choose."""
+        """Return the part as a Proposal."""
         height, width = self.mask.shape
         box_px = np.array([self.left, self.top, self.left + width, self.top + height], np.float32)
         return Proposal(box_px, np.packbits(self.mask, axis=1), score, stability)
@@ -77,7 +77,7 @@ class SemanticSegmenter(ProposalSegmenter):
         pixels = self._images(images=[image], return_tensors="pt")["pixel_values"]
         with self.precision():
             logits = self.model(pixel_values=pixels.to(self.device)).logits[0].float()
-        if len(logits) == 1:  # trained as yes or no: what is above zero is the object
+        if len(logits) == 1:  # a binary model: pixels with a logit above zero are the object
             logits, background = torch.cat([torch.zeros_like(logits), logits]), {0}
         else:
             background = _background(self.model.config)
@@ -92,8 +92,10 @@ def _background(config: Any) -> set[int]:
 
 
 def classify(logits: Tensor, size: tuple[int, int]) -> ClassMap:
-    """The class of every pixel of an image of ``size`` (H, W), from logits (C, h, w) of at least two classes: interpolated to the image, as
-    SegFormer's own processor does, but a class at a time, for a photo's 150 classes at once would take gigabytes.
+    """Classify every pixel of an image of ``size`` (H, W), given logits (C, h, w) of at least two classes.
+
+    The logits are interpolated to the image as in SegFormer's own processor, but one class at a time, because 150 classes at a photo's size
+    would take gigabytes.
     """
     best = _full_size(logits[0], size)
     second, total = torch.full_like(best, -torch.inf), torch.ones_like(best)
@@ -101,7 +103,7 @@ def classify(logits: Tensor, size: tuple[int, int]) -> ClassMap:
     for number in range(1, len(logits)):
         full = _full_size(logits[number], size)
         wins = full > best
-        less = (full - best).abs_().neg_().exp_()  # of the two the less likely one's share of the likelier
+        less = (full - best).abs_().neg_().exp_()  # the ratio of the smaller to the larger of the two exponentials
         total = torch.where(wins, total * less + 1, total + less)
         second = torch.maximum(second, torch.minimum(best, full))
         classes.masked_fill_(wins, number)

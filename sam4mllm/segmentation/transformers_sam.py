@@ -1,7 +1,7 @@
-"""Promptable segmenters of transformers as one: SAM, SAM-HQ, SAM 2 and 2.1, SAM 3's tracker, EdgeTAM.
+"""One Segmenter for the promptable models of transformers: SAM, SAM-HQ, SAM 2 and 2.1, SAM 3's tracker, EdgeTAM.
 
-They differ in two things. SAM and SAM-HQ keep an image's shape and pad it, the later ones squash it to a square; and what they keep of an
-image is one tensor, one with others beside it, or a pyramid. Both are left to the classes and their image processors.
+The models differ in two things, which are left to their classes and image processors. SAM and SAM-HQ keep an image's aspect ratio and pad
+it, while the later ones squash it to a square. And the features of an image are one tensor, one tensor with others beside it, or a pyramid.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ MODEL_TYPES = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "edgetam",
 
 @dataclass(frozen=True, eq=False)
 class TransformersEmbedding(Embedding):
-    """``features`` by the names that the model's forward takes: a tensor, or several, coarsest last. ``input_size`` (height, width) of the
-    image as the model saw it; ``padded`` if that is a part of the model's square.
+    """``features``: by the name of the argument of the model's ``forward``, a tensor, or several with the coarsest last. ``input_size``:
+    (height, width) of the image as the model saw it. ``padded``: whether the image fills only a part of the model's square.
     """
 
     features: dict[str, Tensor | list[Tensor]]
@@ -98,11 +98,14 @@ class TransformersSegmenter(ModuleSegmenter):
         return side
 
     def logits(self, embedding: TransformersEmbedding, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Logits (P, N, h, w) and predicted IoU (P, N) of prompts that are alike. Raises PromptError."""
+        """Return mask logits (P, N, h, w) and predicted IoU (P, N) of P prompts that are alike (see ``decode_alike``).
+
+        Raises PromptError if the logits of a former mask have another grid.
+        """
         former = stack_logits(prompts, self._grid)
         if former is None:
             return self._ask(embedding, prompts)
-        # these models take one mask an image, whatever the number of its prompts
+        # these models take one former mask for an image, however many prompts there are, so each prompt is asked alone
         single = [
             self._ask(embedding, [prompt], input_masks=torch.as_tensor(one[None], device=self.device))
             for prompt, one in zip(prompts, former, strict=True)

@@ -1,1 +1,1 @@
-"""LoRA, from a dataset to an adapter."""
+"""Training of LoRA adapters: from a dataset to the folder of an adapter."""

@@ -13,23 +13,25 @@ from sam4mllm.training.plan import check_numbers
 
 @dataclass(frozen=True)
 class Asking:
-    """Raises TrainingError if a number is not as it should be.
+    """How an image is asked about. Raises TrainingError if a value is out of range or of another type.
 
-    ``points`` are asked of one of a phrase's boxes, drawn anew each time, or with ``every_box`` of each, in random order (the released
-    recipe). With a ``points_deviation``, their number is drawn anew each time from a normal distribution, from 1 to twice the mean (the
-    released recipe: mean 10, deviation 4, from 1 to 20). ``joint_share`` of the boxes have them in one answer instead of each in its own,
-    ``prompt_share`` of the phrases have a PPG conversation too. ``shake`` is how far a box in a question about points may be off, as the
-    standard deviation in shares of its sides: what serving meets. Where points are asked in close-ups, ``close_share`` of the images come
-    with one of ``close_points``. ``look_share`` of the images come with a look back (:mod:`sam4mllm.training.looks`), for adapters that are
-    to serve with one; each takes a pass of its own.
+    ``points`` is how many points are asked about one of a phrase's boxes, which is drawn anew each time; with ``every_box`` they are asked
+    about each of the boxes, in random order (the released recipe). If ``points_deviation`` is not 0, their number is drawn from a normal
+    distribution with the mean ``points``, from 1 to twice the mean (the released recipe: mean 10, deviation 4, from 1 to 20).
 
-    ``spread``: "serving", half of the points from the pattern that serving asks about and half anywhere in the box; or "disks", points of a
-    Poisson-disk pattern (:mod:`sam4mllm.training.disks`; the released recipe). ``order`` of the boxes in an answer: "left", from left to
-    right, which a picture shows; or "annotation", as the dataset has them (the released recipe).
+    ``joint_share`` is the share of the boxes whose points are answered in one answer, instead of in one each. ``prompt_share`` is the share
+    of the phrases that have a PPG conversation too. ``shake`` is the error of the box in a question about points, as serving meets it: the
+    standard deviation of its sides, as a share of its width or height. Where points are asked about in close-ups, ``close_share`` of the
+    images come with a close-up of one box and ``close_points`` points. ``look_share`` of the images come with a look back
+    (:mod:`sam4mllm.training.looks`), for adapters that are to look back in serving; each takes a forward pass of its own.
+
+    ``spread`` says where points lie: "serving", half of them in the pattern that serving asks about and half anywhere in the box; or
+    "disks", in a Poisson-disk pattern (:mod:`sam4mllm.training.disks`; the released recipe). ``order`` is the order of the boxes in an
+    answer: "left", from left to right, which can be seen in the picture; or "annotation", as in the dataset (the released recipe).
 
     A PPG answer has ``prompt_inside`` points on the object and ``prompt_outside`` off it. With a segmenter they are made as in the paper:
-    of ``prompt_groups`` random groups the ``prompt_kept`` that it does best with, of which each time one is said. None of the four numbers
-    is published where we could read it; these are our choice.
+    of ``prompt_groups`` random groups of points, the ``prompt_kept`` from which the segmenter draws the object best are kept, and one of
+    these is drawn each time. We found none of these four numbers published; their values are our choice.
     """
 
     points: int = 8

@@ -1,18 +1,19 @@
-"""From an image's examples to one packed row: what is said about it, and which tokens are answers to learn.
+"""Packed training rows: all that is said about an image, and which of its tokens are answers to learn.
 
-The row is built by the grounder that serves, from the same pieces of text and with the same mask, so training and serving see the same
-thing. Of an image with the phrases A and B, where A has a target and is asked about the points p and q::
+A row is built by the grounder that also serves, from the same pieces of text and with the same attention mask, so that training and serving
+see the same input. In this example A and B are phrases; A has an object and the points p and q are asked about its box; B has no object::
 
     prefix │ A: question, boxes │ head of A's box │ p, Yes │ q, No │ B: question, "none"
                        learned                       learned  learned            learned
 
-An example with a thought is asked for its boxes in a second way, with the thought before the answer, which is learned with it.
+An example with a thought is asked for its boxes a second time, with the thought before the boxes; both are learned.
 
-Each segment sees the prefix, those above it in its conversation, and itself; no phrase and no point sees another.
+A segment attends to the prefix, to the segments before it in its own conversation, and to itself; no phrase attends to another phrase, and
+no point to another point.
 
-Where the dialect asks about points in close-ups, the row of the whole image asks only about boxes that are too large for one; the points of
-another box have a row of their own, with the close-up before it, in which the phrase and its box are said but not learned. So has a look
-back, with the outlined image before it.
+Where the dialect asks about points in close-ups, the row of the whole image asks only about boxes that are too large for a close-up. The
+points of any other box have a row of their own, after the image of the close-up; that row states the phrase and its box, but they are not
+learned. A look back has a row of its own too, after the outlined image.
 """
 
 from __future__ import annotations
@@ -47,8 +48,9 @@ UNLEARNED = -100
 
 @dataclass(frozen=True, eq=False)
 class CloseUp:
-    """A box of an image seen closer: ``image`` (S, S, 3) uint8, and in its pixels ``box_px`` (4,) and ``points_px`` (K, 2), of which those
-    of ``inside`` (K,) lie on what the phrase means there.
+    """A close-up of one box: ``image`` (S, S, 3) uint8, and in its pixels ``box_px`` (4,) and ``points_px`` (K, 2).
+
+    ``inside`` (K,) tells which points lie on the object that ``phrase`` means.
     """
 
     image: NDArray[np.uint8]
@@ -60,7 +62,7 @@ class CloseUp:
 
 @dataclass(frozen=True, eq=False)
 class TrainingRow:
-    """``row`` as packed, ``targets`` (T,) int64: the token that each position should say next, UNLEARNED where it is not asked."""
+    """A packed ``row``, and for each of its tokens in ``targets`` (T,) int64 the token to predict next, UNLEARNED where none is learned."""
 
     row: PackedRow
     targets: NDArray[np.int64]
@@ -78,7 +80,7 @@ class Collator:
         self._closer = grounder.dialect.points_view == "close-up"
 
     def row(self, frame: Framed, examples: Sequence[Example], rng: np.random.Generator) -> TrainingRow:
-        """All examples of an image; ``frame`` has its sides. Several objects are spoken of in the order that is asked for."""
+        """Return the row that asks about all examples of an image; ``frame`` has the image's sides. ``Asking.order`` orders the objects."""
         builder = _Builder()
         for example in examples:
             order = self._order(example)
@@ -90,12 +92,15 @@ class Collator:
                 if not self._closer or window_around(box_px, frame.width, frame.height) is None:
                     points = self._draw(box_px, self._asking.count(rng), rng)
                     self._ask_points(builder, frame, box_px, points, lies_on(mask_of(example, index), points), first, rng)
-            if rng.random() < self._asking.prompt_share and not self._points:  # whose answer is a prompt already
+            if rng.random() < self._asking.prompt_share and not self._points:  # a model that answers with points gives a prompt already
                 self._ask_prompt(builder, frame, example, order, rng)
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
 
     def close_up(self, image: NDArray[np.uint8], examples: Sequence[Example], rng: np.random.Generator) -> CloseUp | None:
-        """One of an image's boxes seen closer; None where the dialect has no close-ups, none is due, or the box drawn is too large."""
+        """Draw one of an image's boxes and return its close-up.
+
+        None where the dialect has no close-ups, the image has no box, no close-up is drawn (``close_share``), or the box is too large.
+        """
         found = [(example, index) for example in examples for index in range(len(example.instances))]
         if not self._closer or not found or rng.random() >= self._asking.close_share:
             return None
@@ -110,7 +115,7 @@ class Collator:
         return CloseUp(window.cut(image), example.phrase, window.inner(box_px), window.inner(points), inside)
 
     def close_row(self, frame: Framed, seen: CloseUp, rng: np.random.Generator) -> TrainingRow:
-        """The points of a close-up; ``frame`` has its sides."""
+        """Return the row that asks about the points of a close-up; ``frame`` has the sides of the close-up."""
         builder = _Builder()
         phrase = _tidy(seen.phrase)
         said = [*self._grounder.question(phrase), *self._grounder.box_answer(frame, phrase, seen.box_px[None])]
@@ -119,20 +124,20 @@ class Collator:
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
 
     def look(self, image: NDArray[np.uint8], examples: Sequence[Example], rng: np.random.Generator) -> OutlinedImage | None:
-        """A look back at a mask of an image; None where none is due."""
+        """Draw a look back at a mask of an image; None where none is drawn (``look_share``), or where nothing can be asked."""
         if not self._asking.look_share or rng.random() >= self._asking.look_share:
             return None
         return draw_look(image, examples, rng)
 
     def look_row(self, look: OutlinedImage) -> TrainingRow:
-        """Whether what is outlined is what each phrase means."""
+        """Return the row of a look back, which asks of each phrase whether the outlined object is what it means."""
         builder = _Builder()
         for phrase, right in look.asked:
             builder.add(self._grounder.look_back_question(_tidy(phrase)), self._grounder.verdicts.spell([right]), ROOT)
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
 
     def talk_row(self, turns: Sequence[Turn]) -> TrainingRow:
-        """A conversation about something else, each question after the answer before it; the answers are learned."""
+        """Return the row of a conversation on anything else, turn after turn; its answers are learned."""
         builder, place, before = _Builder(), ROOT, list[int]()
         for number, turn in enumerate(turns, 1):
             said = [*before, *self._grounder.encode(turn.question + self._grounder.markup.to_answer)]
@@ -147,13 +152,13 @@ class Collator:
         return np.argsort(lefts, kind="stable") if self._asking.order == "left" else np.arange(len(lefts))
 
     def _answered(self, example: Example, order: NDArray[np.int64]) -> NDArray[np.float32]:
-        """The boxes (N, 4) that an answer spells; of a model that points, a point deep in each object."""
+        """Return the boxes (N, 4) that an answer spells. For a model that answers with points, each is a point deep inside an object."""
         if not self._points:
             return example.boxes_px[order]
         return as_boxes(np.array([deepest(mask_of(example, int(index))) for index in order], np.float32))
 
     def _asked(self, order: NDArray[np.int64], rng: np.random.Generator) -> list[int]:
-        """Of which objects points are asked this time, and in what order."""
+        """Return the indices of the objects about which points are asked this time, in the order of asking."""
         if self._asking.every_box:
             return [int(index) for index in rng.permutation(order)]
         return [int(rng.choice(order))] if len(order) else []
@@ -200,7 +205,7 @@ class Collator:
         builder.add(self._grounder.question(_tidy(example.phrase), "prompt"), [*answer, self._grounder.end], ROOT)
 
     def _of_pattern(self, example: Example, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Where no segmenter has chosen points on and off an object: the first of the pattern that lie so."""
+        """Return points on and off an object where no segmenter has chosen any: the first points of serving's pattern that lie so."""
         points = spread(example.boxes_px[index], PATTERN_SIZE)
         inside = lies_on(mask_of(example, index), points)
         return points[inside][: self._asking.prompt_inside], points[~inside][: self._asking.prompt_outside]
@@ -214,13 +219,16 @@ def draw_points(box_px: NDArray[np.float32], count: int, rng: np.random.Generato
 
 
 def shake_box(box_px: NDArray[np.float32], width: int, height: int, share: float, rng: np.random.Generator) -> NDArray[np.float32]:
-    """A box (4,) that is off as a model's is: its sides moved by normal shares of its size, and inside the image."""
+    """Return a box (4,) with an error like a model's: each side is moved by normal noise and kept inside the image.
+
+    ``share`` is the noise's standard deviation, as a share of the box's width or height.
+    """
     sides = np.tile(box_px[2:] - box_px[:2], 2)
     return order_box((box_px + rng.normal(0, share, 4) * sides).astype(np.float32), width, height)
 
 
 def _tidy(phrase: str) -> str:
-    """White space as serving has it."""
+    """Return the phrase with its white space as serving normalises it."""
     return " ".join(phrase.split())
 
 
@@ -230,7 +238,10 @@ class _Builder:
     targets: list[int] = field(default_factory=list)
 
     def add(self, said: Sequence[int], answer: Sequence[int], parent: int, goes_on: bool = False) -> int:
-        """A segment that says something and learns its answer, whose last token is left out where nothing follows it."""
+        """Append a segment of the tokens ``said`` and their ``answer``, which is learned, and return the segment's index.
+
+        Where nothing follows the answer (not ``goes_on``), its last token is only a target: no later token needs it as input.
+        """
         spoken = answer if goes_on else answer[:-1]
         self.segments.append(Segment((*said, *spoken), parent))
         learned = [UNLEARNED] * (len(said) - 1) + [*answer, UNLEARNED]

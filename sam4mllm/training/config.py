@@ -1,6 +1,6 @@
-"""Plans in files: our default, the server's, the paper's and the released adapter's come with the package, a user's own is JSON or TOML.
+"""Training plans in files: those that come with the package, and a user's own in JSON or TOML.
 
-A file has the fields of :class:`~sam4mllm.training.plan.TrainingPlan`, and in a table ``asking`` those of
+A file may set the fields of :class:`~sam4mllm.training.plan.TrainingPlan`, and in a table ``asking`` those of
 :class:`~sam4mllm.training.asking.Asking`.
 """
 
@@ -30,9 +30,9 @@ class Config:
 
 
 def read_config(source: str | Path | None, **given: Any) -> Config:
-    """A plan of the package by its name, or a JSON or TOML file; the plan's fields that are ``given`` and not None win.
+    """Read one of the package's plans by its name, or a JSON or TOML file; None gives the defaults of the classes.
 
-    Raises TrainingError with one line on what is wrong with the file.
+    The plan's fields in ``given`` that are not None override those in the file. Raises TrainingError with one line on what is wrong.
     """
     if source is None:
         return Config(plan_of({}, **given), Asking())

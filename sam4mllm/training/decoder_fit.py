@@ -1,7 +1,7 @@
-"""The segmenter's adapter, fitted offline: LoRA on the mask decoder learns where a team draws edges and whether it fills holes.
+"""Fitting the segmenter's adapter offline: LoRA on the mask decoder learns where a team draws edges and whether it fills holes.
 
-From few pictures it learns such conventions and no recognition, for the encoder that sees stays as it is. So that masks of what nobody
-corrected stay true, it is held near what the decoder drew before.
+From few pictures it learns such conventions but no recognition, because the image encoder stays frozen. A penalty on changed masks keeps it
+near what the decoder drew before, so that masks of objects that nobody corrected stay right.
 """
 
 from __future__ import annotations
@@ -28,27 +28,33 @@ from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Prompt
 
 RANK, RATE, STEPS, BATCH = 8, 1e-3, 40, 8
-"""Of ranks 4, 8 and 16 the middle one gained as much as any, and 40 steps take 20 s of one core on the demo segmenter."""
+"""Numbers of the training. Of ranks 4, 8 and 16, 8 gained as much as any; 40 steps take 20 s on one core with the demo segmenter."""
 KEEP_WEIGHT = 120.0
-"""Of the squared distance to what the decoder answered before. Reviewers who draw 3 pixels wider, ten pictures: without it their masks gain
-.072 of IoU and the plain truth loses .055; with 20, 60, 100 and 150 it is .069, .058, .050, .045 against .037, .019, .012, .009. The same
-by a penalty on the weights: .043 against .017.
+"""Weight, in the loss, of the mean squared distance to what the decoder answered before.
+
+Measured with ten pictures of reviewers who draw 3 pixels wider, as the gain in IoU on masks like theirs against the loss on plainly true
+masks: without it .072 against .055; with 20, 60, 100 and 150, .069, .058, .050 and .045 against .037, .019, .012 and .009. A penalty on the
+weights instead gave .043 against .017.
 """
 BARE_SHARE = 0.3
-"""Of the prompts that are a box alone; the others have the published pattern's points."""
+"""Share of the prompts that are a box alone; the others have the points of the published pattern too."""
 BOX_SHAKE, MOST_SHAKE, FLIPPED = 0.06, 0.15, 0.05
-"""How far a box is off, in sides of its own, and how many answers about points are wrong: as an MLLM's are."""
+"""The errors of an MLLM that prompts imitate: standard deviation and limit of the shift of a box's sides, as shares of its width or height,
+and the share of points with a wrong label.
+"""
 NEAR, FAR_WEIGHT = np.ones((13, 13), np.uint8), 0.05
-"""Cells of the mask grid around a thing count in full, those farther away little."""
+"""Weights in the loss: cells of the mask grid within 6 cells of the object count fully, those farther away only FAR_WEIGHT."""
 
 E = TypeVar("E", bound=Embedding)
 
 
 @dataclass(frozen=True, eq=False)
 class DecoderLesson:
-    """One object: the image as the segmenter took it in, the box of the reviewer's mask and, with a margin, the ``mask`` there, whose upper
-    left pixel is ``corner_px`` (x, y); ``target`` (h, w), the share of each cell of the mask grid that the mask covers, ``weight`` (h, w),
-    what the cell counts, and ``seen`` (h, w), whether it is of the image.
+    """One object to learn from: the ``embedding`` of its image, and the reviewer's mask of it.
+
+    ``box_px`` (4,) is the box of the mask. ``mask`` is the mask cropped to its extent with a margin of one pixel; the crop's upper left
+    pixel is ``corner_px`` (x, y). The tensors (h, w) are on the segmenter's mask grid: ``target`` is the share of each cell that the mask
+    covers, ``weight`` is how much a cell counts in the loss, ``seen`` is whether a cell lies in the image and not in its padding.
     """
 
     embedding: Embedding
@@ -72,7 +78,7 @@ def make_lessons(
         near = cv2.dilate((target.numpy() > 0).astype(np.uint8), NEAR).astype(np.float32)
         weight = (torch.from_numpy(near) + FAR_WEIGHT) * seen
         rows, columns = window_of(mask)
-        top, left = max(0, rows.start - 1), max(0, columns.start - 1)  # points beyond count as on the margin
+        top, left = max(0, rows.start - 1), max(0, columns.start - 1)  # lies_on takes points outside the crop as on its edge
         window = mask[top : rows.stop + 1, left : columns.stop + 1].copy()
         corner_px = np.array([left, top], np.float32)
         where = (target.to(segmenter.device), weight.to(segmenter.device), seen.to(segmenter.device))
@@ -81,9 +87,9 @@ def make_lessons(
 
 
 def fit_decoder(segmenter: Promptable, lessons: Sequence[DecoderLesson], steps: int = STEPS, seed: int = 0) -> tuple[PeftModel, float]:
-    """Train an adapter on the segmenter's mask decoder, which it draws with from now on; the adapter, and the loss of the last step.
+    """Train an adapter on the segmenter's mask decoder, and return it with the loss of the last step.
 
-    Raises TrainingError if a loss is no number.
+    The adapter stays attached: ``segmenter`` draws with it from now on. Raises TrainingError if a loss is no finite number.
     """
     plain = segmenter.with_decoder(deepcopy(segmenter.model.mask_decoder), "")
     torch.manual_seed(seed)
@@ -105,7 +111,7 @@ def fit_decoder(segmenter: Promptable, lessons: Sequence[DecoderLesson], steps: 
 
 
 def draw_prompt(lesson: DecoderLesson, rng: np.random.Generator) -> Prompt:
-    """The object's box as an MLLM gives it, alone or with points as it answers them."""
+    """Draw a prompt as an MLLM might give it: a box that is a little off, alone or with points, some of them mislabelled."""
     x1, y1, x2, y2 = lesson.box_px
     sides = np.array([x2 - x1, y2 - y1, x2 - x1, y2 - y1])
     shift = np.clip(rng.normal(0, BOX_SHAKE, 4), -MOST_SHAKE, MOST_SHAKE)
@@ -118,7 +124,7 @@ def draw_prompt(lesson: DecoderLesson, rng: np.random.Generator) -> Prompt:
 
 
 def trainable(embedding: E) -> E:
-    """The embedding with copies of its tensors that gradients may flow past: what inference mode made cannot be learned from."""
+    """Return the embedding with copies of its tensors: autograd refuses tensors that were made in inference mode."""
     kept = {field.name: _copied(getattr(embedding, field.name)) for field in fields(embedding)}
     return replace(embedding, **kept)
 
@@ -132,12 +138,16 @@ def _copied(value: Any) -> Any:
 
 
 def _shares(segmenter: Promptable, embedding: Any, mask: NDArray[np.bool_]) -> Tensor:
-    """(h, w) from 0 to 1 on the mask grid."""
+    """Return, on the mask grid (h, w), the share of each cell that the mask covers, from 0 to 1."""
     return torch.from_numpy((segmenter.as_logits(embedding, mask)[0] / SURE + 1) / 2)
 
 
 def _loss(segmenter: Promptable, plain: Promptable, lesson: DecoderLesson, prompt: Prompt) -> Tensor:
-    """Of the candidate that would be served: cross-entropy and dice; that its IoU is known; that all are near what they were before."""
+    """Return the loss of one prompt.
+
+    It is the cross-entropy and dice loss of the candidate that would be served, the squared error of that candidate's predicted IoU, and
+    the squared distance of all candidates from those of ``plain``, the decoder before training.
+    """
     embedding: Any = lesson.embedding
     logits, predicted = segmenter.logits(embedding, [prompt])
     with torch.no_grad():

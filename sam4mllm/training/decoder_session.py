@@ -1,4 +1,4 @@
-"""The segmenter's adapter from a dataset's folder: it is there whole or not at all."""
+"""Training of the segmenter's adapter from a dataset's folder; the adapter's folder appears complete or not at all."""
 
 from __future__ import annotations
 
@@ -22,10 +22,12 @@ from sam4mllm.training.decoder_fit import STEPS, DecoderLesson, fit_decoder, mak
 from sam4mllm.training.session import refuse_taken, select_examples, writing
 
 MOST_PICTURES = 200
-"""Of a larger dataset so many are drawn: their features are kept in memory (SAM: 4 MB a picture), and of 40 it learned hardly more than of
-20 or 10 (0.055, 0.052 and 0.045 of IoU)."""
+"""The most pictures that are learned from; of a larger dataset so many are drawn at random.
+
+Their features are kept in memory (SAM: 4 MB a picture), and more pictures help little: 40, 20 and 10 gained 0.055, 0.052 and 0.045 of IoU.
+"""
 MOST_THINGS = 16
-"""Of a picture with more objects so many are drawn; each takes half a megabyte."""
+"""The most objects of one picture that are learned from; of more, so many are drawn at random. Each takes half a megabyte of memory."""
 
 Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
 """Wraps the pictures, for a progress bar: pictures, how many."""
@@ -33,7 +35,7 @@ Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
 
 @dataclass(frozen=True)
 class DecoderRun:
-    """What it learned from, and what came of it."""
+    """The numbers of pictures and objects that an adapter learned from, and the loss of its last step."""
 
     pictures: int
     objects: int
@@ -53,18 +55,18 @@ def train_decoder(
     """Fit an adapter of the segmenter's mask decoder to the masks of a dataset's split ``train``.
 
     Args:
-        dataset: its folder.
-        out: where the adapter will be, a new or empty folder.
-        segmenter: its name.
-        device: where it runs.
-        steps: of the optimiser.
-        seed: the same one gives the same adapter.
-        track: for a progress bar.
+        dataset: the dataset's folder.
+        out: the folder where the adapter will be; it must be new or empty.
+        segmenter: the segmenter's name.
+        device: the device to run on.
+        steps: how many steps the optimiser takes.
+        seed: the same seed gives the same adapter.
+        track: wraps the pictures, for a progress bar.
 
     Raises:
         DatasetError: no example has a mask, or a picture cannot be read.
         ModelError: the segmenter cannot be loaded, or has no mask decoder.
-        TrainingError: ``out`` is taken or cannot be written, or the loss is no number.
+        TrainingError: ``out`` is taken or cannot be written, or the loss is no finite number.
     """
     refuse_taken(out)
     pictures = _choose(dataset, seed)
@@ -79,7 +81,7 @@ def train_decoder(
 
 
 def _choose(dataset: Path, seed: int) -> list[list[Example]]:
-    """The examples with a mask by picture, MOST_PICTURES of them at most. Raises DatasetError."""
+    """Return the examples that have a mask, grouped by picture; at most MOST_PICTURES groups. Raises DatasetError if there are none."""
     by_picture: dict[str, list[Example]] = {}
     for example in select_examples(dataset):
         if example.has_target:
@@ -94,7 +96,7 @@ def _choose(dataset: Path, seed: int) -> list[list[Example]]:
 
 
 def _lessons(drawing: Promptable, dataset: Path, picture: Sequence[Example], seed: int) -> list[DecoderLesson]:
-    """One a distinct object: two phrases of a picture may mean the same."""
+    """Return one lesson for each distinct object of a picture, MOST_THINGS at most; two phrases may mean the same object."""
     objects = {str(instance.rle["counts"]): (example, index) for example in picture for index, instance in enumerate(example.instances)}
     some = list(objects.values())
     if len(some) > MOST_THINGS:

@@ -10,9 +10,9 @@ from numpy.typing import NDArray
 RADIUS = 0.1
 """Least distance of two points in the unit square (released preparation of refCOCO: scipy's ``qmc.PoissonDisk`` with this radius)."""
 PATTERNS = 100
-"""How many patterns there are to draw from (as there)."""
+"""How many patterns there are to draw from (as in the released code)."""
 _TRIES = 1000
-"""Places tried for a pattern: 60 to 72 of them stay (all 100 patterns counted), about as many as the 61 to 69 of scipy's way."""
+"""How many random places are tried for a pattern; 60 to 72 of them remain (counted over all 100 patterns), where scipy's leave 61 to 69."""
 
 
 @functools.cache
@@ -27,7 +27,7 @@ def pattern(index: int) -> NDArray[np.float64]:
 
 
 def draw_disks(box_px: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """``count`` points (K, 2) of a box (4,), or all of a pattern if it has fewer, drawn from one of the patterns laid over the box."""
+    """Draw ``count`` points (K, 2) in a box (4,) from a random pattern that is stretched over it; all of them if it has fewer."""
     chosen = rng.permutation(pattern(int(rng.integers(PATTERNS))))[:count]
     low, high = np.asarray(box_px, np.float64).reshape(2, 2)
     return (low + chosen * (high - low)).astype(np.float32)

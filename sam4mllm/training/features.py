@@ -1,8 +1,8 @@
-"""What the frozen vision tower makes of an image, kept for the next time the image comes up in a run.
+"""A cache of the frozen vision tower's outputs, for the next time that an image comes up in a run.
 
-The tower is the same at every step, and only the layers after it learn, so what its blocks give for an image is remembered and not worked
-out again: bit for bit the same. That takes a tower whose blocks are a list and whose outputs are read at known places, as in the Qwen-VL
-families; with another one, nothing is kept and nothing changes.
+The tower is the same at every step, because only layers after it learn. So the outputs of its blocks are kept and not computed again; the
+result is the same bit for bit. This needs a tower whose blocks are a list and whose outputs are read at known blocks, as in the Qwen-VL
+families; with any other tower, nothing is kept and nothing changes.
 """
 
 from __future__ import annotations
@@ -19,15 +19,16 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 Features = dict[int, Tensor]
-"""By block, its output on the CPU."""
+"""The outputs of some of the tower's blocks, on the CPU, by the block's index."""
 
 
 class VisionMemory:
-    """The features of the images that came up last, at most ``most_bytes`` of them, in main memory.
+    """The features of the images that were used last, in main memory.
 
     Args:
-        model: with its adapter attached. Its vision tower's blocks are changed for good, but do as before outside ``of``.
-        most_bytes: 0 keeps nothing.
+        model: the model with its adapter attached. The ``forward`` of its vision tower's blocks is replaced for good; outside ``of`` they
+            compute as before.
+        most_bytes: the most bytes of features to keep; 0 keeps nothing.
     """
 
     def __init__(self, model: Any, most_bytes: int) -> None:
@@ -43,7 +44,7 @@ class VisionMemory:
 
     @contextmanager
     def of(self, image: NDArray[np.uint8]) -> Iterator[None]:
-        """Within, the model sees this image (H, W, 3), prepared as always."""
+        """Use and fill the cache within the context, where the model may be given only this image (H, W, 3), always preprocessed alike."""
         key = hashlib.blake2b(image.tobytes(), digest_size=16, key=repr(image.shape).encode()).digest() if self._most_bytes else b""
         self._known = self._kept.get(key)
         self._new = {}
@@ -51,13 +52,16 @@ class VisionMemory:
             yield
             if self._known is not None:
                 self._kept.move_to_end(key)
-            elif self._read <= self._new.keys():  # memory may have run out half way through the tower
+            elif self._read <= self._new.keys():  # the tower ran through: memory may run out on the way
                 self._keep(key, self._new)
         finally:
             self._known = self._new = None
 
     def _forward(self, index: int, forward: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """A block: what is read of it as it was, what is not as good as left out."""
+        """Compute a block, unless the image's features are known.
+
+        Then return the kept output of a block whose output is read later, and for any other block just its input.
+        """
         if self._known is not None:
             return self._known[index].to(hidden.device) if index in self._read else hidden
         found = forward(hidden, *args, **kwargs)
@@ -84,7 +88,7 @@ def _tower(model: Any) -> Any:
 
 
 def _frozen_blocks(model: Any) -> list[Any]:
-    """The blocks of a tower that does the same each time; none of another."""
+    """Return the blocks of the vision tower; none if the tower learns, has dropout, or does not keep its blocks in a list."""
     tower = _tower(model)
     blocks = getattr(tower, "blocks", None)
     if not isinstance(blocks, nn.ModuleList):

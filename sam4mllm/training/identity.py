@@ -1,4 +1,4 @@
-"""What tells one training run from another: a run is gone on with only by the settings and data that began it."""
+"""The identity of a training run, a hash: a run is resumed only with the settings and the data that it began with."""
 
 from __future__ import annotations
 
@@ -25,11 +25,17 @@ _LATER = (
     ("augment_share", 0.0),
     ("paste_share", 0.0),
 )
-"""Fields that came later, at what earlier runs did: those go on where an update interrupted them."""
+"""Fields that later releases added, each with the value that stands for the former behaviour.
+
+They are left out of the hash at that value, so that a run that began in an earlier release can still be resumed.
+"""
 
 
 def identity_of_run(plan: TrainingPlan, asking: Asking, targets: Targets, checkpoint: Checkpoint, pool: Pool, start: Path | None) -> str:
-    """The hash of all that the weights at a step follow from; ``start`` is the folder of the adapter that the run goes on from."""
+    """Return the hash of all that determines the weights at each step.
+
+    ``start`` is the folder of the adapter that the run goes on from, or None.
+    """
     learned = {name: value for name, value in asdict(plan).items() if name not in _SPEED_ONLY and (name, value) not in _LATER}
     parts = {
         "plan": {name: None if value == math.inf else value for name, value in learned.items()},

@@ -1,6 +1,7 @@
-"""What a look back is learned from: a mask's outline on its image, and of each phrase whether the mask is what it means.
+"""Training examples for the look back: an image with a mask's outline on it, and for each phrase whether the mask is what it means.
 
-A segmenter's mask is off at its edge, and now and then it is of another thing, of half of one, or of more than one; so are these.
+A segmenter's mask is often inexact at its edge, and sometimes covers another object, half of an object, or more than one. The masks made
+here have the same errors.
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from sam4mllm.masks import mask_iou
 from sam4mllm.outline import draw_outline
 
 RIGHT, WRONG = 0.7, 0.5
-"""Least IoU of a mask that is what a phrase means, and the IoU below which it is not; between them nothing is asked."""
+"""IoU limits, of a mask and what a phrase means: from RIGHT on the answer is yes, below WRONG it is no; between them nothing is asked."""
 FLAW_SHARE = 0.35
-"""How often a mask is spoiled: a part is missing, a strip is too much, it lies beside the thing, or it holds another thing as well."""
+"""How often a mask gets a flaw: a part is missing, its whole box is filled, it lies beside the object, or it includes another object."""
 SHAKE = 0.02
-"""The most that an edge is moved or smoothed by, in widths of the image."""
+"""The most that an edge is moved or smoothed by, as a share of the image's width."""
 MISSING = (0.3, 0.7)
-"""The least and the most of a side that is cut off."""
+"""The least and the most that is cut off from a mask, as a share of its height or width."""
 BESIDE = (0.25, 0.6)
-"""The least and the most by which a mask lies beside its thing, in sides of its box."""
+"""The least and the most that a mask is shifted from its object, as a share of its box's width and height."""
 
 Mask = NDArray[np.bool_]
 T = TypeVar("T")
@@ -34,14 +35,14 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class OutlinedImage:
-    """An ``image`` (H, W, 3) uint8 with the outline of a mask, and what is asked of it: phrases, and whether the mask is meant."""
+    """An ``image`` (H, W, 3) uint8 with the outline of a mask, and in ``asked`` pairs of a phrase and whether it means the mask."""
 
     image: NDArray[np.uint8]
     asked: tuple[tuple[str, bool], ...]
 
 
 def draw_look(image: NDArray[np.uint8], examples: Sequence[Example], rng: np.random.Generator) -> OutlinedImage | None:
-    """A look at one of the instances of an image's examples, about all of their phrases; None if nothing can be asked."""
+    """Draw a look back at one random instance of an image's examples, which asks about their phrases; None if nothing can be asked."""
     found = [(example, index) for example in examples for index in range(len(example.instances))]
     if not found:
         return None
@@ -53,14 +54,17 @@ def draw_look(image: NDArray[np.uint8], examples: Sequence[Example], rng: np.ran
 
 
 def balanced(rng: np.random.Generator, answers: Sequence[tuple[T, bool | None]]) -> list[tuple[T, bool]]:
-    """The phrases that a mask is, and hardly more of those that it is not."""
+    """Return all phrases whose answer is yes, and of those whose answer is no a random choice, at most one more; None is left out."""
     right = [(phrase, True) for phrase, answer in answers if answer]
     wrong = [(phrase, False) for phrase, answer in answers if answer is False]
     return [*right, *[wrong[place] for place in rng.permutation(len(wrong))[: len(right) + 1]]]
 
 
 def as_drawn(rng: np.random.Generator, mask: Mask, other: Callable[[], Mask]) -> Mask:
-    """A mask (H, W) as a segmenter might draw it: its edge shaken, now and then spoiled, by what ``other`` draws among other things."""
+    """Return a mask (H, W) as a segmenter might draw it: its edge moved or smoothed, and sometimes with a flaw (FLAW_SHARE).
+
+    ``other`` returns a random mask, for the flaw that includes another object.
+    """
     drawn = _shaken(rng, mask)
     if rng.random() < FLAW_SHARE:
         drawn = _spoiled(rng, drawn, other)
@@ -68,13 +72,13 @@ def as_drawn(rng: np.random.Generator, mask: Mask, other: Callable[[], Mask]) ->
 
 
 def is_meant(mask: Mask, meant: Iterable[Mask]) -> bool | None:
-    """Whether a mask is one of those that are meant; None if it is only half of one."""
+    """Whether a mask is one of those in ``meant``, by its best IoU with them; None if that lies between WRONG and RIGHT."""
     best = max((mask_iou(mask, one) for one in meant), default=0.0)
     return True if best >= RIGHT else False if best < WRONG else None
 
 
 def mask_of(example: Example, index: int) -> Mask:
-    """(H, W) of one instance; all at once would be a gigabyte of a crowd."""
+    """Return the mask (H, W) of one instance. Masks are expanded one by one because those of a crowd would fill a gigabyte."""
     mask: Mask = replace(example, instances=example.instances[index : index + 1]).masks()[0]
     return mask
 

@@ -16,7 +16,10 @@ from sam4mllm.training.collate import UNLEARNED, TrainingRow
 
 
 def row_loss(model: Any, encoded: Encoded, row: TrainingRow) -> Tensor:
-    """Mean cross-entropy of a row's answers. ``encoded`` is the image with the text before it, on the model's device."""
+    """Return the mean cross-entropy of a row's answer tokens.
+
+    ``encoded`` is the prefix of the row, on the model's device: the image and the text before it.
+    """
     device = encoded.positions.device
     prefix, length = encoded.positions.shape[-1], len(row.row.ids)
     visible = torch.ones(prefix + length, prefix + length, dtype=torch.bool).tril()

@@ -24,11 +24,11 @@ def new_papers(
     segmenter: str | None,
     start: Papers | None = None,
 ) -> Papers:
-    """All but the hashes of its files, which are not written yet, and what its training came to.
+    """Return the papers of an adapter before it is trained. The caller fills in the hashes of its files and its metrics afterwards.
 
-    It is to be asked in the way that most of its points were (``joint_share``). ``segmenter`` counts where PPG answers were learned; an
-    adapter that goes on from another, whose papers are ``start``, keeps that one's else. An infinite budget is null in the plan, for JSON
-    has no infinity.
+    Serving is to ask about points in the way that most of them are asked in training (``joint_share``). ``segmenter``, which chose the
+    points of PPG answers, is recorded only if PPG answers are learned; else it is the one in ``start``, the papers of the adapter that
+    training goes on from, if there is one. An infinite number in the plan is written as null, because JSON has no infinity.
     """
     asking = asking or Asking()
     former = None if start is None else start.segmenter
@@ -49,8 +49,9 @@ def new_papers(
 
 
 def asking_of(papers: Papers | None) -> Asking | None:
-    """How images were asked about in an adapter's training, for a run that goes on from it and is not told another way; None if its papers
-    do not say.
+    """Return how images were asked about in an adapter's training, for a run that goes on from it and is not told another way.
+
+    None if there are no papers, or if they do not say.
     """
     asked = None if papers is None or papers.plan is None else papers.plan.get("asking")
     try:

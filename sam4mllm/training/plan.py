@@ -1,4 +1,4 @@
-"""How an adapter is trained: the numbers of a run, each checked, and how they follow from a file."""
+"""Training plans: the numbers of a training run, their checks, and what follows from them."""
 
 from __future__ import annotations
 
@@ -12,32 +12,36 @@ from sam4mllm.errors import TrainingError
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How an adapter is trained. Raises TrainingError if a number is not as it should be.
+    """The numbers of a training run. Raises TrainingError if one is out of range or of another type.
 
-    The optimiser's defaults are the released recipe's (AdamW, linear decay after a warm-up, weight decay 0.001). Its rank is 128 and its
-    dropout 0.05; for dozens of corrections, not half a million sentences, half the rank and twice the dropout did best on demo scenes.
+    The optimiser's defaults are the released recipe's (AdamW, linear decay after a warm-up, weight decay 0.001). That recipe has rank 128
+    and dropout 0.05; on demo scenes, with dozens of corrections instead of half a million sentences, half its rank and twice its dropout
+    did best.
 
-    ``batch`` counts images; ``warmup`` is a share of the steps; ``clip`` bounds the gradient's norm; ``replay_share`` of the images are no
-    corrections; ``budget_seconds`` bounds the steps once their speed is known. ``recompute``: do not keep a layer's inner values for the
-    way back but work them out again, which takes a third longer and far less memory; None: on a GPU.
+    ``batch``: images in a step. ``warmup``: length of the warm-up, as a share of the steps. ``clip``: the most that the gradient's norm may
+    be. ``replay_share``: share of the images that come from the replay and not from corrections. ``budget_seconds``: the time that the run
+    may take; the number of steps is cut to it once their speed is known. ``recompute``: use activation checkpointing, which takes a third
+    longer and far less memory; None: only on a GPU.
 
-    ``epochs``: passes over the data, each image once in each, from which the steps follow; None: ``steps`` images are drawn, a label by
-    the square root of how often it is there. ``phrases``: the most that are learned of an image at once, the others being an image of
-    their own; None: all. ``least_epochs``: of a large corpus so many steps more that each image is drawn as often, on average; None: none.
-    ``conversation_share`` of the images come with a conversation about something else, where there are any, so that the model goes on
-    answering questions. ``feature_megabytes``: memory for what the frozen vision tower makes of the images of a run, so that it need not
-    see one twice; a photo of 640 × 480 takes 4 MB in Qwen2.5-VL (1,564 patches of 1,280 numbers in bfloat16).
+    ``epochs``: how often each correction is learned from, which gives the number of steps; None: there are ``steps`` steps, whose images
+    are drawn at random (:class:`~sam4mllm.training.pool.Pool`). ``least_epochs``: how often each correction of a large dataset is drawn at
+    least, on average, for which the number of steps is raised; None: it is not raised. ``phrases``: the most phrases of an image that are
+    learned at once, the others counting as an image of their own; None: all.
 
-    ``strength``: the share of what was learned that the saved adapter adds to the base model (Wortsman et al. 2022: a step back towards the
-    base brings back most of what was forgotten). On demo scenes a step back of an eighth undid a loss of 0.010 on the golden set and cost
-    nothing of what was learned. The released recipe has none, 1.
+    ``conversation_share``: share of the images that come with a conversation on anything else, if there are conversations, so that the
+    model does not forget how to answer questions. ``feature_megabytes``: memory for the frozen vision tower's outputs, so that it need not
+    run twice on the same image; a photo of 640 × 480 takes 4 MB in Qwen2.5-VL (1,564 patches of 1,280 numbers in bfloat16).
 
-    ``augment_share`` of the images are stretched, put on a larger canvas and made brighter or darker. On up to
-    ``paste_share`` of the replay's images, at most half, something new to the replay is pasted, cut out of a correction by its mask, and as
-    many are asked for such in vain (:mod:`sam4mllm.training.variety`).
+    ``strength``: share of what was learned that the saved adapter keeps. Below 1 it is a step back towards the base model, which restores
+    most of what was forgotten (Wortsman et al. 2022). On demo scenes a step back of an eighth undid a loss of 0.010 on the golden set and
+    cost nothing of what was learned. The released recipe takes no step back (1).
 
-    ``squash``: both sides in pixels to which pictures are brought before the model's processor takes them (the released recipe: 672); None:
-    they keep their shape, as in serving.
+    ``augment_share``: share of the images that are stretched, put on a larger canvas and made brighter or darker. ``paste_share``: the most
+    of the replay's images, at most half, onto which an object that is new to the replay is pasted, cut out of a correction by its mask; for
+    as many others the model is asked for such an object in vain (:mod:`sam4mllm.training.variety`).
+
+    ``squash``: length in pixels to which both sides of an image are resized before the model's processor sees it (the released recipe:
+    672); None: images keep their shape, as in serving.
     """
 
     steps: int = 400
@@ -71,7 +75,10 @@ class TrainingPlan:
 
 
 def check_numbers(values: object, ranges: Mapping[str, tuple[Any, float, float]], optional: Collection[str] = ()) -> None:
-    """Raises TrainingError unless each number is of its type and from its least to its most; the ``optional`` may be None."""
+    """Check attributes of ``values`` against ``ranges``, which holds the type, the least and the most value of each by its name.
+
+    Attributes named in ``optional`` may be None. Raises TrainingError at the first one that does not fit.
+    """
     for name, (kind, least, most) in ranges.items():
         value = getattr(values, name)
         number = isinstance(value, kind) and not isinstance(value, bool)
@@ -106,25 +113,28 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "paste_share": (int | float, 0, 0.5),
     "squash": (int, 28, 4_096),  # a patch of Qwen2.5-VL's, to more than any family takes
 }
-"""Of each number its type, its least and its most."""
+"""The type, the least and the most value of each number."""
 
 MEASURED = 10
-"""Steps after which the run's speed is known and the number of its steps is fitted to its budget."""
+"""How many steps are timed before the number of steps is fitted to the time budget."""
 
 
 def learning_rate(plan: TrainingPlan, step: int, steps: int) -> float:
-    """A linear warm-up over a share of the steps, then a straight line to zero."""
+    """Return the learning rate of a step, which counts from 0: a linear warm-up, then a linear decay to zero."""
     warmup = max(1, round(plan.warmup * steps))
     return plan.rate * min((step + 1) / warmup, (steps - step) / max(1, steps - warmup))
 
 
 def fit_steps(steps: int, done: int, seconds: float, budget_seconds: float) -> int:
-    """As many steps as the budget has room for, so that the learning rate still comes down to zero."""
+    """Return how many steps, at most ``steps``, fit into the budget when ``done`` of them took ``seconds``."""
     return steps if math.isinf(budget_seconds) else max(done, min(steps, int(budget_seconds * done / max(seconds, _TINY))))
 
 
 def plan_of(values: Mapping[str, Any], **given: Any) -> TrainingPlan:
-    """The plan with those of its fields; those ``given`` that are not None win. Raises TrainingError."""
+    """Return the plan with the fields in ``values``; those in ``given`` that are not None override them, and steps given there drop epochs.
+
+    Raises TrainingError if a field is unknown or wrong, or if ``values`` has both steps and epochs.
+    """
     names = [field.name for field in fields(TrainingPlan)]
     unknown = sorted(values.keys() - set(names))
     if unknown:

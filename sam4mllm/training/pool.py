@@ -1,4 +1,7 @@
-"""What a run learns from: the corrections, by label, and examples of what the base model knows, so that it does not forget it."""
+"""The images that a training run learns from: corrections, grouped by label, and replay.
+
+The replay is examples of what the base model already knows; they are trained on again so that it does not forget it.
+"""
 
 from __future__ import annotations
 
@@ -22,18 +25,20 @@ from sam4mllm.images import load_image
 from sam4mllm.training.plan import TrainingPlan
 
 BYTES_KEPT = 256 << 20
-"""Of decoded images in memory; at 640 × 480, 290 of them."""
+"""The most bytes of decoded images that are kept in memory: about 290 images of 640 × 480."""
 
 
 def phrase_of(example: Example) -> str:
-    """What an example counts as where it has no label."""
+    """Return the example's phrase, which stands for its label by default."""
     return example.phrase
 
 
 @dataclass(frozen=True, eq=False)
 class TrainingImage:
-    """An image (H, W, 3) uint8 RGB, and what is asked about it or else said about it; ``name`` is for messages. ``replayed``: it is no
-    correction; ``varied``: it does not come up again as it is.
+    """An image (H, W, 3) uint8 RGB to learn from, with either the ``examples`` or the ``turns`` of the conversation about it.
+
+    ``name`` is for messages. ``replayed``: whether the image comes from the replay and not from a correction. ``varied``: whether the image
+    was changed at random, so that exactly this image does not come up again.
     """
 
     image: NDArray[np.uint8]
@@ -84,15 +89,21 @@ class _Talk:
 
 
 class Pool:
-    """Images to draw from. Of the corrections, a label is drawn in proportion to the square root of how often it was corrected: a rare one
-    more often than its share, and not so often that its few pictures are learned by heart (square-root resampling, as Mahajan et al. 2018).
+    """The images that a run draws from.
+
+    For a correction, ``draw`` first draws a label, then one of its images. A label's chance is in proportion to the square root of the
+    number of its images: a rare label comes up more often than its share, but not so often that its few images are learned by heart
+    (square-root resampling, as Mahajan et al. 2018).
 
     Args:
-        corrections: (folder of the dataset, its examples to learn from).
+        corrections: pairs of a dataset's folder and its examples to learn from.
         replay: the same for examples that are no corrections; may be empty.
-        label: what an example is counted as; its phrase if None.
-        conversations: what is said about pictures otherwise; may be empty.
-        phrases: the most that are asked about an image at once; the others count as an image of their own. None: all.
+        label: returns the label of an example; the default is its phrase.
+        conversations: conversations about images, on anything but segmentation; may be empty.
+        phrases: the most phrases that are asked about an image at once; an image with more counts as several images. None: no limit.
+
+    Raises:
+        DatasetError: there are no corrections.
     """
 
     def __init__(
@@ -122,7 +133,10 @@ class Pool:
 
     @property
     def sha256(self) -> str:
-        """The hash of all that draws follow from, in hex: pictures, phrases, boxes, masks, labels and thoughts; not of where they lie."""
+        """The hash, in hex, of all that decides what is drawn: pictures, phrases, boxes, masks, labels, thoughts and conversations.
+
+        The folders that they lie in do not count.
+        """
         digest = hashlib.sha256(digest_of({"strata": self._strata, "replay_from": len(self._pictures)}).encode())
         for picture in (*self._pictures, *self._replay):  # one by one: the masks of a large set fill a gigabyte
             digest.update(digest_of({"picture": [_describe(example) for example in picture.examples]}).encode())
@@ -141,8 +155,9 @@ class Pool:
         conversation_share: float = 0.0,
         places: Iterable[int] | None = None,
     ) -> list[TrainingImage]:
-        """``count`` images, about ``conversation_share`` of them with conversations and ``replay_share`` of the others from the replay; of
-        these, those at ``places``, or all.
+        """Draw ``count`` images at random and return those at ``places`` among them, or all if that is None.
+
+        About ``conversation_share`` of the images come with conversations, and ``replay_share`` of the others come from the replay.
         """
         drawn = [self._draw(rng, replay_share, conversation_share) for _ in range(count)]
         return [self._show(drawn[place]) for place in (range(count) if places is None else places)]
@@ -159,17 +174,20 @@ class Pool:
         return self._pictures[stratum[rng.integers(len(stratum))]]
 
     def replay_phrases(self) -> set[str]:
-        """What is asked about the replay's pictures."""
+        """Return all phrases that are asked about the replay's images."""
         return {example.phrase for picture in self._replay for example in picture.examples}
 
     def draw_correction(self, rng: np.random.Generator) -> TrainingImage:
-        """One of the corrections, a label drawn as everywhere."""
+        """Draw one of the corrections: first a label, then one of its images, as in ``draw``."""
         return self._show(self._draw_own(rng))
 
     # -- in turn ---------------------------------------------------------------------------------------------------------------------------
 
     def deal(self, seed: int, places: Iterable[int], replay_share: float, conversation_share: float = 0.0) -> list[TrainingImage]:
-        """The images at ``places`` of an endless run through all, shuffled anew each time, with the shares as exact as can be."""
+        """Return the images at ``places`` of an endless sequence, which passes through all images again and again in a new order each time.
+
+        Conversations and replay are spread evenly over the sequence, so that their shares are as exact as whole images allow.
+        """
         return [self._show(self._dealt(seed, place, replay_share, conversation_share)) for place in places]
 
     def steps_of(self, plan: TrainingPlan) -> int:
@@ -180,7 +198,10 @@ class Pool:
         return plan.steps if plan.least_epochs is None else max(plan.steps, self.count_steps(plan.least_epochs, *shares))
 
     def count_steps(self, epochs: float, batch: int, replay_share: float, conversation_share: float = 0.0) -> int:
-        """Steps of ``batch`` images until each is dealt ``epochs`` times. Raises TrainingError if the shares leave none to be dealt."""
+        """Return how many steps of ``batch`` images it takes until each correction was dealt ``epochs`` times.
+
+        Raises TrainingError if the shares of replay and conversations leave no place for corrections.
+        """
         own = (1 - conversation_share * bool(self._talks)) * (1 - replay_share * bool(self._replay))
         if own <= 0:
             raise TrainingError("replay_share or conversation_share is 1, so that epochs would never end; give steps, or a lesser share")
@@ -196,7 +217,7 @@ class Pool:
         return self._pictures[self._turn("own", seed, place, len(self._pictures))]
 
     def _turn(self, kind: str, seed: int, place: int, count: int) -> int:
-        """Which of ``count`` things it is at a place of an endless run through all."""
+        """Return which of ``count`` things stands at a place of an endless sequence that passes through all of them in shuffled orders."""
         number, place = divmod(place, count)
         if self._orders.get(kind, ((),))[0] != (seed, number):
             self._orders[kind] = (seed, number), np.random.default_rng([seed, _KINDS[kind], number]).permutation(count)
@@ -215,11 +236,15 @@ class Pool:
 
 
 _KINDS = {"own": 1, "replay": 2, "conversations": 3}
-"""Of each an order of its own from one seed."""
+"""Part of the seed of a shuffled order, so that each kind of image has an order of its own."""
 
 
 def _is_due(place: int, share: float) -> tuple[bool, int]:
-    """Whether the one at a place is of those with this share, spread evenly; and how many of its kind come before it."""
+    """Whether a place goes to a kind of image that gets this share of all places, evenly spread; and its index among the places of its
+    kind.
+
+    If the place goes to another image, the index is that among the places of the others.
+    """
     before = math.floor(place * share)
     due = math.floor((place + 1) * share) > before
     return due, before if due else place - before

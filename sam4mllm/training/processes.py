@@ -1,7 +1,7 @@
-"""Several processes that train one adapter, as `accelerate launch` starts them; one process alone is the case of a group of one.
+"""Processes that train one adapter together, as `accelerate launch` starts them; a single process is treated as a group of one.
 
-Each process takes every n-th image of a step; their gradients are added before the update, so all hold the same weights at every step.
-What must be decided alike, such as when to stop or to save, is decided here.
+Of n processes, each takes every n-th image of a step. Their gradients are added before the update, so that all hold the same weights at
+every step. The collective operations here also let them agree, for example on when to stop or to save.
 """
 
 from __future__ import annotations
@@ -19,12 +19,15 @@ from sam4mllm.errors import TrainingError
 from sam4mllm.loading import pick_device
 
 PATIENCE = timedelta(hours=6)
-"""How long a process waits for the others: one may have to prompt the segmenter for all of its share of a large data set."""
+"""How long a process waits for the others: one may take hours to prompt the segmenter for its share of a large dataset."""
 
 
 @dataclass(frozen=True)
 class Processes:
-    """This process among ``count``; its ``rank`` is from 0 on. Every method with several processes is called by all of them."""
+    """This process's place in a group of ``count`` processes; ``rank`` counts from 0.
+
+    The methods that exchange something (all but ``first`` and ``places``) must be called by all processes of the group.
+    """
 
     device: torch.device
     rank: int = 0
@@ -42,7 +45,7 @@ class Processes:
         return range(self.rank, count, self.count)
 
     def add_up(self, numbers: Sequence[float]) -> list[float]:
-        """The sums over all processes; exact where all but one have zero."""
+        """Return the sum of each number over all processes. A sum is exact where all processes but one give zero."""
         if self.count == 1:
             return list(numbers)
         sums = torch.tensor(numbers, dtype=torch.float64, device=self.device)
@@ -51,7 +54,7 @@ class Processes:
         return found
 
     def of_first(self, number: float) -> float:
-        """The first process's number."""
+        """Return, in every process, the number that the first process gave."""
         return self.add_up([number if self.first else 0.0])[0]
 
     def share(self, weights: Sequence[Tensor]) -> None:
@@ -61,7 +64,7 @@ class Processes:
                 dist.broadcast(weight.detach(), 0)
 
     def add_gradients(self, weights: Sequence[Tensor]) -> None:
-        """Add up the gradients of all processes. A weight that has none anywhere is left without, as with one process."""
+        """Replace each weight's gradient by its sum over all processes. A weight without a gradient in any process stays without one."""
         if self.count == 1:
             return
         there = self.add_up([float(weight.grad is not None) for weight in weights])
@@ -71,20 +74,21 @@ class Processes:
                 dist.all_reduce(weight.grad)
 
     def wait(self) -> None:
-        """Until all processes are here."""
+        """Wait until all processes have called this."""
         self.add_up([0.0])
 
     def leave(self) -> None:
-        """Part from the others; the last thing that a process does with them."""
+        """Leave the group; no other method may be called afterwards."""
         if self.count > 1:
             dist.destroy_process_group()
 
 
 def join_processes(device: str | None) -> Processes:
-    """The group that this process was started in; without a launcher, a group of one.
+    """Join the group that a launcher started this process in, and return it; without a launcher, a group of one.
 
-    Each process of a group gets a GPU of its own, or with ``device`` "cpu" or no GPU the CPU. Raises TrainingError if a group is given one
-    certain GPU, or cannot be formed; ModelError if there is no such device.
+    Each process of a larger group gets a GPU of its own; it gets the CPU if ``device`` is "cpu" or there is no GPU. Raises TrainingError if
+    ``device`` names one particular GPU for a larger group, if the group cannot be formed, or if FSDP is set to another version than 2;
+    ModelError if there is no such device.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return Processes(pick_device(device))
@@ -103,7 +107,10 @@ def join_processes(device: str | None) -> Processes:
 
 
 def _is_sharded() -> bool:
-    """What `accelerate config` or the launcher's options say, which reach a process in its environment."""
+    """Whether `accelerate config` or the launcher asked for FSDP, by the process's environment.
+
+    Raises TrainingError if it is another version than 2.
+    """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
     if os.environ.get("FSDP_VERSION", "1") != "2":

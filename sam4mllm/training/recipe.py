@@ -1,17 +1,17 @@
-"""LoRA on corrections, top to bottom: what is trained, on which images, by which loss.
+"""The training loop for LoRA adapters: what is trained, on which images, and by which loss.
 
-The base model and its vision tower are frozen; the adapter begins as none, or as the one that serves, of whatever rank. The loss is the
-text cross-entropy of the answers, as in the paper (section 3.3): no auxiliary term. A step takes a few images, each with all of its phrases
-and their points in one row.
+The base model and its vision tower are frozen. The adapter is either new or goes on from a stored one, whatever its rank. The loss is the
+text cross-entropy of the answers alone, as in the paper (section 3.3). A step takes a few images, each with all of its phrases and their
+points in one packed row.
 
-A run is a function of its plan and its data: the images of a step, their points and the dropout come from the seed and the step's number.
-Killed and resumed, it gives the weights of an unbroken run. (With a time budget, the number of its steps is the machine's.)
+A run follows from its plan and its data alone: the images of a step, their points and the dropout come from the seed and the step's number.
+A run that is killed and resumed ends with the weights of an unbroken one. (Under a time budget, its length depends on the machine.)
 
-Several processes share the images of a step, add up their gradients and so hold the same adapter; a run is the same function of its plan
-with any number of them, up to the order in which gradients are added.
+Several processes share the images of a step and add up their gradients, so that all hold the same adapter. The number of processes changes
+nothing but the order in which gradients are added.
 
-On a GPU the adapter is in float32 and autocast does the arithmetic in the model's precision. An image that does not fit into memory is
-tried again with half of its phrases, and left out if a single one is too much.
+On a GPU the adapter is in float32, and autocast does the arithmetic in the model's precision. An image that does not fit into memory is
+tried again with half of its phrases each time, and left out if even a single phrase does not fit.
 """
 
 from __future__ import annotations
@@ -59,14 +59,16 @@ from sam4mllm.training.variety import Variety
 log = logging.getLogger(__name__)
 
 LOSSES = 3
-"""The most that an image has: of all of it, of a close-up, of a look back."""
+"""The most losses of one image: one for the whole image, one for a close-up and one for a look back."""
 LATE = 1.25
-"""Of its budget, after which a run ends at whatever step it is."""
+"""How many times its time budget a run may take; after that it ends at whatever step it is."""
 
 
 @dataclass(frozen=True)
 class Progress:
-    """What is told after each step; ``loss`` is the mean of its images', in nats a token."""
+    """What a run reports after each of its ``steps``: the mean ``loss`` of the step's images, in nats a token, the learning ``rate``, and
+    the ``seconds`` spent so far.
+    """
 
     step: int
     steps: int
@@ -76,7 +78,7 @@ class Progress:
 
 
 class Trainer:
-    """One run: ``train`` until its steps or its budget are done, or until ``stop`` is called."""
+    """One training run. ``train`` goes on until the steps or the time budget are used up, or until ``stop`` is called."""
 
     def __init__(
         self,
@@ -89,7 +91,11 @@ class Trainer:
         processes: Processes | None = None,
         start: Path | None = None,
     ) -> None:
-        """``start`` is the folder of an adapter to go on from; None begins with none."""
+        """Attach the adapter and prepare the run; ``folder`` is where its training states are kept.
+
+        ``start`` is the folder of an adapter to go on from; None begins with a new one. Raises TrainingError if the plan does not go with
+        the number of processes, the dialect or the model; ModelError if the adapter cannot be attached.
+        """
         plan = replace(plan, steps=pool.steps_of(plan))
         self.plan = plan
         self.folder = folder
@@ -117,20 +123,21 @@ class Trainer:
         self._trained = nn.ParameterList([weight for weight in self.model.parameters() if weight.requires_grad])
         self._start = None if start is None else [weight.detach().cpu().clone() for weight in self._trained]
         self._optimizer = torch.optim.AdamW(self._trained, lr=plan.rate, weight_decay=plan.weight_decay)
-        half = checkpoint.model.dtype is torch.float16  # whose least number is 6e-8, so that gradients vanish
+        half = checkpoint.model.dtype is torch.float16  # float16 holds no number below 6e-8, so small gradients would become zero
         self._scaler = torch.amp.GradScaler(self._grounder.device.type, enabled=half)
         self._places = self._processes.places(plan.batch)
         self._last: tuple[Encoded, TrainingRow] | None = None
         self._stopped = False
 
     def stop(self) -> None:
-        """End after the step that runs, and save the training state; from a signal handler or another thread."""
+        """End after the current step and save the training state. It may be called from a signal handler or another thread."""
         self._stopped = True
 
     def train(self, tell: Callable[[Progress], None] = lambda progress: None) -> bool:
-        """Train from the last saved state on, if there is one. True if the run is complete, False if it was stopped.
+        """Train, from the last saved state on if there is one, and call ``tell`` after each step, in the first process only.
 
-        Raises TrainingError if that state is another run's, the loss is no number, or the images of a whole step cannot be used.
+        Return True if the run is complete, False if it was stopped. Raises TrainingError if the saved state is damaged or another run's, if
+        the loss is no finite number, or if no image of a step can be used; ModelError if the state is of another model.
         """
         step, steps, before = self._resume()
         self._images = ImagesAhead(self._shown)
@@ -147,7 +154,7 @@ class Trainer:
                 stopped, spent, due = self._agree(spent, time.monotonic() - saved > self.plan.seconds_between_saves)
                 if step == MEASURED:
                     steps = fit_steps(steps, step, spent, self.plan.budget_seconds)
-                elif spent > LATE * self.plan.budget_seconds:  # the machine got slower; what is learned is worth a comparison
+                elif spent > LATE * self.plan.budget_seconds:  # the machine got slower; what was learned may still win
                     steps = step
                 if step in (MEASURED, steps) or due or stopped:
                     self._save(step, steps, spent)
@@ -158,16 +165,16 @@ class Trainer:
         return step >= steps
 
     def _agree(self, spent: float, due: bool) -> tuple[bool, float, bool]:
-        """Whether any process was stopped; the seconds that the first one has spent, and whether it is due to save."""
+        """Return whether any process was stopped, the seconds that the first process has spent, and whether that one is due to save."""
         own = [spent, float(due)] if self._processes.first else [0.0, 0.0]
         stopped, spent, of_first = self._processes.add_up([float(self._stopped), *own])
         return stopped > 0, spent, of_first > 0
 
     def save_adapter(self, folder: Path, base: str) -> None:
-        """Write a plain PEFT folder, at the plan's strength; ``base`` is how the base model is called in it. Nothing is trained after it.
+        """Write the adapter as a plain PEFT folder that names the base model ``base``. Call it last: it may change the trained weights.
 
-        The step back goes to what the run set out from: to the base model by less of the adapter, to another adapter by weights between
-        the two (Wortsman et al. 2022).
+        ``plan.strength`` below 1 takes back a part of what was learned (Wortsman et al. 2022). A new adapter is scaled down, towards the
+        base model; the weights of a continued one are interpolated with those that the run began with.
         """
         if self._start is None:
             save_adapter(self.model, folder, base, self.plan.strength)
@@ -177,7 +184,7 @@ class Trainer:
         save_adapter(self.model, folder, base)
 
     def _resume(self) -> tuple[int, int, float]:
-        """The step to begin with, the number of steps, and the seconds that were spent."""
+        """Load the last saved state, if any; return the step to begin with, the number of steps, and the seconds spent so far."""
         self._drop_former()
         state = load_state(self.folder, self._trained, self._optimizer)
         self._check_alike(-1 if state is None else int(state["step"]))
@@ -191,7 +198,7 @@ class Trainer:
         return int(state["step"]), int(state["steps"]), float(state["seconds"])
 
     def _drop_former(self) -> None:
-        """States from before identities were hashes of JSON do not say whose they are: such a run is begun anew."""
+        """Remove the states of an earlier release, which do not record the run's identity; that run begins anew."""
         if self._processes.first and (state := read_state(self.folder)) is not None and "identity" not in state:
             log.warning("%s holds a run of an earlier release; it is begun anew", self.folder)
             remove(self.folder)
@@ -243,13 +250,16 @@ class Trainer:
             group["lr"] = learning_rate(self.plan, step, steps)
         self._scaler.unscale_(self._optimizer)
         norm = float(nn.utils.clip_grad_norm_(self._trained, self.plan.clip))
-        if not math.isfinite(norm) and not self._scaler.is_enabled():  # which leaves out such a step and goes on with a lower scale
+        if not math.isfinite(norm) and not self._scaler.is_enabled():  # an enabled scaler skips such a step and lowers its scale
             raise TrainingError(f"the gradient is {norm} at step {step + 1}; use a lower rate")
         self._scaler.step(self._optimizer)
         self._scaler.update()
 
     def _learn(self, shown: TrainingImage, rng: np.random.Generator) -> list[Tensor]:
-        """The losses of an image, of what is seen of it closer and of a look back, their gradients added; none if it cannot be used."""
+        """Add the gradients of an image, and return its losses: of the whole image, of a close-up and of a look back, where it has them.
+
+        The list is empty if the image cannot be used.
+        """
         torch.manual_seed(int(rng.integers(2**62)))  # dropout
         if shown.turns:
             loss = self._learn_talk(shown)
@@ -311,7 +321,10 @@ class Trainer:
         return loss
 
     def _learn_view(self, view: NDArray[np.uint8], row: Callable[[Frame], TrainingRow], shown: TrainingImage, what: str) -> Tensor | None:
-        """Of another view of an image its loss, of the row that its frame makes."""
+        """Add the gradient of another view of an image, a close-up or a look back, and return its loss; None if it is too large.
+
+        ``row`` makes the row from the frame of the view; ``what`` names the view in messages.
+        """
         encoded, frame = self._encode(view)
         loss = self._try(encoded, row(frame))
         if loss is None:
@@ -319,23 +332,26 @@ class Trainer:
         return loss
 
     def _try(self, encoded: Encoded, row: TrainingRow) -> Tensor | None:
-        """The loss; None if the row is longer than serving's, or memory does not suffice."""
+        """Add the gradient of a row and return its loss; None if the row is longer than serving allows, or memory runs out.
+
+        With FSDP, raises TrainingError if memory runs out.
+        """
         if len(row.row.ids) > MAX_ROW:
             return None
         if self._processes.sharded:
-            self._processes.add_up([1.0])  # one who has rows left; see _keep_pace
+            self._processes.add_up([1.0])  # says that this process still has a row; see _keep_pace
             self._last = encoded, row
         try:
             return self._add_gradient(encoded, row)
         except torch.cuda.OutOfMemoryError as error:
-            if self._processes.sharded:  # the others are half way through the model, so that it cannot be tried again
+            if self._processes.sharded:  # the others are in the middle of a pass, so this one cannot try again
                 raise TrainingError("out of memory, and with FSDP no image can be left out; set phrases, or use smaller images") from error
-            pass  # until the error is gone, what it refers to takes up memory
+            pass  # the error keeps tensors alive, so the cache is emptied only after this block
         torch.cuda.empty_cache()
         return None
 
     def _keep_pace(self) -> None:
-        """Where the model is spread, pass through it as often as the process with the most rows, for nothing."""
+        """With FSDP, repeat passes and drop their gradients until no process has rows left: all must make the same number of passes."""
         while self._processes.sharded and self._processes.add_up([0.0])[0]:
             encoded, row = self._last or self._any_row()
             torch.autograd.grad(self._loss(encoded, row), list(self._trained), allow_unused=True)
@@ -374,11 +390,11 @@ class Trainer:
 
 
 def _recompute(model: Any) -> None:
-    """Without re-entrance, which asks for an input with a gradient; transformers 5.23 has a new name for it."""
+    """Turn on activation checkpointing, whose method transformers 5.23 renamed; the re-entrant kind would need an input with a gradient."""
     enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
     enable({"use_reentrant": False})
 
 
 def _generator(*seed: int) -> np.random.Generator:
-    """Independent of that of other numbers; a last one of 0 would be as if it were not there."""
+    """Return a generator that is independent of those for other numbers. NumPy ignores a last number of 0."""
     return np.random.default_rng(seed)

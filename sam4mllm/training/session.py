@@ -1,4 +1,7 @@
-"""One adapter from a dataset's folder: it can be stopped and gone on with, and its folder is there whole or not at all."""
+"""A training session: from a dataset's folder to one adapter.
+
+A session can be stopped and resumed. The adapter's folder appears complete or not at all.
+"""
 
 from __future__ import annotations
 
@@ -38,11 +41,12 @@ TRAIN = "train"
 
 @dataclass(frozen=True)
 class Extras:
-    """What the full job has besides examples.
+    """Options of a session beyond its examples.
 
-    ``asking``: how images are asked about; None as always, or as in the training of the adapter that a run goes on from. ``segmenter``
-    makes the points of PPG answers, None takes those of the pattern; ``track`` follows it. ``conversations`` is a file in the LLaVA format,
-    ``images`` the folder that its paths begin in.
+    ``asking``: how images are asked about; None: as in the training of the adapter that the run goes on from, or else the default.
+    ``segmenter``: the name of the segmenter that chooses the points of PPG answers; None: they are taken from serving's pattern. ``track``
+    wraps the pictures while the segmenter chooses, for a progress bar. ``conversations``: a file in the LLaVA format; ``images``: the
+    folder that the paths in it are relative to.
     """
 
     asking: Asking | None = None
@@ -53,11 +57,12 @@ class Extras:
 
 
 class Session:
-    """A run with its training state in a hidden folder beside ``out``, where the adapter will be.
+    """A training run that writes an adapter to the folder ``out``, and its training states to a hidden folder beside it.
 
     Raises:
-        TrainingError: ``out`` is there and not empty, or cannot be written; and what Trainer raises.
+        TrainingError: ``out`` is there and not empty, or cannot be written; or for the reasons that Trainer gives.
         DatasetError, ModelError: ``dataset``, ``replay``, ``model`` or one of ``extras`` cannot be used.
+        RegistryError: the adapter ``start`` is not safe to load, or its files are not those that its papers name.
     """
 
     def __init__(
@@ -75,9 +80,12 @@ class Session:
         extras: Extras | None = None,
         precision: Precision = AUTO,
     ) -> None:
-        """``model`` None is the one of ``start``, or the demo's. ``start`` is the folder of an adapter to go on from, spoken to as its
-        papers say; None begins with none. What it has for the segmenter goes along unchanged. ``dialect``, a name
-        or a file, is for a model, or an adapter without papers, that is not spoken to as its family is.
+        """Load the data and the model, and prepare the trainer.
+
+        ``model`` is the base model; None takes that of ``start``, or the demo model. ``start`` is the folder of an adapter to go on from,
+        which is prompted as its papers say; None begins with a new one. If it has a part for the segmenter, that part is copied unchanged.
+        ``label`` returns the label of an example (see :class:`~sam4mllm.training.pool.Pool`). ``dialect``, a name or a file, is for a model
+        that is not prompted as its family is, or for an adapter without papers.
         """
         papers = None if start is None else read_papers(start)
         model = choose_model(model, papers, start)
@@ -106,7 +114,7 @@ class Session:
         self._last: Progress | None = None
 
     def run(self, tell: Callable[[Progress], None]) -> bool:
-        """Train and write the adapter; False if it was stopped before its end."""
+        """Train, write the adapter and return True; return False, with no adapter written, if the run was stopped before its end."""
 
         def note(progress: Progress) -> None:
             self._last = progress
@@ -136,7 +144,7 @@ class Session:
             sync_tree(temporary)
 
     def _make_targets(self, datasets: list[tuple[Path, list[Example]]], extras: Extras) -> Targets:
-        """By a segmenter that is gone again before the model is loaded."""
+        """Have the segmenter choose points for PPG answers, if any are learned; its memory is free again before the model is loaded."""
         asking = extras.asking or Asking()
         if extras.segmenter is None or not asking.prompt_share:
             return NO_TARGETS
@@ -146,7 +154,7 @@ class Session:
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """That the folder where ``out`` will be cannot be written is one line, a TrainingError."""
+    """Make the folder in which ``out`` will be, and turn any OSError within the context into a TrainingError of one line."""
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         yield
@@ -162,7 +170,10 @@ def _refuse_precision(precision: Precision, processes: Processes) -> None:
 
 
 def select_examples(folder: Path) -> list[Example]:
-    """The examples of a dataset's split TRAIN; whatever else is there is tested on. Raises DatasetError naming the splits there are."""
+    """Return the examples of a dataset's split TRAIN. The other splits are for tests.
+
+    Raises DatasetError, which names the splits there are, if it has no such example.
+    """
     examples = read_examples(folder)
     chosen = [example for example in examples if example.split == TRAIN]
     if not chosen:
@@ -172,6 +183,6 @@ def select_examples(folder: Path) -> list[Example]:
 
 
 def refuse_taken(out: Path) -> None:
-    """Raises TrainingError if an adapter cannot be written there."""
+    """Raises TrainingError if ``out`` exists and is not an empty folder, so that no adapter can be written there."""
     if os.path.lexists(out) and (not out.is_dir() or any(out.iterdir())):
         raise TrainingError(f"{out} is not an empty folder; choose another one for the adapter")

@@ -1,7 +1,8 @@
-"""The frozen base model spread over the processes (FSDP2), each holding a share of every decoder layer and gathering it when it is needed.
+"""Sharding of the frozen base model over the processes (FSDP2): each holds a share of every decoder layer, and gathers a layer when needed.
 
-The adapter is not spread: its weights, gradients and moments are whole in every process, in float32, so that updates, saved states and the
-adapter's file are as without. Embeddings, head and vision tower stay whole as well. While a model is loaded, each process holds all of it.
+The adapter is not sharded: its weights, gradients and optimiser moments are whole in every process, in float32, so that updates, saved
+states and the adapter's file are the same as without sharding. Embeddings, head and vision tower stay whole as well. While the model is
+being loaded, each process holds all of it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,10 @@ from sam4mllm.grounding.copying import keeps_states
 
 
 def shard(model: Any, source: str) -> None:
-    """Spread the decoder layers of a model that has its adapter. Raises TrainingError if it has none that can be, or is quantised."""
+    """Shard the decoder layers of a model that has its adapter attached; ``source`` is the model's name, for messages.
+
+    Raises TrainingError if the model has no decoder layers that can be found, has layers that keep states, or is quantised.
+    """
     from accelerate.utils import FullyShardedDataParallelPlugin  # noqa: PLC0415 – takes seconds
 
     layers = _decoder_layers(model)
@@ -36,7 +40,7 @@ def shard(model: Any, source: str) -> None:
     }
     for layer in layers:
         fully_shard(layer, **options)
-    fully_shard(model.model, **options)  # the root, with nothing of its own, so that the next layer is gathered while one computes
+    fully_shard(model.model, **options)  # the root holds no shards itself; with it, the next layer is gathered while one computes
 
 
 def _decoder_layers(model: Any) -> list[nn.Module]:

@@ -9,7 +9,7 @@ from sam4mllm.prompts.dialects import Dialect
 
 
 def check_squash(side_px: int | None, dialect: Dialect) -> None:
-    """Raises TrainingError if a dialect's numbers depend on the picture's shape, which a squashed one does not show."""
+    """Raises TrainingError if squashing is on and the dialect's coordinates depend on the picture's shape, which squashing hides."""
     if side_px is not None and dialect.frame == "square":
         raise TrainingError(
             f"squash does not go with the dialect {dialect.name!r}, whose boxes are shares of the padded square: "

@@ -1,8 +1,8 @@
-"""The training state: what an interrupted run goes on from. It survives a kill at any moment: it is written whole beside the older one,
-synced, then renamed; safetensors and JSON only.
+"""Training states on disk, from which an interrupted run goes on.
 
-A state is a folder ``step-<n>`` with ``model.safetensors`` (the trained weights), ``optimizer.safetensors`` and ``state.json``. What lies
-in a folder without the final name was never finished and is ignored.
+A state is a folder ``step-<n>`` with ``model.safetensors`` (the trained weights), ``optimizer.safetensors`` and ``state.json``. It survives
+a kill at any moment: a new state is written under a temporary name beside the older one, synced, and then renamed. A folder that still has
+its temporary name was never finished and is ignored.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ _KEEP = 2
 
 
 def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]) -> Path:
-    """Write ``folder/step-<step>`` atomically and drop all but the newest two. ``extra``, which must be JSON, is kept beside the step."""
+    """Write ``folder/step-<step>`` atomically, and remove all states but the newest two. Return the new state's folder.
+
+    ``extra`` goes into ``state.json`` beside the step, and must be representable in JSON.
+    """
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
-    while final.exists():  # a step saved again stands beside the first until that is dropped as an old one
+    while final.exists():  # a step that is saved again gets a longer name; the first one is removed later, as an old state
         final = final.with_name(final.name + "+")
     for unfinished in folder.glob(".step-*.partial"):
         shutil.rmtree(unfinished)
@@ -48,9 +51,9 @@ def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim
 
 
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
-    """Restore the newest finished state of ``folder`` in place; returns its step and what was kept beside it, or None if there is none.
+    """Load the newest finished state of ``folder`` into ``model`` and ``optimizer``, and return what its ``state.json`` holds.
 
-    Raises TrainingError if it is damaged, ModelError if it is another model's.
+    None if there is no state. Raises TrainingError if it is damaged or cannot be read, ModelError if it is another model's.
     """
     finished = _finished(folder)
     if not finished:
@@ -63,7 +66,7 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """What ``state.json`` of the newest finished state of ``folder`` holds, or None if there is none. Raises TrainingError."""
+    """Return what the newest finished state's ``state.json`` holds, or None if there is no state. Raises TrainingError if it is damaged."""
     finished = _finished(folder)
     if not finished:
         return None
@@ -85,7 +88,7 @@ def has_state(folder: Path) -> bool:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load weights that were saved without the twins of tied tensors. Raises ModelError if they are another model's."""
+    """Load weights of which each set of tied tensors was saved only once. Raises ModelError if they are another model's."""
     own = {name: tensor.shape for name, tensor in _untied(model.state_dict()).items()}
     loaded = load_file(path)
     different = sorted(name for name in own.keys() | loaded.keys() if name not in loaded or own.get(name) != loaded[name].shape)
@@ -96,7 +99,10 @@ def load_weights(path: Path, model: nn.Module) -> None:
 
 @contextmanager
 def _telling(state: Path) -> Iterator[None]:
-    """A state that was cut short, by a full disk say, is told of in one line; the older one that is kept is as good."""
+    """Turn errors of reading a state into a TrainingError of one line, which says what to delete and from which state the run would go on.
+
+    A state may have been cut short, for example by a full disk; that is why an older state is kept.
+    """
     try:
         yield
     except PermissionError as error:

@@ -1,8 +1,9 @@
-"""The points of PPG answers as the paper makes them: random groups on and off an object, of which those are kept that SAM does best with.
+"""The points that PPG answers are to give, made as in the paper.
 
-They are made once, ahead of the run, and kept beside the dataset in ``.prompts-<8 hex>.<n>.jsonl``, a line an object; the hash is of the
-segmenter and of the numbers, ``n`` the process that wrote it. A run that was stopped goes on with what is there. What an object's line is
-follows from the object, the segmenter and the numbers alone.
+Of random groups of points on and off an object, those are kept from which SAM draws the object best. They are made once, before the run,
+and kept in the dataset's folder in ``.prompts-<8 hex>.<n>.jsonl``, one line an object. The hex digits are a hash of the segmenter and of
+``prompt_groups``, ``prompt_kept``, ``prompt_inside`` and ``prompt_outside``; ``n`` is the rank of the process that wrote the file. A run
+that is resumed makes only the lines that are missing. An object's line depends on the object, the segmenter and those numbers alone.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from sam4mllm.training.processes import Processes
 from sam4mllm.values import Masks, Prompt
 
 PROMPTS_AT_ONCE = 8
-"""Each holds three masks of the image's size until it is compared."""
+"""How many prompts SAM decodes in one batch: each takes three masks of the image's size in memory until they are compared."""
 
 Points = NDArray[np.float32]
 Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
@@ -36,8 +37,10 @@ Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
 
 @dataclass(frozen=True, eq=False)
 class Groups:
-    """The groups kept of an object, best first: ``inside_px`` (k, p, 2) and ``outside_px`` (k, n, 2), and the IoU (k,) of SAM's masks with
-    the true one. All groups of an object have as many points; an object that fills its box has none outside.
+    """The k groups of points that were kept for an object, best first: ``inside_px`` (k, p, 2) lie on it, ``outside_px`` (k, n, 2) off it.
+
+    ``iou`` (k,) compares the mask that SAM draws from each group with the true one. All groups of an object have the same numbers of
+    points; n is 0 for an object that fills its box.
     """
 
     inside_px: Points
@@ -47,13 +50,16 @@ class Groups:
 
 @dataclass(frozen=True, eq=False)
 class Targets:
-    """Of each object its groups; ``identity`` is of all that they follow from besides the data, empty where there are none."""
+    """The groups of all objects, by ``key_of``.
+
+    ``identity`` is a hash of the segmenter and of the numbers by which the groups were made; it is empty where none were made.
+    """
 
     identity: str
     groups: Mapping[str, Groups]
 
     def draw(self, example: Example, index: int, rng: np.random.Generator) -> tuple[Points, Points] | None:
-        """One of the groups of an example's object, (p, 2) and (n, 2); None where none were made."""
+        """Draw one of the groups of an example's object: its points on the object (p, 2) and off it (n, 2). None if it has no groups."""
         if not self.groups:
             return None
         found = self.groups.get(key_of(example, index))
@@ -79,10 +85,10 @@ def make_targets(
     processes: Processes,
     track: Track = lambda pictures, total: pictures,
 ) -> Targets:
-    """The groups of all objects of some datasets, each (folder, examples); those that are not there yet are made.
+    """Return the groups of all objects of some datasets, each a pair (folder, examples); groups that no file holds yet are made.
 
-    Several processes share the work, and each reads what all have made. Raises DatasetError if a folder cannot be written, a picture
-    cannot be read, or a file of prompts is broken.
+    Several processes share the work, and each reads what all have made. ``track`` wraps the pictures, for a progress bar. Raises
+    DatasetError if a folder cannot be written, or a picture or a file of groups cannot be read; broken lines are made again.
     """
     identity = _identity(segmenter, asking)
     groups: dict[str, Groups] = {}
@@ -98,7 +104,10 @@ def make_targets(
 
 
 def sample_groups(mask: NDArray[np.bool_], box_px: Points, asking: Asking, rng: np.random.Generator) -> tuple[Points, Points]:
-    """``prompt_groups`` groups of points at the centres of pixels (K, p, 2) of a mask (H, W), and (K, n, 2) beside it in a box (4,)."""
+    """Draw K = ``prompt_groups`` random groups of points, each at the centre of a pixel.
+
+    Return the points on the mask (H, W), as (K, p, 2), and those off the mask but inside the box (4,), as (K, n, 2).
+    """
     x1, y1 = np.floor(box_px[:2]).astype(int).clip(0)
     x2, y2 = np.ceil(box_px[2:]).astype(int)
     of_box = np.zeros_like(mask)
@@ -114,7 +123,7 @@ def _centres(mask: NDArray[np.bool_]) -> Points:
 
 
 def _pick(points: Points, count: int, asking: Asking, rng: np.random.Generator) -> Points:
-    """Groups of ``count`` of the points each, or of all if they are fewer."""
+    """Draw ``prompt_groups`` groups (K, count, 2) from points (N, 2), each without repetition; ``count`` is at most N."""
     count = min(count, len(points))
     chosen = [rng.choice(len(points), count, replace=False) for _ in range(asking.prompt_groups)] if count else []
     return points[np.array(chosen, np.int64).reshape(asking.prompt_groups, count)]
@@ -138,7 +147,7 @@ def _decode(segmenter: Segmenter, embedding: Embedding, prompts: Sequence[Prompt
 
 
 def _chosen(masks: Masks) -> NDArray[np.bool_]:
-    """The one that serving takes."""
+    """Return the candidate mask that serving would take."""
     return masks.mask(masks.best)
 
 
@@ -151,7 +160,7 @@ def _make(
     path: Path,
     track: Track,
 ) -> None:
-    """Write the groups of some pictures' objects, a picture at a time."""
+    """Make the groups of some pictures' objects, except those in ``known``, and append them to the file at ``path``."""
     if not pictures:
         return
     try:
@@ -194,7 +203,7 @@ def _read_all(folder: Path, identity: str) -> dict[str, Groups]:
 
 
 def _read_line(line: bytes) -> dict[str, Groups]:
-    """An object's groups; nothing of half a line, whose object is done again."""
+    """Return the groups of the object in a line, by its key; nothing if the line is broken, so that the object is done again."""
     try:
         fields = json.loads(line)
         iou = np.array(fields["iou"], np.float64)

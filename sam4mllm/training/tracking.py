@@ -1,4 +1,4 @@
-"""A run's curve for TensorBoard or Weights & Biases, by accelerate's trackers; both are optional packages."""
+"""Logging of a run's progress to TensorBoard or Weights & Biases through accelerate's trackers; both are optional packages."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 def tracking(
     plan: TrainingPlan, name: str, tensorboard: Path | None = None, wandb: str | None = None
 ) -> Iterator[Callable[[Progress], None]]:
-    """Something to tell a run's progress to. Only the first process may do so.
+    """Yield a function that logs a run's progress. Only the first process may use this.
 
     Args:
-        plan: noted with the curve.
-        name: what the run is called.
+        plan: the plan, which is logged as the run's configuration.
+        name: the name of the run.
         tensorboard: the folder of all runs' event files, or None.
         wandb: the project at Weights & Biases, or None.
 

@@ -1,4 +1,4 @@
-"""A packed row as the conversations that it is made of, for models that cannot take it as one: see :mod:`sam4mllm.grounding.copying`."""
+"""Splitting a packed row into its conversations, for models that cannot take it as one row (:mod:`sam4mllm.grounding.copying`)."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from sam4mllm.grounding.packing import PackedRow
 from sam4mllm.training.collate import UNLEARNED, TrainingRow
 
 Shares = Iterator[tuple[TrainingRow, float]]
-"""Rows, each with its share of the answers' tokens: the loss of all is the mean of theirs by these weights."""
+"""Rows, each with its share of the learned tokens; the loss of them all is the sum of their losses, weighted by these shares."""
 
 
 def shares_of(model: Any, row: TrainingRow) -> Shares:
-    """What a model learns a row by: the row itself, or, where its layers keep states, each of its conversations with a pass of its own."""
+    """Return the rows by which a model learns a row: the row itself, or each of its conversations if layers of the model keep states."""
     return _unpack(row) if keeps_states(model.config) else iter([(row, 1.0)])
 
 
 def _unpack(row: TrainingRow) -> Shares:
-    """What several conversations begin with is said in each and learned in the first."""
+    """Yield each conversation as a row. A beginning that several share is repeated in each, and learned only in the first."""
     left = row.targets.copy()
     count = np.count_nonzero(left != UNLEARNED)
     for chain in map(list, chains_of(row.row.mask)):

@@ -1,10 +1,13 @@
-"""More from few corrections: images changed as no phrase minds, and new things pasted on the replay's pictures or asked of them in vain.
+"""Random variation of training images, to learn more from few corrections.
 
-Without variety a model learns a few pictures by heart and says "none" of the same things in others; without questions in vain it says
-"none" too seldom of what it knew (docs/training.md has the figures). The constants are our choice.
+Images are changed in ways that leave every phrase true. Onto some of the replay's pictures a corrected object is pasted; about others the
+model is asked for such an object in vain, and learns to say "none". Without the variation a model learns a few pictures by heart and says
+"none" to the same objects in other pictures; without the questions in vain it says "none" too seldom when asked about things that it
+knew before (docs/training.md has the figures). The constants are our choice.
 
-New is a phrase about a noun that no phrase of the replay has, so that the replay's pictures can be taken not to show it; a phrase whose
-noun the rule for English does not find for sure is not.
+Only phrases that are new to the replay are pasted or asked in vain: those whose noun occurs in no phrase of the replay, so that the
+replay's pictures can be assumed not to show it. A phrase whose noun cannot be found for sure (:mod:`sam4mllm.head_noun`) does not count as
+new.
 """
 
 from __future__ import annotations
@@ -28,26 +31,26 @@ from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.pool import Pool, TrainingImage
 
 STRETCH, LIGHT = 0.2, 0.15
-"""The most by which the sides' logarithms change, each by itself, and those of the brightness and of its exponent (gamma)."""
+"""The most that a logarithm changes by: STRETCH for each side by itself, LIGHT for the brightness and for its exponent (gamma)."""
 MARGIN = 0.15
-"""The most that is added beyond a side, in sides of the image; half of the sides get nothing. It has the mean colour. Nothing is cut off,
-so that what stands left or right of something still does.
+"""The widest margin that is added at a side, as a share of the image's width or height. Half of the sides get none. The margin has the
+image's mean colour. Nothing is cropped, so that phrases such as "left of" stay true.
 """
 ZOOM = 0.35
 """The most by which the logarithm of a pasted thing's size changes."""
 WORDS = 3
-"""The most words of a phrase that is pasted: "the small cup" holds anywhere, "the cup below the lamp" does not."""
+"""The most words of a phrase whose object is pasted: "the small cup" is true anywhere, "the cup below the lamp" is not."""
 _SIDES = ("left", "right", "top", "bottom", "upper", "lower", "middle", "centre", "center", "front", "back", "near", "far")
 PLACES = frozenset((*_SIDES, "first", "second", "third", "last", "next"))
-"""Nor does a phrase that says where, with "most" behind it or without."""
+"""Words for a place. A phrase with one of them, also with "most" at its end ("leftmost"), does not hold anywhere and is not pasted."""
 TRIES = 20
-"""Places tried for a pasted thing until one covers nothing that a phrase means."""
+"""How many places are tried for a pasted object, until one does not cover an object that a phrase means."""
 
 Mask = NDArray[np.bool_]
 
 
 class Variety:
-    """Changes an image as a plan says, each time otherwise. Without such a plan it does not touch the generator."""
+    """Changes images at random, as a plan says. It draws nothing from the random generator if the plan asks for no changes."""
 
     def __init__(self, plan: TrainingPlan, pool: Pool) -> None:
         self._plan = plan
@@ -63,7 +66,10 @@ class Variety:
         return shown
 
     def _with_new_things(self, shown: TrainingImage, rng: np.random.Generator) -> TrainingImage:
-        """Something new pasted, as often asked for in vain."""
+        """Return the image with a new object pasted onto it, or, as often, with a question for one in vain; else unchanged.
+
+        ``paste_share`` is the chance of each.
+        """
         share, chance = self._plan.paste_share, rng.random()
         if chance >= 2 * share:
             return shown
@@ -126,8 +132,10 @@ def augment(shown: TrainingImage, rng: np.random.Generator, amount: float = 1.0)
 
 
 def paste(onto: TrainingImage, source: NDArray[np.uint8], example: Example, rng: np.random.Generator) -> TrainingImage:
-    """What an example means in its image (H, W, 3), cut out by its masks and pasted in other sizes, some turned over (copy-paste, Ghiasi et
-    al. 2021), and its phrase asked beside the others. ``onto`` as it is where there is no room.
+    """Paste the objects of ``example``, cut out of its image ``source`` (H, W, 3) by their masks, onto another image, and add its phrase.
+
+    Their sizes are changed at random, and each is mirrored with an even chance (copy-paste, Ghiasi et al. 2021). Return ``onto`` unchanged
+    if one of them finds no room.
     """
     image = onto.image.copy()
     taken = np.any([other.union() for other in onto.examples], axis=0)
@@ -143,7 +151,10 @@ def paste(onto: TrainingImage, source: NDArray[np.uint8], example: Example, rng:
 
 
 def _paste_one(image: NDArray[np.uint8], taken: Mask, source: NDArray[np.uint8], mask: Mask, rng: np.random.Generator) -> Mask | None:
-    """Where (H, W) it now lies; None if it does not fit, or covers something wherever it was tried."""
+    """Paste one object into ``image``, in place, and return its mask (H, W) there.
+
+    None if the object does not fit, or would cover part of ``taken`` at each of the places tried.
+    """
     if not mask.any():
         return None
     x1, y1, x2, y2 = box_of(mask).astype(int)
@@ -171,7 +182,10 @@ def _resized(mask: Mask, size: tuple[int, ...]) -> Mask:
 
 
 def _asked_of(example: Example, of: Example, image: NDArray[np.uint8], instances: Sequence[ExampleInstance]) -> Example:
-    """What an example asks, asked of another one's picture as it is now (H, W, 3), with instances in its pixels."""
+    """Return a copy of ``example`` that asks about the picture of another example, ``of``, as it is now: ``image`` (H, W, 3).
+
+    ``instances`` are the objects that its phrase means there.
+    """
     height, width = image.shape[:2]
     there = replace(example, image=of.image, sha256=of.sha256, height=height, width=width)
     return replace(there, instances=tuple(instances), ignore=None)

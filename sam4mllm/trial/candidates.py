@@ -1,4 +1,4 @@
-"""What is tried: a TOML file with a table for each candidate.
+"""Reads the candidates of a trial from a TOML file, which has a table for each of them.
 
 ::
 
@@ -11,8 +11,8 @@
     strategy = "box"
     quantize = "4bit"
 
-Keys are the options of ``sam4mllm evaluate`` of the same names, and what is left out is what it is there. Relative paths are relative to
-where the command is run.
+The keys are options of ``sam4mllm evaluate``; a key that is left out has the default of that option. Relative paths are relative to the
+folder where the command is run.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from sam4mllm.options import PATTERNS, AskedStrategy, DtypeName, Options, Patter
 from sam4mllm.plain_text import listed
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
-"""A candidate's name is a file's, too, and the head of a column."""
+"""Matches a candidate's name, which also names its log file and heads a column."""
 CHOICES: Mapping[str, tuple[str, ...]] = {
     "points": get_args(PointsName),
     "pattern": PATTERNS,
@@ -40,7 +40,7 @@ CHOICES: Mapping[str, tuple[str, ...]] = {
 
 @dataclass(frozen=True)
 class Contender:
-    """What is loaded, and how it is asked; ``name`` is what it is called in the tables."""
+    """A candidate: the models to load and how to ask them; ``name`` is its name in the tables."""
 
     name: str
     model: str | None = None
@@ -57,13 +57,13 @@ class Contender:
 
     @property
     def options(self) -> Options:
-        """How it is asked."""
+        """The options that say how the models are asked."""
         joint = None if self.points is None else self.points == "joint"
         return Options(strategy=self.strategy, joint=joint, pattern=self.pattern, threshold=self.threshold)
 
     @property
     def precision(self) -> Precision:
-        """In which numbers it is held."""
+        """The number format of the model's weights."""
         return Precision(self.dtype, self.quantize)
 
     def given(self) -> dict[str, Any]:
@@ -115,5 +115,5 @@ def _value(name: str, key: str, value: object) -> Any:
 
 
 def _quoted(value: object) -> str:
-    """A foreign value as it is quoted in a line."""
+    """Return an untrusted value as error messages quote it: in ASCII, at most 80 characters."""
     return ascii(value)[:80]

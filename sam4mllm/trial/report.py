@@ -1,4 +1,7 @@
-"""A trial as one page to look at, pictures side by side, and one file to compute with. The page is complete in itself and runs nothing."""
+"""Writes the results of a trial: ``report.html`` for people, with pictures side by side, and ``trial.json`` for programs.
+
+The page contains all that it shows and runs no script.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +33,7 @@ PAGE, RECORD = "report.html", "trial.json"
 DISPUTED, CHANCE = 8, 4
 """Phrases that are shown: where candidates differ most, and others drawn by chance. A page of four candidates then has some 2 MB."""
 LONG_SIDE = 320
-"""Of a picture among many in a row, in pixels."""
+"""The length, in pixels, of the longer side of each picture in a row."""
 JPEG_QUALITY = 80
 
 
@@ -67,7 +70,7 @@ class ComparedPhrase:
 
 
 def compare_phrases(examples: Sequence[Example], tried: Sequence[Tried], rows: Sequence[TrialRow]) -> list[ComparedPhrase]:
-    """Every example with its results, in the order of ``choose``."""
+    """Return every example, in the order of ``choose``, with the results of the candidates that did not fail."""
     by_name = {one.candidate.name: one for one in tried if not one.failure}
     return [
         ComparedPhrase(example, {row.name: by_name[row.name].pictures[example.image].phrases[at] for row in rows})
@@ -79,16 +82,16 @@ def compare_phrases(examples: Sequence[Example], tried: Sequence[Tried], rows: S
 def write_trial(
     folder: Path, dataset: Path, source: str, examples: Sequence[Example], tried: Sequence[Tried], rows: Sequence[TrialRow], command: str
 ) -> dict[str, Any]:
-    """Write ``trial.json`` and ``report.html``, each replaced whole; returns what is in the former.
+    """Write ``trial.json`` and ``report.html``, each replaced as a whole, and return the contents of ``trial.json``.
 
     Args:
-        folder: where; it is there.
-        dataset: where the pictures are.
-        source: what was tried on, for people to read.
+        folder: the folder to write to; it must exist.
+        dataset: the dataset's folder, which has the pictures.
+        source: the name of the export or dataset that was used, for people to read.
         examples: the dataset's examples that were tried.
-        tried: what came of each candidate.
-        rows: its figures, by ``tabulate_trial``.
-        command: how it was done, to do it again.
+        tried: the results of each candidate.
+        rows: the figures of ``tried``, by ``tabulate_trial``.
+        command: the command line that repeats the trial.
 
     Raises:
         EvaluationError: the folder cannot be written.

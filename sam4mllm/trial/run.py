@@ -22,11 +22,11 @@ from sam4mllm.trial.tried import TrialJournal, TriedPicture, keys_of
 from sam4mllm.trial.worker import JOURNAL, Job
 
 WORKER = (sys.executable, "-P", "-m", "sam4mllm.trial.worker")
-"""Modules of the working directory are not looked at."""
+"""The command that runs a worker. ``-P`` keeps it from importing modules of the working directory."""
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 ONE_TRIAL = "trial.lock"
 STOP_SECONDS = 10.0
-"""A worker ends at once when it is told to; only a kernel that is busy with it can take longer."""
+"""How long to wait for a killed worker to end. Usually it ends at once; it takes longer only while the kernel is busy with it."""
 
 Track = Callable[[Iterable[str], int, str], Iterable[str]]
 """Wraps the pictures of a candidate, for a progress bar: pictures, how many, and the candidate's name."""
@@ -34,7 +34,10 @@ Track = Callable[[Iterable[str], int, str], Iterable[str]]
 
 @dataclass(frozen=True)
 class Tried:
-    """A candidate and what came of every picture, by the picture; or why nothing came of it, in a line, and no pictures."""
+    """A candidate and its results, by the picture's path in the dataset.
+
+    If the candidate failed, ``failure`` says why in one line, and ``pictures`` is empty.
+    """
 
     candidate: Contender
     pictures: dict[str, TriedPicture]
@@ -53,16 +56,16 @@ def try_all(
     """Try each candidate on the pictures that the journal in ``folder`` does not know yet.
 
     Args:
-        candidates: in this order.
+        candidates: the candidates, in the order in which they are tried.
         dataset: the dataset's folder.
-        examples: what ``choose`` chose of it, of this ``split``.
-        folder: where journal and logs are; it must be there.
-        split: as ``choose`` was given it.
-        track: for a progress bar; it sees the pictures that are missing.
-        command: what runs a worker.
+        examples: its examples, as ``choose`` returned them.
+        folder: the folder of the journal and the logs; it must exist.
+        split: the split that ``choose`` was given.
+        track: for a progress bar; it gets only the pictures that the journal does not know.
+        command: the command that runs a worker.
 
     Raises:
-        EvaluationError: another trial is at work in the folder, or it cannot be read or written.
+        EvaluationError: another trial is running in ``folder``, or the folder cannot be read or written.
     """
     images = by_image(examples)
     with _alone(folder):
@@ -110,7 +113,10 @@ def _try(
 
 
 class TrialProcess:
-    """A process that tries a candidate; it ends with the block, whatever ends that."""
+    """A worker process that tries one candidate, as a context manager: the process is killed when the block ends, also after an error.
+
+    Raises EvaluationError if its log cannot be written.
+    """
 
     def __init__(self, job: Job, command: Sequence[str], log: Path) -> None:
         self._log = log
@@ -125,12 +131,12 @@ class TrialProcess:
                     encoding="utf-8",
                     errors="replace",
                     env=os.environ | QUIET,
-                    process_group=0,  # a terminal's Ctrl-C is for the trial, which then ends it
+                    process_group=0,  # so that a terminal's Ctrl-C reaches the trial only, which then ends the worker
                 )
         except OSError as error:
             raise EvaluationError(f"{log} cannot be written ({error.strerror}); free space or choose another folder") from error
         assert self._process.stdin is not None
-        with suppress(BrokenPipeError):  # it has ended already, of which ``failure`` says why
+        with suppress(BrokenPipeError):  # the worker has ended already; ``failure`` says why
             self._process.stdin.write(job.to_line())
             self._process.stdin.flush()
 
@@ -147,7 +153,7 @@ class TrialProcess:
         self._process.wait(STOP_SECONDS)
 
     def pictures(self) -> Iterator[str]:
-        """The pictures as they are done, until it ends."""
+        """Yield each picture when it is done, until the process ends."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             try:
@@ -159,7 +165,7 @@ class TrialProcess:
                 yield told["image"]
 
     def failure(self) -> str:
-        """Why it ended before its work was done, in a line; empty if it was done."""
+        """Wait for the process to end, and return in one line why it failed; empty if it finished its work."""
         code = self._process.wait()
         if self._failed:
             return one_line(self._failed)

@@ -1,4 +1,4 @@
-"""What came of a picture under a candidate, as it is kept: a line of a journal, under the hash of all that shapes it."""
+"""The results of a candidate on a picture, and the journal that keeps each of them under a hash of all that it depends on."""
 
 from __future__ import annotations
 
@@ -22,8 +22,10 @@ from sam4mllm.trial.candidates import Contender
 
 @dataclass(frozen=True)
 class TriedPhrase:
-    """One phrase: its mask as ``rle`` and the ``sample`` it is in the figures; ``bound``, the IoU of what the segmenter draws from the true
-    boxes and points; and the clicks that a reviewer needs. Both are None where the phrase has no target.
+    """The result for one phrase.
+
+    ``rle`` is the predicted mask, and ``sample`` measures it. ``bound`` is the IoU of what the segmenter draws from the true boxes and
+    points. ``correction`` has the clicks that a reviewer needs. The last two are None if the phrase has no target.
     """
 
     sample: Sample
@@ -32,7 +34,7 @@ class TriedPhrase:
     correction: Correction | None = None
 
     def terms(self) -> dict[str, Term]:
-        """What it adds to the figures. ``bound`` is on the scale of gIoU: a phrase without a target counts 1."""
+        """Return what the phrase adds to the figures. As in gIoU, a phrase without a target adds 1 to ``bound``."""
         clicks = (0.0, 0.0) if self.correction is None else (float(self.correction.clicks), 1.0)
         reached = (0.0, 0.0) if self.correction is None else (float(self.correction.reached), 1.0)
         return {**terms(self.sample), "bound": (1.0 if self.bound is None else self.bound, 1.0), "clicks": clicks, "reached": reached}
@@ -40,10 +42,10 @@ class TriedPhrase:
 
 @dataclass(frozen=True)
 class TriedPicture:
-    """One picture: its phrases in the dataset's order, and the ``seconds`` that all of them took together.
+    """The result for one picture: its phrases in the dataset's order, and the ``seconds`` that all of them took together.
 
-    ``loading`` are the seconds that loading took in the process that worked on it, ``memory`` and ``gpu_memory`` the most bytes that this
-    process had until then; ``gpu_memory`` is 0 without a GPU.
+    The other fields are about the worker process: ``loading`` is the seconds it took to load the models, ``memory`` and ``gpu_memory`` the
+    peak bytes up to and including this picture. ``gpu_memory`` is 0 without a GPU.
     """
 
     phrases: tuple[TriedPhrase, ...]
@@ -70,10 +72,10 @@ class TrialJournal(KeyedLines[TriedPicture]):
 
 
 def keys_of(candidate: Contender, images: Sequence[Sequence[Example]]) -> dict[str, str]:
-    """The key of each picture, by the picture: the hash of the candidate but for its name, of its files' sizes and times, of the picture,
-    its phrases and true masks, of how it is clicked on, and of this package's release.
+    """Return the journal's key of each picture, by the picture's path.
 
-    Raises RegistryError if there is no such adapter.
+    A key is a hash of the candidate without its name, the sizes and times of its files, the picture with its phrases and true masks, the
+    rules of clicking, and this package's release. Raises RegistryError if the candidate's adapter does not exist.
     """
     clicking = (REACHED, MOST_CLICKS)
     shape = {"given": candidate.given(), "files": _stamps(candidate), "clicking": clicking, "release": sam4mllm.__version__}
@@ -86,7 +88,10 @@ def keys_of(candidate: Contender, images: Sequence[Sequence[Example]]) -> dict[s
 
 
 def _stamps(candidate: Contender) -> dict[str, list[tuple[str, int, int]]]:
-    """Name, size and time of change of each file that a candidate names: to hash a model's gigabytes takes longer than many pictures."""
+    """Return name, size and time of change of each file that a candidate names.
+
+    They stand for the contents: hashing the gigabytes of a model would take longer than many pictures.
+    """
     detector, drawing = split_name(candidate.segmenter or "")
     segmenter = drawing.partition("#")[0]
     places = {
@@ -100,11 +105,11 @@ def _stamps(candidate: Contender) -> dict[str, list[tuple[str, int, int]]]:
 
 
 def _stamp(place: Path) -> list[tuple[str, int, int]]:
-    """Of a file, or of those in a folder; none of a hub id."""
+    """Return name, size and time of a file, or of each file in a folder; none if there is neither, as for a hub id."""
     try:
         files = sorted(place.iterdir()) if place.is_dir() else [place]
         return [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files if path.is_file()]
-    except OSError:  # loading says what is wrong with it
+    except OSError:  # loading will report the error
         return []
 
 

@@ -1,8 +1,8 @@
-"""What a trial says: a row of figures for each candidate, and a sentence on which to take.
+"""The verdict of a trial: a row of figures for each candidate, and a sentence that says which to take.
 
-"Beats" is said only where the difference holds up: it is paired by picture, its interval leaves out 0, and there are pictures enough for an
-interval to mean something. The best of k candidates is compared with the k - 1 others, so each of these intervals is widened to
-1 - 0.05 / (k - 1) (Bonferroni): with two candidates it is the usual one of 95 %.
+The sentence says "beats" only for a significant difference: the interval of the difference, paired by picture, must exclude 0, and there
+must be at least LEAST_PICTURES pictures. The best of k candidates is compared with the k - 1 others, so the level of each of these
+intervals is raised to 1 - 0.05 / (k - 1) (Bonferroni). With two candidates it is the usual 95 %.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ from sam4mllm.trial.run import Tried
 METRIC = "gIoU"
 ALPHA = 0.05
 DRAWS = 10_000
-"""Bootstrap samples: of 50 candidates the ends of the widened interval still have five samples beyond them."""
+"""The number of bootstrap samples. Even with 50 candidates, five samples still lie beyond each end of the widened interval."""
 LEAST_PICTURES = 8
-"""Pictures from which an interval counts: with fewer, a bootstrap over them knows too few pictures to tell what others would be like."""
+"""The fewest pictures from which candidates are compared. A bootstrap over fewer says too little about other pictures."""
 GOOD_PICTURES = 20
-"""Pictures from which nothing is said of their number."""
+"""The number of pictures from which the verdict no longer says that they are few."""
 FASTER = 1.5
-"""Ratio of seconds from which it is worth a word: less lies within what a busy machine does to a clock."""
+"""The ratio of seconds from which the verdict mentions a speed. A smaller difference may come from other load on the machine."""
 
 
 @dataclass(frozen=True)
 class TrialRow:
     """A candidate's ``figures`` with the ``ends`` of their 95 % intervals.
 
-    ``to_best``: how much its gIoU lies above the best candidate's, None of the best itself. ``seconds`` a phrase is the median of the
-    pictures, ``loading`` seconds that of the processes; ``memory`` and ``gpu_memory`` are bytes at the most.
+    ``to_best`` is its gIoU minus the best candidate's, with an interval; None for the best itself. ``seconds`` is the time of a phrase and
+    ``loading`` that of loading the models, both in seconds and as the median over the pictures. ``memory`` and ``gpu_memory`` are peak
+    bytes.
     """
 
     candidate: Contender
@@ -52,7 +53,7 @@ class TrialRow:
 
     @property
     def quality(self) -> float:
-        """What candidates are ranked by."""
+        """The gIoU, by which candidates are ranked."""
         return self.figures[METRIC] or 0.0
 
 
@@ -89,7 +90,7 @@ def _sums(one: Tried) -> Sums:
 
 
 def _seconds(one: Tried) -> float:
-    """A phrase's, the median: the first picture of a process waits for what is set up once."""
+    """Return the median seconds of a phrase over pictures: a process's first picture also waits for things that are set up once."""
     return float(np.median([picture.seconds / len(picture.phrases) for picture in one.pictures.values()]))
 
 
@@ -117,12 +118,15 @@ def tell(rows: Sequence[TrialRow], pictures: int) -> str:
 
 
 def is_beaten(row: TrialRow) -> bool:
-    """Whether the best candidate is better than this one beyond chance."""
+    """Whether the best candidate is better than this one by more than chance: the interval of the difference excludes 0."""
     return row.to_best is not None and row.to_best.high < 0
 
 
 def _tell_speed(best: TrialRow, rivals: Sequence[TrialRow], others: Sequence[TrialRow]) -> str:
-    """The fastest of the others if it is clearly faster than the best, else whether the best is clearly faster than its nearest rival."""
+    """Compare speeds: say that the fastest of ``others`` is clearly faster than the best.
+
+    Otherwise say that the best is clearly faster than the first of ``rivals``; return an empty text if neither holds.
+    """
     fastest = min(others, key=lambda row: row.seconds)
     if best.seconds >= FASTER * fastest.seconds > 0:
         return f"; {fastest.name} is {_times(best.seconds / fastest.seconds)} faster"
@@ -136,7 +140,7 @@ def _times(ratio: float) -> str:
 
 
 def _gap(row: TrialRow, form: str) -> str:
-    """A row's name, and how many hundredths of gIoU the best lies above it, with the interval, in that form."""
+    """Fill a row's name, and how many hundredths of gIoU the best lies above it, with the interval, into the format string ``form``."""
     assert row.to_best is not None
     value, low, high = (_signed(100 * end) for end in (-row.to_best.value, -row.to_best.high, -row.to_best.low))
     return form.format(name=row.name, value=value, low=low, high=high)

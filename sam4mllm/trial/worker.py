@@ -1,8 +1,9 @@
-"""The process that tries one candidate: it loads it, goes through the pictures that are missing, and ends.
+"""The worker process that tries one candidate: it loads the models, goes through the pictures that have no result yet, and ends.
 
-So the candidate before it is gone from memory, its peak is its own, and a kernel that ends it ends nothing else. Standard input is a line
-of JSON, a :class:`Job`, and stays open: once it is closed, the trial is gone, and this process ends in the middle of what it does. Standard
-output is a line of JSON a picture, or one with what went wrong; all other words go to standard error, which the trial keeps in a file.
+Each candidate has a process of its own, so that the former candidate has left the memory, the peak memory is the candidate's own, and a
+kernel that kills the process for its memory kills nothing else. The process reads a line of JSON, a :class:`Job`, from standard input,
+which stays open: when the trial ends and thereby closes it, this process ends at once. On standard output it writes a line of JSON for each
+picture that is done, or one that says what went wrong. Everything else goes to standard error, which the trial keeps in a file.
 """
 
 from __future__ import annotations
@@ -39,8 +40,10 @@ STATUS = Path("/proc/self/status")
 
 @dataclass(frozen=True)
 class Job:
-    """A candidate, and the pictures of a dataset (of a split, if one is named) that it has not been tried on yet, each with its key in the
-    journal of ``folder``.
+    """What a worker has to do: try ``candidate`` on the pictures in ``missing``.
+
+    ``missing`` maps the path of each picture to its key in the journal, which lies in ``folder``. ``dataset`` is the dataset's folder, of
+    which only ``split`` is used if it is named.
     """
 
     candidate: Mapping[str, object]
@@ -60,13 +63,13 @@ def read_job(stream: TextIO) -> Job:
 
 
 def work(job: Job, load: Callable[[Contender], Pipeline]) -> Iterator[str]:
-    """Try a candidate on each picture that is missing; each is in the journal when its name comes.
+    """Try the job's candidate on each missing picture; yield the picture's path once its result is in the journal.
 
-    Raises Sam4mllmError, and whatever a model raises that is too large or broken.
+    ``load`` loads a candidate. Raises Sam4mllmError, and any error that a model raises if it is too large or broken.
     """
     candidate = Contender(**job.candidate)  # type: ignore[arg-type]
     folder = Path(job.folder)
-    with locked(folder / LOCK):  # until a worker that a kill left without its trial has ended
+    with locked(folder / LOCK):  # waits until the worker of a killed trial has ended
         journal = TrialJournal(folder / JOURNAL)
         images = [group for group in by_image(choose(Path(job.dataset), job.split)) if group[0].image in job.missing]
         began = time.perf_counter()
@@ -80,7 +83,10 @@ def work(job: Job, load: Callable[[Contender], Pipeline]) -> Iterator[str]:
 
 
 def try_picture(pipeline: Pipeline, dataset: Path, group: Sequence[Example], loading: float) -> TriedPicture:
-    """Ask for all phrases of a picture at once, then draw each from the truth, then click on what does not fit."""
+    """Answer all phrases of a picture in one call, then measure the upper bound and the clicks for each phrase with a target.
+
+    ``group`` is the picture's examples. ``loading``, the seconds of loading, only passes into the result.
+    """
     image = load_example_image(dataset, group[0])
     shared = pipeline.through(SharingGrounder(pipeline.grounder))
     began = time.perf_counter()
@@ -101,7 +107,7 @@ def _judge(pipeline: Pipeline, opened: Opened, example: Example, answer: Segment
 
 def peak_memory() -> int:
     """The most bytes that this process has had in memory."""
-    try:  # not getrusage: what it says of a process begins with what its parent had
+    try:  # not by getrusage, whose peak starts at what the parent process had
         line = next(line for line in STATUS.read_text(encoding="ascii", errors="replace").splitlines() if line.startswith("VmHWM:"))
         return int(line.split()[1]) << 10
     except (OSError, StopIteration):
@@ -130,15 +136,15 @@ def _end_with_the_trial() -> None:
 
 
 def main() -> int:
-    """Work on the job on standard input; 1 if it failed, and the last line says why."""
+    """Do the job on standard input and return the exit status: 0, or 1 if it failed and the last line of output says why."""
     job = read_job(sys.stdin)
     threading.Thread(target=_end_with_the_trial, daemon=True).start()
     with os.fdopen(os.dup(1), "w", encoding="utf-8") as out:
-        os.dup2(2, 1)  # what libraries print is none of our lines
+        os.dup2(2, 1)  # what libraries print goes to standard error
         try:
             for image in work(job, _load):
                 print(json.dumps({"image": image}), file=out, flush=True)
-        except Exception as error:  # one candidate's, whatever it is: the others go on
+        except Exception as error:  # any error ends this candidate only; the trial goes on with the others
             traceback.print_exc()
             print(json.dumps({"failed": describe(error)}), file=out, flush=True)
             return 1
@@ -146,7 +152,7 @@ def main() -> int:
 
 
 def describe(error: Exception) -> str:
-    """What a user reads of it, in a line."""
+    """Return an error as one line for users."""
     if isinstance(error, Sam4mllmError):
         return str(error)
     line = first_line(error)[:200]

@@ -1,6 +1,7 @@
-"""The calls to a vLLM server (0.32): tokens in, tokens and their log-probabilities out; adapters by name.
+"""The client of a vLLM server (0.32): it sends token ids, gets tokens and their log-probabilities, and loads adapters and unloads them.
 
-A request names its image by hash. The server keeps what it has seen of late and answers ``Cache miss`` for any other, which is then sent.
+A request names its image by hash. The server caches the images that it has seen recently, and answers ``Cache miss`` for any other one; the
+request is then sent again with the image.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 AT_ONCE = 32
-"""Requests under way; the server batches them."""
+"""Most requests in flight at a time; the server batches them."""
 SECONDS = 120.0
-"""For one answer, behind all others of a busy server."""
+"""The timeout of one request, which includes its wait behind all others on a busy server."""
 PATIENCE_SECONDS = 10.0
-"""How long a server that is away is asked again before somebody is told."""
+"""For how long a request to a server that does not answer is repeated before EngineAwayError is raised."""
 PAUSE_SECONDS = 0.5
 UNKNOWN = "does not exist"
 """What the server says of a model or adapter that it does not have."""
@@ -50,9 +51,10 @@ class Spoken:
 
 @dataclass(frozen=True)
 class Continuation:
-    """A greedy continuation of ``ids``, which hold one placeholder for the picture, by the model or adapter ``name``.
+    """A request to the model or adapter ``name`` to continue ``ids``, which hold one placeholder for the picture, greedily.
 
-    At most ``most`` tokens, up to and with one of ``ends``; ``watched``: ids whose log-probabilities are told for each token, at most 19.
+    The continuation ends with one of the tokens ``ends``, or after ``most`` tokens. ``watched`` are the ids, at most 19, whose
+    log-probabilities are returned for each token of the continuation.
     """
 
     name: str
@@ -64,9 +66,10 @@ class Continuation:
 
 
 class VllmClient:
-    """A server at an address. Its methods may be called from several threads.
+    """The client of the server at an address. Its methods may be called from several threads.
 
-    All raise EngineAwayError where the server does not answer, and ModelError with the cure for what it refuses.
+    All of them raise EngineAwayError if the server does not answer. They raise ModelError if the server refuses a request, and name the
+    remedy where one is known.
     """
 
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
@@ -79,7 +82,9 @@ class VllmClient:
         self._folders: dict[str, Path] = {}
 
     def models(self) -> list[dict[str, Any]]:
-        """What the server has: ``id``, ``root`` (the folder or hub id), and ``parent``, of an adapter its model."""
+        """Return the models and adapters that the server has, each with its ``id``, its ``root`` (the folder or hub id) and, if it is an
+        adapter, its model as ``parent``.
+        """
         answer = self._send("GET", "/v1/models")
         found = _json(answer).get("data")
         if answer.status_code != httpx.codes.OK or not isinstance(found, list):
@@ -87,13 +92,16 @@ class VllmClient:
         return [one for one in found if isinstance(one, dict)]
 
     def generate(self, asked: Continuation) -> list[Spoken]:
-        """The tokens of one continuation, the end among them if it was said."""
+        """Return the tokens of one continuation, with its end token if the model said one.
+
+        An adapter that a restarted server no longer has is loaded again, and a picture that it does not have is sent.
+        """
         answer = self._send("POST", "/inference/v1/generate", _body(asked, with_data=False))
         if answer.status_code == httpx.codes.NOT_FOUND and UNKNOWN in answer.text and asked.name in self._folders:
-            self.load(asked.name, self._folders[asked.name])  # the server was started anew
+            self.load(asked.name, self._folders[asked.name])  # the server was restarted and has lost the adapter
             answer = self._send("POST", "/inference/v1/generate", _body(asked, with_data=False))
         if "Cache miss" in answer.text or answer.status_code == httpx.codes.INTERNAL_SERVER_ERROR:
-            # the second where the server's own parts disagree on what is cached: another request is just bringing the image
+            # the internal error occurs where the server's processes disagree on what is cached, while another request is sending the image
             answer = self._send("POST", "/inference/v1/generate", _body(asked, with_data=True))
         if answer.status_code == httpx.codes.NOT_FOUND and UNKNOWN not in answer.text:
             raise ModelError(f"{self.url} takes no tokens: start it with --enable-scale-out")
@@ -112,15 +120,19 @@ class VllmClient:
         return spoken
 
     def show(self, name: str, ids: Sequence[int], picture: Picture) -> None:
-        """Let the server take in a picture, so that what is asked next finds it there. ``ids`` are what precedes every question."""
+        """Send the server a picture that it does not have, so that later requests find it cached. ``ids`` are the tokens before every
+        question.
+        """
         self.generate(Continuation(name, ids, picture, 1, frozenset(), ()))
 
     def generate_each(self, asked: Sequence[Continuation]) -> list[list[Spoken]]:
-        """The same of several at once, in order."""
+        """Return the tokens of several continuations, requested at the same time, in order."""
         return self.at_once(self.generate, asked)
 
     def at_once(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """What ``work`` makes of each item, in threads; it may ask the server, but not by this."""
+        """Return the result of ``work`` for each item, in order, computed in threads. ``work`` may call this client, but not ``at_once`` or
+        ``generate_each``: they wait for the same thread pool, which could deadlock.
+        """
         return list(self._pool.map(work, items))
 
     def load(self, name: str, folder: Path) -> None:
@@ -137,7 +149,7 @@ class VllmClient:
         raise ModelError(f"{self.url} could not load the adapter {name}: {_reason(answer)}")
 
     def unload(self, name: str) -> None:
-        """Free an adapter; one that the server does not have is none."""
+        """Make the server unload an adapter. It is no error if the server does not have it."""
         self._folders.pop(name, None)
         self._send("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 
@@ -161,7 +173,7 @@ def _body(asked: Continuation, with_data: bool) -> dict[str, Any]:
     part = {"type": "image_url", "uuid": asked.picture.sha256}
     if with_data:
         part["url"] = "data:image/png;base64," + base64.b64encode(asked.picture.png).decode()
-    # the token that was said comes first and pushes the last one out
+    # the server returns the token that was said first, which displaces the last watched one: a spare one is added to be displaced
     spare = next(token for token in range(len(asked.watched) + 1) if token not in asked.watched)
     watched = [*asked.watched, spare]
     sampling = {

@@ -1,5 +1,5 @@
-"""A grounder without weights: questions are spelled and answers read as by :class:`~sam4mllm.grounding.mllm.MllmGrounder`, whose answers
-these are; what the model says next is asked of a vLLM server.
+"""A grounder whose model runs on a vLLM server. It writes the prompts and reads the answers as
+:class:`~sam4mllm.grounding.mllm.MllmGrounder` does, and gives the same answers, but requests the model's tokens from the server.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ from sam4mllm.prompts.dialects import DEMO
 from sam4mllm.vllm.client import Continuation, Picture, Spoken, VllmClient
 
 STRETCH = 64
-"""Tokens of an answer that are asked for at a time: what a thought's end makes needless is no more than that."""
+"""How many tokens of an answer are requested at a time. If a thought is cut off or closed, at most that many tokens were computed in vain.
+"""
 
 
 @dataclass(frozen=True, eq=False)
 class VllmScene(MllmScene):
-    """An image that the server has seen, or is sent when it has forgotten it; no keys and values are here."""
+    """An image that the server has seen, with its file, which is sent again if the server no longer has it. Its KV cache is empty."""
 
     picture: Picture
 
@@ -84,7 +85,7 @@ class VllmGrounder(MllmGrounder):
         return write_from(decode, partial(self._say, scene, watched), question, self._ends, most, thinking)
 
     def _say(self, scene: Scene, watched: Sequence[int], ids: Sequence[int]) -> Iterator[tuple[int, float, Callable[[], Tensor]]]:
-        """What the model says after a question and the answer so far, token by token."""
+        """Yield what the model says after ``ids``, a question and the answer so far, as ``write_from`` needs it."""
         said = self._client.generate(self._asked(scene, ids, STRETCH, watched))
         for one in said:
             yield one.id, one.chances[one.id], partial(self._beginnings, one.chances)
@@ -93,7 +94,7 @@ class VllmGrounder(MllmGrounder):
         return Continuation(self._name, [*self._opening, *ids], own_scene(scene).picture, most, self._ends, watched)
 
     def _beginnings(self, chances: Mapping[int, float]) -> Tensor:
-        """The log-probabilities that are known, among those (vocabulary,) of all tokens."""
+        """Return log-probabilities (vocabulary,) of all tokens: those that the server told, and minus infinity for the rest."""
         found = torch.full((len(self.checkpoint.tokenizer),), -torch.inf)
         for token, chance in chances.items():
             found[token] = chance
@@ -113,7 +114,9 @@ class VllmGrounder(MllmGrounder):
         return parted([self._replies(some) for some in parted(said, counts)], [len(inquiries) for _, inquiries in asked])
 
     def _ask_joint(self, asked: tuple[Scene, Inquiry]) -> Replies:
-        """All points of a box in one question: the answers one after the other, each after those before it, as published."""
+        """Ask about all points of a box in one question, as published: one request for each verdict, with the earlier verdicts in the
+        prompt.
+        """
         scene, inquiry = asked
         points = self.point_numbers(own_scene(scene), inquiry.points_px)
         first, head = self.history(own_scene(scene), inquiry)
@@ -137,7 +140,7 @@ class VllmGrounder(MllmGrounder):
         return self._replies([spoken[0] for spoken in self._client.generate_each(asked)])
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
-        if self.dialect.name == DEMO.name:  # it knows the words of its own dialect, and no others
+        if self.dialect.name == DEMO.name:  # the demo model knows only the words of its own dialect
             return ["" for _ in phrases]
         for phrase in phrases:
             self.check_phrase(phrase)
@@ -151,7 +154,7 @@ class VllmGrounder(MllmGrounder):
         return first.chances[self._box_start]
 
     def called(self, name: str) -> VllmGrounder:
-        """The same by another name: an adapter's."""
+        """Return a grounder like this one that asks the model or adapter ``name`` on the server."""
         return VllmGrounder(self.checkpoint, self._client, name, self._thinking.budget)
 
 

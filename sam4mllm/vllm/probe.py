@@ -1,8 +1,8 @@
-"""Whether a server applies all of an adapter.
+"""Check whether a vLLM server applies all parts of an adapter.
 
-vLLM drops the part of an adapter that changes the vision tower's merger, and says that it was loaded, unless it was started with
---enable-tower-connector-lora. From outside that flag cannot be seen. So an adapter of the merger alone is loaded, with random weights:
-with it the model must answer otherwise than without.
+Unless vLLM was started with --enable-tower-connector-lora, it drops the part of an adapter that changes the merger between the vision tower
+and the language model, but reports that the adapter was loaded. A client cannot see whether the flag is set. So the check loads an adapter
+that changes only the merger, with random weights: the model must answer differently with it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ CHANGED = 1e-3
 
 
 def check_merger(client: VllmClient, base: VllmGrounder, home: Path) -> None:
-    """Raises ModelError where the server takes no adapters, does not see ``home``, or drops the merger's part."""
+    """Check the server with a probe adapter, which is written to a folder in ``home``. Raises ModelError if the server takes no adapters,
+    does not see ``home``, or drops the merger's part of an adapter.
+    """
     folder = write_probe(base.checkpoint, home / "engine-probe")
     if folder is None:
         return
@@ -46,7 +48,9 @@ def check_merger(client: VllmClient, base: VllmGrounder, home: Path) -> None:
 
 
 def write_probe(checkpoint: Checkpoint, folder: Path) -> Path | None:
-    """An adapter with random weights for the layers between the tower and the language model; None where adapters change none."""
+    """Write to ``folder`` an adapter with random weights for the layers between vision tower and language model. Return the folder; None if
+    the model's adapters change no such layers.
+    """
     from peft import LoraConfig  # noqa: PLC0415 – it takes seconds, and is asked for once
 
     layers = {

@@ -24,7 +24,9 @@ from sam4mllm.vllm.grounder import VllmGrounder
 from sam4mllm.vllm.probe import check_merger
 
 START_SECONDS = 1800.0
-"""How long an engine is waited for at the start: it loads its weights for minutes, and both may be started at once."""
+"""For how long the start waits for the engine (the vLLM server). An engine may be started at the same time as this process, and takes
+minutes to load its weights.
+"""
 
 log = logging.getLogger(__name__)
 
@@ -32,10 +34,10 @@ log = logging.getLogger(__name__)
 def load_vllm_variants(
     url: str, home: Path, model: str, segmenter: str, device: str | None, options: Options | None, precision: Precision = AUTO
 ) -> VllmVariants:
-    """Load the segmenter, and what belongs to a model but its weights, which the server at ``url`` has.
+    """Load the segmenter, and all of a model but its weights, which the server at ``url`` has.
 
-    ``home`` is a folder that the server sees under the same path. Raises ModelError and TemplateError, as loading does, and where the
-    server is away, has another model, or lacks a flag, with the one that is missing.
+    ``home`` is a folder that the server sees under the same path. Raises ModelError, TemplateError and ExtensionError as loading a model
+    here does. Raises ModelError also if the server does not answer, has another model, or lacks a flag, which the message names.
     """
     place = pick_device(device)
     client = VllmClient(url)
@@ -50,7 +52,10 @@ def load_vllm_variants(
 
 
 def find_model(client: VllmClient, model: str, patience: float = 0.0) -> str:
-    """What the server calls a model, once it answers, which is waited for so many seconds. Raises ModelError if it has another."""
+    """Return the server's name for a model. Wait up to ``patience`` seconds for the server to answer.
+
+    Raises ModelError if the server has another model, and EngineAwayError if it does not answer in that time.
+    """
     end = time.monotonic() + patience
     while True:
         try:
@@ -70,7 +75,9 @@ def find_model(client: VllmClient, model: str, patience: float = 0.0) -> str:
 
 
 class VllmVariants(Variants):
-    """As those of models here. Versions are the server's by their own names, so several backends may share it."""
+    """Pipelines as those of :class:`~sam4mllm.loading.Variants`, whose MLLM is on a server. The server knows each adapter by the name of
+    its version, so several backends may share one server.
+    """
 
     def __init__(
         self,
@@ -93,7 +100,7 @@ class VllmVariants(Variants):
         self._client.load(version, folder.absolute())
 
     def _detach(self, version: str) -> None:
-        with suppress(EngineAwayError):  # one that is started anew has no adapter
+        with suppress(EngineAwayError):  # a server that does not answer will have no adapter when it is restarted
             self._client.unload(version)
 
     @property
@@ -105,5 +112,5 @@ class VllmVariants(Variants):
         return False
 
     def away(self) -> None:
-        """Raises ModelError: the MLLM is elsewhere, and what else takes up its device is not ours to move."""
+        """Raise ModelError: the MLLM is in the server's process, so this process cannot free its device."""
         raise ModelError("an engine does not leave its device; use SAM4MLLM_TRAIN_MODE=beside, or device:N")

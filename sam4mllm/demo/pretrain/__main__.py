@@ -152,7 +152,9 @@ def write_assets(
 
 
 def main() -> None:
-    """Turn our own errors, and a disk that takes no more, into one line."""
+    """Run the command line; print an error of the project or of the operating system (a full disk, say) as one line, and exit with status
+    1.
+    """
     try:
         app()
     except (Sam4mllmError, OSError) as error:

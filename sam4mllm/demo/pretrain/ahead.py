@@ -39,7 +39,7 @@ class Ahead(Generic[T]):
         self._batches: Iterator[list[T]] | None = None
 
     def __call__(self, step: int) -> list[T]:
-        """The examples of a step, one step after the other."""
+        """Return the examples of a step. After the first call each must ask for the next step."""
         if self._batches is None:
             extra: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": _outlive} if self._workers else {}
             indices = range(step * self._batch, self._steps * self._batch)
@@ -50,5 +50,7 @@ class Ahead(Generic[T]):
 
 
 def _outlive(_: int) -> None:
-    """A signal to stop that reaches the whole group is for the trainer, which saves and then ends its workers."""
+    """Ignore SIGTERM in a worker: one that is sent to the whole process group is for the trainer, which saves its state and then ends the
+    workers.
+    """
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

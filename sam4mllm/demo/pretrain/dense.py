@@ -18,12 +18,14 @@ from sam4mllm.demo.scenes import DemoScene
 
 CELL = PATCH * MERGE
 FINE = 8
-"""Each visual token predicts a FINE × FINE picture of what is thing and what is background under it."""
+"""Each visual token predicts FINE × FINE squares under it: how much of each square is covered by things."""
 DISTANCE_WEIGHT = 20.0
 OFFSET_PLACES, OFFSET_SIZE = 8, 2.0
-"""Places of the hidden state that hold each of a point's two offsets, and how large: too small, and later layers cannot tell eighths."""
+"""A point's two offsets are written into `OFFSET_PLACES` dimensions of the hidden state each, scaled by `OFFSET_SIZE`: if they are too
+small, later layers cannot tell eighths of a visual token apart.
+"""
 COVERED = 0.35
-"""Least share of a cell that a thing must cover for the cell to speak for it."""
+"""A visual token has targets about a thing if a thing covers at least this share of its cell."""
 
 
 def model_size(height: int, width: int) -> tuple[int, int]:
@@ -50,11 +52,14 @@ def patchify(images: NDArray[np.uint8]) -> Tensor:
 
 @dataclass(frozen=True, eq=False)
 class DenseTargets:
-    """Per visual token, in reading order, T of them.
+    """Targets of the T visual tokens of an image, in reading order; coordinates are in thousandths of the image's sides.
 
-    ``owner`` (T,): index of the thing under it, or -1; ``thing`` (T,): its class, 0 for background; ``box_milli`` (T, 4): its box;
-    ``centre_milli`` (T, 2): the middle of the token's own cell; ``fine`` (T, FINE²): share covered by any thing; ``colour`` (T,): 0
-    for none; ``cover`` (N, T): share of each cell that each thing covers; ``owned`` (T, FINE²): share covered by the owner alone.
+    ``owner`` (T,): index of the thing that owns the token, that is, covers more of its cell than any other; -1 where things cover less than
+    COVERED. ``thing`` (T,): the owner's class, 0 for background. ``box_milli`` (T, 4): the owner's box. ``colour`` (T,): the owner's
+    colour, 0 for none. ``owned`` (T, FINE²): the share of each small square that the owner covers.
+
+    ``fine`` (T, FINE²): the share of each small square that any thing covers. ``centre_milli`` (T, 2): the middle of the token's own cell.
+    ``cover`` (N, T): the share of each token's cell that each thing covers.
     """
 
     owner: NDArray[np.int64]
@@ -92,21 +97,27 @@ def dense_targets(scene: DemoScene) -> DenseTargets:
 
 
 def pictures(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(T, FINE²) what each visual token's picture shows of a mask (H, W) of the model's size: covered shares."""
+    """Return (T, FINE²), which share of each of the FINE × FINE squares under each visual token a mask (H, W) covers. The mask has a size
+    as :func:`model_size` gives it.
+    """
     rows, columns = mask.shape[0] // CELL, mask.shape[1] // CELL
     fine = cv2.resize(mask.astype(np.float32), (columns * FINE, rows * FINE), interpolation=cv2.INTER_AREA)
     return np.ascontiguousarray(fine.reshape(rows, FINE, columns, FINE).transpose(0, 2, 1, 3).reshape(-1, FINE * FINE), np.float32)
 
 
 def shares_of_cells(masks: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """(N, T) which share of each visual token masks (N, H, W) of the model's size cover."""
+    """Return (N, T), which share of each visual token's cell each mask (N, H, W) covers. The masks have a size as :func:`model_size` gives
+    it.
+    """
     rows, columns = masks.shape[1] // CELL, masks.shape[2] // CELL
     cover = np.stack([cv2.resize(mask.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA) for mask in masks])
     return np.asarray(cover.reshape(len(masks), -1), np.float32)
 
 
 def _on_top(masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Masks (N, H, W) of which no two share a pixel: a part is cut out of its whole, which comes before it."""
+    """Return masks (N, H, W) of which no two share a pixel: from each, the masks that come after it are cut out, as a part is from its
+    whole.
+    """
     if not (masks.sum(0) > 1).any():
         return masks
     return np.stack([mask & ~masks[index + 1 :].any(0) for index, mask in enumerate(masks)])
@@ -144,7 +155,9 @@ def coordinate_loss(log_probabilities: Tensor, values_milli: Tensor, sigma: floa
 
 
 class DenseHeads(nn.Module):
-    """Linear readers of the visual tokens. Boxes and centres are read through the coordinate tokens' own embeddings."""
+    """Linear heads on the visual tokens and, for points, on hidden states of the language model. Coordinates are predicted by way of the
+    coordinate tokens' own embeddings.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -204,12 +217,13 @@ class DenseHeads(nn.Module):
         return {"read": 0.2 * coordinate_loss(logs, points, sigma), "_read_error": error}
 
     def spot_losses(self, early: Tensor, late: Tensor, offsets: Tensor, beneath: Tensor, own: Tensor) -> dict[str, Tensor]:
-        """Weighted terms for the language model where points are judged: a point must be looked up in the picture of its visual token.
+        """Return weighted loss terms that teach the language model, where it judges a point, to look up the point in its visual token.
 
-        Three steps lead there, each asked for where it can be ready. ``early`` (P, HIDDEN) is after the layer that looks at the token: it
-        holds the token's picture ``beneath`` (P, FINE²) of all things and, written large into fixed places, the point's ``offsets`` (P, 2)
-        from the token's middle, -1 to 1. ``late``, a layer on, holds the column under the point of what that picture shows of the thing
-        that is asked about, ``own`` (P, FINE²).
+        This takes three steps, each of which is asked for at a layer where it can be ready. ``early`` (P, HIDDEN) is the hidden state after
+        the layer that looks at the token. It must hold the squares ``beneath`` (P, FINE²), as all things cover them, and, written with a
+        large scale into fixed dimensions, the point's ``offsets`` (P, 2) from the token's middle, -1 to 1. ``late`` is the hidden state one
+        layer later. Of the squares as the thing asked about covers them, ``own`` (P, FINE²), it must hold the column in which the point
+        lies.
         """
         early, late = F.rms_norm(early, (HIDDEN,)).float(), F.rms_norm(late, (HIDDEN,))
         written = early[:, : 2 * OFFSET_PLACES].reshape(-1, 2, OFFSET_PLACES).mean(-1) / OFFSET_SIZE

@@ -26,31 +26,36 @@ from sam4mllm.training.collate import shake_box
 
 Session = Literal["crowd", "whole", "close", "look"]
 CYCLE: tuple[Session, ...] = ("crowd", "whole", "close", "look", "whole", "close", "whole", "look", "whole", "close")
-"""Steps in turn. Crowded scenes teach the tower more per image; close-ups are of points alone, in the windows in which serving asks about
-them; a look back asks about an outlined mask.
+"""The kinds of the steps, in turn. Crowded scenes teach the tower more per image; close-ups ask about points alone, in windows like those
+of serving; a look back asks about an outlined mask.
 """
 BOXES_ONLY = 500
 """Steps of a run from random weights before the first point questions."""
 AMBIGUOUS_SHARE, AMBIGUOUS_CLOSE, RELATIONAL_SHARE = 0.4, 0.6, 0.15
-"""Shares of the scenes with a pair, in close-ups too, and of those with relational phrases; the rest are default ones."""
+"""Shares of the scenes that have a pair (whole images, then close-ups) and of those that have relational phrases; the rest are default
+scenes.
+"""
 PAIR_KIND_SHARES = {"ring": 0.4, "front": 0.3, "part": 0.2, "crossed": 0.1}
-"""Of the kinds of pair where boxes are asked for: the hollow thing of a ring was missed in one of two phrases and the thing behind in one
-of four, when a model trained on all kinds alike found nearly all that are crossed.
+"""Shares of the kinds of pairs where boxes are asked for. A model that was trained on all kinds alike found nearly all crossed things, but
+missed the hollow thing of a ring in one of two phrases and the thing behind in one of four.
 """
 SHARES = (0.215, 0.215, 0.215, 0.215, 0.14)
-"""Of the default kinds of phrases, "none" the last: more of several instances than scenes have, for these are what the first weights
-missed. With as many of "none" as of each other kind it was said of one in five of the pairs' phrases; with .12 of one in seven, but
-then two in a hundred more of the phrases that mean nothing got a box.
+"""Shares of :data:`~sam4mllm.demo.phrases.KINDS` in default scenes. Plural phrases are more frequent than in other default scenes
+(:data:`~sam4mllm.demo.phrases.SHARES`), as the first weights missed some of several instances. With as many "none" phrases as of each
+other kind, the model said "none" to one in five of the phrases about pairs; with a share of .12 to one in seven, but then two in a
+hundred more of the phrases that mean nothing got a box.
 """
 CLOSE_ZOOM, CLOSE_SHAKE = (1.2, 1.8), 0.05
-"""A close-up's side in long sides of a box, and how far that box is off, in sides of its own: what serving meets."""
+"""`CLOSE_ZOOM` is the range of a close-up's side, in long sides of the box; `CLOSE_SHAKE` is the error of that box, in its own sides. Both
+are as in serving.
+"""
 CLOSE_PER_SCENE = 2
 CLOSE_SIDE = math.isqrt(MAX_PIXELS)
 
 
 @dataclass(frozen=True, eq=False)
 class Sitting:
-    """One step: ``images`` (B, H, W, 3) uint8, what lies in them, and a lesson for each; none for crowded scenes."""
+    """Data of one step: ``images`` (B, H, W, 3) uint8, and for each its dense targets and its lesson (no lessons for crowds)."""
 
     images: NDArray[np.uint8]
     dense: list[DenseTargets]
@@ -63,13 +68,15 @@ def _teacher() -> Teacher:
 
 
 def session_of(step: int, boxes_only: int = BOXES_ONLY) -> Session:
-    """What a step is about."""
+    """Return a step's kind from CYCLE. The first ``boxes_only`` steps are all of the kind ``whole`` instead, except those of crowded
+    scenes.
+    """
     session = CYCLE[step % len(CYCLE)]
     return "whole" if step < boxes_only and session != "crowd" else session
 
 
 def draw_sitting(seed: int, batch: int, boxes_only: int, step: int) -> Sitting:
-    """The sitting of a step of ``batch`` images (close-ups: CLOSE_PER_SCENE each)."""
+    """Draw the data of a step of ``batch`` images; for close-ups, of ``batch`` times CLOSE_PER_SCENE."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, step, 5])
     session = session_of(step, boxes_only)
@@ -95,7 +102,9 @@ def _sit(scenes: list[DemoScene], lessons: list[Lesson]) -> Sitting:
 def draw_scene(
     name: tuple[int, ...], size: tuple[int, int], ambiguous: float = AMBIGUOUS_SHARE, kinds: Mapping[str, float] | None = None
 ) -> DemoScene:
-    """A scene of one of three kinds, in its share; ``ambiguous`` is that of scenes with a pair, ``kinds`` those of the pairs' kinds."""
+    """Draw an ambiguous, a relational or a default scene. ``ambiguous`` is the share of the ambiguous ones; ``kinds`` are the weights of
+    the pairs' kinds in these.
+    """
     rng = np.random.default_rng([*name, 8])
     lot = rng.random()
     if lot < ambiguous:
@@ -107,14 +116,17 @@ def draw_scene(
 
 
 def _sayable(kinds: list[str]) -> list[str]:
-    """Kinds of which hardly any scene carries more than two give way to nouns beyond that."""
+    """Replace the third and further phrases of one kind by noun phrases, except for "none": hardly any scene has more than two of the other
+    kinds.
+    """
     return [kind if kind in ("noun", "none") or kinds[:at].count(kind) < 2 else "noun" for at, kind in enumerate(kinds)]
 
 
 def draw_close_ups(rng: np.random.Generator, seed: int, step: int, batch: int) -> list[DemoScene]:
-    """CLOSE_PER_SCENE close-ups of each of ``batch`` scenes that were drawn at a size of their own, as images come to the model.
+    """Draw ``batch`` times CLOSE_PER_SCENE close-ups, at most CLOSE_PER_SCENE of one scene. The scenes are drawn at sizes of their own,
+    like the images that come to the model.
 
-    The close-up of one of a pair is asked about by phrases for both.
+    The close-up of one of a pair is asked about with phrases for both.
     """
     shown: list[DemoScene] = []
     index = 0
@@ -132,7 +144,9 @@ def draw_close_ups(rng: np.random.Generator, seed: int, step: int, batch: int) -
 
 
 def _to_show(rng: np.random.Generator, scene: DemoScene) -> list[list[tuple[Expression, int]]]:
-    """What each close-up of a scene is of: phrases and the thing that each means; both of a pair first."""
+    """Return what each close-up of a scene is to show: phrases, each with the one thing that it means. A close-up of both things of a pair
+    comes first; every other has one phrase.
+    """
     single = [(expression, target) for expression in scene.expressions for target in expression.targets]
     single = [single[place] for place in rng.permutation(len(single))]
     both = [[one for one in single if one[1] == index][:1] for index in scene.pair or ()]

@@ -33,10 +33,10 @@ def read_trainee(state: Path) -> DemoTrainee:
 
 
 def average(trainee: DemoTrainee, other: DemoTrainee, share: float) -> None:
-    """Give a trainee the weighted mean of both weights, ``share`` (0 to 1) of its own.
+    """Replace a trainee's weights by the weighted mean of its own and those of another, with a weight of ``share`` (0 to 1) for its own.
 
-    Of a model before and after it was trained further, a mean keeps what that would have cost, and most of what it brought (Wortsman et
-    al. 2022, "Robust fine-tuning of zero-shot models").
+    The mean of a model before and after further training loses less of what the first could do, and keeps most of what the training brought
+    (Wortsman et al. 2022, "Robust fine-tuning of zero-shot models").
     """
     with torch.no_grad():
         for own, others in zip(trainee.parameters(), other.parameters(), strict=True):
@@ -49,7 +49,12 @@ def export_heads(trainee: DemoTrainee, folder: Path) -> None:
 
 
 def load_shipped(trainee: DemoTrainee, mllm: Path, heads: Path) -> None:
-    """Start a trainee from exported weights; words that came later keep their first values, a head that came later starts as its like."""
+    """Load exported weights into a trainee: the MLLM from the folder ``mllm``, the dense heads from the folder ``heads``.
+
+    Tokens that these weights do not have yet keep the direction of their random embeddings, scaled to the median length of the known ones.
+    The head ``owned``, if it is not there, starts as a copy of ``fine``. Raises ModelError if the MLLM's weights are those of another
+    model.
+    """
     weights = load_file(mllm / "model.safetensors")
     words, known = trainee.words().detach().clone(), weights[EMBEDDINGS]
     if len(known) <= len(words):
@@ -64,7 +69,7 @@ def load_shipped(trainee: DemoTrainee, mllm: Path, heads: Path) -> None:
 
 
 def export_mllm(trainee: DemoTrainee, folder: Path) -> None:
-    """Write a complete model folder (half precision)."""
+    """Write a complete model folder (half precision). The trainee's own MLLM is converted to half precision, too."""
     processor = Qwen2VLImageProcessor(
         patch_size=PATCH,
         temporal_patch_size=1,

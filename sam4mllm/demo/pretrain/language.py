@@ -30,7 +30,7 @@ from sam4mllm.training.state import has_state, load_weights
 
 DENSE_WEIGHT = 0.5
 FORM_WEIGHT = 0.3
-"""Of the words that an answer repeats or that stand in every answer."""
+"""Weight of the cross-entropy of tokens that decide nothing: words repeated from the question or common to all answers."""
 SHARPENING, WIDE = 3000, 14.0
 RATE, RATE_TRAINED = 1e-3, 6e-4
 """Peak rates from a tower alone and from a trained model."""
@@ -44,17 +44,21 @@ LOOKS = {
     "point": (JUDGING_LAYER, slice(0, HEADS), 0.4),
     "answer": (3, slice(0, 3), 0.5),
 }
-"""Layer, heads and weight of each supervised attention: a noun looks at its things; where a point is judged, one layer reads the point's
-numbers and a later one looks at the place; an answer looks at the thing that it is about to speak of. Where there is no such thing, they
-look at the start of the image.
+"""Layer, heads and weight of each kind of supervised attention. A noun looks at the things that it names. Where a point is judged, an early
+layer reads the point's two numbers and a later one looks at the place. An answer looks at the thing whose box it is about to give. If
+there is no such thing, the attention is to fall on the tokens before the image's.
 """
 ALIKE_LAYERS, SHARPNESS = (1, 2, 3), 2.0
-"""Layers whose keys start like their queries, and how much sharper than usual they look."""
+"""`ALIKE_LAYERS` are the layers whose key projections start as copies of the query projections; `SHARPNESS` is the starting weight of their
+query norms, which makes their attention sharper than the usual 1.
+"""
 
 
 def start(model: DemoTrainee, tower: Path) -> None:
-    """First weights of the stage: the tower from a saved state of stage one; in the language model, nouns as the tower recognises
-    them, and keys like queries where attention is to find what looks like a word.
+    """Set the first weights of the stage.
+
+    The tower comes from a saved state of stage one. In the language model, the embeddings of nouns are the weights by which the tower's
+    head recognises them, and keys start like queries in the layers whose attention is to find what looks like a word.
     """
     load_weights(tower / "model.safetensors", model)
     ids = {token: index for index, token in enumerate(vocabulary())}
@@ -129,8 +133,8 @@ def batch_losses(
     session: Callable[[int], Session],
     sharpening: int = SHARPENING,
 ) -> Callable[[int], dict[str, Tensor]]:
-    """The function from a step to its loss terms; ``draw`` gives the step's sitting, ``session`` says what it is about, and
-    :func:`softness` what ``sharpening`` is.
+    """Return the function from a step to its loss terms. ``draw`` gives the step's data, ``session`` the step's kind; ``sharpening`` is the
+    number of steps that :func:`softness` takes.
     """
 
     def losses(step: int) -> dict[str, Tensor]:
@@ -152,20 +156,23 @@ def batch_losses(
 
 
 def softness(step: int, sharpening: int) -> float:
-    """Standard deviation in milli of the targets of coordinates: from WIDE down to NARROW in so many steps. A model that knows
-    coordinates is taught at NARROW from its first step on (0), or it unlearns them.
+    """Return the standard deviation, in thousandths, of the soft targets of coordinates: it falls from WIDE to NARROW in ``sharpening``
+    steps. With 0 it is NARROW from the first step on, for a model that knows coordinates, which would unlearn them otherwise.
     """
     return NARROW if step >= sharpening else float(WIDE * (NARROW / WIDE) ** (step / sharpening))
 
 
 def _named(session: Session, name: str) -> str:
-    """Logged figures are kept apart by what was asked."""
+    """Return the name under which a figure is logged: some figures are kept apart by the kind of step."""
     return f"{name}_{session}" if name in ("_verdict", "_decided", "_coordinate_error") else name
 
 
 class Read(NamedTuple):
-    """What the language model made of rows: final ``hidden`` states (B, L, HIDDEN), those after the ``first`` layer, ``early`` after the
-    judging layer and ``late`` after the next, attention weights a layer (B, heads, L, L), and the length of the prefix that all rows share.
+    """The language model's outputs for a batch of rows, prefix included.
+
+    The hidden states (B, L, HIDDEN): ``hidden`` are the final ones, ``first`` those after the first layer, ``early`` after the judging
+    layer, ``late`` after the next one. ``attentions`` are the attention weights of each layer (B, heads, L, L). ``prefix`` is the length of
+    the prefix that all rows share.
     """
 
     hidden: Tensor
@@ -260,7 +267,9 @@ def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], h
 
 
 def spot_losses(model: DemoTrainee, lessons: list[Lesson], dense: list[DenseTargets], read: Read, sigma: float) -> dict[str, Tensor]:
-    """Where points are judged: which numbers were given, what lies beneath, and where in it the point is."""
+    """Return the loss terms where points are judged: which numbers were given, what lies beneath the point, and where in its visual token
+    it is.
+    """
     spots = [(b, *spot) for b, lesson in enumerate(lessons) for spot in lesson.spots]
     if not spots:
         return {}

@@ -1,4 +1,6 @@
-"""From a scene to one packed row of conversations, with what each position should answer and where it should look."""
+"""Turns a scene into one packed row of conversations, with the targets of each position: the token to answer, and where its attention
+should fall.
+"""
 
 from __future__ import annotations
 
@@ -24,32 +26,39 @@ from sam4mllm.prompts.thinking import reason_question
 from sam4mllm.training.looks import balanced
 
 THOUGHT_QUESTION = reason_question(DEMO, "{phrase}")
-"""Asked of a phrase as the strategy ``reason`` does; the opening tag of the thought stands before the answer."""
+"""The question of the strategy ``reason``. The opening tag of the thought is already there before the answer begins."""
 THOUGHT_SHARE = 0.4
-"""How often a phrase that is found by way of others is asked about with a thought as well."""
+"""How often a phrase that has steps (it is found by way of other things) is also asked about with a thought."""
 POINTS_PER_BOX, POINTS_PAIR, POINTS_CLOSE, POINTS_BOTH = 8, 12, 24, 16
-"""Points about a box in the whole image, about one of a pair there, in a close-up, and about each of a pair in one."""
+"""Numbers of points that are asked about: for a box in the whole image, for one of a pair there, for the only thing of a close-up, and for
+each of a pair in one.
+"""
 RIVAL_SHARE, TARGET_SHARE = 0.46, 0.42
-"""Of the points about one of a pair: shares that are drawn on the other, and on itself; the rest lie anywhere in its box. With half on
-the other and a third on itself the model said no to nearly half of those on itself after 17,000 images.
+"""Of the points about one of a pair, the shares that are drawn on the other thing (the rival) and on the thing itself; the rest lie
+anywhere in its box. With half of them on the rival and a third on the thing, the model still said no to nearly half of the points on the
+thing after 17,000 images.
 """
 JOINT_SHARE, PROMPT_SHARE = 0.1, 0.3
 MAX_JOINT = 15
 PROMPT_INSIDE, PROMPT_OUTSIDE = 3, 2
-"""Points of each kind in a PPG answer: the first of the pattern that lie so. The paper samples groups and keeps those that SAM does
-best with.
+"""Number of points on the thing and off it in a PPG answer: the first ones of the point pattern that lie so. The paper samples groups of
+points instead and keeps the group with which SAM draws best.
 """
 BOX_SHAKE = 0.04
 
 
 @dataclass
 class Lesson:
-    """One image's row and its targets, by position in the row; a position predicts the token after it.
+    """The row of one image and its targets. A target belongs to a position of the row, and a position predicts the token after it.
 
-    ``coordinates``: (position, value in milli). ``choices``: (position, token, is a decision). ``verdicts``: (position, token) of yes and
-    no. ``spots``: (position of a verdict, the visual token under its point, the point's place in it from -1 to 1, and in the image in
-    milli, and (FINE²,) what the token's picture shows of the thing that is asked about). ``looks``: (kind, position, columns of the whole
-    row, prefix included), where kind is one of :data:`~sam4mllm.demo.pretrain.language.LOOKS`.
+    ``coordinates``: (position, value in thousandths of a side). ``choices``: (position, token, whether the token is a decision: a box, none
+    or the end). ``verdicts``: (position, token of yes or no).
+
+    ``spots``: (position of a verdict, index of the visual token under its point, the point's place in that token from -1 to 1, the point in
+    thousandths of the image's sides, and (FINE²,) which shares of the token's small squares the thing asked about covers).
+
+    ``looks``: (kind, position, columns that the attention should fall on), where kind is one of
+    :data:`~sam4mllm.demo.pretrain.language.LOOKS` and columns count from the start of the whole row, prefix included.
     """
 
     visual_tokens: int
@@ -62,19 +71,21 @@ class Lesson:
     length: int = 0
 
     def add(self, ids: list[int], parent: int) -> tuple[int, int]:
-        """Append a segment; its index and where it starts in the row."""
+        """Append a segment; return its index and the position in the row at which it starts."""
         start = self.length
         self.segments.append(Segment(tuple(ids), parent))
         self.length += len(ids)
         return len(self.segments) - 1, start
 
     def look_at(self, kind: str, position: int, region: NDArray[np.bool_]) -> None:
-        """At visual tokens (T,); at the start of the image where there are none: attention that finds nothing needs a place to rest."""
+        """Make the visual tokens of ``region`` (T,) the target of the attention at ``position``. If it is empty, the target is the tokens
+        before the image's: attention that finds nothing needs a place to rest.
+        """
         columns = np.flatnonzero(region) + len(BEFORE_IMAGE) if region.any() else np.arange(len(BEFORE_IMAGE))
         self.looks.append((kind, position, columns))
 
     def look_back(self, kind: str, position: int, other: int) -> None:
-        """At another position of the row."""
+        """Make the row's position ``other`` the target of the attention at ``position``."""
         self.looks.append((kind, position, np.array([len(BEFORE_IMAGE) + self.visual_tokens + len(AFTER_IMAGE) + other])))
 
 
@@ -93,7 +104,11 @@ class Teacher:
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def lesson(self, scene: DemoScene, rng: np.random.Generator, with_points: bool) -> Lesson:
-        """All phrases of a scene in one row; with points, questions about one box a phrase, and now and then the other ways of asking."""
+        """Return a lesson that asks for the boxes of each phrase of a scene, all in one row.
+
+        With ``with_points`` it also asks about points in one box of each phrase and, some of the time, for an answer with a thought or a
+        PPG answer.
+        """
         lesson, regions = _begin(scene)
         for expression in scene.expressions:
             order = sorted(expression.targets, key=lambda index: float(scene.boxes_px[index, 0]))
@@ -108,7 +123,9 @@ class Teacher:
         return lesson
 
     def close_up(self, scene: DemoScene, rng: np.random.Generator) -> Lesson:
-        """Points alone: the phrase and the box are said as serving says them, for it has them from the whole image."""
+        """Return a lesson about points alone. The phrase and the box are in the row as they are when serving asks, but are no targets:
+        serving has the box from the whole image.
+        """
         lesson, _ = _begin(scene)
         for expression in scene.expressions:
             [index] = expression.targets
@@ -118,7 +135,9 @@ class Teacher:
         return lesson
 
     def look_back(self, scene: DemoScene, mask: NDArray[np.bool_], rng: np.random.Generator) -> Lesson:
-        """Whether an outlined mask is what each phrase means; of those that it is not, hardly more than of those that it is."""
+        """Return a lesson that asks whether the outlined mask is what a phrase means. All phrases with the answer yes are asked, and at
+        most one more than that with the answer no.
+        """
         lesson, regions = _begin(scene)
         answers = [(expression, verdict(scene, mask, expression.targets)) for expression in scene.expressions]
         [shown] = shares_of_cells(mask[None])
@@ -168,7 +187,7 @@ class Teacher:
         regions: list[NDArray[np.bool_]],
         rng: np.random.Generator,
     ) -> None:
-        """The steps of a phrase, each with its box, then the answer."""
+        """Add a question whose answer is a thought, the phrase's steps with a box each, and then the boxes of the phrase."""
         question, ends = self._question(THOUGHT_QUESTION, expression, rng)
         steps = [f"{phrase} {prompt_answer(DEMO, [SpokenInstance(_box(scene, index))])}" for phrase, index in expression.steps]
         spoken = prompt_answer(DEMO, [SpokenInstance(_box(scene, index)) for index in order])
@@ -186,7 +205,9 @@ class Teacher:
         named: list[int],
         regions: list[NDArray[np.bool_]],
     ) -> int:
-        """A question, as ``_question`` gives it, and its answer with a box for each thing of ``named``; the index of its segment."""
+        """Add a question and its answer as one segment, and return the segment's index. ``asked`` is what ``_question`` returns; ``named``
+        are the things whose boxes the answer says, in order.
+        """
         question, ends = asked
         answer = [*self.encode(spoken), self.end]
         segment, start = lesson.add(question + answer, ROOT)
@@ -203,7 +224,9 @@ class Teacher:
         named: list[int],
         regions: list[NDArray[np.bool_]],
     ) -> None:
-        """Targets of an answer whose first token stands at ``start``. Points keep their spelled value; boxes the exact one."""
+        """Add the targets of an answer whose first token is at ``start``. The target of a box's number is its exact value; that of a
+        point's number is the number as spelled.
+        """
         height, width = scene.image.shape[:2]
         instance, within = -1, 0
         nothing = np.zeros(lesson.visual_tokens, bool)
@@ -251,7 +274,7 @@ class Teacher:
             self._look_at_point(lesson, last, self._spelled(question, start, 0), point, scene, own)
 
     def _spelled(self, question: list[int], start: int, index: int) -> tuple[int, int]:
-        """Where in the row a question's point of that index has its two numbers."""
+        """Return the two positions in the row at which the numbers of the question's point with this index stand."""
         numbers = [at for at, token in enumerate(question) if self.first_coordinate <= token < self.first_coordinate + len(COORDINATES)]
         return start + numbers[2 * index], start + numbers[2 * index + 1]
 

@@ -12,7 +12,7 @@ from sam4mllm.outline import draw_outline
 from sam4mllm.training.looks import as_drawn, is_meant
 
 MEANT_SHARE = 0.75
-"""How often the thing is one that a phrase means."""
+"""How often the mask to be outlined is drawn from a thing that some phrase means; else it is drawn from any thing."""
 
 
 def suggest(rng: np.random.Generator, scene: DemoScene) -> NDArray[np.bool_]:
@@ -34,5 +34,5 @@ def outlined(scene: DemoScene, mask: NDArray[np.bool_]) -> DemoScene:
 
 
 def verdict(scene: DemoScene, mask: NDArray[np.bool_], targets: tuple[int, ...]) -> bool | None:
-    """Whether the mask is one of the things; None if it is only half of one."""
+    """Whether the mask is that of one of the things ``targets``; None if it covers one too poorly for a yes and too well for a no."""
     return is_meant(mask, (scene.masks[index] for index in targets))

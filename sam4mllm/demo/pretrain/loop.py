@@ -42,7 +42,9 @@ class PretrainPlan:
     seconds_between_saves: float = 240.0
     seed: int = 1
     minutes: float | None = None
-    """A budget of training time, all resumed runs together: the rate falls with it, and it ends the run before ``steps`` do."""
+    """A budget of training time, all resumed runs together. If it is set, the learning rate falls with the time used, and the run ends when
+    it is used up, if that is before ``steps``.
+    """
     source: str = "random"
     """What the first weights were."""
     optimizer: Stepper = "adamw"
@@ -50,11 +52,11 @@ class PretrainPlan:
 
     @property
     def recipe(self) -> dict[str, float | int | str]:
-        """What a run that goes on must have in common with the one that began; how long it is may be changed."""
+        """Settings that a resumed run must share with the run that it continues; the length of the run is not among them."""
         return {"batch": self.batch, "rate": self.rate, "seed": self.seed, "weights": self.source, "optimizer": self.optimizer}
 
     def used_up(self, seconds: float) -> bool:
-        """Whether so many seconds of training are the budget."""
+        """Whether so many seconds of training use up the budget."""
         return self.minutes is not None and seconds >= 60 * self.minutes
 
     def progress(self, step: int, seconds: float) -> float:
@@ -65,16 +67,19 @@ class PretrainPlan:
 
 
 def learning_rate(plan: PretrainPlan, step: int, seconds: float = 0.0) -> float:
-    """Linear warm-up, then a cosine from ``rate`` to ``floor`` of it. ``seconds`` of training count where the plan has a budget of them."""
+    """Return the rate of a step: a linear warm-up, then a cosine from ``rate`` down to ``floor`` times ``rate``. ``seconds`` of training
+    only count if the plan has a budget of minutes.
+    """
     if step < plan.warmup:
         return plan.rate * (step + 1) / plan.warmup
     return plan.rate * (plan.floor + (1 - plan.floor) * 0.5 * (1 + math.cos(math.pi * plan.progress(step, seconds))))
 
 
 def bfloat16_pays(device: torch.device = CPU) -> bool:
-    """Whether this processor multiplies faster in bfloat16: by much with a unit for it; without, it takes many times as long.
+    """Whether this device multiplies matrices faster in bfloat16. A CPU with a unit for bfloat16 is much faster in it, one without many
+    times slower.
 
-    Of a CPU the fastest of five tries counts, so that other work on the machine does not decide in what numbers a run goes on.
+    On a CPU the fastest of five tries counts, so that other work on the machine does not decide in which precision a run continues.
     """
     if device != CPU:
         return default_dtype(device) == torch.bfloat16
@@ -86,14 +91,15 @@ def bfloat16_pays(device: torch.device = CPU) -> bool:
 
 
 def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, Tensor]]) -> None:
-    """Train ``model`` to the end of the plan, continuing from the newest saved state; on SIGTERM, save and return. ``done`` in the saved
-    state says which it was.
+    """Train ``model`` to the end of the plan, from the newest saved state on. On SIGTERM, save the state and return. ``done`` in the saved
+    state says whether the end was reached.
 
-    ``losses(step)`` makes the batch of that step and returns weighted terms whose sum is minimised (a term named with a leading
-    underscore is only logged). What it makes with torch lies on the plan's device by itself, but for ``torch.from_numpy``. Everything
-    random in it must follow from the step, so that a resumed run sees what an unbroken one would have seen.
+    ``losses(step)`` makes the batch of that step and returns weighted loss terms, whose sum is minimised; a term whose name begins with an
+    underscore is only logged. Tensors that it creates with torch lie on the plan's device by default, except those of ``torch.from_numpy``.
+    Everything random in it must follow from the step, so that a resumed run sees what an uninterrupted one would have seen.
 
-    Raises TrainingError if the saved state was begun with another recipe, or is damaged, or if the device fails.
+    Raises TrainingError if the saved state was begun with another recipe or is damaged, or if the device fails, and ModelError if it is
+    another model's.
     """
     check_recipe(plan)
     torch.set_num_threads(plan.threads)
@@ -139,7 +145,9 @@ def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, 
 
 @contextmanager
 def _noting_sigterm() -> Iterator[list[int]]:
-    """What grows by a number when SIGTERM comes. Outside of the block it ends the process, as it does by itself: all is saved there."""
+    """Yield a list that gets an entry for each SIGTERM within the block. Outside of it SIGTERM ends the process as usual, which loses
+    nothing: the state is saved by then.
+    """
     noted: list[int] = []
     former = signal.signal(signal.SIGTERM, lambda number, _: noted.append(number))
     try:
@@ -150,7 +158,9 @@ def _noting_sigterm() -> Iterator[list[int]]:
 
 @contextmanager
 def telling_of_failure(plan: PretrainPlan) -> Iterator[None]:
-    """A GPU that fails or is full is told of in one line: what was saved last is kept."""
+    """Turn an error of a GPU, such as a lack of memory, into a TrainingError of one line; the last saved state is kept. On a CPU errors
+    pass unchanged.
+    """
     try:
         yield
     except RuntimeError as error:
@@ -170,7 +180,9 @@ def _optimizer(plan: PretrainPlan, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def check_recipe(plan: PretrainPlan) -> None:
-    """Raises TrainingError if the plan's folder holds a run that was begun with another recipe; states of before recipes were kept pass."""
+    """Raise TrainingError if the plan's folder holds a run that was begun with another recipe. States from before recipes were saved are
+    accepted.
+    """
     began = {"optimizer": "adamw", **(read_state(plan.folder) or {}).get("recipe", plan.recipe)}
     other = [f"{name} {began.get(name)}, not {value}" for name, value in plan.recipe.items() if began.get(name) != value]
     if other:
@@ -178,7 +190,7 @@ def check_recipe(plan: PretrainPlan) -> None:
 
 
 def _log(folder: Path, record: dict[str, float]) -> None:
-    """A line of the run's log, and of the table on the screen: the figures that are no losses."""
+    """Append a record to the run's log, and print it as a line of a table (:func:`as_row`)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "log.jsonl").open("a", encoding="utf-8") as log:
         log.write(json.dumps(record) + "\n")

@@ -20,18 +20,24 @@ from sam4mllm.segmentation.loading import DEMO_FOLDER as SEGMENTER_FOLDER
 from sam4mllm.training.state import newest_state, read_state
 
 STEPS = {"segmenter-small": 3500, "segmenter": 40_000, "tower": 7000, "language": 20_000}
-"""Steps of each stage where no budget ends it before, of 4 images (the segmenter) or 8. Estimates from the curves of shorter runs."""
+"""Steps of each stage, unless a budget of minutes ends it before; a step has 4 images in the segmenter's stages and 8 in the others. The
+numbers are estimates from the curves of shorter runs.
+"""
 SHARES = {"segmenter-small": 0.08, "segmenter": 0.42, "tower": 0.12, "language": 0.38}
-"""Of a budget of minutes. Both models are needed, an obedient segmenter alone does not help: so each has half."""
+"""Each stage's share of a budget of minutes. The segmenter and the MLLM get half of it each, as a good segmenter is of no use without a
+good MLLM.
+"""
 MODELS = "models"
 SHIPPED, GROWN = "shipped", "grown"
-"""What the segmenter's first weights are, beside random ones."""
+"""Names of the segmenter's first weights when they are not random: the package's, or those of the small size, grown to full size."""
 
 
 @dataclass(frozen=True)
 class WholeRun:
-    """Where and how: each stage has a folder in ``runs``. ``shipped``: from the package's weights, without the stages that lead to such.
-    ``minutes``: a budget of training for all stages, resumed runs included.
+    """Settings of a run of the recipe; each stage has a folder of its own in ``runs``.
+
+    ``shipped``: start from the package's weights and leave out the stages that only lead up to such weights. ``minutes``: a budget of
+    training time for all stages, resumed runs included.
     """
 
     runs: Path
@@ -51,7 +57,7 @@ class WholeRun:
         return None if self.minutes is None else self.minutes * SHARES[stage] / sum(SHARES[one] for one in self.stages)
 
     def saved(self, stage: str) -> Path:
-        """The newest state of a stage that another begins with. Raises TrainingError if there is none."""
+        """Return the newest saved state of a stage, for the next one to start from. Raises TrainingError if there is none."""
         found = newest_state(self.runs / stage)
         if found is None:
             raise TrainingError(f"{self.runs / stage} holds no saved state: run the stage {stage} first")
@@ -64,9 +70,10 @@ def load_package_weights(trainee: DemoTrainee) -> None:
 
 
 def train_all(whole: WholeRun, tell: Callable[[str], None]) -> bool:
-    """Train every stage that is not done, and write the model folders. False: it was asked to stop, and the same call goes on from there.
+    """Train every stage that is not done yet, and write the model folders. ``tell`` gets a line of progress at a time.
 
-    Raises TrainingError or ModelError of a run that was begun with another recipe, or of a damaged state.
+    Return False if training was asked to stop (SIGTERM); the same call then continues where it stopped. Raises TrainingError or ModelError
+    if a run was begun with another recipe, or if a saved state is missing or damaged.
     """
     for stage in whole.stages:
         minutes = whole.budget(stage)

@@ -1,8 +1,9 @@
-"""The demo segmenter's training: prompts drawn from the true masks, then corrective clicks in rounds, as in SAM's own training (Kirillov et
-al. 2023, appendix A): each round sees the former round's mask and one more click where that mask is wrong.
+"""The training of the demo segmenter. Prompts are drawn from the true masks; then come rounds of corrective clicks, as in SAM's own
+training (Kirillov et al. 2023, appendix A): each round gets one more click where the former round's mask is wrong, and, most of the
+time, that mask.
 
-The mask and its own IoU are the targets. It learns at SMALL pixels first, where an image costs less than half, and is then grown to its
-full size.
+The targets are the true mask and the IoU of the drawn one with it. The segmenter learns at SMALL pixels first, where an image costs less
+than half as much, and is then grown to its full size.
 """
 
 from __future__ import annotations
@@ -32,13 +33,17 @@ RATE, RATE_GROWN = 1e-3, 3e-4
 """Peak rates from random weights and from grown ones: at 5e-4 with AdamW a trained model obeyed points at once and unlearned the rest."""
 WARMUP, SEED = 60, 41
 MASK_INPUT_SHARE = 0.7
-"""Share of the rounds after the first that see the former mask: clicks must work with and without."""
+"""Share of the rounds after the first that get the former round's mask as input; the others get clicks alone, as the segmenter must work
+with and without a mask.
+"""
 NEAR = np.ones((13, 13), np.uint8)
 CELL = SEGMENTER_PATCH // 4
-"""Pixels of the frame to a cell of the mask grid."""
+"""Side, in pixels of the frame, of a cell of the mask grid."""
 AVERAGE_WEIGHT, IOU_WEIGHT = 0.1, 1.0
 FAR_WEIGHT = 0.05
-"""Cells farther than NEAR from the thing count this much in the cross-entropy."""
+"""Weight in the cross-entropy of cells that are beyond the surroundings of the thing (its mask dilated by NEAR); all other cells weigh 1
+more.
+"""
 
 
 def train(
@@ -106,7 +111,9 @@ def batch_losses(model: Sam, examples: Sequence[PromptedImage], rng: np.random.G
 
 
 def encode(model: Sam, pixels: Tensor, corners: Sequence[tuple[int, int]]) -> Tensor:
-    """Features (B, C, w, w) of windows (B, 3, W, W) of the frame: the encoder's own, with the positions that the window has in it."""
+    """Return the image features (B, C, w, w) of windows (B, 3, W, W) of the frame, whose top left corners are ``corners`` (x, y). The
+    encoder uses the position embeddings that belong to each window's place in the frame.
+    """
     encoder = model.image_encoder
     grid, whole = pixels.shape[-1] // SEGMENTER_PATCH, encoder.img_size // SEGMENTER_PATCH
     if grid == whole:
@@ -128,7 +135,9 @@ def _cells(corner: tuple[int, int], grid: int) -> tuple[tuple[int, int], tuple[i
 
 
 def _image_losses(model: Sam, embedding: Tensor, example: PromptedImage, rng: np.random.Generator) -> dict[str, Tensor]:
-    """Decode the prompts ``example.rounds`` times; before each but the first, click where the former masks are wrong."""
+    """Decode the prompts ``example.rounds`` times, each time but the first with one more click where the masks of the round before are
+    wrong. Return the means of the loss terms over the rounds.
+    """
     target = torch.as_tensor(example.masks)
     near = torch.as_tensor(np.stack([cv2.dilate((mask > 0).astype(np.uint8), NEAR) for mask in example.masks])).float()
     points, labels = example.points, example.labels
@@ -156,9 +165,10 @@ def decode(
     labels: NDArray[np.int64],
     former: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (K, 4, h, w) and predicted IoU (K, 4) of prompts that are alike; ``former`` (K, 1, h, w) are logits of their former masks.
+    """Return the mask logits (K, 4, h, w) and the predicted IoU (K, 4) for K prompts with the same number of points.
 
-    The first of the four masks is the one for prompts that leave no doubt.
+    ``former`` (K, 1, h, w) are the logits of the masks of the round before, or None. The first of the four masks is for unambiguous
+    prompts, the other three are alternatives.
     """
     encoder = model.prompt_encoder
     sparse = _embed_points(model, torch.as_tensor(points), torch.as_tensor(labels))
@@ -173,9 +183,11 @@ def decode(
 
 
 def _round_losses(logits: Tensor, iou: Tensor, target: Tensor, near: Tensor, doubtful: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-    """The losses of one decoding, and the logits (K, h, w) that serving would draw: the best of three by predicted IoU.
+    """Return the losses of one decoding, and the mask logits (K, h, w) that serving would draw: of the three alternative masks the one with
+    the highest predicted IoU.
 
-    Where a prompt is doubtful only the best of the three masks learns: an average would draw them all together.
+    Where a prompt is doubtful, only the best of the three alternatives learns, as a mean would draw all three together; the mask for
+    unambiguous prompts then counts less.
     """
     each = _mask_loss(logits, target[:, None].expand_as(logits), near[:, None] + FAR_WEIGHT)
     sure = (~doubtful).float()
@@ -196,8 +208,10 @@ def _round_losses(logits: Tensor, iou: Tensor, target: Tensor, near: Tensor, dou
 def corrective_clicks(
     rng: np.random.Generator, drawn: NDArray[np.bool_], masks: NDArray[np.bool_]
 ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """One click a mask, (K, 1, 2) in pixels of the window, with labels (K, 1): where the drawn mask (K, h, w) is wrong; on the thing
-    where it is right everywhere.
+    """Return one click for each mask, (K, 1, 2) in pixels of the window, with its label (K, 1).
+
+    The click lies where the drawn mask (K, h, w) is wrong, or on the thing where it is right everywhere. Where there is neither, the label
+    is PAD_LABEL.
     """
     clicks = np.zeros((len(masks), 1, 2), np.float32)
     labels = np.full((len(masks), 1), PAD_LABEL, np.int64)
@@ -212,7 +226,9 @@ def corrective_clicks(
 
 
 def _embed_points(model: Sam, points: Tensor, labels: Tensor) -> Tensor:
-    """(K, P, D) embeddings of labelled points and box corners; the encoder's own, but for many prompts of different kinds in one call."""
+    """Return the embeddings (K, P, D) of labelled points and box corners. They are those of SAM's prompt encoder, which cannot take prompts
+    of different kinds in one call.
+    """
     encoder = model.prompt_encoder
     embedded = encoder.pe_layer.forward_with_coords(points + 0.5, encoder.input_image_size)
     kinds = torch.stack([encoder.not_a_point_embed.weight[0], *(layer.weight[0] for layer in encoder.point_embeddings)])
@@ -221,7 +237,7 @@ def _embed_points(model: Sam, points: Tensor, labels: Tensor) -> Tensor:
 
 
 def _mask_loss(logits: Tensor, target: Tensor, weight: Tensor) -> Tensor:
-    """Cross-entropy, weighted towards the thing's surroundings, plus dice: (K, M) from logits (K, M, H, W) and weight (K, 1, H, W)."""
+    """Return (K, M) twice the cross-entropy, averaged with ``weight`` (K, 1, H, W), plus the dice loss of logits (K, M, H, W)."""
     entropy = (F.binary_cross_entropy_with_logits(logits, target, reduction="none") * weight).sum((2, 3)) / weight.sum((2, 3))
     share = logits.sigmoid()
     dice = 1 - (2 * (share * target).sum((2, 3)) + 1) / ((share**2).sum((2, 3)) + (target**2).sum((2, 3)) + 1)

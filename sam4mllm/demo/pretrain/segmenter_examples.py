@@ -18,23 +18,28 @@ PROMPTS_PER_IMAGE = 5
 ZOOM_SHARE, ZOOMS = 0.3, (1.3, 2.0)
 FEW_POINTS, MAX_POINTS = 8, 30
 BOX_NOISE, MAX_BOX_NOISE, SHAKEN_SHARE = 0.06, 0.15, 0.75
-"""Spread and bound of a box corner's error, in sides of the box, and the share of boxes that have one: as the MLLM's answers will be."""
+"""Standard deviation and bound of the error of a box's sides, in sides of the box, and the share of boxes that have one. The boxes in the
+MLLM's answers have such errors.
+"""
 SHARED_BOX_SHARE = 0.5
-"""Share of a pair's prompts that have one box for both: only points can part them."""
+"""Share of the images with a pair in which both things get the same box, so that only points can tell them apart."""
 CUT_SHARE, CUT_FROM = 0.3, 6
-"""Share of the images with so many points or more whose targets are cut along a line, which only the points tell. Without such targets a
-segmenter takes points for a hint at which thing is meant, and hardly heeds one that contradicts the others.
+"""`CUT_SHARE` of the images that are prompted with at least `CUT_FROM` points have targets that are cut along a line, of which only the
+points tell. Without such targets a segmenter takes the points for a hint at which thing is meant, and hardly heeds a point that
+contradicts the others.
 """
 WITHIN_SHARE, WITHIN_SIDES = 0.12, (0.01, 0.25)
-"""Share of the images whose prompts are boxes within the things, and their sides in sides of the image. What such a box asks for is the
-thing's part in it. Without these lessons a segmenter draws nothing in a small box that an annotator drags on a thing.
+"""`WITHIN_SHARE` of the images have boxes inside of things as prompts, whose sides are drawn from `WITHIN_SIDES`, in sides of the image.
+The target of such a box is the part of the thing in it. Without such images a segmenter draws nothing in a small box that an annotator
+drags on a thing.
 """
 ROUNDS, ROUND_SHARES = (1, 2, 3, 5), (0.35, 0.25, 0.25, 0.15)
 PAD_LABEL, BOX_LABELS = -1, (2, 3)
 
 WINDOW, WINDOW_STEP = 256, 64
-"""Side of the window of the frame that most steps see, and the grid of its corners, in pixels. The encoder's own windows of 8 patches
-start on that grid, so all but its layer of global attention computes what it would in the whole frame, at a quarter of the cost.
+"""`WINDOW` is the side, in pixels, of the window of the frame that most steps train on; `WINDOW_STEP` is the step of the grid on which its
+corner lies. The attention windows of the encoder, of 8 patches, start on that grid, so that all of it but its layer of global attention
+computes what it would in the whole frame, with less than half of the patches.
 """
 WHOLE_EVERY = 16
 """One step in so many sees the whole frame."""
@@ -43,17 +48,21 @@ INSIDE = 0.95
 Start = Literal["box", "points", "click"]
 STARTS: tuple[Start, ...] = ("box", "points", "click")
 START_SHARES = (0.15, 0.55, 0.3)
-"""Of the images whose prompts are not boxes within things."""
+"""Shares of STARTS among the images whose prompts are not boxes inside of things."""
 
 
 @dataclass(frozen=True, eq=False)
 class PromptedImage:
-    """An image in the model's square frame, with K prompts that are alike.
+    """An image in the model's square frame, with K prompts of the same kind and number of points.
 
-    ``image`` (W, W, 3) uint8, the window of the frame whose ``corner`` is (x, y), or all of it; ``masks`` (K, W / 2, W / 2) float32, the
-    covered share of each cell of the mask grid; ``points`` (K, P, 2) float32 in pixels of the frame and ``labels`` (K, P) int64: 1 on the
-    thing, 0 off it, BOX_LABELS for a box's corners; ``doubtful`` (K,) bool: the box is the pair's, and no point says which of the two is
-    meant; ``rounds``: how often the prompts are decoded, with one more corrective click each time.
+    ``image`` (W, W, 3) uint8 is a window of the frame, or all of it; ``corner`` is the window's top left (x, y). ``masks`` (K, W / 2, W /
+    2) float32 are the covered shares of the cells of the mask grid.
+
+    ``points`` (K, P, 2) float32 are in pixels of the frame. ``labels`` (K, P) int64 are 1 for a point on the thing, 0 for one off it, and
+    BOX_LABELS for a box's two corners. ``doubtful`` (K,) bool: the prompt is the box of one of a pair, and no point says which of the two
+    is meant.
+
+    ``rounds`` is how often the prompts are decoded, each time but the first with one more corrective click.
     """
 
     image: NDArray[np.uint8]
@@ -116,7 +125,9 @@ def _start(rng: np.random.Generator, low: float, high: float, side: int) -> int:
 
 
 def _picks(rng: np.random.Generator, scene: DemoScene, window_px: NDArray[np.float64]) -> list[int]:
-    """The things to prompt for: a pair always, others at random if the window (4,) shows them nearly whole."""
+    """Return the things to prompt for, at most PROMPTS_PER_IMAGE: both of a pair, then, in random order, others that the window (4,) shows
+    nearly whole. If there are none, it is the thing that the window shows most of.
+    """
     shown = np.minimum(scene.boxes_px[:, 2:], window_px[2:]) - np.maximum(scene.boxes_px[:, :2], window_px[:2])
     shares = np.prod(shown.clip(min=0), 1) / np.prod(scene.boxes_px[:, 2:] - scene.boxes_px[:, :2], 1)
     pair = list(scene.pair or ())
@@ -125,7 +136,9 @@ def _picks(rng: np.random.Generator, scene: DemoScene, window_px: NDArray[np.flo
 
 
 def _cut(rng: np.random.Generator, scene: DemoScene, picks: Sequence[int]) -> list[NDArray[np.bool_]]:
-    """For each pick what lies on one side of a line through its box's middle, of a pair together with the other's part beyond it."""
+    """Return for each pick the part of its mask on one side of a line through the middle of its box; for one of a pair, also the other
+    thing's part on the far side.
+    """
     down, across = np.indices(scene.masks.shape[1:])
     cut = []
     for pick in picks:

@@ -25,7 +25,7 @@ WIDE, NARROW = 25.0, 6.0
 
 
 class DemoTrainee(nn.Module):
-    """The demo MLLM and the dense heads that teach it; the heads are dropped in the end."""
+    """The demo MLLM together with the dense heads that teach its tower. The heads are used in training only."""
 
     def __init__(self) -> None:
         super().__init__()
