@@ -21,7 +21,7 @@ from backend.learning.gate import PairedSample
 from backend.learning.job import STOPPED, TrainingJob
 from backend.learning.run_folder import RunFolder
 from backend.learning.snapshot import HOLDOUT
-from backend.learning.trainer import draw_scenes, main
+from backend.learning.trainer import draw_scenes, drawn_by, main
 from sam4mllm.adapters.fields import WEIGHTS
 from sam4mllm.adapters.files import check_adapter
 from sam4mllm.data.read_dataset import read_examples
@@ -45,6 +45,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Path:
             split = HOLDOUT if index in (1, 3) else "train"
             writer.add(writer.add_image(image), f"the cup {index}", masks, split, f"label-studio:1:{index}:{index}:drawn", label="Cup")
     return folder
+
+
+def test_a_correction_is_drawn_by_its_label_or_where_there_is_but_one_by_its_noun(dataset: Path) -> None:
+    [one, *_] = read_examples(dataset)
+    asked = [replace(one, phrase=phrase) for phrase in ("the small cup left of the dog", "cup", "the dog", "左边的杯子")]
+    assert [*map(drawn_by(asked), asked)] == ["cup", "cup", "dog", ""]
+    several = [*asked, replace(one, label="Dog")]
+    assert [*map(drawn_by(several), several)] == ["Cup"] * 4 + ["Dog"]
 
 
 @pytest.fixture

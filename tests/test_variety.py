@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -119,19 +122,22 @@ def test_what_has_no_room_is_not_pasted(thing: tuple[int, int, int, int], boxes:
 
 
 class FixedPool(Pool):
-    """Draws one correction, beside a replay that names dogs and lamps."""
+    """These corrections, beside a replay that names dogs and lamps."""
 
-    def __init__(self, donor: TrainingImage) -> None:
-        self.donor = donor
+    def __init__(self, *corrections: TrainingImage) -> None:
+        self.corrections = corrections
 
     def replay_phrases(self) -> set[str]:
         return {"the dog", "all lamps below the Cup", "berries"}
 
-    def draw_correction(self, rng: np.random.Generator) -> TrainingImage:
-        return self.donor
+    def asked_of_corrections(self) -> list[tuple[Example, ...]]:
+        return [correction.examples for correction in self.corrections]
+
+    def correction(self, place: int) -> TrainingImage:
+        return self.corrections[place]
 
 
-def kinds(donor: TrainingImage, replayed: bool = True, share: float = 0.5) -> set[tuple[str, bool]]:
+def kinds(donor: TrainingImage, replayed: bool = True, share: float = 1.0) -> set[tuple[str, bool]]:
     """What is asked of the picture of a dog beside the dog, and whether it is there."""
     vary, onto = Variety(TrainingPlan(paste_share=share), FixedPool(donor)), shown("the dog", ((60, 10, 110, 80),), replayed)
     drawn = [vary(onto, np.random.default_rng(seed)) for seed in range(40)]
@@ -141,21 +147,96 @@ def kinds(donor: TrainingImage, replayed: bool = True, share: float = 0.5) -> se
 @pytest.mark.parametrize(
     ("donor", "replayed", "share", "asked"),
     [
-        pytest.param(shown("the bird"), True, 0.5, {("the bird", True), ("the bird", False)}, id="new"),
-        pytest.param(shown("the bird by the dog"), True, 0.5, {("the bird by the dog", False)}, id="it holds in its own picture alone"),
-        pytest.param(shown("the bird"), True, 0.25, {("the bird", True), ("the bird", False)}, id="on fewer pictures"),
-        pytest.param(shown("the leftmost bird"), True, 0.5, {("the leftmost bird", False)}, id="it says where"),
-        pytest.param(shown("all cups"), True, 0.5, set(), id="the replay shows one"),
-        pytest.param(shown("the striped lamp"), True, 0.5, set(), id="the replay shows several"),
-        pytest.param(shown("the berry"), True, 0.5, set(), id="the replay shows more than one"),
-        pytest.param(shown("左边的杯子"), True, 0.5, set(), id="nobody knows what it is about"),
-        pytest.param(shown("the bird", ()), True, 0.5, set(), id="a correction that means nothing"),
-        pytest.param(shown("the bird"), False, 0.5, set(), id="a correction gets nothing pasted on it"),
+        pytest.param(shown("the bird"), True, 1.0, {("the bird", True), ("the bird", False)}, id="new"),
+        pytest.param(
+            shown("the small bird"),
+            True,
+            0.5,
+            {("the small bird", True), ("the small bird", False), ("the bird", True)},
+            id="by its noun alone",
+        ),
+        pytest.param(
+            shown("the birds", ((10, 20, 40, 60), (60, 10, 70, 30))),
+            True,
+            0.5,
+            {("the birds", True), ("the birds", False)},
+            id="several of it",
+        ),
+        pytest.param(
+            shown("the bird by the dog"),
+            True,
+            0.5,
+            {("the bird by the dog", False), ("the bird", True)},
+            id="it holds in its own picture alone",
+        ),
+        pytest.param(shown("the bird"), True, 0.5, {("the bird", True), ("the bird", False)}, id="on fewer pictures"),
+        pytest.param(shown("the leftmost bird"), True, 1.0, {("the leftmost bird", False), ("the bird", True)}, id="it says where"),
+        pytest.param(shown("all cups"), True, 1.0, set(), id="the replay shows one"),
+        pytest.param(shown("the striped lamp"), True, 1.0, set(), id="the replay shows several"),
+        pytest.param(shown("the berry"), True, 1.0, set(), id="the replay shows more than one"),
+        pytest.param(shown("左边的杯子"), True, 1.0, set(), id="nobody knows what it is about"),
+        pytest.param(shown("the bird", ()), True, 1.0, set(), id="a correction that means nothing"),
+        pytest.param(shown("the bird"), False, 1.0, set(), id="a correction gets nothing pasted on it"),
         pytest.param(shown("the bird"), True, 0.0, set(), id="not asked for"),
     ],
 )
 def test_what_is_new_to_the_replay(donor: TrainingImage, replayed: bool, share: float, asked: set[tuple[str, bool]]) -> None:
     assert kinds(donor, replayed, share) == asked
+
+
+def test_a_second_new_thing_is_another_one() -> None:
+    small = ((10, 20, 20, 30),)
+    pool, onto = FixedPool(shown("the bird", small), shown("the zebra", small)), shown("the dog", ((60, 10, 110, 80),), replayed=True)
+    vary = Variety(TrainingPlan(paste_share=1.0), pool)
+    drawn = [vary(onto, np.random.default_rng(seed)).examples[1:] for seed in range(60)]
+    both = [{one.phrase: one for one in found} for found in drawn if len(found) == 2]
+    assert all(set(found) == {"the bird", "the zebra"} for found in both)
+    assert {(found["the bird"].has_target, found["the zebra"].has_target) for found in both} == set(product((False, True), repeat=2))
+    for bird, zebra in (found.values() for found in both):
+        assert not (bird.union() & zebra.union()).any()
+
+
+def test_a_thing_that_was_corrected_once_is_pasted_as_often_as_every_other() -> None:
+    small = ((10, 20, 20, 30),)
+    pool = FixedPool(*[shown("the birds", small)] * 9, shown("the bird", small), shown("the zebra", small))
+    vary, onto = Variety(TrainingPlan(paste_share=1.0), pool), shown("the dog", ((60, 10, 110, 80),), replayed=True)
+    asked = Counter(one.phrase for seed in range(300) for one in vary(onto, np.random.default_rng(seed)).examples[1:])
+    assert asked["the bird"] + asked["the birds"] == pytest.approx(asked["the zebra"], rel=0.2)
+
+
+def test_a_part_of_what_is_pasted_is_not_asked_for_in_vain() -> None:
+    man, hat = shown("the man", ((10, 20, 20, 40),)), shown("the hat", ((10, 20, 20, 25),))
+    both = replace(man, examples=(*man.examples, *hat.examples))
+    vary, onto = Variety(TrainingPlan(paste_share=1.0), FixedPool(both)), shown("the dog", ((60, 10, 110, 80),), replayed=True)
+    drawn = [vary(onto, np.random.default_rng(seed)).examples[1:] for seed in range(80)]
+    assert any(len(found) == 2 for found in drawn)
+    assert all(len({one.has_target for one in found}) < 2 for found in drawn)
+
+
+def test_nouns_that_share_a_word_are_one_kind() -> None:
+    small = ((10, 20, 20, 30),)
+    pool = FixedPool(shown("the tennis racket", small), shown("the racket", small), shown("all rackets", small))
+    vary, onto = Variety(TrainingPlan(paste_share=1.0), pool), shown("the dog", ((60, 10, 110, 80),), replayed=True)
+    assert {len(vary(onto, np.random.default_rng(seed)).examples[1:]) for seed in range(40)} <= {0, 1}
+
+
+def test_a_word_that_may_be_a_colour_keeps_its_colour() -> None:
+    donor, onto = shown("the magenta bird"), shown("the dog", ((60, 10, 110, 80),), replayed=True)
+    vary = Variety(TrainingPlan(paste_share=1.0), FixedPool(donor))
+    found = [
+        one for seed in range(60) if (one := vary(onto, np.random.default_rng(seed))).examples[-1].has_target and len(one.examples) > 1
+    ]
+    assert {tuple(np.median(one.image[one.examples[1].union()], axis=0).astype(int)) for one in found} == {RED}
+
+
+def test_a_thing_asked_for_by_its_noun_alone_may_have_another_colour() -> None:
+    donor, onto = shown("the cup"), shown("the dog", ((60, 10, 110, 80),))
+    for recolour, least in ((False, 1), (True, 10)):
+        found = [paste(onto, donor.image, donor.examples[0], np.random.default_rng(seed), recolour) for seed in range(60)]
+        colours = {tuple(np.median(one.image[one.examples[1].union()], axis=0).astype(int)) for one in found}
+        assert RED in colours
+        assert least <= len(colours) <= (1 if not recolour else 60)
+        assert all((np.ptp(colour) > 150) for colour in colours)
 
 
 def test_a_picture_is_not_made_smaller_than_a_picture_may_be() -> None:
@@ -172,7 +253,7 @@ def test_a_plan_without_variety_changes_nothing_not_even_the_generator() -> None
 
 def trained(source: Path, data: Path, folder: Path, stop_at: Sequence[int]) -> tuple[list[Tensor], list[TrainingImage]]:
     """The weights after a run that was stopped at these steps, and its images as they were learned."""
-    plan = TrainingPlan(steps=8, batch=2, rate=1e-2, rank=4, alpha=8, replay_share=0.6, augment_share=0.5, paste_share=0.5)
+    plan = TrainingPlan(steps=8, batch=2, rate=1e-2, rank=4, alpha=8, replay_share=0.6, augment_share=0.5, paste_share=1.0)
     seen: list[TrainingImage] = []
     for step in (*stop_at, plan.steps):
         trainer = Trainer(load_checkpoint(str(source), CPU), make_pool(data / "own", data / "replay"), plan, folder, Asking(points=2))
@@ -196,8 +277,8 @@ def test_a_run_varies_its_images_and_goes_on_as_if_it_had_never_stopped(tmp_path
     for one, other in zip(whole, broken, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
     assert [one.image.shape for one in seen] == [one.image.shape for one in again]
-    new = [one.examples[2].has_target for one in seen if len(one.examples) == 3]
-    assert {True, False} == set(new)
+    new = {added.has_target for one in seen for added in one.examples[2:]}
+    assert {True, False} == new
     assert all(one.replayed for one in seen if len(one.examples) > 1)
     assert len({one.image.shape for one in seen}) > 3
     assert not all(one.varied for one in seen)

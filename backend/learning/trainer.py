@@ -44,6 +44,7 @@ from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.demo.dataset import write_scenes
 from sam4mllm.durable import file_sha256, locked, replace_file
 from sam4mllm.errors import Sam4mllmError, first_line
+from sam4mllm.head_noun import head_noun
 from sam4mllm.host_memory import keep_freed_memory
 from sam4mllm.loading import Variants, load_variants
 from sam4mllm.overlay import draw
@@ -104,7 +105,8 @@ def _run(run: RunFolder, job: TrainingJob) -> int:
 
 
 def _train(run: RunFolder, job: TrainingJob) -> bool:
-    where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), labeller(read_examples(Path(job.dataset))))
+    drawn_as = drawn_by(read_examples(Path(job.dataset)))
+    where = (Path(job.dataset), run.adapter, job.plan, job.model, job.device, _replay(job), drawn_as)
     start = None if job.start is None else Path(job.start)
     session = Session(*where, start=start, extras=Extras(job.asking), precision=job.precision)
     signal.signal(signal.SIGTERM, lambda *_: session.trainer.stop())
@@ -171,6 +173,19 @@ def labeller(examples: Sequence[Example]) -> Callable[[Example], str]:
         return f"{name} (project {project_of(example.source)})" if several else name
 
     return label_of
+
+
+def drawn_by(examples: Sequence[Example]) -> Callable[[Example], str]:
+    """Return what corrections are grouped by for sampling: their labels, or if all share one the nouns of their phrases, so that a rare
+    object is not lost.
+    """
+    label_of = labeller(examples)
+
+    def noun_of(example: Example) -> str:
+        head = head_noun(example.phrase)
+        return head.noun if head.sure else ""
+
+    return label_of if len({label_of(example) for example in examples}) > 1 else noun_of
 
 
 # -- comparison ----------------------------------------------------------------------------------------------------------------------------

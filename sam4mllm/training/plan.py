@@ -36,9 +36,9 @@ class TrainingPlan:
     most of what was forgotten (Wortsman et al. 2022). On demo scenes a step back of an eighth undid a loss of 0.010 on the golden set and
     cost nothing of what was learned. The released recipe takes no step back (1).
 
-    ``augment_share``: share of the images that are stretched, put on a larger canvas and made brighter or darker. ``paste_share``: the most
-    of the replay's images, at most half, onto which an object that is new to the replay is pasted, cut out of a correction by its mask; for
-    as many others the model is asked for such an object in vain (:mod:`sam4mllm.training.variety`).
+    ``augment_share``: share of the images that are stretched, put on a larger canvas and made brighter or darker. ``paste_share``:
+    share of the replay's images that get objects which are new to the replay: cut out of corrections by their masks and pasted, or asked
+    for in vain (:mod:`sam4mllm.training.variety`).
 
     ``squash``: length in pixels to which both sides of an image are resized before the model's processor sees it (the released recipe:
     672); None: images keep their shape, as in serving.
@@ -110,7 +110,7 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "conversation_share": (int | float, 0, 1),
     "feature_megabytes": (int, 0, 10_000_000),
     "augment_share": (int | float, 0, 1),
-    "paste_share": (int | float, 0, 0.5),
+    "paste_share": (int | float, 0, 1),
     "squash": (int, 28, 4_096),  # a patch of Qwen2.5-VL's, to more than any family takes
 }
 """The type, the least and the most value of each number."""

@@ -167,9 +167,6 @@ class Pool:
             return self._talks[rng.integers(len(self._talks))]
         if self._replay and rng.random() < replay_share:
             return self._replay[rng.integers(len(self._replay))]
-        return self._draw_own(rng)
-
-    def _draw_own(self, rng: np.random.Generator) -> _Picture:
         stratum = self._strata[min(int(np.searchsorted(self._shares, rng.random(), side="right")), len(self._strata) - 1)]
         return self._pictures[stratum[rng.integers(len(stratum))]]
 
@@ -177,9 +174,13 @@ class Pool:
         """Return all phrases that are asked about the replay's images."""
         return {example.phrase for picture in self._replay for example in picture.examples}
 
-    def draw_correction(self, rng: np.random.Generator) -> TrainingImage:
-        """Draw one of the corrections: first a label, then one of its images, as in ``draw``."""
-        return self._show(self._draw_own(rng))
+    def asked_of_corrections(self) -> list[tuple[Example, ...]]:
+        """Return the examples of each of the corrections' images."""
+        return [picture.examples for picture in self._pictures]
+
+    def correction(self, place: int) -> TrainingImage:
+        """Return the image at an index of :meth:`asked_of_corrections`."""
+        return self._show(self._pictures[place])
 
     # -- in turn ---------------------------------------------------------------------------------------------------------------------------
 
