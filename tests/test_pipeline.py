@@ -309,7 +309,7 @@ def test_the_version_changes_with_what_shapes_a_prediction() -> None:
 
 def test_the_demo_keeps_its_version() -> None:
     pipeline = sam4mllm.load(device="cpu", options=Options(pattern="spread", choice="predicted"))
-    assert pipeline.version == "demo-0-39fb0bd0"
+    assert pipeline.version == "demo-0-66426ada"
 
 
 def test_patterns_and_choices_are_part_of_the_version() -> None:

@@ -1,10 +1,10 @@
 """Random variation of training images, to learn more from few corrections.
 
 Images are changed in ways that leave every phrase true. Some of the replay's images get one or two corrected objects: each is pasted, or
-the model is asked for it in vain, and learns to say "none". Without the variation a model learns a few pictures by heart and says "none" to the
-same objects in other pictures; without the questions in vain it says "none" too seldom when asked about things that it knew before
-(docs/training.md has the figures). Two objects are there so that the model does not take any new object for the one that is asked for. The
-constants are our choice.
+the model is asked for it in vain, and learns to say "none". Without the variation a model learns a few pictures by heart and says "none"
+to the same objects in other pictures; without the questions in vain it says "none" too seldom when asked about things that it knew before
+(docs/training.md has the figures). Two objects are there so that the model does not take any new object for the one that is asked for.
+The constants are our choice.
 
 Only objects that are new to the replay are pasted or asked for in vain: those whose noun occurs in no phrase of the replay, so that the
 replay's images can be assumed not to show them. A phrase whose noun cannot be found for sure (:mod:`sam4mllm.head_noun`) does not count as
