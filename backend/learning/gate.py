@@ -7,6 +7,8 @@ from 30   the one-sided 95 % lower bound of the mean difference, by the paired p
 8 to 29   the exact one-sided paired sign-flip test gives p ≤ 0.05; a bootstrap of so few is too sure of itself
 below 8   nothing is decided: wait for more
 
+The two figures of a sample are each the mean over several views of its image where images are few (:mod:`backend.learning.views`).
+
 A mask that a reviewer accepted is the champion's own: the champion has an IoU of 1 with it, an equally good challenger about 0.97. That
 would be unfair to the challenger. Where at least half of the images were drawn without a prediction in sight (``unassisted``), an accepted
 sample is therefore a tie if the challenger has an IoU of 0.9 or more with it, and the images whose difference is not 0 decide: fewer than 5
