@@ -115,7 +115,7 @@ class LearningError(BackendError):
 
 
 class BatchError(BackendError):
-    """A bulk run cannot go on, or left tasks without an answer."""
+    """A bulk run cannot begin or go on, was stopped, or left tasks without an answer; or there is no run to stop."""
 
     reason = "batch"
 

@@ -33,7 +33,7 @@ SMALL = (CONFIG, *IMAGE_PROCESSOR, *TOKENIZER, CHAT_TEMPLATE, INDEX, "generation
 MAX_BYTES = 64 << 20
 """Most bytes of such a file; the index of a model of 400 billion weights has 5 MB."""
 NAMED = 3
-"""Most weights or files that an error message names one by one; of more it states the number."""
+"""An error message lists at most so many files or weights; of more files it gives the number, of more weights that and these."""
 
 
 def read_json(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:

@@ -316,7 +316,9 @@ def announce(
     free = free_bytes(device, precision)
     place = "the GPUs have" if device.type == "cuda" and precision.device_map else f"{device} has"
     name = f"{Path(source).name or source} in {describe(precision, device)}"
-    if need.weights + masks > free and not (precision.device_map and precision.quantize == "none"):  # else the CPU holds the rest
+    if need.weights + masks > free and not (
+        precision.device_map and precision.quantize == "none"
+    ):  # with both, the CPU holds what does not fit
         raise ModelError(f"{name} needs {_gb(need.weights + masks)} for weights alone, and {place} {_gb(free)} free; {precision.advice}")
     if need.total + masks >= WORTH_SAYING:
         beside = f" and its segmenter {_gb(masks)}" if masks else ""

@@ -66,7 +66,9 @@ def _id_of(region: Region) -> str:
 
 
 def is_label_alone(value: object) -> bool:
-    """Whether a region's value has a label and nothing that is drawn."""
+    """Whether a region's value holds nothing but lists of labels (keys that end in ``labels``), and perhaps text: no coordinates or mask.
+    Values of other controls, ``choices`` for example, do not count.
+    """
     names = [str(name) for name in value if name != "text"] if isinstance(value, dict) else []
     return bool(names) and all(name.endswith("labels") for name in names)
 

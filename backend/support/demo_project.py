@@ -18,10 +18,10 @@ def note_demo(home: Path, project: int) -> None:
 
 
 def demo_notice(settings: Settings, project: int | None = None) -> str:
-    """Return one line that says which of the models are the demo's and what to set instead. It is empty if none is, or if the project is
-    the demo's.
+    """Return a line that names the demo models in use and the settings to change; empty if none is in use, or if ``project`` is the one
+    that ``make demo`` made.
 
-    With ``project`` None the line is about the whole server, and is empty if its home is a demo's.
+    With ``project`` None the line is about the whole server, and is empty if ``make demo`` started it.
     """
     asked = settings.strategy != "concept"
     named = {"SAM4MLLM_MODEL": asked and settings.model == "demo", "SAM4MLLM_SEGMENTER": settings.segmenter.split("+")[-1] == "demo"}

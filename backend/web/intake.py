@@ -32,10 +32,11 @@ class Intake:
 
     @contextmanager
     def admit(self, length: int) -> Iterator[Portion]:
-        """Reserve memory for a body of ``length`` bytes, and hold the right to read it while the ``with`` block runs.
+        """Reserve ESTIMATE times ``length`` bytes of memory (at most all there is), and hold the lock that lets one large body be read at
+        a time while the ``with`` block runs.
 
-        The portion outlasts the block and must be given back, except that a block that raises gives it back itself. Raises QueueFullError
-        if too many requests wait already, or memory or the right to read is not free in time.
+        The caller gives the yielded portion back after the block; a block that raises gives it back itself. Raises QueueFullError if too
+        many requests wait already, or if memory or the lock is not free in time.
         """
         portion = Portion(self, self._wait_for(min(ESTIMATE * length, self._all)))
         try:

@@ -37,10 +37,11 @@ def find_adapter(name: str, home: Path | None = None) -> Path:
 
 
 def read_papers(folder: Path) -> Papers | None:
-    """Return the papers in an adapter's folder, which are a Manifest if it is a version or was exported as one; None if it has none.
+    """Return the papers of an adapter, what its ``manifest.json`` says of it; None if there is no such file. They are a Manifest if the
+    adapter is a registered version or was exported from one.
 
-    Raises RegistryError if they cannot be read, or if the adapter's files are not those that they name. Whether the files are safe is
-    checked when they are loaded.
+    Raises RegistryError if they cannot be read, or if a file's hash is not the one that they name. Whether the files are safe is checked
+    when they are loaded.
     """
     try:
         hashes = hash_files(folder)

@@ -57,7 +57,7 @@ class Look:
 
 
 def look_of(seed: Sequence[int]) -> Look:
-    """The look of a seed's scene."""
+    """Return the shift, one of SHIFTS, with which the shifted scene of this seed is painted: always the same one for a seed."""
     return Look(SHIFTS[np.random.default_rng([*seed, 6]).integers(len(SHIFTS))])
 
 

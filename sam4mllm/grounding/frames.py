@@ -48,8 +48,8 @@ def to_numbers(dialect: Dialect, image: Framed, coordinates_px: ArrayLike) -> ND
 
 
 def to_pixels(dialect: Dialect, image: Framed, numbers: ArrayLike) -> NDArray[np.float32]:
-    """Convert the dialect's numbers (..., 2 or 4: x, y pairs) to pixels inside the image, float32 of the same shape. A step is converted to
-    the position of its middle; a share of a side is converted exactly.
+    """Convert the dialect's numbers (..., 2 or 4: x, y pairs) to pixels inside the image, float32 of the same shape. Whole numbers on a
+    grid (0 to 999, for example) become the middle of their grid cell; shares of the width or height are scaled as they are.
     """
     if dialect.frame in ("milli", "resized"):
         return from_steps(numbers, (image.width, image.height), _steps(dialect, image))

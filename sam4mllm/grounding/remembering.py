@@ -27,7 +27,7 @@ MAX_QUESTIONS = 64
 
 @dataclass(frozen=True, eq=False)
 class RememberingScene(Scene):
-    """A scene and what was asked of it."""
+    """A scene with the answers that were given about it, by question, so that the model is asked each question only once."""
 
     scene: Scene
     groundings: OrderedDict[tuple[str, Question], Grounding] = field(default_factory=OrderedDict)

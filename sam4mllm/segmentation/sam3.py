@@ -126,7 +126,7 @@ class Sam3Finder:
         return [(tensor, neck.position_encoding(tensor.shape, tensor.device, tensor.dtype)) for tensor in whole]
 
     def ask(self, maps: Sequence[tuple[Tensor, Tensor]], phrases: Sequence[str], **boxes: Tensor) -> Any:
-        """The model's answer to phrases about one image, an entry a phrase."""
+        """Run the model on several phrases about one image; ``boxes`` are passed on to it. The output has an entry a phrase, in order."""
         text, mask = self._phrases(phrases, maps[0][0].device)
         alike = [(tensor.expand(len(phrases), -1, -1, -1), code.expand(len(phrases), -1, -1, -1)) for tensor, code in maps]
         vision = Sam3VisionEncoderOutput(fpn_hidden_states=tuple(a for a, _ in alike), fpn_position_encoding=tuple(b for _, b in alike))

@@ -54,9 +54,10 @@ def patchify(images: NDArray[np.uint8]) -> Tensor:
 class DenseTargets:
     """Targets of the T visual tokens of an image, in reading order; coordinates are in thousandths of the image's sides.
 
-    ``owner`` (T,): index of the thing that owns the token, that is, covers more of its cell than any other; -1 where things cover less than
-    COVERED. ``thing`` (T,): the owner's class, 0 for background. ``box_milli`` (T, 4): the owner's box. ``colour`` (T,): the owner's
-    colour, 0 for none. ``owned`` (T, FINE²): the share of each small square that the owner covers.
+    ``owner`` (T,): index of the thing that owns the token: the one with the largest visible share of its cell, later masks lying above
+    earlier ones; -1 if no single thing, whole, covers COVERED of the cell. ``thing`` (T,): the owner's class, 0 for background.
+    ``box_milli`` (T, 4): the owner's box. ``colour`` (T,): the owner's colour, 0 for none. ``owned`` (T, FINE²): the share of each small
+    square that the owner covers.
 
     ``fine`` (T, FINE²): the share of each small square that any thing covers. ``centre_milli`` (T, 2): the middle of the token's own cell.
     ``cover`` (N, T): the share of each token's cell that each thing covers.
