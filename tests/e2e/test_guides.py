@@ -61,7 +61,7 @@ ELSEWHERE = {
     r"sam4mllm predict .* --model qwen-vl-chat .*": "tests/test_qwen_vl_chat.py: test_the_papers_plan_trains_it",
     r"sam4mllm predict .* --segmenter DETECTOR\+demo": "tests/test_no_model.py: test_a_detector_before_the_demo_segmenter_is_enough",
     r"sam4mllm connect 1 --parameters .*": 'tests/e2e/test_doctor.py: team.run("connect", number, "--parameters", ',
-    r"sam4mllm batch 7 --ray": "tests/test_batch.py: test_ray_gives_the_same",
+    r"sam4mllm batch 7 --ray": "tests/test_batch_commands.py: test_ray_gives_the_same",
     r"accelerate launch .*": "tests/test_processes.py: test_accelerate_launches_two_processes_with_the_losses_of_one",
     r"(rm|mv) .*|cp -a /backup/.*": "tests/test_docs.py: test_a_back_up_is_restored_after_a_kill",
     r"cd docker|cp \.env\.example .*|docker compose .*": 'docker/rehearse_story.py: compose("up", "--detach"',
