@@ -1,8 +1,8 @@
-"""Holdouts of reviewers who accept what is good enough, and the challengers that are compared on them, by simulation.
+"""Simulated holdouts of reviewers who accept masks that are good enough, and the challengers that are compared on them.
 
-Each picture has one object. The champion fails on some (IoU 0 to 0.5) and is right on the others (about 0.93 of a mask drawn by hand).
-Shown its mask, reviewers redraw failures, and accept nine of ten of the others: the truth is the champion's own mask there. Pictures that
-are unassisted are drawn by hand whatever the champion does.
+Each picture has one object. The champion fails on some pictures (IoU 0 to 0.5) and is right on the others (IoU of about 0.93 with a mask
+drawn by hand). Reviewers who are shown its mask redraw failures and accept nine of ten of the other masks; an accepted mask, the champion's
+own, is then the truth. Unassisted pictures are drawn by hand whatever the champion's mask is.
 """
 
 from __future__ import annotations
@@ -15,19 +15,22 @@ import numpy as np
 from backend.learning.gate import PairedSample
 
 RIGHT, RIGHT_SPREAD = 0.93, 0.03
-"""IoU of a good mask with one drawn by hand."""
+"""Mean and standard deviation of the IoU of a good mask with one drawn by hand."""
 AGREED, AGREED_SPREAD = 0.97, 0.015
-"""IoU of two good masks with each other."""
+"""Mean and standard deviation of the IoU of two good masks with each other."""
 FAILED = 0.5
 ACCEPTED = 0.9
 CHANGE = 0.03
-"""Spread of what another adapter draws of the same thing."""
+"""Standard deviation of the change of IoU when another adapter draws the same thing."""
 
 
 @dataclass(frozen=True)
 class Challenger:
-    """``failures``: the champion's share of pictures, of which ``mended`` are right now; ``broken``: of the right ones that fail now;
-    ``loss``: IoU that all others lose.
+    """A simulated challenger, compared with its champion.
+
+    ``failures``: the share of pictures on which the champion fails; ``mended``: the share of these on which the challenger is right;
+    ``broken``: the share of the champion's right ones on which the challenger fails; ``loss``: by how much its IoU is lower on the other
+    right ones; ``bar``: what the gate must decide, "" if there is no bar.
     """
 
     name: str
@@ -39,7 +42,7 @@ class Challenger:
 
     @property
     def net(self) -> float:
-        """The expected difference of IoU on masks drawn by hand."""
+        """The expected difference in IoU with masks drawn by hand, challenger minus champion."""
         right = (1 - self.failures) * (self.broken * (FAILED / 2 - RIGHT) - (1 - self.broken) * self.loss)
         return right + self.failures * self.mended * (RIGHT - FAILED / 2)
 
@@ -56,7 +59,7 @@ CHALLENGERS = (
 
 
 def draw_pairs(rng: np.random.Generator, kind: Challenger, pictures: int, unassisted: float) -> list[PairedSample]:
-    """A holdout of so many pictures, of which a share is unassisted."""
+    """Simulate a holdout of so many pictures, of which the share ``unassisted`` is drawn by hand; return the pairs of IoUs."""
     freely = int(rng.binomial(1, 0.5)) if pictures * unassisted % 1 else 0
     alone = int(pictures * unassisted) + freely
     return [_draw(rng, kind, f"{index}", index < alone) for index in range(pictures)]

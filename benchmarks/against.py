@@ -1,12 +1,15 @@
-"""This tree against another checkout with the same weights: CPU seconds of a ``/predict`` over HTTP, of a bulk run's picture, and memory.
+"""This checkout compared with another one: CPU seconds of a ``/predict`` request and of a picture in a bulk run; and this one's memory.
 
     python -m benchmarks.against TREE [--requests 40] [--pictures 200] [--mixed 0] [--seed 990025]
 
-TREE is a checkout whose ``sam4mllm/demo/assets`` are this one's. Both trees run by this interpreter, on one thread each. The same
-requests go to both servers, one after the other, so that what else the machine does falls on both alike; time in a server's child
-processes counts. The cost of a bulk run's picture is that of a run over all less that of a run over eight, so that loading is no part.
-``--mixed`` so many requests of all kinds go to this tree's server alone, for its memory.
-Bars: /predict ≤ 0.65 x, a bulk picture ≤ 0.85 x, memory of the last fifth ≤ 1.05 x of the second. Ends with 1 if one is missed.
+TREE is another checkout with the same ``sam4mllm/demo/assets``. This interpreter runs both, on one thread each. Each request is sent over
+HTTP to one server and then to the other, so that other load on the machine affects both alike; the time of a server's child processes
+counts. The cost of a picture is the difference between a bulk run over all pictures and one over eight, divided by the number of pictures
+between them, so that loading does not count. With ``--mixed N``, N requests of all kinds are sent to this checkout's server alone, to watch
+its memory.
+
+Bars: /predict ≤ 0.65 x, a bulk picture ≤ 0.85 x, memory in the last fifth of the mixed requests ≤ 1.05 x that in the second fifth. Ends
+with 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -39,9 +42,9 @@ from sam4mllm.demo.scenes import make_scene
 
 HERE = Path(__file__).parent.parent
 REQUEST, PICTURE, MEMORY = 0.65, 0.85, 1.05
-"""The bars."""
+"""The bars: CPU seconds of a request and of a bulk picture here, as shares of those in the other checkout, and the growth of memory."""
 FIRST = 8
-"""Pictures of the run that is taken off."""
+"""Number of pictures in the short bulk run, whose time is subtracted from that of the run over all."""
 
 
 def main() -> None:
@@ -80,7 +83,7 @@ def compare_requests(tree: Path, folder: Path, count: int, seed: int) -> bool:
 
 
 def spend(child: Child, port: int, asked: dict[str, Any]) -> float:
-    """CPU seconds of a server and its children for a request."""
+    """Return the CPU seconds that a server and its child processes spend on a request."""
     before = cpu_seconds(child)
     answer = httpx.post(f"http://{HOST}:{port}/predict", json=asked, timeout=100)
     assert answer.json()["results"][0], answer.text
@@ -102,7 +105,7 @@ def family(child: Child) -> list[psutil.Process]:
 
 @contextmanager
 def serving(tree: Path, home: Path, port: int) -> Iterator[Child]:
-    """A tree's server with the demo models loaded."""
+    """Run a checkout's server; the block begins when the demo models are loaded, and at its end the server is stopped."""
     home.mkdir()
     settings = {"SAM4MLLM_PORT": str(port), "SAM4MLLM_HOME": str(home)}
     child = Child("server", [*command(tree), "serve"], {**environment(tree), **settings}, home / "server.log")
@@ -121,7 +124,7 @@ def is_ready(port: int) -> bool:
 
 
 def command(tree: Path) -> list[str]:
-    """The tree's own ``sam4mllm``, whatever is installed and wherever it is called."""
+    """Return the command line of the checkout's own ``sam4mllm``, whatever is installed and whatever the working directory is."""
     module, _, name = tomllib.loads((tree / "pyproject.toml").read_text())["project"]["scripts"]["sam4mllm"].partition(":")
     return ["env", "-C", str(tree), sys.executable, "-c", f"from {module} import {name}; {name}()"]
 
@@ -143,7 +146,7 @@ def compare_bulk(tree: Path, folder: Path, count: int, seed: int) -> bool:
 
 
 def run(tree: Path, folder: Path, name: str) -> float:
-    """CPU seconds of ``sam4mllm batch`` over a dataset."""
+    """Return the CPU seconds of a checkout's ``sam4mllm batch`` over the dataset ``name`` in the folder."""
     place = folder / f"{name} by {tree.name}"
     told = {**environment(tree), "SAM4MLLM_HOME": str(place / "home")}
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -157,7 +160,10 @@ def run(tree: Path, folder: Path, name: str) -> float:
 
 
 def watch_memory(folder: Path, count: int, seed: int) -> bool:
-    """Whether memory stays where it is over requests of all kinds: one phrase or three, small pictures and large, known and new, clicks."""
+    """Send requests of all kinds, print the server's memory, and return whether it stays within the bar.
+
+    The requests have one phrase or three, small pictures or large ones, pictures seen before or new ones, and clicks.
+    """
     rng = np.random.default_rng(seed)
     seen: list[float] = []
     with serving(HERE, folder / "mixed", PORT) as child:
@@ -187,7 +193,7 @@ def mixed(seed: int, rng: np.random.Generator) -> dict[str, Any]:
 
 
 def enlarged(seed: int, times: int) -> str:
-    """The scene's picture, each pixel as a square of ``times``."""
+    """Return the scene's picture as a data URL, each pixel enlarged to a square of ``times`` x ``times`` pixels."""
     file = io.BytesIO()
     Image.fromarray(make_scene((seed,)).image.repeat(times, 0).repeat(times, 1)).save(file, "PNG", compress_level=1)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()

@@ -1,10 +1,11 @@
-"""``sam4mllm batch`` on demo scenes in a real Label Studio, in two shards, all killed with SIGKILL three times at random moments.
+"""``sam4mllm batch`` on demo scenes in a real Label Studio, in shards whose processes are killed with SIGKILL at random moments.
 
     SAM4MLLM_LABEL_STUDIO=/path/to/label-studio python -m benchmarks.batch [--tasks 1000] [--kills 3] [--shards 2] [--seed 1]
 
-Afterwards every task must have exactly one prediction of the version, and no task may have been worked out twice. How fast it is is
-compared with the pipeline alone on the same pictures from disk, in as many processes at once; Label Studio runs on the same machine and
-takes its share of it only in the first case.
+All shards are killed and started again ``--kills`` times. Afterwards every task must have exactly one prediction of the version, and no
+task may have been computed twice; otherwise the benchmark ends with 1. The speed of the last, undisturbed run is printed beside that of the
+pipeline alone, on the same pictures from disk, in as many processes at once. Label Studio runs on the same machine and is busy only during
+the batch run.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ from sam4mllm.demo.scenes import make_scene
 
 SEED = 990_004
 ENGINE_TASKS = 60
-"""Enough to time the pipeline alone; it does the same work for each."""
+"""Tasks on which the pipeline alone is timed, in each process. They are enough, because its work is the same for each task."""
 RESUME_SECONDS = 120.0
 COMMAND = [sys.executable, "-m", "sam4mllm"]
 
@@ -63,7 +64,7 @@ def main() -> None:
 
 
 class Bulk:
-    """The shards' processes, and what became of their tasks."""
+    """Starts and kills the processes of the shards, and reads what became of their tasks."""
 
     def __init__(self, label_studio: LocalLabelStudio, project: int, folder: Path, shards: int) -> None:
         self.label_studio, self.project, self.shards = label_studio, project, shards
@@ -72,7 +73,7 @@ class Bulk:
         self.environment = os.environ | own | threads(shards)
 
     def run(self, kills: int, rng: random.Random) -> bool:
-        """Whether all is as it must be."""
+        """Kill all shards ``kills`` times, let the last run end, print the figures, and return whether the check of the tasks succeeds."""
         resumed: list[float] = []
         for _ in range(kills):
             processes = self.start()
@@ -112,13 +113,13 @@ class Bulk:
         ]
 
     def wait_for_more(self) -> float:
-        """Seconds until there is a result more."""
+        """Wait until a shard has written a further result, and return the seconds that took. Raises TimeoutError."""
         began, before = time.monotonic(), len(self.rows())
         wait_for("a further result of any shard", lambda: len(self.rows()) != before, RESUME_SECONDS, 0.05)
         return time.monotonic() - began
 
     def rows(self) -> list[int]:
-        """The task of each result on disk."""
+        """Return the number of the task of each complete result on disk."""
         files = [*self.out.glob("*/shard-*/part-*.jsonl"), *self.out.glob("*/shard-*/.open.jsonl.partial")]
         rows: list[int] = []
         for file in files:
@@ -135,7 +136,7 @@ class Bulk:
         return found
 
     def check(self, version: str) -> bool:
-        """Every task has one prediction of the version, and was worked out once."""
+        """Whether every task has exactly one prediction of the version, and none was computed twice."""
         tasks = self.label_studio.api("GET", f"/api/projects/{self.project}/")["task_number"]
         having = Counter(one["task"] for one in self.predictions() if one["model_version"] == version)
         worked = Counter(self.rows())
@@ -146,12 +147,14 @@ class Bulk:
 
 
 def threads(processes: int) -> dict[str, str]:
-    """The machine's cores shared between processes: threads of several that wait for each other cost many times that."""
+    """Return the environment that divides the machine's cores between so many processes. With more threads than cores, waiting for each
+    other would cost many times as much.
+    """
     return {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // processes))}
 
 
 def draw(folder: Path, count: int) -> list[str]:
-    """The scenes' files, and a phrase for each."""
+    """Write the pictures of so many demo scenes and their phrases to a new folder, and return the phrases, one for each picture."""
     folder.mkdir()
     phrases = []
     for index in range(count):
@@ -163,7 +166,7 @@ def draw(folder: Path, count: int) -> list[str]:
 
 
 def fill(label_studio: LocalLabelStudio, folder: Path, phrases: list[str]) -> int:
-    """A project with the scenes as described tasks."""
+    """Create a project with a task for each scene, of its picture and its phrase; return the project's number."""
     project = label_studio.create_project("bulk", DEMO_CONFIG)
     paths = label_studio.upload(project, sorted(folder.glob("*.png")))
     label_studio.import_tasks(project, [{"image": path, "description": phrase} for path, phrase in zip(paths, phrases, strict=True)])
@@ -171,7 +174,7 @@ def fill(label_studio: LocalLabelStudio, folder: Path, phrases: list[str]) -> in
 
 
 def engine_rates(folder: Path, shards: int) -> list[float]:
-    """Tasks a second of each of the processes that run at once."""
+    """Time the pipeline alone in ``shards`` processes at once, and return the tasks a second of each."""
     command = [sys.executable, "-m", "benchmarks.batch", "--engine", str(folder)]
     with ThreadPoolExecutor(shards) as pool:
         environment = os.environ | threads(shards)
@@ -181,7 +184,7 @@ def engine_rates(folder: Path, shards: int) -> list[float]:
 
 
 def time_engine(folder: Path, shard: int, shards: int) -> float:
-    """Tasks a second of the pipeline alone."""
+    """Return the tasks a second of the pipeline alone, in this process, on one shard of the scenes. The first task is not counted."""
     from backend.batch.models import load_serving  # noqa: PLC0415
     from backend.settings import Settings  # noqa: PLC0415
     from sam4mllm.images import load_image  # noqa: PLC0415

@@ -1,8 +1,9 @@
-"""Training beside serving on the same cores: how long webhooks and predictions take, idle and while a run trains.
+"""Training beside serving on the same cores: how long predictions take without and with a training run, and webhooks during one.
 
     python -m benchmarks.beside [--count 30] [--webhooks 200]
 
-Every prediction is of another demo scene, its picture in the task itself; corrections come as webhooks, so no other server takes part.
+Every prediction is of another demo scene. Its picture is in the task itself, and corrections come as webhooks, so that no other server
+takes part.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ def main() -> None:
 
 
 def predictions(seed: int, count: int) -> list[float]:
-    """Seconds of requests of one task each."""
+    """Return the seconds of each of ``count`` prediction requests with one task each."""
     seconds = []
     for index in range(count):
         asked = body(seed + index)
@@ -63,14 +64,14 @@ def predictions(seed: int, count: int) -> list[float]:
 
 
 def webhook(event: dict[str, Any]) -> float:
-    """Seconds until it is acknowledged, and so on disk."""
+    """Send an event and return the seconds until the server acknowledges it, which it does once the event is on disk."""
     began = time.perf_counter()
     httpx.post(f"{URL}/webhook", json=event, timeout=100).raise_for_status()
     return time.perf_counter() - began
 
 
 def correction(number: int, task: NovelTask, updated: str = "2026-01-01T00:00:00Z") -> dict[str, Any]:
-    """The event of a drawn mask, as Label Studio sends it."""
+    """Return the event with which Label Studio reports an annotation with the task's true masks, drawn by hand."""
     image = "data:image/png;base64," + base64.b64encode(task.png).decode()
     annotation = {"id": number, "task": number, "project": 1, "result": regions(task), "was_cancelled": False, "updated_at": updated}
     return {
@@ -82,7 +83,7 @@ def correction(number: int, task: NovelTask, updated: str = "2026-01-01T00:00:00
 
 
 def stage() -> dict[str, Any]:
-    """How far the last run is."""
+    """Return the progress of the newest run."""
     progress: dict[str, Any] = httpx.get(f"{URL}/api/runs").json()["runs"][0]["progress"]
     return progress
 

@@ -1,10 +1,10 @@
-"""Our brush codec beside Label Studio's own: the same bytes, and how much sooner.
+"""The project's brush codec compared with Label Studio's own: whether both write the same bytes, and how long each takes.
 
     python benchmarks/brush.py --sdk FOLDER        # FOLDER holds label_studio_sdk/, from an unpacked wheel
     python benchmarks/brush.py --sdk FOLDER --digests        # the golden digests of tests/test_brush.py
 
-Without ``--sdk`` an installed ``label_studio_sdk`` is used, and without that only our own times are shown. The masks come from SHAKE-256
-and whole-number arithmetic, so they are the same on every machine and with every numpy.
+Without ``--sdk``, an installed ``label_studio_sdk`` is used; if there is none, only the times of the project's own codec are shown. The
+masks are made with SHAKE-256 and integer arithmetic, so they are the same on every machine and with every version of numpy.
 """
 
 from __future__ import annotations
@@ -38,12 +38,15 @@ HALF = 1 << 15
 
 
 def noise(seed: str, height: int, width: int) -> Mask:
-    """Bytes (height, width) that look random and hang on the seed alone."""
+    """Return bytes (height, width) that look random and depend on nothing but the seed and the size."""
     return np.frombuffer(hashlib.shake_256(seed.encode()).digest(height * width), np.uint8).reshape(height, width)
 
 
 def distance(height: int, width: int, jitter: NDArray[np.int64] | int = 0) -> NDArray[np.int64]:
-    """(height, width): 0 in the middle, 65,536 at the middles of the edges, by the square; ``jitter`` (height, 1) shifts rows."""
+    """Return (height, width) the squared distance from the middle, scaled so that it is 65,536 at the middle of each edge.
+
+    ``jitter`` (height, 1) shifts each row to the left by so many pixels.
+    """
     y, x = np.mgrid[:height, :width]
     across, down = 2 * (x + jitter) + 1 - width, 2 * y + 1 - height
     out: NDArray[np.int64] = (across**2 << 16) // width**2 + (down**2 << 16) // height**2
@@ -62,12 +65,12 @@ def ragged(seed: str, height: int, width: int) -> Mask:
 
 def soft(seed: str, height: int, width: int) -> Mask:
     """An ellipse with a grey edge, as the browser's brush leaves it."""
-    # About 64 levels a pixel.
+    # The values change by about 64 from one pixel to the next.
     return np.clip(128 + (HALF - distance(height, width)) * min(height, width) // 2900, 0, 255).astype(np.uint8)
 
 
 def speckle(seed: str, height: int, width: int) -> Mask:
-    """A ragged ellipse with 2 % of its pixels turned over."""
+    """A ragged ellipse with 2 % of all pixels inverted."""
     return np.where(noise(seed, height, width) < 5, ~ragged(seed, height, width), ragged(seed, height, width))
 
 
@@ -97,7 +100,10 @@ KINDS: tuple[Callable[[str, int, int], Mask], ...] = (disc, ragged, soft, speckl
 
 
 def sample(index: int) -> Mask:
-    """The mask of that number: every kind in turn, at sides of 1 to 128; 1 x 1, one row, one column and large ones among them."""
+    """Return the sample mask of a number. The kinds take turns.
+
+    Most sides are 1 to 128 pixels long; some masks are a single pixel, row or column, or have sides of 256 to 511.
+    """
     seed = f"brush {index}"
     a, b, shape, _ = hashlib.shake_256(seed.encode()).digest(4)
     height, width = {0: (1, 1), 1: (1, 1 + b), 2: (1 + a, 1), 3: (256 + a, 256 + b)}.get(shape % 16, (1 + a // 2, 1 + b // 2))
@@ -108,7 +114,10 @@ def sample(index: int) -> Mask:
 
 
 def load_sdk(folder: Path | None) -> ModuleType | None:
-    """The SDK's ``converter/brush.py`` alone, without the packages that the SDK itself needs; None where there is no SDK."""
+    """Import the SDK's ``converter/brush.py`` alone, without the packages that the rest of the SDK needs; None if there is no SDK.
+
+    ``folder`` holds ``label_studio_sdk/``; None means the installed SDK.
+    """
     if folder is None:
         spec = importlib.util.find_spec("label_studio_sdk")
         if spec is None or not spec.submodule_search_locations:
@@ -125,7 +134,7 @@ def load_sdk(folder: Path | None) -> ModuleType | None:
 
 
 def agrees(sdk: ModuleType, mask: Mask) -> bool:
-    """Whether both write the same bytes, but for the SDK's spare one, and each reads what the other wrote."""
+    """Whether both codecs write the same bytes, except for a trailing zero of the SDK's, and each decodes what the other wrote."""
     ours, theirs = encode(mask), sdk.mask2rle(mask)
     same = theirs in (ours, [*ours, 0])
     read = np.array_equal(decode(theirs, *mask.shape), mask)
@@ -168,7 +177,7 @@ def print_times(sdk: ModuleType | None, runs: int) -> None:
 
 
 def print_digests(sdk: ModuleType) -> None:
-    """SHA-256 of the SDK's streams for the first samples, spare bytes and all."""
+    """Print the SHA-256 of the SDK's encoding of each of the first DIGESTS samples, with trailing zeros, as lines for the test."""
     for index in range(DIGESTS):
         print(f'    "{hashlib.sha256(bytes(sdk.mask2rle(sample(index)))).hexdigest()}",')
 

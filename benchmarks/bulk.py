@@ -1,9 +1,9 @@
-"""Bulk runs of one image a step and of several: that the answers are the same, the MLLM's passes and the CPU seconds of a picture.
+"""Bulk runs with one image a step and with several: whether the answers are the same, and the MLLM's passes and CPU seconds for a picture.
 
     python -m benchmarks.bulk [--pictures 200] [--seed 990025]
 
-Demo scenes, each with the first of its phrases, in turns of forty pictures so that what else the machine does falls on both alike.
-Ends with 1 if an answer differs: another mask, or a score that differs by more than 1e-4.
+The pictures are demo scenes, each with the first of its phrases. The two kinds of runs alternate every forty pictures, so that other load
+on the machine affects both alike. Ends with 1 if an answer differs in a mask, or in a score by more than 1e-4.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def draw(folder: Path, count: int, seed: int) -> None:
 
 
 def count_passes(pipeline: Pipeline) -> list[int]:
-    """A count that grows by one with each pass after the images were taken in."""
+    """Make the pipeline count the MLLM's passes other than those that take images in, and return the list whose only item is the count."""
     assert isinstance(pipeline.grounder, CloserGrounder)
     model = pipeline.grounder.whole
     assert isinstance(model, MllmGrounder)
@@ -84,7 +84,7 @@ def count_passes(pipeline: Pipeline) -> list[int]:
 
 
 def run(pipeline: Pipeline, folder: Path, images: int) -> list[Any]:
-    """The answers of a folder, by picture, so many images a step."""
+    """Return the answers of a bulk run over a folder with so many images a step, in the order of the pictures."""
     source = FolderSource(folder, Shard())
     with patch.object(steps, "IMAGES_A_STEP", images), patch.object(steps, "LOADERS", images), patch.object(steps.Pace, "images", images):
         stages = steps.local_stages(pipeline, FolderWork(read_settings(), folder), source)
@@ -93,7 +93,7 @@ def run(pipeline: Pipeline, folder: Path, images: int) -> list[Any]:
 
 
 def differs(one: list[dict[str, Any]], other: list[dict[str, Any]]) -> bool:
-    """Whether two answers about a picture are not the same."""
+    """Whether two answers about a picture differ: in a mask, or in a score by more than SCORE."""
     masks = [[instance["rle"] for example in answer for instance in example["instances"]] for answer in (one, other)]
     scores = [[example["score"] for example in answer] for answer in (one, other)]
     return masks[0] != masks[1] or any(abs(first - second) > SCORE for first, second in zip(*scores, strict=True))

@@ -1,15 +1,16 @@
-"""Whether the MLLM chooses well among what the segmenter finds: ``choose`` against ``concept``, ``pqpp``, ``box`` and chance.
+"""Whether the MLLM chooses well among the candidates that the segmenter finds: ``choose`` against ``concept``, ``pqpp``, ``box``, chance.
 
     python -m benchmarks.choose [--first 0] [--scenes 120] [--seed 990081] [--fits 0.5] [--keep FILE] [--json]
 
-Demo scenes have five phrases each. A detector stands in for one that finds all of a noun: it gives the true boxes of the things that its
-text names, and nothing else; it takes the phrase for its head noun, as SAM 3 and Grounding DINO do, which were trained on nouns and know
-little of where things stand. ``perfect`` gives all of them; ``patchy`` leaves out a fifth and adds as many as a fifth, boxes of other
-things and of nothing. All masks are the demo segmenter's.
+The scenes are demo scenes with five phrases each. A simulated detector takes the place of one that finds everything that a noun names. It
+reduces a phrase to its head noun and returns the true boxes of the things with that noun; SAM 3 and Grounding DINO behave much like that,
+because they were trained on nouns and know little of where things stand. ``perfect`` returns all these boxes. ``patchy`` leaves out a fifth
+of the things and adds a fifth of wrong boxes, around other things or around nothing. All masks are drawn by the demo segmenter.
 
-``chance`` draws as many candidates as the MLLM chose, each set as likely as another. ``chosen right`` is the share of phrases with a target
-whose chosen things are exactly those that are meant, among those of which the detector found all that are meant. ``--keep`` writes
-every scene's results as they come: with the same file the benchmark goes on from there, and several processes may do a part each.
+``chance`` draws at random as many candidates as the MLLM chose. ``chosen right`` is the share of phrases for which exactly the things that
+are meant were chosen; it counts only phrases that mean something and for which the detector found all that they mean. ``--keep`` writes the
+results of each scene to a file when they are there: a later call with the same file goes on from there, and several processes can each
+work on a part of the scenes with the same file.
 """
 
 from __future__ import annotations
@@ -47,15 +48,19 @@ KINDS = ("noun", "attribute", "position", "plural", "none")
 BY_MODEL: tuple[Strategy, ...] = ("box", "pqpp")
 STRATEGIES = (*BY_MODEL, *BY_CONCEPT)
 DETECTORS = {"perfect": (0.0, 0.0), "patchy": (0.2, 0.2)}
-"""Share of the things that a detector misses, and share that it adds."""
+"""For each detector, the share of the things that it misses and the share of wrong boxes that it adds."""
 MARGIN = 0.005
-"""What ``choose`` may lose against ``pqpp``."""
+"""By how much the gIoU of ``choose`` on all phrases may be below that of ``pqpp``."""
 ERROR_IOU = 0.5
 
 
 @dataclass
 class NounDetector:
-    """Knows the things of the scene that it was shown last, but for a share that it misses and with a share that is added."""
+    """A simulated detector. It returns boxes of the scene that :meth:`show` was last given: without a share of the things, which it misses,
+    and with a share of wrong boxes.
+
+    ``known`` has the boxes (N, 4) for each noun.
+    """
 
     identity: str = "true boxes"
     nbytes: int = 0
@@ -90,7 +95,7 @@ class NounDetector:
 
 
 def _extra(rng: np.random.Generator, others: Sequence[NDArray[np.float32]], width: int, height: int) -> NDArray[np.float32]:
-    """Another thing's box, or one of nothing in particular."""
+    """Draw a wrong box (4,): in about half of the cases that of another thing, else one at a random place."""
     if others and rng.uniform() < 0.5:
         return others[int(rng.integers(len(others)))]
     sides = rng.uniform(0.1, 0.35, 2) * [width, height]
@@ -100,7 +105,11 @@ def _extra(rng: np.random.Generator, others: Sequence[NDArray[np.float32]], widt
 
 @dataclass(frozen=True, eq=False)
 class Measured:
-    """What came of a phrase under each strategy and by ``chance``. ``right``: whether what was meant was chosen, None if it cannot be."""
+    """The results of a phrase with one detector, for each strategy and for ``chance``.
+
+    ``right``: whether exactly the things that are meant were chosen, or None if that was impossible. ``scores`` has, for each chosen
+    instance, the score without and with the feature ``support``, and whether the answer of ``choose`` has an IoU of at least ERROR_IOU.
+    """
 
     detector: str
     scene: int
@@ -111,7 +120,10 @@ class Measured:
 
 
 def measure(pipeline: Pipeline, detector: NounDetector, seed: int, scenes: range, keep: Path | None) -> list[Measured]:
-    """Every phrase of the scenes, with each of the DETECTORS; what does not depend on them is worked out once."""
+    """Measure every phrase of the scenes with each of the DETECTORS, after reading what the file ``keep`` already holds.
+
+    Answers that do not depend on the detector are computed once.
+    """
     measured = _read(keep) if keep is not None and keep.exists() else []
     done = {one.scene for one in measured}
     for index in [index for index in scenes if index not in done]:
@@ -133,7 +145,7 @@ def measure(pipeline: Pipeline, detector: NounDetector, seed: int, scenes: range
 
 
 def _read(path: Path) -> list[Measured]:
-    """What was kept, a scene a line."""
+    """Read the kept results, of which each line holds those of one scene."""
     rows = [row for line in path.read_text(encoding="utf-8").splitlines() for row in json.loads(line)]
     return [Measured(**{**row, "samples": {name: Sample(**one) for name, one in row["samples"].items()}}) for row in rows]
 
@@ -158,7 +170,10 @@ def _by_chance(rng: np.random.Generator, found: Segmentation, chosen: Segmentati
 
 
 def _is_right(meant: NDArray[np.float32], found: Segmentation, chosen: Segmentation) -> bool | None:
-    """Whether the boxes chosen are those meant, each once; None where there is none, or not all of them are among the candidates."""
+    """Whether the chosen boxes are exactly those that are ``meant`` (N, 4).
+
+    None if the phrase means nothing, or if not all that it means is among the candidates.
+    """
     there = np.array([one.box_px for one in found.instances], np.float32).reshape(-1, 4)
     if not len(meant) or not len(there) or (box_iou(meant, there).max(1) < 0.99).any():
         return None
@@ -172,7 +187,9 @@ def _is_right(meant: NDArray[np.float32], found: Segmentation, chosen: Segmentat
 
 
 def figures(measured: Sequence[Measured], kinds: Sequence[str]) -> dict[str, object]:
-    """gIoU of each strategy on phrases of these kinds with its interval, and by how much ``choose`` is above each."""
+    """Return the figures for the phrases of these kinds: the gIoU of each strategy with its interval, by how much the gIoU of ``choose`` is
+    above each other one, and the share of phrases chosen right.
+    """
     some = [one for one in measured if one.kind in kinds]
     scenes = [str(one.scene) for one in some]
     sums = {name: sum_by_image(scenes, [_giou(one.samples[name]) for one in some]) for name in some[0].samples}
@@ -192,7 +209,10 @@ def _giou(sample: Sample) -> dict[str, Term]:
 
 
 def auroc(measured: Sequence[Measured], which: int) -> float:
-    """How well a score of the instances chosen tells the right answers from the errors; 1 is the one with ``support``."""
+    """Return the AUROC with which the score of the chosen instances tells right answers from errors.
+
+    ``which`` selects the score: 0 without the feature ``support``, 1 with it.
+    """
     rows = [row for one in measured for row in one.scores]
     good, bad = ([row[which] for row in rows if row[2] == right] for right in (True, False))
     higher = np.array(good)[:, None] - np.array(bad)[None]
@@ -200,7 +220,7 @@ def auroc(measured: Sequence[Measured], which: int) -> float:
 
 
 def bars(name: str, every: dict[str, object], position: dict[str, object]) -> list[str]:
-    """One line for each claim that does not hold."""
+    """Return one line for each bar that is missed, from the figures on ``every`` phrase and on those of the kind ``position``."""
     above, on_all = position["choose above"], every["choose above"]
     assert isinstance(above, dict)
     assert isinstance(on_all, dict)

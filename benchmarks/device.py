@@ -1,15 +1,18 @@
-"""All that only a GPU can show, in one command of under nine minutes: that its answers are the processor's, and how fast it is.
+"""Whether a GPU gives the CPU's answers, and how fast it is: all that only a GPU can show, in one command of under nine minutes.
 
     python -m benchmarks.device --size 7b          # on a CUDA GPU, bf16
     python -m benchmarks.device                    # tiny models, on whatever there is
 
-1. Equality: a tiny model in full precision on the device against the processor: boxes, points packed and joint, several images in a pass.
-2. A phrase and ten of an image, the published way and ours (:mod:`benchmarks.published`), without an adapter and with one.
-3. A bulk step of 1 and of 8 images: images a second, of the MLLM.
+1. Equality: a tiny model in float32 answers on the device, with several images in a pass, and on the CPU, image by image. Compared are the
+   probabilities of "none" and of points, packed and joint.
+2. One phrase and ten phrases of an image, in the published way and the project's (:mod:`benchmarks.published`), without and with an
+   adapter.
+3. A bulk step of 1 and of 8 images: how many images a second the MLLM answers, without and with an adapter.
 4. Training at LoRA rank 16 (:mod:`benchmarks.training_speed`).
-5. SAM (ViT-H, random weights; the demo's at tiny size): an image taken in, and a mask drawn.
+5. SAM (ViT-H with random weights; at tiny size the demo's): seconds to take an image in, and to draw a mask.
 
-Speeds stand beside the least that counted work could take on this device. Ends with 1 if an answer differs.
+Beside the speeds of the MLLM is the share of the limit: the least time that the counted work could take on this device, divided by the time
+that it took. Ends with 1 if an answer differs.
 """
 
 from __future__ import annotations
@@ -79,7 +82,9 @@ def show(what: str, figures: dict[str, Any]) -> None:
 
 
 def compare(device: torch.device) -> float:
-    """The largest difference of an answer on the device, several images in a pass, from one on the processor, image by image."""
+    """Return the largest difference between a probability in the answers on the device, where several images share a pass, and on the CPU,
+    image by image.
+    """
     there, here = (MllmGrounder(make_checkpoint(TINY, one, torch.float32), max_new_tokens=12) for one in (device, torch.device("cpu")))
     asked = [inquiries_of(index, 3) for index in range(3)]
     scenes = there.open_each([image for image, _ in asked])
@@ -97,7 +102,7 @@ def compare(device: torch.device) -> float:
 
 
 def time_phrases(size: Size, device: torch.device, limits: Limits, images: int, adapted: bool) -> None:
-    """Phrases of an image, and bulk steps."""
+    """Time phrases of an image and bulk steps, with an adapter if ``adapted``, and print the figures."""
     checkpoint = make_checkpoint(size, device, default_dtype(device))
     if adapted:
         attach(checkpoint, RANK, 2 * RANK, 0.0).eval()
@@ -112,7 +117,7 @@ def time_phrases(size: Size, device: torch.device, limits: Limits, images: int, 
 
 
 def time_bulk(grounder: MllmGrounder, limits: Limits, count: int, repeats: int) -> dict[str, Any]:
-    """A step of so many images, a phrase each, after one to warm up."""
+    """Time a bulk step of ``count`` images with one phrase each, and return its figures. A first step warms up and is not counted."""
     asked = [inquiries_of(index, 1) for index in range(count)]
 
     def step() -> None:

@@ -1,10 +1,10 @@
-"""Forward passes and CPU seconds of box answers with and without drafts; that the answers are the same. Of the demo model, and of tiny
-models of two other dialects that have learned two answers by heart.
+"""Forward passes and CPU seconds of box answers with and without drafts (speculative decoding), and whether the answers are the same.
 
     python -m benchmarks.drafts [--answers 300] [--seed 990024]
 
-An answer is of one phrase of a picture that was taken in already. Both ways answer each phrase, one after the other.
-Bars: at most 0.6 of the passes, and every answer equal. Ends with 1 if one is missed.
+The models are the demo's, and tiny ones of two other dialects that have learned two answers by heart. Each phrase is answered first without
+and then with drafts, on a picture that the model has already taken in. Bars, for each model: at most 0.6 of the passes, and every answer
+equal. Ends with 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ TAUGHT_TWO = ("Qwen2.5-VL", "LLaVA-NeXT, Llama 3")
 
 
 def same(one: Grounding, other: Grounding) -> bool:
-    """The same boxes, and probabilities but for rounding."""
+    """Whether two answers have the same boxes and note, and the same probabilities except for rounding."""
     first, second = (np.append(answer.box_probabilities, answer.no_target_probability) for answer in (one, other))
     return np.array_equal(one.boxes_px, other.boxes_px) and one.note == other.note and np.allclose(first, second, atol=1e-5)
 
@@ -58,20 +58,20 @@ def main() -> None:
 
 
 def scenes(seed: int) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
-    """Demo scenes with their phrases."""
+    """Yield the pictures (H, W, 3) of demo scenes without end, each with its phrases."""
     for index in itertools.count():
         scene = make_scene((seed, index))
         yield scene.image, [expression.phrase for expression in scene.expressions]
 
 
 def noise(seed: int) -> Iterator[tuple[NDArray[np.uint8], list[str]]]:
-    """Pictures that a tiny model was not taught on, with the phrases that it was."""
+    """Yield pictures (H, W, 3) of noise without end, which no tiny model was taught on, each with the phrases that they were taught."""
     for index in itertools.count(seed):
         yield picture(index), list(TAUGHT)
 
 
 def compare(what: str, grounder: MllmGrounder, asked: Iterator[tuple[NDArray[np.uint8], list[str]]], answers: int) -> bool:
-    """Print the passes of so many answers both ways; whether the bars are met."""
+    """Answer so many of the phrases in both ways, print the passes, and return whether the bars are met."""
     passes, forward = [0], grounder.forward
 
     def counted(*given: Any) -> Any:

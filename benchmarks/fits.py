@@ -1,9 +1,10 @@
-"""What fits which GPU: the table of docs/models.md, counted from the configs of usual models on torch's meta device. No weights, no GPU.
+"""Which models fit which GPU: the table of docs/models.md, computed from the models' configs, without weights and without a GPU.
 
     python -m benchmarks.fits [--rank 64]
 
-Prints a Markdown table: for each model and segmenter what it needs to serve, and the plan that ``sam4mllm serve --plan auto`` takes on
-cards of 12 to 80 GB: how the language model's weights are held, and whether a run trains beside serving or while it pauses.
+The tensors are counted on torch's meta device. Prints a Markdown table: for each model and segmenter the memory needed to serve in bf16,
+and the plan that ``sam4mllm serve --plan auto`` takes on cards of 12 to 80 GB. A plan says how the language model's weights are held, and
+whether a training run goes on beside serving, while serving pauses, or not at all.
 """
 
 from __future__ import annotations
@@ -23,16 +24,16 @@ from sam4mllm.training.config import read_plan
 
 CARDS_GIB = (12, 16, 24, 48, 80)
 USABLE = 0.97
-"""Of a card's nominal memory: a desktop, the driver and error correction take the rest."""
+"""Share of a card's nominal memory that can be used; a desktop, the driver and error correction take the rest."""
 DTYPE = torch.bfloat16
 SEGMENTERS = {"vit_l": 1_249_524_607, "vit_h": 2_564_550_879}
-"""Bytes of SAM's published files, which are loaded as they are stored."""
+"""Sizes in bytes of SAM's published checkpoints; their weights take as much memory as on disk."""
 HEADS = ("MLLM", "SAM", "parameters", "to serve, bf16", *(f"{gib} GB" for gib in CARDS_GIB))
 
 
 @dataclass(frozen=True)
 class Published:
-    """A model by the numbers of its published config.json."""
+    """A published model, with the numbers of its config.json; ``tied`` is whether its head shares the weights of the embeddings."""
 
     name: str
     kind: str
@@ -67,7 +68,7 @@ MODELS = (
 
 @cache
 def count(name: str) -> tuple[Any, tuple[Stored, ...]]:
-    """A model's config and its tensors; tied ones count once."""
+    """Return a model's config and its tensors, without their values; tied tensors are listed once."""
     model = next(one for one in MODELS if one.name == name)
     tied = {"tie_word_embeddings": model.tied}
     config: Any = AutoConfig.for_model(model.kind, text_config={**model.text, **tied}, vision_config=model.vision, **tied)
@@ -78,14 +79,14 @@ def count(name: str) -> tuple[Any, tuple[Stored, ...]]:
 
 
 def demands_of(name: str, segmenter: str, rank: int) -> list[Demand]:
-    """What each way to hold a model needs beside a segmenter."""
+    """Return what a model needs together with a segmenter, for each way to hold its weights (QUANTISATIONS)."""
     config, tensors = count(name)
     masks = Need(SEGMENTERS[segmenter], segmenter_working(segmenter))
     return [demand_of(tensors, config, masks, rank, DTYPE, quantize) for quantize in QUANTISATIONS]
 
 
 def rows(rank: int) -> Iterator[tuple[str, ...]]:
-    """The cells of the table."""
+    """Yield the cells of each row of the table."""
     for model in MODELS:
         for segmenter in SEGMENTERS:
             demands = demands_of(model.name, segmenter, rank)
@@ -96,7 +97,7 @@ def rows(rank: int) -> Iterator[tuple[str, ...]]:
 
 
 def spell(fit: Fit | None) -> str:
-    """``4bit, pause``; a dash where nothing fits."""
+    """Return a plan as the table shows it, such as ``4bit, pause``, or a dash where nothing fits."""
     if fit is None:
         return "–"
     held = "bf16" if fit.demand.quantize == "none" else fit.demand.quantize
@@ -104,7 +105,7 @@ def spell(fit: Fit | None) -> str:
 
 
 def render(rank: int) -> str:
-    """The table."""
+    """Return the table as Markdown; ``rank`` is that of the LoRA that is trained."""
     lines = [HEADS, ("---",) * len(HEADS), *rows(rank)]
     return "".join(f"| {' | '.join(cells)} |\n" for cells in lines)
 

@@ -1,13 +1,15 @@
-"""How often the gate promotes a challenger that is worse than the champion, as good, or better, by simulation.
+"""How often the gate promotes challengers that are worse than the champion, equally good, or better, by simulation.
 
     python benchmarks/gate.py [--trials 1000] [--json]
 
-In the first three tables paired differences are normal with a standard deviation of 0.10 around the true difference, on IoUs around 0.5:
-the bars; the exact test of few pairs when the adapters are equal; and harder cases without a bar, with many labels, each of which may veto,
-or with a challenger that answers nearly all phrases as the champion did.
+In the first three tables the paired differences in IoU are normally distributed around the true difference, with a standard deviation of
+0.10, and the champion's IoU is 0.5. The first table has the cases with bars. The second has equal adapters and few pairs, for which the
+gate uses an exact test. The third has harder cases without a bar: many labels, each of which can veto a promotion, or a challenger that
+answers nearly all phrases as the champion does.
 
-In the last two tables reviewers accept nine of ten masks that are no failures (:mod:`benchmarks.accepting`), half of the pictures or none
-being drawn without a mask in sight. Ends with 1 if a bar is missed.
+In the last two tables reviewers accept nine of ten masks that are no failures (:mod:`benchmarks.accepting`). Half of the pictures, in the
+first, or none of them, in the second, were drawn by reviewers who saw no mask. Bars apply only to the first. ``--json`` leaves both out.
+Ends with 1 if a bar is missed.
 """
 
 from __future__ import annotations
@@ -29,18 +31,20 @@ SEED = 990_004
 SPREAD = 0.10
 CHAMPION = 0.5
 CHECKED = 20
-"""Trials of each case that are also decided one by one, to see that deciding all at once comes to the same."""
+"""Number of trials of each case that are also decided one by one, to check that deciding all at once gives the same decisions."""
 PICTURES = (8, 12, 20, 30, 100)
 RISK, POWER = 0.06, 0.90
-"""Largest share of trials that promote a challenger that is no better, and least of those that promote one that mends half of 20 % failures
-in 100 pictures.
+"""Bars with reviewers who accept: RISK is the largest share of trials in which a challenger that is no better may be promoted; POWER is the
+least share in which one that mends half of 20 % failures must be promoted, with 100 pictures.
 """
 EQUAL = Checks(golden_champion=0.8, golden_challenger=0.8, smoke=True)
 
 
 @dataclass(frozen=True)
 class Case:
-    """``changed`` is the share of pairs that differ at all; the spread over all pairs stays the same. The bar is [low, high]."""
+    """A simulated comparison. ``difference`` is the challenger's true difference in IoU; ``changed`` is the share of pairs whose answers
+    differ at all, while the spread over all pairs stays the same; ``bar`` is the least and the largest share of trials that may promote.
+    """
 
     name: str
     pairs: int
@@ -79,7 +83,7 @@ class Result:
 
 
 def simulate(case: Case, trials: int) -> Result:
-    """Share of the trials that are promoted."""
+    """Simulate so many trials of a case, and return the share that is promoted."""
     rng = np.random.default_rng((SEED, case.pairs, case.labels, round(case.changed * 1000), round((case.difference + 1) * 1000)))
     noise = rng.normal(0, SPREAD / math.sqrt(case.changed), (trials, case.pairs)) * (rng.random((trials, case.pairs)) < case.changed)
     differences = np.clip(case.difference + noise, -CHAMPION, 1 - CHAMPION)
@@ -88,12 +92,16 @@ def simulate(case: Case, trials: int) -> Result:
 
 
 def decide_each(differences: NDArray[np.float64], labels: int) -> NDArray[np.bool_]:
-    """(T,) whether each row of (T, N) differences is promoted."""
+    """Return (T,) whether the gate promotes on each row of the differences (T, N)."""
     return np.array([decide(make_pairs(row, labels), EQUAL).verdict == "promote" for row in differences], np.bool_)
 
 
 def decide_at_once(differences: NDArray[np.float64], labels: int) -> NDArray[np.bool_]:
-    """As ``decide_each`` from 30 pairs, in a fraction of the time: one resampling serves all rows, as its seed is fixed anyway."""
+    """Return the same as ``decide_each`` in a fraction of the time, for rows of at least BOOTSTRAP_PAIRS differences.
+
+    All rows share one resampling; the gate's own resampling has a fixed seed, so the decisions are the same. Exits if they are not, in the
+    first CHECKED rows.
+    """
     convincing = lower_bounds(np.sort(differences, axis=1)) > TIE
     spared = [not losing_labels(compare_labels(make_pairs(row, labels))) for row in differences]
     promoted: NDArray[np.bool_] = convincing & np.array(spared, np.bool_)
@@ -103,20 +111,23 @@ def decide_at_once(differences: NDArray[np.float64], labels: int) -> NDArray[np.
 
 
 def make_pairs(differences: NDArray[np.float64], labels: int) -> list[PairedSample]:
-    """(N,) differences as pairs whose labels take turns."""
+    """Return (N,) differences as pairs to which so many labels are assigned in turn."""
     return [
         PairedSample(f"label {index % labels}", CHAMPION, CHAMPION + difference) for index, difference in enumerate(differences.tolist())
     ]
 
 
 def promoted_of_accepting(kind: Challenger, pictures: int, unassisted: float, trials: int) -> float:
-    """Share of the trials in which a challenger is promoted."""
+    """Return the share of trials in which a challenger of a kind is promoted, with reviewers who accept.
+
+    ``unassisted`` is the share of the pictures that are drawn without a mask in sight.
+    """
     rng = np.random.default_rng((SEED, pictures, round(100 * unassisted), CHALLENGERS.index(kind)))
     return float(np.mean([decide(draw_pairs(rng, kind, pictures, unassisted), EQUAL).verdict == "promote" for _ in range(trials)]))
 
 
 def print_accepting(unassisted: float, trials: int) -> bool:
-    """A table of promotions in percent; whether its bars are met."""
+    """Print a table of promotions in percent, and return whether its bars are met; without unassisted pictures there are none."""
     print(f"Reviewers who accept, {100 * unassisted:.0f} % of the pictures unassisted: promoted, in %\n")
     print(f"| challenger | net | {' | '.join(map(str, PICTURES))} |\n|---|---:|{'---:|' * len(PICTURES)}")
     met = True

@@ -1,10 +1,11 @@
-"""A server with its default limits under hostile requests, one kind after another and all at once.
+"""A server with its default limits under hostile requests, one kind of attack after another and then all at once.
 
 python -m benchmarks.hostile
 
-Starts ``sam4mllm serve`` with the demo models. Meanwhile ``/health`` is asked every tenth of a second, and another team's task again and
-again. Exits with 1 if ``/health`` took longer than a second, the other team's task was not answered within its deadline, the server's
-processes took more than 1 GB beyond idle, or the worker was started anew. Names of attacks (``B4 B7 all``) choose some of them.
+Starts ``sam4mllm serve`` with the demo models. During each attack ``/health`` is asked every tenth of a second, and tasks of another team
+are sent one after the other. Exits with 1 if ``/health`` took longer than a second, one of these tasks was not answered within the
+deadline, the server's processes took more than 1 GiB beyond idle, or the worker was restarted. Names of attacks as arguments (``B4 B7
+all``) choose some of them.
 """
 
 from __future__ import annotations
@@ -49,7 +50,11 @@ CONFIG = (
 
 @dataclass
 class Watched:
-    """What was seen during one attack."""
+    """What was measured during one attack.
+
+    ``health``: seconds of each health check; ``answered``: seconds of each answered task of the other team; ``unanswered``: the number of
+    the others; ``memory``: most bytes of the server's processes; ``done``: set when the watching is to end.
+    """
 
     name: str
     health: list[float] = field(default_factory=list)
@@ -71,7 +76,7 @@ class Watched:
 
 @dataclass
 class Target:
-    """The server, and requests to it."""
+    """The server under attack: its port, its home folder and its process, and requests to it."""
 
     port: int
     home: Path
@@ -82,7 +87,10 @@ class Target:
         return f"http://{HOST}:{self.port}"
 
     def post(self, path: str, body: bytes, seconds: float = 200.0) -> int:
-        """The status; 0 if the connection was ended. Not by httpx, which would copy a large body many times."""
+        """Send a request and return the answer's status; 0 if the connection failed or was closed.
+
+        This does not use httpx, which would copy a large body many times.
+        """
         connection = http.client.HTTPConnection(HOST, self.port, timeout=seconds)
         with closing(connection), suppress(OSError, http.client.HTTPException):
             connection.request("POST", path, body, {"Content-Type": "application/json"})
@@ -101,13 +109,13 @@ class Target:
 
 
 def image_body(image: bytes, kind: str, phrase: str, labels: str = '<Label value="thing"/>', number: int = 1) -> bytes:
-    """A prediction's request for one task with its picture."""
+    """Return the body of a prediction request for one task, which contains its picture. ``labels`` are the label config's tags."""
     data = {"image": f"data:image/{kind};base64,{base64.b64encode(image).decode()}", "description": phrase}
     return json.dumps({"tasks": [{"id": number, "data": data}], "project": "7.1", "label_config": CONFIG.format(labels=labels)}).encode()
 
 
 def long_labels(target: Target) -> None:
-    """B1: one label of 80,000 underscores; 9,500 labels of twelve aliases."""
+    """B1: label configs with one label of 80,000 underscores, and with 9,500 labels of twelve aliases each."""
     picture = plain_picture()
     many = "".join(
         f'<Label value="label{number}" alias="{",".join(f"alias{number}x{other}" for other in range(12))}"/>' for number in range(9500)
@@ -118,17 +126,17 @@ def long_labels(target: Target) -> None:
 
 
 def scans(target: Target) -> None:
-    """B2: five progressive JPEGs of 20,000 scans, all different."""
+    """B2: five different progressive JPEGs of 7,000 x 7,000 pixels with 20,000 scans each."""
     together([partial(target.post, "/predict", image_body(many_scans(7000, 20_000 + n), "jpeg", "it", number=n)) for n in range(5)])
 
 
 def tiles(target: Target) -> None:
-    """B3: eight TIFFs of 64 x 64 in tiles of 24,000 x 20,000."""
+    """B3: eight small TIFFs of at least 64 x 64 pixels, each in a single tile of 24,000 x 20,000."""
     together([partial(target.post, "/predict", image_body(huge_tile(64 + n), "tiff", "it", number=n)) for n in range(8)])
 
 
 def slow_connections(target: Target) -> None:
-    """B4: connections that send half a head or half a body, for as long as the server lets them."""
+    """B4: connections that send an incomplete head or body and stay open until the server closes them, for at most 40 s."""
     head = b"POST /predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     held = []
     for number in range(SLOW_CONNECTIONS):
@@ -144,14 +152,14 @@ def slow_connections(target: Target) -> None:
 
 
 def large_bodies(target: Target) -> None:
-    """B7: forty bodies of 40 MB of empty lists, and as many of 20 MB that are one mask."""
+    """B7: forty bodies of 40 MB of empty lists, and four of 20 MB that are one mask."""
     lists = b'{"action":"ANNOTATION_CREATED","x":[' + b"[]," * 13_000_000 + b"[]]}"
     mask = b'{"action":"OTHER","rle":[' + b"255," * 5_000_000 + b"0]}"
     together([partial(target.post, "/webhook", body) for body in [lists] * 40 + [mask] * 4], at_once=40)
 
 
 def locked_database(target: Target) -> None:
-    """B8: the log's database is locked by another process for a minute."""
+    """B8: this process locks the database of the server's log for a minute, while events are sent."""
     with closing(sqlite3.connect(target.home / "corrections.sqlite", isolation_level=None)) as database:
         database.execute("BEGIN EXCLUSIVE")
         end = time.monotonic() + LOCKED_SECONDS
@@ -207,11 +215,12 @@ while True:
     print(time.monotonic() - began if good else "inf", flush=True)
     time.sleep(0.1)
 """
-"""In a process of its own: the threads that attack keep this one's interpreter busy."""
+"""Program that prints the seconds of a health check again and again. It runs in a process of its own, because the attacking threads keep
+this process's interpreter busy."""
 
 
 def watch_health(target: Target, seen: Watched) -> None:
-    """Health, and the memory of the server's processes."""
+    """Watch the health checks and the memory of the server's processes until ``seen.done`` is set."""
     with subprocess.Popen([sys.executable, "-c", PROBE, HOST, str(target.port)], stdout=subprocess.PIPE, text=True) as probe:
         while not seen.done.is_set():
             seen.memory = max(seen.memory, target.memory())
@@ -222,7 +231,10 @@ def watch_health(target: Target, seen: Watched) -> None:
 
 
 def other_team(target: Target, scene: DemoScene, seen: Watched) -> None:
-    """Tasks with phrases that were not asked before, one after another; at least one a round."""
+    """Send the other team's tasks one after another, each with a new number, until ``seen.done`` is set; at least one is sent.
+
+    A request that fails is repeated until the deadline.
+    """
     for number in range(1, 10_000):
         began = time.monotonic()
         phrase = scene.expressions[number % len(scene.expressions)].phrase
@@ -241,7 +253,7 @@ def other_team(target: Target, scene: DemoScene, seen: Watched) -> None:
 
 
 def attack_with(target: Target, name: str, attack: Callable[[Target], None], scene: DemoScene) -> Watched:
-    """What happened while the attack went on, and for a moment after."""
+    """Attack the server, and return what was measured during the attack and the two seconds after it."""
     seen = Watched(name)
     watchers = [threading.Thread(target=watch_health, args=(target, seen)), threading.Thread(target=other_team, args=(target, scene, seen))]
     for watcher in watchers:

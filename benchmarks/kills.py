@@ -1,10 +1,11 @@
-"""The server and the run in it killed with SIGKILL at 20 random times, and started again each time.
+"""The server and its training run, killed with SIGKILL at 20 random times and started again each time.
 
     python -m benchmarks.kills [--kills 20] [--seed 1]
 
-A real server with the demo models and a champion trains on corrections while more webhooks come. After each kill the champion must verify
-and the log must hold every event that was acknowledged; after each start the champion must serve, and the run goes on or is marked failed,
-in which case another is asked for. (That a resumed run gives the weights of an unbroken one: tests/test_recipe.py.)
+A real server with the demo models and a champion trains on corrections while more webhooks come. After each kill the champion's files must
+pass verification, and the log must hold every event that was acknowledged. After each start the champion must serve; the run goes on or is
+marked as failed, and where none goes on another is started. That a resumed run gives the weights of an uninterrupted one is tested in
+tests/test_recipe.py.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from sam4mllm.adopt import Claims, adopt
 PORT = 9394
 URL = f"http://127.0.0.1:{PORT}"
 LONGEST = 20.0
-"""Seconds after the server is ready within which it is killed: its run is then prepared, training or, the fewest times, writing."""
+"""Most seconds from when the server is ready to the kill. By then its run is being prepared, is training or, least often, is writing."""
 
 
 def main() -> None:
@@ -82,7 +83,7 @@ def main() -> None:
 
 
 def add_champion(home: Path) -> str:
-    """A version of random weights that serves."""
+    """Add a version with random weights to the registry, make it the champion, and return its name."""
     registry = Registry(home)
     version = adopt(write_random_adapter(home / "adapter", 1), registry, Claims(model="demo", device="cpu")).version
     registry.promote(version)
@@ -101,7 +102,10 @@ class Writer:
             self.send(number)
 
     def send(self, number: int) -> None:
-        """The ``number`` counts on; tasks come again and again, as edits do."""
+        """Send the correction with this number, and remember it if it is acknowledged.
+
+        The tasks repeat; a correction of one that was corrected before is like an edit.
+        """
         updated = f"2026-01-{1 + number // 86400:02d}T{number // 3600 % 24:02d}:{number // 60 % 60:02d}:{number % 60:02d}Z"
         index = number % len(self._tasks)
         body = {**correction(1 + index, self._tasks[index], updated), "number": number}
@@ -110,7 +114,7 @@ class Writer:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Meanwhile, five a second until the server is gone."""
+        """During the block, send five corrections a second, until the server no longer answers."""
 
         def write() -> None:
             try:
@@ -126,7 +130,7 @@ class Writer:
         thread.join()
 
     def lost(self, home: Path) -> int:
-        """How many acknowledged events the log does not hold."""
+        """Return how many acknowledged events are not in the log."""
         log = CorrectionLog(home / "corrections.sqlite")
         try:
             return len(set(self.acknowledged) - {event.body.get("number") for event in log.events()})
@@ -143,7 +147,7 @@ def start(home: Path) -> subprocess.Popen[bytes]:
 
 
 def wait_until_ready(seconds: float = 120) -> str:
-    """The version that serves."""
+    """Wait until the server is ready, and return the version that serves. Raises TimeoutError."""
 
     def version() -> str:
         answer = httpx.get(f"{URL}/ready")
@@ -158,13 +162,13 @@ def runs() -> list[dict[str, Any]]:
 
 
 def stage() -> str:
-    """What the newest run is at."""
+    """Return the newest run's state and stage."""
     newest = runs()[0]
     return f"{newest['state']} {newest['progress'].get('stage', '')}".strip()
 
 
 def kill_all(process: subprocess.Popen[bytes], home: Path) -> None:
-    """The server, its worker, and the training process, which is of a group of its own."""
+    """Kill the server and its worker, and the training process of this home, which is in a process group of its own."""
     if process.poll() is None:
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()

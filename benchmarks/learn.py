@@ -1,8 +1,10 @@
-"""Learning, end to end: a real Label Studio, 60 tasks about three unknown things, true masks as corrections, Start Training.
+"""Learning, end to end, with a real Label Studio: 60 tasks about three unknown things are corrected and trained on.
 
     python -m benchmarks.learn [--seed 771001] [--skip-evaluation]
 
-Shows when the new version was promoted, what it is worth on 200 unseen scenes and 120 known ones, and its predictions in Label Studio.
+The corrections are the tasks' true masks, and the training is started as by the button Start Training. Shows when the run ended and whether
+the new version was promoted, the versions of the first task's predictions in Label Studio, and the new version's figures on 200 unseen
+scenes that ask for these things and on 120 that ask for known ones.
 """
 
 from __future__ import annotations
@@ -56,8 +58,10 @@ def main() -> None:
 
 
 class Learned(NamedTuple):
-    """A run's record, the seconds from the button to its end, the machine's pace around it (:mod:`benchmarks.pace`), the project, and the
-    versions of its first task's predictions.
+    """The result of :func:`learn`.
+
+    ``run`` is the run's record; ``seconds`` is the time from its start by the button to its end; ``pace`` is the machine's mean pace before
+    and after it (:mod:`benchmarks.pace`); ``project`` is the project's number; ``versions`` are those of its first task's predictions.
     """
 
     run: dict[str, Any]
@@ -68,7 +72,7 @@ class Learned(NamedTuple):
 
 
 def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
-    """Make the project, correct its tasks, start the training, and wait for its end."""
+    """Make a project, correct its tasks, start the training, and wait for its end. Raises TimeoutError if it takes too long."""
     project = studio.create_project("learning", DEMO_CONFIG)
     backend = studio.connect(project, url, "SAM4MLLM")
     tasks = novel_tasks(TASKS, seed)
@@ -76,7 +80,7 @@ def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
     numbers = fill(studio, project, tasks, root)
     served = predicted(studio, project, numbers)
     for number, task in zip(numbers, tasks, strict=True):
-        # as the editor does: a "none" counts only where a prediction was seen and taken back
+        # as the editor does, the annotation names the prediction that was shown: only then does an empty one count as "none"
         correction = {"result": regions(task), "lead_time": 9.0, "parent_prediction": served[number]}
         studio.api("POST", f"/api/tasks/{number}/annotations/", json=correction)
     paces = [pace()]
@@ -93,7 +97,7 @@ def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
 
 
 def fill(studio: LocalLabelStudio, project: int, tasks: list[NovelTask], root: Path) -> list[int]:
-    """Upload and import; the tasks' numbers in order."""
+    """Upload the pictures, import the tasks, and return the tasks' numbers in order; ``root`` is a folder for the files."""
     files = []
     for index, task in enumerate(tasks):
         files.append(root / f"task-{index:03d}.png")
@@ -106,8 +110,10 @@ def fill(studio: LocalLabelStudio, project: int, tasks: list[NovelTask], root: P
 
 
 def predicted(studio: LocalLabelStudio, project: int, numbers: list[int]) -> dict[int, int]:
-    """The first prediction of each task, which stays when repeated ones are deleted; once all have one, for on a busy machine a request
-    ends before all of its tasks are answered.
+    """Ask for predictions until all tasks have one, and return the id of each task's first prediction. Raises TimeoutError.
+
+    On a busy machine one request may end before all of its tasks are answered. The first prediction is the one that stays when repeated
+    ones are deleted.
     """
 
     def all_served() -> dict[int, int] | None:
@@ -119,7 +125,7 @@ def predicted(studio: LocalLabelStudio, project: int, numbers: list[int]) -> dic
 
 
 def regions(task: NovelTask) -> list[dict[str, Any]]:
-    """The true masks as a reviewer who draws them submits them."""
+    """Return the regions that a reviewer submits who draws a task's true masks."""
     return [
         {
             "id": uuid.uuid4().hex[:10],
@@ -137,7 +143,7 @@ def regions(task: NovelTask) -> list[dict[str, Any]]:
 
 
 def wait(url: str, seconds: float) -> dict[str, Any]:
-    """The last run when it is over. Raises TimeoutError."""
+    """Wait until the newest run has ended, printing its stages, and return its record. Raises TimeoutError."""
     shown = ""
 
     def ended() -> dict[str, Any] | None:
@@ -153,7 +159,7 @@ def wait(url: str, seconds: float) -> dict[str, Any]:
 
 
 def evaluate(home: Path, version: str, tests: Path) -> None:
-    """Before and after, on scenes that ask for the new things and on known ones."""
+    """Print the figures of the base model and of the version, on scenes that ask for the new things and on those with known ones."""
     novel, known = write_tests(tests)
     for folder in (novel, known):
         for adapter in ([], ["--adapter", str(home / "adapters" / version)]):

@@ -1,7 +1,8 @@
-"""What a device can do at most, measured, and what a model asks of it, counted: the least time that a model's work could take.
+"""The least time that a model's work could take on a device, from the device's measured limits and the counted work.
 
-The limits are multiplications of large matrices and copies of a large tensor. Of the model are counted two operations for each weight of
-its layers and each token, and one reading of each weight a pass; not attention between tokens, nor the embeddings, which are looked up.
+The limits are measured by multiplying large matrices and by copying a large tensor. The counted work is two operations for each weight of
+the layers and each token (of the vision tower: each patch), and, for the language model, one reading of each weight a pass. Its head counts
+for one token a pass. Attention between tokens is not counted, nor are the embeddings, which are only looked up.
 """
 
 from __future__ import annotations
@@ -19,19 +20,25 @@ REPEATS = 10
 
 @dataclass(frozen=True)
 class Limits:
-    """``operations`` (floating point, a multiplication and an addition being two) and ``bytes`` of memory traffic, each a second."""
+    """The limits of a device: floating-point ``operations`` and ``bytes`` of memory traffic, both a second.
+
+    A multiplication and an addition are two operations.
+    """
 
     name: str
     operations: float
     bytes: float
 
     def seconds(self, operations: float, moved: float) -> float:
-        """The least that work can take which needs both: whichever is the slower (a roofline)."""
+        """Return the least seconds for work with so many operations and bytes moved: the slower of the two decides (roofline model)."""
         return max(operations / self.operations, moved / self.bytes)
 
 
 class Work:
-    """Counts what passes through a model while this is entered: the tokens of each pass of its language model, and its images' patches."""
+    """A context manager that counts, while it is entered, what passes through a model.
+
+    ``tokens`` has the number of tokens of each pass of its language model; ``patches`` is the number of patches of its images.
+    """
 
     def __init__(self, model: Any) -> None:
         self.tokens: list[int] = []
@@ -50,7 +57,11 @@ class Work:
             hook.remove()
 
     def seconds(self, limits: Limits, passes: int = 1) -> float:
-        """The least; ``passes`` are those of the layers for each that was counted: training goes back through them as well."""
+        """Return the least seconds that the counted work could take within the limits.
+
+        ``passes`` is what each counted pass of the language model costs in forward passes: more than 1 in training, which also has a
+        backward pass. The vision tower counts once.
+        """
         moved = (self._layers + self._head) * self._bytes_each
         language = sum(passes * limits.seconds(2 * (self._layers * tokens + self._head), moved) for tokens in self.tokens)
         return language + limits.seconds(2 * self._seer * self.patches, 0)
@@ -64,12 +75,12 @@ class Work:
 
 
 def weights_of(module: nn.Module) -> int:
-    """How many a module has, those of LoRA left out."""
+    """Return the number of a module's weights, without those of LoRA."""
     return sum(weight.numel() for name, weight in module.named_parameters() if "lora_" not in name)
 
 
 def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
-    """The best of some tries."""
+    """Measure a device's limits with numbers of this type; each limit is the best of REPEATS tries."""
     gpu = device.type == "cuda"
     side, copied = (8192, 1 << 30) if gpu else (1024, 1 << 26)
     left, right = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
@@ -82,7 +93,7 @@ def measure_limits(device: torch.device, dtype: torch.dtype) -> Limits:
 
 
 def timed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds until the device has done it."""
+    """Return the seconds until the device has finished ``work``."""
     _wait(device)
     began = time.perf_counter()
     work()

@@ -1,11 +1,12 @@
-"""Does a look back tell wrong masks from right ones? And what does dropping what it denies cost or bring?
+"""Whether the look back tells wrong masks from right ones, and what dropping the masks that it denies costs or gains.
 
     python -m benchmarks.look_back [--count 120] [--seed 990401] [--model demo] [--segmenter demo] [--json FILE]
 
-Mixed scenes: two thirds default ones, one third with a pair in one box, five phrases each. Each answer is made once, with the look back;
-"off" is the same answer with its part in the score taken out, "shuffled" the same with the answers of the looks exchanged among the masks,
-which must gain nothing. A mask is right if it has an IoU of 0.5 with a thing that is meant. AUROC: of a right mask and a wrong one, how
-often the right one has the higher score. Intervals are of 95 %, by a bootstrap over scenes, and differences are paired.
+In a look back the MLLM is shown the outline of a mask and asked whether it is what the phrase means. The scenes are mixed: two thirds are
+default ones, one third has two things in nearly one box; all have five phrases. Each answer is made once, with the look back. ``off``
+scores the same masks without its part in the score; ``shuffled``, the control, exchanges the replies to the looks among the masks, which
+must gain nothing. A mask is right if its IoU with a thing that is meant is at least 0.5. The AUROC says how often, of a right mask and a
+wrong one, the right one has the higher score. Intervals are 95 % bootstrap intervals over scenes, and differences are paired.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ BAR = 0.02
 
 @dataclass(frozen=True)
 class Shown:
-    """A mask that was looked back at: in which scene, what is known of it, and its best IoU with a thing that is meant."""
+    """A mask that was looked back at: the number of its scene, its features, and its best IoU with a thing that is meant."""
 
     scene: int
     features: Features
@@ -50,7 +51,7 @@ class Shown:
 
 @dataclass(frozen=True)
 class Answered:
-    """The gIoU term of an answer as it is, and without what the look back denied."""
+    """An answer's contribution to gIoU: ``whole`` with all its masks, and ``dropped`` without those that the look back denied."""
 
     scene: int
     whole: float
@@ -76,7 +77,7 @@ def look_at(pipeline: Pipeline, kind: str, seed: int, scenes: int) -> tuple[list
 
 
 def scores_of(masks: Sequence[Shown]) -> dict[str, NDArray[np.float64]]:
-    """The score of each mask, in three ways."""
+    """Return the scores of all masks in three ways: without the look back, with it, and with its replies shuffled among the masks."""
     other = np.random.default_rng(0).permutation([one.features.looked for one in masks])
     looked = {
         "off": np.ones(len(masks)),
@@ -90,7 +91,7 @@ def scores_of(masks: Sequence[Shown]) -> dict[str, NDArray[np.float64]]:
 
 
 def auroc_table(masks: Sequence[Shown], scores: dict[str, NDArray[np.float64]]) -> dict[str, tuple[float, float, float]]:
-    """AUROC of each score, and of each less ``off``, with intervals."""
+    """Return, for each kind of score, the AUROC and its interval, and the same for its difference to ``off``."""
     good, scenes = np.array([one.right for one in masks]), np.array([one.scene for one in masks])
     every = np.arange(len(masks))
     groups = [np.flatnonzero(scenes == scene) for scene in np.unique(scenes)]
@@ -104,7 +105,7 @@ def auroc_table(masks: Sequence[Shown], scores: dict[str, NDArray[np.float64]]) 
 
 
 def gain_of_dropping(answers: Sequence[Answered]) -> Difference | None:
-    """gIoU with what is denied dropped, less gIoU."""
+    """Return by how much gIoU changes if the denied masks are dropped; None if no difference can be computed."""
     scenes = [str(one.scene) for one in answers]
     dropped, whole = (
         sum_by_image(scenes, [{"gIoU": (iou, 1.0)} for iou in ious])

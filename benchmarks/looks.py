@@ -1,9 +1,10 @@
-"""What a look at a large project costs: seconds, memory and bytes, in this process, from a Label Studio that answers at once.
+"""What a look at a large project costs this process: seconds, memory and bytes, with a Label Studio that answers at once.
 
     python -m benchmarks.looks [--tasks 100000] [--annotated 10000]
 
-The first look asks for all annotations, the next ones for what changed. Each annotation has a mask of some 20 KB; each task a prediction of
-the same size, which must not be asked for. Bars: nothing changed ≤ 5 s and ≤ 100 MB above idle, one task changed ≤ 0.5 s.
+A look compares the log with a project's annotations. The first one asks for all of them, the next ones for what has changed. Label Studio
+is a fake in this process, in which each annotation has a mask of about 20 KB. Predictions must not be asked for; if they are, the benchmark
+ends with an error. Bars, which are not checked here: nothing changed ≤ 5 s and ≤ 100 MB above idle, one task changed ≤ 0.5 s.
 """
 
 from __future__ import annotations
@@ -29,11 +30,14 @@ from backend.label_studio.client import LabelStudio
 PROJECT = 1
 CONFIG = '<View><Image name="image" value="$image"/><BrushLabels name="mask" toName="image"><Label value="Cup"/></BrushLabels></View>'
 SIDE = 170
-"""Of the mask's image, in pixels."""
+"""Side in pixels of the image of the annotations' mask."""
 
 
 class Server:
-    """Answers what a look asks; the first ``annotated`` of its tasks have an annotation. Counts the bytes that it answers."""
+    """A fake Label Studio that answers what a look asks. The first ``annotated`` of its tasks have an annotation.
+
+    ``times`` has the time of the last change of each annotated task; ``sent`` counts the bytes of the answers.
+    """
 
     def __init__(self, tasks: int, annotated: int) -> None:
         self.times = {number: 1_700_000_000.0 + number for number in range(1, annotated + 1)}

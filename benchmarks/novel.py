@@ -35,12 +35,12 @@ class NovelTask:
 
 
 def novel_tasks(count: int, seed: int) -> list[NovelTask]:
-    """The first ``count`` scenes of a seed."""
+    """Return a task for each of the first ``count`` scenes of a seed."""
     return [_task(seed, index) for index in range(count)]
 
 
 def splits_of(tasks: Sequence[NovelTask]) -> list[str]:
-    """The side of each task, as a new server splits them."""
+    """Return the split of each task, HOLDOUT or TRAIN, as a new server would split them."""
     names = [image_sha256(task.png) for task in tasks]
     at = threshold(map(place_of, names))
     return [HOLDOUT if is_held_out(name, at) else TRAIN for name in names]
@@ -55,7 +55,10 @@ def _task(seed: int, index: int) -> NovelTask:
 
 
 def write_tests(folder: Path) -> tuple[Path, Path]:
-    """200 unseen scenes that ask for the three things, and 120 that ask for known ones; written once."""
+    """Write the two test sets, unless the folder holds them already, and return their folders.
+
+    The first has TEST_SCENES scenes that ask for the three novel things, the second KNOWN_SCENES scenes that ask for known ones.
+    """
     novel, known = folder / "novel", folder / "known"
     if not (novel / "examples.jsonl").exists():
         write_scenes(novel, TEST_SCENES, TEST_SEED, NOUNS)
@@ -65,7 +68,7 @@ def write_tests(folder: Path) -> tuple[Path, Path]:
 
 
 def write_tasks(folder: Path, tasks: list[NovelTask], label: str) -> None:
-    """The tasks as a run's snapshot has them, without a server."""
+    """Write the tasks as the snapshot of a run that learns from their corrections, without a server; all examples have one ``label``."""
     with ExampleWriter(folder) as writer:
         for task, split in zip(tasks, splits_of(tasks), strict=True):
             writer.add(writer.add_image_data(task.png), task.phrase, task.masks, split, "label-studio", label=label)

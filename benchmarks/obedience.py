@@ -1,12 +1,13 @@
-"""Does a segmenter obey points? Scenes in which a box leaves a question, with true, coin-flipped, inverted and random answers about points.
+"""Whether a segmenter obeys points: ambiguous scenes, with true, coin-flipped, inverted and random labels of points; clicks; small boxes.
 
     python -m benchmarks.obedience [--count 100] [--seed 990201] [--segmenter demo] [--state STEP]
 
-On ambiguous scenes both things of each pair are prompted with their true box, alone and with the published 30 points. On default scenes
-clicks stand alone: each is put where the mask so far is wrong, as deep in the largest wrong region as can be (the protocol of SAM and of
-interactive segmentation); with the former mask as input, too, as its logits and as they are made from the mask alone. Small boxes lie
-around the middle of a thing; they ask for its part in them, and an empty mask counts as 0. Intervals are of 95 %, over scenes.
-``--state`` takes the weights of a saved training state instead of the segmenter's own.
+On ambiguous scenes both things of each pair are prompted with their true box, alone and with the published 30 points; on default scenes all
+things are. Also on default scenes, things are prompted by clicks without a box. Each click is put where the mask so far is wrong, at the
+deepest place of the largest wrong region (the protocol of SAM and of interactive segmentation). The former mask is an input as well in two
+of three series: as the segmenter's own logits, and as logits made from the mask alone. Small boxes around the deepest place of a thing ask
+for the part of the thing inside them; an empty mask counts as an IoU of 0. Intervals are 95 % bootstrap intervals over scenes. ``--state``
+takes the weights of a saved training state instead of the segmenter's own.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from sam4mllm.values import Prompt
 
 CLICKS = 5
 Answer = Callable[[np.random.Generator, NDArray[np.bool_]], NDArray[np.float64]]
-"""P(inside) that somebody answers for points of which it is known whether they lie on the thing."""
+"""A function that answers P(inside) (N,) for points, given a random generator and whether each point lies on the thing (N,)."""
 ANSWERS: dict[str, Answer] = {
     "true points": lambda rng, on: on.astype(np.float64),
     "coin-flipped": lambda rng, on: rng.integers(0, 2, len(on)).astype(np.float64),
@@ -45,12 +46,13 @@ ANSWERS: dict[str, Answer] = {
 Former = Literal["none", "logits", "mask"]
 """What a click's prompt holds of the mask before it: nothing, the segmenter's own logits, or what serving makes of the mask."""
 SMALL = (0.012, 0.03, 0.1)
-"""Sides of small boxes, in sides of the image. A reviewer who drags a little where a click was meant draws one as small as the first."""
+"""Sides of the small boxes, as shares of the image's sides. A reviewer who drags slightly where a click was meant draws one as small as the
+first."""
 NO_POINTS = np.zeros((0, 2), np.float32), np.zeros(0, np.int64)
 
 
 def with_points(box_px: NDArray[np.float32], mask: NDArray[np.bool_], answer: Answer, rng: np.random.Generator) -> Prompt:
-    """The box with the published pattern's points as they are answered, those that are sure enough."""
+    """Return the prompt of a box and those points of the published pattern that ``answer`` is sure enough about, with its labels."""
     points_px = spread(box_px, PATTERN_SIZE)
     kept, labels = select(answer(rng, lies_on(mask, points_px)), Thresholds())
     return Prompt(box_px, points_px[kept], labels)
@@ -68,7 +70,7 @@ def iou(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> float:
 
 
 def box_rows(segmenter: Segmenter, scene: DemoScene, picks: Sequence[int], seed: tuple[int, int]) -> list[dict[str, float]]:
-    """IoU of each picked thing by each kind of prompt."""
+    """Return, for each picked thing, its IoU with each kind of prompt with a box; ``picks`` are the indices of the things."""
     embedding = segmenter.encode(scene.image)
     rows = []
     for pick in picks:
@@ -81,7 +83,7 @@ def box_rows(segmenter: Segmenter, scene: DemoScene, picks: Sequence[int], seed:
 
 
 def next_click(mask: NDArray[np.bool_], truth: NDArray[np.bool_]) -> tuple[NDArray[np.float32], int] | None:
-    """The deepest place (2,) of the largest wrong region, and its label; None where nothing is wrong."""
+    """Return the deepest place (2,) of the largest region in which the mask is wrong, and its true label; None where nothing is wrong."""
     wrong = (mask ^ truth).astype(np.uint8)
     count, regions, stats, _ = cv2.connectedComponentsWithStats(wrong, connectivity=8)
     if count < 2:
@@ -114,7 +116,10 @@ def click_rows(segmenter: SamSegmenter, scene: DemoScene, former: Former = "none
 
 
 def small_rows(segmenter: Segmenter, scene: DemoScene) -> list[dict[str, float]]:
-    """IoU of each thing's part in boxes around its deepest place, and how often the segmenter draws nothing there."""
+    """Return, for small boxes around each thing's deepest place, the IoU with the thing's part in the box, and whether the mask is empty.
+
+    The latter is 1.0 or 0.0.
+    """
     embedding = segmenter.encode(scene.image)
     height, width = scene.image.shape[:2]
     rows = []
@@ -130,7 +135,7 @@ def small_rows(segmenter: Segmenter, scene: DemoScene) -> list[dict[str, float]]
 
 
 def inside(box_px: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.bool_]:
-    """(H, W) bool: the pixels that a box touches."""
+    """Return (H, W) bool the pixels that a box touches; ``shape`` is (H, W)."""
     x1, y1, x2, y2 = np.concatenate([np.floor(box_px[:2]), np.ceil(box_px[2:])]).astype(int)
     found = np.zeros(shape, np.bool_)
     found[y1:y2, x1:x2] = True
@@ -140,7 +145,7 @@ def inside(box_px: NDArray[np.float32], shape: tuple[int, ...]) -> NDArray[np.bo
 def logits_after(
     segmenter: SamSegmenter, embedding: SamEmbedding, prompt: Prompt, mask: NDArray[np.bool_], former: Former
 ) -> NDArray[np.float32] | None:
-    """(1, h, w) that the next prompt holds of the mask (H, W) that was drawn for one; None of nothing."""
+    """Return the logits (1, h, w) of the mask (H, W) drawn for ``prompt`` that the next prompt holds; None if ``former`` is "none"."""
     if former == "none":
         return None
     if former == "mask":
@@ -151,7 +156,10 @@ def logits_after(
 
 
 def report(title: str, scenes: Sequence[Sequence[dict[str, float]]], base: str | None) -> dict[str, object]:
-    """Print each column's mean with its interval, and its difference to ``base``."""
+    """Print and return each column's mean with its interval and, unless ``base`` is None, its difference to the column ``base``.
+
+    ``scenes`` has the rows of each scene.
+    """
     images = [str(index) for index, rows in enumerate(scenes) for _ in rows]
     flat = [row for rows in scenes for row in rows]
     found: dict[str, object] = {}

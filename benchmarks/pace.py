@@ -1,9 +1,9 @@
-"""How fast this machine is at the moment, against the one on which bars in seconds were set.
+"""How fast this machine is at the moment, compared with the one on which the bars in seconds were set.
 
     python -m benchmarks.pace
 
-Machines differ, and so does what else runs on them: a bar of 900 s is one of 900 s at the pace of 1, and of 1,800 s at that of 2. The work
-is fixed and none of ours, so that slower code of ours does not slow the clock.
+Machines differ, and so does what else runs on them. So a bar of 900 s allows 900 s at a pace of 1 and 1,800 s at a pace of 2. The measured
+work is fixed and uses none of the project's code, so that slower code of the project does not change the pace.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ import torch
 from torch import nn
 
 REFERENCE_SECONDS = 0.53
-"""For one piece of the work on the machine of the bars: two cores on which the demo's language model trains by 3.1 images a second."""
+"""Seconds that one piece of the work took on the machine of the bars. It has two cores, on which the demo's language model trains on 3.1
+images a second."""
 PIECES = 7
 TOKENS, WIDTH, LAYERS = 512, 256, 4
 
 
 def pace() -> float:
-    """The median seconds of a few pieces of work on one thread, in those of the machine of the bars: 2.0 is half as fast."""
+    """Return the median time of PIECES pieces of work on one thread, divided by REFERENCE_SECONDS: 2.0 means half as fast."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

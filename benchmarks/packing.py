@@ -1,8 +1,9 @@
-"""Packed point questions against the other ways of asking, and ten phrases at once against ten calls.
+"""Seconds of packed point questions and of the other ways to ask them, and of ten phrases in one call and in ten calls.
 
     python benchmarks/packing.py [--model demo] [--images 4] [--json]
 
-Every measurement opens a fresh scene; nothing is cached between them. Prints medians in seconds and the largest difference in probability.
+Every measurement takes its image in anew, so that nothing is cached between two of them. Prints medians in seconds, speed-ups, and the
+largest difference in P(inside) between packed questions and separate ones.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def timed(work: Callable[[], T]) -> tuple[float, T]:
 
 
 def compare_points(grounder: MllmGrounder, index: int) -> dict[str, float]:
-    """30 points of one box by three ways, each from a fresh scene."""
+    """Ask about the 30 points of one box in three ways, each time with the image taken in anew, and return the seconds and differences."""
     picture = make_scene((SEED, index), kinds=("noun",))
     [target] = picture.expressions[0].targets
     boxes = picture.boxes_px[[target]]
@@ -58,7 +59,7 @@ def compare_points(grounder: MllmGrounder, index: int) -> dict[str, float]:
 
 
 def compare_phrases(pipeline: sam4mllm.pipeline.Pipeline, index: int) -> dict[str, float]:
-    """Ten phrases in one call against ten calls."""
+    """Return the seconds of ten phrases in one call, and in ten calls."""
     picture = make_scene((SEED, index))
     others = make_scene((SEED, index + 1000), kinds=KINDS)
     phrases = [expression.phrase for expression in (*picture.expressions, *others.expressions)][:PHRASES]
@@ -77,7 +78,7 @@ def main() -> None:
     grounder = pipeline.grounder.whole if isinstance(pipeline.grounder, CloserGrounder) else pipeline.grounder
     if not isinstance(grounder, MllmGrounder):
         raise SystemExit("only an MLLM of transformers has several ways to ask")
-    compare_points(grounder, 999)  # to warm up
+    compare_points(grounder, 999)  # a first measurement warms up and is not counted
     points = [compare_points(grounder, index) for index in range(arguments.images)]
     phrases = [compare_phrases(pipeline, index) for index in range(arguments.images)]
     medians = {name: statistics.median(row[name] for row in points) for name in points[0]}

@@ -1,12 +1,13 @@
-"""Does an MLLM tell one thing from the other in the same box? And what does that cost on default scenes?
+"""Whether an MLLM tells apart two things in nearly the same box, and how well it does on default scenes.
 
     python -m benchmarks.pairs [--count 100] [--seed 990301] [--model demo] [--state STEP] [--default 120] [--json FILE]
 
-On ambiguous scenes each phrase for one of the pair is asked; it is found if a box is given, and right if a given box has an IoU of 0.5
-with the thing's. The published 30 points in the thing's true box are judged at P(inside) = 0.5, in close-ups as in serving: all, those on
-the thing, on the other thing and on neither. Phrases that mean nothing should find none. On default scenes the figures are those of
-``sam4mllm evaluate --oracle`` with the strategy pqpp. Intervals are of 95 %, over images. ``--state`` takes a saved training state of the
-recipe's language stage, or the newest in a folder of them.
+On ambiguous scenes each phrase for one of the pair is asked. It counts as found if the MLLM gives a box, and as right if one of its boxes
+has an IoU of at least 0.5 with that of the thing. Answers about the published 30 points in the thing's true box are judged at
+P(inside) = 0.5, in close-ups as in serving: for all points, and for those on the thing, on the other thing and on neither. Phrases that
+mean nothing should find nothing. On default scenes the figures are those of ``sam4mllm evaluate --oracle`` with the strategy pqpp.
+Intervals are 95 % intervals over images. ``--state`` takes the weights of a saved training state of the recipe's language stage, or of the
+newest in a folder of such states.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ COLUMNS = ("found", "box right", "points right", "on the target", "on the other 
 
 
 def with_state(state: Path, folder: Path) -> str:
-    """Export a training state as a model folder in ``folder``; its path."""
+    """Export a training state, or the newest in a folder of states, as a model folder in ``folder``, and return its path."""
     newest = state if (state / "model.safetensors").exists() else sorted(state.glob("step-*"))[-1]
     print(f"the weights of {newest.name}")
     export_mllm(read_trainee(newest), folder / "model")
@@ -48,7 +49,7 @@ def with_state(state: Path, folder: Path) -> str:
 
 
 def measure(grounder: Grounder, scene: DemoScene) -> list[dict[str, Term]]:
-    """What each phrase of a scene adds to the figures of COLUMNS: (right, asked)."""
+    """Return what each phrase about the pair, or about nothing, adds to the figures of COLUMNS: the numbers of right and of all answers."""
     assert scene.pair is not None
     said = [one for one in scene.expressions if not one.targets or one.targets[0] in scene.pair]
     opened = grounder.open(scene.image)
@@ -67,7 +68,7 @@ def measure(grounder: Grounder, scene: DemoScene) -> list[dict[str, Term]]:
 
 
 def judge_points(grounder: Grounder, opened: object, scene: DemoScene, one: Expression) -> dict[str, Term]:
-    """The figures about points of one phrase for one of the pair."""
+    """Return what the points of a phrase for one of the pair add to the figures: the numbers of right and of all answers of each kind."""
     assert scene.pair is not None
     index = one.targets[0]
     box_px = scene.boxes_px[index]
@@ -81,7 +82,7 @@ def judge_points(grounder: Grounder, opened: object, scene: DemoScene, one: Expr
 
 
 def report(title: str, images: Sequence[str], rows: Sequence[dict[str, Term]]) -> dict[str, object]:
-    """Print each figure with its interval."""
+    """Print and return each figure with its interval; ``images`` has the image of each row."""
     sums = sum_by_image(images, rows)
     ends, found = intervals(sums), dict[str, object]()
     print(f"\n{title}: {len(set(images))} images, {len(rows)} phrases")
@@ -94,7 +95,7 @@ def report(title: str, images: Sequence[str], rows: Sequence[dict[str, Term]]) -
 
 
 def ambiguous(grounder: Grounder, count: int, seed: int) -> dict[str, object]:
-    """The figures on ambiguous scenes, all and by the pair's kind."""
+    """Print and return the figures on so many ambiguous scenes, for all of them and by the kind of the pair."""
     images: list[str] = []
     rows: list[dict[str, Term]] = []
     kinds: list[str] = []
@@ -112,7 +113,7 @@ def ambiguous(grounder: Grounder, count: int, seed: int) -> dict[str, object]:
 
 
 def default(pipeline: Pipeline, count: int, seed: int) -> dict[str, object]:
-    """The figures on default scenes."""
+    """Print and return the figures on so many default scenes."""
     with tempfile.TemporaryDirectory() as folder:
         write_scenes(Path(folder) / "scenes", count, seed)
         figures, judged = evaluate(pipeline, Path(folder) / "scenes", oracle=True)

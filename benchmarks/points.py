@@ -1,10 +1,10 @@
-"""Where points fall and which mask is chosen: every pattern with every choice on the same images, against the published ones.
+"""Every pattern of points with every choice of the mask, on the same images, compared with the published pattern and choice.
 
     python -m benchmarks.points FOLDER [--shake 0.08] [--model demo] [--segmenter demo] [--patterns unsure …] [--choices single …]
 
-Without ``--shake`` it is ``sam4mllm ablate FOLDER --over pattern,choice --grid`` with finer figures. ``--shake`` moves each side of the
-MLLM's boxes by a normal deviate, the same for all rows, whose standard deviation is that share of the box's sides: a model that finds
-things less exactly than the demo on its own scenes. Prints a Markdown table.
+Without ``--shake`` it is ``sam4mllm ablate FOLDER --over pattern,choice --grid`` with more decimal places. ``--shake`` imitates a model
+that finds things less exactly than the demo on its own scenes: it shifts each side of the MLLM's boxes by a normally distributed amount,
+whose standard deviation is this share of the box's width or height. The shifts are the same for all rows. Prints a Markdown table.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ HEADS = (
 
 
 class ShakenGrounder:
-    """Wraps a grounder; its boxes are off by a share of their sides, each phrase's in one way for ever."""
+    """Wraps a grounder and shifts its boxes at random, by a share of their sides. The same phrase and boxes are always shifted alike."""
 
     def __init__(self, grounder: Grounder, share: float) -> None:
         self._grounder = grounder
@@ -77,14 +77,14 @@ class ShakenGrounder:
 
 
 def measure(pipeline: Pipeline, folder: Path, patterns: Sequence[str], choices: Sequence[str]) -> list[Row]:
-    """The published pattern and choice first, then every other pair, each image of the dataset taken in once."""
+    """Return a row for the published pattern and choice, and then one for every other pair. Each image of the dataset is taken in once."""
     settings = plan(Setting(("base",), Options()), {"pattern": patterns, "choice": choices}, grid=True)
     compared = [setting for setting in settings if not setting.oracle]
     return tabulate(ablate(compared, folder, choose(folder), lambda *_: pipeline, Journal()))
 
 
 def as_markdown(rows: Sequence[Row]) -> str:
-    """The table of docs/points.md; differences in hundredths."""
+    """Return the rows as the table of docs/points.md, with differences in hundredths."""
     lines = [f"| {' | '.join(HEADS)} |", "|---|" + "---|" * (len(HEADS) - 1)]
     base = rows[0].figures["seconds_per_phrase"] or 1.0
     for row in rows:

@@ -1,8 +1,9 @@
-"""One-task ``/predict`` requests over HTTP, warm: the median, split by stage as the server measured it.
+"""Seconds of ``/predict`` requests of one task over HTTP: the median, and the mean of each stage as the server measures it.
 
     python -m benchmarks.predict [--count 30] [--seed 990003]
 
-Every request is another demo scene with one phrase, its picture in the task itself, so that no other server takes part.
+A first request warms up. Every request is about another demo scene, with one phrase; its picture is in the task itself, so that no other
+server takes part.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ PORT = 9391
 
 
 def body(seed: int) -> dict[str, Any]:
-    """A batch request of one task."""
+    """Return the body of a request for one task about the demo scene of a seed, as Label Studio sends it when it fetches predictions."""
     scene = make_scene((seed,))
     file = io.BytesIO()
     Image.fromarray(scene.image).save(file, "PNG")
@@ -41,7 +42,7 @@ def body(seed: int) -> dict[str, Any]:
 
 
 def stages(url: str) -> dict[str, float]:
-    """Seconds spent so far in each stage."""
+    """Return the seconds that the server has spent so far in each stage."""
     text = httpx.get(url + "/metrics").text
     return {name: float(value) for name, value in re.findall(r'sam4mllm_stage_seconds_sum{stage="(\w+)"} (\S+)', text)}
 

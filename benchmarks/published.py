@@ -1,14 +1,15 @@
-"""A phrase the published way against ours, on a Qwen2.5-VL with random weights: seconds for 1 and 10 phrases of an image.
+"""Seconds for 1 and for 10 phrases of an image, answered in the published way and in the project's, on a random-weight Qwen2.5-VL.
 
     python -m benchmarks.published --size 7b          # on a CUDA GPU, bf16
     python -m benchmarks.published                    # a tiny model, on whatever there is
 
-Published: for each phrase two calls of ``generate``, each with the whole image; the second answers all points in one line, token by token.
-Ours: the image once, the box answers of all phrases together, all points of all boxes in one packed pass.
+The published way calls ``generate`` twice for each phrase, each time with the whole image; the second call answers about all points in one
+line, token by token. The project's way (``ours``) takes the image in once, answers with the boxes of all phrases together, and asks about
+all points of all boxes in one packed pass.
 
-Random weights know neither when to stop nor what a box is. So both ways write as many tokens as a true box answer has, and the points are
-those of true boxes; what is timed is the MLLM alone. The least that each way could take is counted from the weights, the tokens and what
-the device was measured to do: a pass multiplies every weight of the language model by every token, and reads every weight once.
+A model with random weights neither stops by itself nor gives sensible boxes. So both ways write as many tokens as a true box answer has,
+and the points are those of true boxes. Only the MLLM is timed. The least time that each way could take is computed from the weights, the
+tokens and the device's measured limits (:mod:`benchmarks.limits`).
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ PHRASE = "the second cup from the left"
 
 
 def inquiries_of(index: int, count: int) -> tuple[NDArray[np.uint8], list[Inquiry]]:
-    """An image, and questions about a box of each of ``count`` phrases."""
+    """Return an image (H, W, 3) and, for each of ``count`` phrases, the questions about the points of one true box."""
     image, examples = sized_scene(SEED, index)
     boxes = [example.boxes_px[:1] for example in examples if example.has_target]
     asked = [boxes[number % len(boxes)] for number in range(count)]
@@ -51,14 +52,14 @@ def inquiries_of(index: int, count: int) -> tuple[NDArray[np.uint8], list[Inquir
 
 
 def ours(grounder: MllmGrounder, image: NDArray[np.uint8], inquiries: list[Inquiry]) -> None:
-    """As serving does."""
+    """Answer in the project's way, as serving does."""
     scene = grounder.open(image)
     grounder.ground(scene, [inquiry.grounding.phrase for inquiry in inquiries])
     grounder.ask(scene, inquiries)
 
 
 def published(grounder: MllmGrounder, image: NDArray[np.uint8], inquiries: list[Inquiry]) -> None:
-    """Two calls of ``generate`` a phrase, each with the whole image."""
+    """Answer in the published way: two calls of ``generate`` for each phrase, each with the whole image."""
     for inquiry in inquiries:
         encoded = grounder.checkpoint.encode(grounder.checkpoint, grounder.markup.opening, Image.fromarray(image))
         inputs = {name: tensor.to(grounder.device) for name, tensor in encoded.inputs.items()}
@@ -73,17 +74,17 @@ def published(grounder: MllmGrounder, image: NDArray[np.uint8], inquiries: list[
 
 @torch.inference_mode()
 def generate(grounder: MllmGrounder, inputs: dict[str, Tensor], said: list[int], tokens: int) -> None:
-    """Greedily so many tokens after the image and what is said."""
+    """Generate exactly ``tokens`` tokens greedily after the image and the token ids ``said``."""
     ids = torch.cat([inputs["input_ids"], torch.tensor([said], device=grounder.device)], 1)
     further = {name: tensor for name, tensor in inputs.items() if name != "input_ids"}
-    if "mm_token_type_ids" in further:  # 0 is text
+    if "mm_token_type_ids" in further:  # 0 marks text
         further["mm_token_type_ids"] = F.pad(further["mm_token_type_ids"], (0, len(said)))
     lengths = {"min_new_tokens": tokens, "max_new_tokens": tokens}
     grounder.checkpoint.model.generate(input_ids=ids, **further, attention_mask=torch.ones_like(ids), do_sample=False, **lengths)
 
 
 def measure(grounder: MllmGrounder, limits: Limits, phrases: int, images: int) -> dict[str, float]:
-    """Medians over images, after one to warm up."""
+    """Return the figures of both ways as medians over so many images; one image before them warms up and does not count."""
     seconds: dict[str, list[float]] = {"published": [], "ours": []}
     shares: dict[str, list[float]] = {"published": [], "ours": []}
     for index in range(images + 1):
@@ -100,7 +101,7 @@ def measure(grounder: MllmGrounder, limits: Limits, phrases: int, images: int) -
 
 
 def main() -> None:
-    """Print device, date, its limits, and a row for 1 and for 10 phrases."""
+    """Print the date, the device with its limits, and a row for 1 and for 10 phrases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("tiny", "7b"), default="tiny")
     parser.add_argument("--device")

@@ -1,4 +1,4 @@
-"""An adapter of random weights for the demo model: it draws otherwise, and costs no training."""
+"""An adapter with random weights for the demo model, which changes its answers without any training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from sam4mllm.adapters.lora import attach, save_adapter
 from sam4mllm.grounding.families import load_checkpoint
 
 SPREAD = 0.006
-"""Standard deviation of the factor that begins as zero: boxes and points move, and still are some."""
+"""Standard deviation of the LoRA factor B, which is zero in a new adapter. It is large enough to move boxes and points, and small enough
+that the answers still have some."""
 
 
 def write_random_adapter(folder: Path, seed: int) -> Path:
-    """A plain PEFT folder."""
+    """Write a random adapter as a plain PEFT folder, and return the folder."""
     torch.manual_seed(seed)
     model: Any = attach(load_checkpoint("demo", torch.device("cpu")), 64, 128, 0.0)
     for name, weight in model.named_parameters():

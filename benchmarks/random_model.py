@@ -1,7 +1,7 @@
-"""Qwen2.5-VL of any size with random weights, made where it is to be used: what takes time and memory does not ask what the weights say.
+"""Qwen2.5-VL models of any size with random weights, for measuring time and memory, which do not depend on the weights' values.
 
-It speaks the family's dialect in the tokens of a small tokenizer; the vocabulary is as wide as published, so that embeddings and head weigh
-what they weigh.
+A model is created directly on its device. It uses the family's dialect with a small tokenizer. At the published size the vocabulary has its
+published size too, so that the embeddings and the head take as much memory as in the real model.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ KIND = KINDS["Qwen2.5-VL"]
 
 @dataclass(frozen=True)
 class Size:
-    """The numbers of a model's config; ``side_px`` bounds the processor's image, as the side of a square."""
+    """The numbers of a model's config. The image processor scales images to at most ``side_px`` squared pixels; ``spread`` is the standard
+    deviation of the random weights.
+    """
 
     hidden: int
     intermediate: int
@@ -43,9 +45,10 @@ class Size:
 
 
 SEVEN_B = Size(3584, 18944, 28, 28, 4, 152_064, (16, 24, 24), 32, 1280, 3420, 16, 112, (7, 15, 23, 31), 3584)
-"""config.json and preprocessor_config.json of Qwen/Qwen2.5-VL-7B-Instruct."""
+"""The numbers of Qwen2.5-VL-7B, from config.json and preprocessor_config.json of Qwen/Qwen2.5-VL-7B-Instruct."""
 TINY = Size(64, 128, 2, 2, 1, 1536, (4, 6, 6), 2, 32, 48, 2, 56, (1,), 112, spread=0.3)
-"""For tests; its sides suit the blocks of bitsandbytes: 64 inputs, 32 outputs."""
+"""A tiny model for tests. The matrices of its language model suit the blocks of bitsandbytes: multiples of 64 inputs and of 32
+outputs."""
 
 
 def make_config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
@@ -88,7 +91,7 @@ def make_config(size: Size, tokenizer: PreTrainedTokenizerFast) -> Any:
 
 
 def make_checkpoint(size: Size, device: torch.device, dtype: torch.dtype, seed: int = 7) -> Checkpoint:
-    """The model on its device, as ``load_checkpoint`` would give it; nothing is read or written."""
+    """Return a random model on its device as the checkpoint that ``load_checkpoint`` would return; no file is read or written."""
     torch.manual_seed(seed)
     tokenizer = build_tokenizer(KIND)
     with torch.device(device):
@@ -115,7 +118,7 @@ def make_processor(size: Size) -> Any:
 
 
 def write_checkpoint(size: Size, folder: Path, seed: int = 7) -> Path:
-    """The same as a folder."""
+    """Write the same model, tokenizer and image processor to a folder, in float32, and return the folder."""
     made = make_checkpoint(size, torch.device("cpu"), torch.float32, seed=seed)
     for part in (made.model, made.tokenizer, made.image_processor):
         part.save_pretrained(folder)

@@ -1,4 +1,4 @@
-"""How long a set of refCOCO's size takes to prepare and to merge, and how much memory: a synthetic one in REFER's layout.
+"""How long a dataset of refCOCO's size takes to prepare and to merge, and how much memory; the dataset is synthetic, in REFER's layout.
 
 python -m benchmarks.readers FOLDER              # 20,000 pictures, 50,000 references; FOLDER is new, and takes 2 GB
 python -m benchmarks.readers FOLDER --pictures 200
@@ -26,7 +26,7 @@ from sam4mllm.data.readers import READERS
 
 WIDTH, HEIGHT = 640, 480
 REFERENCES, OUTLINES = 2.5, 9.8
-"""For each picture, as in refCOCO."""
+"""Mean numbers of references and of outlines (annotations) for each picture, as in refCOCO."""
 CORNERS = 30
 WORDS = ["left", "right", "man", "woman", "red", "blue", "the", "a", "big", "small", "front", "back", "cup", "dog"]
 
@@ -38,7 +38,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=20_000)
     arguments = parser.parse_args()
     folder: Path = arguments.folder
-    # in a process of its own, whose memory is not counted
+    # the data is written in a process of its own, whose memory is not counted
     with ProcessPoolExecutor(1, get_context("spawn")) as beside:
         sentences = beside.submit(write_refer, folder / "refer", arguments.pictures).result()
     print(f"{arguments.pictures:,} pictures, {sentences:,} sentences")
@@ -60,7 +60,7 @@ def _say(what: str, began: float) -> float:
 
 
 def write_refer(root: Path, pictures: int) -> int:
-    """A set in REFER's layout; the number of its sentences."""
+    """Write a synthetic dataset in REFER's layout, and return the number of its sentences."""
     chance, numbers = random.Random(0), np.random.default_rng(0)
     folder = root / "images" / "mscoco" / "images" / "train2014"
     folder.mkdir(parents=True)
@@ -71,7 +71,7 @@ def write_refer(root: Path, pictures: int) -> int:
     annotations = [_annotation(number, number % pictures + 1, numbers) for number in range(1, int(OUTLINES * pictures) + 1)]
     references = [_reference(number, chance.choice(annotations), chance) for number in range(1, int(REFERENCES * pictures) + 1)]
     (root / "refcoco").mkdir()
-    # as Python 2 wrote it
+    # pickle protocol 0, which Python 2 wrote refCOCO's file in
     (root / "refcoco" / "refs(unc).p").write_bytes(pickle.dumps(references, 0))
     tables = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "thing"}]}
     (root / "refcoco" / "instances.json").write_text(json.dumps(tables))

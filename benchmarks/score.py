@@ -1,16 +1,17 @@
-"""Whether the score finds the errors: 100 phrases act as corrections and fit it, 300 others measure it.
+"""Whether the score finds the errors: its calibration is fitted on 100 corrected phrases and measured on 300 others.
 
     python benchmarks/score.py [--corrections 20] [--scenes 60] [--json]
 
 Scenes have five phrases each. An error is an answer with an IoU below 0.5: a wrong object, one that is not asked for, or a wrong "none".
-An answer is scored by its worst instance, "none" by its probability times the average mask's score. Rows: the fixed formula, and the
-calibration as it is, fitted on whether a mask is of the right thing (IoU of at least ACCEPTED_IOU); for comparison the same fitted at 0.9.
+The score of an answer is that of its worst instance; the score of "none" is its probability times the average mask's score. The rows of
+the table are the fixed formula, the calibration as the server fits it, on whether a mask is of the right thing (IoU of at least
+ACCEPTED_IOU), and for comparison the same calibration fitted on whether its IoU is at least 0.9.
 
 AUROC error     how well the score tells errors from the rest: 1 perfect, 0.5 chance; with a bootstrap 95 % interval over the scenes
-ECE not error   expected calibration error of the score as the probability that the answer is no error
-ECE 0.9         the same as the probability that its IoU is at least 0.9
-lift            errors among the lowest quarter of the scores, by what a random order would find there: of all, of answers with a mask, and
-                of empty ones alone
+ECE not error   expected calibration error of the score, taken as the probability that the answer is no error
+ECE 0.9         the same, taken as the probability that the answer's IoU is at least 0.9
+lift            errors among the quarter of the answers with the lowest scores, divided by how many a random order would have there: for all
+                errors, for those with a mask, and for empty ones
 """
 
 from __future__ import annotations
@@ -34,15 +35,15 @@ from sam4mllm.values import Segmentation
 CORRECTIONS_SEED, MEASURED_SEED = 990_021, 990_022
 ERROR_IOU = 0.5
 FINE_IOU = 0.9
-"""What the engineering notes (C.5) call accepted."""
+"""Least IoU of a mask that the engineering notes (C.5) call accepted."""
 BARS = {"AUROC": 0.75, "ECE": 0.1, "lift": 2.3, "kind": 1.7}
 DRAWS = 2000
 
 
 @dataclass(frozen=True)
 class Answer:
-    """What came of a phrase: of each instance its features and its best IoU with a true one, of the whole its IoU; ``empty`` is the
-    probability of "none".
+    """The answer to a phrase. ``features`` and ``matches``, the best IoU with a true mask, are of each instance; ``iou`` is of the whole
+    answer; ``empty`` is the probability of "none".
     """
 
     scene: int
@@ -66,7 +67,7 @@ def answer_scenes(pipeline: Pipeline, seed: int, scenes: int) -> list[Answer]:
 
 
 def judge(scene: int, found: Segmentation, truths: NDArray[np.bool_]) -> Answer:
-    """Against the true masks (N, H, W), of which there may be none."""
+    """Compare an answer with the true masks (N, H, W), of which there may be none."""
     matches = tuple(max((mask_iou(one.mask, truth) for truth in truths), default=0.0) for one in found.instances)
     whole = compare(found.mask, union(truths), bool(len(truths))).iou
     return Answer(scene, tuple(one.features for one in found.instances), matches, whole, found.no_target_probability)
@@ -109,7 +110,7 @@ def auroc(scores: NDArray[np.float64], good: NDArray[np.bool_]) -> float:
 
 
 def interval(scores: NDArray[np.float64], ious: NDArray[np.float64], scenes: NDArray[np.int64]) -> tuple[float, float]:
-    """Phrases of one image stand or fall together, so whole scenes are drawn."""
+    """Return the bootstrap 95 % interval of the AUROC. Whole scenes are drawn, because the phrases of one image are not independent."""
     rng = np.random.default_rng(0)
     groups = [np.flatnonzero(scenes == scene) for scene in np.unique(scenes)]
     values = []
@@ -138,7 +139,7 @@ def print_table(answers: Sequence[Answer], rows: dict[str, dict[str, float]]) ->
 
 
 def met(row: dict[str, float], errors: int) -> bool:
-    """Whether a row reaches the bars; where there are few errors, finding all of them will do."""
+    """Whether a row reaches the bars. The bar of the lift also counts as reached if the lowest quarter of the scores holds all errors."""
     found = row["lift"] >= BARS["lift"] or row["found"] == errors
     alone = min(row["lift masks"], row["lift empty"]) >= BARS["kind"]
     return row["AUROC error"] >= BARS["AUROC"] and row["ECE not error"] <= BARS["ECE"] and found and alone

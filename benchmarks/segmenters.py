@@ -1,19 +1,21 @@
-"""What changes with another kind of segmenter: several of them drawn from the same prompts, on scenes that no training has seen.
+"""How segmenters of different kinds compare: each gets the same prompts, on scenes that no training has seen.
 
     python -m benchmarks.small_segmenters FOLDER
     python -m benchmarks.segmenters demo FOLDER/mask2former FOLDER/segformer true-classes [--scenes 120] [--seed 990093]
 
-``true-classes`` is no model: the connected parts of the true classes, what a semantic model comes to that is right at every pixel.
-Mean IoU with 95 % intervals by a bootstrap over scenes, and the differences to the first segmenter on the same scenes, in hundredths:
+``true-classes`` is no model: it proposes the connected parts of the true classes, which is what a semantic model would propose if it were
+right at every pixel. Printed are mean IoUs with 95 % intervals by a bootstrap over scenes, and the differences to the first segmenter on
+the same scenes, in hundredths. The columns are, by prompt:
 
 box and points  the true box of a thing and 30 points with their true labels
 box             the true box alone
-pqpp            what the demo model asks for by a phrase, one a scene: its boxes, and the points that it is sure of
-best            of a segmenter that proposes: its best proposal by the true mask, which no prompt can better
-any             of such: any of its proposals, drawn evenly; what knowing nothing of the prompt gives
-CPU s           the processor's seconds for an image and the prompts with points of all its things
+pqpp            the demo model's prompts for one phrase a scene: its boxes, and the points that it is sure of
+best            only for segmenters that make proposals: the best proposal by the true mask, the upper bound for any prompt
+any             only for such segmenters: the mean over all proposals, which is what choosing one at random gives
+CPU s           CPU seconds for an image and the prompts with points of all its things
 
-Twice: the usual scenes, and scenes with two things in nearly one box (those two alone are asked for, by no phrase).
+There are two parts: the usual scenes, and scenes in which two things share nearly one box. In these, only the two are measured, and no
+phrase is asked.
 """
 
 from __future__ import annotations
@@ -48,8 +50,9 @@ KINDS = ("scenes", "ambiguous")
 
 @dataclass(eq=False)
 class Measured:
-    """What a segmenter came to on one kind of scenes: the scene of each row, what the row adds to each figure, and the processor's seconds
-    for each scene.
+    """The results of a segmenter on one kind of scenes.
+
+    ``scenes`` has the scene of each row, ``rows`` what the row adds to each figure, and ``seconds`` the CPU seconds of each scene.
     """
 
     scenes: list[str] = field(default_factory=list)
@@ -57,7 +60,7 @@ class Measured:
     seconds: list[float] = field(default_factory=list)
 
     def add(self, scene: int, **ious: float) -> None:
-        """One thing or phrase; figures that say nothing of it are left out."""
+        """Add a row for a thing or a phrase, with the IoU for each figure that applies to it; figures not given do not count it."""
         named = {name.replace("_", " "): value for name, value in ious.items()}
         self.scenes.append(str(scene))
         self.rows.append({name: (named[name], 1.0) if name in named else (0.0, 0.0) for name in FIGURES})
@@ -67,7 +70,10 @@ class Measured:
 
 
 class TrueClasses(ProposalSegmenter):
-    """Knows the noun at every pixel of a scene, as SegFormer is taught it; things without a name are one class."""
+    """A segmenter that knows the true class of every pixel of ``scene``: the noun of the thing there, as SegFormer is taught it.
+
+    Things without a name are one class.
+    """
 
     def __init__(self) -> None:
         super().__init__(torch.nn.Linear(1, 1), None, TRUE_CLASSES)
@@ -84,7 +90,7 @@ class TrueClasses(ProposalSegmenter):
 
 
 def measure(pipelines: Sequence[Pipeline], kind: str, seed: int, scenes: int) -> list[Measured]:
-    """What each pipeline's segmenter comes to. All have one grounder, which answers each question once."""
+    """Measure each pipeline's segmenter on so many scenes of a kind. All pipelines share a grounder, which answers each question once."""
     found = [Measured() for _ in pipelines]
     for index in range(scenes):
         drawn = make_scene((seed, index)) if kind == "scenes" else make_ambiguous((seed, index))
@@ -103,7 +109,7 @@ def measure(pipelines: Sequence[Pipeline], kind: str, seed: int, scenes: int) ->
 
 
 def asked_for(scene: DemoScene) -> list[int]:
-    """The things that are measured: the pair of an ambiguous scene, else all."""
+    """Return the indices of the things that are measured: the pair of an ambiguous scene, or all things of another one."""
     return list(scene.pair or range(len(scene.masks)))
 
 
@@ -123,20 +129,22 @@ def measure_things(measured: Measured, index: int, scene: DemoScene, segmenter: 
 
 
 def ious_of(segmenter: Segmenter, embedding: Embedding, prompts: Sequence[Prompt], truths: NDArray[np.bool_]) -> list[float]:
-    """Of each prompt the IoU of its best mask by the segmenter's own judgement."""
+    """Return, for each prompt, the IoU with its true mask of the mask that the segmenter itself predicts to be best."""
     decoded = segmenter.decode(embedding, prompts)
     return [mask_iou(one.mask(one.best), truth) for one, truth in zip(decoded, truths, strict=True)]
 
 
 def proposal_ious(embedding: Embedding, truth: NDArray[np.bool_]) -> list[float] | None:
-    """None of a segmenter that proposes nothing."""
+    """Return the IoU of each proposal with the true mask (H, W); None for a segmenter that makes no proposals."""
     if not isinstance(embedding, ProposalsEmbedding):
         return None
     return [mask_iou(proposal.mask(embedding.width, embedding.height), truth) for proposal in embedding.proposals]
 
 
 def measure_phrase(measured: Measured, index: int, scene: DemoScene, pipeline: Pipeline, opened: Opened) -> None:
-    """The first phrase that means something: the demo model takes longer for a phrase than a segmenter for a scene."""
+    """Measure the scene's first phrase that means something. It is only one, because the demo model takes longer for a phrase than a
+    segmenter for a scene.
+    """
     for expression in [expression for expression in scene.expressions if expression.targets][:1]:
         [answer] = pipeline.segment(opened, [expression.phrase])
         measured.add(index, pqpp=mask_iou(answer.mask, union(scene.masks[list(expression.targets)])))

@@ -1,9 +1,10 @@
-"""What learning costs in a large project: a look at one new correction among many, and the preparation of a run.
+"""What learning costs in a large project: a look at the log for one new correction among many, and the preparation of a run.
 
     python -m benchmarks.size [--corrections 20000] [--folder FOLDER]
 
-A log of edited masks of 640 x 480 pixels, each of a picture of its own, as events of Label Studio bring them, and the server around it with
-models that do nothing. CPU seconds of this process; pictures come from memory. Ends with 1 if a bar is missed.
+The log is filled with edited masks of 640 x 480 pixels, each of a picture of its own, as Label Studio's events bring them. The server that
+uses it has fake models, which do nothing. Measured are CPU seconds of this process; the pictures come from memory. Ends with 1 if a bar is
+missed.
 """
 
 from __future__ import annotations
@@ -37,14 +38,14 @@ CONFIG = (
     "</BrushLabels></View>"
 )
 LOOK_SECONDS, PREPARATION_SECONDS = 0.1, 60.0
-"""The bars."""
+"""The bars: most CPU seconds of a look at one new correction, and of a run's preparation."""
 MASKS = 100
-"""Different ones; the corrections take turns."""
+"""Number of different masks, which the corrections use in turn."""
 FEATURES = {"stability": 0.9}
 
 
 class Pictures:
-    """Each reference has a file of its own, of photo-like noise."""
+    """A source of pictures in which each reference has its own file: the same JPEG of photo-like noise with other trailing bytes."""
 
     def __init__(self) -> None:
         noise = np.random.default_rng(0).integers(0, 255, (48, 64, 3), np.uint8)
@@ -53,7 +54,7 @@ class Pictures:
         self._file = file.getvalue()
 
     def read(self, reference: object, task_id: int | None) -> bytes:
-        return self._file + str(reference).encode()  # decoders stop before it
+        return self._file + str(reference).encode()  # decoders stop at the JPEG's end and do not see the reference
 
 
 def ellipse(rng: np.random.Generator) -> NDArray[np.bool_]:
@@ -63,7 +64,7 @@ def ellipse(rng: np.random.Generator) -> NDArray[np.bool_]:
 
 
 class Annotators:
-    """Correct a task after the other."""
+    """Annotators who correct one task after the other; their corrections are written to the log."""
 
     def __init__(self, log: CorrectionLog) -> None:
         rng = np.random.default_rng(1)
@@ -73,7 +74,7 @@ class Annotators:
         self._shown = [to_rle(mask) for mask in self._masks]
 
     def correct(self, task: int) -> None:
-        """What was served for the task, and the event of its annotation."""
+        """Log what was served for the task, and the event of the annotation that corrects it."""
         mask, region = task % MASKS, f"r{task}"
         size = {"original_width": WIDTH, "original_height": HEIGHT, "image_rotation": 0}
         value = {"format": "rle", "rle": self._encoded[(mask + 1) % MASKS], "brushlabels": ["Cup"]}
@@ -102,7 +103,10 @@ def cpu(work: Callable[[], object]) -> float:
 
 
 def look_once(home: Path, corrections: int) -> tuple[float, float]:
-    """CPU seconds of the server's first look, and of one at a single new correction."""
+    """Return the CPU seconds of the server's first look at the log, and the median of five looks at a single new correction each.
+
+    ``corrections`` is the number of corrections that the log in ``home`` already holds.
+    """
     place = school(home)
     learner, log = place.service.learner, place.service.corrections
 
@@ -114,7 +118,7 @@ def look_once(home: Path, corrections: int) -> tuple[float, float]:
     seconds = []
     for pictures in range(corrections + 1, corrections + 6):
         annotators.correct(pictures)
-        learner._next_look = 0.0  # now, not in twenty seconds
+        learner._next_look = 0.0  # look at once and not after the usual twenty seconds
         learner.wake()
         seconds.append(cpu(partial(wait, pictures)))
     place.service.close(5.0)

@@ -1,4 +1,4 @@
-"""Demo scenes as large as photos, with five phrases, one of each kind: for what is counted or timed at the sizes of real models."""
+"""Demo scenes as large as photos, with five phrases, one of each kind, for benchmarks that count or time work at realistic sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sam4mllm.demo.scenes import make_scene
 from sam4mllm.run_lengths import to_rle
 
 COCO = (640, 480)
-"""The most frequent size, as (width, height), of COCO's images, which refCOCO and its kin are about."""
+"""The most frequent size, as (width, height), of COCO's images, from which refCOCO and similar datasets are made."""
 
 
 def sized_scene(seed: int, index: int, size: tuple[int, int] = COCO) -> tuple[NDArray[np.uint8], tuple[Example, ...]]:

@@ -1,10 +1,10 @@
-"""Small Mask2Former and SegFormer models for the demo's scenes, trained from random weights: what the segmenters are compared by.
+"""Train small Mask2Former and SegFormer models on the demo's scenes, from random weights, for ``benchmarks/segmenters.py``.
 
     python -m benchmarks.small_segmenters FOLDER [--only mask2former|segformer] [--steps 2400] [--threads 1]
 
-Writes FOLDER/mask2former and FOLDER/segformer, which ``--segmenter`` takes. Mask2Former learns every thing as one class; SegFormer a class
-for each known noun, one for things without a name, and the background. How well the best query or the classes fit is in
-FOLDER/training/*/log.jsonl. A run that was interrupted goes on from its last state.
+Writes FOLDER/mask2former and FOLDER/segformer, which ``--segmenter`` accepts. Mask2Former learns all things as a single class. SegFormer
+learns one class for each known noun, one for things without a name, and the background. FOLDER/training/*/log.jsonl shows the IoU of
+Mask2Former's best query and the share of pixels that SegFormer classifies right. An interrupted run goes on from its last saved state.
 """
 
 from __future__ import annotations
@@ -38,38 +38,44 @@ from sam4mllm.demo.pretrain.loop import PretrainPlan, run
 from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_crowd, make_scene
 
 SIDES, SMALL_SHARE = (96, 160), 2 / 3
-"""Pixels of the square that an image is squashed to: most is learned at 96, where an image costs less than half, and the last third of the
-steps at 160, at which the models serve."""
+"""Sides in pixels of the squares to which images are squashed, and the share of the steps at the smaller one, where an image costs less
+than half. The last third of the steps is at 160, the size at which the models serve."""
 BATCH, STEPS, WARMUP, RATE = 8, 2_400, 50, 1.5e-3
 SEED = 51
 POOL = 1_200
-"""Scenes that are drawn, once each; later they are seen again, mirrored or not. Drawing takes as long as a step of training."""
+"""Number of scenes to train on. Each is drawn once and then used again, every other time mirrored, because drawing one takes as long as a
+step of training."""
 CROWDED, AMBIGUOUS = (1, 5), (7,)
-"""Which scenes of each eight are crowded, so that more is learned from an image, and which have two things in nearly one box."""
+"""The numbers, modulo BATCH, of scenes that are crowded, so that more is learned from an image, and of scenes in which two things share
+nearly one box."""
 BACKGROUND_WEIGHT = 0.25
-"""Of SegFormer's pixels: three in four show no thing, and a model of few steps would learn little else."""
+"""Weight of background pixels in SegFormer's loss. Three pixels in four are background, and with full weight a model would learn little
+else in few steps."""
 BACKGROUND, NAMELESS = "background", "thing without a name"
 MEAN, STD = np.array([123.675, 116.28, 103.53], np.float32), np.array([58.395, 57.12, 57.375], np.float32)
-"""ImageNet's, as both models' own processors have them."""
+"""Mean and standard deviation of ImageNet's pixels by colour, which both models' image processors use."""
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """A scene as a model sees it: ``image`` (S, S, 3) uint8, ``masks`` (N, S, S) bool, ``classes`` (N,) int64, each thing's noun."""
+    """A scene as a model sees it: ``image`` (S, S, 3) uint8, ``masks`` (N, S, S) bool, ``classes`` (N,) int64.
+
+    ``classes`` has the number of each thing's noun in :func:`class_names`.
+    """
 
     image: NDArray[np.uint8]
     masks: NDArray[np.bool_]
     classes: NDArray[np.int64]
 
     def seen(self, side: int, mirrored: bool) -> Drawn:
-        """At another size, and as in a mirror."""
+        """Return the scene at another size and, if ``mirrored``, with left and right exchanged."""
         turn = slice(None, None, -1 if mirrored else 1)
         image = cv2.resize(self.image, (side, side), interpolation=cv2.INTER_AREA)[:, turn]
         return Drawn(np.asarray(image, np.uint8), _resize_masks(self.masks, side)[..., turn], self.classes)
 
 
 def class_names() -> list[str]:
-    """What SegFormer tells apart, by number."""
+    """Return the names of SegFormer's classes, in the order of their numbers."""
     return [BACKGROUND, *known_nouns(), NAMELESS]
 
 
@@ -88,7 +94,7 @@ def draw(index: int) -> Drawn:
 
 
 def batch(step: int, side: int) -> list[Drawn]:
-    """The scenes of a step; every other round of the pool is mirrored."""
+    """Return the scenes of a step at this size. In every other pass through the pool they are mirrored."""
     places = range(step * BATCH, (step + 1) * BATCH)
     return [draw(place % POOL).seen(side, mirrored=place // POOL % 2 == 1) for place in places]
 
@@ -134,7 +140,7 @@ def build_mask2former() -> Mask2FormerForUniversalSegmentation:
 
 
 def build_segformer() -> SegformerForSemanticSegmentation:
-    """A SegFormer of random weights, a sixth of the smallest published one (B0)."""
+    """Return a SegFormer with random weights, of a sixth of the size of the smallest published one (B0)."""
     names = class_names()
     config = SegformerConfig(
         hidden_sizes=[16, 32, 80, 128],
@@ -151,8 +157,11 @@ def build_segformer() -> SegformerForSemanticSegmentation:
 
 
 def mask2former_losses(model: Any, scenes: Sequence[Drawn]) -> dict[str, Tensor]:
-    """The model's own loss (cross-entropy and dice at sampled points of matched queries, and their classes, after each decoder layer), and
-    one of ours that needs no matching: a thing's mean feature as its query. Features that tell things apart come before queries that do.
+    """Return the losses of Mask2Former on scenes, and the mean IoU of the best queries as ``_iou``.
+
+    ``queries`` is the model's own loss: cross-entropy and dice at sampled points of matched queries, and their classes, after each decoder
+    layer. ``features`` is an additional loss that needs no matching, because it takes a thing's mean feature as its query: queries can tell
+    things apart only once the features do.
     """
     masks = [torch.from_numpy(scene.masks.copy()).float() for scene in scenes]
     classes = [torch.zeros(len(scene.masks), dtype=torch.long) for scene in scenes]
@@ -165,7 +174,9 @@ def mask2former_losses(model: Any, scenes: Sequence[Drawn]) -> dict[str, Tensor]
 
 
 def _feature_loss(features: Tensor, masks: Tensor) -> Tensor:
-    """Cross-entropy and dice of masks (N, h, w) against the product of each thing's mean feature with all features (C, h, w)."""
+    """Return the sum of cross-entropy and dice loss for masks (N, h, w); each thing's logits are the products of its mean feature with all
+    features (C, h, w).
+    """
     means = torch.einsum("chw,nhw->nc", features, masks) / masks.sum((1, 2)).clamp(min=1)[:, None]
     logits = torch.einsum("nc,chw->nhw", means, features)
     share = logits.sigmoid()
@@ -174,7 +185,9 @@ def _feature_loss(features: Tensor, masks: Tensor) -> Tensor:
 
 
 def _best_iou(drawn: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """Mean over things of the best query's IoU, of masks (B, Q, h, w) with the true ones."""
+    """Return the mean, over all things, of the best IoU of a query's mask with the true one. ``drawn`` is (B, Q, h, w); ``masks`` has the
+    true masks (N, h, w) of each scene.
+    """
     found = []
     for guesses, truths in zip(drawn.float(), masks, strict=True):
         common = torch.einsum("qhw,nhw->nq", guesses, truths.float())
@@ -184,7 +197,9 @@ def _best_iou(drawn: Tensor, masks: Sequence[Tensor]) -> Tensor:
 
 
 def segformer_losses(model: Any, scenes: Sequence[Drawn]) -> dict[str, Tensor]:
-    """Cross-entropy at every other pixel of every other row, the background's weighted."""
+    """Return SegFormer's loss on scenes, cross-entropy at every other pixel of every other row with less weight on the background, and the
+    shares of pixels classified right.
+    """
     target = torch.from_numpy(np.stack([class_map(scene) for scene in scenes]))[:, ::2, ::2]
     logits = F.interpolate(model(pixel_values=_pixels(scenes)).logits, tuple(target.shape[-2:]), mode="bilinear", align_corners=False)
     weight = torch.ones(logits.shape[1])
@@ -195,7 +210,7 @@ def segformer_losses(model: Any, scenes: Sequence[Drawn]) -> dict[str, Tensor]:
 
 
 def class_map(scene: Drawn) -> NDArray[np.int64]:
-    """(S, S), 0 where there is no thing."""
+    """Return (S, S) the class number of each pixel, 0 where there is no thing."""
     found = np.zeros(scene.masks.shape[1:], np.int64)
     for mask, number in zip(scene.masks, scene.classes, strict=True):
         found[mask] = number
@@ -212,7 +227,7 @@ RECIPES: dict[str, tuple[Any, Any, Any]] = {
     "mask2former": (build_mask2former, mask2former_losses, Mask2FormerImageProcessor(size=SQUARE)),
     "segformer": (build_segformer, segformer_losses, SegformerImageProcessor(size=SQUARE)),
 }
-"""Of each: its model, its losses and its image processor."""
+"""For each model by name: the functions that build it and compute its losses, and its image processor."""
 
 
 def train(name: str, folder: Path, steps: int = STEPS, threads: int = 1) -> Path:

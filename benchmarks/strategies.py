@@ -1,4 +1,4 @@
-"""The table of the model card: every strategy on scenes that no training has seen.
+"""The model card's table: the figures of each strategy on scenes that no training has seen.
 
     python benchmarks/strategies.py [--count 120] [--seed 990003] [--model demo] [--segmenter demo]
 
@@ -26,7 +26,7 @@ ROWS: tuple[tuple[str, Strategy, bool], ...] = (
     ("pqpp joint", "pqpp", True),
 )
 ORACLE_ROW = "pqpp packed"
-"""The upper bound is the segmenter's alone: one row has it for all."""
+"""The row for which the upper bound (``oracle_mIoU``) is computed. It depends on the segmenter alone, so one row has it for all."""
 COLUMNS = ("gIoU", "cIoU", "mIoU", "T-acc", "N-acc", "Pr@0.5", "Pr@0.9", "point_accuracy", "point_ece", "oracle_mIoU", "seconds_per_phrase")
 
 

@@ -1,10 +1,10 @@
-"""Swaps of real adapters under load, over HTTP: 100 promotions, and 10 rollbacks that reviewers' corrections in the log bring about.
+"""Swaps of real adapters under load over HTTP: 100 promotions, and 10 automatic rollbacks after reviewers' corrections.
 
     python -m benchmarks.swaps [--swaps 100] [--rollbacks 10] [--load 3]
 
-Two adapters of random weights and the base model of the demo draw differently. Each draws every picture once in quiet; then, while
-they are swapped, each answer must be the very one of the version that it names. The server is threaded, in this process, so that its
-memory can be measured here.
+Three versions draw differently: the demo's base model and two adapters of random weights. Each draws every picture once before there is any
+load. While they are then swapped, each answer must be exactly the one that the version it names gave before. The server runs in threads of
+this process, so that its memory can be measured here.
 """
 
 from __future__ import annotations
@@ -41,15 +41,16 @@ from benchmarks.waiting import READY_SECONDS, wait_for
 
 PICTURES = 3
 A_REQUEST = 2
-"""Tasks in a request, of two pictures: a swap may come between them."""
+"""Tasks in a request, each of another picture, so that a swap may come between them."""
 PORT = 9393
 URL = f"http://127.0.0.1:{PORT}"
 MIB = 1 << 20
 
 
 class Drawn(NamedTuple):
-    """What tells answers apart: the version that an answer names, its picture, and its masks. (Not its score: reviews calibrate that anew,
-    whichever version serves.)
+    """What is compared of an answer: the version that it names, the number of its picture, and its masks as JSON.
+
+    The score is left out, because reviews change its calibration whichever version serves.
     """
 
     version: str
@@ -58,7 +59,7 @@ class Drawn(NamedTuple):
 
 
 class Silent(WSGIRequestHandler):
-    """Without a line a request."""
+    """A request handler that writes no line to the log for a request."""
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         pass
@@ -90,7 +91,10 @@ def main() -> None:
 
 @contextmanager
 def serving(home: Path) -> Iterator[Service]:
-    """The demo models behind HTTP, ready, with little room for images taken in: memory is to be seen."""
+    """Serve the demo models over HTTP. The block begins when they are loaded.
+
+    The cache of images is small, so that a leak of memory would be seen.
+    """
     service = build(Settings(home=home, cache_mb=64))
     service.start()
     wait_for("the models", lambda: service.engine.state != "loading", READY_SECONDS)
@@ -104,20 +108,24 @@ def serving(home: Path) -> Iterator[Service]:
 
 
 def add_adapter(service: Service, folder: Path, seed: int) -> str:
-    """A new version of random weights."""
+    """Add a version with random weights to the service's registry, and return its name."""
     write_random_adapter(folder, seed)
     return service.versions.add(folder, "00" * 32, {}).version
 
 
 def cornered(region: dict[str, Any]) -> dict[str, Any]:
-    """The region with another mask, as the editor sends a mask that was painted over."""
+    """Return a region with a mask in the upper left corner instead of its own, as the editor sends a mask that was painted over."""
     mask = np.zeros((region["original_height"], region["original_width"]), np.bool_)
     mask[:9, :9] = True
     return {**region, "origin": "prediction-changed", "value": {**region["value"], "rle": brush.encode(mask)}}
 
 
 class Trial:
-    """Asks, swaps, and keeps account."""
+    """Sends requests, swaps versions, and counts what goes wrong.
+
+    ``known`` has the masks of each version and picture without load; ``seen`` has all answers under load. ``failed`` counts failed
+    requests, ``mixed`` those answered by two versions, and ``strange`` answers whose masks are not those of the version that they name.
+    """
 
     def __init__(self, service: Service, versions: list[str]) -> None:
         self.service, self.versions = service, versions
@@ -137,7 +145,10 @@ class Trial:
         assert len(set(self.known.values())) == len(self.known), "the versions draw alike, so nothing would be seen"
 
     def ask(self, pictures: list[int]) -> list[Drawn]:
-        """One request, its tasks of new numbers so that no answer comes from memory."""
+        """Send one request with a task for each of these pictures, and return the answers.
+
+        The tasks have new numbers, so that no answer comes from a cache. Raises ``httpx.HTTPError``, or ValueError if a task got no answer.
+        """
         tasks: Any = [{**self._bodies[picture]["tasks"][0], "id": next(self._tasks)} for picture in pictures]
         answer = httpx.post(f"{URL}/predict", json={**self._bodies[0], "tasks": tasks}, timeout=100).raise_for_status()
         found = []
@@ -178,20 +189,23 @@ class Trial:
         self.seen += found
 
     def swap(self, times: int) -> float:
-        """Promote one and the other in turn; the memory of this process afterwards, in MiB."""
+        """Promote the two adapters in turn, and return the resident memory of this process afterwards, in MiB."""
         for number in range(times):
             self.service.versions.promote(self.versions[number % 2])
         return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / MIB
 
     def roll_back(self, times: int) -> int:
-        """Reviewers accept what the first version draws, and draw anew what the second does; how often the first one serves again."""
+        """Promote the second version so many times, and return after how many of them the first one was rolled back to.
+
+        Reviewers accept what the first version draws, and redraw what the second one does.
+        """
         good, worse = self.versions
         self.service.versions.promote(good)
         self._review(BASELINE, accept=True)
         rolled_back = 0
         for _ in range(times):
             self.service.versions.promote(worse)
-            time.sleep(1.1)  # promotions are dated to the second
+            time.sleep(1.1)  # promotions have times in whole seconds, and reviews must be later
             self._review(LEAST, accept=False)
             learner = self.service.learner
             learner.watch.look(read_reviews(self.service.corrections, "description").reviews, learner.serves_since())
@@ -199,7 +213,9 @@ class Trial:
         return rolled_back
 
     def _review(self, times: int, accept: bool) -> None:
-        """Corrections as webhooks, of tasks served just before: the masks are taken as they are, or drawn anew in a corner."""
+        """Ask for a prediction and send a correction of it as a webhook, so many times: with the masks as they are if ``accept``, else with
+        masks in a corner.
+        """
         [task_like] = novel_tasks(1, 771_001)
         for _ in range(times):
             number = next(self._tasks)

@@ -1,11 +1,13 @@
-"""A team at once: annotators who click beside a bulk run of the same server, over HTTP.
+"""Annotators who click, over HTTP, while the same server makes a bulk run: how long a click takes, and what rate the run keeps.
 
     python -m benchmarks.team [--annotators 12] [--seconds 60] [--pause 4.0] [--seed 990023]
 
-Each annotator has a demo scene open, which the server has taken in, and adds a point every ``pause`` seconds, the annotators one after the
-other. Label Studio is a fake of two answers a request, so that the machine's cores are the server's. Measured in turns: annotators alone,
-the bulk run alone, both. Bars: beside the run the 95th percentile of a click's seconds is at most twice that without it, and the run keeps
-at least half of its rate. Ends with 1 if one is missed.
+Each annotator has a demo scene open, which the server has already taken in, and adds a point every ``--pause`` seconds; the clicks of the
+annotators are spread evenly over that time. Label Studio is a light fake in this process, so that the machine's cores are left to the
+server. Annotators alone, the bulk run alone and both together are measured in turn.
+
+Bars: during the bulk run the 95th percentile of a click's seconds is at most twice that without it, and the run keeps at least half of its
+rate. Ends with 1 if one is missed.
 """
 
 from __future__ import annotations
@@ -38,11 +40,11 @@ from tests.bulk_fakes import PROJECT, BulkServer
 PORT, STUDIO = 9393, 9394
 URL = f"http://127.0.0.1:{PORT}"
 PICTURE = "picture"
-"""What a picture is counted under: as many are asked for as tasks are worked on, a few ahead."""
+"""Key under which the fake counts requests for pictures. Their number is that of the tasks begun, apart from a few fetched ahead."""
 ROUNDS = 2
-"""Turns of each kind, so that what else the machine does meanwhile falls on all alike."""
+"""How often each of the three is measured in turn, so that other load on the machine affects all alike."""
 TIMES, SHARE = 2.0, 0.5
-"""The bars."""
+"""The bars: how many times as long a click may take during a bulk run, and the least share of its rate that the run keeps."""
 
 
 def main() -> None:
@@ -71,7 +73,11 @@ def main() -> None:
 
 
 def report(idle: list[float], beside: list[float], alone: float, kept: float) -> bool:
-    """Print the figures; whether the bars are met."""
+    """Print the figures, and return whether the bars are met.
+
+    ``idle`` and ``beside`` are the seconds of clicks without and during a bulk run; ``alone`` and ``kept`` are the run's rates without and
+    with the annotators.
+    """
     (half, most), (half_beside, most_beside) = (np.percentile(seconds, [50, 95]) for seconds in (idle, beside))
     print(f"{len(idle)} clicks without a bulk run: median {half:.3f} s, 95th percentile {most:.3f} s")
     ratio = most_beside / most
@@ -81,7 +87,7 @@ def report(idle: list[float], beside: list[float], alone: float, kept: float) ->
 
 
 class Team:
-    """Annotators, each with a task; ``pause`` seconds between two clicks of one."""
+    """Annotators, each with a task of its own; ``pause`` is the seconds between two clicks of the same annotator."""
 
     def __init__(self, tasks: list[dict[str, Any]], pause: float) -> None:
         self._tasks, self._pause = tasks, pause
@@ -89,12 +95,12 @@ class Team:
         self._rng = np.random.default_rng(990_024)
 
     def open(self) -> None:
-        """Each task is asked for once, as when it is opened."""
+        """Ask for a prediction of each task once, as Label Studio does when the task is opened."""
         for task in self._tasks:
             httpx.post(f"{URL}/predict", json=task, timeout=100).raise_for_status()
 
     def click(self, seconds: float) -> list[float]:
-        """The seconds of each click in a time."""
+        """Let the annotators click for so many seconds, and return how long the answer to each click took."""
         apart = self._pause / len(self._tasks)
         with ThreadPoolExecutor(len(self._tasks)) as pool:
             began, asked = time.monotonic(), []
@@ -120,7 +126,7 @@ CONFIG = (
 
 
 def click_on(*points: Sequence[float]) -> dict[str, Any]:
-    """What a request has beside its task where an annotator clicked on points, (x, y) in percent of the picture."""
+    """Return the fields that a request has besides its task if an annotator clicked on points, (x, y) in percent of the picture."""
     clicks = []
     for x, y in points:
         value = {"x": x, "y": y, "width": 0.2, "keypointlabels": ["Object"]}
@@ -130,7 +136,7 @@ def click_on(*points: Sequence[float]) -> dict[str, Any]:
 
 @contextmanager
 def studio(seed: int) -> Iterator[BulkServer]:
-    """A Label Studio that has more tasks than a run can do, each with a picture of its own."""
+    """Run a fake Label Studio with more tasks than a bulk run can do in the time, each with a picture of its own."""
     tasks = {}
     for number in range(1, 2001):
         tasks[number] = {"image": f"/data/upload/{number}.png", "description": scene(seed, number % 20).expressions[0].phrase}
@@ -156,7 +162,7 @@ def studio(seed: int) -> Iterator[BulkServer]:
             self.wfile.write(content)
 
         def log_message(self, format: str, *arguments: object) -> None:
-            """Nothing is written."""
+            """Write no line for a request."""
 
     made = ThreadingHTTPServer(("127.0.0.1", STUDIO), Handler)
     threading.Thread(target=made.serve_forever, daemon=True).start()
@@ -168,12 +174,12 @@ def studio(seed: int) -> Iterator[BulkServer]:
 
 @functools.cache
 def scene(seed: int, number: int) -> DemoScene:
-    """One of a few: drawing thousands would take longer than the run."""
+    """Return one of a few cached scenes: drawing thousands would take longer than the bulk run."""
     return make_scene((seed, number))
 
 
 def picture(seed: int, number: int) -> bytes:
-    """The scene as a file, told from the others of the same scene by a pixel, so that none is known already."""
+    """Return a scene as a PNG file. Files of the same scene differ in one pixel, so that the server knows none of them already."""
     pixels = scene(seed, number % 20).image.copy()
     pixels[0, 0] = number % 256, number // 256, 0
     file = io.BytesIO()
@@ -183,7 +189,10 @@ def picture(seed: int, number: int) -> bytes:
 
 @contextmanager
 def bulk_run(project: BulkServer) -> Iterator[Any]:
-    """A run that the status page starts and stops; gives the tasks a second since it was under way."""
+    """Start a bulk run by the status page, and stop it at the end of the block.
+
+    The block gets a function that returns the tasks a second so far, counted from the time when the run had asked for eight pictures.
+    """
     before = project.asked[PICTURE]
     press("predict-all")
     wait_for("the run's first pictures", lambda: project.asked[PICTURE] >= before + 8, 300, 0.01)
@@ -196,7 +205,7 @@ def bulk_run(project: BulkServer) -> Iterator[Any]:
 
 
 def press(action: str) -> None:
-    """The status page's button for the project."""
+    """Press a button of the project on the status page, by sending its form."""
     page = httpx.get(URL, timeout=100).text
     form = re.search(rf'<form[^>]*action="/actions/{action}".*?</form>', page, re.DOTALL)
     assert form is not None, f"the page has no {action}"

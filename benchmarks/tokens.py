@@ -1,9 +1,10 @@
-"""Tokens that pass through the MLLM for a training image of five phrases: one packed row against one conversation a phrase.
+"""How many tokens pass through the MLLM for a training image with five phrases: in one packed row, or in one conversation per phrase.
 
     python -m benchmarks.tokens [--images 20] [--json]
 
-Both ways say the same about the same scenes: a conversation is the packed row of one phrase, with the image before it. Images are as large
-as each family's own processor makes them; the text is counted in the tokens of small tokenizers, where a number takes one for two digits.
+Both ways ask and answer the same about the same scenes: a conversation is the packed row of a single phrase, with the image before it.
+Images have as many tokens as each family's own processor makes of them. The text is counted in the tokens of small tokenizers, in which
+one token stands for two digits of a number.
 """
 
 from __future__ import annotations
@@ -37,11 +38,14 @@ from tests.family_models import KINDS, make_family
 SEED = 990_031
 CPU = torch.device("cpu")
 LLAVA_NEXT = "LLaVA-NeXT, Llama 3"
-"""What the released adapter is for."""
+"""The family of the model that the released adapter was trained for."""
 
 
 def each_model() -> Iterator[tuple[str, Checkpoint, list[tuple[int, int]]]]:
-    """Name, checkpoint, and sizes of images; the weights are tiny or the demo's, for nothing passes through them here."""
+    """Yield each model's name, its checkpoint, and the sizes of images, (width, height), to count for it.
+
+    The weights are the demo's or those of tiny models, because nothing passes through them here.
+    """
     yield "demo", load_checkpoint("demo", CPU), [(336, 336)]
     with TemporaryDirectory() as folder:
         llava = load_checkpoint(str(make_family(KINDS[LLAVA_NEXT], Path(folder))), CPU)
@@ -52,7 +56,10 @@ def each_model() -> Iterator[tuple[str, Checkpoint, list[tuple[int, int]]]]:
 
 
 def count(checkpoint: Checkpoint, asking: Asking, index: int, size: tuple[int, int]) -> tuple[int, int]:
-    """Tokens of one image packed, and of its conversations; a close-up counts in both, for both show it once."""
+    """Return the tokens of one image in a packed row and in one conversation per phrase. Both include its close-up, if one is drawn, once.
+
+    ``index`` is the number of the scene; ``size`` is (width, height).
+    """
     image, examples = sized_scene(SEED, index, size)
     grounder = MllmGrounder(checkpoint)
     collator = Collator(grounder, asking)
@@ -69,13 +76,13 @@ def count(checkpoint: Checkpoint, asking: Asking, index: int, size: tuple[int, i
 
 
 def encode(grounder: MllmGrounder, image: NDArray[np.uint8]) -> tuple[int, Frame]:
-    """Tokens of an image (H, W, 3) with the text before it, and what its numbers refer to."""
+    """Return the tokens of an image (H, W, 3) with the text before it, and the frame that coordinates in the text refer to."""
     encoded = grounder.checkpoint.encode(grounder.checkpoint, grounder.markup.opening, Image.fromarray(image))
     return encoded.inputs["input_ids"].shape[1], Frame(image.shape[1], image.shape[0], encoded.resized)
 
 
 def main() -> None:
-    """Print a row a model, image size and plan."""
+    """Print one row for each model, image size and plan."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=20)
     parser.add_argument("--json", action="store_true")

@@ -3,8 +3,9 @@
     python -m benchmarks.training_speed --size 7b     # on a CUDA GPU, bf16
     python -m benchmarks.training_speed               # a tiny model, on whatever there is
 
-An image comes with five phrases in one packed row, asked about as by default. The share of the limit is the least time, by the device's
-measured speed, that the layers could take for the passes of a step: forward, again where inner values are recomputed, and back.
+Each image comes with five phrases in one packed row, with the default questions. The share of the limit is the least time that a step's
+passes could take at the device's measured speed, divided by the time that they took. The passes are the forward pass, the recomputation
+where activation checkpointing is used, and the backward pass.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ BATCH = 4
 
 
 def write_data(folder: Path, images: int) -> Path:
-    """A dataset of scenes of COCO's size."""
+    """Write a dataset of so many scenes of COCO's size, and return its folder."""
     with ExampleWriter(folder) as writer:
         for index in range(images):
             image, examples = sized_scene(SEED, index)
@@ -49,7 +50,7 @@ def write_data(folder: Path, images: int) -> Path:
 
 
 def measure(size: Size, rank: int, device: torch.device, limits: Limits, data: Path, steps: int) -> dict[str, Any]:
-    """One rank, on a model of its own. A first step warms up and is not counted."""
+    """Train adapters of one rank on a new model, and return the figures. A first step warms up and is not counted."""
     checkpoint = make_checkpoint(size, device, default_dtype(device))
     pool = Pool([(data, read_examples(data))])
     plan = TrainingPlan(steps=steps + 1, batch=BATCH, rank=rank, alpha=128, replay_share=0.0, feature_megabytes=0)
@@ -73,7 +74,7 @@ def measure(size: Size, rank: int, device: torch.device, limits: Limits, data: P
 
 
 def main() -> None:
-    """Print device, date, its limits, and a row for each rank."""
+    """Print the date, the device with its limits, and a row for each rank."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=("tiny", "7b"), default="tiny")
     parser.add_argument("--device")
@@ -89,7 +90,7 @@ def main() -> None:
         data = write_data(Path(folder) / "data", 4 * BATCH)
         for rank in RANKS:
             rows.append(measure(size, rank, device, limits, data, arguments.steps))
-            gc.collect()  # the model before, so that two need not fit
+            gc.collect()  # free this rank's model before the next one is made, so that memory need not hold two
     about = {"date": datetime.date.today().isoformat(), "device": limits.name, "size": arguments.size, "batch": BATCH}
     about |= {"TFLOP/s": f"{limits.operations / 1e12:.4g}", "GB/s": f"{limits.bytes / 1e9:.4g}"}
     if arguments.json:

@@ -1,9 +1,10 @@
-"""What a model that never learned about points costs: the demo's weights, not known as the demo, whose answers about points are replaced.
+"""What point questions cost with an MLLM that never learned to answer them: the demo model with replaced answers about points.
 
     python -m benchmarks.untrained [--scenes 40] [--seed 990062]
 
-Prints mean IoU against the true masks, less that of the box alone, in hundredths: with ``auto``, with ``pqpp``, and with ``pqpp`` where
-answers that are all alike are not dropped. Once with the demo's segmenter, and once with one that obeys every point.
+The demo's weights are loaded from a folder of another name, so that they are not recognised as the demo model. Prints the mean IoU with the
+true masks minus that of the box alone, in hundredths: with ``auto``, with ``pqpp``, and with ``pqpp`` where answers that are all alike are
+not dropped. The table has rows for the demo's segmenter, and for one that obeys every point.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ HEADS = ("answers", "segmenter", "auto", "pqpp", "pqpp, all answers kept")
 
 @dataclass(frozen=True)
 class Question:
-    """A phrase that means something in an image, and the true mask (H, W) bool."""
+    """A phrase that means something in an image, with the true mask (H, W) bool; ``opened`` is the image, taken in by the models."""
 
     opened: Opened
     phrase: str
@@ -42,13 +43,13 @@ class Question:
 
 @contextmanager
 def unknown_demo() -> Iterator[Pipeline]:
-    """The demo's weights in a folder of another name."""
+    """Load the demo's weights from a temporary folder of another name, so that they are not recognised as the demo model."""
     with tempfile.TemporaryDirectory() as folder:
         yield sam4mllm.load(str(shutil.copytree(DEMO_FOLDER, Path(folder) / "copied")))
 
 
 def ask(pipeline: Pipeline, seed: int, scenes: int) -> list[Question]:
-    """One noun a scene."""
+    """Return a question about one noun in each of so many scenes."""
     questions = []
     for index in range(scenes):
         scene = make_scene((seed, index), kinds=("noun",))
@@ -62,7 +63,7 @@ def mean_iou(pipeline: Pipeline, questions: list[Question]) -> float:
 
 
 def rows(base: Pipeline, seed: int, scenes: int) -> Iterator[tuple[str, ...]]:
-    """The cells of the table."""
+    """Yield the cells of each row of the table."""
     grounder = RememberingGrounder(base.grounder)
     questions = ask(base.through(grounder), seed, scenes)
     boxes = [grounder.ground(one.opened.scene, [one.phrase])[0].boxes_px.tobytes() for one in questions]

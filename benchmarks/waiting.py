@@ -1,4 +1,4 @@
-"""Waiting for another process or thread, with a limit and a word for what did not come; the tests wait by it, too."""
+"""Waiting for another process or thread, with a time limit and an error that names what did not come. The tests use it, too."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from backend.demo.launch import is_ready
 from backend.support.child import HOST, Child, serve_command
 
 READY_SECONDS = 600.0
-"""For the demo models to load, on a machine that is busy with other work."""
+"""Seconds in which the demo models must be loaded, on a machine that is busy with other work."""
 
 Found = TypeVar("Found")
 
 
 def wait_for(what: str, find: Callable[[], Found | None], seconds: float, pause: float = 0.2) -> Found:
-    """What ``find`` gives, once it is neither false nor empty. A server that does not answer yet is asked again.
+    """Call ``find`` again and again until its result is neither false nor empty, and return that. An ``httpx.HTTPError`` counts as none.
 
     Args:
         what: what is waited for, for the error's line.
-        find: asked again and again.
-        seconds: how long.
-        pause: seconds between two tries.
+        find: returns what is waited for, or something false.
+        seconds: how long to wait.
+        pause: seconds between two calls.
 
     Raises:
         TimeoutError: it did not come in time.
@@ -44,7 +44,7 @@ def wait_for(what: str, find: Callable[[], Found | None], seconds: float, pause:
 
 @contextmanager
 def server(home: Path, port: int) -> Iterator[Child]:
-    """Our server as a child process with the demo models loaded; it ends with the block."""
+    """Run the project's server as a child process. The block begins when the demo models are loaded; the server is stopped at its end."""
     child = Child("server", serve_command(), {**os.environ, "SAM4MLLM_PORT": str(port), "SAM4MLLM_HOME": str(home)}, home / "server.log")
     try:
         child.wait_until(lambda: is_ready(f"http://{HOST}:{port}"), READY_SECONDS, print)

@@ -1,9 +1,10 @@
-"""How often chance rolls an equal version back, and how soon a worse one goes: the watch, asked after every review.
+"""How often automatic rollback removes an equally good version by chance, and how soon it removes a worse one, by simulation.
 
     python benchmarks/watch.py [--lives 200]
 
-A life is a promotion after so many reviews of the former version, and up to 1,000 reviews since. Agreement is normal (spread 0.10), or as
-reviewers often have it: seven masks of ten accepted as they are, one in eleven all wrong, the others touched up.
+Each simulated life is a promotion after a number of reviews of the former version, followed by up to 1,000 reviews, after each of which the
+rollback's rule is applied. Agreement is either normally distributed (standard deviation 0.10), or as it often is with real reviewers: seven
+masks of ten are accepted as they are, one in eleven is all wrong, and the others are touched up.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ def normal(rng: np.random.Generator, count: int, loss: float) -> NDArray[np.floa
 
 
 def mostly_accepted(rng: np.random.Generator, count: int, loss: float) -> NDArray[np.float64]:
-    """A loss is of whole masks: so many more are all wrong."""
+    """Draw agreements of reviewers who accept most masks. ``loss`` is the share of masks that are all wrong in addition."""
     kind = rng.random(count)
     touched = rng.beta(12, 2, count)
     return np.where(kind < 0.09 + loss, 0.0, np.where(kind > 0.3, 1.0, touched))
 
 
 def rolled_back_after(before: NDArray[np.float64], since: NDArray[np.float64]) -> int | None:
-    """Reviews until the watch would act; None if it never does."""
+    """Return after how many reviews ``since`` the promotion the version would be rolled back; None if never."""
     former, reviews = before.tolist(), since.tolist()
     for count in range(LEAST, len(reviews) + 1):
         found = control(former, reviews[:count])

@@ -2,7 +2,8 @@
 
     python -m benchmarks.which_pictures FOLDER [--scene 3] [--seed 990083]
 
-The scene's phrase with a position is asked. Candidates are the true boxes of its noun, as in ``benchmarks/choose.py``.
+The first phrase of the scene is asked, which names a position. The candidates are the true boxes of its noun, as in
+``benchmarks/choose.py``.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from sam4mllm.segmentation.detection import DetectingSegmenter
 SEED, SCENE = 990_083, 0
 STRATEGIES: tuple[Strategy, ...] = ("box", "pqpp", "concept", "choose")
 WIDTH, COLOURS = 400, 128
-"""Pixels and colours of a picture: under 60 KB each."""
+"""Width in pixels and number of colours of a picture, which then takes less than 60 KB."""
 
 
 def main() -> None:

@@ -1,10 +1,12 @@
-"""What reviewers get wrong must not be promoted, and a little of it must not spoil the rest: training, comparison, the gate.
+"""Runs on wrong corrections: whether the gate promotes what was learned from them, and what a share of them costs.
 
     python -m benchmarks.wrong [--seeds 10] [--minutes 15] [--at-once 2] [--share 1]
 
-As in ``benchmarks/learn.py``, but each task, or a ``--share`` of them, has the true masks of another one; holdout and training are wrong
-alike. No server takes part. With a share, the same tasks are learned without errors, too, and both versions, promoted or not, are tried on
-200 unseen scenes that ask for the same things.
+The tasks are as in ``benchmarks/learn.py``, but each one, or a ``--share`` of them, has the true masks of another task. The tasks for
+training and those of the holdout are wrong alike. Each run consists of training, comparison and the gate; no server takes part.
+
+With a ``--share`` below 1, a second run learns the same tasks without errors, and the versions of both runs, promoted or not, are evaluated
+on 200 unseen scenes that ask for the same things.
 """
 
 from __future__ import annotations
@@ -32,7 +34,10 @@ TASKS = 60
 
 
 class Judged(NamedTuple):
-    """A run's decision and steps and, where it was asked for, the gIoU of its version on unseen scenes."""
+    """The result of a run: the gate's decision, the number of training steps, and its version's gIoU on unseen scenes.
+
+    ``unseen`` is None if the version was not evaluated.
+    """
 
     decision: Decision
     steps: int
@@ -64,7 +69,7 @@ def main() -> None:
 
 
 def tell(one: Callable[[int, float], Judged], share: float, seed: int) -> Judged:
-    """One run, printed."""
+    """Make one run by calling ``one`` with the seed and the share of wrong tasks, print its figures, and return them."""
     found = one(seed, share)
     figures = found.decision.figures
     print(
@@ -76,13 +81,16 @@ def tell(one: Callable[[int, float], Judged], share: float, seed: int) -> Judged
 
 
 def report_gains(before: float, wrong: Sequence[Judged], clean: Sequence[Judged]) -> None:
-    """How much of the gain on unseen scenes is left."""
+    """Print the mean gain in gIoU on unseen scenes of the runs with errors and of those without; ``before`` is the base model's gIoU."""
     gains = [np.mean([found.unseen for found in runs if found.unseen is not None]) - before for runs in (wrong, clean)]
     print(f"gain on unseen scenes: {gains[0]:+.3f} with errors, {gains[1]:+.3f} without (bar: half of it)")
 
 
 def exchange(tasks: list[NovelTask], share: float, seed: int) -> list[NovelTask]:
-    """A share of the tasks, drawn by the seed, with the masks of the next of them, stretched to their own pictures."""
+    """Return the tasks, of which a share, drawn with the seed, is wrong.
+
+    Each wrong task has the masks of the next wrong one, stretched to its own picture; the last has those of the first.
+    """
     count = round(share * len(tasks))
     assert count != 1, "one task has no other to exchange its masks with"
     wrong = sorted(np.random.default_rng(seed).permutation(len(tasks))[:count].tolist())
@@ -96,7 +104,7 @@ def exchange(tasks: list[NovelTask], share: float, seed: int) -> list[NovelTask]
 
 
 def judge(home: Path, seed: int, share: float, *, minutes: float, threads: int, tests: Path | None) -> Judged:
-    """One run on corrections of which a share is wrong."""
+    """Make one run on corrections of which a share is wrong; ``tests`` is the dataset to evaluate its version on, or None."""
     plan = replace(read_config("demo").plan, seed=seed, budget_seconds=60 * minutes)
     tasks = exchange(novel_tasks(TASKS, 880_100 + seed), share, seed)
     decision, run = run_once(home, f"run-{seed}-{share}", tasks, plan, threads)

@@ -1,4 +1,4 @@
-"""Exit with 0 if the backend of this container answers and has not failed to load its models."""
+"""Exit with 0 if the backend of this container answers and has not failed to load its models, and else with a line that says why."""
 
 import json
 import os

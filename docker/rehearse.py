@@ -1,10 +1,10 @@
-"""Rehearse the image, and where a Docker engine can be started the whole of compose.yaml, without fetching a published image.
+"""Try out the image and, where a Docker engine can be started, the whole of compose.yaml, without fetching a published image.
 
     sudo python3 docker/rehearse.py [--chroot] [--keep FOLDER]
 
-As root, with debootstrap. With Debian's docker.io, iptables and docker-compose too, an engine of its own is started, and
-docker/rehearse_engine.py says what is done with it (30 GB of disk, a quarter of an hour). Where that cannot be, one line says why, and the
-Dockerfile is followed under chroot (docker/rehearse_chroot.py; 8 GB, some minutes).
+This needs root and debootstrap. If Debian's docker.io, iptables and docker-compose are installed too, a Docker engine of its own is
+started; docker/rehearse_story.py says what is done with it (30 GB of disk, a quarter of an hour). If no engine can be started, one line
+says why, and the Dockerfile's steps are followed under chroot instead (docker/rehearse_chroot.py; 8 GB, some minutes).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def main() -> None:
     if os.geteuid() or shutil.which("debootstrap") is None:
         sys.exit("error: this needs root and debootstrap: sudo apt-get install debootstrap")
     for stop in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(stop, lambda *_: sys.exit("error: stopped"))  # so that what was started and mounted is taken away
+        signal.signal(stop, lambda *_: sys.exit("error: stopped"))  # exit normally, so that what was started and mounted is removed
     with tempfile.TemporaryDirectory(prefix="rehearse-", ignore_cleanup_errors=True) as temporary:
         folder = arguments.keep.absolute() if arguments.keep is not None else Path(temporary, "system")
         if not arguments.chroot:

@@ -1,4 +1,4 @@
-"""What both rehearsals need: a system in place of a base image, the files that git knows, and times."""
+"""What both rehearsals need: a Debian system in place of a base image, the files that git tracks, and timing."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from typing import Any
 
 ROOT = Path(__file__).parent.parent
 STAND_INS = {"python:3.11-slim-bookworm": ("bookworm", ("python3", "python3-venv", "ca-certificates"))}
-"""A base image as a Debian release and packages that make it its like: bookworm's Python is 3.11."""
+"""For each base image, the Debian release that takes its place and the packages to install in it; bookworm's Python is 3.11, too."""
 
 
 def base(image: str, root: Path) -> None:
-    """A fresh system in place of an image."""
+    """Install a fresh system in the folder ``root``, in place of a base image. Exits if there is no stand-in for the image."""
     if image not in STAND_INS:
         sys.exit(f"error: nothing stands in for {image}; add it to STAND_INS")
     release, packages = STAND_INS[image]
@@ -33,13 +33,15 @@ def base(image: str, root: Path) -> None:
 
 
 def tracked(source: str = ".") -> list[str]:
-    """The files of a path that git knows: no other, such as somebody's ``.env``, can be what makes a rehearsal work."""
+    """Return the files under a path that git tracks. A rehearsal uses no others, so that it cannot work only thanks to an untracked file,
+    such as somebody's ``.env``.
+    """
     listed = subprocess.run(["git", "ls-files", "-z", "--", source], cwd=ROOT, capture_output=True, text=True, check=True).stdout
     return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
 
 
 def timed(step: Callable[..., object], *given: Any, name: str = "") -> None:
-    """Do it and print how long it took."""
+    """Call ``step`` with the arguments given, and print how long it took, with its ``name`` or its arguments."""
     began = time.monotonic()
     step(*given)
     said = name or " ".join(part for part in given if isinstance(part, str))

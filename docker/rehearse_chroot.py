@@ -1,8 +1,8 @@
-"""Every step of the Dockerfile without Docker: in a fresh Debian under chroot, then serve there, ask the health check, and stop.
+"""Follow every step of the Dockerfile without Docker, in a fresh Debian under chroot, then start the server there and stop it.
 
-What it shows: that each instruction works in a clean system and as the user it names, that the installed backend becomes healthy, and that
-it ends by itself on the stop signal. What it does not: the base image itself (its Debian release with its Python stands in) and Docker's
-own network, volumes and limits.
+This shows that each instruction works in a clean system and as the user it names, that the installed backend becomes healthy, and that it
+ends by itself on the stop signal. It does not test the base image itself, in whose place there is a Debian of the same release with the
+same Python, nor Docker's network, volumes and limits.
 """
 
 from __future__ import annotations
@@ -30,7 +30,10 @@ PORT = "9390"
 
 @dataclass
 class System:
-    """A folder that holds a whole system, and what the instructions so far have set."""
+    """A folder that holds a whole system, and what the Dockerfile's instructions so far have set.
+
+    ``arguments`` are those of ARG, ``folder`` is that of WORKDIR, and ``stop`` is that of STOPSIGNAL.
+    """
 
     root: Path
     environment: dict[str, str] = field(default_factory=lambda: {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"})
@@ -43,7 +46,7 @@ class System:
     stop: signal.Signals = signal.SIGTERM
 
     def popen(self, command: list[str], further: dict[str, str] | None = None, **options: Any) -> subprocess.Popen[bytes]:
-        """Start a command inside, as the user and in the folder that are set."""
+        """Start a command inside the system, as the user and in the folder that are set; ``further`` are more environment variables."""
         home = "/root" if self.user == "0" else "/home/sam4mllm"
         inside = ["chroot", f"--userspec={self.user}:{self.user}", str(self.root), "/usr/bin/env", "--chdir", self.folder, *command]
         return subprocess.Popen(inside, env={"HOME": home, **self.arguments, **self.environment, **(further or {})}, **options)
@@ -53,7 +56,7 @@ class System:
 
 
 def instructions(dockerfile: Path) -> Iterator[tuple[str, str]]:
-    """(instruction, the rest) of each, lines that go on joined and comments left out."""
+    """Yield each instruction of a Dockerfile as (name, the rest), with continued lines joined and comments left out."""
     lines = [line for line in dockerfile.read_text(encoding="utf-8").splitlines() if not line.lstrip().startswith("#")]
     for line in re.sub(r"\\\n", " ", "\n".join(lines)).splitlines():
         if line.strip():
@@ -63,7 +66,7 @@ def instructions(dockerfile: Path) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def with_proc(root: Path) -> Iterator[None]:
-    """With a /proc of its own; nothing of this machine is mounted inside, so that removing the system cannot reach out of it."""
+    """Mount a /proc in the system for the block. Nothing else is mounted, so that removing the system cannot delete anything outside it."""
     place = str(root / "proc")
     subprocess.run(["mount", "-t", "proc", "proc", place], check=True)
     try:
@@ -73,7 +76,7 @@ def with_proc(root: Path) -> Iterator[None]:
 
 
 def follow(system: System, name: str, rest: str) -> None:
-    """One instruction. Exits if it fails."""
+    """Carry out one instruction. Exits if it fails or is not known here."""
     if name in SETTINGS:
         SETTINGS[name](system, rest)
     elif name == "WORKDIR":
@@ -112,7 +115,10 @@ SETTINGS: dict[str, Callable[[System, str], None]] = {
 
 
 def copy(system: System, words: list[str]) -> None:
-    """From the files that git knows, so that what .dockerignore leaves out or an untracked file cannot be what makes it work."""
+    """Copy the files that git tracks from ``words`` but the last, the sources, to the last, the target. Exits if a source has none.
+
+    Only tracked files are copied, so that the image cannot depend on an untracked file.
+    """
     *sources, target = words
     inside = system.root / system.folder.lstrip("/")
     for source in sources:
@@ -145,14 +151,14 @@ def serve(system: System) -> None:
 
 
 def is_ready(system: System, settings: dict[str, str]) -> bool:
-    """Whether the health check is content and its models are loaded."""
+    """Run the health check, and return whether it succeeds and says that the models are loaded."""
     check = system.popen(system.healthcheck, settings, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
     said, _ = check.communicate()
     return check.returncode == 0 and said.strip() == b"ready"
 
 
 def rehearse(folder: Path) -> None:
-    """Follow the Dockerfile in a new folder, then serve."""
+    """Follow the Dockerfile in a new folder, then start the server and stop it. Exits if the folder exists or a step fails."""
     if folder.exists():
         sys.exit(f"error: {folder} exists; name a new folder")
     system = System(folder)

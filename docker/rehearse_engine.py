@@ -1,9 +1,9 @@
-"""An engine of one's own, with images in place of the published ones, and compose.yaml in a form that the Compose at hand reads.
+"""A Docker engine of its own for the rehearsal, images in place of the published ones, and compose.yaml in a form that Compose can read.
 
-The base image is a fresh Debian, Label Studio is installed in it by pip, and both bear the published names, so that the Dockerfile and
-compose.yaml are used as they are. Compose 2.24 and later reads compose.yaml itself; for 1.29, Debian 12's, an equivalent file is derived.
-Nothing is fetched but packages. What is done with the stack is in docker/rehearse_story.py. An engine that runs already is not used: its
-images and volumes are somebody's.
+The base image is a fresh Debian, and Label Studio is installed in it by pip. Both images have the published names, so that the Dockerfile
+and compose.yaml are used as they are. Compose 2.24 and later reads compose.yaml itself; for 1.29, which Debian 12 has, an equivalent file
+is derived. Nothing but packages is downloaded. What is done with the stack is in docker/rehearse_story.py. An engine that already runs is
+not used, because its images and volumes belong to somebody.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from rehearse_base import ROOT, base, timed, tracked
 PROGRAMS = {"dockerd": "docker.io", "docker": "docker.io", "containerd": "containerd", "iptables": "iptables", "ip": "iproute2"}
 UP_SECONDS, DOWN_SECONDS = 30, 150
 DISK = {"overlay2": 30e9, "vfs": 120e9}
-"""Bytes: vfs copies the whole system for each layer."""
+"""Bytes of free disk needed with each storage driver. vfs needs more, because it copies the whole system for each layer."""
 TABLES = {"filter": ("INPUT", "FORWARD", "OUTPUT"), "nat": ("PREROUTING", "INPUT", "OUTPUT", "POSTROUTING")}
-"""Of the firewall, those that an engine changes, with the chains that are always there."""
+"""The firewall's tables that an engine changes, with the chains that each always has."""
 LABEL_STUDIO = """
 FROM {base}
 RUN python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir label-studio=={version}
@@ -45,12 +45,16 @@ CMD ["label-studio", "start", "--no-browser", "--internal-host", "0.0.0.0", "--p
 
 
 class NoEngine(Exception):
-    """Why none can be started here."""
+    """No engine can be started here, or its stack cannot be run; the message says why."""
 
 
 @dataclass
 class Stack:
-    """The checkout's copy that is brought up, how Compose is called on it, and where its services then answer."""
+    """The copy of the checkout whose services are started, how Compose is called on it, and where its services answer.
+
+    ``waits``: whether Compose reads compose.yaml itself and knows ``up --wait``; ``studio`` and ``backend``: the services' URLs; ``token``:
+    Label Studio's API key.
+    """
 
     folder: Path
     compose_command: list[str]
@@ -61,7 +65,7 @@ class Stack:
     token: str = ""
 
     def run(self, *command: str, given: bytes | None = None) -> bytes:
-        """What a command prints. Exits with its last line if it fails."""
+        """Run a command, with ``given`` as its input, and return what it prints. Exits with its last line if it fails."""
         done = subprocess.run(command, cwd=self.folder / "docker", env=self.environment, input=given, capture_output=True, check=False)
         if done.returncode:
             said = [line for line in (done.stdout + b"\n" + done.stderr).decode(errors="replace").splitlines() if line.strip()]
@@ -75,7 +79,7 @@ class Stack:
         return self.run(*self.compose_command, *arguments).decode().strip()
 
     def container(self, service: str) -> str:
-        """Its id, of a stopped one, too."""
+        """Return the id of a service's container, also if it is stopped."""
         return self.docker(
             "ps",
             "--all",
@@ -90,7 +94,7 @@ class Stack:
         return self.docker("inspect", "--format", f"{{{{{field}}}}}", self.container(service))
 
     def last_words(self, service: str) -> str:
-        """The end of what its container printed, but for the lines of a traceback."""
+        """Return the last error among the last 30 lines that a service's container printed, or the last line if none is an error."""
         done = subprocess.run(
             ["docker", "logs", "--tail", "30", self.container(service)],
             env=self.environment,
@@ -104,7 +108,7 @@ class Stack:
 
 
 def find_compose() -> tuple[list[str], bool]:
-    """How Compose is called, and whether it reads compose.yaml itself. Raises NoEngine if there is none."""
+    """Return how Compose is called, and whether it reads compose.yaml itself. Raises NoEngine if there is no Compose that can be used."""
     for command in (["docker", "compose"], ["docker-compose"]):
         if shutil.which(command[0]) is None:
             continue
@@ -119,18 +123,24 @@ def find_compose() -> tuple[list[str], bool]:
 
 
 def for_old_compose(text: str) -> str:
-    """compose.yaml for 1.29: no name of the project in it, and files of settings that have to be there, empty ones for those missing."""
+    """Return the text of compose.yaml in a form that Compose 1.29 reads: without the project's name, and with no file of settings optional.
+
+    The caller must create missing files of settings as empty ones.
+    """
     text = re.sub(r"^name: .*\n", "", text, flags=re.MULTILINE)
     return re.sub(r"^( +)- path: (\S+)\n +required: false\n", r"\1- \2\n", text, flags=re.MULTILINE)
 
 
 def prepare(folder: Path, command: list[str], waits: bool, host: str) -> Stack:
-    """A copy of the files that git knows, with an .env as its example says."""
+    """Copy the files that git tracks to a folder, write docker/.env as its example says, and return the stack.
+
+    ``host`` is the engine's address; ``waits`` is whether Compose reads compose.yaml itself.
+    """
     for name in tracked():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy2(ROOT / name, folder / name)
     kept = {name: os.environ[name] for name in ("PATH", "HOME", "DOCKER_CONFIG") if name in os.environ}
-    # the classic builder: the other is a plugin that may not be there, and asks a registry about images that are here
+    # the classic builder is used, because BuildKit is a plugin that may be missing, and asks a registry even about local images
     stack = Stack(folder, command, waits, kept | {"DOCKER_HOST": host, "DOCKER_BUILDKIT": "0", "COMPOSE_DOCKER_CLI_BUILD": "0"})
     stack.token = secrets.token_hex(20)
     known = {"LABEL_STUDIO_USERNAME": "rehearsal@example.com", "LABEL_STUDIO_API_KEY": stack.token}
@@ -150,16 +160,19 @@ def prepare(folder: Path, command: list[str], waits: bool, host: str) -> Stack:
 
 
 def free_port() -> int:
-    """One that nobody has at this moment."""
+    """Return a TCP port that nobody uses at this moment."""
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         return int(taken.getsockname()[1])
 
 
 def import_base(stack: Stack, image: str, folder: Path) -> None:
-    """A fresh Debian as the base image, which reaches packages as this machine does."""
+    """Import a fresh Debian as the base image, unless the engine has the image already.
+
+    It has this machine's settings for pip and the network, so that it can download packages.
+    """
     if stack.docker("images", "--quiet", image):
-        return  # kept from a run before
+        return  # kept from an earlier run
     base(image, folder)
     changes = {"PATH": "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"} | {k: v for k, v in os.environ.items() if k.startswith("PIP_")}
     options = [word for key, value in changes.items() for word in ("--change", f"ENV {key}={json.dumps(value)}")]
@@ -171,7 +184,7 @@ def import_base(stack: Stack, image: str, folder: Path) -> None:
 
 
 def build(stack: Stack, scratch: Path) -> None:
-    """All images, each printed with its time and size."""
+    """Build all images, and print the time and the size of each."""
     service = (stack.folder / "docker/compose.yaml").read_text(encoding="utf-8")
     studio = re.search(r"image: (heartexlabs/label-studio:(\S+))", service)
     origin = re.search(r"^FROM (\S+)", (stack.folder / "docker/Dockerfile").read_text(encoding="utf-8"), re.MULTILINE)
@@ -187,9 +200,9 @@ def build(stack: Stack, scratch: Path) -> None:
 
 @contextmanager
 def engine(data: Path, own: Path) -> Iterator[str]:
-    """The address of a new engine with its images in ``data``. It is ended afterwards, and the machine's network is as it was.
+    """Start a new engine that keeps its images in ``data`` and its other files in ``own``; the block gets its address.
 
-    Raises NoEngine if none can be started.
+    At the end of the block it is stopped, and the machine's network is restored. Raises NoEngine if none can be started.
     """
     for program, package in PROGRAMS.items():
         if shutil.which(program) is None:
@@ -206,7 +219,7 @@ def engine(data: Path, own: Path) -> Iterator[str]:
         wait_until_up(process, host, log)
         yield host
     finally:
-        process.terminate()  # it stops its containers first
+        process.terminate()  # dockerd stops its containers before it ends
         try:
             process.wait(DOWN_SECONDS)
         except subprocess.TimeoutExpired:
@@ -215,7 +228,7 @@ def engine(data: Path, own: Path) -> Iterator[str]:
 
 
 def wait_until_up(process: subprocess.Popen[bytes], host: str, log: Path) -> None:
-    """Until it answers, and has the disk that its way of storing takes. Raises NoEngine."""
+    """Wait until the engine answers. Raises NoEngine if it does not, or if there is too little free disk for its storage driver."""
     end = time.monotonic() + UP_SECONDS
     asking = ["docker", "--host", host, "info", "--format", "{{.Driver}} {{.DockerRootDir}}"]
     while (asked := subprocess.run(asking, capture_output=True, text=True, check=False)).returncode or not asked.stdout.strip():
@@ -231,7 +244,7 @@ def wait_until_up(process: subprocess.Popen[bytes], host: str, log: Path) -> Non
 
 
 def firewall() -> str:
-    """The rules that are there, for :func:`tidy`."""
+    """Return the firewall's present rules in the tables of TABLES, for :func:`tidy` to restore."""
     tables = []
     for table, chains in TABLES.items():
         said = subprocess.run(["iptables-save", "--table", table], capture_output=True, text=True, check=False).stdout
@@ -241,7 +254,10 @@ def firewall() -> str:
 
 
 def tidy(own: Path, data: Path, rules: str, forwarding: str) -> None:
-    """Take away what an engine leaves: its bridge, rules and mounts."""
+    """Remove what an engine leaves behind: its bridge, and its mounts under ``own`` and ``data``.
+
+    The firewall's ``rules`` and the kernel's setting for IP ``forwarding`` are restored.
+    """
     subprocess.run(["ip", "link", "delete", "docker0"], capture_output=True, check=False)
     subprocess.run(["iptables-restore"], input=rules, capture_output=True, text=True, check=False)
     Path("/proc/sys/net/ipv4/ip_forward").write_text(forwarding, encoding="ascii")

@@ -1,4 +1,4 @@
-"""What is done with the stack: up, connected, asked, corrected, stopped while it answers, and upgraded with all that it kept."""
+"""The steps that the rehearsal takes with the stack (Label Studio and the backend), from the first start to after an upgrade."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from rehearse_engine import Stack, build, engine, find_compose, prepare
 SERVICES = ("label-studio", "backend")
 HEALTHY_SECONDS, LOGGED_SECONDS = 900, 60
 TASKS = 6
-"""Answered while the backend is told to stop."""
+"""Pictures drawn for the project. All its tasks but the first are still being answered when the backend is told to stop."""
 SCENES = "sam4mllm scenes /tmp/scenes --count {count} --seed 2014 >/dev/null && cat /tmp/scenes/examples.jsonl"
 CORRECTIONS = """
 from pathlib import Path
@@ -28,11 +28,11 @@ events = CorrectionLog(Path("/data/corrections.sqlite")).events()
 print(*(event.body["annotation"]["id"] for event in events if event.action == "ANNOTATION_CREATED"))
 """
 DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-"""No proxy of the environment is between us and this machine."""
+"""Opens URLs without a proxy, whatever the environment says, because all services are on this machine."""
 
 
 class Story:
-    """One project of one stack, from the first start to after an upgrade."""
+    """The steps with one project of one stack. Each exits with an error if something is not as it should be."""
 
     def __init__(self, stack: Stack) -> None:
         self.stack = stack
@@ -40,7 +40,10 @@ class Story:
         self.tasks: list[int] = []
 
     def api(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Any:
-        """Label Studio's answer, None if it is empty. Exits if it refuses."""
+        """Send a request to Label Studio and return its answer, None if it is empty. Exits if Label Studio refuses or does not answer.
+
+        ``kind`` is the content type of the body, which is sent as JSON unless it is bytes.
+        """
         sent = body if isinstance(body, bytes) else None if body is None else json.dumps(body).encode()
         asked = urllib.request.Request(f"{self.stack.studio}{path}", sent, method=method)
         asked.add_header("Authorization", f"Token {self.stack.token}")
@@ -55,11 +58,11 @@ class Story:
         return json.loads(said) if said else None
 
     def backend(self, *command: str) -> str:
-        """What a command in the backend's container prints."""
+        """Run a command in the backend's container and return what it prints. Exits if it fails."""
         return self.stack.compose("exec", "-T", "backend", *command)
 
     def up(self) -> None:
-        """Start both and wait until they are healthy."""
+        """Start both services and wait until they are healthy. Exits if one ends, becomes unhealthy or takes too long."""
         self.stack.compose("up", "--detach", *(["--wait"] if self.stack.waits else []))
         end = time.monotonic() + HEALTHY_SECONDS
         for service in SERVICES:
@@ -69,11 +72,11 @@ class Story:
                     state = "has ended" if ended else f"is {state}"
                     sys.exit(f"error: {service} {state}, and is not healthy: {self.stack.last_words(service)}")
                 time.sleep(1)
-        with DIRECT.open(f"{self.stack.backend}/health", timeout=10) as answer:  # by its published port
+        with DIRECT.open(f"{self.stack.backend}/health", timeout=10) as answer:  # through the port that is published on this machine
             answer.read()
 
     def make_project(self) -> None:
-        """A project with pictures that the backend's own command drew, as files uploaded to Label Studio."""
+        """Create a project with pictures that the backend's own command draws, uploaded to Label Studio as files."""
         self.project = self.api("POST", "/api/projects/", {"title": "rehearsal"})["id"]
         lines = self.backend("sh", "-c", SCENES.format(count=TASKS)).splitlines()
         examples = {one["image"]: one["phrase"] for one in map(json.loads, lines) if one["instances"]}
@@ -87,12 +90,14 @@ class Story:
         self.tasks = sorted(one["id"] for one in self.api("GET", f"/api/tasks?project={self.project}&page_size=100")["tasks"])
 
     def connect(self) -> None:
-        """As docs/docker.md says."""
+        """Connect the project to the backend and check the connection, with the commands that docs/docker.md gives."""
         self.backend("sam4mllm", "connect", str(self.project), "--config", "default")
         self.backend("sam4mllm", "doctor", str(self.project))
 
     def predict(self, *tasks: int) -> None:
-        """Label Studio asks the backend, which fetches the pictures from it."""
+        """Make Label Studio ask the backend for predictions of tasks; the backend fetches the pictures from Label Studio. Exits if a task
+        then has no mask.
+        """
         chosen = {"selectedItems": {"all": False, "included": list(tasks)}}
         self.api("POST", f"/api/dm/actions?id=retrieve_tasks_predictions&project={self.project}", chosen)
         for task in tasks:
@@ -104,7 +109,7 @@ class Story:
         return [region for one in predictions for region in one["result"] if region["type"] == "brushlabels"]
 
     def correct(self) -> None:
-        """A reviewer takes over one mask; the webhook brings it to the log."""
+        """Submit one mask of the first task as a reviewer's correction, and wait until its webhook has brought it to the backend's log."""
         changed = [region | {"origin": "prediction-changed"} for region in self.masks(self.tasks[0])[:1]]
         self.correction = self.api("POST", f"/api/tasks/{self.tasks[0]}/annotations/", {"result": changed})["id"]
         end = time.monotonic() + LOGGED_SECONDS
@@ -117,7 +122,7 @@ class Story:
         return str(self.correction) in self.backend("python", "-c", CORRECTIONS).split()
 
     def drain(self) -> None:
-        """Stop the backend while it answers: what it was asked for comes, and it exits with 0."""
+        """Stop the backend while it answers: all predictions it was asked for must still come, and it must exit with 0."""
         with ThreadPoolExecutor() as pool:
             asked = pool.submit(self.predict, *self.tasks[1:])
             time.sleep(1)
@@ -126,7 +131,7 @@ class Story:
         self.check_exit()
 
     def stop(self) -> None:
-        """Both, when there is nothing to do."""
+        """Stop both services while they have nothing to do; the backend must exit with 0."""
         self.stack.compose("stop")
         self.check_exit()
 
@@ -135,7 +140,10 @@ class Story:
             sys.exit(f"error: the backend ended with {code} when it was stopped")
 
     def upgrade(self) -> None:
-        """Another version of the code: its image takes over what did not change, and new containers of both take over the volumes."""
+        """Upgrade to another version of the code: build its image, which shares the unchanged layers, and replace both containers.
+
+        The new containers use the same volumes.
+        """
         file = self.stack.folder / "sam4mllm/__init__.py"
         text = re.sub(r'^(__version__ = "[^"]+)"', r'\1+rehearsal"', file.read_text(encoding="utf-8"), flags=re.MULTILINE)
         file.write_text(text, encoding="utf-8")
@@ -148,7 +156,7 @@ class Story:
             sys.exit(f"error: the upgrade did not replace {', '.join(same) or 'the code'}")
 
     def check_kept(self) -> None:
-        """All that was in the volumes is there, and works without being connected again."""
+        """Check that what was in the volumes is still there, and that a further correction arrives without connecting again."""
         kept = {one["id"] for one in self.api("GET", f"/api/tasks/{self.tasks[0]}/annotations/")}
         if self.correction not in kept or not self.is_logged():
             sys.exit("error: the correction did not survive the upgrade")
@@ -162,14 +170,14 @@ class Story:
 
 
 def as_form(name: str, content: bytes) -> tuple[bytes, str]:
-    """One file as a browser's form sends it, and the type to send it with."""
+    """Return the body in which a browser's form sends one file, and the body's content type."""
     border = "rehearsal-of-the-stack"
     head = f'--{border}\r\nContent-Disposition: form-data; name="file"; filename="{name}"\r\nContent-Type: image/png\r\n\r\n'
     return head.encode() + content + f"\r\n--{border}--\r\n".encode(), f"multipart/form-data; boundary={border}"
 
 
 def tell(stack: Stack) -> None:
-    """Each step with its time. Exits with one line if one fails."""
+    """Take all steps with a stack, and print the time of each. Exits with one line if one fails."""
     story = Story(stack)
     steps: list[tuple[Callable[[], None], str]] = [
         (story.up, "first start: both services healthy"),
@@ -190,7 +198,10 @@ def tell(stack: Stack) -> None:
 
 
 def rehearse(data: Path, scratch: Path) -> None:
-    """Images, then the story, under an engine whose images are in ``data``. Raises NoEngine if none can be started."""
+    """Start an engine that keeps its images in ``data``, build the images, and take all steps.
+
+    ``scratch`` is a folder for all other files. Raises NoEngine if no engine can be started or there is no Compose.
+    """
     command, waits = find_compose()
     own = scratch / "engine"
     own.mkdir()
@@ -200,7 +211,7 @@ def rehearse(data: Path, scratch: Path) -> None:
         print(f"Compose {stack.compose('version', '--short')}: compose.yaml {'as it is' if waits else 'in a form for 1.29'}", flush=True)
         build(stack, scratch)
         try:
-            stack.compose("down", "--volumes")  # of a run that was broken off, where the data was kept
+            stack.compose("down", "--volumes")  # remove what an interrupted run left, if its data was kept
             tell(stack)
         finally:
             stack.compose("down", "--volumes", "--timeout", "5")

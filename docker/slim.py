@@ -1,6 +1,6 @@
-"""Delete from installed packages what a container of this image cannot use, and say how much that is: ``python slim.py SITE_PACKAGES``.
+"""Delete from installed packages what a container of this image cannot use, and print how much that is: ``python slim.py SITE_PACKAGES``.
 
-Kept is whatever might be loaded. Bytecode, too: without it every start would compile everything again.
+Whatever might be loaded is kept. So is bytecode, because without it every start would compile all modules again.
 """
 
 import importlib.metadata
@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from pathlib import Path
 
 NEVER = (
-    "torch/include",  # to compile extensions with
+    "torch/include",  # needed only to compile extensions
     "torch/bin/protoc*",
     "pyarrow/include",
     "nvidia/*/lib/libcusolverMg.so*",  # solvers over several GPUs: torch is not linked with them
     "nvidia/*/lib/libnvrtc*.alt.so*",  # a second copy of the compiler, with another allocator
-    "nvidia/nvshmem/lib/libnvshmem_device.*",  # to link kernels with
+    "nvidia/nvshmem/lib/libnvshmem_device.*",  # needed only to link kernels
     "numpy/**/tests",
     "scipy/**/tests",
     "sympy/**/tests",
@@ -27,11 +27,14 @@ NEVER = (
     "pyarrow/tests",
 )
 NEEDS_A_COMPILER = ("triton",)
-"""It compiles C as it runs, and the image has no compiler; torch does without it."""
+"""Packages to uninstall, because they compile C at run time and the image has no compiler; torch works without them."""
 
 
 def unneeded(site: Path) -> Iterator[Path]:
-    """What is there of :data:`NEVER`, and bitsandbytes' builds for other CUDAs than torch's."""
+    """Yield the paths that match :data:`NEVER`, and bitsandbytes' libraries for other versions of CUDA than torch's.
+
+    The latter only if there is one for torch's version; the library for CPUs is always kept.
+    """
     for pattern in NEVER:
         yield from site.glob(pattern)
     version = site / "torch/version.py"
@@ -44,12 +47,12 @@ def unneeded(site: Path) -> Iterator[Path]:
 
 
 def size(path: Path) -> int:
-    """Bytes, its folders' files included."""
+    """Return the bytes of a file, or of a folder with all that is in it."""
     return sum(one.lstat().st_size for one in ([path, *path.rglob("*")] if path.is_dir() else [path]))
 
 
 def main() -> None:
-    """Slim one folder of packages."""
+    """Delete what is not needed from the folder of packages that the command line names."""
     site = Path(sys.argv[1])
     before = size(site)
     for path in sorted(unneeded(site)):

@@ -1,8 +1,8 @@
-"""Tiny random checkpoints of real architectures, made once a run."""
+"""Tiny random checkpoints of real architectures, made once a run; logs and services that several files open."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,11 @@ from transformers import (
     Qwen3VLForConditionalGeneration,
 )
 
+from backend.corrections.log import CorrectionLog
 from sam4mllm.demo.tokenizer import END, IMAGE, PAD, VISION_END, VISION_START, save_tokenizer, vocabulary
 from sam4mllm.prompts.dialects import DEMO, dump_dialect
+from tests.backend_fakes import House, house
+from tests.learning_fakes import FAKE_TRAINER, School, school
 
 torch.set_num_threads(2)
 
@@ -103,3 +106,39 @@ def make_checkpoint(family: str, folder: Path) -> Path:
 def tiny_checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Each family in turn."""
     return make_checkpoint(request.param, tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Iterator[CorrectionLog]:
+    """An empty log of corrections."""
+    opened = CorrectionLog(tmp_path / "corrections.sqlite")
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def houses(tmp_path: Path) -> Iterator[Callable[..., House]]:
+    """Makes services on fakes; they are closed at the end."""
+    opened: list[House] = []
+
+    def make(**given: Any) -> House:
+        opened.append(house(tmp_path, **given))
+        return opened[-1]
+
+    yield make
+    for one in opened:
+        one.service.close(5.0)
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., School]]:
+    """Makes services with a training process that takes no time; they are closed at the end."""
+    started: list[School] = []
+
+    def make(**given: Any) -> School:
+        started.append(school(tmp_path, FAKE_TRAINER, **given))
+        return started[-1]
+
+    yield make
+    for place in started:
+        place.service.close(5)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,8 @@ from tests.backend_fakes import FakeImages, settings
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding
 
 PHRASE = "the left cup"
+FAKE_TRAINER = (sys.executable, "-m", "tests.fake_trainer")
+"""Writes what a training process writes, and takes no time."""
 
 
 def width(number: int) -> int:

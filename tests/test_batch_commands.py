@@ -26,12 +26,20 @@ from backend.batch.view import View, duration
 from backend.batch.work import BatchTask, ProjectSource, Shard
 from backend.corrections.log import CorrectionLog
 from backend.errors import BatchError
+from backend.label_studio import push as pushing
 from sam4mllm.cli.main import make_app
 from sam4mllm.data.examples import EXAMPLES
 from sam4mllm.data.read_dataset import read_examples
 from tests.backend_fakes import FakeImages, settings
 from tests.bulk_fakes import PROJECT, VERSION, BulkServer, PlainWork, fake_pipeline, write_pictures
 from tests.test_batch import KEY, WHOLE
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pushing, "SETTLE_SECONDS", 0.0)
+    monkeypatch.setattr(pushing, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(work, "CHECK_SECONDS", 0.0)
 
 
 @pytest.fixture

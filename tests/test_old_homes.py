@@ -18,8 +18,8 @@ from backend.learning.snapshot import HOLDOUT
 from backend.web.app import create_app
 from sam4mllm.adapters.manifest import number_of
 from tests.backend_fakes import CONFIG
-from tests.learning_fakes import PHRASE, School, mask_width, school, width
-from tests.test_learning import FAKE_TRAINER, ManyImages, ended, event, tell
+from tests.learning_fakes import FAKE_TRAINER, PHRASE, School, mask_width, school, width
+from tests.test_learning import ManyImages, ended, event, tell
 
 HOMES = ("f2d9577",)
 

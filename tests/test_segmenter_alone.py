@@ -28,8 +28,9 @@ from sam4mllm.segmentation.concept import Candidates
 from tests.adapter_files import ORIGIN, adapter
 from tests.backend_fakes import CONFIG, settings, task
 from tests.fakes import FakeConceptSegmenter
+from tests.learning_fakes import FAKE_TRAINER
 from tests.test_calibration import judged
-from tests.test_learning import FAKE_TRAINER, ManyImages, correct, ended, event
+from tests.test_learning import ManyImages, correct, ended, event
 from tests.test_predictor import keypoint, rectangle, text
 
 BASE_URL = "http://127.0.0.1"

@@ -28,7 +28,8 @@ from tests.cups_dataset import CUPS, PICTURE
 from tests.family_checks import PLAN
 from tests.public_sets import reasonseg
 from tests.test_pool import TOY, make_pool, write_pictures
-from tests.test_readers import SQUARE_POINTS, prepare
+from tests.test_readers import prepare
+from tests.test_readers_reasonseg import SQUARE_POINTS
 from tests.thinking_models import OPENED, PLAIN, thinking_grounder, without_tags
 
 torch.set_num_threads(1)

@@ -27,7 +27,7 @@ from sam4mllm.values import Segmentation
 from tests.adapter_files import PAPERS
 from tests.fakes import FakeGrounder, FakeSegmenter, grounding, said
 from tests.obedient import ObedientSegmenter, Say, SayingGrounder, all_but_one, all_no, all_yes, noise, right_at
-from tests.test_lora import add, make_adapter
+from tests.test_lora_versions import add, make_adapter
 
 SEED, SCENES = 990_061, 6
 IMAGE = np.zeros((100, 200, 3), np.uint8)

@@ -2,8 +2,8 @@
 
     python tools/build_glyph_sheet.py [FONT]
 
-Run only to change the choice of glyphs; the sheet that it writes is committed, so that scenes need no font. Writes ``glyphs.png``
-(a grid of square RGBA cells) and ``glyphs.json`` (one entry a cell, in reading order) into ``sam4mllm/demo/assets``.
+This is run only to change the choice of glyphs: the sheet is committed, so that making scenes needs no font. Writes ``glyphs.png`` (a grid
+of square RGBA cells) and ``glyphs.json`` (one entry for each cell, in reading order) into ``sam4mllm/demo/assets``.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ NOVEL = {
     "tractor": "🚜", "candle": "🕯", "robot": "🤖", "anchor": "⚓",
 }  # fmt: skip
 
-# What a viewer could call by a known or a novel noun, what is text or an abstract sign, and people and faces.
+# Beginnings of words in the Unicode names of characters that must not be nameless things: those that a viewer could call by a known or a
+# novel noun, text and abstract signs, people and faces.
 AMBIGUOUS = """
 apple tomato bread sandwich cake lemon tangerine cherr fruit melon mango peach berries corn maize rice mushroom burger hot teacup
 cup mug glass dog poodle cat horse cow ox buffalo pig boar ram goat sheep rabbit elephant mammoth monkey gorilla orangutan duck
@@ -58,7 +59,9 @@ NAMELESS_COUNT = 300
 
 
 def draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
-    """The glyph, trimmed and fitted into a CELL square; None if the font has no picture of it."""
+    """Return a character's glyph, trimmed and fitted into a square of CELL pixels, or None if the font has no picture of it or only a small
+    one.
+    """
     canvas = Image.new("RGBA", (180, 180))
     ImageDraw.Draw(canvas).text((16, 16), character, font=font, embedded_color=True)
     bounds = canvas.getbbox()
@@ -73,7 +76,7 @@ def draw(character: str, font: ImageFont.FreeTypeFont) -> Image.Image | None:
 
 
 def nameless_candidates() -> list[str]:
-    """Characters whose Unicode names share no word with a noun or an ambiguous word."""
+    """Return the characters in whose Unicode names no word begins with a known noun, a novel one or an ambiguous word."""
     stems = (*AMBIGUOUS, *KNOWN, *NOVEL)
     found = []
     for start, end in NAMELESS_RANGES:

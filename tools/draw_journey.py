@@ -1,5 +1,7 @@
-"""Draw docs/journey.png, the README's picture: a task, its first mask, the reviewer's correction, and another picture before and after a
-version was trained on such corrections. Both versions of a run answer anew:
+"""Draw docs/journey.png, the README's picture of how corrections improve the model.
+
+It shows a task, its first mask and the reviewer's correction, and another picture before and after a version was trained on such
+corrections. Both versions of the run, the base model and the trained one, answer anew for it:
 
 python -m tools.draw_journey SAM4MLLM_HOME/runs/RUN [--out docs/journey.png]
 """
@@ -53,7 +55,10 @@ def main() -> None:
 
 
 def _find(run: RunFolder) -> tuple[Compared, Compared]:
-    """A corrected picture whose first mask is wrong, and a held-out one that only the trained version gets right, of one kind of phrase."""
+    """Return a corrected picture whose first mask is wrong, and a held-out one that only the trained version gets right.
+
+    If possible, both phrases end with the same word. Exits with an error if the run has no such pictures.
+    """
     job = TrainingJob.read(run)
     variants = load_variants(job.model, job.segmenter, job.device, job.options, job.precision)
     both = [variants.base, variants.load(run.adapter, LooseAdapter("after-1-00000000", read_papers(run.adapter)))]

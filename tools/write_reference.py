@@ -1,4 +1,4 @@
-"""docs/reference.md from the code: settings, routes and commands. ``tests/test_docs.py`` compares; this writes it anew.
+"""Write docs/reference.md from the code: settings, routes and commands. ``tests/test_docs.py`` checks that the page is up to date.
 
 python -m tools.write_reference
 """
@@ -26,7 +26,7 @@ METHODS = ("GET", "POST", "DELETE")
 
 
 def render() -> str:
-    """The page."""
+    """Return the text of the page."""
     return "\n".join(
         [
             "# Reference",
@@ -69,7 +69,7 @@ def settings() -> Iterator[str]:
 
 
 def routes() -> Iterator[str]:
-    """A row for each route and method."""
+    """Yield a table row for each route and method, with the first line of its view's docstring."""
     with tempfile.TemporaryDirectory() as home:
         service = build(Settings(home=Path(home)), _no_models)
         flask = create_app(service)
@@ -92,7 +92,7 @@ def _about(flask: Flask, endpoint: str) -> str:
 
 
 def described(command: Any, name: str) -> Iterator[str]:
-    """A heading for each command, with its options."""
+    """Yield the lines for each command in ``command``, which may be a group: a heading, its help, and its options; ``name`` is its name."""
     if hasattr(command, "commands"):
         for sub, one in command.commands.items():
             yield from described(one, f"{name} {sub}")

@@ -1,9 +1,9 @@
-"""A data set's reader: a folder of LabelMe's files, each beside its picture::
+"""A reader of data sets: a folder of files that LabelMe wrote, each beside its picture::
 
     {"imagePath": "kitchen.jpg", "imageHeight": 480, "imageWidth": 640,
      "shapes": [{"label": "the red cup", "shape_type": "polygon", "points": [[10.5, 20], [60, 20], [60, 90]]}, …]}
 
-Shapes of one label are one phrase's instances.
+The label is the phrase, and all shapes with the same label in a picture are its instances. Shapes other than polygons are left out.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def reader() -> Reader:
 
 
 def read(folder: Path) -> Reading:
-    """Raises DatasetError if there is no file of LabelMe in the folder."""
+    """Return the phrases and outlines of a folder. Raises DatasetError if the folder has no .json file."""
     files = sorted(folder.glob("*.json"))
     if not files:
         raise DatasetError(f"{folder} has no .json of LabelMe; name the folder that LabelMe saved to")
@@ -41,7 +41,10 @@ def _pairs(files: list[Path]) -> Iterator[PhrasedPicture | LeftOut]:
 
 
 def _pairs_of(file: Path, found: Any) -> list[PhrasedPicture | LeftOut]:
-    """What a file says; outlines are checked by who draws them."""
+    """Return the phrases of a LabelMe file with their outlines, and its shapes that are left out.
+
+    The outlines are not checked here, but later by the code that draws their masks.
+    """
     outlines: dict[str, list[list[list[float]]]] = {}
     left_out: list[PhrasedPicture | LeftOut] = []
     for index, shape in enumerate(found["shapes"]):

@@ -1,7 +1,7 @@
 """A family of MLLMs: checkpoints whose config.json says ``"model_type": "lantern_vl"``.
 
-Lantern's layers are those of Qwen3-VL, and it is spoken to in words of its own. A family with other layers brings its own classes of
-transformers in their place, and with another vision tower its own ``encode``.
+Lantern has the layers of Qwen3-VL and a dialect of its own, which is the wording of questions and answers. A family with other layers
+registers its own transformers classes instead, and one with another vision tower brings its own ``encode`` function.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ DIALECT = Dialect(
     yes="yes",
     no="no",
 )
-"""How it is asked and answers: a box is ``[012 345 678 901]``, in thousandths of the sides. As its training had it."""
+"""How Lantern is asked and how it answers, as in its training. A box is written as ``[012 345 678 901]``, in thousandths of the image's
+sides."""
 
 FAMILY = Family(
     DIALECT,

@@ -1,6 +1,6 @@
-"""A promptable segmenter without weights: GrabCut (Rother et al. 2004), which parts colours in a box from those around it.
+"""A promptable segmenter without weights: GrabCut (Rother et al. 2004), which separates the colours in a box from those around it.
 
-``--segmenter grabcut``, or ``grabcut:8`` for eight rounds instead of five.
+It is chosen with ``--segmenter grabcut``, or ``--segmenter grabcut:8`` for eight rounds instead of five.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from sam4mllm.values import Masks, Prompt
 
 ROUNDS = 5
 LONGEST_SIDE = 384
-"""Pixels of the side on which it works: its time grows with their number."""
+"""Longest side, in pixels, of the picture that GrabCut works on; larger pictures are reduced, because its time grows with their pixels."""
 DOT = 0.02
-"""Radius, in longer sides of the picture, of what a point vouches for."""
+"""Radius around a point within which all pixels take the point's label, as a share of the picture's longer side."""
 
 
 @dataclass(frozen=True)
 class SmallImage(Embedding):
-    """The picture in the size in which it is worked on: ``image`` (h, w, 3) uint8 BGR, which is ``scale`` times the original."""
+    """A picture at the size at which GrabCut works on it: ``image`` (h, w, 3) uint8 BGR, whose sides are ``scale`` times the original's."""
 
     image: NDArray[np.uint8]
     scale: float
@@ -62,10 +62,10 @@ class GrabCut:
         return [self._draw(embedding, prompt) for prompt in prompts]
 
     def _draw(self, small: SmallImage, prompt: Prompt) -> Masks:
-        """One candidate of each prompt, drawn small and enlarged when it is asked for."""
+        """Return the only candidate mask for a prompt, drawn on the small picture and enlarged only on request."""
         seeds = self._seeds(small, prompt)
         if {cv2.GC_FGD, cv2.GC_PR_FGD} & set(np.unique(seeds)) and {cv2.GC_BGD, cv2.GC_PR_BGD} & set(np.unique(seeds)):
-            cv2.setRNGSeed(0)  # its mixtures of colours begin at random
+            cv2.setRNGSeed(0)  # GrabCut's mixtures of colours are initialised at random
             colours = np.zeros((2, 1, 65))
             cv2.grabCut(small.image, seeds, (0, 0, 1, 1), colours[0], colours[1], self._rounds, cv2.GC_INIT_WITH_MASK)
         mask = (seeds == cv2.GC_FGD) | (seeds == cv2.GC_PR_FGD)
@@ -75,7 +75,9 @@ class GrabCut:
 
     @staticmethod
     def _seeds(small: SmallImage, prompt: Prompt) -> NDArray[np.uint8]:
-        """(h, w) what the prompt says of each pixel: outside of the box none is the object's, in it all may be."""
+        """Return (h, w) GrabCut's initial label of each pixel: outside the box background, inside it probably the object, and around each
+        point what the point says. Without a box, all other pixels are probably background.
+        """
         height, width = small.image.shape[:2]
         seeds = np.full((height, width), cv2.GC_PR_BGD, np.uint8)
         if prompt.box_px is not None:
@@ -89,7 +91,11 @@ class GrabCut:
 
 
 def load(path: str, dtype: torch.dtype) -> GrabCut:
-    """What stands behind ``grabcut:`` in the setting, empty without a colon, and the precision of a segmenter with weights."""
+    """Return the segmenter for a setting.
+
+    ``path`` is the text behind ``grabcut:``, empty if there is no colon; ``dtype`` is for segmenters with weights. Raises ModelError if
+    ``path`` is no number of rounds.
+    """
     del dtype
     if path and not path.isdecimal():
         raise ModelError(f"grabcut:{path} has no number of rounds behind the colon; write grabcut or grabcut:8")

@@ -1,4 +1,6 @@
-"""A strategy: the MLLM is asked about five points of each box, its centre and those of its quarters, and the sure answers join the box::
+"""A strategy: the MLLM is asked about five points of each box, and those with sure answers become prompt points beside the box.
+
+The points are the centre of the box and the centres of its quarters::
 
 +---------------+
 |   x       x   |
@@ -21,7 +23,7 @@ from sam4mllm.strategies import Given
 from sam4mllm.values import Grounding, SpokenPoints
 
 PLACES = np.array([(0.5, 0.5), (0.25, 0.25), (0.75, 0.25), (0.25, 0.75), (0.75, 0.75)], np.float32)
-"""In sides of the box, from its upper left corner."""
+"""The points (5, 2) as shares of the box's width and height, from its upper left corner."""
 
 
 class Five:
@@ -43,7 +45,7 @@ class Five:
 
     @staticmethod
     def _points_in(box_px: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(5, 2)."""
+        """Return the points (5, 2) of a box (4,) in pixels."""
         return box_px[:2] + PLACES * (box_px[2:] - box_px[:2])
 
 
