@@ -8,7 +8,6 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -17,16 +16,12 @@ from pycocotools.coco import COCO
 from typer.testing import CliRunner
 
 from backend import brush
-from backend.errors import FetchError
-from backend.export import tasks as source_tasks
-from backend.label_studio.client import LabelStudio
 from sam4mllm.cli.main import make_app
 from sam4mllm.images import load_image
 from sam4mllm.masks import mask_iou
 from sam4mllm.one_polygon import LEAST_IOU, fill
 from sam4mllm.polygons import from_polygons
 from tests.public_sets import picture
-from tests.review_fakes import FakeLabelStudio
 from tests.test_exports import annotation, as_min, bitmask
 
 Mask = NDArray[np.bool_]
@@ -358,45 +353,3 @@ def test_wrong_usage_and_folders_in_use_are_one_line(folder: Path) -> None:
 
 
 # -- a project -----------------------------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch, folder: Path) -> FakeLabelStudio:
-    fake = FakeLabelStudio()
-    monkeypatch.setenv("LABEL_STUDIO_URL", "http://label-studio:8080")
-    monkeypatch.setenv("LABEL_STUDIO_API_KEY", "abc")
-
-    class Pictures:
-        def read(self, reference: str, task: int) -> bytes:
-            if "none" in reference:
-                raise FetchError("Label Studio answered 404 instead of the image")
-            return (folder / "images" / "ab12-cup.png").read_bytes()
-
-    monkeypatch.setattr(source_tasks, "LabelStudio", lambda url, token: LabelStudio(url, token, transport=httpx.MockTransport(fake)))
-    monkeypatch.setattr(source_tasks, "image_store", lambda *_: Pictures())
-    return fake
-
-
-def test_a_project_is_read_from_label_studio(server: FakeLabelStudio, tmp_path: Path) -> None:
-    regions, masks = all_kinds()
-    empty = [task(number=number) for number in range(2, 6)]
-    gone = task(annotation(ink("g", drawn((1, 1, 20, 20)))), number=9, image="/data/upload/3/none.png")
-    server.add(7, task(annotation(*regions)), *empty, gone, config=CONFIG)
-    result = CliRunner().invoke(make_app(), ["export", "7", str(tmp_path / "out"), "--json"])
-    assert result.exit_code == 1, result.output
-    summary = json.loads(result.stdout)
-    assert [(one["task"], one["reason"]) for one in summary["lost"]] == [
-        (9, "the picture is not there: Label Studio answered 404 instead of the image")
-    ]
-    assert summary["left_out"]["tasks without an annotation"] == 4
-    _, found = read_coco(tmp_path / "out")
-    assert {*found} == {*masks, "g"}
-    assert all((found[number][0] == mask).all() for number, (mask, _) in masks.items())
-
-
-def test_a_project_needs_an_address_and_a_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name, needed in (("LABEL_STUDIO_URL", "http://label-studio:8080"), ("LABEL_STUDIO_API_KEY", "")):
-        monkeypatch.delenv(name, raising=False)
-        result = CliRunner().invoke(make_app(), ["export", "7", str(tmp_path / "out")])
-        assert (result.exit_code, name in str(result.exception)) == (1, True)
-        monkeypatch.setenv(name, needed)
