@@ -161,7 +161,7 @@ _READ: dict[str, Callable[[Mapping[str, Any], int, int], Mask]] = {
     "polygonlabels": _polygon,
     "rectanglelabels": _rectangle,
     "ellipselabels": _ellipse,
-    # as controls without labels of their own write them
+    # the next ones are written by controls that have no labels of their own: Brush, Polygon and so on
     "brush": _brush,
     "bitmask": _bitmask,
     "polygon": _polygon,

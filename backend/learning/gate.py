@@ -76,8 +76,8 @@ class PairedSample:
 class Checks:
     """The results of the checks besides the holdout.
 
-    ``golden_champion`` and ``golden_challenger`` are the gIoU on the golden set, None where ``is_kept`` made it needless to ask. ``smoke``
-    says whether a fresh process loaded the adapter and answered.
+    ``golden_champion`` and ``golden_challenger`` are the gIoU on the golden set, None if it was not evaluated because the pairs alone keep
+    the champion (``is_kept``). ``smoke`` says whether a fresh process loaded the adapter and answered.
     """
 
     golden_champion: float | None

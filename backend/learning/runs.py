@@ -117,7 +117,9 @@ class Runs:
         return [run for name in names if (run := self.load(name)) is not None]
 
     def holdout(self) -> Holdout:
-        """Return the home's holdout. If an earlier release, which kept no threshold, has trained here, a fifth was always held out."""
+        """Return the home's holdout. While no threshold is stored, a home in which an earlier release has trained holds out a fifth, as
+        that release did.
+        """
         return Holdout(self.root.parent, SHARE if any(run.attempts for run in self.all()) else WHOLE)
 
     def report(self, run: str) -> bytes | None:

@@ -55,9 +55,9 @@ class Worth:
 
 
 def measure_worth(reviews: Iterable[Review]) -> Worth:
-    """Measure the worth from reviews, which are grouped by annotation.
+    """Group the reviews by annotation, and measure what predictions are worth.
 
-    An annotation for which nothing was served, though its task was not withheld on purpose, is left out.
+    An annotation is left out if no prediction was served for it, unless that was withheld on purpose.
     """
     tasks: defaultdict[tuple[int, int], list[Review]] = defaultdict(list)
     for review in reviews:

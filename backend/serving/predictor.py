@@ -80,7 +80,9 @@ class LateQueue(Protocol):
 
     def add(self, raw: object, request: PredictRequest) -> None: ...
     def withdraw(self, raw: object, request: PredictRequest) -> int | None:
-        """Forget a task that another request answered in time; its number if its prediction was sent already."""
+        """Drop a task that another request has answered in time. Return its number if its prediction was pushed shortly before, so that
+        Label Studio may have it twice; else None.
+        """
         ...
 
 

@@ -271,7 +271,7 @@ class MllmGrounder:
         return [*self.encode(text), *self._thinking.close]
 
     def points_head(self, scene: Framed, box_px: NDArray[np.float32]) -> list[int]:
-        """Ids of the turn that asks about points in a box (4,), up to the first point."""
+        """Return the token ids of the beginning of a turn that asks whether given points lie on what is in a box (4,): all before them."""
         return [*self._next_turn, *self.encode(points_head(self.dialect, self.box_numbers(scene, box_px[None])[0]))]
 
     def joint_question(self, points: Sequence[PointNumbers]) -> list[int]:

@@ -46,7 +46,9 @@ def box_question(dialect: Dialect, phrase: str) -> str:
 
 
 def box_answer(dialect: Dialect, phrase: str, boxes: Sequence[BoxNumbers]) -> str:
-    """All boxes of a phrase, or the no-target words if there are none; of a model that answers with points the middle of each box."""
+    """Return the answer with all boxes of a phrase, or the no-target words if there are none. For a model that answers with points each
+    box is replaced by its middle.
+    """
     if dialect.answers_with_points:
         return pointed_answer(dialect, phrase, [((x1 + x2) // 2, (y1 + y2) // 2) for x1, y1, x2, y2 in boxes])
     joined = dialect.box_separator.join(map(dialect.spell_box, boxes))

@@ -78,7 +78,7 @@ _MEANING = {word: name for name, words in _NAMES.items() for word in words.split
 ORDINARY = frozenset(("left", "top", "right", "bottom", "width", "height", "w", "h", "x", "y", "links", "oben", "rechts", "unten"))
 """Names that are words or letters of prose, too."""
 EDGES = frozenset(("left", "top", "right", "bottom", "links", "oben", "rechts", "unten"))
-"""Names that say in prose where something is: four of them in a line of it are no order of numbers."""
+"""Names of coordinates that also say in prose where something is. A line of prose with four of them does not define an order."""
 
 _SCHEMES: tuple[tuple[str, str, str, str], ...] = (
     ("x0", "y0", "x1", "y1"),

@@ -52,7 +52,7 @@ class VisionMemory:
             yield
             if self._known is not None:
                 self._kept.move_to_end(key)
-            elif self._read <= self._new.keys():  # the tower ran through: memory may run out on the way
+            elif self._read <= self._new.keys():  # the tower finished; memory may have run out halfway, which the caller catches
                 self._keep(key, self._new)
         finally:
             self._known = self._new = None

@@ -40,7 +40,7 @@ def shard(model: Any, source: str) -> None:
     }
     for layer in layers:
         fully_shard(layer, **options)
-    fully_shard(model.model, **options)  # the root holds no shards itself; with it, the next layer is gathered while one computes
+    fully_shard(model.model, **options)  # so that the next layer is gathered while one computes; the root itself has nothing to shard
 
 
 def _decoder_layers(model: Any) -> list[nn.Module]:
