@@ -120,8 +120,8 @@ def make_ambiguous(
 ) -> DemoScene:
     """Return a scene with a pair, two things whose boxes nearly coincide, and up to three other things.
 
-    ``nouns`` limits what the pair may be; in a told scene one of the two may be anything that training shows. ``shares`` are the weights with
-    which the pair's kind is drawn from PAIR_KINDS (None: all alike).
+    ``nouns`` limits what the pair may be; in a told scene one of the two may be anything that training shows. ``shares`` are the weights
+    with which the pair's kind is drawn from PAIR_KINDS (None: all alike).
 
     The scene has phrases only if it is ``told``: up to five, at least one for each of the pair, and none about nouns other than ``nouns``
     (None: all known ones).
