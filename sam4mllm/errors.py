@@ -6,14 +6,14 @@
     ├── ImageError          the image cannot be used: broken, too large, too small
     ├── PhraseError         the phrase cannot be used: empty or too long
     ├── ModelError          a model or adapter folder cannot be loaded
-    │   └── EngineAwayError the server that has the model does not answer; it may be back soon
+    │   ├── EngineAwayError the server that has the model does not answer; it may be back soon
+    │   └── ExtensionError  what another installed package brings cannot be used
     ├── PromptError         a prompt for the segmenter is not well formed
     ├── DatasetError        a dataset folder is not in the format, or lacks files
     ├── TemplateError       a dialect or chat template lacks what is needed
     ├── TrainingError       a training plan cannot be followed, or a run cannot go on
     ├── EvaluationError     an evaluation cannot be set up as asked, or its results cannot be written
     ├── RegistryError       an adapter version is not whole or not safe, or cannot be stored
-    ├── ExtensionError      what another installed package brings cannot be used
     └── MaskCodecError      an encoded mask is malformed or larger than allowed
 
 Each message is one line that a user can act on.
@@ -52,6 +52,10 @@ class EngineAwayError(ModelError):
     """The server that has the model does not answer."""
 
 
+class ExtensionError(ModelError):
+    """What another installed package brings cannot be used."""
+
+
 class PromptError(Sam4mllmError):
     """A segmenter's prompt is not well formed."""
 
@@ -74,10 +78,6 @@ class EvaluationError(Sam4mllmError):
 
 class RegistryError(Sam4mllmError):
     """An adapter version is not whole or not safe to load, or it cannot be stored."""
-
-
-class ExtensionError(Sam4mllmError):
-    """What another installed package brings cannot be used."""
 
 
 class MaskCodecError(Sam4mllmError):

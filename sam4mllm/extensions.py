@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any, Literal
 
@@ -44,7 +45,7 @@ class Extension:
         """Its object. Raises ExtensionError if it cannot be imported."""
         try:
             return self._entry.load()
-        except Exception as error:  # whatever the module of another package raises
+        except (Exception, SystemExit) as error:  # whatever the module of another package raises
             raise self.refused(f"cannot be imported ({type(error).__name__}: {first_line(error)})") from error
 
     def refused(self, why: str) -> ExtensionError:
@@ -56,25 +57,46 @@ class Extension:
 
 
 def all_of(group: Group) -> list[Extension]:
-    """What the installed packages declare, in the order of names and packages; nothing is imported."""
-    found = [Extension(group, entry) for entry in entry_points(group=f"sam4mllm.{group}")]
+    """What the installed packages declare, in the order of names and packages; nothing is imported. It takes some milliseconds.
+
+    Raises ExtensionError if one of their ``entry_points.txt`` cannot be read.
+    """
+    try:
+        found = [Extension(group, entry) for entry in entry_points(group=f"sam4mllm.{group}")]
+    except Exception as error:  # importlib.metadata lets through what it meets in a malformed file
+        raise ExtensionError(
+            f"an installed package has a malformed entry_points.txt ({first_line(error)}); find it with pip check"
+        ) from error
     return sorted(found, key=lambda extension: (extension.name, extension.package))
 
 
+def brought(group: Group, ours: Collection[str]) -> dict[str, Extension]:
+    """Return what packages bring beside ``ours``, by name; nothing is imported.
+
+    A package that claims a name of ours, or one that another package before it in the alphabet claims, is left out with a line in the log,
+    once a process.
+    """
+    found: dict[str, Extension] = {}
+    for extension in all_of(group):
+        if extension.name in ours:
+            _tell(f"{extension} is left out: this is one of sam4mllm's own")
+        elif extension.name in found:
+            _tell(f"{extension} is left out: {found[extension.name].package} brings one of that name")
+        else:
+            found[extension.name] = extension
+    return found
+
+
 def names(group: Group, ours: Collection[str]) -> tuple[str, ...]:
-    """The names that packages bring beside ``ours``; nothing is imported."""
-    return tuple(dict.fromkeys(extension.name for extension in all_of(group) if extension.name not in ours))
+    """Return the names in :func:`brought`."""
+    return tuple(brought(group, ours))
 
 
 def find(group: Group, name: str, ours: Collection[str]) -> Extension | None:
-    """Return what a package brings under a name; None if no package does, or if the name is one of ``ours``.
+    """Return what a package brings under a name; None if none does, or if the name is one of ``ours``."""
+    return brought(group, ours).get(name)
 
-    If several packages claim the name, the first in the alphabet gets it. The log warns of each entry point that is left out, also of those
-    that claim one of ``ours``.
-    """
-    claims = [extension for extension in all_of(group) if extension.name == name]
-    taken = "this is one of sam4mllm's own" if name in ours else f"{claims[0].package} brings one of that name" if claims else ""
-    rejected = claims if name in ours else claims[1:]
-    for extension in rejected:
-        log.warning("%s is left out: %s", extension, taken)
-    return None if name in ours or not claims else claims[0]
+
+@cache
+def _tell(line: str) -> None:
+    log.warning(line)

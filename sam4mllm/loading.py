@@ -24,7 +24,7 @@ from sam4mllm.grounding.mllm import ANSWER_TOKENS, MllmGrounder
 from sam4mllm.grounding.nobody import NoGrounder
 from sam4mllm.identity import slug
 from sam4mllm.memory import announce
-from sam4mllm.options import AUTO, NO_ADAPTER, NO_MODEL, PLAIN, Options, Precision, check_strategy, resolve_strategy
+from sam4mllm.options import AUTO, NO_ADAPTER, NO_MODEL, PLAIN, Options, Precision, brought_strategies, check_strategy, resolve_strategy
 from sam4mllm.pipeline import Pipeline, Versioned
 from sam4mllm.precision import movable, move
 from sam4mllm.prompts.dialects import Dialect, load_dialect
@@ -80,6 +80,7 @@ def load_variants(
     cannot be used; ExtensionError if another package's segmenter cannot.
     """
     place = pick_device(device)
+    brought_strategies()  # a package that claims the name of one of ours is told once, here
     spoken = None if dialect is None else load_dialect(dialect)
     has_model = model != NO_MODEL
     if has_model:

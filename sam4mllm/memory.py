@@ -27,7 +27,7 @@ from sam4mllm.errors import ModelError
 from sam4mllm.fitting import QUANTISATIONS, Demand
 from sam4mllm.grounding.asking import MAX_ROW
 from sam4mllm.grounding.copying import COPIES_AT_ONCE, LINEAR, keeps_states
-from sam4mllm.grounding.families import resolve
+from sam4mllm.grounding.families import find_family, resolve
 from sam4mllm.grounding.windows import window_of
 from sam4mllm.options import AUTO, Precision, QuantizeName
 from sam4mllm.precision import QUANTISED, describe, torch_dtype
@@ -200,11 +200,12 @@ def estimate(source: str, device: torch.device, precision: Precision = AUTO, ran
         return None
     dtype = torch_dtype(precision, device)
     try:
+        find_family(resolve(source), source)  # of another package, which tells transformers of its type
         config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=False)
         working = working_bytes(config, dtype)
         if rank is not None:
             working += training_bytes(tensors, config, rank, dtype)
-    except FAULTS:  # loading says which
+    except (*FAULTS, ModelError):  # loading says which
         working = 0
     return Need(weight_bytes(tensors, precision, dtype), working)
 
@@ -217,8 +218,9 @@ def count_demands(source: str, segmenter: str, device: torch.device, precision: 
     """
     tensors = read_headers(source)
     try:
+        find_family(resolve(source), source)  # as above
         config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=False)
-    except FAULTS:  # loading says which
+    except (*FAULTS, ModelError):  # loading says which
         tensors = None
     if tensors is None:
         return []

@@ -45,7 +45,6 @@ from sam4mllm.options import (
     AskedStrategy,
     Options,
     Strategy,
-    brought_strategies,
     check_look_back,
     check_strategy,
     describe_strategy,
@@ -55,7 +54,7 @@ from sam4mllm.points import ALIKE, Answers, are_alike, beside, disputed, heed, i
 from sam4mllm.prompts.thinking import WORDS
 from sam4mllm.segmentation.concept import ConceptSegmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
-from sam4mllm.strategies import Given, find_by, find_strategy, identify
+from sam4mllm.strategies import Given, find_by, find_strategy, identify, usable_strategies
 from sam4mllm.values import Grounding, Instance, Segmentation, check_phrase
 
 _QUESTIONS: dict[AskedStrategy, Question] = {"ppg": "prompt", "reason": "reason"}
@@ -158,7 +157,7 @@ class Pipeline:
             return ("concept",)
         thinks = not self.learned or self.strategy == "reason"
         phrases = BY_CONCEPT if self._finder is not None else ()
-        return ("box", "ppg", "pqpp", *(("reason",) if thinks else ()), *phrases, *brought_strategies())
+        return ("box", "ppg", "pqpp", *(("reason",) if thinks else ()), *phrases, *usable_strategies())
 
     @property
     def manner(self) -> str:

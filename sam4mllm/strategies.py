@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
-from sam4mllm.errors import ModelError
+import torch
+
+from sam4mllm.errors import ExtensionError, ModelError, Sam4mllmError, first_line
 from sam4mllm.extensions import find
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
 from sam4mllm.lockstep import AskPoints, Locate, Walk, ask_points, locate
-from sam4mllm.options import STRATEGIES, Options
+from sam4mllm.options import STRATEGIES, Options, brought_strategies
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Grounding
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,15 +65,19 @@ def find_by(other: OtherStrategy, given: Given) -> Walk[list[Grounding]]:
     """Return what a strategy finds. Raises ModelError unless it is one grounding for each phrase, in order, with a probability for each box
     and points for all its boxes or for none.
     """
-    found = yield from other.find(given)
+    name = given.options.strategy
+    try:
+        found = yield from other.find(given)
+    except (Sam4mllmError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # whatever another package raises
+        raise ModelError(f"the strategy {name} failed ({type(error).__name__}: {first_line(error)}); update its package") from error
     if [one.phrase for one in found] != list(given.phrases):
-        raise ModelError(
-            f"the strategy {given.options.strategy} must find one grounding for each of {len(given.phrases)} phrases, in their order"
-        )
+        raise ModelError(f"the strategy {name} must find one grounding for each of {len(given.phrases)} phrases, in their order")
     for one in found:
         count = len(one.boxes_px)
         if one.boxes_px.shape != (count, 4) or len(one.box_probabilities) != count or len(one.points) not in (0, count):
-            raise ModelError(f"the strategy {given.options.strategy} found {count} boxes with other numbers of probabilities or points")
+            raise ModelError(f"the strategy {name} found {count} boxes with other numbers of probabilities or points")
     return found
 
 
@@ -79,11 +88,30 @@ def identify(name: str) -> dict[str, str]:
 
 
 def find_strategy(name: str) -> OtherStrategy | None:
-    """The strategy of another package; None if the name is one of ours, or nobody's. Raises ExtensionError if it cannot be used."""
+    """Return the strategy of another package; None if the name is one of ours, or nobody's. Raises ExtensionError if it cannot be used."""
+    if name in STRATEGIES or name in _FOUND:  # without a look at all packages, for this is asked at each answer
+        return _FOUND.get(name)
     extension = find("strategies", name, STRATEGIES)
     if extension is None:
         return None
     strategy = extension.load()
-    if not isinstance(strategy, OtherStrategy):
-        raise extension.refused("is no sam4mllm.strategies.OtherStrategy")
-    return strategy
+    if isinstance(strategy, type) or not isinstance(strategy, OtherStrategy):
+        raise extension.refused("is no object of the kind sam4mllm.strategies.OtherStrategy")
+    return _FOUND.setdefault(name, strategy)
+
+
+def usable_strategies() -> tuple[str, ...]:
+    """Return the names of other packages' strategies, without those that cannot be used; each of these is told in the log."""
+    usable = []
+    for name in brought_strategies():
+        try:
+            find_strategy(name)
+        except ExtensionError as error:
+            log.warning("%s", error)
+        else:
+            usable.append(name)
+    return tuple(usable)
+
+
+_FOUND: dict[str, OtherStrategy] = {}
+"""The other packages' strategies that were asked for, by name."""

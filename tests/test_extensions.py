@@ -16,6 +16,7 @@ from backend.label_studio.parameters import read_parameters
 from backend.settings import read_settings
 from sam4mllm import extensions
 from sam4mllm.errors import ExtensionError, ModelError
+from sam4mllm.evaluation.settings import Setting, plan
 from sam4mllm.grounding.families import FAMILIES, find_family
 from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.lockstep import Walk
@@ -70,7 +71,19 @@ def make_drawer(path: str, dtype: torch.dtype) -> Drawer:
     return Drawer(path)
 
 
-centre, forgetful = Centre(), Forgetful()
+class Wild(Centre):
+    """Fails."""
+
+    def find(self, given: Given) -> Walk[list[Grounding]]:
+        yield from given.ground()
+        raise ZeroDivisionError("by nothing")
+
+
+def fail() -> None:
+    raise KeyError("nothing")
+
+
+centre, forgetful, wild = Centre(), Forgetful(), Wild()
 family = FAMILIES["qwen2_vl"]
 
 
@@ -82,6 +95,7 @@ def grounder() -> FakeGrounder:
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder whose packages count as installed."""
     monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("sam4mllm.strategies._FOUND", {})
     return tmp_path
 
 
@@ -161,7 +175,9 @@ def test_a_family_is_found_by_the_type_of_its_checkpoints(place: Path, tmp_path:
     [
         pytest.param("strategies", "nowhere:x", "cannot be imported (ModuleNotFoundError", id="no module"),
         pytest.param("strategies", f"{__name__}:nothing", "cannot be imported (AttributeError", id="no object"),
-        pytest.param("strategies", f"{__name__}:IMAGE", "is no sam4mllm.strategies.OtherStrategy", id="another thing"),
+        pytest.param("strategies", f"{__name__}:IMAGE", "is no object of the kind sam4mllm.strategies.OtherStrategy", id="another thing"),
+        pytest.param("strategies", f"{__name__}:Centre", "is no object of the kind sam4mllm.strategies.OtherStrategy", id="a class"),
+        pytest.param("strategies", "sys:exit_", "cannot be imported (AttributeError", id="no such object"),
         pytest.param("segmenters", f"{__name__}:IMAGE", "is no function that makes a segmenter", id="no function"),
         pytest.param("segmenters", f"{__name__}:bring", "cannot be loaded (TypeError:", id="another function"),
         pytest.param("segmenters:broken", f"{__name__}:make_drawer", "cannot be loaded (RuntimeError: its file)", id="fails"),
@@ -212,3 +228,42 @@ def test_reading_a_data_set_names_who_reads_it() -> None:
     from sam4mllm.cli.plugins import find_reader  # noqa: PLC0415
 
     assert find_reader("refcoco").sentences["val"] == 10_834
+
+
+def test_a_reader_that_fails_is_one_line(place: Path) -> None:
+    from sam4mllm.cli.plugins import find_reader  # noqa: PLC0415
+
+    bring(place, "torn", readers={"torn": "fail"})
+    with pytest.raises(ExtensionError, match=r"sam4mllm.readers torn of the package torn 1.2 cannot be used \(KeyError: 'nothing'\)"):
+        find_reader("torn")
+
+
+def test_a_strategy_that_fails_is_named(place: Path) -> None:
+    bring(place, "wild", strategies={"wild": "wild"})
+    pipeline = Pipeline(grounder(), FakeSegmenter(), Options(strategy="wild"))
+    with pytest.raises(ModelError, match=r"the strategy wild failed \(ZeroDivisionError: .*\); update its package"):
+        pipeline.segment(IMAGE, ["the cup"])
+
+
+def test_an_ablation_runs_another_packages_strategy_and_passes_over_a_broken_one(place: Path, caplog: pytest.LogCaptureFixture) -> None:
+    bring(place, "middle", strategies={"centre": "centre", "torn": "nothing"})
+    pipeline = Pipeline(grounder(), FakeSegmenter(), Options(strategy="pqpp"))
+    assert "centre" in pipeline.strategies
+    assert "torn" not in pipeline.strategies
+    assert "sam4mllm.strategies torn of the package middle 1.2 cannot be imported" in caplog.text
+    rows = plan(Setting((), Options(strategy="pqpp"), "demo"), {"strategy": ("box", "centre", "pqpp")})
+    assert {row.options.strategy for row in rows} == {"box", "centre", "pqpp"}
+
+
+def test_our_own_strategies_are_asked_without_a_look_at_the_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = Pipeline(grounder(), FakeSegmenter(), Options(strategy="pqpp"))
+    monkeypatch.setattr(extensions, "entry_points", lambda **_: pytest.fail("the packages were looked at"))
+    assert pipeline.segment(IMAGE, ["the cup"])[0].version == pipeline.version
+
+
+def test_a_malformed_file_of_any_package_is_one_line(place: Path) -> None:
+    add_package(place, "odd", {})
+    (place / "odd-1.2.dist-info" / "entry_points.txt").write_text("[console_scripts]\nno equals sign\n")
+    with pytest.raises(ExtensionError, match=r"^an installed package has a malformed entry_points.txt"):
+        extensions.names("strategies", ())
+    assert Pipeline(grounder(), FakeSegmenter(), Options(strategy="box")).segment(IMAGE, ["the cup"])

@@ -98,5 +98,5 @@ def test_the_guides_file_is_one(tmp_path: Path) -> None:
     page = (Path(__file__).parent.parent / "docs" / "trial.md").read_text(encoding="utf-8")
     [example] = re.findall(r"^```toml\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
     assert [one.name for one in read(tmp_path, example)] == ["box", "taught", "taught-in-4-bit"]
-    [keys] = re.findall(r"^Keys are (.*?), with the$", page, re.MULTILINE)
+    [keys] = re.findall(r"^Keys are (.*?), with the ", page, re.MULTILINE)
     assert re.findall(r"`(\w+)`", keys) == list(KEYS)

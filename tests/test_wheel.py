@@ -97,7 +97,9 @@ def test_the_users_own_path_counts_and_a_broken_package_is_one_line(installed: I
         done = installed.run(*start, "bench", "--help", PYTHONPATH=str(tmp_path))
         assert (done.code, "Usage:" in done.out) == (0, True)
         assert done.err.count("\n") == 1
-        assert done.err.startswith("warning: the command wave of the package broken-commands 1.2 cannot be imported (RuntimeError: ")
+        assert done.err.startswith(
+            "warning: the entry point sam4mllm.commands wave of the package broken-commands 1.2 cannot be imported (RuntimeError: "
+        )
 
 
 def test_the_demo_says_that_it_needs_label_studio(installed: Installed) -> None:

@@ -14,6 +14,7 @@ import pytest
 
 from backend.label_studio.wire import PredictRequest
 from backend.label_studio.write_regions import to_regions
+from backend.serving.writer import WAITING, AnswerWriter
 from tests.backend_fakes import CONFIG, PROJECT, House, house, task
 
 
@@ -77,3 +78,28 @@ def wait(ready: Callable[[], object]) -> None:
     while not ready():
         assert time.monotonic() < until
         time.sleep(0.002)
+
+
+def test_an_annotators_answer_does_not_stand_behind_a_batchs(where: House, slow: threading.Event) -> None:
+    assert ask(where, 1) == []  # its writing waits
+    typed = {"type": "textarea", "from_name": "prompt", "to_name": "image", "value": {"text": ["the dog"]}}
+    request = PredictRequest([task(2, size="90x90")], PROJECT, CONFIG, (typed,))
+    [answer] = where.service.predictor.predict(request)
+    assert len(json.loads(answer)["result"]) > 1
+    assert not slow.is_set()
+
+
+def test_the_models_wait_where_too_many_answers_are_being_written() -> None:
+    writer, begin = AnswerWriter(), threading.Event()
+    several = [writer.begin(str(number), False, lambda: b"late" if begin.wait(5) else b"") for number in range(WAITING)]
+    with ThreadPoolExecutor(1) as pool:
+        one_more = pool.submit(writer.begin, "one more", False, lambda: b"more")
+        time.sleep(0.05)
+        assert not one_more.done()
+        assert writer.begin("typed", True, lambda: b"now").result(5) == b"now"
+        begin.set()
+        assert one_more.result(5).result(5) == b"more"
+    assert {answer.result(5) for answer in several} == {b"late"}
+    writer.close()
+    assert writer.begin("after the end", False, lambda: b"at once").result(0) == b"at once"
+    assert writer.coming("after the end") is None

@@ -200,13 +200,13 @@ def _evaluate(run: RunFolder, job: TrainingJob) -> None:
     challenger = variants.load(run.adapter, _challenger(run))
     dataset = Path(job.dataset)
     holdout = [example for example in read_examples(dataset) if example.split == HOLDOUT]
-    scores: defaultdict[tuple[str, str], list[list[float]]] = defaultdict(list)
+    scores: defaultdict[tuple[str, str, str], list[list[float]]] = defaultdict(list)
     edges, count = Edges(Path(job.home)), VIEWS if len({example.image for example in holdout}) < BOOTSTRAP_PAIRS else 1
     for index, found in enumerate(answer_all([champion, challenger], dataset, holdout, count)):
         run.write_progress("comparing", index, count * len(holdout))
         example = found.example
         edge = edges.of(project_of(example.source), example.label, champion.decoder)
-        scores[example.image, example.phrase].append([score(answer, example, edge) for answer in found.answers])
+        scores[_name(example)].append([score(answer, example, edge) for answer in found.answers])
     pairs = _pairs(holdout, scores)
     kept = is_kept([read_pair(one) for one in pairs])
     golden = (None, None) if kept else _golden(run, job, champion, challenger)
@@ -215,13 +215,22 @@ def _evaluate(run: RunFolder, job: TrainingJob) -> None:
     replace_file(run.evaluation, json.dumps(result).encode())
 
 
-def _pairs(holdout: Sequence[Example], scores: Mapping[tuple[str, str], list[list[float]]]) -> list[dict[str, Any]]:
-    """Each held-out example that was answered, with both versions' mean over its views, by images."""
+def _name(example: Example) -> tuple[str, str, str]:
+    """What tells an example from all others: two tasks may have one picture and one phrase."""
+    return example.image, example.phrase, example.source
+
+
+def _pairs(holdout: Sequence[Example], scores: Mapping[tuple[str, str, str], list[list[float]]]) -> list[dict[str, Any]]:
+    """Return each held-out example that was answered, with both versions' mean over its views, by images.
+
+    A mask that a reviewer accepted is compared in the picture as it is alone: there the gate's rule for ties holds.
+    """
     label_of, pairs = labeller(holdout), list[dict[str, Any]]()
     for example in sorted(holdout, key=lambda example: example.image):
-        if (example.image, example.phrase) in scores:
-            before, after = np.mean(scores[example.image, example.phrase], axis=0).tolist()
+        if _name(example) in scores:
             how = how_made(example.source)
+            seen = scores[_name(example)][: 1 if how == ACCEPTED else None]
+            before, after = np.mean(seen, axis=0).tolist()
             made = {"accepted": how == ACCEPTED, "unassisted": how == UNASSISTED}
             pairs.append({**asdict(PairedSample(label_of(example), before, after, example.image, **made)), "phrase": example.phrase})
     return pairs

@@ -24,10 +24,12 @@ would have an advantage.
 
 
 def views(image: NDArray[np.uint8], examples: Sequence[Example], count: int) -> Iterator[tuple[NDArray[np.uint8], Sequence[Example]]]:
-    """The picture (H, W, 3) with its examples, and ``count - 1`` changed ones, the same ones each time."""
+    """Yield the picture (H, W, 3) with its examples, and ``count - 1`` changed ones: of a picture always the same ones, and of each picture
+    others, because the test of many pictures takes their differences for independent.
+    """
     yield image, examples
     shown = TrainingImage(image, tuple(examples))
-    rng = np.random.default_rng([count, *image.shape])
+    rng = np.random.default_rng(int(examples[0].sha256[:16], 16))
     for _ in range(count - 1):
         view = augment(shown, rng, AMOUNT)
         yield view.image, view.examples

@@ -19,8 +19,8 @@ def wait_until(answer: Future[bytes], deadline: float) -> bytes:
     try:
         return answer.result(max(0.0, deadline - time.monotonic()))
     except TimeoutError as error:
-        if answer.done():
-            raise  # its own
+        if answer.done():  # just now, or the error is its own
+            return answer.result()
         raise DeadlineError(NO_TIME) from error
 
 

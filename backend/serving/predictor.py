@@ -10,7 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import NamedTuple, Protocol
 
 from backend.corrections.log_faults import LogError
@@ -32,6 +32,7 @@ from backend.serving.noting import noting, recalled
 from backend.serving.pointing import OnScreen, on_screen, selected_regions, touched_phrase
 from backend.serving.served_records import ServedAnswer, served_records
 from backend.serving.single_flight import SingleFlight
+from backend.serving.writer import AnswerWriter
 from backend.settings import Settings
 from backend.support.byte_cache import ByteCache
 from backend.support.metrics import Metrics
@@ -132,9 +133,7 @@ class Predictor:
         """Predictions as JSON texts, by what was asked."""
         self._single_flight = SingleFlight(self.answers)
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
-        self._writer = ThreadPoolExecutor(1, "writer")  # one, so that what was served is noted in its order
-        self._writing: dict[str, Future[bytes]] = {}
-        """Answers that the models have found and the writer has not written, by what was asked."""
+        self._writer = AnswerWriter()
         self._decoding = {interactive: threading.BoundedSemaphore(DECODED_AT_ONCE) for interactive in (True, False)}
 
     @property
@@ -194,7 +193,7 @@ class Predictor:
     def close(self) -> None:
         """Begin no more tasks, and wait until what the models found is written."""
         self._pool.shutdown(wait=False, cancel_futures=True)
-        self._writer.shutdown()
+        self._writer.close()
 
     def _answer(self, raw: object, request: PredictRequest, project: _Project | ConfigError, lease: Lease, deadline: float) -> bytes:
         """Return the answer to one task. An error is logged and counted for this task, and never raised."""
@@ -354,8 +353,10 @@ class Predictor:
 
                 def work(_: Leases) -> Future[bytes] | bytes:
                     # for who asked before, and asked again while that was worked on
-                    late = self._writing.get(key) or self.answers.get(key, again=True)
-                    return self._write_soon(key, write, self.answerer.look(pipeline, image, question)) if late is None else late
+                    late = self._writer.coming(key) or self.answers.get(key, again=True)
+                    if late is not None:
+                        return late
+                    return self._writer.begin(key, question.interactive, partial(write, self.answerer.look(pipeline, image, question)))
 
                 written = self.engine.run(work, question.interactive, deadline)
                 return written if isinstance(written, bytes) else wait_until(written, deadline)
@@ -363,12 +364,6 @@ class Predictor:
         answer, shared = self._single_flight.answer(key, make, deadline)
         if shared and question.task.id is not None and not question.interactive:
             self._shared(question.task.id, version)
-        return answer
-
-    def _write_soon(self, key: str, write: Callable[[Findings], bytes], findings: Findings) -> Future[bytes]:
-        """The answer, as the writer will have it: meanwhile the models go on with the next question."""
-        answer = self._writing[key] = self._writer.submit(copy_context().run, write, findings)
-        answer.add_done_callback(lambda _: self._writing.pop(key, None))
         return answer
 
     @contextmanager
@@ -381,7 +376,7 @@ class Predictor:
             self._decoding[interactive].release()
 
     def _record(self, drawn: Sequence[ServedAnswer], image: LoadedImage, question: Question, project: int | None, version: str) -> None:
-        """On the writer's thread, once an answer."""
+        """Note in the log what was drawn, on the writer's thread, once for each answer."""
         if question.task.id is None or project is None:
             return
         with noting(f"what was served for task {question.task.id}"):

@@ -36,7 +36,7 @@ def _pairs(files: list[Path]) -> Iterator[PhrasedPicture | LeftOut]:
     for file in files:
         try:
             yield from _pairs_of(file, json.loads(file.read_bytes()))
-        except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             yield LeftOut(SPLIT, file.name, f"it is no file of LabelMe ({first_line(error)})")
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from sam4mllm.errors import DatasetError, ExtensionError
+from sam4mllm.errors import DatasetError, ExtensionError, Sam4mllmError, first_line
 from sam4mllm.extensions import all_of, find, names
 
 if TYPE_CHECKING:
@@ -21,7 +21,12 @@ if TYPE_CHECKING:
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of all packages that are installed here. Those of a broken package are left out, with a line on standard error."""
-    for extension in all_of("commands"):
+    try:
+        extensions = all_of("commands")
+    except ExtensionError as error:
+        print(f"warning: {error}", file=sys.stderr)
+        return
+    for extension in extensions:
         try:
             commands = extension.load()
             if not isinstance(commands, typer.Typer):
@@ -39,7 +44,12 @@ def find_reader(name: str) -> Reader:
     extension = find("readers", name, READERS)
     if extension is not None:
         make = extension.load()
-        reader = make() if callable(make) else None
+        try:
+            reader = make() if callable(make) else None
+        except Sam4mllmError:
+            raise
+        except Exception as error:  # whatever another package raises
+            raise extension.refused(f"cannot be used ({type(error).__name__}: {first_line(error)})") from error
         if not isinstance(reader, Reader):
             raise extension.refused("makes no sam4mllm.data.readers.Reader")
         return reader

@@ -79,7 +79,9 @@ class Setting:
                 return ("ppg", self.options.choice, self.segmenter, self.adapter, look_back)
             case "concept":
                 return ("concept", self.options.threshold, self.segmenter, look_back, self.adapter if look_back != "off" else None)
-        return ("box", self.segmenter, self.adapter, look_back)
+            case "box":
+                return ("box", self.segmenter, self.adapter, look_back)
+        return (self.options, self.segmenter, self.adapter, self.answers)  # another package's, which may look at all of them
 
 
 def plan(

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sam4mllm.checkpoints import CONFIG, WEIGHTS, check_state, read_object, require_files
 from sam4mllm.durable import file_sha256
-from sam4mllm.errors import ModelError, Sam4mllmError, first_line
+from sam4mllm.errors import ExtensionError, ModelError, Sam4mllmError, first_line
 from sam4mllm.extensions import Extension, find, names
 from sam4mllm.segmentation import efficientvit, pretrained
 from sam4mllm.segmentation.attention import fuse_attention
@@ -69,6 +69,8 @@ def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch
         dtype = torch.float32
     try:
         segmenter = _load_both(source, dtype)
+    except ExtensionError:
+        raise
     except ModelError as error:
         raise ModelError(f"SAM4MLLM_SEGMENTER or --segmenter: {error}") from error
     try:
@@ -86,7 +88,8 @@ def takes_phrases(source: str) -> bool:
     detector, name = split_name(source)
     if detector is not None or is_brought(name):
         return True
-    return name.partition(":")[0] not in OURS and pretrained.takes_phrases(name)
+    named = "/" in name.strip("/") or Path(name).exists()  # else it is no checkpoint's name, and loading says so
+    return named and name.partition(":")[0] not in OURS and pretrained.takes_phrases(name)
 
 
 def is_brought(name: str) -> bool:
