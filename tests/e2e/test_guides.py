@@ -56,7 +56,7 @@ ELSEWHERE = {
     r"sam4mllm serve --adapter ADAPTER": 'tests/e2e/test_story.py: "serve", "--adapter"',
     r"SAM4MLLM_MODEL=\S+ SAM4MLLM_ENGINE=\S+ sam4mllm serve": "benchmarks/engine.py: load_vllm_variants(URL, home, ",
     r"sam4mllm models convert .*": 'tests/test_conversion.py: run("models", "convert", old, new)',
-    r"sam4mllm data prepare reasonseg .*": 'tests/test_readers.py: READERS["reasonseg"].read',
+    r"sam4mllm data prepare reasonseg .*": 'tests/test_readers_reasonseg.py: READERS["reasonseg"].read',
     r"sam4mllm evaluate /data/prepared .*": "not run, for ReasonSeg's pictures were not at hand (docs/open-questions.md)",
     r"sam4mllm predict .* --model qwen-vl-chat .*": "tests/test_qwen_vl_chat.py: test_the_papers_plan_trains_it",
     r"sam4mllm predict .* --segmenter DETECTOR\+demo": "tests/test_no_model.py: test_a_detector_before_the_demo_segmenter_is_enough",
