@@ -57,16 +57,15 @@ class Extension:
 
 
 def all_of(group: Group) -> list[Extension]:
-    """What the installed packages declare, in the order of names and packages; nothing is imported. It takes some milliseconds.
+    """Return what the installed packages declare, in the order of names and packages; nothing is imported. It takes some milliseconds.
 
-    Raises ExtensionError if one of their ``entry_points.txt`` cannot be read.
+    Nothing is found where a package has an ``entry_points.txt`` that cannot be read; the log says so, once a process.
     """
     try:
         found = [Extension(group, entry) for entry in entry_points(group=f"sam4mllm.{group}")]
     except Exception as error:  # importlib.metadata lets through what it meets in a malformed file
-        raise ExtensionError(
-            f"an installed package has a malformed entry_points.txt ({first_line(error)}); find it with pip check"
-        ) from error
+        _tell(f"an installed package has a malformed entry_points.txt, so that none is asked for {group} ({first_line(error)})")
+        return []
     return sorted(found, key=lambda extension: (extension.name, extension.package))
 
 

@@ -21,12 +21,7 @@ if TYPE_CHECKING:
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands of all packages that are installed here. Those of a broken package are left out, with a line on standard error."""
-    try:
-        extensions = all_of("commands")
-    except ExtensionError as error:
-        print(f"warning: {error}", file=sys.stderr)
-        return
-    for extension in extensions:
+    for extension in all_of("commands"):
         try:
             commands = extension.load()
             if not isinstance(commands, typer.Typer):
