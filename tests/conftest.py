@@ -142,3 +142,20 @@ def start(tmp_path: Path) -> Iterator[Callable[..., School]]:
     yield make
     for place in started:
         place.service.close(5)
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Datasets to train on: ``corrections`` and ``replay``."""
+    from tests.test_pool import TOY, write_pictures  # noqa: PLC0415 – before pytest has rewritten its asserts otherwise
+
+    folder = tmp_path_factory.mktemp("data")
+    write_pictures(folder / "corrections", TOY)
+    write_pictures(folder / "replay", TOY[:1])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of one family, where it makes no difference which."""
+    return make_checkpoint("qwen3_vl", tmp_path_factory.mktemp("single"))

@@ -13,18 +13,9 @@ from sam4mllm.training import features
 from sam4mllm.training.features import VisionMemory
 from sam4mllm.training.recipe import Trainer
 from tests.conftest import make_checkpoint
-from tests.test_pool import TOY, write_pictures
 from tests.test_recipe import PLAN, losses, make_trainer, weights
 
 torch.set_num_threads(1)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    write_pictures(folder / "corrections", TOY)
-    write_pictures(folder / "replay", TOY[:1])
-    return folder
 
 
 def count_calls(trainer: Trainer) -> list[int]:

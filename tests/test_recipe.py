@@ -19,7 +19,6 @@ from sam4mllm.training.asking import Asking
 from sam4mllm.training.config import read_plan
 from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_rate
 from sam4mllm.training.recipe import Progress, Trainer
-from tests.conftest import make_checkpoint
 from tests.test_pool import TOY, make_pool, write_pictures
 
 torch.set_num_threads(1)
@@ -29,21 +28,6 @@ PROCESSES.set_forkserver_preload(["sam4mllm.training.recipe", "tests.test_recipe
 CPU = torch.device("cpu")
 PLAN = TrainingPlan(steps=6, batch=2, rate=1e-2, rank=4, alpha=8, dropout=0.3, replay_share=0.5)
 ASKING = Asking(points=2)
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``corrections`` and ``replay``."""
-    folder = tmp_path_factory.mktemp("data")
-    write_pictures(folder / "corrections", TOY)
-    write_pictures(folder / "replay", TOY[:1])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One family, where it makes no difference which."""
-    return make_checkpoint("qwen3_vl", tmp_path_factory.mktemp("single"))
 
 
 def make_trainer(source: Path, data: Path, folder: Path, plan: TrainingPlan = PLAN, asking: Asking = ASKING) -> Trainer:

@@ -31,24 +31,8 @@ from sam4mllm.training.loss import row_loss
 from sam4mllm.training.plan import MEASURED, TrainingPlan
 from sam4mllm.training.pool import Pool
 from sam4mllm.training.recipe import Progress, Trainer
-from tests.conftest import make_checkpoint
-from tests.test_pool import TOY, Box, make_pool, write_pictures
+from tests.test_pool import Box, make_pool, write_pictures
 from tests.test_recipe import ASKING, CPU, PLAN, assert_same, losses, make_trainer, weights
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """``corrections`` and ``replay``."""
-    folder = tmp_path_factory.mktemp("data")
-    write_pictures(folder / "corrections", TOY)
-    write_pictures(folder / "replay", TOY[:1])
-    return folder
-
-
-@pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One family, where it makes no difference which."""
-    return make_checkpoint("qwen3_vl", tmp_path_factory.mktemp("single"))
 
 
 def test_the_loss_falls(tiny_checkpoint: Path, data: Path, tmp_path: Path) -> None:
