@@ -14,8 +14,11 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+import numpy as np
+from numpy.typing import NDArray
+
 from sam4mllm.errors import EngineAwayError
-from sam4mllm.grounding.many import ask_each, ground_each
+from sam4mllm.grounding.many import ask_each, ground_each, open_each
 from sam4mllm.grounding.protocol import Grounder, Inquiry, Question, Replies, Scene
 from sam4mllm.values import Grounding
 
@@ -57,7 +60,25 @@ class AskPoints:
         return (AskPoints, self.joint)
 
 
-Step = Locate | AskPoints
+@dataclass(frozen=True, eq=False)
+class Confirm:
+    """The question whether the outline that is drawn on ``image`` (H, W, 3) uint8 surrounds what ``phrase`` means.
+
+    This walk's share of the time is added to ``seconds`` under ``stage``.
+    """
+
+    image: NDArray[np.uint8]
+    phrase: str
+    seconds: dict[str, float]
+    stage = "points"
+
+    @property
+    def kind(self) -> tuple[object, ...]:
+        """A key that is equal for all steps that can share a pass."""
+        return (Confirm,)
+
+
+Step = Locate | AskPoints | Confirm
 Walk = Generator[Step, Any, T]
 
 
@@ -70,6 +91,12 @@ def locate(step: Locate) -> Walk[list[Grounding]]:
 def ask_points(step: AskPoints) -> Walk[list[Replies]]:
     """The step's replies, one an inquiry."""
     said: list[Replies] = yield step
+    return said
+
+
+def confirm(step: Confirm) -> Walk[Replies]:
+    """The step's one reply."""
+    said: Replies = yield step
     return said
 
 
@@ -144,8 +171,12 @@ def _take(grounder: Grounder, steps: Sequence[Step]) -> list[Any]:
     answers: list[Any]
     if isinstance(first, Locate):
         answers = list(ground_each(grounder, [(step.scene, step.phrases) for step in steps if isinstance(step, Locate)], first.question))
-    else:
+    elif isinstance(first, AskPoints):
         answers = list(ask_each(grounder, [(step.scene, step.inquiries) for step in steps if isinstance(step, AskPoints)], first.joint))
+    else:
+        shown = [step for step in steps if isinstance(step, Confirm)]
+        scenes = open_each(grounder, [step.image for step in shown])
+        answers = [grounder.confirm(scene, [step.phrase]) for scene, step in zip(scenes, shown, strict=True)]
     share = (time.perf_counter() - began) / len(steps)
     for step in steps:
         step.seconds[step.stage] = step.seconds.get(step.stage, 0.0) + share

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.confidence import Features
-from sam4mllm.grounding.protocol import Grounder
+from sam4mllm.lockstep import Confirm, Walk, confirm
 from sam4mllm.outline import COLOUR, WIDTH, draw_outline
 from sam4mllm.points import heed
 from sam4mllm.prompts.look_back import DEMO_QUESTION, QUESTION
@@ -26,18 +26,27 @@ DENIED = 0.5
 
 
 def look_back(
-    grounder: Grounder, image: NDArray[np.uint8], phrase: str, found: Sequence[Instance], judge: Callable[[Features], float]
-) -> list[Instance]:
-    """The instances of a phrase, scored anew with P(yes) of each.
+    image: NDArray[np.uint8],
+    phrase: str,
+    found: Sequence[Instance],
+    judge: Callable[[Features], float],
+    seconds: dict[str, float],
+) -> Walk[list[Instance]]:
+    """Ask the MLLM about each instance of a phrase, and return the instances, scored anew with P(yes) of each.
 
     Args:
-        grounder: asked once an instance, each time about an image of its own.
-        image: (H, W, 3) uint8, on which the outlines are drawn.
+        image: (H, W, 3) uint8. Each outline is drawn on a copy of its own.
         phrase: what the instances should show.
         found: the instances; their masks are not empty.
         judge: gives the score for an instance's features.
+        seconds: the time of the questions is added here (see :class:`~sam4mllm.lockstep.Confirm`).
     """
-    return [_looked(one, _ask(grounder, image, phrase, one), judge) for one in found]
+    looked: list[Instance] = []
+    for one in found:
+        said = yield from confirm(Confirm(draw_outline(image, one.mask), phrase, seconds))
+        features = replace(one.features, looked=float(heed(said.inside, said.mass)[0]))
+        looked.append(replace(one, features=features, score=judge(features)))
+    return looked
 
 
 def drop_denied(grounding: Grounding, looked: Sequence[Instance]) -> tuple[Grounding, list[Instance]]:
@@ -51,13 +60,3 @@ def drop_denied(grounding: Grounding, looked: Sequence[Instance]) -> tuple[Groun
     absent = 1 - max(one.features.looked for one in looked)
     none = np.zeros((0, 4), np.float32)
     return replace(grounding, boxes_px=none, no_target_probability=max(absent, grounding.no_target_probability)), kept
-
-
-def _ask(grounder: Grounder, image: NDArray[np.uint8], phrase: str, one: Instance) -> float:
-    said = grounder.confirm(grounder.open(draw_outline(image, one.mask)), [phrase])
-    return float(heed(said.inside, said.mass)[0])
-
-
-def _looked(one: Instance, sure: float, judge: Callable[[Features], float]) -> Instance:
-    features = replace(one.features, looked=sure)
-    return replace(one, features=features, score=judge(features))

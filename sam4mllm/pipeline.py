@@ -261,11 +261,10 @@ class Pipeline:
             compared = options.strategy != "box" and clicks is None
             instances = self._drawing.draw(opened.embedding, targets, present, judge, compared)
         if options.look_back != "off" and clicks is None:
-            with _timed(seconds, "points"):
-                instances = [
-                    look_back.look_back(self.grounder, opened.image, phrase, found, judge)
-                    for phrase, found in zip(cleaned, instances, strict=True)
-                ]
+            looked: list[list[Instance]] = []
+            for phrase, found in zip(cleaned, instances, strict=True):
+                looked.append((yield from look_back.look_back(opened.image, phrase, found, judge, seconds)))
+            instances = looked
             if options.look_back == "drop":
                 left = [look_back.drop_denied(*one) for one in zip(groundings, instances, strict=True)]
                 groundings, instances = [grounding for grounding, _ in left], [kept for _, kept in left]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Literal
@@ -22,7 +22,7 @@ from sam4mllm.grounding.checkpoint import Encoded
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.frames import to_pixels
 from sam4mllm.grounding.mllm import MllmGrounder
-from sam4mllm.grounding.packing import ROOT, Segment, pack
+from sam4mllm.grounding.packing import Segment, pack
 from sam4mllm.grounding.protocol import Inquiry, Question
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.masks import lies_on
@@ -34,6 +34,7 @@ from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import UNLEARNED, CloseUp, Collator, TrainingRow, draw_points
 from sam4mllm.training.loss import row_loss
 from sam4mllm.values import Grounding, check_phrase
+from tests.collate_turns import Toy, Turn, make_row, text, turns
 from tests.test_pool import TOY, write_pictures
 
 torch.set_num_threads(1)
@@ -50,14 +51,6 @@ def grounder(tiny_checkpoint: Path) -> MllmGrounder:
     return MllmGrounder(replace(checkpoint, dialect=replace(checkpoint.dialect, points_view="image")))
 
 
-@dataclass(frozen=True)
-class Toy:
-    """An image with three phrases: one target, two, none."""
-
-    image: NDArray[np.uint8]
-    examples: list[Example]
-
-
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
     folder = write_pictures(tmp_path_factory.mktemp("toy") / "data", TOY[:1])
@@ -68,32 +61,6 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 @pytest.fixture
 def scene(grounder: MllmGrounder, toy: Toy) -> MllmScene:
     return grounder.open(toy.image)
-
-
-@dataclass(frozen=True)
-class Turn:
-    """A segment with all that comes before it in its conversation: ``ids``, and the target of each, UNLEARNED before the segment."""
-
-    segment: Segment
-    ids: list[int]
-    targets: list[int]
-
-    @property
-    def answer(self) -> list[int]:
-        return [target for target in self.targets if target != UNLEARNED]
-
-
-def turns(row: TrainingRow, segments: list[Segment]) -> list[Turn]:
-    """The conversations of a row, one a segment."""
-    expected = pack(segments)
-    np.testing.assert_array_equal(row.row.ids, expected.ids)
-    np.testing.assert_array_equal(row.row.mask, expected.mask)
-    found: list[Turn] = []
-    for segment, start in zip(segments, expected.starts, strict=True):
-        before = [] if segment.parent == ROOT else found[segment.parent].ids
-        own = row.targets[start : start + len(segment.ids)].tolist()
-        found.append(Turn(segment, [*before, *segment.ids], [UNLEARNED] * len(before) + own))
-    return found
 
 
 @pytest.fixture
@@ -107,17 +74,6 @@ def packed(monkeypatch: pytest.MonkeyPatch) -> list[Segment]:
 
     monkeypatch.setattr(collate, "pack", recording)
     return last
-
-
-def make_row(grounder: MllmGrounder, scene: MllmScene, examples: list[Example], asking: Asking, seed: int = 0) -> TrainingRow:
-    row = Collator(grounder, asking).row(scene, examples, np.random.default_rng(seed))
-    assert row.targets.shape == row.row.ids.shape
-    assert row.targets.dtype == np.int64
-    return row
-
-
-def text(grounder: MllmGrounder, ids: list[int]) -> str:
-    return str(grounder.checkpoint.tokenizer.decode(ids))
 
 
 # -- targets -------------------------------------------------------------------------------------------------------------------------------

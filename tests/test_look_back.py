@@ -27,7 +27,7 @@ from sam4mllm.grounding.nobody import NoGrounder
 from sam4mllm.grounding.protocol import Replies, Scene
 from sam4mllm.options import LOOKS_BACK, LookBack, Options
 from sam4mllm.outline import COLOUR
-from sam4mllm.pipeline import Pipeline
+from sam4mllm.pipeline import Asked, Pipeline
 from sam4mllm.points import UNSAID
 from sam4mllm.prompts.dialects import DEMO, DIALECTS
 from sam4mllm.prompts.look_back import look_back_question
@@ -45,14 +45,19 @@ class LookingGrounder(FakeGrounder):
 
     yes: tuple[float, float] = (0.9, 0.9)
     mass: float = 1.0
-    shown: list[NDArray[np.uint8]] = field(default_factory=list)
+    scenes: list[tuple[Scene, NDArray[np.uint8]]] = field(default_factory=list)
+
+    @property
+    def shown(self) -> list[NDArray[np.uint8]]:
+        return [image for _, image in self.scenes]
 
     def open(self, image: NDArray[np.uint8]) -> Scene:
-        self.shown.append(image)
-        return super().open(image)
+        self.scenes.append((super().open(image), image))
+        return self.scenes[-1][0]
 
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
-        columns = np.flatnonzero((self.shown[-1] == COLOUR).all(-1).any(0))
+        [image] = [image for opened, image in self.scenes if opened is scene]
+        columns = np.flatnonzero((image == COLOUR).all(-1).any(0))
         return said(np.full(len(phrases), self.yes[int(columns.mean() > scene.width / 2)]), self.mass)
 
 
@@ -85,6 +90,23 @@ def test_the_answer_is_a_feature_of_each_mask_and_orders_their_scores() -> None:
     assert on.instances[0].score > on.instances[1].score
     assert on.score == on.instances[1].score == score(on.instances[1].features)
     assert all((one.mask == other.mask).all() for one, other in zip(on.instances, off.instances, strict=True))
+
+
+def test_other_work_may_go_on_between_two_looks() -> None:
+    grounder, seen_so_far = LookingGrounder(KNOWN), []
+    pipeline = Pipeline(grounder, FakeSegmenter(), Options("box", look_back="score"))
+    pipeline.segment(IMAGE, ["the cups"], between=lambda: seen_so_far.append(len(grounder.shown)))
+    assert {1, 2, 3} <= set(seen_so_far), "after the image, after the first outline, and after the second"
+
+
+def test_several_images_are_looked_back_at_as_one_by_one() -> None:
+    pipeline = Pipeline(LookingGrounder(KNOWN, yes=(0.9, 0.2)), FakeSegmenter(), Options("box", look_back="score"))
+    asked = [Asked(pipeline.open(image), phrases) for image, phrases in ((IMAGE, ["the cups", "the cup"]), (IMAGE + 1, ["the cup"]))]
+    for one, found in zip(asked, pipeline.segment_each(asked), strict=True):
+        assert not isinstance(found, Exception)
+        alone = pipeline.segment(one.opened, one.phrases)
+        assert [[mask.score for mask in each.instances] for each in found] == [[mask.score for mask in each.instances] for each in alone]
+        assert found[0].instances[0].features.looked == 0.9
 
 
 def test_what_is_denied_is_dropped_where_that_is_asked_for() -> None:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
-from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -16,71 +14,28 @@ import torch
 from safetensors.torch import load_file
 
 import sam4mllm
-from backend.cli.adapter_option import follow_adapter
-from sam4mllm.adapters.fields import CONFIG, FILES, MANIFEST, WEIGHTS
+from sam4mllm.adapters.fields import CONFIG, WEIGHTS
 from sam4mllm.adapters.follow import checkpoint_for, choose_model, choose_segmenter, lasting_name
 from sam4mllm.adapters.loose import read_papers
 from sam4mllm.adapters.lora import attach_stored
 from sam4mllm.adapters.manifest import Papers
 from sam4mllm.adapters.registry import Registry
-from sam4mllm.adopt import Claims, adopt, appoint
-from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
+from sam4mllm.adopt import Claims, adopt
+from sam4mllm.errors import ModelError, RegistryError
 from sam4mllm.grounding.families import load_checkpoint, outline_checkpoint
-from sam4mllm.identity import slug
 from sam4mllm.options import Options
-from sam4mllm.prompts.dialects import BEFORE_NONE, DEMO, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect, dump_dialect
+from sam4mllm.prompts.dialects import BEFORE_NONE, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, Dialect
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.loss import row_loss
 from sam4mllm.training.papers import asking_of
 from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.session import Session
 from tests.adapter_files import PAPERS
-from tests.conftest import make_checkpoint
-from tests.test_adapters import add as add_version
+from tests.papers.manifests import without_papers
 from tests.test_cli import fail
-from tests.test_pool import TOY, write_pictures
 from tests.test_train_cli import run
 
 CPU = torch.device("cpu")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_checkpoint("qwen2_5_vl", tmp_path_factory.mktemp("model"))
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_pictures(tmp_path_factory.mktemp("data") / "toy", TOY)
-
-
-@pytest.fixture(scope="module")
-def trained(model: Path, data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What ``train`` makes of a model, with a config whose points are all joint."""
-    folder = tmp_path_factory.mktemp("trained")
-    (folder / "plan.toml").write_text("batch = 2\nrank = 3\nalpha = 6\nrate = 0.01\n[asking]\njoint_share = 1.0\nprompt_share = 0.5\n")
-    run("train", data, "--model", model, "--out", folder / "a", "--config", folder / "plan.toml", "--steps", 2, "--segmenter", "demo")
-    return folder / "a"
-
-
-@pytest.fixture
-def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Registry:
-    monkeypatch.setenv("SAM4MLLM_HOME", str(tmp_path / "home"))
-    return Registry(tmp_path / "home")
-
-
-def copied(folder: Path, to: Path, change: Callable[[dict[str, Any]], None] = lambda manifest: None) -> Path:
-    shutil.copytree(folder, to)
-    manifest = json.loads((to / MANIFEST).read_text())
-    change(manifest)
-    (to / MANIFEST).write_text(json.dumps(manifest))
-    return to
-
-
-def without_papers(folder: Path, to: Path) -> Path:
-    shutil.copytree(folder, to)
-    (to / MANIFEST).unlink()
-    return to
 
 
 # -- what training writes ------------------------------------------------------------------------------------------------------------------
@@ -258,164 +213,6 @@ def test_train_goes_on_from_a_version(trained: Path, data: Path, home: Registry,
     assert papers.base_sha256 == home.show(version).base_sha256
 
 
-# -- adapters add --------------------------------------------------------------------------------------------------------------------------
-
-
-def test_an_adapter_is_added_with_its_papers(trained: Path, home: Registry) -> None:
-    papers = read_papers(trained)
-    assert papers is not None
-    printed = run("adapters", "add", trained, "--promote")
-    champion = home.champion()
-    assert champion is not None
-    assert printed == f"added: {champion.version}\nserving: {champion.version}\n"
-    assert champion.version.startswith(f"{slug(papers.base_model)}-1-")
-    assert champion.version == sam4mllm.load(adapter=champion.version, device="cpu").version  # as a server names it, too
-    for field in ("base_model", "base_sha256", "strategy", "points", "dialect", "segmenter", "plan", "metrics", "files", "data_sha256"):
-        assert getattr(champion, field) == getattr(papers, field), field
-
-
-def test_what_is_said_of_an_adapter_wins_over_its_papers(trained: Path, home: Registry) -> None:
-    added = json.loads(run("adapters", "add", trained, "--strategy", "box", "--points", "packed", "--json"))
-    assert (added["strategy"], added["points"]) == ("box", "packed")
-    assert home.serving() is None
-
-
-def test_an_adapter_without_papers_is_added_with_what_is_said(trained: Path, model: Path, home: Registry, tmp_path: Path) -> None:
-    bare = without_papers(trained, tmp_path / "bare")
-    (bare / "optimizer.pt").write_bytes(b"of a trainer")
-    (tmp_path / "words.json").write_text(dump_dialect(replace(DEMO, box_question="where is {phrase}")))
-    options = ("--model", model, "--strategy", "ppg", "--points", "joint", "--dialect", tmp_path / "words.json")
-    added = json.loads(run("adapters", "add", bare, *options, "--json"))
-    assert (added["strategy"], added["points"], added["data_sha256"]) == ("ppg", "joint", None)
-    assert added["dialect"]["box_question"] == "where is {phrase}"
-    assert {path.name for path in home.path(added["version"]).iterdir()} == {*FILES, MANIFEST}
-
-
-def tampered(manifest: dict[str, Any]) -> None:
-    manifest["files"][WEIGHTS] = "00" * 32
-
-
-REFUSED = {
-    "its files are others": (tampered, Claims(), "its files are not those that its manifest.json names"),
-    "a key too many": (lambda manifest: manifest.update(more=1), Claims(), "lacks these keys or should not have them: more"),
-    "a strategy that is none": (lambda manifest: manifest.update(strategy="best"), Claims(), "strategy must be"),
-    "a dialect that is none": (lambda manifest: manifest.update(dialect={"name": "x"}), Claims(), "is none"),
-    "another model's": (lambda manifest: manifest.update(base_sha256="00" * 32), Claims(), "was trained on another base model"),
-    "other prompts": (lambda manifest: manifest.update(template_sha256="00" * 32), Claims(), "another set of prompts"),
-    "a model that is not there": (lambda manifest: manifest.update(base_model="/no/such/model"), Claims(), "no such folder"),
-    "a model against it": (lambda manifest: None, Claims(model="demo"), "was trained on another base model"),
-    "a dialect against it": (lambda manifest: None, Claims(dialect="llava"), "--dialect is not what"),
-}
-
-
-@pytest.mark.parametrize("case", REFUSED)
-def test_an_adapter_that_is_not_what_is_said_is_not_added(case: str, trained: Path, home: Registry, tmp_path: Path) -> None:
-    change, claims, said = REFUSED[case]
-    with pytest.raises(Sam4mllmError, match=said) as caught:
-        adopt(copied(trained, tmp_path / "a", change), home, claims)
-    assert "\n" not in str(caught.value)
-    assert home.versions() == []
-
-
-def test_an_adapter_of_other_layers_is_not_added(trained: Path, home: Registry, tmp_path: Path) -> None:
-    bare = without_papers(trained, tmp_path / "bare")
-    with pytest.raises(ModelError, match="does not fit demo"):
-        adopt(bare, home, Claims(model="demo"))
-    assert home.versions() == []
-
-
-def test_no_adapter_is_not_added(home: Registry, tmp_path: Path) -> None:
-    with pytest.raises(RegistryError, match="is missing or not a plain file"):
-        adopt(tmp_path, home, Claims())
-
-
-def test_an_outline_has_the_identity_and_the_shapes_of_the_model(model: Path) -> None:
-    outline, whole = outline_checkpoint(str(model), CPU), load_checkpoint(str(model), CPU)
-    assert (outline.base_sha256, outline.template_sha256) == (whole.base_sha256, whole.template_sha256)
-    shapes = [{name: weight.shape for name, weight in one.model.named_parameters()} for one in (outline, whole)]
-    assert shapes[0] == shapes[1]
-    assert {weight.device.type for weight in outline.model.parameters()} == {"meta"}
-
-
-# -- serve --adapter -----------------------------------------------------------------------------------------------------------------------
-
-
-def test_in_an_empty_registry_the_adapter_becomes_the_champion(trained: Path, home: Registry) -> None:
-    appoint(str(trained), home, Claims())
-    [manifest] = home.versions()
-    assert home.serving() == manifest.version
-    appoint(str(trained), home, Claims())  # as a server that is started again
-    assert home.versions() == [manifest]
-
-
-def test_what_the_registry_has_decided_stands(trained: Path, home: Registry) -> None:
-    appoint(str(trained), home, Claims())
-    better = add_version(home, slug="model")
-    home.promote(better)
-    appoint(str(trained), home, Claims())
-    assert home.serving() == better
-    home.rollback()
-    home.rollback()
-    appoint(str(trained), home, Claims())
-    assert home.serving() is None
-
-
-def test_beside_others_a_new_adapter_has_to_be_added(trained: Path, home: Registry) -> None:
-    version = add_version(home)
-    home.promote(version)
-    with pytest.raises(RegistryError, match=f"{version} serves; let this one serve with: sam4mllm adapters add .* --promote"):
-        appoint(str(trained), home, Claims())
-    assert home.serving() == version
-
-
-def test_an_adapter_that_was_added_but_never_served_begins(trained: Path, home: Registry) -> None:
-    version = adopt(trained, home, Claims()).version
-    appoint(str(trained), home, Claims())
-    assert home.serving() == version
-
-
-def test_what_is_decided_stands_without_the_folder(trained: Path, home: Registry, tmp_path: Path) -> None:
-    appoint(str(trained), home, Claims())
-    appoint(str(tmp_path / "gone"), home, Claims())
-    with pytest.raises(RegistryError, match="there is no folder"):
-        appoint(str(tmp_path / "gone"), Registry(tmp_path / "other"), Claims())
-
-
-def test_a_model_that_has_moved_is_named_where_it_lies(trained: Path, model: Path, home: Registry, tmp_path: Path) -> None:
-    moved = shutil.copytree(model, tmp_path / "moved")
-    lost = copied(trained, tmp_path / "a", lambda manifest: manifest.update(base_model="/gone/model"))
-    assert adopt(lost, home, Claims(model=str(moved))).base_model == str(moved)
-
-
-@pytest.fixture
-def environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SAM4MLLM_MODEL", "SAM4MLLM_SEGMENTER"):
-        monkeypatch.setenv(name, "")  # so that it is put back
-        monkeypatch.delenv(name)
-
-
-@pytest.mark.usefixtures("environment")
-@pytest.mark.parametrize("ending", ["rolled back", "damaged", "served"])
-def test_a_server_keeps_its_model_whatever_became_of_the_champion(ending: str, trained: Path, model: Path, home: Registry) -> None:
-    appoint(str(trained), home, Claims())
-    if ending == "rolled back":
-        home.rollback()
-    elif ending == "damaged":
-        newer = add_version(home)
-        home.promote(newer)
-        (home.path(newer) / MANIFEST).write_text("{")
-    follow_adapter(home.root.parent)
-    assert (os.environ["SAM4MLLM_MODEL"], os.environ["SAM4MLLM_SEGMENTER"]) == (str(model), "demo")
-
-
-@pytest.mark.usefixtures("environment")
-def test_a_bulk_run_takes_the_model_that_peft_names(trained: Path, model: Path, home: Registry, tmp_path: Path) -> None:
-    follow_adapter(home.root.parent)
-    assert "SAM4MLLM_MODEL" not in os.environ
-    follow_adapter(home.root.parent, str(without_papers(trained, tmp_path / "bare")))
-    assert os.environ["SAM4MLLM_MODEL"] == str(model)
-
-
 @pytest.mark.parametrize(
     ("source", "name"),
     [
@@ -452,12 +249,6 @@ def test_a_detector_that_has_moved_is_the_same(tmp_path: Path) -> None:
     for other in ("vit_h:/old/sam.pth", "/old/other+vit_h:/old/sam.pth", "/old/dino+vit_h:/old/other.pth"):
         with pytest.raises(RegistryError, match="is not the one that the adapter was trained with"):
             choose_segmenter(other, papers)
-
-
-def test_a_version_that_never_served_begins_in_an_empty_history(trained: Path, home: Registry) -> None:
-    version = adopt(trained, home, Claims()).version
-    appoint(version, home, Claims())
-    assert home.serving() == version
 
 
 def test_llava_is_another_dialect_than_the_tiny_models(model: Path) -> None:
