@@ -47,7 +47,7 @@ PROMPT_NAME = "prompt"
 ANSWER_NAME = "answer"
 """The name of a second TextArea, in which an annotator reads what a prompt found."""
 DECODE_SECONDS = 6.0
-"""CPU time for a picture, where nothing else is set. A PNG of 50 megapixels of noise takes 2.7 s on one core of a shared machine."""
+"""CPU seconds that decoding a picture may take by default. A PNG of 50 megapixels of noise takes 2.7 s on one core of a shared machine."""
 BUDGET_SECONDS = 7200.0
 """Seconds that the training of a run may take, where its plan sets no budget."""
 _IN_PLAN = "write {} into a TOML file that SAM4MLLM_TRAIN_CONFIG names"
@@ -60,7 +60,7 @@ GONE = {
 }
 """Variables of earlier releases, and what to do instead of each."""
 PARTICIPANT = re.compile(r"(?:project|reviewer):[0-9]{1,18}")
-"""The name of a project or of a reviewer, by which their corrections can be left out of learning."""
+"""The form of an entry of ``leave_out``, which names a project or a reviewer by id: ``project:3``, ``reviewer:7``."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -230,7 +230,7 @@ class Settings(BaseSettings):
 
     @property
     def train_device(self) -> str | None:
-        """The device of the training process."""
+        """The device of the training process; None: a GPU if there is one."""
         number = self.train_mode.removeprefix("device:")
         return self.device if number == self.train_mode else f"cuda:{number}"
 
@@ -276,7 +276,7 @@ class Settings(BaseSettings):
 
     @property
     def secrets(self) -> tuple[str, ...]:
-        """What no line of the log may hold."""
+        """The passwords and keys that are set; no line of the log may hold one."""
         kept = (self.auth_password, self.webhook_secret, self.label_studio_api_key)
         return tuple(secret.get_secret_value() for secret in kept if secret.get_secret_value())
 
@@ -315,7 +315,7 @@ def _check_models(settings: Settings) -> None:
     """Raise SettingsError if the strategy, the look back, the engine or the training mode does not go with the models of the settings."""
     strategy = resolve_strategy(settings.strategy, demo=False, has_adapter=False, has_model=settings.has_model)
     try:
-        check_strategy(strategy, has_model=settings.has_model, takes_phrases=True)  # checked for the segmenter when it is loaded
+        check_strategy(strategy, has_model=settings.has_model, takes_phrases=True)  # the segmenter is checked when it is loaded
     except ModelError as error:
         raise SettingsError(f"SAM4MLLM_STRATEGY: {error}") from error
     try:

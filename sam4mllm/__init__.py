@@ -86,16 +86,18 @@ def load(
     """Load both models and put them into a Pipeline.
 
     Args:
-        model: ``demo``, a folder, or a hub id of a supported family; if None, what the adapter's manifest names, else ``demo``.
-        segmenter: ``demo``, ``vit_b|vit_l|vit_h:PATH``, ``efficientvit-sam-xl1:PATH``, or a checkpoint folder or hub id; None as for
-        ``model``.
+        model: ``demo``, a folder, or a hub id of a supported family; ``none`` for the segmenter alone. If None, the model that the
+        adapter's manifest (or, without one, its configuration) names, else ``demo``.
+        segmenter: ``demo``, ``vit_b|vit_l|vit_h:PATH``, ``efficientvit-sam-xl1:PATH``, or a checkpoint folder or hub id. If None, the
+        segmenter that the adapter's manifest (or its segmenter's configuration) names, else ``demo``.
         device: ``cpu``, ``cuda``, ``cuda:1``…; by default a GPU if there is one.
-        options: the strategy, how points are asked, and which mask is drawn.
+        options: the strategy, how the language model is asked about points, and which mask is taken; the defaults if None.
         adapter: a folder with a LoRA adapter, or a version in the registry; the base model alone if None.
         dtype: ``bf16``, ``fp16`` or ``fp32``; what the device does well if ``auto``.
         quantize: ``8bit`` or ``4bit`` weights of the language model; needs the extra ``quant``.
         device_map: ``auto`` spreads the language model over all GPUs.
-        dialect: how the model is spoken to, where neither adapter nor family says it: a name in ``DIALECTS``, or a file.
+        dialect: the forms of questions and answers, as a name in ``DIALECTS`` or a JSON file. If None, those that the adapter was trained
+        in, else the model family's. An adapter that was trained in another dialect is refused.
 
     Raises:
         ModelError, RegistryError, TemplateError, ExtensionError: with one line on what is wrong and what to do.

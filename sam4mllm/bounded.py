@@ -16,9 +16,10 @@ from typing import Any
 
 WORKER = Path(__file__).with_name("bounded_worker.py")
 CPU_SECONDS = 2
-"""Processor time of one call. Starting Python with Jinja takes 0.2 s of it, a published chat template or pattern a few milliseconds."""
+"""The most processor time of one call. Starting Python with Jinja takes 0.2 s of it, a published chat template or pattern a few
+milliseconds."""
 MEMORY_BYTES = 1 << 30
-"""Address space of one call; Python with Jinja takes 50 MB."""
+"""The most address space of one call; Python with Jinja takes 50 MB."""
 WALL_SECONDS = 60.0
 """Most time of one call by the clock. It is this long because on a busy machine two seconds of processor time can take long."""
 OUTPUT_CHARACTERS = 100_000
@@ -26,7 +27,9 @@ OUTPUT_CHARACTERS = 100_000
 
 
 class OverLimitError(Exception):
-    """The text was run and ended: it took more time or memory than is allowed. The message says which limits there are."""
+    """A template or patterns took more time or memory than is allowed, or wrote too much, so their process was ended. The message names the
+    limits of time and memory.
+    """
 
 
 def render(template: str, variables: Mapping[str, Any]) -> str:

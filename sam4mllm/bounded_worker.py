@@ -31,14 +31,18 @@ def limit(cpu_seconds: int, memory_bytes: int) -> None:
 
 
 def match(patterns: list[str], names: list[str], most: int) -> list[list[int]]:
-    """See :func:`sam4mllm.bounded.match`."""
+    """For each regular expression, return the indices of the names that it matches from end to end. ``most`` is not used: ``main`` passes
+    it to every task.
+    """
     del most
     compiled = [re.compile(pattern) for pattern in patterns]
     return [[index for index, name in enumerate(names) if pattern.fullmatch(name)] for pattern in compiled]
 
 
 def render(template: str, variables: dict[str, Any], most: int) -> str:
-    """See :func:`sam4mllm.bounded.render`."""
+    """Return a Jinja chat template rendered with ``variables``, in a sandbox with what transformers gives such templates. Raises
+    MemoryError if it writes more than ``most`` characters.
+    """
     environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
     environment.filters["tojson"] = _to_json
     environment.globals["raise_exception"] = _refuse

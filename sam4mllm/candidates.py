@@ -32,9 +32,10 @@ def find(segmenter: ConceptSegmenter, embedding: Embedding, phrases: Sequence[st
 
 
 def find_heads(grounder: Grounder, scene: Scene, phrases: Sequence[str]) -> list[str]:
-    """Return the noun that each phrase is about. Where the rule of :mod:`sam4mllm.head_noun` is not sure, the MLLM names the thing.
+    """Return the noun that each phrase is about, by the rule of :mod:`sam4mllm.head_noun`.
 
-    A noun is empty if neither finds one.
+    Where the rule is not sure, the MLLM is asked to name the thing, and the rule's noun counts only if it names none. A noun is empty if
+    neither finds one.
     """
     nouns = [head_noun(phrase) for phrase in phrases]
     doubtful = [phrase for phrase, head in zip(phrases, nouns, strict=True) if not head.sure]
@@ -61,7 +62,7 @@ def choose(
 
 
 def _as_grounding(phrase: str, found: Candidates) -> Grounding:
-    # the score says how sure the segmenter is of the place and of the mask alike
+    # one score serves as the box's probability and as the candidate's score, because it says how sure the segmenter is of both
     boxes_px, scores, masks = _pool([found])
     candidates = tuple(Candidate(mask, score) for mask, score in zip(masks, scores, strict=True))
     return Grounding(phrase, boxes_px, np.array(scores, np.float64), 1.0 - found.presence, note=found.note, candidates=candidates)

@@ -31,9 +31,10 @@ INDEX = f"{WEIGHTS}.index.json"
 SMALL = (CONFIG, *IMAGE_PROCESSOR, *TOKENIZER, CHAT_TEMPLATE, INDEX, "generation_config.json", "special_tokens_map.json", "dialect.json")
 """The files of a model's folder that hold a JSON object and are read whole, if they are there."""
 MAX_BYTES = 64 << 20
-"""Most bytes of such a file; the index of a model of 400 billion weights has 5 MB."""
+"""The most bytes of a JSON file that is read; the index of a model of 400 billion weights has 5 MB."""
 NAMED = 3
-"""An error message lists at most so many files or weights; of more files it gives the number, of more weights that and these."""
+"""The most names that an error message lists of weights, or of files that lack their index. Of more files it gives only the number; of
+weights it always gives the number, and the first NAMED names."""
 
 
 def read_json(path: Path, most: int = MAX_BYTES) -> dict[str, Any]:
@@ -124,7 +125,9 @@ def is_folder(name: str, source: str) -> bool:
 
 
 def read_object(path: Path, source: str) -> dict[str, Any]:
-    """A JSON object of a model's folder. Raises ModelError."""
+    """Return the JSON object that a file of a model's folder holds. Raises ModelError if it cannot be read or is not a JSON object;
+    ``source`` is what the user calls the model.
+    """
     try:
         return read_json(path)
     except ValueError as error:

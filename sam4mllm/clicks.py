@@ -13,7 +13,7 @@ from sam4mllm.geometry import box_iou
 from sam4mllm.values import Candidate, Grounding, Pointed
 
 SAME_BOX = 0.3
-"""IoU of a reviewer's box with the MLLM's box from which it replaces that box, rather than marks another object."""
+"""Least IoU of a reviewer's box with the MLLM's box at which the reviewer's box replaces it; below, it may mark another object."""
 PART_OF = 0.5
 """Share of the smaller of two boxes that lies inside the larger, from which both count as boxes of one object, whatever their IoU."""
 SAME_SHOWN = 0.5
@@ -76,10 +76,10 @@ class PromptTarget:
     it, -1 for a point that is not used.
 
     ``probability``: how sure the model is of the box, 1 if the box is not the model's. ``pointed``: "refined" if a reviewer's click or box
-    is about the instance; "alone" if it is made of clicks or a box only, and is no part of the phrase. ``mask``: the mask of it that the
-    reviewer sees, None if there is none; ``shown``: its index in ``Clicks.shown``. ``boxed``: the box is a reviewer's, so that ``mask`` was
-    not drawn by it. ``candidate``: what the segmenter found by itself in this box. ``support``: see
-    :class:`~sam4mllm.confidence.Features`.
+    is about the instance; "alone" if it is made of clicks or a box only, and is no part of the phrase; empty if no click or box is about
+    it. ``mask``: the mask of the instance that the reviewer sees, None if there is none; ``shown``: the instance's index in
+    ``Clicks.shown``, None if it was not shown. ``boxed``: whether the box is a reviewer's, so that ``mask`` was not drawn by it.
+    ``candidate``: what the segmenter found by itself in this box. ``support``: see :class:`~sam4mllm.confidence.Features`.
     """
 
     box_px: NDArray[np.float32] | None

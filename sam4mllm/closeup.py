@@ -23,7 +23,7 @@ SIDE_PX = 448
 
 @dataclass(frozen=True)
 class Window:
-    """A square of an image; ``left``, ``top`` and ``side`` in its pixels."""
+    """A square part of an image; ``left``, ``top`` and ``side`` are in pixels of the whole image."""
 
     left: int
     top: int

@@ -43,7 +43,7 @@ the two, the scores of empty answers lie among those of the masks for either mod
 FIT_EMPTY_FROM = 20
 """Fewest judgements of empty answers that an :class:`EmptyCalibration` is fitted on: it has two parameters, not a dozen."""
 MAX_STEPS = 100
-"""Newton steps; ten are usual."""
+"""The most Newton steps of a fit; ten are usual."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,8 @@ LATER = {name: {"mean": 1.0, "scale": LEAST_SCALE, "weight": 0.0} for name in ("
 @dataclass(frozen=True)
 class EmptyCalibration:
     """A logistic regression that gives the probability that an empty answer is right. Its log-odds are ``bias + weight * z``, where z is
-    the model's own probability as log-odds, standardised by ``mean`` and ``scale``. ``count`` judgements went into it.
+    the log-odds of the MLLM's own probability that there is no such object, standardised by ``mean`` and ``scale``. ``count`` judgements
+    went into it.
     """
 
     mean: float

@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 LEAST_IOU = 0.985
-"""Least IoU of a mask with its one polygon when filled again; pieces too far apart for that get a polygon each. Readers that put
-points between the corners first, as Ultralytics does, lose half a hundredth more, which leaves 0.98."""
+"""Least IoU between a mask and its one polygon when that is filled again. A mask whose pieces lie too far apart for this IoU gets one
+polygon for each piece. Readers that put points between the corners before they fill, as Ultralytics does, lose another 0.005 of IoU, so
+that 0.98 is left."""
 MIN_CORNERS = 3
 """A polygon of fewer points is read as a box, or refused, by readers of YOLO's format."""
 
@@ -67,7 +68,7 @@ def _iou(polygon: Points, part: NDArray[np.uint8]) -> float:
 
 
 def _borders(part: NDArray[np.uint8]) -> tuple[list[Points], list[int]]:
-    """The borders of all pieces and holes, each (K, 2), and of which piece each is."""
+    """Return the borders of all pieces and holes, each (K, 2), and for each border the index of its piece's outer border in that list."""
     found, hierarchy = cv2.findContours(part, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     parents = hierarchy[0][:, 3].tolist()
     return [np.asarray(border, np.int32)[:, 0] for border in found], [
@@ -134,7 +135,7 @@ def _spanning(bridges: list[_Bridge], borders: range) -> list[_Bridge]:
 
 
 def _join(borders: list[Points], bridges: list[_Bridge]) -> list[Points]:
-    """A polygon for all borders that bridges join: each border is walked around once, from where its bridge arrives."""
+    """Return one polygon for each set of borders that bridges join. Each border is walked around once, from where a bridge reaches it."""
     leaving: dict[int, list[tuple[int, tuple[int, int]]]] = defaultdict(list)
     for bridge in bridges:
         leaving[bridge.first[0]].append((bridge.first[1], bridge.second))
@@ -145,7 +146,7 @@ def _join(borders: list[Points], bridges: list[_Bridge]) -> list[Points]:
         if start in seen:
             continue
         walked: list[Points] = []
-        # a stack, for borders can hang from each other by the thousand
+        # a stack instead of recursion, which Python limits: thousands of borders can hang from one another
         walks = [_around(borders, leaving, seen, (start, 0))]
         crossed: list[Points] = []
         while walks:
@@ -191,7 +192,10 @@ def _around(
 
 
 def _simplified(points: Points) -> Points:
-    """Without points that repeat the one before, or lie within a straight line of pixels; with at least three."""
+    """Return the points without those that repeat the point before them or lie inside a straight run of pixels.
+
+    If fewer than MIN_CORNERS are left, they are repeated up to that number.
+    """
     different = np.any(points != np.roll(points, 1, axis=0), axis=1)
     points = points[different] if different.any() else points[:1]
     before, after = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points

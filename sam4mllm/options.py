@@ -1,4 +1,7 @@
-"""What a caller can choose: the strategy, how points are asked, and in which numbers a model is held. Nothing heavy is imported here."""
+"""What a caller can choose: the strategy, how the MLLM is asked about points, and the precision in which a model is held.
+
+Nothing heavy is imported here.
+"""
 
 from __future__ import annotations
 
@@ -33,10 +36,12 @@ LookBack = Literal["off", "score", "drop"]
 LOOKS_BACK: tuple[LookBack, ...] = get_args(LookBack)
 DtypeName = Literal["auto", "bf16", "fp16", "fp32"]
 THOUGHT_TOKENS = 512
-"""The longest thought (strategy ``reason``) where nothing else is set: some 350 words, which with its question and answer take no more
-than the 1,024 tokens that are kept for a conversation about one phrase. Models made for long thoughts write thousands of tokens."""
+"""The longest thought in tokens (strategy ``reason``) where nothing else is set: some 350 words. With its question and its answer such a
+thought takes no more than the 1,024 tokens that are kept for a conversation about one phrase. Models made for long thoughts write thousands
+of tokens."""
 MAX_THOUGHT_TOKENS = 16_384
-"""Half of the window of 32,768 tokens that Qwen2.5-VL was trained with; the image needs room, too."""
+"""The largest allowed ``Options.thought_tokens``. It is half of the window of 32,768 tokens that Qwen2.5-VL was trained with, because the
+image needs room, too."""
 QuantizeName = Literal["none", "8bit", "4bit"]
 
 
@@ -57,8 +62,9 @@ class Options:
 
     ``strategy``: one of STRATEGIES, see :mod:`sam4mllm.pipeline`, or another package's; or ``auto``, which the pipeline replaces.
     ``joint``: whether all points of a box are asked about in one question (as published) or each on its own; None is what the adapter has
-    learned, else each on its own. ``count``: how many points are asked about; None is 30 on their own, 15 jointly. ``thresholds``: which
-    answers count.
+    learned, else each on its own. ``count``: how many points are asked about in each box, at most 30
+    with the patterns ``spread`` and ``second-look``; None is 30 if each is asked on its own, 15 if all are asked in one question.
+    ``thresholds``: which answers count.
 
     ``pattern``: where points fall. ``spread``: over the box (published). ``interior``: half of them deep in the mask that the box alone
     gives, half deep in the rest of the box. ``unsure``: half of them spread, the other half where the answers to these are in doubt.
@@ -71,8 +77,12 @@ class Options:
     ``thought_tokens``: with ``reason``, the number of tokens after which a thought is cut off and the answer asked for.
     ``look_back``: whether the MLLM is shown each mask's outline and asked if that is what the phrase means: ``off``; ``score``, for the
     score alone; or ``drop``, which also drops what it denies. It is not asked where a reviewer clicks.
-    ``edges``: the name of the edges that masks get afterwards, where a team adopted some (:mod:`sam4mllm.edges`); nothing is moved by it.
+    ``edges``: a short hash of the mask edges that a team has adopted, empty for none. It only becomes part of the version's name; the
+    backend moves the edges (:mod:`sam4mllm.edges`) after the pipeline has answered.
     ``former_mask``: whether the segmenter is also given the mask that a reviewer's click corrects. docs/points.md measures it.
+
+    Raises ValueError if ``strategy``, ``pattern``, ``choice`` or ``look_back`` is not a known name, or if ``threshold`` or
+    ``thought_tokens`` is out of its range.
     """
 
     strategy: AskedStrategy = "auto"
@@ -103,8 +113,10 @@ class Options:
         return self.count if self.count is not None else 15 if self.joint else 30
 
     def shaping(self) -> dict[str, Any]:
-        """Return the options that shape predictions, to be hashed. Those that the strategy does not use are left out, so that a change of
-        them gives no version a new name.
+        """Return the options that shape predictions, to be hashed. A change of an option that is left out gives no version a new name.
+
+        ``former_mask`` is always left out. ``threshold`` and ``thought_tokens`` are left out if the strategy does not use them,
+        ``look_back`` if it is off, and ``edges`` if it is empty.
         """
         chosen = asdict(self)
         del chosen["former_mask"]  # it matters only where a reviewer clicks, and predictions are made without clicks
@@ -125,12 +137,12 @@ def known_strategies() -> tuple[Strategy, ...]:
 
 
 def brought_strategies() -> tuple[Strategy, ...]:
-    """Those that other packages bring."""
+    """Return the names of the strategies that other installed packages bring."""
     return extensions.names("strategies", (*STRATEGIES, "auto"))
 
 
 def check_named(asked: AskedStrategy) -> AskedStrategy:
-    """The name of a strategy, if there is one. Raises ValueError."""
+    """Return ``asked`` unchanged. Raises ValueError if it is neither ``auto`` nor the name of a known strategy."""
     if asked not in ("auto", *STRATEGIES) and asked not in known_strategies():
         raise ValueError(f"strategy must be one of {', '.join(('auto', *known_strategies()))}, not {asked!r}")
     return asked
@@ -162,7 +174,9 @@ def check_look_back(look_back: LookBack, *, has_model: bool) -> None:
 
 
 def check_strategy(strategy: Strategy, *, has_model: bool, takes_phrases: bool, segmenter: str = "this one") -> None:
-    """Raises ModelError if a strategy needs an MLLM and there is none, or a segmenter that takes phrases and ``segmenter`` does not."""
+    """Raises ModelError if a strategy needs an MLLM and ``has_model`` is false, or if it needs a segmenter that takes phrases and
+    ``takes_phrases`` is false. ``segmenter`` is what the error message calls the segmenter.
+    """
     if not has_model and strategy != "concept":
         raise ModelError(f"strategy {strategy} asks an MLLM, and the model is none: name a model, or use strategy concept")
     if strategy in BY_CONCEPT and not takes_phrases:

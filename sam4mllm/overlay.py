@@ -1,4 +1,4 @@
-"""A picture of an answer: the mask tinted, the box, and each point by what was answered of it."""
+"""A picture of an answer: the mask is tinted, the box is drawn, and each point has the colour of what the MLLM answered about it."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ INSIDE, OUTSIDE, UNSURE = (40, 200, 80), (235, 60, 60), (150, 150, 150)
 MIN_LONG_SIDE, MAX_LONG_SIDE = 720, 1600
 PAPER, INK = (250, 250, 248), (30, 30, 34)
 TRUE, PREDICTED = (46, 134, 255), (255, 92, 56)
-"""Outlines of true and predicted masks."""
+"""The RGB colours in which ``draw_compared`` outlines the true and the predicted mask."""
 THUMBNAIL = 560
-"""Long side of a picture among many on a page."""
+"""Long side, in pixels, of a picture by ``draw_compared`` if nothing else is asked for: one of many on a page."""
 CONTEXT = 0.35
-"""Margin that such a picture shows around the objects, as a share of the long side of the box that encloses them."""
+"""Margin that ``draw_compared`` shows on each side of the objects, as a share of the long side of the box that encloses them."""
 LEAST_SHOWN = 0.4
-"""Least side of the part of the image that it shows, as a share of the image's long side: the surroundings often explain an error."""
+"""Least side of the part of the image that ``draw_compared`` shows, as a share of the image's long side. The surroundings often explain an
+error."""
 
 
 class Marked(Protocol):

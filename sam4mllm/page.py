@@ -1,4 +1,4 @@
-"""What the pages of this project have in common: one style, escaped text, numbers written alike, nothing fetched and nothing run.
+"""What the HTML pages of this project have in common: one style, escaped text, and one way to write numbers.
 
 A page is a Jinja template; ``{% include "style.css" %}`` gives it the style of ``pages/``.
 """
@@ -41,7 +41,7 @@ def write_change(value: float | None) -> str:
 
 
 def write_duration(seconds: float) -> str:
-    """In seconds, minutes or hours."""
+    """Write a duration in whole seconds below a minute, in whole minutes below an hour, else in hours and minutes."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes = round(seconds / 60)
@@ -59,13 +59,13 @@ def write_setting(value: object) -> str:
 
 
 def embed_picture(data: bytes) -> str:
-    """A PNG or JPEG file as an address that holds it."""
+    """Return a ``data:`` URL that holds ``data``, the bytes of a PNG or JPEG file."""
     kind = "png" if data.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64," + base64.b64encode(data).decode()
 
 
 def find_ticks(low: float, high: float, count: int) -> list[float]:
-    """Round numbers from ``low`` to ``high``, about ``count`` of them."""
+    """Return about ``count`` round numbers from ``low`` to ``high``; ``low`` alone if there are none or ``high`` is not above it."""
     if high <= low:
         return [low]
     rough = (high - low) / count

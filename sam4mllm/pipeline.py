@@ -13,7 +13,7 @@ Some models answer with points and give no boxes. The segmenter then draws a mas
 mask is the answer; else the box around it is taken as the model's (:mod:`sam4mllm.first_masks`).
 
 ``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``; without an MLLM ``concept``. Other
-packages may bring more (:mod:`sam4mllm.strategies`).
+packages may bring further strategies (:mod:`sam4mllm.strategies`).
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Opened:
 
     @property
     def nbytes(self) -> int:
-        """What a cache should count for it."""
+        """The bytes that a cache should count for the opened image: those of the scene, the embedding and the pixels."""
         return self.scene.nbytes + self.embedding.nbytes + self.image.nbytes
 
 
@@ -104,9 +104,11 @@ class Pipeline:
         adapter: Versioned | None = None,
         learned: bool = True,
     ) -> None:
-        """``learned``: whether the model was trained to answer about points. If not, answers that are all alike are dropped.
+        """``slug``: the first part of the version's name. ``learned``: whether the model was trained to answer about points; if not, the
+        answers about a box are dropped if nearly all of them are alike.
 
-        Raises ModelError if the grounder, a :class:`~sam4mllm.grounding.nobody.NoGrounder` for example, or the segmenter cannot do it.
+        Raises ModelError if the strategy or the look back in ``options`` needs an MLLM and the grounder is a
+        :class:`~sam4mllm.grounding.nobody.NoGrounder`, or if the strategy needs a segmenter that takes phrases and this one does not.
         """
         self.grounder = grounder
         self.segmenter = segmenter
@@ -119,16 +121,23 @@ class Pipeline:
         check_look_back(chosen.look_back, has_model=self.has_model)
         self.options = replace(chosen, strategy=self.resolve(chosen.strategy), joint=bool(chosen.joint))
         self.calibration: Calibration | None = None
-        """By which masks are scored; None is the fixed formula. May be replaced at any time, from any thread. No part of the version."""
+        """The calibration that scores masks; if it is None, a fixed formula does. Any thread may replace it at any time. The version does
+        not depend on it."""
 
     @property
     def identity(self) -> str:
-        """What shapes predictions besides an adapter: models, dialect and options, as a hash."""
+        """A hash of what shapes predictions besides the MLLM's adapter: the models, the dialect, the options and the adapter that is merged
+        into the mask decoder.
+        """
         return self._identity(self.options)
 
     @property
     def version(self) -> str:
-        """``<slug>-<n>-<8 hex>``; n is 0 without an adapter."""
+        """The name ``<slug>-<n>-<8 hex>`` that predictions carry.
+
+        ``n`` is the adapter's number in the registry, 0 without an adapter or for one outside of the registry. The hex digits are a hash of
+        the identity and the adapter.
+        """
         return self._version(self.options)
 
     @property
@@ -137,7 +146,9 @@ class Pipeline:
         return str(getattr(self.segmenter, "adapter", ""))
 
     def through(self, grounder: Grounder, options: Options | None = None, segmenter: Segmenter | None = None) -> Pipeline:
-        """The same pipeline with another grounder in front of its model, or with other options or another segmenter."""
+        """Return a new pipeline with another grounder in front of the same model and, where they are given, other options and another
+        segmenter. The new pipeline starts without a calibration.
+        """
         return Pipeline(grounder, segmenter or self.segmenter, options or self.options, self.slug, self.adapter, self.learned)
 
     @property
@@ -145,14 +156,21 @@ class Pipeline:
         return Drawing(self.segmenter, self.options, self.learned)
 
     def resolve(self, asked: AskedStrategy) -> Strategy:
-        """The strategy that is meant. Raises ModelError if it cannot be done here."""
+        """Return the strategy that ``asked`` means here, with ``auto`` resolved.
+
+        Raises ModelError if this grounder or segmenter cannot carry it out.
+        """
         strategy = resolve_strategy(asked, demo=self.learned, has_adapter=self.adapter is not None, has_model=self.has_model)
         check_strategy(strategy, has_model=self.has_model, takes_phrases=self._finder is not None)
         return strategy
 
     @property
     def strategies(self) -> tuple[Strategy, ...]:
-        """Those that model and segmenter can carry out and that are worth comparing. A trained model thinks only if it was trained to."""
+        """The strategies that model and segmenter can carry out and that are worth comparing.
+
+        A model that was trained to answer about points has ``reason`` among them only if that is the pipeline's own strategy: otherwise it
+        was not trained to think.
+        """
         if not self.has_model:
             return ("concept",)
         thinks = not self.learned or self.strategy == "reason"
@@ -211,15 +229,19 @@ class Pipeline:
 
         Args:
             image: (H, W, 3) uint8 RGB, or what ``open`` made of it.
-            phrases: referring expressions; may be empty if there are clicks, which then stand alone (one Segmentation with an empty
-                phrase).
+            phrases: referring expressions. Without phrases, clicks stand alone: the result is one Segmentation with an empty phrase.
+                Without phrases and clicks the result is empty.
             strategy: the strategy of this call; None is that of the pipeline's options. The version in the answers depends on it.
             clicks: a reviewer's own points and boxes; they join the prompts.
             threshold: the least score of what the segmenter finds by a phrase; None is that of the pipeline's options.
-            between: called before and after each question to the MLLM.
+            between: called before and after each question to the MLLM where a phrase is or whether points lie on it; not for the
+                questions of a look back, nor for those that name a phrase's noun.
 
         Raises:
-            ImageError, PhraseError, ModelError: with one line on what to do; ModelError for a strategy that cannot be done here.
+            ImageError, PhraseError: the image or a phrase cannot be used.
+            ModelError: the strategy cannot be carried out here, or a model or another package failed.
+            PromptError: a click stands alone and the segmenter takes no point without a box.
+            ValueError: the strategy is unknown, or the threshold is not from 0 to 1.
         """
         options, cleaned = self._read(phrases, strategy, threshold)
         opened = image if isinstance(image, Opened) else self.open(image)
@@ -236,7 +258,10 @@ class Pipeline:
         return walk_together(self.grounder, [walk(one) for one in asked], between)
 
     def _read(self, phrases: Sequence[str], strategy: Strategy | None, threshold: float | None) -> tuple[Options, list[str]]:
-        """The options of a call, and its phrases. Raises PhraseError or ModelError."""
+        """Return the options of a call, and its phrases with tidied white space.
+
+        Raises PhraseError, ModelError or ValueError, see ``segment``.
+        """
         options = self.options if strategy is None else replace(self.options, strategy=self.resolve(strategy))
         options = options if threshold is None else replace(options, threshold=threshold)
         if isinstance(phrases, str):
@@ -300,7 +325,10 @@ class Pipeline:
     def _question(
         self, opened: Opened, groundings: Sequence[Grounding], targets: list[list[PromptTarget]], seconds: dict[str, float]
     ) -> Walk[list[list[PromptTarget]]]:
-        """Ask the MLLM about points in all boxes of all phrases, each round in one pass, and add the sure answers to the targets."""
+        """Ask the MLLM about points in the boxes of all phrases (see ``_is_asked``), each round in one pass.
+
+        Return the targets with these points added. Only points with a sure answer become prompt points; the others have the label -1.
+        """
         asked: list[tuple[Grounding, int]] = []
         for grounding, found in zip(groundings, targets, strict=True):
             said = [target for target in found if _is_of_phrase(target)]
@@ -348,7 +376,8 @@ class Pipeline:
         marks[kept] = labels
         if not self.learned and are_alike(answers.inside, marks):
             marks[:] = -1
-        if target.boxed and not (marks == 1).any():  # a reviewer who draws a box knows that the thing is in it
+        # a reviewer who draws a box knows that the thing is in it, so answers that find it nowhere in the box are not believed
+        if target.boxed and not (marks == 1).any():
             return target
         return target.with_points(answers.points_px, answers.inside, marks)
 

@@ -29,7 +29,7 @@ def shortened(text: str, most: int = LONGEST_GLANCE) -> str:
 
 
 def listed(names: Iterable[str]) -> str:
-    """Foreign names as a line, sorted, each of at most LONGEST_NAME characters."""
+    """Return foreign names in one line, sorted and separated by commas, each escaped to ASCII and cut to LONGEST_NAME characters."""
     return ", ".join(sorted(name.encode("unicode_escape").decode()[:LONGEST_NAME] for name in names))
 
 

@@ -27,9 +27,9 @@ GRID = 40
 """Places along each side of a box from which points are chosen that depend on a mask or on earlier answers. All 1,600 cost a few
 milliseconds, and the nearest points of the published pattern are four places apart."""
 EDGE_WEIGHT = 2.0
-"""How many pixels of distance to another point count as much as one pixel of distance to the mask's outline. The deepest point comes first,
-and the middle between two outlines is as good as the middle between two points, so neither outlines nor neighbours decide alone (after
-PinPoint, arXiv 2605.26689: away from boundaries and spread out)."""
+"""How many pixels of distance to another point count as much as one pixel of distance to the mask's outline. The first point is the
+deepest. After it, the middle of a part of the mask that is D pixels wide is worth as much as a place D pixels away from the nearest point,
+so neither outlines nor neighbours decide alone (after PinPoint, arXiv 2605.26689: away from boundaries and spread out)."""
 SURE_WEIGHT = 0.05
 """Least worth of a place, added to its doubt (0 to 1): where no place is in doubt, points are still chosen, spread over the box."""
 NEARNESS = 3
@@ -58,7 +58,7 @@ class Answers:
     inside: NDArray[np.float64]
 
     def and_then(self, later: Answers) -> Answers:
-        """These and those of a later round."""
+        """Return these points and answers, followed by those of a later round."""
         return Answers(np.concatenate([self.points_px, later.points_px]), np.concatenate([self.inside, later.inside]))
 
 
@@ -102,9 +102,10 @@ def _pattern() -> NDArray[np.float64]:
 
 
 def spread(box_px: NDArray[np.float32], count: int) -> NDArray[np.float32]:
-    """The first ``count`` points of the blue-noise pattern laid over a box (x1, y1, x2, y2): (count, 2) float32 in its frame.
+    """Return the first ``count`` points of the pattern, laid over a box (x1, y1, x2, y2): (K, 2) float32 in pixels of the image.
 
-    In a box of a few pixels, points less than MIN_GAP from an earlier one are left out: they would be the same question again.
+    K is ``count`` or less: in a box of a few pixels, points less than MIN_GAP from an earlier one are left out, because they would be the
+    same question again. Raises ValueError if ``count`` is not from 0 to PATTERN_SIZE.
     """
     if not 0 <= count <= PATTERN_SIZE:
         raise ValueError(f"the pattern has {PATTERN_SIZE} points, not {count}")
@@ -132,7 +133,9 @@ def interior(box_px: NDArray[np.float32], mask: NDArray[np.bool_], count: int) -
 
 
 def deepest(mask: NDArray[np.bool_]) -> NDArray[np.float32]:
-    """The point (2,) of a mask (H, W) that is farthest from its outline, in the middle of its pixel."""
+    """Return the point (2,) x, y in the middle of the pixel of a mask (H, W) that is farthest from its outline. The mask must not be
+    empty.
+    """
     row, column = np.unravel_index(_depth_map(mask).argmax(), mask.shape)
     return np.array([column + 0.5, row + 0.5], np.float32)
 
@@ -163,7 +166,7 @@ def unsure(box_px: NDArray[np.float32], answers: Answers, count: int) -> NDArray
     """Return at most ``count`` further points (K, 2) in a box, at places where the answers leave in doubt whether the object is there.
 
     P(inside) of a place is the mean of the answers, weighted by nearness. It is near a half where neighbouring answers differ, which is at
-    the object's outline, and around answers that were near a half themselves.
+    the object's outline, and around answers that were near a half themselves. Without answers the points are those of ``spread``.
     """
     if not len(answers.inside):
         return spread(box_px, count)
@@ -175,7 +178,7 @@ def unsure(box_px: NDArray[np.float32], answers: Answers, count: int) -> NDArray
 
 
 def disputed(answers: Answers, mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """(K,) bool: which answers a mask (H, W) contradicts."""
+    """(K,) bool: which answers a mask (H, W) contradicts. A point with P(inside) UNSAID has no answer to contradict."""
     contradicted = (answers.inside >= 0.5) != lies_on(mask, answers.points_px)
     return np.asarray(contradicted & (answers.inside != UNSAID), np.bool_)
 

@@ -91,7 +91,7 @@ def _fill(mask: NDArray[np.bool_], polygon: NDArray[np.float64]) -> None:
     top, left = rows.min(), columns.min()
     changes = np.zeros((rows.max() + 1 - top, columns.max() + 1 - left), np.uint8)
     np.bitwise_xor.at(changes, (rows - top, columns - left), 1)
-    # the last column only ends what began before it
+    # the last column holds no pixels of the polygon: the switches in it only end runs that began to the left
     inside = np.bitwise_xor.accumulate(changes, axis=1)[:, :-1].astype(np.bool_)
     mask[top : top + inside.shape[0], left : left + inside.shape[1]] |= inside
 
@@ -131,7 +131,7 @@ def _outlines(mask: NDArray[np.bool_]) -> list[list[tuple[int, int]]]:
     outlines = []
     for piece in (number for number in range(len(rings)) if not is_hole[number]):
         outline: list[tuple[int, int]] = []
-        # a stack, for holes can hang below each other by the thousand
+        # a stack instead of recursion, which Python limits: thousands of holes can hang below one another
         walks = [_walk(rings[piece], False, position, joined)]
         while walks:
             point = next(walks[-1], None)

@@ -19,7 +19,7 @@ from sam4mllm.errors import ModelError
 from sam4mllm.options import Precision, QuantizeName
 
 DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
-"""torch's names."""
+"""torch's name for each short name of a dtype."""
 
 QUANTISED = r"(?!.*vis(?:ual|ion)).*\b(?:layers|h|transformer\.blocks)\.\d+\."
 """Matches the beginning of the full name of a module or tensor inside a language model's layers, as transformers calls them now

@@ -25,7 +25,10 @@ class Rle(TypedDict):
 
 
 def to_rle(mask: NDArray[np.bool_]) -> Rle:
-    """A mask (H, W) as COCO run lengths, column by column, compressed to text by pycocotools; JSON can hold it."""
+    """A mask (H, W) as COCO run lengths, column by column, compressed to text by pycocotools; JSON can hold it.
+
+    Raises ValueError if the mask has no pixels or is not two-dimensional.
+    """
     mask = as_mask(mask)
     if mask.size == 0:
         raise ValueError(f"a mask has at least one pixel, not shape {mask.shape}")

@@ -24,13 +24,15 @@ log = logging.getLogger(__name__)
 
 PUSHED_TOGETHER = 20
 SENT_SECONDS = 600.0
-"""Seconds for which a push is remembered: a request that began before it may still answer its tasks (Label Studio waits 100 s)."""
+"""Seconds for which a pushed task is remembered. A request that began before the push may still answer the same task after it (Label Studio
+waits 100 s for an answer); the task then has two predictions.
+"""
 PAUSE_SECONDS = 5.0
-"""Seconds to wait before a busy or paused engine is asked again."""
+"""Seconds to wait before a task is tried again for which the engine was busy, paused or not ready, or had not enough time."""
 
 Predict = Callable[[object, PredictRequest], bytes]
 Key = tuple[int, int]
-"""Project and task."""
+"""The id of a project and the id of a task, as in Label Studio's database."""
 
 
 @dataclass
@@ -52,7 +54,7 @@ class Backlog:
     def add(self, raw: object, request: PredictRequest) -> None:
         """Put a task into the queue and return at once. A task that is already in it is replaced.
 
-        A task without a number or a project is ignored, as is any task while the queue is full or after ``close``.
+        A task without an id is ignored, and so are all tasks of a request without a project, while the queue is full, or after ``close``.
         """
         key = _key(raw, request)
         with self._changed:
@@ -65,9 +67,10 @@ class Backlog:
             self._changed.notify_all()
 
     def withdraw(self, raw: object, request: PredictRequest) -> int | None:
-        """Forget a task that another request answered in time.
+        """Forget a task, and its prediction if that is not pushed yet, because another request answered the task in time.
 
-        Return its number if its prediction was pushed in the last SENT_SECONDS, for Label Studio may then store both; else None.
+        Return the task's id if a prediction of it was pushed in the last SENT_SECONDS: Label Studio may then store that prediction and the
+        request's answer. Otherwise return None.
         """
         key = _key(raw, request)
         with self._changed:
@@ -79,11 +82,11 @@ class Backlog:
 
     @property
     def waiting(self) -> int:
-        """Tasks that are still to be worked on."""
+        """How many tasks have no prediction yet, the one that is being predicted included."""
         return len(self._tasks)
 
     def close(self) -> None:
-        """Begin no other task."""
+        """Empty the queue, begin no other task, and return at once. The result of the task that is being predicted is dropped."""
         with self._changed:
             self._stop.set()
             self._tasks.clear()
@@ -99,7 +102,7 @@ class Backlog:
             key, (raw, request) = found
             answer = self._answer(key[1], raw, request)
             with self._changed:
-                if self._tasks.pop(key, None) is not None and answer is not None:  # else it was withdrawn meanwhile
+                if self._tasks.pop(key, None) is not None and answer is not None:  # if it is gone, it was withdrawn or the queue closed
                     self._ready[key] = answer
                 due = len(self._ready) if not self._tasks or len(self._ready) >= PUSHED_TOGETHER else 0
             if due:
@@ -130,7 +133,7 @@ class Backlog:
         return None
 
     def _push(self, project: int, answers: dict[int, dict[str, Any]]) -> None:
-        versions = {str(answer["model_version"]) for answer in answers.values()}  # two, if one was promoted meanwhile
+        versions = {str(answer["model_version"]) for answer in answers.values()}  # two, if another version was promoted meanwhile
         for version in sorted(versions):
             some = {task: answer for task, answer in answers.items() if answer["model_version"] == version}
             began = time.monotonic()

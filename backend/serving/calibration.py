@@ -21,7 +21,7 @@ class Scorer:
     """Holds the calibration. One thread refits; any thread reads ``calibration``."""
 
     def __init__(self, path: Path) -> None:
-        """A file that cannot be read counts as none: the fixed formula scores until there is a new fit."""
+        """Read the calibration from ``path``. If that is missing or cannot be read, the fixed formula scores until the first fit."""
         self._path = path
         self.calibration: Calibration | None = None
         try:
@@ -34,8 +34,9 @@ class Scorer:
     def refit(self, reviews: Sequence[Review], version: str, *, anew: bool = False) -> bool:
         """Fit the calibration on the reviews and store it; return whether that was done.
 
-        Without ``anew`` it is fitted only if there are enough more judgements than at the last fit. ``version`` is the one that serves.
-        Raises OSError if the file cannot be written.
+        Without ``anew``, a calibration that exists is fitted again only if there are at least GROWTH times as many judgements of masks, or
+        of empty answers, as at the last fit. In any case nothing is done if too few masks were judged, or all alike (:func:`fit`).
+        ``version`` is the version that serves; the calibration records it. Raises OSError if the file cannot be written.
         """
         empty = [(review.features["no_target"], review.iou == 1) for review in reviews if review.iou is not None and _is_empty(review)]
         more_empty = self.calibration is not None and len(empty) >= max(FIT_EMPTY_FROM, GROWTH * _count(self.calibration.empty))
@@ -62,14 +63,15 @@ def _count(empty: EmptyCalibration | None) -> int:
 
 
 def _is_empty(review: Review) -> bool:
-    """Whether a "none" was served."""
+    """Whether the answer that was served is "none": there is no such object in the image."""
     return review.features.keys() == {"no_target"}
 
 
 def _features(review: Review) -> Features | None:
-    """Return the features of the review's least sure mask; those of LATER may be missing and then have their defaults.
+    """Return the features of the served mask with the lowest score.
 
-    None if "none" was served, or if a release that recorded other features served the mask.
+    Features that only later releases record (LATER) may be missing, and then have their defaults. Return None if the answer "none" or
+    nothing was served, or if a release that recorded other features served the mask.
     """
     noted = review.features.keys()
     return Features(**review.features) if set(NAMES) - LATER.keys() <= noted <= set(NAMES) else None

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 FILE = "edges.json"
 
 Adopted = dict[str, dict[str, Edge]]
-"""By project and label."""
+"""Edges by the project's id, as a text, and then by the label."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +74,14 @@ class Edges:
         return adopted.get(str(project), {}).get(label or "", AS_DRAWN)
 
     def drew(self, version: str) -> bool:
-        """Whether a version's predictions were drawn by the decoder that serves."""
+        """Whether a version's predictions were drawn by the mask decoder that serves now.
+
+        A version of which nothing is noted counts as drawn by a decoder without an adapter.
+        """
         return self._served.get(version, ServedEdges()).decoder == self.decoder
 
     def at(self, version: str, project: int | None, label: str | None) -> Edge:
-        """Return the edge with which a version's masks of a project's label were drawn."""
+        """Return the edge with which a version's masks of a project's label were drawn; AS_DRAWN if none is noted."""
         return self._served.get(version, ServedEdges()).adopted.get(str(project), {}).get(label or "", AS_DRAWN)
 
     def adopt(self, project: int, label: str, edge: Edge, decoder: str | None = None) -> None:
@@ -96,9 +99,11 @@ class Edges:
             self._write({name: one for name, one in by_decoder.items() if one}, self._served)
 
     def note(self, version: str, decoder: str = "") -> None:
-        """Note that a version serves from now on, with this decoder and the edges that are adopted for it.
+        """Note that a version serves from now on, with the edges that are adopted for its mask decoder.
 
-        If that cannot be written, the log says so and nothing is raised: only later offers of edges depend on it.
+        ``decoder`` is the hash of that decoder's adapter, empty if it has none. If the note cannot be written, the log says so and nothing
+        is raised. The version serves all the same: the note is read only for later offers of edges, and for answers that are still being
+        made when another edge is adopted.
         """
         with self._lock:
             self.decoder = decoder

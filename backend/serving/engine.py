@@ -24,7 +24,7 @@ R = TypeVar("R")
 State = Literal["loading", "ready", "paused", "failed", "draining"]
 
 ANNOTATOR, BATCH = 0, 1
-"""Ranks of work: what somebody waits for goes first."""
+"""Ranks of work. An annotator waits in the editor for the answer, so the work of annotators goes before that of batches."""
 BUSY = "requests did not come to an end, so the models cannot pause"
 
 
@@ -97,7 +97,7 @@ class Engine(Generic[M]):
         Raises DeadlineError if the deadline passes first (work that has begun goes on, and its result is dropped), NotReadyError if the
         model could not be loaded or the engine has ended.
         """
-        context = copy_context()  # the engine's thread logs in the name of the request
+        context = copy_context()  # so that log lines of the engine's thread have the request's id
         job = _Job(ANNOTATOR if interactive else BATCH, next(self._sequence), deadline, lambda model: context.run(work, model), Future())
         with self._changed:
             if self.failure:
@@ -112,12 +112,15 @@ class Engine(Generic[M]):
             if job.answer.done():
                 raise  # the work itself raised it
             if job.answer.cancel():
-                job.work = None  # with the image that it holds; the job itself is dropped when its turn comes
+                job.work = None  # this frees the image that the work holds; the job is dropped when its turn comes
             raise DeadlineError("there was no time left for this task in this request; it is asked again later") from error
         return result
 
     def give_way(self) -> None:
-        """On the engine's thread, between two steps of a batch's work: do first what annotators wait for by now."""
+        """Do the work that annotators wait for by now, and return to the batch's work, which calls this between two of its steps.
+
+        It is called on the engine's thread, and does nothing during an annotator's work.
+        """
         batch = self._at
         if batch is None or batch.rank == ANNOTATOR:
             return
@@ -134,7 +137,7 @@ class Engine(Generic[M]):
 
     @property
     def waiting(self) -> int:
-        """Pieces of work in the queue that somebody waits for."""
+        """How many pieces of work in the queue a caller still waits for."""
         with self._changed:
             return sum(job.work is not None for job in self._jobs)
 
@@ -161,7 +164,7 @@ class Engine(Generic[M]):
             if self.state == "ready":
                 self.state = "paused"
         try:
-            self.run(lambda _: self._let_go(), False, deadline)  # it waits for work that nobody waits for but that may still use memory
+            self.run(lambda _: self._let_go(), False, deadline)  # after abandoned work, which may still use memory
         except BaseException as error:
             self.resume()
             if isinstance(error, DeadlineError):

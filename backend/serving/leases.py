@@ -1,4 +1,6 @@
-"""Which pipeline answers. A request keeps the one that it began with, whatever is promoted meanwhile, so none sees two versions."""
+"""The pipeline that answers a request. A request keeps the pipeline that it began with, even if another version is promoted meanwhile, so
+that all its answers are of one version.
+"""
 
 from __future__ import annotations
 
@@ -84,7 +86,7 @@ class Leases:
                 del self._leases[pipeline]
 
     def seat(self, pipeline: Pipeline) -> None:
-        """From now on requests begin with this pipeline."""
+        """Let requests begin with this pipeline from now on, with the edges that are adopted for its decoder and the calibration in use."""
         pipeline = self.with_edges(pipeline)
         with self._lock:
             pipeline.calibration = self._calibration
@@ -103,7 +105,7 @@ class Leases:
                 self.loader.drop(version)
 
     def discard(self, version: str) -> None:
-        """On the engine's thread: free an adapter that did not come to serve."""
+        """On the engine's thread: free the adapter of a version that was loaded and could not serve, unless another pipeline uses it."""
         with self._lock:
             used = {_adapter_of(pipeline) for pipeline in (*self._retired, self.current)}
         if self.loader is not None and version not in used:
@@ -132,7 +134,10 @@ class Lease:
         self._pipeline: Pipeline | None = None
 
     def pipeline(self) -> Pipeline:
-        """Waits until there is a model. Raises DeadlineError or NotReadyError."""
+        """Return the request's pipeline. The first call takes it, and waits while the models are loading.
+
+        Raises DeadlineError if the deadline passes first, and NotReadyError if the models could not be loaded or the engine has ended.
+        """
         with self._lock:
             if self._pipeline is None:
                 self._from = self._engine.model or self._engine.run(lambda leases: leases, self._interactive, self._deadline)

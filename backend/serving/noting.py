@@ -13,7 +13,10 @@ log = logging.getLogger(__name__)
 
 @contextmanager
 def noting(what: str) -> Iterator[None]:
-    """An answer is given even if something cannot be noted, on a full disk for example."""
+    """Log a LogError of the ``with`` block and do not raise it, so that a request is answered even if the disk is full, for example.
+
+    ``what`` names in that log line what could not be noted.
+    """
     try:
         yield
     except LogError as error:

@@ -18,13 +18,16 @@ from sam4mllm.run_lengths import Rle, from_rle
 from sam4mllm.values import Grounding, Instance
 
 MAX_SHOWN = 64
-"""Instances that a click is compared with; each is a mask of the image's size while it is answered."""
+"""The most instances that a click is compared with. While it is answered, each is in memory as a mask of the image's size."""
 NOTHING_FOUND = Grounding("", np.zeros((0, 4), np.float32), np.zeros(0), 0.0)
 
 
 @dataclass(frozen=True)
 class OnScreen:
-    """An instance that was served for a phrase: the ids of its regions, its box in pixels, its mask, and its picture's number, from 0."""
+    """An instance that was served for a phrase: the ids of its regions, its box (x1, y1, x2, y2) in pixels, and its mask.
+
+    ``page`` is the index of its picture in the task, from 0.
+    """
 
     phrase: str
     regions: tuple[str, ...]
@@ -38,7 +41,8 @@ class OnScreen:
 
 
 def on_screen(records: Sequence[Served], phrase: str, present: frozenset[str]) -> tuple[OnScreen, ...]:
-    """Return the instances that an annotator may see for a phrase. Those with a region in ``present`` come first, then the newest.
+    """Return the instances that an annotator may see for a phrase, at most MAX_SHOWN, each group the newest first: those with a region in
+    ``present``, then the others.
 
     ``records`` are in order of time. ``present`` are the ids of the regions in the task's drafts, annotations and predictions. An instance
     from before the last answer of its kind (interactive or not) is included only if ``present`` has one of its regions.
@@ -97,9 +101,13 @@ def touched_phrase(pointed: Pointed, seen: Mapping[str, Sequence[OnScreen]], sel
 def answer_ids(instance: Instance, new: Sequence[str], clicks: Clicks | None, seen: Sequence[OnScreen]) -> list[str]:
     """Return the ids of an instance's regions in an answer to an annotator. ``new`` are unused ids, one for each region.
 
-    A refined instance keeps the ids of the old one, so that the editor replaces the old regions. It gets derived ids where Label Studio
-    may have selected the old region meanwhile, as after a drag that begins and ends on its mask: Label Studio 1.23.2 goes blank when a
-    suggestion has the id of a selected region. It also gets them where a phrase was typed again (``clicks`` is None).
+    An instance that was made by clicks alone gets ids that say so (:func:`alone_id`). One that is not in ``seen`` yet gets ``new``. A
+    refined instance keeps the ids of the instance in ``seen`` that it refines, so that the editor replaces the old regions.
+
+    A refined instance gets derived ids (:func:`refined_ids`) where Label Studio may have selected the old region meanwhile, as after a drag
+    that begins and ends on its mask: Label Studio 1.23.2 goes blank when a suggestion has the id of a selected region. If a phrase was
+    typed again (``clicks`` is None), an instance gets derived ids where its box and that of one in ``seen`` have an IoU of at least
+    SAME_SHOWN.
     """
     if instance.pointed == "alone":
         return [alone_id(one) for one in new]

@@ -47,7 +47,9 @@ WORKERS = 4
 DECODED_AT_ONCE = 4
 """Decoded images that may wait for the models, of annotators and of batches each: at the largest size 150 MB apiece."""
 ANSWER_SECONDS = 600.0
-"""How long an answer is kept: long enough for all that a page asks twice, short enough for an image that changes behind its address."""
+"""Seconds for which an answer is cached. Label Studio's page asks for some answers twice within that time. If an image's file is replaced
+at the same address, its old answer is given for no longer.
+"""
 
 read_config = lru_cache(maxsize=64)(read_label_config)
 
@@ -56,11 +58,11 @@ class Images(Protocol):
     """Where pictures come from."""
 
     def load(self, reference: object, task_id: int | None, seconds: float) -> LoadedImage:
-        """Raises FetchError or ImageError."""
+        """Return the picture that a task's data refers to, within ``seconds``. Raises FetchError, ImageError or DeadlineError."""
         ...
 
     def read(self, reference: object, task_id: int | None) -> bytes:
-        """The file, not decoded. Raises FetchError."""
+        """Return the bytes of the picture's file, not decoded. Raises FetchError."""
         ...
 
 
@@ -81,21 +83,21 @@ class LateQueue(Protocol):
 
     def add(self, raw: object, request: PredictRequest) -> None: ...
     def withdraw(self, raw: object, request: PredictRequest) -> int | None:
-        """Drop a task that another request has answered in time. Return its number if its prediction was pushed shortly before, so that
-        Label Studio may have it twice; else None.
+        """Drop a task that another request has answered in time. Return the task's id if a prediction of it was pushed shortly before, so
+        that Label Studio may have two predictions of it; else None.
         """
         ...
 
 
 class _Project(NamedTuple):
-    """A project as it is when a request comes: what changes meanwhile holds from the next one on."""
+    """A project as it is when a request arrives. A change of its config or parameters during the request holds from the next request on."""
 
     number: int | None
     config: LabelConfig
     parameters: Parameters
 
     def for_task(self, task: Task) -> _Project:
-        """With the labels that the task's data adds. Raises TaskError if they are too many."""
+        """Return the project with the labels that the task's data adds to its config. Raises TaskError if they are too many."""
         return self._replace(config=self.config.for_task(task.data))
 
 
@@ -130,7 +132,7 @@ class Predictor:
         cache_bytes = settings.cache_mb * 1024 * 1024
         self.answerer = answerer
         self.answers: ByteCache[str, bytes] = ByteCache(cache_bytes // 4, len, ANSWER_SECONDS)
-        """Predictions as JSON texts, by what was asked."""
+        """Predictions as JSON texts, by :meth:`Question.key`."""
         self._single_flight = SingleFlight(self.answers)
         self._pool = ThreadPoolExecutor(WORKERS, "batch")
         self._writer = AnswerWriter()
@@ -144,7 +146,8 @@ class Predictor:
     def predict(self, request: PredictRequest) -> list[bytes]:
         """Return one JSON text for each task, in order: a prediction, or ``[]`` for a task that failed, ran out of time or was withheld.
 
-        An interactive request gets one in any case, which says what went wrong. Raises QueueFullError or NotReadyError for all tasks.
+        The task of an interactive request gets a prediction even if it failed: an empty one, which says what went wrong if the config has a
+        control for answers. Raises QueueFullError or NotReadyError, and then no task is answered.
         """
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(request.interactive), Lease(self.engine, request.interactive, deadline) as lease:
@@ -168,9 +171,9 @@ class Predictor:
         return answers
 
     def predict_late(self, raw: object, request: PredictRequest) -> bytes:
-        """The prediction of a task that a batch had no time for, from memory if it was worked on meanwhile.
+        """Return the JSON text of the prediction of a task that a batch had no time for; from the cache if it was made meanwhile.
 
-        Raises Sam4mllmError: QueueFullError, NotReadyError and DeadlineError where it may be tried again.
+        Raises Sam4mllmError. After QueueFullError, NotReadyError or DeadlineError the same call may succeed later.
         """
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(False), Lease(self.engine, False, deadline) as lease:
@@ -180,7 +183,10 @@ class Predictor:
         return answer
 
     def note_config(self, project: int | None, label_config: str) -> None:
-        """Note which config a project has now, so that what is corrected under it can be read when it has been edited."""
+        """Note in the log which config a project has now, so that corrections made under this config can be read after it was edited.
+
+        A note that cannot be written is only reported in the server's log.
+        """
         if project is not None:
             with noting("the labelling config"):
                 self._notes.note_config(project, label_config)
@@ -233,7 +239,11 @@ class Predictor:
         return dump(prediction(regions, 0.0, lease.version()))
 
     def _questions(self, task: Task, project: _Project, request: PredictRequest) -> list[Question]:
-        """Return a question for each page that is asked about; none if the annotator took the last prompt back, or accepted its mask."""
+        """Return a question for each page (picture of the task) that is asked about, for a task of one picture one question.
+
+        The list is empty if an annotator's request holds neither a phrase nor a click: the annotator took the last prompt back, or accepted
+        its mask. Raises TaskError or PhraseError if the task or a phrase cannot be used.
+        """
         project = project.for_task(task)
         config = project.config
         context = join_labels(request.context or (), config)
@@ -248,7 +258,10 @@ class Predictor:
         return [one for one in found if one.pointed]
 
     def _question(self, task: Task, project: _Project, context: Sequence[Region], interactive: bool) -> Question:
-        """What is asked of a task, whichever its pages; it may be nothing."""
+        """Return what is asked of a task, not yet split by page, and note in the log what was typed.
+
+        The question has neither phrases nor clicks if nothing is asked.
+        """
         config = project.config
         typed, pointing = typed_phrases(context, config), pointed(context, config)
         if typed:
@@ -282,7 +295,10 @@ class Predictor:
         return Question(task, config, tuple(about), pointing, True, project.parameters, seen=shown, selected=selected)
 
     def _on_screen(self, task: Task, phrases: Sequence[Wanted], project: int | None) -> dict[str, tuple[OnScreen, ...]]:
-        """What an annotator may see, by phrase; a click is answered even if the log cannot be read."""
+        """Return the instances that an annotator may see, by phrase.
+
+        There are none if the task or the project has no id, or if the log cannot be read: a click is then answered without them.
+        """
         if task.id is None or project is None:
             return {}
         try:
@@ -303,7 +319,7 @@ class Predictor:
         if not share or question.interactive or number is None or len(request.tasks) > 1 or project is None:
             return False
         with noting(f"that task {number} is drawn without our help"):
-            if self._notes.withheld(project, number):  # one that is noted stays so, also on a full disk
+            if self._notes.withheld(project, number):  # once noted, it stays withheld, also if the disk is full now
                 return True
             drawn = place_of(image_sha256(self._images.read(question.image, number))) < share
             if drawn:
@@ -315,8 +331,10 @@ class Predictor:
         return wanted(task, project.config, typed, project.parameters.phrase_field(self._settings.phrase_field))
 
     def _spoken_of(self, task: Task, project: _Project) -> list[Wanted]:
-        """Return the phrases that a click may be about: what was typed last, by the log (a click's context does not hold it) or by a draft,
-        which is seconds late; else those of the task or its labels.
+        """Return the phrases that a click may be about; none if they cannot be used.
+
+        They are those that were typed last for the task, by the log, for a click's request does not hold them. If the log has none, they
+        are those in the annotator's drafts, which Label Studio saves some seconds late, and else those of the task's data or the labels.
         """
         number = task.id
         noted = "" if number is None else recalled(lambda: self._notes.task_phrase(project.number, number))
@@ -346,13 +364,14 @@ class Predictor:
 
                 def write(findings: Findings) -> bytes:
                     answer, drawn = self.answerer.write(findings, question, key, fetched, request.project)
-                    # recorded before it is cached, on this thread: a request that timed out gets the answer from the cache later
+                    # recorded here and before it is cached: if this request has timed out, a later one gets the answer from the cache,
+                    # and nothing would record it then
                     self._record(drawn, image, question, request.project, version)
                     self._single_flight.keep(key, answer)
                     return answer
 
                 def work(_: Leases) -> Future[bytes] | bytes:
-                    # for who asked before, and asked again while that was worked on
+                    # if a request timed out and is repeated, the answer to the first one may have been found while this one waited
                     late = self._writer.coming(key) or self.answers.get(key, again=True)
                     if late is not None:
                         return late

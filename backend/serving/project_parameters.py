@@ -41,7 +41,10 @@ class ProjectParameters:
             return dict(sorted(self._problems.items()))
 
     def of(self, project: int | None) -> Parameters:
-        """Return the parameters of a project; NO_PARAMETERS if the log cannot be read, for the next ``/setup`` request brings them."""
+        """Return the parameters of a project; NO_PARAMETERS if it has none, or ``project`` is None.
+
+        They are NO_PARAMETERS also while the log cannot be read: the next ``/setup`` request of Label Studio brings them.
+        """
         if project is None:
             return NO_PARAMETERS
         with self._lock:
@@ -59,7 +62,7 @@ class ProjectParameters:
         """Take the parameters that Label Studio sent for a project with this config (``given``, not checked yet).
 
         ``pipeline`` is the one that serves, None while it loads. If the parameters cannot be used, the log says so once, ``problems``
-        lists them, and the former ones stay.
+        lists them, and the former ones stay, without their strategy if ``pipeline`` cannot do it. Nothing is done if ``project`` is None.
         """
         if project is None:
             return

@@ -1,4 +1,4 @@
-"""What was served, as the log keeps it: a correction is only one if it is known what was corrected."""
+"""Records of what was served, for the log: what a reviewer has corrected is known only by comparison with what was served."""
 
 from __future__ import annotations
 

@@ -12,7 +12,10 @@ from backend.support.byte_cache import ByteCache
 
 
 class SingleFlight:
-    """Answers are bytes, kept by key. An error is the answer of those who wait for it, and is not kept."""
+    """Answers are bytes, and are cached by key. An error in making one is raised for every request that waits for it, and is not cached.
+
+    After a DeadlineError, a waiting request that has time left tries again instead.
+    """
 
     def __init__(self, cache: ByteCache[str, bytes]) -> None:
         self._cache = cache

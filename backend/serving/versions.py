@@ -1,4 +1,6 @@
-"""The registry's champion serves: at the start, after a promotion here, and after one by the command line beside the server."""
+"""Lets the registry's champion (the version that is to serve) serve: from the server's start, after a promotion by this server, and after a
+promotion by the command line while the server runs.
+"""
 
 from __future__ import annotations
 
@@ -45,15 +47,15 @@ class Versions:
 
     @property
     def serving(self) -> str | None:
-        """The version in the registry that serves, None for the base model."""
+        """The name of the registry's version that serves; None if the base model serves, or while the models are not loaded."""
         leases = self._engine.model
         return _name(leases.current) if leases is not None else None
 
     def begin(self, leases: Leases) -> Leases:
         """On the engine's thread, with the models just loaded: let the champion serve, and return the leases.
 
-        If the champion cannot be used, the version that served before it is tried, and so on down to the base model. Without an MLLM no
-        version can serve, and the champion stays what it is.
+        If the champion cannot be used, the version that served before it is tried, and so on down to the base model. The base model serves,
+        too, if the registry cannot be read. Without an MLLM no version can serve, and the champion stays what it is.
         """
         try:
             champion = self.registry.serving()
@@ -79,8 +81,9 @@ class Versions:
     def sync(self) -> None:
         """Let the registry's champion serve if another version does, and free adapters that are no longer used.
 
-        A champion that failed to load is not tried again by later calls. Raises RegistryError, ModelError, NotReadyError or
-        DeadlineError; what served before then still does.
+        It does nothing while the models are not loaded, or without an MLLM. A champion that failed to load is not tried again by later
+        calls, unless a vLLM engine did not answer (EngineAwayError). Raises RegistryError, ModelError, NotReadyError or DeadlineError; what
+        served before then still does.
         """
         with self._lock:
             leases = self._engine.model
@@ -149,8 +152,8 @@ class Versions:
         """Let the version serve that served before the champion, and return its manifest, None for the base model.
 
         As with a promotion, nothing changes if it cannot be loaded. If ``serving`` is given and is no longer the champion, RegistryError
-        is raised, so that two requests for one rollback do not go back twice. Raises ModelError without an MLLM, for no version serves
-        then; else the errors of :meth:`promote`.
+        is raised, so that two requests for one rollback do not go back twice. While the models are not loaded, only the registry is
+        changed. Raises ModelError without an MLLM, for no version serves then; else the errors of :meth:`promote`.
         """
         with self._lock:
             if serving is not None and self.registry.serving() != serving:
@@ -198,7 +201,7 @@ class Versions:
 
 
 def load_leases(settings: Settings) -> Leases:
-    """The base models of the settings, warmed up."""
+    """Load the models that the settings name, and let them answer once as a warm-up. The log tells the plan that fits the GPU."""
     if not settings.engine and (plan := tell_plan(settings)):
         log.info("%s", plan)
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415 – as below

@@ -24,7 +24,7 @@ class AnswerWriter:
         self._coming: dict[str, Future[bytes]] = {}
 
     def coming(self, key: str) -> Future[bytes] | None:
-        """The answer that is being written, or None."""
+        """Return the answer for ``key`` if it is being written or waits for that, else None."""
         return self._coming.get(key)
 
     def begin(self, key: str, interactive: bool, write: Callable[[], bytes]) -> Future[bytes]:
@@ -33,7 +33,7 @@ class AnswerWriter:
         room.acquire()
         try:
             answer = self._threads[interactive].submit(copy_context().run, write)
-        except RuntimeError:  # closed: what the models still found is written by their own thread
+        except RuntimeError:  # the writer is closed: the calling thread, which runs the models, writes it
             answer = Future()
             answer.set_result(write())
         self._coming[key] = answer

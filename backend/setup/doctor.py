@@ -191,7 +191,7 @@ def _examine_link(case: _Case, link: Link, config: LabelConfig | None, report: R
     if url and not report.add("gate", check_gate(case.label_studio, case.project, url)):
         return
     if config is None and link.entry is not None and link.entry.state == "ER":
-        return  # /setup refused the config
+        return  # /setup refused the config, which the check of the config has reported
     if not report.add("backend", check_entry(case.label_studio, link, case.settings, case.server)):
         return
     carried = hook_path(link)

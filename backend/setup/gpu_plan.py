@@ -22,7 +22,8 @@ class GpuPlan:
 def find_plan(settings: Settings) -> GpuPlan | None:
     """Return the plan for the settings' models on this machine's GPU.
 
-    It is None where there is nothing to plan: without a GPU, with several, for the demo model or none, or if the model's size is unknown.
+    It is None where there is nothing to plan: without a GPU, if the settings use several GPUs (``device_map``, or training on a GPU of its
+    own), for the demo model, without an MLLM, or if the model's size is unknown or it cannot be quantised as set.
 
     Raises ModelError if the device is not there.
     """

@@ -88,7 +88,10 @@ def _check_personal(key: str, claims: Mapping[str, Any], now: float) -> list[Fin
 
 
 def require_token(settings: Settings, now: float) -> None:
-    """Raise SettingsError if Label Studio cannot be asked with these settings."""
+    """Raise SettingsError if the settings lack Label Studio's address, or their token is missing, malformed or expired.
+
+    Nothing is sent. ``now``: seconds since 1970.
+    """
     if not settings.label_studio_url:
         raise SettingsError("LABEL_STUDIO_URL is not set; set it to Label Studio's address as this server reaches it")
     for finding in check_token(settings.label_studio_api_key.get_secret_value(), now):
@@ -97,7 +100,10 @@ def require_token(settings: Settings, now: float) -> None:
 
 
 def check_disk(home: Path, usage: Callable[[Path], Any] = shutil.disk_usage) -> list[Finding]:
-    """Whether SAM4MLLM_HOME can be written, proved by writing, and has room for what is kept there."""
+    """Check that SAM4MLLM_HOME can be written, by writing a temporary file, and that its disk has FREE_BYTES free.
+
+    A home that does not exist yet is checked at its nearest parent that does.
+    """
     place = next(one for one in (home, *home.absolute().parents) if one.is_dir())
     cure = "free space there, or set SAM4MLLM_HOME to a folder with room"
     try:
@@ -129,7 +135,7 @@ def ask_server(settings: Settings, client: httpx.Client) -> Server:
 
 
 def check_server(settings: Settings, server: Server) -> list[Finding]:
-    """Whether it runs with its models loaded."""
+    """Check that the server runs and has loaded its models."""
     if server.state == "ready":
         return []
     if not server.state:
@@ -159,8 +165,9 @@ def check_secrets(settings: Settings) -> list[Finding]:
 
 
 def webhook_refused(settings: Settings, headers: dict[str, str], path: str, client: httpx.Client) -> bool:
-    """Whether the running server refuses, with status 401, a webhook of these headers and this path. The body sent is not JSON, so the
-    server stores nothing.
+    """Whether the running server refuses, with status 401, a webhook of these headers and this path; False if it does not answer.
+
+    The request has an empty body that is not JSON, so the server stores nothing.
     """
     try:
         answer = client.post(f"{own_url(settings)}{path}", headers={**headers, "Content-Type": "text/plain"}, content=b"")

@@ -14,7 +14,7 @@ from backend.settings import Settings
 
 @dataclass(frozen=True)
 class ProjectProgress:
-    """How far a project is: the numbers of its ``tasks`` and their ``predictions``.
+    """How far a project is: how many ``tasks`` it has, and how many ``predictions`` these have.
 
     ``standing`` is the server's sentence on how far its corrections are, and ``missing`` how many more corrected pictures are needed until
     a training run can be judged. They are empty and None where no server said.

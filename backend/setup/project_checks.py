@@ -63,14 +63,20 @@ class Link:
 
 
 def read_link(label_studio: LabelStudio, project: int, url: str, server: Server) -> Link:
-    """The entry and the webhooks of a project. Raises LabelStudioError."""
+    """Read a project's backend entries and webhooks. This server's entry is known by ``url``, or by a version that the server has.
+
+    Raises LabelStudioError.
+    """
     entries = read_entries(label_studio, project)
     own = pick_entry(entries, url, server.versions)
     return Link(project, own, [one for one in entries if one is not own], read_hooks(label_studio, project))
 
 
 def sample_tasks(label_studio: LabelStudio, project: int, count: int = SAMPLE) -> list[dict[str, Any]]:
-    """A project's first tasks, without annotations. Raises LabelStudioError."""
+    """Return a project's first tasks, at most ``count``, annotated or not, with their data as it was imported.
+
+    Their annotations are not fetched. Raises LabelStudioError.
+    """
     path = f"/api/tasks/?project={project:d}&page=1&page_size={count:d}&resolve_uri=false"
     found = label_studio.request("GET", path, timeout=LIST_TIMEOUT)
     tasks = found.get("tasks") if isinstance(found, dict) else None
@@ -123,7 +129,10 @@ def check_extra_parameters(link: Link, config: LabelConfig, settings: Settings) 
 def check_phrases(
     config: LabelConfig, tasks: Sequence[Mapping[str, Any]], phrase_field: str, parameters: Parameters = NO_PARAMETERS
 ) -> list[Finding]:
-    """Check that each label has a phrase by which the model can be asked for it, and that each phrase of the sampled tasks fits a label."""
+    """Check that each label has a phrase by which the model can be asked for it, and that each phrase of the sampled tasks fits a label.
+
+    Of the tasks whose data or phrase cannot be used, the first is a finding too.
+    """
     phrase_field = parameters.phrase_field(phrase_field)
     asked: list[tuple[int | None, Wanted]] = []
     labels: dict[str, Label] = {label.value: label for label in config.mask.labels}

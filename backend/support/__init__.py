@@ -1,1 +1,1 @@
-"""Plain helpers; nothing here knows Label Studio."""
+"""Helpers that the other packages share; none of them calls Label Studio."""

@@ -45,7 +45,10 @@ text.
 
 
 def read_json(body: bytes) -> dict[str, Any]:
-    """A JSON object. Raises WireError for anything else, for NaN and infinities, nesting deeper than MAX_DEPTH, and too many parts."""
+    """Return the JSON object in a body; an empty body counts as ``{}``.
+
+    Raises WireError for anything else, for NaN and infinities, nesting deeper than MAX_DEPTH, and too many parts.
+    """
     _check_counts(body)
     reader = _Reader()
     try:

@@ -1,4 +1,4 @@
-"""Servers as child processes on loopback, and the command line of our own."""
+"""Servers as child processes on loopback, and the command line that starts this project's own server."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def check_port(port: int) -> int:
 
 
 class Child:
-    """A server as a child process in its own process group, with its output in a log file."""
+    """A server as a child process in its own process group, with its output in a log file. Raises SettingsError if it cannot be started."""
 
     def __init__(self, name: str, command: Sequence[str | Path], environment: dict[str, str], log: Path) -> None:
         self.name, self.log = name, log
@@ -72,7 +72,7 @@ class Child:
             time.sleep(0.5)
 
     def stop(self) -> None:
-        """End the process and all of its group: asked first, forced after ten seconds."""
+        """End the process and all others of its group: by SIGTERM, and by SIGKILL if one still runs after ten seconds."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self.process.pid, number)

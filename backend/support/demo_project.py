@@ -8,11 +8,11 @@ from backend.settings import Settings
 from sam4mllm.durable import replace_file
 
 FILE = "demo-project.txt"
-"""In SAM4MLLM_HOME, the number of the demo's project: `sam4mllm demo` writes it."""
+"""The name of the file in SAM4MLLM_HOME that holds the id of the demo's project in Label Studio; `sam4mllm demo` writes it."""
 
 
 def note_demo(home: Path, project: int) -> None:
-    """Say which project is the demo's; the folder is made if need be."""
+    """Write into the folder ``home`` which project is the demo's; the folder is made if need be."""
     home.mkdir(parents=True, exist_ok=True)
     replace_file(home / FILE, str(project).encode())
 

@@ -31,8 +31,8 @@ def hold_home(home: Path, address: str, patience: float = PATIENCE_SECONDS) -> N
     """Take the home's lock, and keep it until this process and those that it forks have ended. If this process holds it already, do
     nothing.
 
-    ``address`` is told to whoever finds the home in use. Raises SettingsError if another server holds the home or the file cannot be
-    written.
+    ``address`` is told to whoever finds the home in use. On a file system without locks, the log warns and nothing is locked. Raises
+    SettingsError if another server still holds the home after ``patience`` seconds, or if the file cannot be written.
     """
     home = home.resolve()
     if home in _held:

@@ -31,7 +31,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class Request:
-    """A request from Label Studio: when it came (seconds since 1970), its id, method and route, the ``tasks`` that it was about, the
+    """A request that was answered: when (seconds since 1970), its id, method and route, the ``tasks`` that it was about, as a text, the
     seconds that it took, and the status of the answer. ``message`` says in one line why it was refused, or is empty.
     """
 
@@ -86,7 +86,7 @@ class Metrics:
                 del self._recent[next(iter(self._recent))]
 
     def mended(self, task: object, project: int | None) -> None:
-        """A task got its answer after all."""
+        """Forget the failures of a task in ``recent``, because it has got an answer; the counters keep them."""
         with self._lock:
             self._recent.pop((project, str(task)), None)
 
@@ -113,21 +113,21 @@ class Metrics:
 
     @property
     def requests(self) -> list[Request]:
-        """The last requests from Label Studio other than webhook events, newest first."""
+        """The last requests from Label Studio other than webhook events, at most RECENT, newest first."""
         with self._lock:
             return list(reversed(self._last))
 
     @property
     def events(self) -> list[Request]:
-        """The last webhook events from Label Studio, newest first. They are kept apart because there are many more of them than of other
-        requests.
+        """The last webhook events from Label Studio, at most RECENT, newest first. They are kept apart because there are many more of them
+        than of other requests.
         """
         with self._lock:
             return list(reversed(self._events_taken))
 
     @property
     def recent(self) -> list[Failure]:
-        """The tasks without an answer, each once, the last one first."""
+        """The tasks that failed and have no answer since, at most RECENT, each once, the one that failed last first."""
         with self._lock:
             return list(reversed(self._recent.values()))
 

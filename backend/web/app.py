@@ -19,7 +19,7 @@ from backend.web.webhook_routes import add_webhook_routes
 
 
 def create_app(service: Service) -> Flask:
-    """The WSGI application of a service that somebody else starts and ends."""
+    """Return the WSGI application of a service. It neither starts nor ends the service; its caller does."""
     app = Flask("sam4mllm")
     app.extensions["service"] = service
     app.config["MAX_CONTENT_LENGTH"] = SHORT_BODY

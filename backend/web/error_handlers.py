@@ -29,7 +29,9 @@ def status_of(error: Sam4mllmError) -> HTTPStatus:
 
 
 def add_error_handlers(app: Flask) -> None:
-    """Our own errors say what to do, others get a number that the log explains."""
+    """Answer each error of a route with one line: errors of this project with their text, which says what to do, HTTP errors with their
+    name, and all others with a number under which the log says what failed.
+    """
 
     @app.errorhandler(Sam4mllmError)
     def known(error: Sam4mllmError) -> Response:

@@ -98,7 +98,7 @@ class Incoming:
                 self.last = True
         if _EXPECT.search(head) and not self.last:
             self.expects = True
-            self._head = bytearray(_EXPECT.sub(b"", head) + b"\r\n")  # answered by the worker: the parser would wait for the body
+            self._head = bytearray(_EXPECT.sub(b"", head) + b"\r\n")  # the worker answers it: gunicorn parses a request once it is whole
 
     def _feed_body(self, data: bytes) -> None:
         if self.last:

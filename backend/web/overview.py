@@ -34,7 +34,10 @@ BASE_MODEL = "the base model"
 
 @dataclass(frozen=True)
 class Version:
-    """An adapter of the registry. ``usable``: it was trained on the base model that is loaded, so it can serve; true if none is."""
+    """An adapter of the registry. ``serving``: it is the champion, and there is an MLLM.
+
+    ``usable``: it was trained on the base model that is loaded, so it can serve; true also while no base model is loaded.
+    """
 
     version: str
     created: float

@@ -11,7 +11,9 @@ from backend.settings import LOOPBACK, Settings
 from backend.web.http_parts import knows_password, refusal
 
 OPEN_ENDPOINTS = ("health", "webhook", "webhook_by_path")
-"""Routes that do not ask for the password: Label Studio sends none with most webhooks, which have a secret of their own."""
+"""Routes that do not ask for the password: Label Studio sends none with most webhooks, which have a secret of their own, and a container's
+health check knows none.
+"""
 
 
 def ask_for_password(app: Flask, settings: Settings) -> None:

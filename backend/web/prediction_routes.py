@@ -15,7 +15,7 @@ from backend.web.request_log import note_tasks
 
 
 def add_prediction_routes(app: Flask, service: Service) -> None:
-    """``GET /health``, ``GET /ready``, ``POST /setup`` and ``POST /predict``."""
+    """Add the routes ``GET /health``, ``GET /ready``, ``POST /setup`` and ``POST /predict``."""
     settings, engine = service.settings, service.engine
 
     @app.get("/health")

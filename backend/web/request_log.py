@@ -71,11 +71,11 @@ def follow_requests(app: Flask, metrics: Metrics) -> None:
 
     @app.teardown_request
     def leave(_: BaseException | None) -> None:
-        REQUEST_ID.set("")  # the thread goes on with other things
+        REQUEST_ID.set("")  # what the thread logs later is not about this request
 
 
 def note_tasks(tasks: Sequence[object]) -> None:
-    """Which tasks the request at hand is about."""
+    """Note for the log which tasks the current request is about: the ids of the first SHOWN_TASKS, and how many more there are."""
     names = [str(task["id"]) if isinstance(task, dict) and isinstance(task.get("id"), int) else "?" for task in tasks[:SHOWN_TASKS]]
     more = f" and {len(tasks) - SHOWN_TASKS} more" if len(tasks) > SHOWN_TASKS else ""
     g.tasks = ", ".join(names) + more

@@ -47,7 +47,8 @@ _RULES: tuple[tuple[str, tuple[str, ...], str], ...] = (
 )
 """Each rule: a pattern of a layer's whole former name, the layers that it is today, and where the name is from. The first match counts."""
 _RENEWED = ("target_modules", "rank_pattern", "alpha_pattern", "exclude_modules", "layers_to_transform", "layers_pattern", "auto_mapping")
-"""The fields of an adapter's configuration that hold names of layers, or the class of the model that had them."""
+"""The fields of an adapter's configuration that hold names or numbers of layers, or the class of the model that had them. They are dropped,
+and the first three are written anew with today's names."""
 
 Tensors = Mapping[str, Tensor]
 Config = Mapping[str, Any]
@@ -75,12 +76,13 @@ def convert_adapter(folder: Path, out: Path, read: Callable[[Path], Tensors] | N
     Args:
         folder: holds the adapter's configuration and its weights.
         out: a new or empty folder, which becomes a plain PEFT folder.
-        read: reads the weights' file if that is not safetensors.
-        weights: the name of the weights' file.
+        read: reads the weights' file if that is not safetensors. Its ValueError and OSError become RegistryError.
+        weights: the name of the weights' file. If it is not WEIGHTS, an adapter whose layers have today's names is written, too: its
+            weights become safetensors.
 
     Raises:
-        RegistryError: the adapter is not safe to load, its layers' names are not known, or ``out`` cannot be written. Nothing is left in
-            ``out`` then.
+        RegistryError: the adapter cannot be read or is not safe to load, its layers have today's names already or names that are not known,
+            a factor cannot be cut as needed, or ``out`` is not empty or cannot be written. Nothing is written to ``out`` then.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RegistryError(f"{out} is not empty; choose another folder")
@@ -98,7 +100,7 @@ def convert_adapter(folder: Path, out: Path, read: Callable[[Path], Tensors] | N
 
 
 def origin_of(tensors: Tensors) -> str | None:
-    """Return which code the names of an adapter's layers are from; None if they are today's names or unknown."""
+    """Return which code the names of an adapter's layers are from, such as ``earlier transformers``; None unless all are older names."""
     renamed = _rename_all(_modules(tensors))
     if renamed is None:
         return None
@@ -109,8 +111,8 @@ def origin_of(tensors: Tensors) -> str | None:
 def renew(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
     """Return a configuration and its factors under today's names; both unchanged if not all layers have older names.
 
-    Raises ValueError if a layer is not among the target_modules, if two layers are the same layer today, or if a factor cannot be cut into
-    three.
+    Raises ValueError if a layer is not among the target_modules, if these or another pattern of layers are not valid or take too long to
+    match, if two layers are the same layer today, or if a factor cannot be cut into three.
     """
     modules = _modules(tensors)
     renamed = _rename_all(modules)
@@ -138,7 +140,8 @@ def renew(config: Config, tensors: Tensors) -> tuple[Config, Tensors]:
 
 def _read(folder: Path, read: Callable[[Path], Tensors] | None, weights: str) -> tuple[Config, Tensors]:
     config = parse_object(read_text(folder / CONFIG), CONFIG)
-    config.pop("auto_mapping", None)  # which names a class of the code that the adapter was trained with
+    # it may name a class of the older code, which check_config refuses; the converted adapter does without it
+    config.pop("auto_mapping", None)
     check_config(config)
     if read is not None:
         return config, read(folder / weights)
@@ -189,7 +192,7 @@ def _rename(module: str) -> _Renamed | None:
 
 
 def _modules(names: Any) -> list[str]:
-    """Return the names of the tensors' layers, in order. A tensor that is no LoRA factor stands under its own name, which fits no layer."""
+    """Return the names of the tensors' layers, each once, in order. A tensor that is no LoRA factor is listed under its own whole name."""
     return list(dict.fromkeys(_factor(name)["module"] for name in names))
 
 
@@ -201,7 +204,9 @@ def _factor(name: str) -> Mapping[str, str]:
 
 
 def _cut(matched: Mapping[str, str], tensor: Tensor, renamed: Mapping[str, _Renamed]) -> tuple[Tensor, ...]:
-    """Return a factor for each layer that its former layer is today: copies of an A factor, or blocks of rows of any other tensor."""
+    """Return a tensor for each layer that the former layer is today: the tensor itself for one layer; for several, copies of an A factor
+    or blocks of rows of any other tensor. Raises ValueError if the rows cannot be divided equally.
+    """
     count = len(renamed[matched["module"]].layers)
     if count == 1:
         return (tensor,)

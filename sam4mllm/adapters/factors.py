@@ -1,4 +1,4 @@
-"""Loading foreign LoRA factors safely: which factors an adapter's configuration declares, and the tensors of its file, exactly these.
+"""Loading foreign LoRA factors safely: an adapter's file must hold exactly the tensors that its configuration declares.
 
 peft loads by name whatever a file holds, even base weights, and it matches patterns from a configuration without a time limit. So the
 layers are found here, and peft is only ever given their full names.
@@ -33,7 +33,10 @@ _NAME = re.compile(r"[A-Za-z_]\w*")
 
 @dataclass(frozen=True)
 class Declared:
-    """The layers that an adapter changes, by their full names, each with its rank and alpha."""
+    """The layers that an adapter changes, by their full names, each with its rank and alpha.
+
+    ``rslora``, ``dora`` and ``bias`` are the configuration's ``use_rslora``, ``use_dora`` and ``lora_bias``.
+    """
 
     ranks: Mapping[str, int]
     alphas: Mapping[str, float]
@@ -111,7 +114,8 @@ def pick_factors(tensors: Mapping[str, Tensor], declared: Declared, model: nn.Mo
 def fill(layers: Mapping[str, nn.Module], slot: str, found: Mapping[str, Tensor]) -> None:
     """Copy factors into the adapter ``slot`` of peft's layers; no tensor of the base model can be changed.
 
-    Nothing is copied before all names and shapes are checked. Raises ValueError naming a factor that has no place or another shape.
+    ``layers`` are peft's layers by their full names, ``found`` what ``pick_factors`` returned. Nothing is copied before all names and
+    shapes are checked. Raises ValueError naming a factor that has no place, is missing, or has another shape.
     """
     places = {name: weight for layer, module in layers.items() for name, weight in _places(layer, module, slot)}
     if places.keys() != found.keys():
@@ -151,7 +155,7 @@ def _targets(config: Mapping[str, Any], layers: Mapping[str, nn.Module], model: 
     given = config.get("target_modules")
     names = [name for name in layers if name]
     if isinstance(given, str) and given.lower() == ALL_LINEAR:
-        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # a mask decoder has no such
+        head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # a mask decoder has no such method
         head = head.get_base_layer() if isinstance(head, LoraLayer) else head
         chosen = {name for name in names if isinstance(layers[name], nn.Linear) and layers[name] is not head}
     else:
@@ -168,7 +172,8 @@ def _targets(config: Mapping[str, Any], layers: Mapping[str, nn.Module], model: 
 def chosen_names(given: str | list[str], names: Sequence[str], trusted: str) -> set[str]:
     """Return the names that ``given`` selects, by peft's rules: a pattern matches a whole name, a list's entry is a name or its last parts.
 
-    Only a pattern that equals ``trusted`` is matched without a time limit.
+    Only a pattern that equals ``trusted`` is matched without a time limit. Raises ValueError if a pattern is not valid or takes too long to
+    match.
     """
     if isinstance(given, list):
         wanted = set(given)
@@ -188,7 +193,8 @@ def _endings(name: str) -> Iterable[str]:
 def _numbered(chosen: set[str], given: Sequence[str], numbers: int | list[int], pattern: str | list[str] | None) -> set[str]:
     """Return the chosen names that ``given`` holds in full, and of the others those in a layer with one of these numbers.
 
-    ``pattern`` limits which lists of layers are counted, by their names; None counts all.
+    ``pattern`` is the name of the list of layers whose numbers count, or several names; None counts all lists. Raises ValueError if it is
+    not made of plain names.
     """
     lists = [pattern] if isinstance(pattern, str) else pattern or []
     if not all(_NAME.fullmatch(name) for name in lists):
@@ -199,7 +205,7 @@ def _numbered(chosen: set[str], given: Sequence[str], numbers: int | list[int], 
 
 def _layer_number(name: str, lists: Sequence[str]) -> int | None:
     parts = name.split(".")
-    for before, part in itertools.pairwise(parts[:-1]):  # a number at the end is no layer's
+    for before, part in itertools.pairwise(parts[:-1]):  # as in peft, a number counts only if a part follows it
         if part.isdecimal() and (not lists or before in lists):
             return int(part)
     return None
@@ -245,7 +251,7 @@ def _by_value(values: Mapping[str, Any]) -> tuple[Any, dict[str, Any]]:
 
 
 def _factors(layer: str, module: nn.Module, declared: Declared) -> list[str]:
-    """Names of a layer's tensors in an adapter."""
+    """Return the names of the tensors that an adapter must have for a layer, without PREFIX."""
     if isinstance(module, nn.Embedding):
         factors = ["lora_embedding_A", "lora_embedding_B"]
     else:
@@ -254,7 +260,7 @@ def _factors(layer: str, module: nn.Module, declared: Declared) -> list[str]:
 
 
 def _plain(name: str) -> str | None:
-    """A tensor's name without the prefix; None if it is no factor's."""
+    """Return a tensor's name without PREFIX, as peft writes it today; None if it is no factor's name or lacks PREFIX."""
     matched = FACTOR.fullmatch(name)
     return f"{matched['module']}.{matched['factor']}".removeprefix(PREFIX) if matched and name.startswith(PREFIX) else None
 

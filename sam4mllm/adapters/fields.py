@@ -18,7 +18,8 @@ FILES = (CONFIG, WEIGHTS)
 SEGMENTER_CONFIG = "segmenter_config.json"
 SEGMENTER_WEIGHTS = "segmenter_model.safetensors"
 SEGMENTER_FILES = (SEGMENTER_CONFIG, SEGMENTER_WEIGHTS)
-"""The files of an adapter's two parts: FILES change the MLLM, SEGMENTER_FILES the segmenter's mask decoder. It has one part or both."""
+"""The files of the part of an adapter that changes the segmenter's mask decoder; FILES are those of the part that changes the MLLM. An
+adapter has one part or both."""
 MANIFEST = "manifest.json"
 VERSION = re.compile(r"[a-z0-9.-]{1,32}-(?P<number>[1-9][0-9]{0,17})-[0-9a-f]{8}")
 SLUG = re.compile(r"[a-z0-9.-]{1,32}")

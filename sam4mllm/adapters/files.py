@@ -25,7 +25,8 @@ FACTOR = re.compile(
     r"(?P<module>.+)\.(?P<factor>lora_[AB]\.weight|lora_B\.bias|lora_embedding_[AB]|lora_magnitude_vector)(?P<older>(?<=vector)\.weight)?",
     re.DOTALL,
 )
-"""Matches the names of an adapter's tensors as peft saves them; earlier versions of it wrote DoRA's with ``.weight``."""
+"""Matches the names of an adapter's tensors as peft saves them; earlier versions of peft wrote ``.weight`` after DoRA's
+``lora_magnitude_vector``."""
 
 MAX_RANK = 4_096
 """The highest rank that an adapter may have; published ones have up to 512."""
@@ -44,7 +45,7 @@ def parts_of(folder: Path) -> tuple[tuple[str, str], ...]:
 
 
 def check_names(found: set[str], wanted: set[str]) -> None:
-    """Check that the file names ``found`` in a folder are exactly those in ``wanted``."""
+    """Raise RegistryError unless the file names ``found`` in a folder are exactly those in ``wanted``."""
     pickles = {name for name in found if Path(name).suffix.lower() in _PICKLES}
     if pickles:
         raise RegistryError(f"{listed(pickles)} may run code when it is opened, and was not; save the adapter as safetensors")
@@ -55,9 +56,10 @@ def check_names(found: set[str], wanted: set[str]) -> None:
 
 
 def check_adapter(folder: Path, part: tuple[str, str] = FILES) -> dict[str, Any]:
-    """Check that a part of an adapter is safe to load, and return its configuration; other files are ignored. Raises OSError too.
+    """Check that a part of an adapter is safe to load, and return its configuration; other files are ignored.
 
-    Whether the tensors fit a model is checked once it is loaded (:mod:`sam4mllm.adapters.factors`).
+    Whether the tensors fit a model is checked once it is loaded (:mod:`sam4mllm.adapters.factors`). Raises RegistryError if the part is not
+    safe or a file is missing, OSError if a file cannot be read.
     """
     named, weights = part
     check_weights(folder / weights)
@@ -67,13 +69,15 @@ def check_adapter(folder: Path, part: tuple[str, str] = FILES) -> dict[str, Any]
 
 
 def check_parts(folder: Path) -> None:
-    """Do the same checks as ``check_adapter`` for all parts that a folder has. Raises OSError too."""
+    """Check all parts that a folder has. Raises RegistryError and OSError as ``check_adapter`` does."""
     for part in parts_of(folder):
         check_adapter(folder, part)
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a version's folder. Raises OSError too."""
+    """Return the manifest of a version's folder. Raises RegistryError if it is missing, not valid or that of another version; OSError if it
+    cannot be opened.
+    """
     manifest = Manifest.from_json(read_text(folder / MANIFEST))
     if manifest.version != folder.name:
         raise RegistryError(f"its manifest is of {manifest.version}; a version cannot be renamed")
@@ -81,9 +85,10 @@ def read_manifest(folder: Path) -> Manifest:
 
 
 def check_folder(folder: Path) -> Manifest:
-    """Check that a version is complete and safe to load, and return its manifest. Raises OSError too.
+    """Check that a version is complete and safe to load, and return its manifest.
 
-    It must have no other files, the hashes that its manifest names, and pass ``check_adapter``.
+    The folder must hold no further files, each file must have the hash that the manifest names, and each part must pass ``check_adapter``.
+    Raises RegistryError if not, OSError if a file cannot be opened.
     """
     found = {path.name for path in folder.iterdir()}
     check_names(found, {*(name for part in parts_of(folder) for name in part), MANIFEST})
@@ -97,7 +102,9 @@ def check_folder(folder: Path) -> Manifest:
 
 
 def hash_files(folder: Path) -> dict[str, str]:
-    """The SHA-256 of each file of the parts that a folder has, in hex. Raises OSError too."""
+    """Return the SHA-256, in hex, of each file of the parts that a folder has, by file name. Raises RegistryError if a file of a part is
+    missing or not a plain file, OSError if one cannot be read.
+    """
     hashes: dict[str, str] = {}
     for part in parts_of(folder):
         for name in part:
@@ -107,7 +114,9 @@ def hash_files(folder: Path) -> dict[str, str]:
 
 
 def read_text(path: Path) -> str:
-    """A small text file. Raises OSError too."""
+    """Return the text of a small file. Raises RegistryError if it is missing, not a plain file, over _MAX_TEXT bytes or not UTF-8; OSError
+    if it cannot be opened.
+    """
     _check_plain(path)
     with path.open("rb") as file:
         data = file.read(_MAX_TEXT + 1)
@@ -126,9 +135,10 @@ def _check_plain(path: Path) -> None:
 
 
 def check_weights(path: Path) -> list[str]:
-    """Check that a file holds nothing but LoRA factors of finite numbers, and return their names. Raises OSError too.
+    """Check that a file holds nothing but LoRA factors of finite numbers, and return their names.
 
-    safetensors itself checks the lengths and types in the header, but not whether numbers are finite.
+    safetensors itself checks the lengths and types in the header, but not whether numbers are finite. Raises RegistryError if the file is
+    missing or holds anything else, OSError if its folder cannot be searched.
     """
     _check_plain(path)
     try:
@@ -155,10 +165,10 @@ def _check_tensor(name: str, tensor: Tensor, file: str) -> None:
 
 
 def check_config(config: Mapping[str, Any], name: str = CONFIG) -> None:
-    """Check that a configuration has only the settings of a plain LoRA, with values that peft treats as data.
+    """Raise RegistryError unless a configuration has only the settings of a plain LoRA, with values that peft treats as data.
 
-    Other settings make peft import modules by name (``auto_mapping``, ``megatron_core``), read further files (``corda_config``), or change
-    the base model's own weights (``init_lora_weights``).
+    Other settings, and other values of some that are allowed, make peft import modules by name (``auto_mapping``, ``megatron_core``), read
+    further files (``corda_config``), or change the base model's own weights (``init_lora_weights``).
     """
     unknown = config.keys() - _CONFIG.keys()
     if unknown:

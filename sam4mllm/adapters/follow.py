@@ -19,8 +19,9 @@ def choose_model(given: str | None, papers: Papers | None, folder: Path | None =
     """Return the name of the model to load: the given one, or the one in the papers, or else the demo model.
 
     For an adapter without papers that changes an MLLM, the name that peft wrote into its ``folder`` comes before the demo model, if it is a
-    folder on this machine or a hub id. Whether the model is the adapter's is checked by its hash once it is loaded, because it may have
-    moved since.
+    folder on this machine or a hub id. A given model may have another name than the one in the papers, because its folder may have moved:
+    whether it is the adapter's model is checked by its hash once it is loaded. Raises RegistryError or OSError if the adapter's
+    configuration cannot be read.
     """
     if given is not None or papers is not None or folder is None or not (folder / CONFIG).exists():
         return given or (DEMO if papers is None else papers.base_model)
@@ -57,8 +58,8 @@ def _adapted(folder: Path | None) -> str | None:
 
 
 def lasting_name(source: str) -> str:
-    """Return a model's or segmenter's name so that it is valid in any working directory: paths in it are made absolute, also those after a
-    kind such as ``vit_h:`` and on both sides of a ``+``.
+    """Return a model's or segmenter's name so that it is valid in any working directory: paths in it that exist are made absolute, also
+    those after a kind such as ``vit_h:`` and on both sides of a ``+``. ``demo`` and hub ids stay as they are.
     """
     detector, segmenter = split_name(source)
     if detector is not None:
@@ -83,8 +84,9 @@ def _parts(source: str) -> tuple[str, str, str]:
 def checkpoint_for(checkpoint: Checkpoint, papers: Papers | None, dialect: Dialect | None, name: str = "") -> Checkpoint:
     """Return the checkpoint with the dialect that an adapter with these papers was trained in.
 
-    ``dialect`` is the one that the user asked for, or None; ``name`` is the adapter's, for messages. Raises ModelError if the adapter is
-    for another model, or was trained in another dialect than the one asked for, or on other prompts.
+    ``dialect`` is the one that the user asked for, or None. Without papers the checkpoint gets that dialect, or keeps its own for None.
+    ``name`` is the adapter's, for messages. Raises ModelError if the adapter is for another model, or was trained in another dialect than
+    the one asked for, or on other prompts.
     """
     if papers is None:
         return checkpoint if dialect is None else checkpoint.speaking(dialect)
@@ -103,7 +105,9 @@ def checkpoint_for(checkpoint: Checkpoint, papers: Papers | None, dialect: Diale
 
 
 def _as_before(checkpoint: Checkpoint, papers: Papers) -> Checkpoint:
-    """Return the checkpoint with an earlier release's dialect, if the adapter was trained on those prompts; else unchanged."""
+    """Return the checkpoint with the dialect that an earlier release gave its family, if the adapter was trained on the prompts of that
+    dialect; else return it unchanged.
+    """
     former = BEFORE_NONE.get(checkpoint.dialect.name)
     if former is None:
         return checkpoint

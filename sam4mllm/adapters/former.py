@@ -72,7 +72,8 @@ def former_settings(model: str, segmenter: str, options: Options, points: str) -
 def _spell_options(options: Options) -> str:
     thresholds = _spell("Thresholds", options.thresholds, ("positive", "negative"))
     parts = [f"joint={bool(options.joint)}", f"count={options.count!r}", f"thresholds={thresholds}"]
-    # these two came later, and were left out at the values that earlier versions had
+    # These two options came later. The former releases left each out of the repr at its first value, so that older versions kept their
+    # names.
     later: Mapping[str, tuple[str, str]] = {"pattern": (options.pattern, "spread"), "choice": (options.choice, "predicted")}
     parts += [f"{name}={value!r}" for name, (value, first) in later.items() if value != first]
     return f"Options({', '.join(parts)})"

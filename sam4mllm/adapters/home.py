@@ -10,5 +10,7 @@ HOME = Path("~/.local/share/sam4mllm").expanduser()
 
 
 def find_home() -> Path:
-    """Return the folder in which everything is kept: that of SAM4MLLM_HOME, or HOME."""
+    """Return the folder that holds the registry of adapters and what a server keeps: the one that the environment variable SAM4MLLM_HOME
+    names, or HOME if that is unset or empty.
+    """
     return Path(os.environ.get("SAM4MLLM_HOME") or HOME).expanduser()

@@ -53,7 +53,8 @@ def attach_stored(checkpoint: Checkpoint, folder: Path, dropout: float) -> PeftM
 
 
 def save_adapter(model: PeftModel, folder: Path, base: str, strength: float = 1.0) -> None:
-    """Write the adapter that ``attach`` or ``attach_stored`` returned as a plain PEFT folder.
+    """Write the adapter that ``attach`` or ``attach_stored`` returned as a plain PEFT folder. Call it once: ``strength`` also changes the
+    model's own configuration.
 
     Args:
         model: the model with the trained adapter.
@@ -70,7 +71,7 @@ def save_adapter(model: PeftModel, folder: Path, base: str, strength: float = 1.
 
 
 class Adapters:
-    """The adapters that are loaded on one checkpoint, of which one is active. Only one thread may use them at a time."""
+    """The adapters that are loaded on one checkpoint, of which one or none is active. Only one thread may use them at a time."""
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         self._checkpoint = checkpoint
@@ -81,13 +82,14 @@ class Adapters:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What is loaded."""
+        """The names of the loaded adapters, in the order in which they were loaded."""
         return tuple(self._slots)
 
     def load(self, name: str, folder: Path) -> None:
-        """Load a plain LoRA beside the others, but do not activate it.
+        """Load a plain LoRA beside the others, but do not activate it. Nothing is done if an adapter ``name`` is loaded already.
 
-        Raises RegistryError if it is not safe to load, ModelError if it does not fit the model; the model is unchanged then.
+        Raises RegistryError if it is not safe to load, OSError if a file cannot be opened, ModelError if it does not fit the model; the
+        model is unchanged then.
         """
         if name in self._slots:
             return
@@ -112,7 +114,7 @@ class Adapters:
             self._restore()
 
     def drop(self, name: str) -> None:
-        """Unload an adapter. Raises ModelError if it is active."""
+        """Unload an adapter; nothing is done if it is not loaded. Raises ModelError if it is active."""
         if name == self._active and name != BASE:
             raise ModelError(f"the adapter {name} is in use")
         slot = self._slots.pop(name, None)
@@ -121,7 +123,9 @@ class Adapters:
             self._restore()
 
     def _insert(self, slot: str, folder: Path, foreign: Mapping[str, Any]) -> None:
-        """Put an adapter into the model, in the precision of the layers that it changes, which autocast computes in during training."""
+        """Put an adapter into the model. Its factors get the precision of the layers that they change, because autocast computes in that
+        precision during training, too.
+        """
         model = self._checkpoint.model
         declared, found = _read(folder, foreign, self._checkpoint)
         config = declared.to_peft()
@@ -173,6 +177,6 @@ def _read(folder: Path, foreign: Mapping[str, Any], checkpoint: Checkpoint) -> t
 
 def wrap(model: Any, config: LoraConfig, slot: str, in_float32: bool) -> PeftModel:
     """Return peft's model with a first adapter, whose weights are in float32 or in the model's own precision."""
-    with warnings.catch_warnings():  # peft 0.21 asks transformers 5.23 by an old name
+    with warnings.catch_warnings():  # peft 0.21 reads a property of transformers by its deprecated name
         warnings.filterwarnings("ignore", "`is_gradient_checkpointing`", FutureWarning)
         return PeftModel(model, config, adapter_name=slot, autocast_adapter_dtype=in_float32)

@@ -1,4 +1,5 @@
-"""An adapter's papers: what it was trained on and how it is to be asked; and the manifest of one that is a version."""
+"""An adapter's papers, which say what it was trained on and how the MLLM is to be asked with it; and a version's manifest, which adds its
+name, time and parent."""
 
 from __future__ import annotations
 
@@ -72,7 +73,7 @@ class Papers:
 
     @property
     def changes_mllm(self) -> bool:
-        """Whether it has a part for the MLLM; one that trains the segmenter alone has none."""
+        """Whether the adapter has a part for the MLLM; an adapter of the segmenter alone has none."""
         return WEIGHTS in self.files
 
     def asked(self, given: Options) -> Options:
@@ -117,7 +118,7 @@ class Manifest(Papers):
 
     @property
     def number(self) -> int:
-        """The ``n`` of the version."""
+        """The number ``n`` in the version's name, ``<slug>-<n>-<8 hex>``."""
         return number_of(self.version)
 
     def version_for(self, identity: str) -> str:
@@ -139,7 +140,7 @@ def parse_papers(text: str) -> Papers:
 
 
 def number_of(version: str) -> int:
-    """Return the number ``n`` in a version's name, 0 for the base model.
+    """Return the number ``n`` in a version's name; it is 0 for the base model and for an adapter outside a registry.
 
     Within one home it identifies the adapter, whatever settings the rest of the name depends on. Raises ValueError or IndexError for a name
     that is no version.

@@ -123,7 +123,7 @@ class Registry:
             papers: the adapter's papers. The hashes of its files are computed anew from the copies, because a source may change meanwhile.
             slug: the first part of the version's name, ``[a-z0-9.-]{1,32}``.
             identity: a hash of all else that shapes a prediction (segmenter, options); it enters the last part of the name.
-            parent: as in Manifest.
+            parent: the version that the training went on from, or whose other part is kept; None if there is none.
         """
         parts = [name for part in (FILES, SEGMENTER_FILES) if not set(part).isdisjoint(files) for name in part]
         adapters.check_names(set(files), set(parts or FILES))
@@ -145,7 +145,7 @@ class Registry:
                 manifest = Manifest(**own, version=f"{slug}-{number}-{digest}", created=_now(), parent=parent)
                 _store(manifest.to_json().encode(), temporary / MANIFEST)
                 adapters.check_parts(temporary)
-                replace_file(self._highest, f"{number}\n".encode(), step)  # before the folder, so that no other can have this number
+                replace_file(self._highest, f"{number}\n".encode(), step)  # before the folder: no other version may get its number
                 publish(temporary, self.root / manifest.version, step, "folder")
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
@@ -197,7 +197,9 @@ class Registry:
             return adapters.read_manifest(folder)
 
     def verify(self, version: str) -> Manifest:
-        """See that a version is whole and safe to load: no other files, the hashes of its manifest, finite tensors, a plain LoRA."""
+        """Check that a version is whole and safe to load (no other files, the hashes of its manifest, finite tensors, a plain LoRA), and
+        return its manifest.
+        """
         folder = self.path(version)
         with _reading(version):
             return adapters.check_folder(folder)
@@ -215,7 +217,7 @@ class Registry:
         return version
 
     def champion(self) -> Manifest | None:
-        """The version that serves, or None if the base model does."""
+        """The manifest of the version that serves, or None if the base model serves."""
         version = self.serving()
         return None if version is None else self.show(version)
 
@@ -266,7 +268,7 @@ class Registry:
         """Make the version that served before the champion the new champion, and return its manifest; None stands for the base model alone.
 
         A second rollback goes one version further back; it does not return to the first champion. Raises RegistryError if only the base
-        model serves, or the history does not say what served before.
+        model serves, the history does not say what served before, or that version is damaged.
         """
         with self._writing():
             current = self.serving()

@@ -60,7 +60,7 @@ def save_of_decoder(model: PeftModel, segmenter: Promptable, name: str, folder: 
     model.save_pretrained(str(folder), save_embedding_layers=False)
     (folder / "README.md").unlink(missing_ok=True)
     written = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-    del written["auto_mapping"]  # names a class to import
+    del written["auto_mapping"]  # it names the decoder's class, for peft to import; nothing here needs it
     (folder / SEGMENTER_CONFIG).write_text(json.dumps(written, indent=2) + "\n", encoding="utf-8")
     (folder / CONFIG).unlink()
     (folder / WEIGHTS).rename(folder / SEGMENTER_WEIGHTS)
@@ -69,8 +69,8 @@ def save_of_decoder(model: PeftModel, segmenter: Promptable, name: str, folder: 
 def with_adapter(segmenter: Segmenter, folder: Path) -> Segmenter:
     """Return the segmenter with a folder's adapter merged into a copy of its mask decoder.
 
-    Raises RegistryError if the adapter is not safe to load; ModelError if it does not fit, is another segmenter's, or the segmenter has no
-    mask decoder.
+    Raises RegistryError if the adapter is not safe to load; OSError if a file cannot be opened; ModelError if the adapter does not fit, is
+    another segmenter's, or the segmenter has no mask decoder.
     """
     drawing = promptable(segmenter)
     config = check_adapter(folder, SEGMENTER_FILES)
@@ -102,7 +102,8 @@ def _merged(decoder: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.M
     decoder = deepcopy(decoder)
     declared = declare(config, decoder, "")
     for name in declared.ranks:
-        if not isinstance(decoder.get_submodule(name), nn.Linear):  # its convolutions also run while an image is encoded
+        # the decoder's convolutions also run while an image is encoded, and pipelines of several versions share that encoding
+        if not isinstance(decoder.get_submodule(name), nn.Linear):
             raise ValueError(f"target_modules names {name}, and only linear layers are changed")
     found = pick_factors(load_file(folder / SEGMENTER_WEIGHTS), declared, decoder)
     model = wrap(decoder, declared.to_peft(), "default", in_float32=True)
@@ -114,7 +115,9 @@ def _merged(decoder: nn.Module, config: Mapping[str, Any], folder: Path) -> nn.M
 
 
 def _check_own(drawing: Promptable, config: Mapping[str, Any], folder: Path) -> None:
-    """Raises ModelError if an adapter's configuration has the fingerprint of another segmenter; one that was made elsewhere has none."""
+    """Raises ModelError if an adapter's configuration has the fingerprint of another segmenter. An adapter that was made elsewhere has no
+    fingerprint and is let through.
+    """
     fingerprint, name = config.get("revision"), config.get("base_model_name_or_path")
     if fingerprint not in (None, drawing.fingerprint):
         raise ModelError(f"the segmenter's adapter in {folder} is of another segmenter, {name}; start with that one, or train it again")

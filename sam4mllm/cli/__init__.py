@@ -1,1 +1,1 @@
-"""The commands."""
+"""The commands of ``sam4mllm``, one module for each command or group of commands."""

@@ -79,8 +79,8 @@ def ablate(
     device_map: DeviceMapOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Compare settings on the same images: each differs from the base in one thing. The published setting and the upper bound stand beside
-    them; each image is taken in once.
+    """Compare settings on the same images: each differs from the base in one thing, or in several with --grid. The published setting and
+    the upper bound stand beside them; settings with the same models encode each image once.
     """
     from sam4mllm.evaluation.ablation import Journal
     from sam4mllm.evaluation.ablation import ablate as run
@@ -115,7 +115,7 @@ def ablate(
 def _base(options: Options, segmenter: str | None, adapter: str | None) -> Setting:
     """Return the base, the setting that the rows vary.
 
-    The adapter's papers say how it is asked and which segmenter it has, where the options do not.
+    Where the options leave them open, the strategy, the way of asking about points and the segmenter are those in the adapter's papers.
     """
     from sam4mllm.adapters.follow import choose_segmenter
     from sam4mllm.adapters.loose import find_adapter, read_papers

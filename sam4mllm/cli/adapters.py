@@ -84,9 +84,10 @@ def add(
     home: HomeOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Make an adapter from elsewhere a version. What its manifest does not say, the options do.
+    """Add an adapter from elsewhere as a version. The options say what its manifest does not; --strategy and --points override it.
 
-    Its version is the one that a server with this segmenter and device gives its predictions; SAM4MLLM_SEGMENTER and _DEVICE count, too.
+    The version's name is the one that a server with this segmenter and device, and else the default settings, gives its predictions.
+    Where --segmenter or --device is not given, SAM4MLLM_SEGMENTER or SAM4MLLM_DEVICE counts.
     """
     hush()
     from sam4mllm.adopt import Claims, adopt
@@ -114,7 +115,7 @@ def promote(version: VersionArgument, home: HomeOption = None) -> None:
 
 @commands.command(epilog="Example: sam4mllm adapters rollback")
 def rollback(home: HomeOption = None) -> None:
-    """Let serve what served before the last promotion."""
+    """Let the version serve that served before the present one, or the base model alone; a second rollback goes one further back."""
     _print_serving(_registry(home).rollback())
 
 

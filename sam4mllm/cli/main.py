@@ -27,7 +27,8 @@ def main() -> None:
     """Entry point of ``sam4mllm`` and ``python -m sam4mllm``: turns our own errors into one line on standard error."""
     if logging.lastResort is not None:  # prints what is logged without a handler, one line each
         logging.lastResort.setFormatter(OneLine())
-    warnings.filterwarnings("ignore", module=r"PIL\.")  # Pillow warns of damaged metadata, once a tag; the pixels are checked here
+    # Pillow warns once for each damaged metadata tag of a picture; load_image itself checks what matters, the pixels
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # on some processors its import recommends another package
     keep_freed_memory()
     app = make_app()

@@ -48,7 +48,7 @@ class SceneKind(StrEnum):
 
 
 def known_strategy(given: str) -> str:
-    """Return ``given`` if it is the name of a strategy. Raises BadParameter if it is not."""
+    """Return ``given`` if it is ``auto`` or the name of a strategy. Raises BadParameter if it is neither."""
     try:
         return check_named(given)
     except ValueError as error:
@@ -127,7 +127,9 @@ def as_options(
 
 
 def hush() -> None:
-    """Keep other libraries' bars and notices off the terminal, before models are loaded."""
+    """Keep other libraries' bars and notices off the terminal, and let this package's notices of needed memory through. Call it before
+    models are loaded.
+    """
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
@@ -156,7 +158,7 @@ def load(
 
 
 def _say_needs() -> None:
-    """Print the messages of the log ``sam4mllm.memory``, which say what models need, on standard error."""
+    """Print the messages of the log ``sam4mllm.memory``, which say how much memory models need, on standard error."""
     log = logging.getLogger("sam4mllm.memory")
     log.setLevel(logging.INFO)
     log.handlers = [logging.StreamHandler()]

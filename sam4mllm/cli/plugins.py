@@ -33,7 +33,9 @@ def add_commands(app: typer.Typer) -> None:
 
 
 def find_reader(name: str) -> Reader:
-    """What reads the data set ``name``. Raises DatasetError if nothing does, ExtensionError if another package's reader cannot be used."""
+    """Return the reader of the data set ``name``. Raises DatasetError if there is none, ExtensionError if another package's reader cannot
+    be used; a Sam4mllmError that such a package raises itself is passed on.
+    """
     from sam4mllm.data.readers import READERS, Reader
 
     extension = find("readers", name, READERS)

@@ -122,7 +122,9 @@ def _print_trained(out: Path, last: Progress | None, phrases: int, as_json: bool
 
 @contextmanager
 def _stopping(stop: Callable[[], None]) -> Iterator[None]:
-    """Ctrl-C and SIGTERM end the run after its step; a second one ends it at once."""
+    """Within the block, the first Ctrl-C or SIGTERM calls ``stop``, which ends the run after the step in progress; a second one ends the
+    process at once.
+    """
 
     def handle(number: int, frame: FrameType | None) -> None:
         del frame

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
     from sam4mllm.data.examples import Example
 
 TAKEN = ("dataset", "out", "segmenter_adapter", "segmenter", "device", "steps", "seed", "as_json")
-"""The options that it shares with the training of an MLLM."""
+"""The arguments of ``sam4mllm train`` that may be given together with ``--segmenter-adapter``; the others concern the MLLM and are
+refused."""
 
 
 def refuse_others(context: typer.Context) -> None:

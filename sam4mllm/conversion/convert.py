@@ -26,7 +26,7 @@ PICKLED_ADAPTER = "adapter_model.bin"
 
 @dataclass(frozen=True)
 class Converted:
-    """What was written: of which model, and how many tensors."""
+    """The result of a conversion: ``name`` is the kind of model, such as InternVL; ``tensors`` is how many tensors were written."""
 
     name: str
     tensors: int
@@ -65,8 +65,8 @@ def convert_folder(folder: Path, out: Path) -> str:
 def convert_model(folder: Path, out: Path) -> Converted:
     """Convert the model in ``folder`` into ``out``, a new or empty folder.
 
-    Raises ModelError if the folder holds no model that can be converted, is not complete, or ``out`` cannot be written. Nothing is left in
-    ``out`` then.
+    Raises ModelError if the folder holds no model that can be converted, is not complete, or ``out`` is not empty or cannot be written.
+    Nothing is written to ``out`` then.
     """
     source = str(folder)
     require_files(folder, source, ())

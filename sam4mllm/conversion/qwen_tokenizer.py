@@ -18,7 +18,7 @@ FILE = "qwen.tiktoken"
 MAX_BYTES = 64 << 20
 """The largest file that is read; the published one has 2.6 MB."""
 LONGEST = 1024
-"""Bytes of one entry; the published ones have up to 128."""
+"""The most bytes of a token that is accepted; the published ones have up to 128."""
 
 END_OF_TEXT, TURN_BEGINS, TURN_ENDS = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
 IMAGE_BEGINS, IMAGE_ENDS = "<img>", "</img>"

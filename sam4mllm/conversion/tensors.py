@@ -89,7 +89,9 @@ def _indexed(folder: Path, index: str) -> list[Path]:
 
 
 def read_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of one file, mapped and not read before they are used. Raises ModelError naming the file."""
+    """Return the tensors of one file by name. The file is memory-mapped, so that a tensor is read only when it is used. Raises ModelError
+    naming the file if it cannot be read or holds anything but plain tensors.
+    """
     try:
         found = _read_safetensors(path) if path.suffix == ".safetensors" else _read_pickled(path)
     except _FAULTS as error:
@@ -154,7 +156,7 @@ def _learned(tensors: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
 
 
 class _Writer:
-    """Tensors into files of up to SHARD_BYTES, with an index if there are several."""
+    """Writes tensors to safetensors files of up to SHARD_BYTES in a folder, with an index if there are several files."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

@@ -1,1 +1,1 @@
-"""Datasets: the project's own format, and public sets that become it."""
+"""Datasets: the project's own format, and readers that convert public data sets to it."""

@@ -92,20 +92,23 @@ class CocoTables:
     categories: Mapping[int, Row]
 
     def image(self, number: int) -> Row:
-        """The row of an image. Raises DatasetError if there is none such."""
+        """Return the row of the image with the id ``number``. Raises DatasetError if the file has no such image."""
         if number not in self.images:
             raise DatasetError(f"{self.path} has no image {number}; use the file that came with the annotations")
         return self.images[number]
 
     def outline(self, annotation: int) -> Outline:
-        """The outline of an annotation. Raises DatasetError if there is none such."""
+        """Return the outline of the annotation with this id. Raises DatasetError if the file has no such annotation, or it has no outline.
+        """
         found = _outline(self.annotations.get(annotation, {}))
         if found is None:
             raise DatasetError(f"{self.path} has no annotation {annotation} with an outline; use the file that came with the references")
         return found
 
     def by_image(self) -> dict[int | None, list[Row]]:
-        """The annotations of each image, crowds left out: their outline is of many objects."""
+        """Return the annotations of each image by its id, or by None where they name no image. Crowds are left out, because their outline
+        is of many objects.
+        """
         found: dict[int | None, list[Row]] = defaultdict(list)
         for annotation in self.annotations.values():
             if annotation.get("iscrowd") in (None, 0, "0"):
@@ -114,7 +117,7 @@ class CocoTables:
 
 
 def read_tables(path: Path) -> CocoTables:
-    """Read a COCO file. Raises DatasetError if it is missing or something else."""
+    """Read a COCO file. Raises DatasetError if it cannot be read or is no COCO file."""
     try:
         fields = json.loads(path.read_bytes())
         images, annotations, categories = (

@@ -62,6 +62,7 @@ _ABSENT = re.compile(
 def says_none(words: str) -> bool:
     """Whether an answer's ``words`` (in lower case, one space between them, without figures and signs) deny what was asked for.
 
-    In English, German, French, Spanish, Portuguese, Italian, Russian, Chinese, Japanese or Korean, or by a JSON value.
+    A denial is recognised in English, German, French, Spanish, Portuguese, Italian, Russian, Chinese, Japanese and Korean, and as a JSON
+    value, for example ``"bbox_2d": null`` or ``"found": false``.
     """
     return bool(_ABSENT.search(words))

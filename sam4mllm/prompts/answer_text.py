@@ -25,8 +25,10 @@ def without_thoughts(folded: str) -> str:
     """Return a folded answer with its thoughts replaced by blanks, so that all else keeps its place.
 
     A thought without a closing tag reaches to the end of the text. A closing tag without an opening one (which the chat template may have
-    written) closes a thought that began with the text; so does a later such tag, unless the text ends there. Where a model marks its
-    answer, with ``<answer>`` tags or the words "final answer" say, what is outside of the answer is blanked too.
+    written) closes a thought that began with the text; so does a later such tag, unless the text ends there.
+
+    Where a model marks its answer, the rest is blanked too: all that is outside of its ``<answer>`` tags, if there is text in them; and all
+    up to the last words "final answer", or "answer:" at the beginning of a line, if a digit follows them.
     """
     text = _keep_answers(_blank(folded, _thoughts(folded)))
     final = list(_FINAL.finditer(text))

@@ -98,7 +98,9 @@ class ChatMarkup:
 
 
 class ChatTemplate(Protocol):
-    """What renders a conversation to text: a processor or a tokenizer of transformers."""
+    """What renders a conversation to text: a processor or tokenizer of transformers, or a
+    :class:`~sam4mllm.prompts.chat_template.BoundedTemplate`.
+    """
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> Any: ...
 
@@ -130,6 +132,6 @@ def read_markup(template: ChatTemplate) -> ChatMarkup:
         raise TemplateError("the chat template prints a description of the image, not its placeholder; use a multi-modal template")
     if after.split() == to_answer.split():  # only white space differs: take the generation prompt, for a stored answer may add a space
         to_answer = after
-    if after.startswith(to_answer) and after.rstrip().endswith(_THOUGHT_ENDS):  # earlier answers lack the empty thought
+    if after.startswith(to_answer) and after.rstrip().endswith(_THOUGHT_ENDS):  # the generation prompt alone has an empty thought
         to_answer = after
     return ChatMarkup(opening, to_answer, to_question)

@@ -52,7 +52,7 @@ class FoundBox:
 
 @dataclass(frozen=True)
 class FoundPoint:
-    """A point of an answer."""
+    """A point in an answer, which stands in the text from ``start`` to ``end``."""
 
     x: Numeral
     y: Numeral
@@ -107,12 +107,12 @@ def bare(word: str) -> str:
 
 
 def meaning(word: str) -> str:
-    """The coordinate that a word names, or nothing."""
+    """Return the coordinate that a word names, as a key of ``_NAMES``; an empty text if it names none."""
     return _MEANING.get(bare(word), "")
 
 
 def order_in(word: str) -> tuple[str, ...]:
-    """The order of numbers that a word tells, as ``bbox_xywh`` does, or nothing."""
+    """Return the order of a box's numbers that a word tells, as ``bbox_xywh`` does; an empty tuple if it tells none."""
     plain = bare(word)
     for name in sorted(_WHOLE_ORDERS, key=len, reverse=True):
         if plain.endswith(name) or plain.startswith(name):
@@ -126,7 +126,7 @@ def is_order(names: Sequence[str]) -> bool:
 
 
 def named_box(named: Mapping[str, Numeral], start: int, end: int) -> FoundBox | None:
-    """The box that named numbers make, if they do."""
+    """Return the box that named numbers make; None if names are missing, units differ, or a value is not finite."""
     for scheme in _SCHEMES:
         if all(name in named for name in scheme):
             return box_of([named[name] for name in scheme], scheme, start, end, named=True)

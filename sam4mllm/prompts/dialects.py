@@ -105,7 +105,7 @@ class Dialect:
         return self.point.replace("{x}", x).replace("{y}", y)
 
     def spell_answer(self, phrase: str, found: str) -> str:
-        """The answer that gives boxes or points, each spelled and all joined."""
+        """Return the answer with ``found``, the text of its boxes or points, which are already spelled and joined."""
         before, after = self.answer.split("{points}" if self.answers_with_points else "{boxes}", 1)
         return before.replace("{phrase}", phrase) + found + after.replace("{phrase}", phrase)
 

@@ -48,17 +48,17 @@ class Group:
     start: int
     about: About = About.NOTHING
     order: tuple[str, ...] = ()
-    """The order of its numbers, if a word before it tells one."""
+    """The order of the group's numbers, if a word before the group tells one; else empty."""
     corner: str = ""
     numbers: list[Numeral] = field(default_factory=list)
     pairs: list[Pair] = field(default_factory=list)
     named: dict[str, Numeral] = field(default_factory=dict)
     names: list[str] = field(default_factory=list)
-    """Names of coordinates that have no number so far."""
+    """The names of coordinates in the group that have no number so far."""
     mixed: bool = False
-    """Whether there is anything in it besides numbers."""
+    """Whether the group holds anything besides numbers, pairs of numbers and names of coordinates."""
     angled: bool = False
-    """Whether there are angle brackets in it, as MiniGPT-v2 has around each number."""
+    """Whether the group holds angle brackets, which MiniGPT-v2 writes around each number."""
 
     @property
     def is_tag(self) -> bool:
@@ -131,7 +131,10 @@ class Gathering:
         return boxes
 
     def close(self, group: Group, parent: Group, end: int, depth: int) -> None:
-        """A group within ``parent``, which is ``depth`` brackets deep, has come to its end."""
+        """Read a group that has ended at ``end`` as a box, a pair of numbers, an order of numbers or a stretch to ignore, if it is one.
+
+        ``parent`` is the innermost group that is still open, and ``depth`` the number of groups that are still open.
+        """
         if group.about in (About.POINTS, About.ELSE) and group.kind != "{" and not group.corner:
             self._leave_out(group, end)
             parent.mixed = True
@@ -149,7 +152,7 @@ class Gathering:
             self.recent = []
 
     def close_named(self, group: Group, parent: Group, end: int, depth: int) -> None:
-        """Named numbers: a box, or a point's x and y."""
+        """Read the named numbers of a group as a box, or as a point if they are x and y alone. Other numbers are dropped."""
         named, group.named = group.named, {}
         box = named_box(named, group.start, end)
         if box is not None:

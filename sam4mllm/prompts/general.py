@@ -200,12 +200,12 @@ class _Reader:
         self.open_kinds[self.groups.pop().kind] -= 1
 
     def _drop_to(self, kind: str) -> None:
-        """Leave what is open within the innermost group of a kind."""
+        """Drop, unread, the groups that are open within the innermost group of a kind."""
         while self.groups[-1].kind != kind:
             self._drop()
 
     def _close(self, end: int) -> None:
-        """The innermost bracket or tag has come to its end."""
+        """End the innermost bracket or tag at ``end`` and pass on what it holds."""
         group = self.groups[-1]
         if group.mixed or group.named:
             self._flush_run()

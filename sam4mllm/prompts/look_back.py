@@ -12,7 +12,7 @@ from sam4mllm.prompts.dialects import DEMO, Dialect
 
 QUESTION = "Is what the magenta line surrounds this: {phrase}? Answer {yes} or {no}."
 DEMO_QUESTION = "is this {phrase}"
-"""In the words that the demo model knows."""
+"""The question for the demo model, in the few words that this model knows."""
 
 
 def look_back_question(dialect: Dialect, phrase: str) -> str:

@@ -1,6 +1,6 @@
 """A thought before the answer (strategy ``reason``): the words that ask for it, and the tags around it.
 
-This turn is for a model that was not trained to think. The chat template of one that was opens the thought in the same way::
+This turn is for a model that was not trained to think. For a model that was, its chat template opens the thought in the same way::
 
     user       <image> Where is this: what the dog may drink from. First think step by step about which object is meant, then answer.
     assistant  <think>
@@ -25,7 +25,7 @@ from sam4mllm.prompts.dialects import Dialect
 ASK = " First think step by step about which object is meant, then answer."
 BEGIN = "<think>\n"
 END = "\n</think>\n\n"
-"""As the chat templates of Qwen3-VL-Thinking and Qwen3.5 write them around a thought."""
+"""BEGIN and END are what the chat templates of Qwen3-VL-Thinking and Qwen3.5 write before and after a thought."""
 WORDS = (ASK, BEGIN, END)
 """The words that affect only the strategy ``reason``. They are not part of a dialect, so that changing them leaves the versions of other
 strategies the same."""

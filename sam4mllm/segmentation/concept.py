@@ -33,5 +33,5 @@ class ConceptSegmenter(Segmenter, Protocol):
     """A segmenter that takes phrases, too."""
 
     def find(self, embedding: Embedding, phrases: Sequence[str], threshold: float) -> list[Candidates]:
-        """What has at least the score ``threshold``, one entry a phrase in order."""
+        """Find all instances of each phrase with a score of at least ``threshold``; the result has one entry for each phrase, in order."""
         ...

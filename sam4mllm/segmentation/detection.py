@@ -36,7 +36,7 @@ class Detector(ImageModel, Protocol):
     """A model that finds the boxes of a phrase."""
 
     def find_boxes(self, embedding: Embedding, phrases: Sequence[str], threshold: float) -> list[Detections]:
-        """What has at least the score ``threshold``, one entry a phrase in order."""
+        """Find all boxes of each phrase with a score of at least ``threshold``; the result has one entry for each phrase, in order."""
         ...
 
 

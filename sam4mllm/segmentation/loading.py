@@ -83,7 +83,8 @@ def load_segmenter(source: str, device: torch.device, dtype: torch.dtype = torch
 def takes_phrases(source: str) -> bool:
     """Whether the segmenter that ``source`` names takes phrases itself; true for another package's, which might. No weights are loaded.
 
-    Raises ModelError if the name is that of no segmenter's folder or hub id.
+    A name that is no path on this machine and has not the form of a hub id gives False; loading it raises the error. Raises ModelError
+    if the config.json of a folder or hub id cannot be read.
     """
     detector, name = split_name(source)
     if detector is not None or is_brought(name):
@@ -159,7 +160,10 @@ def _load_named(name: str, path: str, dtype: torch.dtype) -> SamSegmenter:
 
 
 def _build(name: str, state: Mapping[str, Tensor]) -> Any:
-    """The model of a name with these weights. Raises ValueError naming those that are missing or no weights of it."""
+    """The model of a name with these weights.
+
+    Raises ValueError naming weights that are missing, unknown or of another shape, and ModelError if the model's package is missing.
+    """
     if name in efficientvit.NAMES:
         model: Any = efficientvit.build(name)
     else:
@@ -192,7 +196,10 @@ def _load_file(name: str, path: Path, digest: str, trusted: bool) -> Any:
 
 
 def _read_pickled(path: Path) -> Mapping[str, Tensor]:
-    """Read the weights in a pickle-based file. No other place loads one for use; only a file of a known hash comes here."""
+    """Read the weights in a pickle-based file, which is either the authors' own by its SHA-256 or one whose SHA-256 the user named.
+
+    Only the conversion of published folders reads such files, too.
+    """
     state = torch.load(path, map_location="cpu", weights_only=True)
     found: Mapping[str, Tensor] = state.get("state_dict", state)  # some of EfficientViT's files wrap it
     return found

@@ -41,7 +41,7 @@ NEEDED = (IMAGE_PROCESSOR,)
 """The files that a segmenter's folder must hold beside its configuration and weights, as for ``check_folder``."""
 TOKENIZER_FILE = "tokenizer.json"
 NEEDED_FOR_PHRASES = (*NEEDED, (TOKENIZER_FILE,))
-"""The files that the folder of a model must hold that works only with phrases."""
+"""The files that the folder of a model that works only with phrases must hold beside its configuration and weights."""
 _FINDERS: dict[str, Any] = {"sam3": Sam3Model, "sam3_lite_text": Sam3LiteTextModel}
 
 

@@ -50,7 +50,7 @@ class Proposal:
         return found
 
     def mask(self, width: int, height: int) -> NDArray[np.bool_]:
-        """(height, width) bool."""
+        """Return the proposal's mask in the whole image, (height, width) bool."""
         x1, y1, x2, y2 = self.box_px.astype(int)
         whole = np.zeros((height, width), np.bool_)
         whole[y1:y2, x1:x2] = np.unpackbits(self.bits, axis=1, count=x2 - x1)
@@ -69,7 +69,7 @@ class ProposalSegmenter(ModuleSegmenter):
 
     Args:
         model: one of transformers' models of ``MODEL_TYPES``, in eval mode.
-        image_processor: what belongs to it.
+        image_processor: the model's image processor.
         source: what it was loaded from, part of its identity.
         dtype: precision in which images are encoded.
     """

@@ -15,8 +15,8 @@ from sam4mllm.values import Masks, Prompt
 
 @dataclass(frozen=True)
 class Embedding:
-    """An image as a segmenter keeps it: opaque, immutable, safe to share between threads. ``nbytes`` is what a cache should count
-    for it.
+    """An image as a segmenter keeps it: opaque, immutable, safe to share between threads. ``width`` and ``height`` are the original
+    image's, in pixels. ``nbytes`` is the memory that a cache should count for it.
     """
 
     width: int

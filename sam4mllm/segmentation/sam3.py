@@ -53,7 +53,7 @@ class Sam3TrackerEmbedding(TransformersEmbedding):
 
 
 class SharedFeatures(nn.Module):
-    """Takes the place of a tracker's vision encoder: it has its neck, and takes the backbone's output (1, C, h, w) instead of pixels."""
+    """Takes the place of a tracker's vision encoder and runs its neck on the backbone's output (1, C, h, w), given in place of pixels."""
 
     def __init__(self, neck: nn.Module) -> None:
         super().__init__()
@@ -103,7 +103,7 @@ class Sam3Finder:
 
     Args:
         model: a Sam3Model or Sam3LiteTextModel with its weights, in eval mode.
-        tokenizer: what belongs to it.
+        tokenizer: the model's tokenizer.
     """
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
@@ -135,7 +135,10 @@ class Sam3Finder:
     def find(
         self, maps: Sequence[tuple[Tensor, Tensor]], size: tuple[int, int], phrases: Sequence[str], threshold: float
     ) -> list[Candidates]:
-        """What has at least the score ``threshold`` in an image of ``size`` (height, width), one entry a phrase in order."""
+        """Find all instances of each phrase with a score of at least ``threshold``; the result has one entry for each phrase, in order.
+
+        ``maps`` are those of the method ``maps``; ``size`` is (height, width) of the image.
+        """
         found: list[Candidates] = []
         for start in range(0, len(phrases), PHRASES_AT_ONCE):
             asked = phrases[start : start + PHRASES_AT_ONCE]
@@ -145,11 +148,11 @@ class Sam3Finder:
 
 
 class Sam3TrackerSegmenter(TransformersSegmenter):
-    """Implements :class:`~sam4mllm.segmentation.concept.ConceptSegmenter`: prompts are the tracker's, phrases the detector's.
+    """Implements :class:`~sam4mllm.segmentation.concept.ConceptSegmenter`: the tracker takes prompts, the detector phrases.
 
     Args:
-        model: a Sam3TrackerModel with its weights, in eval mode. Its backbone is replaced by the detector's.
-        image_processor: what belongs to both.
+        model: a Sam3TrackerModel in eval mode, whose vision encoder is a SharedFeatures: the detector's backbone serves both.
+        image_processor: the image processor of the checkpoint.
         finder: the detector of the same checkpoint.
         source: what they were loaded from, part of the identity.
         dtype: precision in which images are encoded.
@@ -194,8 +197,8 @@ class Sam3Segmenter(ModuleSegmenter):
 
     Args:
         model: a Sam3Model or Sam3LiteTextModel with its weights, in eval mode.
-        image_processor: what belongs to it.
-        tokenizer: what belongs to it.
+        image_processor: the model's image processor.
+        tokenizer: the model's tokenizer.
         source: what it was loaded from, part of its identity.
         dtype: precision in which images are encoded.
     """
@@ -256,7 +259,7 @@ def _boxes_px(shares: Tensor, size: tuple[int, int]) -> NDArray[np.float32]:
 
 
 def _mask(logits: Tensor, size: tuple[int, int]) -> NDArray[np.bool_]:
-    """(H, W) bool of logits (h, w). Probabilities are interpolated, as its own processor does it, not logits."""
+    """(H, W) bool of logits (h, w). Probabilities are interpolated, not logits, as in SAM 3's own processor."""
     return Enlarging(size, threshold=0.5).full(logits.sigmoid())
 
 
@@ -277,7 +280,7 @@ def _candidates(answer: Any, index: int, size: tuple[int, int], threshold: float
 def _pick(answer: Any, index: int, embedding: Embedding, box_px: NDArray[np.float32], prompt: Prompt) -> Masks:
     """Return the mask in row ``index`` of the answer that agrees best with a prompt; of equals, the one with the higher score.
 
-    The agreement, computed as in :mod:`~sam4mllm.segmentation.proposals`, stands for its predicted IoU.
+    The agreement, computed as in :mod:`~sam4mllm.segmentation.proposals`, serves as the mask's predicted IoU.
     """
     size = (embedding.height, embedding.width)
     boxes_px = _boxes_px(answer.pred_boxes[index], size)

@@ -51,7 +51,7 @@ class ClassPart:
     area: int
 
     def of(self, values: NDArray[np.float32]) -> NDArray[np.float32]:
-        """(``area``,) what an (H, W) map of the image says of its pixels."""
+        """Return the values (``area``,) that a map (H, W) of the image has at the part's pixels."""
         height, width = self.mask.shape
         return values[self.top : self.top + height, self.left : self.left + width][self.mask]
 

@@ -11,7 +11,10 @@ SEGMENTER_DIM = 128
 
 
 def build_segmenter(size: int = SEGMENTER_SIZE) -> Sam:
-    """The demo segmenter with random weights: segment-anything's own classes, an embedding of 48×48, masks of 192×192."""
+    """The demo segmenter with random weights, for a square input of ``size`` pixels a side.
+
+    At the default size its embedding has 48×48 cells, and its masks have 192×192.
+    """
     grid = size // SEGMENTER_PATCH
     return Sam(
         image_encoder=ImageEncoderViT(

@@ -29,7 +29,8 @@ MODEL_TYPES = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "edgetam",
 @dataclass(frozen=True, eq=False)
 class TransformersEmbedding(Embedding):
     """``features``: by the name of the argument of the model's ``forward``, a tensor, or several with the coarsest last. ``input_size``:
-    (height, width) of the image as the model saw it. ``padded``: whether the image fills only a part of the model's square.
+    (height, width) of the image as the model saw it. ``padded``: whether the image kept its aspect ratio and was padded to the model's
+    square; if not, it was squashed to the square.
     """
 
     features: dict[str, Tensor | list[Tensor]]
@@ -42,7 +43,7 @@ class TransformersSegmenter(ModuleSegmenter):
 
     Args:
         model: one of transformers' models for mask generation, in eval mode.
-        image_processor: what belongs to it.
+        image_processor: the model's image processor.
         source: what it was loaded from, part of its identity.
         dtype: precision in which images are encoded.
     """
