@@ -1,4 +1,7 @@
-"""Strategies of other packages: other ways to find what a phrase means. The pipeline draws and scores what they find, as its own."""
+"""Strategies of other packages: other ways to find the objects that a phrase means.
+
+The pipeline draws the masks of what they find and scores them, as it does for its own strategies.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,8 @@ class Given:
     """An image that both models have taken in, the ``phrases`` asked about it, and the caller's ``options``.
 
     ``ground`` and ``ask`` put questions to the MLLM. They have to be called with ``yield from``: between two questions the server lets
-    annotators go first, and a bulk run puts the questions of several images into one pass. The time of each stage is added to ``seconds``.
+    annotators go first, and a bulk run puts the questions of several images into one pass. The seconds that each stage takes are added to
+    ``seconds``, by the name of the stage.
     """
 
     scene: Scene
@@ -36,11 +40,17 @@ class Given:
     seconds: dict[str, float]
 
     def ground(self, question: Question = "box") -> Walk[list[Grounding]]:
-        """Where each phrase is, by the MLLM: ``box``, ``prompt`` (with points of its own) or ``reason`` (with a thought)."""
+        """Ask the MLLM for the boxes of each phrase, and return one grounding for each, in order.
+
+        With the ``question`` "box" it writes boxes alone, with "prompt" points as well (PPG); with "reason" it writes a thought beforehand.
+        """
         return locate(Locate(self.scene, self.phrases, question, self.seconds))
 
     def ask(self, inquiries: Sequence[Inquiry]) -> Walk[list[Replies]]:
-        """Whether the points of each inquiry lie on what was found, by the MLLM."""
+        """Ask the MLLM whether the points of each inquiry lie on the object in that inquiry's box.
+
+        Return one entry of replies for each inquiry, in order.
+        """
         return ask_points(AskPoints(self.scene, inquiries, bool(self.options.joint), self.seconds))
 
 
@@ -50,20 +60,21 @@ class OtherStrategy(Protocol):
 
     @property
     def identity(self) -> str:
-        """A text that changes whenever its answers do; it becomes part of the version's name."""
+        """A text that changes whenever the strategy's answers to the same questions change. It goes into the hash in a version's name."""
         ...
 
     def find(self, given: Given) -> Walk[list[Grounding]]:
-        """What each phrase means, one grounding a phrase in order: boxes, and for each box the points that join it in the prompt.
+        """Find what each phrase means, and return one grounding for each phrase, in order.
 
-        A generator; see :class:`Given`.
+        A grounding has boxes, and for each of its boxes, or for none of them, the points that join the box in the segmenter's prompt. The
+        method is a generator; see :class:`Given`.
         """
         ...
 
 
 def find_by(other: OtherStrategy, given: Given) -> Walk[list[Grounding]]:
-    """Return what a strategy finds. Raises ModelError unless it is one grounding for each phrase, in order, with a probability for each box
-    and points for all its boxes or for none.
+    """Return what a strategy finds. Raises ModelError if the strategy raises anything but a Sam4mllmError or OutOfMemoryError, or
+    unless its result is one grounding for each phrase, in order, with a probability for each box and points for all its boxes or for none.
     """
     name = given.options.strategy
     try:
@@ -82,14 +93,17 @@ def find_by(other: OtherStrategy, given: Given) -> Walk[list[Grounding]]:
 
 
 def identify(name: str) -> dict[str, str]:
-    """Return the identity of another package's strategy as a part of what is hashed; an empty dict for one of ours."""
+    """Return what a strategy adds to the fields whose hash is in a version's name: the identity of another package's strategy.
+
+    The dict is empty for one of our own strategies and for an unknown name. Raises ExtensionError if the strategy cannot be used.
+    """
     other = find_strategy(name)
     return {} if other is None else {"strategy": other.identity}
 
 
 def find_strategy(name: str) -> OtherStrategy | None:
     """Return the strategy of another package; None if the name is one of ours, or nobody's. Raises ExtensionError if it cannot be used."""
-    if name in STRATEGIES or name in _FOUND:  # without a look at all packages, for this is asked at each answer
+    if name in STRATEGIES or name in _FOUND:  # no search through all packages, because this is called for each answer
         return _FOUND.get(name)
     extension = find("strategies", name, STRATEGIES)
     if extension is None:
@@ -114,4 +128,4 @@ def usable_strategies() -> tuple[str, ...]:
 
 
 _FOUND: dict[str, OtherStrategy] = {}
-"""The other packages' strategies that were asked for, by name."""
+"""The other packages' strategies that were loaded so far, by name."""

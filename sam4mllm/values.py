@@ -1,4 +1,7 @@
-"""What passes between the parts: what is found, what the segmenter is asked with, and what comes of it. No model, and no torch."""
+"""The values that pass between the parts: groundings, prompts for the segmenter, masks and results.
+
+Nothing here uses a model or imports torch.
+"""
 
 from __future__ import annotations
 
@@ -139,8 +142,8 @@ class Instance:
     ``box_px`` (4,) float32; ``points_px`` (K, 2) float32 all points asked or given; ``inside`` (K,) P(on the object); ``labels``
     (K,) int64, 1 and 0 for those that prompted the segmenter, -1 for those dropped; ``mask`` (H, W) bool; ``score`` in 0–1 with the
     ``features`` it comes from. ``pointed``: "refined" if a reviewer's click or box had a part in it, "alone" if it is made of clicks or a
-    box only and is no part of the phrase, else empty. ``shown``: the index of the instance in the clicks' ``shown``, None if it was not
-    shown.
+    box only and is no part of the phrase, else empty. ``shown``: the index of the instance in :attr:`sam4mllm.clicks.Clicks.shown`, None if
+    the reviewer was not shown it.
     """
 
     box_px: NDArray[np.float32]
@@ -159,7 +162,8 @@ class Segmentation:
     """What a phrase means in an image; no instances is the answer "no such object". ``score`` is the least of its instances'; without
     instances it is that of :func:`sam4mllm.confidence.score_empty`, or 0 if there is a ``note``.
 
-    ``timings``: seconds for ``image``, ``box``, ``points`` and ``segmenter``, shared by the phrases of one call.
+    ``version``: the version that answered. ``size``: (height, width) of the image. ``timings``: seconds for ``image``, ``box``, ``points``
+    and ``segmenter``, of all phrases of the call together.
     """
 
     phrase: str

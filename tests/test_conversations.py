@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -135,6 +136,16 @@ def test_only_answers_are_learned(grounder: MllmGrounder) -> None:
     markup = grounder.markup
     whole = f"{TURNS[0].question}{markup.to_answer}left{markup.to_question}{TURNS[1].question}{markup.to_answer}below the car"
     assert grounder.checkpoint.tokenizer.decode(row.row.ids) == grounder.checkpoint.tokenizer.decode(grounder.encode(whole))
+
+
+def test_a_turn_ends_as_in_serving_where_the_template_writes_an_ordinary_word_first(grounder: MllmGrounder) -> None:
+    markup = replace(grounder.markup, to_question=f" and {grounder.markup.to_question}")
+    worded = MllmGrounder(replace(grounder.checkpoint, markup=markup))
+    ids = Collator(worded).talk_row(TURNS).row.ids.tolist()
+    asked, said = worded.encode(TURNS[0].question + markup.to_answer), worded.encode(TURNS[0].answer)
+    after = [*asked, *said, worded.end, *worded.next_turn]
+    assert ids[: len(after)] == after
+    assert after.count(worded.end) == grounder.encode(TURNS[0].question + markup.to_answer).count(worded.end) + 1
 
 
 @torch.inference_mode()

@@ -28,7 +28,10 @@ from sam4mllm.values import Segmentation, check_phrase
 
 @dataclass(frozen=True)
 class FolderWork:
-    """Examples in the dataset format, with ``score`` and ``version``: one for each phrase of a picture."""
+    """The :class:`~backend.batch.work.Work` on a folder, in which a task is a picture.
+
+    A task's answer is a list of examples in the dataset format, one for each phrase, with ``score``, ``note`` and ``version``.
+    """
 
     settings: Settings
     folder: Path
@@ -43,7 +46,7 @@ class FolderWork:
     def loader(self) -> Load:
         def load(job: BatchTask) -> LoadedImage:
             path = self.folder / job.data["image"]
-            sha256 = image_sha256(path)  # refuses what is no file
+            sha256 = image_sha256(path)  # raises ImageError if the file cannot be read
             return LoadedImage(shared_decoder(self.settings.max_pixels, self.settings.decode_seconds).decode(path.read_bytes()), sha256)
 
         return load
@@ -90,7 +93,11 @@ class FolderSource:
     _given: int = 0
 
     def __post_init__(self) -> None:
-        """Raises BatchError, DatasetError or PhraseError where there is nothing to ask."""
+        """List the tasks of the shard.
+
+        Raises BatchError if the folder has no picture, or neither phrases nor a dataset; DatasetError if its dataset is not valid;
+        PhraseError if one of ``phrases`` cannot be asked.
+        """
         if self.phrases:
             asked = [{"phrase": check_phrase(phrase), "split": "predicted"} for phrase in self.phrases]
             pictures = {str(path.relative_to(self.folder)): asked for path in _pictures(self.folder)}
@@ -108,7 +115,7 @@ class FolderSource:
         self._jobs = sorted((job for job in jobs if self.shard.has(job.id)), key=lambda job: job.id)
 
     def jobs(self, version: str) -> Iterator[BatchTask]:
-        del version  # what is done is in the shard's own files
+        del version  # the shard's own files say which tasks have an answer of this version
         for job in self._jobs:
             self._given += 1
             yield job
@@ -125,5 +132,5 @@ def _pictures(folder: Path) -> list[Path]:
 
 
 def _number(name: str) -> int:
-    """A number that a picture has for ever, of 60 bits."""
+    """Return a number of 60 bits, a hash of a picture's path in the folder, so that the picture keeps it whatever others are added."""
     return int(hashlib.sha256(name.encode("utf-8", "surrogateescape")).hexdigest()[:15], 16)

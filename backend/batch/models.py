@@ -1,4 +1,4 @@
-"""The models of a bulk run: those of the server with the same settings and the same home, so that both give one version."""
+"""The models of a bulk run: those of a server with the same settings and home, so that both answer with the same version."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:
     Raises Sam4mllmError if a model cannot be loaded.
     """
     folder = None if adapter is None else find_adapter(adapter, settings.home)
-    # before the seconds that loading takes
+    # an adapter that cannot be used is refused before the seconds that loading the models takes
     described = None if folder is None else describe_adapter(folder, slug(settings.model), read_papers(folder))
     leases = load_cold(settings)
     leases.name_edges(Edges(settings.home).digest_of)

@@ -30,7 +30,7 @@ from sam4mllm.pipeline import Pipeline
 ROWS_A_BLOCK = 8
 """Tasks that go through the cluster together. If this process is killed, each worker loses at most about so many answers."""
 QUIET = {
-    "RAY_USAGE_STATS_ENABLED": "0",  # it would tell its makers
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would send usage statistics to its makers
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_BACKEND_LOG_LEVEL": "fatal",
 }
@@ -39,7 +39,7 @@ Row = dict[str, Any]
 
 
 class Loader:
-    """On a CPU: a task's image, decoded."""
+    """An actor on a CPU. It loads and decodes a task's image; if that fails, its row holds the reason in place of the pixels."""
 
     def __init__(self, work: Work) -> None:
         self._load = work.loader()
@@ -57,7 +57,7 @@ class Loader:
 
 
 class Model:
-    """An actor that holds the models. Its version must be that of the run."""
+    """An actor that holds the models. Raises BatchError if their version is not that of the run."""
 
     def __init__(self, load: Callable[[], Pipeline], settings: Settings, work: Work, version: str) -> None:
         keep_freed_memory()
@@ -69,7 +69,10 @@ class Model:
             raise BatchError(f"a worker has the version {own} and another {version}; give all the same models and SAM4MLLM_HOME")
 
     def __call__(self, table: Any) -> Any:
-        """A step's rows, as a table of pyarrow: numpy's arrays would cut the zeros off a picture's end."""
+        """Answer the tasks in a pyarrow table of loaded rows, and return a table of their results.
+
+        The table is not a batch of NumPy arrays, which would cut the zero bytes off a picture's end.
+        """
         loaded = [_loaded(row) for row in table.to_pylist()]
         steps = split(loaded, self._pace)
         return type(table).from_pylist(
@@ -81,7 +84,7 @@ def ray_stages(load: Callable[[], Pipeline], settings: Settings, work: Work) -> 
     """Return the version of the cluster's models, and the stages of the run. ``load`` is called in each actor that holds models.
 
     The cluster is the one at RAY_ADDRESS, else one that runs on this machine, else one that is started here for this run. Raises
-    BatchError, also while the stages are used.
+    BatchError if Ray is not installed or the cluster fails; while the stages are used, too.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -137,7 +140,7 @@ def _version(load: Callable[[], Pipeline], settings: Settings) -> str:
 
 
 def _told(error: Exception) -> BatchError:
-    """One line of what Ray tells in many."""
+    """Return a BatchError of one line: the last line of what Ray tells in many."""
     cause: BaseException = getattr(error, "cause", None) or error
     lines = [line.strip() for line in str(cause).splitlines() if line.strip()]
     return BatchError(f"the Ray cluster could not do it: {lines[-1] if lines else type(cause).__name__}")

@@ -39,7 +39,7 @@ R = TypeVar("R")
 
 STATES_FILE = "runs.json"
 PAUSE_SECONDS = 2.0
-"""Before a busy or paused engine is asked again."""
+"""How long a piece of work waits before it asks a busy or paused engine for a place again."""
 STEP_SECONDS = 0.5
 """Seconds of the models that the pictures of one step may take together. An annotator's work can only begin between two uses of a model,
 and one use for many pictures takes longer."""
@@ -57,9 +57,9 @@ INTERRUPTED = "the server ended in the middle of it; nothing is lost, start it a
 class BulkRun:
     """The last run of a project.
 
-    ``state`` is running, stopping, finished, stopped or failed; ``done`` tasks have their prediction, those of former runs included,
-    ``failed`` got none, ``of`` are all that are known of, ``rate`` is in tasks a second, ``message`` is a line for a person and ``when`` in
-    seconds since 1970.
+    ``state`` is running, stopping, finished, stopped or failed; ``done`` tasks have a result, those of former runs included,
+    ``failed`` tasks got none, and ``of`` is the number of all tasks that are known of. ``rate`` is in tasks a second, ``message`` is a line
+    for a person, and ``when`` is the time of the last change, in seconds since 1970. ``project`` is the project's id.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -84,7 +84,7 @@ _RUNS = TypeAdapter(list[BulkRun])
 
 
 class BulkRuns:
-    """One run at a time, in a thread of its own. What became of each project's last one is known after a restart, too."""
+    """Runs one bulk run at a time, in a thread of its own. A file keeps each project's last run over restarts."""
 
     def __init__(
         self, settings: Settings, engine: Engine[Leases], answerer: Answerer, images: Images, notes: ServedLog, metrics: Metrics
@@ -100,12 +100,12 @@ class BulkRuns:
 
     @property
     def runs(self) -> list[BulkRun]:
-        """The last one of each project, the newest first."""
+        """The last run of each project, the newest first."""
         with self._lock:
             return sorted(self._runs.values(), key=lambda one: one.when, reverse=True)
 
     def start(self, project: int) -> None:
-        """Give every task of a project a prediction of what serves; returns at once.
+        """Start a run that gives every task of a project a prediction of the version that serves; return at once.
 
         Raises BatchError while another run goes on, NotReadyError while there are no models.
         """
@@ -124,7 +124,7 @@ class BulkRuns:
             self._thread.start()
 
     def stop(self, project: int) -> None:
-        """End a run after the task that it is at; what it found is kept and pushed. Raises BatchError if there is none."""
+        """End a run after its present task; what it found is kept and pushed. Raises BatchError if no run of the project goes on."""
         with self._lock:
             if (found := self._runs.get(project)) is None or found.state not in RUNNING:
                 raise BatchError(f"no run of project {project} is going on")
@@ -138,7 +138,7 @@ class BulkRuns:
             self._stop.set()
 
     def join(self, seconds: float) -> None:
-        """Wait so long for the end of what goes on."""
+        """Wait at most ``seconds`` for the end of the last run."""
         if self._thread is not None:
             self._thread.join(seconds)
 
@@ -160,7 +160,7 @@ class BulkRuns:
             self._write()
 
     def _run(self, project: int, stop: threading.Event) -> tuple[Tally, str]:
-        """What was done, and what is to be said if another version came to serve meanwhile."""
+        """Do the run. Return what was done, and a text to add to the message if another version serves by now, else an empty one."""
         source, work, label_studio = open_project(self._settings, project)
         source.stop = stop
         with closing(label_studio), Lease(self._engine, False, time.monotonic() + TURN_SECONDS) as lease:
@@ -253,7 +253,7 @@ def _counts(tally: Tally, left: int) -> dict[str, Any]:
 
 
 def _result(tally: Tally) -> str:
-    """What a run that came to its end, or was stopped, did."""
+    """Return a line for a person on what a run did that came to its end or was stopped."""
     nothing = "nothing was pushed" if tally.stopped or tally.failed else "every task had its prediction"
     said = [f"{tally.pushed.new:,} predictions pushed" if tally.pushed.new else nothing]
     said += [f"no answer for {count:,}: {text} (first: task {tally.first[text]})" for text, count in tally.failed.most_common(1)]
@@ -261,7 +261,10 @@ def _result(tally: Tally) -> str:
 
 
 def _read(path: Path) -> dict[int, BulkRun]:
-    """What was written, by project; nothing of a file that is none of ours."""
+    """Return the runs in the file, by project; none if there is no such file or it is damaged.
+
+    A run that was going on when the file was written counts as stopped.
+    """
     try:
         runs = [one for one in _RUNS.validate_json(path.read_bytes(), strict=True) if 0 <= one.when < FUTURE]
     except (OSError, ValidationError):

@@ -1,6 +1,7 @@
 """The run of a shard: from tasks to results on disk and in Label Studio.
 
-One thread lists pages of tasks, some load images, the caller's uses the models, and one pushes finished results, all at the same time.
+One thread lists pages of tasks, some load images, the caller's thread uses the models, and another pushes finished results, all at the
+same time.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ from backend.label_studio.push import TASKS_A_PUSH, Pushed, drop_repeated, patie
 log = logging.getLogger(__name__)
 
 LISTED_AHEAD = 1000
-"""Tasks that are listed ahead; their data may hold a picture each."""
+"""The most tasks that are listed ahead of their use. The data of each may hold a whole picture, so more could fill the memory."""
 
 
 class ServedLog(Protocol):
-    """Where it is written down what was served."""
+    """The log that notes which predictions were served."""
 
     def serve(self, records: Sequence[Served]) -> None: ...
 
@@ -57,11 +58,11 @@ class Tally:
     """Seconds since 1970 when the first task was taken up; 0 if there was none."""
     stopped: bool = False
     models: float = 0.0
-    """Seconds in which the models were at work here."""
+    """Seconds for which the models of this process were at work; 0 on a Ray cluster."""
 
     @property
     def rate(self) -> float:
-        """Tasks a second."""
+        """Tasks a second that got a result or failed, since the first one was taken up."""
         return (self.done + sum(self.failed.values())) / max((self.ended or time.monotonic()) - self.began, 1e-9)
 
     @property
@@ -86,11 +87,11 @@ class Sink(Protocol):
         ...
 
     def close(self) -> Pushed:
-        """Wait until all parts are pushed, and return what was pushed. Raises Sam4mllmError."""
+        """Wait until all parts are pushed, and return what was pushed. Raises the error with which a push has failed, if one has."""
         ...
 
     def abandon(self) -> None:
-        """End after the present part, without the others."""
+        """Return once the part that is being pushed is done or has failed; the other parts stay unpushed."""
         ...
 
 

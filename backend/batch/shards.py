@@ -45,7 +45,12 @@ _SHARD = re.compile(r"([0-9]{1,6})/([0-9]{1,6})")
 
 @dataclass(frozen=True)
 class BatchPlan:
-    """What a call asks for. ``target`` is a project's number or a folder; ``adapter`` a version or a folder, None for the champion."""
+    """What a call asks for.
+
+    ``target`` is a project's id or a folder of pictures, ``out`` the folder for results. ``phrases`` are asked about every picture of the
+    folder; if there are none, the folder is a dataset with phrases of its own. ``adapter`` is a version or an adapter's folder; None is the
+    registry's champion. ``part`` is the number of tasks in a part, and ``ray`` says whether the models are on a Ray cluster.
+    """
 
     target: int | Path
     out: Path
@@ -61,7 +66,7 @@ class BatchPlan:
 
 
 def read_shard(text: str) -> Shard:
-    """``2/8``: the second of eight. Raises ValueError."""
+    """Return the shard that a text names: ``2/8`` is the second of eight. Raises ValueError for any other text."""
     found = _SHARD.fullmatch(text)
     if found is None or not 1 <= int(found[1]) <= int(found[2]):
         raise ValueError(f"{text!r} is no shard; write 2/8 for the second of eight")
@@ -71,7 +76,7 @@ def read_shard(text: str) -> Shard:
 def run_batch(plan: BatchPlan, settings: Settings) -> dict[str, Any]:
     """Work on the plan's shard to its end, or until a signal comes.
 
-    Returns what was done, for a machine. Raises Sam4mllmError where it cannot go on.
+    Return what was done as a dict that JSON can hold. Raises Sam4mllmError if the run cannot begin or go on.
     """
     source, work, label_studio = _open_target(plan, settings)
     stop = threading.Event()
@@ -90,7 +95,10 @@ def run_batch(plan: BatchPlan, settings: Settings) -> dict[str, Any]:
 
 
 def _open_target(plan: BatchPlan, settings: Settings) -> tuple[TaskSource, Work, LabelStudio | None]:
-    """Where tasks come from and what is asked of them; what is wrong with either is said before the models are loaded."""
+    """Return where the tasks come from, what is asked of them, and Label Studio (None for a folder).
+
+    Raises Sam4mllmError if one of these cannot be used; it is called before the models are loaded, which takes long.
+    """
     if not isinstance(plan.target, int):
         if not plan.target.is_dir():
             raise BatchError(f"{plan.target} is no folder; give a folder, or the number of a project")
@@ -118,7 +126,7 @@ def open_project(settings: Settings, number: int, shard: Shard = WHOLE) -> tuple
 
 
 def _parameters(label_studio: LabelStudio, settings: Settings, project: int, config: LabelConfig) -> Parameters:
-    """The extra parameters of this server's entry in a project. Raises BatchError if they cannot be used."""
+    """Return the extra parameters in a project's entry for this server, or the defaults. Raises BatchError if they cannot be used."""
     versions: list[str] = []
     with suppress(RegistryError):
         versions = [manifest.version for manifest in Registry(settings.home).versions()]
@@ -149,7 +157,7 @@ def _sink(plan: BatchPlan, label_studio: LabelStudio | None, version: str, store
 
 
 def _join(path: Path, store: Store) -> Path:
-    """All results of a shard as one file of examples, sorted by picture."""
+    """Write all results of a shard to one file of examples, sorted by picture, and return its path. Raises BatchError if that fails."""
     examples = [example for result in store.results().values() if isinstance(result, list) for example in result]
     lines = [json.dumps(example, ensure_ascii=False).encode() + b"\n" for example in sorted(examples, key=lambda one: str(one["image"]))]
     try:

@@ -32,7 +32,7 @@ AWAY_SECONDS, AWAY_PAUSE = 1800.0, 2.0
 """How long a task waits for an engine that is away, and between two tries: a restart loads the weights again."""
 
 Stages = Callable[[Iterator[BatchTask]], Iterator[TaskResult]]
-"""From tasks to what becomes of them, in any order."""
+"""Takes tasks and yields the result of each, in any order."""
 
 
 @dataclass
@@ -51,7 +51,7 @@ class Pace:
         return 1 if math.isnan(self._an_image) else max(1, min(self.most, int(self.seconds / max(self._an_image, 1e-9))))
 
     def took(self, images: int, seconds: float) -> None:
-        """A step of so many images took so long."""
+        """Note that a step of ``images`` images took ``seconds``."""
         self._an_image = seconds / images
 
 
@@ -121,7 +121,10 @@ def _take_step(pending: dict[Future[tuple[LoadedImage, float]], BatchTask], pace
 
 
 def split(there: Sequence[Loaded], pace: Pace) -> Iterator[list[Loaded]]:
-    """Images in steps of as many as one takes."""
+    """Yield the loaded tasks in steps, each of at least one task and of as many as the pace and PIXELS_A_STEP allow.
+
+    Without tasks, one empty step is yielded.
+    """
     step: list[Loaded] = []
     for one in there:
         if step and (len(step) >= pace.images or sum(other.pixels for other in step) + one.pixels > PIXELS_A_STEP):
@@ -143,7 +146,12 @@ def _result_of(job: BatchTask, future: Future[tuple[LoadedImage, float]]) -> Loa
 def answer_step(
     pipeline: Pipeline, step: list[Loaded], answer: TaskAnswerer, pace: Pace, stop: threading.Event | None = None
 ) -> Iterator[TaskResult]:
-    """What becomes of a step's tasks: all are found together, then told one after the other."""
+    """Yield the result of each task of a step, in order. The models first answer what they can for all tasks together, and then each task
+    is answered by itself.
+
+    The pace is told how long the step took. Once ``stop`` is set, an engine that does not answer is no longer waited for. Raises
+    LabelStudioError, which concerns all tasks.
+    """
     began = time.perf_counter()
     there = [(one.job, one.image) for one in step if one.image is not None]
     if len(there) > 1 and not _find_ahead(pipeline, there, answer):

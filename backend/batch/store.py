@@ -49,7 +49,7 @@ class Store:
 
     @property
     def rows(self) -> int:
-        """Results of the part that is being written."""
+        """The number of results in the part that is being written."""
         return len(self._rows)
 
     def add(self, task: int, key: str, result: object) -> Path | None:
@@ -64,7 +64,10 @@ class Store:
         return self.close_part() if len(self._rows) >= self.size or time.monotonic() > self._began + PART_SECONDS else None
 
     def close_part(self) -> Path | None:
-        """Give the part that is being written its name; None if it is empty. Raises BatchError."""
+        """Finish the part that is being written, and return its file, which now has its final name; None if the part is empty.
+
+        Raises BatchError if it cannot be written.
+        """
         if not self._rows:
             return None
         path = self._part
@@ -77,16 +80,17 @@ class Store:
         return path
 
     def begin_push(self, part: Path) -> bool:
-        """Note that a part is about to be pushed. Return whether an earlier run began to push it, so that parts of it may have arrived.
+        """Note that a part is about to be pushed. Return whether an earlier run began to push it, so that some of its results may have
+        arrived.
 
-        Raises BatchError.
+        Raises BatchError if the journal cannot be written.
         """
         doubtful = part.name in self._doubtful
         self._note(part, "pushing")
         return doubtful
 
     def end_push(self, part: Path) -> None:
-        """Note that a part is in Label Studio."""
+        """Note that a part is in Label Studio. Raises BatchError if the journal cannot be written."""
         self._note(part, "pushed")
         self.waiting.remove(part)
 
@@ -163,7 +167,7 @@ def opened(folder: Path, size: int) -> Iterator[Store]:
 
 
 def read_part(path: Path) -> list[Row] | None:
-    """A part's results, None if the file is not whole."""
+    """Return the rows of a part, each with ``task``, ``key`` and ``result``; None if the file is not whole or cannot be read."""
     try:
         text = path.read_bytes()
     except OSError:
@@ -193,7 +197,7 @@ def _sha256(part: Path) -> str:
 
 
 def _lines(path: Path) -> Iterator[Row]:
-    """The objects of a file that may end in a torn line, or lack."""
+    """Yield the JSON objects in a file, one a line, without lines that are torn; none if there is no file."""
     try:
         lines = path.read_bytes().splitlines()
     except FileNotFoundError:

@@ -18,7 +18,7 @@ LINE_SECONDS = 30.0
 
 
 class View(logging.Handler):
-    """Shows a tally, and what is logged meanwhile above it."""
+    """Shows the tally of a run and, above it, the warnings and errors that the backend logs meanwhile. Use it as a context manager."""
 
     def __init__(self, what: str) -> None:
         super().__init__(logging.WARNING)
@@ -45,7 +45,7 @@ class View(logging.Handler):
         self._console.print(one_line(f"{record.levelname.lower()}: {record.getMessage()}"), markup=False, highlight=False)
 
     def show(self, tally: Tally, left: int) -> None:
-        """Where the run is, with ``left`` tasks to come."""
+        """Show how far the run is, with ``left`` tasks to come. Without a terminal, print a line at most every LINE_SECONDS."""
         passed = tally.kept + tally.done + sum(tally.failed.values())
         rate = _pace(tally, left)
         self._progress.update(self._bar, completed=passed, total=passed + left, rate=rate)

@@ -38,14 +38,15 @@ R = TypeVar("R")
 
 TASKS_A_PAGE = 100
 CHECK_SECONDS = 10.0
-"""Between two looks whether Label Studio is there, however many images cannot be had."""
+"""The least seconds between two requests that check whether Label Studio answers, however many images cannot be loaded meanwhile."""
 OPENED_MB = 256
-"""Most memory for images that are taken in: tasks that share one usually follow each other."""
+"""The most megabytes of images that the models have taken in and that are kept. It is enough, because tasks that share an image
+usually follow each other."""
 
 
 @dataclass(frozen=True)
 class BatchTask:
-    """One task: its number, and the data that its answer depends on."""
+    """One task: its id in Label Studio, or a picture's number (:mod:`backend.batch.folder`), and the data that its answer depends on."""
 
     id: int
     data: Mapping[str, Any]
@@ -73,12 +74,12 @@ class TaskAnswerer(Protocol):
         ...
 
     def __call__(self, pipeline: Pipeline, job: BatchTask, image: LoadedImage, seconds: float) -> Answered:
-        """A task's answer, given its image and the seconds that it took. Raises Sam4mllmError."""
+        """Return a task's answer, given its image and the seconds that loading the image took. Raises Sam4mllmError."""
         ...
 
 
 class ModelsTurn(Protocol):
-    """Calls a piece of work of the models when it is its turn."""
+    """Waits until a piece of work may use the models, calls it, and returns what it returns."""
 
     def __call__(self, piece: Callable[[], R], /) -> R: ...
 
@@ -100,7 +101,7 @@ class Work(Protocol):
 
 
 class TaskSource(Protocol):
-    """Where the tasks of a shard come from, in order of their numbers."""
+    """Where the tasks of a shard come from, in the order of their ids."""
 
     def jobs(self, version: str) -> Iterator[BatchTask]:
         """Yield the tasks that have no answer of a version yet, as far as the source knows. Raises Sam4mllmError."""
@@ -120,7 +121,10 @@ class TaskSource(Protocol):
 
 @dataclass(frozen=True)
 class Shard:
-    """Number ``index`` of ``count``, from 1. A task is of the same one for ever, whatever tasks are added or deleted."""
+    """Shard ``index`` of ``count`` shards, counted from 1.
+
+    A task's id alone decides its shard, so a task stays in the same one, whatever tasks are added or deleted.
+    """
 
     index: int = 1
     count: int = 1
@@ -144,7 +148,7 @@ class ProjectWork:
     project: int
     label_config: str
     parameters: Parameters = NO_PARAMETERS
-    """The project's, as they were at the start: what changes meanwhile is for the next run."""
+    """The project's extra parameters as they were when the run started; a change during the run only affects the next one."""
 
     def key(self, job: BatchTask) -> str:
         told = [told] if (told := self.parameters.to_json()) else []
@@ -183,7 +187,7 @@ class _ProjectAnswer:
     def ahead(self, pipeline: Pipeline, some: Sequence[tuple[BatchTask, LoadedImage]]) -> bool:
         asked = []
         for job, image in some:
-            with suppress(Sam4mllmError):  # the task's own call tells it
+            with suppress(Sam4mllmError):  # the task's own call raises the error
                 phrases = [one.phrase for one in self._questions(job)[0].wanted]
                 asked.append((image, phrases, self.work.parameters))
         return self.turn(partial(self.answerer.find_ahead, pipeline, asked))
@@ -261,7 +265,7 @@ def _data(task: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def at_once(piece: Callable[[], R], /) -> R:
-    """Call the piece of work at once: the turn of models that nobody else uses (see :class:`ModelsTurn`)."""
+    """Call a piece of work at once, and return what it returns: the :class:`ModelsTurn` for models that nobody else uses."""
     return piece()
 
 

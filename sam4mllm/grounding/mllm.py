@@ -94,7 +94,7 @@ class MllmGrounder:
         self.dialect = checkpoint.dialect
         self.markup = checkpoint.markup
         self.max_new_tokens = max_new_tokens
-        self.end, self._next_turn = read_ending(checkpoint, self.encode)
+        self.end, self.next_turn = read_ending(checkpoint, self.encode)
         self._ends = frozenset({self.end, *generation_ends(checkpoint.model)})
         self._control = tuple({*checkpoint.tokenizer.all_special_tokens, *checkpoint.tokenizer.get_added_vocab()})
         self.verdicts = Verdicts.look_up(self.encode, self.dialect)
@@ -272,7 +272,7 @@ class MllmGrounder:
 
     def points_head(self, scene: Framed, box_px: NDArray[np.float32]) -> list[int]:
         """Return the token ids of the beginning of a turn that asks whether given points lie on what is in a box (4,): all before them."""
-        return [*self._next_turn, *self.encode(points_head(self.dialect, self.box_numbers(scene, box_px[None])[0]))]
+        return [*self.next_turn, *self.encode(points_head(self.dialect, self.box_numbers(scene, box_px[None])[0]))]
 
     def joint_question(self, points: Sequence[PointNumbers]) -> list[int]:
         """Return the ids that end a question about points: one point or several, up to where the first answer is read."""

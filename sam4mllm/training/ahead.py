@@ -18,11 +18,11 @@ class ImagesAhead(Generic[T]):
         self._coming: dict[int, Future[T]] = {}
 
     def take(self, step: int) -> T:
-        """What a step needs. Raises what ``make`` raised for it."""
+        """Return what ``make`` returned for this step, and begin to make the next one's. Raises what ``make`` raised for this step."""
         present = self._coming.pop(step, None) or self._thread.submit(self._make, step)
         self._coming = {step + 1: self._thread.submit(self._make, step + 1)}
         return present.result()
 
     def close(self) -> None:
-        """Make no more."""
+        """Make nothing more, and wait until what is being made is finished."""
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -29,9 +29,10 @@ class Asking:
     "disks", in a Poisson-disk pattern (:mod:`sam4mllm.training.disks`; the released recipe). ``order`` is the order of the boxes in an
     answer: "left", from left to right, which can be seen in the picture; or "annotation", as in the dataset (the released recipe).
 
-    A PPG answer has ``prompt_inside`` points on the object and ``prompt_outside`` off it. With a segmenter they are made as in the paper:
-    of ``prompt_groups`` random groups of points, the ``prompt_kept`` from which the segmenter draws the object best are kept, and one of
-    these is drawn each time. We found none of these four numbers published; their values are our choice.
+    A PPG answer has ``prompt_inside`` points on the object and ``prompt_outside`` off it, or fewer if there are not so many. With a
+    segmenter they are made as in the paper: of ``prompt_groups`` random groups of points, the ``prompt_kept`` from which the segmenter
+    draws the object best are kept, and one of these is drawn each time. We found none of these four numbers published; their values are
+    our choice.
     """
 
     points: int = 8
@@ -59,7 +60,7 @@ class Asking:
                 raise TrainingError(f"{name} must be {' or '.join(known)}, not {getattr(self, name)!r}")
 
     def count(self, rng: np.random.Generator) -> int:
-        """How many points to ask this time."""
+        """Draw the number of points to ask about one box."""
         if not self.points_deviation:
             return self.points
         return int(np.clip(int(rng.normal(self.points, self.points_deviation)), 1, 2 * self.points))

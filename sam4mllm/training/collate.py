@@ -75,7 +75,6 @@ class Collator:
         self._grounder = grounder
         self._asking = asking or Asking()
         self._targets = targets or NO_TARGETS
-        self._next_turn = grounder.encode(grounder.markup.to_question)[1:]  # its first token ends the answer
         self._points = grounder.dialect.answers_with_points
         self._closer = grounder.dialect.points_view == "close-up"
 
@@ -137,13 +136,13 @@ class Collator:
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
 
     def talk_row(self, turns: Sequence[Turn]) -> TrainingRow:
-        """Return the row of a conversation on anything else, turn after turn; its answers are learned."""
+        """Return the row of a conversation on anything but segmentation, turn after turn; its answers are learned."""
         builder, place, before = _Builder(), ROOT, list[int]()
         for number, turn in enumerate(turns, 1):
             said = [*before, *self._grounder.encode(turn.question + self._grounder.markup.to_answer)]
             answer = [*self._grounder.encode(turn.answer), self._grounder.end]
             place = builder.add(said, answer, place, goes_on=number < len(turns))
-            before = self._next_turn
+            before = self._grounder.next_turn
         return TrainingRow(pack(builder.segments), np.array(builder.targets, np.int64))
 
     def _order(self, example: Example) -> NDArray[np.int64]:
@@ -205,14 +204,19 @@ class Collator:
         builder.add(self._grounder.question(_tidy(example.phrase), "prompt"), [*answer, self._grounder.end], ROOT)
 
     def _of_pattern(self, example: Example, index: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return points on and off an object where no segmenter has chosen any: the first points of serving's pattern that lie so."""
+        """Return points on an object (p, 2) and off it (n, 2), taken from serving's pattern because no segmenter has chosen any.
+
+        They are the first such points of the pattern, at most ``prompt_inside`` and ``prompt_outside``.
+        """
         points = spread(example.boxes_px[index], PATTERN_SIZE)
         inside = lies_on(mask_of(example, index), points)
         return points[inside][: self._asking.prompt_inside], points[~inside][: self._asking.prompt_outside]
 
 
 def draw_points(box_px: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """``count`` points (K, 2) of a box (4,), half of them from the pattern that serving asks about, the others anywhere in it."""
+    """Draw ``count`` points (K, 2) in a box (4,): half of them from the pattern that serving asks about, as far as it has so many, and the
+    others anywhere in the box.
+    """
     pattern = rng.permutation(spread(box_px, PATTERN_SIZE))[: count // 2]
     anywhere = rng.uniform(box_px[:2], box_px[2:], (count - len(pattern), 2))
     return np.concatenate([pattern, anywhere]).astype(np.float32)

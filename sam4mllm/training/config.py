@@ -18,7 +18,7 @@ from sam4mllm.training.plan import TrainingPlan, plan_of
 
 FOLDER = Path(__file__).parent / "configs"
 NAMES = ("default", "demo", "server", "paper", "released")
-"""The plans of the package."""
+"""The names of the plans that come with the package."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ def read_config(source: str | Path | None, **given: Any) -> Config:
 
 
 def read_plan(path: Path | None, **given: Any) -> TrainingPlan:
-    """The plan of ``read_config``."""
+    """Return the plan alone of what ``read_config`` returns for the same arguments. Raises TrainingError as that does."""
     return read_config(path, **given).plan
 
 

@@ -30,7 +30,7 @@ MOST_THINGS = 16
 """The most objects of one picture that are learned from; of more, so many are drawn at random. Each takes half a megabyte of memory."""
 
 Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
-"""Wraps the pictures, for a progress bar: pictures, how many."""
+"""Wraps the pictures for a progress bar: it takes the pictures, each as the list of its examples, and their number, and yields them."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +64,9 @@ def train_decoder(
         track: wraps the pictures, for a progress bar.
 
     Raises:
-        DatasetError: no example has a mask, or a picture cannot be read.
+        DatasetError: the dataset or a picture cannot be read, or no example of the split ``train`` has a mask.
         ModelError: the segmenter cannot be loaded, or has no mask decoder.
+        ExtensionError: the segmenter is another package's and cannot be used.
         TrainingError: ``out`` is taken or cannot be written, or the loss is no finite number.
     """
     refuse_taken(out)

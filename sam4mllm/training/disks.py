@@ -27,7 +27,7 @@ def pattern(index: int) -> NDArray[np.float64]:
 
 
 def draw_disks(box_px: NDArray[np.float32], count: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """Draw ``count`` points (K, 2) in a box (4,) from a random pattern that is stretched over it; all of them if it has fewer."""
+    """Draw ``count`` points (K, 2) in a box (4,) from a random pattern stretched over the box; K is less if the pattern has fewer."""
     chosen = rng.permutation(pattern(int(rng.integers(PATTERNS))))[:count]
     low, high = np.asarray(box_px, np.float64).reshape(2, 2)
     return (low + chosen * (high - low)).astype(np.float32)

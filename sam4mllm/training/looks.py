@@ -54,7 +54,10 @@ def draw_look(image: NDArray[np.uint8], examples: Sequence[Example], rng: np.ran
 
 
 def balanced(rng: np.random.Generator, answers: Sequence[tuple[T, bool | None]]) -> list[tuple[T, bool]]:
-    """Return all phrases whose answer is yes, and of those whose answer is no a random choice, at most one more; None is left out."""
+    """Return all pairs whose answer is yes, and a random choice of the pairs whose answer is no, at most one more than there are with yes.
+
+    Pairs with None are left out.
+    """
     right = [(phrase, True) for phrase, answer in answers if answer]
     wrong = [(phrase, False) for phrase, answer in answers if answer is False]
     return [*right, *[wrong[place] for place in rng.permutation(len(wrong))[: len(right) + 1]]]
@@ -63,7 +66,8 @@ def balanced(rng: np.random.Generator, answers: Sequence[tuple[T, bool | None]])
 def as_drawn(rng: np.random.Generator, mask: Mask, other: Callable[[], Mask]) -> Mask:
     """Return a mask (H, W) as a segmenter might draw it: its edge moved or smoothed, and sometimes with a flaw (FLAW_SHARE).
 
-    ``other`` returns a random mask, for the flaw that includes another object.
+    In a quarter of cases the edge stays. If nothing would be left, ``mask`` itself is returned. ``other`` returns a random mask, for the
+    flaw that includes another object.
     """
     drawn = _shaken(rng, mask)
     if rng.random() < FLAW_SHARE:

@@ -56,5 +56,5 @@ def asking_of(papers: Papers | None) -> Asking | None:
     asked = None if papers is None or papers.plan is None else papers.plan.get("asking")
     try:
         return Asking(**asked) if isinstance(asked, dict) else None
-    except (TypeError, TrainingError):  # of a release that had other numbers
+    except (TypeError, TrainingError):  # another release wrote the papers, and its Asking had other fields or ranges
         return None

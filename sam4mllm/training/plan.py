@@ -111,7 +111,7 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "feature_megabytes": (int, 0, 10_000_000),
     "augment_share": (int | float, 0, 1),
     "paste_share": (int | float, 0, 1),
-    "squash": (int, 28, 4_096),  # a patch of Qwen2.5-VL's, to more than any family takes
+    "squash": (int, 28, 4_096),  # from a merged patch of Qwen2.5-VL (2 × 2 patches of 14 pixels) to more than any family takes
 }
 """The type, the least and the most value of each number."""
 
@@ -126,12 +126,14 @@ def learning_rate(plan: TrainingPlan, step: int, steps: int) -> float:
 
 
 def fit_steps(steps: int, done: int, seconds: float, budget_seconds: float) -> int:
-    """Return how many steps, at most ``steps``, fit into the budget when ``done`` of them took ``seconds``."""
+    """Return how many steps, at most ``steps`` and at least ``done``, fit into the budget when ``done`` of them took ``seconds``."""
     return steps if math.isinf(budget_seconds) else max(done, min(steps, int(budget_seconds * done / max(seconds, _TINY))))
 
 
 def plan_of(values: Mapping[str, Any], **given: Any) -> TrainingPlan:
-    """Return the plan with the fields in ``values``; those in ``given`` that are not None override them, and steps given there drop epochs.
+    """Return the plan with the fields in ``values``; those in ``given`` that are not None override them.
+
+    If ``given`` has ``steps``, ``epochs`` and ``least_epochs`` do not count.
 
     Raises TrainingError if a field is unknown or wrong, or if ``values`` has both steps and epochs.
     """

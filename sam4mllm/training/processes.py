@@ -41,7 +41,7 @@ class Processes:
         return self.rank == 0
 
     def places(self, count: int) -> range:
-        """Which of ``count`` things are this process's."""
+        """Return the indices of those of ``count`` things that are this process's share: every n-th one in a group of n processes."""
         return range(self.rank, count, self.count)
 
     def add_up(self, numbers: Sequence[float]) -> list[float]:

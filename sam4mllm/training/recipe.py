@@ -137,7 +137,8 @@ class Trainer:
         """Train, from the last saved state on if there is one, and call ``tell`` after each step, in the first process only.
 
         Return True if the run is complete, False if it was stopped. Raises TrainingError if the saved state is damaged or another run's, if
-        the loss is no finite number, or if no image of a step can be used; ModelError if the state is of another model.
+        the loss or the gradient is no finite number, if no image of a step can be used, or if memory runs out with FSDP; ModelError if the
+        state is of another model; DatasetError if an image cannot be read.
         """
         step, steps, before = self._resume()
         self._images = ImagesAhead(self._shown)
@@ -237,7 +238,11 @@ class Trainer:
         return self._pool.deal(plan.seed, [step * plan.batch + place for place in places], plan.replay_share, plan.conversation_share)
 
     def _gather(self, losses: Mapping[int, list[Tensor]]) -> list[float]:
-        """The losses of all processes, by place. Only here does the processor wait for the device's."""
+        """Return the losses of all processes in one list, in the order of the images in the step.
+
+        ``losses`` are this process's, by the image's index in the step. They are read from the device only here, so that the CPU does not
+        wait for the device after each image.
+        """
         table = np.zeros((self.plan.batch, 2, LOSSES))
         for place, some in losses.items():
             table[place, :, : len(some)] = [[float(loss) for loss in some], [1.0] * len(some)]
@@ -258,9 +263,9 @@ class Trainer:
     def _learn(self, shown: TrainingImage, rng: np.random.Generator) -> list[Tensor]:
         """Add the gradients of an image, and return its losses: of the whole image, of a close-up and of a look back, where it has them.
 
-        The list is empty if the image cannot be used.
+        An image with a conversation has one loss. The list is empty if the image cannot be used.
         """
-        torch.manual_seed(int(rng.integers(2**62)))  # dropout
+        torch.manual_seed(int(rng.integers(2**62)))  # so that dropout follows from the seed, the step and the image's place in it
         if shown.turns:
             loss = self._learn_talk(shown)
             return [] if loss is None else [loss]
@@ -361,7 +366,9 @@ class Trainer:
         return encoded, self._collator.talk_row([Turn("?", self._grounder.dialect.no_target)])
 
     def _add_gradient(self, encoded: Encoded, row: TrainingRow) -> Tensor:
-        """The loss; its gradient is added to all weights or none, for memory may run out half way through the backward pass."""
+        """Return the loss of a row. Its gradient is added to all weights or to none, because memory may run out half way through
+        the backward pass, and the caller then goes on without this row.
+        """
         total, found = torch.zeros((), device=self._grounder.device), dict[Tensor, Tensor]()
         for part, share in shares_of(self._checkpoint.model, row):
             loss = self._loss(encoded, part)
@@ -396,5 +403,8 @@ def _recompute(model: Any) -> None:
 
 
 def _generator(*seed: int) -> np.random.Generator:
-    """Return a generator that is independent of those for other numbers. NumPy ignores a last number of 0."""
+    """Return a generator that is independent of those for other numbers.
+
+    NumPy ignores a last number of 0, so callers count the images of a step from 1.
+    """
     return np.random.default_rng(seed)

@@ -26,7 +26,7 @@ def shard(model: Any, source: str) -> None:
     layers = _decoder_layers(model)
     if not layers:
         raise TrainingError(f"{source} has no decoder layers that FSDP could spread; run accelerate config without it")
-    if keeps_states(model.config):  # a row takes as many passes as it has conversations, and the processes would wait for each other
+    if keeps_states(model.config):  # a row takes a pass for each conversation; rows differ in these, so processes would wait for each other
         raise TrainingError(f"{source} has layers that keep states, which FSDP cannot spread here; run accelerate config without FSDP")
     frozen = [weight for layer in layers for weight in layer.parameters() if not weight.requires_grad]
     if not all(weight.is_floating_point() for weight in frozen):

@@ -66,7 +66,10 @@ def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer)
 
 
 def read_state(folder: Path) -> dict[str, Any] | None:
-    """Return what the newest finished state's ``state.json`` holds, or None if there is no state. Raises TrainingError if it is damaged."""
+    """Return what the newest finished state's ``state.json`` holds, or None if there is no state.
+
+    Raises TrainingError if that file is damaged or cannot be read.
+    """
     finished = _finished(folder)
     if not finished:
         return None
@@ -88,7 +91,10 @@ def has_state(folder: Path) -> bool:
 
 
 def load_weights(path: Path, model: nn.Module) -> None:
-    """Load weights of which each set of tied tensors was saved only once. Raises ModelError if they are another model's."""
+    """Load the weights in a safetensors file, which holds each set of tied tensors only once, into ``model``.
+
+    Raises ModelError if they are another model's, SafetensorError or OSError if the file cannot be read.
+    """
     own = {name: tensor.shape for name, tensor in _untied(model.state_dict()).items()}
     loaded = load_file(path)
     different = sorted(name for name in own.keys() | loaded.keys() if name not in loaded or own.get(name) != loaded[name].shape)

@@ -123,7 +123,7 @@ def _centres(mask: NDArray[np.bool_]) -> Points:
 
 
 def _pick(points: Points, count: int, asking: Asking, rng: np.random.Generator) -> Points:
-    """Draw ``prompt_groups`` groups (K, count, 2) from points (N, 2), each without repetition; ``count`` is at most N."""
+    """Draw K = ``prompt_groups`` groups (K, c, 2) from points (N, 2), each without repetition; c is ``count``, or N if that is less."""
     count = min(count, len(points))
     chosen = [rng.choice(len(points), count, replace=False) for _ in range(asking.prompt_groups)] if count else []
     return points[np.array(chosen, np.int64).reshape(asking.prompt_groups, count)]

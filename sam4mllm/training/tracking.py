@@ -48,7 +48,7 @@ def tracking(
 
 
 def check_trackers(tensorboard: Path | None, wandb: str | None) -> None:
-    """Raises TrainingError if one that is asked for is not installed."""
+    """Raises TrainingError if the package of a tracker that is not None, ``tensorboard`` or ``wandb``, is not installed."""
     for package, wanted in (("tensorboard", tensorboard), ("wandb", wandb)):
         if wanted is not None and find_spec(package) is None:
             extra = {"tensorboard": "sam4mllm[track]", "wandb": "wandb"}[package]

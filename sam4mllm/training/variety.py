@@ -9,7 +9,8 @@ The constants are our choice.
 Only objects that are new to the replay are pasted or asked for in vain: those whose noun occurs in no phrase of the replay, so that the
 replay's images can be assumed not to show them. A phrase whose noun cannot be found for sure (:mod:`sam4mllm.head_noun`) does not count as
 new. A pasted object is asked for by its phrase if that is true anywhere ("the small cup"); otherwise, and half of the time, by its noun
-alone ("the cup"). Its colour may then be changed, since nothing is said of it.
+alone ("the cup"). Its colour may then be changed, since nothing is said of it. The objects of a phrase that means several are asked for by
+that phrase only, and are not pasted if it is not true anywhere.
 """
 
 from __future__ import annotations
@@ -44,10 +45,12 @@ ZOOM = 0.35
 ROTATION = 20.0
 """The most degrees by which a pasted object is turned."""
 WORDS = 3
-"""The most words of a phrase whose object is pasted: "the small cup" is true anywhere, "the cup below the lamp" is not."""
+"""The most words of a phrase that is kept when its object is pasted: "the small cup" is true anywhere, "the cup below the lamp" is not, and
+its noun stands for it.
+"""
 _SIDES = ("left", "right", "top", "bottom", "upper", "lower", "middle", "centre", "center", "front", "back", "near", "far")
 PLACES = frozenset((*_SIDES, "first", "second", "third", "last", "next"))
-"""Words for a place. A phrase with one of them, also with "most" at its end ("leftmost"), is not true anywhere."""
+"""Words for a place. A phrase with one of them, also with "most" at its end ("leftmost"), may become false when its object is moved."""
 IN_VAIN = 0.35
 """Share of the new objects that are asked for in vain, and not pasted."""
 MOST = 2
@@ -83,7 +86,7 @@ class Variety:
         for things, one, in_vain in chosen:
             if not in_vain:
                 shown = self._with_pasted(shown, one, rng)
-            elif not pasted & {thing.picture for thing in things}:  # it may be a part of what is pasted: the hat of the man
+            elif not pasted & {thing.picture for thing in things}:  # else a pasted object may show it: the man's hat
                 asked = replace(_asked_of(one.example, shown.examples[0], shown.image, ()), thought="")
                 shown = replace(shown, examples=(*shown.examples, asked))
         return shown
@@ -141,8 +144,10 @@ def _holds_anywhere(phrase: str) -> bool:
 
 
 def augment(shown: TrainingImage, rng: np.random.Generator, amount: float = 1.0) -> TrainingImage:
-    """The image stretched, on a larger canvas, brighter or darker; its masks and boxes with it. ``amount`` is a share of the most by which
-    each of these changes it.
+    """Return the image stretched, on a larger canvas, and brighter or darker, with its masks and boxes moved accordingly.
+
+    ``amount`` scales the most of each change (STRETCH, MARGIN, LIGHT). If the image would become too small, or an object would vanish,
+    ``shown`` is returned unchanged.
     """
     stretch, light, margin = amount * STRETCH, amount * LIGHT, amount * MARGIN
     height, width = shown.image.shape[:2]
@@ -175,7 +180,7 @@ def paste(
     """Paste the objects of ``example``, cut out of its image ``source`` (H, W, 3) by their masks, onto another image, and add its phrase.
 
     Their sizes are changed at random, they are turned a little, and each is mirrored with an even chance (copy-paste, Ghiasi et al. 2021);
-    with ``recolour`` half of them get another hue. Return ``onto`` unchanged if one of them finds no room.
+    with ``recolour``, an even chance gives all of them another hue. Return ``onto`` unchanged if one of them finds no room.
     """
     image = onto.image.copy()
     taken = np.any([other.union() for other in onto.examples], axis=0)
@@ -228,7 +233,10 @@ def _paste_one(image: NDArray[np.uint8], taken: Mask, source: NDArray[np.uint8],
 
 
 def _rotated(cut: NDArray[np.uint8], shape: Mask, degrees: float) -> tuple[NDArray[np.uint8], Mask]:
-    """An image (h, w, 3) and its mask (h, w), turned, in the smallest window around the turned mask."""
+    """Return an image (h, w, 3) and its mask (h, w), both turned and cropped to the smallest window around the turned mask.
+
+    They stay as they are if nothing would be left of the mask.
+    """
     height, width = shape.shape
     matrix = cv2.getRotationMatrix2D((width / 2, height / 2), degrees, 1)
     cos, sin = abs(matrix[0, 0]), abs(matrix[0, 1])
@@ -243,7 +251,7 @@ def _rotated(cut: NDArray[np.uint8], shape: Mask, degrees: float) -> tuple[NDArr
 
 
 def _resized(mask: Mask, size: tuple[int, ...]) -> Mask:
-    """A mask in another (width, height)."""
+    """Return a mask resized to ``size``, which is (width, height)."""
     return np.asarray(cv2.resize(mask.astype(np.uint8), size, interpolation=cv2.INTER_NEAREST) > 0, np.bool_)
 
 

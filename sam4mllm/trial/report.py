@@ -31,7 +31,9 @@ from sam4mllm.trial.verdict import HEADS, TrialRow, is_beaten, tell, trial_cells
 
 PAGE, RECORD = "report.html", "trial.json"
 DISPUTED, CHANCE = 8, 4
-"""Phrases that are shown: where candidates differ most, and others drawn by chance. A page of four candidates then has some 2 MB."""
+"""The most phrases that are shown: DISPUTED on which the candidates differ most, and CHANCE of the others, drawn at random. A page of four
+candidates then has some 2 MB.
+"""
 LONG_SIDE = 320
 """The length, in pixels, of the longer side of each picture in a row."""
 JPEG_QUALITY = 80
@@ -129,7 +131,7 @@ def write_trial(
 
 
 def pick_phrases(phrases: Sequence[ComparedPhrase], seed: int = 0) -> dict[str, list[ComparedPhrase]]:
-    """Which to show: those on which the candidates are farthest apart, and some of the others by chance."""
+    """Return the phrases to show, by heading: those on which the candidates are farthest apart, and some of the others drawn at random."""
     order = sorted(range(len(phrases)), key=lambda at: -phrases[at].spread)
     disputed = [at for at in order[:DISPUTED] if phrases[at].spread > 0]
     others = [at for at in range(len(phrases)) if at not in disputed]
@@ -138,7 +140,7 @@ def pick_phrases(phrases: Sequence[ComparedPhrase], seed: int = 0) -> dict[str, 
 
 
 def draw_row(dataset: Path, one: ComparedPhrase) -> PanelRow:
-    """The panels of a phrase, all of the same part of the picture. Raises DatasetError."""
+    """Draw the panels of a phrase, all of the same part of the picture. Raises DatasetError if the picture cannot be read."""
     example = one.example
     image, truth = load_example_image(dataset, example), example.union()
     masks = {name: from_rle(tried.rle, example.height, example.width) for name, tried in one.tried.items()}

@@ -29,7 +29,8 @@ STOP_SECONDS = 10.0
 """How long to wait for a killed worker to end. Usually it ends at once; it takes longer only while the kernel is busy with it."""
 
 Track = Callable[[Iterable[str], int, str], Iterable[str]]
-"""Wraps the pictures of a candidate, for a progress bar: pictures, how many, and the candidate's name."""
+"""Wraps the pictures of a candidate for a progress bar: it takes their paths, how many they are and the candidate's name,
+and yields the paths."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ def try_all(
     track: Track = lambda pictures, total, what: pictures,
     command: Sequence[str] = WORKER,
 ) -> list[Tried]:
-    """Try each candidate on the pictures that the journal in ``folder`` does not know yet.
+    """Try each candidate on the pictures that the journal in ``folder`` does not know yet, and return its results for all pictures.
+
+    A candidate that fails does not end the trial; its ``Tried.failure`` says why.
 
     Args:
         candidates: the candidates, in the order in which they are tried.
@@ -153,7 +156,7 @@ class TrialProcess:
         self._process.wait(STOP_SECONDS)
 
     def pictures(self) -> Iterator[str]:
-        """Yield each picture when it is done, until the process ends."""
+        """Yield the path of each picture when it is done, until the process ends."""
         assert self._process.stdout is not None
         for line in self._process.stdout:
             try:

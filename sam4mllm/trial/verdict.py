@@ -53,7 +53,7 @@ class TrialRow:
 
     @property
     def quality(self) -> float:
-        """The gIoU, by which candidates are ranked."""
+        """The gIoU, by which candidates are ranked; 0 if it has no value."""
         return self.figures[METRIC] or 0.0
 
 
@@ -160,7 +160,7 @@ HEADS = ("candidate", "gIoU (95 %)", "to the best × 100", "bound", "clicks to 0
 
 
 def trial_cells(row: TrialRow) -> list[str]:
-    """A row of HEADS as text."""
+    """Return a candidate's row as texts, one for each column of HEADS."""
     ends, clicks, reached = row.ends[METRIC], row.figures["clicks"], row.figures["reached"]
     change = row.to_best
     memory = f"{row.memory / 1e9:.1f} GB" + (f", GPU {row.gpu_memory / 1e9:.1f} GB" if row.gpu_memory else "")

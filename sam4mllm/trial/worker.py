@@ -34,7 +34,7 @@ from sam4mllm.trial.tried import TrialJournal, TriedPhrase, TriedPicture
 from sam4mllm.values import Segmentation
 
 JOURNAL, LOCK = "journal.jsonl", "worker.lock"
-"""Files in a trial's folder."""
+"""Files in a trial's folder: the results, and the lock that a worker holds while it runs."""
 STATUS = Path("/proc/self/status")
 
 
@@ -53,7 +53,7 @@ class Job:
     missing: Mapping[str, str]
 
     def to_line(self) -> str:
-        """As ``read_job`` reads it."""
+        """Return the job as a line of JSON, which ``read_job`` reads."""
         return json.dumps(asdict(self)) + "\n"
 
 
@@ -116,7 +116,7 @@ def peak_memory() -> int:
 
 
 def _gpu_memory() -> int:
-    import torch  # noqa: PLC0415 – what a line says of a usage error should not wait for it
+    import torch  # noqa: PLC0415 – takes seconds, for which the message on a wrong command line should not wait
 
     return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else 0
 

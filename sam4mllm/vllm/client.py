@@ -136,7 +136,10 @@ class VllmClient:
         return list(self._pool.map(work, items))
 
     def load(self, name: str, folder: Path) -> None:
-        """Let the server load an adapter from a folder, which it must see under the same path; one that it has stays."""
+        """Make the server load an adapter from a folder, which it must see under the same path.
+
+        If the server already has an adapter of this name, it keeps that one.
+        """
         answer = self._send("POST", "/v1/load_lora_adapter", {"lora_name": name, "lora_path": str(folder)})
         if answer.status_code == httpx.codes.OK or "already been loaded" in answer.text:
             self._folders[name] = folder
@@ -173,7 +176,7 @@ def _body(asked: Continuation, with_data: bool) -> dict[str, Any]:
     part = {"type": "image_url", "uuid": asked.picture.sha256}
     if with_data:
         part["url"] = "data:image/png;base64," + base64.b64encode(asked.picture.png).decode()
-    # the server returns the token that was said first, which displaces the last watched one: a spare one is added to be displaced
+    # the server also returns the token that the model said, in place of the last watched one: a spare one is added to be displaced
     spare = next(token for token in range(len(asked.watched) + 1) if token not in asked.watched)
     watched = [*asked.watched, spare]
     sampling = {

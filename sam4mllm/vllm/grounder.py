@@ -159,7 +159,7 @@ class VllmGrounder(MllmGrounder):
 
 
 def own_scene(scene: Scene) -> VllmScene:
-    """Raises TypeError if the scene was opened by another kind of grounder."""
+    """Return the scene, which must be a VllmScene. Raises TypeError if another kind of grounder opened it."""
     if not isinstance(scene, VllmScene):
         raise TypeError("this scene was opened by another grounder")
     return scene

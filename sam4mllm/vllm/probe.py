@@ -24,12 +24,14 @@ from sam4mllm.vllm.grounder import VllmGrounder
 NAME = "sam4mllm-probe"
 RANK = 8
 CHANGED = 1e-3
-"""Least change of a log-probability; rounding changes one by 1e-5."""
+"""Least change of a log-probability that counts as an effect of the probe adapter; rounding alone changes one by 1e-5."""
 
 
 def check_merger(client: VllmClient, base: VllmGrounder, home: Path) -> None:
     """Check the server with a probe adapter, which is written to a folder in ``home``. Raises ModelError if the server takes no adapters,
     does not see ``home``, or drops the merger's part of an adapter.
+
+    Nothing is checked if adapters of this model change no layer outside the language model.
     """
     folder = write_probe(base.checkpoint, home / "engine-probe")
     if folder is None:

@@ -1,4 +1,4 @@
-"""Pipelines whose MLLM is a vLLM server's: adapters are loaded there, the segmenter is here."""
+"""Pipelines whose MLLM runs on a vLLM server: the server loads the adapters, and the segmenter runs in this process."""
 
 from __future__ import annotations
 
