@@ -1,8 +1,9 @@
 """Label Studio's brush masks: a bit stream of the RGBA values, run-length coded.
 
-The stream, most significant bit first: 32 bits count of values (4 per pixel), 5 bits word size - 1 (always 7), four times 4 bits
-size - 1 (by custom 3, 4, 8, 16). Then records: 1 bit (1 run, 0 literal), 2 bits that choose one of the four sizes, that many bits
-length - 1, and the 8-bit word, once for a run and ``length`` times for a literal. Zero bits fill the last byte.
+The stream, most significant bit first, begins with 32 bits for the number of values (4 per pixel), 5 bits for the word size minus 1 (the
+word size is always 8), and four times 4 bits for a size minus 1 (the four sizes are 3, 4, 8 and 16 by custom). Records follow, each of 1
+bit (1 for a run, 0 for a literal), 2 bits that choose one of the four sizes, as many bits as that size says for the length minus 1, and
+8-bit words: one for a run, which repeats it ``length`` times, and ``length`` different ones for a literal. Zero bits fill the last byte.
 
 Label Studio shows every alpha above 0 in the label's colour but keeps the alpha itself, and its editor draws antialiased edges: how a
 caller gets a yes or no per pixel is decided in :mod:`backend.label_studio.read_regions`.
@@ -21,7 +22,7 @@ from numpy.typing import NDArray
 from sam4mllm.errors import MaskCodecError
 
 MAX_PIXELS = 100_000_000
-"""Larger masks are neither written nor read: a count of 32 bits could otherwise ask for gigabytes."""
+"""Masks with more pixels are neither written nor read: the header can count up to 2**32 values, which would take gigabytes."""
 
 CHANNELS = 4
 WORD_BITS = 8
@@ -101,7 +102,8 @@ def _run_ends(flat: _Bytes) -> _Ints:
 
 
 def _records(lengths: _Ints, words: _Ints) -> tuple[_Ints, _Ints]:
-    """Return the records for runs of ``lengths`` times the bytes ``words``: each as a number, and how many bits it has.
+    """Return the records for runs, of which the i-th repeats the byte ``words[i]`` ``lengths[i]`` times: each record's bits as a number,
+    and how many bits these are.
 
     A run too long for one record is split, and keeps the largest size for its remainder, as in the SDK.
     """
@@ -118,7 +120,7 @@ def _records(lengths: _Ints, words: _Ints) -> tuple[_Ints, _Ints]:
 
 
 def _pack(count: int, codes: _Ints, widths: _Ints) -> _Bytes:
-    """The header and the records, one after the other, as bytes."""
+    """Return as bytes the header for ``count`` values and, after it, records of ``widths`` bits each, given as the numbers ``codes``."""
     ends = HEADER_BITS + np.cumsum(widths)
     starts = ends - widths
     total = -(-int(ends[-1]) // 8)

@@ -8,9 +8,9 @@
         ├── ConfigError      the labelling config lacks what is needed, or is no XML
         ├── ParametersError  a project's extra parameters cannot be used
         ├── WireError        a request is not what Label Studio sends
-        ├── TaskError        a task has no data to work on
+        ├── TaskError        a task cannot be answered, or an annotation cannot be used
         ├── FetchError       an image could not be fetched, or must not be
-        ├── LabelStudioError Label Studio refused or did not answer
+        ├── LabelStudioError Label Studio refused, did not answer or answered wrongly, or cannot be asked
         ├── QueueFullError   too much is waiting already
         ├── NotReadyError    the models are loading, or could not be loaded
         ├── LearningError    a run cannot be started, or failed
@@ -69,7 +69,7 @@ class WireError(BackendError):
 
 
 class TaskError(BackendError):
-    """A task has no data to work on."""
+    """A task cannot be answered, or an annotation of it cannot be used; the text says why."""
 
     reason = "task"
 
@@ -81,10 +81,11 @@ class FetchError(BackendError):
 
 
 class LabelStudioError(BackendError):
-    """Label Studio refused or did not answer.
+    """Label Studio refused a request, gave no answer or an unexpected one, or cannot be asked with these settings. In the demo: one of the
+    two servers did not start, or ended.
 
-    ``status`` is the HTTP status of its answer, 0 if there was none; ``passing``: the same request may succeed later, as after a restart of
-    Label Studio; ``detail`` is what Label Studio said of the error.
+    ``status`` is the HTTP status of the answer, 0 if there was none or if it does not matter; ``passing``: the same request may succeed
+    later, as after a restart of Label Studio; ``detail`` is what Label Studio said of the error.
     """
 
     reason = "label_studio"
@@ -97,7 +98,7 @@ class LabelStudioError(BackendError):
 
 
 class QueueFullError(BackendError):
-    """Too much is waiting already; ask again later."""
+    """Too many requests are waiting already; the caller may send this one again later."""
 
     reason = "queue_full"
 

@@ -1,4 +1,4 @@
-"""One worker process owns the models; its threads wait for them. Read by gunicorn."""
+"""Gunicorn's configuration: one worker process owns the models, and its threads each serve a request and wait for the models' answer."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def on_starting(server: Any) -> None:
 
 
 def when_ready(server: Any) -> None:
-    """Say what is set, secrets masked."""
+    """Log the settings, with secrets masked."""
     for line in settings.lines():
         server.log.info(line)
 
@@ -84,7 +84,7 @@ def _stop_listening(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """All requests are answered by now. A worker that could not start has no app."""
+    """Close the service; all requests are answered by now. A worker that could not start has no app, and nothing is to be closed then."""
     app = getattr(worker, "wsgi", None)
     if app is not None:
         app.extensions["service"].close(seconds=5.0)

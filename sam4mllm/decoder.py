@@ -4,8 +4,10 @@ Decoding a foreign file may run for minutes or take gigabytes, whatever the head
 it has a limit of CPU time and of memory for each picture, and the parent ends it when nobody waits any more. What the libraries write to
 standard error is dropped by the parent. :mod:`backend.images.decoding` is the other end.
 
-Per picture, over a Unix socket: the parent sends ``REQUEST`` and the file. The answer is a ``SIZE`` message; after the parent's one byte
-the answer is ``DONE`` with the file descriptor of the pixels, (H, W, 3) uint8. Either answer may be ``FAILED`` with one line instead.
+For each picture, the parent and this process exchange these messages over a Unix socket. The parent sends a ``REQUEST`` and the file. This
+process answers with ``SIZE``. The parent sends one byte as soon as there is enough memory for a picture of that size. This process then
+decodes, and answers with ``DONE`` and the file descriptor of the pixels, (H, W, 3) uint8. Instead of either answer it may send ``FAILED``
+with one line of text.
 """
 
 from __future__ import annotations
@@ -34,7 +36,7 @@ from sam4mllm.images import NO_MEMORY, decode_image, open_image, read_size
 REQUEST = struct.Struct("!QQd")
 """Header of a request: the bytes of the file, the most pixels allowed, and the seconds of CPU time allowed."""
 ANSWER = struct.Struct("!cQQ")
-"""Header of an answer: its kind, then the picture's width and height; for ``FAILED``, the bytes of the line and 0."""
+"""Header of an answer: its kind, then the picture's width and height; for ``FAILED``, the length of the line in bytes, and 0."""
 SIZE, DONE, FAILED = b"s", b"d", b"f"
 
 BYTES_PER_PIXEL = 16
@@ -87,7 +89,7 @@ def _serve(parent: socket.socket, data: bytearray, max_pixels: int, seconds: flo
 
 
 def memory_of(pixels: int, file_bytes: int) -> int:
-    """Bytes that decoding a picture may take."""
+    """Return how many bytes this process may take to decode a file of ``file_bytes`` bytes that holds a picture of ``pixels`` pixels."""
     return pixels * BYTES_PER_PIXEL + 2 * file_bytes + SPARE_BYTES
 
 

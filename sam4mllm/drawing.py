@@ -20,8 +20,8 @@ from sam4mllm.values import Candidate, Instance, Masks, Prompt
 PROMPTS_AT_ONCE = 16
 """Prompts that are decoded in one batch. Their masks are enlarged to the image's size one after the other."""
 CLEAR = 2
-"""Points from which a prompt with a box is unambiguous, so that with the choice ``single`` the segmenter gives one mask: SAM's authors take
-its single mask where there is more than one prompt."""
+"""Least number of points with which the prompt of a box is unambiguous. With the choice ``single`` the segmenter then gives one mask:
+SAM's authors take its single mask where there is more than one prompt."""
 
 SMALL_BOX = 0.03
 """Longest side, as a share of the image's longer side, of a box that is drawn again as a click if the segmenter draws nothing in it. It is
@@ -31,7 +31,10 @@ six cells of the demo segmenter's masks and eight of SAM's; our choice.
 
 @dataclass(frozen=True)
 class Drawing:
-    """A segmenter and how it is used. ``learned``: the model that was asked about points was trained to answer."""
+    """A segmenter and the options with which it is used.
+
+    ``learned``: whether the MLLM that judged the points was trained to judge points.
+    """
 
     segmenter: Segmenter
     options: Options
@@ -46,7 +49,8 @@ class Drawing:
         compared: bool,
     ) -> list[list[Instance]]:
         """Return the instances of each phrase. The prompts are decoded in batches; the options choose among the masks of each, and
-        instances with an empty mask are left out.
+        instances with an empty mask are left out. A target with a ``standing`` mask, which the segmenter found by itself, keeps that mask
+        and is not decoded.
 
         Args:
             embedding: the image, as the segmenter took it in.
@@ -69,14 +73,17 @@ class Drawing:
         return [[instance for instance in found if instance.mask.any()] for found in by_phrase]
 
     def masks(self, embedding: Embedding, targets: Sequence[PromptTarget]) -> Iterator[NDArray[np.bool_]]:
-        """Yield the mask of each target as it would be drawn; the pipeline chooses by it where to ask about points."""
+        """Yield the mask (H, W) drawn from each target's box and points so far; by it the pipeline chooses the next points to ask about."""
         for start in range(0, len(targets), PROMPTS_AT_ONCE):
             some = targets[start : start + PROMPTS_AT_ONCE]
             for target, (masks, _) in zip(some, self._decode(embedding, some, compared=False), strict=True):
                 yield masks.mask(self._choose(target, masks))
 
     def _choose(self, target: PromptTarget, masks: Masks) -> int:
-        """Which of the segmenter's candidates answers a target best."""
+        """Return the index of the mask that is taken for a target: the one with the highest predicted IoU.
+
+        With the choice ``agreement`` the predicted IoU is multiplied by the share of the judged points that the mask agrees with.
+        """
         if self.options.choice != "agreement":
             return masks.best
         counts = target.inside != UNSAID if self.learned else target.labels >= 0

@@ -22,7 +22,7 @@ Step = Callable[[str], None]
 
 
 def no_step(name: str) -> None:
-    """Nothing happens between the steps."""
+    """Do nothing: the Step that is used where nobody watches the steps."""
 
 
 def partial(path: Path) -> Path:
@@ -40,7 +40,7 @@ def sync_path(path: Path) -> None:
 
 
 def sync_tree(folder: Path) -> None:
-    """Flush every file of a folder, then the folder."""
+    """Flush to the disk all that a folder holds, then the folder itself. A file may be given instead; it is flushed alone."""
     for path in sorted(folder.rglob("*")):
         sync_path(path)
     sync_path(folder)
@@ -48,7 +48,7 @@ def sync_tree(folder: Path) -> None:
 
 def publish(temporary: Path, final: Path, step: Step = no_step, name: str = "") -> None:
     """Flush a finished file or folder to the disk and rename it to ``final``. At any moment a reader finds either the former one or the new
-    one there. ``name`` stands in the names of the steps.
+    one there. ``name`` stands in the names of the steps. Raises OSError on failure, also if a folder is to replace one that is not empty.
     """
     step(f"sync {name}")
     sync_tree(temporary)
@@ -65,7 +65,7 @@ def file_sha256(path: Path) -> str:
 
 
 def replace_file(path: Path, data: bytes, step: Step = no_step) -> None:
-    """Write a small file anew."""
+    """Write ``data`` to a file, new or not. At any moment a reader finds either its former content or all of the new one."""
     step(f"write {path.stem}")
     temporary = partial(path)
     temporary.write_bytes(data)
@@ -76,7 +76,8 @@ def replace_file(path: Path, data: bytes, step: Step = no_step) -> None:
 def whole_folder(folder: Path) -> Iterator[Path]:
     """Give the block a folder to fill, which is renamed to ``folder`` when the block ends, or removed if an error ends it.
 
-    At the end of the block, raises OSError if there is anything at ``folder`` but an empty folder.
+    Only the renaming is flushed to the disk here. The block must flush the files that it writes (:func:`sync_tree`) if they are to be
+    complete after a power cut. At the end of the block, raises OSError if there is anything at ``folder`` but an empty folder.
     """
     folder = Path(os.path.abspath(folder))
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -114,9 +115,9 @@ def remove(path: Path) -> None:
 
 @contextmanager
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
-    """Hold the lock file ``path``; the kernel frees it when the process ends, however it ends.
+    """Hold the lock file ``path`` during the block; the kernel also frees it when the process ends, however it ends.
 
-    Raises BlockingIOError if another holds it and this one is not to ``wait``.
+    If another block or process holds the lock, this one waits for it, or, with ``wait`` False, raises BlockingIOError at once.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

@@ -30,7 +30,7 @@ Mask = NDArray[np.bool_]
 @dataclass(frozen=True)
 class Edge:
     """An edge in relation to the segmenter's: moved outward by ``offset_px`` pixels of the image, or inward if that is negative.
-    ``filled``: whether holes are filled.
+    ``filled``: whether holes are filled. Raises ValueError if the offset is more than MAX_OFFSET_PX either way.
     """
 
     offset_px: int = 0
@@ -70,7 +70,7 @@ class Outline:
         return _signed_distance(_fill(self.mask[self._crop]))
 
     def at(self, edge: Edge) -> Mask:
-        """The mask (H, W) with another edge; as it was, if nothing would be left of it."""
+        """Return the mask (H, W) with its edge moved, and its holes filled, as ``edge`` says; unchanged if nothing would be left of it."""
         if edge == AS_DRAWN or not self.mask.any():
             return self.mask
         distance, offset = self._filled if edge.filled else self._plain, edge.offset_px
@@ -83,14 +83,15 @@ class Outline:
 
 
 def draw_edge(mask: Mask, edge: Edge) -> Mask:
-    """A mask (H, W) with another edge."""
+    """Return a mask (H, W) with its edge moved, and its holes filled, as ``edge`` says; unchanged if nothing would be left of it."""
     return Outline(mask).at(edge)
 
 
 def try_edges(drawn: Mask, corrected: Mask, known: Edge = AS_DRAWN) -> NDArray[np.float64]:
     """Return (len(EDGES),) the IoU of a reviewer's mask, ``corrected``, with the mask that would have been drawn at each edge.
 
-    ``drawn`` is the mask that was drawn, at the edge ``known``. It is moved by at most MAX_OFFSET_PX, also for edges farther from that one.
+    ``drawn`` is the mask that was drawn at the edge ``known``. To try an edge, ``drawn`` is moved by the difference of the two offsets, but
+    never by more than MAX_OFFSET_PX. Holes that were filled in ``drawn`` stay filled at every edge.
     """
     outline = Outline(drawn)
 

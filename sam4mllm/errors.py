@@ -32,7 +32,7 @@ class Sam4mllmError(Exception):
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's error, or its kind if it says nothing."""
+    """Return the first line of the message of any error, or the name of its class if the message is empty."""
     return one_line(next(iter(str(error).strip().splitlines()), type(error).__name__))
 
 
@@ -81,4 +81,4 @@ class RegistryError(Sam4mllmError):
 
 
 class MaskCodecError(Sam4mllmError):
-    """An encoded mask is malformed or larger than allowed."""
+    """An encoded mask (run lengths or polygons) is malformed or larger than allowed."""

@@ -6,6 +6,8 @@ import io
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from backend.export.pictures import Names, read_upright
@@ -39,6 +41,27 @@ def test_no_two_pictures_share_a_stem() -> None:
     names = Names()
     chosen = [names.choose(f"/data/upload/{number}/{name}", 4, "") for number, name in enumerate(["a.png", "a.jpg", "A.png", "a.png"])]
     assert len({Path(one).stem.casefold() for one in chosen}) == 4
+
+
+def test_a_name_that_looks_like_a_number_of_ours_does_not_stop_the_export() -> None:
+    names = Names()
+    chosen = [names.choose(f"/data/upload/{name}.png", 1, "") for name in ("a", "a-1-3", "a", "a", "a-1-4", "a")]
+    assert len(set(chosen)) == 6
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(st.tuples(st.sampled_from(["a", "a-1", "a-1-3", "a-1-4", "A"]), st.integers(0, 2)), max_size=12))
+def test_every_picture_gets_a_name_of_its_own(asked: list[tuple[str, int]]) -> None:
+    names = Names()
+    chosen = [names.choose(f"/data/upload/{name}.png", task, "") for name, task in asked]
+    assert len({Path(one).stem.casefold() for one in chosen}) == len(asked)
+
+
+def test_a_long_name_fits_a_file_system(tmp_path: Path) -> None:
+    names = Names()
+    for _ in range(4):
+        (tmp_path / names.choose(f"/data/upload/{'杯' * 120}.png", 10**9, ".png")).write_bytes(b"")
+    assert len(list(tmp_path.iterdir())) == 4
 
 
 def test_a_picture_is_kept_as_it_is_unless_it_is_turned() -> None:

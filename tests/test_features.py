@@ -43,10 +43,10 @@ def test_the_tower_sees_an_image_once(data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(make_checkpoint("qwen3_vl", tmp_path / "model"), data, tmp_path / "run")
     seen = count_calls(trainer)
     shown = trainer._pool.draw(np.random.default_rng(0), 1, 0.0)[0]
-    assert [trainer._learn_whole(shown, np.random.default_rng(0)) is not None for _ in range(3)] == [True] * 3
+    assert [trainer._gradients.learn_whole(shown, np.random.default_rng(0)) is not None for _ in range(3)] == [True] * 3
     assert len(seen) == 1
     other = replace(shown, image=shown.image[::-1].copy())
-    trainer._learn_whole(other, np.random.default_rng(0))
+    trainer._gradients.learn_whole(other, np.random.default_rng(0))
     assert len(seen) == 2
 
 
@@ -54,17 +54,17 @@ def test_memory_is_bounded(data: Path, tmp_path: Path, monkeypatch: pytest.Monke
     trainer = make_trainer(make_checkpoint("qwen2_vl", tmp_path / "model"), data, tmp_path / "run")
     shown = trainer._pool.draw(np.random.default_rng(0), 1, 0.0)[0]
     images = [np.roll(shown.image, shift, 0) for shift in range(4)]
-    memory = trainer._features
-    trainer._learn_whole(shown, np.random.default_rng(0))
+    memory = trainer._gradients._features
+    trainer._gradients.learn_whole(shown, np.random.default_rng(0))
     one = memory._bytes
     assert one > 0
     memory._most_bytes = 2 * one
     for image in images:
-        trainer._learn_whole(replace(shown, image=image), np.random.default_rng(0))
+        trainer._gradients.learn_whole(replace(shown, image=image), np.random.default_rng(0))
         assert memory._bytes == sum(map(features._nbytes, memory._kept.values())) <= 2 * one
     assert len(memory._kept) == 2
     memory._most_bytes = one - 1
-    trainer._learn_whole(replace(shown, image=np.roll(shown.image, 9, 0)), np.random.default_rng(0))
+    trainer._gradients.learn_whole(replace(shown, image=np.roll(shown.image, 9, 0)), np.random.default_rng(0))
     assert len(memory._kept) == 2  # one that would not fit drives out no other
 
 
@@ -72,10 +72,10 @@ def test_half_of_an_image_s_features_is_not_kept(data: Path, tmp_path: Path) -> 
     """Memory may run out on the way through the tower."""
     trainer = make_trainer(make_checkpoint("qwen3_vl", tmp_path / "model"), data, tmp_path / "run")
     blocks = trainer._checkpoint.model.model.visual.blocks
-    with trainer._features.of(np.zeros((2, 2, 3), np.uint8)):
-        trainer._features._new = {0: torch.zeros(1)}
-    assert not trainer._features._kept
-    assert trainer._features._read == {0, 1, len(blocks) - 1}
+    with trainer._gradients._features.of(np.zeros((2, 2, 3), np.uint8)):
+        trainer._gradients._features._new = {0: torch.zeros(1)}
+    assert not trainer._gradients._features._kept
+    assert trainer._gradients._features._read == {0, 1, len(blocks) - 1}
 
 
 class Tower(torch.nn.Module):

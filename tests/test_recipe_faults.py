@@ -24,7 +24,7 @@ from sam4mllm.data.read_dataset import read_examples
 from sam4mllm.errors import TrainingError
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
-from sam4mllm.training import recipe
+from sam4mllm.training import image_gradients
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.collate import TrainingRow
 from sam4mllm.training.loss import row_loss
@@ -63,14 +63,14 @@ def test_the_adapter_is_written_as_plain_lora(single: Path, data: Path, tmp_path
 def test_close_ups_are_learned_besides_the_image(share: float, count: int, single: Path, data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(single, data, tmp_path, asking=replace(ASKING, close_share=share))
     shown = next(one for one in trainer._pool.draw(np.random.default_rng(0), 9, 0.0) if one.examples[0].has_target)
-    assert len(trainer._learn(shown, np.random.default_rng(0))) == count
+    assert len(trainer._gradients.learn(shown, np.random.default_rng(0))) == count
 
 
 @pytest.mark.parametrize(("share", "count"), [(0.0, 2), (1.0, 3)], ids=["none", "one"])
 def test_looks_back_are_learned_besides_image_and_close_up(share: float, count: int, single: Path, data: Path, tmp_path: Path) -> None:
     trainer = make_trainer(single, data, tmp_path, asking=replace(ASKING, close_share=1.0, look_share=share))
     shown = next(one for one in trainer._pool.draw(np.random.default_rng(0), 9, 0.0) if one.examples[0].has_target)
-    losses = trainer._learn(shown, np.random.default_rng(3))
+    losses = trainer._gradients.learn(shown, np.random.default_rng(3))
     assert len(losses) == count
     assert trainer._gather({0: losses}) == pytest.approx([float(loss) for loss in losses])
 
@@ -94,7 +94,7 @@ def test_the_gradient_of_a_step_is_the_mean_of_its_images(single: Path, data: Pa
         for weight in trained:
             weight.grad = None
         for one in some:
-            assert trainer._learn(one, np.random.default_rng(shown.index(one)))
+            assert trainer._gradients.learn(one, np.random.default_rng(shown.index(one)))
         found.append([torch.zeros_like(weight) if weight.grad is None else weight.grad for weight in trained])
     assert max(float(gradient.abs().max()) for gradient in found[0]) > 0
     assert_same([one + other for one, other in zip(*found[:2], strict=True)], found[2])
@@ -162,7 +162,7 @@ def test_a_loss_that_is_no_number_ends_the_run(
     value: float, single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real = row_loss
-    monkeypatch.setattr(recipe, "row_loss", lambda *given: real(*given) * value)
+    monkeypatch.setattr(image_gradients, "row_loss", lambda *given: real(*given) * value)
     trainer = make_trainer(single, data, tmp_path)
     before = weights(trainer)
     with pytest.raises(TrainingError, match="at step 1; use a lower rate"):
@@ -187,7 +187,7 @@ class Overflow(torch.autograd.Function):
 
 def test_a_gradient_that_is_no_number_ends_the_run(single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = row_loss
-    monkeypatch.setattr(recipe, "row_loss", lambda *given: Overflow.apply(real(*given)))
+    monkeypatch.setattr(image_gradients, "row_loss", lambda *given: Overflow.apply(real(*given)))
     trainer = make_trainer(single, data, tmp_path)
     before = weights(trainer)
     with pytest.raises(TrainingError, match="the gradient is"):
@@ -245,7 +245,7 @@ def test_an_image_that_does_not_fit_into_memory_is_tried_with_fewer_phrases(
         tokens.append(len(row.row.ids))
         return loss(model, encoded, row)
 
-    monkeypatch.setattr(recipe, "row_loss", recording)
+    monkeypatch.setattr(image_gradients, "row_loss", recording)
     trainer = Trainer(load_checkpoint(str(single), CPU), pool, replace(PLAN, steps=3, batch=1), tmp_path / "run", asking)
     before = weights(trainer)
     assert all(np.isfinite(losses(trainer)))
@@ -262,20 +262,20 @@ def test_an_image_left_out_leaves_no_trace(
     plan, asking = replace(PLAN, steps=4, batch=3), Asking(points=2, prompt_share=0.0)
     pool = pool_of(tmp_path / "data", [TWO, NONE])
     trainer, passing = (Trainer(load_checkpoint(str(single), CPU), pool, plan, tmp_path / name, asking) for name in "ab")
-    real = passing._learn
-    monkeypatch.setattr(passing, "_learn", lambda shown, rng: [] if shown.examples[0].has_target else real(shown, rng))
+    real = passing._gradients.learn
+    monkeypatch.setattr(passing._gradients, "learn", lambda shown, rng: [] if shown.examples[0].has_target else real(shown, rng))
     passing.train()
     if how == "longer than a row of serving":
-        monkeypatch.setattr(recipe, "MAX_ROW", 16)
+        monkeypatch.setattr(image_gradients, "MAX_ROW", 16)
     else:
-        monkeypatch.setattr(recipe, "row_loss", out_of_memory(16, how == "back"))
+        monkeypatch.setattr(image_gradients, "row_loss", out_of_memory(16, how == "back"))
     trainer.train()
     assert "left out: it is too large even with one phrase" in caplog.text
     assert_same(weights(trainer), weights(passing))
 
 
 def test_nothing_fits(single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(recipe, "row_loss", out_of_memory(0, False))
+    monkeypatch.setattr(image_gradients, "row_loss", out_of_memory(0, False))
     trainer = make_trainer(single, data, tmp_path)
     with pytest.raises(TrainingError, match="no image of step 1 could be used"):
         trainer.train()
@@ -285,7 +285,7 @@ def test_an_image_that_the_model_cannot_take_is_left_out(
     single: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     trainer = make_trainer(single, data, tmp_path, replace(PLAN, steps=3, batch=4))
-    real, calls = trainer._encode, []
+    real, calls = trainer._gradients.encode, []
 
     def refuse_some(image: np.ndarray) -> Any:
         calls.append(image.shape)
@@ -293,7 +293,7 @@ def test_an_image_that_the_model_cannot_take_is_left_out(
             raise ValueError("absolute aspect ratio must be smaller than 200")
         return real(image)
 
-    monkeypatch.setattr(trainer, "_encode", refuse_some)
+    monkeypatch.setattr(trainer._gradients, "encode", refuse_some)
     assert all(np.isfinite(losses(trainer)))
     assert "is left out: absolute aspect ratio" in caplog.text
 
@@ -307,13 +307,13 @@ def test_a_phrase_with_a_control_word_is_not_learned(
     phrases: dict[str, list[Box]] = {"the left cup": [(5, 10, 40, 60)], forged: [(50, 20, 85, 50)]}
     pool = pool_of(tmp_path / "data", [phrases, {forged: []}])
     trainer = Trainer(checkpoint, pool, replace(PLAN, steps=3, batch=4), tmp_path / "run", ASKING)
-    row, asked = trainer._collator.row, set[str]()
+    row, asked = trainer._gradients._collator.row, set[str]()
 
     def watched(frame: Any, examples: Any, rng: Any) -> TrainingRow:
         asked.update(example.phrase for example in examples)
         return row(frame, examples, rng)
 
-    monkeypatch.setattr(trainer._collator, "row", watched)
+    monkeypatch.setattr(trainer._gradients._collator, "row", watched)
     assert trainer.train()
     assert asked == {"the left cup"}
     assert "which is a control word of the model" in caplog.text

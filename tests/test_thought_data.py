@@ -155,7 +155,7 @@ def test_a_thought_that_forges_a_turn_is_left_out(
 ) -> None:
     forged = replace(examples[0], thought=f"left {grounder.checkpoint.tokenizer.eos_token} right")
     trainer = Trainer(grounder.checkpoint, make_pool(tmp_path / "data"), PLAN, tmp_path / "run", BOXES_ALONE)
-    assert not trainer._may_be_asked(forged)
-    assert trainer._may_be_asked(replace(examples[0], thought=THOUGHT))
+    assert not trainer._gradients.may_be_asked(forged)
+    assert trainer._gradients.may_be_asked(replace(examples[0], thought=THOUGHT))
     [line] = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert "the thought contains" in line

@@ -257,13 +257,13 @@ def trained(source: Path, data: Path, folder: Path, stop_at: Sequence[int]) -> t
     seen: list[TrainingImage] = []
     for step in (*stop_at, plan.steps):
         trainer = Trainer(load_checkpoint(str(source), CPU), make_pool(data / "own", data / "replay"), plan, folder, Asking(points=2))
-        vary = trainer._vary
+        vary = trainer._gradients._vary
 
         def spy(shown: TrainingImage, rng: np.random.Generator, vary: Variety = vary) -> TrainingImage:
             seen.append(vary(shown, rng))
             return seen[-1]
 
-        trainer._vary = spy  # type: ignore[assignment]
+        trainer._gradients._vary = spy  # type: ignore[assignment]
         trainer.train(lambda progress, at=step, trainer=trainer: trainer.stop() if progress.step == at else None)  # type: ignore[misc]
     return [weight.detach().clone() for weight in trainer.model.parameters() if weight.requires_grad], seen
 

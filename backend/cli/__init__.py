@@ -1,1 +1,1 @@
-"""The commands that need a server: further commands of :mod:`sam4mllm.cli`, which finds them by entry points."""
+"""The commands that need the extra ``server``. :mod:`sam4mllm.cli` finds them by entry points and adds them to its own."""

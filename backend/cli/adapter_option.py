@@ -19,8 +19,10 @@ from sam4mllm.options import NO_ADAPTER, NO_MODEL
 
 
 def appoint_adapter(settings: Settings, adapter: str) -> None:
-    """Make an adapter the champion of a home that has not had one. Raises Sam4mllmError, for instance if the home has other adapters but
-    not this one, or if the settings have no model.
+    """Make an adapter the champion of SAM4MLLM_HOME, and register it before if the home has no adapters. If the home holds the
+    adapter and has ever decided on a champion, nothing changes.
+
+    Raises Sam4mllmError, for instance if the home has other adapters but not this one, or if the settings have no model.
     """
     if not settings.has_model:
         raise ModelError(NO_ADAPTER.format(adapter))
@@ -30,10 +32,11 @@ def appoint_adapter(settings: Settings, adapter: str) -> None:
 
 
 def follow_adapter(home: Path, adapter: str | None = None) -> None:
-    """Set SAM4MLLM_MODEL and SAM4MLLM_SEGMENTER, where they are not set, as an adapter's papers say.
+    """Set SAM4MLLM_MODEL and SAM4MLLM_SEGMENTER, where they are not set, as an adapter's papers (its ``manifest.json``) say.
 
     Without ``adapter``, the papers are those of the version that serves, or that served last: after a rollback to the base model they still
-    name that model.
+    name that model. Nothing is set if there are no papers and no ``adapter``, or if the papers come from a release whose papers did not
+    name the model in full.
 
     Raises RegistryError if the segmenter is set to another than the papers', or if the given adapter cannot be read. If SAM4MLLM_MODEL is
     none, no version of the home serves and nothing is set; a given adapter then raises ModelError.
@@ -44,7 +47,7 @@ def follow_adapter(home: Path, adapter: str | None = None) -> None:
         return
     folder = None if adapter is None else find_adapter(adapter, home)
     papers = _last_served(home) if folder is None else read_papers(folder)
-    if folder is not None and papers is None and FILES not in parts_of(folder):  # its model is the champion's
+    if folder is not None and papers is None and FILES not in parts_of(folder):  # it changes only the segmenter, so the MLLM is the home's
         papers = _last_served(home)
     drawing = Registry(home).root / papers.version if folder is None and isinstance(papers, Manifest) else folder
     if papers is not None and papers.dialect is None:  # papers of an earlier release, which do not name the model in full

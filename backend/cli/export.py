@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 commands = typer.Typer()
 MOST_LOST = 20
-"""Most lines on what was lost; the JSON has all."""
+"""At most this many reasons for losses are printed, each on a line with its count; the JSON output has all losses."""
 T = TypeVar("T")
 
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def label_studio_reader() -> Reader:
-    """See :func:`backend.learning.exports.label_studio_reader`. Raises SettingsError if the extra ``server`` is not installed."""
+    """Return the reader of Label Studio's exports. Raises SettingsError if the extra ``server`` is not installed."""
     check_server_extra()
     from backend.learning.exports import label_studio_reader as make_reader
 

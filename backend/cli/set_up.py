@@ -118,7 +118,7 @@ def connect(
 
 
 def _read(option: str, given: str | None) -> str | None:
-    """The text of an option's file."""
+    """Return the text of the file that an option names, None if the option is not given. Raises SettingsError if it is no readable text."""
     from backend.errors import SettingsError
 
     if given is None:

@@ -1,4 +1,6 @@
-"""One annotation with all that is known of it: its masks, and what had been served for its task. What it means is decided elsewhere."""
+"""One annotation with all that is known of it: its masks, and what had been served for its task. Which phrases it is about and what the
+reviewer decided is worked out in :mod:`backend.corrections.phrase_shares` and :mod:`backend.corrections.decisions`.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +20,14 @@ from backend.label_studio.wire import Region, row_id
 from sam4mllm.run_lengths import Rle, to_rle
 
 MAX_REGIONS = 200
-"""An annotation with more masks than this is refused: the work for each mask grows with the image's pixels."""
+"""An annotation with more masks than this on one picture is refused: the work for each mask grows with the image's pixels."""
 
 
 @dataclass(frozen=True)
 class DrawnRegion:
-    """A region of the mask control that holds a mask; ``labels`` are values of the config's labels."""
+    """A region of the mask control that holds a mask. ``labels`` are values of the config's labels. ``origin`` is what Label Studio says of
+    it: "manual", or "prediction" for a prediction's region that nobody changed, or "prediction-changed".
+    """
 
     id: str
     labels: tuple[str, ...]
@@ -33,7 +37,9 @@ class DrawnRegion:
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer to a phrase: the records that were served together. An answer without regions said "no such object"."""
+    """One answer to a phrase: the records that were served together, and what they have in common, with the meanings of :class:`Served`. An
+    answer without regions said "no such object".
+    """
 
     phrase: str
     version: str
@@ -76,21 +82,25 @@ class ReviewedAnnotation:
         return bool(self.present & answer.regions.keys()) or (not answer.interactive and self.has_parent)
 
     def was_seen(self, answer: Answer) -> bool:
-        """Whether the reviewer saw the answer. "No such object" always counts as seen: it looks like an image without an answer."""
+        """Whether the reviewer saw the answer. "No such object" always counts as seen: with or without it, the reviewer saw an image
+        without a mask.
+        """
         return not answer.regions or self.was_loaded(answer)
 
     def answers_to(self, phrase: str | None, interactive: bool | None = None) -> list[Answer]:
         """Return the answers that the reviewer may have seen, oldest first.
 
-        These are a batch's answers from before the annotation was created, and answers to an annotator from before its last save. A
-        ``phrase`` of None means any phrase; ``interactive`` selects answers to an annotator or those of a batch, None both.
+        These are a batch's answers from before the annotation was created, and answers to an annotator from before the annotation was last
+        saved. If there are none but the annotation began as a copy of a prediction, they are the earliest answers of a batch. A ``phrase``
+        of None means any phrase; ``interactive`` selects answers to an annotator (True) or those of a batch (False), None both.
         """
         body = self.stored.body
         until = {False: instant(body.get("created_at")) + CLOCK_SECONDS, True: self.stored.updated + CLOCK_SECONDS}
         fit = [answer for answer in self.answers if phrase in (None, answer.phrase) and interactive in (None, answer.interactive)]
         seen = [answer for answer in fit if answer.time <= until[answer.interactive]]
         if not seen and self.has_parent:
-            # a prediction was shown before the annotation was made, so the two clocks must differ
+            # The annotation began as a copy of a prediction, which was thus served before. If no answer is that old, the clocks of Label
+            # Studio and this server differ, and the earliest answer is taken.
             batch = [answer for answer in fit if not answer.interactive]
             seen = [answer for answer in batch if answer.time == batch[0].time]
         return seen
@@ -133,7 +143,10 @@ def read_annotation(
 
 
 def _drawn(regions: Sequence[Region], config: LabelConfig, max_pixels: int) -> tuple[tuple[DrawnRegion, ...], tuple[int, int] | None]:
-    """Return the regions with their masks, and the (height, width) that all masks share, None without a region. Raises TaskError."""
+    """Return the regions with their masks, and the (height, width) that all masks share, None without a region.
+
+    Raises TaskError if a mask cannot be read, a label is not in the config, or the masks are of different sizes.
+    """
     drawn: list[DrawnRegion] = []
     sizes: set[tuple[int, int]] = set()
     for region in regions:

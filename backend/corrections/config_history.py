@@ -18,7 +18,7 @@ from backend.corrections.tables import instant, objects, storable, stored_events
 from backend.label_studio.wire import row_id
 
 MAX_CONFIGS = 20
-"""How many of a project's noted configs, the newest ones, are tried for an annotation at most."""
+"""At most this many of a project's noted configs, the newest ones, are tried for an annotation after its own and the present one."""
 CLOCK_SECONDS = 5.0
 """How far Label Studio's clock may be behind ours."""
 
@@ -31,8 +31,9 @@ SCHEMA = (
 )
 """The tables of the notes. All ``updated`` are times of Label Studio's.
 
-``config_notes.updated`` is the time of the project when Label Studio sent the config. Where a config came without a time, it is that of the
-note before, or 0. ``annotation_configs.updated`` is the time of the annotation; the row is valid only for an annotation with that time."""
+``config_notes.updated`` is the project's ``updated_at`` in the event that brought the config. Where a config came without a time, it is
+that of the note before, or 0. ``config_notes.noted`` is this server's time. ``annotation_configs.updated`` is the annotation's
+``updated_at``; the row is valid only while the annotation has that time."""
 
 
 def open_notes(connection: sqlite3.Connection) -> None:
@@ -46,7 +47,11 @@ def open_notes(connection: sqlite3.Connection) -> None:
 
 
 def note_event(connection: sqlite3.Connection, body: Mapping[str, Any], received: float) -> None:
-    """Note the config that an event carries, and note it, or without one the last noted config, as that of the event's annotations."""
+    """Note the config that an event carries, and note which config the event's annotations were made under.
+
+    That is the config of the event or, if it carries none, the last one noted for the project. If there is neither, or the event names no
+    project, nothing is noted.
+    """
     project = body.get("project")
     raw = project if isinstance(project, dict) else {}
     number, config = row_id(raw.get("id")), raw.get("label_config")
@@ -62,7 +67,7 @@ def note_event(connection: sqlite3.Connection, body: Mapping[str, Any], received
         return
     for annotation in objects(body, "annotation"):
         if (annotation_id := row_id(annotation.get("id"))) is not None and "result" in annotation:
-            # the same event may come again, under a later config
+            # the same event may come again when a later config is noted: only a newer state of the annotation replaces the first note
             connection.execute(
                 "INSERT INTO annotation_configs (annotation, updated, digest) VALUES (?, ?, ?) "
                 "ON CONFLICT DO UPDATE SET updated = excluded.updated, digest = excluded.digest WHERE excluded.updated > updated",
@@ -71,7 +76,7 @@ def note_event(connection: sqlite3.Connection, body: Mapping[str, Any], received
 
 
 def note_config(connection: sqlite3.Connection, project: int, config: str, now: float) -> None:
-    """Note the config that a project has now, unless it is the last that was noted."""
+    """Note the config that a project has now, unless it is blank or the last note has the same config."""
     if config.strip():
         _note(connection, project, _keep(connection, config), now, None)
 

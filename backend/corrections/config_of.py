@@ -77,7 +77,10 @@ def region_labels(region: Region, config: LabelConfig) -> list[object]:
 
 
 def known_label(name: object, config: LabelConfig) -> str | None:
-    """The value of the label that Label Studio wrote as ``name``: it writes a label's alias in its place, if it has one."""
+    """Return the value of the label that Label Studio wrote as ``name``, None if neither the config's labels nor its former ones fit.
+
+    For a label with aliases, Label Studio writes these, separated by commas, in place of the value.
+    """
     aliases = tuple(part.strip() for part in name.split(",") if part.strip()) if isinstance(name, str) else ()
     labels = (*config.mask.labels, *config.former)
     found = next((label for label in labels if name == label.value or (aliases and aliases == label.aliases)), None)

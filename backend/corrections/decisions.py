@@ -22,7 +22,8 @@ Outcome = Literal["accepted", "edited", "drawn", "none"]
 class PhraseDecision:
     """What a reviewer made of the answers to a phrase.
 
-    ``base``: the answers that the reviewer saw or, if none was seen, those that would have been shown; empty if nothing was served.
+    ``outcome``: as in :class:`backend.corrections.reviews.Review`. ``base``: the answers that the reviewer saw or, if none was seen, those
+    that would have been shown; empty if nothing was served.
     ``masks``: the final masks, each once, of ``size`` (height, width). ``iou``: the IoU of the final masks' union with the union of the
     masks in ``base``; None if nothing was served.
     """
@@ -90,7 +91,8 @@ def _kind(case: ReviewedAnnotation, phrase: str, region: DrawnRegion, served: Rl
     if served is None:
         others = [answer.phrase for answer in case.answers if region.id in answer.regions]
         if others:
-            return "edited" if phrase in others else "drawn"  # clicks made the mask: they refined one of this phrase, or stood alone
+            # clicks made the mask: they refined a mask that was served for this phrase ("edited"), or made a new one ("drawn")
+            return "edited" if phrase in others else "drawn"
         origins: dict[str, Outcome] = {"prediction": "accepted", "prediction-changed": "edited"}
         return origins.get(region.origin, "drawn")
     if region.origin == "prediction-changed":

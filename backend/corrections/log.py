@@ -65,7 +65,7 @@ class CorrectionLog(LogFile):
     """
 
     def __init__(self, path: Path) -> None:
-        """See :class:`LogFile`. Raises SettingsError if the file cannot be used."""
+        """Open the log's file, or make it, as :class:`LogFile` does. Raises SettingsError if it cannot be used."""
         self._typed: dict[tuple[int | None, int], str] = {}
         """Phrases, by project and task, that may still be in the spill file only."""
         super().__init__(path)
@@ -76,7 +76,8 @@ class CorrectionLog(LogFile):
             with self._writing() as connection:
                 open_notes(connection)
         if not self._read("SELECT 1 FROM sqlite_master WHERE name = 'served_by_note'", wait=PATIENTLY):
-            with self._writing() as connection:  # the column may have been added just now
+            # not part of SCHEMA: that is run on an older file before the column of this index is added
+            with self._writing() as connection:
                 connection.execute(NOTED)
 
     def _take(self, connection: sqlite3.Connection, kind: str, value: Any) -> int:
@@ -151,7 +152,7 @@ class CorrectionLog(LogFile):
         return {project: f"{note}:{config_digest(config)}:{told}" for project, config, note, told in self._patiently(_CONFIGS)}
 
     def count_new(self, since: float) -> int:
-        """Annotations, neither deleted nor skipped, that came or changed after a stamp."""
+        """Return how many annotations, neither deleted nor skipped, came or changed after the stamp ``since``."""
         [[count]] = self._read(
             "SELECT count(*) FROM annotations a LEFT JOIN tasks t ON t.id = a.task "
             "WHERE a.changed > ? AND a.state = 'submitted' AND coalesce(t.state, 'live') != 'deleted'",
@@ -160,7 +161,7 @@ class CorrectionLog(LogFile):
         return int(count)
 
     def projects(self) -> list[int]:
-        """The projects that events or pulls told of, and those that were served."""
+        """The numbers of the projects that events or pulls told of, and of those for whose tasks something was served."""
         return [number for (number,) in self._read("SELECT id FROM projects UNION SELECT DISTINCT project FROM served ORDER BY 1")]
 
     def reconcile(
@@ -195,7 +196,9 @@ class CorrectionLog(LogFile):
         return [number for (number,) in self._patiently("SELECT id FROM annotations WHERE task = ? AND state != 'deleted'", (task,))]
 
     def replace_mark(self, name: str, at: float) -> None:
-        """Keep a number under a name. Unlike in ``set_mark`` it may be smaller than the one before, which may come from a wrong clock."""
+        """Keep a number under a name. Unlike with ``set_mark``, a smaller number than the kept one replaces it, too: the kept one may come
+        from a wrong clock.
+        """
         with self._writing() as connection:
             connection.execute("INSERT OR REPLACE INTO marks (name, at) VALUES (?, ?)", (name, at))
 
@@ -218,15 +221,15 @@ class CorrectionLog(LogFile):
         self._keep("config", [project, label_config, time.time()])
 
     def note_parameters(self, project: int, parameters: Parameters) -> None:
-        """Note the extra parameters by which a project is asked from now on."""
+        """Keep a project's extra parameters, by which its tasks are answered from now on. They replace those kept before."""
         self._keep("parameters", [project, parameters.to_json()])
 
     def parameters(self, project: int, wait: float = PATIENTLY) -> Parameters:
-        """Return a project's extra parameters, none if they cannot be read. ``wait``: SOON or PATIENTLY."""
+        """Return a project's extra parameters; NO_PARAMETERS if none are kept or they cannot be read. ``wait``: SOON or PATIENTLY."""
         rows = self._read("SELECT body FROM parameters WHERE project = ?", (project,), wait)
         try:
             return read_parameters(rows[0][0]) if rows else NO_PARAMETERS
-        except ParametersError:  # of a newer release
+        except ParametersError:  # a newer release may have written them
             return NO_PARAMETERS
 
     # -- what nothing is learnt from -------------------------------------------------------------------------------------------------------
@@ -299,7 +302,7 @@ class CorrectionLog(LogFile):
         return str(rows[0][0]) if rows else ""
 
     def _patiently(self, query: str, values: Sequence[object] | Mapping[str, object] = ()) -> list[Any]:
-        """For the learning, which has time."""
+        """Return a query's rows. If another program has locked the file, this waits up to PATIENTLY seconds: the learning has that time."""
         return self._read(query, values, PATIENTLY)
 
 

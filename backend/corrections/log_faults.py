@@ -59,7 +59,7 @@ class LogError(BackendError):
 
 
 def explain(path: Path, error: sqlite3.Error | OSError) -> LogError:
-    """The error of SQLite or of the system about the file ``path`` as one of ours."""
+    """Return the LogError that says what an error of SQLite or of the system means for the file ``path``."""
     kind = _kind_of(error)
     told = (error.strerror or first_line(error)) if isinstance(error, OSError) else first_line(error)
     return wrong(path, kind, told)

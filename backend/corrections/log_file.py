@@ -33,7 +33,7 @@ PATIENTLY = 10.0
 CHECKED_BYTES = 256 * 1024 * 1024
 """A file up to this size is checked as a whole when it is opened, within a second or two; what is wrong with a larger one shows in use."""
 CLOCK = "clock"
-"""The mark of the last stamp."""
+"""The name of the mark that holds the last stamp."""
 _TAKEN = "spill "
 """The first part of a mark's name; the spill file's own name follows. The mark holds the byte up to which that file is in the log."""
 
@@ -152,7 +152,8 @@ class LogFile:
     # -- what has to be kept at once -------------------------------------------------------------------------------------------------------
 
     def _keep(self, kind: str, value: Any) -> int:
-        """Write a value to the log or, if that is not possible now, to the spill file. It is on disk when this returns, after all before.
+        """Write a value to the log or, if that is not possible now, to the spill file. When this returns, the value is on disk,
+        after all values that were kept before.
 
         Return what ``_take`` returns, or 0 if the value is in the spill file. Raises LogError if neither takes it. The spill file is not
         tried if the log's disk is full or its error is of an unknown kind.
@@ -242,7 +243,7 @@ class LogFile:
 
 
 def next_stamp(connection: sqlite3.Connection) -> float:
-    """The stamp of a write, in its transaction."""
+    """Return a new stamp for a write, and keep it as the last stamp. ``connection`` is in the transaction of that write."""
     rows = connection.execute("SELECT at FROM marks WHERE name = ?", (CLOCK,)).fetchall()
     stamp = max(time.time(), math.nextafter(rows[0][0], math.inf) if rows else 0.0)
     put_mark(connection, CLOCK, stamp)

@@ -53,10 +53,10 @@ class Served:
 class StoredAnnotation:
     """An annotation that is not deleted, as Label Studio last sent it.
 
-    ``body`` has the fields of :data:`backend.corrections.tables.KEPT`; it is foreign data, and the values may be of any type. ``data`` is
-    the task's data, empty if the log does not know the task. ``label_configs`` are the configs that the annotation may have been made
-    under, the likeliest first. ``updated`` is Label Studio's time, in seconds since 1970; ``changed`` is the stamp of the last write, which
-    says what came first.
+    ``project`` is -1 if Label Studio did not say which one. ``body`` has the fields of :data:`backend.corrections.tables.KEPT`; it is
+    foreign data, and the values may be of any type. ``data`` is the task's data, empty if the log does not know the task.
+    ``label_configs`` are the configs that the annotation may have been made under, the likeliest first. ``updated`` is Label Studio's time,
+    in seconds since 1970; ``changed`` is the stamp of the last write, which says what came first.
     """
 
     id: int
@@ -74,7 +74,7 @@ class StoredAnnotation:
 
 
 def _row_name(one: Served) -> str:
-    """What tells a record from the others of its phrase: the region, or of "no such object" the page."""
+    """What tells a record from others of its task, version and phrase: the region or, for "no such object", the page (empty for 0)."""
     return one.region or (f"page {one.page}" if one.page else "")
 
 

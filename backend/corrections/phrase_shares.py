@@ -45,8 +45,10 @@ def _label_of(answer: Answer, config: LabelConfig) -> str | None:
 def share_out(case: ReviewedAnnotation, phrases: Mapping[str, str | None], named_by_labels: bool) -> dict[str, list[DrawnRegion]]:
     """Return each phrase's regions. A region belongs to the phrase that it was served for, or else to the phrase that has its label.
 
-    A region that clicks alone made belongs to a phrase only if the phrases are the labels themselves (``named_by_labels``), because then
-    the reviewer chose its label. Raises TaskError if the label does not decide, if a served region now has the label of another phrase, or
+    A region that a refined region replaces belongs to no phrase. A region that clicks alone made belongs to a phrase only if the phrases
+    are the labels themselves (``named_by_labels``), because then the reviewer chose its label.
+
+    Raises TaskError if the label does not decide, if a served region now has the label of another phrase, or
     if another control drew a region that has a phrase's label.
     """
     served = {

@@ -133,7 +133,7 @@ def _compare_all(look: _Look, corrections: CorrectionLog, is_doubtful: Callable[
         listed.add(task["id"])
         if is_doubtful(task):
             look.compare(task)
-    for lost in corrections.annotation_counts(look.number).keys() - listed:  # asked for by number: the list may have missed it
+    for lost in corrections.annotation_counts(look.number).keys() - listed:  # the list may have missed this task
         look.compare({"id": lost})
 
 

@@ -66,7 +66,7 @@ def _renamed(review: Review, renames: Renames) -> Review:
 
 
 def _joined(one: Review, other: Review) -> Review:
-    """Two reviews of one annotation as the review of one phrase."""
+    """Return one review with the masks of two, which are of one annotation and now have the same key. The lower IoU is kept."""
     ious = [review.iou for review in (one, other) if review.iou is not None]
     instances, served = (*one.instances, *other.instances), (*one.served, *other.served)
     outcome = one.outcome if one.outcome == other.outcome or not other.instances else other.outcome if not one.instances else "edited"

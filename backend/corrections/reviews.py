@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 
 
 class Annotations(Protocol):
-    """What is known of annotations: the log's, or an export's."""
+    """A source of annotations and of what was served for their tasks: the log, or an export."""
 
     def each_annotation(self) -> Iterator[StoredAnnotation]: ...
     def served(self, project: int, task: int) -> list[Served]: ...

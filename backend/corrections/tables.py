@@ -152,7 +152,7 @@ def _annotation(raw: Mapping[str, Any], project: int | None, task: int | None = 
 
 
 def _whole(row: _Row, content: Mapping[str, Any]) -> _Row:
-    """The row with its body."""
+    """Return the row with ``content``, as JSON, as its body, and with the digest of that."""
     body = _json(content)
     return replace(row, body=body, digest=hashlib.sha256(body.encode()).hexdigest())
 
@@ -313,7 +313,7 @@ def _take(connection: sqlite3.Connection, table: str, row: _Row, began: float, n
 
 
 def _has_body(connection: sqlite3.Connection, table: str, row: _Row, changed: float) -> bool:
-    """Whether the table's row, last written at ``changed``, has this body. It is not read for that if its digest is known."""
+    """Whether the row in the table, last written at ``changed``, has the body of ``row``. If its digest is known, its body is not read."""
     known = connection.execute("SELECT digest FROM digests WHERE kind = ? AND id = ? AND changed = ?", (table, row.id, changed)).fetchone()
     if known is not None:
         return bool(known[0] == row.digest)
@@ -375,7 +375,7 @@ def _user(value: object) -> int | None:
 
 
 def storable(text: str) -> str:
-    """Text that SQLite takes: halves of characters are replaced."""
+    """Return the text as SQLite can store it: each lone surrogate (half of a UTF-16 pair) becomes a question mark."""
     return text.encode("utf-8", "replace").decode()
 
 

@@ -31,7 +31,7 @@ from sam4mllm.durable import locked, sync_path
 log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 4 * 1024 * 1024
-"""Lines that are taken together; one that is longer is taken alone. Other writers wait meanwhile."""
+"""Lines of about this size are taken together: this many bytes, and what is left of the last line. Other writers wait meanwhile."""
 _HEADER = re.compile(rb'\{"spill": "([0-9a-f]{32})"\}\n')
 
 
@@ -45,7 +45,7 @@ class Chunk:
 
 
 class WaitingWrites:
-    """The file. Any number of threads and processes may use it at a time, each inside ``held``."""
+    """The spill file. Any number of threads and processes may share it. Each works on it inside ``held``, one at a time."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -56,7 +56,7 @@ class WaitingWrites:
         return self._path
 
     def is_empty(self) -> bool:
-        """Whether nothing waits; of use without ``held`` only for a hint. Raises OSError."""
+        """Whether nothing waits. Outside ``held`` this is only a hint, because another process may write meanwhile. Raises OSError."""
         try:
             return self._path.stat().st_size == 0
         except FileNotFoundError:
@@ -122,7 +122,7 @@ class WaitingWrites:
         return found[1].decode() if found else None
 
     def _put_aside(self) -> None:
-        """Rename a file without its first line: a process was killed while it began the file, or the file is damaged."""
+        """Rename the file, which lacks its first line: a process was killed while it began the file, or the file is damaged."""
         aside = self._path.with_name(f"{self._path.name}.damaged-{secrets.token_hex(4)}")
         os.replace(self._path, aside)
         log.error("%s lacks its first line; it is put aside as %s", self._path, aside.name)

@@ -32,14 +32,15 @@ BACKEND_TITLE = "SAM4MLLM"
 EXECUTABLE = "SAM4MLLM_LABEL_STUDIO"
 """The variable of the environment that names Label Studio's executable."""
 CHECKOUT = Path(__file__).resolve().parents[2]
-"""Where ``make label-studio`` has installed Label Studio, if this package runs from its repository."""
+"""The repository's root, if this package runs from its repository; ``make label-studio`` installs Label Studio into the folder
+``.venv-label-studio`` there."""
 SEED = 2014
 MIN_SCENES = 24
 KINDS = ("noun", "plural", "position", PAIR, "plural", "attribute", "plural", "none")
 """The phrases' kinds in turn: for one thing, for several, for one of a pair in nearly one box, and one in eight for nothing."""
 READY_TIMEOUT = 300.0
 PREDICTION_TIMEOUT = 900.0
-"""Seconds; a busy machine without a GPU needs some for each task."""
+"""Seconds that all tasks together may take to get a prediction; a busy machine without a GPU needs some seconds for each."""
 
 
 class Demo:
@@ -85,7 +86,8 @@ def run_demo(folder: Path, port: int = 8080, backend_port: int = 9090, scenes: i
 
 
 def start_demo(folder: Path, port: int = 0, backend_port: int = 0, scenes: int = MIN_SCENES, progress: Progress = lambda _: None) -> Demo:
-    """Start Label Studio and the backend, and make the project unless ``folder`` holds it. A port of 0 is a free one.
+    """Start Label Studio and the backend, and make the project unless ``folder`` holds it. A port of 0 is a free one. A new project gets
+    ``scenes`` tasks, but at least MIN_SCENES.
 
     On return every task has a prediction, "no such object" included. Raises Sam4mllmError, and leaves nothing running then.
     """
@@ -129,7 +131,9 @@ def find_label_studio() -> Path:
 
 
 def start_backend(home: Path, port: int, label_studio: LocalLabelStudio, **settings: str) -> Child:
-    """Start this package's server on loopback as a child; ``settings`` are further variables. It does not wait until it is ready."""
+    """Start this package's server on loopback as a child process, and do not wait until the server is ready. ``settings`` are further
+    variables of its environment.
+    """
     home.mkdir(parents=True, exist_ok=True)
     own = {
         "SAM4MLLM_HOST": HOST,
@@ -147,7 +151,7 @@ def start_backend(home: Path, port: int, label_studio: LocalLabelStudio, **setti
 def is_ready(backend_url: str) -> bool:
     """Whether the backend's models are loaded. Raises LabelStudioError if it says that they cannot be."""
     try:
-        said = httpx.get(f"{backend_url}/health", timeout=10, trust_env=False).json()  # it asks for no password
+        said = httpx.get(f"{backend_url}/health", timeout=10, trust_env=False).json()  # /health needs no password
     except (httpx.HTTPError, ValueError):
         return False
     if said.get("state") == "failed":

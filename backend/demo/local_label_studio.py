@@ -113,7 +113,7 @@ class LocalLabelStudio:
             raise LabelStudioError(f"{method} {self.url}{path}: {first_line(error)}") from error
 
     def create_project(self, title: str, label_config: str) -> int:
-        """A new project's id."""
+        """Make a project, and return its id. Raises LabelStudioError."""
         return int(self.api("POST", "/api/projects/", json={"title": title, "label_config": label_config})["id"])
 
     def import_tasks(self, project: int, tasks: Sequence[dict[str, Any]]) -> None:
@@ -131,7 +131,7 @@ class LocalLabelStudio:
 
     def connect(self, project: int, backend_url: str, title: str, interactive: bool = True) -> int:
         """Connect an ML backend, which must be running already, and return its id. If the project has a backend of this title, that one is
-        set to the address.
+        set to the address, and so is the webhook that led to its former address.
         """
         body = {"url": backend_url, "project": project, "title": title, "is_interactive": interactive}
         known = next((one for one in self.api("GET", f"/api/ml?project={project}") if one["title"] == title), None)

@@ -35,7 +35,7 @@ class Writer(Protocol):
     """Writes one format. ``categories`` are the names of all categories, each at its place; the list only grows during an export."""
 
     notes: dict[str, int]
-    """What the format cannot say as it is, with how many objects that concerns."""
+    """By a description in words of what the format cannot say exactly: how many objects that concerns."""
 
     def add(self, picture: ExportedPicture, objects: Sequence[tuple[Object, int]]) -> None:
         """Write a picture with its objects, each with its category's place. A picture may be added again with further objects."""

@@ -54,7 +54,10 @@ class Page:
 
 @dataclass(frozen=True)
 class Lost:
-    """What a reviewer drew, or a picture, that could not be exported, and why, in one line."""
+    """A region, a picture or a task that could not be exported; ``reason`` says why, in one line.
+
+    ``region`` is empty unless it is a region. A number of 0 means that the loss concerns no single task or annotation.
+    """
 
     task: int
     annotation: int

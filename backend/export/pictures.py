@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path, PurePosixPath
 from urllib.parse import parse_qs, unquote, urlsplit
 
@@ -14,8 +15,9 @@ from PIL import Image
 
 from sam4mllm.images import SUFFIXES, decode_image, open_image, orientation_of, picture_suffix
 
-LONGEST_NAME = 120
-"""Characters of a picture's name, so that with its ending and a number it fits any file system's 255 bytes."""
+LONGEST_NAME = 200
+"""The most bytes of a picture's name, in UTF-8 and without its ending: with numbers and the ending it then has under 255 bytes, the most
+that file systems take."""
 _UNFIT = re.compile(r'[\x00-\x1f\x7f/\\:*?"<>|\ud800-\udfff]')
 
 
@@ -38,7 +40,9 @@ class ExportedPicture:
 
 @dataclass(frozen=True)
 class PictureFile:
-    """What is written of a picture: ``data`` upright, with the ``ending`` of its format."""
+    """The file that is written for a picture. ``data`` are its bytes, which show the picture upright; ``ending`` is that of
+    its format, such as ".png"; ``height`` and ``width`` are in pixels.
+    """
 
     data: bytes
     ending: str
@@ -74,16 +78,18 @@ class Names:
         self._taken: set[str] = set()
 
     def choose(self, reference: str, task: int, ending: str) -> str:
-        """The file's own name, with the task's number where that is taken. ``ending`` is empty where the file could not be had."""
+        """Return the file's own name, with the task's number added if the stem is taken, or ``task-NUMBER`` if the file has no name.
+
+        ``ending`` is that of the file to be written, and replaces an ending of another format; it is empty if no file is written.
+        """
         path = PurePosixPath(_UNFIT.sub("_", own_name(reference)))
         suffix = path.suffix if picture_suffix(path) else ""
-        stem = (path.name.removesuffix(suffix) or f"task-{task}")[:LONGEST_NAME]
-        tries = [stem, f"{stem}-{task}"]
-        while tries[0].casefold() in self._taken:
-            tries = tries[1:] or [f"{stem}-{task}-{len(self._taken)}"]
-        self._taken.add(tries[0].casefold())
+        stem = (path.name.removesuffix(suffix) or f"task-{task}").encode()[:LONGEST_NAME].decode(errors="ignore")
+        numbered = (f"{stem}-{task}-{number}" for number in count(len(self._taken)))
+        name = next(one for one in chain([stem, f"{stem}-{task}"], numbered) if one.casefold() not in self._taken)
+        self._taken.add(name.casefold())
         same = any({suffix.lower(), ending} <= {*endings} for endings in SUFFIXES.values())
-        return tries[0] + (suffix if same or not ending else ending)
+        return name + (suffix if same or not ending else ending)
 
 
 def own_name(reference: str) -> str:

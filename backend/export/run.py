@@ -23,7 +23,9 @@ FORMATS: dict[FormatName, Callable[[Path], Writer]] = {"coco": Coco, "yolo-seg":
 
 @dataclass(frozen=True)
 class ExportPlan:
-    """What to write: ``every`` annotation of a task instead of the one that counts; ``images``: the pictures, too."""
+    """What to write. ``every``: all submitted annotations of a task are exported, not only its ground truth or newest one. ``images``: the
+    pictures are written, too.
+    """
 
     folder: Path
     format: FormatName
@@ -35,8 +37,8 @@ class ExportPlan:
 class Summary:
     """The result of an export.
 
-    ``lost`` are regions and pictures that could not be exported. ``passed`` counts what was left out on purpose. ``repeated`` counts masks
-    that their picture already had in the same category. ``notes`` are those of the format.
+    ``lost`` are regions, pictures and tasks that could not be exported. ``passed`` counts what was left out on purpose. ``repeated`` counts
+    masks that their picture already had in the same category. ``notes`` are those of the format's writer.
     """
 
     folder: Path
@@ -121,8 +123,8 @@ class _Run:
     def _add_picture(self, page: Page) -> ExportedPicture | None:
         """Write a picture that is not there yet, and return it.
 
-        If its file cannot be read, its masks are exported without it, and their size is taken for the picture's. Return None if there is no
-        mask either.
+        If its file is not to be written or cannot be read, its masks are exported without it, and their size is taken for the picture's.
+        Return None if there is no mask either.
         """
         file: PictureFile | None = None
         if self._plan.images:

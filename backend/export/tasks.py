@@ -44,7 +44,10 @@ class ExportSource:
 
 
 def open_project(number: int, settings: Settings) -> ExportSource:
-    """A project, through LABEL_STUDIO_URL with LABEL_STUDIO_API_KEY. Raises LabelStudioError and ConfigError."""
+    """Return a project of Label Studio as a source; it is read through LABEL_STUDIO_URL with LABEL_STUDIO_API_KEY.
+
+    Raises LabelStudioError and ConfigError; iterating over the tasks may raise LabelStudioError, too.
+    """
     if not settings.label_studio_url:
         raise LabelStudioError("a project is read from Label Studio; set LABEL_STUDIO_URL and LABEL_STUDIO_API_KEY")
     label_studio = LabelStudio(settings.label_studio_url, settings.label_studio_api_key.get_secret_value())
@@ -63,7 +66,7 @@ def open_project(number: int, settings: Settings) -> ExportSource:
 
 
 def open_export(path: Path) -> ExportSource:
-    """An export as JSON or JSON_MIN. Raises DatasetError and ConfigError."""
+    """Return an export (JSON or JSON_MIN) as a source. ``path`` is its file or its folder. Raises DatasetError and ConfigError."""
     path = export_file(path)
     raw, xml = read_export(path), read_config_text(path)
     check_tasks(raw, path)

@@ -103,7 +103,7 @@ class _Timed(httpcore.NetworkStream):
 
 @dataclass(frozen=True, eq=False)
 class _Pinned(httpcore.NetworkBackend):
-    """Connects to the addresses that were checked, whatever the host's name says by now."""
+    """Connects to the first of the checked addresses that answers, even if the host's name now leads to others."""
 
     addresses: Sequence[str]
     connect: Connect

@@ -51,7 +51,9 @@ class Entry:
 
 @dataclass(frozen=True)
 class Hook:
-    """A webhook of a project."""
+    """A webhook of a project. ``payload``: it sends what an event is about, not only the event's name. ``everything``: it sends all events;
+    otherwise it sends those in ``actions``.
+    """
 
     id: int
     url: str
@@ -119,7 +121,7 @@ def carries_secret(secret: str, headers: Mapping[str, str], path: str) -> bool:
 
 
 def path_below(hook: Hook, url: str) -> str:
-    """The path of a webhook that leads to the server at ``url``, seen from there."""
+    """Return a webhook's path relative to ``url``, the address of the server that it leads to: ``/webhook``, or ``/webhook/SECRET``."""
     return hook.url.strip()[len(tidy(url)) :]
 
 
@@ -142,7 +144,7 @@ def server_url(settings: Settings, given: str | None) -> str:
 
 
 def own_url(settings: Settings) -> str:
-    """This server as it is reached from its own machine."""
+    """Return the address by which this server is reached from its own machine."""
     host = WILDCARDS.get(settings.host, settings.host)
     return f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 

@@ -255,10 +255,11 @@ class LabelStudio:
         return dropped
 
     def rename_backends(self, project: int, former: str, version: str) -> int:
-        """Set the title of a project's backends that served ``former`` to ``version``, which makes Label Studio ask for that version.
+        """Set the title of a project's backends that have the model version ``former`` to ``version``. At this change, Label Studio calls
+        the backend's /setup and takes over its present version.
 
-        Return how many backends there are. Those that serve ``version`` already are included: Label Studio may have asked for it when the
-        backends were listed. Raises LabelStudioError.
+        Backends that have ``version`` already are set, too: Label Studio may have called /setup when the backends were listed. Return how
+        many backends were set. Raises LabelStudioError.
         """
         listed = self.request("GET", f"/api/ml?project={project:d}")
         ours = (
@@ -312,7 +313,7 @@ class LabelStudio:
 
 
 def _is_missing(response: httpx.Response) -> bool:
-    """Whether Label Studio says 404, in its own way."""
+    """Whether the answer is a 404 of Label Studio itself: a JSON object with ``detail``, which the 404 of a proxy lacks."""
     try:
         return response.status_code == 404 and isinstance(response.json(), dict) and "detail" in response.json()
     except ValueError:
@@ -325,7 +326,7 @@ def _filter(column: str, operator: str, kind: str, value: object) -> dict[str, o
 
 
 def _tasks_path(project_id: int, query: object) -> str:
-    """The list of a project's tasks that the Data Manager would show for a query, their data as they were imported."""
+    """Return the path of the list of a project's tasks that the Data Manager shows for a query, with their data as they were imported."""
     return f"/api/tasks/?project={project_id:d}&resolve_uri=false&query={quote(json.dumps(query, separators=(',', ':')))}"
 
 

@@ -98,8 +98,7 @@ class CocoTables:
         return self.images[number]
 
     def outline(self, annotation: int) -> Outline:
-        """Return the outline of the annotation with this id. Raises DatasetError if the file has no such annotation, or it has no outline.
-        """
+        """Return the outline of the annotation with this id. Raises DatasetError if there is none, or it has no outline."""
         found = _outline(self.annotations.get(annotation, {}))
         if found is None:
             raise DatasetError(f"{self.path} has no annotation {annotation} with an outline; use the file that came with the references")

@@ -42,8 +42,8 @@ LEAST_NUMBERS = 6
 """The fewest numbers that a polygon may have, those of three corners; a shorter one is not drawn. pycocotools would take four numbers for a
 box, and fail with fewer."""
 MAX_OUTLINE_PX = 1e7
-"""The length, in pixels, of the longest outline that is drawn. pycocotools keeps five points for each pixel of it; a polygon around an
-object is usually a few thousand pixels long."""
+"""The greatest length of one polygon's outline, as the sum of |dx| + |dy| of its sides, in pixels. A longer polygon is refused, because
+pycocotools keeps five points in memory for each pixel of the outline; around an object it is usually a few thousand pixels long."""
 _COCO_NAME = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
 
 
@@ -51,9 +51,12 @@ _COCO_NAME = re.compile(r"COCO_(?:train|val|test)20\d\d_(\d{12})\.")
 class PhrasedPicture:
     """A picture and a phrase, with the outlines of the objects that the phrase means.
 
-    ``image`` is the picture's file, or the bytes of one. ``outlines`` is empty if the phrase means nothing in the picture. ``origin``,
-    ``label`` and ``thought`` are those of the dataset format, and ``ignore`` draws its mask of that name. ``size`` is the picture's
-    (height, width) as the data set states it, or None: the outlines refer to this size, and a picture of another size is refused.
+    ``image`` is the path of the picture's file, or the bytes of one. ``outlines`` is empty if the phrase means nothing in the picture.
+    ``split``, ``source``, ``origin``, ``label`` and ``thought`` are the dataset format's fields of these names
+    (:mod:`sam4mllm.data.examples`). ``ignore`` is a function that draws the format's mask ``ignore``; None if all pixels count.
+
+    ``size`` is the picture's (height, width) as the data set states it, or None. The outlines refer to this size, so a pair whose picture
+    has another size is left out.
     """
 
     image: Path | bytes
@@ -70,7 +73,7 @@ class PhrasedPicture:
 
 @dataclass(frozen=True)
 class LeftOut:
-    """Something of a set that makes no pair, and why."""
+    """An item of a data set from which no pair can be made. ``reason`` says why, in words for a user."""
 
     split: str
     source: str
@@ -81,7 +84,8 @@ class LeftOut:
 class Reading:
     """A data set whose files were all found.
 
-    ``pairs`` can be iterated once. ``total`` is their number, or None if it is not known beforehand. ``pictures`` counts pictures by split.
+    ``pairs`` yields the pairs and, in place of those that cannot be made, a LeftOut; it may be an iterator, so it is iterated only once.
+    ``total`` is the number of both together, or None if it is not known beforehand. ``pictures`` is the number of pictures in each split.
     """
 
     pairs: Iterable[PhrasedPicture | LeftOut]
@@ -93,8 +97,9 @@ class Reading:
 class Prepared:
     """What became of the pairs of a data set.
 
-    ``read`` and ``written`` count pairs by split; ``images`` counts the pictures written, ``merged`` the repetitions dropped, and
-    ``left_out`` the pairs left out, by reason. ``first`` has the source of the first pair left out for each reason, as an example.
+    ``read`` and ``written`` count pairs by split; those left out count as read. ``images`` is the number of different pictures of the
+    written pairs, ``merged`` the number of repetitions dropped, and ``left_out`` the number of pairs left out for each reason. ``first``
+    has, for each reason, the source of the first pair left out for it, as an example.
     """
 
     read: Counter[str] = field(default_factory=Counter)
@@ -110,21 +115,24 @@ class Prepared:
 
 
 def untracked(items: Iterable[T], total: int | None) -> Iterable[T]:
-    """A loop without a progress bar."""
+    """Return ``items`` as they are: the Track that shows no progress bar."""
     return items
 
 
 def coco_origin(name: str) -> str:
-    """Return the origin of a picture whose file name contains COCO's form of 2014 (``COCO_train2014_….``), else an empty text."""
+    """Return ``coco:<image id>`` for a file name in the form of COCO 2014, ``COCO_train2014_<12 digits>.jpg``.
+
+    Any other name, such as one of COCO 2017, gives an empty text.
+    """
     found = _COCO_NAME.search(name)
     return f"coco:{int(found[1])}" if found else ""
 
 
 @contextmanager
 def new_dataset(folder: Path) -> Iterator[ExampleWriter]:
-    """Open a writer to a new folder, which appears when the block ends, complete; after an error nothing is left of it.
+    """Give the block a writer of a dataset. ``folder`` appears, complete, when the block ends; after an error in it nothing is left.
 
-    Raises DatasetError if ``folder`` is a file or holds something, and FolderError if it cannot be written.
+    Raises DatasetError if ``folder`` is a file or a folder that is not empty, and FolderError if it cannot be written.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DatasetError(f"{folder} already holds something; choose a new folder")

@@ -15,8 +15,8 @@ def find_pictures(names: Iterable[Sequence[str]], folders: Sequence[Path]) -> Ma
     ``names`` are the possible names of each picture. A picture is looked for in all ``folders`` under each of its names, as the whole path
     and as its last part alone.
 
-    Raises DatasetError, one line with the number of missing pictures, the first of them, and the folder to put it into: the one where the
-    last picture was found, or the first of ``folders`` if none was.
+    Raises DatasetError if any picture is missing. Its message is one line with the number of missing pictures, the name of the first, and
+    the folder to put it into: the folder of the last picture that was found, or the first of ``folders`` if none was.
     """
     there = [folder for folder in folders if folder.is_dir()]
     wanted = {picture[0]: picture for picture in names}

@@ -27,9 +27,10 @@ _NAMES = {ord(one.code): one.name for one in pickletools.opcodes}
 
 
 def load_plain_pickle(data: bytes, name: str) -> object:
-    """Return what a pickle of lists, dicts, texts and numbers holds. Texts of Python 2 are decoded as UTF-8.
+    """Return what a pickle of lists, dicts, texts, numbers, booleans and None holds. Texts of Python 2 are decoded as UTF-8.
 
-    Raises DatasetError if the pickle is broken or holds anything else, which is not called. The message begins with ``name``.
+    Raises DatasetError if the pickle is broken or holds anything else (tuples, too); nothing that it names is called. The message begins
+    with ``name``.
     """
     try:
         return _PlainUnpickler(io.BytesIO(data), encoding="utf-8", errors="replace").load()

@@ -18,7 +18,8 @@ from sam4mllm.images import MAX_PIXELS, image_sha256, load_image
 def read_examples(folder: Path, max_pixels: int = MAX_PIXELS) -> list[Example]:
     """Return all examples of a dataset, in order. Each is checked: its fields, boxes and masks, and that the folder has its image.
 
-    Images are not opened here; ``load_example_image`` checks an image when it loads it.
+    Images are not opened here; ``load_example_image`` checks an image when it loads it. ``max_pixels`` is the largest
+    width × height that an example may state.
 
     Raises:
         DatasetError: a line is wrong or a file is missing; the message names it.
@@ -29,7 +30,7 @@ def read_examples(folder: Path, max_pixels: int = MAX_PIXELS) -> list[Example]:
 def each_example(folder: Path, max_pixels: int = MAX_PIXELS) -> Iterator[Example]:
     """Yield the examples of ``read_examples`` one at a time, because those of a large set together fill a gigabyte.
 
-    Raises DatasetError when it comes to a line that is wrong.
+    Raises DatasetError when it comes to a line that is wrong, or if the file cannot be read.
     """
     folder = Path(folder)
     path = folder / EXAMPLES
@@ -79,9 +80,9 @@ def load_example_image(folder: Path, example: Example, verify_sha256: bool = Fal
 
 
 def _check_picture(root: Path, example: Example, pictures: dict[str, ImageRecord]) -> None:
-    """Check that an example's image is there, and that its hash and size are those of earlier examples with the same image.
+    """Raise DatasetError unless an example's image is there, and its hash and size are those of earlier examples with the same image.
 
-    ``pictures`` holds the images checked so far, so that each is looked for once. Raises DatasetError.
+    ``pictures`` holds the images of the examples checked so far, by path, so that each file is looked for only once; a new one is added.
     """
     record = ImageRecord(example.image, example.sha256, example.width, example.height)
     if example.image not in pictures:

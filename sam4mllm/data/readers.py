@@ -40,7 +40,7 @@ PICTURES: dict[str, dict[str, int]] = {
     "paco-lvis": {"train": 45_790, "val": 2_410, "test": 9_443},
     "partimagenet": {"train": 16_540, "val": 2_957, "test": 4_598},
 }
-"""Pictures in each split as published with the sets; COCO's of 2017."""
+"""The published number of pictures in each split. For COCO it is that of the release of 2017."""
 
 _READ: dict[str, Callable[[Path], Reading]] = {
     **{name: partial(refer.read_refer, name=name) for name in refer.SETS},
@@ -53,7 +53,10 @@ READERS = {name: Reader(read, SENTENCES.get(name, {}), PICTURES.get(name, {})) f
 
 
 def compare(reader: Reader, reading: Reading, prepared: Prepared) -> list[str]:
-    """A line for each split whose numbers are not the published ones."""
+    """Return a line for each published number, of a split's sentences or pictures, that the files do not match.
+
+    Sentences that were left out count as found. A set without published numbers gives no line.
+    """
     return [
         f"{split}: {found.get(split, 0):,} {what} found, {count:,} are published"
         for what, published, found in (("sentences", reader.sentences, prepared.read), ("pictures", reader.pictures, reading.pictures))

@@ -11,7 +11,7 @@ from sam4mllm.errors import DatasetError
 
 NEEDED = ("image", "file_name", "samples")
 NUMBER = "image_id"
-"""The column of the picture's number in COCO. It may be missing: the number is then taken from the file name."""
+"""The column with the picture's id in COCO. Files without this column are read, too: the id is then taken from the file name."""
 AT_ONCE = 16
 """Rows that are read at once; each holds a picture, about half a megabyte."""
 
@@ -19,7 +19,8 @@ AT_ONCE = 16
 def read_refcoco_m(root: Path) -> Reading:
     """Return a pair for each sentence of each object.
 
-    Raises DatasetError if pyarrow is not installed, there are no files, or a file is damaged or not RefCOCO-M.
+    Raises DatasetError if pyarrow is not installed, there are no files, or a file is damaged or not RefCOCO-M. Rows are read only when the
+    pairs are iterated, so damage inside a file raises DatasetError then.
     """
     try:
         from pyarrow import ArrowException, parquet  # noqa: PLC0415 – an extra

@@ -49,7 +49,11 @@ SETS: dict[str, ReferSet] = {
 
 @dataclass(frozen=True)
 class Reference:
-    """One or more objects of an image, or none, and the sentences (number, text) that mean them."""
+    """One or more objects of an image, or none, and the sentences that mean them.
+
+    ``number`` is the reference's ``ref_id``, ``image`` the image's id in COCO, and ``annotations`` are the ids of the objects' annotations
+    in ``instances.json``. ``sentences`` are pairs of ``sent_id`` and text.
+    """
 
     number: int
     image: int
@@ -59,7 +63,10 @@ class Reference:
 
 
 def read_refer(root: Path, name: str) -> Reading:
-    """The sentences of a set, each with its objects. Raises DatasetError if files are missing or not what they should be."""
+    """Return a pair for each sentence of the set ``name``, one of SETS, with the outlines of the objects that the sentence means.
+
+    Raises DatasetError if files are missing or not what they should be.
+    """
     references = read_references(root, name)
     tables = read_tables(root / SETS[name].folder / "instances.json")
     rows = {image: tables.image(image) for image in {one.image for one in references}}

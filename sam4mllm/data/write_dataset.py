@@ -41,7 +41,8 @@ class ExampleWriter:
 
     Raises:
         DatasetError: the folder already holds a dataset (on entering).
-        FolderError: it cannot be written (at any time).
+        FolderError: the folder cannot be written (at any time).
+        RuntimeError: a method is called outside of the ``with`` block.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -79,17 +80,20 @@ class ExampleWriter:
         return self._store(packed.getvalue(), ".png", image.shape[1], image.shape[0])
 
     def add_image_file(self, path: Path, max_pixels: int = MAX_PIXELS, *, link: bool = False) -> ImageRecord:
-        """Store a picture's file byte for byte; a photo stays a JPEG of its size. Raises ImageError if it cannot be read.
+        """Store a picture's file byte for byte, so a JPEG is not encoded again.
 
         ``link`` makes a hard link to the file where the disk allows it, instead of a copy. It is meant for collections of pictures that
-        nobody edits.
+        nobody edits. Raises ImageError if the file cannot be decoded or has more than ``max_pixels`` pixels.
         """
         path = Path(path)
         image = load_image(path, max_pixels)
         return self._store(path.read_bytes(), picture_suffix(path), image.shape[1], image.shape[0], path if link else None)
 
     def add_image_data(self, data: bytes, max_pixels: int = MAX_PIXELS) -> ImageRecord:
-        """Store a picture's file that is in memory, as it is. Raises ImageError if it cannot be read."""
+        """Store the bytes of a picture's file as they are, under a name without a suffix.
+
+        Raises ImageError if they cannot be decoded or are a picture of more than ``max_pixels`` pixels.
+        """
         height, width = load_image(data, max_pixels).shape[:2]
         return self._store(data, "", width, height)
 
@@ -110,16 +114,16 @@ class ExampleWriter:
         """Write one example.
 
         Args:
-            record: what ``add_image`` or ``add_image_file`` returned.
+            record: what ``add_image``, ``add_image_file`` or ``add_image_data`` returned.
             phrase: the referring expression.
             masks: N of (H, W) bool, none of them empty; N = 0 says that the phrase has no target. They are encoded one at a time, so a
                 generator may make them: hundreds of masks of a large picture take gigabytes.
             split: ``train``, ``val``, ``test`` and the like.
             source: where the example comes from; may be empty.
-            boxes: (N, 4) px; the bounding boxes of the masks if None.
+            boxes: (N, 4) px, x1, y1, x2, y2; the bounding boxes of the masks if None.
             ignored: (H, W) bool, pixels that are left out when a prediction is measured; None if all count.
             origin: the picture's origin, as in the dataset format; may be empty.
-            label: the one that a reviewer chose, None if nobody did.
+            label: the label that a reviewer chose in Label Studio, None if nobody did.
             thought: what a model is to think before it gives the boxes; may be empty.
 
         Raises:
@@ -180,8 +184,8 @@ class ExampleWriter:
     def copy(self, folder: Path, example: Example) -> None:
         """Write an example of the dataset in ``folder``, with its picture's file, which is hard-linked where the disk allows it.
 
-        Raises DatasetError if the picture's file is missing, has changed or cannot be read, and FolderError if this folder cannot be
-        written.
+        Raises DatasetError if the picture's file is missing, has changed or cannot be read, and FolderError if the writer's own folder
+        cannot be written.
         """
         record = self._copied.get(example.sha256)
         if record is None:
@@ -244,7 +248,7 @@ def _linked(source: Path, target: Path) -> bool:
 
 
 def _encoded(mask: ArrayLike, record: ImageRecord) -> tuple[NDArray[np.float32], Rle]:
-    """A mask's box (4,) px and its run lengths. Raises DatasetError unless it is of the image's size."""
+    """Return a mask's box (4,) px, x1, y1, x2, y2, and its run lengths. Raises DatasetError unless the mask has the image's size."""
     array = np.asarray(mask, np.bool_)
     if array.shape != (record.height, record.width):
         raise DatasetError(f"masks are (N, {record.height}, {record.width}) as their image, and one of them is {array.shape}")

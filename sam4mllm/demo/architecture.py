@@ -17,6 +17,8 @@ POSITIONS_PER_SIDE = 18
 def mllm_config(vocabulary: int, image_token: int, vision_start: int, vision_end: int, end: int, pad: int) -> Qwen3VLConfig:
     """Return the configuration of the demo MLLM, which has 5 M parameters.
 
+    ``vocabulary`` is the number of tokens; the other arguments are ids of tokens.
+
     It is a Qwen3-VL and not a Qwen2-VL because the vision tower of Qwen3-VL has learned absolute positions, which are resampled to any
     grid. The tower of Qwen2-VL has relative positions only: trained from scratch, its boxes got no better than a blind guess in all the
     time that we watched.

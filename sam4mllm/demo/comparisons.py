@@ -51,7 +51,10 @@ def by_comparison(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequ
 
 
 def by_hops(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
-    """Return expressions such as "the cup left of the larger dog", or else such as "the thing between the cup and the shoe"."""
+    """Return expressions of one of two forms: "the cup left of the larger dog", or "the thing between the cup and the shoe".
+
+    Where the scene allows both forms, the first is returned with a probability of 0.6.
+    """
     two = _between(rng, things, nouns)
     relative = [
         expression for noun in present(things, nouns) for other in present(things, nouns) for expression in _chained(things, noun, other)
@@ -139,7 +142,10 @@ def _chained(things: Sequence[Thing], noun: str, other: str) -> list[Expression]
 
 
 def _told_apart(things: Sequence[Thing], noun: str, indices: Sequence[int]) -> list[tuple[str, int]]:
-    """Phrases that each mean one of several things with the same noun."""
+    """Return phrases by size, side or colour, such as "the larger dog", each with the index of the one thing that it means.
+
+    ``indices`` are the things that ``noun`` names.
+    """
     found = []
     if len(indices) == 2:
         small, large = sorted(indices, key=lambda index: things[index].size)

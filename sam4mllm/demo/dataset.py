@@ -16,7 +16,7 @@ MAKERS: dict[str, Callable[[Sequence[int], Sequence[str] | None], DemoScene]] = 
     "relational": make_relational,
     "shifted": make_shifted,
 }
-"""The makers of scenes of each kind, from a seed and the nouns that phrases may ask for."""
+"""For each kind of scene, the function that makes a scene from a seed and the nouns that its phrases may ask for (None: all known ones)."""
 
 
 def write_scenes(
@@ -31,8 +31,9 @@ def write_scenes(
 ) -> int:
     """Write ``count`` scenes (images) of a seed; each phrase of a scene is an example. Returns the number of examples.
 
-    ``track`` wraps the loop, for a progress bar. ``phrases`` is how many of each scene's phrases are written; None writes all. ``split`` is
-    given to every example. ``kind`` is one of MAKERS. Raises DatasetError if the folder already holds a dataset.
+    ``nouns`` are the nouns that phrases may ask for; None stands for all known ones. ``track`` wraps the loop, for a progress bar.
+    ``phrases`` is how many of each scene's phrases are written; None writes all. ``split`` is given to every example. ``kind`` is one of
+    MAKERS. Raises DatasetError if the folder already holds a dataset, and FolderError if it cannot be written.
     """
     written = 0
     with ExampleWriter(folder) as writer:

@@ -25,8 +25,9 @@ COLOUR_SHARE = 0.6
 class Glyph:
     """One thing that a scene can show.
 
-    ``index`` is its cell in the sheet; ``noun`` is empty for a nameless thing; ``rgba`` is (S, S, 4) uint8, not premultiplied; ``kind`` is
-    ``known``, ``novel`` or ``nameless``.
+    ``index`` is the number of its cell in the sheet, counted row by row from 0. ``rgba`` is (S, S, 4) uint8, not premultiplied. ``kind`` is
+    ``known`` (training shows it, and phrases name it), ``novel`` (kept out of training, for tests) or ``nameless`` (training shows it, but
+    no phrase names it: ``noun`` is empty).
     """
 
     index: int

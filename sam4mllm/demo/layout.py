@@ -17,9 +17,10 @@ SIZE_RANGE = (0.10, 0.45)
 """Long side of a thing's box, as a share of the image's long side."""
 ROTATION = 30.0
 MAX_OVERLAP = 0.30
-"""Largest intersection of two boxes, as a share of the smaller."""
+"""The largest intersection of the boxes of two things, as a share of the area of the smaller box."""
 CLEARANCE = 0.20
-"""The most that another thing's box may intersect one of a pair (:mod:`sam4mllm.demo.pairs`), as a share of the smaller box."""
+"""The largest intersection of a box of one of a pair (:mod:`sam4mllm.demo.pairs`) with the box of a thing that is not of the pair, as a
+share of the area of the smaller box."""
 SIDE_RANGE = (320, 1024)
 MAX_ASPECT = 2.0
 RECOLOUR_SHARE = 0.4
@@ -32,8 +33,8 @@ class Thing:
     """One placed glyph.
 
     ``hue`` (degrees) and ``brightness`` say how its colours are changed, and ``colour`` is the name of the colour that it then has, or
-    empty. ``rotation`` is in degrees. ``scale`` (the side of the glyph's cell), ``centre`` (x, y) and ``box`` (x1, y1, x2, y2) are in units
-    of the image's long side.
+    empty. ``rotation`` is in degrees. ``scale`` is the side of the glyph's cell, ``centre`` (x, y) is the centre of that cell, and ``box``
+    (x1, y1, x2, y2) is the box around the glyph's opaque pixels; all three are in units of the image's long side.
     """
 
     glyph: Glyph
@@ -51,7 +52,7 @@ class Thing:
 
     @property
     def size(self) -> float:
-        """Side of the square with the box's area."""
+        """The side of the square with the box's area, in units of the image's long side."""
         return float(np.sqrt((self.box[2] - self.box[0]) * (self.box[3] - self.box[1])))
 
     @property
@@ -61,7 +62,7 @@ class Thing:
 
 @functools.cache
 def _outline(index: int) -> NDArray[np.float64]:
-    """(N, 2) convex hull of a glyph's opaque pixels, from the cell's centre, in cell sides."""
+    """Return the corners (N, 2), x, y, of the convex hull of a glyph's opaque pixels, relative to the cell's centre, in cell sides."""
     alpha = load_glyphs()[index].rgba[..., 3]
     points = cv2.findNonZero((alpha > 127).astype(np.uint8))
     hull = cv2.convexHull(points).reshape(-1, 2).astype(np.float64)
@@ -69,7 +70,7 @@ def _outline(index: int) -> NDArray[np.float64]:
 
 
 def draw_size(rng: np.random.Generator) -> tuple[int, int]:
-    """(height, width) of an image: the sides within SIDE_RANGE, the aspect within 1:2 to 2:1."""
+    """Draw the (height, width) of an image in pixels: the sides within SIDE_RANGE, the aspect within 1:2 to 2:1."""
     long = int(rng.integers(SIDE_RANGE[0], SIDE_RANGE[1] + 1))
     short = max(SIDE_RANGE[0], round(long / np.exp(rng.uniform(0, np.log(MAX_ASPECT)))))
     return (short, long) if rng.random() < 0.5 else (long, short)
@@ -95,7 +96,7 @@ def choose_glyphs(rng: np.random.Generator, nouns: Sequence[str] | None, repeat:
 
 
 def crowd_glyphs(rng: np.random.Generator, count: int) -> list[Glyph]:
-    """Any glyphs that training may show, as many as asked for."""
+    """Draw ``count`` glyphs that training may show, known and nameless ones; a glyph may come more than once."""
     pools = (glyphs_of("known"), glyphs_of("nameless"))
     picks = [pools[int(rng.random() < NAMELESS_SHARE)] for _ in range(count)]
     return [pool[rng.integers(len(pool))] for pool in picks]
@@ -128,7 +129,8 @@ def place(
 
 
 def _tint(rng: np.random.Generator, glyph: Glyph) -> tuple[float, float, str]:
-    """A hue, a brightness and the name of the colour that a glyph then has."""
+    """Draw a rotation of hue (degrees) and a factor of brightness; return them and the name of the colour that the glyph then has, or an
+    empty text."""
     recoloured = rng.random() < RECOLOUR_SHARE
     hue = float(rng.uniform(-180, 180) if recoloured else rng.uniform(-12, 12))
     brightness = float(rng.uniform(0.75, 1.2))
@@ -148,7 +150,10 @@ def dress(
 
 
 def bounds_of(index: int, rotation: float) -> tuple[float, float, float, float]:
-    """x1, y1, x2, y2 of a turned glyph about its centre, in cell sides."""
+    """Return the box (x1, y1, x2, y2) of a glyph's opaque pixels after a rotation by ``rotation`` degrees about the centre of its cell.
+
+    The box is relative to that centre, in cell sides.
+    """
     angle = np.deg2rad(rotation)
     turn = np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]])
     outline = _outline(index) @ turn.T

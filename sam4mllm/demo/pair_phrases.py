@@ -25,7 +25,8 @@ from sam4mllm.demo.wording import Expression, indices_of, unique
 ELSEWHERE = 0.1
 """A part may be named by its colour if at most this share of the rest of the thing has that colour too."""
 SHADE_MARGIN = 30.0
-"""A part is called dark (light) if its median lightness, 0 to 255, is at least this much below (above) that of nine tenths of the rest."""
+"""A part is called dark if its median lightness, 0 to 255, is at least this much below the lightness of nine tenths of the other pixels of
+its thing, and light if it is at least this much above."""
 PAIR = "pair"
 """The ``kind`` of the expressions that mean one of a pair."""
 
@@ -77,7 +78,10 @@ def _wrong_colour(things: Sequence[Thing], index: int, known: dict[int, str]) ->
 
 
 def _free(things: Sequence[Thing], pair: tuple[int, int]) -> bool:
-    """Whether no other thing touches the pair, so that only one thing is in front of the other or behind it."""
+    """Whether no other thing's box overlaps a box of the pair.
+
+    Only then does "the thing behind the key" mean one thing alone: nothing else is behind the key or in front of it.
+    """
     return not any(overlap(things[index].box, thing.box) for index in pair for at, thing in enumerate(things) if at not in pair)
 
 

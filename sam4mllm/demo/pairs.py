@@ -26,8 +26,8 @@ PAIR_KINDS = ("crossed", "front", "ring", "part")
 PAIR_SIZES = (0.25, 0.65)
 """Long side of the pair's box, as a share of the image's long side."""
 ELONGATED, ELONGATED_KNOWN = 2.0, 1.8
-"""Least ratio of a glyph's principal axes for it to be in a crossed pair: `ELONGATED_KNOWN` if it has a noun, as few such are long, else
-`ELONGATED`.
+"""Least ratio of a glyph's principal axes, the longer to the shorter, with which it may be in a crossed pair. A glyph without a noun needs
+`ELONGATED`. For one with a noun `ELONGATED_KNOWN` is enough, because few of these are long.
 """
 CROSSING, CROSSING_JITTER = 45.0, 12.0
 FRONT_FIT = (0.90, 1.15)
@@ -80,8 +80,9 @@ def axes(index: int) -> tuple[float, float]:
 
 @functools.cache
 def parts_of(index: int) -> tuple[Part, ...]:
-    """Return those regions of one colour (by k-means) of a glyph whose area and box are such that the region and the whole glyph make a
-    pair.
+    """Return those regions of one colour (by k-means) of a glyph that can make a pair with the whole glyph.
+
+    Such a region has a share of the glyph's area within PART_SHARES, and a box whose IoU with the glyph's box is at least PART_IOU.
     """
     rgba = load_glyphs()[index].rgba
     opaque = rgba[..., 3] > 127
@@ -168,7 +169,7 @@ def _two(rng: np.random.Generator, pool: Sequence[Glyph], partners: Sequence[Gly
 
 
 def _place(rng: np.random.Generator, extent: tuple[float, float]) -> tuple[float, tuple[float, float]]:
-    """Side and centre of the pair's box, inside the image."""
+    """Draw the side and the centre (x, y) of a pair's box, inside the image, in units of its long side."""
     height, width = extent
     side = float(rng.uniform(PAIR_SIZES[0], min(PAIR_SIZES[1], 0.9 * min(extent))))
     half = 0.54 * side
@@ -196,7 +197,9 @@ def _box_iou(one: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 
 def pool_for(kind: str, nouns: Sequence[str] | None) -> tuple[Glyph, ...]:
-    """The glyphs that a pair may be drawn from: those of ``nouns``; any that training may show if None."""
+    """Return the glyphs that suit a pair of ``kind``: of those that ``nouns`` name, or, if None, of all that training may show (known and
+    nameless ones).
+    """
     return _pool(kind, None if nouns is None else tuple(nouns))
 
 

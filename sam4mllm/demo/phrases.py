@@ -19,7 +19,10 @@ NEAR_MISS_SHARE = 0.5
 
 
 def expressions(rng: np.random.Generator, things: Sequence[Thing], kinds: Sequence[str], nouns: Sequence[str]) -> list[Expression] | None:
-    """One expression of each kind in ``kinds``, all different, about ``nouns``; None if the scene cannot carry them."""
+    """Return one random expression for each entry of ``kinds``, no two with the same phrase; phrases ask only for ``nouns``.
+
+    Return None if for one of the entries the scene allows no expression that is not taken yet.
+    """
     makers: dict[str, Callable[..., list[Expression]]] = {
         "noun": _by_noun,
         "attribute": _by_attribute,
@@ -49,8 +52,8 @@ def _by_noun(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[
 
 
 def _by_attribute(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
-    telling: list[Expression] = []  # where the noun alone would not do
-    idle: list[Expression] = []
+    telling: list[Expression] = []  # several things have the noun, so the attribute is needed
+    idle: list[Expression] = []  # the noun alone would do
     for noun in present(things, nouns):
         indices = indices_of(things, noun)
         for colour in COLOURS:

@@ -28,7 +28,7 @@ PAIR_IOU, PAIR_VISIBLE, PAIR_SHARES = 0.60, 0.30, (0.20, 0.80)
 """Least IoU of a pair's boxes, least visible share of each, and each one's share of the pixels of both."""
 
 NAMELESS_PARTNER_SHARE = 0.4
-"""In scenes with phrases, how often one of a pair is drawn from all glyphs that training shows, nameless ones among them."""
+"""How often, in an ambiguous scene with phrases, one of the pair is drawn from all glyphs that training shows, nameless ones among them."""
 RELATIONAL_PHRASES = 3
 REPEATING = {"plural", "position", *RELATIONAL_KINDS}
 """Kinds of phrases that need, or are helped by, several things with one noun."""
@@ -53,7 +53,7 @@ class DemoScene:
     first, and its mask includes the part's.
     """
     pair_kind: str = ""
-    """Which of :data:`~sam4mllm.demo.pairs.PAIR_KINDS` the pair is."""
+    """The pair's kind, one of :data:`~sam4mllm.demo.pairs.PAIR_KINDS`; empty if the scene is not ambiguous."""
 
 
 def make_scene(
@@ -107,7 +107,7 @@ def make_mixed(seed: Sequence[int], nouns: Sequence[str] | None = None) -> DemoS
 
 
 def make_shifted(seed: Sequence[int], nouns: Sequence[str] | None = None) -> DemoScene:
-    """A scene with a phrase of each default kind that looks like none that training shows (:mod:`sam4mllm.demo.shifts`)."""
+    """Return a scene that looks like none in training (:mod:`sam4mllm.demo.shifts`), with one phrase of each default kind (KINDS)."""
     return make_scene(seed, nouns, kinds=KINDS, look=look_of(seed))
 
 
@@ -237,7 +237,11 @@ def _pair_in(shown: Sequence[int], pair: tuple[int, int] | None) -> tuple[int, i
 def render(
     rng: np.random.Generator, things: Sequence[Thing], height: int, width: int, look: Look | None = None
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_], NDArray[np.float64]]:
-    """Paint the things in their order: the image (H, W, 3), the visible masks (N, H, W) and the visible shares (N,)."""
+    """Paint the things in their order, and return the image (H, W, 3) uint8, the masks (N, H, W) bool and the shares (N,).
+
+    A mask has a thing's visible pixels, and a share is how much of the thing is visible, 0 to 1. Without a ``look`` the scene looks as in
+    training.
+    """
     canvas = draw_background(rng, height, width) if look is None else look.draw_background(rng, height, width)
     masks = np.zeros((len(things), height, width), np.bool_)
     whole = np.zeros(len(things))

@@ -75,7 +75,8 @@ def build_tokenizer() -> PreTrainedTokenizerFast:
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.decoder = decoders.WordPiece(cleanup=False)
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
-    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in (THOUGHT, THOUGHT_END)])  # part of the answer's text
+    # not special: decoding drops special tokens, but the tags of a thought are part of the answer's text
+    tokenizer.add_tokens([AddedToken(token, normalized=False) for token in (THOUGHT, THOUGHT_END)])
     fast = PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=tokenizer,
         pad_token=PAD,
@@ -110,7 +111,7 @@ class Speller:
         return ids, ends
 
     def spell(self, word: str, rng: np.random.Generator) -> list[int]:
-        """A random cut of a word into pieces of one or two letters."""
+        """Return the ids of the pieces, of one or two letters each, into which a word is cut at random."""
         pieces: list[int] = []
         at = 0
         while at < len(word):

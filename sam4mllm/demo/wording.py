@@ -40,7 +40,7 @@ def plural(noun: str) -> str:
 
 
 def indices_of(things: Sequence[Thing], noun: str) -> list[int]:
-    """The things that a noun names."""
+    """Return the indices of the things that a noun names."""
     return [index for index, thing in enumerate(things) if thing.noun == noun]
 
 

@@ -43,7 +43,8 @@ bar."""
 class SettingResult:
     """The result of one image under one setting.
 
-    ``samples`` has one sample for each phrase. ``seconds`` is the time of all phrases together, by stage; it is empty for the upper bound.
+    ``samples`` has one sample for each phrase. ``seconds`` is the time of all phrases together, by stage; it is empty for the upper bound,
+    where the segmenter gets true boxes and points.
     The counts are of points, compared with the phrase's true mask: ``asked`` is the number of all points, ``right`` of those that were
     judged rightly (P(inside) ≥ 0.5 means inside), ``kept`` of those that the thresholds did not drop, and ``kept_right`` of those among
     them with the right label.
@@ -89,7 +90,7 @@ def ablate(
         load: loads a pipeline. It is called once for each combination of segmenter, adapter and segmenter adapter, when its turn comes.
         journal: holds the results that are known already; the others are added to it.
         track: for a progress bar.
-        min_pixels: as in ``compare``.
+        min_pixels: a predicted mask of fewer pixels counts as empty; 0 keeps every one.
 
     Raises:
         DatasetError: a picture cannot be read.

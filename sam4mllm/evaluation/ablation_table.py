@@ -23,7 +23,8 @@ HEADS = {"kept": "kept", "kept_right": "of them right", "seconds_per_phrase": "s
 class Row:
     """A setting's figures with the ends of their 95 % intervals.
 
-    ``to_base`` and ``to_published`` say how much larger each figure is than that of the base and of the published setting.
+    ``to_base`` and ``to_published`` say how much larger each figure is than that of the base and of the published setting. Where nothing
+    was measured for a figure, it is None, and so are its interval and differences.
     """
 
     setting: Setting
@@ -74,7 +75,7 @@ def _drawing(setting: Setting) -> str:
 
 
 def tell_gain(rows: Sequence[Row]) -> str:
-    """One line: what the best setting gains over the published one."""
+    """Return one line: the best setting and its METRIC, and how much that is above the published setting's, if this is another setting."""
     best = find_best(rows)
     gain = best.to_published[METRIC]
     if gain is None or "published" in best.setting.names:
@@ -110,7 +111,7 @@ def heads() -> list[str]:
 
 
 def to_markdown(rows: Sequence[Row], note: str = "") -> str:
-    """A table for a document, with a line on what base and published stand for."""
+    """Return a Markdown table. Lines below it say what base and published stand for and what the best setting gains, and give the note."""
     lines = [f"| {' | '.join(heads())} |", "|---|" + "---|" * (len(COLUMNS) + 1)]
     lines += [f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells(row))} |" for row in rows]
     legend = [f"{name}: {describe(row.setting)}" for row in rows for name in ("base", "published") if name in row.setting.names]
@@ -129,7 +130,7 @@ def to_csv(rows: Sequence[Row]) -> str:
 
 
 def to_fields(row: Row) -> dict[str, Any]:
-    """A row as JSON."""
+    """Return a row as a dict that can be written as JSON."""
     return {
         "setting": row.setting.label,
         "is": describe(row.setting),

@@ -44,7 +44,10 @@ class ClickCurve:
         return next((clicks for clicks, iou in enumerate(self.ious) if iou >= goal), MOST_CLICKS)
 
     def terms(self) -> dict[str, Term]:
-        """Return what the curve adds to each figure. ``harm`` is the share of clicks that lower the IoU by more than 0.01."""
+        """Return what the curve adds to the numerator and the denominator of each figure.
+
+        ``harm`` is the share of clicks that lower the IoU by more than 0.01.
+        """
         steps = [after - before for before, after in pairwise(self.ious)]
         return {
             "answer": (self.ious[0], 1.0),

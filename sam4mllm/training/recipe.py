@@ -20,40 +20,31 @@ import logging
 import math
 import time
 from collections.abc import Callable, Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor, nn
 
 from sam4mllm.adapters.lora import attach, attach_stored, save_adapter
-from sam4mllm.data.conversations import Turn
-from sam4mllm.data.examples import Example
 from sam4mllm.durable import remove
-from sam4mllm.errors import PhraseError, TrainingError
-from sam4mllm.grounding.asking import MAX_ROW
-from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
-from sam4mllm.grounding.frames import Frame
+from sam4mllm.errors import TrainingError
+from sam4mllm.grounding.checkpoint import Checkpoint
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.training.ahead import ImagesAhead
 from sam4mllm.training.asking import Asking
-from sam4mllm.training.collate import Collator, TrainingRow
-from sam4mllm.training.features import VisionMemory
+from sam4mllm.training.collate import Collator
 from sam4mllm.training.identity import identity_of_run
-from sam4mllm.training.loss import row_loss
+from sam4mllm.training.image_gradients import ImageGradients
 from sam4mllm.training.plan import MEASURED, TrainingPlan, fit_steps, learning_rate
 from sam4mllm.training.pool import Pool, TrainingImage
 from sam4mllm.training.processes import Processes
 from sam4mllm.training.sharding import shard
-from sam4mllm.training.squash import check_squash, squashed
+from sam4mllm.training.squash import check_squash
 from sam4mllm.training.state import load_state, read_state, save_state
 from sam4mllm.training.targets import NO_TARGETS, Targets
-from sam4mllm.training.unpacking import shares_of
 from sam4mllm.training.variety import Variety
 
 log = logging.getLogger(__name__)
@@ -102,9 +93,7 @@ class Trainer:
         self._checkpoint = checkpoint
         self._grounder = MllmGrounder(checkpoint)
         asking = asking or Asking()
-        self._collator = Collator(self._grounder, asking, targets)
         self._pool = pool
-        self._vary = Variety(plan, pool)
         self._processes = processes or Processes(self._grounder.device)
         if plan.batch < self._processes.count:
             raise TrainingError(f"batch is {plan.batch}, fewer images than the {self._processes.count} processes; use a larger batch")
@@ -119,14 +108,15 @@ class Trainer:
             _recompute(checkpoint.model)
         if self._processes.sharded:
             shard(checkpoint.model, checkpoint.source)
-        self._features = VisionMemory(checkpoint.model, plan.feature_megabytes << 20)
         self._trained = nn.ParameterList([weight for weight in self.model.parameters() if weight.requires_grad])
         self._start = None if start is None else [weight.detach().cpu().clone() for weight in self._trained]
         self._optimizer = torch.optim.AdamW(self._trained, lr=plan.rate, weight_decay=plan.weight_decay)
         half = checkpoint.model.dtype is torch.float16  # float16 holds no number below 6e-8, so small gradients would become zero
         self._scaler = torch.amp.GradScaler(self._grounder.device.type, enabled=half)
         self._places = self._processes.places(plan.batch)
-        self._last: tuple[Encoded, TrainingRow] | None = None
+        collator = Collator(self._grounder, asking, targets)
+        varying = Variety(plan, pool)
+        self._gradients = ImageGradients(self._grounder, collator, varying, self._trained, plan, self._scaler, self._processes)
         self._stopped = False
 
     def stop(self) -> None:
@@ -219,8 +209,8 @@ class Trainer:
         self._optimizer.zero_grad(set_to_none=True)
         losses = {}
         for place, shown in zip(self._places, self._images.take(step), strict=True):
-            losses[place] = self._learn(shown, _generator(self.plan.seed, step, place + 1))
-        self._keep_pace()
+            losses[place] = self._gradients.learn(shown, _generator(self.plan.seed, step, place + 1))
+        self._gradients.keep_pace()
         used = self._gather(losses)
         if not used:
             raise TrainingError(f"no image of step {step + 1} could be used; see the log, and free memory or use smaller images")
@@ -259,141 +249,6 @@ class Trainer:
             raise TrainingError(f"the gradient is {norm} at step {step + 1}; use a lower rate")
         self._scaler.step(self._optimizer)
         self._scaler.update()
-
-    def _learn(self, shown: TrainingImage, rng: np.random.Generator) -> list[Tensor]:
-        """Add the gradients of an image, and return its losses: of the whole image, of a close-up and of a look back, where it has them.
-
-        An image with a conversation has one loss. The list is empty if the image cannot be used.
-        """
-        torch.manual_seed(int(rng.integers(2**62)))  # so that dropout follows from the seed, the step and the image's place in it
-        if shown.turns:
-            loss = self._learn_talk(shown)
-            return [] if loss is None else [loss]
-        shown = self._vary(shown, rng)
-        shown = replace(shown, examples=tuple(example for example in shown.examples if self._may_be_asked(example)))
-        if not shown.examples:
-            return []
-        whole, collator = self._learn_whole(shown, rng), self._collator
-        if whole is None:
-            return []
-        losses: list[Tensor | None] = [whole]
-        if (seen := collator.close_up(shown.image, shown.examples, rng)) is not None:
-            losses.append(self._learn_view(seen.image, lambda frame: collator.close_row(frame, seen, rng), shown, "a close-up"))
-        if (look := collator.look(shown.image, shown.examples, rng)) is not None:
-            losses.append(self._learn_view(look.image, lambda _: collator.look_row(look), shown, "a look back"))
-        return [loss for loss in losses if loss is not None]
-
-    def _may_be_asked(self, example: Example) -> bool:
-        try:
-            self._grounder.check_phrase(example.phrase)
-            self._grounder.check_phrase(example.thought, "thought")
-        except PhraseError as error:
-            log.warning("a phrase about %s is left out: %s", example.image, error)
-            return False
-        return True
-
-    def _learn_talk(self, shown: TrainingImage) -> Tensor | None:
-        try:
-            for text in (text for turn in shown.turns for text in (turn.question, turn.answer)):
-                self._grounder.check_phrase(text)
-            encoded, _ = self._encode(shown.image)
-        except (PhraseError, ValueError) as error:
-            log.warning("a conversation about %s is left out: %s", shown.name, error)
-            return None
-        with self._features.of(shown.image):
-            loss = self._try(encoded, self._collator.talk_row(shown.turns))
-        if loss is None:
-            log.warning("a conversation about %s is left out: it is too large", shown.name)
-        return loss
-
-    def _learn_whole(self, shown: TrainingImage, rng: np.random.Generator) -> Tensor | None:
-        examples, name = shown.examples, shown.examples[0].image
-        try:
-            encoded, frame = self._encode(shown.image)
-        except ValueError as error:  # image processors refuse extreme aspect ratios
-            log.warning("%s is left out: %s", name, error)
-            return None
-        while True:
-            with nullcontext() if shown.varied else self._features.of(shown.image):
-                loss = self._try(encoded, self._collator.row(frame, examples, rng))
-            if loss is not None or len(examples) == 1:
-                break
-            log.warning("%s with %d phrases is too large; tried again with half of them", name, len(examples))
-            kept = rng.permutation(len(examples))[: len(examples) // 2]
-            examples = tuple(examples[index] for index in sorted(kept))
-        if loss is None:
-            log.warning("%s is left out: it is too large even with one phrase", name)
-        return loss
-
-    def _learn_view(self, view: NDArray[np.uint8], row: Callable[[Frame], TrainingRow], shown: TrainingImage, what: str) -> Tensor | None:
-        """Add the gradient of another view of an image, a close-up or a look back, and return its loss; None if it is too large.
-
-        ``row`` makes the row from the frame of the view; ``what`` names the view in messages.
-        """
-        encoded, frame = self._encode(view)
-        loss = self._try(encoded, row(frame))
-        if loss is None:
-            log.warning("%s of %s is left out: it is too large", what, shown.examples[0].image)
-        return loss
-
-    def _try(self, encoded: Encoded, row: TrainingRow) -> Tensor | None:
-        """Add the gradient of a row and return its loss; None if the row is longer than serving allows, or memory runs out.
-
-        With FSDP, raises TrainingError if memory runs out.
-        """
-        if len(row.row.ids) > MAX_ROW:
-            return None
-        if self._processes.sharded:
-            self._processes.add_up([1.0])  # says that this process still has a row; see _keep_pace
-            self._last = encoded, row
-        try:
-            return self._add_gradient(encoded, row)
-        except torch.cuda.OutOfMemoryError as error:
-            if self._processes.sharded:  # the others are in the middle of a pass, so this one cannot try again
-                raise TrainingError("out of memory, and with FSDP no image can be left out; set phrases, or use smaller images") from error
-            pass  # the error keeps tensors alive, so the cache is emptied only after this block
-        torch.cuda.empty_cache()
-        return None
-
-    def _keep_pace(self) -> None:
-        """With FSDP, repeat passes and drop their gradients until no process has rows left: all must make the same number of passes."""
-        while self._processes.sharded and self._processes.add_up([0.0])[0]:
-            encoded, row = self._last or self._any_row()
-            torch.autograd.grad(self._loss(encoded, row), list(self._trained), allow_unused=True)
-
-    def _any_row(self) -> tuple[Encoded, TrainingRow]:
-        encoded, _ = self._encode(np.zeros((64, 64, 3), np.uint8))
-        return encoded, self._collator.talk_row([Turn("?", self._grounder.dialect.no_target)])
-
-    def _add_gradient(self, encoded: Encoded, row: TrainingRow) -> Tensor:
-        """Return the loss of a row. Its gradient is added to all weights or to none, because memory may run out half way through
-        the backward pass, and the caller then goes on without this row.
-        """
-        total, found = torch.zeros((), device=self._grounder.device), dict[Tensor, Tensor]()
-        for part, share in shares_of(self._checkpoint.model, row):
-            loss = self._loss(encoded, part)
-            scaled = self._scaler.scale(loss * share / self.plan.batch)
-            gradients = torch.autograd.grad(scaled, list(self._trained), allow_unused=True)
-            for weight, gradient in zip(self._trained, gradients, strict=True):
-                if gradient is not None:
-                    found[weight] = found[weight].add_(gradient) if weight in found else gradient
-            total += share * loss.detach()
-        for weight, gradient in found.items():
-            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
-        return total
-
-    def _loss(self, encoded: Encoded, row: TrainingRow) -> Tensor:
-        dtype = self._checkpoint.model.dtype
-        with torch.autocast(self._grounder.device.type, dtype, enabled=dtype is not torch.float32):
-            return row_loss(self._checkpoint.model, encoded, row)
-
-    def _encode(self, image: NDArray[np.uint8]) -> tuple[Encoded, Frame]:
-        picture = squashed(Image.fromarray(image), self.plan.squash)
-        encoded = self._checkpoint.encode(self._checkpoint, self._grounder.markup.opening, picture)
-        device = self._grounder.device
-        inputs = {name: tensor.to(device) for name, tensor in encoded.inputs.items()}
-        there = replace(encoded, inputs=inputs, positions=encoded.positions.to(device))
-        return there, Frame(image.shape[1], image.shape[0], encoded.resized)
 
 
 def _recompute(model: Any) -> None:

@@ -11,8 +11,9 @@ trains every stage and writes the models into RUNS/models. The stages by themsel
     python -m sam4mllm.demo.pretrain language RUNS/language --tower RUNS/tower/step-…
     python -m sam4mllm.demo.pretrain export RUNS
 
-With ``--shipped`` a new run starts from the weights in the package instead, and ``--share`` says how much of it goes into what is written.
-``--device cuda`` trains on a GPU; more ``--workers`` then draw scenes as fast as it learns from them.
+``export`` overwrites the model folders in the package. With ``--shipped`` a new run starts from the weights in the package instead;
+``export --share`` then writes a weighted mean of the MLLM's weights in the package and the new ones.
+``--device cuda`` trains on a GPU; it learns from scenes faster than one process draws them, so give it more ``--workers``.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class Ahead(Generic[T]):
     Args:
         draw: makes the example of an index.
         steps, batch: how many batches there are, and how many examples are in one.
-        workers: processes that draw; with none, they are drawn where they are asked for.
+        workers: how many processes draw examples ahead; with 0 they are drawn in this process, when they are asked for.
     """
 
     def __init__(self, draw: Callable[[int], T], steps: int, batch: int, workers: int) -> None:
@@ -44,7 +44,8 @@ class Ahead(Generic[T]):
             extra: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": _outlive} if self._workers else {}
             indices = range(step * self._batch, self._steps * self._batch)
             loader = DataLoader(self._dataset, self._batch, sampler=indices, num_workers=self._workers, collate_fn=list, **extra)
-            with torch.device("cpu"):  # a child that forks must not wake the trainer's GPU
+            # a forked worker inherits the default device, and CUDA cannot be used after a fork
+            with torch.device("cpu"):
                 self._batches = iter(loader)
         return next(self._batches)
 

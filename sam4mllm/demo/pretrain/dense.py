@@ -54,10 +54,13 @@ def patchify(images: NDArray[np.uint8]) -> Tensor:
 class DenseTargets:
     """Targets of the T visual tokens of an image, in reading order; coordinates are in thousandths of the image's sides.
 
-    ``owner`` (T,): index of the thing that owns the token: the one with the largest visible share of its cell, later masks lying above
-    earlier ones; -1 if no single thing, whole, covers COVERED of the cell. ``thing`` (T,): the owner's class, 0 for background.
-    ``box_milli`` (T, 4): the owner's box. ``colour`` (T,): the owner's colour, 0 for none. ``owned`` (T, FINE²): the share of each small
-    square that the owner covers.
+    ``owner`` (T,): the index of the thing that owns the token, which is the thing with the largest visible share of the token's cell; a
+    part hides the whole below it. It is -1 if no thing's mask covers at least COVERED of the cell; here the mask of a whole includes its
+    part.
+
+    ``thing`` (T,): the owner's class, that is its glyph's index + 1; 0 for background. ``box_milli`` (T, 4): the owner's box, x1, y1, x2,
+    y2. ``colour`` (T,): the index of the owner's colour in COLOURS + 1; 0 for none. ``owned`` (T, FINE²): the share of each small square
+    that the owner covers.
 
     ``fine`` (T, FINE²): the share of each small square that any thing covers. ``centre_milli`` (T, 2): the middle of the token's own cell.
     ``cover`` (N, T): the share of each token's cell that each thing covers.
@@ -141,7 +144,7 @@ def fourier_coordinates() -> Tensor:
 
 
 def soft_coordinates(values_milli: Tensor, sigma: float) -> Tensor:
-    """(..., 1000) target distributions, a bell of width ``sigma`` around each value."""
+    """Return target distributions (..., 1000) over the coordinate tokens: a bell of standard deviation ``sigma`` around each value."""
     grid = torch.arange(1000) + 0.5
     return torch.softmax(-0.5 * ((grid - values_milli[..., None]) / sigma) ** 2, -1)
 
@@ -176,7 +179,12 @@ class DenseHeads(nn.Module):
         return known_nouns(), self.thing.weight[1 : len(known_nouns()) + 1].detach()
 
     def losses(self, visual: Tensor, targets: list[DenseTargets], embeddings: Tensor, sigma: float) -> dict[str, Tensor]:
-        """Weighted terms for ``visual`` (B · T, HIDDEN) in reading order, and the logged accuracy and box error (‰)."""
+        """Return the weighted loss terms for ``visual`` (B · T, HIDDEN), the visual tokens in reading order, and two figures for the log.
+
+        ``embeddings`` (1000, HIDDEN) are those of the coordinate tokens. ``sigma`` is the standard deviation of the soft targets of
+        coordinates, in thousandths. The figures are the share of the tokens with an owner whose owner is recognised, and the mean error of
+        their boxes' numbers in thousandths.
+        """
         visual = F.rms_norm(visual, (HIDDEN,))  # as the language model's first layer will
         thing = torch.as_tensor(np.concatenate([t.thing for t in targets]))
         covered = thing > 0
@@ -211,7 +219,11 @@ class DenseHeads(nn.Module):
         }
 
     def point_losses(self, hidden: Tensor, points: Tensor, embeddings: Tensor, sigma: float) -> dict[str, Tensor]:
-        """A point's two numbers (P, 2), read from the language model's ``hidden`` (P, HIDDEN) through the numbers' embeddings."""
+        """Return the weighted loss of reading each point's two numbers, and their mean error in thousandths, for the log.
+
+        The true numbers are ``points`` (P, 2). They are read from the language model's ``hidden`` (P, HIDDEN) by way of ``embeddings``
+        (1000, HIDDEN), those of the coordinate tokens.
+        """
         read = self.point(F.rms_norm(hidden, (HIDDEN,))).reshape(-1, 2, HIDDEN)
         logs = F.log_softmax((read @ embeddings.T).float(), -1)
         error = (logs.argmax(-1) + 0.5 - points).detach().abs().mean()

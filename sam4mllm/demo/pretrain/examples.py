@@ -46,8 +46,9 @@ other kind, the model said "none" to one in five of the phrases about pairs; wit
 hundred more of the phrases that mean nothing got a box.
 """
 CLOSE_ZOOM, CLOSE_SHAKE = (1.2, 1.8), 0.05
-"""`CLOSE_ZOOM` is the range of a close-up's side, in long sides of the box; `CLOSE_SHAKE` is the error of that box, in its own sides. Both
-are as in serving.
+"""`CLOSE_ZOOM` is the range of a close-up's side, in long sides of the box, around that of serving
+(:data:`~sam4mllm.closeup.ZOOM`). `CLOSE_SHAKE` is the standard deviation of the error of that box, as a share of its width or height; the
+MLLM's boxes have such errors.
 """
 CLOSE_PER_SCENE = 2
 CLOSE_SIDE = math.isqrt(MAX_PIXELS)
@@ -102,8 +103,9 @@ def _sit(scenes: list[DemoScene], lessons: list[Lesson]) -> Sitting:
 def draw_scene(
     name: tuple[int, ...], size: tuple[int, int], ambiguous: float = AMBIGUOUS_SHARE, kinds: Mapping[str, float] | None = None
 ) -> DemoScene:
-    """Draw an ambiguous, a relational or a default scene. ``ambiguous`` is the share of the ambiguous ones; ``kinds`` are the weights of
-    the pairs' kinds in these.
+    """Draw an ambiguous, a relational or a default scene. ``name`` is the scene's seed, and ``size`` is its (height, width) in pixels.
+
+    ``ambiguous`` is the probability of an ambiguous scene; ``kinds`` are the weights of the pairs' kinds in it (None: all alike).
     """
     rng = np.random.default_rng([*name, 8])
     lot = rng.random()

@@ -22,7 +22,7 @@ from sam4mllm.training.state import load_weights
 
 EMBEDDINGS = "model.language_model.embed_tokens.weight"
 HEADS = "heads.safetensors"
-"""The dense heads, beside the model folders: of no use in serving, but training can go on from them."""
+"""The name of the file with the dense heads, beside the model folders. Serving does not use it; training can go on from it."""
 
 
 def read_trainee(state: Path) -> DemoTrainee:
@@ -52,8 +52,8 @@ def load_shipped(trainee: DemoTrainee, mllm: Path, heads: Path) -> None:
     """Load exported weights into a trainee: the MLLM from the folder ``mllm``, the dense heads from the folder ``heads``.
 
     Tokens that these weights do not have yet keep the direction of their random embeddings, scaled to the median length of the known ones.
-    The head ``owned``, if it is not there, starts as a copy of ``fine``. Raises ModelError if the MLLM's weights are those of another
-    model.
+    The head ``owned``, if it is not there, starts as a copy of ``fine``. Raises ModelError if the MLLM's weights have other names than the
+    trainee's, and RuntimeError if they have the same names but other shapes.
     """
     weights = load_file(mllm / "model.safetensors")
     words, known = trainee.words().detach().clone(), weights[EMBEDDINGS]
@@ -97,7 +97,7 @@ def export_segmenter(state: Path, folder: Path) -> None:
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """An empty folder to fill, which takes the old one's place when it is complete."""
+    """Give the block an empty folder to fill, which replaces ``folder`` when the block ends. An error leaves ``folder`` as it was."""
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)

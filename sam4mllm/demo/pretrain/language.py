@@ -1,4 +1,4 @@
-"""Stage two of the demo MLLM: the language model learns to answer, tower and all.
+"""Stage two of the demo MLLM: the language model learns to answer, and the vision tower is trained with it.
 
 Losses: cross-entropy on the answers (soft around true coordinates), attention drawn to where the answer lies, and stage one's dense
 terms. The auxiliary terms are for this base model alone; LoRA training uses text cross-entropy on answers, as the paper does.
@@ -33,7 +33,7 @@ FORM_WEIGHT = 0.3
 """Weight of the cross-entropy of tokens that decide nothing: words repeated from the question or common to all answers."""
 SHARPENING, WIDE = 3000, 14.0
 RATE, RATE_TRAINED = 1e-3, 6e-4
-"""Peak rates from a tower alone and from a trained model."""
+"""Peak learning rates: of a run that starts from a trained tower alone, and of one that starts from a whole trained model."""
 WARMUP, WARMUP_TRAINED = 300, 60
 SEED = 21
 JUDGING_LAYER = 2
@@ -97,12 +97,18 @@ def train(
     boxes_only: int = BOXES_ONLY,
     device: torch.device = CPU,
 ) -> DemoTrainee:
-    """Run or continue the stage and return the model; ``begin`` gives a new run its first weights."""
+    """Run or continue the stage and return the model; ``begin`` gives a new run its first weights.
+
+    ``boxes_only`` is the number of steps before the first point questions. 0 stands for a run from a whole trained model: it also has a
+    shorter warm-up, sharp coordinate targets from the start, and Muon instead of AdamW. ``rate`` is the peak learning rate, and
+    ``workers`` the number of processes that draw scenes. Raises what :func:`~sam4mllm.demo.pretrain.loop.run` raises.
+    """
     torch.manual_seed(seed)
     model = DemoTrainee()
     if not has_state(folder):
         begin(model)
-    model.mllm.model.language_model.config._attn_implementation = "eager"  # the attention weights are needed
+    # only this implementation returns the attention weights, which look_losses needs
+    model.mllm.model.language_model.config._attn_implementation = "eager"
     sittings = Ahead(partial(draw_sitting, seed, batch, boxes_only), steps, 1, workers)
     session = partial(session_of, boxes_only=boxes_only)
     sharpening = SHARPENING if boxes_only else 0
@@ -184,7 +190,10 @@ class Read(NamedTuple):
 
 
 def forward(model: DemoTrainee, lessons: list[Lesson], visual: Tensor, grid: Tensor) -> Read:
-    """Run the lessons' rows."""
+    """Run the language model on the images' visual tokens ``visual`` (B, T, HIDDEN), each followed by its lesson's packed row.
+
+    ``grid`` (B, 3) is each image's grid of patches, as :meth:`DemoTrainee.see` returns it.
+    """
     ids = {token: index for index, token in enumerate(vocabulary())}
     tokens = visual.shape[1]
     prefix = torch.tensor([ids[token] for token in (*BEFORE_IMAGE, *[IMAGE] * tokens, *AFTER_IMAGE)])
@@ -219,7 +228,10 @@ def forward(model: DemoTrainee, lessons: list[Lesson], visual: Tensor, grid: Ten
 
 
 def prefix_positions(tokens: int, grid: Tensor) -> Tensor:
-    """(3, 2 + tokens + 1) multimodal positions of "user, vision start, image, vision end"."""
+    """Return the multimodal positions (3, 2 + tokens + 1), that is time, row and column, of the shared prefix of a row.
+
+    The prefix is the tokens "user, vision start, image, vision end"; ``grid`` (3,) is the image's grid of patches.
+    """
     rows, columns = int(grid[1]) // MERGE, int(grid[2]) // MERGE
     down, across = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
     image = torch.stack([torch.zeros(tokens, dtype=torch.long), down.flatten(), across.flatten()]) + 2
@@ -232,8 +244,10 @@ def _gather(hidden: Tensor, places: list[tuple[int, int]]) -> Tensor:
 
 
 def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], hidden: Tensor, sigma: float) -> dict[str, Tensor]:
-    """Cross-entropy of coordinates (soft), of the words that decide (a box or none, another box or the end), of the rest, and of
-    yes and no.
+    """Return the weighted loss terms of the answers, and figures for the log, whose names begin with an underscore.
+
+    ``coordinate`` is the :func:`~sam4mllm.demo.pretrain.dense.coordinate_loss` of the numbers. The others are cross-entropies: ``decide``
+    of the tokens that decide (a box or none, another box or the end), ``form`` of the remaining tokens, and ``verdict`` of yes and no.
     """
     head = model.mllm.lm_head.weight
     zero = hidden.sum() * 0
@@ -285,7 +299,7 @@ def spot_losses(model: DemoTrainee, lessons: list[Lesson], dense: list[DenseTarg
 
 
 def look_losses(lessons: list[Lesson], attentions: tuple[Tensor, ...], prefix: int) -> dict[str, Tensor]:
-    """-log of the attention that falls on the right columns, in the heads of LOOKS."""
+    """Return for each kind in LOOKS the weighted -log of the attention of its heads that falls on the right columns, and that attention."""
     terms: dict[str, Tensor] = {}
     for kind, (layer, heads, weight) in LOOKS.items():
         looks = [(b, position, columns) for b, lesson in enumerate(lessons) for name, position, columns in lesson.looks if name == kind]

@@ -30,8 +30,8 @@ THOUGHT_QUESTION = reason_question(DEMO, "{phrase}")
 THOUGHT_SHARE = 0.4
 """How often a phrase that has steps (it is found by way of other things) is also asked about with a thought."""
 POINTS_PER_BOX, POINTS_PAIR, POINTS_CLOSE, POINTS_BOTH = 8, 12, 24, 16
-"""Numbers of points that are asked about: for a box in the whole image, for one of a pair there, for the only thing of a close-up, and for
-each of a pair in one.
+"""Numbers of points that are asked about: in the whole image for the box of a thing, or of one of a pair; in a close-up for its only thing,
+or for each of a pair.
 """
 RIVAL_SHARE, TARGET_SHARE = 0.46, 0.42
 """Of the points about one of a pair, the shares that are drawn on the other thing (the rival) and on the thing itself; the rest lie
@@ -315,13 +315,16 @@ class Teacher:
 
 
 def _begin(scene: DemoScene) -> tuple[Lesson, list[NDArray[np.bool_]]]:
-    """An empty lesson and the visual tokens of each thing."""
+    """Return an empty lesson, and for each thing of the scene its visual tokens (T,) bool."""
     cover = shares_of_cells(scene.masks)
     return Lesson(cover.shape[1]), [_region(share) for share in cover]
 
 
 def _region(cover: NDArray[np.float32]) -> NDArray[np.bool_]:
-    """The visual tokens of a thing: those that it covers well, or the one that it covers best."""
+    """Return the visual tokens (T,) bool of a thing, from the share of each that it covers, ``cover`` (T,).
+
+    They are those with a share of at least COVERED, or, if there are none, the one with the largest share.
+    """
     region = cover >= COVERED
     return region if region.any() else np.arange(len(cover)) == cover.argmax()
 

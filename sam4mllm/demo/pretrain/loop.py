@@ -29,7 +29,11 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class PretrainPlan:
-    """How long and how fast: ``steps`` of ``batch`` images at a peak rate, restored from and saved to ``folder``."""
+    """Settings of a run: ``steps`` of ``batch`` images each; states and the log are in ``folder``.
+
+    ``rate`` is the peak learning rate, ``warmup`` the number of steps that it takes to reach it, and ``floor`` the share of it that is left
+    at the end.
+    """
 
     folder: Path
     steps: int
@@ -60,7 +64,10 @@ class PretrainPlan:
         return self.minutes is not None and seconds >= 60 * self.minutes
 
     def progress(self, step: int, seconds: float) -> float:
-        """The share of the run that is done after so many steps and seconds, 0 to 1."""
+        """Return the share of the run that is done, up to 1: of the budget's seconds if there is one, else of the steps after the warm-up.
+
+        During the warm-up, a run without a budget has a share below 0.
+        """
         if self.minutes is not None:
             return min(1.0, seconds / (60 * self.minutes))
         return min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
@@ -198,7 +205,7 @@ def _log(folder: Path, record: dict[str, float]) -> None:
 
 
 def as_row(stage: str, record: Mapping[str, float]) -> str:
-    """A line of the table: stage, step, images, images a second, and the figures by their names."""
+    """Return a line of the table: stage, step, images, images a second, and the figures that are only logged (those named ``_…``)."""
     figures = [f"{name.removeprefix('_')} {value:.3f}" for name, value in record.items() if name.startswith("_")]
     head = f"{stage:16} {record['step']:7,.0f} {record['images']:9,.0f} {record['images_per_second']:6.1f}/s"
     return " ".join([head, " · ".join(figures)]).rstrip()

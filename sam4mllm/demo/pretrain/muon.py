@@ -43,7 +43,7 @@ class Muon(torch.optim.AdamW):
             for weight in group["params"] if group["matrices"] else ():
                 if weight.grad is not None:
                     self._step(weight, weight.grad, group["lr"], group["weight_decay"])
-                    weight.grad = None  # AdamW passes over what has none
+                    weight.grad = None  # so that AdamW's step below skips this weight
         loss: float | None = super().step(closure)
         return loss
 
@@ -55,7 +55,7 @@ class Muon(torch.optim.AdamW):
 
 
 def matrices_of(model: nn.Module) -> list[Tensor]:
-    """The trained weights of linear layers; not those that are an embedding's, too."""
+    """Return the trained weights of linear layers, without those that are tied to an embedding."""
     embeddings = {id(layer.weight) for layer in model.modules() if isinstance(layer, nn.Embedding)}
     weights = {id(layer.weight): layer.weight for layer in model.modules() if isinstance(layer, nn.Linear)}
     return [weight for key, weight in weights.items() if key not in embeddings and weight.requires_grad]

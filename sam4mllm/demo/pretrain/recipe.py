@@ -65,15 +65,15 @@ class WholeRun:
 
 
 def load_package_weights(trainee: DemoTrainee) -> None:
-    """Start from the package's weights."""
+    """Load the MLLM and the dense heads that the package ships into a trainee."""
     export.load_shipped(trainee, MLLM_FOLDER, MLLM_FOLDER.parent)
 
 
 def train_all(whole: WholeRun, tell: Callable[[str], None]) -> bool:
     """Train every stage that is not done yet, and write the model folders. ``tell`` gets a line of progress at a time.
 
-    Return False if training was asked to stop (SIGTERM); the same call then continues where it stopped. Raises TrainingError or ModelError
-    if a run was begun with another recipe, or if a saved state is missing or damaged.
+    Return True at the end, and False if training was asked to stop (SIGTERM); the same call then continues where it stopped. Raises
+    TrainingError or ModelError if a run was begun with another recipe, if a saved state is missing or damaged, or if a GPU fails.
     """
     for stage in whole.stages:
         minutes = whole.budget(stage)

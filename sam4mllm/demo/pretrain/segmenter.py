@@ -30,7 +30,8 @@ from sam4mllm.training.state import has_state
 
 SMALL = 256
 RATE, RATE_GROWN = 1e-3, 3e-4
-"""Peak rates from random weights and from grown ones: at 5e-4 with AdamW a trained model obeyed points at once and unlearned the rest."""
+"""Peak learning rates: of a run from random weights (AdamW), and of one from trained weights (Muon). The second is low because at 5e-4 with
+AdamW a trained model soon obeyed points, but unlearned everything else."""
 WARMUP, SEED = 60, 41
 MASK_INPUT_SHARE = 0.7
 """Share of the rounds after the first that get the former round's mask as input; the others get clicks alone, as the segmenter must work
@@ -60,8 +61,11 @@ def train(
     workers: int = 0,
     device: torch.device = CPU,
 ) -> Sam:
-    """Run or continue the stage and return the model; ``begin`` gives a new run other first weights than random ones, which
-    ``source`` names.
+    """Run or continue the stage and return the model, in evaluation mode.
+
+    ``begin`` gives a new run trained weights, which ``source`` names, to start from; the run then uses RATE_GROWN and Muon. Without it the
+    weights are random, and the run uses RATE and AdamW. ``size`` is the side of the model's square frame in pixels. Raises what
+    :func:`~sam4mllm.demo.pretrain.loop.run` raises.
     """
     torch.manual_seed(seed)
     model = fuse_attention(build_segmenter(size))
@@ -91,7 +95,7 @@ def _draw(seed: int, size: int, batch: int, index: int) -> PromptedImage:
 
 
 def grow(model: Sam, small: Path) -> None:
-    """Load the weights of a model of another size: its grids of positions are resampled, everything else is the same."""
+    """Load the weights of a model of any size from the folder ``small``. Position embeddings are resampled; the rest is copied."""
     weights = load_file(small / "model.safetensors")
     for name, own in model.state_dict().items():
         if name.endswith("image_encoder.pos_embed"):

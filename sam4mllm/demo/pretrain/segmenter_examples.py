@@ -75,7 +75,10 @@ class PromptedImage:
 
 
 def draw_example(seed: int, index: int, side: int, whole: bool) -> PromptedImage:
-    """The example of a seed and an index, for a model of ``side`` pixels: its whole frame or a window of it."""
+    """Return the example of a seed and an index, for a model whose frame has a side of ``side`` pixels.
+
+    The example shows the whole frame if ``whole`` is true or the frame is no larger than WINDOW, else a window of it.
+    """
     rng = np.random.default_rng([seed, index, 7])
     height, width = draw_size(rng)
     scale = side / max(height, width)
@@ -137,7 +140,7 @@ def _picks(rng: np.random.Generator, scene: DemoScene, window_px: NDArray[np.flo
 
 def _cut(rng: np.random.Generator, scene: DemoScene, picks: Sequence[int]) -> list[NDArray[np.bool_]]:
     """Return for each pick the part of its mask on one side of a line through the middle of its box; for one of a pair, also the other
-    thing's part on the far side.
+    thing's part on the far side. If that is empty, return the pick's whole mask.
     """
     down, across = np.indices(scene.masks.shape[1:])
     cut = []

@@ -51,7 +51,10 @@ class DemoTrainee(nn.Module):
         return cast("Tensor", self.mllm.get_input_embeddings().weight)
 
     def see(self, images: NDArray[np.uint8]) -> tuple[Tensor, Tensor]:
-        """Visual tokens (B, T, HIDDEN) of images (B, H, W, 3), and their grids (B, 3)."""
+        """Return the visual tokens (B, T, HIDDEN) of images (B, H, W, 3) uint8, in reading order, and the images' grids (B, 3).
+
+        A grid is 1, and the numbers of rows and columns of patches.
+        """
         grid = torch.tensor([[1, images.shape[1] // PATCH, images.shape[2] // PATCH]]).expand(len(images), -1)
         visual = self.mllm.model.visual(patchify(images), grid_thw=grid).pooler_output
         return visual.reshape(len(images), int(grid[0].prod()) // MERGE**2, -1), grid
@@ -67,7 +70,7 @@ def grid_positions() -> Tensor:
 
 
 def sharpness(step: int) -> float:
-    """Width of the coordinate targets at a step, in thousandths."""
+    """Return the standard deviation of the coordinate targets at a step, in thousandths of a side."""
     return float(WIDE * (NARROW / WIDE) ** min(1.0, step / SHARPENING))
 
 
@@ -93,7 +96,7 @@ def train(
 
 
 def crowd_losses(model: DemoTrainee, seed: int, step: int, batch: int, sigma: float) -> dict[str, Tensor]:
-    """The dense terms of a batch of crowded scenes; ``sigma`` is the width of the coordinate targets."""
+    """Return the dense terms of a batch of crowded scenes. ``sigma`` (thousandths) is the standard deviation of the coordinate targets."""
     size = batch_size_px(np.random.default_rng([seed, step, 5]))
     scenes = [make_crowd((seed, step * batch + index), size) for index in range(batch)]
     visual, _ = model.see(np.stack([scene.image for scene in scenes]))
