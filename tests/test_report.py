@@ -191,9 +191,10 @@ def test_too_little_is_no_curve(curve: list[tuple[int, float]]) -> None:
     ],
 )
 def test_a_curve_stays_within_its_frame(curve: list[tuple[int, float]]) -> None:
-    plot = draw_curve(curve)
+    plot = draw_curve(curve, [(step, 3 * loss) for step, loss in curve])
     assert plot is not None
-    for line in (plot.line, plot.smooth):
+    assert draw_curve(curve).validation == ""  # type: ignore[union-attr]
+    for line in (plot.line, plot.smooth, " ".join(plot.validation.split()[:CURVE_POINTS])):
         points = [tuple(map(float, point.split(","))) for point in line.split()]
         assert 2 <= len(points) <= CURVE_POINTS
         assert all(0 <= x <= 720 and 0 <= y <= 240 for x, y in points)

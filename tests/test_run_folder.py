@@ -171,7 +171,15 @@ def test_a_curve_of_any_bytes(data: bytes) -> None:
     with tempfile.TemporaryDirectory() as folder:
         run = RunFolder(Path(folder))
         run.curve.write_bytes(data)
-        assert all(isinstance(step, int) for step, _ in run.read_curve())
+        assert all(isinstance(step, int) for step, _ in (*run.read_curve(), *run.read_validation()))
+
+
+def test_validation_losses_stand_beside_the_training_losses(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.add_to_curve(1, 2.5)
+    run.add_to_curve(2, 2.25, 3.125)
+    assert run.read_curve() == [(1, 2.5), (2, 2.25)]
+    assert run.read_validation() == [(2, 3.125)]
 
 
 @pytest.mark.parametrize("text", ["", "[]", '{"plan": 5}', '{"model": "demo", "plan": {"steps": 1, "strange": 2}}', "[" * 100_000])

@@ -363,6 +363,7 @@ class Conductor:
                 seconds=max(0.0, time.time() - run.created),  # 0 if the clock was ahead
                 config=json.loads(folder.job.read_text(encoding="utf-8")),
                 curve=folder.read_curve(),
+                validation=folder.read_validation(),
                 decision=decision,
                 challenger=run.challenger,
                 champion=run.champion,

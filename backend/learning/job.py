@@ -68,9 +68,13 @@ class TrainingJob:
         try:
             fields = json.loads(run.job.read_text(encoding="utf-8"))
             parts = {"precision": Precision(**fields.get("precision", {})), "asking": _asking(fields.get("asking", {}))}
-            return cls(**{**fields, "plan": TrainingPlan(**fields["plan"]), **parts})
+            return cls(**{**fields, "plan": TrainingPlan(**{**_FORMERLY, **fields["plan"]}), **parts})
         except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
             raise LearningError(f"{run.job} is no job of a run; start another run") from error
+
+
+_FORMERLY = {"validation_share": 0.0}
+"""What stands for fields of the plan that a job of an earlier release lacks, where that is not their default."""
 
 
 def _asking(fields: dict[str, Any] | None) -> Asking | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -68,14 +68,18 @@ class RunReport:
     champion: str
     counts: dict[str, int]
     pictures: list[Change] = field(default_factory=list)
+    validation: list[tuple[int, float]] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
 class Plot:
-    """A curve in the coordinates of an SVG: ``line`` and ``smooth`` are its ``points``, ticks are (position, text)."""
+    """The losses of a run in the coordinates of an SVG: ``line`` and ``smooth`` are the ``points`` of the training loss, ``validation``
+    those of the validation loss, empty if it was not measured. Ticks are (position, text).
+    """
 
     line: str
     smooth: str
+    validation: str
     across: tuple[tuple[float, str], ...]
     upward: tuple[tuple[float, str], ...]
     first: float
@@ -139,7 +143,7 @@ def _page(report: RunReport) -> str:
         decision=decision,
         verdict=VERDICTS[decision.verdict] if decision else "This run came to no decision",
         labels=_by_pairs(decision.labels) if decision else [],
-        plot=draw_curve(report.curve),
+        plot=draw_curve(report.curve, report.validation),
         settings=_flat(report.config),
         width=PLOT_WIDTH,
         height=PLOT_HEIGHT,
@@ -165,13 +169,15 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 # -- the curve -----------------------------------------------------------------------------------------------------------------------------
 
 
-def draw_curve(curve: Sequence[tuple[int, float]]) -> Plot | None:
-    """The loss over the steps, from 0 up; None of fewer than two points. Losses that are not finite are left out."""
+def draw_curve(curve: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]] = ()) -> Plot | None:
+    """The losses over the steps, from 0 up; None of fewer than two points of ``curve``. Losses that are not finite are left out."""
     points = _thinned([(float(step), loss) for step, loss in curve if math.isfinite(loss)])
     if len(points) < 2 or points[0][0] == points[-1][0]:
         return None
     steps, losses = [step for step, _ in points], [loss for _, loss in points]
-    low, high = min(0.0, *losses), max(losses)
+    measured = [(float(step), loss) for step, loss in validation if math.isfinite(loss) and steps[0] <= step <= steps[-1]]
+    every = [*losses, *(loss for _, loss in measured)]
+    low, high = min(0.0, *every), max(every)
     upward, across = find_ticks(low, high, 4), find_ticks(steps[0], steps[-1], 6)
     top = max(high, upward[-1], low + 1e-12)
 
@@ -181,13 +187,14 @@ def draw_curve(curve: Sequence[tuple[int, float]]) -> Plot | None:
     def y(loss: float) -> float:
         return PLOT_HEIGHT - PLOT_BOTTOM - (loss - low) / (top - low) * (PLOT_HEIGHT - PLOT_TOP - PLOT_BOTTOM)
 
-    def line(values: Sequence[float]) -> str:
-        return " ".join(f"{x(step):.1f},{y(value):.1f}" for step, value in zip(steps, values, strict=True))
+    def line(points: Iterable[tuple[float, float]]) -> str:
+        return " ".join(f"{x(step):.1f},{y(loss):.1f}" for step, loss in points)
 
     smooth = _smoothed(losses)
     return Plot(
-        line=line(losses),
-        smooth=line(smooth),
+        line=line(points),
+        smooth=line(zip(steps, smooth, strict=True)),
+        validation=line(measured),
         across=tuple((round(x(step), 1), f"{step:,.0f}") for step in across),
         upward=tuple((round(y(loss), 1), f"{loss:.3g}") for loss in upward),
         first=smooth[0],

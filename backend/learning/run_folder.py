@@ -39,7 +39,7 @@ class RunFolder:
         ├── .lock               held by the process that works on the run            trainer
         ├── training.log        what the process printed   written by conductor      read by conductor: why it failed
         ├── progress.json       stage, done, of            written by trainer        read by web
-        ├── curve.jsonl         [step, loss] a line        written by trainer        read by report, web
+        ├── curve.jsonl         [step, loss(es)] a line    written by trainer        read by report, web
         ├── .adapter.run/       training state, step-<n>   written by sam4mllm.training, removed once the adapter is there
         ├── adapter/            the challenger             written by sam4mllm.training, read by trainer and conductor
         ├── evaluation.json     champion and challenger on each held-out phrase      written by trainer, read by conductor, web
@@ -138,10 +138,11 @@ class RunFolder:
         """How far the run is; empty before its process tells."""
         return parse_progress(read_text(self.progress))
 
-    def add_to_curve(self, step: int, loss: float) -> None:
-        """Add a step's loss. Raises OSError."""
+    def add_to_curve(self, step: int, loss: float, validation: float | None = None) -> None:
+        """Add a step's loss, and the validation loss if it was measured after that step. Raises OSError."""
+        losses = [loss] if validation is None else [loss, validation]
         with self.curve.open("a", encoding="utf-8") as file:
-            file.write(json.dumps([step, round(loss, 5)]) + "\n")
+            file.write(json.dumps([step, *(round(one, 5) for one in losses)]) + "\n")
 
     def read_curve(self) -> list[tuple[int, float]]:
         """Return (step, loss) in order of the steps; empty if there is none yet.
@@ -149,11 +150,19 @@ class RunFolder:
         Of a step that was done twice, because the process was killed in between, the later loss is taken. Lines that are cut short or
         cannot be read are skipped.
         """
+        return self._read_losses(1)
+
+    def read_validation(self) -> list[tuple[int, float]]:
+        """Return (step, validation loss) as ``read_curve`` does; empty if none was measured."""
+        return self._read_losses(2)
+
+    def _read_losses(self, place: int) -> list[tuple[int, float]]:
         curve: dict[int, float] = {}
         for line in read_text(self.curve).splitlines():
             try:
-                step, loss = json.loads(line)
-            except (ValueError, TypeError, RecursionError):
+                values = json.loads(line)
+                step, loss = values[0], values[place]
+            except (ValueError, TypeError, LookupError, RecursionError):
                 continue
             if type(step) is int and is_number(loss):
                 curve[step] = float(loss)

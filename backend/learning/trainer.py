@@ -155,7 +155,7 @@ class Teller:
         self._last = 0.0
 
     def __call__(self, progress: Progress) -> None:
-        self._run.add_to_curve(progress.step, progress.loss)
+        self._run.add_to_curve(progress.step, progress.loss, progress.validation)
         if time.monotonic() - self._last >= TELL_SECONDS or progress.step == progress.steps:
             self._last = time.monotonic()
             self._run.write_progress("training", progress.step, progress.steps)

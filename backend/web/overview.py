@@ -48,17 +48,18 @@ class Version:
 
 @dataclass(frozen=True)
 class Active:
-    """A run that is going on or waits. ``progress`` is what its process reports (stage, done, of), ``curve`` the loss so far as (step,
-    loss).
+    """A run that is going on or waits. ``progress`` is what its process reports (stage, done, of), ``curve`` and ``validation``
+    are the training and the validation loss so far, as (step, loss).
     """
 
     run: Run
     progress: dict[str, Any]
     curve: list[tuple[int, float]]
+    validation: list[tuple[int, float]]
 
     @cached_property
     def plot(self) -> Plot | None:
-        return draw_curve(self.curve)
+        return draw_curve(self.curve, self.validation)
 
 
 @dataclass(frozen=True)
@@ -210,7 +211,7 @@ def look(service: Service, first: int = 0) -> Overview:
 
 
 def _active(run: Run, folder: RunFolder) -> Active:
-    return Active(run, folder.read_progress(), folder.read_curve())
+    return Active(run, folder.read_progress(), folder.read_curve(), folder.read_validation())
 
 
 def _read_shelf(service: Service) -> _Shelf:

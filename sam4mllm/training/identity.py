@@ -24,6 +24,7 @@ _LATER = (
     ("least_epochs", None),
     ("augment_share", 0.0),
     ("paste_share", 0.0),
+    ("validation_share", 0.0),
 )
 """Fields that later releases added, each with the value that stands for the former behaviour.
 

@@ -90,6 +90,19 @@ class ImageGradients:
             losses.append(self._learn_view(look.image, lambda _: collator.look_row(look), shown, "a look back"))
         return [loss for loss in losses if loss is not None]
 
+    @torch.no_grad()
+    def measure(self, shown: TrainingImage, rng: np.random.Generator) -> float | None:
+        """Return the loss of an image as it is, and learn nothing from it; None if it cannot be used. The model is in evaluation mode."""
+        examples = [example for example in shown.examples if self.may_be_asked(example)]
+        try:
+            encoded, frame = self.encode(shown.image)
+        except ValueError:  # image processors refuse extreme aspect ratios
+            return None
+        row = self._collator.row(frame, examples, rng)
+        if not examples or len(row.row.ids) > MAX_ROW:
+            return None
+        return sum(share * float(self.loss(encoded, part)) for part, share in shares_of(self._model, row))
+
     def may_be_asked(self, example: Example) -> bool:
         try:
             self._grounder.check_phrase(example.phrase)

@@ -40,6 +40,9 @@ class TrainingPlan:
     share of the replay's images that get objects which are new to the replay: cut out of corrections by their masks and pasted, or asked
     for in vain (:mod:`sam4mllm.training.variety`).
 
+    ``validation_share``: share of the corrected pictures that are not learned from but measured, to end the run when it learns no more
+    (:mod:`sam4mllm.training.validation`).
+
     ``squash``: length in pixels to which both sides of an image are resized before the model's processor sees it (the released recipe:
     672); None: images keep their shape, as in serving.
     """
@@ -67,6 +70,7 @@ class TrainingPlan:
     least_epochs: float | None = None
     augment_share: float = 0.0
     paste_share: float = 0.0
+    validation_share: float = 0.1
 
     def __post_init__(self) -> None:
         check_numbers(self, _RANGES, optional=("epochs", "phrases", "squash", "least_epochs"))
@@ -111,6 +115,7 @@ _RANGES: dict[str, tuple[Any, float, float]] = {
     "feature_megabytes": (int, 0, 10_000_000),
     "augment_share": (int | float, 0, 1),
     "paste_share": (int | float, 0, 1),
+    "validation_share": (int | float, 0, 0.5),
     "squash": (int, 28, 4_096),  # from a merged patch of Qwen2.5-VL (2 × 2 patches of 14 pixels) to more than any family takes
 }
 """The type, the least and the most value of each number."""

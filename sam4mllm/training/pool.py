@@ -23,6 +23,7 @@ from sam4mllm.errors import DatasetError, ImageError, TrainingError
 from sam4mllm.identity import digest_of
 from sam4mllm.images import load_image
 from sam4mllm.training.plan import TrainingPlan
+from sam4mllm.training.validation import set_aside
 
 BYTES_KEPT = 256 << 20
 """The most bytes of decoded images that are kept in memory: about 290 images of 640 × 480."""
@@ -100,6 +101,7 @@ class Pool:
         replay: the same for examples that are no corrections; may be empty.
         label: returns the label of an example; the default is its phrase.
         conversations: conversations about images, on anything but segmentation; may be empty.
+        validation_share: share of the corrections' pictures that are set aside for validation (:mod:`sam4mllm.training.validation`).
         phrases: the most phrases that are asked about an image at once; an image with more counts as several images. None: no limit.
 
     Raises:
@@ -113,8 +115,12 @@ class Pool:
         label: Callable[[Example], Hashable] = phrase_of,
         conversations: Sequence[Conversation] = (),
         phrases: int | None = None,
+        validation_share: float = 0.0,
     ) -> None:
-        self._pictures = list(_pictures(corrections, phrases))
+        pictures = list(_pictures(corrections, phrases))
+        aside = _set_aside(pictures, label, validation_share)
+        self._pictures = [picture for picture in pictures if picture.key not in aside]
+        self._validation = [picture for picture in pictures if picture.key in aside]
         self._replay = list(_pictures(replay, phrases, replayed=True))
         self._talks = [_Talk(conversation) for conversation in conversations]
         if not self._pictures:
@@ -138,12 +144,21 @@ class Pool:
         The folders that they lie in do not count.
         """
         digest = hashlib.sha256(digest_of({"strata": self._strata, "replay_from": len(self._pictures)}).encode())
-        for picture in (*self._pictures, *self._replay):  # one by one: the masks of a large set fill a gigabyte
+        for picture in (*self._pictures, *self._replay, *self._validation):  # one by one: the masks of a large set fill a gigabyte
             digest.update(digest_of({"picture": [_describe(example) for example in picture.examples]}).encode())
         for talk in self._talks:
             turns = [asdict(turn) for turn in talk.conversation.turns]
             digest.update(digest_of({"image": talk.conversation.image.name, "turns": turns}).encode())
         return digest.hexdigest()
+
+    @property
+    def set_aside(self) -> int:
+        """How many pictures are set aside for validation; one with more than ``phrases`` phrases counts as several."""
+        return len(self._validation)
+
+    def validation_picture(self, place: int) -> TrainingImage:
+        """Return the picture at an index of those that are set aside."""
+        return self._show(self._validation[place])
 
     # -- at random -------------------------------------------------------------------------------------------------------------------------
 
@@ -260,6 +275,16 @@ def _pictures(datasets: Sequence[tuple[Path, Sequence[Example]]], phrases: int |
             most = phrases or len(some)
             for start in range(0, len(some), most):
                 yield _Picture(folder, tuple(some[start : start + most]), replayed)
+
+
+def _set_aside(pictures: Sequence[_Picture], label: Callable[[Example], Hashable], share: float) -> set[tuple[Path, str]]:
+    """Return the keys of the pictures that are for validation. Which ones these are depends on the hashes of their files."""
+    labels: defaultdict[tuple[Path, str], set[Hashable]] = defaultdict(set)
+    hashes: dict[tuple[Path, str], str] = {}
+    for picture in pictures:
+        labels[picture.key] |= {label(example) for example in picture.examples}
+        hashes[picture.key] = picture.examples[0].sha256
+    return set_aside(sorted(labels, key=lambda key: (hashes[key], str(key))), labels.__getitem__, share)
 
 
 def _describe(example: Example) -> list[object]:

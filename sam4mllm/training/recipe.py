@@ -45,6 +45,7 @@ from sam4mllm.training.sharding import shard
 from sam4mllm.training.squash import check_squash
 from sam4mllm.training.state import load_state, read_state, save_state
 from sam4mllm.training.targets import NO_TARGETS, Targets
+from sam4mllm.training.validation import ValidationCurve, Validator
 from sam4mllm.training.variety import Variety
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ LATE = 1.25
 @dataclass(frozen=True)
 class Progress:
     """What a run reports after each of its ``steps``: the mean ``loss`` of the step's images, in nats a token, the learning ``rate``, and
-    the ``seconds`` spent so far.
+    the ``seconds`` spent so far. ``validation`` is the validation loss after the step, None if it was not measured.
     """
 
     step: int
@@ -66,6 +67,7 @@ class Progress:
     loss: float
     rate: float
     seconds: float
+    validation: float | None = None
 
 
 class Trainer:
@@ -117,6 +119,7 @@ class Trainer:
         collator = Collator(self._grounder, asking, targets)
         varying = Variety(plan, pool)
         self._gradients = ImageGradients(self._grounder, collator, varying, self._trained, plan, self._scaler, self._processes)
+        self._validator = Validator(pool.set_aside, self._measure, self._trained, folder, self._processes)
         self._stopped = False
 
     def stop(self) -> None:
@@ -139,13 +142,15 @@ class Trainer:
             while step < steps and not stopped:
                 loss = self._step(step, steps)
                 step += 1
+                validation = self._validator.look(step, steps)
                 spent = before + time.monotonic() - began
                 if self._processes.first:
-                    tell(Progress(step, steps, loss, learning_rate(self.plan, step - 1, steps), spent))
+                    tell(Progress(step, steps, loss, learning_rate(self.plan, step - 1, steps), spent, validation))
                 stopped, spent, due = self._agree(spent, time.monotonic() - saved > self.plan.seconds_between_saves)
+                late = spent > LATE * self.plan.budget_seconds  # the machine got slower; what was learned so far may still win
                 if step == MEASURED:
                     steps = fit_steps(steps, step, spent, self.plan.budget_seconds)
-                elif spent > LATE * self.plan.budget_seconds:  # the machine got slower; what was learned may still win
+                elif late or self._validator.curve.has_turned:
                     steps = step
                 if step in (MEASURED, steps) or due or stopped:
                     self._save(step, steps, spent)
@@ -153,7 +158,17 @@ class Trainer:
         finally:
             self._images.close()
             self.model.eval()
+        if step >= steps and self._validator.curve.has_turned:
+            self._validator.restore()
         return step >= steps
+
+    def _measure(self, place: int) -> float | None:
+        """The loss of the picture at an index of those that are set aside."""
+        self.model.eval()
+        try:
+            return self._gradients.measure(self._pool.validation_picture(place), _generator(self.plan.seed, place))
+        finally:
+            self.model.train()
 
     def _agree(self, spent: float, due: bool) -> tuple[bool, float, bool]:
         """Return whether any process was stopped, the seconds that the first process has spent, and whether that one is due to save."""
@@ -186,6 +201,7 @@ class Trainer:
             raise TrainingError(f"{self.folder} holds a run with other data or settings; go on with those, or remove it to begin anew")
         if self._scaler.is_enabled():
             self._scaler.load_state_dict(state["scaler"])
+        self._validator.curve = ValidationCurve([(int(at), float(loss)) for at, loss in state.get("validation", [])])
         return int(state["step"]), int(state["steps"]), float(state["seconds"])
 
     def _drop_former(self) -> None:
@@ -203,6 +219,7 @@ class Trainer:
         if not self._processes.first:
             return
         state = {"identity": self._identity, "steps": steps, "seconds": seconds, "scaler": self._scaler.state_dict()}
+        state["validation"] = self._validator.curve.points
         save_state(self.folder, step, self._trained, self._optimizer, state)
 
     def _step(self, step: int, steps: int) -> float:

@@ -102,7 +102,7 @@ class Session:
         datasets = [(dataset, self.examples)]
         replayed = [] if replay is None else [(replay, select_examples(replay))]
         talks = [] if extras.conversations is None else read_conversations(extras.conversations, extras.images)
-        pool = Pool(datasets, replayed, label, talks, plan.phrases)
+        pool = Pool(datasets, replayed, label, talks, plan.phrases, plan.validation_share)
         spoken = None if dialect is None else load_dialect(dialect)
         rank = plan.rank if start is None else int(check_adapter(start)["r"])
         announce(model, self.processes.device, precision, rank=rank)

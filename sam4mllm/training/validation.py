@@ -1,4 +1,4 @@
-"""The validation loss of a run: of training pictures that are set aside, so that the run does not learn from them.
+"""The validation loss of a run: the loss on training pictures that are set aside, so that the run does not learn from them.
 
 The training loss falls even while the model learns its pictures by heart. The validation loss then rises, and the run ends early, with the
 weights at which that loss was lowest (early stopping: Prechelt 1998, "Early Stopping – But When?").
@@ -9,12 +9,19 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TypeVar
 
-SHARE = 0.1
-"""Share of the training pictures that are set aside."""
-LEAST = 3
-"""Fewest pictures to judge by: of fewer than thirty training pictures none is set aside, because each of them is needed."""
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sam4mllm.durable import partial, publish
+from sam4mllm.training.processes import Processes
+
+LEAST, MOST = 3, 50
+"""The fewest and the most pictures to judge by. With a share of a tenth, none is set aside of fewer than thirty training pictures, because
+each of them is needed; more than fifty would cost more time than they make the loss more exact."""
 TIMES = 20
 """How often the validation loss is measured in a run."""
 PATIENCE = 5
@@ -26,23 +33,25 @@ T = TypeVar("T", bound=Hashable)
 def set_aside(pictures: Collection[T], labels_of: Callable[[T], Collection[Hashable]], share: float) -> set[T]:
     """Choose the pictures of a run that are for validation: a ``share`` of them, or none if that is fewer than LEAST.
 
-    ``pictures`` are in the order in which they are chosen; ``labels_of`` returns the labels of a picture. A picture is passed over if a
-    label would be left without a picture to learn from.
+    ``pictures`` are in the order in which they are chosen; ``labels_of`` returns the labels of a picture. Pictures without which a label
+    would have no picture to learn from are chosen last.
 
     >>> sorted(set_aside(range(40), lambda picture: ["cup" if picture else "dog"], 0.1))
     [1, 2, 3, 4]
     """
-    wanted = int(share * len(pictures))
+    wanted = min(MOST, int(share * len(pictures)))
     if wanted < LEAST:
         return set()
     left = Counter(label for picture in pictures for label in set(labels_of(picture)))
-    chosen: set[T] = set()
+    spared, needed = list[T](), list[T]()
     for picture in pictures:
         labels = set(labels_of(picture))
-        if len(chosen) < wanted and all(left[label] > 1 for label in labels):
-            chosen.add(picture)
+        if all(left[label] > 1 for label in labels):
+            spared.append(picture)
             left.subtract(labels)
-    return chosen if len(chosen) >= LEAST else set()
+        else:
+            needed.append(picture)
+    return set([*spared, *needed][:wanted])
 
 
 def is_measured(step: int, steps: int) -> bool:
@@ -69,7 +78,53 @@ class ValidationCurve:
         return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= PATIENCE
 
 
-def mean(sums: Sequence[float]) -> float | None:
-    """Return the mean of ``sums``, a sum and the number of its terms; None if there is no term."""
-    total, count = sums
-    return total / count if count else None
+class Validator:
+    """Measures the validation loss of a run, and keeps the weights with which it was lowest.
+
+    Args:
+        count: how many pictures are set aside.
+        measure: returns the loss of the picture with an index, or None if that picture cannot be used. It must learn nothing.
+        trained: the weights that the run trains.
+        folder: where the run's states are kept, and with them the weights of the lowest loss.
+        processes: share the pictures. With FSDP, which needs as many passes of each process, each measures all of them.
+    """
+
+    def __init__(
+        self, count: int, measure: Callable[[int], float | None], trained: Sequence[nn.Parameter], folder: Path, processes: Processes
+    ) -> None:
+        self.curve = ValidationCurve()
+        self._count, self._measure, self._trained, self._processes = count, measure, trained, processes
+        self._lowest = folder / "lowest.safetensors"
+
+    def look(self, step: int, steps: int) -> float | None:
+        """Measure the loss after a step, add it to the curve and return it; None if it is not due, or if no picture can be used.
+
+        Raises OSError if the weights cannot be written.
+        """
+        if not self._count or not is_measured(step, steps):
+            return None
+        places = range(self._count) if self._processes.sharded else self._processes.places(self._count)
+        losses = [loss for place in places if (loss := self._measure(place)) is not None]
+        total, number = self._processes.add_up([sum(losses), float(len(losses))])
+        if not number:
+            return None
+        if self.curve.add(step, total / number) and self._processes.first:
+            self._keep()
+        return total / number
+
+    def restore(self) -> None:
+        """Give the trained weights the values with which the loss was lowest."""
+        self._processes.wait()
+        kept = load_file(self._lowest)
+        with torch.no_grad():
+            for name, weight in self._named():
+                weight.copy_(kept[name])
+
+    def _keep(self) -> None:
+        temporary = partial(self._lowest)
+        temporary.parent.mkdir(parents=True, exist_ok=True)
+        save_file({name: weight.detach().cpu().contiguous() for name, weight in self._named()}, temporary)
+        publish(temporary, self._lowest)
+
+    def _named(self) -> list[tuple[str, Tensor]]:
+        return [(str(index), weight) for index, weight in enumerate(self._trained)]

@@ -154,7 +154,7 @@ def loss_of(session: Session, model: Any = None) -> float:
     model.eval()
     [shown, *_] = trainer._shown(0)
     encoded, frame = trainer._gradients.encode(shown.image)
-    row = trainer._collator.row(frame, shown.examples, np.random.default_rng(5))
+    row = trainer._gradients._collator.row(frame, shown.examples, np.random.default_rng(5))
     with torch.no_grad():
         return float(row_loss(model, encoded, row))
 
