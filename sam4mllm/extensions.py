@@ -10,7 +10,7 @@ group                    the entry's name is                      its object
 ``sam4mllm.segmenters``  what stands in ``--segmenter NAME:PATH`` makes a :class:`~sam4mllm.segmentation.protocol.Segmenter`
 ``sam4mllm.readers``     what ``data prepare`` takes              makes a :class:`~sam4mllm.data.readers.Reader`
 ``sam4mllm.strategies``  what ``--strategy`` takes                is a :class:`~sam4mllm.strategies.OtherStrategy`
-``sam4mllm.commands``    of no matter                             is a :class:`typer.Typer`
+``sam4mllm.commands``    without meaning                          is a :class:`typer.Typer`
 ======================== ======================================== ===================================================================
 
 A package is imported only when something of it is asked for (one with commands at every start). docs/extending.md has a guide, and
@@ -33,7 +33,7 @@ Group = Literal["families", "segmenters", "readers", "strategies", "commands"]
 
 
 class Extension:
-    """An entry point of a package: its ``name``, and who declares it."""
+    """An entry point: ``name`` is its name, and ``package`` tells in words, for messages, which package declares it."""
 
     def __init__(self, group: Group, entry: EntryPoint) -> None:
         self._group = group
@@ -42,14 +42,14 @@ class Extension:
         self.package = "an unknown package" if entry.dist is None else f"the package {entry.dist.name} {entry.dist.version}"
 
     def load(self) -> Any:
-        """Its object. Raises ExtensionError if it cannot be imported."""
+        """Import and return the object that the entry point names. Raises ExtensionError if it cannot be imported."""
         try:
             return self._entry.load()
         except (Exception, SystemExit) as error:  # whatever the module of another package raises
             raise self.refused(f"cannot be imported ({type(error).__name__}: {first_line(error)})") from error
 
     def refused(self, why: str) -> ExtensionError:
-        """The error to raise where it cannot be used: one line that names the package."""
+        """Return the error for a caller to raise that cannot use the object; ``why`` goes into its line, which names the package."""
         return ExtensionError(f"{self} {why}; update or uninstall that package")
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class Extension:
 def all_of(group: Group) -> list[Extension]:
     """Return what the installed packages declare, in the order of names and packages; nothing is imported. It takes some milliseconds.
 
-    Nothing is found where a package has an ``entry_points.txt`` that cannot be read; the log says so, once a process.
+    If an installed package has a malformed ``entry_points.txt``, the list is empty; the log says so, once a process.
     """
     try:
         found = [Extension(group, entry) for entry in entry_points(group=f"sam4mllm.{group}")]

@@ -23,8 +23,9 @@ NOTHING_DRAWN = "the segmenter drew nothing at the model's points"
 def draw_first(segmenter: Segmenter, embedding: Embedding, told: Sequence[Grounding], stand: bool) -> list[Grounding]:
     """Return the groundings; those that have points in place of boxes get a box around the mask of each point.
 
-    A mask that repeats an earlier one comes from a second point on the same thing and is left out, as is an empty mask. ``stand``: whether
-    the masks are kept as the answer, as candidates; if not, the segmenter draws the boxes later.
+    A mask that repeats an earlier one (IoU of SAME or more) comes from a second point on the same thing. Its point is dropped, and so is
+    the point of an empty mask; if none is left, a note says so, unless there is another note. ``stand``: whether the masks become the
+    grounding's candidates, which are then the answer. If not, only the boxes are kept, and the segmenter draws from them later.
     """
     return [_draw(segmenter, embedding, one, stand) if one.boxless else one for one in told]
 
@@ -47,7 +48,9 @@ def _draw(segmenter: Segmenter, embedding: Embedding, told: Grounding, stand: bo
 
 
 def _first_masks(segmenter: Segmenter, embedding: Embedding, told: Grounding) -> list[Candidate]:
-    """The mask that each point alone prompts, the best of the segmenter's by its predicted IoU."""
+    """Return a candidate for each entry of ``told.points``, prompted by its inside points alone, without a box. Of the segmenter's masks it
+    is the one with the highest predicted IoU, cleaned.
+    """
     prompts = [Prompt(None, one.inside_px, np.ones(len(one.inside_px), np.int64)) for one in told.points]
     found = []
     for start in range(0, len(prompts), PROMPTS_AT_ONCE):

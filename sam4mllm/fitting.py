@@ -26,8 +26,10 @@ IDLE_BYTES = 0.5e9
 
 @dataclass(frozen=True)
 class Demand:
-    """What one way to hold the models takes, in bytes: ``serving`` with them, and a ``run`` that trains a LoRA of ``rank`` in a process of
-    its own.
+    """The bytes on the GPU that models take if the MLLM is quantised as ``quantize`` says.
+
+    ``serving`` is what serving takes; ``run`` is what training a LoRA of ``rank`` takes, in a process of its own. Neither includes
+    PROCESS_BYTES.
     """
 
     quantize: QuantizeName
@@ -36,7 +38,7 @@ class Demand:
     run: float
 
     def peak(self, mode: Mode) -> float:
-        """Bytes on the GPU at most."""
+        """Return the most bytes that are taken on the GPU at a time in this mode, by all processes together."""
         match mode:
             case "beside":
                 return self.serving + self.run + 2 * PROCESS_BYTES
@@ -55,7 +57,7 @@ class Fit:
 
     @property
     def peak(self) -> float:
-        """Bytes at most."""
+        """The most bytes that are taken on the GPU at a time."""
         return self.demand.peak(self.mode)
 
 
@@ -78,8 +80,9 @@ def choose_fit(demands: Sequence[Demand], free: float, modes: Sequence[Mode] = (
 
 
 def describe_fit(name: str, fit: Fit | None, demands: Sequence[Demand], free: float, dtype: str, pause_seconds: float) -> str:
-    """One line: the plan for the model ``name``, or what would fit. ``pause_seconds`` is the longest that a run trains; ``dtype`` as in
-    ``bf16``.
+    """Return one line: the plan for the model ``name``, or, if ``fit`` is None, how many bytes it needs at least to serve.
+
+    ``pause_seconds`` is the longest that a run trains; ``dtype`` names the model's number type, such as ``bf16``.
     """
     if fit is None:
         least = min(demand.peak("none") for demand in demands)

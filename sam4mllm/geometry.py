@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 MILLI = 1000
-"""Steps of the text frame (paper: integers 0–999 relative to the original width and height)."""
+"""Number of steps of the milli frame across the width, and across the height (paper: integers 0–999 relative to the original width and
+height)."""
 
 
 def _sides(width: float, height: float, coordinates: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -23,7 +24,8 @@ def _sides(width: float, height: float, coordinates: NDArray[np.float64]) -> NDA
 def to_steps(coordinates_px: ArrayLike, size: tuple[int, int], steps: tuple[int, int]) -> NDArray[np.int64]:
     """Convert pixels (..., 2 or 4: x, y pairs) of an image of ``size`` (width, height) to whole steps, an array of the same shape.
 
-    ``steps`` is the number of steps across the width and across the height. What lies outside the image is moved to its edge.
+    ``steps`` is the number of steps across the width and across the height. What lies outside the image is moved to its edge. Raises
+    ValueError if a side of the image is not positive.
     """
     px = np.asarray(coordinates_px, np.float64)
     count = np.resize(np.array(steps, np.float64), px.shape[-1])

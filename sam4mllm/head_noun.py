@@ -69,7 +69,7 @@ def head_noun(phrase: str) -> HeadNoun:
     """The noun that an English phrase is about, with the noun before it where the two are one name (``tennis racket``).
 
     Words at the beginning are skipped as long as they only say which one is meant. The phrase is then cut where it goes on to say where the
-    thing is, what it does, or what it has.
+    thing is, what it does, or what it has. The noun of a question or a command is empty and not sure.
     """
     words = re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", phrase.lower())
     if words and (words[0] in _ASKING or "?" in phrase):

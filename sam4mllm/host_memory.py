@@ -11,7 +11,7 @@ import os
 import sys
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8
-"""Names of glibc's ``malloc.h`` (mallopt(3))."""
+"""Numbers of parameters of glibc's mallopt(3), with their names in ``malloc.h``."""
 KEPT = 1 << 30
 """Bytes that may be free at the heap's end before any are given back to the system; also the largest single request that the heap serves
 itself, rather than by a mapping of its own."""

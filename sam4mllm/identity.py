@@ -20,7 +20,10 @@ def digest_of(parts: Mapping[str, object]) -> str:
 
 
 def slug(model: str) -> str:
-    """A model's name as the first part of a version: lower case, at most 32 of ``[a-z0-9.-]``."""
+    """Return the first part of a version's name, made from the last part of a model's path or hub id.
+
+    It is in lower case and at most 32 of ``[a-z0-9.-]``; ``model`` if nothing is left.
+    """
     return re.sub(r"[^a-z0-9.-]+", "-", Path(model).name.lower()).strip("-")[:32] or "model"
 
 

@@ -31,7 +31,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 from sam4mllm.errors import ImageError
 
 MAX_PIXELS = 50_000_000
-"""Largest picture that is decoded: above every usual camera, and 150 MB as RGB. A larger cap is bounded by Pillow's own, 89,478,485."""
+"""Most pixels (width times height) of a picture that is decoded: more than usual cameras have, and 150 MB as RGB. A caller may allow more,
+up to Pillow's own limit of 89,478,485."""
 MIN_SIDE = 8
 """Smallest side in pixels, about half a patch of the vision towers in use (14 or 16 pixels): below it there is nothing to see, and 1 x N
 pictures make several image processors round a side to nothing."""
@@ -90,7 +91,7 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.
         max_pixels: the most pixels that are decoded; Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``) holds as well.
 
     Raises:
-        ImageError: it cannot be opened, is of another format, is damaged, or has sides that are not allowed.
+        ImageError: the source cannot be opened, is of another format, is damaged, or has sides that are not allowed.
     """
     if isinstance(source, np.ndarray):
         check_image(source)
@@ -103,7 +104,10 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.
 
 
 def open_image(file: BinaryIO, max_pixels: int) -> ImageFile:
-    """Open a picture and check its size without decoding its pixels, for which the file must stay open. Raises ImageError."""
+    """Open a picture and check its size without decoding its pixels. The file must stay open until they are decoded.
+
+    Raises ImageError if the format is unknown, the header is damaged, or the size is not allowed.
+    """
     start = file.read(16)
     if not start:
         raise ImageError("the image file is empty; send it again")
@@ -128,7 +132,10 @@ def open_image(file: BinaryIO, max_pixels: int) -> ImageFile:
 
 
 def read_size(file: BinaryIO, max_pixels: int) -> tuple[int, int]:
-    """Width and height that a file's header states, at the cost of reading it, and no more. Raises ImageError unless they are allowed."""
+    """Return the width and height that a file's header states; only the header is read, and the file is then rewound.
+
+    Raises ImageError if the format is unknown, the header is damaged, or the size is not allowed.
+    """
     size = _webp_size(file)
     if size is None:
         with open_image(file, max_pixels) as image:
@@ -150,7 +157,7 @@ def decode_image(
         return _upright_rgb(image, empty)
     except MemoryError as error:
         raise ImageError(NO_MEMORY) from error
-    except Exception as error:  # as above: a decoder on foreign bytes
+    except Exception as error:  # foreign bytes make a decoder raise almost anything
         if str(error).endswith(_PILLOW_NO_MEMORY):
             raise ImageError(NO_MEMORY) from error
         raise ImageError(f"the image is damaged or cut short ({_brief(error)}); send it again") from error
@@ -205,7 +212,7 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[io.BytesIO | io.B
 
 
 def _first_gif_frame(file: BinaryIO) -> tuple[int, int]:
-    """Width and height that the first frame of a GIF reaches to.
+    """Return the width and height of a GIF's screen, enlarged so that the first frame fits. Raises ImageError if there is no frame.
 
     A frame may be larger than the screen that the header states, and Pillow's reader warns of it before it hands out the size.
     """
@@ -270,7 +277,7 @@ def _upright_rgb(image: Image.Image, empty: Callable[[tuple[int, int, int]], NDA
 
 
 def orientation_of(image: Image.Image) -> int:
-    """The EXIF orientation of an opened picture, 1 to 8; 1 if its pixels are stored upright."""
+    """Return the EXIF orientation of an opened picture, 1 to 8; 1 if its pixels are stored upright, or if it has no valid orientation."""
     try:
         found = image.getexif().get(ExifTags.Base.Orientation, 1)
     except Exception:  # a broken EXIF block leaves the pixels as they are, as in a browser

@@ -58,7 +58,7 @@ def load_pipeline(
     if model == NO_MODEL:
         raise ModelError(NO_ADAPTER.format(adapter))
     folder = find_adapter(adapter)
-    papers = read_papers(folder)  # before the seconds that loading takes
+    papers = read_papers(folder)  # read first, so that an error is raised before the seconds that loading takes
     model = choose_model(model, papers, folder)
     variants = load(model, choose_segmenter(segmenter, papers, folder))
     return variants.drawing_with(segmenter_adapter, variants.load(folder, describe_adapter(folder, slug(model), papers)))
@@ -76,11 +76,12 @@ def load_variants(
 
     ``dialect`` is a name or a file; None is the model's own. If ``model`` is ``none``, only the segmenter is loaded.
 
-    Raises ModelError if a model cannot be loaded, and before loading if the weights cannot fit into memory; TemplateError if the dialect
-    cannot be used; ExtensionError if another package's segmenter cannot.
+    Raises ModelError if the device is not there, a model cannot be loaded, the models cannot carry out the options' strategy, or a dialect
+    is given without an MLLM; and before loading if the weights cannot fit into memory. Raises TemplateError if the dialect cannot be used;
+    ExtensionError if another package's segmenter cannot.
     """
     place = pick_device(device)
-    brought_strategies()  # a package that claims the name of one of ours is told once, here
+    brought_strategies()  # logs a warning, before anything is loaded, of a package that claims one of our names
     spoken = None if dialect is None else load_dialect(dialect)
     has_model = model != NO_MODEL
     if has_model:
@@ -88,7 +89,7 @@ def load_variants(
     elif spoken is not None:
         raise ModelError("a dialect says how an MLLM is spoken to, and the model is none; leave --dialect out")
     draws = load_segmenter(segmenter, place)
-    # before the minutes that the MLLM takes
+    # checked here, so that an error is raised before the minutes that loading the MLLM takes
     asked = resolve_strategy((options or Options()).strategy, demo=False, has_adapter=False, has_model=has_model)
     check_strategy(asked, has_model=has_model, takes_phrases=isinstance(draws, ConceptSegmenter), segmenter=segmenter)
     checkpoint = load_checkpoint(model, place, precision) if has_model else None
@@ -96,7 +97,7 @@ def load_variants(
 
 
 class Variants:
-    """Pipelines that share one base model and one segmenter, each with its own adapter. For one thread at a time, as an engine's is."""
+    """Pipelines that share one base model and one segmenter, each with its own adapter. Only one thread may use them at a time."""
 
     def __init__(
         self,
@@ -143,7 +144,7 @@ class Variants:
         parts = parts_of(folder)
         segmenter = self._segmenter
         if SEGMENTER_FILES in parts:
-            from sam4mllm.adapters.segmenter import with_adapter  # noqa: PLC0415 – peft takes seconds, and the base models do without
+            from sam4mllm.adapters.segmenter import with_adapter  # noqa: PLC0415 – imports peft, which takes seconds
 
             segmenter = self._adapted[adapter.version] = with_adapter(self._segmenter, folder)
         elif isinstance(adapter, Manifest):
@@ -156,7 +157,7 @@ class Variants:
     def _attach(self, version: str, folder: Path) -> None:
         """Load the MLLM's part of an adapter beside the others."""
         if self._adapters is None:
-            from sam4mllm.adapters.lora import Adapters  # noqa: PLC0415 – as above
+            from sam4mllm.adapters.lora import Adapters  # noqa: PLC0415 – imports peft, which takes seconds
 
             self._adapters = Adapters(self.checkpoint)
         self._adapters.load(version, folder)
@@ -171,7 +172,7 @@ class Variants:
             return pipeline
         if name == PLAIN:
             return pipeline.through(pipeline.grounder, segmenter=self._segmenter)
-        from sam4mllm.adapters.segmenter import with_adapter  # noqa: PLC0415 – as above
+        from sam4mllm.adapters.segmenter import with_adapter  # noqa: PLC0415 – imports peft, which takes seconds
 
         return pipeline.through(pipeline.grounder, segmenter=with_adapter(self._segmenter, find_adapter(name)))
 
@@ -188,12 +189,14 @@ class Variants:
 
     @property
     def nbytes(self) -> int:
-        """Memory of both models' weights."""
+        """Bytes of the weights of the MLLM, with its adapters, and of the segmenter."""
         weights: int = 0 if self._checkpoint is None else sum(weight.nbytes for weight in self._checkpoint.model.parameters())
         return weights + self._segmenter.nbytes
 
     def away(self) -> None:
-        """Move both models to the CPU, and free the device for another process. Scenes and embeddings that are kept stay valid.
+        """Move both models to the CPU, and free the device for another process.
+
+        Scenes and embeddings that are kept stay where they are, and can be used again after ``back``.
 
         Raises ModelError if the model is spread over several devices.
         """
@@ -223,7 +226,10 @@ class Variants:
             self._adapters.use(version)
 
     def _as_named(self, adapter: Manifest, checkpoint: Checkpoint) -> Manifest:
-        """Return the manifest so that an adapter from before identities were hashes of JSON keeps its version's name."""
+        """Return the manifest, changed so that its version keeps its former name if that is from before identities were hashes of JSON.
+
+        The manifest of a later adapter is returned unchanged.
+        """
         if adapter.template_sha256 != former_template(checkpoint.dialect, checkpoint.markup):
             return adapter
         pipeline = self._pipeline(adapter.version, adapter, checkpoint, adapter)
@@ -238,7 +244,7 @@ class Variants:
         checkpoint = checkpoint_for(self.checkpoint, papers, self._dialect)
         segmenter = self._segmenter
         if SEGMENTER_WEIGHTS in papers.files:
-            from sam4mllm.adapters.segmenter import named_with  # noqa: PLC0415 – as above
+            from sam4mllm.adapters.segmenter import named_with  # noqa: PLC0415 – imports peft, which takes seconds
 
             segmenter = named_with(segmenter, papers.files)
         return self._pipeline(BASE, LooseAdapter(BASE, papers), checkpoint, papers, segmenter).identity
@@ -275,12 +281,15 @@ class Variants:
         return Pipeline(grounder, segmenter, options, self._slug, adapter, learned=demo or taught)
 
     def _grounder(self, version: str, checkpoint: Checkpoint, thought_tokens: int) -> MllmGrounder:
-        """The MLLM as a version answers."""
+        """Return a grounder of the MLLM that switches to the adapter ``version`` (BASE: to none) before each use."""
         return MllmGrounder(checkpoint, activate=lambda: self._activate(version), thought_tokens=thought_tokens)
 
 
 def pick_device(device: str | None) -> torch.device:
-    """The named device, or a GPU if there is one. Raises ModelError if the name is not ``cpu`` or ``cuda``, or there is no such GPU."""
+    """Return the named device; if ``device`` is None, a GPU if there is one, else the CPU.
+
+    Raises ModelError if the name is not ``cpu``, ``cuda`` or ``cuda:N``, or if there is no such GPU.
+    """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

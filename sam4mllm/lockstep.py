@@ -83,13 +83,13 @@ Walk = Generator[Step, Any, T]
 
 
 def locate(step: Locate) -> Walk[list[Grounding]]:
-    """The step's groundings, one a phrase."""
+    """Yield the step as a question to the MLLM, and return the answer to it: one Grounding a phrase."""
     found: list[Grounding] = yield step
     return found
 
 
 def ask_points(step: AskPoints) -> Walk[list[Replies]]:
-    """The step's replies, one an inquiry."""
+    """Yield the step as a question to the MLLM, and return the answer to it: one Replies an inquiry."""
     said: list[Replies] = yield step
     return said
 
@@ -152,7 +152,7 @@ def walk_together(grounder: Grounder, walks: Sequence[Walk[T]], between: Callabl
 
 def _take_each(grounder: Grounder, steps: Sequence[Step]) -> list[Any]:
     """Return the answers to steps of one kind. If asking them together fails, each is asked alone, and an error takes the place of the
-    answer of each that fails again. EngineAwayError is taken for all of them at once.
+    answer of each that fails again. If EngineAwayError is raised, it takes the place of all answers, and no step is asked again.
     """
     try:
         return _take(grounder, steps)

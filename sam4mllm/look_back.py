@@ -22,7 +22,8 @@ from sam4mllm.values import Grounding, Instance
 SHAPE = {"questions": (QUESTION, DEMO_QUESTION), "colour": COLOUR, "width": WIDTH}
 """All that shapes a look back; it becomes part of the pipeline's identity."""
 DENIED = 0.5
-"""P(yes) below which an instance is dropped, where that is asked for. One of which the model says neither yes nor no stays."""
+"""P(yes) below which an instance is dropped, where the option is set. If the model says neither yes nor no of an instance, its P(yes)
+counts as 0.5, so it stays."""
 
 
 def look_back(
@@ -52,7 +53,8 @@ def look_back(
 def drop_denied(grounding: Grounding, looked: Sequence[Instance]) -> tuple[Grounding, list[Instance]]:
     """Drop the instances that the look back denied. Return the grounding and the instances that are left.
 
-    If all are denied, the answer is that there is no such object. Its probability is then at least that of the least sure "no".
+    If all are denied, the answer is that there is no such object. The probability of this answer becomes at least 1 minus the highest
+    P(yes) of the instances.
     """
     kept = [one for one in looked if one.features.looked >= DENIED]
     if kept or not looked:

@@ -88,7 +88,10 @@ def label_pieces(mask: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np
 
 
 def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
-    """Intersection over union of two masks of one shape (H, W); 1.0 of two empty masks, for they agree."""
+    """Return the intersection over union of two masks (H, W); 1.0 for two empty masks, for they agree.
+
+    Raises ValueError if their shapes differ.
+    """
     a, b = as_mask(a), as_mask(b)
     if a.shape != b.shape:
         raise ValueError(f"masks of one image have one shape, not {a.shape} and {b.shape}")

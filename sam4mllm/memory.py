@@ -194,18 +194,21 @@ def training_bytes(tensors: Iterable[Stored], config: Any, rank: int, dtype: tor
 
 
 def estimate(source: str, device: torch.device, precision: Precision = AUTO, rank: int | None = None) -> Need | None:
-    """Return what a model needs to answer, or, if ``rank`` is given, to train an adapter of that rank; None if it cannot be known."""
+    """Return what a model needs to answer, or, if ``rank`` is given, to train an adapter of that rank; None if its headers cannot be read.
+
+    If its family or its configuration cannot be read, ``working`` is 0.
+    """
     tensors = read_headers(source)
     if tensors is None:
         return None
     dtype = torch_dtype(precision, device)
     try:
-        find_family(resolve(source), source)  # of another package, which tells transformers of its type
+        find_family(resolve(source), source)  # imports another package's family, which registers its type with transformers
         config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=False)
         working = working_bytes(config, dtype)
         if rank is not None:
             working += training_bytes(tensors, config, rank, dtype)
-    except (*FAULTS, ModelError):  # loading says which
+    except (*FAULTS, ModelError):  # loading the model meets the same error and reports it
         working = 0
     return Need(weight_bytes(tensors, precision, dtype), working)
 
@@ -218,9 +221,9 @@ def count_demands(source: str, segmenter: str, device: torch.device, precision: 
     """
     tensors = read_headers(source)
     try:
-        find_family(resolve(source), source)  # as above
+        find_family(resolve(source), source)  # imports another package's family, which registers its type with transformers
         config = AutoConfig.from_pretrained(resolve(source), trust_remote_code=False)
-    except (*FAULTS, ModelError):  # loading says which
+    except (*FAULTS, ModelError):  # loading the model meets the same error and reports it
         tensors = None
     if tensors is None:
         return []
@@ -254,7 +257,7 @@ def segmenter_working(segmenter: str) -> int:
 
 
 def free_bytes(device: torch.device, precision: Precision = AUTO) -> int:
-    """Memory that a model could take: of the device; with ``device_map``, of all GPUs."""
+    """Return the free bytes that a model could take: on a GPU, or, with ``device_map``, on all GPUs; on the CPU of main memory."""
     if device.type != "cuda":
         return free_ram()
     spread = precision.device_map is not None
@@ -307,7 +310,7 @@ def _room_in(folder: Path, limit: str, usage: str, droppable: str) -> int | None
 def announce(
     source: str, device: torch.device, precision: Precision = AUTO, *, segmenter: str | None = None, rank: int | None = None
 ) -> None:
-    """Log what a model and a segmenter need and how much memory is free.
+    """Log what a model and a segmenter need and how much memory is free, unless they need less than WORTH_SAYING or it cannot be known.
 
     Raises ModelError if their weights alone do not fit, unless ``device_map`` lets the CPU hold the rest of weights that are not quantised.
     """

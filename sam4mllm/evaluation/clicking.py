@@ -23,7 +23,8 @@ from sam4mllm.values import Segmentation
 REACHED = 0.85
 """The IoU at which clicking ends: the lower of the two that interactive segmentation reports (NoC@85 and NoC@90)."""
 MOST_CLICKS = 10
-"""The most clicks on an answer: a reviewer who has clicked so often would draw the mask by hand. Such a phrase counts with this number."""
+"""The most clicks on an answer: a reviewer who has clicked so often would draw the mask by hand. A phrase whose mask does not reach the
+wanted IoU by then counts with this number of clicks."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,9 @@ def click_through(pipeline: Pipeline, opened: Opened, example: Example, answer: 
 
 
 def _shown(answer: Segmentation) -> tuple[ShownInstance, ...]:
-    """Return the instances that a click may correct. Those made of clicks alone are left out, because they are made anew from them."""
+    """Return the instances that a click may correct. An instance made of clicks alone is left out, because every call of
+    ``segment`` makes it anew from those clicks.
+    """
     return tuple(ShownInstance(one.box_px, one.mask) for one in answer.instances if one.pointed != "alone")
 
 

@@ -41,7 +41,7 @@ class Sums:
 
 @dataclass(frozen=True)
 class Difference:
-    """How much larger a figure is than another one's, with the ends of its interval."""
+    """How much larger a figure is in one evaluation than in another (``value``), with the ends ``low`` and ``high`` of its interval."""
 
     value: float
     low: float

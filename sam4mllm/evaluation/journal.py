@@ -38,11 +38,14 @@ class KeyedLines(Generic[T]):
         return len(self._known)
 
     def find(self, key: str) -> T | None:
-        """The result of a key, if it is known."""
+        """Return the result that is kept under a key, or None if there is none."""
         return self._known.get(key)
 
     def put(self, key: str, result: T, fields: Mapping[str, Any]) -> None:
-        """Keep a result and write its fields down."""
+        """Keep a result under a key, and append a line with its fields to the file.
+
+        Raises EvaluationError if the file cannot be written.
+        """
         self._known[key] = result
         if self._path is None:
             return

@@ -57,7 +57,7 @@ def compare(
     ignored: NDArray[np.bool_] | None = None,
     min_pixels: int = 0,
 ) -> Sample:
-    """One pair measured.
+    """Compare the predicted mask of one (image, phrase) pair with the true one.
 
     Args:
         predicted: (H, W) bool, the union of all predicted instances.

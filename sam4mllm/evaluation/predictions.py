@@ -1,4 +1,6 @@
-"""Answers as they are kept and written: masks as COCO run lengths, so that thousands fit into memory and others can score them."""
+"""The form in which an evaluation keeps and writes answers. Their masks are COCO run lengths, so that thousands of answers fit into memory
+and other programs can score them.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,7 @@ from sam4mllm.values import Instance, Segmentation
 
 @dataclass(frozen=True, eq=False)
 class StoredInstance:
-    """One object found, as :class:`~sam4mllm.values.Instance`, its mask as run lengths."""
+    """One object found. Its fields mean what they do in :class:`~sam4mllm.values.Instance`; ``rle`` is the mask as COCO run lengths."""
 
     box_px: NDArray[np.float32]
     points_px: NDArray[np.float32]
@@ -34,7 +36,10 @@ class StoredInstance:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """The answer for a phrase; without instances it is "no such object". ``size`` is the image's (height, width)."""
+    """The answer for a phrase; without instances it is "no such object". ``size`` is the image's (height, width).
+
+    The other fields mean what they do in :class:`~sam4mllm.values.Segmentation`; ``version`` is the version of the pipeline that answered.
+    """
 
     phrase: str
     instances: tuple[StoredInstance, ...]
@@ -105,8 +110,8 @@ class JudgedExample:
     ``sample`` measures the prediction. ``oracle`` measures what the segmenter draws from the true boxes and points; it is None if that was
     not asked for or the phrase has no target. The next three are about K points in the true boxes: ``inside`` (K,) is P(inside) as the
     model answers, ``on`` (K,) bool says whether a point lies on its object, and ``on_other`` (K,) bool whether it lies on another object
-    that has a mask in the dataset. ``seconds`` is the phrase's equal share of its image's time, by stage; ``whole`` is its share of the
-    elapsed time.
+    that has a mask in the dataset. ``seconds`` is the phrase's equal share of the seconds that each stage took for its image; ``whole`` is
+    its equal share of the elapsed seconds from opening the image to the answers.
     """
 
     example: Example

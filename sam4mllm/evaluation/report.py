@@ -53,7 +53,9 @@ MEANINGS = {
 
 @dataclass(frozen=True)
 class DrawnExample:
-    """One example drawn as a JPEG file's bytes."""
+    """One example as the report shows it. ``jpeg`` is a JPEG file's bytes, ``image`` the picture's file name, and ``answer`` a caption
+    such as "found, 0.87": what was found, and the score.
+    """
 
     phrase: str
     image: str
@@ -95,8 +97,8 @@ def write_report(
         folder: the folder to write to; it is created if it is missing.
         dataset: the dataset's folder, which has the pictures.
         judged: every example's result.
-        figures: their summary.
-        version: the version that was evaluated.
+        figures: the summary of these results (``summarize_judged``).
+        version: the version of the pipeline that was evaluated.
         command: the command line that repeats the evaluation.
         seed: chooses the pictures that are shown by chance.
 

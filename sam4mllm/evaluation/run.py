@@ -25,7 +25,8 @@ from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.values import Grounding, Prompt
 
 STAGES = ("image", "box", "points", "segmenter")
-"""Where the time goes: the image through the MLLM, the box, the points, and the segmenter with its encoder."""
+"""The stages whose time is measured: ``image``, the MLLM takes in the image; ``box``, it finds boxes; ``points``, it answers about points;
+``segmenter``, the segmenter encodes the image and draws masks."""
 
 
 POINT_KINDS = ("points_on_target", "points_on_other", "points_on_background")
@@ -51,7 +52,8 @@ def choose(folder: Path, split: str | None = None, limit: int | None = None, see
         folder: the dataset.
         split: ``val``, ``testA``, …; all if None.
         limit: the largest number of images, None for all. They are drawn at random from the hashes of their files, so the choice does not
-        depend on their names. seed: the seed of this draw.
+            depend on their names.
+        seed: the seed of this draw.
 
     Raises:
         DatasetError: the folder is no valid dataset, or has no example of the split.
@@ -141,7 +143,8 @@ class TruePoints:
 def ask_true_points(pipeline: Pipeline, opened: Opened, examples: Sequence[Example]) -> Iterator[TruePoints]:
     """Ask the model about points in each true box of an image's examples; yield its answers and the truth, one TruePoints a box.
 
-    The points are those of the default pattern. All answers count: no threshold drops any. Without an MLLM each TruePoints is empty.
+    The points are the first ``pipeline.options.points`` of the default pattern. All answers count: no threshold drops any. Without an MLLM
+    each TruePoints is empty.
     """
     if not pipeline.has_model:
         yield from [TruePoints() for example in examples for _ in example.instances]
@@ -192,7 +195,7 @@ def summarize_judged(judged: Sequence[JudgedExample]) -> Figures:
 
 
 def _point_terms(one: JudgedExample) -> dict[str, Term]:
-    """Points judged rightly, and points asked, by kind."""
+    """Return, for each of POINT_KINDS, how many points were judged rightly and how many were asked about."""
     right = (one.inside >= 0.5) == one.on
     places = (one.on, one.on_other, ~one.on & ~one.on_other)
     return {kind: (float((right & place).sum()), float(place.sum())) for kind, place in zip(POINT_KINDS, places, strict=True)}
@@ -204,7 +207,10 @@ def _share(parts: Sequence[Term]) -> float | None:
 
 
 def intervals_of(judged: Sequence[JudgedExample]) -> dict[str, tuple[float, float] | None]:
-    """Return the 95 % interval of each figure but ``point_ece``, the times of the stages and ``count``, by a bootstrap over images."""
+    """Return the 95 % interval of each figure but ``point_ece``, the times of the stages and ``count``, by a bootstrap over images.
+
+    The value is None for a figure for which nothing was measured.
+    """
     return intervals(sum_by_image([one.example.image for one in judged], [_terms(one) for one in judged]))
 
 

@@ -70,7 +70,7 @@ class Setting:
         if self.oracle:
             return ("oracle", self.segmenter)
         look_back = self.options.look_back
-        match self.options.strategy:  # with a box alone, the choice of a mask has no points to use
+        match self.options.strategy:  # "box" leaves out the choice of a mask, which works with answers about points
             case "pqpp" | "choose" | "reason":
                 same = self.answers == "shuffled-thoughts" and self.options.strategy != "reason"
                 answers = "model" if same else self.answers
@@ -81,7 +81,7 @@ class Setting:
                 return ("concept", self.options.threshold, self.segmenter, look_back, self.adapter if look_back != "off" else None)
             case "box":
                 return ("box", self.segmenter, self.adapter, look_back)
-        return (self.options, self.segmenter, self.adapter, self.answers)  # another package's, which may look at all of them
+        return (self.options, self.segmenter, self.adapter, self.answers)  # a strategy of another package may use every option
 
 
 def plan(
@@ -91,7 +91,8 @@ def plan(
     grid: bool = False,
     strategies: Sequence[Strategy] = ANYWHERE,
 ) -> list[Setting]:
-    """Return the rows: the base, the published setting, one for each value of each axis, and the upper bound of each segmenter.
+    """Return the rows: the base, the published setting, one for each value of each axis, and the upper bound of each segmenter (and of each
+    adapter of its mask decoder).
 
     Settings that draw the same masks become one row with the names of both.
 
@@ -174,7 +175,7 @@ def choices() -> dict[str, tuple[str, ...]]:
 
 
 def published(options: Options) -> Options:
-    """Options as the method was published."""
+    """Return the options with the values of PUBLISHED; the options that PUBLISHED does not name stay."""
     return replace(options, **PUBLISHED)
 
 

@@ -1,4 +1,4 @@
-"""A loaded multi-modal language model with what belongs to it, and an image as it takes one."""
+"""A loaded multi-modal language model with its tokenizer, image processor and dialect; and an image that is encoded for the model."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Checkpoint:
     fingerprint: str
     """A hash of the folder's weights, JSON files and templates; for a hub model, its name and commit instead."""
     window: int | None = None
-    """How wide the model's sliding window was before it was lifted; None if the model had none, or keeps it."""
+    """How many tokens wide the model's sliding window was before loading lifted it; None if the model had none, or keeps it."""
     precision: Precision = AUTO
 
     @property

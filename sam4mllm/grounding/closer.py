@@ -21,14 +21,18 @@ VIEWS_AT_ONCE = 16
 
 @dataclass(frozen=True, eq=False)
 class CloserScene(Scene):
-    """A scene and the image (H, W, 3) uint8 that close-ups are cut from. ``nbytes`` is without the image: whoever opened it counts that."""
+    """A scene and the image (H, W, 3) uint8 that close-ups are cut from. ``nbytes`` does not include the image, because the pipeline
+    counts it by itself.
+    """
 
     scene: Scene
     image: NDArray[np.uint8]
 
 
 class CloserGrounder:
-    """Wraps a grounder. The wrapped grounder finds the boxes in the whole image, and answers about points in the closest view of them."""
+    """Wraps a grounder. The wrapped grounder finds the boxes in the whole image. It is asked about points in a close-up of their box, or
+    in the whole image where a close-up would enlarge too little.
+    """
 
     def __init__(self, grounder: Grounder) -> None:
         self.whole = grounder

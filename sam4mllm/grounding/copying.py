@@ -26,7 +26,7 @@ from sam4mllm.grounding.head import logits_of
 from sam4mllm.grounding.scene import MllmScene
 
 LINEAR = "linear_attention"
-"""What transformers calls such a layer in ``layer_types``."""
+"""What transformers calls a linear-attention layer in a configuration's ``layer_types``."""
 COPIES_AT_ONCE = 8
 """Most chains in a batch. In Qwen3.5-9B the copy of an image of 2,048 tokens takes 67 MB of keys and values and 50 MB of states."""
 

@@ -23,9 +23,10 @@ from sam4mllm.prompts.answer_text import end_of_thought
 from sam4mllm.prompts.thinking import read_thought
 
 TAG_TOKENS = 16
-"""The last tokens of a thought, among which its closing tag is looked for; the longest tag has 13 characters."""
+"""In how many of a thought's last tokens its closing tag is looked for. The longest tag has 13 characters, so it is at most 13 tokens."""
 GAP_TOKENS = 4
-"""Most tokens of white space that are skipped between a thought and its answer. Further ones count as the answer, for the model loops."""
+"""Most tokens of white space that are skipped between a thought and its answer. Further ones count as the answer, so that a model that
+writes white space without end is stopped by the limit on answers."""
 
 REFUSED = -1
 """Marks, in place of the index of its line, a drafted token that the model did not say. It stays in the cache, but no token sees it."""
@@ -241,7 +242,7 @@ class _Answer:
         if end is None:
             return token
         self._in_thought = False
-        # of some tokenizers the tag's last sign and the answer's first are one token
+        # some tokenizers have a token that holds the tag's last character and the answer's first; it then begins the answer
         return self._say(token, chance, beginnings) if tail[end:].strip() else token
 
     def _say(self, token: int, chance: float, beginnings: Callable[[], Tensor]) -> int | None:

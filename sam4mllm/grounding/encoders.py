@@ -27,7 +27,10 @@ def position_ids(positions: Tensor) -> Tensor:
 
 
 def alike(encoded: Sequence[Encoded]) -> list[list[int]]:
-    """Which images can go through the model in one batch, unpadded: those whose inputs have the same shapes, by index."""
+    """Group images that can go through the model in one batch, unpadded, because their inputs have the same shapes.
+
+    Each group is a list of indices.
+    """
     groups: dict[object, list[int]] = {}
     for index, one in enumerate(encoded):
         shapes = tuple((name, tuple(tensor.shape)) for name, tensor in one.inputs.items())
@@ -83,9 +86,10 @@ def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Enc
 
 def encode_llava(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """Encode for LLaVA-NeXT and LLaVA-OneVision: the whole image, and tiles of an enlarged one whose padding the model cuts off again. The
-    family's own processor counts the tokens of both.
+    family's own processor counts the tokens of both. Raises ModelError and ValueError as ``_encode_tiles`` does.
     """
-    from transformers.image_processing_utils import select_best_resolution  # noqa: PLC0415 – seconds, for torchvision comes with it
+    # imported here because it imports torchvision, which takes seconds
+    from transformers.image_processing_utils import select_best_resolution  # noqa: PLC0415
 
     image = _squash(checkpoint, image)
     resolutions = checkpoint.image_processor.image_processor.image_grid_pinpoints
@@ -96,8 +100,11 @@ def encode_llava(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
 
 
 def encode_internvl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
-    """InternVL: the image is stretched to the grid of tiles that is nearest to its shape, with a small whole image after them."""
-    from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas  # noqa: PLC0415 – as above
+    """Encode for InternVL: the image is stretched to the grid of tiles that is nearest to its shape, and a small whole image follows the
+    tiles. Raises ModelError and ValueError as ``_encode_tiles`` does.
+    """
+    # imported here because it imports torchvision, which takes seconds
+    from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas  # noqa: PLC0415
 
     tiles = checkpoint.image_processor.image_processor
     side = (tiles.size["height"], tiles.size["width"])
@@ -106,8 +113,12 @@ def encode_internvl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded
 
 
 def encode_molmo2(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
-    """Molmo 2: a small whole image, then overlapping crops of a larger one. The tokens of both see each other in both directions."""
-    from transformers.models.molmo2.image_processing_molmo2 import compute_crop_geometry  # noqa: PLC0415 – as above
+    """Encode for Molmo 2: a small whole image, then overlapping crops of a larger one.
+
+    The tokens of both see each other in both directions. Raises ModelError and ValueError as ``_encode_tiles`` does.
+    """
+    # imported here because it imports torchvision, which takes seconds
+    from transformers.models.molmo2.image_processing_molmo2 import compute_crop_geometry  # noqa: PLC0415
 
     crops = checkpoint.image_processor.image_processor
     side, patch = crops.size["height"], crops.patch_size

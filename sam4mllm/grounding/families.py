@@ -60,7 +60,7 @@ from sam4mllm.prompts.dialects import (
     Dialect,
     load_dialect,
 )
-from sam4mllm.qwen_vl_chat import model as _qwen_vl_chat  # noqa: F401 – which tells transformers of it
+from sam4mllm.qwen_vl_chat import model as _qwen_vl_chat  # noqa: F401 – the import registers the model type with transformers
 from sam4mllm.qwen_vl_chat.config import MODEL_TYPE as _QWEN_VL_CHAT
 
 DEMO = "demo"
@@ -106,7 +106,7 @@ FAMILIES = {
     "qwen3_5_moe": Family(QWEN3_VL, encode_qwen_vl, f"{_HYBRID}|{_SHARED}|{_MERGER_3}"),
     "glm4v": Family(GLM_V, encode_qwen_vl, f"{_LANGUAGE_GLM}|{_MERGER_GLM}"),
     "glm46v": Family(GLM_V, encode_qwen_vl, f"{_LANGUAGE_GLM}|{_MERGER_GLM}"),
-    "glm4v_moe": Family(GLM_V, encode_qwen_vl, _ATTENTION),  # peft takes the names of this type's other layers for its experts
+    "glm4v_moe": Family(GLM_V, encode_qwen_vl, _ATTENTION),  # peft takes this type's other layers, by their names, for experts
     "llava_next": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "llava_onevision": Family(LLAVA, encode_llava, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
     "internvl": Family(INTERNVL, encode_internvl, f"{_LANGUAGE}|{_PROJECTOR}", AutoProcessor),
@@ -117,7 +117,7 @@ FAMILIES = {
 
 
 def resolve(source: str) -> str:
-    """``demo`` to the shipped folder; anything else as it is."""
+    """Return the folder of the demo model if ``source`` is ``demo``; any other folder or hub id is returned unchanged."""
     return str(DEMO_FOLDER) if source == DEMO else source
 
 

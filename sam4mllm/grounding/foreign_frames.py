@@ -1,4 +1,4 @@
-"""Frames that are not the dialect's: what numbers of an answer can be instead, and which of them they fit."""
+"""Coordinate frames other than the dialect's, in which a model may have written the numbers of an answer; and the choice among them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from sam4mllm.prompts.coordinates import FoundBox
 from sam4mllm.prompts.dialects import Dialect
 
 SLACK = 0.03
-"""How far beyond the image, as a share of a side, a box may reach and still fit a frame; models overshoot a little (say 1,000 of 999)."""
+"""How far beyond the image, as a share of a side, a box may reach and still fit a frame; models overshoot a little (for example, they
+write 1,000 where 999 is the highest number)."""
 PADDING = 1 / 3
 """The largest share of a box that may lie in the padding of a padded square: a model that was shown the padding finds no objects there."""
 

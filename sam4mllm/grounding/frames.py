@@ -33,7 +33,7 @@ class Frame:
 
 
 def highest(dialect: Dialect, image: Framed) -> int:
-    """Return the highest number that a coordinate can have: the greater one of the two sides."""
+    """Return the highest number that any coordinate can have. Where x and y have different highest numbers, it is the greater."""
     return 10**dialect.decimals if dialect.frame in ("unit", "square") else max(_steps(dialect, image)) - 1
 
 

@@ -24,7 +24,7 @@ class ManyScenes(Protocol):
         ...
 
     def ask_each(self, asked: Sequence[tuple[Scene, Sequence[Inquiry]]], joint: bool = False) -> list[list[Replies]]:
-        """What is said of each scene's points."""
+        """Ask about the points of each scene's inquiries: for each scene one Replies an inquiry, in order."""
         ...
 
 
@@ -52,7 +52,7 @@ def ground_each(grounder: Grounder, asked: Sequence[tuple[Scene, Sequence[str]]]
 
 
 def ask_each(grounder: Grounder, asked: Sequence[tuple[Scene, Sequence[Inquiry]]], joint: bool = False) -> list[list[Replies]]:
-    """What is said of each scene's points, by any grounder."""
+    """Ask any grounder about the points of each scene's inquiries, in shared passes if it can: for each scene one Replies an inquiry."""
     if isinstance(grounder, ManyScenes):
         return grounder.ask_each(asked, joint)
     return [grounder.ask(scene, inquiries, joint) for scene, inquiries in asked]

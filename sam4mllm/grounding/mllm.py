@@ -77,9 +77,9 @@ class MllmGrounder:
 
     Args:
         checkpoint: model, tokenizer, image processor and dialect.
-        max_new_tokens: longest answer to a box question; about twenty tokens a box where every digit is one.
+        max_new_tokens: most tokens of an answer to a box question. A box takes about twenty where every digit is a token.
         activate: called before each use of the model. Where several grounders share one model, it switches to the adapter of this one.
-        thought_tokens: longest thought before an answer, where a thought is asked for.
+        thought_tokens: most tokens of a thought before an answer, where a thought is asked for.
     """
 
     def __init__(
@@ -145,7 +145,7 @@ class MllmGrounder:
     def _encode_image(self, image: NDArray[np.uint8]) -> Encoded:
         try:
             return self.checkpoint.encode(self.checkpoint, self.markup.opening, Image.fromarray(image))
-        except ValueError as error:  # image processors refuse extreme aspect ratios
+        except ValueError as error:  # some image processors refuse extreme aspect ratios, some encoders too many tokens
             raise ImageError(f"the model cannot take an image of {image.shape[1]} x {image.shape[0]} pixels: {error}") from error
 
     def _prefill(self, encoded: Sequence[Encoded]) -> list[DynamicCache]:

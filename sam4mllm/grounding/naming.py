@@ -29,7 +29,8 @@ def write_names(model: Continuing, scene: MllmScene, questions: Sequence[Sequenc
 
 
 def read_name(text: str) -> str:
-    """One to three words in lower case, without an article; empty if the text is anything else.
+    """Return the name in an answer: one to three words in lower case, without an article. It is empty if the text is anything else, or
+    denies that there is a thing ("none", for example).
 
     >>> read_name("A tennis racket.")
     'tennis racket'

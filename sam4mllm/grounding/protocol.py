@@ -24,7 +24,7 @@ class Scene:
     width: int
     height: int
     nbytes: int
-    """The memory that a cache of scenes should count for this one."""
+    """The bytes that a cache of scenes should count for this scene."""
 
 
 @dataclass(frozen=True, eq=False)

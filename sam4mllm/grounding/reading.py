@@ -188,8 +188,8 @@ def _placed(dialect: Dialect, image: Framed, candidates: Sequence[FoundBox]) -> 
 def _in_own_frame(dialect: Dialect, image: Framed, box: FoundBox, beyond: bool) -> ReadInstance | None:
     """Read a box in the dialect's frame, cut at the image's edge.
 
-    None if nothing is left of it and it reaches ``beyond`` the frame or has a negative number. ``beyond``: some box of its group does not
-    fit the frame.
+    None if nothing is left of the box after the cut, and ``beyond`` is true or the box has a negative number. ``beyond``: some box of the
+    box's group does not fit the frame.
     """
     spelled = box.spelled or tuple(f"{max(0.0, number):.9f}" for number in box.corners)
     x1, y1, x2, y2 = (_own_number(dialect, image, text) for text in spelled)

@@ -27,7 +27,11 @@ MAX_QUESTIONS = 64
 
 @dataclass(frozen=True, eq=False)
 class RememberingScene(Scene):
-    """A scene with the answers that were given about it, by question, so that the model is asked each question only once."""
+    """A scene with the answers that were given about it, by question, so that the model is asked each question only once.
+
+    ``answers`` are about points. Their key is the phrase, the box, the points and whether they were asked jointly; the phrase's other boxes
+    are no part of it.
+    """
 
     scene: Scene
     groundings: OrderedDict[tuple[str, Question], Grounding] = field(default_factory=OrderedDict)
@@ -62,11 +66,11 @@ class RememberingGrounder:
         return _recall([(scene.scene, scene.groundings, questions) for scene, questions in wanted], answer)
 
     def ground_after(self, scene: Scene, phrases: Sequence[str], thoughts: Sequence[str]) -> list[Grounding]:
-        """Not remembered: it is asked in comparisons alone."""
+        """Ask the wrapped grounder every time: only comparisons call this, and a SharingGrounder remembers for them."""
         return self._grounder.ground_after(_own(scene).scene, phrases, thoughts)
 
     def confirm(self, scene: Scene, phrases: Sequence[str]) -> Replies:
-        """Not remembered: each mask is another scene."""
+        """Ask the wrapped grounder every time: each mask is shown in a scene of its own, so remembering would not help."""
         return self._grounder.confirm(_own(scene).scene, phrases)
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:

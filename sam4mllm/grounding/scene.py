@@ -35,7 +35,7 @@ def copy_cache(cache: DynamicCache) -> DynamicCache:
 
 
 def own_scene(scene: Scene) -> MllmScene:
-    """Raises TypeError if the scene was opened by another kind of grounder."""
+    """Return the scene as an MllmScene. Raises TypeError if another kind of grounder opened it."""
     if not isinstance(scene, MllmScene):
         raise TypeError("this scene was opened by another grounder")
     return scene

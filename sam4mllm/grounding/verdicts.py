@@ -48,7 +48,10 @@ class Verdicts:
         return _weigh(logits[:, list(self.yes)].cpu().double(), logits[:, list(self.no)].cpu().double(), anything)
 
     def weigh(self, chances: Sequence[Mapping[int, float]]) -> Replies:
-        """Return the replies about K points from K mappings of token ids to the log-probabilities of the next token."""
+        """Return the replies about K points from K mappings of token ids to the log-probabilities of the next token.
+
+        Each mapping must have all ids of ``yes`` and ``no``.
+        """
         yes, no = (torch.tensor([[one[token] for token in words] for one in chances]).double() for words in (self.yes, self.no))
         return _weigh(yes, no, torch.zeros(len(chances), dtype=torch.float64))
 
@@ -70,7 +73,7 @@ def _single(encode: Callable[[str], list[int]], word: str) -> list[int]:
 
 
 def _spellings(encode: Callable[[str], list[int]], word: str) -> list[int]:
-    """Single tokens that say the same in another case or after a space."""
+    """Return the ids of single tokens that spell the word in lower case, capitalised or in upper case, each also after a space."""
     return [
         ids[0] for form in (word.lower(), word.capitalize(), word.upper()) for text in (form, f" {form}") if len(ids := encode(text)) == 1
     ]

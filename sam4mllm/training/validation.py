@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from sam4mllm.durable import partial, publish
 from sam4mllm.training.processes import Processes
 
-LEAST, MOST = 3, 50
-"""The fewest and the most pictures to judge by. With a share of a tenth, none is set aside of fewer than thirty training pictures, because
+LEAST, MOST = 5, 50
+"""The fewest and the most pictures to judge by. With a share of a tenth, none is set aside of fewer than fifty training pictures, because
 each of them is needed; more than fifty would cost more time than they make the loss more exact."""
 TIMES = 20
 """How often the validation loss is measured in a run."""
@@ -36,8 +36,8 @@ def set_aside(pictures: Collection[T], labels_of: Callable[[T], Collection[Hasha
     ``pictures`` are in the order in which they are chosen; ``labels_of`` returns the labels of a picture. Pictures without which a label
     would have no picture to learn from are chosen last.
 
-    >>> sorted(set_aside(range(40), lambda picture: ["cup" if picture else "dog"], 0.1))
-    [1, 2, 3, 4]
+    >>> sorted(set_aside(range(50), lambda picture: ["cup" if picture else "dog"], 0.1))
+    [1, 2, 3, 4, 5]
     """
     wanted = min(MOST, int(share * len(pictures)))
     if wanted < LEAST:
