@@ -60,7 +60,7 @@ def _service() -> Service:
 
 
 class _Backend:
-    """The methods that label-studio-ml calls, in 1.x and 2.x. Its own base class, which is added later, sets ``label_config``."""
+    """The methods that label-studio-ml calls, in 1.x and 2.x. The base class LabelStudioMLBase, added later, sets ``label_config``."""
 
     label_config: str | None
     _new: bool
@@ -79,7 +79,7 @@ class _Backend:
         self.set("extra_params", params if isinstance(params, str) else json.dumps(params))  # type: ignore[attr-defined]
 
     def predict(self, tasks: Sequence[Any], context: Mapping[str, Any] | None = None, **_: Any) -> list[Any]:
-        """One prediction a task, or ``[]`` for one that failed."""
+        """Return one prediction for each task, or ``[]`` for a task that failed, ran out of time or gets none on purpose."""
         asks = isinstance(context, Mapping) and isinstance(context.get("result"), list)  # 2.x hands on an empty context with a batch
         body = {"tasks": tasks, "project": getattr(self, "project_id", None), "label_config": self.label_config}
         request = read_predict({**body, "params": {"context": context} if asks else None})
@@ -179,7 +179,10 @@ def _leave_no_job(folder: Path) -> None:
 
 
 def __getattr__(name: str) -> Any:
-    """``Sam4mllmBackend``, made when it is asked for, so that this module can be read without label-studio-ml."""
+    """Make the class ``Sam4mllmBackend`` at its first use, so that this module can be imported without label-studio-ml.
+
+    Raises AttributeError for any other name, and SettingsError.
+    """
     if name != "Sam4mllmBackend":
         raise AttributeError(name)
     from label_studio_ml.model import LabelStudioMLBase

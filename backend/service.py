@@ -109,9 +109,9 @@ class Service:
         self.learner.start()
 
     def receive(self, event: Mapping[str, Any]) -> int:
-        """Take an event of Label Studio's, which is on disk when this returns, and give its number; what it means is worked out later.
+        """Store an event of Label Studio's in the log, which has it on disk when this returns; learning reads it there later.
 
-        Raises LogError.
+        Return its number, 0 if the event is still in the log's spill file. Raises LogError.
         """
         number = self.corrections.store(event)
         action = event.get("action")

@@ -18,9 +18,7 @@ packages may bring further strategies (:mod:`sam4mllm.strategies`).
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
@@ -29,8 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm import candidates, look_back
+from sam4mllm.answers import answer_of, timed
 from sam4mllm.clicks import Clicks, PromptTarget, merge
-from sam4mllm.confidence import Calibration, score, score_empty
+from sam4mllm.confidence import Calibration, score
 from sam4mllm.drawing import Drawing
 from sam4mllm.errors import PhraseError
 from sam4mllm.first_masks import draw_first
@@ -209,10 +208,10 @@ class Pipeline:
         """
         check_image(image)
         seconds: dict[str, float] = {}
-        with _timed(seconds, "image"):
+        with timed(seconds, "image"):
             scene = self.grounder.open(image)
         between()
-        with _timed(seconds, "segmenter"):
+        with timed(seconds, "segmenter"):
             embedding = self.segmenter.encode(image) if embedding is None else embedding
         return Opened(scene, embedding, image, seconds)
 
@@ -279,7 +278,7 @@ class Pipeline:
         if cleaned and self._asks_points(options.strategy):
             targets = yield from self._question(opened, groundings, targets, seconds)
         calibration = self.calibration
-        with _timed(seconds, "segmenter"):
+        with timed(seconds, "segmenter"):
             # what a reviewer points at is there; and reviewers wait for their mask, so nothing is drawn that only the score needs
             present = [1.0 if clicks is not None else 1.0 - grounding.no_target_probability for grounding in groundings]
             judge = partial(score, calibration=calibration)
@@ -295,7 +294,7 @@ class Pipeline:
                 groundings, instances = [grounding for grounding, _ in left], [kept for _, kept in left]
         version = self._version(options)
         return [
-            _answer(grounding, found, opened.embedding, version, seconds, calibration)
+            answer_of(grounding, found, opened.embedding, version, seconds, calibration)
             for grounding, found in zip(groundings, instances, strict=True)
         ]
 
@@ -305,18 +304,18 @@ class Pipeline:
         if (other := find_strategy(options.strategy)) is not None:
             return (yield from find_by(other, Given(opened.scene, opened.embedding, self.segmenter, phrases, options, seconds)))
         if options.strategy == "concept" and finder is not None:
-            with _timed(seconds, "segmenter"):
+            with timed(seconds, "segmenter"):
                 return candidates.find(finder, opened.embedding, phrases, threshold)
         told = yield from locate(Locate(opened.scene, phrases, _QUESTIONS.get(options.strategy, "box"), seconds))
         if any(one.boxless for one in told):
-            with _timed(seconds, "segmenter"):
+            with timed(seconds, "segmenter"):
                 stand = options.strategy != "choose" and not self._asks_points(options.strategy)
                 told = draw_first(self.segmenter, opened.embedding, told, stand)
         if options.strategy != "choose" or finder is None:
             return told
-        with _timed(seconds, "box"):
+        with timed(seconds, "box"):
             heads = candidates.find_heads(self.grounder, opened.scene, phrases)
-        with _timed(seconds, "segmenter"):
+        with timed(seconds, "segmenter"):
             return candidates.choose(finder, opened.embedding, told, heads, threshold)
 
     def _asks_points(self, strategy: AskedStrategy) -> bool:
@@ -350,7 +349,7 @@ class Pipeline:
 
         match self.options.pattern:
             case "interior":
-                with _timed(seconds, "points"):
+                with timed(seconds, "points"):
                     drawn = self._drawing.masks(opened.embedding, bare)
                 return (yield from ask([interior(box, mask, count) for box, mask in zip(boxes, drawn, strict=True)]))
             case "unsure":
@@ -360,7 +359,7 @@ class Pipeline:
             case "second-look":
                 first = yield from ask([spread(box, count) for box in boxes])
                 known_so_far = [self._keep(target, known) for target, known in zip(bare, first, strict=True)]
-                with _timed(seconds, "points"):
+                with timed(seconds, "points"):
                     drawn = self._drawing.masks(opened.embedding, known_so_far)
                 doubted = [disputed(known, mask) for known, mask in zip(first, drawn, strict=True)]
                 second = yield from ask(
@@ -382,30 +381,6 @@ class Pipeline:
         return target.with_points(answers.points_px, answers.inside, marks)
 
 
-def _answer(
-    grounding: Grounding,
-    found: list[Instance],
-    embedding: Embedding,
-    version: str,
-    seconds: dict[str, float],
-    calibration: Calibration | None,
-) -> Segmentation:
-    note = grounding.note or ("" if found or not len(grounding.boxes_px) else "the segmenter drew nothing in the box")
-    empty = 0.0 if note else score_empty(grounding.no_target_probability, calibration)
-    return Segmentation(
-        phrase=grounding.phrase,
-        instances=tuple(found),
-        score=min((instance.score for instance in found), default=empty),
-        note=note,
-        no_target_probability=grounding.no_target_probability,
-        version=version,
-        calibrated=calibration is not None,
-        thought=grounding.thought,
-        size=(embedding.height, embedding.width),
-        timings={stage: seconds.get(stage, 0.0) for stage in ("image", "box", "points", "segmenter")},
-    )
-
-
 def _nothing(phrase: str) -> Grounding:
     return Grounding(phrase, np.zeros((0, 4), np.float32), np.zeros(0), 0.0)
 
@@ -418,10 +393,3 @@ def _is_of_phrase(target: PromptTarget) -> bool:
 def _is_asked(target: PromptTarget) -> bool:
     """Whether the MLLM is asked about points in the target's box. It is not asked where the segmenter found the thing by itself."""
     return _is_of_phrase(target) and target.candidate is None
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    began = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

@@ -25,7 +25,7 @@ NEVER_SAVED = 'visibleWhen="choice-selected" whenTagName="answer"'
 def offer_config(xml: str, phrase_field: str = "description", prompt_control: str = PROMPT_NAME) -> str:
     """Return a config with all controls that this release uses, for the labels and pictures of the config ``xml``.
 
-    If ``xml`` has no label or is no XML, the only label is ``Object``.
+    If ``xml`` cannot be parsed, or has no label and names no key at which tasks hold labels, the only label is ``Object``.
     """
     try:
         kept = salvage(xml)
@@ -73,7 +73,7 @@ def make_config(
 
 
 def _instructions() -> str:
-    """Below all that is worked with: how a mask is corrected."""
+    """Return Header tags with the steps by which a mask is corrected, to be shown below the picture and all controls."""
     return "\n".join(f'  <Header size="6" value={quoteattr(line)}/>' for line in CORRECTING)
 
 

@@ -9,7 +9,7 @@ TASKS_CREATED = "TASKS_CREATED"
 """Tasks were imported, some of them with annotations."""
 TASKS_DELETED = "TASKS_DELETED"
 WEBHOOK_EVENTS = (*SAVED, ANNOTATIONS_DELETED, "PROJECT_UPDATED", TASKS_CREATED, TASKS_DELETED)
-"""What a webhook has to bring; each comes with its project, and the project's labelling config."""
+"""The events that a project's webhook has to send to the backend. Each holds the project and its labelling config."""
 START_TRAINING = "START_TRAINING"
 """The event of the training button. No webhook sends it: Label Studio sends it to the address of the backend entry."""
 SECRET_HEADER = "X-Webhook-Secret"

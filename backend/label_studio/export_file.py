@@ -48,7 +48,7 @@ def read_export(path: Path) -> list[dict[str, Any]]:
 
 
 def read_config_text(path: Path) -> str | None:
-    """The labelling config beside an export. Raises DatasetError if it cannot be read."""
+    """Return the labelling config beside an export, as XML; None if there is none. Raises DatasetError if it cannot be read."""
     beside = path.with_name(CONFIG)
     if not beside.exists():
         return None
@@ -59,9 +59,10 @@ def read_config_text(path: Path) -> str | None:
 
 
 def find_picture(reference: str, folder: Path) -> Path:
-    """Return the file of a task's picture. Raises TaskError.
+    """Return the file of a task's picture. ``reference`` is its address in the task's data, and ``folder`` holds the export.
 
-    The error's text does not quote the reference, so that it is the same for all tasks with the same fault.
+    Raises TaskError if the address is malformed or leads elsewhere, or if no such file is in the folder (the module says where). The
+    error's text does not quote the reference, so that it is the same for all tasks with the same fault.
     """
     try:
         parts = urlsplit(reference)

@@ -41,7 +41,7 @@ class Label:
 
     @property
     def phrase(self) -> str | None:
-        """The phrase to ask for the label with: the first of its names that is words and not a code; None if all are codes."""
+        """The phrase with which the model is asked for the label: the first name that is no code (``is_code``); None if all are codes."""
         return next((name for name in self.names if not is_code(name)), None)
 
 
@@ -84,8 +84,10 @@ class LabelConfig:
     """The tags of a config that work on one image. Of its controls only ``mask``, which gets the answers, is always there.
 
     ``image`` is the Image tag's name and ``image_value`` the value that it shows, as ``$image``. ``paged`` says that this is a list of
-    pictures, each a page. ``names`` are the names of all tags. ``former`` are labels of earlier or later configs: regions may have them,
-    but no phrase gets them. ``prompts`` are the project's own phrases for labels, see :meth:`asked_by`.
+    pictures, each a page. ``prompt`` is the TextArea in which phrases are typed, and ``answer`` the one for a line to the annotator.
+    ``keypoint`` and ``box`` are the controls with which annotators point. ``names`` are the names of all tags. ``former`` are labels of
+    earlier or later configs: regions may have them, but no phrase gets them. ``prompts`` are the project's own phrases for labels, see
+    :meth:`asked_by`.
     """
 
     image: str
@@ -101,7 +103,7 @@ class LabelConfig:
     names: tuple[str, ...] = ()
     former: tuple[Label, ...] = ()
     tells: bool = False
-    """Whether ``answer`` is shown and never saved, so that predictions may say there what they come to."""
+    """Whether ``answer`` is shown and never saved, so that even a batch's predictions may hold a line in it that sums up what was found."""
     prompts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @cached_property
@@ -122,15 +124,15 @@ class LabelConfig:
         return LabelNames((*((name, label.value) for label in self.mask.labels for name in label.names), *prompts))
 
     def asked_by(self, prompts: Mapping[str, tuple[str, ...]]) -> LabelConfig:
-        """Return the config with a project's own phrases for labels, which replace the labels' names.
+        """Return the config with a project's own phrases for labels; ``prompts`` maps the values of labels to phrases.
 
-        ``prompts`` maps the values of labels to phrases. A label with no phrases there is not asked for; one that is not there keeps its
-        name.
+        In a task without a phrase, the model is asked with these instead of the labels' names. A label with an empty tuple is not looked
+        for there, and one that ``prompts`` lacks keeps its name. Without any ``prompts`` the config itself is returned.
         """
         return replace(self, prompts=dict(prompts)) if prompts else self
 
     def phrases_of(self, label: Label) -> tuple[str, ...]:
-        """The phrases that a label is asked for by where a task has none of its own."""
+        """Return the phrases with which the model is asked for a label in a task without a phrase of its own; empty to leave it out."""
         return self.prompts.get(label.value, (label.phrase or label.value,))
 
     def pictures(self, data: Mapping[str, Any]) -> tuple[str, ...]:

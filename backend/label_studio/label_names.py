@@ -65,7 +65,7 @@ _UMLAUTS = str.maketrans("äöü", "aou")
 
 
 def is_code(name: str) -> bool:
-    """Whether a name is no word of any language, as ``cls_03``, ``7`` and ``A`` are."""
+    """Whether a name is a code and no word of any language, such as ``cls_03``, ``7`` or ``A``, or is longer than MAX_NAME."""
     return len(name) > MAX_NAME or _CODE.fullmatch(name.strip()) is not None
 
 
@@ -109,7 +109,7 @@ class LabelNames:
 
 
 def _fold(text: str) -> str:
-    """In lower case, with composed accents, plain apostrophes and elided articles as words of their own."""
+    """Return the text in lower case and NFKC, with plain apostrophes, "and" for "&", and elided articles ("l'") as words of their own."""
     folded = text.lower() if text.isascii() else unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     folded = folded.replace("’", "'").replace("&", " and ")
     return _ELISION.sub(r"\1 ", folded) if "'" in folded else folded
@@ -166,7 +166,10 @@ class _Clause:
         return (start, at) if named or self._ends_at(start, at) else (0, 0)
 
     def _is_quantity(self, start: int, at: int) -> bool:
-        """Whether the words before an "of" only say how much, or which one, of what comes after it: "a pair of …", "the left of …"."""
+        """Whether the words before an "of" only say how much, or which one, of what comes after it: "a pair of …", "the left of …".
+
+        If they say which one, ``_one_of_many`` is set: the head then gets a label only if it is a plural or has a number beside it.
+        """
         before = self._words[start:at]
         if not before or self._ends_at(start, at):
             return False
@@ -204,7 +207,7 @@ class _Clause:
         return label if many or not self._one_of_many else None
 
     def _first(self, start: int, end: int) -> tuple[str, bool] | None:
-        """Find the longest of the names that begin first, or else in German the end of a compound. Returns as ``_named``."""
+        """Find the longest of the names that begin first, else (German, Dutch) a name that ends a compound. Returns as ``_named``."""
         spans = ((begin, until) for begin in range(start, end) for until in range(begin + self._longest, begin, -1))
         found = next((found for begin, until in spans if (found := self._named(begin, until))), None)
         return found or (self._compound(self._words[start:end]) if self._german else None)
@@ -224,7 +227,7 @@ class _Clause:
         return None
 
     def _without_place(self, start: int, end: int) -> int:
-        """Return the noun phrase's end without final words such as "left", "top right" and "number 2"."""
+        """Return the noun phrase's end without final words such as "left", "top right" and "number 2". Words of SIDES alone stay."""
         begin, placed = end, False
         while begin > start and ((word := self._words[begin - 1]) in AFTER or word in SIDES or word[0].isdigit() or len(word) == 1):
             placed = placed or word not in SIDES

@@ -84,7 +84,10 @@ def read_parameters(given: object) -> Parameters:
 
 
 def check_parameters(parameters: Parameters, config: LabelConfig) -> None:
-    """Raises ParametersError if they do not fit a project's config: an unknown label, or one phrase for two labels."""
+    """Raise ParametersError if the prompts name a label that the config lacks, or if through them one phrase stands for two labels.
+
+    Where tasks may add labels, a label that the config lacks is no error.
+    """
     values = [label.value for label in config.mask.labels]
     unknown = [label for label in parameters.prompts if label not in values]
     if unknown and not config.mask.label_value:  # a task's data may add labels
@@ -175,5 +178,5 @@ def _threshold(given: Mapping[Any, object]) -> float | None:
 
 
 def _kind(value: object) -> str:
-    """A foreign value, short and fit for a line of ours."""
+    """Return at most 40 ASCII characters of a foreign text or number, or the name of another value's type, for an error's line."""
     return ascii(value)[:40] if isinstance(value, str | int | float) else f"a {type(value).__name__}"

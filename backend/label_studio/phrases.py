@@ -49,7 +49,7 @@ class Pointed:
         return bool(self.points or self.boxes)
 
     def clicks(self, width: int, height: int) -> Clicks:
-        """In pixels of an image of that size."""
+        """Return the points and boxes in pixels of an image of that size; for a turned box, the upright box around it."""
         scale = np.array([width, height]) / 100
         points = (np.array([(x, y) for x, y, _ in self.points]).reshape(-1, 2) * scale).astype(np.float32)
         labels = np.array([int(positive) for *_, positive in self.points], np.int64)
@@ -107,8 +107,9 @@ def wanted(
     """Return the phrases of a task with their labels.
 
     These are the ``typed`` phrases, else those in the task's data under ``phrase_field``, else the phrase that was ``shown`` for the task,
-    else the phrases of the config's labels: the project's own, or the labels' names. The field holds a text, a list of texts, or
-    {label: text or list}. :func:`split_phrases` splits a text and says what ``served`` is.
+    else the phrases of the config's labels: the project's own, or the labels' names. Of these the first MAX_PHRASES are taken, labels with
+    phrases of the project's own before the others. The field holds a text, a list of texts, or {label: text or list}.
+    :func:`split_phrases` splits a text and says what ``served`` is.
 
     Raises TaskError if the field holds anything else or more than MAX_PHRASES phrases, or if there is nothing to look for. Raises
     PhraseError for a phrase that cannot be used.

@@ -73,7 +73,7 @@ def _push(label_studio: LabelStudio, project: int, version: str, answers: Mappin
         except LabelStudioError as error:
             if error.status != 400:
                 raise
-            # one task that was deleted meanwhile spoils the import
+            # one task that was deleted meanwhile spoils the whole import, so it is tried again with those that are left
             there = existing(label_studio, project, missing)
             gone = len(missing) - len(there)
             if not gone:
@@ -112,8 +112,8 @@ def drop_repeated(label_studio: LabelStudio, project: int, version: str, tasks: 
 def tasks_without(label_studio: LabelStudio, project: int, version: str, after: int, size: int) -> tuple[list[dict[str, Any]], int]:
     """Return the next tasks without a prediction of a version, at most ``size``, and how many such tasks there are in all.
 
-    The tasks have numbers greater than ``after``, in that order, each with ``id`` and ``data``; only these are counted. As paging goes by
-    number, tasks that are added or deleted meanwhile do not make it miss another one. Raises LabelStudioError.
+    Only tasks with ids greater than ``after`` are returned and counted. They come in order of their ids, each with ``id`` and ``data``. As
+    paging goes by id, no task is missed because others are added or deleted meanwhile. Raises LabelStudioError.
     """
     later = {"filter": "filter:tasks:id", "operator": "greater", "type": "Number", "value": after}
     query = {"filters": {"conjunction": "and", "items": [later, _with_version(version, False)]}, "ordering": ["tasks:id"]}
@@ -170,7 +170,7 @@ def _has_id(task: Mapping[str, Any]) -> bool:
 
 
 def _portions(answers: Mapping[int, Answer]) -> Iterator[list[int]]:
-    """The tasks of one request after the other."""
+    """Yield the ids of the tasks for each request: at most TASKS_A_PUSH, and BYTES_A_PUSH of predictions unless a single one is larger."""
     some: list[int] = []
     size = 0
     for number, answer in answers.items():

@@ -72,7 +72,7 @@ def _size(region: Mapping[str, Any], max_pixels: int) -> tuple[int, int]:
 
 
 def _side(value: object, name: str) -> int:
-    """A side in pixels. Importers write whole numbers as 640.0 or as text, too."""
+    """Return a side of a region's image in pixels: a whole number, also if it is written as 640.0 or as text. Raises TaskError."""
     if value is None:
         raise TaskError(f"a region does not say how large its image is; it has no {name}")
     try:
@@ -94,7 +94,7 @@ def _opaque(alpha: NDArray[np.uint8]) -> Mask:
 
 
 def _brush(value: Mapping[str, Any], height: int, width: int) -> Mask:
-    return _opaque(brush.decode(value.get("rle"), height, width))  # type: ignore[arg-type]  # it looks for itself
+    return _opaque(brush.decode(value.get("rle"), height, width))  # type: ignore[arg-type]  # decode checks the type itself
 
 
 def _bitmask(value: Mapping[str, Any], height: int, width: int) -> Mask:

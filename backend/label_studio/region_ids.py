@@ -31,7 +31,8 @@ def refined_ids(old: Sequence[str], new: Sequence[str], in_place: bool) -> list[
     """Return an id for each region of a refined instance.
 
     ``old`` are the ids of the instance as it is shown; ``new`` are unused ids, one for each region of the refined instance. ``in_place``:
-    the old ids may be used again, each for one region.
+    the old ids may be used again, each for one region. All old ids that are not used again are named in one of the returned ids, whose
+    region replaces theirs.
     """
     if in_place and len(old) <= len(new):
         return [*old, *new[len(old) :]]

@@ -67,7 +67,7 @@ def _id_of(region: Region) -> str:
 
 def is_label_alone(value: object) -> bool:
     """Whether a region's value holds nothing but lists of labels (keys that end in ``labels``), and perhaps text: no coordinates or mask.
-    Values of other controls, ``choices`` for example, do not count.
+    A value with any other key, ``choices`` for example, gives False.
     """
     names = [str(name) for name in value if name != "text"] if isinstance(value, dict) else []
     return bool(names) and all(name.endswith("labels") for name in names)
@@ -86,7 +86,10 @@ def on_page(regions: Iterable[Region], page: int) -> tuple[Region, ...]:
 
 @contextmanager
 def naming_page(page: int | None) -> Iterator[None]:
-    """Put the page's number into errors about a picture that the block raises. ``page`` is None in a task of one picture."""
+    """Put "page N", counted from 1, before the text of a TaskError, FetchError or ImageError from the block. ImageError becomes TaskError.
+
+    ``page`` counts from 0. It is None in a task of one picture, whose errors stay as they are.
+    """
     try:
         yield
     except (TaskError, FetchError, ImageError) as error:

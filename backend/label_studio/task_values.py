@@ -17,11 +17,11 @@ from typing import Any
 from backend.errors import TaskError
 
 MAX_PAGES = 100
-"""Most pictures of a task: each is asked for every phrase."""
+"""The most pictures that a task may have, because every phrase is looked for in each of them."""
 SHOWN = 60
-"""Characters of a value of a config that an error shows."""
+"""The most characters of a config's value that an error shows."""
 
-# the editor's: letters, digits and underscores of ASCII, dots, brackets and the braces of <Repeater>
+# what the editor takes for a variable: ASCII letters, digits and underscores, dots, brackets and the braces of <Repeater>
 _VARIABLE = re.compile(r"\$[\w\[\].{}]+", re.ASCII)
 _STEP = re.compile(r"[^.\[\]]+")
 

@@ -89,12 +89,12 @@ def read_task(raw: object) -> Task:
 
 
 def is_row_id(value: object) -> TypeGuard[int]:
-    """Whether a value can be the number of a row of Label Studio's database."""
+    """Whether a value can be the id of a row in Label Studio's database."""
     return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63
 
 
 def row_id(value: object) -> int | None:
-    """The number of a row of Label Studio's database, or None."""
+    """Return the value if it can be the id of a row in Label Studio's database, else None."""
     return value if is_row_id(value) else None
 
 
@@ -117,9 +117,9 @@ def _regions(value: object) -> tuple[Region, ...]:
 
 
 def _project(value: object) -> int | None:
-    """Return a project's number, None if none is given. Raises WireError for a value of another form.
+    """Return a project's id; None for an empty text and for what is neither text nor number. Raises WireError for any other text or number.
 
-    Label Studio sends ``"<id>.<created>"``; label-studio-ml's servers pass on the number alone.
+    Label Studio sends ``"<id>.<created>"``; label-studio-ml's servers pass on the id alone.
     """
     if is_row_id(value):
         return value

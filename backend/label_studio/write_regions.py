@@ -104,7 +104,10 @@ def _bitmask(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
 
 
 def _polygons(mask: NDArray[np.bool_]) -> list[dict[str, Any]]:
-    """One closed outline a piece; Label Studio's polygons have no holes."""
+    """Return one closed polygon, in percent, for each of the MAX_PIECES largest pieces.
+
+    Label Studio's polygons have no holes, so a hole is joined to its outline by a cut of no width.
+    """
     percent = 100 / np.array(mask.shape[::-1])
     outlines = [_largest(to_polygons(piece, POLYGON_TOLERANCE_PX)) for piece in components(mask, MAX_PIECES)]
     return [{"points": (outline * percent).round(3).tolist(), "closed": True} for outline in outlines if len(outline) > 2]

@@ -16,7 +16,7 @@ from sam4mllm.page import find_ticks
 SMOOTHED_OVER = 20
 """Reviews that a point of the curve is the mean of."""
 CURVE_POINTS = 360
-"""Most points of the curve, two of its units apart."""
+"""The curve has at most about so many points, which are then nearly two units of the drawing apart."""
 WIDTH, HEIGHT = 720, 200
 LEFT, TOP, RIGHT, BOTTOM = 60, 32, 36, 36
 """Room around the curve for its figures, and above it for the versions' numbers."""
@@ -30,7 +30,8 @@ BINS = 5
 class ReviewedAnswer:
     """A served answer that a reviewer dealt with.
 
-    ``when`` is in seconds since 1970; ``iou`` is that of the served mask with the reviewer's; ``score`` is what it was served with.
+    ``when`` is Label Studio's time of the review, in seconds since 1970; ``iou`` is that of the served mask with the reviewer's;
+    ``score`` is what the answer was served with.
     """
 
     when: float
@@ -133,7 +134,7 @@ def measure_reliability(judged: Iterable[ReviewedAnswer]) -> Reliability | None:
 
 
 def _moving_means(values: Sequence[float]) -> list[float]:
-    """Of each value and those before it, SMOOTHED_OVER in all, or as many as there are."""
+    """Return for each value the mean of it and the values before it, SMOOTHED_OVER in all, or as many as there are."""
     means: list[float] = []
     total = 0.0
     for index, value in enumerate(values):

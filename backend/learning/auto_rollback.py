@@ -31,7 +31,7 @@ Control).
 SIGMAS = 3.0
 """Distance of each limit from the former version's mean, in standard deviations of the value that it limits; usual in control charts."""
 BASELINE = 30
-"""Reviews of the former version from which its limits are known."""
+"""The fewest reviews of the former version from which the limits for its successor are computed."""
 LEAST = 10
 """Reviews since the promotion before anything is concluded."""
 LEAST_SPREAD = 0.05
@@ -55,7 +55,10 @@ class ControlChart:
 
 
 def control(before: Sequence[float], since: Sequence[float]) -> ControlChart | None:
-    """Agreement since a promotion, in order of time, against that with the version before; None if that is not known well enough."""
+    """Compare the agreements since a promotion, in order of time, with those of the former version, ``before``.
+
+    None if there are fewer than BASELINE of the former version.
+    """
     if len(before) < BASELINE:
         return None
     usual, spread = float(np.mean(before)), max(LEAST_SPREAD, float(np.std(before, ddof=1)))

@@ -54,7 +54,9 @@ def answer_all(pipelines: Sequence[Pipeline], folder: Path, examples: Sequence[E
 def _answer(
     pipelines: Sequence[Pipeline], opened: Sequence[Opened], some: Sequence[Example], image: NDArray[np.uint8]
 ) -> Iterator[Compared]:
-    """The answers to an image's examples together; each alone if one of the phrases is refused."""
+    """Yield the answers to an image's examples, which are asked together. If a phrase is refused, each is asked alone, and those that are
+    refused are left out.
+    """
     phrases = [example.phrase for example in some]
     try:
         answered = [pipeline.segment(seen, phrases) for pipeline, seen in zip(pipelines, opened, strict=True)]
@@ -70,6 +72,6 @@ def _answer(
 
 
 def score(answer: Segmentation, example: Example, edge: Edge = AS_DRAWN) -> float:
-    """IoU with the truth, with the edge that serves; for a phrase without a target 1 if nothing was drawn, else 0."""
+    """Return the IoU of an answer, drawn with ``edge``, with the truth; for a phrase without a target 1 if nothing was drawn, else 0."""
     sample = compare(draw_edge(answer.mask, edge), example.union(), example.has_target)
     return sample.iou if example.has_target else float(sample.predicted_empty)

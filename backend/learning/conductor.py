@@ -1,7 +1,7 @@
-"""One run, from the corrections to the gate's decision; read :meth:`Conductor.perform` from top to bottom.
+"""Performs a training run, from the corrections to the gate's decision, in three steps: prepare, train, decide.
 
-Training and comparison are the work of the training process (:mod:`backend.learning.trainer`); here its job is written, its end waited
-for, and what it found weighed.
+Training and comparison are the work of the training process (:mod:`backend.learning.trainer`); this module writes its job, waits for its
+end, and has the gate weigh what it found.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, replace
-from datetime import UTC, datetime
 from typing import Any
 
 from backend.corrections.log import CorrectionLog
@@ -30,7 +29,7 @@ from backend.learning.evaluation import read_evaluation
 from backend.learning.gate import Checks, Decision, decide
 from backend.learning.holdout import count_missing, standing
 from backend.learning.job import STOPPED, TrainingJob
-from backend.learning.report import Change, RunReport, write_report
+from backend.learning.report import report_of, write_report
 from backend.learning.run_folder import RunFolder
 from backend.learning.runs import Run, Runs, RunState
 from backend.learning.snapshot import HOLDOUT, TRAIN, Files, newest, write_snapshot
@@ -52,11 +51,11 @@ ATTEMPTS = 3
 """How often a run's process may be started before the run counts as failed. A stop of the server is not counted, a crash is."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
-"""What a process that was asked to stop has to save its training state."""
+"""Seconds that a process which was asked to stop has to save its training state; then it is ended by force."""
 DISK_REFUSES = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO))
 SMOKE_SECONDS = 600.0
 OVERTIME, COMPARISON_SECONDS = 2.0, 3600.0
-"""A run's process is stopped after OVERTIME times its training budget and COMPARISON_SECONDS, so that none blocks later runs."""
+"""A run's process is stopped after OVERTIME times its training budget plus COMPARISON_SECONDS, so that none blocks later runs."""
 RETRY_SECONDS = 60.0
 """Seconds to wait before a run is tried again that a full disk or an unreadable log broke off."""
 PAUSE_SECONDS = 120.0
@@ -68,7 +67,7 @@ PATIENT = {"OMP_WAIT_POLICY": "passive"}
 
 
 class _InterruptedError(Exception):
-    """The server ends; the run goes on after its next start."""
+    """The server ends, or somebody else stopped the training process; the run goes on later."""
 
 
 class _PauseError(Exception):
@@ -118,7 +117,11 @@ class Conductor:
         self._cancelled = run
 
     def perform(self, run: Run) -> None:
-        """Go through a run's steps; whatever happens is in its record. Begun a second time, it goes on where it was."""
+        """Go through a run's steps from the one that its record names; the result, or why the run failed, is written into the record.
+
+        If the server ends, the run stays as it is. If the disk refuses writes or the log cannot be read, it stays so as well, and this
+        method waits RETRY_SECONDS before it returns. In both cases the run has to be performed again.
+        """
         try:
             self._perform(run)
         except _InterruptedError:
@@ -189,7 +192,10 @@ class Conductor:
         return self._runs.save(run, state="training", champion=self._serving(), message=self._needs())
 
     def _train(self, run: Run) -> Run:
-        """The process trains and compares; killed with the server, it goes on from its last saved state."""
+        """Have the training process train and compare. If it was killed with the server, it goes on from its last saved state.
+
+        Raises LearningError if it fails, or was started ATTEMPTS times already.
+        """
         if run.attempts >= ATTEMPTS:
             raise LearningError(
                 f"its process was started {run.attempts} times and never came to an end; see {self._runs.folder(run.id).path}"
@@ -273,7 +279,7 @@ class Conductor:
         )
 
     def _needs(self) -> str:
-        """Where a run trains and what memory that takes, said before it does."""
+        """Return a line for the run's record, written before the training: where the run trains, and how much memory that takes."""
         leases = self._engine.model
         weights = leases.loader.nbytes / 2**30 if leases is not None and leases.loader is not None else 0.0
         where = {"beside": "beside the serving models", "pause": "while serving pauses"}
@@ -319,7 +325,10 @@ class Conductor:
 
     @contextmanager
     def _room(self) -> Iterator[None]:
-        """With ``pause``, the serving models leave the device for the time of the training, and requests are told to come back."""
+        """In the train mode ``pause``, move the serving models off their device for the block, and tell requests to come again later.
+
+        In other modes nothing is done. Raises DeadlineError or NotReadyError.
+        """
         if self._settings.train_mode != "pause":
             yield
             return
@@ -340,37 +349,14 @@ class Conductor:
         return self._runs.save(run, state=state, message=message)
 
     def _report(self, run: Run, state: RunState, message: str, decision: Decision, found: dict[str, Any]) -> Run:
-        """The page first, the record last: once a run is over, its page is there. A page that cannot be written changes nothing else."""
+        """Write the run's report, then its record, so that a run that is over has its report. Return the ended run.
+
+        If the report cannot be written, the log says so, and the run ends all the same.
+        """
         ended = replace(run, state=state, message=message, decision=asdict(decision))
         folder = self._runs.folder(run.id)
-        pairs = found["pairs"]
         try:
-            changes = [
-                Change(
-                    pairs[index]["phrase"],
-                    pairs[index]["label"],
-                    pairs[index]["champion"],
-                    pairs[index]["challenger"],
-                    folder.picture(index, "before").read_bytes(),
-                    folder.picture(index, "after").read_bytes(),
-                )
-                for index in found["pictures"]
-            ]
-            report = RunReport(
-                run=run.id,
-                state=state,
-                started=datetime.fromtimestamp(run.created, UTC).isoformat(timespec="seconds"),
-                seconds=max(0.0, time.time() - run.created),  # 0 if the clock was ahead
-                config=json.loads(folder.job.read_text(encoding="utf-8")),
-                curve=folder.read_curve(),
-                validation=folder.read_validation(),
-                decision=decision,
-                challenger=run.challenger,
-                champion=run.champion,
-                counts=run.counts,
-                pictures=changes,
-            )
-            write_report(folder, report)
+            write_report(folder, report_of(run, state, decision, found, folder))
         except OSError as error:
             log.error("%s: its report could not be written: %s", run.id, error.strerror)
         return self._runs.save(ended)
@@ -383,7 +369,7 @@ class Conductor:
 
 
 def _stop(child: Child) -> None:
-    """Ask first: saving the training state takes its time."""
+    """Ask a process to end and give it STOP_SECONDS, because saving the training state takes time; then end it by force."""
     if child.process.poll() is None:
         os.killpg(child.process.pid, signal.SIGTERM)
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -392,7 +378,7 @@ def _stop(child: Child) -> None:
 
 
 def _threads() -> int:
-    """What OMP_NUM_THREADS allows, as everywhere else; without it half of the cores, so that serving keeps the others.
+    """Return the number of threads for training: OMP_NUM_THREADS, or without it half of the cores, so that serving keeps the others.
 
     On two cores the demo model's steps take as long with two threads as with one, for twice the processor time.
     """

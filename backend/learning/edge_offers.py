@@ -50,7 +50,7 @@ class EdgeOffer:
 
     @property
     def name(self) -> str:
-        """A name that no other offer has, not even a later one for the same label with another edge."""
+        """A name that no other offer for the same decoder has, not even a later one for the same label with another edge."""
         return f"{self.project}:{self.label}: {self.edge}"
 
 

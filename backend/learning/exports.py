@@ -112,7 +112,7 @@ class _Pictures:
         return file, self._names.get(file) or self._names.setdefault(file, image_sha256(file))
 
     def name(self, image: str) -> str:
-        """Its SHA-256, or nothing if it is not there."""
+        """Return a picture's SHA-256, or an empty text if its file cannot be found or read."""
         try:
             return self.find(image)[1]
         except (TaskError, ImageError):
@@ -138,7 +138,8 @@ def _pair(review: Review, pictures: _Pictures, at: float) -> PhrasedPicture | Le
 class ExportedAnnotation:
     """One annotation of an export, JSON or JSON_MIN.
 
-    ``raw`` is its record, ``data`` the task's data, ``drawings`` are its regions with a mask or a rectangle, ``texts`` the typed phrases.
+    ``number`` is its id; this, ``project`` and ``task`` are substitutes where the export has no ids. ``raw`` is its record, ``data`` the
+    task's data, ``drawings`` are its regions with a mask or a rectangle, ``texts`` the regions with typed phrases.
     """
 
     number: int
@@ -176,7 +177,7 @@ class _Export:
         return []
 
     def parameters(self, project: int) -> Parameters:
-        """An export does not say them."""
+        """Return NO_PARAMETERS: an export does not hold a project's extra parameters."""
         return NO_PARAMETERS
 
     def withheld(self, project: int, task: int) -> bool:
@@ -215,7 +216,8 @@ def check_tasks(tasks: Sequence[Mapping[str, Any]], path: Path) -> None:
 def read_annotations(task: Mapping[str, Any], prompt: str, index: int = 0) -> Iterator[ExportedAnnotation]:
     """Yield the annotations of a task, or the one annotation that a record of JSON_MIN is.
 
-    ``prompt`` is the name of the control in which phrases are typed; ``index`` stands for numbers that a record of JSON_MIN lacks.
+    ``prompt`` is the name of the control in which phrases are typed. ``index`` is the place of the task or record in the export; ids that a
+    record of JSON_MIN lacks are made from it.
     """
     return _of_json(task, prompt) if is_json(task) else _of_min(task, index, prompt)
 

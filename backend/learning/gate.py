@@ -17,7 +17,7 @@ there are no ties, for nothing would show the losses that a reviewer's acceptanc
 
 Whatever the pairs say, the champion stays if a label with many pairs gets clearly worse, if the golden set does, or if a fresh process got
 no answer from the adapter. These checks go before "wait", for more pairs would not change them.
-Where the pairs already keep the champion, the golden set need not be asked.
+Where the pairs already keep the champion, the golden set need not be evaluated.
 """
 
 from __future__ import annotations
@@ -115,7 +115,8 @@ def decide(pairs: Sequence[PairedSample], checks: Checks) -> Decision:
     """Compare a challenger with the champion; the order of the pairs does not matter, and the same input gives the same decision.
 
     Raises:
-        ValueError: an IoU or gIoU is not a number from 0 to 1, or the golden set was not asked though the pairs leave it open.
+        ValueError: an IoU or gIoU is not a number from 0 to 1, or the golden set was not evaluated though the pairs alone do not keep
+            the champion.
     """
     _require_shares(pairs, checks)
     fair = allows_ties(pairs)
@@ -143,19 +144,19 @@ def decide(pairs: Sequence[PairedSample], checks: Checks) -> Decision:
 
 
 def is_kept(pairs: Sequence[PairedSample]) -> bool:
-    """Whether the pairs alone keep the champion, so that the golden set, the longest part of a comparison, need not be asked."""
+    """Whether the pairs alone keep the champion, so that the golden set, the longest part of a comparison, need not be evaluated."""
     fair = allows_ties(pairs)
     pairs = tie(pairs) if fair else pairs
     return _weigh(_differences(pairs), fair).verdict == "keep" or bool(losing_labels(compare_labels(pairs)))
 
 
 def allows_ties(pairs: Sequence[PairedSample]) -> bool:
-    """Whether enough of the images were drawn without a mask of ours."""
+    """Whether accepted samples may be ties: at least UNASSISTED_HALF of the images are unassisted. False without pairs."""
     return bool(pairs) and count_unassisted(pairs) >= UNASSISTED_HALF * len(_by_image(pairs))
 
 
 def count_unassisted(pairs: Sequence[PairedSample]) -> int:
-    """Images of which every sample was drawn without a mask of ours."""
+    """Count the images of which every sample is ``unassisted``: its reviewer drew the mask without a prediction in sight."""
     return sum(all(pair.unassisted for pair in found) for found in _by_image(pairs))
 
 

@@ -37,7 +37,10 @@ FILE = "holdout.json"
 
 
 def threshold(places: Iterable[float], former: float = WHOLE) -> float:
-    """Return the threshold for pictures with these ``places``; it is never above the ``former`` one."""
+    """Return the threshold for pictures with these ``places``, never above the ``former`` one.
+
+    It is the place of the LEAST-th lowest, or SHARE if that is higher. Fewer pictures than LEAST leave the ``former`` one.
+    """
     lowest = sorted(set(places))[:LEAST]
     return min(former, max(SHARE, lowest[-1] if len(lowest) == LEAST else WHOLE))
 
@@ -55,7 +58,7 @@ def count_missing(pictures: int, held_out: int) -> int:
 
 
 def standing(pictures: int, held_out: int) -> str:
-    """How far a run is, in a sentence."""
+    """Return a line on how many pictures are corrected and held out, and about how many more it takes until a run can be judged."""
     missing = count_missing(pictures, held_out)
     ahead = f"about {missing} more until a run can be judged" if missing else "a run can be judged"
     return f"{pictures} corrected picture{'s' * (pictures != 1)}, {held_out} held out, {ahead}"

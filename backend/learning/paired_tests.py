@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 BOOTSTRAP_PAIRS = 30
-"""From here the bootstrap decides, by the usual rule of thumb for a mean."""
+"""The fewest differences for which the bootstrap decides and not the sign-flip test: the usual rule of thumb for a mean."""
 LEVEL = 0.05
 """One-sided significance level of both tests, the usual choice: the share of equally good challengers that may be promoted."""
 DRAWS = 10_000
@@ -24,7 +24,7 @@ BLOCK = 1_000_000
 def lower_bounds(differences: ArrayLike) -> NDArray[np.float64]:
     """One-sided 95 % lower bounds of mean paired differences, by the percentile bootstrap (Efron 1979) with a fixed seed.
 
-    The bound is the largest of the sampled means that at most 5 % of them lie below, without interpolation.
+    The bound is itself one of the sampled means: the largest that fewer than 5 % of them lie below.
 
     Args:
         differences: (T, N), the N differences of each of T comparisons; all rows are resampled with the same indices. The result depends on

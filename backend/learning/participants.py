@@ -35,10 +35,10 @@ class Participant:
 
 
 class Participants:
-    """Who is left out. Threads may share it."""
+    """Keeps which projects and reviewers nothing is learned from. Threads may share it."""
 
     def __init__(self, home: Path, fixed: Iterable[str] = ()) -> None:
-        """Raises LearningError if what the page wrote is damaged."""
+        """``fixed`` are the names that the settings leave out. Raises LearningError if the file that the status page writes is damaged."""
         self._path = home / FILE
         self._fixed = frozenset(fixed)
         self._lock = threading.Lock()
@@ -61,7 +61,7 @@ class Participants:
             self._write(self._chosen - {_checked(name)})
 
     def survey(self, reviews: Iterable[Review]) -> tuple[Participant, ...]:
-        """All that there are reviews of, and all that are left out."""
+        """Return the projects and reviewers that have reviews or are left out, projects first, by number."""
         agreements: defaultdict[str, list[float | None]] = defaultdict(list)
         for review in reviews:
             for name in filter(PARTICIPANT.fullmatch, names_of(review)):

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from backend.learning.gate import Decision, Figures
 from backend.learning.paired_tests import TIE
 from backend.learning.run_folder import RunFolder
+from backend.learning.runs import Run, RunState
 from sam4mllm.durable import replace_file
 from sam4mllm.page import find_ticks, render
 
@@ -35,7 +38,8 @@ VERDICTS = {
 
 @dataclass(frozen=True)
 class Change:
-    """One holdout phrase before and after, each as a PNG file's bytes, and the IoU with the reviewer's mask, both in 0–1.
+    """A holdout phrase as the champion answered it (before) and the challenger (after): each a PNG file's bytes, and the IoU with the
+    reviewer's mask, 0–1.
 
     Of a phrase that means nothing in its image, the IoU is 1 where the answer was "none" and else 0.
     """
@@ -52,9 +56,9 @@ class Change:
 class RunReport:
     """A run that has ended.
 
-    ``run`` is its name, ``state`` how it ended, ``started`` a time as text, ``config`` its training job, ``curve`` the (step, loss) in
-    order, ``decision`` the gate's, None if it made none, ``challenger`` and ``champion`` are versions, ``counts`` the examples by split
-    and the refused ones.
+    ``run`` is its name, ``state`` how it ended, ``started`` the time at which it was asked for, as text, ``seconds`` the time from then to
+    its end, ``config`` its training job, ``curve`` the (step, loss) in order, ``decision`` the gate's, None if it made none, ``challenger``
+    and ``champion`` are versions, ``counts`` the examples by split and the refused ones.
     """
 
     run: str
@@ -84,6 +88,36 @@ class Plot:
     upward: tuple[tuple[float, str], ...]
     first: float
     last: float
+
+
+def report_of(run: Run, state: RunState, decision: Decision, found: Mapping[str, Any], folder: RunFolder) -> RunReport:
+    """Gather the report of a run that ends now, in ``state``. ``found`` is its evaluation. Raises OSError if a file cannot be read."""
+    pairs = found["pairs"]
+    changes = [
+        Change(
+            pairs[index]["phrase"],
+            pairs[index]["label"],
+            pairs[index]["champion"],
+            pairs[index]["challenger"],
+            folder.picture(index, "before").read_bytes(),
+            folder.picture(index, "after").read_bytes(),
+        )
+        for index in found["pictures"]
+    ]
+    return RunReport(
+        run=run.id,
+        state=state,
+        started=datetime.fromtimestamp(run.created, UTC).isoformat(timespec="seconds"),
+        seconds=max(0.0, time.time() - run.created),  # 0 if the clock was ahead
+        config=json.loads(folder.job.read_text(encoding="utf-8")),
+        curve=folder.read_curve(),
+        validation=folder.read_validation(),
+        decision=decision,
+        challenger=run.challenger,
+        champion=run.champion,
+        counts=run.counts,
+        pictures=changes,
+    )
 
 
 def choose_changes(before: Sequence[float], after: Sequence[float], count: int = 10) -> list[int]:
@@ -154,7 +188,7 @@ def _page(report: RunReport) -> str:
 
 
 def _by_pairs(labels: Mapping[str, Figures]) -> list[tuple[str, Figures]]:
-    """The labels asked for most come first."""
+    """Return the labels with their figures, the label with the most pairs first."""
     return sorted(labels.items(), key=lambda item: (-(item[1]["pairs"] or 0), item[0]))
 
 

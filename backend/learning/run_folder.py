@@ -185,7 +185,7 @@ def parse_progress(text: str) -> dict[str, Any]:
 
 
 def parse_changes(text: str, count: int) -> list[ShownPair]:
-    """The first pictures of an evaluation; none if the text is not one."""
+    """Return the first ``count`` phrases with pictures in the text of an ``evaluation.json``; none if the text is not of that form."""
     try:
         found = parse_object(text)
         shown = [(index, found["pairs"][index]) for index in found["pictures"][:count]]

@@ -1,4 +1,7 @@
-"""Training runs: the record of each, which says how far it is, and all of a home's. What a restart finds is what was last written."""
+"""The records of training runs, each of which says how far its run is, and the collection of all runs of a SAM4MLLM_HOME.
+
+After a restart, a run is as its record was last written.
+"""
 
 from __future__ import annotations
 
@@ -61,7 +64,7 @@ class Runs:
         self.root = home / "runs"
         self._lock = threading.Lock()
         self._ended: dict[str, Run] = {}
-        """Runs that are over do not change, and there will be hundreds; nobody but this server writes them."""
+        """The runs that are over, by id. They are kept in memory: there will be hundreds, and only this server writes their records."""
         self._told: dict[str, str] = {}
         """What is wrong with records, so that it is said once."""
 
@@ -78,7 +81,7 @@ class Runs:
         return RunFolder(self.root / run)
 
     def save(self, run: Run, **changes: Any) -> Run:
-        """Write a run with changes; on disk when this returns."""
+        """Apply ``changes`` to a run, write its record to the disk and return it; ``ended`` is set when the run is over. Raises OSError."""
         changed = replace(run, **changes)
         if changed.over and changed.ended is None:
             changed = replace(changed, ended=time.time())

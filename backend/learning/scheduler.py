@@ -45,7 +45,7 @@ AHEAD_SECONDS = 60.0
 EARLIEST = 1.0
 """A position before all others."""
 LOOK_SECONDS = 20.0
-"""Between two looks at the reviews."""
+"""The fewest seconds between two looks at the reviews, unless it was changed who is left out."""
 GROWTH = 1.2
 """Factor by which the corrections of a label have to grow before its edge is fitted again."""
 LATEST = 5_000
@@ -110,14 +110,14 @@ class Learner:
         self.corrected = 0
         """Pictures with a correction, as of the last look at the reviews."""
         self.judged: tuple[ReviewedAnswer, ...] = ()
-        """What reviewers made of all that was served, as of the last look at the reviews."""
+        """What reviewers made of what was served, for the LATEST reviews, as of the last look at the reviews."""
         self.worth = NOTHING
-        """What pre-annotations are worth, as of the last look at the reviews."""
+        """What pre-annotations are worth by the LATEST reviews, as of the last look at the reviews."""
         self.reconciliation = ""
         """What the last look at Label Studio's API said; empty before."""
 
     def start(self) -> None:
-        """Begin to look; returns at once. A run that a restart broke off goes on when the models are there."""
+        """Start the thread that looks for work, and return. A run that a restart broke off goes on once the models are loaded."""
         if self._settings.untrained:
             log.info("%s", self._settings.untrained)
         self._ticker.start()
@@ -134,7 +134,8 @@ class Learner:
                 thread.join(max(0.1, deadline - time.monotonic()))
 
     def ask(self, reason: str) -> Run:
-        """Ask for a run, which starts when the former one is over. If a run that waits or runs has all corrections, return that one.
+        """Record a new run, which starts when all earlier ones are over, and return it. If a run still waits, or one that has begun has all
+        corrections that there are, return that run instead.
 
         ``reason`` is recorded. Raises LearningError if the disk refuses the record, or LogError.
         """
@@ -187,9 +188,10 @@ class Learner:
         return tuple(one for one in self.offers if one.decoder == self.edges.decoder)
 
     def adopt_edge(self, project: int, label: str, edge: Edge, decoder: str | None = None) -> None:
-        """Draw a label's masks with another edge, by the decoder that serves or another; AS_DRAWN takes it back.
+        """Draw a label's masks with ``edge`` from now on; AS_DRAWN takes the adopted edge back. The label's offer is dropped.
 
-        Raises LearningError or NotReadyError.
+        The edge holds for the mask decoder whose adapter has the hash ``decoder``, None for the one that serves. Raises LearningError if it
+        cannot be stored, or NotReadyError, after which the former edge holds again.
         """
         with self._adopting:
             decoder = self.edges.decoder if decoder is None else decoder
@@ -256,7 +258,7 @@ class Learner:
         return next((run for run in pending if run.state == "waiting" or not self._log.count_new(self._position_of(run))), None)
 
     def standing(self) -> str:
-        """How far the next run is, in a sentence."""
+        """Return a line on how far the next run is (:func:`holdout.standing`), or why that cannot be read."""
         try:
             return standing(self.corrected, self.runs.holdout().expect(self.corrected))
         except LearningError as error:
@@ -270,12 +272,12 @@ class Learner:
             return None
 
     def wake(self) -> None:
-        """Look at once, not at the next tick: Start Training is in the log."""
+        """Begin the next tick at once, for example because Start Training is in the log."""
         with self._changed:
             self._changed.notify_all()
 
     def stop(self, run: str) -> Run | None:
-        """Stop a run for good, if it is not over; None if there is no such run."""
+        """Stop a run for good, if it is not over, and return it; None if there is no such run. A run that has begun ends a little later."""
         found = self.runs.load(run)
         if found is None or found.over:
             return found
@@ -306,7 +308,7 @@ class Learner:
                 self._try(step)
 
     def _try(self, step: Callable[[], object]) -> None:
-        """One step that fails does not keep the others from their work; it says so once, not at every tick."""
+        """Call one step of a tick. Its error is logged, but not at each tick again, and not raised, so that the other steps are done."""
         problem = ""
         try:
             step()
@@ -333,7 +335,10 @@ class Learner:
         self._heeded = pressed
 
     def _heeded_before(self) -> int:
-        """Return the number of the last press that an older release acted on: the last before its newest run was asked for or ended."""
+        """Return the event number of the last press that an older release acted on; 0 if there is none.
+
+        It is the last press before that release's newest run was asked for or ended.
+        """
         newest = next((run for run in self.runs.all() if run.position is None), None)
         return 0 if newest is None else self._log.last_until(START_TRAINING, max(newest.created, newest.ended or 0.0))
 

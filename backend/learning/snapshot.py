@@ -47,7 +47,7 @@ class Snapshot:
 
 
 def newest(reviews: Iterable[Review], pictures: int = MAX_PICTURES) -> list[Review]:
-    """The reviews of the pictures that were corrected last."""
+    """Return all reviews of the pictures that were corrected last, of at most so many ``pictures``."""
     found: defaultdict[tuple[int, str], list[Review]] = defaultdict(list)
     for review in reviews:
         found[review.project, review.image].append(review)
@@ -63,7 +63,8 @@ def write_snapshot(
     ``check`` is called before each review, and an error that it raises ends the writing: the dataset is written whole or not at all. A
     review whose image cannot be had, or that the dataset's format does not allow, is refused and the others are written.
 
-    Raises DatasetError if the folder cannot be written, LearningError if the threshold cannot be read.
+    Raises DatasetError if the folder cannot be written or holds a dataset already, LearningError if the threshold cannot be read, and
+    OSError if the threshold cannot be written.
     """
     snapshot = Snapshot()
     written: list[str] = []

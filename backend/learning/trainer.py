@@ -176,8 +176,8 @@ def labeller(examples: Sequence[Example]) -> Callable[[Example], str]:
 
 
 def drawn_by(examples: Sequence[Example]) -> Callable[[Example], str]:
-    """Return what corrections are grouped by for sampling: their labels, or if all share one the nouns of their phrases, so that a rare
-    object is not lost.
+    """Return a function that gives a correction's group for sampling: its label or, if all share one label, the noun of its phrase (empty
+    if that is not sure), so that a rare object is not lost.
     """
     label_of = labeller(examples)
 
@@ -223,7 +223,7 @@ def _name(example: Example) -> tuple[str, str, str]:
 def _pairs(holdout: Sequence[Example], scores: Mapping[tuple[str, str, str], list[list[float]]]) -> list[dict[str, Any]]:
     """Return each held-out example that was answered, with both versions' mean over its views, by images.
 
-    A mask that a reviewer accepted is compared in the picture as it is alone: there the gate's rule for ties holds.
+    For a mask that a reviewer accepted, only the unchanged picture counts, and no other view: the gate's rule for ties is made for it.
     """
     label_of, pairs = labeller(holdout), list[dict[str, Any]]()
     for example in sorted(holdout, key=lambda example: example.image):
@@ -267,17 +267,19 @@ def _known_score(path: Path) -> float | None:
 def _picture_changes(
     run: RunFolder, job: TrainingJob, champion: Pipeline, challenger: Pipeline, holdout: Sequence[Example], pairs: Sequence[dict[str, Any]]
 ) -> list[int]:
-    """Overlays before and after of the examples that changed most."""
+    """Draw overlays, before and after, of the PICTURES pairs that changed most, and return the indices of these pairs."""
     chosen = choose_changes([pair["champion"] for pair in pairs], [pair["challenger"] for pair in pairs], PICTURES)
-    wanted = {(pairs[index]["image"], pairs[index]["phrase"]): index for index in chosen}
-    examples = [example for example in holdout if (example.image, example.phrase) in wanted]
+    wanted: defaultdict[tuple[str, str], list[int]] = defaultdict(list)  # several where tasks share a picture and a phrase
+    for index in chosen:
+        wanted[pairs[index]["image"], pairs[index]["phrase"]].append(index)
+    examples = list({key: example for example in holdout if (key := (example.image, example.phrase)) in wanted}.values())
     run.pictures.mkdir(exist_ok=True)
-    made = []
+    made: list[int] = []
     for found in answer_all([champion, challenger], Path(job.dataset), examples):
-        index = wanted[found.example.image, found.example.phrase]
-        for side, answer in zip(PICTURE_SIDES, found.answers, strict=True):
-            _shrunk(draw(found.image, [answer])).save(run.picture(index, side))
-        made.append(index)
+        for index in wanted[found.example.image, found.example.phrase]:
+            for side, answer in zip(PICTURE_SIDES, found.answers, strict=True):
+                _shrunk(draw(found.image, [answer])).save(run.picture(index, side))
+            made.append(index)
     return made
 
 
@@ -291,7 +293,7 @@ def _challenger(run: RunFolder) -> LooseAdapter:
 
 
 def _smoke(run: RunFolder, job: TrainingJob) -> int:
-    """One answer by the new adapter, in a process that knows nothing else."""
+    """Have the new adapter answer once, in this fresh process. Return the exit code: 0 if the answer's score is finite, else 1."""
     variants: Variants = load_variants(job.model, job.segmenter, job.device, job.options, job.precision)
     pipeline = variants.load(run.adapter, _challenger(run))
     [answer] = pipeline.segment(np.full((96, 96, 3), 127, np.uint8), ["object"])

@@ -63,9 +63,10 @@ class Findings:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of one picture of a task. The answer depends on this and on the version, and on nothing else.
+    """What is asked of one picture of a task. Answers are cached by this, the project and the version (:meth:`key`).
 
-    ``page`` is the index of the picture in a task of several pictures, from 0, and None in any other task.
+    ``page`` is the index of the picture in a task of several pictures, from 0, and None in any other task. ``selected`` are the ids of the
+    regions that the clicks are about.
     """
 
     task: Task
@@ -80,7 +81,7 @@ class Question:
     selected: frozenset[str] = frozenset()
 
     def key(self, version: str, project: int | None) -> str:
-        """The hash of all that the answer depends on, at a version."""
+        """Return the hash of the question, the version and the project, by which answers are cached and regions get their ids."""
         asked = {"phrases": [asdict(one) for one in self.wanted], "pointed": asdict(self.pointed), "config": self.config.digest}
         shown = {"seen": [asdict(one) for one in self.seen], "selected": sorted(self.selected)}
         where = {"project": project, "task": self.task.id, "data": json.dumps(self.task.data, sort_keys=True), "page": self.page}
@@ -153,10 +154,10 @@ class Answerer:
     def write(
         self, findings: Findings, question: Question, key: str, fetched: float, project: int | None
     ) -> tuple[bytes, list[ServedAnswer]]:
-        """A prediction's JSON text, and what was drawn for it; ``fetched`` are the seconds that the image took. No model is asked, and any
-        thread may call it.
+        """Return a prediction's JSON text, and what was drawn for it. No model is used, and any thread may call this.
 
-        Raises TaskError where the answer says nothing of the picture.
+        ``key`` is the question's, and ``fetched`` are the seconds that fetching the image took. Raises TaskError if nothing was drawn for a
+        batch and an answer has a note, for example that it could not be read.
         """
         pipeline, found, clicks, seen = findings.pipeline, findings.found, findings.clicks, findings.seen
         drawing = time.perf_counter()
@@ -251,8 +252,8 @@ class Answerer:
     def find_ahead(self, pipeline: Pipeline, asked: Sequence[tuple[LoadedImage, list[str], Parameters]]) -> bool:
         """Answer together what ``find`` will be asked next: phrases in several images, whose questions share forward passes of the MLLM.
 
-        The results wait for ``find`` until the next call, at most AHEAD_SECONDS. What fails here is left to ``find``, which raises the
-        error. Return False if memory did not suffice, else True.
+        The results wait for ``find`` until the next call of this method, at most AHEAD_SECONDS. What fails here is left to ``find``, which
+        raises the error. Return False if memory did not suffice, else True.
         """
         self._ahead = {}
         try:

@@ -47,9 +47,7 @@ WORKERS = 4
 DECODED_AT_ONCE = 4
 """Decoded images that may wait for the models, of annotators and of batches each: at the largest size 150 MB apiece."""
 ANSWER_SECONDS = 600.0
-"""Seconds for which an answer is cached. Label Studio's page asks for some answers twice within that time. If an image's file is replaced
-at the same address, its old answer is given for no longer.
-"""
+"""Seconds for which an answer is cached: Label Studio's page asks for some twice. An image may change at its address, hence no longer."""
 
 read_config = lru_cache(maxsize=64)(read_label_config)
 
@@ -183,8 +181,7 @@ class Predictor:
         return answer
 
     def note_config(self, project: int | None, label_config: str) -> None:
-        """Note in the log which config a project has now, so that corrections made under this config can be read after it was edited.
-
+        """Note in the log which config a project has now, so that corrections made under it can be read after it was edited.
         A note that cannot be written is only reported in the server's log.
         """
         if project is not None:

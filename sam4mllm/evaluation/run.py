@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from sam4mllm.answers import STAGES
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image, read_examples
 from sam4mllm.errors import DatasetError
@@ -23,11 +24,6 @@ from sam4mllm.masks import lies_on, union
 from sam4mllm.pipeline import Opened, Pipeline
 from sam4mllm.points import PATTERN_SIZE, spread
 from sam4mllm.values import Grounding, Prompt
-
-STAGES = ("image", "box", "points", "segmenter")
-"""The stages whose time is measured: ``image``, the MLLM takes in the image; ``box``, it finds boxes; ``points``, it answers about points;
-``segmenter``, the segmenter encodes the image and draws masks."""
-
 
 POINT_KINDS = ("points_on_target", "points_on_other", "points_on_background")
 """Where a point in a true box may lie: on the box's object, on another object that has a mask in the dataset, or on neither. A model that
