@@ -198,11 +198,11 @@ def test_a_curve_that_a_kill_cut_off(tmp_path: Path) -> None:
     assert RunFolder(tmp_path / "nowhere").read_curve() == []
 
 
-@pytest.mark.parametrize("older", [False, True], ids=["new", "drawn of other seeds by an earlier release"])
-def test_the_demo_models_own_replay_can_be_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: bool) -> None:
+@pytest.mark.parametrize("older", [None, 5, trainer.SEEDS["replay"]], ids=["new", "an earlier release's seed", "an earlier release's size"])
+def test_the_demo_models_own_replay_can_be_trained_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, older: int | None) -> None:
     monkeypatch.setattr(trainer, "SCENES", {name: (2, *rest) for name, (_, *rest) in trainer.SCENES.items()})
-    if older:
-        write_scenes(tmp_path / "replay", 1, 5)
+    if older is not None:
+        write_scenes(tmp_path / "replay", 1, older, phrases=5, split="train")
     folders = draw_scenes(tmp_path)
     assert len(select_examples(folders["replay"])) == 10
     assert {example.split for example in read_examples(folders["golden"])} == {"test"}

@@ -16,7 +16,7 @@ import shutil
 import signal
 import sys
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -55,7 +55,7 @@ from sam4mllm.training.session import Extras, Session
 log = logging.getLogger(__name__)
 
 PICTURES = 10
-SCENES = {"golden": (200, 1, "test"), "replay": (150, 5, "train")}
+SCENES = {"golden": (200, 3, "test"), "replay": (600, 5, "train")}
 """Of the golden set and the replay: the number of scenes, the phrases of each scene, and the split."""
 SEEDS = {"golden": 880_001, "replay": 880_002}
 """Seeds of both sets. Neither the demo model's training nor its published figures used them; sets of other scenes need other seeds."""
@@ -133,16 +133,15 @@ def _replay(job: TrainingJob) -> Path | None:
 def draw_scenes(home: Path) -> dict[str, Path]:
     """Return the folders of the golden set and of the replay (SCENES), which are drawn from demo scenes if they are not there.
 
-    A set that an earlier release drew with another seed or split is drawn again.
+    A set that an earlier release drew with another seed, split or size is drawn again.
     """
     folders = {name: home / name for name in SCENES}
     for name, (count, phrases, split) in SCENES.items():
-        mark = f"scenes:{SEEDS[name]}:"
-        drawn = (folders[name] / EXAMPLES).exists()
-        if drawn and not all(example.split == split and example.source.startswith(mark) for example in read_examples(folders[name])):
-            shutil.rmtree(folders[name])
-            drawn = False
-        if not drawn:
+        found = read_examples(folders[name]) if (folders[name] / EXAMPLES).exists() else []
+        phrases_of = Counter(example.image for example in found)
+        alike = all(example.split == split and example.source.startswith(f"scenes:{SEEDS[name]}:") for example in found)
+        if not alike or len(phrases_of) != count or max(phrases_of.values()) != phrases:
+            shutil.rmtree(folders[name], ignore_errors=True)
             write_scenes(folders[name], count, SEEDS[name], phrases=phrases, split=split)
     return folders
 
