@@ -18,13 +18,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 import sam4mllm
+from sam4mllm.answers import STAGES
 from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.evaluation.controls import ControlGrounder
 from sam4mllm.evaluation.intervals import Sums, Term, sum_by_image, terms
 from sam4mllm.evaluation.journal import KeyedLines
 from sam4mllm.evaluation.metrics import Sample
-from sam4mllm.evaluation.run import STAGES, by_image, draw_oracle, measure
+from sam4mllm.evaluation.run import by_image, draw_oracle, measure
 from sam4mllm.evaluation.settings import Setting
 from sam4mllm.evaluation.sharing import SharingGrounder
 from sam4mllm.identity import digest_of

@@ -17,13 +17,14 @@ from pathlib import Path
 import numpy as np
 
 import sam4mllm
+from sam4mllm.answers import STAGES
 from sam4mllm.confidence import ACCEPTED_IOU
 from sam4mllm.data.read_dataset import load_example_image
 from sam4mllm.durable import replace_file
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.metrics import Bin, Figures, reliability
 from sam4mllm.evaluation.predictions import JudgedExample
-from sam4mllm.evaluation.run import STAGES, intervals_of, parts, summarize_judged
+from sam4mllm.evaluation.run import intervals_of, parts, summarize_judged
 from sam4mllm.overlay import draw_compared
 from sam4mllm.page import SHARED, find_ticks, render
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -51,7 +51,7 @@ class ImageGradients:
         grounder: MllmGrounder,
         collator: Collator,
         vary: Variety,
-        trained: Sequence[nn.Parameter],
+        trained: Iterable[nn.Parameter],
         plan: TrainingPlan,
         scaler: torch.amp.GradScaler,
         processes: Processes,
@@ -198,8 +198,8 @@ class ImageGradients:
                 if gradient is not None:
                     found[weight] = found[weight].add_(gradient) if weight in found else gradient
             total += share * loss.detach()
-        for weight, gradient in found.items():
-            weight.grad = gradient if weight.grad is None else weight.grad.add_(gradient)
+        for learned, gradient in found.items():
+            learned.grad = gradient if learned.grad is None else learned.grad.add_(gradient)
         return total
 
     def loss(self, encoded: Encoded, row: TrainingRow) -> Tensor:

@@ -7,7 +7,7 @@ weights at which that loss was lowest (early stopping: Prechelt 1998, "Early Sto
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
@@ -90,10 +90,10 @@ class Validator:
     """
 
     def __init__(
-        self, count: int, measure: Callable[[int], float | None], trained: Sequence[nn.Parameter], folder: Path, processes: Processes
+        self, count: int, measure: Callable[[int], float | None], trained: Iterable[nn.Parameter], folder: Path, processes: Processes
     ) -> None:
         self.curve = ValidationCurve()
-        self._count, self._measure, self._trained, self._processes = count, measure, trained, processes
+        self._count, self._measure, self._trained, self._processes = count, measure, list(trained), processes
         self._lowest = folder / "lowest.safetensors"
 
     def look(self, step: int, steps: int) -> float | None:
