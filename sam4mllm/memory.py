@@ -61,7 +61,7 @@ KEPT_BYTES = 2**30
 UNLIMITED = 2**60
 """A control group (version 1) whose memory limit in bytes is above this has no limit."""
 UNREAD = r"(model\.)?(audio_tower|embed_audio)\."
-"""Matches the names of weights that are not loaded: see :func:`~sam4mllm.grounding.families.load_checkpoint`."""
+"""Matches the names of weights that are not loaded, those of a model's parts for sound."""
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1, "F8_E4M3": 1, "F8_E5M2": 1}
 FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 

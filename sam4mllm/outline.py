@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 COLOUR = (255, 0, 255)
 """Magenta: rare in photos, and the demo's scenes name no colour near it."""
 WIDTH = 1 / 120
-"""Thickness of the outline as a share of the image's long side: more than two pixels at 288, to which the demo's model resizes an image,
-and six at 768."""
+"""Thickness of the outline as a share of the image's long side, at least two pixels: 2.4 pixels of 288, the side of a square image as the
+demo's model takes it, and 6.4 of 768."""
 
 
 def draw_outline(image: NDArray[np.uint8], mask: NDArray[np.bool_]) -> NDArray[np.uint8]:

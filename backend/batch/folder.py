@@ -95,8 +95,8 @@ class FolderSource:
     def __post_init__(self) -> None:
         """List the tasks of the shard.
 
-        Raises BatchError if the folder has no picture, or neither phrases nor a dataset; DatasetError if its dataset is not valid;
-        PhraseError if one of ``phrases`` cannot be asked.
+        Raises BatchError if the folder has no picture, or is no dataset though no ``phrases`` are given; DatasetError if it is an invalid
+        dataset; PhraseError if one of ``phrases`` cannot be asked.
         """
         if self.phrases:
             asked = [{"phrase": check_phrase(phrase), "split": "predicted"} for phrase in self.phrases]

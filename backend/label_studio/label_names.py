@@ -235,7 +235,8 @@ class _Clause:
         return begin if placed else end
 
     def _has_another(self, start: int, begin: int) -> bool:
-        """Whether another name stands before the last one and a verb may be between them, as in "man rides horse".
+        """Whether, from the word at ``start`` on, another name stands before the last name, which begins at ``begin``, and a verb may stand
+        between the two, as in "man rides horse".
 
         Words that are not ASCII do not count as a verb: Korean, for one, has its verb at the end.
         """

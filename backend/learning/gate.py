@@ -183,7 +183,8 @@ def losing_labels(labels: dict[str, Figures]) -> list[str]:
 
 
 def _weigh(differences: NDArray[np.float64], ties: bool) -> _Evidence:
-    """Weigh the (N,) differences of the images. With ``ties``, differences of 0 are ties and left out of the sign-flip test."""
+    """Weigh the (N,) differences of the images. With ``ties``, differences of 0 are ties: they count neither in the sign-flip
+    test nor for the choice of the test; the bootstrap takes all differences."""
     count = len(differences)
     if count < SIGN_FLIP_PAIRS:
         return _Evidence("wait", "none", f"the holdout has {count} corrected images so far; a decision takes {SIGN_FLIP_PAIRS}")

@@ -53,7 +53,9 @@ LATEST = 5_000
 
 
 class Learner:
-    """The learning loop of a server: it starts training runs, and follows the reviews to refit the score, offer edges and roll back."""
+    """The learning loop of a server. It starts training runs, and follows the reviews: it refits the score, offers other edges of masks
+    (:mod:`sam4mllm.edges`), and rolls a version back.
+    """
 
     def __init__(
         self,

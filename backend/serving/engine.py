@@ -152,8 +152,9 @@ class Engine(Generic[M]):
     def pause(self, message: str, seconds: float) -> None:
         """Refuse new requests with ``message``, wait until those that hold a place are answered, and then call ``let_go``.
 
-        No request uses the models until :meth:`resume`. Raises DeadlineError if that takes longer than ``seconds``, NotReadyError if there
-        is no model; the engine then goes on as before.
+        No request uses the models until :meth:`resume`. Raises DeadlineError if this, with the loading of the models, takes longer than
+        ``seconds``; NotReadyError if they could not be loaded or the engine has ended; and what ``let_go`` raises. After an error the
+        engine goes on as before.
         """
         deadline = time.monotonic() + seconds
         with self._changed:

@@ -23,7 +23,10 @@ _SPECIAL = (ipaddress.ip_network("192.88.99.0/24"), ipaddress.ip_network("3fff::
 
 @dataclass(frozen=True)
 class ImageAddress:
-    """An http(s) address that is written properly; whether it may be fetched is another question."""
+    """An http(s) address as :func:`parse_url` returns it: without a user name, the host in its one spelling.
+
+    It may be one that must not be fetched.
+    """
 
     url: httpx.URL = field(repr=False)  # its query may be a secret
     host: str

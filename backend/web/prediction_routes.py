@@ -33,7 +33,7 @@ def add_prediction_routes(app: Flask, service: Service) -> None:
 
     @app.post("/setup")
     def setup() -> Response:
-        """Called by Label Studio: checks the label config and answers with the version that serves."""
+        """Called by Label Studio: checks and notes the label config and the parameters, and answers with the version that serves."""
         asked = read_setup(json_body(SETUP_BODY))
         config = read_label_config(asked.label_config, settings.prompt_control)
         service.predictor.note_config(asked.project, asked.label_config)

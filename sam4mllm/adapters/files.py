@@ -1,6 +1,7 @@
 """Checks of an adapter's folder: it may hold plain LoRA configurations, finite weights in safetensors, and a manifest with their hashes.
 
-A pickle is refused by its name, or because safetensors cannot read it; it is never unpickled. All checks raise RegistryError.
+A pickle is refused by its name, or because safetensors cannot read it; it is never unpickled. All checks raise RegistryError;
+those that open files raise OSError, too.
 """
 
 from __future__ import annotations

@@ -1,4 +1,6 @@
-"""Referring expressions for a scene, true by construction: by noun, colour or size, position, plural, and of what is not there."""
+"""Referring expressions for a default scene, true by construction: by noun, by colour or size, by position, in the plural, or of what is
+not there.
+"""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class MllmGrounder:
 
     Args:
         checkpoint: model, tokenizer, image processor and dialect.
-        max_new_tokens: most tokens of an answer to a box question. A box takes about twenty where every digit is a token.
+        max_new_tokens: most tokens of an answer of :meth:`ground`, without its thought. A box takes about twenty where every digit is one.
         activate: called before each use of the model. Where several grounders share one model, it switches to the adapter of this one.
         thought_tokens: most tokens of a thought before an answer, where a thought is asked for.
     """

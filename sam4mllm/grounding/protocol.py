@@ -53,7 +53,9 @@ class Grounder(Protocol):
 
     @property
     def identity(self) -> str:
-        """A short hash of what determines the answers besides an adapter: the base model, the dialect and the settings."""
+        """A short hash of what determines the answers besides the adapter and the pipeline's options: the base model, the dialect, the
+        numbers of the model and the longest answer. Without an MLLM it is a fixed text.
+        """
         ...
 
     def open(self, image: NDArray[np.uint8]) -> Scene:

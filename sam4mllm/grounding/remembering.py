@@ -27,7 +27,7 @@ MAX_QUESTIONS = 64
 
 @dataclass(frozen=True, eq=False)
 class RememberingScene(Scene):
-    """A scene with the answers that were given about it, by question, so that the model is asked each question only once.
+    """A scene with the last answers that were given about it, by question, so that the model is seldom asked the same question twice.
 
     ``answers`` are about points. Their key is the phrase, the box, the points and whether they were asked jointly; the phrase's other boxes
     are no part of it.

@@ -100,7 +100,7 @@ def is_brought(name: str) -> bool:
 
 def _load_both(source: str, dtype: torch.dtype) -> Segmenter:
     """Load the segmenter, and the detector if one stands before it. The segmenter comes first: it is smaller, and its name is more easily
-    mistyped.
+    mistyped. Raises ModelError also if no segmenter, or a second detector, follows the ``+``.
     """
     detector, name = split_name(source)
     if detector is None:

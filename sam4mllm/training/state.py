@@ -29,6 +29,8 @@ _KEEP = 2
 def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]) -> Path:
     """Write ``folder/step-<step>`` atomically, and remove all states but the newest two. Return the new state's folder.
 
+    The step has eight digits. If the folder holds a state of this step already, the new one has a ``+`` at the end of its name.
+
     ``extra`` goes into ``state.json`` beside the step, and must be representable in JSON.
     """
     final, temporary = folder / f"step-{step:08d}", folder / f".step-{step:08d}.partial"
