@@ -20,6 +20,7 @@ from sam4mllm.images import MAX_PIXELS
 from sam4mllm.options import (
     MAX_THOUGHT_TOKENS,
     NO_MODEL,
+    PATTERN,
     THOUGHT_TOKENS,
     THRESHOLD,
     AskedStrategy,
@@ -97,7 +98,7 @@ class Settings(BaseSettings):
         description="points asked each on its own (`packed`), or in one answer as published (`joint`); if unset the adapter's way",
     )
     pattern: Pattern = Field(
-        "spread", description="where points fall: `spread`, `interior`, `unsure` or `second-look` ([docs](docs/points.md))"
+        PATTERN, description="where points fall: `spread`, `interior`, `unsure` or `second-look` ([docs](docs/points.md))"
     )
     threshold: float = Field(
         THRESHOLD, ge=0, le=1, description="with strategy `concept` or `choose`: the least score of what the segmenter finds by the phrase"

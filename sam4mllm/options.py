@@ -30,6 +30,13 @@ AskedStrategy = str
 PointsName = Literal["packed", "joint"]
 Pattern = Literal["spread", "interior", "unsure", "second-look"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
+PATTERN: Pattern = "spread"
+"""The pattern of points where nothing else is set, as published (:mod:`sam4mllm.points`)."""
+COUNT, COUNT_JOINT = 30, 15
+"""How many points are asked about in a box where nothing else is set: each on its own (all of the published
+pattern), or all in one question (the first half, as in the released inference notebook)."""
+UNNAMED_COUNTS = (30, 15)
+"""The same numbers in the releases so far. Versions that ask about so many points have no number of points in their names' hash."""
 Choice = Literal["predicted", "single", "agreement"]
 CHOICES: tuple[Choice, ...] = get_args(Choice)
 LookBack = Literal["off", "score", "drop"]
@@ -89,7 +96,7 @@ class Options:
     joint: bool | None = None
     count: int | None = None
     thresholds: Thresholds = field(default_factory=Thresholds)
-    pattern: Pattern = "spread"
+    pattern: Pattern = PATTERN
     choice: Choice = "predicted"
     threshold: float = THRESHOLD
     thought_tokens: int = THOUGHT_TOKENS
@@ -110,7 +117,7 @@ class Options:
 
     @property
     def points(self) -> int:
-        return self.count if self.count is not None else 15 if self.joint else 30
+        return self.count if self.count is not None else COUNT_JOINT if self.joint else COUNT
 
     def shaping(self) -> dict[str, Any]:
         """Return the options that shape predictions, to be hashed. A change of an option that is left out gives no version a new name.
@@ -119,6 +126,7 @@ class Options:
         ``look_back`` if it is off, and ``edges`` if it is empty.
         """
         chosen = asdict(self)
+        chosen["count"] = None if self.points == UNNAMED_COUNTS[bool(self.joint)] else self.points
         del chosen["former_mask"]  # it matters only where a reviewer clicks, and predictions are made without clicks
         if self.strategy not in BY_CONCEPT:
             del chosen["threshold"]

@@ -78,8 +78,18 @@ def test_the_version_changes_with_what_shapes_a_prediction() -> None:
 
 
 def test_the_demo_keeps_its_version() -> None:
-    pipeline = sam4mllm.load(device="cpu", options=Options(pattern="spread", choice="predicted"))
-    assert pipeline.version == "demo-0-66426ada"
+    assert sam4mllm.load(device="cpu", options=Options()).version == "demo-0-66426ada"
+
+
+def test_another_default_number_of_points_is_another_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    def named() -> str:
+        return Pipeline(FakeGrounder({}), FakeSegmenter(), Options()).version
+
+    before = named()
+    assert Pipeline(FakeGrounder({}), FakeSegmenter(), Options(count=30)).version == before
+    assert Pipeline(FakeGrounder({}), FakeSegmenter(), Options(count=20)).version != before
+    monkeypatch.setattr("sam4mllm.options.COUNT", 20)
+    assert named() == Pipeline(FakeGrounder({}), FakeSegmenter(), Options(count=20)).version
 
 
 def test_patterns_and_choices_are_part_of_the_version() -> None:

@@ -34,7 +34,7 @@ from sam4mllm.cli.options import (
 )
 from sam4mllm.cli.progress import bar
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import NO_MODEL, THOUGHT_TOKENS, THRESHOLD, Precision
+from sam4mllm.options import NO_MODEL, PATTERN, THOUGHT_TOKENS, THRESHOLD, Precision
 
 if TYPE_CHECKING:
     from sam4mllm.evaluation.ablation import Load
@@ -62,7 +62,7 @@ def ablate(
     grid: Annotated[bool, typer.Option("--grid", help="Every combination, instead of one thing at a time.")] = False,
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
-    pattern: PatternOption = "spread",
+    pattern: PatternOption = PATTERN,
     threshold: ThresholdOption = THRESHOLD,
     thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     split: SplitOption = None,

@@ -26,7 +26,7 @@ from sam4mllm.cli.options import (
     load,
 )
 from sam4mllm.cli.progress import bar
-from sam4mllm.options import THOUGHT_TOKENS, THRESHOLD, Precision
+from sam4mllm.options import PATTERN, THOUGHT_TOKENS, THRESHOLD, Precision
 
 commands = typer.Typer()
 
@@ -36,7 +36,7 @@ def bench(
     images: Annotated[int, typer.Option("--images", min=1, help="Demo scenes to time, a phrase each.")] = 12,
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
-    pattern: PatternOption = "spread",
+    pattern: PatternOption = PATTERN,
     threshold: ThresholdOption = THRESHOLD,
     thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     model: ModelOption = None,

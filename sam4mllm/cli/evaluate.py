@@ -36,7 +36,7 @@ from sam4mllm.cli.options import (
     load,
 )
 from sam4mllm.cli.progress import bar
-from sam4mllm.options import THOUGHT_TOKENS, THRESHOLD, Precision
+from sam4mllm.options import PATTERN, THOUGHT_TOKENS, THRESHOLD, Precision
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -55,7 +55,7 @@ def evaluate(
     *,
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
-    pattern: PatternOption = "spread",
+    pattern: PatternOption = PATTERN,
     threshold: ThresholdOption = THRESHOLD,
     thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     look_back: LookBackOption = "off",

@@ -28,7 +28,7 @@ from sam4mllm.cli.options import (
     load,
 )
 from sam4mllm.errors import Sam4mllmError
-from sam4mllm.options import THOUGHT_TOKENS, THRESHOLD, Precision
+from sam4mllm.options import PATTERN, THOUGHT_TOKENS, THRESHOLD, Precision
 from sam4mllm.plain_text import one_line, shortened
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def predict(
     phrases: Annotated[list[str], typer.Argument(help="What to find; one or more phrases.")],
     strategy: StrategyOption = "auto",
     points: PointsOption = None,
-    pattern: PatternOption = "spread",
+    pattern: PatternOption = PATTERN,
     threshold: ThresholdOption = THRESHOLD,
     thought_tokens: ThoughtTokensOption = THOUGHT_TOKENS,
     look_back: LookBackOption = "off",

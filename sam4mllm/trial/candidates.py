@@ -25,7 +25,18 @@ from pathlib import Path
 from typing import Any, get_args
 
 from sam4mllm.errors import EvaluationError
-from sam4mllm.options import PATTERNS, AskedStrategy, DtypeName, Options, Pattern, PointsName, Precision, QuantizeName, known_strategies
+from sam4mllm.options import (
+    PATTERN,
+    PATTERNS,
+    AskedStrategy,
+    DtypeName,
+    Options,
+    Pattern,
+    PointsName,
+    Precision,
+    QuantizeName,
+    known_strategies,
+)
 from sam4mllm.plain_text import listed
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,39}")
@@ -48,7 +59,7 @@ class Contender:
     adapter: str | None = None
     strategy: AskedStrategy = "auto"
     points: PointsName | None = None
-    pattern: Pattern = "spread"
+    pattern: Pattern = PATTERN
     threshold: float = Options.threshold
     quantize: QuantizeName = "none"
     dtype: DtypeName = "auto"
