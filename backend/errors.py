@@ -4,7 +4,7 @@
 
     Sam4mllmError
     └── BackendError         base; ``reason`` is a short word for logs and metrics
-        ├── SettingsError    a setting cannot be used
+        ├── SettingsError    a setting cannot be used, or something that a command needs is missing
         ├── ConfigError      the labelling config lacks what is needed, or is no XML
         ├── ParametersError  a project's extra parameters cannot be used
         ├── WireError        a request is not what Label Studio sends
@@ -12,11 +12,11 @@
         ├── FetchError       an image could not be fetched, or must not be
         ├── LabelStudioError Label Studio refused, did not answer or answered wrongly, or cannot be asked
         ├── QueueFullError   too much is waiting already
-        ├── NotReadyError    the models are loading, or could not be loaded
-        ├── LearningError    a run cannot be started, or failed
+        ├── NotReadyError    the models are not loaded or are paused, or the server is shutting down
+        ├── LearningError    a training run failed, or a file or choice of the learning cannot be used
         ├── BatchError       a bulk run cannot go on, or left tasks without an answer
         ├── ExportError      an export cannot be written, or lacks something that was drawn
-        ├── DeadlineError    no time is left for this task in this request
+        ├── DeadlineError    a task, or a pause or swap of the models, was not done in time
         ├── StrangerError    a form was not sent from a page of this server
         └── LogError         the log of events cannot be read or written (in :mod:`backend.corrections.log_faults`)
 """
@@ -45,7 +45,7 @@ class BackendError(Sam4mllmError):
 
 
 class SettingsError(BackendError):
-    """A setting cannot be used."""
+    """A setting or an option cannot be used, or something that a command needs, such as a package or a program, is missing."""
 
     reason = "settings"
 
@@ -104,13 +104,15 @@ class QueueFullError(BackendError):
 
 
 class NotReadyError(BackendError):
-    """The models are loading, or could not be loaded."""
+    """The models cannot be used: they are loading and the caller does not wait, could not be loaded, or are paused; or the server is
+    shutting down. Work that waits for the loading gets a DeadlineError if that takes too long.
+    """
 
     reason = "not_ready"
 
 
 class LearningError(BackendError):
-    """A training run cannot be started, or failed."""
+    """A training run cannot be started, or failed; or a file or choice that the learning depends on cannot be read, written or used."""
 
     reason = "learning"
 
@@ -128,7 +130,7 @@ class ExportError(BackendError):
 
 
 class DeadlineError(BackendError):
-    """No time is left for this task in this request."""
+    """The time for something was over before it was done: for a task in a request, for a pause of the models, or for a swap of versions."""
 
     reason = "deadline"
 

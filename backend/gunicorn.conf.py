@@ -45,7 +45,10 @@ logging.config.dictConfig(logconfig_dict)
 
 
 def on_starting(server: Any) -> None:
-    """Lock SAM4MLLM_HOME before anything is bound or loaded. The master holds the lock: workers inherit it, and one may replace another."""
+    """Lock SAM4MLLM_HOME before anything is bound or loaded; if it cannot be locked, exit with one line on standard error.
+
+    The master holds the lock: workers inherit it, and one may replace another.
+    """
     try:
         hold_home(settings.home, bind)
     except SettingsError as error:
@@ -59,7 +62,11 @@ def when_ready(server: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """Begin to load the models, in the worker; from SIGTERM on, be not ready and refuse connections while requests are finished."""
+    """Start the service in the worker: it begins to load the models and to look for what there is to learn.
+
+    On SIGTERM, new requests are refused, bulk runs are stopped, and after STOP_LISTENING_SECONDS connections are refused, too. Gunicorn
+    finishes the requests that have begun. Processes that the worker forks do not hold the home's lock.
+    """
     service = worker.wsgi.extensions["service"]
     finish = signal.getsignal(signal.SIGTERM)
 

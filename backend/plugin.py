@@ -42,8 +42,9 @@ _lock = threading.Lock()
 
 
 def service() -> Service:
-    """Return the one service of this process, started at the first call. Raises SettingsError if settings cannot be used, or another server
-    uses their SAM4MLLM_HOME.
+    """Return the one service of this process. The first call starts it, and does not wait for the models.
+
+    Raises SettingsError if settings cannot be used, or another server uses their SAM4MLLM_HOME, and else what :func:`build` raises.
     """
     with _lock:
         return _service()
@@ -67,7 +68,10 @@ class _Backend:
     """Whether the base class is of 2.x, which keeps values by ``set`` and asks ``setup`` for the version."""
 
     def setup(self) -> None:
-        """Set the version; 2.x calls this for every new object. Without one Label Studio would predict all tasks again at each view."""
+        """Set the version, in 2.x and once one is known; 2.x calls this for every new object.
+
+        Without a version Label Studio would predict all tasks again at each view.
+        """
         if self._new and service().version:
             self.set("model_version", service().version)  # type: ignore[attr-defined]
 
@@ -79,7 +83,11 @@ class _Backend:
         self.set("extra_params", params if isinstance(params, str) else json.dumps(params))  # type: ignore[attr-defined]
 
     def predict(self, tasks: Sequence[Any], context: Mapping[str, Any] | None = None, **_: Any) -> list[Any]:
-        """Return one prediction for each task, or ``[]`` for a task that failed, ran out of time or gets none on purpose."""
+        """Return one prediction for each task, or ``[]`` for a task that failed, ran out of time or gets none on purpose.
+
+        The task of an annotator's prompt or click gets an empty prediction if it failed. Raises WireError if the request is malformed, and
+        the errors of :meth:`backend.serving.predictor.Predictor.predict` and of :func:`service`.
+        """
         asks = isinstance(context, Mapping) and isinstance(context.get("result"), list)  # 2.x hands on an empty context with a batch
         body = {"tasks": tasks, "project": getattr(self, "project_id", None), "label_config": self.label_config}
         request = read_predict({**body, "params": {"context": context} if asks else None})
@@ -89,7 +97,7 @@ class _Backend:
         return answers if self._new else [_without_version(answer) for answer in answers]
 
     def _note_parameters(self, request: PredictRequest) -> None:
-        """Take for the project the extra parameters that 2.x has stored at the last setup."""
+        """Take for the project the extra parameters that 2.x has stored at the last setup, unless its config cannot be used."""
         with contextlib.suppress(ConfigError):  # each task of the request reports this error itself
             config = read_label_config(request.label_config, service().settings.prompt_control)
             kept = self.get("extra_params") if self.has("extra_params") else None  # type: ignore[attr-defined]
@@ -136,8 +144,8 @@ def _guard(settings: Settings) -> None:
 def _refuse(settings: Settings, password: str, secret: str) -> tuple[dict[str, str], int, dict[str, str]] | None:
     """Return the refusal of the current request, None if it may pass.
 
-    ``/health`` is open. The webhook asks for its secret in the header or for the password, all else for the password; where only one of the
-    two is set, the webhook asks for that one.
+    ``/health`` is open. The webhook asks for its secret in the header or for the password; where only one of the two is set, it asks for
+    that one. All else asks for the password, and is open if none is set.
     """
     if request.path == "/health" or (password and knows_password(settings)):
         return None
@@ -181,7 +189,8 @@ def _leave_no_job(folder: Path) -> None:
 def __getattr__(name: str) -> Any:
     """Make the class ``Sam4mllmBackend`` at its first use, so that this module can be imported without label-studio-ml.
 
-    Raises AttributeError for any other name, and SettingsError.
+    Raises AttributeError for any other name, ImportError if label-studio-ml cannot be imported, and SettingsError if settings cannot be
+    used or label-studio-ml cannot be made to check the password and the secret.
     """
     if name != "Sam4mllmBackend":
         raise AttributeError(name)

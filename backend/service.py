@@ -48,8 +48,8 @@ _SERVED = re.compile(r"[a-z0-9.-]{1,32}-[0-9]{1,18}-[0-9a-f]{8}")
 """The form of a version's name. The number is that of an adapter, or 0 for the base model."""
 
 RUN_SECONDS = 5.0
-"""Seconds for a run to notice that the server ends. A training process then saves its state by itself; results of a bulk run are on disk
-already.
+"""The most seconds that the server's end waits for a training run, and then for a bulk run, to notice it. A training process then saves its
+state by itself; results of a bulk run are on disk already.
 """
 DUPLICATE_SECONDS = 3.0
 """Seconds between an answer that was given to two requests and the deletion of the duplicate: Label Studio first has to store both."""
@@ -121,7 +121,10 @@ class Service:
         return number
 
     def close(self, seconds: float) -> None:
-        """End bulk and training runs, finish the requests that have begun, which may take so many ``seconds``, and close all parts."""
+        """Interrupt bulk and training runs, finish the requests that have begun, which may take so many ``seconds``, and close all parts.
+
+        The next server goes on with the training run by itself, and with a bulk run once somebody starts it again.
+        """
         self.bulk.interrupt()
         if self.backlog is not None:
             self.backlog.close()
@@ -141,8 +144,8 @@ def build(
     images: Images | None = None,
     trainer: Sequence[str] | None = None,
 ) -> Service:
-    """Return the service of the settings, not yet started. ``load``, ``images`` and ``trainer``, the command of a training process, are for
-    tests.
+    """Return the service of the settings, not yet started. ``load``, ``images`` and ``trainer`` (a training's command) are for tests.
+    Raises SettingsError, LabelStudioError or LearningError if the log, an address, the token or the file of those left out is faulty.
     """
     metrics = Metrics()
     token = settings.label_studio_api_key.get_secret_value()

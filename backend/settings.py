@@ -264,7 +264,7 @@ class Settings(BaseSettings):
 
     @cached_property
     def training(self) -> Config:
-        """How a run trains; the file is read once. Raises TrainingError."""
+        """How a run trains; the file is read once. A plan without a budget gets BUDGET_SECONDS. Raises TrainingError."""
         config = read_config(self.train_config or ("demo" if self.model == "demo" else "server"))
         if math.isinf(config.plan.budget_seconds):  # a process that hangs must not hold up all later runs
             return replace(config, plan=replace(config.plan, budget_seconds=BUDGET_SECONDS))
@@ -287,7 +287,11 @@ class Settings(BaseSettings):
 
 
 def read_settings() -> Settings:
-    """The settings of the environment. Raises SettingsError: one line that names the variable."""
+    """The settings of the environment.
+
+    Raises SettingsError, with one line that names the variable: a value cannot be used or does not go with the others, a variable of
+    an earlier release (GONE) is set, or the server would listen beyond loopback without a password or a webhook secret.
+    """
     for variable, instead in GONE.items():
         if variable in os.environ:
             raise SettingsError(f"{variable} is gone: unset it; {instead}")

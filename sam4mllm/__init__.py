@@ -93,7 +93,7 @@ def load(
         device: ``cpu``, ``cuda``, ``cuda:1``…; by default a GPU if there is one.
         options: the strategy, how the language model is asked about points, and which mask is taken; the defaults if None.
         adapter: a folder with a LoRA adapter, or a version in the registry; the base model alone if None.
-        dtype: ``bf16``, ``fp16`` or ``fp32``; what the device does well if ``auto``.
+        dtype: ``bf16``, ``fp16`` or ``fp32``; ``auto`` is ``bf16`` on a GPU (``fp16`` where that is only emulated) and ``fp32`` on a CPU.
         quantize: ``8bit`` or ``4bit`` weights of the language model; needs the extra ``quant``.
         device_map: ``auto`` spreads the language model over all GPUs.
         dialect: the forms of questions and answers, as a name in ``DIALECTS`` or a JSON file. If None, those that the adapter was trained

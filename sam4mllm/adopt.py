@@ -53,8 +53,9 @@ class Claims:
 def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
     """Add the adapter in a folder to a registry, with its papers or with the claims, and return its manifest. It does not serve yet.
 
-    If the adapter is for the MLLM alone, the new version takes over the champion's part for the segmenter; if it is for the segmenter
-    alone, the champion's part for the MLLM. The champion is then the new version's parent.
+    If the adapter is for the MLLM alone, the new version takes over the champion's part for the segmenter, unless that was made for another
+    segmenter or the champion is damaged; if it is for the segmenter alone, the champion's part for the MLLM. The champion is then the new
+    version's parent.
 
     Args:
         folder: what ``sam4mllm train`` or peft has written; other files in it are not copied.
@@ -63,7 +64,7 @@ def adopt(folder: Path, registry: Registry, claims: Claims) -> Manifest:
 
     Raises:
         RegistryError: the adapter is not safe to load, its files are not those that its papers name, or another segmenter is claimed than
-            the papers name; or the champion's part for the MLLM is needed and damaged.
+            the papers name; the champion's part for the MLLM is needed and damaged; or the registry cannot be written.
         ModelError, TemplateError: its model or dialect cannot be loaded, or the adapter is for another one.
     """
     _check(folder)
@@ -118,7 +119,9 @@ def _kept(champion: Path, own: Mapping[str, Path], segmenter: Segmenter) -> dict
 def _papers(files: Mapping[str, Path], papers: Papers | None, outline: Checkpoint, claims: Claims, name: str) -> Papers:
     """Return the papers of the new version: those of its part for the MLLM, or new ones if that has none, with the claims applied.
 
-    Raises ModelError if the model or the dialect is not the one that the adapter was trained with.
+    A part for the MLLM is attached to ``outline``, to see whether it fits. ``name`` is the adapter's, for messages. Raises ModelError if it
+    does not fit, or if the model or the dialect is not the one that it was trained with; TemplateError if a dialect is not valid;
+    RegistryError if it is not safe to load.
     """
     dialect = None if claims.dialect is None else load_dialect(claims.dialect)
     checkpoint = checkpoint_for(outline, papers, dialect, name)
@@ -144,11 +147,12 @@ def _papers(files: Mapping[str, Path], papers: Papers | None, outline: Checkpoin
 def appoint(adapter: str, registry: Registry, claims: Claims) -> None:
     """Make sure that a registry holds ``adapter``, a folder or the name of a version, and that the registry has decided on a champion.
 
-    An empty registry adopts the adapter and promotes it. A registry that holds it and has never decided on a champion promotes it, too. In
-    a registry that has decided, nothing changes: the champion serves, which may have been retrained or rolled back since. This also holds
-    if the adapter's folder is gone by then.
+    A registry without a readable version adopts the adapter and promotes it. A registry that holds it and has never decided on a champion,
+    that is, has no history, promotes it, too. In a registry that holds it and has decided, nothing changes: the champion serves, which may
+    have been retrained or rolled back since. Nor does anything change if the registry has decided and the adapter's folder is gone by then.
 
-    Raises RegistryError if the registry holds other adapters and not this one, and whatever ``adopt`` raises.
+    Raises RegistryError if the registry holds other adapters and not this one, or the folder is gone and the registry has not decided;
+    and whatever ``adopt`` and ``Registry.promote`` raise.
     """
     decided = bool(registry.history())
     try:

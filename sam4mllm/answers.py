@@ -45,7 +45,7 @@ def answer_of(
 
 @contextmanager
 def timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Add the time that the ``with`` block takes to ``seconds`` under ``stage``."""
+    """Add the time that the ``with`` block takes to ``seconds`` under ``stage``; nothing is added if the block raises."""
     began = time.perf_counter()
     yield
     seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

@@ -63,9 +63,10 @@ def _call(request: Mapping[str, Any]) -> Any:
 
 @lru_cache(maxsize=32)
 def _run(request: str) -> str:
-    """Return the worker's answer to ``request``, both as JSON text. Answers are cached, so a model that is loaded again need not wait.
+    """Return the worker's answer to ``request``, both as JSON text.
 
-    Raises OverLimitError if the worker is ended or fails.
+    The answers to the last 32 different requests are cached, so a model that is loaded again need not wait. Raises OverLimitError if the
+    worker is ended or fails; that is not cached.
     """
     limits = [str(limit) for limit in (CPU_SECONDS, MEMORY_BYTES, OUTPUT_CHARACTERS)]
     command = [sys.executable, "-I", str(WORKER), *limits]  # isolated: nothing from the environment or the current folder is imported

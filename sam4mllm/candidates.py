@@ -26,7 +26,9 @@ _NEAR = 0.5
 
 
 def find(segmenter: ConceptSegmenter, embedding: Embedding, phrases: Sequence[str], threshold: float) -> list[Grounding]:
-    """The segmenter's own answers: all that it finds for each phrase, each thing once, one entry a phrase in order."""
+    """The segmenter's own answers, one entry a phrase in order: all that it finds with a score of at least ``threshold``, each thing
+    once.
+    """
     found = segmenter.find(embedding, phrases, threshold)
     return [_as_grounding(phrase, one) for phrase, one in zip(phrases, found, strict=True)]
 
@@ -48,8 +50,9 @@ def choose(
 ) -> list[Grounding]:
     """Return the MLLM's groundings, ``told``, each box with the candidate that it means, or with None if none fits.
 
-    A candidate is what the segmenter finds by the phrase or by its noun (``heads``). A box that has a candidate takes over the candidate's
-    box. For a phrase without a box the segmenter is not asked: the MLLM says that there is no such object.
+    A candidate is what the segmenter finds by the phrase or by its noun (``heads``) with a score of at least ``threshold``. A box that has
+    a candidate takes over the candidate's box. For a phrase without a box the segmenter is not asked: the MLLM says that there is no such
+    object.
     """
     wanted = [one.phrase for one in told if len(one.boxes_px)]
     wanted += [head for one, head in zip(told, heads, strict=True) if len(one.boxes_px) and head]

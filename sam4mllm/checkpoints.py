@@ -113,7 +113,9 @@ def require_files(folder: Path, source: str, needed: Sequence[Sequence[str]]) ->
 
 
 def is_folder(name: str, source: str) -> bool:
-    """Whether a model's name is a folder's; else it may be a hub id. Raises ModelError if it is a path to nothing or to a file."""
+    """Whether a model's name is a folder's; else it may be a hub id. Raises ModelError if it is a file's, or if there is nothing by that
+    name and it begins like a path (with ``.``, ``/`` or ``~``) or ``source`` is ``demo``.
+    """
     folder = Path(name)
     if folder.is_dir():
         return True

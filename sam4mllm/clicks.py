@@ -96,7 +96,9 @@ class PromptTarget:
 
     @property
     def former(self) -> NDArray[np.bool_] | None:
-        """The mask that a reviewer's clicks correct; None if no click is about it, or if the reviewer has replaced its box."""
+        """The mask that a reviewer's clicks correct; None if no click is about the instance, if the reviewer saw no mask of it, or if its
+        box is the reviewer's.
+        """
         return self.mask if self.pointed == "refined" and not self.boxed else None
 
     @property
@@ -116,7 +118,7 @@ class PromptTarget:
         )
 
     def clicked(self, point_px: NDArray[np.float32], label: int) -> PromptTarget:
-        """The same target with a reviewer's point."""
+        """The same target with a reviewer's point; ``pointed`` becomes "refined" if it was empty."""
         pointed: Pointed = self.pointed or "refined"
         point = (point_px[None].astype(np.float32), np.array([float(label)]), np.array([label], np.int64))
         return replace(self.with_points(*point), pointed=pointed)
@@ -132,8 +134,8 @@ def merge(grounding: Grounding, clicks: Clicks | None) -> list[PromptTarget]:
       enlarged by MARGIN, holds it; positive clicks elsewhere make one object together, which stands alone.
     - A negative click outside of all masks is about the object of clicks that stands alone, if there is one, else about the nearest
       instance, first among those whose enlarged box holds it. It never makes an object.
-    - A box that meets the enlarged box of an instance replaces the box of the same object, or adds an instance beside it. Each box
-      elsewhere is an object that stands alone.
+    - A box that meets the enlarged box of an instance replaces the box of the instance that it is most alike, if the two count as boxes of
+      one object (SAME_BOX, PART_OF), and otherwise adds an instance of the phrase. Each box elsewhere is an object that stands alone.
 
     An instance that was shown and that the MLLM no longer finds is a target only if a click or a box is about it.
     """

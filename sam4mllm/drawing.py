@@ -18,7 +18,7 @@ from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.values import Candidate, Instance, Masks, Prompt
 
 PROMPTS_AT_ONCE = 16
-"""Prompts that are decoded in one batch. Their masks are enlarged to the image's size one after the other."""
+"""Most prompts that are decoded in one batch. Their masks are enlarged to the image's size one after the other."""
 CLEAR = 2
 """Least number of points with which the prompt of a box is unambiguous. With the choice ``single`` the segmenter then gives one mask:
 SAM's authors take its single mask where there is more than one prompt."""
@@ -50,7 +50,7 @@ class Drawing:
     ) -> list[list[Instance]]:
         """Return the instances of each phrase. The prompts are decoded in batches; the options choose among the masks of each, and
         instances with an empty mask are left out. A target with a ``standing`` mask, which the segmenter found by itself, keeps that mask
-        and is not decoded.
+        and is not decoded. Every mask is tidied by :func:`~sam4mllm.masks.clean`. Errors of the segmenter pass through.
 
         Args:
             embedding: the image, as the segmenter took it in.
@@ -82,7 +82,8 @@ class Drawing:
     def _choose(self, target: PromptTarget, masks: Masks) -> int:
         """Return the index of the mask that is taken for a target: the one with the highest predicted IoU.
 
-        With the choice ``agreement`` the predicted IoU is multiplied by the share of the judged points that the mask agrees with.
+        With the choice ``agreement`` the predicted IoU is multiplied by the share of the judged points that the mask agrees with. If the
+        MLLM was not trained to judge points, only those points count that became prompts.
         """
         if self.options.choice != "agreement":
             return masks.best

@@ -1,6 +1,7 @@
 """Write files and folders so that a kill or a power cut leaves either the old or the new one: write beside it, flush to the disk, rename.
 
-An unfinished file or folder is named ``.<name>.partial``. A killed process leaves it behind, and the next writer removes it.
+An unfinished file or folder is named ``.<name>.partial``. A killed process leaves it behind, and the next writer of the
+same path removes or overwrites it.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import IO
 
 PARTIAL = ".*.partial"
-"""Matches the names that ``partial`` gives."""
+"""A glob pattern that matches the names that :func:`partial` gives."""
 
 Step = Callable[[str], None]
 """A function that is called with the name of a step before the disk changes. A test passes one that stops the process there."""
@@ -65,7 +66,10 @@ def file_sha256(path: Path) -> str:
 
 
 def replace_file(path: Path, data: bytes, step: Step = no_step) -> None:
-    """Write ``data`` to a file, new or not. At any moment a reader finds either its former content or all of the new one."""
+    """Write ``data`` to a file, which is created or replaced; its folder must be there. Raises OSError on failure.
+
+    At any moment a reader finds either the file's former content or all of the new one.
+    """
     step(f"write {path.stem}")
     temporary = partial(path)
     temporary.write_bytes(data)
@@ -94,7 +98,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def append_line(path: Path, line: bytes, step: Step = no_step) -> None:
-    """Append a line to a file. If a killed process left the last line half written, the new one begins on a line of its own."""
+    """Append ``line``, which is given without its line end, to a file and flush it to the disk. A missing file is created.
+
+    If a killed process left the last line half written, the new one begins on a line of its own. Raises OSError on failure.
+    """
     step(f"append {path.stem}")
     with path.open("a+b") as file:
         file.write(_line_end(file) + line + b"\n")
@@ -117,7 +124,8 @@ def remove(path: Path) -> None:
 def locked(path: Path, wait: bool = True) -> Iterator[None]:
     """Hold the lock file ``path`` during the block; the kernel also frees it when the process ends, however it ends.
 
-    If another block or process holds the lock, this one waits for it, or, with ``wait`` False, raises BlockingIOError at once.
+    If another block or process holds the lock, this one waits for it, or, with ``wait`` False, raises BlockingIOError at once. The file is
+    created if it is missing, and is not removed afterwards. Raises OSError if it cannot be opened.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:

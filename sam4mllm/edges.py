@@ -19,10 +19,12 @@ from sam4mllm.masks import mask_iou
 
 MAX_OFFSET_PX = 8
 OFFSETS_PX = tuple(sorted(range(-MAX_OFFSET_PX, MAX_OFFSET_PX + 1), key=abs))
-"""All offsets, the smallest first, so that of two that are equally good the smaller one is taken."""
+"""All offsets, those nearest to 0 first, so that of edges that fit equally well the one that is moved least is taken."""
 
 TIE = 1e-9
-"""IoU that is added to some edges to break ties: far below what one pixel changes."""
+"""IoU that :func:`fit_edge` adds to the edges that fill holes, or leave them, as the known edge does, to break ties: far below what one
+pixel changes.
+"""
 
 Mask = NDArray[np.bool_]
 
@@ -104,8 +106,8 @@ def try_edges(drawn: Mask, corrected: Mask, known: Edge = AS_DRAWN) -> NDArray[n
 
 @dataclass(frozen=True)
 class EdgeFit:
-    """The best edge, and ``gains`` (N,): by how much each picture's IoU is greater at the edge that fits the other pictures best than at
-    the known edge.
+    """The ``edge`` with the greatest mean IoU over all N pictures, and ``gains`` (N,): by how much each picture's IoU is greater at the
+    edge that fits the other pictures best than at the edge ``known`` of :func:`fit_edge`.
     """
 
     edge: Edge
@@ -113,7 +115,11 @@ class EdgeFit:
 
 
 def fit_edge(ious: Sequence[NDArray[np.float64]] | NDArray[np.float64], known: Edge = AS_DRAWN) -> EdgeFit:
-    """Fit an edge on at least two pictures, given for each what :func:`try_edges` returns for it; ``known`` is the same edge as there."""
+    """Fit an edge on at least two pictures, given for each what :func:`try_edges` returns for it.
+
+    ``known`` is the edge from which the gains are counted, such as the one in use now. The masks of single pictures may have been drawn at
+    other edges, which only :func:`try_edges` has to know.
+    """
     table = np.asarray(ious, np.float64)
     # masks that were served filled say nothing of holes: of equally good edges, one that is filled as the known one is taken
     table = table + TIE * np.array([edge.filled == known.filled for edge in EDGES])

@@ -1,10 +1,10 @@
-"""Everything that this package raises on purpose.
+"""The errors of this package that are meant for its users. Other faults, such as most wrong arguments in code, raise Python's own errors.
 
 ::
 
     Sam4mllmError
     ├── ImageError          the image cannot be used: broken, too large, too small
-    ├── PhraseError         the phrase cannot be used: empty or too long
+    ├── PhraseError         the phrase cannot be used: empty, too long, or with a control word of the model
     ├── ModelError          a model or adapter folder cannot be loaded
     │   ├── EngineAwayError the server that has the model does not answer; it may be back soon
     │   └── ExtensionError  what another installed package brings cannot be used

@@ -25,7 +25,8 @@ def draw_first(segmenter: Segmenter, embedding: Embedding, told: Sequence[Ground
 
     A mask that repeats an earlier one (IoU of SAME or more) comes from a second point on the same thing. Its point is dropped, and so is
     the point of an empty mask; if none is left, a note says so, unless there is another note. ``stand``: whether the masks become the
-    grounding's candidates, which are then the answer. If not, only the boxes are kept, and the segmenter draws from them later.
+    grounding's candidates, which are then the answer. If not, only the boxes are kept, and the segmenter draws from them later. Raises
+    PromptError if the segmenter takes no point without a box.
     """
     return [_draw(segmenter, embedding, one, stand) if one.boxless else one for one in told]
 

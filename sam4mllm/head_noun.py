@@ -13,7 +13,7 @@ Yu et al. 2016, table 1), and lead with their noun; ReasonSeg's instructions are
 
 @dataclass(frozen=True)
 class HeadNoun:
-    """``noun`` in lower case, a word or two, empty if none was found; ``sure``: whether the phrase is one that the rule is made for."""
+    """``noun`` in lower case, a word or two, empty if none was found; ``sure``: whether one was found in a phrase of at most LONG words."""
 
     noun: str
     sure: bool
@@ -69,7 +69,8 @@ def head_noun(phrase: str) -> HeadNoun:
     """The noun that an English phrase is about, with the noun before it where the two are one name (``tennis racket``).
 
     Words at the beginning are skipped as long as they only say which one is meant. The phrase is then cut where it goes on to say where the
-    thing is, what it does, or what it has. The noun of a question or a command is empty and not sure.
+    thing is, what it does, or what it has. A phrase that begins with a question word or a command (``find``), or holds a question mark,
+    gives no noun.
     """
     words = re.findall(r"[^\W_]+(?:[-'’][^\W_]+)*", phrase.lower())
     if words and (words[0] in _ASKING or "?" in phrase):
@@ -79,7 +80,9 @@ def head_noun(phrase: str) -> HeadNoun:
 
 
 def _kernel(words: list[str]) -> list[str]:
-    """Return the words of the name: from the first one that may be a part of it to where the phrase is cut."""
+    """Return the words of the name: from the first one that may be a part of it to where the phrase is cut. Where these end in a word of
+    ``_BEFORE_OF`` and ``of`` follows, as in ``a pair of shoes``, the name is found in the words after ``of`` instead.
+    """
     start = 0
     while start < len(words) and _only_tells_which(words, start):
         if words[start] in _ALSO_NOUNS and (start + 1 == len(words) or _cuts(words, start + 1)):
@@ -95,8 +98,8 @@ def _kernel(words: list[str]) -> list[str]:
 
 
 def _only_tells_which(words: list[str], at: int) -> bool:
-    """Whether the word at an index is a determiner, an adjective, or the like before the name. ``left`` in ``the left of the table`` is
-    not, because no noun follows it.
+    """Whether the word at an index is a determiner, an adjective, or the like before the name. ``front`` in ``the front of the bus`` is
+    not, because ``of`` follows it.
     """
     word, following = words[at], words[at + 1 : at + 2]
     if word in _BEFORE_OF and following == ["of"]:
@@ -126,7 +129,8 @@ def _cuts(words: list[str], at: int) -> bool:
 def _name(kernel: list[str]) -> str:
     """Return the last word of the name, with the one before it unless that is an adjective or a determiner.
 
-    The result is empty if the last word can stand for any thing (``thing``, ``one``), or is not ASCII.
+    The result is empty if there is no word, or if the last one can stand for any thing (``thing``, ``one``), is a preposition, or is not
+    ASCII.
     """
     if not kernel or kernel[-1] in _NO_NOUN or kernel[-1] in _PREPOSITIONS or not kernel[-1].isascii():
         return ""

@@ -23,8 +23,8 @@ OLDER_MOST = 32 << 20
 def keep_freed_memory() -> bool:
     """Tell glibc to keep memory that is freed, and to use one heap for all threads, because the models' thread frees what others allocated.
 
-    Call it before threads begin. Return whether glibc accepted all of it. Nothing is changed, and False is returned, without glibc or if
-    the environment has MALLOC_ variables, which then hold.
+    Call it before threads begin. Return whether glibc accepted each setting; an older glibc is given OLDER_MOST in place of KEPT for the
+    largest request. Nothing is changed, and False is returned, without glibc or if the environment has MALLOC_ variables, which then hold.
     """
     if sys.platform != "linux" or any(name.startswith("MALLOC_") for name in os.environ):
         return False

@@ -22,7 +22,8 @@ def digest_of(parts: Mapping[str, object]) -> str:
 def slug(model: str) -> str:
     """Return the first part of a version's name, made from the last part of a model's path or hub id.
 
-    It is in lower case and at most 32 of ``[a-z0-9.-]``; ``model`` if nothing is left.
+    It is in lower case. Each run of characters other than ``[a-z0-9.-]`` becomes a hyphen, hyphens at both ends are removed, and the rest
+    is cut to 32 characters; ``model`` if nothing is left.
     """
     return re.sub(r"[^a-z0-9.-]+", "-", Path(model).name.lower()).strip("-")[:32] or "model"
 

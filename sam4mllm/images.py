@@ -87,11 +87,13 @@ def load_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> NDArray[np.
     the first is taken. Transparent parts become white, and 16-bit grey is reduced to its upper 8 bits.
 
     Args:
-        source: a path, the bytes of a file, an open binary file, a Pillow image, or an array that is already (H, W, 3) uint8 RGB.
+        source: a path, the bytes of a file, an open binary file (read from where it stands, and not closed), a Pillow image, or an array
+            that is already (H, W, 3) uint8 RGB.
         max_pixels: the most pixels that are decoded; Pillow's own limit (``PIL.Image.MAX_IMAGE_PIXELS``) holds as well.
 
     Raises:
-        ImageError: the source cannot be opened, is of another format, is damaged, or has sides that are not allowed.
+        ImageError: the source is none of these, cannot be opened, is of another format, is damaged, has sides that are not allowed or 32
+            bits a channel, or takes too much memory to decode.
     """
     if isinstance(source, np.ndarray):
         check_image(source)
@@ -132,9 +134,10 @@ def open_image(file: BinaryIO, max_pixels: int) -> ImageFile:
 
 
 def read_size(file: BinaryIO, max_pixels: int) -> tuple[int, int]:
-    """Return the width and height that a file's header states; only the header is read, and the file is then rewound.
+    """Return the width and height that a file's header states, before its EXIF orientation is applied. Only the header is read, and the
+    file is then rewound.
 
-    Raises ImageError if the format is unknown, the header is damaged, or the size is not allowed.
+    Raises ImageError if the format is unknown, the header is damaged, or the size is not allowed; the file may not be rewound then.
     """
     size = _webp_size(file)
     if size is None:
@@ -148,7 +151,10 @@ def read_size(file: BinaryIO, max_pixels: int) -> tuple[int, int]:
 def decode_image(
     image: Image.Image, max_pixels: int, empty: Callable[[tuple[int, int, int]], NDArray[np.uint8]] = _empty
 ) -> NDArray[np.uint8]:
-    """The pixels of an opened picture, as :func:`load_image` gives them, in an array that ``empty`` makes. Raises ImageError."""
+    """The pixels of an opened picture, as :func:`load_image` gives them, in an array that ``empty`` makes, given its shape (H, W, 3).
+
+    Raises ImageError if the picture is damaged, has sides that are not allowed or 32 bits a channel, or takes too much memory to decode.
+    """
     _check_sides(*image.size, max_pixels)
     if image.mode in ("I", "F"):
         raise ImageError("the image has 32 bits a channel and no defined white; save it with 8 or 16 bits")
@@ -212,7 +218,8 @@ def _opened(source: str | Path | bytes | BinaryIO) -> Iterator[io.BytesIO | io.B
 
 
 def _first_gif_frame(file: BinaryIO) -> tuple[int, int]:
-    """Return the width and height of a GIF's screen, enlarged so that the first frame fits. Raises ImageError if there is no frame.
+    """Return the width and height of a GIF's screen, enlarged so that the first frame fits. Raises ImageError if there is no frame, and
+    struct.error or IndexError if the file is cut short before it.
 
     A frame may be larger than the screen that the header states, and Pillow's reader warns of it before it hands out the size.
     """

@@ -49,7 +49,7 @@ def load_pipeline(
     segmenter_adapter: str | None = None,
 ) -> Pipeline:
     """Load a pipeline; see :func:`sam4mllm.load`. ``segmenter_adapter`` is a folder or a version whose adapter of the mask decoder takes
-    the place of the one in ``adapter``; PLAIN leaves the mask decoder without one.
+    the place of the one in ``adapter``; None keeps that one, if there is one, and PLAIN leaves the mask decoder without one.
     """
     load = partial(load_variants, device=device, options=options, precision=precision, dialect=dialect)
     if adapter is None:
@@ -76,9 +76,9 @@ def load_variants(
 
     ``dialect`` is a name or a file; None is the model's own. If ``model`` is ``none``, only the segmenter is loaded.
 
-    Raises ModelError if the device is not there, a model cannot be loaded, the models cannot carry out the options' strategy, or a dialect
-    is given without an MLLM; and before loading if the weights cannot fit into memory. Raises TemplateError if the dialect cannot be used;
-    ExtensionError if another package's segmenter cannot.
+    Raises ModelError if the device is not known or not there, a model cannot be loaded, the models cannot carry out the options' strategy
+    or look back, or a dialect is given without an MLLM; and before loading if the weights cannot fit into memory. Raises TemplateError if
+    the dialect or the model's chat template cannot be used; ExtensionError if another package's segmenter or model family cannot.
     """
     place = pick_device(device)
     brought_strategies()  # logs a warning, before anything is loaded, of a package that claims one of our names
@@ -110,9 +110,10 @@ class Variants:
     ) -> None:
         """Share the models among pipelines.
 
-        ``checkpoint``: the base model, None for no MLLM; the segmenter is then on ``device``. ``dialect``: the dialect in which the model
-        is spoken to, None for its own; an adapter that was trained in another one than is given here is refused. Raises ModelError if the
-        models cannot carry out the options' strategy.
+        ``checkpoint``: the base model, None for no MLLM. ``slug``: the first part of the versions' names. ``dialect``: the dialect in which
+        the model is spoken to, None for its own; ``load`` refuses an adapter that was trained in another one than is given here.
+        ``device``: where the segmenter is if there is no MLLM; else it is ignored, for both models are on the MLLM's device. Raises
+        ModelError if the models cannot carry out the options' strategy or look back.
         """
         self._checkpoint = None if checkpoint is None else checkpoint_for(checkpoint, None, dialect)
         self._dialect = dialect
@@ -134,8 +135,9 @@ class Variants:
     def load(self, folder: Path, adapter: Manifest | LooseAdapter) -> Pipeline:
         """Load the adapter in a folder and return a pipeline with it, which speaks to the model as the adapter's papers say.
 
-        Raises RegistryError if the adapter is not safe to load. Raises ModelError if it was trained on another base model or another
-        segmenter, or in another dialect than the one asked for, or if there is no base model.
+        Raises RegistryError if the adapter is not safe to load, OSError if a file cannot be opened, and TemplateError if the dialect in its
+        papers is not valid. Raises ModelError if it was trained on another base model or other prompts, in another dialect than the one
+        asked for, or for the mask decoder of another segmenter; if it does not fit the models; or if there is no base model.
         """
         if self._checkpoint is None:
             raise ModelError(NO_ADAPTER.format(adapter.version))
@@ -163,10 +165,11 @@ class Variants:
         self._adapters.load(version, folder)
 
     def drawing_with(self, name: str | None, pipeline: Pipeline) -> Pipeline:
-        """Return one of these pipelines with another adapter of the mask decoder.
+        """Return a copy of one of these pipelines with another adapter of the mask decoder.
 
-        ``name`` is the adapter's folder or version, PLAIN for no adapter, or None to keep the pipeline's own. Raises RegistryError and
-        ModelError as ``load`` does.
+        ``name`` is the adapter's folder or version, PLAIN for no adapter, or None to return ``pipeline`` itself. ``away`` does not move the
+        changed decoder, and ``drop`` does not free it. Raises RegistryError if there is no such adapter or it is not safe to load, OSError
+        if a file cannot be opened, ModelError if it does not fit this segmenter or is another's.
         """
         if name is None:
             return pipeline
@@ -177,7 +180,7 @@ class Variants:
         return pipeline.through(pipeline.grounder, segmenter=with_adapter(self._segmenter, find_adapter(name)))
 
     def drop(self, version: str) -> None:
-        """Free the adapter of a version whose pipeline is used no more."""
+        """Free the adapter of a version whose pipeline is used no more; nothing is freed if it is not loaded."""
         self._adapted.pop(version, None)
         self._detach(version)
 
@@ -189,7 +192,7 @@ class Variants:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the weights of the MLLM, with its adapters, and of the segmenter."""
+        """Bytes of the weights of the MLLM, with its adapters, and of the segmenter; mask decoders that adapters changed do not count."""
         weights: int = 0 if self._checkpoint is None else sum(weight.nbytes for weight in self._checkpoint.model.parameters())
         return weights + self._segmenter.nbytes
 
@@ -237,9 +240,10 @@ class Variants:
         return keep_name(adapter, pipeline.identity, former)
 
     def identity_for(self, papers: Papers) -> str:
-        """Return the hash of all that shapes predictions besides the adapter, if an adapter with these papers serves here.
+        """Return the identity (``Pipeline.identity``) of the pipeline that ``load`` would make for an adapter with these papers. The
+        adapter's part for the mask decoder counts in it, its part for the MLLM does not.
 
-        Raises ModelError if it cannot serve here.
+        Raises ModelError if the adapter cannot serve here, TemplateError if the dialect in its papers is not valid.
         """
         checkpoint = checkpoint_for(self.checkpoint, papers, self._dialect)
         segmenter = self._segmenter
@@ -268,7 +272,8 @@ class Variants:
         segmenter: Segmenter | None = None,
     ) -> Pipeline:
         """Make a pipeline. ``version`` is that of the MLLM's adapter, BASE for none; ``adapter`` gives the pipeline's version its name, and
-        may change the segmenter alone.
+        may change the segmenter alone. ``papers``: the adapter's, which may name the strategy and how points are asked about; None without
+        an adapter, or if it has none. ``segmenter``: the one that draws; None is the shared one.
         """
         segmenter = segmenter or self._segmenter
         if checkpoint is None:

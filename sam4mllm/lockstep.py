@@ -64,7 +64,8 @@ class AskPoints:
 class Confirm:
     """The question whether the outline that is drawn on ``image`` (H, W, 3) uint8 surrounds what ``phrase`` means.
 
-    This walk's share of the time is added to ``seconds`` under ``stage``.
+    This walk's share of the time, which includes taking in the image, is added to ``seconds`` under "points", as for questions about
+    points.
     """
 
     image: NDArray[np.uint8]
@@ -95,7 +96,7 @@ def ask_points(step: AskPoints) -> Walk[list[Replies]]:
 
 
 def confirm(step: Confirm) -> Walk[Replies]:
-    """The step's one reply."""
+    """Yield the step as a question to the MLLM, and return the answer to it: Replies with one entry."""
     said: Replies = yield step
     return said
 
@@ -124,7 +125,8 @@ def walk_alone(grounder: Grounder, walk: Walk[T], between: Callable[[], None] = 
 def walk_together(grounder: Grounder, walks: Sequence[Walk[T]], between: Callable[[], None] = go_on) -> list[T | Exception]:
     """Run several walks in lockstep and return for each its result, or the error that it or its question raised.
 
-    An error in one walk ends no other. ``between`` is called each time before a walk goes on, and before each pass.
+    An error in one walk ends no other, but an EngineAwayError ends all walks that share the pass. ``between`` is called each time before a
+    walk goes on, and before each pass; what it raises is raised here, and there are then no results.
     """
     outcomes: dict[int, T | Exception] = {}
     answers: dict[int, Any] = dict.fromkeys(range(len(walks)))
@@ -166,7 +168,10 @@ def _take_each(grounder: Grounder, steps: Sequence[Step]) -> list[Any]:
 
 
 def _take(grounder: Grounder, steps: Sequence[Step]) -> list[Any]:
-    """The answers to steps of one kind, in one call."""
+    """Ask the grounder the questions of steps of one kind together (outlines one by one, but their images are taken in together). Return
+    the answers, and add an equal share of the time to the ``seconds`` of each step. Errors of the grounder are raised, and no time is
+    added.
+    """
     began, first = time.perf_counter(), steps[0]
     answers: list[Any]
     if isinstance(first, Locate):

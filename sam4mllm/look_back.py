@@ -20,7 +20,7 @@ from sam4mllm.prompts.look_back import DEMO_QUESTION, QUESTION
 from sam4mllm.values import Grounding, Instance
 
 SHAPE = {"questions": (QUESTION, DEMO_QUESTION), "colour": COLOUR, "width": WIDTH}
-"""All that shapes a look back; it becomes part of the pipeline's identity."""
+"""All that shapes a look back; it is a part of the pipeline's identity, unless the look back is off."""
 DENIED = 0.5
 """P(yes) below which an instance is dropped, where the option is set. If the model says neither yes nor no of an instance, its P(yes)
 counts as 0.5, so it stays."""
@@ -53,8 +53,9 @@ def look_back(
 def drop_denied(grounding: Grounding, looked: Sequence[Instance]) -> tuple[Grounding, list[Instance]]:
     """Drop the instances that the look back denied. Return the grounding and the instances that are left.
 
-    If all are denied, the answer is that there is no such object. The probability of this answer becomes at least 1 minus the highest
-    P(yes) of the instances.
+    The grounding keeps all its boxes as long as an instance is left, or if there was none. If all instances are denied, its boxes are
+    removed, so that the answer is that there is no such object. The probability of this answer becomes at least 1 minus the highest P(yes)
+    of the instances.
     """
     kept = [one for one in looked if one.features.looked >= DENIED]
     if kept or not looked:

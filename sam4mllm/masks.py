@@ -16,7 +16,7 @@ MIN_SHARE = 0.01
 """Pieces and holes below this share of a mask count as noise. Our choice: the decoder's grid is 4 times coarser than SAM's input, so that a
 hundredth of a usual object is a few of its cells."""
 MAX_COMPONENTS = 100
-"""Most components that are returned; each costs a whole mask of memory."""
+"""Most pieces that :func:`components` returns, if its caller does not say how many; each costs a whole mask of memory."""
 
 
 # -- tidying -------------------------------------------------------------------------------------------------------------------------------
@@ -31,7 +31,7 @@ def clean(mask: NDArray[np.bool_], min_share: float = MIN_SHARE, min_hole_share:
     Args:
         mask: (H, W) bool.
         min_share: pieces with fewer pixels than this share of the mask's are dropped.
-        min_hole_share: holes with fewer pixels than this share are filled; ``min_share`` if None, and 0 leaves every hole.
+        min_hole_share: holes with fewer pixels than this share of the mask's are filled; ``min_share`` if None, and 0 leaves every hole.
     """
     mask = as_mask(mask)
     result = np.zeros_like(mask)
@@ -90,7 +90,7 @@ def label_pieces(mask: NDArray[np.bool_], connectivity: int) -> tuple[NDArray[np
 def mask_iou(a: NDArray[np.bool_], b: NDArray[np.bool_]) -> float:
     """Return the intersection over union of two masks (H, W); 1.0 for two empty masks, for they agree.
 
-    Raises ValueError if their shapes differ.
+    Raises ValueError if their shapes differ or are not two-dimensional.
     """
     a, b = as_mask(a), as_mask(b)
     if a.shape != b.shape:

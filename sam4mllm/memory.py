@@ -68,7 +68,7 @@ FLOATS = frozenset({"F64", "F32", "F16", "BF16"})
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor as a header describes it."""
+    """A tensor as a header describes it. ``kind`` is its dtype as safetensors names it, for example "BF16"."""
 
     name: str
     kind: str
@@ -100,9 +100,10 @@ class Need:
 
 
 def read_headers(source: str) -> list[Stored] | None:
-    """Return those tensors of a model folder or hub id that will be loaded.
+    """Return those tensors of a model folder or hub id that will be loaded. The headers of a hub model that is not on this machine are
+    fetched from the hub.
 
-    None if the headers cannot be read; loading then reports why.
+    None if the headers cannot be read, or a folder has no safetensors files; loading then reports why.
     """
     folder = Path(resolve(source))
     try:
@@ -159,7 +160,9 @@ def _kept_values(config: Any) -> int:
 
 
 def _values_of_embeddings(text: Any) -> int:
-    """Return how many numbers a token's embeddings for the single layers are; those of all layers are made before the first layer."""
+    """Return how many numbers a token's per-layer embeddings have in all layers together, because those of all layers are made before the
+    first layer; 0 for models without such embeddings.
+    """
     return int(text.num_hidden_layers * (getattr(text, "hidden_size_per_layer_input", 0) or 0))
 
 
@@ -216,8 +219,8 @@ def estimate(source: str, device: torch.device, precision: Precision = AUTO, ran
 def count_demands(source: str, segmenter: str, device: torch.device, precision: Precision, rank: int) -> list[Demand]:
     """Return what each way to quantise a model needs, the most exact first, with a segmenter and to train a LoRA of ``rank``.
 
-    If ``precision`` names a quantisation, or the checkpoint is stored quantised, there is only that way. The list is empty if the needs
-    cannot be known.
+    If ``precision`` names a quantisation, there is only that way. If the checkpoint is stored quantised, there is only the way ``none``,
+    which loads it as it is stored. The list is empty if the headers or the configuration cannot be read.
     """
     tensors = read_headers(source)
     try:
@@ -236,8 +239,8 @@ def count_demands(source: str, segmenter: str, device: torch.device, precision: 
 def demand_of(tensors: Sequence[Stored], config: Any, masks: Need, rank: int, dtype: torch.dtype, quantize: QuantizeName) -> Demand:
     """Return the demand of a model with these tensors and of a segmenter, whose need is ``masks``.
 
-    The model and the segmenter never work at the same time. A training run first trains without a segmenter and then measures with one, so
-    the larger of the two counts.
+    The model and the segmenter never work at the same time, so the larger of their working bytes counts. A training run first trains
+    without a segmenter and then measures with one, so the larger of the two counts. Serving also keeps KEPT_BYTES of opened images.
     """
     weights, working = weight_bytes(tensors, Precision(quantize=quantize), dtype), working_bytes(config, dtype)
     answering = weights + masks.weights + max(working, masks.working)
@@ -271,7 +274,8 @@ def _free_on(device: torch.device) -> int:
 
 def free_ram(groups: Path = Path("/proc/self/cgroup"), root: Path = Path("/sys/fs/cgroup")) -> int:
     """Return the bytes of main memory that this process could take: what the machine has available, or the room in one of the process's
-    control groups, if that is less. ``groups`` and ``root`` are where Linux lists the groups.
+    control groups, if that is less. ``groups`` is the file in which Linux lists the process's groups, ``root`` the folder that has the
+    limits of all groups.
     """
     available: int = psutil.virtual_memory().available
     return min([available, *_group_rooms(groups, root)])
@@ -312,7 +316,8 @@ def announce(
 ) -> None:
     """Log what a model and a segmenter need and how much memory is free, unless they need less than WORTH_SAYING or it cannot be known.
 
-    Raises ModelError if their weights alone do not fit, unless ``device_map`` lets the CPU hold the rest of weights that are not quantised.
+    With ``rank``, the model's need includes training an adapter of that rank; with ``segmenter`` None, only the model counts. Raises
+    ModelError if their weights alone do not fit, unless ``device_map`` lets the CPU hold the rest of weights that are not quantised.
     """
     need = estimate(source, device, precision, rank)
     if need is None:

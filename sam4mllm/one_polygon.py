@@ -177,6 +177,9 @@ def _around(
 ) -> Iterator[Points | tuple[int, int]]:
     """Walk once around a border, from its point ``arrival`` (border, index) back to it. Yield its points in runs, and after a run that ends
     at a bridge the (border, index) to which the bridge leads, unless that border was seen.
+
+    ``leaving`` holds the bridges of each border: the index of the point where one begins, and the (border, index) where it ends. ``seen``
+    are the borders that were walked; this one is added to them.
     """
     number, place = arrival
     seen.add(number)

@@ -69,8 +69,9 @@ class Options:
 
     ``strategy``: one of STRATEGIES, see :mod:`sam4mllm.pipeline`, or another package's; or ``auto``, which the pipeline replaces.
     ``joint``: whether all points of a box are asked about in one question (as published) or each on its own; None is what the adapter has
-    learned, else each on its own. ``count``: how many points are asked about in each box, at most 30
-    with the patterns ``spread`` and ``second-look``; None is 30 if each is asked on its own, 15 if all are asked in one question.
+    learned, else each on its own. ``count``: how many points are asked about in each box; None is 30 if each is asked on its own, 15 if all
+    are asked in one question. More than 30 with the patterns ``spread`` and ``second-look``, and more than 61 with ``unsure``, are not
+    refused here: ValueError is raised when points are asked about.
     ``thresholds``: which answers count.
 
     ``pattern``: where points fall. ``spread``: over the box (published). ``interior``: half of them deep in the mask that the box alone
@@ -145,7 +146,9 @@ def known_strategies() -> tuple[Strategy, ...]:
 
 
 def brought_strategies() -> tuple[Strategy, ...]:
-    """Return the names of the strategies that other installed packages bring."""
+    """Return the names of the strategies that other installed packages bring. One with a name of ours is left out, and so is the second of
+    two with the same name; a warning in the log says so, once a process.
+    """
     return extensions.names("strategies", (*STRATEGIES, "auto"))
 
 
@@ -176,14 +179,15 @@ def resolve_strategy(asked: AskedStrategy, *, demo: bool, has_adapter: bool, has
 
 
 def check_look_back(look_back: LookBack, *, has_model: bool) -> None:
-    """Raises ModelError if there is no MLLM to be shown a mask."""
+    """Raises ModelError if ``look_back`` is not "off" and there is no MLLM to be shown a mask."""
     if look_back != "off" and not has_model:
         raise ModelError(f"look back {look_back} asks an MLLM, and the model is none: name a model, or leave it off")
 
 
 def check_strategy(strategy: Strategy, *, has_model: bool, takes_phrases: bool, segmenter: str = "this one") -> None:
     """Raises ModelError if a strategy needs an MLLM and ``has_model`` is false, or if it needs a segmenter that takes phrases and
-    ``takes_phrases`` is false. ``segmenter`` is what the error message calls the segmenter.
+    ``takes_phrases`` is false. All but ``concept`` count as needing an MLLM, other packages' too; only those of BY_CONCEPT as needing such
+    a segmenter. The name itself is not checked. ``segmenter`` is what the error message calls the segmenter.
     """
     if not has_model and strategy != "concept":
         raise ModelError(f"strategy {strategy} asks an MLLM, and the model is none: name a model, or use strategy concept")

@@ -17,7 +17,7 @@ SHARED = Path(__file__).with_name("pages")
 
 
 def render(template: Path, /, **values: object) -> str:
-    """Render a template with its values. All text is escaped; a value that the template uses and that is not given is an error."""
+    """Render a template with its values. All text is escaped. Raises jinja2.UndefinedError if a value that the template uses is missing."""
     return _environment(template.parent).get_template(template.name).render(**values)
 
 

@@ -9,8 +9,8 @@
 - ``choose``: the segmenter finds all of the phrase's kind, and the MLLM's boxes say which are meant; a box that fits none of them is drawn
   as by ``pqpp`` or ``box``.
 
-Some models answer with points and give no boxes. The segmenter then draws a mask from each point. Where no points are asked about, that
-mask is the answer; else the box around it is taken as the model's (:mod:`sam4mllm.first_masks`).
+Some models answer with points and give no boxes. The segmenter then draws a mask from each point. With ``choose``, and where points are
+asked about, the box around it is taken as the model's; else that mask is the answer (:mod:`sam4mllm.first_masks`).
 
 ``auto``, the default, is ``pqpp`` for a model that has learned to answer about points, else ``box``; without an MLLM ``concept``. Other
 packages may bring further strategies (:mod:`sam4mllm.strategies`).
@@ -61,7 +61,7 @@ _QUESTIONS: dict[AskedStrategy, Question] = {"ppg": "prompt", "reason": "reason"
 
 @dataclass(frozen=True, eq=False)
 class Opened:
-    """An image (H, W, 3) uint8 taken in by both models, for any number of calls."""
+    """An image (H, W, 3) uint8 taken in by both models, for any number of calls. ``seconds``: how long each of the two took, by stage."""
 
     scene: Scene
     embedding: Embedding
@@ -92,7 +92,9 @@ class Versioned(Protocol):
 
 
 class Pipeline:
-    """A grounder, a segmenter and the options between them. Holds no image; safe to call from several threads."""
+    """A grounder, a segmenter and the options between them. Holds no image; safe to call from several threads if grounder and segmenter are
+    (for pipelines that share a model see :class:`sam4mllm.loading.Variants`).
+    """
 
     def __init__(
         self,
@@ -146,7 +148,7 @@ class Pipeline:
 
     def through(self, grounder: Grounder, options: Options | None = None, segmenter: Segmenter | None = None) -> Pipeline:
         """Return a new pipeline with another grounder in front of the same model and, where they are given, other options and another
-        segmenter. The new pipeline starts without a calibration.
+        segmenter. The new pipeline starts without a calibration. Raises ModelError as the constructor does.
         """
         return Pipeline(grounder, segmenter or self.segmenter, options or self.options, self.slug, self.adapter, self.learned)
 
@@ -233,14 +235,14 @@ class Pipeline:
             strategy: the strategy of this call; None is that of the pipeline's options. The version in the answers depends on it.
             clicks: a reviewer's own points and boxes; they join the prompts.
             threshold: the least score of what the segmenter finds by a phrase; None is that of the pipeline's options.
-            between: called before and after each question to the MLLM where a phrase is or whether points lie on it; not for the
-                questions of a look back, nor for those that name a phrase's noun.
+            between: called before and after each question to the MLLM: where a phrase is, whether points lie on it, or (look back) whether
+                an outline surrounds it. Not for the question for a phrase's noun.
 
         Raises:
             ImageError, PhraseError: the image or a phrase cannot be used.
             ModelError: the strategy cannot be carried out here, or a model or another package failed.
             PromptError: a click stands alone and the segmenter takes no point without a box.
-            ValueError: the strategy is unknown, or the threshold is not from 0 to 1.
+            ValueError: the strategy is unknown, the threshold is not from 0 to 1, or ``Options.count`` is too high for the pattern.
         """
         options, cleaned = self._read(phrases, strategy, threshold)
         opened = image if isinstance(image, Opened) else self.open(image)
@@ -248,7 +250,9 @@ class Pipeline:
         return walk_alone(self.grounder, self._walk(opened, cleaned, options, clicks, seconds), between)
 
     def segment_each(self, asked: Sequence[Asked], between: Callable[[], None] = go_on) -> list[list[Segmentation] | Exception]:
-        """Do what ``segment`` does for several opened images, whose questions share forward passes: for each its answer, or its error."""
+        """Do what ``segment`` does for several opened images, whose questions share forward passes: for each its answer, or its error,
+        which is not raised. ``between``: see :func:`~sam4mllm.lockstep.walk_together`.
+        """
 
         def walk(one: Asked) -> Walk[list[Segmentation]]:
             options, cleaned = self._read(one.phrases, one.strategy, one.threshold)
@@ -270,7 +274,7 @@ class Pipeline:
     def _walk(
         self, opened: Opened, cleaned: Sequence[str], options: Options, clicks: Clicks | None, seconds: dict[str, float]
     ) -> Walk[list[Segmentation]]:
-        """The method for one image; each ``yield from`` is a question to the MLLM."""
+        """The method for one image; questions to the MLLM are asked only in the ``yield from``. Stages' times are added to ``seconds``."""
         groundings = (yield from self._locate(opened, cleaned, options, seconds)) if cleaned else []
         targets = [merge(grounding, clicks) for grounding in groundings]
         if not cleaned and clicks is not None:
@@ -299,7 +303,7 @@ class Pipeline:
         ]
 
     def _locate(self, opened: Opened, phrases: Sequence[str], options: Options, seconds: dict[str, float]) -> Walk[list[Grounding]]:
-        """Where the phrases are, by the MLLM, by the segmenter, or by both."""
+        """Where the phrases are, by the MLLM, by the segmenter, by both, or by another package's strategy."""
         finder, threshold = self._finder, options.threshold
         if (other := find_strategy(options.strategy)) is not None:
             return (yield from find_by(other, Given(opened.scene, opened.embedding, self.segmenter, phrases, options, seconds)))

@@ -34,7 +34,7 @@ def listed(names: Iterable[str]) -> str:
 
 
 class OneLine(logging.Formatter):
-    """The message alone, on one line."""
+    """Writes the message of a log record alone, on one line: without time, level and traceback."""
 
     def format(self, record: logging.LogRecord) -> str:
         return one_line(record.getMessage())

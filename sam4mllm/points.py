@@ -77,7 +77,8 @@ def select(inside: NDArray[np.float64], thresholds: Thresholds) -> tuple[NDArray
 def are_alike(inside: NDArray[np.float64], labels: NDArray[np.int64]) -> bool:
     """Whether nearly all points are said to lie on the same side of the outline, or nearly all of those that are to become prompt points.
 
-    ``inside`` (K,) is P(inside); ``labels`` (K,) are 1 and 0 for those that are to become prompt points, -1 for others.
+    ``inside`` (K,) is P(inside); ``labels`` (K,) are 1 and 0 for those that are to become prompt points, -1 for others. Nearly all is a
+    share of ALIKE or more. Points with P(inside) UNSAID are not counted, and no points at all are not alike.
     """
     return _is_one_sided(inside[inside != UNSAID] >= 0.5) or _is_one_sided(labels[labels >= 0] == 1)
 

@@ -69,8 +69,8 @@ def _as_polygon(polygon: ArrayLike) -> NDArray[np.float64]:
 
 
 def _fill(mask: NDArray[np.bool_], polygon: NDArray[np.float64]) -> None:
-    """Add a polygon (K, 2) to a mask: wherever one of its sides crosses the middle of a row, all pixels to the right switch between outside
-    and inside.
+    """Add a polygon (K, 2) to ``mask``, in place: wherever one of its sides crosses the middle of a row, all pixels to the right switch
+    between outside and inside. Raises MaskCodecError if there are more than MAX_CROSSINGS crossings.
     """
     height, width = mask.shape
     following = np.roll(polygon, -1, axis=0)
@@ -169,7 +169,11 @@ def _corners(mask: NDArray[np.bool_]) -> tuple[NDArray[np.int64], list[int]]:
 
 
 def _ring(start: int, vertical: list[int], column_first: bool, seen: bytearray) -> list[int]:
-    """The corners of one outline from ``start`` on; clockwise around a piece, the other way around a hole."""
+    """The numbers of the corners of one outline from ``start`` on; clockwise around a piece, the other way around a hole.
+
+    ``vertical``: each corner's partner along its column. ``column_first``: whether the first step is along the column. Each corner of the
+    outline is marked in ``seen``.
+    """
     ring = []
     corner, along_column = start, column_first
     while not seen[corner]:

@@ -73,23 +73,29 @@ class OtherStrategy(Protocol):
 
 
 def find_by(other: OtherStrategy, given: Given) -> Walk[list[Grounding]]:
-    """Return what a strategy finds. Raises ModelError if the strategy raises anything but a Sam4mllmError or OutOfMemoryError, or
-    unless its result is one grounding for each phrase, in order, with a probability for each box and points for all its boxes or for none.
+    """Return what a strategy finds. Any Sam4mllmError and torch's OutOfMemoryError that it raises pass through.
+
+    Raises ModelError if the strategy raises any other exception, or if its groundings are not one for each phrase, in order, each with a
+    probability for each box and points for all its boxes or for none.
     """
     name = given.options.strategy
     try:
         found = yield from other.find(given)
+        _check_found(name, found, given.phrases)
     except (Sam4mllmError, torch.OutOfMemoryError):
         raise
     except Exception as error:  # whatever another package raises
         raise ModelError(f"the strategy {name} failed ({type(error).__name__}: {first_line(error)}); update its package") from error
-    if [one.phrase for one in found] != list(given.phrases):
-        raise ModelError(f"the strategy {name} must find one grounding for each of {len(given.phrases)} phrases, in their order")
+    return found
+
+
+def _check_found(name: str, found: list[Grounding], phrases: Sequence[str]) -> None:
+    if [one.phrase for one in found] != list(phrases):
+        raise ModelError(f"the strategy {name} must find one grounding for each of {len(phrases)} phrases, in their order")
     for one in found:
         count = len(one.boxes_px)
         if one.boxes_px.shape != (count, 4) or len(one.box_probabilities) != count or len(one.points) not in (0, count):
             raise ModelError(f"the strategy {name} found {count} boxes with other numbers of probabilities or points")
-    return found
 
 
 def identify(name: str) -> dict[str, str]:
@@ -115,7 +121,7 @@ def find_strategy(name: str) -> OtherStrategy | None:
 
 
 def usable_strategies() -> tuple[str, ...]:
-    """Return the names of other packages' strategies, without those that cannot be used; each of these is told in the log."""
+    """Return the names of the other packages' strategies that can be used. Each call logs a warning for each that cannot be used."""
     usable = []
     for name in brought_strategies():
         try:

@@ -131,7 +131,7 @@ class Masks:
 
     @property
     def masks(self) -> NDArray[np.bool_]:
-        """(N, H, W) bool, all candidates. Mostly there are three and one is needed, so this takes three times its work and memory."""
+        """(N, H, W) bool, all candidates. Where one is needed, take :meth:`mask`: of the usual three, this enlarges and holds all."""
         return self.coarse if self.enlarge is None else np.stack([self.mask(index) for index in range(len(self.coarse))])
 
 
@@ -159,8 +159,10 @@ class Instance:
 
 @dataclass(frozen=True, eq=False)
 class Segmentation:
-    """What a phrase means in an image; no instances is the answer "no such object". ``score`` is the least of its instances'; without
-    instances it is that of :func:`sam4mllm.confidence.score_empty`, or 0 if there is a ``note``.
+    """What a phrase means in an image. No instances is the answer "no such object", unless a ``note`` says why it may not be.
+
+    ``score`` is the least of its instances'; without instances it is that of :func:`sam4mllm.confidence.score_empty`, or 0 if there is a
+    ``note``.
 
     ``version``: the version that answered. ``size``: (height, width) of the image. ``timings``: seconds for ``image``, ``box``, ``points``
     and ``segmenter``, of all phrases of the call together.
@@ -187,8 +189,9 @@ class Segmentation:
 
 
 def check_phrase(phrase: str) -> str:
-    """Return the phrase with its white space tidied. Raises PhraseError if it is empty, longer than MAX_PHRASE, or holds lone
-    surrogates.
+    """Return the phrase with each run of white space made one space, and none at its ends.
+
+    Raises PhraseError if it is then empty or longer than MAX_PHRASE, or holds lone surrogates.
     """
     tidy = " ".join(phrase.split())
     try:

@@ -85,6 +85,7 @@ def said(*values: Any) -> list[Any]:
         pytest.param(said("a <image> b", "b"), "before or after", id="within"),
         pytest.param(said("<image> a", "b <image>"), "more than once", id="two images"),
         pytest.param(change(image="coco/none.png"), "none.png is missing", id="no picture"),
+        pytest.param(change(image="x" * 300), "is missing", id="a name that no file can have"),
         pytest.param(change(image="../x.png"), "not a path below", id="out of the folder"),
         pytest.param(change(image=3), "not a path", id="no path"),
         pytest.param([], "no conversation about an image", id="empty"),

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from pydantic import SecretStr
 
+from backend.errors import DeadlineError
 from backend.finding import Finding, as_finding
 from backend.label_studio.backend_entry import (
     Entry,
@@ -235,6 +236,16 @@ def test_a_picture_of_each_place_is_fetched_once() -> None:
     found = check_images(read_label_config(CONFIG), tasks, store)  # type: ignore[arg-type]
     assert [finding.problem.partition(":")[0] for finding in found] == ["task 4", "task 5"]
     assert store.loads == 4
+
+
+def test_a_picture_that_takes_too_long_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slow(*_: object) -> None:
+        raise DeadlineError("it is not decoded yet; ask again")
+
+    store = FakeImages()
+    monkeypatch.setattr(store, "load", slow)
+    tasks = [{"id": 7, "data": {"image": "/data/upload/1/a-4x4.png"}}]
+    assert only(check_images(read_label_config(CONFIG), tasks, store)).problem == "task 7: it is not decoded yet"  # type: ignore[arg-type]
 
 
 def test_errors_become_problem_and_cure() -> None:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from backend.corrections.log import CorrectionLog
+from backend.errors import LearningError
 from backend.learning.conductor import Conductor
 from backend.learning.job import TrainingJob
 from backend.learning.runs import Run
@@ -126,6 +127,30 @@ def test_a_run_whose_record_cannot_be_written_is_taken_up_again(start: Start, mo
     monkeypatch.setattr(runs, "save", full)
     place.service.learner.ask("test")
     assert ended(place.service).state == "promoted"
+    assert failures == []
+
+
+def test_a_full_disk_as_a_run_ends_is_waited_for(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its end cannot be written; the thread waits, and the run ends when there is room."""
+    monkeypatch.setattr("backend.learning.conductor.RETRY_SECONDS", 0.1)
+    place = start()
+    correct(place.service, 60)
+    runs, failures = place.service.learner.runs, [OSError(errno.ENOSPC, "No space left on device")] * 2
+    save = runs.save
+
+    def full(run: Run, **changes: Any) -> Run:
+        if failures and changes.get("state") == "failed":
+            raise failures.pop()
+        return save(run, **changes)
+
+    def refuse(*_: Any, **__: Any) -> None:
+        raise LearningError("this run cannot be; try another")
+
+    monkeypatch.setattr(runs, "save", full)
+    monkeypatch.setattr(place.service.learner._conductor, "_train", refuse)
+    place.service.learner.ask("test")
+    run = ended(place.service)
+    assert (run.state, run.message) == ("failed", "this run cannot be; try another")
     assert failures == []
 
 

@@ -239,6 +239,25 @@ def test_ade20k_shows_what_is_not_hidden_and_leaves_stuff_parts_crowds_and_speck
     assert examples[0].origin == "ade20k:ADE_train_00000001"
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"parts": {}},
+        {"parts": 5},
+        {"parts": {"part_level": "x"}},
+        {"name_ndx": None},
+        {"polygon": {"x": [1]}},
+        {"polygon": {"x": ["a"], "y": [1]}},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_an_object_of_ade20k_with_a_wrong_field_is_one_line(changes: dict[str, Any], tmp_path: Path) -> None:
+    thing = {**ade_thing("cup", 600, [10.0, 30.0, 30.0, 10.0]), **changes}
+    ade20k(tmp_path, [thing], np.zeros((HEIGHT, WIDTH), int))
+    with pytest.raises(DatasetError, match=r"ADE_train_00000001\.json is no annotation of ADE20K"):
+        list(READERS["ade20k"].read(tmp_path).pairs)
+
+
 def test_ade20k_without_its_classes_is_refused(tmp_path: Path) -> None:
     ade20k(tmp_path, [], np.zeros((HEIGHT, WIDTH), int))
     next(tmp_path.rglob("*_seg.png")).unlink()

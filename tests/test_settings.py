@@ -19,7 +19,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_the_demo_trains_by_its_own_plan() -> None:
     assert Settings().training.plan == TrainingPlan(
-        steps=500, rate=1e-3, replay_share=0.5, budget_seconds=60 * 120.0, least_epochs=2, augment_share=0.7, paste_share=0.9, strength=0.5
+        steps=500, rate=1e-3, replay_share=0.5, budget_seconds=60 * 120.0, least_epochs=2, augment_share=0.7, paste_share=0.9, strength=0.6
     )
 
 

@@ -1,4 +1,4 @@
-"""A dataset or a folder of pictures as tasks of a bulk run, whose answers are a dataset again."""
+"""A dataset or a folder of pictures as the tasks of a bulk run; the answers are examples in the dataset format."""
 
 from __future__ import annotations
 
@@ -84,7 +84,9 @@ def _example(job: BatchTask, image: LoadedImage, asked: Mapping[str, str], found
 
 @dataclass
 class FolderSource:
-    """The pictures of a dataset, each with its own phrases, or, if ``phrases`` are given, all pictures of a folder, each with these."""
+    """The tasks of a shard. They are the pictures of a dataset, each with its own phrases, or, if ``phrases`` are given, all pictures in a
+    folder and its subfolders, each with these phrases instead.
+    """
 
     folder: Path
     shard: Shard

@@ -15,9 +15,10 @@ from sam4mllm.pipeline import Pipeline
 
 
 def load_serving(settings: Settings, adapter: str | None = None) -> Pipeline:
-    """The pipeline that a server of these settings has: the registry's champion, or ``adapter``, a folder or a version, in its place.
+    """Return the pipeline that a server of these settings has: that of the registry's champion or, if that cannot be loaded, of the version
+    that served before it, and so on down to the base model. If ``adapter`` is given, a folder or a version, it serves instead.
 
-    Raises Sam4mllmError if a model cannot be loaded.
+    Raises Sam4mllmError if the base models or the given adapter cannot be loaded.
     """
     folder = None if adapter is None else find_adapter(adapter, settings.home)
     # an adapter that cannot be used is refused before the seconds that loading the models takes

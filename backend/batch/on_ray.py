@@ -81,10 +81,11 @@ class Model:
 
 
 def ray_stages(load: Callable[[], Pipeline], settings: Settings, work: Work) -> tuple[str, Stages]:
-    """Return the version of the cluster's models, and the stages of the run. ``load`` is called in each actor that holds models.
+    """Return the version of the cluster's models, and the stages of the run.
 
-    The cluster is the one at RAY_ADDRESS, else one that runs on this machine, else one that is started here for this run. Raises
-    BatchError if Ray is not installed or the cluster fails; while the stages are used, too.
+    ``load`` is called once on the cluster to learn the version, and then in each actor that holds models. The stages take all tasks before
+    they yield the first result. The cluster is the one at RAY_ADDRESS, else one that runs on this machine, else one that is started here
+    for this run. Raises BatchError if Ray is not installed or the cluster fails. The stages raise it, too, if the cluster fails later.
     """
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
@@ -160,7 +161,7 @@ def _loaded(row: Row) -> Loaded:
 
 
 def _row(outcome: TaskResult) -> Row:
-    """The last stage's row. Every stage's has the same columns, whatever became of the task."""
+    """Return a task's answer or failure as a row. All rows have the same columns, whether they hold a picture, an answer or a failure."""
     answer = "" if outcome.answered is None else json.dumps([outcome.answered.result, [asdict(one) for one in outcome.answered.served]])
     job = json.dumps([outcome.job.id, outcome.job.data])
     nothing = {"pixels": b"", "height": 0, "width": 0, "sha256": "", "seconds": 0.0}

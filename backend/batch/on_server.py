@@ -44,12 +44,13 @@ STEP_SECONDS = 0.5
 """Seconds of the models that the pictures of one step may take together. An annotator's work can only begin between two uses of a model,
 and one use for many pictures takes longer."""
 TURN_SECONDS = 86_400.0
-"""How long a task may wait for the models: annotators go first, however many they are."""
+"""Seconds after which a piece of work that still waits for the models is queued anew. They are many, because annotators go first, however
+many they are."""
 RUNNING = ("running", "stopping")
 FUTURE = 1e11
 """Seconds since 1970 after which a time in the file of runs counts as damaged."""
 KEPT = 10
-"""Projects whose last run is remembered."""
+"""How many projects' last runs, the newest ones, are kept when a run starts; the one that starts is kept besides."""
 INTERRUPTED = "the server ended in the middle of it; nothing is lost, start it again to go on"
 
 
@@ -59,7 +60,8 @@ class BulkRun:
 
     ``state`` is running, stopping, finished, stopped or failed; ``done`` tasks have a result, those of former runs included,
     ``failed`` tasks got none, and ``of`` is the number of all tasks that are known of. ``rate`` is in tasks a second, ``message`` is a line
-    for a person, and ``when`` is the time of the last change, in seconds since 1970. ``project`` is the project's id.
+    for a person, and ``when`` is the time of the last change, in seconds since 1970. ``project`` is the project's id, and ``version`` that
+    of the predictions, empty until the run knows it.
     """
 
     __pydantic_config__: ClassVar = ConfigDict(extra="forbid")
@@ -84,7 +86,9 @@ _RUNS = TypeAdapter(list[BulkRun])
 
 
 class BulkRuns:
-    """Runs one bulk run at a time, in a thread of its own. A file keeps each project's last run over restarts."""
+    """Runs one bulk run at a time, in a thread of its own. A file keeps the last runs over restarts, one of each project; KEPT limits
+    their number.
+    """
 
     def __init__(
         self, settings: Settings, engine: Engine[Leases], answerer: Answerer, images: Images, notes: ServedLog, metrics: Metrics
@@ -105,9 +109,10 @@ class BulkRuns:
             return sorted(self._runs.values(), key=lambda one: one.when, reverse=True)
 
     def start(self, project: int) -> None:
-        """Start a run that gives every task of a project a prediction of the version that serves; return at once.
+        """Start a run that gives every task of a project a prediction of the version that serves, if it has none; return at once.
 
-        Raises BatchError while another run goes on, NotReadyError while there are no models.
+        Raises NotReadyError while the models are loading, if they could not be loaded, and after ``interrupt``; BatchError while a run of
+        any project goes on. What fails later is told by the ``state`` and the ``message`` of the run.
         """
         with self._lock:
             if self._ended or self._engine.model is None:
@@ -124,7 +129,9 @@ class BulkRuns:
             self._thread.start()
 
     def stop(self, project: int) -> None:
-        """End a run after its present task; what it found is kept and pushed. Raises BatchError if no run of the project goes on."""
+        """Let a run end after its present task, and return at once. What it found is kept, and is pushed by this run or, if Label Studio
+        does not answer now, by the next. Raises BatchError if no run of the project goes on.
+        """
         with self._lock:
             if (found := self._runs.get(project)) is None or found.state not in RUNNING:
                 raise BatchError(f"no run of project {project} is going on")
@@ -220,7 +227,11 @@ class BulkRuns:
 
 @dataclass(frozen=True)
 class _Queued:
-    """A project's work, done on the engine's thread: for each piece a place of the engine is taken, and the work waits for its turn."""
+    """A project's work, which uses the models on the engine's thread. Each use takes a batch place of the engine and waits for its turn.
+
+    If the engine is full, busy or paused, this is tried again until ``stop`` is set; then its QueueFullError, NotReadyError or
+    DeadlineError is raised.
+    """
 
     work: ProjectWork
     engine: Engine[Leases]
@@ -263,7 +274,7 @@ def _result(tally: Tally) -> str:
 def _read(path: Path) -> dict[int, BulkRun]:
     """Return the runs in the file, by project; none if there is no such file or it is damaged.
 
-    A run that was going on when the file was written counts as stopped.
+    A run that was going on when the file was written counts as stopped. One whose time is not between 0 and FUTURE is left out.
     """
     try:
         runs = [one for one in _RUNS.validate_json(path.read_bytes(), strict=True) if 0 <= one.when < FUTURE]

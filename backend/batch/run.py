@@ -1,7 +1,7 @@
 """The run of a shard: from tasks to results on disk and in Label Studio.
 
-One thread lists pages of tasks, some load images, the caller's thread uses the models, and another pushes finished results, all at the
-same time.
+One thread lists pages of tasks, some load images, the caller's thread has them answered and stores the results, and another pushes
+finished parts, all at the same time. On a Ray cluster, the cluster loads and answers.
 """
 
 from __future__ import annotations
@@ -42,8 +42,9 @@ class ServedLog(Protocol):
 class Tally:
     """What a run did.
 
-    ``kept`` tasks were done by an earlier run, ``given`` were taken up, and ``done`` of these have a result. ``failed`` counts tasks by the
-    reason of their failure, and ``first`` has the first task of each reason.
+    ``kept`` tasks have a result of an earlier run that still holds, ``given`` were taken up, and ``done`` of these have a result.
+    ``failed`` counts tasks by the message of their failure, and ``first`` has the id of the first task with each message. ``pushed`` is set
+    at the end. ``began`` (when the first task was taken up) and ``ended`` are times of the monotonic clock.
     """
 
     kept: int = 0
@@ -58,7 +59,7 @@ class Tally:
     """Seconds since 1970 when the first task was taken up; 0 if there was none."""
     stopped: bool = False
     models: float = 0.0
-    """Seconds for which the models of this process were at work; 0 on a Ray cluster."""
+    """Seconds that answering took in this process for the tasks in ``done``, with waits for the models' turn; 0 on a Ray cluster."""
 
     @property
     def rate(self) -> float:
@@ -112,10 +113,11 @@ class Nowhere:
 
 
 class Pusher:
-    """Pushes parts into a project, in a thread of its own. The first error that does not go away when the push is tried again ends it.
+    """Pushes parts into a project, in a thread of its own that starts at once. Parts that an earlier run left unpushed come first.
 
-    Parts that an earlier run left unpushed come first. ``beside``: a server may give the tasks predictions of the same version meanwhile,
-    so repeated predictions are looked for in all tasks at the end.
+    The first error that does not go away when the push is tried again ends the thread; ``check`` and ``close`` raise it. ``beside``: a
+    server may give the tasks predictions of the same version meanwhile, so repeated predictions are looked for once more at the end, in
+    all tasks that were pushed; otherwise only in those whose push had been begun before.
     """
 
     def __init__(
@@ -188,10 +190,13 @@ def run(
     show: Callable[[Tally, int], None],
     stop: threading.Event,
 ) -> Tally:
-    """Answer the tasks that have no result in the store yet, and return what was done.
+    """Answer the tasks that need it, store the results, hand finished parts to ``sink``, wait until it has pushed them, and return what was
+    done.
 
-    ``show`` is called after each task with the tally and about how many tasks are left. ``notes`` None records nothing of what was served.
-    Once ``stop`` is set, the run ends after its present task. Raises Sam4mllmError if it cannot go on; the results so far are kept.
+    A task needs it if the store has no result of it, if its key has changed since, or if an earlier run pushed its result but the source
+    lists it again. A task that fails is counted and logged, and the run goes on. ``show`` is called after each task with the tally and
+    about how many tasks are left. ``notes`` None records nothing of what was served. Once ``stop`` is set, the run ends after its present
+    task. Raises Sam4mllmError if it cannot go on; the results so far are kept.
     """
     tally = Tally(kept=len(store.done))
 
@@ -212,7 +217,7 @@ def run(
                     break
                 _keep(outcome, work, store, sink, notes, tally)
                 if outcome.reason == FetchError.reason:
-                    source.check()  # a key that was revoked would fail all others, one by one
+                    source.check()  # if the API key was revoked, all other tasks would fail, one by one
                 sink.check()
                 show(tally, feed.left() + tally.in_flight)
                 if stop.is_set():

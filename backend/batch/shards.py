@@ -74,9 +74,11 @@ def read_shard(text: str) -> Shard:
 
 
 def run_batch(plan: BatchPlan, settings: Settings) -> dict[str, Any]:
-    """Work on the plan's shard to its end, or until a signal comes.
+    """Work on the plan's shard to its end, or until SIGINT or SIGTERM comes, and return what was done as a dict that JSON can hold.
 
-    Return what was done as a dict that JSON can hold. Raises Sam4mllmError if the run cannot begin or go on.
+    Results are kept under ``out``, in a folder for the version with a folder for the shard. Those of pictures are also joined into one file
+    beside the shard's folder, unless the run was stopped. Tasks that fail are only counted. Raises Sam4mllmError if the run cannot begin or
+    go on.
     """
     source, work, label_studio = _open_target(plan, settings)
     stop = threading.Event()
@@ -126,7 +128,10 @@ def open_project(settings: Settings, number: int, shard: Shard = WHOLE) -> tuple
 
 
 def _parameters(label_studio: LabelStudio, settings: Settings, project: int, config: LabelConfig) -> Parameters:
-    """Return the extra parameters in a project's entry for this server, or the defaults. Raises BatchError if they cannot be used."""
+    """Return the extra parameters in a project's backend entry for this server, or the defaults if it has no entry or they are empty.
+
+    Raises BatchError if they cannot be used, LabelStudioError if the entries cannot be read.
+    """
     versions: list[str] = []
     with suppress(RegistryError):
         versions = [manifest.version for manifest in Registry(settings.home).versions()]
@@ -157,7 +162,10 @@ def _sink(plan: BatchPlan, label_studio: LabelStudio | None, version: str, store
 
 
 def _join(path: Path, store: Store) -> Path:
-    """Write all results of a shard to one file of examples, sorted by picture, and return its path. Raises BatchError if that fails."""
+    """Write all results of a shard to one file of examples, sorted by picture, and return its path. A former file there is replaced.
+
+    Raises BatchError if the file cannot be written.
+    """
     examples = [example for result in store.results().values() if isinstance(result, list) for example in result]
     lines = [json.dumps(example, ensure_ascii=False).encode() + b"\n" for example in sorted(examples, key=lambda one: str(one["image"]))]
     try:

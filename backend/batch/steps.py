@@ -29,7 +29,8 @@ PIXELS_A_STEP = 40_000_000
 """Most pixels of a step's images together, because all their masks stay in memory until the step is over; a single image may have more."""
 
 AWAY_SECONDS, AWAY_PAUSE = 1800.0, 2.0
-"""How long a task waits for an engine that is away, and between two tries: a restart loads the weights again."""
+"""Seconds that a task waits for a vLLM server that does not answer, and between two tries. The wait is long, because after a restart the
+server loads the weights again."""
 
 Stages = Callable[[Iterator[BatchTask]], Iterator[TaskResult]]
 """Takes tasks and yields the result of each, in any order."""
@@ -72,10 +73,11 @@ class Loaded:
 def local_stages(
     pipeline: Pipeline, work: Work, source: TaskSource, step_seconds: float = math.inf, stop: threading.Event | None = None
 ) -> Stages:
-    """Return stages that load images ahead in threads of their own, and use the models in the caller's thread.
+    """Return stages that load images ahead in threads of their own, and call the work's answerer in the caller's thread.
 
-    A step keeps the models busy for at most about ``step_seconds``, or takes one image. Once ``stop`` is set, an engine that does not
-    answer is no longer waited for.
+    A step keeps the models busy for at most about ``step_seconds``, or takes one image. An image that cannot be fetched is tried once more
+    if ``source`` was away. Once ``stop`` is set, a vLLM server that does not answer is no longer waited for. A LabelStudioError, which
+    concerns all tasks, is raised by the stages; another error with one task's image or answer becomes the result of that task.
     """
     load, answer = work.loader(), work.answerer()
 
@@ -149,8 +151,9 @@ def answer_step(
     """Yield the result of each task of a step, in order. The models first answer what they can for all tasks together, and then each task
     is answered by itself.
 
-    The pace is told how long the step took. Once ``stop`` is set, an engine that does not answer is no longer waited for. Raises
-    LabelStudioError, which concerns all tasks.
+    If memory does not suffice for all together, each later step takes one image (``pace.most``). The pace is told how long the step took.
+    Once ``stop`` is set, a vLLM server that does not answer is no longer waited for. Raises LabelStudioError, which concerns all tasks;
+    another error with one task's answer becomes the result of that task.
     """
     began = time.perf_counter()
     there = [(one.job, one.image) for one in step if one.image is not None]

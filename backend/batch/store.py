@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 
 JOURNAL = "journal.jsonl"
 PART_SECONDS = 60.0
-"""A part is closed after so long even if it is not full, so that what a slow model finds is soon seen."""
+"""Seconds after a part's first result. A result that is added later closes the part even if it is not full, so that what a slow model
+finds is soon seen."""
 
 Row = dict[str, Any]
 
@@ -32,9 +33,9 @@ Row = dict[str, Any]
 class Store:
     """The results of one shard in a folder of its own; open it by :func:`opened`.
 
-    One thread may use it, and another one ``begin_push`` and ``end_push``. ``size`` is the number of tasks in a full part. ``done`` has the
-    key of the question for each task with a result, ``settled`` are the tasks whose results an earlier run pushed, ``waiting`` the parts
-    that are not known to be in Label Studio.
+    One thread may use it, and a second one may call ``begin_push`` and ``end_push`` only. ``size`` is the number of tasks in a full part.
+    ``done`` has the key of the question for each task with a result, ``settled`` are the tasks whose results an earlier run pushed,
+    ``waiting`` the parts that are not known to be in Label Studio.
     """
 
     folder: Path
@@ -53,9 +54,9 @@ class Store:
         return len(self._rows)
 
     def add(self, task: int, key: str, result: object) -> Path | None:
-        """Store a result. Return the part that was closed after it, because it was full or its time was over, else None.
+        """Store a result. Return the part that was closed after it, because it was full or older than PART_SECONDS, else None.
 
-        Raises BatchError if it cannot be written.
+        A task may be given again; its last result counts. Raises BatchError if the result cannot be written.
         """
         row = {"task": task, "key": key, "result": result}
         with _writing(self.folder):

@@ -41,7 +41,7 @@ class View(logging.Handler):
         logging.getLogger("backend").propagate = True
 
     def emit(self, record: logging.LogRecord) -> None:
-        """A line of the log."""
+        """Print a warning or an error of the log, as one line."""
         self._console.print(one_line(f"{record.levelname.lower()}: {record.getMessage()}"), markup=False, highlight=False)
 
     def show(self, tally: Tally, left: int) -> None:
@@ -60,7 +60,7 @@ def _pace(tally: Tally, left: int) -> str:
 
 
 def duration(seconds: float) -> str:
-    """``2 h 05 min``, ``3 min`` or ``40 s``."""
+    """Return seconds as a text: below 90 s as ``40 s``, then as ``3 min``, and from 60 minutes on as ``2 h 05 min``."""
     minutes = round(seconds / 60)
     if seconds < 90:
         return f"{seconds:.0f} s"

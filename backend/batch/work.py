@@ -40,8 +40,8 @@ TASKS_A_PAGE = 100
 CHECK_SECONDS = 10.0
 """The least seconds between two requests that check whether Label Studio answers, however many images cannot be loaded meanwhile."""
 OPENED_MB = 256
-"""The most megabytes of images that the models have taken in and that are kept. It is enough, because tasks that share an image
-usually follow each other."""
+"""The most megabytes that a run of ``sam4mllm batch`` keeps of images that the models have taken in; SAM4MLLM_CACHE_MB may set less. It is
+enough, because tasks that share an image usually follow each other."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ class TaskAnswerer(Protocol):
     def ahead(self, pipeline: Pipeline, some: Sequence[tuple[BatchTask, LoadedImage]]) -> bool:
         """Compute together what the next calls for these tasks need; return False if memory did not suffice, else True.
 
-        An error that concerns one task is raised by that task's own call.
+        An error that concerns one task is raised by that task's own call. Raises DeadlineError, NotReadyError or QueueFullError if a
+        server's models had no turn for it.
         """
         ...
 
@@ -88,7 +89,9 @@ class Work(Protocol):
     """What is asked of each task of a run."""
 
     def key(self, job: BatchTask) -> str:
-        """Return the hash of all that a task's answer depends on except the version."""
+        """Return a hash of what a task's answer depends on, except the version: the task's data, how it is asked and, for a file in a
+        folder, its size and time. The pixels are not read. It is empty if that file cannot be found.
+        """
         ...
 
     def loader(self) -> Load:
@@ -142,7 +145,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class ProjectWork:
-    """Predictions as the server makes them: the same regions with the same ids."""
+    """The work on a project of Label Studio: predictions as the server makes them for a batch, the same regions with the same ids."""
 
     settings: Settings
     project: int
@@ -286,8 +289,10 @@ def _plain(part: object) -> object:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What became of a task: an answer and the ``seconds`` that the models took for it, or why there is none, with a short word for the
-    kind of reason.
+    """What became of a task.
+
+    ``answered`` is the answer, and ``seconds`` is how long answering took, with any wait for the models' turn. If ``answered`` is None,
+    ``message`` is a line that says why, and ``reason`` a short word for the kind of failure.
     """
 
     job: BatchTask

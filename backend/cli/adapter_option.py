@@ -19,10 +19,11 @@ from sam4mllm.options import NO_ADAPTER, NO_MODEL
 
 
 def appoint_adapter(settings: Settings, adapter: str) -> None:
-    """Make an adapter the champion of SAM4MLLM_HOME, and register it before if the home has no adapters. If the home holds the
-    adapter and has ever decided on a champion, nothing changes.
+    """Make an adapter, a folder or a version, the champion of SAM4MLLM_HOME. If the home has no adapters, it is registered first.
 
-    Raises Sam4mllmError, for instance if the home has other adapters but not this one, or if the settings have no model.
+    If the home has ever decided on a champion and either holds the adapter or finds no such folder or version, nothing changes. Raises
+    ModelError if the settings have no model, RegistryError if the home has other adapters but not this one, and what
+    :func:`~sam4mllm.adopt.adopt` raises.
     """
     if not settings.has_model:
         raise ModelError(NO_ADAPTER.format(adapter))
@@ -36,7 +37,7 @@ def follow_adapter(home: Path, adapter: str | None = None) -> None:
 
     Without ``adapter``, the papers are those of the version that serves, or that served last: after a rollback to the base model they still
     name that model. Nothing is set if there are no papers and no ``adapter``, or if the papers come from a release whose papers did not
-    name the model in full.
+    name the model in full. A name that the papers lack is taken from the adapter's own configuration, else it is ``demo``.
 
     Raises RegistryError if the segmenter is set to another than the papers', or if the given adapter cannot be read. If SAM4MLLM_MODEL is
     none, no version of the home serves and nothing is set; a given adapter then raises ModelError.

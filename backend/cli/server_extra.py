@@ -7,7 +7,7 @@ from importlib.util import find_spec
 from backend.errors import SettingsError
 
 MODULES = ("flask", "gunicorn", "httpcore", "prometheus_client", "pydantic_settings")
-"""What the extra ``server`` brings."""
+"""A module of each package that the extra ``server`` names; what these packages need in turn is not listed."""
 
 
 def check_server_extra() -> None:

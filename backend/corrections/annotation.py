@@ -26,7 +26,8 @@ MAX_REGIONS = 200
 @dataclass(frozen=True)
 class DrawnRegion:
     """A region of the mask control that holds a mask. ``labels`` are values of the config's labels. ``origin`` is what Label Studio says of
-    it: "manual", or "prediction" for a prediction's region that nobody changed, or "prediction-changed".
+    it: "manual", or "prediction" for a prediction's region that nobody changed, or "prediction-changed". It is foreign text and not
+    checked.
     """
 
     id: str
@@ -56,8 +57,10 @@ class Answer:
 class ReviewedAnnotation:
     """All that is known of an annotation, or of one page of it.
 
-    ``present`` are the ids of its regions in the mask control, ``drawn`` these regions with their masks. ``size`` is the masks' (height,
-    width), None without a mask. ``answers`` are what was served for the task, ``typed`` the phrases that the reviewer typed.
+    ``regions`` are those of all controls, joined with their labels (:mod:`backend.label_studio.region_parts`). ``present`` are the ids of
+    the regions in the mask control, ``drawn`` these regions with their masks. ``size`` is the masks' (height, width), None without a mask.
+    ``answers`` are what was served for the task or its page, for batches and for annotators; ``typed`` are the phrases that the reviewer
+    typed.
     """
 
     stored: StoredAnnotation
@@ -75,7 +78,7 @@ class ReviewedAnnotation:
         return row_id(self.stored.body.get("parent_prediction")) is not None
 
     def was_loaded(self, answer: Answer) -> bool:
-        """Whether the annotation held the answer's regions when the reviewer worked on it.
+        """Whether the annotation is taken to have held the answer's regions when the reviewer worked on it.
 
         This is so if one of them is still there, or if a batch served the answer and the annotation began as a copy of a prediction.
         """

@@ -82,7 +82,7 @@ def note_config(connection: sqlite3.Connection, project: int, config: str, now: 
 
 
 def note_pulled(connection: sqlite3.Connection, project: int) -> None:
-    """Note a config for each of a project's annotations that came without one.
+    """Note a config for each of a project's annotations for whose present state none is noted. Without any note of the project, do nothing.
 
     It is the last config that had been noted when the annotation was saved. If none had been noted by then, it is the newest config known
     now: the annotation cannot have been made under one that is noted later.

@@ -22,10 +22,10 @@ Outcome = Literal["accepted", "edited", "drawn", "none"]
 class PhraseDecision:
     """What a reviewer made of the answers to a phrase.
 
-    ``outcome``: as in :class:`backend.corrections.reviews.Review`. ``base``: the answers that the reviewer saw or, if none was seen, those
-    that would have been shown; empty if nothing was served.
+    ``outcome``: as in :class:`backend.corrections.reviews.Review`. ``base``: the answers that the final masks are compared with. They are
+    those that the reviewer saw or, if none was seen, the last that may have been shown; it is empty if there is none.
     ``masks``: the final masks, each once, of ``size`` (height, width). ``iou``: the IoU of the final masks' union with the union of the
-    masks in ``base``; None if nothing was served.
+    masks in ``base``; None if ``base`` is empty.
     """
 
     outcome: Outcome
@@ -41,10 +41,13 @@ class PhraseDecision:
 
 
 def decide_none(case: ReviewedAnnotation, phrase: str) -> PhraseDecision | None:
-    """Return the decision "none" if the reviewer said that the phrase means nothing here; None if that is not known.
+    """Return the decision "none" if the reviewer said that a phrase without a final region means nothing in the picture; None if that is
+    not known.
 
-    It is never known of a phrase that was replaced by typing others: the same thing may have been found by better words. Raises TaskError
-    if what was served and the annotation are of different sizes.
+    The reviewer said so by deleting all regions of the last answer of a batch, or by leaving a "no such object" as it was. An answer to an
+    annotator counts only if it is a "no such object" and the phrase was typed. Nothing is known of a phrase that was replaced by typing
+    others: the same thing may have been found by better words. Raises TaskError if what was served and the annotation are of different
+    sizes.
     """
     if case.typed and phrase not in case.typed:
         return None
@@ -75,7 +78,9 @@ def decide_masks(case: ReviewedAnnotation, phrase: str, drawn: Sequence[DrawnReg
 
 
 def _base(case: ReviewedAnnotation, phrase: str, kept: set[str]) -> list[Answer]:
-    """Return the answers to compare the final regions with. A batch's are preferred: clicks may have shaped those to an annotator."""
+    """Return the answers to compare the final regions with, whose ids are ``kept``. A batch's are preferred: clicks may have shaped those
+    to an annotator.
+    """
     taken = [answer for answer in case.answers if answer.phrase == phrase and kept & answer.regions.keys()]
     batch = case.answers_to(phrase, interactive=False)[-1:]
     return (

@@ -59,9 +59,10 @@ _PHRASE = "SELECT phrase FROM phrases WHERE task = ? AND (project = ? OR (projec
 class CorrectionLog(LogFile):
     """The log. Threads may share the object, and processes may share the file. Methods raise LogError.
 
-    An event, what was served or withheld, and a typed phrase are on disk when the method returns, within a fraction of a second. If another
-    program has locked the file, or the file is damaged, they go into a spill file beside it and are taken into the log later, in the order
-    in which they came.
+    Events, what was served or withheld, typed phrases, configs and parameters that are noted, and ``set_mark`` are on disk when the method
+    returns, within a fraction of a second. If another program has locked the file, or the file is damaged, they go into a spill file beside
+    it and are taken into the log later, in the order in which they came. All other writes wait up to PATIENTLY seconds for a locked file,
+    and then raise LogError.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,7 +125,8 @@ class CorrectionLog(LogFile):
     def each_annotation(self, numbers: Sequence[int] | None = None) -> Iterator[StoredAnnotation]:
         """Yield all annotations that are not deleted, or only those with these numbers.
 
-        A few are read at a time, because masks take memory. An annotation that is stored meanwhile may be yielded or not.
+        Annotations of a deleted task count as deleted. A few are read at a time, because masks take memory. An annotation that is stored
+        meanwhile may be yielded or not.
         """
         history = ConfigHistory(self._patiently)
         if numbers is not None:
@@ -169,7 +171,8 @@ class CorrectionLog(LogFile):
     ) -> Pulled:
         """Take over what Label Studio holds of some tasks, all or nothing.
 
-        Annotations that the tasks do not have are marked as deleted; annotations that they have come back even if they were so marked.
+        Annotations that the tasks do not have are marked as deleted; annotations that they have come back even if they were so marked. The
+        project's config is noted, too, also for annotations without one. Return how many annotations this changed.
 
         Args:
             project: its number, and its ``title`` and ``label_config``.
@@ -225,7 +228,7 @@ class CorrectionLog(LogFile):
         self._keep("parameters", [project, parameters.to_json()])
 
     def parameters(self, project: int, wait: float = PATIENTLY) -> Parameters:
-        """Return a project's extra parameters; NO_PARAMETERS if none are kept or they cannot be read. ``wait``: SOON or PATIENTLY."""
+        """Return a project's extra parameters; NO_PARAMETERS if none are kept or they cannot be read. ``wait`` is as in ``served``."""
         rows = self._read("SELECT body FROM parameters WHERE project = ?", (project,), wait)
         try:
             return read_parameters(rows[0][0]) if rows else NO_PARAMETERS
@@ -262,12 +265,13 @@ class CorrectionLog(LogFile):
     def serve(self, records: Sequence[Served]) -> None:
         """Keep what was served, all or nothing.
 
-        A record that is there already stays as it is, except that it counts as a batch's for good once a batch has served it.
+        If a record of the same task, version, phrase and region (or page) is there already, that one stays as it is, except that it counts
+        as a batch's for good once a batch has served it.
         """
         self._keep("served", [served_row(one) for one in records])
 
     def served(self, project: int, task: int, wait: float = PATIENTLY) -> list[Served]:
-        """What was served for a task, in the order in which it was kept; ``wait``: SOON or PATIENTLY."""
+        """What was served for a task, in the order of keeping. It waits ``wait`` seconds for a locked file, SOON or PATIENTLY."""
         rows = self._read(
             "SELECT time, version, phrase, region, interactive, body FROM served WHERE project = ? AND task = ? "
             "ORDER BY coalesce(noted, time), time, version, phrase, region",
@@ -287,7 +291,7 @@ class CorrectionLog(LogFile):
     # -- phrases ---------------------------------------------------------------------------------------------------------------------------
 
     def remember(self, project: int | None, task: int, phrase: str) -> None:
-        """Keep a phrase that was typed for a task. All phrases without a project are kept under one nameless project."""
+        """Keep a phrase that was typed for a task, in place of the one before. Phrases without a project are kept under a nameless one."""
         if not self._keep("phrase", [[_text_of(project), task, phrase, time.time()]]):
             self._typed[project, task] = phrase
 

@@ -1,6 +1,7 @@
 """The log's file: its connections, how long each waits for a lock, the order of its writes, and what waits beside it while it is locked.
 
-Each write has a *stamp*, a number that is larger than that of every write before. It is the time in seconds since 1970 or, if the clock has
+Each write of events, annotations, tasks, served records or refusals has a *stamp*, a number larger than that of every such write before.
+Writes of configs, parameters, typed phrases and marks have none. A stamp is the time in seconds since 1970 or, if the clock has
 gone back, just above the last stamp. Stamps decide what came first, because a time of day may have been wrong.
 """
 
@@ -29,7 +30,7 @@ log = logging.getLogger(__name__)
 SOON = 0.25
 """Seconds that a webhook, a prediction or a page waits for the file; Label Studio gives a webhook one second."""
 PATIENTLY = 10.0
-"""Seconds that the learning waits."""
+"""Seconds that the opening of the file, most reads of the learning, and writes that cannot go into the spill file wait for the file."""
 CHECKED_BYTES = 256 * 1024 * 1024
 """A file up to this size is checked as a whole when it is opened, within a second or two; what is wrong with a larger one shows in use."""
 CLOCK = "clock"
@@ -129,7 +130,10 @@ class LogFile:
 
     @contextmanager
     def _writing(self, wait: float = PATIENTLY) -> Iterator[sqlite3.Connection]:
-        """Hold a write transaction, which is on disk when the block ends. Raises LogError if the file stays locked for ``wait`` seconds."""
+        """Hold a write transaction, which is on disk when the block ends; an error in the block undoes it.
+
+        Raises LogError if the file stays locked for ``wait`` seconds, and in place of any error of SQLite or of the system.
+        """
         end = time.monotonic() + wait
         if not self._lock.acquire(timeout=wait):
             raise LogError(f"{self.path} is busy; ask again in a moment", "busy")
@@ -152,8 +156,8 @@ class LogFile:
     # -- what has to be kept at once -------------------------------------------------------------------------------------------------------
 
     def _keep(self, kind: str, value: Any) -> int:
-        """Write a value to the log or, if that is not possible now, to the spill file. When this returns, the value is on disk,
-        after all values that were kept before.
+        """Write a value to the log or, if that is not possible now or the spill file is not empty, to the spill file. When this returns,
+        the value is on disk, after all values that were kept before.
 
         Return what ``_take`` returns, or 0 if the value is in the spill file. Raises LogError if neither takes it. The spill file is not
         tried if the log's disk is full or its error is of an unknown kind.
@@ -172,7 +176,9 @@ class LogFile:
             return 0
 
     def drain(self) -> None:
-        """Take into the log what waits beside it. Raises LogError while that cannot be done; nothing is lost by that."""
+        """Take into the log what waits beside it. Raises LogError while that cannot be done; nothing is lost by that. A waiting write that
+        the tables do not take, such as a damaged one, is left out, and the error is logged.
+        """
         while self.waiting and self._drain_some():
             pass
 
@@ -214,7 +220,7 @@ class LogFile:
 
     @property
     def problem(self) -> str:
-        """One line on what keeps the log from being written; empty if nothing does."""
+        """One line on what kept a write of this object out of the log, until ``drain`` has taken in all that waits; then empty."""
         return self._fault and f"{self._fault}; what came since waits in {self._spill.path.name}, and nothing is lost"
 
     def _drain_if_possible(self) -> None:

@@ -26,9 +26,10 @@ class Served:
     """A mask that was served for a phrase of a task, or the answer "no such object".
 
     ``time`` is when the answer was given, in seconds since 1970; all records of an answer share it. ``page`` is the picture's number, from
-    0, in a task of several. Each region of the mask control has its own record, and ``region`` is its id in Label Studio. A record of "no
-    such object" has an empty ``region`` and no mask. ``box_px`` is (x1, y1, x2, y2), or empty. ``width`` and ``height`` are the image's in
-    pixels. ``interactive`` says that an annotator asked, not a batch.
+    0, in a task of several. Each region of the mask control has its own record, and ``region`` is its id in Label Studio. ``mask`` is that
+    of the whole object: if several outlines show one object, their records have the same mask. A record of "no such object" has an empty
+    ``region`` and no mask. ``box_px`` is (x1, y1, x2, y2), or empty. ``width`` and ``height`` are the image's in pixels. ``interactive``
+    says that an annotator asked, not a batch.
     """
 
     time: float

@@ -21,7 +21,8 @@ def find_phrases(case: ReviewedAnnotation, phrase_field: str) -> dict[str, str |
     """Return the phrases that the annotation may be about, with their labels.
 
     These are the typed phrases or, if none was typed, the task's own; the phrases whose answers the reviewer was shown; and the phrases
-    that the annotation's regions were served for. Raises TaskError and PhraseError as :func:`~backend.label_studio.phrases.wanted`.
+    that the annotation's regions were served for. If there are none of these, they are the phrases of the config's labels. Raises TaskError
+    and PhraseError as :func:`~backend.label_studio.phrases.wanted`.
     """
     batch = case.answers_to(None, interactive=False)
     shown = [answer for answer in batch if answer.time == batch[-1].time and case.was_seen(answer)]
@@ -43,7 +44,9 @@ def _label_of(answer: Answer, config: LabelConfig) -> str | None:
 
 
 def share_out(case: ReviewedAnnotation, phrases: Mapping[str, str | None], named_by_labels: bool) -> dict[str, list[DrawnRegion]]:
-    """Return each phrase's regions. A region belongs to the phrase that it was served for, or else to the phrase that has its label.
+    """Return each phrase's regions. A region belongs to the phrase that it was served for, or else to the phrase that has its label, if
+    just one fits; a phrase without a label fits any. If neither the region nor the config has labels, the region belongs to the only
+    phrase.
 
     A region that a refined region replaces belongs to no phrase. A region that clicks alone made belongs to a phrase only if the phrases
     are the labels themselves (``named_by_labels``), because then the reviewer chose its label.

@@ -28,7 +28,8 @@ AT_ONCE = 50
 MARGIN = 60.0
 """Seconds that a look goes back beyond the newest change seen: a change may be saved later than its time says."""
 DAY = 24 * 3600.0
-"""Seconds after which all tasks are compared whatever the numbers say."""
+"""Seconds after a comparison of all annotated tasks of a project after which all are compared again, whatever the numbers of annotations
+say."""
 NEWEST, COMPARED = "newest of", "compared"
 """First words of the names of two marks in the log; the project's number follows. The marks hold Label Studio's time of the newest change
 seen, and this server's time of the last comparison of all tasks."""
@@ -55,7 +56,8 @@ class Reconciled:
 def reconcile(corrections: CorrectionLog, label_studio: LabelStudio | None, projects: Sequence[int]) -> Reconciled:
     """Make what the log has of projects equal to what Label Studio has.
 
-    This never raises. Of a project that cannot be read, the log keeps what it has.
+    This never raises. Of a project that cannot be read, the log keeps what it has. The tasks and annotations of a project that Label
+    Studio no longer shows are marked as deleted, but only if it still shows another of ``projects``.
     """
     if label_studio is None or not label_studio.has_token:
         return Reconciled(0, 0, 0, NO_KEY)
@@ -156,14 +158,17 @@ class _Look:
         self._count = self.count_again() or 0
 
     def count_again(self) -> int | None:
-        """How many annotations the project has now, skipped ones included; None if Label Studio does not say."""
+        """Request how many annotations the project has now, skipped ones included; None if Label Studio does not say.
+
+        Sets ``shrank`` if there are fewer than at the start of the look. Raises LabelStudioError.
+        """
         self._project = self._label_studio.project(self.number)
         count = _sum(self._project, "total_annotations_number", "skipped_annotations_number")
         self.shrank |= count is not None and count < self._count
         return count
 
     def listed(self, newest_first: bool) -> Iterator[dict[str, Any]]:
-        """The project's annotated tasks."""
+        """Yield the project's annotated tasks, the last changed first or by number, and keep the latest of their times in ``newest``."""
         for task in self._label_studio.annotated_tasks(self.number, newest_first):
             self.newest = max(self.newest, instant(task.get("updated_at")))
             yield task

@@ -66,7 +66,10 @@ def _renamed(review: Review, renames: Renames) -> Review:
 
 
 def _joined(one: Review, other: Review) -> Review:
-    """Return one review with the masks of two, which are of one annotation and now have the same key. The lower IoU is kept."""
+    """Return one review with the masks of two, which are of one annotation and now have the same key. The lower IoU is kept.
+
+    If the outcomes differ, that of the review with masks is kept, or the outcome is "edited" if both have masks. All else is from ``one``.
+    """
     ious = [review.iou for review in (one, other) if review.iou is not None]
     instances, served = (*one.instances, *other.instances), (*one.served, *other.served)
     outcome = one.outcome if one.outcome == other.outcome or not other.instances else other.outcome if not one.instances else "edited"

@@ -60,7 +60,11 @@ class ReviewBook:
         self._refused: dict[int, Refused] = {}
 
     def read(self) -> Reviews:
-        """The reviews as they are now, in no order."""
+        """The reviews as they are now, in no order.
+
+        If ``is_left_out`` holds for some annotations' reviews of a phrase, one is chosen among the others. If it holds for all of them, the
+        chosen one is in ``left_out``.
+        """
         with self._lock:
             position, configs = self._log.position(), self._log.config_states()
             for stored in self._news(configs):

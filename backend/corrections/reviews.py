@@ -2,8 +2,9 @@
 
 Nothing is guessed. An annotation whose regions do not say which phrase they belong to, or whose masks cannot be trusted, is refused with a
 reason and stays in the log. An empty annotation proves nothing by itself, because Label Studio at times shows no pre-annotation. A phrase
-counts as meaning nothing in an image only if the reviewer deleted a served mask or let a served "no such object" stand. A mask that clicks
-made away from all served masks teaches nothing about the phrase. A mask that a refined mask replaces is left out.
+counts as meaning nothing in an image only if the reviewer deleted its served masks or let a served "no such object" stand. A mask that
+clicks made away from all served masks teaches nothing about the phrase, unless the phrases are the labels themselves: then the
+reviewer chose its label. A mask that a refined mask replaces is left out.
 """
 
 from __future__ import annotations
@@ -134,8 +135,8 @@ def key_of(review: Review) -> Key:
 def read_reviews(corrections: Annotations, phrase_field: str, max_pixels: int = MAX_PIXELS, prompt_control: str = PROMPT_NAME) -> Reviews:
     """All that the annotations teach, in order of project, task, phrase and page; skipped and deleted ones teach nothing.
 
-    ``phrase_field`` is where a task's data holds its phrase, ``prompt_control`` the TextArea with what was typed; masks of more than
-    ``max_pixels`` are refused.
+    ``phrase_field`` is where a task's data holds its phrase, unless the project's parameters name another field. ``prompt_control`` is the
+    TextArea with what was typed. An annotation with a mask of more than ``max_pixels`` is refused.
     """
     found: dict[Key, list[tuple[bool, Review]]] = {}
     refused: list[Refused] = []
@@ -171,7 +172,9 @@ def _is_newer(one: Review, other: Review) -> bool:
 
 
 def read_one(stored: StoredAnnotation, corrections: Annotations, phrase_field: str, max_pixels: int, prompt_control: str) -> Taught:
-    """What one annotation teaches, or why it is refused."""
+    """What one annotation teaches, or why it is refused; a skipped one teaches nothing and is not refused. What is wrong with the
+    annotation is never raised; what ``corrections`` raises is.
+    """
     if stored.state == "skipped":
         return Taught()
     served, unassisted = corrections.served(stored.project, stored.task), corrections.withheld(stored.project, stored.task)

@@ -100,9 +100,9 @@ CREATE INDEX IF NOT EXISTS tasks_by_change ON tasks (changed);
 the task's data, and ``tasks.task`` the task's own number. A deleted task or annotation keeps its row, without a body and with the reason.
 ``digests`` holds the digests of the bodies in the table named by ``kind``. A digest is valid only while its ``changed`` equals the row's:
 otherwise a release that does not know digests wrote the row. ``served.noted`` is the stamp of the row's first write, NULL if an older
-release wrote it; ``refusals.noted`` is when the reason was noted. ``parameters`` holds a project's current extra parameters as JSON, empty
-for none. ``compared`` holds the time of a task's last change as it was when the task was last compared with Label Studio. ``marks`` holds
-numbers under names.
+release wrote it; ``refusals.noted`` is the stamp under which the reason was noted. ``parameters`` holds a project's current extra
+parameters as JSON, empty for none. ``compared`` holds the time of a task's last change as it was when the task was last compared with Label
+Studio. ``marks`` holds numbers under names.
 """
 ADDED = "ALTER TABLE served ADD COLUMN noted REAL"
 """Adds ``served.noted`` to a file of a release that did not have this column."""

@@ -287,7 +287,9 @@ def _listed(value: object) -> Iterator[Mapping[str, Any]]:
 
 
 def _bury_others(connection: sqlite3.Connection, project: int, task: int, theirs: Sequence[_Row], began: float, now: float) -> int:
-    """Mark a task's annotations that are not among Label Studio's (``theirs``) as deleted, and return how many."""
+    """Mark a task's annotations that are not among Label Studio's (``theirs``) as deleted, and return how many. Those that were written
+    since ``began`` stay.
+    """
     query = "SELECT id FROM annotations WHERE project = ? AND task = ? AND state != 'deleted' AND changed < ?"
     kept = {row.id for row in theirs if row.task == task}
     lost = [number for (number,) in connection.execute(query, (project, task, began)).fetchall() if number not in kept]
@@ -313,7 +315,9 @@ def _take(connection: sqlite3.Connection, table: str, row: _Row, began: float, n
 
 
 def _has_body(connection: sqlite3.Connection, table: str, row: _Row, changed: float) -> bool:
-    """Whether the row in the table, last written at ``changed``, has the body of ``row``. If its digest is known, its body is not read."""
+    """Whether the row in the table, last written at ``changed``, has the body of ``row``. If its digest is known, its body is not read; if
+    not, and the bodies are equal, the digest is kept for the next time.
+    """
     known = connection.execute("SELECT digest FROM digests WHERE kind = ? AND id = ? AND changed = ?", (table, row.id, changed)).fetchone()
     if known is not None:
         return bool(known[0] == row.digest)

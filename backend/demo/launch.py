@@ -37,7 +37,8 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 SEED = 2014
 MIN_SCENES = 24
 KINDS = ("noun", "plural", "position", PAIR, "plural", "attribute", "plural", "none")
-"""The phrases' kinds in turn: for one thing, for several, for one of a pair in nearly one box, and one in eight for nothing."""
+"""The kinds of the scenes' phrases, in turn. Noun, position and attribute phrases mean one thing, plural ones several, PAIR phrases one of
+two things whose boxes are nearly the same, and none phrases nothing in the picture."""
 READY_TIMEOUT = 300.0
 PREDICTION_TIMEOUT = 900.0
 """Seconds that all tasks together may take to get a prediction; a busy machine without a GPU needs some seconds for each."""
@@ -131,8 +132,10 @@ def find_label_studio() -> Path:
 
 
 def start_backend(home: Path, port: int, label_studio: LocalLabelStudio, **settings: str) -> Child:
-    """Start this package's server on loopback as a child process, and do not wait until the server is ready. ``settings`` are further
-    variables of its environment.
+    """Start this package's server on loopback as a child process, and do not wait until the server is ready. ``home``, its SAM4MLLM_HOME
+    and the folder of its log, is made if need be. ``settings`` are further variables of its environment, which override those set here.
+
+    Raises SettingsError if the process cannot be started.
     """
     home.mkdir(parents=True, exist_ok=True)
     own = {
@@ -191,7 +194,10 @@ def _save(image: NDArray[np.uint8], path: Path) -> Path:
 
 
 def _predict_all(label_studio: LocalLabelStudio, backend: Child, project: int, progress: Progress) -> None:
-    """Retrieve predictions until each task has one: a backend that runs out of time leaves tasks for the next request."""
+    """Retrieve predictions until each task has one: a backend that runs out of time leaves tasks for the next request.
+
+    Raises LabelStudioError if some task has none after PREDICTION_TIMEOUT, the backend ends, or Label Studio refuses a request.
+    """
     deadline = time.monotonic() + PREDICTION_TIMEOUT
     while missing := _without_prediction(label_studio, project):
         if time.monotonic() > deadline:

@@ -32,7 +32,9 @@ MOST_IN_8_BITS = 255
 
 
 class Writer(Protocol):
-    """Writes one format. ``categories`` are the names of all categories, each at its place; the list only grows during an export."""
+    """Writes one format. ``categories`` are the names of all categories; a category's place is its index there, from 0. During an export
+    the list only grows at its end, so that places stay.
+    """
 
     notes: dict[str, int]
     """By a description in words of what the format cannot say exactly: how many objects that concerns."""

@@ -67,7 +67,9 @@ class Lost:
 
 @dataclass
 class Passed:
-    """How much was left out because it is not part of the ground truth: counts by kind, each described in words."""
+    """How much was left out on purpose, for example skipped annotations or rectangles that only asked the model: counts by kind, each
+    described in words.
+    """
 
     counts: dict[str, int] = field(default_factory=dict)
 
@@ -76,9 +78,11 @@ class Passed:
 
 
 def read_pages(task: TaskToExport, surfaces: Surfaces, every: bool, max_pixels: int, lost: list[Lost], passed: Passed) -> list[Page]:
-    """Return a task's pictures with the objects of its ground truth, or else of its newest annotation; with ``every``, of all annotations.
+    """Return a task's pictures with the objects of its ground truth (the newest, if there are several), or else of its newest annotation;
+    with ``every``, of all annotations. Skipped annotations never count.
 
-    What cannot be read is added to ``lost``, and what is left out on purpose to ``passed``.
+    A picture is returned only if an object on it could be read, or if one of these annotations has no region. What cannot be read is added
+    to ``lost``, and what is left out on purpose to ``passed``.
     """
     pages: dict[str, list[Object]] = {}
     for annotation in _standing(task, every, passed):

@@ -54,7 +54,7 @@ def read_upright(data: bytes, max_pixels: int) -> PictureFile:
     """Return a picture's file as it is, or, if its EXIF data say that it must be turned, as a PNG that has been turned. Half of the readers
     ignore EXIF data, and the masks are those of the picture as Label Studio shows it, which is turned.
 
-    Raises ImageError if it is no picture that can be read.
+    Raises ImageError if it is no picture that can be read, or has more than ``max_pixels`` pixels.
     """
     with open_image(io.BytesIO(data), max_pixels) as image:
         turned = orientation_of(image) != 1  # asked before decoding, because decoding a TIFF turns it
@@ -78,7 +78,9 @@ class Names:
         self._taken: set[str] = set()
 
     def choose(self, reference: str, task: int, ending: str) -> str:
-        """Return the file's own name, with the task's number added if the stem is taken, or ``task-NUMBER`` if the file has no name.
+        """Return the file's own name, or ``task-NUMBER`` if the file has no name. If the stem is taken, in upper or lower case, the task's
+        number is added, and a further number if that is taken, too. Characters that some file systems refuse become ``_``, and a name of
+        more than LONGEST_NAME bytes is cut.
 
         ``ending`` is that of the file to be written, and replaces an ending of another format; it is empty if no file is written.
         """

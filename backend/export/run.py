@@ -66,7 +66,9 @@ class Summary:
 def run_export(source: ExportSource, plan: ExportPlan, max_pixels: int, track: Track[Any]) -> Summary:
     """Write the masks of ``source`` to a new folder, or an empty one. After an error nothing that was written is left.
 
-    Raises ExportError if the folder holds something or cannot be written, and another Sam4mllmError if the source cannot be read.
+    A region, picture or task that cannot be exported is no error: it is listed in the summary. ``track`` gets the tasks and their number,
+    and returns them to iterate over, as a progress bar does. Raises ExportError if the folder holds something or cannot be written, and
+    another Sam4mllmError if the source cannot be read.
     """
     if plan.folder.exists() and (not plan.folder.is_dir() or any(plan.folder.iterdir())):
         raise ExportError(f"{plan.folder} already holds something; choose a new folder")

@@ -30,7 +30,9 @@ from sam4mllm.images import MAX_PIXELS, image_sha256
 
 PROCESSES = min(4, os.cpu_count() or 1)
 REMEMBERED = 1000
-"""How many refused files are remembered, by their SHA-256. One that comes again is refused without being decoded."""
+"""How many refused files a decoder remembers, by their SHA-256; of more, the oldest are forgotten. A file that is remembered is refused
+without being decoded.
+"""
 NO_TIME = "there was no time left to decode the image in this request; it is asked again later"
 
 
@@ -57,8 +59,9 @@ class Decoder:
         """The pixels of a file as (H, W, 3) uint8 RGB, upright, as :func:`sam4mllm.images.load_image` gives them.
 
         Raises:
-            ImageError: the file is no picture that can be used, or takes more time or memory than one of its size should.
-            DeadlineError: ``seconds`` were over first.
+            ImageError: the file is no picture that can be used, takes more than ``cpu_seconds`` of CPU time or more memory than a picture
+                of its size should, or crashes its decoder; or it was refused before and is still remembered (REMEMBERED).
+            DeadlineError: ``seconds`` were over first, perhaps while the file waited for a process or for memory.
         """
         end = time.monotonic() + seconds
         name = image_sha256(data)
@@ -88,7 +91,10 @@ class Decoder:
 
     @contextmanager
     def _process(self, end: float) -> Iterator[_Process]:
-        """Yield a process for one picture. It goes back to the pool, also after an ImageError; after any other error it is killed."""
+        """Yield a process for one picture. It goes back to the pool, also after an ImageError; after any other error it is killed.
+
+        Raises TimeoutError if as many processes as are allowed are at work until ``end``.
+        """
         if not self._places.acquire(timeout=_left(end)):
             raise TimeoutError
         try:
@@ -129,7 +135,10 @@ class Decoder:
 
     @contextmanager
     def _memory_for(self, pixels: int, file_bytes: int, end: float) -> Iterator[None]:
-        """Wait until the pictures at work leave enough memory for one more."""
+        """Wait until the pictures at work leave enough memory for one of ``pixels`` pixels, and claim that memory for the block.
+
+        Raises TimeoutError if ``end`` comes first.
+        """
         wanted = min(memory_of(pixels, file_bytes), memory_of(self._max_pixels, 0))
         with self._lock:
             if not self._lock.wait_for(lambda: self._memory >= wanted, _left(end)):
@@ -179,7 +188,7 @@ class _Process:
 
     def answer(self, kind: bytes, end: float) -> tuple[int, int]:
         """Receive the next message, of the given ``kind``, and return its width and height. Raises ImageError if the process refuses the
-        picture.
+        picture, and EOFError if the message is of another kind.
         """
         self._socket.settimeout(_left(end))
         message, descriptors, _, _ = socket.recv_fds(self._socket, ANSWER.size, 1)

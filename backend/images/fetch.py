@@ -43,7 +43,7 @@ class FetchLimits:
 
 
 class StatusError(FetchError):
-    """The server answered with another status than 200."""
+    """The server answered with a status that is neither 200 nor a redirect to an address."""
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -180,7 +180,8 @@ class Fetcher:
         Args:
             url: an absolute http or https address.
             headers: sent to the origin of ``url`` only.
-            redirects_public: whether redirects may lead to any public host, as Label Studio's redirects to cloud storage do.
+            redirects_public: whether redirects may lead to any public host on port 80 or 443, as Label Studio's redirects to cloud storage
+                do.
             seconds: the time left to the caller; the shorter of this and ``limits.total`` counts.
 
         Raises:
@@ -221,7 +222,7 @@ class Fetcher:
 
     def _may_be_private(self, target: ImageAddress, anywhere: bool) -> bool:
         """Whether the target's origin is trusted, so that its addresses may be private ones. Raises FetchError if the target must not be
-        asked at all. ``anywhere`` allows every public host.
+        asked at all. ``anywhere`` allows every host on port 80 or 443; that its addresses are public is checked once they are known.
         """
         if target.origin in self._origins:
             return True
@@ -258,7 +259,10 @@ class Fetcher:
             raise FetchError(f"the image host {target.host} has no address that can be found; check its name and the DNS") from error
 
     def _ask(self, target: ImageAddress, addresses: list[str], headers: Mapping[str, str], deadline: _Deadline) -> bytes | str:
-        """The body, or where the server redirects to."""
+        """Return the body as bytes or, if the server redirects, the address in its Location header as text.
+
+        Raises StatusError for any other status than 200. Raises FetchError if no answer comes, or if it is compressed or exceeds a limit.
+        """
         url = httpcore.URL(scheme=target.url.raw_scheme, host=target.url.raw_host, port=target.url.port, target=target.url.raw_path)
         # an encoded body could unpack to any size
         fixed = {b"Host": target.url.netloc, b"Accept-Encoding": b"identity", b"User-Agent": b"sam4mllm"}

@@ -98,7 +98,7 @@ class ImageStore:
             seconds: what is left for it; fetching has the fetcher's limit too.
 
         Raises:
-            FetchError: the reference is refused, or the file cannot be had.
+            FetchError: the reference is refused, or the file cannot be had, for example not within ``seconds``.
             ImageError: the file is no picture that can be used.
             DeadlineError: the file is there, and ``seconds`` were over before it was decoded.
         """
@@ -107,7 +107,9 @@ class ImageStore:
         return LoadedImage(self._decoder.decode(data, end - time.monotonic()), image_sha256(data))
 
     def read(self, reference: object, task_id: int | None, seconds: float = float("inf")) -> bytes:
-        """The picture's file, not decoded. Raises FetchError."""
+        """Return the bytes of the picture's file, not decoded; the arguments are those of :meth:`load`. A file that was fetched less than
+        ``seconds_to_live`` ago comes from the cache, if it is still there. Raises FetchError.
+        """
         if not isinstance(reference, str) or not reference.strip():
             raise FetchError("the task has no image address; check the value of the config's Image tag")
         if reference[:5].lower() == "data:":

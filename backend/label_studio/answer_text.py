@@ -18,8 +18,9 @@ MAX_THOUGHT = 1_000
 def told(region_id: str, phrase: str, note: str = "", thought: str = "", asked: str = "") -> dict[str, Any]:
     """Return the notes on a region as fields of its ``meta``, which the editor shows with the region's details; empty without notes.
 
-    They say the region's phrase, or that clicks alone made it. For a phrase they also give the ``note`` and the ``thought`` (foreign text)
-    of its answer, and ``asked``, the project's parameters that shaped it.
+    ``region_id`` tells whether clicks alone made the region; the notes then say only that. Otherwise they say the region's phrase, whether
+    the region takes the place of an older one (also by its id), the ``note`` and the ``thought`` (foreign text, cut to MAX_THOUGHT) of the
+    phrase's answer, and ``asked``, the project's parameters that shaped it.
     """
     lines = []
     if stands_alone(region_id):
@@ -62,7 +63,11 @@ def _absence(one: Segmentation, options: Options) -> str:
 
 
 def summary_of_clicks(found: Sequence[Segmentation], kept: Sequence[Sequence[Instance]], regions: Sequence[Region]) -> str:
-    """A line on what the clicks came to: ``kept`` are the instances that they had a part in, ``regions`` those of the answer."""
+    """Return a line on what the clicks came to.
+
+    ``found`` are the answers, one for each phrase; ``kept`` are, for each of them, the instances that the clicks had a part in. ``regions``
+    are all regions of the reply: their ids say whether a refined mask stands beside the old one.
+    """
     lines = []
     for one, instances in zip(found, kept, strict=True):
         refined = sum(instance.pointed == "refined" for instance in instances)

@@ -70,7 +70,7 @@ class Hook:
 
 
 def require_label_studio(label_studio: LabelStudio) -> None:
-    """Raise LabelStudioError if nothing answers at its address, or something else than a Label Studio."""
+    """Raise LabelStudioError if nothing answers at its address, if a server error does, or if it is something else than a Label Studio."""
     try:
         said = label_studio.open("/api/version")
     except LabelStudioError as error:
@@ -128,7 +128,8 @@ def path_below(hook: Hook, url: str) -> str:
 def server_url(settings: Settings, given: str | None) -> str:
     """Return the address at which Label Studio reaches this server: ``given``, else SAM4MLLM_URL, else where the server listens.
 
-    Raises SettingsError if none of them says it, or if it is no address of a server.
+    A server that listens on all addresses (WILDCARDS) does not say where it is reached. Raises SettingsError if nothing says it, or if it
+    is no http or https address of a server, or holds a user name.
     """
     url = tidy(given or settings.url)
     if not url and settings.host not in WILDCARDS:

@@ -116,13 +116,16 @@ class LabelStudio:
     def request(self, method: str, path: str, json: object = None, timeout: httpx.Timeout = TIMEOUT) -> Any:
         """Return the JSON that a route answers, None if the answer is empty. ``path`` begins with a slash, relative to ``url``.
 
+        If a personal token's access token is refused (401), the request is sent once more with a new one.
+
         Raises:
-            LabelStudioError: there was no answer, or it was no success; the text is one line that says what to do.
+            LabelStudioError: there was no answer, or it was no success or no JSON; the text is one line that says what to do.
+            ValueError: ``path`` does not begin with a slash.
         """
         return _content(self._send(method, path, json, timeout), path, self._personal)
 
     def open(self, path: str) -> Any:
-        """Return the answer of a route that needs no token to a GET without token. Raises LabelStudioError."""
+        """Return the JSON that a route which needs no token answers to a GET; no token is sent. Raises LabelStudioError."""
         return _content(self._exchange("GET", path, None, {}), path, self._personal)
 
     def task(self, task_id: int) -> dict[str, Any]:
@@ -146,7 +149,9 @@ class LabelStudio:
         return [entry["id"] for entry in self._entries("/api/projects/?include=id", "results", "count", PROJECTS_A_PAGE)]
 
     def tasks_with_annotations(self, project_id: int) -> Iterator[dict[str, Any]]:
-        """Yield a project's tasks by number, each with its ``annotations`` in full, skipped ones included. They are requested page by page.
+        """Yield all tasks of a project by number, also those without annotations. They are requested page by page.
+
+        Each task comes with its ``annotations`` in full, skipped ones included.
 
         A task's data is as it was imported, without signed addresses. A task that is added or deleted meanwhile may be missed, or may
         move another task to a page that was already read. Raises LabelStudioError.
@@ -194,8 +199,8 @@ class LabelStudio:
         return [int(part) for part in whole]
 
     def _present(self, path: str) -> Any:
-        """Return what a route answers, None if Label Studio itself answers 404. A 404 of another origin, such as a proxy, raises
-        LabelStudioError.
+        """Return what a route answers, None if Label Studio itself answers 404. Raises LabelStudioError for any other failure, also for a
+        404 of another origin, such as a proxy.
         """
         response = self._send("GET", path, timeout=LIST_TIMEOUT)
         return None if _is_missing(response) else _content(response, path, self._personal)
@@ -331,7 +336,7 @@ def _tasks_path(project_id: int, query: object) -> str:
 
 
 def _content(response: httpx.Response, path: str, personal: bool) -> Any:
-    """The JSON of a success. Raises LabelStudioError for all else."""
+    """Return the JSON of a success, None if it is empty. Raises LabelStudioError for a failure and for a success that is no JSON."""
     if response.is_success:
         try:
             return response.json() if response.content else None
@@ -376,7 +381,7 @@ def _said(response: httpx.Response) -> str:
 
 
 def _first_text(value: object) -> str:
-    """The first text in lists and objects of them."""
+    """Return the first text that is not empty in a text, or in lists and objects however nested; empty if there is none."""
     if isinstance(value, str):
         return value
     children = list(value.values()) if isinstance(value, dict) else value if isinstance(value, list) else []

@@ -6,7 +6,7 @@ SAVED = ("ANNOTATION_CREATED", "ANNOTATIONS_CREATED", "ANNOTATION_UPDATED")
 """Annotations were submitted, skipped or changed."""
 ANNOTATIONS_DELETED = "ANNOTATIONS_DELETED"
 TASKS_CREATED = "TASKS_CREATED"
-"""Tasks were imported, some of them with annotations."""
+"""Tasks were imported; some of them may have annotations."""
 TASKS_DELETED = "TASKS_DELETED"
 WEBHOOK_EVENTS = (*SAVED, ANNOTATIONS_DELETED, "PROJECT_UPDATED", TASKS_CREATED, TASKS_DELETED)
 """The events that a project's webhook has to send to the backend. Each holds the project and its labelling config."""

@@ -25,7 +25,10 @@ LOCAL_FILES = "/data/local-files/"
 
 
 def export_file(source: Path) -> Path:
-    """Return the export's file; ``source`` is that file or its folder. Raises DatasetError unless the folder has exactly one JSON file."""
+    """Return the export's file; ``source`` is that file or its folder. Anything but a folder is returned as it is, even if it is missing.
+
+    Raises DatasetError for a folder that has not exactly one JSON file.
+    """
     if not source.is_dir():
         return source
     found = sorted(source.glob("*.json"))

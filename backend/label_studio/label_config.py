@@ -22,7 +22,9 @@ MAX_CHARACTERS = 1_000_000
 MAX_DEPTH = 64
 MAX_LABELS = 10_000
 MASK_TAGS = ("BrushLabels", "BitmaskLabels", "PolygonLabels", "RectangleLabels")
-"""The controls that can show a mask, the most faithful first: a config with several gets the first of these."""
+"""The controls with labels of their own that can show a mask, the most faithful first. Where a config has several, the answers are drawn
+with the first of these; :func:`_masks` says where controls without labels of their own come.
+"""
 UNTYPED_TAGS = ("Brush", "Bitmask", "Polygon", "Rectangle", "KeyPoint")
 """Controls without labels of their own. The label from a ``Labels`` tag beside them comes in a second region with the same id."""
 CONTROL_TAGS = (*MASK_TAGS, "KeyPointLabels", *UNTYPED_TAGS, "Labels", "TextArea")
@@ -112,7 +114,7 @@ class LabelConfig:
 
     @cached_property
     def digest(self) -> str:
-        """The hash of the whole config."""
+        """The hash of all fields: of what was read from the XML, not of its text, and of ``former`` and ``prompts``."""
         parts = asdict(replace(self, prompts={}))
         later = {"tells": self.tells, "prompts": {label: [*some] for label, some in self.prompts.items()}}
         # newer fields count only where they say something, so that the hash, and the ids of regions, stay those of earlier releases
@@ -136,7 +138,7 @@ class LabelConfig:
         return self.prompts.get(label.value, (label.phrase or label.value,))
 
     def pictures(self, data: Mapping[str, Any]) -> tuple[str, ...]:
-        """The references of a task's pictures, one unless it is paged. Raises TaskError where there is none."""
+        """Return the references of a task's pictures, one unless it is paged. Raises TaskError as :func:`find_pictures` does."""
         return find_pictures(self.image_value, self.paged, data)
 
     def for_task(self, data: Mapping[str, Any]) -> LabelConfig:
@@ -235,8 +237,8 @@ def _is_never_saved(text: _Tag) -> bool:
 def _masks(tags: list[_Tag], images: Mapping[str, _Tag]) -> list[Control]:
     """Return the controls that can show a mask, the best first.
 
-    Controls with labels come before those without. Among them MASK_TAGS says the order, and for the same shape a control with labels of
-    its own comes before one beside a ``Labels`` tag.
+    Controls with labels, their own or those of a ``Labels`` tag beside them, come before those without any. Within both groups MASK_TAGS
+    says the order, and for the same shape a control with labels of its own comes before one beside a ``Labels`` tag.
     """
     shapes = [shape for tag in MASK_TAGS for shape in (tag, tag.removesuffix("Labels"))]
     fit = [tag for tag in tags if tag.name in shapes and tag.target in images and not tag.repeated]
@@ -267,7 +269,10 @@ class Salvaged:
 
 
 def salvage(xml: str) -> Salvaged:
-    """Return what a new config can keep of this one. Raises ConfigError if it cannot be parsed."""
+    """Return what a new config can keep of this one. Raises ConfigError if it cannot be parsed or exceeds a bound of this module.
+
+    Labels of the controls for clicks and boxes that only stand for another label (:func:`pointing_names`) are left out.
+    """
     tags, _ = _tags(xml)
     found = [label for tag in tags for label in tag.labels]
     values = {label.value for label in found}
@@ -326,7 +331,11 @@ def _control(tag: _Tag, tags: list[_Tag]) -> Control:
 
 
 def _tags(xml: str) -> tuple[list[_Tag], tuple[str, ...]]:
-    """The Image tags and the controls that can matter, in document order, and the names of all tags."""
+    """Return the Image tags and the controls of CONTROL_TAGS, in document order, and the names of all tags.
+
+    Controls that are about a single region (``perRegion="true"``) are left out; those inside of a ``<Repeater>`` are there. Raises
+    ConfigError for malformed XML, for a DOCTYPE, and if a bound of this module is exceeded.
+    """
     if len(xml) > MAX_CHARACTERS:
         raise ConfigError(f"the labelling config has {len(xml):,} characters; at most {MAX_CHARACTERS:,} are read")
     tags: list[_Tag] = []

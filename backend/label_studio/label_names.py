@@ -1,5 +1,7 @@
 """Which of a config's labels a phrase means: the label of its head, the word for the object that the phrase is about.
 
+Examples: a phrase, the name of a label that is found in it, and why.
+
     "man on motorcycle"        man          the head comes first; what follows a relation only describes it
     "the red paper cup"        paper cup    of several names at the same place, the longest counts
     "cup holder"               none         a noun before a noun describes it; the label "holder" would fit
@@ -73,7 +75,10 @@ class LabelNames:
     """The names of a config's labels, for finding the label of a phrase."""
 
     def __init__(self, names: Iterable[tuple[str, str]]) -> None:
-        """``names`` are pairs of a name and its label; of two that are spelled alike the first one counts."""
+        """``names`` are pairs of a name and its label; of two that are spelled alike the first one counts.
+
+        A code (:func:`is_code`) without an underscore is found only where it is the whole phrase. Names longer than MAX_NAME are left out.
+        """
         self._exact: dict[str, str] = {}
         self._inside: dict[str, str] = {}
         self._longest = 0
@@ -122,7 +127,7 @@ def _key(folded: str) -> str:
 
 
 class _Clause:
-    """A part of a phrase between punctuation marks. ``label`` is the label of its head.
+    """A part of a phrase between punctuation marks. ``label`` is the label of its head, None if that is no label's name.
 
     A part without ``has_head`` only says where something is.
     """
@@ -192,7 +197,8 @@ class _Clause:
     def _after_place(self, at: int) -> int:
         """Return the index of the determiner that begins the noun phrase after a place, as in "on the left the …".
 
-        It is 0 if the words do not name a place but another object, as in "on the table".
+        ``at`` is the index of the relation, here "on". The result is 0 if the words do not name a place but another object, as in "on the
+        table".
         """
         begin = next((index for index in range(at + 1, len(self._words)) if self._words[index] not in LIGHT | DETERMINERS), 0)
         passed = self._words[at + 1 : begin]
@@ -213,7 +219,11 @@ class _Clause:
         return found or (self._compound(self._words[start:end]) if self._german else None)
 
     def _last(self, start: int, end: int) -> tuple[str, bool] | None:
-        """Find the longest name at the noun phrase's end, or going on beyond it as "chest of drawers" does. Returns as ``_named``."""
+        """Find the longest name that ends where the noun phrase ends, or goes on beyond it as "chest of drawers" does.
+
+        Without one, final words such as "left" (``_without_place``) are left out, and it is looked for again. None also if another name
+        stands before it (``_has_another``). Returns as ``_named``.
+        """
         while end > start:
             begins = range(max(start, end - self._longest), end)
             spans = ((begin, until) for begin in begins for until in range(end, begin + self._longest + 1))
@@ -281,7 +291,11 @@ class _Clause:
         yield from (key.removesuffix(one) + many for many, one in _PLURALS if one and key.endswith(one) and key != "glass")
 
     def _compound(self, words: list[str]) -> tuple[str, bool] | None:
-        """Find the longest name that ends one of the words, a compound of German or Dutch. Returns as ``_named``."""
+        """Find the longest name that ends a word, a compound of German or Dutch; the first word that ends with one counts.
+
+        At least three letters come before the name. A name shorter than MIN_HEAD counts only if these letters are a name, too. Returns as
+        ``_named``.
+        """
         for word in words:
             for begin in range(3, len(word)):
                 for form in self._forms(word[begin:]):

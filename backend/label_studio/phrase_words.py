@@ -38,7 +38,9 @@ _SIZES = _words(
 _REQUESTS = _words("find show segment select mask mark locate detect label highlight please is are there where i me us want need")
 
 SIDES = _words("top bottom back front side sides corner row end edge far very most up down part")
-"""Parts of pictures and of objects. They say where an object is only if one of PLACES is beside them."""
+"""Parts of pictures and of objects. At the end of a noun phrase they say where an object is only if a word of AFTER, a number or a single
+letter is beside them: "cup bottom left". Alone, as in "cup bottom", they may be the object itself.
+"""
 VERBS = _words("holding wearing carrying having using touching pushing pulling showing containing featuring facing covering surrounding")
 """Verbs after which another object follows, wherever the verb stands: "holding a cup" does not mean the cup."""
 THINGS = _words(
@@ -102,7 +104,7 @@ OF = _words("of de d di del della dei degli delle do da des du von")
 """Words between a quantity and the objects that it counts: "one of the dogs"."""
 AND = _words("and or und oder et ou y e o och og и")
 PLACES = _PLACES | _words("links rechts linke linker linkes linken rechte rechter rechtes rechten oben unten") | _ROMANCE_AFTER
-"""Words that say where an object is, or which of several it is."""
+"""Words that say where an object is, or which of several it is; in the Romance languages, colours and numbers as well."""
 NUMBERS = _NUMBERS | _words(
     "ein eine einer eines einen zwei drei vier fünf twee drie un une una uno deux trois quatre dos tres due tre dois"
 )

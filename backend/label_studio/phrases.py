@@ -21,7 +21,7 @@ from sam4mllm.values import MAX_PHRASE, check_phrase
 MAX_PHRASES = 32
 MAX_CLICKS = 200
 MAX_NUMBER = 1e15
-"""A number whose absolute value is below this counts as a phrase, as it is written. Larger ones and NaN do not."""
+"""A number in a task's data whose absolute value is below this counts as a phrase, as it is written. Others, and NaN, raise TaskError."""
 _SEPARATOR = re.compile(r"[;；\r\n]")
 
 
@@ -107,9 +107,9 @@ def wanted(
     """Return the phrases of a task with their labels.
 
     These are the ``typed`` phrases, else those in the task's data under ``phrase_field``, else the phrase that was ``shown`` for the task,
-    else the phrases of the config's labels: the project's own, or the labels' names. Of these the first MAX_PHRASES are taken, labels with
-    phrases of the project's own before the others. The field holds a text, a list of texts, or {label: text or list}.
-    :func:`split_phrases` splits a text and says what ``served`` is.
+    else the phrases of the config's labels: the project's own, or the labels' names. Of labels' phrases, those longer than MAX_PHRASE are
+    left out and the first MAX_PHRASES of the rest are taken, labels with phrases of the project's own before the others. The field holds a
+    text, a number, a list of them, or {label: text, number or list}. :func:`split_phrases` splits a text and says what ``served`` is.
 
     Raises TaskError if the field holds anything else or more than MAX_PHRASES phrases, or if there is nothing to look for. Raises
     PhraseError for a phrase that cannot be used.
@@ -132,7 +132,10 @@ def wanted(
 
 
 def has_phrase(data: Mapping[str, Any], phrase_field: str) -> bool:
-    """Whether a task's data holds a phrase of its own. Raises TaskError and PhraseError as :func:`wanted`."""
+    """Whether a task's data holds a phrase of its own, however many.
+
+    Raises TaskError if the field holds anything but phrases, and PhraseError for a phrase that cannot be used.
+    """
     return bool(_from_field(find(data, phrase_field)))
 
 
@@ -163,7 +166,10 @@ def _is_number(value: object) -> bool:
 
 
 def pointed(regions: Sequence[Region], config: LabelConfig) -> Pointed:
-    """Return the keypoints and rectangles among the first MAX_CLICKS of an annotator's regions. Malformed ones are left out."""
+    """Return what the config's controls for clicks and boxes made among the first MAX_CLICKS of an annotator's regions.
+
+    Malformed regions and those of other controls are left out.
+    """
     points: list[tuple[float, float, bool]] = []
     boxes: list[tuple[float, float, float, float, float]] = []
     label: str | None = None

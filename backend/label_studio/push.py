@@ -100,7 +100,10 @@ def existing(label_studio: LabelStudio, project: int, tasks: Sequence[int]) -> s
 
 
 def drop_repeated(label_studio: LabelStudio, project: int, version: str, tasks: Sequence[int]) -> int:
-    """Delete the predictions that two senders at once stored twice for a task, and return how many. Raises LabelStudioError."""
+    """Delete the predictions of a version that two senders at once stored twice for one of the tasks, and return how many were deleted.
+
+    Raises LabelStudioError.
+    """
     dropped = 0
     for task in _select(label_studio, project, tasks, _with_version(version, True)):
         versions = str(task.get("predictions_model_versions", "")).split(",")
@@ -121,9 +124,11 @@ def tasks_without(label_studio: LabelStudio, project: int, version: str, after: 
 
 
 def patiently(call: Callable[[], T], seconds: float = PATIENCE_SECONDS, stop: threading.Event | None = None) -> T:
-    """Return what ``call`` returns. After an error that may pass it is called again, for ``seconds`` at most and until ``stop`` is set.
+    """Return what ``call`` returns. After a LabelStudioError that may pass (``passing``) it is called again, after FIRST_WAIT seconds, then
+    twice as many, up to LONGEST_WAIT.
 
-    Raises the last LabelStudioError.
+    If ``stop`` is set, or if the next call would begin later than ``seconds`` after the start, the last LabelStudioError is raised. Any
+    other error is raised at once.
     """
     end, wait = time.monotonic() + seconds, FIRST_WAIT
     stop = stop or threading.Event()

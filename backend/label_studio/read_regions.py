@@ -24,7 +24,9 @@ MAX_POINTS = 100_000
 ELLIPSE_CORNERS = 720
 """Corners of an ellipse's polygon: of one of 5,000 pixels across, its sides lie within 0.03 pixels of the curve."""
 MAX_PERCENT = 1000.0
-"""The largest absolute coordinate that is accepted: a shape may be dragged past the border, but not this far."""
+"""The largest absolute coordinate that is accepted, in percent of the picture's side; the same holds for lengths and for degrees. A shape
+may be dragged past the border, but not this far.
+"""
 
 MIN_CORNERS = 3
 EMPTY = "a region covers no pixel of its image; draw it again, or delete it, which says that nothing is there"

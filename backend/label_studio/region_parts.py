@@ -102,7 +102,7 @@ def naming_page(page: int | None) -> Iterator[None]:
 def join_pages(answers: Sequence[tuple[int, bytes]], config: LabelConfig) -> bytes:
     """Join the predictions of pages into one: with all regions, the lowest score, and one line of text for the annotator.
 
-    ``answers`` are pairs of a page's number, from 0, and its prediction as JSON.
+    ``answers`` are pairs of a page's number, from 0, and its prediction as JSON; there is at least one. The version is that of the last.
     """
     predictions = [(page, json.loads(answer)) for page, answer in answers]
     lines: list[str] = []

@@ -58,7 +58,11 @@ class SetupRequest:
 
 
 def read_predict(body: Mapping[str, Any]) -> PredictRequest:
-    """The body of ``POST /predict``. Raises WireError."""
+    """Read the body of ``POST /predict``.
+
+    Raises WireError if it has no list of tasks or more than MAX_TASKS of them, or if its project or labelling config is malformed. The
+    tasks themselves are not checked.
+    """
     tasks = body.get("tasks")
     if not isinstance(tasks, list):
         raise WireError("the request has no list of tasks")
@@ -71,12 +75,12 @@ def read_predict(body: Mapping[str, Any]) -> PredictRequest:
 
 
 def read_setup(body: Mapping[str, Any]) -> SetupRequest:
-    """The body of ``POST /setup``. Raises WireError."""
+    """Read the body of ``POST /setup``. Raises WireError if its project or labelling config is malformed; parameters are not checked."""
     return SetupRequest(_project(body.get("project")), _text(body.get("schema"), "schema"), body.get("extra_params"))
 
 
 def read_task(raw: object) -> Task:
-    """One entry of ``tasks``. Raises TaskError if it has no data."""
+    """Read one entry of ``tasks``. Raises TaskError if it is no JSON object or has no data; malformed regions and ids are left out."""
     if not isinstance(raw, dict):
         raise TaskError("the task is no JSON object")
     data = raw.get("data")

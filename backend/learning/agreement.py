@@ -44,9 +44,9 @@ class ReviewedAnswer:
 class Trend:
     """Agreement over the reviews, in the coordinates of an SVG of WIDTH × HEIGHT.
 
-    ``line`` is the ``points`` of a polyline. ``marks`` are (position, text): from where on another version was judged, with its number.
-    ``across`` and ``upward`` are the ticks of the axes, as (position, text). ``count`` is the number of reviews, ``last`` the mean of the
-    last SMOOTHED_OVER.
+    ``line`` is the ``points`` of a polyline, the moving mean. ``marks`` are (position, text): from where on another version was judged,
+    with its number, which is empty where there is no room for it. ``across`` and ``upward`` are the ticks of the axes, as (position, text).
+    ``count`` is the number of reviews, ``last`` the mean of the last SMOOTHED_OVER.
     """
 
     line: str
@@ -70,7 +70,9 @@ class ScoreBin:
 
 @dataclass(frozen=True)
 class Reliability:
-    """The score against what reviewers accepted; ``error`` is the expected calibration error, the mean distance weighted by count."""
+    """The score against what reviewers accepted. ``error`` is the expected calibration error: the mean over the bins, weighted by count, of
+    the distance between the mean score and the share accepted.
+    """
 
     bins: tuple[ScoreBin, ...]
     count: int
@@ -84,7 +86,7 @@ def judged_of(reviews: Iterable[Review]) -> tuple[ReviewedAnswer, ...]:
 
 
 def draw_trend(judged: Sequence[ReviewedAnswer]) -> Trend | None:
-    """Agreement in order of time; None of fewer than two reviews."""
+    """Draw the moving mean of agreement against the number of the review; None for fewer than two. ``judged`` is in the reviews' order."""
     if len(judged) < 2:
         return None
     last = len(judged) - 1
@@ -111,7 +113,7 @@ def draw_trend(judged: Sequence[ReviewedAnswer]) -> Trend | None:
 def measure_reliability(judged: Iterable[ReviewedAnswer]) -> Reliability | None:
     """Compare the scores of served answers with the share that reviewers accepted; None if no answer had a score.
 
-    Bins without an answer are left out.
+    An answer counts as accepted if its IoU is ACCEPTED_IOU or more, also if its mask was edited. Bins without an answer are left out.
     """
     groups: dict[int, list[tuple[float, bool]]] = {}
     for one in judged:

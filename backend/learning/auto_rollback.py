@@ -83,10 +83,11 @@ class AutoRollback:
         self.state: ControlChart | None = None
 
     def look(self, reviews: Iterable[Review], since: float) -> bool:
-        """Compare the agreements, roll back if it is needed, and return whether that was done.
+        """Compare the agreements, roll back if it is needed, and return whether that was done. A rollback is logged.
 
         ``since`` is the log's stamp of the promotion: only later reviews count for the serving version, which may have served before, too.
-        Raises the rollback's Sam4mllmError if it should be done but fails.
+        Reviews of phrases for which nothing was served do not count. ``state`` holds the chart afterwards: None if no version serves by the
+        registry, or if the former one has fewer than BASELINE reviews. Raises the rollback's Sam4mllmError if it should be done but fails.
         """
         tenure = self._tenure()
         if tenure is None:

@@ -28,7 +28,7 @@ from backend.errors import LearningError, NotReadyError, where
 from backend.learning.evaluation import read_evaluation
 from backend.learning.gate import Checks, Decision, decide
 from backend.learning.holdout import count_missing, standing
-from backend.learning.job import STOPPED, TrainingJob
+from backend.learning.job import STOPPED, TrainingJob, training_threads
 from backend.learning.report import report_of, write_report
 from backend.learning.run_folder import RunFolder
 from backend.learning.runs import Run, Runs, RunState
@@ -48,14 +48,16 @@ from sam4mllm.errors import ModelError, RegistryError, Sam4mllmError
 log = logging.getLogger(__name__)
 
 ATTEMPTS = 3
-"""How often a run's process may be started before the run counts as failed. A stop of the server is not counted, a crash is."""
+"""How often a run's training process may be started before the run counts as failed. A start does not count if the server was shut down in
+order meanwhile; it does if the server crashed. A process that ends with an error fails the run at once."""
 POLL_SECONDS = 0.5
 STOP_SECONDS = 60.0
 """Seconds that a process which was asked to stop has to save its training state; then it is ended by force."""
 DISK_REFUSES = frozenset((errno.ENOSPC, errno.EROFS, errno.EDQUOT, errno.EIO))
 SMOKE_SECONDS = 600.0
 OVERTIME, COMPARISON_SECONDS = 2.0, 3600.0
-"""A run's process is stopped after OVERTIME times its training budget plus COMPARISON_SECONDS, so that none blocks later runs."""
+"""A run's training process is stopped after OVERTIME times its training budget plus COMPARISON_SECONDS, and the run fails, so that none
+blocks later runs."""
 RETRY_SECONDS = 60.0
 """Seconds to wait before a run is tried again that a full disk or an unreadable log broke off."""
 PAUSE_SECONDS = 120.0
@@ -109,11 +111,11 @@ class Conductor:
         self._cancelled = ""
 
     def interrupt(self) -> None:
-        """End soon, so that the run can go on after the next start."""
+        """Have :meth:`perform` end soon, now and whenever it is called later; the run goes on after the server's next start."""
         self._interrupted.set()
 
     def cancel(self, run: str) -> None:
-        """End a run for good."""
+        """Have :meth:`perform` end this run for good, as stopped, at its next check. Only the run that was named last is remembered."""
         self._cancelled = run
 
     def perform(self, run: Run) -> None:
@@ -128,6 +130,11 @@ class Conductor:
             log.info("%s was stopped and goes on later", run.id)
         except _PauseError as error:
             log.error("%s: %s; tried again in %.0f s", run.id, error, RETRY_SECONDS)
+            self._interrupted.wait(RETRY_SECONDS)
+        except OSError as error:
+            if error.errno not in DISK_REFUSES:
+                raise
+            log.error("%s: its record could not be written (%s); tried again in %.0f s", run.id, error.strerror, RETRY_SECONDS)
             self._interrupted.wait(RETRY_SECONDS)
 
     def _perform(self, run: Run) -> None:
@@ -165,7 +172,8 @@ class Conductor:
     def _prepare(self, run: Run) -> Run:
         """Fetch the corrections once more, write the dataset to learn from and to be judged by, and write the process's job.
 
-        The run is postponed if this server does not train, or if there are too few corrections.
+        A dataset that the run's record counts already, from before a restart, is kept. Refused annotations are noted in the log and in
+        ``refused.json``. The run is postponed if this server does not train, or if there are too few corrections.
         """
         self._reconcile()
         reviews = self._book.read()
@@ -194,7 +202,8 @@ class Conductor:
     def _train(self, run: Run) -> Run:
         """Have the training process train and compare. If it was killed with the server, it goes on from its last saved state.
 
-        Raises LearningError if it fails, or was started ATTEMPTS times already.
+        Raises LearningError if it fails, takes too long, or was started ATTEMPTS times already; _InterruptedError if somebody else stopped
+        it; and what :meth:`_run_process` and :meth:`_room` raise.
         """
         if run.attempts >= ATTEMPTS:
             raise LearningError(
@@ -206,17 +215,22 @@ class Conductor:
         try:
             with self._room():
                 code = self._run_process("training", run, [str(self._runs.folder(run.id).path)], limit)
-        except _InterruptedError:
-            self._runs.save(run, attempts=run.attempts - 1)  # that the server ends is no fault of the run
+        except (_InterruptedError, Sam4mllmError) as error:
+            if isinstance(error, _InterruptedError) or self._is_ending:
+                self._runs.save(run, attempts=run.attempts - 1)  # that the server ends is no fault of the run
+                raise _InterruptedError from error
             raise
-        if code == STOPPED:  # by somebody else; its training state is saved
+        if code == STOPPED:  # with the server, or by somebody else; its training state is saved
+            self._runs.save(run, attempts=run.attempts - self._is_ending)
             raise _InterruptedError
         if code:
             raise LearningError(self._last_line(run, "training"))
         return self._runs.save(run, state="deciding")
 
     def _decide(self, run: Run) -> Run:
-        """Store the challenger as a version, have the gate decide, and promote the challenger if it is better."""
+        """Store the challenger as a version, have a fresh process try it, have the gate decide, promote the challenger if it is better, and
+        write the report. A challenger that was stored before a restart is not stored again.
+        """
         folder = self._runs.folder(run.id)
         found, pairs = read_evaluation(folder)
         if not run.challenger:
@@ -274,7 +288,7 @@ class Conductor:
             champion_version=self._serving(),
             plan=settings.training.plan,
             asking=settings.training.asking if settings.train_config or champion is None else None,
-            threads=_threads(),
+            threads=training_threads(),
             precision=settings.precision,
         )
 
@@ -293,7 +307,8 @@ class Conductor:
     def _run_process(self, name: str, run: Run, arguments: list[str], seconds: float = float("inf")) -> int:
         """Run a process and return its exit code; it is stopped if the run is cancelled, the server ends or ``seconds`` are over.
 
-        ``name`` is "training" or "smoke". Raises _CancelledError, _InterruptedError, or LearningError if it takes too long.
+        ``name`` is "training" or "smoke". Raises _CancelledError, _InterruptedError, LearningError if it takes too long, or SettingsError
+        if it cannot be started.
         """
         child = Child(name, [*self._command, *arguments], {**os.environ, **PATIENT}, self._runs.folder(run.id).log_of(name))
         try:
@@ -314,8 +329,12 @@ class Conductor:
 
     def _check_ending(self, error: Exception) -> None:
         """Raise _InterruptedError if the server is ending: then ``error`` may only mean that the engine refuses work."""
-        if self._interrupted.is_set() or self._engine.state == "draining":
+        if self._is_ending:
             raise _InterruptedError from error
+
+    @property
+    def _is_ending(self) -> bool:
+        return self._interrupted.is_set() or self._engine.state == "draining"
 
     def _check_halted(self, run: Run) -> None:
         if self._cancelled == run.id:
@@ -327,7 +346,9 @@ class Conductor:
     def _room(self) -> Iterator[None]:
         """In the train mode ``pause``, move the serving models off their device for the block, and tell requests to come again later.
 
-        In other modes nothing is done. Raises DeadlineError or NotReadyError.
+        In other modes nothing is done. Raises DeadlineError if the requests in flight or a move of the models take longer than
+        PAUSE_SECONDS, NotReadyError if the models could not be loaded or the engine has ended, and _InterruptedError if the models cannot
+        be moved back because the server ends.
         """
         if self._settings.train_mode != "pause":
             yield
@@ -375,12 +396,3 @@ def _stop(child: Child) -> None:
         with contextlib.suppress(subprocess.TimeoutExpired):
             child.process.wait(STOP_SECONDS)
     child.stop()
-
-
-def _threads() -> int:
-    """Return the number of threads for training: OMP_NUM_THREADS, or without it half of the cores, so that serving keeps the others.
-
-    On two cores the demo model's steps take as long with two threads as with one, for twice the processor time.
-    """
-    allowed = os.environ.get("OMP_NUM_THREADS", "")
-    return int(allowed) if allowed.isdecimal() and int(allowed) else max(1, (os.cpu_count() or 1) // 2)

@@ -1,4 +1,7 @@
-"""Offers of an edge for a label whose reviewers draw its outline elsewhere than the masks do. It applies once a user accepts it."""
+"""Offers of an edge for a label whose reviewers draw its outline elsewhere than the masks do. It applies once a user accepts it.
+
+An edge (:class:`sam4mllm.edges.Edge`) says how far a mask's outline is moved, and whether holes are filled.
+"""
 
 from __future__ import annotations
 
@@ -18,13 +21,15 @@ from backend.serving.edges import Edges
 from sam4mllm.edges import AS_DRAWN, MAX_OFFSET_PX, Edge, EdgeFit, draw_edge, fit_edge, try_edges
 
 LEAST_PICTURES = 8
-"""Fewest edited pictures of a label for an offer. The smallest p of 8 is 2⁻⁸; with ten, all trials found an offset of three pixels."""
+"""Fewest edited pictures of a label for an offer. The smallest p that the sign-flip test of 8 can give is 2⁻⁸. In our trials, ten pictures
+always sufficed to find a constant offset of three pixels.
+"""
 MOST_PICTURES = BOOTSTRAP_PAIRS - 1
 """Most pictures that an edge is fitted on, the last ones: for so many the exact sign-flip test is quick."""
 MARGIN = MAX_OFFSET_PX + 2
 SHOWN = 3
 SIDE = 220
-"""Pixels of a picture on the page, at most."""
+"""Most pixels of the longer side of an offer's example picture on the page."""
 
 Mask = NDArray[np.bool_]
 
@@ -57,8 +62,8 @@ class EdgeOffer:
 def groups(reviews: Iterable[Review], edges: Edges) -> dict[tuple[int, str], list[Review]]:
     """Return the edited reviews by project and label, the last one of each picture, in order; labels with too few are left out.
 
-    Only masks that were served under the reviewer's label by the mask decoder that serves now are compared: others were drawn with other
-    edges.
+    A label with fewer than LEAST_PICTURES has too few. Only masks that were served under the reviewer's label by the mask decoder that
+    serves now are compared: others were drawn with other edges. Masks that share no pixel with what was served (IoU 0) are left out, too.
     """
     found: defaultdict[tuple[int, str], dict[str, Review]] = defaultdict(dict)
     for review in sorted(reviews, key=in_order):

@@ -70,7 +70,8 @@ def read_label_studio(source: Path, phrase_field: str, prompt_control: str = PRO
         prompt_control: the name of the TextArea with what was typed; any other holds remarks.
 
     Raises:
-        DatasetError: the export is missing or is no export, or a labelling config is needed beside it.
+        DatasetError: the export is missing or is no export, a labelling config is needed beside it or cannot be read, or it is JSON_MIN of
+            tasks with several pages.
         ConfigError: the labelling config beside it cannot be used.
     """
     path = export_file(source)
@@ -100,7 +101,7 @@ def _reason(one: ExportedAnnotation, refused: Mapping[int, str]) -> str:
 
 
 class _Pictures:
-    """The files of an export's pictures, each found and hashed once."""
+    """The files of an export's pictures. The SHA-256 of each is remembered, so that none is read twice for it."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -308,7 +309,10 @@ def _without_prompts(one: ExportedAnnotation, boxes: bool) -> ExportedAnnotation
 
 
 def find_picture_key(annotations: Sequence[ExportedAnnotation], path: Path) -> str:
-    """The key of the tasks' data that holds the picture. Raises DatasetError if that is not plain."""
+    """Return the key of the tasks' data that holds the picture: ``image`` if that holds one anywhere, else the only key that does.
+
+    Raises DatasetError if several Image tags have regions, or if there is no such key.
+    """
     images = {str(region["to_name"]) for one in annotations for region in one.drawings if "to_name" in region}
     keys = dict.fromkeys(key for one in annotations for key, value in one.data.items() if _is_picture(value))
     if len(images) > 1 or (len(keys) != 1 and "image" not in keys):

@@ -41,7 +41,7 @@ LABEL_PAIRS = 20
 LABEL_LOSS = 0.03
 """Mean IoU that a label may lose. At a spread of 0.10, chance alone makes the mean of 20 pairs fall as far about once in eleven times."""
 GOLDEN_LOSS = 0.01
-"""gIoU that the golden set may lose: six of its 600 phrases."""
+"""gIoU that the golden set may lose: six of the 600 phrases of the golden set that is drawn from demo scenes."""
 
 TIED_IOU = 0.9
 """IoU of a challenger's mask with an accepted mask from which the sample is a tie."""

@@ -49,12 +49,15 @@ class Participants:
         return bool(out) and not out.isdisjoint(names_of(review))
 
     def leave_out(self, name: str) -> None:
-        """Learn nothing more from a project or a reviewer. Raises LearningError."""
+        """Learn nothing more from a project or a reviewer, until :meth:`take_in`.
+
+        Raises LearningError if ``name`` is neither ``project:N`` nor ``reviewer:N``, or if the file cannot be written.
+        """
         with self._lock:
             self._write(self._chosen | {_checked(name)})
 
     def take_in(self, name: str) -> None:
-        """Learn from a project or a reviewer again. Raises LearningError, also if the settings leave it out."""
+        """Learn from a project or a reviewer again. Raises LearningError as :meth:`leave_out`, also if the settings leave it out."""
         if name in self._fixed:
             raise LearningError(f"{name} is left out by SAM4MLLM_LEAVE_OUT; change it there")
         with self._lock:
@@ -90,7 +93,7 @@ class Participants:
 
 
 def names_of(review: Review) -> tuple[str, ...]:
-    """The project and, where it is known, the reviewer."""
+    """Return the names of a review's project and, where it is known, its reviewer, such as ``project:3`` and ``reviewer:7``."""
     project = f"project:{review.project}"
     return (project,) if review.reviewer is None else (project, f"reviewer:{review.reviewer}")
 

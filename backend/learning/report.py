@@ -57,8 +57,9 @@ class RunReport:
     """A run that has ended.
 
     ``run`` is its name, ``state`` how it ended, ``started`` the time at which it was asked for, as text, ``seconds`` the time from then to
-    its end, ``config`` its training job, ``curve`` the (step, loss) in order, ``decision`` the gate's, None if it made none, ``challenger``
-    and ``champion`` are versions, ``counts`` the examples by split and the refused ones.
+    its end, ``config`` its training job, ``curve`` the (step, loss) in order, ``validation`` the (step, validation loss), empty if it was
+    not measured, ``decision`` the gate's, None if it made none, ``challenger`` and ``champion`` are versions, ``counts`` the examples by
+    split and the refused ones.
     """
 
     run: str
@@ -78,7 +79,8 @@ class RunReport:
 @dataclass(frozen=True)
 class Plot:
     """The losses of a run in the coordinates of an SVG: ``line`` and ``smooth`` are the ``points`` of the training loss, ``validation``
-    those of the validation loss, empty if it was not measured. Ticks are (position, text).
+    those of the validation loss, empty if it was not measured. ``across`` and ``upward`` are the ticks of the axes, as (position, text).
+    ``first`` and ``last`` are the smoothed training losses at the curve's ends.
     """
 
     line: str
@@ -204,7 +206,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
 
 
 def draw_curve(curve: Sequence[tuple[int, float]], validation: Sequence[tuple[int, float]] = ()) -> Plot | None:
-    """The losses over the steps, from 0 up; None of fewer than two points of ``curve``. Losses that are not finite are left out."""
+    """Draw the losses over the steps; the axis of the losses begins at 0, or at the lowest loss if that is negative.
+
+    Losses that are not finite are left out, and so are validation losses at steps outside of the drawn curve. None if fewer than two points
+    of ``curve`` remain, or all are of one step.
+    """
     points = _thinned([(float(step), loss) for step, loss in curve if math.isfinite(loss)])
     if len(points) < 2 or points[0][0] == points[-1][0]:
         return None

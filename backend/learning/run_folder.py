@@ -119,7 +119,7 @@ class RunFolder:
         return self.path / "report.html"
 
     def picture(self, index: int, side: Side) -> Path:
-        """The overlay of the held-out phrase with this index."""
+        """The PNG file with the answer of one version (``side``) to the held-out phrase that has this index among the run's pairs."""
         return self.pictures / f"{index}-{side}.png"
 
     def log_of(self, process: str) -> Path:
@@ -129,7 +129,7 @@ class RunFolder:
     # -- how far the run is ----------------------------------------------------------------------------------------------------------------
 
     def write_progress(self, stage: str, done: int, of: int) -> None:
-        """Say how far the run is. Raises OSError."""
+        """Replace ``progress.json``: ``done`` of the ``of`` steps or phrases of this ``stage`` are finished. Raises OSError."""
         partial = self.progress.with_name(self.progress.name + ".partial")
         partial.write_text(json.dumps({"stage": stage, "done": done, "of": of}))
         os.replace(partial, self.progress)

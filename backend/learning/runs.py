@@ -92,7 +92,9 @@ class Runs:
         return changed
 
     def load(self, run: str) -> Run | None:
-        """Return a run, or None if there is none of this name. If its record cannot be read, a run that has failed stands for it."""
+        """Return a run, or None if there is none of this name. If its record cannot be read, a run that has failed stands for it, and the
+        problem is logged once.
+        """
         if not RUN.fullmatch(run):
             return None
         if run in self._ended:

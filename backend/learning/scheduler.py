@@ -1,6 +1,6 @@
 """When to train: after Label Studio's button "Start Training", on request, and after a number of new corrections. One run at a time.
 
-An event wakes the scheduler's thread and does not wait for it. Two requests before a run has begun lead to one run.
+Start Training and a request wake the scheduler's thread and do not wait for it. Two requests before a run has begun lead to one run.
 """
 
 from __future__ import annotations
@@ -43,13 +43,17 @@ TICK_SECONDS = 2.0
 AHEAD_SECONDS = 60.0
 """Seconds. If the log's last stamp is further ahead of the clock than this, the clock was wrong when it was written."""
 EARLIEST = 1.0
-"""A position before all others."""
+"""A position in the log of corrections before all others but 0, which stands for none."""
 LOOK_SECONDS = 20.0
 """The fewest seconds between two looks at the reviews, unless it was changed who is left out."""
 GROWTH = 1.2
-"""Factor by which the corrections of a label have to grow before its edge is fitted again."""
+"""Factor by which the number of a label's edited pictures has to grow before its edge is fitted again, unless another edge was adopted or
+another mask decoder serves.
+"""
 LATEST = 5_000
-"""Reviews by which agreement is judged and shown, the last ones: a look must not take longer with each that comes."""
+"""The most reviews, those that came last, for the rollback, the figures shown and the edges: a look must not take longer with each that
+comes. The score and ``corrected`` take all reviews.
+"""
 
 
 class Learner:
@@ -81,7 +85,7 @@ class Learner:
         self._scorer = scorer
         self.edges = edges
         self.offers: tuple[EdgeOffer, ...] = ()
-        """The offers of the last look at the reviews. Those for other mask decoders are kept until theirs serves again."""
+        """The offers of edges that are open, for all mask decoders. A look at the reviews drops only offers for the decoder that serves."""
         self._edges_seen: dict[tuple[str, int, str], tuple[Edge, int]] = {}
         self._adopting = threading.Lock()
         self._edges_due: dict[tuple[int, str], list[Review]] = {}
@@ -110,9 +114,9 @@ class Learner:
         self._reconciled = 0.0
         self._next_look, self._looked, self._must_look = 0.0, 0.0, False
         self.corrected = 0
-        """Pictures with a correction, as of the last look at the reviews."""
+        """How many pictures have a review, also one that accepts what was served, as of the last look at the reviews."""
         self.judged: tuple[ReviewedAnswer, ...] = ()
-        """What reviewers made of what was served, for the LATEST reviews, as of the last look at the reviews."""
+        """What reviewers made of served answers, by those of the LATEST reviews for which something was served, as of the last look."""
         self.worth = NOTHING
         """What pre-annotations are worth by the LATEST reviews, as of the last look at the reviews."""
         self.reconciliation = ""
@@ -139,7 +143,7 @@ class Learner:
         """Record a new run, which starts when all earlier ones are over, and return it. If a run still waits, or one that has begun has all
         corrections that there are, return that run instead.
 
-        ``reason`` is recorded. Raises LearningError if the disk refuses the record, or LogError.
+        ``reason`` is recorded. Raises LearningError if the disk refuses the record, and LogError if the log cannot be read.
         """
         with self._changed:
             try:
@@ -150,7 +154,11 @@ class Learner:
             return run
 
     def _look_at_reviews(self) -> None:
-        """If there are new reviews, read them all: update the figures, refit the score, and roll the version back if agreement fell."""
+        """If there are new corrections, or if who is left out was changed, take all reviews: update the figures, refit the score, roll the
+        version back if agreement fell, and note the labels whose edges are due.
+
+        Nothing is done while the models are not loaded, or, unless who is left out was changed, within LOOK_SECONDS of the last look.
+        """
         leases, position = self._engine.model, self._log.position()
         if leases is None or not (self._must_look or (time.monotonic() >= self._next_look and self._log.count_new(self._looked))):
             return
@@ -171,12 +179,18 @@ class Learner:
         self._looked = position
 
     def leave_out(self, name: str) -> None:
-        """Learn nothing more from a project or a reviewer. Raises LearningError."""
+        """Learn nothing more from a project or a reviewer, whose ``name`` has the form of PARTICIPANT in :mod:`backend.settings`.
+
+        Raises LearningError for another name, or if the choice cannot be written.
+        """
         self.participants.leave_out(name)
         self._look_again()
 
     def take_in(self, name: str) -> None:
-        """Use the reviews of a project or a reviewer again. Raises LearningError."""
+        """Use the reviews of a project or a reviewer again; ``name`` as for ``leave_out``.
+
+        Raises LearningError as ``leave_out`` does, and if the settings leave it out.
+        """
         self.participants.take_in(name)
         self._look_again()
 
@@ -193,7 +207,7 @@ class Learner:
         """Draw a label's masks with ``edge`` from now on; AS_DRAWN takes the adopted edge back. The label's offer is dropped.
 
         The edge holds for the mask decoder whose adapter has the hash ``decoder``, None for the one that serves. Raises LearningError if it
-        cannot be stored, or NotReadyError, after which the former edge holds again.
+        cannot be stored, and NotReadyError while the models are not loaded; the former edge then holds again.
         """
         with self._adopting:
             decoder = self.edges.decoder if decoder is None else decoder
@@ -207,14 +221,19 @@ class Learner:
         self.offers = tuple(one for one in self.offers if (one.project, one.label, one.decoder) != (project, label, decoder))
 
     def _look_at_edges(self, reviews: Iterable[Review]) -> None:
-        """Note the labels that have enough more corrections than when their edge was fitted last."""
+        """Note the labels whose edge is to be fitted: for the first time, or anew as GROWTH says. Labels that now have too few edited
+        pictures lose their offer for the decoder that serves.
+        """
         found = groups(reviews, self.edges)
         decoder = self.edges.decoder
         self.offers = tuple(one for one in self.offers if one.decoder != decoder or (one.project, one.label) in found)
         self._edges_due = {key: some for key, some in found.items() if self._is_fresh(key, self.edges.of(*key), len(some))}
 
     def _fit_next_edge(self) -> None:
-        """Fit the edge of one label that is due, and keep the offer. One at a time, because pictures of many megapixels take seconds."""
+        """Fit the edge of one label that is due. The offer, or that there is none, replaces the label's former offer.
+
+        One label at a time, because pictures of many megapixels take seconds.
+        """
         if not self._edges_due:
             return
         key = next(iter(self._edges_due))
@@ -232,10 +251,11 @@ class Learner:
         return edge != known or count >= GROWTH * before
 
     def serves_since(self) -> float:
-        """Return the log's position at the promotion of the serving version; 0 if the registry does not name a version that serves.
+        """Return the log's position at the promotion of the champion; 0 if the base model serves, or if the registry's history does not say
+        since when the champion serves.
 
-        The position is recorded in the log when the promotion is first seen. It is then found by the promotion's time of day, unless the
-        log's stamps are ahead of the clock and so cannot be compared with it: then it is the present position.
+        When the promotion is first seen, its position is worked out from the promotion's date and time, and recorded in the log. If the
+        log's stamps are ahead of the clock, they cannot be compared with that time, and the present position is recorded.
         """
         tenure = self._versions.registry.tenure()
         if tenure is None:
@@ -339,13 +359,14 @@ class Learner:
     def _heeded_before(self) -> int:
         """Return the event number of the last press that an older release acted on; 0 if there is none.
 
-        It is the last press before that release's newest run was asked for or ended.
+        It is the last press before the end of the newest run that such a release recorded or, if that run has no end, before it was asked
+        for.
         """
         newest = next((run for run in self.runs.all() if run.position is None), None)
         return 0 if newest is None else self._log.last_until(START_TRAINING, max(newest.created, newest.ended or 0.0))
 
     def count_new(self) -> int:
-        """Corrections since the last run was asked for."""
+        """How many annotations, neither deleted nor skipped, came or changed since the last run was asked for; all if there was no run."""
         return self._log.count_new(max(map(self._position_of, self.runs.all()), default=0.0))
 
     def _count(self) -> None:

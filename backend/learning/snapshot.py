@@ -60,8 +60,9 @@ def write_snapshot(
 ) -> Snapshot:
     """Write the reviews as a dataset, and lower the holdout's threshold as far as their pictures require.
 
-    ``check`` is called before each review, and an error that it raises ends the writing: the dataset is written whole or not at all. A
-    review whose image cannot be had, or that the dataset's format does not allow, is refused and the others are written.
+    ``check`` is called before each review. An error that it raises ends the writing and is raised here: the dataset is written whole or
+    not at all. A review is refused, and the others are written, if its image cannot be had, its masks have another size than the image, or
+    the dataset's format does not allow it.
 
     Raises DatasetError if the folder cannot be written or holds a dataset already, LearningError if the threshold cannot be read, and
     OSError if the threshold cannot be written.

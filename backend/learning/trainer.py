@@ -55,7 +55,7 @@ from sam4mllm.training.session import Extras, Session
 log = logging.getLogger(__name__)
 
 PICTURES = 10
-SCENES = {"golden": (200, 3, "test"), "replay": (600, 5, "train")}
+SCENES = {"golden": (200, 2, "test"), "replay": (600, 5, "train")}
 """Of the golden set and the replay: the number of scenes, the phrases of each scene, and the split."""
 SEEDS = {"golden": 880_001, "replay": 880_002}
 """Seeds of both sets. Neither the demo model's training nor its published figures used them; sets of other scenes need other seeds."""
@@ -63,7 +63,11 @@ TELL_SECONDS = 1.0
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Exit code: 0 done, STOPPED, 1 with one line on standard error."""
+    """Return the exit code: 0 if all was done, STOPPED if the run was told to stop or its server is gone, else 1.
+
+    With 1, one line on standard error says why, unless the smoke test's answer has a score that is not finite. Errors other than
+    Sam4mllmError, OSError, FloatingPointError and a lack of memory are raised.
+    """
     keep_freed_memory()
     handler = logging.StreamHandler()
     handler.setFormatter(TextFormatter())  # no logged text may look like the line "error: …" that says why the process failed
@@ -147,7 +151,9 @@ def draw_scenes(home: Path) -> dict[str, Path]:
 
 
 class Teller:
-    """Writes how far the run is, once a second, and its curve."""
+    """Adds every step that it is told of to the run's curve, and writes how far the run is, at most once in TELL_SECONDS and at the last
+    step.
+    """
 
     def __init__(self, run: RunFolder) -> None:
         self._run = run
@@ -220,9 +226,10 @@ def _name(example: Example) -> tuple[str, str, str]:
 
 
 def _pairs(holdout: Sequence[Example], scores: Mapping[tuple[str, str, str], list[list[float]]]) -> list[dict[str, Any]]:
-    """Return each held-out example that was answered, with both versions' mean over its views, by images.
+    """Return each held-out example that was answered, with both versions' mean scores over its views, in order of the images.
 
-    For a mask that a reviewer accepted, only the unchanged picture counts, and no other view: the gate's rule for ties is made for it.
+    For a mask that a reviewer accepted, only the unchanged picture counts, and no other view: the gate's rule for ties
+    (:mod:`backend.learning.gate`) is about the picture that the reviewer saw.
     """
     label_of, pairs = labeller(holdout), list[dict[str, Any]]()
     for example in sorted(holdout, key=lambda example: example.image):
@@ -266,7 +273,9 @@ def _known_score(path: Path) -> float | None:
 def _picture_changes(
     run: RunFolder, job: TrainingJob, champion: Pipeline, challenger: Pipeline, holdout: Sequence[Example], pairs: Sequence[dict[str, Any]]
 ) -> list[int]:
-    """Draw overlays, before and after, of the PICTURES pairs that changed most, and return the indices of these pairs."""
+    """Save overlays, before and after, of the pairs that :func:`choose_changes` picks, at most PICTURES, and return their indices in
+    ``pairs``.
+    """
     chosen = choose_changes([pair["champion"] for pair in pairs], [pair["challenger"] for pair in pairs], PICTURES)
     wanted: defaultdict[tuple[str, str], list[int]] = defaultdict(list)  # several where tasks share a picture and a phrase
     for index in chosen:

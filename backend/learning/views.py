@@ -24,8 +24,11 @@ would have an advantage.
 
 
 def views(image: NDArray[np.uint8], examples: Sequence[Example], count: int) -> Iterator[tuple[NDArray[np.uint8], Sequence[Example]]]:
-    """Yield the picture (H, W, 3) with its examples, and ``count - 1`` changed ones: of a picture always the same ones, and of each picture
-    others, because the test of many pictures takes their differences for independent.
+    """Yield the picture (H, W, 3) with its examples, and then ``count - 1`` views, each with the examples moved accordingly.
+
+    A view is the picture itself where a change would make it too small or an object vanish. The changes follow from the file's hash: they
+    are the same at each call, and differ from picture to picture, because the test of many pictures takes their differences for
+    independent. ``examples`` must not be empty.
     """
     yield image, examples
     shown = TrainingImage(image, tuple(examples))

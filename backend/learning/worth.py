@@ -16,7 +16,7 @@ SHOWN_VERSIONS = 10
 
 @dataclass(frozen=True)
 class TaskGroup:
-    """A group of submitted tasks; ``tasks`` is how many there are.
+    """A group of submitted annotations; ``tasks`` is how many there are, so that a task that was annotated twice counts twice.
 
     ``seconds``: the median of Label Studio's ``lead_time``, None if it is known of none. ``agreement``: the mean IoU of what was served,
     even if the reviewer did not see it, and what the reviewer made of it. ``unchanged``: the share of phrases whose answer the reviewer
@@ -44,7 +44,7 @@ class Worth:
 
     @property
     def saved(self) -> float | None:
-        """Seconds that a pre-annotation saves in a task, by the medians."""
+        """Seconds that a pre-annotation saves in a task, by the medians; below 0 if it costs time, None if a median is not known."""
         if self.assisted.seconds is None or self.unassisted.seconds is None:
             return None
         return self.unassisted.seconds - self.assisted.seconds

@@ -130,10 +130,10 @@ class _Finding:
 
 
 class Answerer:
-    """Answers questions by a pipeline, and keeps the images it took in. For one thread at a time, but for ``write``."""
+    """Answers questions by a pipeline, and caches the images it took in. For one thread at a time, but for ``write``."""
 
     def __init__(self, settings: Settings, metrics: Metrics, edges: Edges, between: Callable[[], None] = go_on) -> None:
-        """``between`` is called between any two uses of a model."""
+        """``between`` is called before an image is opened, and where ``Pipeline.open`` and ``Pipeline.segment`` call theirs."""
         self._settings = settings
         self._between = between
         self._edges = edges
@@ -144,7 +144,7 @@ class Answerer:
         self._ahead_until = 0.0
 
     def look(self, pipeline: Pipeline, image: LoadedImage, question: Question) -> Findings:
-        """What the models find for a question. Raises TaskError and what the pipeline raises."""
+        """What the models find for a question. Raises TaskError as ``find`` does, and what the pipeline raises."""
         height, width = image.pixels.shape[:2]
         seen = of_size(question.seen, height, width)
         clicks = with_shown(question.pointed.clicks(width, height), seen, question.selected) if question.pointed else None
@@ -156,8 +156,9 @@ class Answerer:
     ) -> tuple[bytes, list[ServedAnswer]]:
         """Return a prediction's JSON text, and what was drawn for it. No model is used, and any thread may call this.
 
-        ``key`` is the question's, and ``fetched`` are the seconds that fetching the image took. Raises TaskError if nothing was drawn for a
-        batch and an answer has a note, for example that it could not be read.
+        ``key`` is the question's, and ``fetched`` are the seconds that fetching the image took. The metrics count the answer.
+        Raises TaskError, before anything is counted, if the question is not interactive, no region was made, and an answer has a note, for
+        example that it could not be read.
         """
         pipeline, found, clicks, seen = findings.pipeline, findings.found, findings.clicks, findings.seen
         drawing = time.perf_counter()
@@ -252,8 +253,8 @@ class Answerer:
     def find_ahead(self, pipeline: Pipeline, asked: Sequence[tuple[LoadedImage, list[str], Parameters]]) -> bool:
         """Answer together what ``find`` will be asked next: phrases in several images, whose questions share forward passes of the MLLM.
 
-        The results wait for ``find`` until the next call of this method, at most AHEAD_SECONDS. What fails here is left to ``find``, which
-        raises the error. Return False if memory did not suffice, else True.
+        The results wait for ``find`` until the next call of this method or of ``forget_images``, at most AHEAD_SECONDS. What fails here is
+        left to ``find``, which raises the error. If memory does not suffice, close all cached images and return False, else return True.
         """
         self._ahead = {}
         try:
@@ -299,7 +300,7 @@ class Answerer:
         return found, seconds | _stages(found)
 
     def forget_images(self) -> None:
-        """Give back the memory of all opened images."""
+        """Close all cached images, drop the results of ``find_ahead``, and give the memory back."""
         self._ahead = {}
         self.opened.clear()
         gc.collect()

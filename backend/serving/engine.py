@@ -75,7 +75,10 @@ class Engine(Generic[M]):
 
     @contextmanager
     def place(self, interactive: bool) -> Iterator[None]:
-        """Hold a place for one request. Raises QueueFullError if none is free, NotReadyError while the engine pauses or drains."""
+        """Hold a place for one request. Raises QueueFullError if none is free, NotReadyError while the engine pauses or drains.
+
+        While the model loads, and after that has failed, places are given all the same; :meth:`run` then waits or raises.
+        """
         with self._changed:
             if self.state == "draining":
                 raise NotReadyError("the server is shutting down; ask again in a minute")
@@ -94,8 +97,8 @@ class Engine(Generic[M]):
     def run(self, work: Callable[[M], R], interactive: bool, deadline: float) -> R:
         """Return what ``work`` returns when it is called with the model on the engine's thread; its errors are raised here.
 
-        Raises DeadlineError if the deadline passes first (work that has begun goes on, and its result is dropped), NotReadyError if the
-        model could not be loaded or the engine has ended.
+        While the model loads, this waits. Raises DeadlineError if the deadline passes first (work that has begun goes on, and its result is
+        dropped), and NotReadyError if the model could not be loaded or the engine has ended.
         """
         context = copy_context()  # so that log lines of the engine's thread have the request's id
         job = _Job(ANNOTATOR if interactive else BATCH, next(self._sequence), deadline, lambda model: context.run(work, model), Future())
@@ -216,7 +219,7 @@ class Engine(Generic[M]):
             self._jobs.clear()
 
     def _next(self) -> _Job | None:
-        """The first job in order, or None when the engine has drained and every request has left."""
+        """Wait for a job, and return the first one in order; None once the engine drains, every request has left and no job is queued."""
         with self._changed:
             while not self._jobs:
                 if self.state == "draining" and sum(self._free.values()) == self._all_places:

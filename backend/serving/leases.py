@@ -145,7 +145,7 @@ class Lease:
             return self._pipeline
 
     def version(self) -> str:
-        """The version of the request's answers; ``none`` while there is no model."""
+        """The version of the request's answers; the text ``none`` while the models are not loaded, or if they could not be."""
         if self._pipeline is None and self._engine.model is None:
             return "none"
         return self.pipeline().version
@@ -161,7 +161,7 @@ class Lease:
 
 
 def remembering(pipeline: Pipeline) -> Pipeline:
-    """Return the pipeline with a grounder that remembers its answers about each scene (:class:`RememberingGrounder`)."""
+    """Return the pipeline with a grounder that remembers its last answers about each scene (:class:`RememberingGrounder`)."""
     return pipeline.through(RememberingGrounder(pipeline.grounder))
 
 

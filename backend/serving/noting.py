@@ -24,7 +24,7 @@ def noting(what: str) -> Iterator[None]:
 
 
 def recalled(read: Callable[[], str]) -> str:
-    """Return what ``read`` returns, the phrase that was typed before; an empty text, and an error in the server's log, if it fails."""
+    """Return what ``read`` returns, the phrase that was typed before. If it raises LogError, log that and return an empty text."""
     try:
         return read()
     except LogError as error:

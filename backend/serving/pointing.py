@@ -18,7 +18,7 @@ from sam4mllm.run_lengths import Rle, from_rle
 from sam4mllm.values import Grounding, Instance
 
 MAX_SHOWN = 64
-"""The most instances that a click is compared with. While it is answered, each is in memory as a mask of the image's size."""
+"""The most instances of a phrase that a click is compared with. While it is answered, each is in memory as a mask of the image's size."""
 NOTHING_FOUND = Grounding("", np.zeros((0, 4), np.float32), np.zeros(0), 0.0)
 
 
@@ -67,6 +67,7 @@ def with_shown(clicks: Clicks, seen: Sequence[OnScreen], selected: frozenset[str
     """Return the clicks with the shown instances that they may be about.
 
     ``selected`` are the ids of regions that the annotator selected: if one is of a shown instance, all clicks are about that instance.
+    Otherwise the place of each click decides.
     """
     chosen = next((index for index, one in enumerate(seen) if selected & {*one.regions}), None)
     return Clicks(clicks.points_px, clicks.labels, clicks.boxes_px, tuple(one.shown() for one in seen), chosen)

@@ -43,11 +43,11 @@ from sam4mllm.images import image_sha256
 log = logging.getLogger(__name__)
 
 WORKERS = 4
-"""Tasks of batches that are fetched or worked on at once; the models still take one at a time."""
+"""Threads for the tasks of batches. A request's first task is answered on the request's own thread; the models take one task at a time."""
 DECODED_AT_ONCE = 4
 """Decoded images that may wait for the models, of annotators and of batches each: at the largest size 150 MB apiece."""
 ANSWER_SECONDS = 600.0
-"""Seconds for which an answer is cached: Label Studio's page asks for some twice. An image may change at its address, hence no longer."""
+"""The most seconds for which an answer is cached: Label Studio's page asks for some twice, and an image may change at its address."""
 
 read_config = lru_cache(maxsize=64)(read_label_config)
 
@@ -145,7 +145,9 @@ class Predictor:
         """Return one JSON text for each task, in order: a prediction, or ``[]`` for a task that failed, ran out of time or was withheld.
 
         The task of an interactive request gets a prediction even if it failed: an empty one, which says what went wrong if the config has a
-        control for answers. Raises QueueFullError or NotReadyError, and then no task is answered.
+        control for answers. The config is noted in the log, and a batch's tasks that ran out of time go to the backlog. While the models
+        load, tasks wait until the deadline; if the models could not be loaded, each task fails. Raises QueueFullError if no place is free,
+        and NotReadyError while the engine pauses or drains; then no task is answered.
         """
         deadline = time.monotonic() + self._settings.deadline
         with self.engine.place(request.interactive), Lease(self.engine, request.interactive, deadline) as lease:
@@ -255,9 +257,8 @@ class Predictor:
         return [one for one in found if one.pointed]
 
     def _question(self, task: Task, project: _Project, context: Sequence[Region], interactive: bool) -> Question:
-        """Return what is asked of a task, not yet split by page, and note in the log what was typed.
-
-        The question has neither phrases nor clicks if nothing is asked.
+        """Return what is asked of a task, not yet split by page, and note in the log what was typed. If nothing is asked, the question has
+        neither phrases nor clicks.
         """
         config = project.config
         typed, pointing = typed_phrases(context, config), pointed(context, config)
@@ -292,9 +293,8 @@ class Predictor:
         return Question(task, config, tuple(about), pointing, True, project.parameters, seen=shown, selected=selected)
 
     def _on_screen(self, task: Task, phrases: Sequence[Wanted], project: int | None) -> dict[str, tuple[OnScreen, ...]]:
-        """Return the instances that an annotator may see, by phrase.
-
-        There are none if the task or the project has no id, or if the log cannot be read: a click is then answered without them.
+        """Return the instances that an annotator may see, by phrase. There are none if the task or the project has no id, or if the log
+        cannot be read: a click is then answered without them.
         """
         if task.id is None or project is None:
             return {}

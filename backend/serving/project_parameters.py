@@ -61,8 +61,9 @@ class ProjectParameters:
     def note(self, project: int | None, given: object, config: LabelConfig, pipeline: Pipeline | None) -> None:
         """Take the parameters that Label Studio sent for a project with this config (``given``, not checked yet).
 
-        ``pipeline`` is the one that serves, None while it loads. If the parameters cannot be used, the log says so once, ``problems``
-        lists them, and the former ones stay, without their strategy if ``pipeline`` cannot do it. Nothing is done if ``project`` is None.
+        They are kept over restarts; if they cannot be written, they hold until the server ends. ``pipeline`` is the one that serves, None
+        while it loads. If the parameters cannot be used, the server's log says so once, ``problems`` says why, and the former ones stay,
+        without their strategy if ``pipeline`` cannot do it. Nothing is done if ``project`` is None.
         """
         if project is None:
             return

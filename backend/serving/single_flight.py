@@ -1,4 +1,4 @@
-"""Single flight: of equal questions asked at once, one is worked on and all get its answer; later ones get it from memory."""
+"""Single flight: of equal questions asked at once, one is worked on and all get its answer; later ones get it while it is cached."""
 
 from __future__ import annotations
 

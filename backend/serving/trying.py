@@ -1,4 +1,6 @@
-"""Trying phrases on a picture: the models that serve answer, and nothing of it is kept."""
+"""Trying phrases on a picture: the models that serve answer, and nothing is written to disk. The opened picture and the MLLM's answers stay
+in the caches in memory.
+"""
 
 from __future__ import annotations
 
@@ -47,7 +49,10 @@ def try_out(
     The caller must hold a place in the engine (:meth:`Engine.place`). ``deadline`` is a time of ``time.monotonic()``.
 
     Raises:
-        Sam4mllmError: a phrase or the strategy cannot be used, there is no model, or the time is over.
+        DeadlineError: the deadline passed, also while the models were loading.
+        NotReadyError: the models could not be loaded, or the engine has ended.
+        TaskError: memory does not suffice.
+        Sam4mllmError: the picture, a phrase or the strategy cannot be used, or a model failed.
     """
     with Lease(engine, interactive, deadline) as lease:
         pipeline = lease.pipeline()

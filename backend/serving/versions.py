@@ -125,7 +125,10 @@ class Versions:
         return self.registry.add(files, papers, slug=current.slug, identity=loader.identity_for(papers), parent=_name(current))
 
     def name_edges(self, edges: Callable[[str], str]) -> None:
-        """From now on the edges of the decoder that serves are part of the version. Raises NotReadyError."""
+        """Make the adopted edges part of the version from now on, as :meth:`Leases.name_edges` does, and call ``noted``.
+
+        Raises NotReadyError while the models are not loaded, or if they could not be.
+        """
         with self._lock:
             leases = self._engine.model
             if leases is None:
@@ -136,7 +139,8 @@ class Versions:
     def promote(self, version: str) -> Manifest:
         """Verify a version, load it, make it champion and let it serve, in this order: one that cannot be loaded never becomes champion.
 
-        Raises RegistryError, ModelError, NotReadyError or DeadlineError.
+        Raises RegistryError if the version cannot be verified or the registry written, ModelError if the adapter cannot be loaded or gives
+        no answer, NotReadyError while the models are not loaded or after the engine has ended, and DeadlineError after SWAP_SECONDS.
         """
         with self._lock:
             leases = self._engine.model
@@ -201,7 +205,11 @@ class Versions:
 
 
 def load_leases(settings: Settings) -> Leases:
-    """Load the models that the settings name, and let them answer once as a warm-up. The log tells the plan that fits the GPU."""
+    """Load the models that the settings name, and let them answer once as a warm-up.
+
+    The log tells the plan that fits the GPU, unless a vLLM engine has the MLLM. Raises ModelError if the models cannot be loaded, and what
+    :func:`warm_up` raises.
+    """
     if not settings.engine and (plan := tell_plan(settings)):
         log.info("%s", plan)
     from transformers.utils import logging as transformers_logging  # noqa: PLC0415 – as below

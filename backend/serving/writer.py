@@ -28,7 +28,10 @@ class AnswerWriter:
         return self._coming.get(key)
 
     def begin(self, key: str, interactive: bool, write: Callable[[], bytes]) -> Future[bytes]:
-        """Have an answer written by ``write``, in the caller's context. Waits while too many are being written."""
+        """Have an answer written by ``write``, in the caller's context, and return its future.
+
+        Waits while WAITING answers of this kind are being written or wait for that. After ``close`` the calling thread writes it.
+        """
         room = self._room[interactive]
         room.acquire()
         try:

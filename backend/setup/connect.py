@@ -79,7 +79,8 @@ def connect(
         UnfitConfigError: the project's config will not do, and none was given.
         ParametersError: the parameters cannot be used, or do not fit the config. At most the config was changed then.
         ConfigError: ``config`` cannot be used.
-        LabelStudioError: Label Studio refuses something, or cannot be asked; the text says what and why, in one line.
+        LabelStudioError: the project has annotations and ``force`` is not set, or Label Studio refuses something or cannot be asked; the
+            text says what and why, in one line. What was changed before that stays.
     """
     if (refusal := hook_refusal("webhook", url)) is not None:
         raise _refused(refusal)
@@ -116,7 +117,9 @@ def _set_config(
 ) -> Step:
     """Set the label config, or only check the project's own if ``config`` is None.
 
-    ``field`` is the key of the tasks' data that holds their phrase; a default config displays it.
+    ``field`` is the key of the tasks' data that holds their phrase; a default config displays it. Raises UnfitConfigError if the project's
+    own will not do, ConfigError if ``config`` cannot be used, and LabelStudioError if the project has annotations and ``force`` is not set,
+    or if Label Studio refuses.
     """
     current: str = project["label_config"]
     if config is None:
@@ -156,7 +159,10 @@ def _saying_of_what() -> Iterator[None]:
 
 
 def _check_fit(label_studio: LabelStudio, settings: Settings, project: int, parameters: Parameters) -> None:
-    """Check the parameters against the config that the project has now. Raises ParametersError if they do not fit it."""
+    """Check the parameters against the config that the project has now.
+
+    Raises ParametersError if they do not fit it, ConfigError if it cannot be used, and LabelStudioError if it cannot be had.
+    """
     config = read_label_config(_project(label_studio, project)["label_config"], settings.prompt_control)
     with _saying_of_what():
         check_parameters(parameters, config)
@@ -167,8 +173,9 @@ def change_parameters(
 ) -> Step:
     """Change a connected project's extra parameters.
 
-    ``change`` gets the present parameters and returns the new ones. Raises LabelStudioError, and ParametersError if they cannot be read or
-    do not fit the config.
+    ``change`` gets the present parameters and returns the new ones. ``versions`` are what this server serves or has served, by which its
+    entry is found if its address is another. Raises ParametersError if the present parameters cannot be read or the new ones do not fit the
+    config, ConfigError if the config cannot be used, and LabelStudioError if there is no entry or Label Studio refuses.
     """
     entry = pick_entry(read_entries(label_studio, project), tidy(settings.url), versions)
     if entry is None:

@@ -45,7 +45,9 @@ _RENEW = "make a personal access token in Label Studio (Account & Settings) and 
 class Server:
     """What the server that these settings describe says of itself.
 
-    ``state`` is empty if nothing answers. ``models`` are the settings ``model``, ``segmenter`` and ``strategy`` that it runs with.
+    ``state`` is empty if nothing answers as this server does. ``version`` is the one that serves or, while the models load, served last;
+    ``versions`` are that one and all in its registry. ``models`` are the settings ``model``, ``segmenter`` and ``strategy`` that it runs
+    with.
     """
 
     state: str = ""
@@ -180,7 +182,8 @@ def check_models(settings: Settings, running: bool) -> list[Finding]:
     """Check the model, the segmenter, and the memory that serving and a training run need.
 
     Where the server is ``running``, it has shown that it can serve, so only the memory of a training run beside it is checked. With the
-    demo model nothing is checked then: its few million parameters fit anywhere, and importing torch takes seconds.
+    demo model nothing is checked then: its few million parameters fit anywhere, and importing torch takes seconds. The memory of a training
+    run is not checked where serving pauses for it or no LoRA is trained.
     """
     if running and settings.model == "demo":
         return []
@@ -234,7 +237,9 @@ def check_possible(strategy: Strategy, settings: Settings) -> None:
 
 
 def check_adapters(home: Path) -> list[Finding]:
-    """Check that the version that is to serve is undamaged; if it is, report each other version that is damaged."""
+    """Check that the version that is to serve, if there is one, is undamaged. If it is damaged, report only that; else report each other
+    version whose folder cannot be used.
+    """
     registry = Registry(home)
     cure = "promote another with `sam4mllm adapters promote`, or restore its files"
     try:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import urlsplit
 
-from backend.errors import ConfigError, FetchError, LabelStudioError, ParametersError, TaskError
+from backend.errors import ConfigError, DeadlineError, FetchError, LabelStudioError, ParametersError, TaskError
 from backend.finding import Finding, as_finding
 from backend.images.store import ImageStore
 from backend.label_studio.backend_entry import (
@@ -39,7 +39,7 @@ from sam4mllm.errors import ImageError, ModelError, PhraseError, Sam4mllmError
 SAMPLE = 50
 """How many of a project's first tasks are looked at."""
 SOURCES = 8
-"""Places of pictures (hosts, storages) from which one picture each is fetched."""
+"""The most places of pictures (hosts, storages) from which one picture each is fetched."""
 NAMED = 5
 IMAGE_SECONDS = 10.0
 
@@ -182,7 +182,7 @@ def _homeless(asked: Sequence[tuple[int | None, Wanted]]) -> list[Finding]:
 def check_images(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], store: ImageStore) -> list[Finding]:
     """Fetch and decode one picture from each place of the tasks' pictures, of at most SOURCES places, with one finding for each that fails.
 
-    The first task that lacks its picture is a finding too.
+    The first task that lacks its picture is a finding too. Raises DeadlineError if a picture is fetched but not decoded in IMAGE_SECONDS.
     """
     places: dict[str, tuple[int | None, str]] = {}
     lacking: list[tuple[int | None, TaskError]] = []
@@ -198,7 +198,7 @@ def check_images(config: LabelConfig, tasks: Sequence[Mapping[str, Any]], store:
     for task, reference in list(places.values())[:SOURCES]:
         try:
             store.load(reference, task, IMAGE_SECONDS)
-        except (FetchError, ImageError) as error:
+        except (FetchError, ImageError, DeadlineError) as error:
             found.append(_image_finding(task, error))
     return [*found, *(_image_finding(task, error) for task, error in lacking[:1])]
 

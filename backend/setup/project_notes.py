@@ -17,7 +17,7 @@ from sam4mllm.values import MAX_PHRASE
 NAMED = 3
 """Most phrases of a task that a note names."""
 MOST = 0.5
-"""A key is proposed if this share of the tasks has words there."""
+"""The least share of the sampled tasks that must have words under a key for the key to be proposed."""
 
 
 def tell_task(

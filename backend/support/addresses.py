@@ -72,7 +72,9 @@ def _host(host: str) -> str:
 
 
 def is_public(address: str) -> bool:
-    """Whether an address belongs to the public internet, and so does an IPv4 address that it carries inside."""
+    """Whether an IP address belongs to the public internet; False for a host name. An IPv6 address that carries IPv4 addresses inside
+    belongs to it if all of those do.
+    """
     try:
         ip = ipaddress.ip_address(address)
     except ValueError:

@@ -48,7 +48,10 @@ class ByteCache(Generic[K, V]):
             return entry[0]
 
     def put(self, key: K, value: V) -> None:
-        """Keep a value, and drop the least recently used ones until everything fits."""
+        """Keep a value in the place of the key's former one, and drop the least recently used ones until everything fits.
+
+        A value larger than the cache is not kept, and the key's former one goes all the same.
+        """
         nbytes = self._size(value)
         with self._lock:
             if key in self._entries:

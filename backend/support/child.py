@@ -41,7 +41,10 @@ def check_port(port: int) -> int:
 
 
 class Child:
-    """A server as a child process in its own process group, with its output in a log file. Raises SettingsError if it cannot be started."""
+    """A server as a child process in its own process group, with its output in a log file, which is emptied first.
+
+    Raises SettingsError if it cannot be started, and OSError if the log file cannot be written.
+    """
 
     def __init__(self, name: str, command: Sequence[str | Path], environment: dict[str, str], log: Path) -> None:
         self.name, self.log = name, log
@@ -59,7 +62,10 @@ class Child:
             raise LabelStudioError(f"{self.name} ended with code {self.process.returncode}: {self._last_line()} (log: {self.log})")
 
     def wait_until(self, ready: Callable[[], bool], timeout: float, progress: Progress) -> None:
-        """Ask ``ready`` twice a second, at most ``timeout`` seconds. Raises LabelStudioError if the process ends or time runs out."""
+        """Ask ``ready`` twice a second until it is true, at most ``timeout`` seconds, and call ``progress`` about every ten seconds.
+
+        Raises LabelStudioError if the process ends or time runs out.
+        """
         began, told = time.monotonic(), 0
         while not ready():
             self.check()

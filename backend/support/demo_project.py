@@ -18,10 +18,10 @@ def note_demo(home: Path, project: int) -> None:
 
 
 def demo_notice(settings: Settings, project: int | None = None) -> str:
-    """Return a line that names the demo models in use and the settings to change; empty if none is in use, or if ``project`` is the one
-    that ``make demo`` made.
+    """Return a line that names the demo models in use and the settings to change; empty if none is in use, or if ``project`` is the demo's,
+    by the file FILE in the settings' home.
 
-    With ``project`` None the line is about the whole server, and is empty if ``make demo`` started it.
+    With ``project`` None the line is about the whole server, and is empty if its home has that file.
     """
     asked = settings.strategy != "concept"
     named = {"SAM4MLLM_MODEL": asked and settings.model == "demo", "SAM4MLLM_SEGMENTER": settings.segmenter.split("+")[-1] == "demo"}

@@ -107,7 +107,7 @@ class Metrics:
         self._seconds.labels(request.method, request.route, str(request.status)).observe(request.seconds)
 
     def remember(self, request: Request) -> None:
-        """Keep a request among the last ones, for the status page."""
+        """Keep a request among the last RECENT webhook events, or among the last RECENT other requests, for the status page."""
         with self._lock:
             (self._events_taken if request.route.startswith("/webhook") else self._last).append(request)
 

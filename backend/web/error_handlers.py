@@ -20,7 +20,9 @@ RETRY_SECONDS = 5
 
 
 def status_of(error: Sam4mllmError) -> HTTPStatus:
-    """Return the status for an error: 507 for a full disk, 503 if the same request may succeed later, 403 for StrangerError, else 400."""
+    """Return the status for an error: 507 for a LogError of a full disk, 503 for QueueFullError, NotReadyError and any other LogError, 403
+    for StrangerError, and else 400, also for DeadlineError.
+    """
     if isinstance(error, LogError) and error.kind == "full":
         return HTTPStatus.INSUFFICIENT_STORAGE
     if isinstance(error, QueueFullError | NotReadyError | LogError):

@@ -25,7 +25,7 @@ class FormGuard:
         self.token = secrets.token_urlsafe(32)
 
     def check(self) -> None:
-        """Raises StrangerError if the request did not come from a form of ours."""
+        """Raises StrangerError if the request did not come from a form of ours, or its page was loaded before this server started."""
         site = request.headers.get("Sec-Fetch-Site")
         if site is not None and site != "same-origin":
             raise StrangerError("this was asked by another site; use the buttons of the status page itself")

@@ -26,7 +26,10 @@ def json_body(most: int = SHORT_BODY) -> dict[str, object]:
     """Return the JSON object in the request's body, which may have at most ``most`` bytes.
 
     Only ``application/json`` is taken, for another site's page could make a browser send a form or plain text (cross-site request forgery).
-    Raises WireError, QueueFullError, and werkzeug's HTTPException of status 413 for a longer body.
+    For a body above SMALL, or of unknown length, memory is reserved until ``give_back_memory`` is called (:class:`Intake`).
+
+    Raises WireError for another type and for a body that is cut short or that ``read_json`` refuses, QueueFullError if the memory for it is
+    not free in time, and werkzeug's HTTPException of status 413 for a longer body.
     """
     if request.mimetype != "application/json":
         raise WireError("send application/json")

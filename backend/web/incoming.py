@@ -21,8 +21,10 @@ _SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n]*)?")
 class Incoming:
     """The request that a connection is sending.
 
-    ``whole`` is true once its last byte has arrived, or once further bytes would change nothing: where the length of the body is malformed
-    or above ``max_body``, the head is enough. ``last`` is then true: the connection cannot carry another request.
+    ``whole`` is true once its last byte has arrived, or once further bytes would change nothing: where the announced length of the body is
+    malformed or above ``max_body``, the head is enough, and a chunked body is given up once it is malformed or takes, with its chunks' own
+    lines, over twice ``max_body``. In these two cases ``last`` is true, too: the connection cannot carry another request. ``expects``: the
+    client waits for status 100 before it sends the body.
     """
 
     def __init__(self, max_body: int, begun: bytes = b"") -> None:
@@ -35,7 +37,7 @@ class Incoming:
         self._rest = b""
         self.whole = self.last = self.head_too_long = self.expects = False
         self.size = 0
-        """Bytes that are kept."""
+        """Bytes of the request that have arrived, also those that ``take`` has yielded since."""
         self.length = 0
         """Bytes of the body: as announced, or those of a chunked body that have arrived so far, with its chunks' own lines."""
         if begun:
@@ -133,7 +135,7 @@ class _Chunks:
         self._trailer = False
 
     def scan(self, data: bytes) -> int:
-        """How many of these bytes belong to the body."""
+        """Take the bytes that arrived next, and return how many of them belong to the body."""
         position = 0
         while position < len(data) and not (self.ended or self.broken):
             if self._left:

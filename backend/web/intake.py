@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from backend.errors import QueueFullError
 
 SMALL = 256 * 1024
-"""Bytes of the largest body that is read without admission."""
+"""Bytes of the largest body that is read without admission. A chunked body, whose length is not known before, always needs admission."""
 MEMORY = 320 << 20
 """Bytes of memory that all large bodies may take together: enough for one body of 64 MB full of masks, or for dozens of usual ones."""
 WAIT_SECONDS = 15.0
@@ -35,8 +35,8 @@ class Intake:
         """Reserve ESTIMATE times ``length`` bytes of memory (at most all there is), and hold the lock that lets one large body be read at
         a time while the ``with`` block runs.
 
-        The caller gives the yielded portion back after the block; a block that raises gives it back itself. Raises QueueFullError if too
-        many requests wait already, or if memory or the lock is not free in time.
+        The caller gives the yielded portion back after the block; if the block raises, this is done here. Raises QueueFullError if too many
+        requests wait for memory already, if the memory is not free within ``wait_seconds``, or then the lock within as many seconds again.
         """
         portion = Portion(self, self._wait_for(min(ESTIMATE * length, self._all)))
         try:
@@ -66,7 +66,7 @@ class Intake:
     def change(self, held: int, wanted: int) -> int:
         """Replace a reservation of ``held`` bytes by one of ``wanted``, at most all of the memory, and return its size.
 
-        It does not wait. Raises QueueFullError if so many bytes are not free.
+        It does not wait. Raises QueueFullError if the bytes that it takes in addition are not free; the former reservation then stays.
         """
         wanted = min(wanted, self._all)
         with self._changed:
@@ -85,7 +85,7 @@ class Portion:
         self._held = held
 
     def change(self, wanted: int) -> None:
-        """Hold so many bytes instead. Raises QueueFullError."""
+        """Hold ``wanted`` bytes instead, at most all of the memory. Raises QueueFullError, as :meth:`Intake.change` does."""
         self._held = self._intake.change(self._held, wanted)
 
     def give_back(self) -> None:

@@ -75,5 +75,7 @@ def add_learning_routes(app: Flask, service: Service) -> None:
 
 
 def shown(run: Run, service: Service) -> dict[str, object]:
-    """Return a run as the API shows it: its fields and, until it is over, its progress."""
+    """Return a run as the API shows it: its fields, and its ``progress``, which is empty before its process tells any and once the run is
+    over.
+    """
     return {**asdict(run), "progress": {} if run.over else service.learner.runs.folder(run.id).read_progress()}

@@ -36,7 +36,8 @@ BASE_MODEL = "the base model"
 class Version:
     """An adapter of the registry. ``serving``: it is the champion, and there is an MLLM.
 
-    ``usable``: it was trained on the base model that is loaded, so it can serve; true also while no base model is loaded.
+    ``usable``: it was trained on the base model that is loaded, so it can serve; true also while the models load or if they could not be
+    loaded, false where a segmenter is loaded without an MLLM.
     """
 
     version: str
@@ -66,18 +67,25 @@ class Active:
 class Overview:
     """The state of the server at one moment; times are in seconds since 1970.
 
-    - ``version``: that of predictions. ``champion``: the registry's version, empty for the base model.
+    - ``version``: that of predictions, as :attr:`Service.version` says it. ``champion``: the version that the registry says serves, empty
+      for the base model.
     - ``serves_since``: when the champion was promoted, None if the history does not say or there is no MLLM.
-    - ``rolls_back_to``: what a rollback would let serve, None where there is nothing to roll back.
+    - ``rolls_back_to``: what a rollback would let serve, None where there is nothing to roll back. It is the base model, too, where the
+      history does not say what served before; a rollback is then refused.
     - ``demo``: a notice that the demo's models serve a project that is not the demo's, else empty.
     - ``parameters``: by project, what is wrong with its extra parameters.
     - ``untrained``: why no run trains a LoRA, empty if runs do.
-    - ``unassisted_minutes``: how many minutes longer a hundred tasks take because some of them come without a pre-annotation.
-    - ``standing``: how far the next run is, as a sentence. ``missing``: how many corrected pictures it lacks, None if that is not known.
-    - ``projects``: the numbers of all known projects. ``bulk``: the last bulk run of each.
+    - ``unassisted_minutes``: how many minutes longer a hundred tasks take because some of them come without a pre-annotation; None while
+      the time of either kind of task is not known.
+    - ``standing``: a line on how many pictures are corrected, and how many more it takes until a run can be judged, or why that cannot be
+      read; empty if no run trains a LoRA. ``missing``: about how many more; None if that cannot be read, or no run trains a LoRA.
+    - ``projects``: the ids of the projects that the log of corrections knows, none if it cannot be read. ``bulk``: the last bulk run of
+      each project that had one.
+    - ``active``: the training runs that are not over.
     - ``runs``: one page of runs, the newest first, without the ``first`` newest ones; ``run_count`` is the number of all runs.
-    - ``changes``: pictures from before and after ``changed_by``, the last run that was judged.
-    - ``problem``: what of all this could not be read, and why.
+    - ``changes``: at most SHOWN_CHANGES held-out phrases with pictures from before and after ``changed_by``, the last run that was judged;
+      both are empty if none was.
+    - ``problem``: why the registry or the log of corrections cannot be read, empty if both can.
     """
 
     state: str

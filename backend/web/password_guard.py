@@ -17,7 +17,9 @@ health check knows none.
 
 
 def ask_for_password(app: Flask, settings: Settings) -> None:
-    """Refuse requests without the password, or if none is set those whose Host header does not name loopback. No route is called."""
+    """Refuse requests before their route is called: if a password is set, those that lack it (401), except to OPEN_ENDPOINTS; if none is
+    set, those whose Host header does not name loopback (403), to whichever route.
+    """
     password = settings.auth_password.get_secret_value()
 
     @app.before_request

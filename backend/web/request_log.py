@@ -32,12 +32,13 @@ REASONS = {
     HTTPStatus.INTERNAL_SERVER_ERROR: "internal",
     HTTPStatus.INSUFFICIENT_STORAGE: "disk_full",
 }
-"""The reason, by status, under which a refusal is counted if no error of this project has set one."""
+"""The reason, by status, under which a refusal is counted if no error of this project has set one; ``request`` for any other status."""
 
 
 def follow_requests(app: Flask, metrics: Metrics) -> None:
-    """Give each request an id, and count and log its answer. Call it before any other hook is added, so that it sees what those refuse,
-    too.
+    """Give each request an id and count its answer; those OF_LABEL_STUDIO are also logged and kept for the status page.
+
+    Call it before any other hook is added, so that it sees what those refuse, too.
     """
 
     @app.before_request
@@ -82,7 +83,7 @@ def note_tasks(tasks: Sequence[object]) -> None:
 
 
 def _message(answer: Response) -> str:
-    """The line of a refusal, as ``http_parts.refusal`` writes it."""
+    """The line of a refusal, as ``http_parts.refusal`` writes it; empty for any other answer."""
     if answer.status_code < HTTPStatus.BAD_REQUEST or answer.mimetype != "application/json":
         return ""
     body = answer.get_json(silent=True)

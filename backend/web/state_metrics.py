@@ -22,7 +22,7 @@ from sam4mllm.errors import RegistryError
 
 
 def add_metrics(app: Flask, service: Service) -> None:
-    """``GET /metrics``: the service's metrics, and what its state tells."""
+    """Add ``GET /metrics``, which sends what the service has counted, and the metrics that a StateCollector computes from its state."""
     service.metrics.registry.register(StateCollector(service))
 
     @app.get("/metrics")

@@ -141,6 +141,8 @@ def add_status_routes(app: Flask, service: Service) -> None:
 
 
 def _first() -> int:
-    """Return how many of the newest runs the page skips, from the query's ``first``; 0 if that is not a number of less than ten digits."""
+    """Return how many of the newest runs the page skips: the query's ``first``, at most MAX_FIRST; 0 if it is no number of less than ten
+    digits.
+    """
     given = request.args.get("first", "0")
     return min(int(given), MAX_FIRST) if given.isascii() and given.isdigit() and len(given) < 10 else 0

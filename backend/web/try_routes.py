@@ -62,8 +62,9 @@ class Form:
         return read_number(text, name) if text else None
 
     def parameters(self, before: Parameters) -> Parameters:
-        """Return the project's parameters ``before`` with the strategy and the threshold that the form chooses, if any. Raises
-        ParametersError.
+        """Return the project's parameters ``before`` with the strategy and the threshold that the form chooses, if any.
+
+        Raises ParametersError if one of these two is not valid.
         """
         chosen = read_parameters({"strategy": self.strategy or None, "threshold": _number(self.threshold)})
         return replace(before, **chosen.shaping())
@@ -156,7 +157,7 @@ def _page(service: Service, guard: FormGuard, form: Form, shown: list[Shown], st
 
 
 def _check(service: Service, parameters: Parameters) -> None:
-    """Raises ModelError if the models that serve cannot do the strategy, NotReadyError if there are none."""
+    """Raises ModelError if the models that serve cannot do the strategy; NotReadyError if they still load or could not be loaded."""
     if service.engine.model is None:
         raise NotReadyError(service.engine.failure or "the models are loading; try again in a few seconds")
     if parameters.strategy is not None:
@@ -164,9 +165,10 @@ def _check(service: Service, parameters: Parameters) -> None:
 
 
 def _try(service: Service, form: Form) -> tuple[list[Shown], str]:
-    """Try what the form says. Return the pictures to show, and the command that sets these parameters for the project, if there is one.
+    """Try what the form says. Return the pictures to show, and the command that sets the tried parameters for the project.
 
-    An error with a task is shown with that task. Raises Sam4mllmError for any other error.
+    An uploaded picture is tried instead of the project's tasks; the command is then empty. An error with a task is shown with that task.
+    Raises Sam4mllmError for any other error.
     """
     phrases = split_phrases(form.phrases)
     project, task = form.number("project"), form.number("task")

@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 def add_webhook_routes(app: Flask, service: Service) -> None:
-    """Two addresses: Label Studio's webhooks carry the secret in a header or in the path."""
+    """Add ``POST /webhook`` and ``POST /webhook/<secret>``: Label Studio's webhooks carry the secret in a header or in the path."""
     settings = service.settings
     password = settings.auth_password.get_secret_value()
 
@@ -38,7 +38,7 @@ def add_webhook_routes(app: Flask, service: Service) -> None:
         body = json_body(settings.max_body_mb << 20)
         try:
             event = service.receive(body)
-        except LogError as error:  # not acknowledged, so Label Studio logs it, and reconciliation brings it
+        except LogError as error:  # not acknowledged, so Label Studio logs a failure, and reconciliation takes the change over later
             if error.kind != "full":  # a full disk is counted by its status
                 note_reason(error)
             log.error("an event could not be stored: %s", error)

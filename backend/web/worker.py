@@ -3,7 +3,7 @@
 In gunicorn's own worker a thread waits for the rest of a request's head or body, so that a few dozen slow connections occupy all threads
 (CWE-400, slowloris). Here the loop that accepts connections collects their bytes. Head and body each have a deadline, and the bytes of all
 requests together have a limit. Where there are too many connections the oldest is closed: first one that is already answered, else one
-whose request is not complete. ``/health`` has threads of its own.
+whose request is not complete or has not begun. ``/health`` has threads of its own.
 """
 
 from __future__ import annotations
@@ -70,8 +70,11 @@ class Connection(TConn):  # type: ignore[misc] # gunicorn has no types
 
 
 class Worker(ThreadWorker):  # type: ignore[misc]
-    """The worker process. A body has at most ``max_body`` bytes; all requests that are not answered yet have at most twice as many
-    together, complete or not.
+    """The worker process.
+
+    A body of an announced length has at most ``max_body`` bytes; a chunked one, with its chunks' own lines, at most twice as many. Of a
+    longer one no more is taken, and a route that reads it refuses it. All requests that are not answered yet have at most twice
+    ``max_body`` bytes together, complete or not; beyond that the slowest incomplete one is refused.
     """
 
     max_body = 64 << 20
@@ -82,7 +85,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         self._reading: dict[Connection, None] = {}
         """Connections that are sending, or may begin to."""
         self._leaving: dict[Connection, None] = {}
-        """Connections that are answered and that the client has to close."""
+        """Connections of which the server has ended its side, answered or not, and which the client has to close."""
         self._held = 0
         self._swept = 0.0
 
@@ -93,7 +96,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     # -- what gunicorn's loop calls --------------------------------------------------------------------------------------------------------
 
     def accept(self, listener: Any) -> None:
-        """Take a connection; no thread is needed yet."""
+        """Take a connection, and close the oldest if MAX_CONNECTIONS are open already; no thread is needed yet."""
         if self.nr_conns >= MAX_CONNECTIONS:
             self._make_room()
         try:
@@ -122,7 +125,7 @@ class Worker(ThreadWorker):  # type: ignore[misc]
             self._wait(connection)
 
     def murder_keepalived(self, force: bool = False) -> None:
-        """End the connections that have passed their deadline, or all with ``force``.
+        """End the connections that have passed their deadline, or all with ``force``; those that are being answered are left alone.
 
         Once the worker stops, connections on which no request has begun get at most STOP_KEEPALIVE_LINGER seconds more.
         """
@@ -192,7 +195,9 @@ class Worker(ThreadWorker):  # type: ignore[misc]
         answer.add_done_callback(lambda done: self.method_queue.defer(self.finish_request, connection, done))
 
     def _refuse(self, connection: Connection, status: HTTPStatus, line: str) -> None:
-        """Answer with an error from the loop's own thread. Where no request has begun, the connection is ended without an answer."""
+        """Answer with an error, from the loop's own thread, and end the connection. If no request has begun, it is ended without an
+        answer.
+        """
         self._forget(connection)
         self._held -= connection.incoming.size
         if connection.incoming.begun:
@@ -237,14 +242,18 @@ class Worker(ThreadWorker):  # type: ignore[misc]
     # -- too much --------------------------------------------------------------------------------------------------------------------------
 
     def _make_room(self) -> None:
-        """Close the oldest connection that is already answered, or if there is none the oldest of those in ``_reading``."""
+        """Close the oldest connection in ``_leaving``, or if there is none the oldest in ``_reading``, by ``began``. Those that are being
+        answered are left alone.
+        """
         for waiting in (self._leaving, self._reading):
             if waiting:
                 self._close(min(waiting, key=lambda one: one.began))
                 return
 
     def _drop_slowest(self) -> None:
-        """Refuse the slowest of the incomplete requests of at least PIECE bytes, or if there is none the slowest of all incomplete ones."""
+        """Refuse the slowest (in bytes a second) of the incomplete requests of which at least PIECE bytes have arrived, or if there is none
+        the slowest of all incomplete ones that have begun.
+        """
         now = time.monotonic()
         large = [one for one in self._reading if one.incoming.size >= PIECE] or [one for one in self._reading if one.incoming.begun]
         if large:

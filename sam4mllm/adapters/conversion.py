@@ -63,7 +63,9 @@ class _Renamed:
 
 
 def is_foreign(folder: Path) -> bool:
-    """Whether an adapter's layers have older names, all of them. Raises RegistryError if its weights cannot be read."""
+    """Whether an adapter's layers have older names, all of them. Raises RegistryError if its weights cannot be read or are not safe to
+    load.
+    """
     try:
         return _rename_all(_modules(check_weights(folder / WEIGHTS))) is not None
     except OSError as error:
@@ -100,7 +102,10 @@ def convert_adapter(folder: Path, out: Path, read: Callable[[Path], Tensors] | N
 
 
 def origin_of(tensors: Tensors) -> str | None:
-    """Return which code the names of an adapter's layers are from, such as ``earlier transformers``; None unless all are older names."""
+    """Return which code the names of an adapter's layers are from, such as ``earlier transformers``; None unless all are older names.
+
+    If they are from several, ``earlier transformers`` is named only if no other code is among them: some of its names occur in others, too.
+    """
     renamed = _rename_all(_modules(tensors))
     if renamed is None:
         return None

@@ -151,7 +151,10 @@ def _check_apart(config: Mapping[str, Any]) -> None:
 
 
 def _targets(config: Mapping[str, Any], layers: Mapping[str, nn.Module], model: Any, trusted: str) -> list[str]:
-    """Return the full names of the layers that a configuration selects, in the model's order."""
+    """Return the full names of the layers that a configuration selects, in the model's order; none if it selects none.
+
+    Raises ValueError if it selects a layer that LoRA cannot change, or as ``chosen_names`` and ``_numbered`` do.
+    """
     given = config.get("target_modules")
     names = [name for name in layers if name]
     if isinstance(given, str) and given.lower() == ALL_LINEAR:

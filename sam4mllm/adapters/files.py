@@ -1,7 +1,7 @@
 """Checks of an adapter's folder: it may hold plain LoRA configurations, finite weights in safetensors, and a manifest with their hashes.
 
-A pickle is refused by its name, or because safetensors cannot read it; it is never unpickled. All checks raise RegistryError;
-those that open files raise OSError, too.
+A pickle is refused by its name, or because safetensors cannot read it; it is never unpickled. RegistryError is raised for what is missing
+or refused, and for weights that cannot be read; OSError for any other file, or a folder, that cannot be opened.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def check_adapter(folder: Path, part: tuple[str, str] = FILES) -> dict[str, Any]
     """Check that a part of an adapter is safe to load, and return its configuration; other files are ignored.
 
     Whether the tensors fit a model is checked once it is loaded (:mod:`sam4mllm.adapters.factors`). Raises RegistryError if the part is not
-    safe or a file is missing, OSError if a file cannot be read.
+    safe, a file is missing, or the weights cannot be read; OSError if the configuration cannot be opened.
     """
     named, weights = part
     check_weights(folder / weights)
@@ -166,7 +166,8 @@ def _check_tensor(name: str, tensor: Tensor, file: str) -> None:
 
 
 def check_config(config: Mapping[str, Any], name: str = CONFIG) -> None:
-    """Raise RegistryError unless a configuration has only the settings of a plain LoRA, with values that peft treats as data.
+    """Raise RegistryError unless a configuration has only the settings of a plain LoRA, among them ``peft_type`` and ``r``, with values
+    that peft treats as data.
 
     Other settings, and other values of some that are allowed, make peft import modules by name (``auto_mapping``, ``megatron_core``), read
     further files (``corda_config``), or change the base model's own weights (``init_lora_weights``).
@@ -248,4 +249,5 @@ _CONFIG: Mapping[str, Callable[[Any], bool]] = {
     "qalora_group_size": is_whole,
     "r": _is_rank,
 }
-"""The fields that a configuration may have, each with the check that its value is harmless; null always is."""
+"""The fields that a configuration may have, each with the check that its value is harmless; null always is, but ``check_config`` requires
+a value for ``peft_type`` and ``r``."""

@@ -34,7 +34,8 @@ def choose_segmenter(given: str | None, papers: Papers | None, folder: Path | No
     changes, if that is on this machine or a hub id, or else the demo segmenter.
 
     Raises RegistryError if the given one is not the one in the papers, which chose the points of the adapter's answers. Only their kinds
-    and file names are compared, because the file may have moved.
+    and file names are compared, because the file may have moved. If neither is there, also raises RegistryError or OSError if the
+    configuration of the adapter's part for the segmenter cannot be read.
     """
     own = None if papers is None else papers.segmenter
     if given is not None and own is not None and _kind_and_file(given) != _kind_and_file(own):
@@ -45,7 +46,8 @@ def choose_segmenter(given: str | None, papers: Papers | None, folder: Path | No
 def _adapted(folder: Path | None) -> str | None:
     """Return the segmenter that the adapter in a folder says it changes, if its files are on this machine or it is a hub id; else None.
 
-    A name with a checksum (``#``) is ignored: a checksum makes a file trusted, which only the user may do.
+    A name with a checksum (``#``) is ignored: a checksum makes a file trusted, which only the user may do. Raises RegistryError or OSError
+    if the adapter's configuration cannot be read.
     """
     if folder is None or not (folder / SEGMENTER_CONFIG).exists():
         return None
@@ -86,7 +88,7 @@ def checkpoint_for(checkpoint: Checkpoint, papers: Papers | None, dialect: Diale
 
     ``dialect`` is the one that the user asked for, or None. Without papers the checkpoint gets that dialect, or keeps its own for None.
     ``name`` is the adapter's, for messages. Raises ModelError if the adapter is for another model, or was trained in another dialect than
-    the one asked for, or on other prompts.
+    the one asked for, or on other prompts; TemplateError if the papers' dialect is not valid.
     """
     if papers is None:
         return checkpoint if dialect is None else checkpoint.speaking(dialect)

@@ -27,7 +27,10 @@ class LooseAdapter:
 
 
 def find_adapter(name: str, home: Path | None = None) -> Path:
-    """The folder of an adapter that is given as a path or as a version in ``home``. Raises RegistryError if there is none."""
+    """The folder of an adapter that is given as a path or, if there is no such folder, as a version in ``home`` (``find_home()`` if None).
+
+    Raises RegistryError if there is none. Nothing in the folder is checked.
+    """
     folder = Path(name)
     if folder.is_dir():
         return folder
@@ -40,8 +43,8 @@ def read_papers(folder: Path) -> Papers | None:
     """Return the papers of an adapter, what its ``manifest.json`` says of it; None if there is no such file. They are a Manifest if the
     adapter is a registered version or was exported from one.
 
-    Raises RegistryError if they cannot be read, or if a file's hash is not the one that they name. Whether the files are safe is checked
-    when they are loaded.
+    Raises RegistryError if they cannot be read or are not valid, if a file of the adapter is missing, or if a file's hash is not the one
+    that they name. Whether the files are safe is checked when they are loaded.
     """
     try:
         hashes = hash_files(folder)
@@ -56,10 +59,10 @@ def read_papers(folder: Path) -> Papers | None:
 
 
 def describe_adapter(folder: Path, slug: str, papers: Papers | None) -> Manifest | LooseAdapter:
-    """Return an adapter's manifest, or else a LooseAdapter that is identified by the hash of its files.
+    """Return an adapter's papers if they are a Manifest, or else a LooseAdapter that is identified by ``slug`` and the hash of its files.
 
-    ``papers`` are what ``read_papers`` returned for the folder; with a Manifest, the folder's own name does not matter. Raises
-    RegistryError if a file is missing, OSError if one cannot be read.
+    ``papers`` are what ``read_papers`` returned for the folder; with a Manifest, the folder's own name does not matter. Without papers the
+    files are hashed: raises RegistryError if one is missing, OSError if one cannot be read.
     """
     if isinstance(papers, Manifest):
         return papers

@@ -39,7 +39,8 @@ def attach(checkpoint: Checkpoint, rank: int, alpha: int, dropout: float) -> Pef
 def attach_stored(checkpoint: Checkpoint, folder: Path, dropout: float) -> PeftModel:
     """Attach a folder's adapter, with its own rank and weights, to be trained further; all other weights are frozen.
 
-    Raises RegistryError if it is not safe to load, ModelError if it does not fit the model.
+    Raises RegistryError if it is not safe to load; ModelError if it does not fit the model, which may then hold peft's layers already, or
+    if a file cannot be opened.
     """
     try:
         declared, found = _read(folder, check_adapter(folder), checkpoint)
@@ -58,8 +59,8 @@ def save_adapter(model: PeftModel, folder: Path, base: str, strength: float = 1.
 
     Args:
         model: the model with the trained adapter.
-        folder: the folder to write to; it may exist.
-        base: the name of the base model in the adapter's configuration.
+        folder: the folder to write to; it may exist. An adapter in it is replaced, and a README.md removed.
+        base: the name of the base model that is written into the adapter's configuration.
         strength: the factor by which the saved adapter's alpha is scaled, and so the change that it makes.
     """
     config: Any = model.peft_config["default"]

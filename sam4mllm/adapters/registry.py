@@ -3,7 +3,8 @@
 ::
 
     <home>/adapters/
-    ├── demo-1-0f3a9c12/      a version: adapter_config.json, adapter_model.safetensors, manifest.json
+    ├── demo-1-0f3a9c12/      a version: adapter_config.json, adapter_model.safetensors, manifest.json;
+    │                         for the segmenter: segmenter_config.json, segmenter_model.safetensors beside the first two or instead
     ├── champion              the version that serves, or "none": the base model alone
     ├── history.jsonl         every promotion and rollback, one a line
     ├── highest               the highest number a version ever had
@@ -109,7 +110,10 @@ class Broken:
 
 
 class Registry:
-    """The adapters of one ``home``. Any number of processes and threads may use it at a time. All methods raise RegistryError."""
+    """The adapters of one ``home``. Any number of processes and threads may use it at a time.
+
+    Any method may raise RegistryError: what it needs is missing, damaged or refused, or the disk cannot be read or written.
+    """
 
     def __init__(self, home: Path) -> None:
         self.root = Path(home) / "adapters"
@@ -239,7 +243,10 @@ class Registry:
         return Tenure(version, datetime.fromisoformat(own.time).timestamp(), number)
 
     def before(self) -> list[str | None]:
-        """Return the versions that rollbacks would go back to, one after another. The list always ends with None, the base model."""
+        """Return the versions that rollbacks would go back to, one after another.
+
+        The list always ends with None, the base model, also if no version serves, or where the history does not say what comes next.
+        """
         history = self.history()
         line = _last(history, self.serving())
         found: list[str | None] = []
@@ -346,7 +353,7 @@ def _disk(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def _reading(what: object) -> Iterator[None]:
-    """Turn errors into a RegistryError that says what was being read."""
+    """Turn a RegistryError or an OSError of the block into a RegistryError that says ``what`` was being read."""
     try:
         yield
     except RegistryError as error:

@@ -54,7 +54,10 @@ def attach_to_decoder(segmenter: Promptable, rank: int) -> PeftModel:
 
 
 def save_of_decoder(model: PeftModel, segmenter: Promptable, name: str, folder: Path) -> None:
-    """Write the trained adapter that ``attach_to_decoder`` returned, as SEGMENTER_FILES; ``name`` is the segmenter's name."""
+    """Write the trained adapter that ``attach_to_decoder`` returned, as SEGMENTER_FILES; ``name`` is the segmenter's name.
+
+    The folder must not hold an adapter for the MLLM: peft first writes under the names of FILES, and those files are then renamed.
+    """
     config: Any = model.peft_config["default"]
     config.base_model_name_or_path, config.revision = name, segmenter.fingerprint
     model.save_pretrained(str(folder), save_embedding_layers=False)

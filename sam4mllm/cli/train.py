@@ -141,7 +141,7 @@ def _stopping(stop: Callable[[], None]) -> Iterator[None]:
 
 @contextmanager
 def _training_bar(steps: int) -> Iterator[tuple[Callable[[Progress], None], list[Progress]]]:
-    """Show a progress bar on standard error.
+    """Show a progress bar on standard error, if that is a terminal.
 
     Yields a function that updates the bar, and a list that holds the last Progress given to it, or nothing yet.
     """

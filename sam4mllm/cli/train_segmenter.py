@@ -46,7 +46,9 @@ def train_segmenter(dataset: Path, out: Path, segmenter: str | None, device: str
 
 
 def pictures_bar(what: str) -> Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]:
-    """Return a function that shows a progress bar named ``what`` while the segmenter works on pictures."""
+    """Return a function that takes pictures and their number, and passes the pictures on with a progress bar named ``what`` on standard
+    error, if that is a terminal.
+    """
     from rich.console import Console
     from rich.progress import track
 

@@ -32,14 +32,18 @@ class Fields:
         self._source, self._before = source, before
 
     def size(self, name: str, default: int | None = None, most: int = MOST) -> int:
-        """Return a field that must be a whole number from 1 to ``most``."""
+        """Return a field that must be a whole number from 1 to ``most``, or ``default`` if it is missing. With ``default``
+        None a missing field raises, too.
+        """
         value = self._values.get(name, default)
         self.require(name, isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most, f"a number from 1 to {most:,}")
         assert isinstance(value, int)
         return value
 
     def number(self, name: str, default: float | None = None) -> float:
-        """Return a field that must be a number above zero and below MOST."""
+        """Return a field that must be a number above zero and below MOST, or ``default`` if it is missing. With ``default``
+        None a missing field raises, too.
+        """
         value = self._values.get(name, default)
         self.require(name, isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < MOST, "a number above 0")
         assert isinstance(value, int | float)

@@ -85,7 +85,8 @@ def read_sizes(config: Mapping[str, Any], source: str) -> InternVLConfig:
 def write_companions(folder: Path, config: Mapping[str, Any], sizes: InternVLConfig, out: Path) -> None:
     """Write everything but the weights: configuration, processor with tokenizer, and generation configuration.
 
-    Raises ModelError if the tokenizer is of another model.
+    ``sizes`` gets the image token's number and the name of the architecture. Raises ModelError if the tokenizer is of another model, or the
+    configuration's numbers of patches are wrong; and one of FAULTS if the tokenizer cannot be read.
     """
     extra = {**_IMAGE_TOKENS, "video_token": "<video>"}  # the processor requires it, but nothing here uses it
     tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, extra_special_tokens=extra)

@@ -58,7 +58,7 @@ CHAT_TEMPLATE = (
 
 
 def build_tokenizer(path: Path, length: int) -> PreTrainedTokenizerFast:
-    """Return the fast tokenizer of the file ``path``, with control tokens and chat template; ``length`` is the most tokens of a text.
+    """Return the fast tokenizer of the file ``path``, with control tokens and chat template; ``length`` is its ``model_max_length``.
 
     Raises ModelError as ``read_ranks`` does.
     """
@@ -88,8 +88,8 @@ def build_tokenizer(path: Path, length: int) -> PreTrainedTokenizerFast:
 def read_ranks(path: Path) -> dict[bytes, int]:
     """Read a tiktoken file, which has on each line a token in base64 and its rank; the rank is the token's id and its priority in merging.
 
-    Raises ModelError if the file cannot be read, a line is malformed, the ranks are not the numbers from 0 on, or a byte has no token of
-    its own.
+    Raises ModelError if the file cannot be read or has more than MAX_BYTES, a line is malformed, the ranks are not the numbers from 0 on,
+    each of one token, a token has no byte or more than LONGEST, or one of the 256 bytes has no token of its own.
     """
     try:
         with path.open("rb") as file:

@@ -23,13 +23,17 @@ from sam4mllm.errors import ModelError
 from sam4mllm.qwen_vl_chat.config import IMAGE_TOKEN, QwenVLChatConfig
 
 TABLE = 256
-"""Rows of the tower's table of positions, a square of 16 by 16, whatever the image's size."""
+"""Rows of the tower's table of positions, a square of 16 by 16, whatever the image's size; also the resampler's number of queries where
+config.json gives none."""
 HEAD = 128
 """Width of each of the resampler's heads."""
 
 
 def read_sizes(config: Mapping[str, Any], source: str) -> QwenVLChatConfig:
-    """Our configuration of a published config.json. Raises ModelError naming a field that is missing or does not fit another."""
+    """Return our configuration for ``config``, the object in a published config.json. ``source`` is the model's name for errors.
+
+    Raises ModelError naming a field that is missing, has no number where it needs one, or does not fit another field.
+    """
     text, visual = Fields(config, source), Fields(config.get("visual"), source, "visual.")
     width, heads, inner = text.size("hidden_size"), text.size("num_attention_heads"), text.size("intermediate_size")
     tower, output, patch, side = (visual.size(name) for name in ("width", "output_dim", "patch_size", "image_size"))
@@ -70,9 +74,13 @@ def read_sizes(config: Mapping[str, Any], source: str) -> QwenVLChatConfig:
 
 
 def write_companions(folder: Path, config: Mapping[str, Any], sizes: QwenVLChatConfig, out: Path) -> None:
-    """Write everything but the weights: configuration, tokenizer, image processor and generation configuration.
+    """Write everything but the weights into ``out``: configuration, tokenizer, image processor and generation configuration.
 
-    Raises ModelError if the tokenizer's file is of another model, or cannot be read.
+    The tokenizer is built from the file FILE in ``folder``. ``sizes`` is what ``read_sizes`` returned; the image token's id and the
+    architecture are set in it, too.
+
+    Raises ModelError, before anything is written, if the tokenizer's file is of another model or ``build_tokenizer`` refuses it, or if
+    ``visual.image_start_id`` in ``config`` is no whole number from 1 up.
     """
     vision, text = _parts(sizes)
     tokenizer = build_tokenizer(folder / FILE, text.max_position_embeddings)
@@ -173,7 +181,10 @@ def _affine(old: str, new: str, *shape: int) -> Plan:
 
 
 def _apart(new: str, kind: str, heads: int) -> Callable[[Tensor], Mapping[str, Tensor]]:
-    """Return a function that splits a fused projection, whose rows are ordered by head and then by query, key and value, into three."""
+    """Return a function that splits a fused projection, whose rows are ordered by head and then by query, key and value, into three.
+
+    ``new`` is the new name of the attention module. ``kind`` is ``weight`` or ``bias``: which of the projection's tensors is split.
+    """
 
     def make(fused: Tensor) -> dict[str, Tensor]:
         by_head = fused.reshape(heads, 3, -1, *fused.shape[1:])

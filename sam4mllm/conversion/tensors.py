@@ -68,7 +68,10 @@ def split_rows(names: Sequence[str], *shape: int) -> Published:
 
 
 def find_files(folder: Path) -> list[Path]:
-    """The files of a folder's weights, safetensors if it has both kinds. Raises ModelError naming what is missing."""
+    """Return the files of a folder's weights, safetensors if it has both kinds. If there is an index, they are the files that it names.
+
+    Raises ModelError if there are no weights, if a file that the index names is missing, or if the index is malformed.
+    """
     for whole, index in ((WEIGHTS, INDEX), (PICKLED, PICKLED_INDEX)):
         if (folder / index).is_file():
             return _indexed(folder, index)
@@ -111,14 +114,17 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _read_pickled(path: Path) -> object:
-    """The one place where a published .bin file is read: tensors alone, anything else in it is refused and never called."""
+    """The one place where a published .bin file is read. Tensors and plain containers are admitted; a pickle that names anything else is
+    refused, and nothing that it names is called.
+    """
     return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
 
 
 def convert_tensors(files: Sequence[Path], plan: Plan, out: Path) -> int:
     """Write the tensors that the plan makes of the files' tensors into the folder ``out``, and return how many were written.
 
-    Raises ModelError, before anything is written, naming a tensor that is missing, unknown, there twice, or of a wrong shape or type.
+    Optional tensors may be missing, and tensors whose names match COMPUTED are skipped. Raises ModelError, before anything is written,
+    naming any other tensor that is missing, unknown, there twice, or of a wrong shape or type, or a file that ``read_file`` refuses.
     """
     _check(files, plan)
     writer = _Writer(out)

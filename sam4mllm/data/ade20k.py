@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def read_ade20k(root: Path) -> Reading:
 
     Parts of objects, the names in ``STUFF``, names of more than ``MOST_INSTANCES`` objects and names with an object too small are left out.
 
-    Raises DatasetError if a file is missing, and while the pairs are read if an annotation is not in the format.
+    Raises DatasetError if there are no files, or a picture or a ``NAME_seg.png`` is missing. Annotations are read while the pairs are
+    iterated, and raise DatasetError then as ``_read`` does.
     """
     files = [(split, path) for folder, split in SPLITS.items() for path in sorted((root / "images" / "ADE" / folder).rglob("*.json"))]
     if not files:
@@ -49,12 +51,30 @@ def read_ade20k(root: Path) -> Reading:
     return Reading(pairs, pictures=Counter(split for split, _ in files))
 
 
+@dataclass(frozen=True)
+class _Thing:
+    """An object of an annotation: its ``name``, the ``number`` of its class, its ``polygon`` as x1, y1, x2, y2, …, and whether it is a part
+    of another object.
+    """
+
+    name: str
+    number: int
+    polygon: list[float]
+    is_part: bool
+
+    @classmethod
+    def read(cls, thing: Mapping[str, Any]) -> _Thing:
+        """Read an object of the file. Raises ValueError, TypeError, LookupError or OverflowError if a field is wrong."""
+        part_level = int(thing["parts"]["part_level"])
+        return cls(str(thing["raw_name"]).strip(), int(thing["name_ndx"]), _polygon(thing["polygon"]), bool(part_level))
+
+
 def _pairs(split: str, path: Path) -> Iterator[PhrasedPicture]:
     height, width, things = _read(path)
     by_name: dict[str, list[tuple[int, list[float]]]] = defaultdict(list)
     for thing in things:
-        if not int(thing["parts"]["part_level"]):
-            by_name[str(thing["raw_name"]).strip()].append((int(thing["name_ndx"]), _polygon(thing["polygon"])))
+        if not thing.is_part:
+            by_name[thing.name].append((thing.number, thing.polygon))
     for name, objects in by_name.items():
         if name not in STUFF and len(objects) <= MOST_INSTANCES and all(_is_large(polygon, width, height) for _, polygon in objects):
             outlines = tuple(partial(visible, polygon, _classes_file(path), number) for number, polygon in objects)
@@ -87,15 +107,18 @@ def _classes_file(path: Path) -> Path:
     return path.with_name(f"{path.stem}_seg.png")
 
 
-def _read(path: Path) -> tuple[int, int, Sequence[Mapping[str, Any]]]:
-    """Return an annotation file's height, width and objects. Raises DatasetError if it is not in the format."""
+def _read(path: Path) -> tuple[int, int, list[_Thing]]:
+    """Return the height and width of an annotation file's picture, and its objects.
+
+    Raises DatasetError if the file is no JSON, lacks one of the three, or has an object with a field that is missing or wrong.
+    """
     try:
         annotation = json.loads(path.read_bytes().decode("utf-8", errors="replace"))["annotation"]
         height, width = (int(side) for side in annotation["imsize"][:2])
         things = annotation["object"] if isinstance(annotation["object"], list) else [annotation["object"]]
         if all({"raw_name", "name_ndx", "polygon", "parts"} <= thing.keys() for thing in things):
-            return height, width, things
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            return height, width, [_Thing.read(thing) for thing in things]
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError):
         pass
     raise DatasetError(f"{path} is no annotation of ADE20K 2021_17_01; fetch it again")
 

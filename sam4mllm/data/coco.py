@@ -83,7 +83,8 @@ SETS: dict[str, CocoSet] = {
 class CocoTables:
     """The contents of a COCO file: images, annotations and categories by their ids.
 
-    An annotation's ``image_id`` and ``category_id`` are whole numbers, or None where the file does not give a whole number.
+    ``read_tables`` makes an annotation's ``image_id`` and ``category_id`` whole numbers, also of text such as "12", or None where the file
+    does not give a whole number.
     """
 
     path: Path
@@ -147,9 +148,12 @@ def _outline(annotation: Row) -> Outline | None:
 
 
 def read_coco_folder(root: Path, name: str) -> Reading:
-    """Return the pairs of all splits of the set ``name`` that are in ``root``.
+    """Return the pairs of all splits of the set ``name`` that are in ``root``: one for each category in each picture, with all its objects.
 
-    Raises DatasetError if there is no split, a file is not a COCO file, or a picture is missing.
+    Categories that are not fit for a phrase (:func:`is_fit`) are left out; so are whole objects if the set takes parts only.
+
+    Raises DatasetError, before the first pair is made, if there is no split, a file cannot be read or is not a COCO file, or a picture is
+    missing.
     """
     found = [{split: root / file for split, file in layout.items() if (root / file).is_file()} for layout in SETS[name].layouts]
     files = next((one for one in found if one), None)
@@ -204,7 +208,7 @@ def _find(tables: CocoTables, root: Path, split: str, name: str) -> Mapping[str,
 def _groups(tables: CocoTables, parts_only: bool) -> Iterator[_Group]:
     """Yield the objects of each category in each image that make a good phrase; also, with a ``fault``, those that cannot be used.
 
-    ``parts_only`` leaves out the categories that are not parts.
+    ``parts_only`` leaves out the categories that are not parts, except those with a fault.
     """
     for image, objects in tables.by_image().items():
         by_category: dict[int | None, list[Row]] = defaultdict(list)
@@ -237,7 +241,10 @@ def as_phrase(name: str) -> str:
 
 
 def is_fit(annotations: Sequence[Row], image: Row) -> bool:
-    """Whether these objects make a good phrase: not too many, none too small."""
+    """Whether these objects make a good phrase: at most MOST_INSTANCES, and the box of each larger than LEAST_AREA of the image.
+
+    Where ``image`` states no size, every box with an area is large enough.
+    """
     height, width = image_size(image) or (0, 0)
     boxes = [box_size(annotation, height, width) for annotation in annotations]
     large = all(wide * high > LEAST_AREA * width * height for wide, high in boxes)
@@ -247,8 +254,9 @@ def is_fit(annotations: Sequence[Row], image: Row) -> bool:
 def box_size(annotation: Row, height: int, width: int) -> tuple[float, float]:
     """Return the width and height, in pixels, of an annotation's box, or of its outline's box where it has none.
 
-    ``height`` and ``width`` are the image's. Both results are infinite where the outline cannot be drawn, so that the annotation does not
-    count as too small here: it fails later, when it is drawn, and is then left out with the true reason.
+    ``height`` and ``width`` are the image's, 0 if the file does not state them. Both results are infinite where the outline cannot be drawn
+    at this size, so that the annotation does not count as too small here. Later it is drawn in the picture itself; if that fails, too, its
+    pair is left out with the true reason.
     """
     box = annotation.get("bbox")
     if isinstance(box, list) and len(box) == len("xywh") and all(_is_finite(side) for side in box):
@@ -275,4 +283,4 @@ def image_size(row: Row) -> tuple[int, int] | None:
 
 
 def _file_name(row: Row) -> str:
-    return str(row.get("file_name") or row.get("coco_url", "").rpartition(".org/")[2])
+    return str(row.get("file_name") or str(row.get("coco_url") or "").rpartition(".org/")[2])

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -95,7 +96,11 @@ def _read_list(path: Path) -> list[Any]:
 
 
 def _checked(record: object, root: Path) -> Conversation | None:
-    """Return a record as a conversation, or None if it has no image. Raises DatasetError if the record is not in the format."""
+    """Return a record as a conversation, or None if it has no image.
+
+    Raises DatasetError if the record is not in the format, or if its image is missing or not below ``root``. The texts of a record without
+    an image are checked, too.
+    """
     if not isinstance(record, dict):
         raise DatasetError("it is not an object with image and conversations")
     image = record.get("image")
@@ -110,7 +115,11 @@ def _checked(record: object, root: Path) -> Conversation | None:
 
 
 def _texts(said: object) -> Iterator[str]:
-    """Yield the texts of a record's ``conversations``, questions and answers alternating. Raises DatasetError if they do not alternate."""
+    """Yield the texts of a record's ``conversations``, questions and answers alternating, without white space around them.
+
+    Raises DatasetError if they do not alternate, there are none or more than MAX_TURNS questions, or one is empty or cannot be written as
+    UTF-8.
+    """
     if not isinstance(said, list) or not said or len(said) % 2 or len(said) > 2 * MAX_TURNS:
         raise DatasetError("conversations is a list of questions and answers in pairs")
     for place, one in enumerate(said):
@@ -139,6 +148,6 @@ def _image_path(image: object, root: Path) -> Path:
     if parts.is_absolute() or ".." in parts.parts:
         raise DatasetError(f"the image {image[:80]!r} is not a path below the folder of images")
     path = root / parts
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises OSError for names that are too long
         raise DatasetError(f"the image {path} is missing; give the folder that the images' paths begin in")
     return path

@@ -43,7 +43,9 @@ def parse_line(line: str) -> object:
 
 
 def check_fields(fields: object, max_pixels: int) -> Example:
-    """Return a line's fields as an example. Everything is checked except the image's file.
+    """Return a line's fields as an example. ``max_pixels`` is the largest width × height that it may state.
+
+    Each field is checked, but not the image's file, nor whether a box lies in the picture and fits its mask.
 
     Raises DatasetError, which says what is wrong; the caller adds the file and the line.
     """
@@ -78,7 +80,7 @@ def _thought(text: object) -> str:
 
 
 def is_thought(text: object) -> TypeGuard[str]:
-    """Whether a dataset may hold ``text`` as a thought.
+    """Whether a dataset may hold ``text`` as a thought: a text of at most MAX_THOUGHT characters, possibly none, that UTF-8 can hold.
 
     Tags such as ``</think>`` are not allowed: in a model's answer they would end the thought too early.
     """

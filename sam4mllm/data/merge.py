@@ -18,7 +18,8 @@ def merge(folders: Sequence[Path], out: Path, track: Track[tuple[Path, Example]]
     Two pictures are the same if their files are equal byte for byte, or if they have the same origin: some sets re-encode pictures of COCO.
     Every split but ``train`` counts as tested on, and keeps its examples; only an example that repeats an earlier one with the same split
     and source is dropped. From ``train``, examples with a picture that is tested on are left out, and repeated ones are written once.
-    ``track`` wraps the loop over the examples, for a progress bar.
+    Pictures are hard-linked to those of the datasets where the disk allows it, else copied. ``track`` wraps the loop over the examples,
+    for a progress bar.
 
     Raises DatasetError if a dataset is not in the format, a picture's file is missing or has changed, or ``out`` is not empty or cannot be
     written.

@@ -122,7 +122,8 @@ def untracked(items: Iterable[T], total: int | None) -> Iterable[T]:
 def coco_origin(name: str) -> str:
     """Return ``coco:<image id>`` for a file name in the form of COCO 2014, ``COCO_train2014_<12 digits>.jpg``.
 
-    Any other name, such as one of COCO 2017, gives an empty text.
+    ``val`` and ``test``, other years from 2000 on and other suffixes will do, too. Any other name, such as one of COCO 2017, gives an empty
+    text.
     """
     found = _COCO_NAME.search(name)
     return f"coco:{int(found[1])}" if found else ""
@@ -132,7 +133,8 @@ def coco_origin(name: str) -> str:
 def new_dataset(folder: Path) -> Iterator[ExampleWriter]:
     """Give the block a writer of a dataset. ``folder`` appears, complete, when the block ends; after an error in it nothing is left.
 
-    Raises DatasetError if ``folder`` is a file or a folder that is not empty, and FolderError if it cannot be written.
+    Raises DatasetError if ``folder`` is a file or a folder that is not empty, and FolderError if it cannot be written. An OSError that the
+    block raises becomes a FolderError, too.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise DatasetError(f"{folder} already holds something; choose a new folder")
@@ -250,7 +252,8 @@ def same_example(picture: str, phrase: str, instances: Sequence[ExampleInstance]
 def encode(outline: Outline, height: int, width: int) -> ExampleInstance | None:
     """Return an outline's box and run lengths, or None if it has no pixel.
 
-    pycocotools draws the polygons, as for the published figures. Raises MaskCodecError if the outline is invalid.
+    pycocotools draws the polygons, as for the published figures; those with fewer than LEAST_NUMBERS are skipped. Raises MaskCodecError if
+    the outline is invalid or is run lengths of another size. What a function that draws the mask raises is passed on.
     """
     if callable(outline) or isinstance(outline, Mapping):
         mask = outline(height, width) if callable(outline) else from_rle(outline, height, width)
@@ -269,7 +272,7 @@ def encode(outline: Outline, height: int, width: int) -> ExampleInstance | None:
 
 
 def to_mask(outline: Outline, height: int, width: int) -> NDArray[np.bool_]:
-    """Return an outline as a mask (height, width) bool. Raises MaskCodecError if the outline is invalid."""
+    """Return an outline as a mask (height, width) bool, which may be empty. Raises what ``encode`` raises."""
     found = encode(outline, height, width)
     return np.zeros((height, width), np.bool_) if found is None else from_rle(found.rle, height, width)
 

@@ -17,7 +17,7 @@ AT_ONCE = 16
 
 
 def read_refcoco_m(root: Path) -> Reading:
-    """Return a pair for each sentence of each object.
+    """Return a pair for each sentence of each object. The files are those in ``root/data``, or, if it has none, those in ``root`` itself.
 
     Raises DatasetError if pyarrow is not installed, there are no files, or a file is damaged or not RefCOCO-M. Rows are read only when the
     pairs are iterated, so damage inside a file raises DatasetError then.

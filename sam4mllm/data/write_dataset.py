@@ -73,7 +73,10 @@ class ExampleWriter:
                 self._temporary.unlink()
 
     def add_image(self, image: NDArray[np.uint8]) -> ImageRecord:
-        """Store a picture (H, W, 3) uint8 RGB as PNG, once however often it is added. Raises ImageError unless it is such an array."""
+        """Store a picture (H, W, 3) uint8 RGB as PNG, once however often it is added.
+
+        Raises ImageError unless it is such an array with sides of at least :data:`~sam4mllm.images.MIN_SIDE` pixels.
+        """
         check_image(image)
         packed = io.BytesIO()
         Image.fromarray(image).save(packed, "PNG")
@@ -83,7 +86,8 @@ class ExampleWriter:
         """Store a picture's file byte for byte, so a JPEG is not encoded again.
 
         ``link`` makes a hard link to the file where the disk allows it, instead of a copy. It is meant for collections of pictures that
-        nobody edits. Raises ImageError if the file cannot be decoded or has more than ``max_pixels`` pixels.
+        nobody edits. Raises ImageError if the file cannot be decoded, or has more than ``max_pixels`` pixels or a side below
+        :data:`~sam4mllm.images.MIN_SIDE`.
         """
         path = Path(path)
         image = load_image(path, max_pixels)
@@ -169,7 +173,10 @@ class ExampleWriter:
             self._opened().write(json.dumps(fields, ensure_ascii=False).encode() + b"\n")
 
     def split_by(self, split_of: Callable[[str], str]) -> None:
-        """Change the split of every example written so far to ``split_of(sha256)``, called with its picture's SHA-256."""
+        """Change the split of every example written so far to ``split_of(sha256)``, called with its picture's SHA-256.
+
+        That it returns a valid name of a split is not checked.
+        """
         settled = self._temporary.with_suffix(".settled")
         with self._writing():
             self._opened().close()
@@ -225,7 +232,7 @@ class ExampleWriter:
         return self._file
 
     def _store(self, data: bytes, suffix: str, width: int, height: int, source: Path | None = None) -> ImageRecord:
-        """Write the bytes of an image's file, unless they are there already.
+        """Write the bytes of an image's file, unless a file of the same length is there under the name that their SHA-256 gives.
 
         ``source`` is a file with the same bytes, which is hard-linked if possible; None always writes a copy.
         """

@@ -26,7 +26,8 @@ ABSENT_SHARE = 0.2
 def by_comparison(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
     """Return expressions such as "the dog smaller than the cup", "the cup closest to the dog" and "the largest thing".
 
-    With a probability of ABSENT_SHARE it returns comparisons that nothing in the scene fulfils instead, if there are any.
+    A noun of the thing asked for is one of ``nouns``; the thing that it is compared with may have any noun. With a probability of
+    ABSENT_SHARE the comparisons are instead those that nothing in the scene fulfils, if there are any.
     """
     found = [*_extremes(things)]
     absent: list[Expression] = []
@@ -53,7 +54,8 @@ def by_comparison(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequ
 def by_hops(rng: np.random.Generator, things: Sequence[Thing], nouns: Sequence[str]) -> list[Expression]:
     """Return expressions of one of two forms: "the cup left of the larger dog", or "the thing between the cup and the shoe".
 
-    Where the scene allows both forms, the first is returned with a probability of 0.6.
+    Where the scene allows both forms, the first is returned with a probability of 0.6. Its nouns are all of ``nouns``; in the second form
+    that holds for the thing asked for only.
     """
     two = _between(rng, things, nouns)
     relative = [

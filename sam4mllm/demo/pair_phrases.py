@@ -36,7 +36,8 @@ def of_pair(
 ) -> tuple[list[Expression], list[Expression], list[Expression]]:
     """Return all phrases for the first thing of a pair, all for the second, and near misses, which mean nothing in the scene.
 
-    ``kind`` is one of :data:`~sam4mllm.demo.pairs.PAIR_KINDS`. No phrase has a noun that is not in ``nouns``.
+    ``kind`` is one of :data:`~sam4mllm.demo.pairs.PAIR_KINDS`. No phrase has a noun that is not in ``nouns``, or that names several things.
+    A list is empty where that leaves no phrase.
     """
     if kind == "part":
         return _of_part(things, pair, nouns)

@@ -1,5 +1,5 @@
 """Referring expressions for a default scene, true by construction: by noun, by colour or size, by position, in the plural, or of what is
-not there.
+not there. For a relational scene, :func:`expressions` takes those of :mod:`sam4mllm.demo.comparisons`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ NEAR_MISS_SHARE = 0.5
 
 
 def expressions(rng: np.random.Generator, things: Sequence[Thing], kinds: Sequence[str], nouns: Sequence[str]) -> list[Expression] | None:
-    """Return one random expression for each entry of ``kinds``, no two with the same phrase; phrases ask only for ``nouns``.
+    """Return one random expression for each entry of ``kinds``, no two with the same phrase.
+
+    A noun that a phrase asks for is one of ``nouns``; the thing that it is compared with or stands beside may have another.
 
     Return None if for one of the entries the scene allows no expression that is not taken yet.
     """

@@ -22,13 +22,16 @@ from sam4mllm.geometry import box_iou
 
 PHRASES_PER_SCENE = 5
 MIN_VISIBLE = 0.5
-"""Least visible share of a thing in a scene; a layout that hides more is drawn again."""
+"""Least visible share of each thing in a scene of :func:`make_scene`; a layout that hides more is drawn again. For scenes with a pair
+`PAIR_VISIBLE` holds instead, for crowded ones `CROWD_VISIBLE`."""
 
 PAIR_IOU, PAIR_VISIBLE, PAIR_SHARES = 0.60, 0.30, (0.20, 0.80)
-"""Least IoU of a pair's boxes, least visible share of each, and each one's share of the pixels of both."""
+"""Of a scene with a pair: the least IoU of the pair's boxes, the least visible share of every thing in the scene (the whole of a ``part``
+counts as visible), and the range of each one's share of the pixels of both."""
 
 NAMELESS_PARTNER_SHARE = 0.4
-"""How often, in an ambiguous scene with phrases, one of the pair is drawn from all glyphs that training shows, nameless ones among them."""
+"""How often, in an ambiguous scene with phrases, one of the pair is drawn from all glyphs that training shows, nameless ones among them.
+Pairs of the kind ``part`` have one glyph, so that it does not apply to them."""
 RELATIONAL_PHRASES = 3
 REPEATING = {"plural", "position", *RELATIONAL_KINDS}
 """Kinds of phrases that need, or are helped by, several things with one noun."""
@@ -123,8 +126,8 @@ def make_ambiguous(
     ``nouns`` limits what the pair may be; in a told scene one of the two may be anything that training shows. ``shares`` are the weights
     with which the pair's kind is drawn from PAIR_KINDS (None: all alike).
 
-    The scene has phrases only if it is ``told``: up to five, at least one for each of the pair, and none about nouns other than ``nouns``
-    (None: all known ones).
+    The scene has phrases only if it is ``told``: up to five, at least one for each of the pair, and none that asks for a noun not in
+    ``nouns`` (None: all known ones).
     """
     rng = np.random.default_rng(list(seed))
     drawn = draw_size(rng)

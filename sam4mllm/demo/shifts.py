@@ -17,13 +17,13 @@ from sam4mllm.demo.layout import Thing
 
 SHIFTS = ("background", "lighting", "blur", "noise", "sketch")
 GAMMA, SHADE, CAST = (0.55, 1.7), 0.55, 0.12
-"""Of the shift ``lighting``: the range of the gamma, the most by which a side is darkened, and the most by which a colour channel is scaled
-up or down. Within these, the names of colours still hold.
+"""Of the shift ``lighting``: the range of the gamma; the largest share of its brightness that one side of the image loses (the least is
+0.2); and the largest share by which a colour channel is scaled up or down. Within these, the names of colours still hold.
 """
 BLUR = (0.002, 0.006)
-"""Standard deviation of the blur in long sides of the image."""
+"""Range of the standard deviation of the Gaussian blur, which is drawn for each image; as shares of the image's long side."""
 NOISE = (10.0, 35.0)
-"""Standard deviation of the noise in grey levels."""
+"""Range of the standard deviation of the noise, which is drawn for each image; in grey levels of 0–255."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,10 @@ class Look:
     shift: str
 
     def retell(self, thing: Thing) -> Thing:
-        """Return the thing as this look shows it. In a sketch it has no colour, so that no phrase can name one."""
+        """Return the thing as this look shows it: a pencil drawing in a sketch, unchanged in every other look.
+
+        In a sketch its ``colour`` is empty, so that no phrase can name one.
+        """
         if self.shift != "sketch":
             return thing
         return replace(thing, glyph=replace(thing.glyph, rgba=sketch(thing.glyph.rgba)), hue=0.0, brightness=1.0, colour="")
@@ -57,7 +60,7 @@ class Look:
 
 
 def look_of(seed: Sequence[int]) -> Look:
-    """Return the shift, one of SHIFTS, with which the shifted scene of this seed is painted: always the same one for a seed."""
+    """Return the look with which the shifted scene of this seed is painted. Its shift is drawn from SHIFTS by the seed alone."""
     return Look(SHIFTS[np.random.default_rng([*seed, 6]).integers(len(SHIFTS))])
 
 
@@ -113,7 +116,7 @@ def _scribbles(rng: np.random.Generator, height: int, width: int) -> NDArray[np.
 
 
 def _light(rng: np.random.Generator, canvas: NDArray[np.float32]) -> NDArray[np.float32]:
-    """One side darker, another gamma, a slight cast."""
+    """Return the scene (H, W, 3) with a random gamma, darkened towards one random side, and with each colour channel slightly scaled."""
     height, width = canvas.shape[:2]
     angle = rng.uniform(0, 2 * np.pi)
     rows, columns = np.linspace(-0.5, 0.5, height)[:, None], np.linspace(-0.5, 0.5, width)[None]

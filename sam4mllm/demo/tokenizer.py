@@ -99,7 +99,10 @@ class Speller:
         self._nouns = {*known_nouns(), *_irregular()}
 
     def encode(self, phrase: str, rng: np.random.Generator) -> tuple[list[int], dict[str, int]]:
-        """Ids of the phrase, and for each of its words the index of the word's last token."""
+        """Return the ids of the phrase, and for each of its words the index, in these ids, of the word's last token.
+
+        For a word that the phrase has twice it is that of the last occurrence.
+        """
         ids: list[int] = []
         ends: dict[str, int] = {}
         for word in phrase.split():
@@ -111,7 +114,7 @@ class Speller:
         return ids, ends
 
     def spell(self, word: str, rng: np.random.Generator) -> list[int]:
-        """Return the ids of the pieces, of one or two letters each, into which a word is cut at random."""
+        """Return the ids of the pieces, of one or two letters each, into which a word of the letters a to z is cut at random."""
         pieces: list[int] = []
         at = 0
         while at < len(word):
@@ -123,5 +126,5 @@ class Speller:
 
 
 def save_tokenizer(folder: Path) -> None:
-    """Write the tokenizer's files into a checkpoint folder."""
+    """Write the tokenizer's files into a checkpoint folder, in place of those that are there; a missing folder is made."""
     build_tokenizer().save_pretrained(folder)

@@ -1,7 +1,7 @@
 """Measures many settings on the same images.
 
 All settings with the same models share the work: each image is encoded once, and a question that several settings ask the MLLM is asked
-once.
+once, unless it belongs to a look back.
 
 The result of one image under one setting is one line of a journal. Its key is a hash of everything that the result depends on. An ablation
 that was stopped thus goes on from the journal; results for another dataset, model or setting have other keys and are computed.
@@ -95,8 +95,10 @@ def ablate(
 
     Raises:
         DatasetError: a picture cannot be read.
-        ModelError: a model cannot be loaded.
+        ModelError: a model cannot be loaded, or fails.
+        ImageError, PhraseError: a model cannot take a picture or a phrase.
         EvaluationError: the journal cannot be written.
+        Exception: whatever else ``load`` raises.
     """
     groups: dict[tuple[str | None, ...], list[Setting]] = {}
     for setting in settings:
@@ -129,7 +131,8 @@ class Bench:
     def answer(self, group: Sequence[Example]) -> dict[Setting, SettingResult]:
         """Return every setting's result for one image, whose examples are ``group``.
 
-        Results that are in the journal are taken from it. The image is opened only if one is missing.
+        Results that are in the journal are taken from it; the others are computed and added to it. The image is opened only if one is
+        missing.
         """
         keys = {setting: self._key(setting, group) for setting in self._pipelines}
         found = {setting: outcome for setting, key in keys.items() if (outcome := self._journal.find(key)) is not None}
@@ -159,7 +162,9 @@ class Bench:
         return tuple(measure(mask, example, self._min_pixels) for example, mask in zip(group, masks, strict=True))
 
     def _key(self, setting: Setting, group: Sequence[Example]) -> str:
-        """The hash of all that shapes an outcome: models, options, image, phrases, true masks, and this package's release."""
+        """Return the hash of all that shapes an outcome: models, options, control, image, phrases, true masks, ignored pixels, the size
+        below which a mask counts as empty, and this package's release.
+        """
         asked = [(one.sha256, one.phrase, [instance.rle for instance in one.instances], one.ignore) for one in group]
         pipeline = self._pipelines[setting]
         whole = pipeline.version if pipeline.adapter else ""
@@ -184,13 +189,16 @@ def _count(answer: Segmentation, truth: NDArray[np.bool_]) -> tuple[int, int, in
 
 
 class Journal(KeyedLines[SettingResult]):
-    """Outcomes by key; kept in memory alone if ``path`` is None."""
+    """The results of images under settings, by the keys that ``Bench`` makes; kept in memory alone if ``path`` is None."""
 
     def __init__(self, path: Path | None = None) -> None:
         super().__init__(path, _parse)
 
     def add(self, key: str, setting: str, image: str, outcome: SettingResult) -> None:
-        """Write down an outcome; setting and image are for people to read."""
+        """Keep an outcome as ``put`` does. Setting and image stand in its line only for people to read.
+
+        Raises EvaluationError if the file cannot be written.
+        """
         self.put(key, outcome, {"setting": setting, "image": image, **asdict(outcome)})
 
 

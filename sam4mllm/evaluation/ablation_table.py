@@ -35,7 +35,9 @@ class Row:
 
 
 def tabulate(results: Mapping[Setting, Sums]) -> list[Row]:
-    """One row a setting, in order. Raises ValueError if there is no base or no published setting among them."""
+    """One row a setting, in order. Raises ValueError if there is no base or no published setting among them, or if they differ in their
+    figures or in the number of images.
+    """
     base, published = (_named(results, name) for name in ("base", "published"))
     return [
         Row(setting, sums.figures(), intervals(sums), differences(sums, results[base]), differences(sums, results[published]))
@@ -50,7 +52,9 @@ def find_best(rows: Sequence[Row]) -> Row:
 
 
 def describe(setting: Setting) -> str:
-    """Describe all of a setting in words, for example ``box, segmenter demo``."""
+    """Describe a setting in words, for example ``box, segmenter demo``: its strategy, the options that most affect this strategy, the
+    segmenter and the adapters.
+    """
     if setting.oracle:
         return f"true boxes and points, {_drawing(setting)}"
     words: list[str] = [setting.options.strategy]

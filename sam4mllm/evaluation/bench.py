@@ -20,7 +20,8 @@ Timed = tuple[NDArray[np.uint8], str]
 def time_phrases(pipeline: Pipeline, images: int, track: Callable[[Iterable[Timed], int], Iterable[Timed]]) -> dict[str, float]:
     """Return the median seconds of ``segment`` with one phrase on a new image, in total (``phrase``) and by stage.
 
-    ``images`` demo scenes are timed, after one call to warm up. ``track`` wraps the loop, for a progress bar.
+    ``images`` demo scenes, at least one, are timed, after one call on another scene to warm up. ``track`` wraps the loop, for a progress
+    bar. Errors of ``segment`` pass through.
     """
     scenes = [make_scene((SEED, index)) for index in range(images + 1)]
     jobs = [(scene.image, scene.expressions[0].phrase) for scene in scenes]

@@ -63,7 +63,8 @@ def measure_clicks(pipeline: Pipeline, folder: Path, examples: Sequence[Example]
     The key WITHOUT has the figures without the former mask as input, and WITH those with it, if the segmenter can take it. A phrase gets
     max(COUNTED) clicks, and more until max(GOALS) or MOST_CLICKS is reached; clicking ends early if nothing is wrong any more.
 
-    Raises DatasetError if a picture cannot be read, and EvaluationError if no phrase has a target.
+    Raises DatasetError if a picture cannot be read, and EvaluationError if no phrase has a target. Errors of :meth:`Pipeline.segment
+    <sam4mllm.pipeline.Pipeline.segment>` pass through.
     """
     grounder = SharingGrounder(pipeline.grounder)
     ways = [(WITHOUT, False), (WITH, True)] if isinstance(pipeline.segmenter, MaskTaker) else [(WITHOUT, False)]

@@ -25,9 +25,10 @@ class ControlGrounder:
     """Wraps a grounder and replaces its answers about points, or its thoughts, as ``answers`` says.
 
     ``model``: nothing is replaced. ``uniform``: P(inside) is drawn uniformly from 0 to 1. ``coin-flipped``: it is 0 or 1, each as likely.
-    ``inverted``: it is 1 - P(inside). Phrase, box and points seed the draws, so they are repeatable. The model is still asked, so that the
-    time is the same. ``shuffled-thoughts``: with the question "reason", each phrase is answered after the thought about another phrase of
-    the same call; a single phrase is answered after an empty thought.
+    ``inverted``: it is 1 - P(inside). Phrase, box and points seed the draws, so they are repeatable; the mass of a drawn answer is 1. The
+    model is still asked, so that the time is the same. ``shuffled-thoughts``: with the question "reason", each phrase is answered after the
+    thought about another phrase of the same call; a single phrase is answered after an empty thought. Replies of ``confirm`` are never
+    replaced. ``identity`` is that of the wrapped grounder, whatever is replaced.
     """
 
     grounder: Grounder

@@ -17,7 +17,7 @@ class KeyedLines(Generic[T]):
     """Results by key; kept in memory alone if ``path`` is None. ``parse`` makes a result of a line's fields.
 
     A line that a kill left half written, or that ``parse`` refuses with ValueError, KeyError, TypeError or AttributeError, is passed over.
-    Raises EvaluationError if the file cannot be read or written.
+    Of several lines with one key the last counts. Raises EvaluationError if the file is there and cannot be read.
     """
 
     def __init__(self, path: Path | None, parse: Callable[[dict[str, Any]], T]) -> None:
@@ -44,7 +44,8 @@ class KeyedLines(Generic[T]):
     def put(self, key: str, result: T, fields: Mapping[str, Any]) -> None:
         """Keep a result under a key, and append a line with its fields to the file.
 
-        Raises EvaluationError if the file cannot be written.
+        A former result under this key is replaced; its line stays in the file. Raises EvaluationError if the file cannot be written, and
+        ValueError if a number in ``fields`` is not finite; the result is then kept in memory all the same.
         """
         self._known[key] = result
         if self._path is None:

@@ -40,7 +40,11 @@ Figures = dict[str, float | int | None]
 
 @dataclass(frozen=True)
 class Sample:
-    """What the figures need of one (image, phrase) pair. ``intersection`` and ``union`` are pixels, as cIoU sums them."""
+    """What the figures need of one (image, phrase) pair. ``intersection`` and ``union`` are pixels, as cIoU sums them.
+
+    ``iou`` is as gIoU counts it: without a target, it is 1 if nothing was predicted, else 0. ``predicted_empty``: nothing was predicted,
+    apart from ignored pixels and from a mask that was too small to count.
+    """
 
     iou: float
     intersection: int
@@ -145,6 +149,9 @@ def summarize(
         point_truths: (K,) bool, whether each lies on its object.
         oracle_ious: IoU of the masks drawn from true boxes and points, one for each sample with a target.
         seconds: how long each phrase took.
+
+    Raises:
+        ValueError: the lengths of the points' arguments differ, or a probability is not between 0 and 1.
     """
     samples = list(samples)
     targets = [sample for sample in samples if sample.has_target]

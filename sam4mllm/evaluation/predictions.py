@@ -127,7 +127,10 @@ class JudgedExample:
 
 
 def write_predictions(path: Path, judged: Sequence[JudgedExample]) -> None:
-    """Write a JSON line for each example, with the prediction and its IoU. Raises EvaluationError if the file cannot be written."""
+    """Write a JSON line for each example, with the prediction and its IoU. A file that is there is replaced; a missing folder is made.
+
+    Raises EvaluationError if the file cannot be written.
+    """
     lines = []
     for one in judged:
         example = one.example

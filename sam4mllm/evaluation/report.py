@@ -30,7 +30,7 @@ from sam4mllm.page import SHARED, find_ticks, render
 
 PAGE, RECORD = "report.html", "report.json"
 PICTURES = 6
-"""The most pictures of each kind; so many fit on a screen at once."""
+"""The most pictures in each group of :func:`pick`; so many fit on a screen at once."""
 IOU_BINS = 20
 PLOT_WIDTH, PLOT_HEIGHT = 360, 250
 PLOT_LEFT, PLOT_TOP, PLOT_RIGHT, PLOT_BOTTOM = 40, 14, 14, 40
@@ -97,7 +97,7 @@ def write_report(
     Args:
         folder: the folder to write to; it is created if it is missing.
         dataset: the dataset's folder, which has the pictures.
-        judged: every example's result.
+        judged: every example's result, at least one.
         figures: the summary of these results (``summarize_judged``).
         version: the version of the pipeline that was evaluated.
         command: the command line that repeats the evaluation.
@@ -153,9 +153,11 @@ def is_right(one: JudgedExample) -> bool:
 
 
 def pick(judged: Sequence[JudgedExample], count: int = PICTURES, seed: int = 0) -> dict[str, list[JudgedExample]]:
-    """Choose the examples to show: the worst and best with a target, objects found where there is no target, and some drawn by chance.
+    """Choose up to ``count`` examples of each group to show: the worst and best with a target, those where objects were found and there is
+    no target, and some drawn by chance with ``seed``.
 
     Of examples with the same IoU, those with the highest score come first, because a mistake with a high score is the most instructive.
+    Those drawn by chance stay in their order.
     """
     targets = [one for one in judged if one.sample.has_target]
     invented = [one for one in judged if not one.sample.has_target and not one.sample.predicted_empty]
@@ -169,7 +171,10 @@ def pick(judged: Sequence[JudgedExample], count: int = PICTURES, seed: int = 0) 
 
 
 def draw_pictures(dataset: Path, judged: Sequence[JudgedExample]) -> list[DrawnExample]:
-    """Each example's picture with the true and the predicted outline, boxes and points. Raises DatasetError."""
+    """Each example's picture with the true and the predicted outline, boxes and points.
+
+    Raises DatasetError if a picture cannot be read any more.
+    """
     pictures = []
     for one in judged:
         image = load_example_image(dataset, one.example)

@@ -89,7 +89,8 @@ def evaluate(
 
     All phrases of an image are answered in one call, whose time is divided equally among them. ``oracle`` also draws from the true boxes
     and points. ``track`` wraps the images, for a progress bar. ``examples`` come from ``choose``; None takes all of the dataset.
-    ``min_pixels`` is that of ``compare``. Raises DatasetError if the dataset or a picture cannot be read.
+    ``min_pixels`` is that of ``compare``; it does not apply to the masks of ``oracle``. Raises DatasetError if the dataset or a picture
+    cannot be read. Errors of ``Pipeline.segment`` pass through.
     """
     images = by_image(choose(folder) if examples is None else examples)
     judged: list[JudgedExample] = []
@@ -139,8 +140,8 @@ class TruePoints:
 def ask_true_points(pipeline: Pipeline, opened: Opened, examples: Sequence[Example]) -> Iterator[TruePoints]:
     """Ask the model about points in each true box of an image's examples; yield its answers and the truth, one TruePoints a box.
 
-    The points are the first ``pipeline.options.points`` of the default pattern. All answers count: no threshold drops any. Without an MLLM
-    each TruePoints is empty.
+    The points are the first ``pipeline.options.points`` of the default pattern; :func:`~sam4mllm.points.spread` raises ValueError if these
+    are more than PATTERN_SIZE. All answers count: no threshold drops any. Without an MLLM each TruePoints is empty.
     """
     if not pipeline.has_model:
         yield from [TruePoints() for example in examples for _ in example.instances]

@@ -42,9 +42,9 @@ class Setting:
     """One row of the table.
 
     ``names`` are the setting's roles: ``base``, ``published``, ``oracle`` (the segmenter gets true boxes and points), or a value of an axis
-    such as ``count=15``. ``adapter`` is a folder or a version, None for the base model alone. ``answers`` says whether the model's own
-    answers are used or a control's. ``segmenter_adapter`` is a folder or a version with an adapter of the mask decoder; None uses the one
-    in ``adapter``, if any, and PLAIN uses none in any case.
+    such as ``count=15``. ``segmenter`` is what ``--segmenter`` takes. ``adapter`` is a folder or a version, None for the base model alone.
+    ``answers`` says whether the model's own answers are used or a control's (:mod:`sam4mllm.evaluation.controls`). ``segmenter_adapter`` is
+    a folder or a version with an adapter of the mask decoder; None uses the one in ``adapter``, if any, and PLAIN uses none in any case.
     """
 
     names: tuple[str, ...]
@@ -104,7 +104,8 @@ def plan(
         strategies: the default values of the axis ``strategy``: what model and segmenter can do.
 
     Raises:
-        EvaluationError: an axis or a value is not known, or an axis without default values has none.
+        EvaluationError: an axis or a value is not known, or an axis without default values has none. The values of ``segmenter`` and
+            ``segmenter-adapter`` are not checked here, but when they are loaded.
     """
     known = adapters or {}
     if base.options.strategy == "auto":
@@ -128,7 +129,10 @@ def plan(
 
 
 def vary(base: Setting, axis: str, value: str, adapters: Mapping[str, str] | None = None) -> Setting:
-    """Return the base with one thing changed. Raises EvaluationError if there is no such axis, or the axis has no such value."""
+    """Return the base with one thing changed. Raises EvaluationError if there is no such axis, or the axis has no such value.
+
+    The values of ``segmenter`` and ``segmenter-adapter`` are not checked. ``adapters`` are those of the axis ``rank``, by name.
+    """
     match axis:
         case "segmenter":
             return replace(base, segmenter=value)

@@ -19,7 +19,9 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False)
 class SharedScene(Scene):
-    """A scene of the wrapped grounder; ``answers`` maps each call made about it to the answer and the seconds that it took."""
+    """A scene of the wrapped grounder; ``answers`` maps each call made about it, but for those of ``confirm``, to the answer and the
+    seconds that it took. None is forgotten while the scene lives.
+    """
 
     scene: Scene
     answers: dict[tuple[object, ...], tuple[Any, float]] = field(default_factory=dict)

@@ -26,7 +26,8 @@ from sam4mllm.prompts.conversation import PointNumbers
 from sam4mllm.values import Grounding
 
 MAX_ROW = 4096
-"""Most tokens of a packed row, whose mask grows with their square. Further inquiries go into another pass, with the same result."""
+"""Most tokens of a packed row, whose mask grows with their square. Further inquiries go into another pass, with the same result; an inquiry
+that has more goes by itself. It also bounds the tokens of images of equal size that are prefilled in one pass."""
 NOTHING_SAID = Replies(np.zeros(0), np.zeros(0))
 
 Ids = tuple[int, ...]

@@ -1,4 +1,6 @@
-"""A grounder that asks about points in a close-up of their box, or in the whole image where a close-up would enlarge too little."""
+"""A grounder that asks about points in a close-up of their box, or in the whole image where no close-up is made: where it would enlarge too
+little, or where the box is longer than the image's short side (:func:`~sam4mllm.closeup.window_around`).
+"""
 
 from __future__ import annotations
 
@@ -31,7 +33,7 @@ class CloserScene(Scene):
 
 class CloserGrounder:
     """Wraps a grounder. The wrapped grounder finds the boxes in the whole image. It is asked about points in a close-up of their box, or
-    in the whole image where a close-up would enlarge too little.
+    in the whole image where no close-up is made (:func:`~sam4mllm.closeup.window_around`).
     """
 
     def __init__(self, grounder: Grounder) -> None:

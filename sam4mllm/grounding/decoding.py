@@ -44,7 +44,8 @@ class Thinking:
 
 @dataclass(frozen=True, eq=False)
 class Written:
-    """A decoded answer: its text, its token ids and their log-probabilities.
+    """A decoded answer: its text, its token ids and their log-probabilities. If the answer is ``finished``, the log-probability of its end
+    token follows those of ``ids``, which do not include that token.
 
     ``beginnings`` (vocabulary,) are the log-probabilities of all tokens at the answer's first place; ``finished`` says whether the model
     ended the answer itself. A thought before the answer is not part of these fields: ``thought`` is its text, and ``cut_at`` the number of
@@ -91,7 +92,8 @@ def write(
 
     ``max_new_tokens`` (at least 1) bounds the answer without its thought. With ``thinking`` each answer comes after a thought, and none
     waits for the thoughts of the others. ``spellings`` holds for each question how its answer is probably spelled, from which drafts are
-    made; drafts change the number of passes, never an answer. ``of`` holds for each question the index of its scene in a bundle.
+    made; drafts change the number of passes, never an answer. ``of`` holds for each question the index of its scene in a bundle; None means
+    that all are about the first.
     """
     decode = model.checkpoint.tokenizer.decode
     lines = [
@@ -99,7 +101,7 @@ def write(
         for question, spelling in zip(questions, spellings or [None] * len(questions), strict=True)
     ]
     owner = np.zeros(0, np.int64)
-    """Which line each token of the cache belongs to."""
+    """Which line each token of the cache after the prefix belongs to; REFUSED for a refused one."""
     cache: Past | None = None
     below = np.zeros(len(lines), np.int64) if of is None else np.array(of, np.int64)
     while active := [index for index, line in enumerate(lines) if line.fed]:

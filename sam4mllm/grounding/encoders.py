@@ -51,7 +51,8 @@ def with_text(encoded: Encoded, ids: Tensor, offsets: Tensor) -> dict[str, Tenso
 
 def encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """Encode for Qwen-VL from version 2 on, and for GLM-V: the placeholder is repeated for each merged patch, and positions have three rows
-    (time, height, width).
+    (time, height, width). Raises ModelError as ``_repeat_placeholder`` does, and ValueError if the image processor refuses the image's
+    shape.
     """
     config = checkpoint.model.config
     vision = checkpoint.image_processor(images=[image], return_tensors="pt")
@@ -72,7 +73,8 @@ def encode_qwen_vl(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
 def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """Encode for Qwen-VL-Chat: the image is stretched to a square, and the placeholder repeated for each of the resampler's embeddings.
 
-    Raises ModelError if the chat template and an image leave too little of the context for a conversation.
+    Raises ModelError if the chat template and an image leave too little of the context for a conversation, and as ``_repeat_placeholder``
+    does.
     """
     config = checkpoint.model.config
     vision = config.vision_config
@@ -86,7 +88,8 @@ def encode_qwen_vl_chat(checkpoint: Checkpoint, opening: str, image: Any) -> Enc
 
 def encode_llava(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """Encode for LLaVA-NeXT and LLaVA-OneVision: the whole image, and tiles of an enlarged one whose padding the model cuts off again. The
-    family's own processor counts the tokens of both. Raises ModelError and ValueError as ``_encode_tiles`` does.
+    family's own processor counts the tokens of both. Raises ModelError as ``_squash`` does, and ModelError and ValueError as
+    ``_encode_tiles`` does.
     """
     # imported here because it imports torchvision, which takes seconds
     from transformers.image_processing_utils import select_best_resolution  # noqa: PLC0415
@@ -129,7 +132,8 @@ def encode_molmo2(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
 
 def encode_gemma_4(checkpoint: Checkpoint, opening: str, image: Any) -> Encoded:
     """Encode for Gemma 4: the placeholder is repeated for each token into which neighbouring patches are pooled, between the tokens for an
-    image's beginning and end. In some model sizes, image tokens also see those after them, in sliding-window layers.
+    image's beginning and end. In some model sizes, image tokens also see those after them, in sliding-window layers. Raises ModelError as
+    ``_repeat_placeholder`` does.
     """
     config = checkpoint.model.config
     vision = checkpoint.image_processor(images=[image], return_tensors="pt")

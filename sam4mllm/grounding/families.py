@@ -66,7 +66,7 @@ from sam4mllm.qwen_vl_chat.config import MODEL_TYPE as _QWEN_VL_CHAT
 DEMO = "demo"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo" / "assets" / "mllm"
 NEEDED = (IMAGE_PROCESSOR, TOKENIZER)
-"""What a model folder holds beside its configuration and weights."""
+"""Groups of file names. A model folder holds at least one file of each group, beside its configuration and weights."""
 ADVICE = "the model (SAM4MLLM_MODEL, --model) is `demo`, a folder, or a hub id such as Qwen/Qwen2.5-VL-7B-Instruct"
 
 

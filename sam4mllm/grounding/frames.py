@@ -33,12 +33,17 @@ class Frame:
 
 
 def highest(dialect: Dialect, image: Framed) -> int:
-    """Return the highest number that any coordinate can have. Where x and y have different highest numbers, it is the greater."""
+    """Return the highest number that any coordinate can have, as :func:`to_numbers` gives them. Where x and y have different highest
+    numbers, it is the greater.
+    """
     return 10**dialect.decimals if dialect.frame in ("unit", "square") else max(_steps(dialect, image)) - 1
 
 
 def to_numbers(dialect: Dialect, image: Framed, coordinates_px: ArrayLike) -> NDArray[np.int64]:
-    """Pixels (..., 2 or 4: x, y pairs) as the dialect's numbers, int64 of the same shape. What lies outside is brought to the edge."""
+    """Convert pixels (..., 2 or 4: x, y pairs) to the dialect's numbers, int64 of the same shape. What lies outside is brought to the edge.
+
+    A share is a whole number here, too: it is multiplied by 10 to the power of ``dialect.decimals``.
+    """
     if dialect.frame in ("milli", "resized"):
         return to_steps(coordinates_px, (image.width, image.height), _steps(dialect, image))
     px = np.asarray(coordinates_px, np.float64)
@@ -48,8 +53,8 @@ def to_numbers(dialect: Dialect, image: Framed, coordinates_px: ArrayLike) -> ND
 
 
 def to_pixels(dialect: Dialect, image: Framed, numbers: ArrayLike) -> NDArray[np.float32]:
-    """Convert the dialect's numbers (..., 2 or 4: x, y pairs) to pixels inside the image, float32 of the same shape. Whole numbers on a
-    grid (0 to 999, for example) become the middle of their grid cell; shares of the width or height are scaled as they are.
+    """Convert the dialect's numbers (..., 2 or 4: x, y pairs), as :func:`to_numbers` returns them, to pixels inside the image, float32 of
+    the same shape. Numbers on a grid (0 to 999, for example) become the middle of their grid cell; shares are scaled as they are.
     """
     if dialect.frame in ("milli", "resized"):
         return from_steps(numbers, (image.width, image.height), _steps(dialect, image))

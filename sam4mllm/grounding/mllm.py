@@ -54,7 +54,7 @@ from sam4mllm.prompts.thinking import END, can_think, open_thought, reason_quest
 from sam4mllm.values import Grounding, SpokenPoints
 
 ANSWER_TOKENS = 400
-"""Most tokens of an answer to a box question, by default."""
+"""Most tokens of an answer of :meth:`MllmGrounder.ground`, whichever question it is to, by default; a thought is not counted."""
 PHRASES_AT_ONCE = 32
 THOUGHTS_AT_ONCE = 8
 """How many phrases are answered together where the model thinks first: a thought is as long as several answers, and the keys and values of
@@ -80,6 +80,11 @@ class MllmGrounder:
         max_new_tokens: most tokens of an answer of :meth:`ground`, without its thought. A box takes about twenty where every digit is one.
         activate: called before each use of the model. Where several grounders share one model, it switches to the adapter of this one.
         thought_tokens: most tokens of a thought before an answer, where a thought is asked for.
+
+    Raises:
+        ModelError: the chat template writes nothing between an answer and the next question.
+        TemplateError: the dialect's words for yes and no do not fit the tokenizer (:meth:`Verdicts.look_up
+            <sam4mllm.grounding.verdicts.Verdicts.look_up>`).
     """
 
     def __init__(

@@ -49,12 +49,17 @@ class Inquiry:
 
 
 class Grounder(Protocol):
-    """A multi-modal language model that keeps no image: everything about one is in its Scene."""
+    """A multi-modal language model that keeps no image: everything about one is in its Scene.
+
+    ``open`` raises ImageError if the model cannot take the image. The methods that take phrases raise PhraseError for one that the model
+    cannot take, such as one with a control word of the model. All methods but ``identity`` may raise ModelError if the model cannot answer.
+    """
 
     @property
     def identity(self) -> str:
-        """A short hash of what determines the answers besides the adapter and the pipeline's options: the base model, the dialect, the
-        numbers of the model and the longest answer. Without an MLLM it is a fixed text.
+        """A short hash of what determines the answers besides the adapter and the pipeline's options, such as the base model, the dialect,
+        the chat template's markup, the number type and quantisation of the weights, and the most tokens of an answer. Without an MLLM it is
+        a fixed text.
         """
         ...
 
@@ -65,7 +70,8 @@ class Grounder(Protocol):
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
         """Find the boxes of each phrase; the result has one entry for each phrase, in order.
 
-        With the ``question`` "box" the model writes boxes alone, with "prompt" points as well (PPG); with "reason" it thinks beforehand.
+        With the ``question`` "box" the model writes boxes alone, with "prompt" points as well (PPG); with "reason" it thinks beforehand,
+        if it can think; else "reason" is the same as "box". A model that answers with points writes points in place of boxes.
         """
         ...
 
@@ -86,5 +92,7 @@ class Grounder(Protocol):
         ...
 
     def name(self, scene: Scene, phrases: Sequence[str]) -> list[str]:
-        """Name the kind of thing that each phrase asks for, in one to three words; empty where the model's answer is not such a name."""
+        """Name the kind of thing that each phrase asks for, in one to three words; empty where the model's answer is not such a name, or
+        where the model is not able to name things (the demo model).
+        """
         ...

@@ -48,7 +48,8 @@ class ReadInstance:
 
     ``box_px`` (4,) float32 is inside the image and not empty; only if the model answers with points is it a point, a box without sides.
     ``inside_px`` (P, 2) and ``outside_px`` (Q, 2) float32 are points that the model wrote for the object. ``numbers`` are the box's numbers
-    in the dialect's frame, else None. ``start`` and ``end`` say where the box stands in the folded text.
+    in the dialect's frame; None if the box was read in another frame, or if the model answers with points. ``start`` and ``end`` say where
+    the box stands in the answer's text after :func:`~sam4mllm.prompts.answer_text.fold`.
     """
 
     box_px: NDArray[np.float32]

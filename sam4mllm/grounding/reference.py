@@ -51,7 +51,10 @@ def ask_at_once(grounder: MllmGrounder, image: NDArray[np.uint8], inquiry: Inqui
 
 @torch.inference_mode()
 def ask_expanded(grounder: MllmGrounder, scene: MllmScene, inquiry: Inquiry) -> Replies:
-    """Ask about each point in a row of a batch of its own: prefix and history are prefilled once and their cache expanded to the batch."""
+    """Ask about each point in a row of a batch of its own: prefix and history are prefilled once and their cache expanded to the batch.
+
+    The model must have no linear-attention layers; AssertionError is raised if it has.
+    """
     first, head = grounder.history(scene, inquiry)
     ids = np.array([*first, *head])
     history, cache = len(ids), _prefill(grounder, scene, ids)

@@ -1,4 +1,5 @@
-"""A grounder that remembers its answers, so that the model is asked each question about a scene only once.
+"""A grounder that remembers its last answers about each scene, at most MAX_QUESTIONS of each kind, so that the model is seldom asked a
+question twice.
 
 When a reviewer corrects a mask, only the segmenter has to run again.
 """
@@ -22,7 +23,9 @@ V = TypeVar("V")
 Q = TypeVar("Q")
 
 MAX_QUESTIONS = 64
-"""Most answers that are remembered for each scene and kind of question; the least recently used one is forgotten first."""
+"""Most answers that are remembered for each scene and kind of question: where a phrase is, whether points lie on an object, and what a
+thing is called. The least recently used one is forgotten first.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +43,9 @@ class RememberingScene(Scene):
 
 
 class RememberingGrounder:
-    """Wraps a grounder and gives the wrapped grounder's answers. Only one thread may use it at a time."""
+    """Wraps a grounder and gives the wrapped grounder's answers, from memory where they are remembered. ``confirm`` and ``ground_after``
+    always ask the wrapped grounder. Only one thread may use it at a time.
+    """
 
     def __init__(self, grounder: Grounder) -> None:
         self._grounder = grounder

@@ -15,7 +15,7 @@ from sam4mllm.grounding.protocol import Scene
 class MllmScene(Scene):
     """A scene with the KV cache of its prefix, the system prompt and the image, which has ``length`` tokens.
 
-    Nothing writes to ``cache``: each use works on a shallow copy. ``resized`` is (width, height) of the image as the processor resized it.
+    Nothing writes to ``cache``: each use works on a copy. ``resized`` is (width, height) of the image as the processor resized it.
     """
 
     cache: DynamicCache

@@ -17,8 +17,9 @@ from sam4mllm.prompts.dialects import Dialect
 
 @dataclass(frozen=True)
 class Verdicts:
-    """Token ids that mean yes and no. The first of each is the dialect's own word. ``spoken`` are the ids of (yes, no) after an earlier
-    answer of a joint answer, where the dialect's separator may change the token.
+    """Token ids that mean yes and no. The first of each is the dialect's own word; the others are that word in other cases or after a
+    space. ``spoken`` are the ids of (yes, no) after an earlier answer of a joint answer, where the dialect's separator may change the
+    token.
     """
 
     yes: tuple[int, ...]
@@ -27,7 +28,9 @@ class Verdicts:
 
     @classmethod
     def look_up(cls, encode: Callable[[str], list[int]], dialect: Dialect) -> Verdicts:
-        """Find the ids with the model's own tokenizer. Raises TemplateError if a word is not one token, or both are the same."""
+        """Find the ids with the model's own tokenizer. Raises TemplateError if a word is not one token, alone or together with the
+        dialect's separator before it, or if a token is among the spellings of both words.
+        """
         yes, no = _single(encode, dialect.yes), _single(encode, dialect.no)
         later_yes, later_no = (
             _single(encode, dialect.answer_separator + dialect.yes),

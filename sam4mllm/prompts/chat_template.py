@@ -40,8 +40,8 @@ class BoundedTemplate:
         return cls(text, {name: str(token) for name, token in tokenizer.special_tokens_map.items()})
 
     def apply_chat_template(self, conversation: Any, *, tokenize: bool, add_generation_prompt: bool) -> str:
-        """Render the conversation as text, with thinking switched off where the template has a switch for it. Raises TemplateError if the
-        template has an error, does not end within the limits, or writes too much.
+        """Render the conversation as text, with thinking switched off where the template has a switch for it. ``tokenize`` must be false.
+        Raises TemplateError if the template has an error, does not end within the limits, or writes too much.
         """
         assert not tokenize
         variables = {**self.special_tokens, "messages": conversation, "tools": None, "documents": None, "enable_thinking": False}

@@ -111,8 +111,8 @@ _THOUGHT_ENDS = ("</think>", "<channel|>")
 
 
 def read_markup(template: ChatTemplate) -> ChatMarkup:
-    """Find what a chat template writes around the turns, by rendering a conversation of marker words. Raises TemplateError if the rendered
-    text does not hold each marker once, in order, or if the template cannot take an image.
+    """Find what a chat template writes around the turns, by rendering a conversation of marker words. Raises TemplateError if the template
+    cannot be rendered, if the rendered text does not hold each marker once, in order, or if the template cannot take an image.
     """
     conversation = [
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _FIRST}]},

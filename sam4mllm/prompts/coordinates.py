@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 Measure = Literal["", "%", "px", "hundredths", "milli", "1024ths"]
-"""The unit in which an answer itself says that its numbers are: empty if it says none; "%" or "px"; or the steps of a family's location
-tokens."""
+"""The unit in which an answer itself says that its numbers are: empty if it says none; "%" or "px"; "hundredths" for MiniGPT-v2's numbers
+in angle brackets; "milli" or "1024ths" for the steps of a family's location tokens."""
 Corners = tuple[float, float, float, float]
 
 

@@ -99,8 +99,9 @@ class Gathering:
         return Group(kind, start, about(self.recent), order, corner(self.recent))
 
     def between(self, what: str, depth: int) -> None:
-        """Take a word or sign after a pair of numbers, ``depth`` brackets deep. It may link the pair to a following one, with which it
-        makes a box; any other word or sign breaks the link.
+        """Take a word or sign after a pair of numbers, ``depth`` brackets deep; ``what`` is empty for a number. A comma or one of LINKS may
+        link the pair to a following one, with which it makes a box; anything else breaks the link. At another depth than the pair's nothing
+        happens.
         """
         if self._last_pair is None or depth != self._link_depth:
             return

@@ -255,7 +255,8 @@ class _Reader:
 
     def _flush_run(self, *, last: bool = False) -> None:
         """End a run of numbers and read it as boxes, four numbers each, if a word for a box comes before it, if an order of numbers was
-        told (as by the columns of a table), or if the answer holds nothing else. ``last``: the run is at the answer's end.
+        told (as by the columns of a table), or if the answer holds nothing else. Their count must be a multiple of four. Numbers alone in
+        a bracket or a tag are left to :meth:`_close`. ``last``: the run is at the answer's end.
         """
         run, self.run = self.run, []
         group = self.groups[-1]
@@ -281,8 +282,8 @@ class _Reader:
         return end < self.length or (self.manner.finished and len(self.groups) == 1)
 
     def finish(self) -> Found:
-        """Return what was read, after the last token. Brackets that are still open are discarded; of open tags and mappings, the complete
-        numbers are read.
+        """Return what was read, after the last token. Brackets that are still open are discarded. Open tags, and the named numbers of open
+        mappings (``{``), are read unless the text breaks off in the last of their numbers; then they are discarded, too.
         """
         if self.label_from is not None:
             self.into.ignored.append((self.label_from, self.length))

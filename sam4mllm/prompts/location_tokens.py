@@ -39,7 +39,7 @@ class Locations:
         return True
 
     def flush(self, boxes: list[FoundBox]) -> None:
-        """Add the boxes that the tokens make, and begin anew."""
+        """Add the boxes that the tokens make to ``boxes``, and begin anew. Tokens that are too few for a box are dropped."""
         tokens, self._tokens = self._tokens, []
         if not tokens:
             return

@@ -222,7 +222,7 @@ def _grammar(dialect: Dialect) -> re.Pattern[str]:
 
 def _read(dialect: Dialect, plain: str, limit: int = 0) -> Iterator[BoxNumbers | PointNumbers | _Mark]:
     """Yield what plain text holds, in order: boxes (four numbers), points (two), and marks for the words for inside and outside and for
-    boxes that break off.
+    boxes that break off. Numbers above ``limit`` become ``limit``, so with the default the kinds of the items count, not their numbers.
     """
     for match in _grammar(dialect).finditer(plain):
         kind = match.lastgroup

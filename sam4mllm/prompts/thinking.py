@@ -53,5 +53,5 @@ def can_think(encode: Callable[[str], list[int]], decode: Callable[[Sequence[int
 
 
 def read_thought(text: str) -> str:
-    """What a thought says, of the text after its opening tag."""
+    """Return what a thought says. ``text`` is what the model wrote: it follows the opening tag, and may go on after the closing one."""
     return thoughts_of(BEGIN + text)

@@ -70,8 +70,8 @@ class QwenVLChatModel(QwenVLChatPreTrainedModel):
         Only the highest position is limited, not the length of a row: packed questions that share a prefix begin at the same position.
 
         Raises:
-            PhraseError: a token's position is beyond ``max_position_embeddings``; never raised in training mode.
-            ValueError: the number of placeholders is not the number of the images' embeddings.
+            PhraseError: a token's position, counted from 0, is ``max_position_embeddings`` or more; never raised in training mode.
+            ValueError: the number of placeholders is not the number of the images' embeddings, or images come without ``input_ids``.
         """
         if inputs_embeds is None:
             inputs_embeds = self.language_model.embed_tokens(input_ids)

@@ -41,7 +41,8 @@ def mask_as_logits(mask: NDArray[np.bool_], input_size: tuple[int, int], side: i
 
 
 def stack_logits(prompts: Sequence[Prompt], grid: int) -> NDArray[np.float32] | None:
-    """Return the mask logits (P, 1, ``grid``, ``grid``) of P prompts that all have a former mask; None if none of them has one.
+    """Return the mask logits (P, 1, ``grid``, ``grid``) of P prompts that all have a former mask; None if none of them has one. Prompts are
+    never mixed, because :func:`~sam4mllm.segmentation.module.decode_alike` parts them.
 
     Raises PromptError if the logits have another grid, which means that they were made for another segmenter.
     """

@@ -130,7 +130,10 @@ def _load(source: str, dtype: torch.dtype) -> Segmenter:
 
 
 def _load_brought(extension: Extension, path: str, dtype: torch.dtype) -> Segmenter:
-    """The segmenter of another package."""
+    """Return the segmenter that another package makes, given ``path``, the argument in its name, which may be empty.
+
+    Raises ExtensionError if the package cannot be imported or makes no segmenter; a Sam4mllmError of the package itself passes through.
+    """
     make = extension.load()
     if not callable(make):
         raise extension.refused("is no function that makes a segmenter")
@@ -197,6 +200,7 @@ def _load_file(name: str, path: Path, digest: str, trusted: bool) -> Any:
 
 def _read_pickled(path: Path) -> Mapping[str, Tensor]:
     """Read the weights in a pickle-based file, which is either the authors' own by its SHA-256 or one whose SHA-256 the user named.
+    ``_load_named`` and ``_load_file`` check this.
 
     Only the conversion of published folders reads such files, too.
     """

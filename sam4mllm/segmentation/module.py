@@ -62,8 +62,10 @@ class ModuleSegmenter:
         return hashlib.sha256(self._source.encode()).hexdigest()
 
     def with_decoder(self, decoder: Any, adapter: str) -> Self:
-        """Return the same segmenter with another mask decoder; ``adapter`` is the hash of the adapter in it. All else is shared, so an
-        embedding of one of the two serves both.
+        """Return a copy of this segmenter that has ``decoder`` as its mask decoder; this one stays as it is.
+
+        ``adapter`` is the hash of the adapter in that decoder, empty if there is none. The two share all other weights, so an embedding of
+        one serves both.
         """
         other = copy(self)
         other.model = copy(self.model)
@@ -85,12 +87,15 @@ class ModuleSegmenter:
         self.model.to(device)
 
     def precision(self) -> torch.autocast:
-        """The context in which an image is encoded. Autocast is a thread's own: enter it inside the call."""
+        """Return the autocast context in which an image is encoded; with float32 it changes nothing.
+
+        Autocast holds only for the thread that enters the context, so enter it in the thread that encodes.
+        """
         return torch.autocast(self.device.type, self._dtype, enabled=self._dtype is not torch.float32)
 
 
 def weights_nbytes(model: torch.nn.Module) -> int:
-    """Memory of a module's weights."""
+    """Bytes of a module's parameters; its buffers are not counted."""
     return sum(weight.nbytes for weight in model.parameters())
 
 
@@ -115,7 +120,7 @@ def tell_cut(tokenizer: Any, text: str, most: int) -> str:
 
 
 def decode_alike(prompts: Sequence[Prompt], decode: Callable[[Sequence[Prompt]], list[Masks]]) -> list[Masks]:
-    """Return the masks of prompts, in order, by calling ``decode`` on batches of prompts that are alike.
+    """Return the masks of prompts, in order, by calling ``decode`` on batches of at most AT_ONCE prompts that are alike.
 
     Alike are prompts with the same number of points that agree in whether they have a box, a former mask and a ``single`` candidate. So no
     padding is needed, and each prompt is decoded as if alone.

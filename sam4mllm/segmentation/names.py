@@ -12,8 +12,9 @@ HUB_ID = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 def split_name(source: str) -> tuple[str | None, str]:
     """Split a name into the detector's, or None, and the segmenter's.
 
-    A plus sign may also be a part of a path. The one that separates the two has before it a folder on this machine or a hub id, or behind
-    it something that cannot be a path: ``demo``, or a kind and a colon. So the name is still split if the detector's folder has moved.
+    A plus sign may also be a part of a path, so a name that is a path on this machine is not split. The two are separated by the first plus
+    sign that has before it a folder on this machine or a hub id, or behind it something that cannot be a path: ``demo``, or a kind and a
+    colon. So the name is still split if the detector's folder has moved. If there is no such sign, the whole name is the segmenter's.
     """
     if not Path(source).exists():
         for mark in re.finditer(r"\+", source):

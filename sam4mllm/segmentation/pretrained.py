@@ -38,17 +38,17 @@ from sam4mllm.segmentation.transformers_sam import TransformersSegmenter
 log = logging.getLogger(__name__)
 
 NEEDED = (IMAGE_PROCESSOR,)
-"""The files that a segmenter's folder must hold beside its configuration and weights, as for ``check_folder``."""
+"""Groups of file names. A segmenter's folder must hold one file of each group beside its configuration and weights (``check_folder``)."""
 TOKENIZER_FILE = "tokenizer.json"
 NEEDED_FOR_PHRASES = (*NEEDED, (TOKENIZER_FILE,))
-"""The files that the folder of a model that works only with phrases must hold beside its configuration and weights."""
+"""The same groups for the folder of a model that works only with phrases: it needs its tokenizer's file, too."""
 _FINDERS: dict[str, Any] = {"sam3": Sam3Model, "sam3_lite_text": Sam3LiteTextModel}
 
 
 def load_transformers(source: str, dtype: torch.dtype) -> Segmenter:
     """The segmenter in a checkpoint folder or of a hub id, on the CPU. Only safetensors weights are read and no code of it is run.
 
-    Raises ModelError.
+    Raises ModelError if it cannot be found or loaded, is of a type that is no segmenter, or needs a package that is not installed.
     """
     kind = read_config(source, source, NEEDED).get("model_type")
     if kind in grounding_dino.MODEL_TYPES:
@@ -60,7 +60,10 @@ def load_transformers(source: str, dtype: torch.dtype) -> Segmenter:
 
 
 def load_detector(source: str, dtype: torch.dtype) -> Detector:
-    """The detector in a checkpoint folder or of a hub id, as ``load_transformers`` loads a segmenter. Raises ModelError."""
+    """The detector in a checkpoint folder or of a hub id, as ``load_transformers`` loads a segmenter.
+
+    Raises ModelError as that does, and if the model is of a type that is no detector.
+    """
     kind = read_config(source, source, NEEDED_FOR_PHRASES).get("model_type")
     if kind not in grounding_dino.MODEL_TYPES:
         known = " or ".join(grounding_dino.MODEL_TYPES)
@@ -70,7 +73,10 @@ def load_detector(source: str, dtype: torch.dtype) -> Detector:
 
 
 def takes_phrases(source: str) -> bool:
-    """Whether the checkpoint in a folder or of a hub id is of a segmenter that takes phrases itself. Raises ModelError."""
+    """Whether the checkpoint in a folder or of a hub id is of a segmenter that takes phrases itself. Only its config.json is read.
+
+    False also for a ``sam3_video`` folder that lacks the tokenizer's file. Raises ModelError if the config.json cannot be read.
+    """
     kind = read_config(source, source, NEEDED).get("model_type")
     return kind in sam3.ALONE or (kind == "sam3_video" and not _lacks_tokenizer(source))
 

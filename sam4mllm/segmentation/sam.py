@@ -22,7 +22,9 @@ from sam4mllm.values import Masks, Prompt
 
 @dataclass(frozen=True, eq=False)
 class SamEmbedding(Embedding):
-    """``features`` (1, C, h, w) and ``input_size`` (height, width) of the image in the model's square frame."""
+    """``features`` (1, C, h, w) of the image with its padding, and ``input_size``, its (height, width) in the model's square frame without
+    the padding.
+    """
 
     features: Tensor
     input_size: tuple[int, int]
@@ -48,7 +50,7 @@ class SamSegmenter(ModuleSegmenter):
 
     @property
     def _grid(self) -> int:
-        """The side of the grid of mask logits, both of former masks in prompts and of the masks that the model draws."""
+        """The side, in cells, of the grid of mask logits, both of former masks in prompts and of the masks that the model draws."""
         side: int = self.model.prompt_encoder.mask_input_size[0]
         return side
 

@@ -1,8 +1,8 @@
 """SAM 3 (Carion et al., 2025) of transformers: a detector that takes phrases and a tracker that takes box and points, on one backbone.
 
-Of an image the backbone's output is kept (21 MB for an image of 1,008 pixels), a fifth of what the detector's neck makes of it. The neck
-runs whenever phrases are asked, which takes a twenty-fifth of the backbone's multiplications. Behind the neck, phrases are processed in
-float32.
+Of an image the backbone's output is kept for the detector: 21 MB in float32 at the model's input of 1,008 × 1,008 pixels, a fifth of what
+the detector's neck makes of it. The neck runs at each call of ``find``, and of ``decode`` where there is no tracker; it takes a
+twenty-fifth of the backbone's multiplications. Behind the neck, phrases are processed in float32.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ ALONE = ("sam3", "sam3_lite_text")
 TOKENS = 32
 """Tokens to which a phrase is padded (Sam3Processor); a longer one is cut there, as in the authors' tokenizer."""
 KEPT_PHRASES = 256
-"""Most phrases whose text features are kept: 32 KB each, so 8 MB."""
+"""Most phrases whose text features are kept by one segmenter: 32 KB each, so 8 MB. Those that were asked longest ago are dropped."""
 BY_EXAMPLE = "visual"
 """The phrase that is asked where a box is given as an example in place of a phrase (Sam3Processor)."""
 
@@ -65,7 +65,7 @@ class SharedFeatures(nn.Module):
 
 
 class _Phrases:
-    """The text features of the phrases that were asked last, safe to share between threads."""
+    """Computes the text features of phrases, and keeps those of the KEPT_PHRASES phrases asked last. Safe to share between threads."""
 
     def __init__(self, model: Any, tokenizer: Any) -> None:
         self._model = model
@@ -118,7 +118,10 @@ class Sam3Finder:
         return tokens.view(1, pixels.shape[-2] // patch, pixels.shape[-1] // patch, -1).permute(0, 3, 1, 2)
 
     def maps(self, features: Tensor, precision: torch.autocast) -> list[tuple[Tensor, Tensor]]:
-        """The neck's feature maps with their position codes, both float32, of the backbone's output."""
+        """The neck's feature maps of the backbone's output, each with its position code, all in float32.
+
+        ``precision`` is the autocast context in which the neck runs.
+        """
         neck = self.model.vision_encoder.neck
         with precision:
             found, _ = neck(features)

@@ -43,7 +43,9 @@ class ClassMap:
 
 @dataclass(frozen=True, eq=False)
 class ClassPart:
-    """Pixels of one class that hang together: ``mask`` (h, w) bool within the box whose first pixel is (``left``, ``top``)."""
+    """An 8-connected part of the pixels of one class: ``mask`` (h, w) bool within the part's box, whose upper left pixel is (``left``,
+    ``top``); ``area`` is the number of the part's pixels.
+    """
 
     left: int
     top: int
@@ -116,8 +118,9 @@ def _full_size(logits: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def connected_parts(classes: NDArray[np.int64], left_out: Collection[int] = (), most: int = MOST_PROPOSALS) -> list[ClassPart]:
-    """The ``most`` largest parts of all classes but those left out, largest first. Pixels that touch at a corner hang together: a thin
-    slanting thing stays whole.
+    """The ``most`` largest parts of all classes but those left out, largest first. ``classes`` (H, W) and ``left_out`` are class numbers.
+
+    Pixels of a class that touch at a corner belong to one part, so that a thin slanting thing stays whole.
     """
     found: list[ClassPart] = []
     for number in np.flatnonzero(np.bincount(classes.ravel())):

@@ -29,8 +29,8 @@ MODEL_TYPES = ("sam", "sam_hq", "sam2", "sam2_video", "sam3_tracker", "edgetam",
 @dataclass(frozen=True, eq=False)
 class TransformersEmbedding(Embedding):
     """``features``: by the name of the argument of the model's ``forward``, a tensor, or several with the coarsest last. ``input_size``:
-    (height, width) of the image as the model saw it. ``padded``: whether the image kept its aspect ratio and was padded to the model's
-    square; if not, it was squashed to the square.
+    (height, width) of the image as the model saw it, without padding. ``padded``: whether the image kept its aspect ratio and was padded to
+    the model's square; if not, it was squashed to the square.
     """
 
     features: dict[str, Tensor | list[Tensor]]
@@ -94,7 +94,7 @@ class TransformersSegmenter(ModuleSegmenter):
 
     @property
     def _grid(self) -> int:
-        """The side of the grid on which former masks are taken."""
+        """The side, in cells, of the grid on which the model takes the logits of a former mask."""
         side: int = 4 * self.model.prompt_encoder.image_embedding_size[0]
         return side
 

@@ -11,9 +11,10 @@ An example with a thought is asked for its boxes a second time, with the thought
 A segment attends to the prefix, to the segments before it in its own conversation, and to itself; no phrase attends to another phrase, and
 no point to another point.
 
-Where the dialect asks about points in close-ups, the row of the whole image asks only about boxes that are too large for a close-up. The
-points of any other box have a row of their own, after the image of the close-up; that row states the phrase and its box, but they are not
-learned. A look back has a row of its own too, after the outlined image.
+Where the dialect asks about points in close-ups, the row of the whole image asks about points only in boxes that are too large for a
+close-up. ``Asking.close_share`` of the images come with a close-up of one box, drawn at random. The close-up has a row of its own, which
+states the phrase and the box, but only the answers about the points are learned. A look back has a row of its own too, after the outlined
+image.
 """
 
 from __future__ import annotations

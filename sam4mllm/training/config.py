@@ -32,7 +32,8 @@ class Config:
 def read_config(source: str | Path | None, **given: Any) -> Config:
     """Read one of the package's plans by its name, or a JSON or TOML file; None gives the defaults of the classes.
 
-    The plan's fields in ``given`` that are not None override those in the file. Raises TrainingError with one line on what is wrong.
+    The plan's fields in ``given`` that are not None override those in the file, and the defaults. Raises TrainingError, with one line on
+    what is wrong, if the file cannot be read or parsed, or if a field is unknown or its value not allowed.
     """
     if source is None:
         return Config(plan_of({}, **given), Asking())

@@ -60,14 +60,16 @@ def train_decoder(
         segmenter: the segmenter's name.
         device: the device to run on.
         steps: how many steps the optimiser takes.
-        seed: the same seed gives the same adapter.
+        seed: the seed of all that is drawn at random: pictures and objects, if there are too many, the adapter's first weights and the
+            prompts.
         track: wraps the pictures, for a progress bar.
 
     Raises:
         DatasetError: the dataset or a picture cannot be read, or no example of the split ``train`` has a mask.
         ModelError: the segmenter cannot be loaded, or has no mask decoder.
         ExtensionError: the segmenter is another package's and cannot be used.
-        TrainingError: ``out`` is taken or cannot be written, or the loss is no finite number.
+        TrainingError: ``out`` is there and not empty, or cannot be written, or the loss is no finite number.
+        RegistryError: the trained weights are not finite.
     """
     refuse_taken(out)
     pictures = _choose(dataset, seed)

@@ -58,9 +58,10 @@ class VisionMemory:
             self._known = self._new = None
 
     def _forward(self, index: int, forward: Callable[..., Tensor], hidden: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """Compute a block, unless the image's features are known.
+        """Return a block's output, and note it if it is read later.
 
-        Then return the kept output of a block whose output is read later, and for any other block just its input.
+        If the image's features are known, compute nothing: return the kept output of a block whose output is read later, and for any other
+        block its input, which stands for an output that nobody reads.
         """
         if self._known is not None:
             return self._known[index].to(hidden.device) if index in self._read else hidden

@@ -35,7 +35,8 @@ They are left out of the hash at that value, so that a run that began in an earl
 def identity_of_run(plan: TrainingPlan, asking: Asking, targets: Targets, checkpoint: Checkpoint, pool: Pool, start: Path | None) -> str:
     """Return the hash of all that determines the weights at each step.
 
-    ``start`` is the folder of the adapter that the run goes on from, or None.
+    ``start`` is the folder of the adapter that the run goes on from, or None. Raises RegistryError or OSError if a file of that adapter is
+    missing or cannot be read.
     """
     learned = {name: value for name, value in asdict(plan).items() if name not in _SPEED_ONLY and (name, value) not in _LATER}
     parts = {

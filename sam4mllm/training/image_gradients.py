@@ -70,7 +70,8 @@ class ImageGradients:
     def learn(self, shown: TrainingImage, rng: np.random.Generator) -> list[Tensor]:
         """Add the gradients of an image, and return its losses: of the whole image, of a close-up and of a look back, where it has them.
 
-        An image with a conversation has one loss. The list is empty if the image cannot be used.
+        An image with a conversation has one loss. The list is empty if the image cannot be used; a warning in the log says why. With FSDP,
+        raises TrainingError if memory runs out. Raises DatasetError if the picture of an object to paste cannot be read.
         """
         torch.manual_seed(int(rng.integers(2**62)))  # so that dropout follows from the seed, the step and the image's place in it
         if shown.turns:
@@ -92,7 +93,10 @@ class ImageGradients:
 
     @torch.no_grad()
     def measure(self, shown: TrainingImage, rng: np.random.Generator) -> float | None:
-        """Return the loss of an image as it is, and learn nothing from it; None if it cannot be used. The model is in evaluation mode."""
+        """Return the loss of the whole image, not varied, and learn nothing from it. The caller must have set the model to evaluation mode.
+
+        None if no phrase may be asked, the image processor refuses the image, or the row is longer than MAX_ROW.
+        """
         examples = [example for example in shown.examples if self.may_be_asked(example)]
         try:
             encoded, frame = self.encode(shown.image)
@@ -157,7 +161,7 @@ class ImageGradients:
         return loss
 
     def _try(self, encoded: Encoded, row: TrainingRow) -> Tensor | None:
-        """Add the gradient of a row and return its loss; None if the row is longer than serving allows, or memory runs out.
+        """Add the gradient of a row and return its loss; None if the row is longer than MAX_ROW, or the GPU's memory runs out.
 
         With FSDP, raises TrainingError if memory runs out.
         """

@@ -42,7 +42,10 @@ class OutlinedImage:
 
 
 def draw_look(image: NDArray[np.uint8], examples: Sequence[Example], rng: np.random.Generator) -> OutlinedImage | None:
-    """Draw a look back at one random instance of an image's examples, which asks about their phrases; None if nothing can be asked."""
+    """Draw a look back at one random instance of an image's examples. It asks about those of their phrases that :func:`balanced` chooses.
+
+    None if there is no instance, or if no phrase is left to ask about.
+    """
     found = [(example, index) for example in examples for index in range(len(example.instances))]
     if not found:
         return None

@@ -51,7 +51,7 @@ def new_papers(
 def asking_of(papers: Papers | None) -> Asking | None:
     """Return how images were asked about in an adapter's training, for a run that goes on from it and is not told another way.
 
-    None if there are no papers, or if they do not say.
+    None if there are no papers, if they do not say, or if they have fields or values that this release does not take.
     """
     asked = None if papers is None or papers.plan is None else papers.plan.get("asking")
     try:

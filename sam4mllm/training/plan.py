@@ -19,9 +19,10 @@ class TrainingPlan:
     did best.
 
     ``batch``: images in a step. ``warmup``: length of the warm-up, as a share of the steps. ``clip``: the most that the gradient's norm may
-    be. ``replay_share``: share of the images that come from the replay and not from corrections. ``budget_seconds``: the time that the run
-    may take; the number of steps is cut to it once their speed is known. ``recompute``: use activation checkpointing, which takes a third
-    longer and far less memory; None: only on a GPU.
+    be. ``replay_share``: share of the images without a conversation that come from the replay and not from corrections, if there is a
+    replay. ``budget_seconds``: the time that the run may take; the number of steps is cut to it once MEASURED steps are done.
+    ``seconds_between_saves``: the time after which the training state is saved again. ``recompute``: use activation checkpointing, which
+    takes a third longer and far less memory; None: only on a GPU.
 
     ``epochs``: how often each correction is learned from, which gives the number of steps; None: there are ``steps`` steps, whose images
     are drawn at random (:class:`~sam4mllm.training.pool.Pool`). ``least_epochs``: how often each correction of a large dataset is drawn at
@@ -140,7 +141,8 @@ def plan_of(values: Mapping[str, Any], **given: Any) -> TrainingPlan:
 
     If ``given`` has ``steps``, ``epochs`` and ``least_epochs`` do not count.
 
-    Raises TrainingError if a field is unknown or wrong, or if ``values`` has both steps and epochs.
+    Raises TrainingError if ``values`` has an unknown field, or both steps and epochs, or if a field of the plan is out of range or of
+    another type.
     """
     names = [field.name for field in fields(TrainingPlan)]
     unknown = sorted(values.keys() - set(names))

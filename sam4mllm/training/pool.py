@@ -96,6 +96,9 @@ class Pool:
     number of its images: a rare label comes up more often than its share, but not so often that its few images are learned by heart
     (square-root resampling, as Mahajan et al. 2018).
 
+    Images are read when they are first returned, and kept up to BYTES_KEPT. All methods that return images raise DatasetError if one cannot
+    be read.
+
     Args:
         corrections: pairs of a dataset's folder and its examples to learn from.
         replay: the same for examples that are no corrections; may be empty.
@@ -190,7 +193,7 @@ class Pool:
         return {example.phrase for picture in self._replay for example in picture.examples}
 
     def asked_of_corrections(self) -> list[tuple[Example, ...]]:
-        """Return the examples of each of the corrections' images."""
+        """Return the examples of each of the corrections' images, without the images that are set aside for validation."""
         return [picture.examples for picture in self._pictures]
 
     def correction(self, place: int) -> TrainingImage:

@@ -58,8 +58,11 @@ LATE = 1.25
 
 @dataclass(frozen=True)
 class Progress:
-    """What a run reports after each of its ``steps``: the mean ``loss`` of the step's images, in nats a token, the learning ``rate``, and
-    the ``seconds`` spent so far. ``validation`` is the validation loss after the step, None if it was not measured.
+    """What a run reports after each ``step``, which counts from 1.
+
+    ``steps`` is the number of steps as known so far; a time budget or the validation loss may still lower it. ``loss`` is the mean of the
+    losses of the step's images, in nats a token; ``rate`` is the learning rate. ``seconds`` is the time spent so far, with that before a
+    resumption. ``validation`` is the validation loss after the step, None if it was not measured.
     """
 
     step: int
@@ -71,7 +74,9 @@ class Progress:
 
 
 class Trainer:
-    """One training run. ``train`` goes on until the steps or the time budget are used up, or until ``stop`` is called."""
+    """One training run. ``train`` goes on until the steps or the time budget are used up, until the validation loss no longer falls, or
+    until ``stop`` is called.
+    """
 
     def __init__(
         self,
@@ -87,7 +92,8 @@ class Trainer:
         """Attach the adapter and prepare the run; ``folder`` is where its training states are kept.
 
         ``start`` is the folder of an adapter to go on from; None begins with a new one. Raises TrainingError if the plan does not go with
-        the number of processes, the dialect or the model; ModelError if the adapter cannot be attached.
+        the pool, the number of processes, the dialect or the model; RegistryError if ``start`` is not safe to load; ModelError if the
+        adapter cannot be attached.
         """
         plan = replace(plan, steps=pool.steps_of(plan))
         self.plan = plan
@@ -129,9 +135,10 @@ class Trainer:
     def train(self, tell: Callable[[Progress], None] = lambda progress: None) -> bool:
         """Train, from the last saved state on if there is one, and call ``tell`` after each step, in the first process only.
 
-        Return True if the run is complete, False if it was stopped. Raises TrainingError if the saved state is damaged or another run's, if
-        the loss or the gradient is no finite number, if no image of a step can be used, or if memory runs out with FSDP; ModelError if the
-        state is of another model; DatasetError if an image cannot be read.
+        Return True if the run is complete, False if it was stopped. If the validation loss ended the run, the weights are those with which
+        that loss was lowest. Raises TrainingError if the saved state is damaged or another run's, if the loss or the gradient is no finite
+        number, if no image of a step can be used, or if memory runs out with FSDP; ModelError if the state is of another model;
+        DatasetError if an image cannot be read; OSError if a state cannot be written.
         """
         step, steps, before = self._resume()
         self._images = ImagesAhead(self._shown)

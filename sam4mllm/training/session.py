@@ -46,7 +46,7 @@ class Extras:
     ``asking``: how images are asked about; None: as in the training of the adapter that the run goes on from, or else the default.
     ``segmenter``: the name of the segmenter that chooses the points of PPG answers; None: they are taken from serving's pattern. ``track``
     wraps the pictures while the segmenter chooses, for a progress bar. ``conversations``: a file in the LLaVA format; ``images``: the
-    folder that the paths in it are relative to.
+    folder that the paths in it are relative to; None: that file's own folder.
     """
 
     asking: Asking | None = None
@@ -60,8 +60,10 @@ class Session:
     """A training run that writes an adapter to the folder ``out``, and its training states to a hidden folder beside it.
 
     Raises:
-        TrainingError: ``out`` is there and not empty, or cannot be written; or for the reasons that Trainer gives.
-        DatasetError, ModelError: ``dataset``, ``replay``, ``model`` or one of ``extras`` cannot be used.
+        TrainingError: ``out`` is there and not empty, or cannot be written; the processes cannot form a group, or ``precision`` does not go
+            with them; or for the reasons that Trainer gives.
+        DatasetError, ModelError: ``dataset``, ``replay``, ``model``, ``device`` or one of ``extras`` cannot be used.
+        TemplateError: ``dialect`` is no dialect, or the model's chat template lacks what is needed.
         RegistryError: the adapter ``start`` is not safe to load, or its files are not those that its papers name.
     """
 
@@ -114,7 +116,11 @@ class Session:
         self._last: Progress | None = None
 
     def run(self, tell: Callable[[Progress], None]) -> bool:
-        """Train, write the adapter and return True; return False, with no adapter written, if the run was stopped before its end."""
+        """Train, write the adapter, remove the training states and return True.
+
+        If the run was stopped before its end, return False; no adapter is written, and a session with the same data and settings goes on
+        from the last training state. ``tell`` is called as in :meth:`~sam4mllm.training.recipe.Trainer.train`.
+        """
 
         def note(progress: Progress) -> None:
             self._last = progress
@@ -172,7 +178,7 @@ def _refuse_precision(precision: Precision, processes: Processes) -> None:
 def select_examples(folder: Path) -> list[Example]:
     """Return the examples of a dataset's split TRAIN. The other splits are for tests.
 
-    Raises DatasetError, which names the splits there are, if it has no such example.
+    Raises DatasetError if the dataset cannot be read, or has no such example; it then names the splits that there are.
     """
     examples = read_examples(folder)
     chosen = [example for example in examples if example.split == TRAIN]

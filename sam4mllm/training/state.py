@@ -29,7 +29,8 @@ _KEEP = 2
 def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim.Optimizer, extra: Mapping[str, Any]) -> Path:
     """Write ``folder/step-<step>`` atomically, and remove all states but the newest two. Return the new state's folder.
 
-    The step has eight digits. If the folder holds a state of this step already, the new one has a ``+`` at the end of its name.
+    The step has eight digits. If the folder holds a state of this step already, the new one has one more ``+`` at the end of its name, and
+    counts as newer. ``folder`` is made if it is missing. Raises OSError if a file cannot be written.
 
     ``extra`` goes into ``state.json`` beside the step, and must be representable in JSON.
     """
@@ -55,7 +56,8 @@ def save_state(folder: Path, step: int, model: nn.Module, optimizer: torch.optim
 def load_state(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Any] | None:
     """Load the newest finished state of ``folder`` into ``model`` and ``optimizer``, and return what its ``state.json`` holds.
 
-    None if there is no state. Raises TrainingError if it is damaged or cannot be read, ModelError if it is another model's.
+    If there is no state, return None and change nothing. Raises TrainingError if the newest state is damaged or cannot be read, even if an
+    older one could be; ModelError if it is another model's.
     """
     finished = _finished(folder)
     if not finished:

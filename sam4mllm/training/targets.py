@@ -29,7 +29,7 @@ from sam4mllm.training.processes import Processes
 from sam4mllm.values import Masks, Prompt
 
 PROMPTS_AT_ONCE = 8
-"""How many prompts SAM decodes in one batch: each takes three masks of the image's size in memory until they are compared."""
+"""How many prompts the segmenter is given in one call. The candidate masks of all of them are in memory until they are compared."""
 
 Points = NDArray[np.float32]
 Track = Callable[[Iterable[list[Example]], int], Iterable[list[Example]]]
@@ -87,8 +87,9 @@ def make_targets(
 ) -> Targets:
     """Return the groups of all objects of some datasets, each a pair (folder, examples); groups that no file holds yet are made.
 
-    Several processes share the work, and each reads what all have made. ``track`` wraps the pictures, for a progress bar. Raises
-    DatasetError if a folder cannot be written, or a picture or a file of groups cannot be read; broken lines are made again.
+    Several processes share the work, and each reads what all have made; all of them must call this. ``track`` wraps the pictures whose
+    groups are made here, for a progress bar. Raises DatasetError if a folder cannot be written, or a picture or a file of groups cannot be
+    read; broken lines are made again.
     """
     identity = _identity(segmenter, asking)
     groups: dict[str, Groups] = {}

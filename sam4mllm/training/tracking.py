@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 def tracking(
     plan: TrainingPlan, name: str, tensorboard: Path | None = None, wandb: str | None = None
 ) -> Iterator[Callable[[Progress], None]]:
-    """Yield a function that logs a run's progress. Only the first process may use this.
+    """Yield a function that logs the loss, the rate and the seconds of a run's Progress. Only the first process may use this.
+
+    With neither ``tensorboard`` nor ``wandb`` nothing is logged. At the end of the block the trackers are closed.
 
     Args:
         plan: the plan, which is logged as the run's configuration.

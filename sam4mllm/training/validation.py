@@ -23,15 +23,15 @@ LEAST, MOST = 5, 50
 """The fewest and the most pictures to judge by. With a share of a tenth, none is set aside of fewer than fifty training pictures, because
 each of them is needed; more than fifty would cost more time than they make the loss more exact."""
 TIMES = 20
-"""How often the validation loss is measured in a run."""
+"""How often the validation loss is measured, at least, in a run that goes to its end. With fewer steps it is measured after each step."""
 PATIENCE = 5
-"""A run ends early when so many measurements in a row, a quarter of the run, were above the lowest."""
+"""A run ends early when so many measurements in a row, up to a quarter of the run, gave no new lowest loss."""
 
 T = TypeVar("T", bound=Hashable)
 
 
 def set_aside(pictures: Collection[T], labels_of: Callable[[T], Collection[Hashable]], share: float) -> set[T]:
-    """Choose the pictures of a run that are for validation: a ``share`` of them, or none if that is fewer than LEAST.
+    """Choose the pictures of a run that are for validation: a ``share`` of them but at most MOST, or none if that is fewer than LEAST.
 
     ``pictures`` are in the order in which they are chosen; ``labels_of`` returns the labels of a picture. Pictures without which a label
     would have no picture to learn from are chosen last.
@@ -73,7 +73,7 @@ class ValidationCurve:
 
     @property
     def has_turned(self) -> bool:
-        """Whether the last PATIENCE losses were all above the lowest."""
+        """Whether there were losses before the last PATIENCE ones, and none of these is below the lowest before them."""
         losses = [loss for _, loss in self.points]
         return bool(losses) and len(losses) - 1 - losses.index(min(losses)) >= PATIENCE
 
@@ -97,9 +97,9 @@ class Validator:
         self._lowest = folder / "lowest.safetensors"
 
     def look(self, step: int, steps: int) -> float | None:
-        """Measure the loss after a step, add it to the curve and return it; None if it is not due, or if no picture can be used.
+        """Measure the loss after a step, add it to the curve and return it. If it is the lowest so far, the weights are written to a file.
 
-        Raises OSError if the weights cannot be written.
+        None if it is not due, or if no picture is set aside or can be used. Raises OSError if the file cannot be written.
         """
         if not self._count or not is_measured(step, steps):
             return None
@@ -113,7 +113,10 @@ class Validator:
         return total / number
 
     def restore(self) -> None:
-        """Give the trained weights the values with which the loss was lowest."""
+        """Give the trained weights the values with which the loss was lowest. All processes must call this.
+
+        Raises OSError if the file with them cannot be read, or is missing because no loss was measured.
+        """
         self._processes.wait()
         kept = load_file(self._lowest)
         with torch.no_grad():

@@ -86,7 +86,11 @@ KEYS = tuple(field.name for field in fields(Contender) if field.name != "name")
 
 
 def read_candidates(path: Path) -> list[Contender]:
-    """The candidates of a file, in its order. Raises EvaluationError with one line that names candidate and key."""
+    """The candidates of a file, in its order. Whether their models can be loaded is not checked.
+
+    Raises EvaluationError if the file cannot be read, is no TOML or has no candidate, or if a candidate's name, a key or a value is wrong;
+    its line then names the candidate and the key.
+    """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:

@@ -26,7 +26,8 @@ WORKER = (sys.executable, "-P", "-m", "sam4mllm.trial.worker")
 QUIET = {"HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
 ONE_TRIAL = "trial.lock"
 STOP_SECONDS = 10.0
-"""How long to wait for a killed worker to end. Usually it ends at once; it takes longer only while the kernel is busy with it."""
+"""How long to wait for a killed worker to end, before TimeoutExpired is raised. Usually it ends at once; it takes longer only while the
+kernel is busy with it."""
 
 Track = Callable[[Iterable[str], int, str], Iterable[str]]
 """Wraps the pictures of a candidate for a progress bar: it takes their paths, how many they are and the candidate's name,
@@ -68,7 +69,8 @@ def try_all(
         command: the command that runs a worker.
 
     Raises:
-        EvaluationError: another trial is running in ``folder``, or the folder cannot be read or written.
+        EvaluationError: another trial is running in ``folder``, the journal cannot be read, or a log cannot be written.
+        OSError: the lock file in ``folder`` cannot be opened.
     """
     images = by_image(examples)
     with _alone(folder):
@@ -116,9 +118,10 @@ def _try(
 
 
 class TrialProcess:
-    """A worker process that tries one candidate, as a context manager: the process is killed when the block ends, also after an error.
+    """A worker process that tries one candidate. It is started when the object is made. As a context manager, the object kills the
+    process if it still runs when the block ends, also after an error.
 
-    Raises EvaluationError if its log cannot be written.
+    Raises EvaluationError if its log cannot be written or ``command`` cannot be run.
     """
 
     def __init__(self, job: Job, command: Sequence[str], log: Path) -> None:

@@ -34,7 +34,9 @@ class TriedPhrase:
     correction: Correction | None = None
 
     def terms(self) -> dict[str, Term]:
-        """Return what the phrase adds to the figures. As in gIoU, a phrase without a target adds 1 to ``bound``."""
+        """Return what the phrase adds to the figures. As in gIoU, a phrase without a target adds 1 to ``bound``; it adds nothing to
+        ``clicks`` and ``reached``.
+        """
         clicks = (0.0, 0.0) if self.correction is None else (float(self.correction.clicks), 1.0)
         reached = (0.0, 0.0) if self.correction is None else (float(self.correction.reached), 1.0)
         return {**terms(self.sample), "bound": (1.0 if self.bound is None else self.bound, 1.0), "clicks": clicks, "reached": reached}
@@ -67,7 +69,7 @@ class TrialJournal(KeyedLines[TriedPicture]):
         super().__init__(path, _parse)
 
     def add(self, key: str, candidate: str, image: str, tried: TriedPicture) -> None:
-        """Write down what came of a picture; candidate and image are for people to read."""
+        """Write down what came of a picture; candidate and image are for people to read. Raises EvaluationError as ``put`` does."""
         self.put(key, tried, {"candidate": candidate, "image": image, **asdict(tried)})
 
 

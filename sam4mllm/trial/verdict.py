@@ -22,7 +22,8 @@ ALPHA = 0.05
 DRAWS = 10_000
 """The number of bootstrap samples. Even with 50 candidates, five samples still lie beyond each end of the widened interval."""
 LEAST_PICTURES = 8
-"""The fewest pictures from which candidates are compared. A bootstrap over fewer says too little about other pictures."""
+"""The fewest pictures from which the sentence compares candidates; the figures are given from any number. A bootstrap over fewer says too
+little about other pictures."""
 GOOD_PICTURES = 20
 """The number of pictures from which the verdict no longer says that they are few."""
 FASTER = 1.5
@@ -118,7 +119,9 @@ def tell(rows: Sequence[TrialRow], pictures: int) -> str:
 
 
 def is_beaten(row: TrialRow) -> bool:
-    """Whether the best candidate is better than this one by more than chance: the interval of the difference excludes 0."""
+    """Whether the best candidate is better than this one by more than chance: the interval of the difference excludes 0. The number of
+    pictures does not count here. False for the best candidate itself.
+    """
     return row.to_best is not None and row.to_best.high < 0
 
 

@@ -43,7 +43,7 @@ class Picture:
 
 @dataclass(frozen=True)
 class Spoken:
-    """A token that the model said, and the log-probabilities of it and of the watched ones, by id."""
+    """A token that the model said, and, by id, the log-probabilities of it and of the tokens in ``Continuation.watched`` at its place."""
 
     id: int
     chances: Mapping[int, float]
@@ -68,8 +68,8 @@ class Continuation:
 class VllmClient:
     """The client of the server at an address. Its methods may be called from several threads.
 
-    All of them raise EngineAwayError if the server does not answer. They raise ModelError if the server refuses a request, and name the
-    remedy where one is known.
+    All methods that send a request raise EngineAwayError if the server does not answer; ``generate`` also if it has an internal error or
+    gives an answer up. All but ``unload`` raise ModelError if the server refuses a request, and name the remedy where one is known.
     """
 
     def __init__(self, url: str, transport: httpx.BaseTransport | None = None) -> None:
@@ -94,7 +94,8 @@ class VllmClient:
     def generate(self, asked: Continuation) -> list[Spoken]:
         """Return the tokens of one continuation, with its end token if the model said one.
 
-        An adapter that a restarted server no longer has is loaded again, and a picture that it does not have is sent.
+        An adapter that this client loaded and a restarted server no longer has is loaded again, and a picture that the server does not have
+        is sent.
         """
         answer = self._send("POST", "/inference/v1/generate", _body(asked, with_data=False))
         if answer.status_code == httpx.codes.NOT_FOUND and UNKNOWN in answer.text and asked.name in self._folders:
@@ -130,8 +131,9 @@ class VllmClient:
         return self.at_once(self.generate, asked)
 
     def at_once(self, work: Callable[[T], R], items: Iterable[T]) -> list[R]:
-        """Return the result of ``work`` for each item, in order, computed in threads. ``work`` may call this client, but not ``at_once`` or
-        ``generate_each``: they wait for the same thread pool, which could deadlock.
+        """Return the result of ``work`` for each item, in order, computed in at most AT_ONCE threads. An error of ``work`` is raised.
+
+        ``work`` may call this client, but not ``at_once`` or ``generate_each``: they wait for the same thread pool, which could deadlock.
         """
         return list(self._pool.map(work, items))
 
@@ -152,7 +154,9 @@ class VllmClient:
         raise ModelError(f"{self.url} could not load the adapter {name}: {_reason(answer)}")
 
     def unload(self, name: str) -> None:
-        """Make the server unload an adapter. It is no error if the server does not have it."""
+        """Make the server unload an adapter, which ``generate`` then no longer loads again. The server's answer is ignored, so it is no
+        error if the server does not have the adapter, or refuses.
+        """
         self._folders.pop(name, None)
         self._send("POST", "/v1/unload_lora_adapter", {"lora_name": name})
 

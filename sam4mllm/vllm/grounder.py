@@ -48,7 +48,7 @@ class VllmGrounder(MllmGrounder):
         checkpoint: an outline: tokenizer, image processor, config and dialect, but no weights.
         client: the server.
         name: what the server calls the model, or the adapter on it.
-        thought_tokens: longest thought before an answer, where one is asked for.
+        thought_tokens: the most tokens of a thought before an answer, where a thought is asked for.
     """
 
     def __init__(self, checkpoint: Checkpoint, client: VllmClient, name: str, thought_tokens: int = THOUGHT_TOKENS) -> None:

@@ -28,10 +28,12 @@ CHANGED = 1e-3
 
 
 def check_merger(client: VllmClient, base: VllmGrounder, home: Path) -> None:
-    """Check the server with a probe adapter, which is written to a folder in ``home``. Raises ModelError if the server takes no adapters,
-    does not see ``home``, or drops the merger's part of an adapter.
+    """Check the server with a probe adapter, which is written to the folder ``engine-probe`` in ``home`` and stays there. The server
+    unloads it after the check.
 
-    Nothing is checked if adapters of this model change no layer outside the language model.
+    Nothing is checked if adapters of this model change no layer outside the language model. Raises ModelError if the server takes no
+    adapters, does not see ``home``, or drops the merger's part of an adapter; EngineAwayError if it does not answer; OSError if the folder
+    cannot be written.
     """
     folder = write_probe(base.checkpoint, home / "engine-probe")
     if folder is None:

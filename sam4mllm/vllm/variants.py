@@ -37,7 +37,8 @@ def load_vllm_variants(
     """Load the segmenter, and all of a model but its weights, which the server at ``url`` has.
 
     ``home`` is a folder that the server sees under the same path. Raises ModelError, TemplateError and ExtensionError as loading a model
-    here does. Raises ModelError also if the server does not answer, has another model, or lacks a flag, which the message names.
+    here does. Raises ModelError also if the server has another model, cannot serve a model of this family, or lacks a flag, which the
+    message names; EngineAwayError if it has not answered after START_SECONDS; OSError if ``home`` cannot be written.
     """
     place = pick_device(device)
     client = VllmClient(url)
@@ -52,9 +53,10 @@ def load_vllm_variants(
 
 
 def find_model(client: VllmClient, model: str, patience: float = 0.0) -> str:
-    """Return the server's name for a model. Wait up to ``patience`` seconds for the server to answer.
+    """Return the server's name for a model. If the server does not answer, try again until ``patience`` seconds are over.
 
-    Raises ModelError if the server has another model, and EngineAwayError if it does not answer in that time.
+    A try that fails lasts the client's PATIENCE_SECONDS or longer, also if ``patience`` is 0; each but the last is told in the log. Raises
+    EngineAwayError if the last one fails; ModelError if the server has another model, or is no vLLM server.
     """
     end = time.monotonic() + patience
     while True:

@@ -39,7 +39,10 @@ class Ahead(Generic[T]):
         self._batches: Iterator[list[T]] | None = None
 
     def __call__(self, step: int) -> list[T]:
-        """Return the examples of a step. After the first call each must ask for the next step."""
+        """Return the examples of a step. After the first call each must ask for the next step: later calls do not look at ``step``.
+
+        Raises StopIteration after the last step.
+        """
         if self._batches is None:
             extra: dict[str, Any] = {"prefetch_factor": 4, "worker_init_fn": _outlive} if self._workers else {}
             indices = range(step * self._batch, self._steps * self._batch)

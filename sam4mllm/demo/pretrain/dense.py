@@ -29,7 +29,10 @@ COVERED = 0.35
 
 
 def model_size(height: int, width: int) -> tuple[int, int]:
-    """The size to which the demo's image processor brings an image of (height, width): multiples of a visual token, at most MAX_PIXELS."""
+    """The size to which the demo's image processor brings an image of (height, width): multiples of CELL, at most MAX_PIXELS in all.
+
+    Only the processor also enlarges images of less than its least number of pixels; drawn scenes are never that small.
+    """
     rows, columns = round(height / CELL) * CELL, round(width / CELL) * CELL
     if rows * columns > MAX_PIXELS:
         shrink = (height * width / MAX_PIXELS) ** 0.5
@@ -144,7 +147,10 @@ def fourier_coordinates() -> Tensor:
 
 
 def soft_coordinates(values_milli: Tensor, sigma: float) -> Tensor:
-    """Return target distributions (..., 1000) over the coordinate tokens: a bell of standard deviation ``sigma`` around each value."""
+    """Return target distributions (..., 1000) over the coordinate tokens: a bell of standard deviation ``sigma`` around each value.
+
+    Both are in thousandths of a side; the token of number n stands for n + 0.5.
+    """
     grid = torch.arange(1000) + 0.5
     return torch.softmax(-0.5 * ((grid - values_milli[..., None]) / sigma) ** 2, -1)
 

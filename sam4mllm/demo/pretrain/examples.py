@@ -30,10 +30,10 @@ CYCLE: tuple[Session, ...] = ("crowd", "whole", "close", "look", "whole", "close
 of serving; a look back asks about an outlined mask.
 """
 BOXES_ONLY = 500
-"""Steps of a run from random weights before the first point questions."""
+"""Steps before the first questions about points or outlined masks, in a run whose language model starts from random weights."""
 AMBIGUOUS_SHARE, AMBIGUOUS_CLOSE, RELATIONAL_SHARE = 0.4, 0.6, 0.15
-"""Shares of the scenes that have a pair (whole images, then close-ups) and of those that have relational phrases; the rest are default
-scenes.
+"""`AMBIGUOUS_SHARE` (whole images and looks back) and `AMBIGUOUS_CLOSE` (close-ups) are the shares of the scenes that have a pair.
+`RELATIONAL_SHARE`, of all of these, is the share that has relational phrases. The rest are default scenes.
 """
 PAIR_KIND_SHARES = {"ring": 0.4, "front": 0.3, "part": 0.2, "crossed": 0.1}
 """Shares of the kinds of pairs where boxes are asked for. A model that was trained on all kinds alike found nearly all crossed things, but
@@ -77,7 +77,10 @@ def session_of(step: int, boxes_only: int = BOXES_ONLY) -> Session:
 
 
 def draw_sitting(seed: int, batch: int, boxes_only: int, step: int) -> Sitting:
-    """Draw the data of a step of ``batch`` images; for close-ups, of ``batch`` times CLOSE_PER_SCENE."""
+    """Draw the data of a step of ``batch`` images; for close-ups, of ``batch`` times CLOSE_PER_SCENE.
+
+    In the first ``boxes_only`` steps, lessons ask for boxes alone.
+    """
     cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, step, 5])
     session = session_of(step, boxes_only)

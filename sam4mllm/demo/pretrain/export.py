@@ -26,7 +26,7 @@ HEADS = "heads.safetensors"
 
 
 def read_trainee(state: Path) -> DemoTrainee:
-    """The trainee of a saved state (``step-<n>``) of the tower or the language stage."""
+    """The trainee of a saved state (``step-<n>``) of the tower or the language stage. Raises what ``load_weights`` raises."""
     trainee = DemoTrainee()
     load_weights(state / "model.safetensors", trainee)
     return trainee
@@ -44,7 +44,7 @@ def average(trainee: DemoTrainee, other: DemoTrainee, share: float) -> None:
 
 
 def export_heads(trainee: DemoTrainee, folder: Path) -> None:
-    """Write the dense heads (half precision)."""
+    """Write the dense heads (half precision) to the file HEADS in ``folder``, over one that is there. The trainee stays as it is."""
     save_file({name: tensor.half() for name, tensor in trainee.heads.state_dict().items()}, folder / HEADS)
 
 
@@ -53,7 +53,7 @@ def load_shipped(trainee: DemoTrainee, mllm: Path, heads: Path) -> None:
 
     Tokens that these weights do not have yet keep the direction of their random embeddings, scaled to the median length of the known ones.
     The head ``owned``, if it is not there, starts as a copy of ``fine``. Raises ModelError if the MLLM's weights have other names than the
-    trainee's, and RuntimeError if they have the same names but other shapes.
+    trainee's, and RuntimeError if weights have other shapes, or if the heads other than ``fine`` and ``owned`` have other names.
     """
     weights = load_file(mllm / "model.safetensors")
     words, known = trainee.words().detach().clone(), weights[EMBEDDINGS]
@@ -69,7 +69,10 @@ def load_shipped(trainee: DemoTrainee, mllm: Path, heads: Path) -> None:
 
 
 def export_mllm(trainee: DemoTrainee, folder: Path) -> None:
-    """Write a complete model folder (half precision). The trainee's own MLLM is converted to half precision, too."""
+    """Write a complete model folder (half precision), in place of what is there.
+
+    The trainee's own MLLM is converted to half precision, too.
+    """
     processor = Qwen2VLImageProcessor(
         patch_size=PATCH,
         temporal_patch_size=1,
@@ -86,7 +89,10 @@ def export_mllm(trainee: DemoTrainee, folder: Path) -> None:
 
 
 def export_segmenter(state: Path, folder: Path) -> None:
-    """Write the segmenter's folder (half precision) from a saved state of its stage."""
+    """Write the segmenter's folder (half precision), in place of what is there, from a saved state of its stage at full size.
+
+    Raises what ``load_weights`` raises.
+    """
     model = build_segmenter()
     load_weights(state / "model.safetensors", model)
     halves = {name: tensor.half() if tensor.is_floating_point() else tensor for name, tensor in model.state_dict().items()}
@@ -97,7 +103,12 @@ def export_segmenter(state: Path, folder: Path) -> None:
 
 @contextmanager
 def _replacing(folder: Path) -> Iterator[Path]:
-    """Give the block an empty folder to fill, which replaces ``folder`` when the block ends. An error leaves ``folder`` as it was."""
+    """Give the block an empty folder to fill, which replaces ``folder`` when the block ends. An error in the block leaves ``folder`` as it
+    was.
+
+    The folder to fill is ``<name>.new`` beside it. After an error it stays until the next call, which removes it. A kill between the two
+    renames at the end leaves the former folder under the name ``<name>.old`` only.
+    """
     new, old = folder.with_name(folder.name + ".new"), folder.with_name(folder.name + ".old")
     for left in (new, old):
         shutil.rmtree(left, ignore_errors=True)

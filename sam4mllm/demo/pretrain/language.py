@@ -45,8 +45,8 @@ LOOKS = {
     "answer": (3, slice(0, 3), 0.5),
 }
 """Layer, heads and weight of each kind of supervised attention. A noun looks at the things that it names. Where a point is judged, an early
-layer reads the point's two numbers and a later one looks at the place. An answer looks at the thing whose box it is about to give. If
-there is no such thing, the attention is to fall on the tokens before the image's.
+layer reads the point's two numbers and a later one looks at the place. An answer looks at the thing whose box it is about to give, in a
+look back at the outlined mask. If there is no such thing, the attention is to fall on the tokens before the image's.
 """
 ALIKE_LAYERS, SHARPNESS = (1, 2, 3), 2.0
 """`ALIKE_LAYERS` are the layers whose key projections start as copies of the query projections; `SHARPNESS` is the starting weight of their
@@ -57,8 +57,10 @@ query norms, which makes their attention sharper than the usual 1.
 def start(model: DemoTrainee, tower: Path) -> None:
     """Set the first weights of the stage.
 
-    The tower comes from a saved state of stage one. In the language model, the embeddings of nouns are the weights by which the tower's
-    head recognises them, and keys start like queries in the layers whose attention is to find what looks like a word.
+    The tower, the heads and the embeddings of coordinates come from a saved state of stage one, the folder ``tower``. In the language
+    model, the embeddings of nouns are the weights by which the tower's head recognises them, and keys start like queries in the layers
+    whose attention is to find what looks like a word (ALIKE_LAYERS). All its other matrices are random. Raises what ``load_weights``
+    raises.
     """
     load_weights(tower / "model.safetensors", model)
     ids = {token: index for index, token in enumerate(vocabulary())}
@@ -281,8 +283,8 @@ def answer_losses(model: DemoTrainee, teacher: Teacher, lessons: list[Lesson], h
 
 
 def spot_losses(model: DemoTrainee, lessons: list[Lesson], dense: list[DenseTargets], read: Read, sigma: float) -> dict[str, Tensor]:
-    """Return the loss terms where points are judged: which numbers were given, what lies beneath the point, and where in its visual token
-    it is.
+    """Return what the heads' ``point_losses`` and ``spot_losses`` give for all points that the lessons ask about: weighted loss terms and
+    figures for the log. Without such points it is empty.
     """
     spots = [(b, *spot) for b, lesson in enumerate(lessons) for spot in lesson.spots]
     if not spots:

@@ -71,7 +71,10 @@ class Lesson:
     length: int = 0
 
     def add(self, ids: list[int], parent: int) -> tuple[int, int]:
-        """Append a segment; return its index and the position in the row at which it starts."""
+        """Append a segment that continues the segment with the index ``parent``, or the prefix if that is ROOT.
+
+        Return the new segment's index and the position in the row at which it starts.
+        """
         start = self.length
         self.segments.append(Segment(tuple(ids), parent))
         self.length += len(ids)
@@ -106,8 +109,8 @@ class Teacher:
     def lesson(self, scene: DemoScene, rng: np.random.Generator, with_points: bool) -> Lesson:
         """Return a lesson that asks for the boxes of each phrase of a scene, all in one row.
 
-        With ``with_points`` it also asks about points in one box of each phrase and, some of the time, for an answer with a thought or a
-        PPG answer.
+        With ``with_points`` it also asks about points in one box of each phrase that has any, and, some of the time, for an answer with a
+        thought or for a PPG answer (boxes with points on and off each thing).
         """
         lesson, regions = _begin(scene)
         for expression in scene.expressions:

@@ -34,5 +34,7 @@ def outlined(scene: DemoScene, mask: NDArray[np.bool_]) -> DemoScene:
 
 
 def verdict(scene: DemoScene, mask: NDArray[np.bool_], targets: tuple[int, ...]) -> bool | None:
-    """Whether the mask is that of one of the things ``targets``; None if it covers one too poorly for a yes and too well for a no."""
+    """Whether the mask is that of one of the things ``targets``, by its best IoU with their masks; None if that is too low for a yes and
+    too high for a no (:func:`~sam4mllm.training.looks.is_meant`).
+    """
     return is_meant(mask, (scene.masks[index] for index in targets))

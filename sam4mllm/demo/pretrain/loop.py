@@ -50,7 +50,7 @@ class PretrainPlan:
     it is used up, if that is before ``steps``.
     """
     source: str = "random"
-    """What the first weights were."""
+    """What the first weights were, in words, such as "random"; part of ``recipe``."""
     optimizer: Stepper = "adamw"
     device: torch.device = CPU
 
@@ -86,7 +86,8 @@ def bfloat16_pays(device: torch.device = CPU) -> bool:
     """Whether this device multiplies matrices faster in bfloat16. A CPU with a unit for bfloat16 is much faster in it, one without many
     times slower.
 
-    On a CPU the fastest of five tries counts, so that other work on the machine does not decide in which precision a run continues.
+    A CPU is timed; the fastest of five tries counts, so that other work on the machine does not decide in which precision a run continues.
+    For any other device the answer is whether bfloat16 is its default dtype (:func:`~sam4mllm.precision.default_dtype`).
     """
     if device != CPU:
         return default_dtype(device) == torch.bfloat16
@@ -105,8 +106,8 @@ def run(plan: PretrainPlan, model: nn.Module, losses: Callable[[int], dict[str, 
     underscore is only logged. Tensors that it creates with torch lie on the plan's device by default, except those of ``torch.from_numpy``.
     Everything random in it must follow from the step, so that a resumed run sees what an uninterrupted one would have seen.
 
-    Raises TrainingError if the saved state was begun with another recipe or is damaged, or if the device fails, and ModelError if it is
-    another model's.
+    Raises TrainingError if the saved state was begun with another recipe or is damaged, or if a GPU fails, and ModelError if the state is
+    another model's. If the plan's device is a CPU, errors of training itself pass unchanged.
     """
     check_recipe(plan)
     torch.set_num_threads(plan.threads)
@@ -165,8 +166,8 @@ def _noting_sigterm() -> Iterator[list[int]]:
 
 @contextmanager
 def telling_of_failure(plan: PretrainPlan) -> Iterator[None]:
-    """Turn an error of a GPU, such as a lack of memory, into a TrainingError of one line; the last saved state is kept. On a CPU errors
-    pass unchanged.
+    """Turn a RuntimeError in a block that runs on a GPU, such as a lack of memory, into a TrainingError of one line; the last saved state
+    is kept. If the plan's device is a CPU, errors pass unchanged.
     """
     try:
         yield
@@ -187,8 +188,8 @@ def _optimizer(plan: PretrainPlan, model: nn.Module) -> torch.optim.Optimizer:
 
 
 def check_recipe(plan: PretrainPlan) -> None:
-    """Raise TrainingError if the plan's folder holds a run that was begun with another recipe. States from before recipes were saved are
-    accepted.
+    """Raise TrainingError if the plan's folder holds a run that was begun with another recipe, or if its ``state.json`` is damaged. States
+    from before recipes were saved are accepted; a saved recipe without an optimizer stands for AdamW.
     """
     began = {"optimizer": "adamw", **(read_state(plan.folder) or {}).get("recipe", plan.recipe)}
     other = [f"{name} {began.get(name)}, not {value}" for name, value in plan.recipe.items() if began.get(name) != value]

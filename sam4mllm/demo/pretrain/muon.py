@@ -25,7 +25,9 @@ SCALE = 0.2
 
 
 class Muon(torch.optim.AdamW):
-    """An optimiser that applies Muon to the weights of linear layers and AdamW to all others (groups with ``matrices`` True and False)."""
+    """An optimiser that applies Muon to the weights that :func:`matrices_of` returns and AdamW to all others (groups with ``matrices`` True
+    and False). Weights of one dimension do not decay. A step drops the gradients of the matrices.
+    """
 
     def __init__(self, model: nn.Module, rate: float, weight_decay: float) -> None:
         matrices = matrices_of(model)

@@ -70,7 +70,8 @@ def load_package_weights(trainee: DemoTrainee) -> None:
 
 
 def train_all(whole: WholeRun, tell: Callable[[str], None]) -> bool:
-    """Train every stage that is not done yet, and write the model folders. ``tell`` gets a line of progress at a time.
+    """Train every stage that is not done yet, and write the model folders ``mllm`` and ``segmenter`` into the folder MODELS in
+    ``whole.runs``, in place of any that are there. ``tell`` gets a line of progress at a time.
 
     Return True at the end, and False if training was asked to stop (SIGTERM); the same call then continues where it stopped. Raises
     TrainingError or ModelError if a run was begun with another recipe, if a saved state is missing or damaged, or if a GPU fails.

@@ -64,7 +64,8 @@ def train(
     """Run or continue the stage and return the model, in evaluation mode.
 
     ``begin`` gives a new run trained weights, which ``source`` names, to start from; the run then uses RATE_GROWN and Muon. Without it the
-    weights are random, and the run uses RATE and AdamW. ``size`` is the side of the model's square frame in pixels. Raises what
+    weights are random, and the run uses RATE and AdamW. A run that goes on does not call ``begin``, but must be given it as at first, as
+    the recipe depends on it. ``size`` is the side of the model's square frame in pixels. Raises what
     :func:`~sam4mllm.demo.pretrain.loop.run` raises.
     """
     torch.manual_seed(seed)

@@ -48,7 +48,7 @@ INSIDE = 0.95
 Start = Literal["box", "points", "click"]
 STARTS: tuple[Start, ...] = ("box", "points", "click")
 START_SHARES = (0.15, 0.55, 0.3)
-"""Shares of STARTS among the images whose prompts are not boxes inside of things."""
+"""Shares of STARTS among the images whose prompts are not boxes inside of things. The start ``points`` is a box with points in it."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,10 @@ def train(
     minutes: float | None = None,
     device: torch.device = CPU,
 ) -> DemoTrainee:
-    """Run or continue the stage and return the model with its heads; ``begin`` gives a new run other first weights than random ones."""
+    """Run or continue the stage and return the model with its heads; ``begin`` gives a new run other first weights than random ones.
+
+    Raises what :func:`~sam4mllm.demo.pretrain.loop.run` raises.
+    """
     torch.manual_seed(seed)
     model = DemoTrainee()
     if begin is not None and not has_state(folder):
