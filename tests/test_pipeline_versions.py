@@ -85,6 +85,7 @@ def test_another_default_number_of_points_is_another_version(monkeypatch: pytest
     def named() -> str:
         return Pipeline(FakeGrounder({}), FakeSegmenter(), Options()).version
 
+    monkeypatch.setattr("sam4mllm.options.COUNT", 30)
     before = named()
     assert Pipeline(FakeGrounder({}), FakeSegmenter(), Options(count=30)).version == before
     assert Pipeline(FakeGrounder({}), FakeSegmenter(), Options(count=20)).version != before
