@@ -127,7 +127,8 @@ class Options:
         ``look_back`` if it is off, and ``edges`` if it is empty.
         """
         chosen = asdict(self)
-        chosen["count"] = None if self.points == UNNAMED_COUNTS[bool(self.joint)] else self.points
+        if self.count is None and self.points != UNNAMED_COUNTS[bool(self.joint)]:
+            chosen["count"] = self.points
         del chosen["former_mask"]  # it matters only where a reviewer clicks, and predictions are made without clicks
         if self.strategy not in BY_CONCEPT:
             del chosen["threshold"]

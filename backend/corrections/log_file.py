@@ -266,7 +266,7 @@ def _connect(path: Path, seconds: float) -> sqlite3.Connection:
 
 
 def _missing(connection: sqlite3.Connection) -> str:
-    """What the file lacks of this release's tables, in words; empty if nothing."""
+    """Say which table or column of this release the file lacks, the first one found only; empty if it lacks none."""
     with closing(sqlite3.connect(":memory:")) as model:
         model.executescript(SCHEMA)
         wanted = _columns(model)

@@ -1,4 +1,6 @@
-"""What doctor looks at without Label Studio: the token's form, the disk, the server of these settings, its models and adapters."""
+"""What doctor looks at without Label Studio: the token's form and expiry, the disk, the secrets, the server of these settings, the models
+that it runs or is to run, and the adapters in its home.
+"""
 
 from __future__ import annotations
 

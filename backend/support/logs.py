@@ -93,7 +93,7 @@ def log_config(kind: Literal["text", "json"], secrets: Sequence[str]) -> dict[st
     """
     formatter = {"text": "TextFormatter", "json": "JsonFormatter"}[kind]
     quiet = {"level": "WARNING"}  # these log whole addresses
-    only_errors = {"level": "ERROR"}  # it warns of missing parts that would make it faster, even if it is not used
+    only_errors = {"level": "ERROR"}  # bitsandbytes warns that parts are missing that would make it faster, even if it is not used
     return {
         "version": 1,
         "disable_existing_loggers": False,

@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 commands = typer.Typer()
 AXES = "strategy,points,count,pattern,choice,thresholds,answers,segmenter,segmenter-adapter,rank"
 WIDE = 180
-"""The width, in characters, of a table that is not printed to a terminal."""
+"""The most characters in a line of a table that is not printed to a terminal."""
 
 
 @commands.command(epilog="Example: sam4mllm ablate /tmp/scenes --over strategy,points,count --values count=5,15,30 --out /tmp/ablation")

@@ -41,7 +41,7 @@ def main() -> None:
 
 def make_app() -> typer.Typer:
     """All commands: this package's own, and those of the packages that are installed beside it."""
-    # plain help: drawing it with rich costs a tenth of a second at every start
+    # plain help: to draw help or a usage error with rich, typer would first load it, which takes a tenth of a second
     app = typer.Typer(name="sam4mllm", no_args_is_help=True, add_completion=False, rich_markup_mode=None)
     app.callback()(_common)
     for module in OWN:

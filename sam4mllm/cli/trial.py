@@ -28,7 +28,7 @@ USUAL_LIMIT = 50
 """The default number of pictures. With more, several large models take longer than an evening; and candidates that 50 pictures do not tell
 apart seldom differ enough to matter."""
 WIDE = 160
-"""The width, in characters, of a table that is not printed to a terminal."""
+"""The most characters in a line of a table that is not printed to a terminal."""
 
 
 @commands.command(epilog="Example: sam4mllm trial export.json --candidates candidates.toml --out out/trial")

@@ -54,7 +54,7 @@ def read_ade20k(root: Path) -> Reading:
 @dataclass(frozen=True)
 class _Thing:
     """An object of an annotation: its ``name``, the ``number`` of its class, its ``polygon`` as x1, y1, x2, y2, …, and whether it is a part
-    of another object.
+    of another object, in which case the rest is empty.
     """
 
     name: str
@@ -65,8 +65,9 @@ class _Thing:
     @classmethod
     def read(cls, thing: Mapping[str, Any]) -> _Thing:
         """Read an object of the file. Raises ValueError, TypeError, LookupError or OverflowError if a field is wrong."""
-        part_level = int(thing["parts"]["part_level"])
-        return cls(str(thing["raw_name"]).strip(), int(thing["name_ndx"]), _polygon(thing["polygon"]), bool(part_level))
+        if int(thing["parts"]["part_level"]):
+            return cls("", 0, [], True)  # the rest of a part is not used
+        return cls(str(thing["raw_name"]).strip(), int(thing["name_ndx"]), _polygon(thing["polygon"]), False)
 
 
 def _pairs(split: str, path: Path) -> Iterator[PhrasedPicture]:

@@ -40,8 +40,9 @@ class Manner:
 class Group:
     """A bracket or a tag that is open, and what it holds so far.
 
-    ``kind`` is the opening bracket, "box" or "points" for a tag, and empty for the answer as a whole. ``about`` and ``corner`` are what the
-    words before it say that it is.
+    ``kind`` is the opening bracket, "box" or "points" for a tag, and empty for the answer as a whole. ``about`` is what its
+    numbers are (a box, points, something else), by the words before it or by the tag; ``corner`` is the corner of a box that these words
+    name, or empty.
     """
 
     kind: str

@@ -46,9 +46,9 @@ class QwenVLChatVisionConfig(PreTrainedConfig):  # type: ignore[no-untyped-call]
 class QwenVLChatConfig(PreTrainedConfig):
     """The configuration of the whole model. Its language model is a Qwen2 with as many key and value heads as query heads.
 
-    The language model's ``max_position_embeddings`` is the longest input, 2,048 tokens in the published checkpoint (``seq_length``). Beyond
-    it the published code scales the rotary base and the queries (dynamic NTK, logn), which is not implemented here; up to it, neither
-    scaling changes anything.
+    The language model's ``max_position_embeddings`` is the number of positions, 2,048 in the published checkpoint (``seq_length``). A row
+    of packed questions may have more tokens than that. Beyond these positions the published code scales the rotary base and the queries
+    (dynamic NTK, logn), which is not implemented here; up to them, neither scaling changes anything.
     """
 
     model_type: ClassVar[str] = MODEL_TYPE

@@ -14,7 +14,8 @@ from sam4mllm.training.plan import TrainingPlan
 from sam4mllm.training.pool import Pool
 from sam4mllm.training.targets import Targets
 
-_SPEED_ONLY = ("seconds_between_saves", "recompute", "feature_megabytes")
+_LEFT_OUT = ("seconds_between_saves", "recompute", "feature_megabytes", "validation_share")
+"""Fields of the plan that change only the speed, or what the pool's hash tells already: which pictures are set aside."""
 _LATER = (
     ("squash", None),
     ("every_box", False),
@@ -24,7 +25,6 @@ _LATER = (
     ("least_epochs", None),
     ("augment_share", 0.0),
     ("paste_share", 0.0),
-    ("validation_share", 0.0),
 )
 """Fields that later releases added, each with the value that stands for the former behaviour.
 
@@ -38,7 +38,7 @@ def identity_of_run(plan: TrainingPlan, asking: Asking, targets: Targets, checkp
     ``start`` is the folder of the adapter that the run goes on from, or None. Raises RegistryError or OSError if a file of that adapter is
     missing or cannot be read.
     """
-    learned = {name: value for name, value in asdict(plan).items() if name not in _SPEED_ONLY and (name, value) not in _LATER}
+    learned = {name: value for name, value in asdict(plan).items() if name not in _LEFT_OUT and (name, value) not in _LATER}
     parts = {
         "plan": {name: None if value == math.inf else value for name, value in learned.items()},
         "asking": {name: value for name, value in asdict(asking).items() if (name, value) not in _LATER},

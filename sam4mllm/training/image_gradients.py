@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from dataclasses import replace
@@ -31,6 +32,8 @@ from sam4mllm.training.unpacking import shares_of
 from sam4mllm.training.variety import Variety
 
 log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = "out of memory, and with FSDP no image can be left out; set phrases, or use smaller images"
 
 
 class ImageGradients:
@@ -95,7 +98,8 @@ class ImageGradients:
     def measure(self, shown: TrainingImage, rng: np.random.Generator) -> float | None:
         """Return the loss of the whole image, not varied, and learn nothing from it. The caller must have set the model to evaluation mode.
 
-        None if no phrase may be asked, the image processor refuses the image, or the row is longer than MAX_ROW.
+        None if no phrase may be asked, the image processor refuses the image, or the row is longer than MAX_ROW; NaN if memory runs out.
+        With FSDP, raises TrainingError instead.
         """
         examples = [example for example in shown.examples if self.may_be_asked(example)]
         try:
@@ -105,7 +109,13 @@ class ImageGradients:
         row = self._collator.row(frame, examples, rng)
         if not examples or len(row.row.ids) > MAX_ROW:
             return None
-        return sum(share * float(self.loss(encoded, part)) for part, share in shares_of(self._model, row))
+        try:
+            return sum(share * float(self.loss(encoded, part)) for part, share in shares_of(self._model, row))
+        except torch.cuda.OutOfMemoryError as error:
+            if self._processes.sharded:
+                raise TrainingError(OUT_OF_MEMORY) from error
+        torch.cuda.empty_cache()
+        return math.nan
 
     def may_be_asked(self, example: Example) -> bool:
         try:
@@ -174,7 +184,7 @@ class ImageGradients:
             return self._add_gradient(encoded, row)
         except torch.cuda.OutOfMemoryError as error:
             if self._processes.sharded:  # the others are in the middle of a pass, so this one cannot try again
-                raise TrainingError("out of memory, and with FSDP no image can be left out; set phrases, or use smaller images") from error
+                raise TrainingError(OUT_OF_MEMORY) from error
             pass  # the error keeps tensors alive, so the cache is emptied only after this block
         torch.cuda.empty_cache()
         return None

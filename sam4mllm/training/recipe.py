@@ -127,6 +127,8 @@ class Trainer:
         self._gradients = ImageGradients(self._grounder, collator, varying, self._trained, plan, self._scaler, self._processes)
         self._validator = Validator(pool.set_aside, self._measure, self._trained, folder, self._processes)
         self._stopped = False
+        self.kept: int | None = None
+        """The step whose weights a run that ended early has kept; None for any other run."""
 
     def stop(self) -> None:
         """End after the current step and save the training state. It may be called from a signal handler or another thread."""
@@ -150,6 +152,8 @@ class Trainer:
                 loss = self._step(step, steps)
                 step += 1
                 validation = self._validator.look(step, steps)
+                if self._validator.curve.has_turned:
+                    steps = step
                 spent = before + time.monotonic() - began
                 if self._processes.first:
                     tell(Progress(step, steps, loss, learning_rate(self.plan, step - 1, steps), spent, validation))
@@ -157,7 +161,7 @@ class Trainer:
                 late = spent > LATE * self.plan.budget_seconds  # the machine got slower; what was learned so far may still win
                 if step == MEASURED:
                     steps = fit_steps(steps, step, spent, self.plan.budget_seconds)
-                elif late or self._validator.curve.has_turned:
+                elif late:
                     steps = step
                 if step in (MEASURED, steps) or due or stopped:
                     self._save(step, steps, spent)
@@ -167,13 +171,15 @@ class Trainer:
             self.model.eval()
         if step >= steps and self._validator.curve.has_turned:
             self._validator.restore()
+            self.kept = self._validator.curve.lowest[0]
+            log.info("the run ended early, after %d steps, with the weights after step %d", step, self.kept)
         return step >= steps
 
     def _measure(self, place: int) -> float | None:
         """The loss of the picture at an index of those that are set aside."""
         self.model.eval()
         try:
-            return self._gradients.measure(self._pool.validation_picture(place), _generator(self.plan.seed, place))
+            return self._gradients.measure(self._pool.validation_picture(place), _generator(self.plan.seed, place + 1))
         finally:
             self.model.train()
 

@@ -144,7 +144,8 @@ class Session:
                 for name in SEGMENTER_FILES:
                     shutil.copyfile(self._drawing / name, temporary / name)
             check_parts(temporary)
-            metrics = {} if self._last is None else {"loss": self._last.loss, "steps": float(self._last.step)}
+            steps = self.trainer.kept or (None if self._last is None else self._last.step)
+            metrics = {} if self._last is None or steps is None else {"loss": self._last.loss, "steps": float(steps)}
             papers = replace(self._papers, files=hash_files(temporary), metrics=metrics)
             (temporary / MANIFEST).write_text(papers.to_json(), encoding="utf-8")
             sync_tree(temporary)

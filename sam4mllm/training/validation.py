@@ -6,6 +6,8 @@ weights at which that loss was lowest (early stopping: Prechelt 1998, "Early Sto
 
 from __future__ import annotations
 
+import logging
+import math
 from collections import Counter
 from collections.abc import Callable, Collection, Hashable, Iterable
 from dataclasses import dataclass, field
@@ -17,7 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from sam4mllm.durable import partial, publish
+from sam4mllm.training.plan import MEASURED
 from sam4mllm.training.processes import Processes
+
+log = logging.getLogger(__name__)
 
 LEAST, MOST = 5, 50
 """The fewest and the most pictures to judge by. With a share of a tenth, none is set aside of fewer than fifty training pictures, because
@@ -33,8 +38,8 @@ T = TypeVar("T", bound=Hashable)
 def set_aside(pictures: Collection[T], labels_of: Callable[[T], Collection[Hashable]], share: float) -> set[T]:
     """Choose the pictures of a run that are for validation: a ``share`` of them but at most MOST, or none if that is fewer than LEAST.
 
-    ``pictures`` are in the order in which they are chosen; ``labels_of`` returns the labels of a picture. Pictures without which a label
-    would have no picture to learn from are chosen last.
+    ``pictures`` are in the order in which they are chosen; ``labels_of`` returns the labels of a picture. A picture without which a
+    label would have none left to learn from, when those before it are taken, is chosen last.
 
     >>> sorted(set_aside(range(50), lambda picture: ["cup" if picture else "dog"], 0.1))
     [1, 2, 3, 4, 5]
@@ -55,8 +60,11 @@ def set_aside(pictures: Collection[T], labels_of: Callable[[T], Collection[Hasha
 
 
 def is_measured(step: int, steps: int) -> bool:
-    """Whether the validation loss is measured after ``step`` of ``steps`` steps, which count from 1."""
-    return step % max(1, steps // TIMES) == 0
+    """Whether the validation loss is measured after ``step`` of ``steps`` steps, which count from 1.
+
+    It is measured at MEASURED, too, so that the time of a measurement is known when the steps are fitted to a time budget.
+    """
+    return step == MEASURED or step % max(1, steps // TIMES) == 0
 
 
 @dataclass
@@ -70,6 +78,11 @@ class ValidationCurve:
         lowest = all(loss < other for _, other in self.points)
         self.points.append((step, loss))
         return lowest
+
+    @property
+    def lowest(self) -> tuple[int, float]:
+        """The step with the lowest loss, the first of several, and that loss. Raises ValueError if nothing was measured."""
+        return min(self.points, key=lambda point: point[1])
 
     @property
     def has_turned(self) -> bool:
@@ -108,6 +121,9 @@ class Validator:
         total, number = self._processes.add_up([sum(losses), float(len(losses))])
         if not number:
             return None
+        if not math.isfinite(total):
+            log.warning("the validation loss after step %d is %s; this measurement does not count", step, total)
+            return None
         if self.curve.add(step, total / number) and self._processes.first:
             self._keep()
         return total / number
@@ -117,11 +133,12 @@ class Validator:
 
         Raises OSError if the file with them cannot be read, or is missing because no loss was measured.
         """
-        self._processes.wait()
-        kept = load_file(self._lowest)
-        with torch.no_grad():
-            for name, weight in self._named():
-                weight.copy_(kept[name])
+        if self._processes.first:
+            kept = load_file(self._lowest)
+            with torch.no_grad():
+                for name, weight in self._named():
+                    weight.copy_(kept[name])
+        self._processes.share(self._trained)
 
     def _keep(self) -> None:
         temporary = partial(self._lowest)

@@ -89,7 +89,7 @@ def read_candidates(path: Path) -> list[Contender]:
     """The candidates of a file, in its order. Whether their models can be loaded is not checked.
 
     Raises EvaluationError if the file cannot be read, is no TOML or has no candidate, or if a candidate's name, a key or a value is wrong;
-    its line then names the candidate and the key.
+    the message then names the candidate and the key, as far as there are both.
     """
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8"))
