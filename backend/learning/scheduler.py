@@ -230,9 +230,11 @@ class Learner:
         self._edges_due = {key: some for key, some in found.items() if self._is_fresh(key, self.edges.of(*key), len(some))}
 
     def _fit_next_edge(self) -> None:
-        """Fit the edge of one label that is due. The offer, or that there is none, replaces the label's former offer.
+        """Fit the edge (:class:`sam4mllm.edges.Edge`: how far outlines are moved, and whether holes are filled) of one label that is due.
 
-        One label at a time, because pictures of many megapixels take seconds.
+        The offer, or that there is none, replaces the label's former offer for the mask decoder that serves. Nothing is replaced if another
+        edge was adopted, or another decoder came to serve, during the fit. One label at a time, because pictures of many megapixels take
+        seconds.
         """
         if not self._edges_due:
             return
