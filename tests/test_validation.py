@@ -190,6 +190,13 @@ def test_the_loss_is_told_and_changes_nothing_of_what_is_learned(
     assert_same(weights(trainer), weights(unmeasured))
 
 
+def test_the_vision_tower_sees_a_measured_picture_once(single: Path, many: Path, tmp_path: Path) -> None:
+    trainer, seen = trainer_of(single, many, tmp_path / "a"), []
+    trainer._checkpoint.model.model.visual.blocks[0].norm1.register_forward_hook(lambda *_: seen.append(1))
+    assert trainer._measure(0) == pytest.approx(trainer._measure(0))
+    assert len(seen) == 1
+
+
 @pytest.mark.usefixtures("rising")
 @pytest.mark.parametrize("stop_at", [1, 2, 5, 2 + PATIENCE])
 def test_a_run_that_learns_by_heart_ends_with_its_best_weights_also_if_it_is_resumed(

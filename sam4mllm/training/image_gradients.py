@@ -110,7 +110,8 @@ class ImageGradients:
         if not examples or len(row.row.ids) > MAX_ROW:
             return None
         try:
-            return sum(share * float(self.loss(encoded, part)) for part, share in shares_of(self._model, row))
+            with self._features.of(shown.image):  # the same pictures are measured again and again
+                return sum(share * float(self.loss(encoded, part)) for part, share in shares_of(self._model, row))
         except torch.cuda.OutOfMemoryError as error:
             if self._processes.sharded:
                 raise TrainingError(OUT_OF_MEMORY) from error
