@@ -10,8 +10,9 @@ LABEL_STUDIO_ML := .venv-label-studio-ml
 # label-studio-ml 1.0.9 pins a Flask of 2020 but runs on ours: its packages stand alone in a folder
 LABEL_STUDIO_ML_PACKAGES := label-studio-ml==1.0.9 label-studio-tools redis rq croniter attrs appdirs colorama lxml requests urllib3 idna charset-normalizer
 
-# two test processes and their servers on two cores: more threads wait for each other, and all are several times slower
-ONE_EACH := OMP_NUM_THREADS=1
+# two test processes and their servers on two cores: more threads wait for each other, and all are several times slower;
+# and compiled modules are kept, for the tests start some two hundred processes that would each compile them again
+FOR_TESTS := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE=
 # what takes longest begins first, so that no file is left over for one core at the end; the learning run is timed and begins when they are over
 LONGEST := tests/e2e/test_guides.py tests/e2e/test_wheel.py tests/e2e/test_doctor.py
 TIMED := tests/e2e/test_learning.py
@@ -50,7 +51,7 @@ predict: install
 	$(BIN)/sam4mllm predict "$$(ls out/scenes/images/*.png)" "the horse" "all burgers" "the drum" --out out/overlay.png
 
 test: install
-	$(ONE_EACH) $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/e2e
+	$(FOR_TESTS) $(BIN)/python -m pytest -n 2 --dist worksteal --ignore tests/e2e
 
 check: install
 	$(BIN)/ruff check .
@@ -64,7 +65,7 @@ e2e: e2e-untimed
 
 e2e-untimed:
 	$(MAKE) --no-print-directory -j2 studios
-	$(ONE_EACH) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST) $(TIMED),$(wildcard tests/e2e/test_*.py))
+	$(FOR_TESTS) $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(LONGEST) $(filter-out $(LONGEST) $(TIMED),$(wildcard tests/e2e/test_*.py))
 
 e2e-timed: studios
 	$(BIN)/python -m pytest $(TIMED)

@@ -26,8 +26,8 @@ from numpy.typing import NDArray
 from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_scene
 from sam4mllm.evaluation.intervals import differences, intervals, sum_by_image
 from sam4mllm.masks import lies_on
-from sam4mllm.options import Thresholds
-from sam4mllm.points import PATTERN_SIZE, deepest, select, spread
+from sam4mllm.options import PATTERN_SIZE, Thresholds
+from sam4mllm.points import deepest, select, spread
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.protocol import Embedding, Segmenter
 from sam4mllm.segmentation.sam import SamEmbedding, SamSegmenter

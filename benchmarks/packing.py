@@ -25,7 +25,8 @@ from sam4mllm.grounding.closer import CloserGrounder
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.grounding.reference import ask_expanded, ask_separately
-from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.options import PATTERN_SIZE
+from sam4mllm.points import spread
 from sam4mllm.values import Grounding
 
 T = TypeVar("T")

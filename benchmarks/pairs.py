@@ -30,9 +30,9 @@ from sam4mllm.evaluation.run import evaluate, intervals_of
 from sam4mllm.geometry import box_iou
 from sam4mllm.grounding.protocol import Grounder, Inquiry
 from sam4mllm.masks import lies_on
-from sam4mllm.options import Options
+from sam4mllm.options import PATTERN_SIZE, Options
 from sam4mllm.pipeline import Pipeline
-from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.points import spread
 from sam4mllm.values import Grounding
 
 RIGHT_BOX = 0.5

@@ -34,7 +34,8 @@ from sam4mllm.grounding.frames import Frame
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.loading import pick_device
-from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.options import PATTERN_SIZE
+from sam4mllm.points import spread
 from sam4mllm.precision import default_dtype
 from sam4mllm.values import Grounding
 

@@ -34,9 +34,9 @@ from sam4mllm.demo.scenes import DemoScene, make_ambiguous, make_scene
 from sam4mllm.evaluation.intervals import Difference, Sums, Term, differences, intervals, sum_by_image
 from sam4mllm.grounding.remembering import RememberingGrounder
 from sam4mllm.masks import lies_on, mask_iou, union
-from sam4mllm.options import Options
+from sam4mllm.options import PATTERN_SIZE, Options
 from sam4mllm.pipeline import Opened, Pipeline
-from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.points import spread
 from sam4mllm.segmentation.loading import load_segmenter
 from sam4mllm.segmentation.proposals import Proposal, ProposalSegmenter, ProposalsEmbedding
 from sam4mllm.segmentation.protocol import Embedding, Segmenter

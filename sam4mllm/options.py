@@ -32,7 +32,9 @@ Pattern = Literal["spread", "interior", "unsure", "second-look"]
 PATTERNS: tuple[Pattern, ...] = get_args(Pattern)
 PATTERN: Pattern = "spread"
 """The pattern of points where nothing else is set, as published (:mod:`sam4mllm.points`)."""
-COUNT, COUNT_JOINT = 30, 15
+PATTERN_SIZE = 30
+"""Points of the published pattern, of which its notebook uses the first 15 (released inference notebook)."""
+COUNT, COUNT_JOINT = PATTERN_SIZE, 15
 """How many points are asked about in a box where nothing else is set: each on its own (all of the published
 pattern), or all in one question (the first half, as in the released inference notebook)."""
 UNNAMED_COUNTS = (30, 15)
@@ -69,9 +71,8 @@ class Options:
 
     ``strategy``: one of STRATEGIES, see :mod:`sam4mllm.pipeline`, or another package's; or ``auto``, which the pipeline replaces.
     ``joint``: whether all points of a box are asked about in one question (as published) or each on its own; None is what the adapter has
-    learned, else each on its own. ``count``: how many points are asked about in each box; None is 30 if each is asked on its own, 15 if all
-    are asked in one question. More than 30 with the patterns ``spread`` and ``second-look``, and more than 61 with ``unsure``, are not
-    refused here: ValueError is raised when points are asked about.
+    learned, else each on its own. ``count``: how many points are asked about in each box, from 0 to PATTERN_SIZE; None is
+    30 if each is asked on its own, 15 if all are asked in one question.
     ``thresholds``: which answers count.
 
     ``pattern``: where points fall. ``spread``: over the box (published). ``interior``: half of them deep in the mask that the box alone
@@ -89,8 +90,8 @@ class Options:
     backend moves the edges (:mod:`sam4mllm.edges`) after the pipeline has answered.
     ``former_mask``: whether the segmenter is also given the mask that a reviewer's click corrects. docs/points.md measures it.
 
-    Raises ValueError if ``strategy``, ``pattern``, ``choice`` or ``look_back`` is not a known name, or if ``threshold`` or
-    ``thought_tokens`` is out of its range.
+    Raises ValueError if ``strategy``, ``pattern``, ``choice`` or ``look_back`` is not a known name, or if ``count``,
+    ``threshold`` or ``thought_tokens`` is out of its range.
     """
 
     strategy: AskedStrategy = "auto"
@@ -111,6 +112,8 @@ class Options:
         for name, known in named.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
+        if not 0 <= self.points <= PATTERN_SIZE:
+            raise ValueError(f"count must be from 0 to {PATTERN_SIZE}, not {self.count!r}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be from 0 to 1, not {self.threshold!r}")
         if not 1 <= self.thought_tokens <= MAX_THOUGHT_TOKENS:

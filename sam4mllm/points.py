@@ -14,10 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sam4mllm.masks import lies_on
-from sam4mllm.options import Thresholds
+from sam4mllm.options import PATTERN_SIZE, Thresholds
 
-PATTERN_SIZE = 30
-"""Points of the published pattern, of which its notebook uses the first 15 (released inference notebook)."""
 MARGIN = 0.08
 """Smallest distance of a point from the sides of its box, as a share of its width and height; the published pattern spans 8 to 93 %."""
 MIN_GAP = 1.0

@@ -26,7 +26,8 @@ from sam4mllm.grounding.packing import Segment, pack
 from sam4mllm.grounding.protocol import Inquiry, Question
 from sam4mllm.grounding.scene import MllmScene
 from sam4mllm.masks import lies_on
-from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.options import PATTERN_SIZE
+from sam4mllm.points import spread
 from sam4mllm.prompts.parse import parse_boxes, parse_prompt
 from sam4mllm.run_lengths import to_rle
 from sam4mllm.training import collate

@@ -13,14 +13,13 @@ from hypothesis.extra.numpy import arrays
 from numpy.typing import NDArray
 
 from sam4mllm.masks import lies_on
-from sam4mllm.options import Thresholds
+from sam4mllm.options import PATTERN_SIZE, Options, Thresholds
 from sam4mllm.points import (
     EDGE_WEIGHT,
     GRID,
     MARGIN,
     MIN_GAP,
     NEARNESS,
-    PATTERN_SIZE,
     SURE_WEIGHT,
     Answers,
     beside,
@@ -93,6 +92,12 @@ def test_a_tiny_box_is_not_asked_the_same_point_twice() -> None:
     points = spread(np.array([7, 8, 10, 10], np.float32), 30)
     assert 2 <= len(points) < 12
     assert least_distance(points) >= 1
+
+
+@pytest.mark.parametrize("count", [-1, PATTERN_SIZE + 1])
+def test_a_number_of_points_that_the_pattern_has_not_is_refused_at_once(count: int) -> None:
+    with pytest.raises(ValueError, match=f"count must be from 0 to 30, not {count}"):
+        Options(count=count)
 
 
 def test_count() -> None:

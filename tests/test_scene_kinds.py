@@ -26,8 +26,6 @@ from sam4mllm.demo.shifts import SHIFTS, Look, look_of
 from sam4mllm.demo.wording import Expression, stands, the_one
 
 SIZE = (320, 400)
-TOLD = [make_ambiguous((61, index), size=SIZE, told=True) for index in range(40)]
-RELATIONAL = [make_relational((62, index), size=SIZE) for index in range(30)]
 DEFAULT_DIGESTS = {
     (2026, 0): ("known", "3aec07facfac629f"),
     (4242, 1): ("known", "4575e3af799c93f0"),
@@ -35,6 +33,11 @@ DEFAULT_DIGESTS = {
     (4243, 2): ("novel", "becca45d2584627a"),
 }
 """Of pixels, masks and phrases, as they were when there was one kind of scene."""
+
+
+@pytest.fixture(scope="module")
+def told() -> list[DemoScene]:
+    return [make_ambiguous((61, index), size=SIZE, told=True) for index in range(40)]
 
 
 def digest(scene: DemoScene) -> str:
@@ -58,9 +61,9 @@ def test_scenes_without_phrases_are_what_they_were() -> None:
 # -- pairs ---------------------------------------------------------------------------------------------------------------------------------
 
 
-def test_each_of_a_pair_is_asked_for() -> None:
-    assert {scene.pair_kind for scene in TOLD} == set(PAIR_KINDS)
-    for scene in TOLD:
+def test_each_of_a_pair_is_asked_for(told: list[DemoScene]) -> None:
+    assert {scene.pair_kind for scene in told} == set(PAIR_KINDS)
+    for scene in told:
         assert scene.pair is not None
         meant = [one.targets for one in scene.expressions]
         assert all((index,) in meant for index in scene.pair)
@@ -68,12 +71,12 @@ def test_each_of_a_pair_is_asked_for() -> None:
         assert any(not one.targets for one in scene.expressions)
 
 
-def test_a_seed_gives_the_same_phrases() -> None:
-    assert make_ambiguous((61, 0), size=SIZE, told=True).expressions == TOLD[0].expressions
+def test_a_seed_gives_the_same_phrases(told: list[DemoScene]) -> None:
+    assert make_ambiguous((61, 0), size=SIZE, told=True).expressions == told[0].expressions
 
 
-def test_phrases_about_a_pair_are_true() -> None:
-    said = [(scene, one) for scene in TOLD for one in scene.expressions]
+def test_phrases_about_a_pair_are_true(told: list[DemoScene]) -> None:
+    said = [(scene, one) for scene in told for one in scene.expressions]
     for scene, one in said:
         assert scene.pair is not None
         first, second = scene.pair
@@ -176,13 +179,14 @@ def test_between() -> None:
 
 
 def test_relational_scenes_ask_for_what_is_there() -> None:
-    assert {one.kind for scene in RELATIONAL for one in scene.expressions} == {"comparison", "hops"}
-    for scene in RELATIONAL:
+    relational = [make_relational((62, index), size=SIZE) for index in range(30)]
+    assert {one.kind for scene in relational for one in scene.expressions} == {"comparison", "hops"}
+    for scene in relational:
         assert len(scene.expressions) == 3
         for one in scene.expressions:
             assert len(one.targets) <= 1
             assert all(phrase in one.phrase and 0 <= index < len(scene.things) for phrase, index in one.steps)
-    assert any(len(one.steps) == 2 for scene in RELATIONAL for one in scene.expressions)
+    assert any(len(one.steps) == 2 for scene in relational for one in scene.expressions)
 
 
 @pytest.mark.parametrize(

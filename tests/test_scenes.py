@@ -15,14 +15,17 @@ from sam4mllm.demo.wording import plural
 
 GOLDEN_PHRASES = ["the cheese", "the pizza at the bottom", "the small pizza", "the large pizza", "the big pizza"]
 GOLDEN_BOX = (141, 179, 343, 362)
-SCENES = [make_scene((4242, index)) for index in range(60)]
-NOVEL = [make_scene((4243, index), nouns=novel_nouns()) for index in range(15)]
 
 
-def test_a_seed_gives_the_same_scene() -> None:
+@pytest.fixture(scope="module")
+def scenes() -> list[DemoScene]:
+    return [make_scene((4242, index)) for index in range(60)]
+
+
+def test_a_seed_gives_the_same_scene(scenes: list[DemoScene]) -> None:
     again = make_scene((4242, 0))
-    np.testing.assert_array_equal(again.image, SCENES[0].image)
-    assert again.expressions == SCENES[0].expressions
+    np.testing.assert_array_equal(again.image, scenes[0].image)
+    assert again.expressions == scenes[0].expressions
     assert make_scene((4242, 1)).expressions != again.expressions
 
 
@@ -33,8 +36,9 @@ def test_the_first_scene_of_the_seed_has_not_changed() -> None:
     np.testing.assert_allclose(scene.boxes_px[0], GOLDEN_BOX, atol=1.0)
 
 
-@pytest.mark.parametrize("scene", SCENES[:30], ids=lambda scene: "-".join(map(str, scene.image.shape[:2])))
-def test_things_are_as_the_design_says(scene: DemoScene) -> None:
+@pytest.mark.parametrize("number", range(30))
+def test_things_are_as_the_design_says(number: int, scenes: list[DemoScene]) -> None:
+    scene = scenes[number]
     height, width = scene.image.shape[:2]
     assert 320 <= min(height, width) <= max(height, width) <= 1024
     assert max(height, width) <= 2 * min(height, width) + 1
@@ -51,22 +55,22 @@ def test_things_are_as_the_design_says(scene: DemoScene) -> None:
     assert not (scene.masks.sum(0) > 1).any()  # a pixel shows one thing
 
 
-def test_boxes_are_around_the_visible_pixels() -> None:
-    for scene in SCENES[:10]:
+def test_boxes_are_around_the_visible_pixels(scenes: list[DemoScene]) -> None:
+    for scene in scenes[:10]:
         for mask, (x1, y1, x2, y2) in zip(scene.masks, scene.boxes_px.astype(int), strict=True):
             assert mask[y1:y2, x1:x2].sum() == mask.sum()
             assert mask[y1].any()
             assert mask[y2 - 1].any()
 
 
-def test_kinds_come_in_their_shares() -> None:
-    kinds = Counter(expression.kind for scene in SCENES for expression in scene.expressions)
+def test_kinds_come_in_their_shares(scenes: list[DemoScene]) -> None:
+    kinds = Counter(expression.kind for scene in scenes for expression in scene.expressions)
     for kind, share in zip(KINDS, SHARES, strict=True):
         assert kinds[kind] / kinds.total() == pytest.approx(share, abs=0.08)
 
 
-def test_phrases_are_true() -> None:
-    for scene in SCENES:
+def test_phrases_are_true(scenes: list[DemoScene]) -> None:
+    for scene in scenes:
         for expression in scene.expressions:
             asked = expression.nouns[0]
             indices = {index for index, thing in enumerate(scene.things) if thing.noun == asked}
@@ -84,13 +88,14 @@ def test_phrases_are_true() -> None:
                     assert expression.targets == (extreme,)
 
 
-def test_novel_nouns_are_kept_apart() -> None:
+def test_novel_nouns_are_kept_apart(scenes: list[DemoScene]) -> None:
     assert len(known_nouns()) >= 55
     assert len(novel_nouns()) == 12
     assert not set(known_nouns()) & set(novel_nouns())
     assert len(glyphs_of("nameless")) >= 250
-    assert not any(thing.glyph.kind == "novel" for scene in SCENES for thing in scene.things)
+    assert not any(thing.glyph.kind == "novel" for scene in scenes for thing in scene.things)
     crowds = [make_crowd((1, index), (96, 128)) for index in range(10)]
     assert not any(thing.glyph.kind == "novel" for scene in crowds for thing in scene.things)
-    asked = [expression.nouns[0] for scene in NOVEL for expression in scene.expressions]
+    novel = [make_scene((4243, index), nouns=novel_nouns()) for index in range(15)]
+    asked = [expression.nouns[0] for scene in novel for expression in scene.expressions]
     assert set(asked) <= set(novel_nouns())

@@ -21,8 +21,9 @@ from sam4mllm.evaluation.metrics import Figures, Sample, compare, summarize
 from sam4mllm.evaluation.predictions import JudgedExample, keep, no_probabilities, no_truths
 from sam4mllm.grounding.protocol import Inquiry
 from sam4mllm.masks import lies_on, union
+from sam4mllm.options import PATTERN_SIZE
 from sam4mllm.pipeline import Opened, Pipeline
-from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.points import spread
 from sam4mllm.values import Grounding, Prompt
 
 POINT_KINDS = ("points_on_target", "points_on_other", "points_on_background")

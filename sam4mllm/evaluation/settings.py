@@ -9,8 +9,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam4mllm.errors import EvaluationError
 from sam4mllm.evaluation.controls import ANSWERS, Answers
-from sam4mllm.options import PLAIN, Options, Strategy, Thresholds, known_strategies
-from sam4mllm.points import PATTERN_SIZE
+from sam4mllm.options import PATTERN_SIZE, PLAIN, Options, Strategy, Thresholds, known_strategies
 
 COUNTS = ("5", "10", "15", "30")
 """Numbers of points: a sixth, a third, half and all of the published pattern. The published inference asks half of it."""

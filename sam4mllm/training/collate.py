@@ -34,7 +34,8 @@ from sam4mllm.grounding.marks import as_boxes
 from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.packing import ROOT, PackedRow, Segment, pack
 from sam4mllm.masks import lies_on
-from sam4mllm.points import PATTERN_SIZE, deepest, spread
+from sam4mllm.options import PATTERN_SIZE
+from sam4mllm.points import deepest, spread
 from sam4mllm.prompts.conversation import SpokenInstance, prompt_answer
 from sam4mllm.training.asking import Asking
 from sam4mllm.training.disks import draw_disks

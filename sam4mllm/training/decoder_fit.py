@@ -22,7 +22,8 @@ from torch import Tensor
 from sam4mllm.adapters.segmenter import Promptable, attach_to_decoder
 from sam4mllm.errors import TrainingError
 from sam4mllm.masks import lies_on, window_of
-from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.options import PATTERN_SIZE
+from sam4mllm.points import spread
 from sam4mllm.segmentation.former import SURE
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Prompt

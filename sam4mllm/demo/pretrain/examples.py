@@ -25,13 +25,13 @@ from sam4mllm.demo.wording import Expression
 from sam4mllm.training.collate import shake_box
 
 Session = Literal["crowd", "whole", "close", "look"]
-CYCLE: tuple[Session, ...] = ("crowd", "whole", "close", "look", "whole", "close", "whole", "look", "whole", "close")
+CYCLE: tuple[Session, ...] = ("crowd", "whole", "close", "look", "close", "whole", "close", "look", "whole", "close")
 """The kinds of the steps, in turn. Crowded scenes teach the tower more per image; close-ups ask about points alone, in windows like those
 of serving; a look back asks about an outlined mask.
 """
 BOXES_ONLY = 500
 """Steps before the first questions about points or outlined masks, in a run whose language model starts from random weights."""
-AMBIGUOUS_SHARE, AMBIGUOUS_CLOSE, RELATIONAL_SHARE = 0.4, 0.6, 0.15
+AMBIGUOUS_SHARE, AMBIGUOUS_CLOSE, RELATIONAL_SHARE = 0.4, 0.75, 0.15
 """`AMBIGUOUS_SHARE` (whole images and looks back) and `AMBIGUOUS_CLOSE` (close-ups) are the shares of the scenes that have a pair.
 `RELATIONAL_SHARE`, of all of these, is the share that has relational phrases. The rest are default scenes.
 """
@@ -136,7 +136,7 @@ def draw_close_ups(rng: np.random.Generator, seed: int, step: int, batch: int) -
     shown: list[DemoScene] = []
     index = 0
     while len(shown) < CLOSE_PER_SCENE * batch:
-        scene = draw_scene((seed, step * batch + index % batch, index // batch), draw_size(rng), AMBIGUOUS_CLOSE)
+        scene = draw_scene((seed, step * batch + index % batch, index // batch), draw_size(rng), AMBIGUOUS_CLOSE, PAIR_KIND_SHARES)
         index += 1
         for told in _to_show(rng, scene):
             height, width = scene.image.shape[:2]

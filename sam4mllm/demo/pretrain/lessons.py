@@ -18,7 +18,8 @@ from sam4mllm.demo.wording import Expression, plural
 from sam4mllm.geometry import to_milli
 from sam4mllm.grounding.packing import ROOT, Segment
 from sam4mllm.masks import lies_on
-from sam4mllm.points import PATTERN_SIZE, spread
+from sam4mllm.options import PATTERN_SIZE
+from sam4mllm.points import spread
 from sam4mllm.prompts.conversation import ChatMarkup, SpokenInstance, points_answer, points_body, points_head, prompt_answer, read_markup
 from sam4mllm.prompts.dialects import DEMO
 from sam4mllm.prompts.look_back import DEMO_QUESTION
