@@ -11,6 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,7 +24,7 @@ from sam4mllm.data.examples import Example
 from sam4mllm.data.read_dataset import load_example_image, read_examples
 from sam4mllm.grounding.bundle import can_bundle
 from sam4mllm.grounding.checkpoint import Checkpoint
-from sam4mllm.grounding.copying import keeps_states
+from sam4mllm.grounding.copying import cache_bytes, keeps_states
 from sam4mllm.grounding.decoding import write
 from sam4mllm.grounding.families import load_checkpoint
 from sam4mllm.grounding.frames import highest, to_numbers, to_pixels
@@ -179,6 +180,22 @@ def packed_equals_separate(subject: Subject) -> None:
     assert_same(packed, ask_at_once(grounder, IMAGE, QUESTION), 1e-5)
     if not keeps_states(grounder.checkpoint.model.config):
         assert_same(packed, ask_expanded(grounder, scene, QUESTION), 1e-5)
+
+
+def read_with_the_image_equals_read_after_it(subject: Subject) -> None:
+    """The slow way is the reference: the prefix is read in a pass of its own. A second question finds the same cache, too."""
+    grounder = subject.grounder
+    grounder.open(IMAGE)  # after the first image it is known what a token of a prefix takes
+    waiting, read = grounder.open(IMAGE), grounder.open(IMAGE)
+    assert (waiting.prefix.unread is not None) == can_bundle(read)
+    assert waiting.nbytes == read.nbytes == cache_bytes(read.cache)
+    for _ in range(2):
+        assert_same(grounder.ask(waiting, [QUESTION])[0], grounder.ask(read, [QUESTION])[0], 1e-5)
+        assert waiting.prefix.unread is None
+    assert cache_bytes(waiting.cache) == cache_bytes(read.cache)
+    [said], [expected] = grounder.ground(grounder.open(IMAGE), PHRASES[:1]), grounder.ground(read, PHRASES[:1])
+    np.testing.assert_array_equal(said.boxes_px, expected.boxes_px)
+    assert (said.note, said.no_target_probability) == (expected.note, pytest.approx(expected.no_target_probability, abs=1e-5))
 
 
 def joint_equals_one_by_one(subject: Subject) -> None:

@@ -27,7 +27,7 @@ from sam4mllm.originals import refuse_original
 from sam4mllm.prompts.dialects import GEMMA_4, GLM_V, INTERNVL, LLAVA, QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN_VL_CHAT, Dialect, dump_dialect
 from sam4mllm.prompts.parse import parse_boxes
 from tests import family_table
-from tests.family_checks import CHECKS, CPU, IMAGE, Frame, Subject
+from tests.family_checks import CHECKS, CPU, IMAGE, Frame, Subject, read_with_the_image_equals_read_after_it
 from tests.family_models import KINDS
 
 torch.set_num_threads(1)
@@ -51,6 +51,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_family(name: str, check: str, home: Path) -> None:
     CHECKS[check](subject_of(name, home))
     DONE.add((name, check))
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_a_question_is_read_with_its_image(name: str, home: Path) -> None:
+    read_with_the_image_equals_read_after_it(subject_of(name, home))
 
 
 def test_the_table_in_the_docs(home: Path) -> None:

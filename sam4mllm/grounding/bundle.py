@@ -25,7 +25,8 @@ from numpy.typing import NDArray
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
-from sam4mllm.grounding.scene import MllmScene, copy_cache
+from sam4mllm.grounding.checkpoint import Encoded
+from sam4mllm.grounding.scene import MllmScene, copy_cache, keeps_all
 
 TOKENS_AT_ONCE = 1024
 """Most tokens of a pass that several images share. In larger passes arithmetic takes the time, not reading the weights, so that sharing
@@ -34,10 +35,19 @@ gains nothing."""
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """Scenes of one model, and the cache of all their prefixes; never written to."""
+    """Scenes of one model. ``joined`` is the cache of all their prefixes, never written to; None for a single scene, which has its own."""
 
     scenes: tuple[MllmScene, ...]
-    cache: DynamicCache
+    joined: DynamicCache | None = None
+
+    @property
+    def cache(self) -> DynamicCache:
+        return self.scenes[0].cache if self.joined is None else self.joined
+
+    @property
+    def unread(self) -> Encoded | None:
+        """The prefix of a single scene that the model has yet to read; None in all other cases."""
+        return self.scenes[0].prefix.unread if self.joined is None else None
 
     @property
     def rows(self) -> int:
@@ -58,7 +68,7 @@ class Bundle:
 def bundle(scenes: Sequence[MllmScene]) -> Bundle:
     """Bundle one scene or more. Several may be given only if ``can_bundle`` holds for each."""
     if len(scenes) == 1:
-        return Bundle(tuple(scenes), scenes[0].cache)
+        return Bundle(tuple(scenes))
     cache = copy_cache(scenes[0].cache)
     for layer, *same in zip(cache.layers, *(scene.cache.layers for scene in scenes), strict=True):
         assert isinstance(layer, DynamicLayer)
@@ -69,7 +79,7 @@ def bundle(scenes: Sequence[MllmScene]) -> Bundle:
 
 def can_bundle(scene: MllmScene) -> bool:
     """Whether all layers keep all keys and values, and nothing else."""
-    return all(type(layer) is DynamicLayer for layer in scene.cache.layers)
+    return scene.prefix.unread is not None or keeps_all(scene.cache)
 
 
 def stretches(tokens: Sequence[int], most: int) -> Iterator[slice]:

@@ -19,7 +19,7 @@ from sam4mllm.geometry import distinct
 from sam4mllm.grounding.asking import MAX_ROW, NOTHING_SAID, ask
 from sam4mllm.grounding.bundle import Bundle, bundle, can_bundle, stretches
 from sam4mllm.grounding.checkpoint import Checkpoint, Encoded
-from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copies, copy_rows, keeps_states
+from sam4mllm.grounding.copying import Copies, Past, cache_bytes, continue_copies, keeps_states
 from sam4mllm.grounding.decoding import Thinking, Written, write
 from sam4mllm.grounding.drafting import spell
 from sam4mllm.grounding.encoders import alike, position_ids
@@ -30,12 +30,13 @@ from sam4mllm.grounding.many import parted
 from sam4mllm.grounding.marks import said_boxes
 from sam4mllm.grounding.naming import NAME_QUESTION, write_names
 from sam4mllm.grounding.packing import ROOT, Segment, pack
+from sam4mllm.grounding.prefix import LONGEST, read_alone, read_with
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
 from sam4mllm.grounding.reading import ReadInstance, note_on, read_answer
-from sam4mllm.grounding.scene import MllmScene, copy_cache, own_scene
+from sam4mllm.grounding.scene import MllmScene, Prefix, copy_cache, keeps_all, own_scene
 from sam4mllm.grounding.sureness import box_probability
 from sam4mllm.grounding.verdicts import Verdicts
-from sam4mllm.grounding.windows import masks, new_cache
+from sam4mllm.grounding.windows import masks
 from sam4mllm.identity import digest_of
 from sam4mllm.options import THOUGHT_TOKENS
 from sam4mllm.prompts.answer_text import thoughts_of
@@ -108,6 +109,8 @@ class MllmGrounder:
         self.thinks = can_think(self.encode, checkpoint.tokenizer.decode)
         self._is_number = functools.cache(lambda token: checkpoint.tokenizer.decode([token]).strip().isdecimal())
         self._thinking = Thinking(thought_tokens, tuple(self.encode(END)))
+        self._bytes_a_token = 0
+        """Of the cache after a prefix. 0 before the first image, and where a prefix must be read before its first question."""
 
     @property
     def identity(self) -> str:
@@ -142,9 +145,8 @@ class MllmGrounder:
         scenes: dict[int, MllmScene] = {}
         for same in alike(encoded):
             for some in stretches([encoded[index].inputs["input_ids"].shape[1] for index in same], MAX_ROW):
-                caches = self._prefill([encoded[index] for index in same[some]])
-                for index, cache in zip(same[some], caches, strict=True):
-                    scenes[index] = self._scene(images[index], encoded[index], cache)
+                for index, prefix in zip(same[some], self._prefixes([encoded[index] for index in same[some]]), strict=True):
+                    scenes[index] = self._scene(images[index], encoded[index], prefix)
         return [scenes[index] for index in range(len(images))]
 
     def _encode_image(self, image: NDArray[np.uint8]) -> Encoded:
@@ -153,19 +155,24 @@ class MllmGrounder:
         except ValueError as error:  # some image processors refuse extreme aspect ratios, some encoders too many tokens
             raise ImageError(f"the model cannot take an image of {image.shape[1]} x {image.shape[0]} pixels: {error}") from error
 
-    def _prefill(self, encoded: Sequence[Encoded]) -> list[DynamicCache]:
-        """Run several images, whose inputs have the same shapes, through the model in one pass. Return the cache after each."""
-        model = self.checkpoint.model
-        inputs = {name: torch.cat([one.inputs[name] for one in encoded]).to(self.device) for name in encoded[0].inputs}
-        positions = torch.cat([one.positions for one in encoded], 1).to(self.device)
-        cache = new_cache(model.config)
-        model.model(**inputs, position_ids=position_ids(positions), past_key_values=cache, use_cache=True, return_dict=True)
-        return [cache] if len(encoded) == 1 else [copy_rows(cache, [row]) for row in range(len(encoded))]
+    def _prefixes(self, encoded: Sequence[Encoded]) -> list[Prefix]:
+        """Return the prefixes of images whose inputs have the same shapes. Several are read in one pass; a single one waits for its first
+        question if the model can read both in one pass.
+        """
+        prefixes = [Prefix(one, lambda one: read_alone(self.checkpoint.model, [one])[0]) for one in encoded]
+        length = encoded[0].inputs["input_ids"].shape[1]
+        if len(encoded) > 1 or length > LONGEST or not self._bytes_a_token:
+            caches = read_alone(self.checkpoint.model, encoded)
+            for prefix, cache in zip(prefixes, caches, strict=True):
+                prefix.keep(cache)
+            self._bytes_a_token = cache_bytes(caches[0]) // length if keeps_all(caches[0]) else 0
+        return prefixes
 
-    def _scene(self, image: NDArray[np.uint8], encoded: Encoded, cache: DynamicCache) -> MllmScene:
+    def _scene(self, image: NDArray[np.uint8], encoded: Encoded, prefix: Prefix) -> MllmScene:
         height, width = image.shape[:2]
         length, following = encoded.inputs["input_ids"].shape[1], int(encoded.positions.max()) + 1
-        return MllmScene(width, height, cache_bytes(cache), cache, length, following, len(encoded.positions), encoded.resized)
+        nbytes = self._bytes_a_token * length or cache_bytes(prefix.cache)
+        return MllmScene(width, height, nbytes, prefix, length, following, len(encoded.positions), encoded.resized)
 
     @torch.inference_mode()
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:
@@ -297,7 +304,8 @@ class MllmGrounder:
         ``keep`` (K,) of the row, and the cache after it.
 
         ``ids`` (T,) are the tokens; ``offsets`` (T,) are their positions, counted from the first position after the prefix. ``cache`` is
-        what an earlier call returned, to which the row is added; None starts from a copy of the scene's own cache, which stays unchanged.
+        what an earlier call returned, to which the row is added. None starts from a copy of the scene's own cache, which stays unchanged; a
+        single scene's prefix that the model has yet to read is read in the same pass.
         ``mask`` (T, E + T) says what each token sees of the E tokens that ``cache`` holds beyond the prefixes, and of the row. ``of`` (T,)
         are the indices in the bundle of the scenes that the tokens are about; None means the first.
         """
@@ -306,6 +314,8 @@ class MllmGrounder:
             assert not isinstance(cache, DynamicCache)
             return continue_copies(self.checkpoint.model, below.scenes[0], ids, offsets, mask, keep, cache)
         assert not isinstance(cache, Copies)
+        if cache is None and (unread := below.unread) is not None:
+            return read_with(self.checkpoint.model, below.scenes[0], unread, ids, offsets, mask, keep)
         past = copy_cache(below.cache) if cache is None else cache
         of = np.zeros(len(ids), np.int64) if of is None else of
         device = self.device

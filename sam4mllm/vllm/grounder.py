@@ -24,7 +24,7 @@ from sam4mllm.grounding.many import parted
 from sam4mllm.grounding.mllm import MllmGrounder, Told
 from sam4mllm.grounding.naming import NAME_QUESTION, NAME_TOKENS, read_name
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
-from sam4mllm.grounding.scene import MllmScene
+from sam4mllm.grounding.scene import MllmScene, Prefix
 from sam4mllm.options import THOUGHT_TOKENS
 from sam4mllm.prompts.dialects import DEMO
 from sam4mllm.vllm.client import Continuation, Picture, Spoken, VllmClient
@@ -67,7 +67,7 @@ class VllmGrounder(MllmGrounder):
         height, width = image.shape[:2]
         picture = Picture(hashlib.sha256(png).hexdigest(), png)
         self._client.show(self._name, self._opening, picture)
-        return VllmScene(width, height, len(png), DynamicCache(), 0, 0, 1, encoded.resized, picture)
+        return VllmScene(width, height, len(png), Prefix(DynamicCache()), 0, 0, 1, encoded.resized, picture)
 
     def _write(self, told: Sequence[Told], question: Question, thinking: Thinking | None) -> list[Written]:
         del question
