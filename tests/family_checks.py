@@ -185,7 +185,6 @@ def packed_equals_separate(subject: Subject) -> None:
 def read_with_the_image_equals_read_after_it(subject: Subject) -> None:
     """The slow way is the reference: the prefix is read in a pass of its own. A second question finds the same cache, too."""
     grounder = subject.grounder
-    grounder.open(IMAGE)  # after the first image it is known what a token of a prefix takes
     waiting, read = grounder.open(IMAGE), grounder.open(IMAGE)
     assert (waiting.prefix.unread is not None) == can_bundle(read)
     assert waiting.nbytes == read.nbytes == cache_bytes(read.cache)

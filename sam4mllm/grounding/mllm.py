@@ -30,7 +30,7 @@ from sam4mllm.grounding.many import parted
 from sam4mllm.grounding.marks import said_boxes
 from sam4mllm.grounding.naming import NAME_QUESTION, write_names
 from sam4mllm.grounding.packing import ROOT, Segment, pack
-from sam4mllm.grounding.prefix import LONGEST, read_alone, read_with
+from sam4mllm.grounding.prefix import LONGEST, read_alone, read_one_token, read_with
 from sam4mllm.grounding.protocol import Inquiry, Question, Replies, Scene
 from sam4mllm.grounding.reading import ReadInstance, note_on, read_answer
 from sam4mllm.grounding.scene import MllmScene, Prefix, copy_cache, keeps_all, own_scene
@@ -109,8 +109,6 @@ class MllmGrounder:
         self.thinks = can_think(self.encode, checkpoint.tokenizer.decode)
         self._is_number = functools.cache(lambda token: checkpoint.tokenizer.decode([token]).strip().isdecimal())
         self._thinking = Thinking(thought_tokens, tuple(self.encode(END)))
-        self._bytes_a_token = 0
-        """Of the cache after a prefix. 0 before the first image, and where a prefix must be read before its first question."""
 
     @property
     def identity(self) -> str:
@@ -160,13 +158,16 @@ class MllmGrounder:
         question if the model can read both in one pass.
         """
         prefixes = [Prefix(one, lambda one: read_alone(self.checkpoint.model, [one])[0]) for one in encoded]
-        length = encoded[0].inputs["input_ids"].shape[1]
-        if len(encoded) > 1 or length > LONGEST or not self._bytes_a_token:
-            caches = read_alone(self.checkpoint.model, encoded)
-            for prefix, cache in zip(prefixes, caches, strict=True):
+        if len(encoded) > 1 or encoded[0].inputs["input_ids"].shape[1] > LONGEST or not self._bytes_a_token:
+            for prefix, cache in zip(prefixes, read_alone(self.checkpoint.model, encoded), strict=True):
                 prefix.keep(cache)
-            self._bytes_a_token = cache_bytes(caches[0]) // length if keeps_all(caches[0]) else 0
         return prefixes
+
+    @functools.cached_property
+    def _bytes_a_token(self) -> int:
+        """Of the cache after a prefix. 0 if a prefix must be read before its first question."""
+        cache = read_one_token(self.checkpoint.model, self.end)
+        return cache_bytes(cache) if keeps_all(cache) else 0
 
     def _scene(self, image: NDArray[np.uint8], encoded: Encoded, prefix: Prefix) -> MllmScene:
         height, width = image.shape[:2]

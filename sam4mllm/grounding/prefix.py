@@ -49,6 +49,15 @@ def read_alone(model: Any, encoded: Sequence[Encoded]) -> list[DynamicCache]:
 
 
 @torch.inference_mode()
+def read_one_token(model: Any, token: int) -> DynamicCache:
+    """Return the cache after a token by itself. It shows what the cache of a prefix will be, and how large."""
+    cache = new_cache(model.config)
+    ids = torch.tensor([[token]], device=model.device)
+    model.model(input_ids=ids, position_ids=torch.zeros_like(ids), past_key_values=cache, use_cache=True, return_dict=True)
+    return cache
+
+
+@torch.inference_mode()
 def read_with(
     model: Any,
     scene: MllmScene,
