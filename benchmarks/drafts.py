@@ -83,6 +83,7 @@ def compare(what: str, grounder: MllmGrounder, asked: Iterator[tuple[NDArray[np.
     with patch.object(grounder, "forward", counted):
         for image, phrases in asked:
             opened = grounder.open(image)
+            assert opened.cache.get_seq_length()  # read now, so that neither way has to
             for phrase in phrases[: answers - sum(map(len, counts.values()))]:
                 found, taken = [], []
                 for way in range(2):

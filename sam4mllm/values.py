@@ -165,7 +165,7 @@ class Segmentation:
     ``note``.
 
     ``version``: the version that answered. ``size``: (height, width) of the image. ``timings``: seconds for ``image``, ``box``, ``points``
-    and ``segmenter``, of all phrases of the call together.
+    and ``segmenter``, of all phrases of the call together. Where the MLLM reads a new image with its first question, that is in ``box``.
     """
 
     phrase: str
