@@ -69,6 +69,7 @@ class ImageGradients:
         self._processes = processes
         self._features = VisionMemory(self._model, plan.feature_megabytes << 20)
         self._last: tuple[Encoded, TrainingRow] | None = None
+        self._left_out: set[tuple[str, str]] = set()
 
     def learn(self, shown: TrainingImage, rng: np.random.Generator) -> list[Tensor]:
         """Add the gradients of an image, and return its losses: of the whole image, of a close-up and of a look back, where it has them.
@@ -123,7 +124,9 @@ class ImageGradients:
             self._grounder.check_phrase(example.phrase)
             self._grounder.check_phrase(example.thought, "thought")
         except PhraseError as error:
-            log.warning("a phrase about %s is left out: %s", example.image, error)
+            if (example.image, example.phrase) not in self._left_out:  # a picture comes up again and again
+                log.warning("a phrase about %s is left out: %s", example.image, error)
+            self._left_out.add((example.image, example.phrase))
             return False
         return True
 
