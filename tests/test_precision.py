@@ -179,7 +179,7 @@ def test_the_identity_tells_precisions_apart_and_is_the_old_one_by_default(folde
 
 def test_the_demos_identity_is_that_of_its_weights() -> None:
     """A change of it renames the version in annotators' databases, and is announced in CHANGELOG.md."""
-    assert MllmGrounder(load_checkpoint("demo", CPU)).identity == "12c86754"
+    assert MllmGrounder(load_checkpoint("demo", CPU)).identity == "12e8a3bb"
 
 
 def test_a_model_with_nothing_to_quantise() -> None:
