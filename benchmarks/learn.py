@@ -61,13 +61,15 @@ class Learned(NamedTuple):
     """The result of :func:`learn`.
 
     ``run`` is the run's record; ``seconds`` is the time from its start by the button to its end; ``pace`` is the machine's mean pace before
-    and after it (:mod:`benchmarks.pace`); ``project`` is the project's number; ``versions`` are those of its first task's predictions.
+    and after it (:mod:`benchmarks.pace`); ``project`` is the project's number, ``backend`` that of its connection to the backend;
+    ``versions`` are those of the first task's predictions.
     """
 
     run: dict[str, Any]
     seconds: float
     pace: float
     project: int
+    backend: int
     versions: list[str]
 
 
@@ -93,7 +95,7 @@ def learn(studio: LocalLabelStudio, url: str, seed: int, root: Path) -> Learned:
     studio.retrieve_predictions(project)
     versions = [one["model_version"] for one in studio.api("GET", f"/api/predictions?task={numbers[0]}")]
     print(f"predictions of the first task: {', '.join(versions)}")
-    return Learned(run, seconds, sum(paces) / len(paces), project, versions)
+    return Learned(run, seconds, sum(paces) / len(paces), project, backend, versions)
 
 
 def fill(studio: LocalLabelStudio, project: int, tasks: list[NovelTask], root: Path) -> list[int]:

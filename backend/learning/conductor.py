@@ -295,10 +295,11 @@ class Conductor:
     def _needs(self) -> str:
         """Return a line for the run's record, written before the training: where the run trains, and how much memory that takes."""
         leases = self._engine.model
-        weights = leases.loader.nbytes / 2**30 if leases is not None and leases.loader is not None else 0.0
+        weights = leases.loader.nbytes if leases is not None and leases.loader is not None else 0
+        size = f"{weights / 1e9:.1f} GB" if weights >= 1e8 else f"{weights / 1e6:.0f} MB"
         where = {"beside": "beside the serving models", "pause": "while serving pauses"}
         place = where.get(self._settings.train_mode, f"on {self._settings.train_device}")
-        return f"trains {place}: {weights:.1f} GB for the models once more, and room for activations"
+        return f"trains {place}: {size} for the models once more, and room for activations"
 
     def _serving(self) -> str:
         leases = self._engine.model

@@ -10,7 +10,7 @@ from flask import Flask, Response, request
 from werkzeug.exceptions import HTTPException
 
 from backend.corrections.log_faults import LogError
-from backend.errors import NotReadyError, QueueFullError, StrangerError, where
+from backend.errors import DeadlineError, NotReadyError, QueueFullError, StrangerError, where
 from backend.web.http_parts import note_reason, refusal
 from sam4mllm.errors import Sam4mllmError
 
@@ -20,12 +20,12 @@ RETRY_SECONDS = 5
 
 
 def status_of(error: Sam4mllmError) -> HTTPStatus:
-    """Return the status for an error: 507 for a LogError of a full disk, 503 for QueueFullError, NotReadyError and any other LogError, 403
-    for StrangerError, and else 400, also for DeadlineError.
+    """Return the status for an error: 507 for a LogError of a full disk, 503 for QueueFullError, NotReadyError, DeadlineError and any other
+    LogError, 403 for StrangerError, and else 400.
     """
     if isinstance(error, LogError) and error.kind == "full":
         return HTTPStatus.INSUFFICIENT_STORAGE
-    if isinstance(error, QueueFullError | NotReadyError | LogError):
+    if isinstance(error, QueueFullError | NotReadyError | DeadlineError | LogError):
         return HTTPStatus.SERVICE_UNAVAILABLE
     return HTTPStatus.FORBIDDEN if isinstance(error, StrangerError) else HTTPStatus.BAD_REQUEST
 
