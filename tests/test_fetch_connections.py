@@ -186,6 +186,13 @@ def test_a_bad_answer_ends_in_time_with_one_clear_line(answer: Answer | bytes, m
     assert len(str(caught.value).splitlines()) == 1
 
 
+def test_the_line_names_the_time_that_the_caller_had() -> None:
+    with serving(lambda _, c: silent(c)) as (port, _):
+        origin = f"http://127.0.0.1:{port}"
+        with pytest.raises(FetchError, match=r"took over 0\.2 s"):
+            Fetcher((origin,), (), SMALL).get(f"{origin}/i.png", seconds=0.2)
+
+
 def test_the_status_is_kept() -> None:
     with pytest.raises(StatusError) as caught:
         fetcher(Wire(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n"), ("http://ls",)).get("http://ls/")

@@ -93,6 +93,8 @@ def run_batch(plan: BatchPlan, settings: Settings) -> dict[str, Any]:
     finally:
         if notes is not None:
             notes.close()
+        if label_studio is not None:
+            label_studio.close()
     return _summary(plan, version, tally, joined, source)
 
 

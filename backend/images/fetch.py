@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpcore
@@ -62,11 +62,14 @@ def connect_tcp(address: str, port: int, seconds: float) -> httpcore.NetworkStre
 
 @dataclass(frozen=True)
 class _Deadline:
-    end: float
+    """The end of a fetch: ``seconds`` after this object was made."""
+
+    seconds: float
+    began: float = field(default_factory=time.monotonic)
 
     def left(self) -> float:
         """Return the seconds that are left. Raises TimeoutError if there are none."""
-        seconds = self.end - time.monotonic()
+        seconds = self.began + self.seconds - time.monotonic()
         if seconds <= 0:
             raise TimeoutError
         return seconds
@@ -189,7 +192,7 @@ class Fetcher:
             FetchError: the address is refused, a limit is exceeded, or the transfer failed. Its one line does not show the address's path
                 and query.
         """
-        here, sent, deadline = parse_url(url), dict(headers or {}), _Deadline(time.monotonic() + min(seconds, self.limits.total))
+        here, sent, deadline = parse_url(url), dict(headers or {}), _Deadline(min(seconds, self.limits.total))
         private = self._may_be_private(here, False)
         for _ in range(self.limits.redirects + 1):
             answer = self._ask(here, self._addresses(here, private, deadline), sent, deadline)
@@ -275,7 +278,7 @@ class Fetcher:
                 return self._read(target, response)
         except (TimeoutError, httpcore.TimeoutException) as error:
             connecting = isinstance(error, httpcore.ConnectTimeout)
-            limit = f"cannot be connected to within {self.limits.connect:g} s" if connecting else f"took over {self.limits.total:g} s"
+            limit = f"cannot be connected to within {self.limits.connect:g} s" if connecting else f"took over {deadline.seconds:.3g} s"
             raise FetchError(f"the image host {target.host} {limit}; check that it runs and can be reached from here") from error
         except httpcore.NetworkError as error:
             raise FetchError(
