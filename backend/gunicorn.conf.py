@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging.config
+import os
 import signal
 import socket
 import sys
@@ -91,7 +92,12 @@ def _stop_listening(worker: Any) -> None:
 
 
 def worker_exit(server: Any, worker: Any) -> None:
-    """Close the service; all requests are answered by now. A worker that could not start has no app, and nothing is to be closed then."""
+    """Close the service; all requests are answered by now. A worker that could not start has no app, and nothing is to be closed then.
+
+    If the thread of the models still runs, because they are loading, the process ends at once: at the usual end of Python, the threads that
+    torch has for it would abort the process.
+    """
     app = getattr(worker, "wsgi", None)
-    if app is not None:
-        app.extensions["service"].close(seconds=5.0)
+    if app is not None and not app.extensions["service"].close(seconds=5.0):
+        logging.shutdown()
+        os._exit(0)

@@ -120,22 +120,24 @@ class Service:
             self.learner.wake()
         return number
 
-    def close(self, seconds: float) -> None:
+    def close(self, seconds: float) -> bool:
         """Interrupt bulk and training runs, finish the requests that have begun, which may take so many ``seconds``, and close all parts.
 
-        The next server goes on with the training run by itself, and with a bulk run once somebody starts it again.
+        The next server goes on with the training run by itself, and with a bulk run once somebody starts it again. Return whether the
+        thread of the models has ended (:meth:`Engine.close`).
         """
         self.bulk.interrupt()
         if self.backlog is not None:
             self.backlog.close()
         self.learner.close(RUN_SECONDS)
         self.bulk.join(RUN_SECONDS)
-        self.engine.close(seconds)
+        ended = self.engine.close(seconds)
         self.predictor.close()
         self.background.shutdown(wait=False, cancel_futures=True)
         self.corrections.close()
         if self.label_studio is not None:
             self.label_studio.close()
+        return ended
 
 
 def build(

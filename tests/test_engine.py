@@ -220,6 +220,15 @@ def test_a_model_that_does_not_load_is_said_and_nothing_hangs(error: Exception) 
     assert ("the folder is empty" in engine.failure) == isinstance(error, ModelError)
 
 
+def test_closing_says_that_the_models_still_load() -> None:
+    loaded = threading.Event()
+    engine: Engine[str] = Engine(lambda: str(loaded.wait(5)), places=2)
+    engine.start()
+    assert not engine.close(0.01)
+    loaded.set()
+    assert engine.close(5.0)
+
+
 def test_a_request_in_the_house_is_served_while_the_engine_drains() -> None:
     engine: Engine[str] = Engine(lambda: "model", 1)
     engine.start()

@@ -188,11 +188,15 @@ class Engine(Generic[M]):
             self.state = "draining"
             self._changed.notify_all()
 
-    def close(self, seconds: float) -> None:
-        """Drain, and wait up to ``seconds`` for the requests that hold a place to be served and for the thread to end."""
+    def close(self, seconds: float) -> bool:
+        """Drain, and wait up to ``seconds`` for the requests that hold a place to be served and for the thread to end.
+
+        Return whether it has ended. It has not if it still loads the models, for instance.
+        """
         self.drain()
         if self._thread.is_alive():
             self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _serve(self) -> None:
         try:
