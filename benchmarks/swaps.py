@@ -39,7 +39,10 @@ from benchmarks.predict import body
 from benchmarks.random_adapter import write_random_adapter
 from benchmarks.waiting import READY_SECONDS, wait_for
 
+SEED = 730_000
 PICTURES = 3
+NOTHING = "[]"
+"""The masks of an answer that has none, as :class:`Drawn` holds them."""
 A_REQUEST = 2
 """Tasks in a request, each of another picture, so that a swap may come between them."""
 PORT = 9393
@@ -132,10 +135,17 @@ class Trial:
         self.known: dict[tuple[str, int], str] = {}
         self.seen: list[Drawn] = []
         self.failed = self.mixed = self.strange = 0
-        self._bodies = [body(730_000 + picture) for picture in range(PICTURES)]
+        self._bodies: list[Any] = []
         self._tasks = count(1)
 
     def draw_in_quiet(self) -> None:
+        """Choose PICTURES pictures in which the base model finds something, and keep the masks of each version in them."""
+        for seed in count(SEED):
+            self._bodies.append(body(seed))
+            if self.ask([len(self._bodies) - 1])[0].masks == NOTHING:
+                del self._bodies[-1]
+            if len(self._bodies) == PICTURES:
+                break
         for promote in (None, *self.versions):
             if promote:
                 self.service.versions.promote(promote)

@@ -40,7 +40,7 @@ R = TypeVar("R")
 STATES_FILE = "runs.json"
 PAUSE_SECONDS = 2.0
 """How long a piece of work waits before it asks a busy or paused engine for a place again."""
-STEP_SECONDS = 0.5
+STEP_SECONDS = 0.25
 """Seconds of the models that the pictures of one step may take together. An annotator's work can only begin between two uses of a model,
 and one use for many pictures takes longer."""
 TURN_SECONDS = 86_400.0
