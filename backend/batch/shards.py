@@ -95,7 +95,7 @@ def run_batch(plan: BatchPlan, settings: Settings) -> dict[str, Any]:
             notes.close()
         if label_studio is not None:
             label_studio.close()
-    return _summary(plan, version, tally, joined, source)
+    return _summary(plan, version, tally, joined)
 
 
 def _open_target(plan: BatchPlan, settings: Settings) -> tuple[TaskSource, Work, LabelStudio | None]:
@@ -177,7 +177,7 @@ def _join(path: Path, store: Store) -> Path:
     return path
 
 
-def _summary(plan: BatchPlan, version: str, tally: Tally, joined: Path | None, source: TaskSource) -> dict[str, Any]:
+def _summary(plan: BatchPlan, version: str, tally: Tally, joined: Path | None) -> dict[str, Any]:
     began = psutil.Process().create_time()
     return {
         "version": version,
