@@ -12,7 +12,8 @@ from sam4mllm.values import Grounding, Instance, Segmentation
 
 STAGES = ("image", "box", "points", "segmenter")
 """The stages whose time is measured: ``image``, the MLLM takes in the image; ``box``, it finds boxes; ``points``, it answers about points
-and outlines; ``segmenter``, the segmenter encodes the image and draws masks."""
+and outlines; ``segmenter``, the segmenter encodes the image and draws masks. Where the MLLM reads a new image in one pass with its first
+question, that pass belongs to the question's stage."""
 
 
 def answer_of(

@@ -242,7 +242,7 @@ class Pipeline:
             ImageError, PhraseError: the image or a phrase cannot be used.
             ModelError: the strategy cannot be carried out here, or a model or another package failed.
             PromptError: a click stands alone and the segmenter takes no point without a box.
-            ValueError: the strategy is unknown, the threshold is not from 0 to 1, or ``Options.count`` is too high for the pattern.
+            ValueError: the strategy is unknown, or the threshold is not from 0 to 1.
         """
         options, cleaned = self._read(phrases, strategy, threshold)
         opened = image if isinstance(image, Opened) else self.open(image)

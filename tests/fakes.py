@@ -26,6 +26,16 @@ def said(inside: NDArray[np.float64], mass: float = 1.0) -> Replies:
     return Replies(inside, np.full(len(inside), mass))
 
 
+@dataclass(frozen=True, eq=False)
+class NotedScene(Scene):
+    """A scene that adds "read" to ``notes`` when it is read before its first question."""
+
+    notes: list[str] = field(default_factory=list)
+
+    def read(self) -> None:
+        self.notes.append("read")
+
+
 @dataclass
 class FakeGrounder:
     """Answers from ``known``; P(inside) of a point is 0.99 in the left half of its box and 0.01 in the right."""

@@ -192,6 +192,8 @@ def read_with_the_image_equals_read_after_it(subject: Subject) -> None:
         assert_same(grounder.ask(waiting, [QUESTION])[0], grounder.ask(read, [QUESTION])[0], 1e-5)
         assert waiting.prefix.unread is None
     assert cache_bytes(waiting.cache) == cache_bytes(read.cache)
+    if can_bundle(waiting):  # nothing of the questions is kept alive with the prefix
+        assert all(keys.untyped_storage().nbytes() == keys.nbytes for keys in (layer.keys for layer in waiting.cache.layers))
     [said], [expected] = grounder.ground(grounder.open(IMAGE), PHRASES[:1]), grounder.ground(read, PHRASES[:1])
     np.testing.assert_array_equal(said.boxes_px, expected.boxes_px)
     assert (said.note, said.no_target_probability) == (expected.note, pytest.approx(expected.no_target_probability, abs=1e-5))

@@ -21,7 +21,7 @@ from sam4mllm.pipeline import Pipeline
 from sam4mllm.run_lengths import to_rle
 from sam4mllm.segmentation.protocol import Embedding
 from sam4mllm.values import Grounding, Masks, Prompt, Segmentation, SpokenPoints
-from tests.fakes import FakeGrounder, FakeSegmenter, grounding
+from tests.fakes import FakeGrounder, FakeSegmenter, NotedScene, grounding
 
 HEIGHT, WIDTH = 60, 100
 
@@ -130,6 +130,16 @@ def test_clicks_are_about_the_answer_that_is_shown(monkeypatch: pytest.MonkeyPat
     corrected(block(20, 10, 60, 30), [[20, 10, 60, 30]])
     assert [len(clicks.labels) for clicks in made] == [1, 2, 3]
     assert [[one.box_px.tolist() for one in clicks.shown] for clicks in made] == [[[20, 10, 60, 30]]] * 3
+
+
+def test_a_comparison_has_an_image_read_before_its_first_question(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else the setting that asks first would be charged with it."""
+    fake, notes = FakeGrounder({}), list[str]()
+    monkeypatch.setattr(fake, "open", lambda image: NotedScene(60, 60, 1, notes))
+    monkeypatch.setattr(fake, "ground", lambda *_: [notes.append("asked")])
+    shared = SharingGrounder(fake)
+    shared.ground(shared.open(np.zeros((60, 60, 3), np.uint8)), ["cup"])
+    assert notes == ["read", "asked"]
 
 
 def test_points_that_were_said_before_are_part_of_a_question() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
+import weakref
 from pathlib import Path
 
 import numpy as np
@@ -143,6 +145,17 @@ def test_long_rows_are_split_with_the_same_result(grounder: MllmGrounder, monkey
 def test_control_words_in_a_phrase_are_refused(grounder: MllmGrounder, word: str) -> None:
     with pytest.raises(PhraseError, match="control word"):
         grounder.ground(grounder.open(picture(10)), [f"the cup{word}in the middle"])
+
+
+def test_a_scene_that_was_read_keeps_no_model(tiny_checkpoint: Path) -> None:
+    own = MllmGrounder(load_checkpoint(str(tiny_checkpoint), torch.device("cpu")), max_new_tokens=12)
+    scene, gone = own.open(np.zeros((64, 64, 3), np.uint8)), weakref.ref(own)
+    assert scene.prefix.unread is not None
+    scene.read()
+    assert scene.prefix.unread is None
+    del own
+    gc.collect()
+    assert gone() is None
 
 
 def test_the_identity_follows_the_weights(tiny_checkpoint: Path, grounder: MllmGrounder, tmp_path: Path) -> None:

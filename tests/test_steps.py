@@ -24,6 +24,7 @@ from sam4mllm.errors import ImageError
 from sam4mllm.grounding.protocol import Question
 from tests.backend_fakes import House, house
 from tests.bulk_fakes import PlainWork, fake_pipeline
+from tests.fakes import NotedScene
 
 PHRASES = ["the left cup", "the moon"]
 PACES = [
@@ -159,6 +160,20 @@ def test_what_was_found_ahead_is_not_asked_again(place: House) -> None:
             assert [kept.score for kept in one.instances] == [kept.score for kept in other.instances]
             for kept, same in zip(one.instances, other.instances, strict=True):
                 np.testing.assert_array_equal(kept.mask, same.mask)
+
+
+def test_annotators_come_between_the_readings_of_several_images(place: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    answerer, pipeline = place.service.predictor.answerer, fake_pipeline()
+    notes: list[str] = []
+    monkeypatch.setattr(pipeline.grounder, "open", lambda image: NotedScene(image.shape[1], image.shape[0], image.nbytes, notes))
+    monkeypatch.setattr(answerer, "_between", lambda: notes.append("between"))
+    ground = pipeline.grounder.ground
+    monkeypatch.setattr(pipeline.grounder, "ground", lambda *given: (notes.append("asked"), ground(*given))[1])
+    assert answerer.find_ahead(pipeline, [(image, PHRASES, NO_PARAMETERS) for image in images(2)])
+    readings = [at for at, note in enumerate(notes) if note == "read"]
+    assert len(readings) == 2
+    assert all(notes[at - 1] == "between" for at in readings)
+    assert readings[-1] < notes.index("asked")
 
 
 def test_an_error_of_a_library_stays_with_its_image(place: House) -> None:

@@ -284,7 +284,10 @@ class Answerer:
 
     def _open_or_none(self, pipeline: Pipeline, image: LoadedImage) -> Opened | None:
         try:
-            return self._open(pipeline, image)
+            opened = self._open(pipeline, image)
+            self._between()
+            opened.scene.read()  # now: where the questions of several images share a step, no annotator's work could come between
+            return opened
         except (torch.cuda.OutOfMemoryError, EngineAwayError):
             raise  # these errors concern all images
         except Exception:

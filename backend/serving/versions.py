@@ -14,7 +14,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from backend.errors import NotReadyError, where
+from backend.errors import DeadlineError, NotReadyError, where
 from backend.serving.engine import Engine
 from backend.serving.leases import AdapterLoader, Leases, remembering
 from backend.settings import Settings
@@ -179,7 +179,10 @@ class Versions:
         _tell(pipeline)
         self._noted(pipeline)
         leases.seat(pipeline)
-        self._run(lambda leases: leases.sweep())
+        try:
+            self._run(lambda leases: leases.sweep())
+        except DeadlineError as error:  # the version serves; what the former one held is swept away at the next change
+            log.warning("the former version's memory is not freed yet: %s", error)
 
     def _make(self, leases: Leases, version: str | None) -> Pipeline:
         """On the engine's thread: load the pipeline of a version (None: the base model), and let it answer once as a test.

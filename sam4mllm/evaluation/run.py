@@ -141,8 +141,8 @@ class TruePoints:
 def ask_true_points(pipeline: Pipeline, opened: Opened, examples: Sequence[Example]) -> Iterator[TruePoints]:
     """Ask the model about points in each true box of an image's examples; yield its answers and the truth, one TruePoints a box.
 
-    The points are the first ``pipeline.options.points`` of the default pattern; :func:`~sam4mllm.points.spread` raises ValueError if these
-    are more than PATTERN_SIZE. All answers count: no threshold drops any. Without an MLLM each TruePoints is empty.
+    The points are the first ``pipeline.options.points`` of the default pattern. All answers count: no threshold drops any. Without an MLLM
+    each TruePoints is empty.
     """
     if not pipeline.has_model:
         yield from [TruePoints() for example in examples for _ in example.instances]

@@ -26,6 +26,9 @@ class SharedScene(Scene):
     scene: Scene
     answers: dict[tuple[object, ...], tuple[Any, float]] = field(default_factory=dict)
 
+    def read(self) -> None:
+        self.scene.read()
+
 
 class SharingGrounder:
     """Wraps a grounder for a comparison of settings, and remembers its answers, a whole call at a time.
@@ -43,7 +46,9 @@ class SharingGrounder:
         return self._grounder.identity
 
     def open(self, image: NDArray[np.uint8]) -> SharedScene:
+        """Open the image and have it read, so that its reading does not count as the time of the setting that asks first."""
         scene = self._grounder.open(image)
+        scene.read()
         return SharedScene(scene.width, scene.height, scene.nbytes, scene)
 
     def ground(self, scene: Scene, phrases: Sequence[str], question: Question = "box") -> list[Grounding]:

@@ -30,6 +30,9 @@ class CloserScene(Scene):
     scene: Scene
     image: NDArray[np.uint8]
 
+    def read(self) -> None:
+        self.scene.read()
+
 
 class CloserGrounder:
     """Wraps a grounder. The wrapped grounder finds the boxes in the whole image. It is asked about points in a close-up of their box, or

@@ -157,11 +157,15 @@ class MllmGrounder:
         """Return the prefixes of images whose inputs have the same shapes. Several are read in one pass; a single one waits for its first
         question if the model can read both in one pass.
         """
-        prefixes = [Prefix(one, lambda one: read_alone(self.checkpoint.model, [one])[0]) for one in encoded]
+        prefixes = [Prefix(one, self._read_alone) for one in encoded]
         if len(encoded) > 1 or encoded[0].inputs["input_ids"].shape[1] > LONGEST or not self._bytes_a_token:
             for prefix, cache in zip(prefixes, read_alone(self.checkpoint.model, encoded), strict=True):
                 prefix.keep(cache)
         return prefixes
+
+    def _read_alone(self, encoded: Encoded) -> DynamicCache:
+        self._activate()
+        return read_alone(self.checkpoint.model, [encoded])[0]
 
     @functools.cached_property
     def _bytes_a_token(self) -> int:

@@ -35,7 +35,7 @@ from sam4mllm.grounding.windows import masks, new_cache
 
 LONGEST = 4096
 """Most tokens of a prefix that waits for its first question. At that length arithmetic takes the time, not reading the weights; and a pass
-with both needs a mask, which grows with the square of the tokens and takes 33 MB in half precision."""
+with both needs a mask, which grows with the square of all its tokens: 134 MB in half precision with a full row (MAX_ROW) of questions."""
 
 
 @torch.inference_mode()
@@ -89,11 +89,11 @@ def read_with(
 
 
 def _beginning(cache: DynamicCache, length: int) -> DynamicCache:
-    """The cache after the first ``length`` tokens. Its tensors are views of those of ``cache``."""
+    """A copy of the cache after the first ``length`` tokens: with views of them, the scene would keep the questions' part alive, too."""
     twin = copy_cache(cache)
     for layer in twin.layers:
         assert isinstance(layer, DynamicLayer)
         assert layer.keys is not None
         assert layer.values is not None
-        layer.keys, layer.values = layer.keys[..., :length, :], layer.values[..., :length, :]
+        layer.keys, layer.values = layer.keys[..., :length, :].clone(), layer.values[..., :length, :].clone()
     return twin

@@ -26,6 +26,9 @@ class Scene:
     nbytes: int
     """The bytes that a cache of scenes should count for this scene."""
 
+    def read(self) -> None:
+        """Have the model read the image now, if it would read it together with the first question. Answers are the same either way."""
+
 
 @dataclass(frozen=True, eq=False)
 class Replies:

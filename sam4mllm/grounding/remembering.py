@@ -41,6 +41,9 @@ class RememberingScene(Scene):
     answers: OrderedDict[tuple[str, bytes, bytes, bool], Replies] = field(default_factory=OrderedDict)
     names: OrderedDict[str, str] = field(default_factory=OrderedDict)
 
+    def read(self) -> None:
+        self.scene.read()
+
 
 class RememberingGrounder:
     """Wraps a grounder and gives the wrapped grounder's answers, from memory where they are remembered. ``confirm`` and ``ground_after``

@@ -32,15 +32,17 @@ class Prefix:
 
     @property
     def cache(self) -> DynamicCache:
-        held = self._held
+        read, held = self._read, self._held  # in this order: ``keep`` lets go of what reads after it has the cache
         if isinstance(held, Encoded):
-            assert self._read is not None
-            held = self._held = self._read(held)
+            assert read is not None
+            held = read(held)
+            self.keep(held)
         return held
 
     def keep(self, cache: DynamicCache) -> None:
-        """Keep the cache after the prefix, and let go of the inputs."""
+        """Keep the cache after the prefix, and let go of the inputs and of the model that would read them."""
         self._held = cache
+        self._read = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +64,9 @@ class MllmScene(Scene):
     def cache(self) -> DynamicCache:
         """The KV cache after the prefix. Nothing writes to it: each use works on a copy."""
         return self.prefix.cache
+
+    def read(self) -> None:
+        _ = self.prefix.cache
 
 
 def copy_cache(cache: DynamicCache) -> DynamicCache:
