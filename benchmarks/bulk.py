@@ -69,17 +69,17 @@ def draw(folder: Path, count: int, seed: int) -> None:
 
 
 def count_passes(pipeline: Pipeline) -> list[int]:
-    """Make the pipeline count the MLLM's passes other than those that take images in, and return the list whose only item is the count."""
+    """Make the pipeline count the MLLM's passes, those that read images included, and return the list whose only item is the count."""
     assert isinstance(pipeline.grounder, CloserGrounder)
-    model = pipeline.grounder.whole
-    assert isinstance(model, MllmGrounder)
+    assert isinstance(pipeline.grounder.whole, MllmGrounder)
+    model = pipeline.grounder.whole.checkpoint.model.model
     passes, forward = [0], model.forward
 
-    def counted(*given: Any) -> Any:
+    def counted(*given: Any, **named: Any) -> Any:
         passes[0] += 1
-        return forward(*given)
+        return forward(*given, **named)
 
-    model.forward = counted  # type: ignore[method-assign, assignment]
+    model.forward = counted
     return passes
 
 

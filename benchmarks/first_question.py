@@ -11,16 +11,14 @@ from __future__ import annotations
 import argparse
 import time
 from collections import defaultdict
-from typing import Any
 from unittest.mock import patch
 
 import numpy as np
 
 import sam4mllm
+from benchmarks.bulk import count_passes
 from sam4mllm.cli.options import hush
 from sam4mllm.demo.scenes import make_scene
-from sam4mllm.grounding.closer import CloserGrounder
-from sam4mllm.grounding.mllm import MllmGrounder
 from sam4mllm.grounding.prefix import LONGEST
 from sam4mllm.values import Segmentation
 
@@ -36,30 +34,21 @@ def main() -> None:
     arguments = parser.parse_args()
     hush()
     pipeline = sam4mllm.load()
-    assert isinstance(pipeline.grounder, CloserGrounder)
-    assert isinstance(pipeline.grounder.whole, MllmGrounder)
-    model = pipeline.grounder.whole.checkpoint.model.model
-    passes, forward = [0], model.forward
-
-    def counted(*given: Any, **named: Any) -> Any:
-        passes[0] += 1
-        return forward(*given, **named)
-
+    passes = count_passes(pipeline)
     spent: defaultdict[str, float] = defaultdict(float)
     made: defaultdict[str, int] = defaultdict(int)
     equal = 0
-    with patch.object(model, "forward", counted):
-        for index in range(-1, arguments.pictures):  # the first warms up
-            scene = make_scene((arguments.seed, index + 1))
-            answers = dict[str, Segmentation]()
-            for way, longest in WAYS.items():
-                before, began = passes[0], time.process_time()
-                with patch("sam4mllm.grounding.mllm.LONGEST", longest):
-                    [answers[way]] = pipeline.segment(scene.image, [scene.expressions[0].phrase])
-                if index >= 0:
-                    spent[way] += time.process_time() - began
-                    made[way] += passes[0] - before
-            equal += index >= 0 and same(*answers.values())
+    for index in range(-1, arguments.pictures):  # the first warms up
+        scene = make_scene((arguments.seed, index + 1))
+        answers = dict[str, Segmentation]()
+        for way, longest in WAYS.items():
+            before, began = passes[0], time.process_time()
+            with patch("sam4mllm.grounding.mllm.LONGEST", longest):
+                [answers[way]] = pipeline.segment(scene.image, [scene.expressions[0].phrase])
+            if index >= 0:
+                spent[way] += time.process_time() - began
+                made[way] += passes[0] - before
+        equal += index >= 0 and same(*answers.values())
     together, apart = (made[way] / arguments.pictures for way in ("together", "apart"))
     print(f"passes a phrase {together:.2f} instead of {apart:.2f}, {together / apart:.2f} x (bar: {BAR})")
     print(f"CPU seconds {spent['together'] / spent['apart']:.2f} x; {equal} of {arguments.pictures} answers equal in every pixel")

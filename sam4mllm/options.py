@@ -112,8 +112,8 @@ class Options:
         for name, known in named.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, not {getattr(self, name)!r}")
-        if not 0 <= self.points <= PATTERN_SIZE:
-            raise ValueError(f"count must be from 0 to {PATTERN_SIZE}, not {self.count!r}")
+        if not isinstance(self.points, int) or not 0 <= self.points <= PATTERN_SIZE:
+            raise ValueError(f"count must be a whole number from 0 to {PATTERN_SIZE}, not {self.count!r}")
         if not 0 <= self.threshold <= 1:
             raise ValueError(f"threshold must be from 0 to 1, not {self.threshold!r}")
         if not 1 <= self.thought_tokens <= MAX_THOUGHT_TOKENS:

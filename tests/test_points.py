@@ -94,9 +94,9 @@ def test_a_tiny_box_is_not_asked_the_same_point_twice() -> None:
     assert least_distance(points) >= 1
 
 
-@pytest.mark.parametrize("count", [-1, PATTERN_SIZE + 1])
-def test_a_number_of_points_that_the_pattern_has_not_is_refused_at_once(count: int) -> None:
-    with pytest.raises(ValueError, match=f"count must be from 0 to 30, not {count}"):
+@pytest.mark.parametrize("count", [-1, PATTERN_SIZE + 1, 1.5, "5"])
+def test_a_number_of_points_that_the_pattern_has_not_is_refused_at_once(count: Any) -> None:
+    with pytest.raises(ValueError, match=f"count must be a whole number from 0 to 30, not {count!r}"):
         Options(count=count)
 
 
