@@ -79,8 +79,9 @@ def go_round(studio: LocalLabelStudio, url: str, root: Path, seed: int) -> bool:
     numbers = numbers_of(studio, learned)
     here = load_variants("demo", "demo", "cpu", None)
     folder = root / "home" / "adapters" / run["challenger"]
+    adapted = here.load(folder, describe_adapter(folder, "demo", read_papers(folder)))
+    promoted = [masks_here(adapted, task) for task in tasks]
     base = [masks_here(here.base, task) for task in tasks]
-    promoted = [masks_here(here.load(folder, describe_adapter(folder, "demo", read_papers(folder))), task) for task in tasks]
     met = report("base", base, masks_there(studio, learned, numbers, run["champion"]))
     met &= report("promoted", promoted, masks_there(studio, learned, numbers, run["challenger"]))
     met &= click(studio, learned, numbers[0], tasks[0])
