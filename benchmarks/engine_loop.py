@@ -84,7 +84,8 @@ def go_round(studio: LocalLabelStudio, url: str, root: Path, seed: int) -> bool:
     base = [masks_here(here.base, task) for task in tasks]
     met = report("base", base, masks_there(studio, learned, numbers, run["champion"]))
     met &= report("promoted", promoted, masks_there(studio, learned, numbers, run["challenger"]))
-    met &= click(studio, learned, numbers[0], tasks[0])
+    shown = next(index for index, task in enumerate(tasks) if len(task.masks))
+    met &= click(studio, learned, numbers[shown], tasks[shown])
     httpx.post(f"{url}/api/versions/rollback", json={}, trust_env=False, timeout=60).raise_for_status()
     wait_for("the rollback", lambda: httpx.get(f"{url}/ready", trust_env=False).json()["version"] == run["champion"], SECONDS)
     for number in numbers:
